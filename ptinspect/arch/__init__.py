@@ -1,0 +1,1 @@
+"""Arm architecture facts as pure functions: numbers in, frozen values out."""

@@ -1,0 +1,189 @@
+"""The registry of commands: one declaration each, from which parsing, help, completion and docs come."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, NoReturn
+
+from ptinspect.errors import UserError
+from ptinspect.output.model import Report
+
+if TYPE_CHECKING:
+    from ptinspect.commands.context import Context
+
+Handler = Callable[["Context", argparse.Namespace], Report]
+Configure = Callable[[argparse.ArgumentParser], None]
+
+
+class Needs(Enum):
+    """Say what must be there before a command runs; checked in one place (`Context.check`)."""
+
+    NOTHING = "nothing"
+    TARGET = "target"
+    """An attached gdbstub, running or stopped."""
+    STOPPED = "stopped"
+    """An attached and stopped guest."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises UserError instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with the usage as hint."""
+        raise UserError(f"{self.prog}: {message}", self.format_usage().strip())
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Raise UserError: no argument ends the process."""
+        raise UserError((message or f"{self.prog}: exit {status}").strip())
+
+
+@dataclass(frozen=True)
+class Command:
+    """Declare a command."""
+
+    words: tuple[str, ...]
+    """The words that name it: `("walk",)`, `("kpti", "run")`."""
+    handler: Handler
+    configure: Configure
+    needs: Needs
+    summary: str
+    """One line for lists."""
+    example: str
+    """A line that can be typed, shown by `help` and in README.md."""
+    details: str = ""
+    aliases: tuple[str, ...] = ()
+    """Short names, one word each."""
+    repeats: bool = False
+    """True if Enter on an empty line runs it again."""
+    passthrough: bool = False
+    """True if everything behind the name is one string, unparsed (`gdb …`): it arrives as `args.line`."""
+
+    @property
+    def name(self) -> str:
+        """The words, joined by spaces."""
+        return " ".join(self.words)
+
+    def parser(self) -> Parser:
+        """Build the argument parser."""
+        parser = Parser(prog=self.name, description=self.summary, add_help=False, allow_abbrev=False)
+        if self.passthrough:
+            return parser
+        self.configure(parser)
+        return parser
+
+
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """Configure a command that takes none."""
+
+
+@dataclass
+class Registry:
+    """Hold the commands by name."""
+
+    commands: dict[tuple[str, ...], Command] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def command(
+        self,
+        name: str,
+        *,
+        summary: str,
+        example: str,
+        needs: Needs = Needs.NOTHING,
+        configure: Configure = no_arguments,
+        details: str = "",
+        aliases: Sequence[str] = (),
+        repeats: bool = False,
+        passthrough: bool = False,
+    ) -> Callable[[Handler], Handler]:
+        """Register the decorated handler under `name` (words separated by spaces)."""
+
+        def register(handler: Handler) -> Handler:
+            words = tuple(name.split())
+            if words in self.commands:
+                raise ValueError(f"command {name!r} is registered twice")
+            self.commands[words] = Command(
+                words,
+                handler,
+                configure,
+                needs,
+                summary,
+                example,
+                details,
+                tuple(aliases),
+                repeats,
+                passthrough,
+            )
+            for alias in aliases:
+                if alias in self.aliases:
+                    raise ValueError(f"alias {alias!r} is registered twice")
+                self.aliases[alias] = words
+            return handler
+
+        return register
+
+    def __iter__(self) -> Iterator[Command]:
+        """Go through the commands by name."""
+        return iter(sorted(self.commands.values(), key=lambda c: c.words))
+
+    def split(self, line: str) -> tuple[Command, list[str], str]:
+        """Find the command that `line` names.
+
+        Returns the command, its arguments split as a shell splits words, and the unsplit rest of
+        the line. Raises UserError if there is no such command, or the quotes do not match.
+        """
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(f"{line.strip()}: {error}", "close the quotes") from error
+        command, used = self.resolve(words)
+        rest = line.strip()
+        for _ in range(used):
+            rest = rest.partition(" ")[2].lstrip()
+        return command, words[used:], rest
+
+    def resolve(self, words: Sequence[str]) -> tuple[Command, int]:
+        """Return the command that the first words name, and how many of them do.
+
+        An exact name wins over an alias, an alias over an unambiguous abbreviation.
+        """
+        if not words:
+            raise UserError("no command given", "type 'help' for the list")
+        if words[0] in self.aliases and (words[0],) not in self.commands:
+            return self.commands[self.aliases[words[0]]], 1
+        candidates = list(self.commands)
+        used = 0
+        while used < len(words):
+            step = [c for c in candidates if len(c) > used and c[used] == words[used]]
+            if not step:
+                step = [c for c in candidates if len(c) > used and c[used].startswith(words[used])]
+                if len({c[used] for c in step}) > 1:
+                    if tuple(c for c in candidates if len(c) == used):
+                        break
+                    names = ", ".join(sorted({" ".join(c[: used + 1]) for c in step}))
+                    raise UserError(f"{' '.join(words[: used + 1])!r} is ambiguous", f"one of: {names}")
+            if not step:
+                break
+            candidates = step
+            used += 1
+        exact = [c for c in candidates if len(c) == used]
+        if used and exact:
+            return self.commands[exact[0]], used
+        if used:
+            names = ", ".join(sorted(" ".join(c) for c in candidates))
+            raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
+        raise UserError(f"no command {words[0]!r}", "type 'help' for the list")
+
+    def run(self, ctx: Context, line: str) -> Report:
+        """Parse and run one line. Raises PtinspectError; nothing else unless ptinspect has a bug."""
+        command, arguments, rest = self.split(line)
+        if command.passthrough:
+            args = argparse.Namespace(line=rest)
+        else:
+            args = command.parser().parse_args(arguments)
+        ctx.check(command.needs, command.name)
+        return command.handler(ctx, args)

@@ -1,0 +1,118 @@
+"""The errors that ptinspect reports, each with the kind that JSON output names and its exit code.
+
+Everything that can go wrong outside ptinspect itself is one of these. Any other exception is a bug
+in ptinspect (exit code 70).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_CHECK = 1
+EXIT_USAGE = 2
+EXIT_TARGET = 3
+EXIT_CONNECT = 4
+EXIT_BUG = 70
+
+
+class PtinspectError(Exception):
+    """Say in one line what went wrong, and in `hint` what to do about it."""
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = EXIT_TARGET
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class CheckFailed(PtinspectError):
+    """Report that a check or an expectation of the user's did not hold."""
+
+    kind = "check"
+    exit_code = EXIT_CHECK
+
+
+class UserError(PtinspectError):
+    """Report a command, argument or input file that cannot be used as given."""
+
+    kind = "usage"
+    exit_code = EXIT_USAGE
+
+
+class SnapshotError(UserError):
+    """Report a snapshot file that is truncated, too large, of an unknown version or no snapshot."""
+
+    kind = "snapshot"
+
+
+class KernelFileError(UserError):
+    """Report a kernel file that cannot be read, or does not match the running kernel."""
+
+    kind = "kernel-file"
+
+
+class TargetError(PtinspectError):
+    """Report a failure of GDB, QEMU or the link between them."""
+
+    kind = "target"
+
+
+class ConnectError(TargetError):
+    """Report that no session with a gdbstub could be opened."""
+
+    kind = "connect"
+    exit_code = EXIT_CONNECT
+
+
+class TargetTimeout(TargetError):
+    """Report that GDB or the guest did not answer within the time given to it."""
+
+    kind = "timeout"
+
+
+class TargetLost(TargetError):
+    """Report that GDB or QEMU has gone; nothing can be read from it any more."""
+
+    kind = "lost"
+
+
+class MiError(TargetError):
+    """Report an error that GDB answered to a command."""
+
+    kind = "gdb"
+
+
+class TargetRunning(TargetError):
+    """Report that a command needs a stopped guest."""
+
+    kind = "running"
+
+
+class GuestError(PtinspectError):
+    """Report that the guest holds something that cannot be read or makes no sense."""
+
+    kind = "guest"
+
+
+class MemoryReadError(GuestError):
+    """Report guest-physical memory that could not be read.
+
+    `pa` is the first address of the failing read and `length` its size in bytes.
+    """
+
+    kind = "memory"
+
+    def __init__(self, pa: int, length: int, reason: str, hint: str = "") -> None:
+        super().__init__(f"cannot read {length} bytes at pa:{pa:#x}: {reason}", hint)
+        self.pa = pa
+        self.length = length
+        self.reason = reason
+
+
+class RegimeError(GuestError):
+    """Report registers that describe no usable translation regime."""
+
+    kind = "regime"

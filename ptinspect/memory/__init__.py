@@ -1,0 +1,1 @@
+"""Sources of guest-physical memory."""

@@ -1,0 +1,76 @@
+"""What a command answers: one JSON object, and the same facts as notes and tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Style = Literal["plain", "title", "dim", "good", "changed", "bad", "level", "address"]
+"""What a piece of text means; the printer chooses colours from it, or none."""
+
+
+@dataclass(frozen=True)
+class Styled:
+    """Text with a meaning."""
+
+    text: str
+    style: Style = "plain"
+
+    def __str__(self) -> str:
+        """Return the bare text."""
+        return self.text
+
+
+Cell = str | Styled
+
+
+@dataclass(frozen=True)
+class Column:
+    """Head a column."""
+
+    title: str
+    align: Literal["left", "right"] = "left"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; cells are formatted already."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    empty: str = ""
+    """What to say instead when there are no rows."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line or paragraph of text."""
+
+    text: str
+    style: Style = "plain"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer of one command.
+
+    `result` is what `--json` prints: addresses and raw descriptors are hex strings, counts and sizes
+    numbers, levels numbers -1 to 3. `body` says the same to people.
+    """
+
+    result: Mapping[str, Any]
+    body: Sequence[Table | Note] = field(default_factory=tuple)
+    exit_code: int = 0
+    """1 when a check that the command was asked to make did not hold."""
+
+
+def hex_address(value: int) -> str:
+    """Write an address or raw descriptor the way all output does: `0x` and lower-case digits."""
+    return f"{value:#x}"
+
+
+def escape(text: str) -> str:
+    """Make a string from the guest or from a file safe to print: no control codes, no line breaks."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

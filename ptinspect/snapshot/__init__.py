@@ -1,0 +1,1 @@
+"""Snapshots of translation tables: the model, files, and diffs."""
