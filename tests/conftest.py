@@ -1,0 +1,20 @@
+"""Fixtures for everybody: what a live test needs, and what happens when it is missing.
+
+With PTINSPECT_LIVE=1 (or CI=true) a missing guest or tool fails the test; otherwise it skips it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+
+LIVE = os.environ.get("PTINSPECT_LIVE") == "1" or os.environ.get("CI") == "true"
+
+
+def missing(what: str) -> NoReturn:
+    """Fail where live tests must run, skip elsewhere."""
+    if LIVE:
+        pytest.fail(f"{what} is missing; run 'ptinspect setup --yes'")
+    pytest.skip(f"{what} is missing; 'ptinspect setup --yes' installs it")
