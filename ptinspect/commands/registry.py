@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError: no argument ends the process."""
         raise UserError((message or f"{self.prog}: exit {status}").strip())
 
+    def actions(self) -> list[argparse.Action]:
+        """Return the arguments in the order of their declaration, for help and completion."""
+        return list(self._actions)
+
 
 @dataclass(frozen=True)
 class Command:

@@ -1,0 +1,223 @@
+"""The composition root: process arguments become objects, and a one-shot command, a script or the REPL."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from ptinspect import __version__
+from ptinspect.errors import EXIT_BUG, EXIT_OK, PtinspectError, UserError
+
+if TYPE_CHECKING:
+    from ptinspect.commands.context import Context
+    from ptinspect.commands.registry import Registry
+    from ptinspect.repl.printer import Printer
+    from ptinspect.repl.runner import Line
+
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C, as a shell counts it."""
+EXIT_PIPE = 141
+"""Ended because nobody reads the output any more, as a shell counts it."""
+
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a check or expectation failed, 2 wrong usage, 3 target or guest error, "
+    "4 could not attach, 70 a bug in ptinspect"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ptinspect and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        sys.stdout.write(f"ptinspect {__version__}\n")
+        return EXIT_OK
+    try:
+        with _signals():
+            return _main(arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+
+
+def _main(arguments: list[str]) -> int:
+    from ptinspect.commands.catalogue import build_registry
+    from ptinspect.commands.context import Context, Settings
+    from ptinspect.repl.printer import Printer
+
+    registry = build_registry()
+    parser = _parser(registry)
+    json = "--json" in arguments
+    try:
+        options = parser.parse_args(arguments)
+    except UserError as error:
+        Printer(json=json).error("", error)
+        return error.exit_code
+    if options.help:
+        sys.stdout.write(parser.format_help())
+        return EXIT_OK
+    if options.version:
+        sys.stdout.write(f"ptinspect {__version__}\n")
+        return EXIT_OK
+    printer = Printer(json=options.json, colour=options.colour)
+    settings = Settings(kernel=options.kernel, gdb=options.gdb_path, debug=options.debug)
+    ctx = Context(registry, settings, printer, json=options.json)
+    try:
+        return _run(ctx, printer, options)
+    except KeyboardInterrupt:
+        printer.failure("", "interrupted", "interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the bug net)
+        report_bug(printer, error)
+        return EXIT_BUG
+    finally:
+        _close(ctx, printer)
+
+
+def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
+    from ptinspect.repl.runner import Line, run_lines
+
+    lines: list[Line] = []
+    try:
+        if options.kernel is not None and not options.kernel.is_file():
+            raise UserError(f"--kernel: no file {options.kernel}")
+        for kind, text in options.work or ():
+            lines.extend(_script(text) if kind == "script" else [Line(text)])
+    except UserError as error:
+        printer.error("", error)
+        return error.exit_code
+    if options.command:
+        lines.append(Line(_join(ctx.registry, options.command)))
+    if options.gdb is not None:
+        code = _attach(ctx, printer, options.gdb, quiet=bool(lines))
+        if code != EXIT_OK:
+            return code
+    if lines:
+        return run_lines(ctx, printer, lines)
+    if options.json or not sys.stdin.isatty():
+        return run_lines(ctx, printer, _standard_input())
+    from ptinspect.repl.loop import Loop
+
+    ctx.interactive = True
+    return Loop(ctx, printer).run()
+
+
+def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int:
+    line = f"attach {shlex.quote(address)}"
+    try:
+        report = ctx.registry.run(ctx, line)
+    except PtinspectError as error:
+        printer.error("attach", error, line)
+        return error.exit_code
+    if not quiet and not printer.json:
+        printer.report("attach", report, line)
+    return EXIT_OK
+
+
+def _script(path: str) -> Iterator[Line]:
+    from ptinspect.repl.script import read_script
+
+    return read_script(Path(path))
+
+
+def _standard_input() -> Iterator[Line]:
+    from ptinspect.repl.script import lines_of
+
+    return lines_of("stdin", sys.stdin)
+
+
+def _join(registry: Registry, words: list[str]) -> str:
+    """Make one line of the process's arguments; what is passed through keeps its own quotes."""
+    try:
+        command, used = registry.resolve(words)
+    except UserError:
+        return shlex.join(words)
+    if command.passthrough:
+        return " ".join([*words[:used], *words[used:]])
+    return shlex.join(words)
+
+
+def _parser(registry: Registry) -> argparse.ArgumentParser:
+    from ptinspect.commands.registry import Parser
+
+    parser = Parser(
+        prog="ptinspect",
+        usage="ptinspect [OPTIONS] [COMMAND ARGS…]   (no command: interactive)",
+        description="Look at, snapshot and diff the translation tables of an arm64 Linux guest under QEMU.",
+        epilog="\n".join(
+            ["commands (help COMMAND explains one):"]
+            + [f"  {command.name:<16} {command.summary}" for command in registry]
+            + ["", EXIT_CODES]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--help", "-h", action="store_true", help="show this and leave")
+    add("--version", action="store_true", help="show the version and leave")
+    add("--gdb", metavar="ADDR", help="attach to a gdbstub first: host:port, :port or a socket's path")
+    add("--kernel", metavar="FILE", type=Path, help="the guest's kernel: Image, vmlinuz, or vmlinux")
+    add(
+        "-c", dest="work", action="append", metavar="'COMMAND'", type=_command, help="run it; may be repeated"
+    )
+    add("-x", dest="work", action="append", metavar="FILE", type=_file, help="run a script of commands")
+    add("--json", action="store_true", help="print one JSON object per command and line")
+    add("--plain", dest="colour", action="store_false", default=None, help="no colours")
+    add("--color", dest="colour", action="store_true", default=None, help="colours, even into a pipe")
+    add("--gdb-path", metavar="FILE", help="the GDB to use (default: one that knows aarch64)")
+    add("--debug", action="store_true", help="show tracebacks of bugs")
+    add("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def _command(text: str) -> tuple[str, str]:
+    return "command", text
+
+
+def _file(text: str) -> tuple[str, str]:
+    return "script", text
+
+
+def report_bug(printer: Printer, error: BaseException) -> None:
+    """Print one line about a bug in ptinspect, and the traceback on standard error."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    sys.stderr.write("".join(traceback.format_exception(error)))
+    printer.failure("", "bug", f"a bug in ptinspect: {type(error).__name__}: {error}{where}")
+
+
+def _close(ctx: Context, printer: Printer) -> None:
+    try:
+        ctx.close()
+    except PtinspectError as error:
+        printer.say(f"ptinspect: while leaving: {error.message}")
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an orderly end: detached, and QEMU ended."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""`help` and `version`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+from ptinspect import __version__
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Command, Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Column, Note, Report, Styled, Table
+
+
+def register(registry: Registry) -> None:
+    """Add `help` and `version`."""
+    registry.command(
+        "help",
+        summary="List the commands, or explain one",
+        example="help walk",
+        configure=_configure,
+        details="A command may be abbreviated as long as it stays unambiguous.",
+        aliases=("?",),
+    )(show_help)
+    registry.command("version", summary="Say which version of ptinspect this is", example="version")(version)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="COMMAND", help="the command to explain")
+
+
+def show_help(ctx: Context, args: argparse.Namespace) -> Report:
+    """List all commands, those that begin with the given words, or explain one."""
+    words = tuple(args.words)
+    if not words:
+        return _list(list(ctx.registry), "Commands (help COMMAND explains one)")
+    try:
+        command, used = ctx.registry.resolve(words)
+    except UserError:
+        group = [c for c in ctx.registry if c.words[: len(words)] == words]
+        if not group:
+            raise
+        return _list(group, f"Commands that begin with {' '.join(words)!r}")
+    if used < len(words):
+        raise UserError(f"no command {' '.join(words)!r}", f"help {command.name}")
+    group = [c for c in ctx.registry if c.words[: len(words)] == words and c is not command]
+    return explain(command, group)
+
+
+def _list(commands: list[Command], title: str) -> Report:
+    rows = [(Styled(c.name, "level"), " ".join(c.aliases), c.summary) for c in commands]
+    table = Table((Column("command"), Column("short"), Column("what it does")), rows, title)
+    result = {"commands": [_facts(c) for c in commands]}
+    return Report(result, (table,))
+
+
+def explain(command: Command, group: list[Command] | None = None) -> Report:
+    """Explain one command; `group` are those with the same first words."""
+    body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(usage(command))]
+    rows = [(name, text) for name, text in _arguments(command)]
+    if rows:
+        body.append(Table((Column("argument"), Column("meaning")), rows))
+    if command.details:
+        body.append(Note(command.details))
+    if command.aliases:
+        body.append(Note(f"short: {', '.join(command.aliases)}"))
+    body.append(Note(f"example: {command.example}"))
+    if group:
+        body.append(Note(f"see also: {', '.join(c.name for c in group)}", "dim"))
+    return Report(_facts(command), body)
+
+
+def usage(command: Command) -> str:
+    """Return the usage line of a command."""
+    if command.passthrough:
+        return f"usage: {command.name} TEXT…"
+    return " ".join(command.parser().format_usage().split())
+
+
+def _arguments(command: Command) -> list[tuple[str, str]]:
+    if command.passthrough:
+        return []
+    rows = []
+    for action in command.parser().actions():
+        value = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+        if action.choices is not None and not isinstance(action.metavar, str):
+            value = "|".join(str(c) for c in action.choices)
+        names = ", ".join(action.option_strings)
+        label = value if not names else names if action.nargs == 0 else f"{names} {value}"
+        rows.append((label, action.help or ""))
+    return rows
+
+
+def _facts(command: Command) -> dict[str, object]:
+    return {
+        "command": command.name,
+        "summary": command.summary,
+        "usage": usage(command),
+        "arguments": [{"name": name, "meaning": text} for name, text in _arguments(command)],
+        "details": command.details,
+        "example": command.example,
+        "aliases": list(command.aliases),
+    }
+
+
+def version(ctx: Context, args: argparse.Namespace) -> Report:
+    """Say the version of ptinspect and of the Python that runs it."""
+    result = {"version": __version__, "python": platform.python_version()}
+    return Report(result, (Note(f"ptinspect {__version__} (Python {result['python']})"),))

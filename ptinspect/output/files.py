@@ -1,0 +1,111 @@
+"""Reports in files: text, JSON, CSV or Markdown by the suffix of the name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ptinspect.errors import UserError
+from ptinspect.output import json as json_output
+from ptinspect.output.model import Cell, Report, Table
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report to `path` in the form that its suffix names, in one step or not at all.
+
+    Raises UserError if the suffix names no form, or the file cannot be written.
+    """
+    data = form_of(path)(report)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(data)
+                file.flush()
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def form_of(path: Path) -> Callable[[Report], str]:
+    """Return the writer for the suffix of `path`. Raises UserError for an unknown one."""
+    form = FORMS.get(path.suffix.lower())
+    if form is None:
+        raise UserError(f"{path}: unknown suffix {path.suffix!r}", f"use one of: {', '.join(FORMS)}")
+    return form
+
+
+def _umask() -> int:
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask
+
+
+def text(report: Report) -> str:
+    """Return the report as plain text."""
+    from ptinspect.output.text import render
+
+    return render(report)
+
+
+def to_csv(report: Report) -> str:
+    """Return the report's tables as CSV (RFC 4180), an empty line between two tables."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    for number, table in enumerate(_tables(report)):
+        if number:
+            out.write("\r\n")
+        writer.writerow([column.title for column in table.columns])
+        writer.writerows([[str(cell) for cell in row] for row in table.rows])
+    return out.getvalue()
+
+
+def to_markdown(report: Report) -> str:
+    """Return the report as Markdown: notes as paragraphs, tables as pipe tables."""
+    parts: list[str] = []
+    for part in report.body:
+        if not isinstance(part, Table):
+            parts.append(f"## {_escaped(part.text)}" if part.style == "title" else _escaped(part.text))
+            continue
+        lines = [f"### {_escaped(part.title)}\n"] if part.title else []
+        if part.rows:
+            lines.append(_line([column.title for column in part.columns]))
+            lines.append(_line(["---:" if c.align == "right" else "---" for c in part.columns]))
+            lines.extend(_line(list(row)) for row in part.rows)
+        else:
+            lines.append(_escaped(part.empty or "nothing to show"))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(report: Report) -> list[Table]:
+    return [part for part in report.body if isinstance(part, Table)]
+
+
+def _line(cells: list[Cell] | list[str]) -> str:
+    return "| " + " | ".join(_escaped(str(cell)) for cell in cells) + " |"
+
+
+def _escaped(value: str) -> str:
+    for character in "\\`*_|<":
+        value = value.replace(character, "\\" + character)
+    return value
+
+
+FORMS: Mapping[str, Callable[[Report], str]] = {
+    ".txt": text,
+    ".json": json_output.document,
+    ".csv": to_csv,
+    ".md": to_markdown,
+}
+"""Suffix of a file name -> the writer of its form."""

@@ -1,0 +1,1 @@
+"""The terminal: printing answers, scripts, and the interactive loop."""

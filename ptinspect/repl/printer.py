@@ -1,0 +1,119 @@
+"""Write answers, errors and progress to the terminal or to a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TextIO
+
+from ptinspect.errors import PtinspectError
+from ptinspect.output import json as json_output
+from ptinspect.output.model import Report, escape
+
+PROGRESS_AFTER = 1.0
+"""Seconds of work after which a progress line appears."""
+PROGRESS_EVERY = 0.1
+"""Seconds between two progress lines."""
+
+
+class Printer:
+    """Print what commands answer; progress and questions go to standard error."""
+
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        colour: bool | None = None,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+    ) -> None:
+        self.out = sys.stdout if out is None else out
+        self.err = sys.stderr if err is None else err
+        self.json = json
+        self._choice = colour
+        self._started = self._shown = 0.0
+        self._visible = False
+
+    def colour(self, stream: TextIO) -> bool:
+        """Tell whether to colour what goes to `stream`."""
+        from ptinspect.output.text import wants_colour
+
+        return wants_colour(os.environ, stream.isatty(), self._choice)
+
+    def report(self, name: str, report: Report, line: str = "") -> None:
+        """Print the answer of a command."""
+        self.end_progress()
+        if self.json:
+            self.out.write(json_output.answer(name, report, line) + "\n")
+        else:
+            from ptinspect.output.text import render, terminal_width
+
+            width = terminal_width() if self.out.isatty() else 0
+            self.out.write(render(report, colour=self.colour(self.out), width=width))
+        self.out.flush()
+
+    def error(self, name: str, error: PtinspectError, line: str = "", place: str = "") -> None:
+        """Print what went wrong: in JSON on standard output, else one or two lines on standard error."""
+        self.failure(name, error.kind, error.message, hint=error.hint, line=line, place=place)
+
+    def failure(
+        self, name: str, kind: str, message: str, *, hint: str = "", line: str = "", place: str = ""
+    ) -> None:
+        """Print a failure of any kind; `place` is `file:line` of a script."""
+        self.end_progress()
+        message = "\n".join(escape(part) for part in message.splitlines()) or kind
+        if self.json:
+            where = f"{place}: " if place else ""
+            self.out.write(json_output.failure(name, kind, where + message, hint, line) + "\n")
+            self.out.flush()
+            return
+        from ptinspect.output.text import paint
+
+        colour = self.colour(self.err)
+        self.err.write(f"{place or 'ptinspect'}: {paint(message, 'bad', colour)}\n")
+        if hint:
+            self.err.write(paint(f"  {hint}", "dim", colour) + "\n")
+        self.err.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line that belongs to no answer, on standard error."""
+        self.end_progress()
+        self.err.write(text + "\n")
+        self.err.flush()
+
+    def start(self) -> None:
+        """Begin to count the time of a command."""
+        self._started = time.monotonic()
+        self._shown = 0.0
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Show how far the work is: only after a second, only on a terminal, a few times a second."""
+        now = time.monotonic()
+        if (
+            not self.err.isatty()
+            or now - self._started < PROGRESS_AFTER
+            or now - self._shown < PROGRESS_EVERY
+        ):
+            return
+        self._shown = now
+        part = f" {100 * done // total}%" if total else f" {done}" if done else ""
+        self.err.write(f"\r\x1b[K{escape(text)[:60]}…{part}")
+        self.err.flush()
+        self._visible = True
+
+    def end_progress(self) -> None:
+        """Remove the progress line."""
+        if self._visible:
+            self.err.write("\r\x1b[K")
+            self.err.flush()
+            self._visible = False
+
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question on the terminal; no where there is none."""
+        self.end_progress()
+        if self.json or not (sys.stdin.isatty() and self.err.isatty()):
+            return False
+        self.err.write(f"{escape(question)} [y/N] ")
+        self.err.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
