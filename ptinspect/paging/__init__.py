@@ -1,0 +1,1 @@
+"""Translation tables as arrays: capture, walk, summary, map, search."""

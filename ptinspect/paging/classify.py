@@ -1,0 +1,125 @@
+"""Descriptors by the array: kind and addresses of many raw values at once.
+
+The same facts as `ptinspect.arch.descriptor`, for uint64 arrays of any shape.
+Source: Arm ARM D8.3 (descriptor formats).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.bits import MASK64, mask
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+
+K_INVALID = 0
+K_TABLE = 1
+K_BLOCK = 2
+K_PAGE = 3
+K_RESERVED = 4
+"""Encodings that the architecture reserves at their level; they fault, like invalid ones."""
+
+KIND_NAMES = ("invalid", "table", "block", "page", "reserved")
+"""Name of each kind code; the same words as `arch.descriptor.Kind`."""
+
+BIT11 = np.uint64(1 << 11)
+"""nG on leaves; the software mark of `kpti_install_ng_mappings` on table descriptors."""
+
+TYPE_MASK = np.uint64(3)
+"""Bits [1:0]: what a descriptor is, together with its level."""
+
+HIERARCHY_SHIFT = 59
+"""Lowest of the bits [63:59] that a table descriptor hands down: PXN, UXN, AP[1:0], NS."""
+
+TABLE_TYPE = 3
+PAGE_TYPE = 3
+BLOCK_TYPE = 1
+
+Flags = NDArray[np.bool_]
+"""One truth value for each descriptor."""
+
+
+def kind_codes(level: int, regime: Regime) -> NDArray[np.uint8]:
+    """Return the kind code for each value of descriptor bits [1:0]; shape (4,)."""
+    if level == LEVEL_LAST:
+        codes = (K_INVALID, K_RESERVED, K_INVALID, K_PAGE)
+    else:
+        block = K_BLOCK if regime.allows_block(level) else K_RESERVED
+        codes = (K_INVALID, block, K_INVALID, K_TABLE)
+    return np.array(codes, dtype=np.uint8)
+
+
+def kinds(raw: NDArray[np.uint64], level: int, regime: Regime) -> NDArray[np.uint8]:
+    """Return the kind code of every descriptor; same shape as `raw`."""
+    result: NDArray[np.uint8] = kind_codes(level, regime)[(raw & TYPE_MASK).astype(np.uint8)]
+    return result
+
+
+def leaf_type(level: int, regime: Regime) -> int | None:
+    """Return bits [1:0] of a leaf at `level`, or None if that level has no leaves."""
+    if level == LEVEL_LAST:
+        return PAGE_TYPE
+    return BLOCK_TYPE if regime.allows_block(level) else None
+
+
+def are_tables(raw: NDArray[np.uint64], level: int) -> Flags:
+    """Tell which descriptors point to a next table; none do at the last level."""
+    if level == LEVEL_LAST:
+        return np.zeros(raw.shape, dtype=np.bool_)
+    return _typed(raw, TABLE_TYPE)
+
+
+def are_leaves(raw: NDArray[np.uint64], level: int, regime: Regime) -> Flags:
+    """Tell which descriptors are blocks or pages."""
+    wanted = leaf_type(level, regime)
+    if wanted is None:
+        return np.zeros(raw.shape, dtype=np.bool_)
+    return _typed(raw, wanted)
+
+
+def are_valid(raw: NDArray[np.uint64], level: int, regime: Regime) -> Flags:
+    """Tell which descriptors are tables, blocks or pages: all that do not fault."""
+    if level == LEVEL_LAST or not regime.allows_block(level):
+        return _typed(raw, PAGE_TYPE)
+    valid: Flags = (raw & np.uint64(1)) != 0
+    return valid
+
+
+def _typed(raw: NDArray[np.uint64], wanted: int) -> Flags:
+    result: Flags = (raw & TYPE_MASK) == np.uint64(wanted)
+    return result
+
+
+def address_bits(level: int, regime: Regime, *, table: bool = False) -> int:
+    """Return the mask of raw descriptor bits that hold the output (or next table) address."""
+    shift = regime.granule_bits if table else regime.shift(level)
+    if regime.ds:
+        return mask(49, max(shift, 12)) | mask(9, 8)
+    if regime.wide_oa:
+        return mask(47, shift) | mask(15, 12)
+    return mask(47, shift)
+
+
+def attribute_bits(level: int, regime: Regime, *, table: bool = False) -> int:
+    """Return the mask of raw descriptor bits that are neither address nor type."""
+    return ~(address_bits(level, regime, table=table) | 3) & MASK64
+
+
+def output_addresses(raw: NDArray[np.uint64], level: int, regime: Regime) -> NDArray[np.uint64]:
+    """Return the output address of each block or page descriptor; same shape as `raw`."""
+    return _addresses(raw, regime.shift(level), regime)
+
+
+def next_tables(raw: NDArray[np.uint64], regime: Regime) -> NDArray[np.uint64]:
+    """Return the next table's address of each table descriptor; same shape as `raw`."""
+    return _addresses(raw, regime.granule_bits, regime)
+
+
+def _addresses(raw: NDArray[np.uint64], shift: int, regime: Regime) -> NDArray[np.uint64]:
+    if regime.ds:
+        high = ((raw >> np.uint64(8)) & np.uint64(3)) << np.uint64(50)
+        return (raw & np.uint64(mask(49, max(shift, 12)))) | high
+    low = raw & np.uint64(mask(47, shift))
+    if regime.wide_oa:
+        return low | ((raw >> np.uint64(12)) & np.uint64(0xF)) << np.uint64(48)
+    return low
