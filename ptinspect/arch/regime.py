@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, mask
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bits, mask
+from ptinspect.arch.sysregs import CpuState, decode_sctlr, decode_tcr, translation_register
 from ptinspect.errors import RegimeError
 
 LEVEL_LAST = 3
@@ -47,6 +48,8 @@ class Regime:
     """MAIR_EL1, eight attribute bytes."""
     mmu_on: bool = True
     """SCTLR_EL1.M. Tables can be walked all the same when it is clear."""
+    sh: int = 3
+    """TCR_EL1.SHn: the shareability of leaves where descriptors have no SH field (LPA2)."""
 
     def __post_init__(self) -> None:
         if self.granule_bits not in (12, 14, 16):
@@ -134,3 +137,48 @@ class Regime:
         if self.wide_oa:
             return PhysAddr(low | ((raw >> 12) & 0xF) << 48)
         return PhysAddr(low)
+
+
+def regime_from_registers(state: CpuState, upper: bool) -> Regime:
+    """Return the half of the translation regime that the registers of a CPU describe.
+
+    TxSZ and IPS outside what the CPU supports take the nearest value that it does, as the Arm ARM
+    asks for (D8.2.3, D8.2.4). Raises RegimeError if a register is missing or the granule is reserved.
+    """
+    tcr_name = translation_register(state, "TCR")
+    try:
+        raw_tcr, raw_sctlr = state.system[tcr_name], state.system[translation_register(state, "SCTLR")]
+        mair = state.system[translation_register(state, "MAIR")]
+    except KeyError as error:
+        raise RegimeError(
+            f"the gdbstub does not offer {error.args[0]}", "is this QEMU, and an arm64 CPU?"
+        ) from None
+    tcr, sctlr = decode_tcr(raw_tcr), decode_sctlr(raw_sctlr)
+    granule_bits = tcr.granule1_bits if upper else tcr.granule0_bits
+    if not granule_bits:
+        raise RegimeError(f"{tcr_name}={raw_tcr:#x}: reserved granule; the tables are not set up yet")
+    mmfr2 = state.system.get("ID_AA64MMFR2_EL1", 0)
+    ds = tcr.ds and granule_bits != 16
+    smallest = 12 if ds or (granule_bits == 16 and bits(mmfr2, 19, 16)) else 16
+    largest = (47 if granule_bits == 16 else 48) if bits(mmfr2, 31, 28) else 39
+    size = min(max(tcr.t1sz if upper else tcr.t0sz, smallest), largest)
+    pa_bits = tcr.pa_bits
+    if not (ds or granule_bits == 16):
+        pa_bits = min(pa_bits, 48)
+    return Regime(
+        granule_bits=granule_bits,
+        va_bits=64 - size,
+        pa_bits=pa_bits,
+        upper=upper,
+        ds=ds,
+        hpd=tcr.hpd1 if upper else tcr.hpd0,
+        epd=tcr.epd1 if upper else tcr.epd0,
+        e0pd=tcr.e0pd1 if upper else tcr.e0pd0,
+        tbi=tcr.tbi1 if upper else tcr.tbi0,
+        ha=tcr.ha,
+        hd=tcr.hd,
+        wxn=sctlr.wxn,
+        mair=mair,
+        mmu_on=sctlr.m,
+        sh=tcr.sh1 if upper else tcr.sh0,
+    )

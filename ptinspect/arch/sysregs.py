@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ptinspect.arch.bits import PhysAddr, bits
+from ptinspect.arch.bits import PhysAddr, bit, bits
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "SCTLR_EL1": ("SCTLR_EL1", "SCTLR"),
@@ -60,3 +60,199 @@ def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:
     if pa52:
         return PhysAddr((ttbr & 0x0000_FFFF_FFFF_FFC0) | bits(ttbr, 5, 2) << 48)
     return PhysAddr(ttbr & 0x0000_FFFF_FFFF_FFFE)
+
+
+def root_pa(state: CpuState, *, upper: bool = True, pa52: bool = False) -> PhysAddr:
+    """Return the table address in TTBR1 (`upper`) or TTBR0 of the regime in use."""
+    return ttbr_base(state.system[translation_register(state, "TTBR1" if upper else "TTBR0")], pa52=pa52)
+
+
+def translation_register(state: CpuState, stem: str) -> str:
+    """Return the name of a translation register of the EL1&0 or EL2&0 regime, whichever runs the kernel.
+
+    A kernel with VHE runs at EL2 with HCR_EL2.E2H (bit 34) set and uses the _EL2 registers
+    (Arm ARM D8.1.2). Raises KeyError if the stub does not offer the register.
+    """
+    vhe = bool(state.system.get("HCR_EL2", 0) >> 34 & 1)
+    in_use = state.el == 2 or (state.el == 0 and bool(state.system.get("HCR_EL2", 0) >> 27 & 1))
+    if vhe and in_use and f"{stem}_EL2" in state.system:
+        return f"{stem}_EL2"
+    return f"{stem}_EL1"
+
+
+_OUTER = {0b00: "NC", 0b01: "WB", 0b10: "WT", 0b11: "WB"}
+_DEVICE = ("nGnRnE", "nGnRE", "nGRE", "GRE")
+
+
+def mair_type_name(byte: int) -> str:
+    """Name the memory type of one MAIR attribute byte: `Normal WB`, `Normal NC`, `Device-nGnRE`.
+
+    Source: Arm ARM MAIR_EL1, Attr<n> encodings.
+    """
+    if byte == 0xF0:
+        return "Normal Tagged WB"
+    if byte >> 4 == 0:
+        if byte & 3:
+            return f"reserved ({byte:#04x})"
+        return f"Device-{_DEVICE[(byte >> 2) & 3]}"
+    if byte & 0xF == 0:
+        return f"reserved ({byte:#04x})"
+    outer, inner = _cache_policy(byte >> 4), _cache_policy(byte & 0xF)
+    return f"Normal {outer}" if outer == inner else f"Normal outer {outer}, inner {inner}"
+
+
+def _cache_policy(nibble: int) -> str:
+    if nibble == 0b0100:
+        return "NC"
+    kind = "WT" if not nibble & 0b0100 else "WB"
+    transient = " transient" if nibble >> 3 == 0 else ""
+    hints = {0b00: " no-allocate", 0b01: " WA", 0b10: " RA", 0b11: ""}[nibble & 3]
+    return kind + hints + transient
+
+
+def decode_mair(mair: int) -> tuple[str, ...]:
+    """Return the memory types of the eight attribute bytes, index 0 first."""
+    return tuple(mair_type_name((mair >> 8 * i) & 0xFF) for i in range(8))
+
+
+@dataclass(frozen=True)
+class Tcr:
+    """Give the fields of TCR_EL1; sizes as the register has them (Arm ARM TCR_EL1)."""
+
+    t0sz: int
+    """64 minus the VA bits of the lower half."""
+    t1sz: int
+    """64 minus the VA bits of the upper half."""
+    epd0: bool
+    """Walks of the lower half are disabled."""
+    epd1: bool
+    """Walks of the upper half are disabled."""
+    granule0_bits: int
+    """log2 of the lower half's granule; 0 for the reserved encoding."""
+    granule1_bits: int
+    """log2 of the upper half's granule; 0 for the reserved encoding."""
+    sh0: int
+    """Shareability of walks of the lower half."""
+    sh1: int
+    """Shareability of walks of the upper half."""
+    a1: bool
+    """The ASID is taken from TTBR1."""
+    ips: int
+    """Encoded output address size."""
+    asid16: bool
+    """AS: 16-bit ASIDs."""
+    tbi0: bool
+    """Top byte of lower addresses ignored."""
+    tbi1: bool
+    """Top byte of upper addresses ignored."""
+    ha: bool
+    """Hardware sets the Access flag."""
+    hd: bool
+    """Hardware manages the dirty state."""
+    hpd0: bool
+    """Hierarchical permissions of the lower half are ignored."""
+    hpd1: bool
+    """Hierarchical permissions of the upper half are ignored."""
+    nfd0: bool
+    """Non-fault translation disabled, lower half."""
+    nfd1: bool
+    """Non-fault translation disabled, upper half."""
+    e0pd0: bool
+    """EL0 accesses to the lower half always fault."""
+    e0pd1: bool
+    """EL0 accesses to the upper half always fault."""
+    ds: bool
+    """52-bit output addresses with 4K and 16K granules (FEAT_LPA2)."""
+
+    @property
+    def pa_bits(self) -> int:
+        """Output address width that IPS asks for; the reserved value 7 behaves as 52 or less."""
+        return (32, 36, 40, 42, 44, 48, 52, 52)[self.ips]
+
+
+def decode_tcr(tcr: int) -> Tcr:
+    """Decode TCR_EL1. TG0 and TG1 have different encodings (Arm ARM TCR_EL1.TG0, .TG1)."""
+    return Tcr(
+        t0sz=bits(tcr, 5, 0),
+        t1sz=bits(tcr, 21, 16),
+        epd0=bit(tcr, 7),
+        epd1=bit(tcr, 23),
+        granule0_bits={0: 12, 1: 16, 2: 14}.get(bits(tcr, 15, 14), 0),
+        granule1_bits={1: 14, 2: 12, 3: 16}.get(bits(tcr, 31, 30), 0),
+        sh0=bits(tcr, 13, 12),
+        sh1=bits(tcr, 29, 28),
+        a1=bit(tcr, 22),
+        ips=bits(tcr, 34, 32),
+        asid16=bit(tcr, 36),
+        tbi0=bit(tcr, 37),
+        tbi1=bit(tcr, 38),
+        ha=bit(tcr, 39),
+        hd=bit(tcr, 40),
+        hpd0=bit(tcr, 41),
+        hpd1=bit(tcr, 42),
+        nfd0=bit(tcr, 53),
+        nfd1=bit(tcr, 54),
+        e0pd0=bit(tcr, 55),
+        e0pd1=bit(tcr, 56),
+        ds=bit(tcr, 59),
+    )
+
+
+@dataclass(frozen=True)
+class Sctlr:
+    """Give the fields of SCTLR_EL1 that matter for translation (Arm ARM SCTLR_EL1)."""
+
+    m: bool
+    """MMU on."""
+    a: bool
+    """Alignment checks."""
+    c: bool
+    """Data cacheability."""
+    i: bool
+    """Instruction cacheability."""
+    wxn: bool
+    """Writable implies never executable."""
+    span: bool
+    """PSTATE.PAN is left alone on an exception to EL1."""
+    ee: bool
+    """Big-endian data accesses and table walks at EL1."""
+
+
+def decode_sctlr(sctlr: int) -> Sctlr:
+    """Decode SCTLR_EL1."""
+    return Sctlr(
+        m=bit(sctlr, 0),
+        a=bit(sctlr, 1),
+        c=bit(sctlr, 2),
+        i=bit(sctlr, 12),
+        wxn=bit(sctlr, 19),
+        span=bit(sctlr, 23),
+        ee=bit(sctlr, 25),
+    )
+
+
+@dataclass(frozen=True)
+class Ttbr:
+    """Give the fields of a TTBR."""
+
+    asid: int
+    """Bits 63:48."""
+    cnp: bool
+    """Bit 0: common, not private (FEAT_TTCNP)."""
+    base: PhysAddr
+    """Address of the root table."""
+
+
+def decode_ttbr(ttbr: int, *, pa52: bool = False) -> Ttbr:
+    """Decode TTBR0_EL1 or TTBR1_EL1."""
+    return Ttbr(bits(ttbr, 63, 48), bit(ttbr, 0), ttbr_base(ttbr, pa52=pa52))
+
+
+def describe_pstate(pstate: int) -> str:
+    """Write PSTATE as people do: `EL1h nZcv DAIF PAN` (Arm ARM C5.2, SPSR_EL1 layout)."""
+    flags = "".join(c.upper() if bit(pstate, 31 - i) else c for i, c in enumerate("nzcv"))
+    masks = "".join(c.upper() if bit(pstate, 9 - i) else c for i, c in enumerate("daif"))
+    level = bits(pstate, 3, 2)
+    mode = f"EL{level}" + ("" if level == 0 else "h" if pstate & 1 else "t")
+    more = [name for name, position in (("PAN", 22), ("UAO", 23), ("TCO", 25)) if bit(pstate, position)]
+    return " ".join([mode, flags, masks, *more])
