@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ptinspect.arch.bits import MASK64
@@ -18,7 +20,7 @@ LEVEL_NAMES: tuple[str, ...] = ("pgd", "p4d", "pud", "pmd", "pte")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?")
-_NAME = re.compile(r"[A-Za-z_.$][\w.$]*")
+_NAME = re.compile(r"\$\w+|[A-Za-z_.][\w.$]*")
 
 
 class Names(Protocol):
@@ -215,3 +217,27 @@ def seconds(text: str) -> float:
     if not match:
         raise UserError(f"{text!r} is not a time", "write seconds: 30, 0.5, 2m")
     return float(match[1]) * {"s": 1.0, "m": 60.0, "ms": 0.001}[match[2] or "s"]
+
+
+def snapshot(text: str) -> str:
+    """Read the name of a snapshot or of a snapshot file; `Context.snapshot_or_file` finds it."""
+    if not text:
+        raise UserError("a snapshot's name cannot be empty")
+    return text
+
+
+def command_word(text: str) -> str:
+    """Read a word of a command's name."""
+    return text
+
+
+def completion_kind(action: argparse.Action) -> str:
+    """Return what completes an argument: address, snapshot, command, file, or nothing."""
+    kinds: dict[object, str] = {
+        address: "address",
+        address_range: "address",
+        snapshot: "snapshot",
+        command_word: "command",
+        Path: "file",
+    }
+    return kinds.get(action.type, "")

@@ -6,7 +6,18 @@ import importlib
 
 from ptinspect.commands.registry import Registry
 
-MODULES: tuple[str, ...] = ("help", "decode")
+MODULES: tuple[str, ...] = (
+    "help",
+    "decode",
+    "target",
+    "regs",
+    "walk",
+    "snapshots",
+    "run",
+    "frames",
+    "memory",
+    "passthrough",
+)
 """Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.
 
 Each must import cheaply: numpy, elftools, pygdbmi and prompt_toolkit only inside handlers.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ptinspect.arch.bits import MASK64, bit
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.errors import TargetLost, TargetRunning, UserError
+from ptinspect.errors import PtinspectError, TargetLost, TargetRunning, UserError
 
 if TYPE_CHECKING:
     from ptinspect.linux.image import KernelImage
     from ptinspect.linux.view import GuestView
     from ptinspect.snapshot.model import Snapshot
     from ptinspect.target.qemu import Qemu
-    from ptinspect.target.session import Session, StopInfo
+    from ptinspect.target.session import Session
 
 
 class Interaction(Protocol):
@@ -79,6 +79,7 @@ class Context:
     """Set by `quit`: no further command is read."""
     _kernel: KernelImage | None = field(default=None, repr=False)
     _view: tuple[int, GuestView] | None = field(default=None, repr=False)
+    _file: tuple[object, Snapshot] | None = field(default=None, repr=False)
 
     def check(self, needs: Needs, name: str) -> None:
         """Raise UserError, TargetRunning or TargetLost unless `needs` of the command `name` is met."""
@@ -127,6 +128,79 @@ class Context:
             self._kernel = KernelImage.open(self.settings.kernel)
         return self._kernel
 
+    @property
+    def kernel_if_open(self) -> KernelImage | None:
+        """The kernel file if something opened it already; never opens it."""
+        return self._kernel
+
+    def view(self) -> GuestView:
+        """Return the view of the running kernel at this stop. Raises UserError, GuestError, TargetError."""
+        session = self.stopped
+        if self._view is None or self._view[0] != session.stop_token:
+            from ptinspect.linux.view import GuestView
+
+            states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
+            self._view = (session.stop_token, GuestView(session.memory, states, self.kernel))
+        return self._view[1]
+
+    def nearest(self, address: int) -> tuple[str, int] | None:
+        """Return the symbol at or below a code address and the distance to it; None if none is known.
+
+        A physical address stands for the code that the identity map runs there.
+        """
+        if self.kernel is None:
+            return None
+        offset = self._offset(physical=not bit(address, 55))
+        return self.kernel.nearest((address + offset) & MASK64)
+
+    def _offset(self, *, physical: bool) -> int:
+        """Return what to add to a run-time address to get the link-time one; 0 where nobody knows."""
+        try:
+            view = self.view()
+            return (view.voffset if physical else 0) - view.kaslr_offset
+        except PtinspectError:
+            return 0
+
+    def place(self, address: int) -> str:
+        """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`."""
+        try:
+            near = self.nearest(address)
+        except PtinspectError:
+            near = None
+        return f"{address:#x}" if near is None else f"{address:#x} ({near[0]}+{near[1]:#x})"
+
+    def code_at(self, address: int, length: int) -> bytes:
+        """Return code as it stands in the guest, at a virtual or an identity-mapped address."""
+        if bit(address, 55):
+            return self.view().read_virt(address, length)
+        return self.stopped.memory.read(address, length)
+
+    def snapshot_or_file(self, name: str) -> Snapshot:
+        """Return the snapshot in memory that has this name, else the one in the file of this name.
+
+        Raises UserError if there is neither, SnapshotError if the file is no usable snapshot.
+        """
+        if name in self.snapshots:
+            return self.snapshots[name]
+        path = Path(name)
+        if not path.is_file():
+            raise self.no_snapshot(name)
+        from ptinspect.snapshot.store import load
+
+        stat = path.stat()
+        key = (path.resolve(), stat.st_mtime_ns, stat.st_size)
+        if self._file is None or self._file[0] != key:
+            self._file = (key, load(path))
+        return self._file[1]
+
+    def no_snapshot(self, name: str) -> UserError:
+        """Return the error that says that there is no such snapshot, and which there are."""
+        known = ", ".join(self.snapshots)
+        return UserError(
+            f"no snapshot and no file {name!r}",
+            f"in memory: {known}" if known else "none in memory; 'snap NAME' captures one",
+        )
+
     def use_kernel(self, path: Path | None) -> None:
         """Name the kernel file; what was known from another one is forgotten."""
         if path != self.settings.kernel:
@@ -151,7 +225,13 @@ class Context:
             if qemu is not None:
                 qemu.close()
 
-    def on_stop(self, act: Callable[[Session], StopInfo]) -> StopInfo:
-        """Run `act` on the session, which resumes and stops the guest; nothing cached survives it."""
+    def drop_session(self) -> None:
+        """Close the session, if there is one; QEMU stays."""
+        session, self.session = self.session, None
+        self.forget_stop()
+        if session is not None:
+            session.close()
+
+    def forget_stop(self) -> None:
+        """Forget what was derived from the guest as it stood: it runs, or ran."""
         self._view = None
-        return act(self.target)

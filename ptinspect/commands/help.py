@@ -6,6 +6,7 @@ import argparse
 import platform
 
 from ptinspect import __version__
+from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Command, Registry
 from ptinspect.errors import UserError
@@ -26,7 +27,9 @@ def register(registry: Registry) -> None:
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="COMMAND", help="the command to explain")
+    parser.add_argument(
+        "words", nargs="*", type=argtypes.command_word, metavar="COMMAND", help="the command to explain"
+    )
 
 
 def show_help(ctx: Context, args: argparse.Namespace) -> Report:

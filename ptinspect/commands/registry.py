@@ -65,6 +65,8 @@ class Command:
     """True if Enter on an empty line runs it again."""
     passthrough: bool = False
     """True if everything behind the name is one string, unparsed (`gdb …`): it arrives as `args.line`."""
+    extra: bool = False
+    """True if the words behind `--` are for another program: they arrive unparsed as `args.extra`."""
 
     @property
     def name(self) -> str:
@@ -103,6 +105,7 @@ class Registry:
         aliases: Sequence[str] = (),
         repeats: bool = False,
         passthrough: bool = False,
+        extra: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Register the decorated handler under `name` (words separated by spaces)."""
 
@@ -121,6 +124,7 @@ class Registry:
                 tuple(aliases),
                 repeats,
                 passthrough,
+                extra,
             )
             for alias in aliases:
                 if alias in self.aliases:
@@ -188,6 +192,15 @@ class Registry:
         if command.passthrough:
             args = argparse.Namespace(line=rest)
         else:
-            args = command.parser().parse_args(arguments)
+            own, extra = _divide(arguments) if command.extra else (arguments, [])
+            args = command.parser().parse_args(own)
+            if command.extra:
+                args.extra = extra
         ctx.check(command.needs, command.name)
         return command.handler(ctx, args)
+
+
+def _divide(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and behind the first `--`."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]

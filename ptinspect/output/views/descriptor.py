@@ -18,12 +18,11 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
     kind = str(descriptor.kind)
     fields = []
     rows = []
-    for name, bits, value, explained in descriptor.explain():
-        unnamed = name.startswith("AttrIndx") and not mair_known
-        meaning = "memory type: given by MAIR_EL1, which is not known (--mair)" if unnamed else explained
-        fields.append({"field": name, "bits": bits, "value": value, "meaning": meaning})
-        shown = value if isinstance(value, str) else hex_address(value)
-        rows.append((name, bits, shown, meaning))
+    for found in descriptor.explain():
+        unnamed = found.name == "AttrIndx" and not mair_known
+        meaning = f"MAIR_EL1 attribute {found.value} (--mair names it)" if unnamed else found.meaning
+        fields.append({"field": found.name, "bits": found.bits, "value": found.value, "meaning": meaning})
+        rows.append((found.name, found.bits, hex_address(found.value), meaning))
     result: dict[str, Any] = {
         "raw": hex_address(descriptor.raw),
         "level": descriptor.level,

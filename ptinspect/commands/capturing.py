@@ -1,0 +1,86 @@
+"""Make snapshots of the guest, and keep the latest capture of a stop for the commands that follow."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ptinspect import __version__
+from ptinspect.arch.bits import MASK64, VirtAddr
+from ptinspect.commands.context import Context
+from ptinspect.errors import GuestError, KernelFileError
+from ptinspect.output.model import escape
+
+if TYPE_CHECKING:
+    from ptinspect.commands.sources import Source
+    from ptinspect.snapshot.model import Meta, Snapshot
+
+KERNEL_OFFSET = "kernel.offset"
+"""Name in Meta.extra of what to add to a link-time address to get the run-time one, in hex."""
+
+
+def capture_snapshot(
+    ctx: Context,
+    source: Source,
+    name: str,
+    *,
+    va_range: tuple[int, int] | None = None,
+    max_tables: int = 262_144,
+    note: str = "",
+) -> Snapshot:
+    """Capture the tables under a root, the whole half or `va_range` (both ends included).
+
+    Raises TargetError if the link fails; tables that cannot be read are marked in the snapshot.
+    """
+    from ptinspect.paging.capture import capture
+    from ptinspect.snapshot.model import Snapshot
+
+    wanted = None if va_range is None else (VirtAddr(va_range[0]), VirtAddr(va_range[1]))
+
+    def progress(done: int, total: int) -> None:
+        ctx.progress("reading tables", done, total)
+
+    tables, truncated = capture(
+        source.memory,
+        source.root.pa,
+        source.regime,
+        va_range=wanted,
+        max_tables=max_tables,
+        progress=progress,
+    )
+    if source.snapshot is not None:
+        old = source.snapshot
+        return Snapshot(
+            name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
+        )
+    session = ctx.stopped
+    cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count))
+    meta = _meta(ctx, source, note)
+    return Snapshot(
+        name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
+    )
+
+
+def _meta(ctx: Context, source: Source, note: str) -> Meta:
+    from ptinspect.snapshot.model import Meta
+
+    session = ctx.stopped
+    state = session.cpu_state(session.current_cpu)
+    extra: dict[str, str] = {}
+    banner = ""
+    try:
+        view = ctx.view()
+        banner = view.banner()
+        if ctx.kernel is not None:
+            extra[KERNEL_OFFSET] = f"{view.kaslr_offset & MASK64:#x}"
+    except (GuestError, KernelFileError):
+        pass  # a guest without a recognisable kernel is captured all the same
+    return Meta(
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        tool_version=__version__,
+        where=f"cpu {state.cpu} at {ctx.place(state.pc)}",
+        kernel=escape(banner),
+        source=source.memory.label,
+        note=note,
+        extra=extra,
+    )

@@ -1,0 +1,80 @@
+"""`regs` and `regime`: the registers of a CPU, and what they mean for translation."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, captured_cpu, cpu_state, register_of
+from ptinspect.errors import RegimeError
+from ptinspect.output.model import Report
+from ptinspect.output.views.target import registers
+
+if TYPE_CHECKING:
+    from ptinspect.arch.regime import Regime
+    from ptinspect.arch.sysregs import CpuState
+
+
+def register(registry: Registry) -> None:
+    """Add `regs` and `regime`."""
+    registry.command(
+        "regs",
+        summary="Show the registers of a CPU",
+        example="regs x0 x30 TTBR1_EL1",
+        configure=_configure_regs,
+        details="Names: x0…x30, sp, pc, pstate, and system registers as the Arm ARM spells them.",
+    )(regs)
+    registry.command(
+        "regime",
+        summary="Decode TTBR0/1, TCR, MAIR and SCTLR of a CPU",
+        example="regime --cpu 0",
+        configure=_configure,
+        details="Says the granule, address sizes, start level, ASID, CnP, and whether the MMU is on.",
+    )(regime)
+
+
+def _configure_regs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    _configure(parser)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_cpu_option(parser)
+    parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
+
+
+def _state(ctx: Context, args: argparse.Namespace, name: str) -> tuple[CpuState, str]:
+    if args.snap:
+        snapshot = ctx.snapshot_or_file(args.snap)
+        return captured_cpu(snapshot, args.cpu), f"snapshot {snapshot.name}"
+    ctx.check(Needs.STOPPED, name)
+    return cpu_state(ctx, args.cpu), "guest"
+
+
+def regs(ctx: Context, args: argparse.Namespace) -> Report:
+    """Show registers."""
+    state, label = _state(ctx, args, "regs")
+    if args.names:
+        chosen = {name.removeprefix("$"): register_of(state, name.removeprefix("$")) for name in args.names}
+        return registers(state.cpu, chosen, {}, label)
+    general = {f"x{n}": value for n, value in enumerate(state.x)}
+    general |= {"sp": state.sp, "pc": state.pc, "pstate": state.pstate}
+    return registers(state.cpu, general, dict(sorted(state.system.items())), label)
+
+
+def regime(ctx: Context, args: argparse.Namespace) -> Report:
+    """Decode the translation registers."""
+    from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.output.views.regime import RegimeFacts, regime_report
+
+    state, label = _state(ctx, args, "regime")
+    halves: list[Regime | RegimeError] = []
+    for upper in (False, True):
+        try:
+            halves.append(regime_from_registers(state, upper))
+        except RegimeError as error:
+            halves.append(error)
+    return regime_report(RegimeFacts(state, halves[0], halves[1], label))

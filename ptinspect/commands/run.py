@@ -1,0 +1,224 @@
+"""`break`, `delete`, `continue`, `interrupt`, `stepi`, `finish`, `until`: make the guest run and stop."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
+from ptinspect.errors import TargetTimeout, UserError
+from ptinspect.output.model import Note, Report, hex_address
+from ptinspect.output.views import run as views
+
+if TYPE_CHECKING:
+    from ptinspect.target.session import StopInfo
+
+SCRIPT_SECONDS = 300.0
+"""Limit of `continue`, `finish` and `until` where nobody can press Ctrl-C, unless --timeout is given."""
+FOREVER = 10 * 365 * 86400.0
+"""The same in the REPL: until Ctrl-C."""
+
+
+def register(registry: Registry) -> None:
+    """Add the commands of run control."""
+    add = registry.command
+    add(
+        "break",
+        summary="Set a breakpoint, or list them",
+        example="break pa:0x40289510",
+        needs=Needs.TARGET,
+        configure=_configure_break,
+        details="A breakpoint compares the program counter: code that runs with the MMU off or under the "
+        "identity map stands at its physical address, pa:0x…",
+        aliases=("b",),
+    )(set_breakpoint)
+    add(
+        "delete",
+        summary="Delete breakpoints",
+        example="delete 1",
+        needs=Needs.STOPPED,
+        configure=_configure_delete,
+    )(delete)
+    add(
+        "continue",
+        summary="Let the guest run until it stops",
+        example="continue --timeout 30",
+        needs=Needs.STOPPED,
+        configure=_configure_continue,
+        details="Ctrl-C stops it. --background returns at once; interrupt stops it then.",
+        aliases=("c",),
+        repeats=True,
+    )(resume)
+    add("interrupt", summary="Stop the running guest", example="interrupt", needs=Needs.TARGET)(interrupt)
+    add(
+        "stepi",
+        summary="Step one instruction, or N",
+        example="stepi 4",
+        needs=Needs.STOPPED,
+        configure=_configure_stepi,
+        aliases=("si",),
+        repeats=True,
+    )(stepi)
+    add(
+        "finish",
+        summary="Run until the current function has returned",
+        example="finish",
+        needs=Needs.STOPPED,
+        configure=_configure_wait,
+        repeats=True,
+    )(finish)
+    add(
+        "until",
+        summary="Run until an address is reached",
+        example="until kpti_install_ng_mappings",
+        needs=Needs.STOPPED,
+        configure=_configure_until,
+    )(until)
+
+
+def _configure_break(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address",
+        nargs="?",
+        type=argtypes.address,
+        metavar="ADDR",
+        help=f"{argtypes.ADDRESS_HELP}; none: list the breakpoints",
+    )
+    parser.add_argument("--temporary", "-t", action="store_true", help="delete it when it is hit")
+    parser.add_argument(
+        "--software", action="store_true", help="write an instruction instead of a comparison"
+    )
+    parser.add_argument("--if", dest="condition", metavar="CONDITION", help="a condition in GDB's language")
+    add_cpu_option(parser)
+
+
+def _configure_delete(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("numbers", nargs="+", metavar="N", help="numbers of breakpoints, or: all")
+
+
+def _configure_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=argtypes.seconds,
+        metavar="SECONDS",
+        help=f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})",
+    )
+
+
+def _configure_continue(parser: argparse.ArgumentParser) -> None:
+    _configure_wait(parser)
+    parser.add_argument("--background", "-b", action="store_true", help="do not wait until it stops")
+
+
+def _configure_stepi(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("count", nargs="?", type=argtypes.whole(1, 1_000_000), default=1, metavar="N")
+    add_cpu_option(parser)
+
+
+def _configure_until(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "addresses", nargs="+", type=argtypes.address, metavar="ADDR", help=argtypes.ADDRESS_HELP
+    )
+    _configure_wait(parser)
+
+
+def limit(ctx: Context, timeout: float | None) -> float:
+    """Return how many seconds to wait for a stop."""
+    return timeout if timeout is not None else FOREVER if ctx.interactive else SCRIPT_SECONDS
+
+
+def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:
+    """Set a breakpoint, or list all."""
+    session = ctx.target
+    if args.address is None:
+        return views.breakpoints(session.breakpoints, ctx.place)
+    ctx.check(Needs.STOPPED, "break")
+    found = session.set_breakpoint(
+        args.address.value(GuestNames(ctx, args.cpu)),
+        hardware=not args.software,
+        temporary=args.temporary,
+        cpu=args.cpu,
+        condition=args.condition,
+    )
+    return views.breakpoint_set(found, ctx.place)
+
+
+def delete(ctx: Context, args: argparse.Namespace) -> Report:
+    """Delete breakpoints by number."""
+    session = ctx.stopped
+    known = [b.id for b in session.breakpoints]
+    wanted = known if args.numbers == ["all"] else [argtypes.whole(0, 1 << 31)(n) for n in args.numbers]
+    for number in wanted:
+        if number not in known:
+            raise UserError(f"no breakpoint {number}", "break lists them")
+    for number in dict.fromkeys(wanted):
+        session.delete_breakpoint(number)
+    return Report({"deleted": wanted}, (Note(f"deleted {len(wanted)} breakpoint(s)"),))
+
+
+def resume(ctx: Context, args: argparse.Namespace) -> Report:
+    """Let the guest run, and wait until it stops unless told otherwise."""
+    session = ctx.stopped
+    ctx.forget_stop()
+    session.resume()
+    if args.background:
+        return Report({"state": "running"}, (Note("running; interrupt stops it", "changed"),))
+    return stopped(ctx, session.wait_stop(limit(ctx, args.timeout)))
+
+
+def interrupt(ctx: Context, args: argparse.Namespace) -> Report:
+    """Stop the guest."""
+    session = ctx.target
+    if session.state.name == "STOPPED":
+        raise UserError("the guest is stopped already")
+    return stopped(ctx, session.interrupt(5.0))
+
+
+def stepi(ctx: Context, args: argparse.Namespace) -> Report:
+    """Step instructions on one CPU."""
+    session = ctx.stopped
+    cpu = cpu_state(ctx, args.cpu).cpu
+    ctx.forget_stop()
+    return stopped(ctx, session.step_instructions(args.count, cpu))
+
+
+def finish(ctx: Context, args: argparse.Namespace) -> Report:
+    """Run until the function at the program counter has returned to its caller."""
+    from ptinspect.commands.frames import return_address
+
+    session = ctx.stopped
+    state = cpu_state(ctx, None)
+    back = return_address(ctx, state)
+    deadline = time.monotonic() + limit(ctx, args.timeout)
+    ctx.forget_stop()
+    while True:
+        stop = session.run_until([back], max(deadline - time.monotonic(), 0.1))
+        after = session.cpu_state(stop.cpu)
+        deeper = after.sp <= state.sp - 16 and after.pc == back  # a recursive call returned, not this one
+        if after.pc != back or not (deeper and stop.cpu == state.cpu):
+            return stopped(ctx, stop)
+        if time.monotonic() >= deadline:
+            raise TargetTimeout("the function did not return in time", "the guest is stopped in it")
+
+
+def until(ctx: Context, args: argparse.Namespace) -> Report:
+    """Run until one of the addresses is reached."""
+    session = ctx.stopped
+    addresses = [address.value(GuestNames(ctx)) for address in args.addresses]
+    ctx.forget_stop()
+    stop = session.run_until(addresses, limit(ctx, args.timeout))
+    report = stopped(ctx, stop)
+    if stop.pc in addresses:
+        return report
+    missed = Note(f"stopped before {', '.join(hex_address(a) for a in addresses)}", "changed")
+    return Report({**report.result, "reached": False}, (*report.body, missed))
+
+
+def stopped(ctx: Context, stop: StopInfo) -> Report:
+    """Say where and why the guest stopped."""
+    ctx.forget_stop()
+    return views.stopped(stop, ctx.place)

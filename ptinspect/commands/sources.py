@@ -1,0 +1,250 @@
+"""Where tables are read from: the stopped guest or a snapshot; and which root, and why."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import MASK64, PhysAddr, bit
+from ptinspect.commands import argtypes
+from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs
+from ptinspect.errors import UserError
+
+if TYPE_CHECKING:
+    from ptinspect.arch.regime import Regime
+    from ptinspect.arch.sysregs import CpuState
+    from ptinspect.memory.source import PhysicalMemory
+    from ptinspect.snapshot.model import Root, Snapshot
+
+SNAPSHOT_HELP = "use this snapshot (a name, or a file) instead of the guest"
+
+
+def add_root_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--root`, `--cpu` and `--snap`."""
+    parser.add_argument(
+        "--root",
+        type=root_choice,
+        metavar="ROOT",
+        help="ttbr0, ttbr1, swapper (default for kernel addresses), or the address of a table",
+    )
+    add_cpu_option(parser)
+    parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
+
+
+def add_cpu_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--cpu`."""
+    parser.add_argument(
+        "--cpu",
+        type=argtypes.whole(0, 1023),
+        metavar="N",
+        help="whose registers count (default: the one that stopped)",
+    )
+
+
+def root_choice(text: str) -> str | argtypes.Address:
+    """Read `ttbr0`, `ttbr1`, `swapper` or the address of a table."""
+    word = text.lower()
+    return word if word in ("ttbr0", "ttbr1", "swapper") else argtypes.address(text)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Join what a look at tables needs."""
+
+    memory: PhysicalMemory
+    """Guest-physical memory, live or captured."""
+    root: Root
+    """The table to begin at, and why."""
+    regime: Regime
+    """The half that it translates."""
+    label: str
+    """`guest, cpu 0` or `snapshot before`."""
+    snapshot: Snapshot | None = None
+    """The snapshot, where it is not the guest."""
+
+
+class GuestNames:
+    """Names of the live guest."""
+
+    def __init__(self, ctx: Context, cpu: int | None = None) -> None:
+        self._ctx = ctx
+        self._cpu = cpu
+
+    def symbol(self, name: str) -> int:
+        """Return the run-time address of a symbol."""
+        return symbol(self._ctx, name)
+
+    def register(self, name: str) -> int:
+        """Return a register of the chosen CPU."""
+        return register_of(cpu_state(self._ctx, self._cpu), name)
+
+
+class SnapshotNames:
+    """Names of a snapshot: its registers, and symbols of the kernel file placed as it was then."""
+
+    def __init__(self, ctx: Context, snapshot: Snapshot, cpu: int | None = None) -> None:
+        self._ctx = ctx
+        self._snapshot = snapshot
+        self._cpu = cpu
+
+    def symbol(self, name: str) -> int:
+        """Return the address of a symbol at the time of the capture."""
+        kernel = self._ctx.kernel
+        if kernel is None:
+            raise UserError(f"{name!r}: symbols need the kernel file", "--kernel FILE, or a number: 0x…")
+        offset = int(self._snapshot.meta.extra.get(KERNEL_OFFSET, "0"), 16)
+        return (kernel.lookup(name) + offset) & MASK64
+
+    def register(self, name: str) -> int:
+        """Return a register of the chosen CPU at the time of the capture."""
+        return register_of(captured_cpu(self._snapshot, self._cpu), name)
+
+
+def symbol(ctx: Context, name: str) -> int:
+    """Return the run-time address of a symbol in the stopped guest. Raises UserError without a kernel."""
+    if ctx.kernel is None:
+        raise UserError(f"{name!r}: symbols need the kernel file", "--kernel FILE, or a number: 0x…")
+    return ctx.view().symbol(name)
+
+
+def cpu_state(ctx: Context, cpu: int | None) -> CpuState:
+    """Return the registers of the chosen CPU of the stopped guest. Raises UserError if there is none."""
+    session = ctx.stopped
+    number = session.current_cpu if cpu is None else cpu
+    if not 0 <= number < session.cpu_count:
+        raise UserError(f"no CPU {number}: the guest has {session.cpu_count}, numbered from 0")
+    return session.cpu_state(number)
+
+
+def captured_cpu(snapshot: Snapshot, cpu: int | None) -> CpuState:
+    """Return the registers of a CPU in a snapshot: the chosen one, else the first."""
+    for state in snapshot.cpus:
+        if cpu is None or state.cpu == cpu:
+            return state
+    raise UserError(f"snapshot {snapshot.name!r} has no registers of CPU {0 if cpu is None else cpu}")
+
+
+def register_of(state: CpuState, name: str) -> int:
+    """Return a register by name: x0…x30, w0…w30, sp, pc, lr, fp, or a system register."""
+    low = name.lower()
+    aliases = {"fp": "x29", "lr": "x30"}
+    low = aliases.get(low, low)
+    if low in ("sp", "pc"):
+        return state.sp if low == "sp" else state.pc
+    if low[:1] in ("x", "w") and low[1:].isdigit() and int(low[1:]) < len(state.x):
+        value = state.x[int(low[1:])]
+        return value if low[0] == "x" else value & 0xFFFF_FFFF
+    if low in ("cpsr", "pstate"):
+        return state.pstate
+    system = {key.upper(): value for key, value in state.system.items()}
+    for candidate in (name.upper(), f"{name.upper()}_EL1"):
+        if candidate in system:
+            return system[candidate]
+    raise UserError(f"no register ${name}", "regs lists them")
+
+
+def names(ctx: Context, args: argparse.Namespace) -> argtypes.Names:
+    """Return what resolves symbols and registers for a command with `--snap` and `--cpu`."""
+    cpu = getattr(args, "cpu", None)
+    if getattr(args, "snap", None):
+        return SnapshotNames(ctx, ctx.snapshot_or_file(args.snap), cpu)
+    return GuestNames(ctx, cpu)
+
+
+def source(ctx: Context, args: argparse.Namespace, name: str, va: int | None = None) -> Source:
+    """Choose memory, root and regime for the command `name`; `va` decides about the half.
+
+    Raises UserError, TargetRunning or TargetLost if there is neither a stopped guest nor a snapshot.
+    """
+    if args.snap:
+        return _captured(ctx, args, va)
+    ctx.check(Needs.STOPPED, name)
+    state = cpu_state(ctx, args.cpu)
+    root, upper = _root(ctx, args.root, state, va)
+    from ptinspect.arch.regime import regime_from_registers
+
+    return Source(ctx.stopped.memory, root, regime_from_registers(state, upper), f"guest, cpu {state.cpu}")
+
+
+def _captured(ctx: Context, args: argparse.Namespace, va: int | None) -> Source:
+    from ptinspect.snapshot.memory import SnapshotMemory
+
+    snapshot = ctx.snapshot_or_file(args.snap)
+    root = snapshot.root
+    if args.root is not None:
+        root = _captured_root(ctx, args, snapshot)
+    if va is not None and bit(va, 55) != snapshot.regime.upper:
+        half = "kernel" if snapshot.regime.upper else "user"
+        raise UserError(f"{va:#x} is not in the {half} half, which snapshot {snapshot.name!r} holds")
+    memory = SnapshotMemory(snapshot)
+    return Source(memory, root, snapshot.regime, f"snapshot {snapshot.name}", snapshot)
+
+
+def _captured_root(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> Root:
+    from ptinspect.snapshot.model import Root
+
+    if isinstance(args.root, str):
+        raise UserError(
+            f"snapshot {snapshot.name!r} was captured from {snapshot.root.provenance}",
+            "--root takes the address of a table in it, or leave it out",
+        )
+    return Root(PhysAddr(args.root.value(SnapshotNames(ctx, snapshot, args.cpu))), "--root")
+
+
+def _root(
+    ctx: Context, choice: str | argtypes.Address | None, state: CpuState, va: int | None
+) -> tuple[Root, bool]:
+    """Return the root and whether it translates the upper half."""
+    from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.arch.sysregs import root_pa
+    from ptinspect.snapshot.model import Root
+
+    upper = True if va is None else bit(va, 55)
+    if isinstance(choice, argtypes.Address):
+        if choice.physical or all(term.value is not None for term in choice.terms):
+            pa = choice.value()
+        else:
+            pa = _table_address(ctx, choice, state)
+        return Root(PhysAddr(pa), f"--root {choice.text}"), upper
+    if choice == "swapper" or (choice is None and upper):
+        return ctx.view().swapper(), True
+    upper = choice == "ttbr1"
+    regime = regime_from_registers(state, upper)
+    return Root(
+        root_pa(state, upper=upper, pa52=regime.wide_oa), f"TTBR{int(upper)} of cpu {state.cpu}"
+    ), upper
+
+
+def _table_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> int:
+    """Return the physical address of a table that a symbol or a register names.
+
+    A register that holds a TTBR value loses its ASID; an address in the kernel half is translated.
+    """
+    value = choice.value(GuestNames(ctx, state.cpu))
+    if bit(value, 55) and value >> 56 == 0xFF:
+        return ctx.view().pa_of(value)
+    return value & 0x0000_FFFF_FFFF_FFFE
+
+
+def snapshot_of(
+    ctx: Context, args: argparse.Namespace, name: str, va_range: tuple[int, int] | None = None
+) -> Snapshot:
+    """Return the snapshot that `--snap` names, or a capture of the guest made for this command."""
+    found = source(ctx, args, name, None if va_range is None else va_range[0])
+    if found.snapshot is not None and args.root is None:
+        return found.snapshot
+    return capture_snapshot(ctx, found, f"({found.label})", va_range=va_range)
+
+
+def range_of(ctx: Context, args: argparse.Namespace, chosen: argtypes.Range | None) -> tuple[int, int] | None:
+    """Return the first and last address of a range argument, or None if none was given."""
+    return None if chosen is None else chosen.value(names(ctx, args))
+
+
+def notes_about(found: Source | Snapshot) -> Sequence[str]:
+    """Return the line that says which root is looked at, and why."""
+    return (f"root pa:{found.root.pa:#x} ({found.root.provenance})",)

@@ -1,0 +1,41 @@
+"""What stands where: the facts that `status`, `launch` and `attach` show."""
+
+from __future__ import annotations
+
+from ptinspect.commands.context import Context
+from ptinspect.output.model import Report
+from ptinspect.output.views import target as views
+from ptinspect.output.views.regime import mmu_on
+
+
+def status_report(ctx: Context, headline: str) -> Report:
+    """Show the session, QEMU, kernel and snapshots as they are now. Raises TargetError."""
+    return views.status_report(collect(ctx), headline)
+
+
+def collect(ctx: Context) -> views.Status:
+    """Ask the session and QEMU for the facts. Raises TargetError if the link fails."""
+    session, qemu = ctx.session, ctx.qemu
+    facts: dict[str, object] = {
+        "kernel": "" if ctx.settings.kernel is None else str(ctx.settings.kernel),
+        "snapshots": tuple(ctx.snapshots),
+    }
+    if qemu is not None:
+        facts |= {"pid": qemu.pid, "console": str(qemu.console)}
+    if session is not None:
+        state = session.state.name.lower()
+        facts |= {"address": session.address, "state": state}
+        if state != "dead":
+            facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
+        if state == "stopped":
+            cpu = session.cpu_state(session.current_cpu)
+            facts |= {
+                "cpu": cpu.cpu,
+                "pc": cpu.pc,
+                "place": ctx.place(cpu.pc),
+                "el": cpu.el,
+                "mmu_on": mmu_on(cpu),
+                "reason": str(session.stop.reason),
+                "memory": session.memory.label,
+            }
+    return views.Status(**facts)  # type: ignore[arg-type]

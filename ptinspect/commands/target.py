@@ -1,0 +1,244 @@
+"""`launch`, `attach`, `detach`, `status`, `console`, `quit`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.status import status_report
+from ptinspect.errors import GuestError, PtinspectError, UserError
+from ptinspect.output.model import Note, Report, escape
+
+if TYPE_CHECKING:
+    from ptinspect.target.qemu import LaunchOptions
+
+CONSOLE_BYTES = 1 << 20
+"""How much of the end of the console file `console` looks at."""
+
+
+def register(registry: Registry) -> None:
+    """Add the commands about the target as a whole."""
+    add = registry.command
+    add(
+        "launch",
+        summary="Start QEMU on a kernel, stopped at reset, and attach",
+        example="launch --memory 512 -- -d guest_errors",
+        configure=_configure_launch,
+        details="Without KERNEL: the one of --kernel, else the default reference guest. What stands "
+        "behind -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
+        extra=True,
+    )(launch)
+    add(
+        "attach",
+        summary="Attach to a gdbstub that runs already",
+        example="attach :1234",
+        configure=_configure_attach,
+        details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
+        "The guest is stopped while ptinspect is attached and left as it was found.",
+    )(attach)
+    add(
+        "detach",
+        summary="Leave the guest as it was found",
+        example="detach",
+        needs=Needs.NOTHING,
+        configure=_configure_detach,
+    )(detach)
+    add("status", summary="Say what ptinspect is attached to and how it stands", example="status")(status)
+    add(
+        "console",
+        summary="Show the end of the guest's console",
+        example="console -n 40",
+        configure=_configure_console,
+    )(console)
+    add("quit", summary="Leave ptinspect", example="quit", aliases=("q", "exit"))(leave)
+
+
+def _configure_launch(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image, vmlinuz, or vmlinux with symbols")
+    add("--guest", metavar="NAME", help="a reference guest that setup installed")
+    add("--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)")
+    add("--no-initrd", action="store_true", help="start without an initial RAM disk")
+    add("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)")
+    add("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)")
+    add("--smp", type=argtypes.whole(1, 512), metavar="N", help="number of CPUs (default 1)")
+    add("--memory", "-m", type=_megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)")
+    add("--append", metavar="TEXT", help="kernel command line instead of the default one")
+    add("--append-more", metavar="TEXT", help="words added to the default kernel command line")
+    add("--keep", action="store_true", help="leave QEMU running when ptinspect ends")
+
+
+def _configure_attach(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address", nargs="?", metavar="ADDR", help="host:port, :port, or the path of a Unix socket"
+    )
+    parser.add_argument(
+        "--timeout", type=argtypes.seconds, metavar="SECONDS", help="time that attaching may take (10)"
+    )
+
+
+def _configure_detach(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="leave it running, however it was found")
+    group.add_argument("--stop", action="store_true", help="leave it stopped, however it was found")
+
+
+def _configure_console(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-n", dest="lines", type=argtypes.whole(1, 100_000), default=20, metavar="LINES", help="20"
+    )
+
+
+def _megabytes(text: str) -> int:
+    return int(text) if text.isdigit() else max(argtypes.size(text) >> 20, 1)
+
+
+def launch(ctx: Context, args: argparse.Namespace) -> Report:
+    """Start QEMU and attach to it."""
+    _refuse_second(ctx)
+    from ptinspect.target.qemu import launch as start
+    from ptinspect.target.session import Session
+
+    if ctx.qemu is not None:
+        ctx.qemu.close()
+        ctx.qemu = None
+    options = _options(ctx, args)
+    ctx.progress("starting QEMU", 0, 0)
+    qemu = start(options, keep=args.keep)
+    ctx.qemu = qemu
+    try:
+        session = Session.attach(
+            str(qemu.gdb_socket),
+            gdb_path=ctx.settings.gdb,
+            symbol_file=_symbols(options.kernel),
+            timeout=ctx.settings.timeout,
+        )
+    except PtinspectError:
+        ctx.qemu = None
+        qemu.close()
+        raise
+    ctx.use_kernel(options.kernel)
+    ctx.open_session(session)
+    return status_report(ctx, f"launched {options.kernel.name}, stopped at reset")
+
+
+def _options(ctx: Context, args: argparse.Namespace) -> LaunchOptions:
+    from ptinspect.target.qemu import LaunchOptions
+
+    kernel, initrd = _kernel_and_initrd(ctx, args)
+    for file in (kernel, initrd):
+        if file is not None and not file.is_file():
+            raise UserError(f"no file {file}")
+    chosen: dict[str, object] = {
+        name: getattr(args, name)
+        for name in ("machine", "cpu", "smp", "memory", "append")
+        if getattr(args, name) is not None
+    }
+    options = LaunchOptions(kernel=kernel, initrd=initrd, extra=tuple(args.extra), **chosen)  # type: ignore[arg-type]
+    if args.append_more:
+        from dataclasses import replace
+
+        options = replace(options, append=f"{options.append} {args.append_more}")
+    return options
+
+
+def _kernel_and_initrd(ctx: Context, args: argparse.Namespace) -> tuple[Path, Path | None]:
+    named = args.kernel or (None if args.guest else ctx.settings.kernel)
+    initrd: Path | None = args.initrd
+    if named is not None and (initrd is not None or args.no_initrd):
+        return named, initrd
+    from ptinspect.guests import archive
+
+    if named is None:
+        guest = archive.guest(args.guest) if args.guest else archive.guest()
+        kernel: Path = guest.kernel
+        return kernel, initrd or (None if args.no_initrd else guest.initrd)
+    installed = archive.installed_guests()
+    return named, installed[0].initrd if installed else None
+
+
+def _symbols(kernel: Path) -> Path | None:
+    """Return the file for GDB if it is an ELF file; GDB can do nothing with an Image."""
+    with kernel.open("rb") as file:
+        return kernel if file.read(4) == b"\x7fELF" else None
+
+
+def _refuse_second(ctx: Context) -> None:
+    if ctx.session is not None and ctx.session.state.name != "DEAD":
+        raise UserError(f"attached to {ctx.session.address} already", "detach first")
+    if ctx.session is not None:
+        ctx.drop_session()
+
+
+def attach(ctx: Context, args: argparse.Namespace) -> Report:
+    """Attach to a gdbstub."""
+    _refuse_second(ctx)
+    address = args.address
+    if address is None:
+        if ctx.qemu is None or not ctx.qemu.alive:
+            raise UserError(
+                "attach: which gdbstub?", "attach :1234, attach host:port, or attach /path/to/socket"
+            )
+        address = str(ctx.qemu.gdb_socket)
+    from ptinspect.target.session import Session
+
+    kernel = ctx.settings.kernel
+    session = Session.attach(
+        address,
+        gdb_path=ctx.settings.gdb,
+        symbol_file=None if kernel is None else _symbols(kernel),
+        timeout=args.timeout or ctx.settings.timeout,
+    )
+    ctx.open_session(session)
+    return status_report(ctx, f"attached to {address}")
+
+
+def detach(ctx: Context, args: argparse.Namespace) -> Report:
+    """Detach; the guest runs again if it ran before."""
+    session = ctx.session
+    if session is None:
+        raise UserError("not attached to a guest")
+    resume = True if args.resume else False if args.stop else None
+    running = session.was_running if resume is None else resume
+    dead = session.state.name == "DEAD"
+    try:
+        if not dead:
+            session.detach(resume)
+    finally:
+        ctx.drop_session()
+    how = "the guest has gone" if dead else f"the guest is left {'running' if running else 'stopped'}"
+    return Report({"detached": session.address, "running": running and not dead}, (Note(f"detached: {how}"),))
+
+
+def status(ctx: Context, args: argparse.Namespace) -> Report:
+    """Say what ptinspect is attached to."""
+    return status_report(ctx, "")
+
+
+def console(ctx: Context, args: argparse.Namespace) -> Report:
+    """Show the last lines of the console."""
+    if ctx.qemu is None:
+        raise UserError("console: known only for guests that were launched here", "launch starts one")
+    try:
+        with ctx.qemu.console.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - CONSOLE_BYTES, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise GuestError(f"cannot read the console: {error.strerror or error}") from error
+    lines = [escape(line.rstrip("\r")) for line in text.split("\n")]
+    if lines and not lines[-1]:
+        lines.pop()
+    lines = lines[-args.lines :]
+    body = [Note("\n".join(lines))] if lines else [Note("the console is empty yet", "dim")]
+    return Report({"lines": lines, "file": str(ctx.qemu.console)}, body)
+
+
+def leave(ctx: Context, args: argparse.Namespace) -> Report:
+    """Leave ptinspect; the guest is detached, or ended if it was launched here."""
+    ctx.leave = True
+    return Report({})

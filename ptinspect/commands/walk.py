@@ -1,0 +1,51 @@
+"""`walk`: follow one address through the tables."""
+
+from __future__ import annotations
+
+import argparse
+
+from ptinspect.arch.bits import VirtAddr
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.commands.sources import add_root_options, names, source
+from ptinspect.errors import UserError
+from ptinspect.output.model import Report
+
+
+def register(registry: Registry) -> None:
+    """Add `walk`."""
+    registry.command(
+        "walk",
+        summary="Show each level of the translation of an address",
+        example="walk $pc",
+        configure=_configure,
+        details=(
+            "Works with the MMU off and at any exception level. The root is printed with the reason for "
+            "it; --root chooses another. --snap walks a snapshot, with no guest."
+        ),
+    )(walk)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("va", type=argtypes.address, metavar="VA", help=argtypes.ADDRESS_HELP)
+    add_root_options(parser)
+
+
+def walk(ctx: Context, args: argparse.Namespace) -> Report:
+    """Walk to one virtual address."""
+    from ptinspect.output.views.walk import walked
+    from ptinspect.paging.walk import walk as walk_tables
+
+    if args.va.physical:
+        raise UserError(f"{args.va.text} is a physical address", "find PA lists the addresses that map it")
+    where = source(ctx, args, "walk") if args.snap else None
+    va = args.va.value(names(ctx, args))
+    where = source(ctx, args, "walk", va) if where is None or where.snapshot is None else where
+    return walked(
+        walk_tables(where.memory, VirtAddr(va), where.root.pa, where.regime),
+        where.root,
+        where.regime,
+        where.label,
+        ctx.place(va),
+    )

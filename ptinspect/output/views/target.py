@@ -1,0 +1,114 @@
+"""The target and its registers as reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
+
+STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead": "bad"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status` tells; empty strings and None where nothing is known."""
+
+    address: str = ""
+    """The gdbstub, empty if not attached."""
+    state: str = "none"
+    """stopped, running, dead, none."""
+    cpus: int = 0
+    """Number of CPUs."""
+    cpu: int | None = None
+    """The chosen CPU."""
+    pc: int | None = None
+    """Where it stands."""
+    place: str = ""
+    """The same with its symbol."""
+    el: int | None = None
+    """Its exception level."""
+    mmu_on: bool | None = None
+    """SCTLR_EL1.M."""
+    reason: str = ""
+    """Why it stopped."""
+    qemu: str = ""
+    """Version of QEMU."""
+    gdb: str = ""
+    """GDB in use."""
+    memory: str = ""
+    """How guest memory is read."""
+    kernel: str = ""
+    """Kernel file."""
+    pid: int | None = None
+    """Process of the QEMU that was launched here."""
+    console: str = ""
+    """Its console file."""
+    snapshots: Sequence[str] = ()
+    """Names of the snapshots in memory."""
+
+
+def status_report(status: Status, headline: str = "") -> Report:
+    """Show the status, with what was just done as first line."""
+    result: dict[str, Any] = {
+        "attached": status.state in ("stopped", "running"),
+        "address": status.address,
+        "state": status.state,
+        "cpus": status.cpus,
+        "cpu": status.cpu,
+        "pc": None if status.pc is None else hex_address(status.pc),
+        "el": status.el,
+        "mmu_on": status.mmu_on,
+        "reason": status.reason,
+        "qemu": status.qemu,
+        "gdb": status.gdb,
+        "memory": status.memory,
+        "kernel": status.kernel,
+        "pid": status.pid,
+        "console": status.console,
+        "snapshots": list(status.snapshots),
+    }
+    mmu = "" if status.mmu_on is None else f", MMU {'on' if status.mmu_on else 'off'}"
+    where = f"cpu {status.cpu} at {status.place}, EL{status.el}{mmu}" if status.pc is not None else ""
+    state = status.state if status.state != "none" else "not attached"
+    lines: list[tuple[str, Cell]] = [
+        ("guest", Styled(state, STATE_STYLES.get(status.state, "dim"))),
+        ("stub", status.address),
+        ("stands", where),
+        ("stopped by", status.reason),
+        ("CPUs", str(status.cpus) if status.cpus else ""),
+        ("QEMU", status.qemu + (f" (pid {status.pid})" if status.pid is not None else "")),
+        ("GDB", status.gdb),
+        ("memory by", status.memory),
+        ("kernel", status.kernel),
+        ("console", status.console),
+        ("snapshots", ", ".join(status.snapshots)),
+    ]
+    rows = [(name, value if isinstance(value, Styled) else escape(value)) for name, value in lines]
+    shown = [row for row in rows if str(row[1]).strip()]
+    head = [Note(headline, "good")] if headline else []
+    return Report(result, (*head, Table((Column(""), Column("")), shown)))
+
+
+def registers(cpu: int, general: Mapping[str, int], system: Mapping[str, int], label: str) -> Report:
+    """Show the registers of a CPU, three to a line."""
+    result = {
+        "cpu": cpu,
+        "registers": {name: hex_address(value) for name, value in {**general, **system}.items()},
+        "source": label,
+    }
+    return Report(result, (_grid(general, f"cpu {cpu} ({label})", 3), _grid(system, "system registers", 2)))
+
+
+def _grid(values: Mapping[str, int], title: str, across: int) -> Table:
+    cells = [(name, f"{value:#018x}") for name, value in values.items()]
+    down = -(-len(cells) // across)
+    rows = []
+    for line in range(down):
+        row: list[Cell] = []
+        for part in cells[line::down]:
+            row.extend((Styled(part[0], "level"), part[1]))
+        row.extend("" for _ in range(2 * across - len(row)))
+        rows.append(row)
+    return Table([Column("") for _ in range(2 * across)], rows, title, "none")

@@ -1,0 +1,155 @@
+"""The walk of one address, as a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
+from ptinspect.output.views.descriptor import kind_cell
+
+if TYPE_CHECKING:
+    from ptinspect.arch.descriptor import Attributes
+    from ptinspect.arch.regime import Regime
+    from ptinspect.paging.walk import Step, Walk
+    from ptinspect.snapshot.model import Root
+
+COLUMNS = (
+    Column("level"),
+    Column("index", "right"),
+    Column("descriptor at"),
+    Column("raw", "right"),
+    Column("kind"),
+    Column("leads to", "right"),
+)
+OUTCOME_STYLES: dict[str, Style] = {"mapped": "good", "fault": "bad", "unreadable": "bad"}
+
+
+def walked(walk: Walk, root: Root, regime: Regime, label: str, place: str) -> Report:
+    """Show each step, the attributes, and where the walk ended."""
+    result: dict[str, Any] = {
+        "va": hex_address(walk.va),
+        "root": {"pa": hex_address(root.pa), "provenance": root.provenance},
+        "steps": [_step(step) for step in walk.steps],
+        "outcome": walk.outcome,
+        "pa": _hex(walk.pa),
+        "fault_level": walk.fault_level,
+        "permissions": _permissions(walk),
+        "reason": walk.reason,
+        "mmu_on": regime.mmu_on,
+        "source": label,
+    }
+    mmu = "" if regime.mmu_on else "; the MMU is off"
+    body: list[Note | Table] = [
+        Note(place, "title"),
+        Note(f"root pa:{root.pa:#x}: {root.provenance} ({label}{mmu})", "dim"),
+        Table(COLUMNS, [_row(step) for step in walk.steps], empty="no table was looked at"),
+    ]
+    said = [(f"{step.name} {step.level}", attributes_text(step)) for step in walk.steps]
+    if any(text for _, text in said):
+        rows = [(Styled(name, "level"), text) for name, text in said if text]
+        body.append(Table((Column("level"), Column("attributes")), rows))
+    body.append(_outcome(walk))
+    return Report(result, body)
+
+
+def _step(step: Step) -> dict[str, Any]:
+    found = step.descriptor
+    return {
+        "level": step.level,
+        "name": step.name,
+        "table_pa": hex_address(step.table_pa),
+        "index": step.index,
+        "descriptor_pa": hex_address(step.descriptor_pa),
+        "raw": _hex(step.raw),
+        "kind": None if found is None else str(found.kind),
+        "output_address": None if found is None else _hex(found.output_address),
+        "bit11": None if step.raw is None else bool(step.raw >> 11 & 1),
+        "attributes": None
+        if found is None or found.attributes is None
+        else attributes_json(found.attributes),
+        "error": step.error,
+    }
+
+
+def _row(step: Step) -> tuple[Styled | str, ...]:
+    found = step.descriptor
+    if found is None or step.raw is None:
+        last: tuple[Styled | str, ...] = ("?", Styled("unreadable", "bad"), "")
+    else:
+        leads = "" if found.output_address is None else f"pa:{found.output_address:#x}"
+        last = (f"{step.raw:#018x}", kind_cell(str(found.kind)), leads)
+    return (
+        Styled(f"{step.name} {step.level}", "level"),
+        str(step.index),
+        f"pa:{step.descriptor_pa:#x}",
+        *last,
+    )
+
+
+def _outcome(walk: Walk) -> Note:
+    permissions = _permissions(walk)
+    may = "" if permissions is None else f", EL1 {permissions['el1']}, EL0 {permissions['el0']}"
+    if walk.pa is not None:
+        return Note(f"mapped to pa:{walk.pa:#x}{may}", "good")
+    reason = f": {walk.reason}" if walk.reason else ""
+    level = "" if walk.fault_level is None else f" at level {walk.fault_level}"
+    return Note(f"{walk.outcome}{level}{reason}", OUTCOME_STYLES[walk.outcome])
+
+
+def _permissions(walk: Walk) -> dict[str, str] | None:
+    found = walk.permissions
+    return None if found is None else {"el1": found.el1, "el0": found.el0}
+
+
+def attributes_json(attributes: Attributes) -> dict[str, Any]:
+    """Return the attributes by name; those that the descriptor does not have are left out."""
+    found = dataclasses.asdict(attributes)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items() if v is not None}
+
+
+def attributes_text(step: Step) -> str:
+    """Return the attributes of a step in one line; empty for an invalid descriptor."""
+    found = step.descriptor
+    if found is None or found.attributes is None:
+        return step.error
+    return words(found.attributes)
+
+
+SHAREABILITY = ("NSH", "SH=reserved", "OSH", "ISH")
+ACCESS = ("EL1:rw", "EL1:rw,EL0:rw", "EL1:ro", "EL1:ro,EL0:ro")
+TABLE_ACCESS = ("", "APTable:EL0-none", "APTable:ro", "APTable:ro,EL0-none")
+
+
+def words(attributes: Attributes) -> str:
+    """Return attributes in one line by the names that Arm and Linux use; bit 11 is always told."""
+    a = attributes
+    if a.table_mark is not None:
+        flags: tuple[tuple[str, object], ...] = (
+            ("marked(bit11)" if a.table_mark else "unmarked(bit11)", True),
+            (TABLE_ACCESS[a.apt or 0], a.apt),
+            ("PXNTable", a.pxn_table),
+            ("UXNTable", a.uxn_table),
+            ("NSTable", a.ns_table),
+            ("AF", a.af),
+        )
+        return " ".join(word for word, shown in flags if shown)
+    flags = (
+        ("nG" if a.ng else "global", True),
+        ("AF" if a.af else "AF-clear", True),
+        (SHAREABILITY[a.sh or 0], True),
+        (ACCESS[a.ap or 0], True),
+        ("PXN", a.pxn),
+        ("UXN", a.uxn),
+        ("Cont", a.contiguous),
+        ("DBM", a.dbm),
+        ("GP", a.gp),
+        ("NS", a.ns),
+        (f"AttrIndx={a.attr_index}({a.memory_type})", True),
+        *((name, True) for name in a.software),
+    )
+    return " ".join(word for word, shown in flags if shown)
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else hex_address(value)

@@ -1,0 +1,150 @@
+"""The interactive loop: read a line, run it, print the answer; no error and no bug ends it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input import Input
+from prompt_toolkit.output import Output
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from ptinspect import __version__
+from ptinspect.commands.context import Context
+from ptinspect.errors import PtinspectError, TargetError
+from ptinspect.repl.completer import CommandCompleter
+from ptinspect.repl.printer import Printer
+from ptinspect.repl.runner import Line, run_line
+from ptinspect.repl.toolbar import Toolbar
+
+INTERRUPT_SECONDS = 5.0
+"""Time that a running guest gets to stop after Ctrl-C."""
+
+
+def history_file() -> Path:
+    """Return the file that keeps the history between runs."""
+    from platformdirs import user_state_path
+
+    return user_state_path("ptinspect") / "history"
+
+
+def open_history(path: Path) -> History:
+    """Return the history in `path`, or one in memory if the file cannot be used."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.open("a").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)
+
+
+class Loop:
+    """Read commands from the terminal until Ctrl-D or `quit`."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        printer: Printer,
+        *,
+        history: History | None = None,
+        source: Input | None = None,
+        screen: Output | None = None,
+    ) -> None:
+        self.ctx = ctx
+        self.printer = printer
+        self.toolbar = Toolbar(ctx)
+        self._repeat = ""
+        self._prompt: PromptSession[str] = PromptSession(
+            history=open_history(history_file()) if history is None else history,
+            completer=CommandCompleter(ctx),
+            complete_in_thread=True,
+            complete_while_typing=False,
+            auto_suggest=AutoSuggestFromHistory(),
+            bottom_toolbar=self.toolbar,
+            refresh_interval=1.0,
+            enable_history_search=True,
+            input=source,
+            output=screen,
+        )
+
+    def run(self) -> int:
+        """Run until the user leaves; always 0: failed commands were reported when they failed."""
+        self.printer.say(f"ptinspect {__version__}: 'help' lists the commands, Ctrl-D leaves")
+        while not self.ctx.leave:
+            try:
+                with patch_stdout(raw=True):
+                    text = self._prompt.prompt("ptinspect> ")
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                break
+            self.execute(text)
+        return 0
+
+    def execute(self, text: str) -> None:
+        """Run one line, or repeat the last stepping command if it is empty."""
+        line = text.strip() or self._repeat
+        if not line or line.startswith("#"):
+            return
+        self._repeat = line if self._repeats(line) else ""
+        try:
+            with self._interrupts():
+                run_line(self.ctx, self.printer, Line(line))
+        except KeyboardInterrupt:
+            self._interrupted()
+        except Exception as error:  # noqa: BLE001 (the bug net)
+            self._bug(error)
+
+    def _repeats(self, line: str) -> bool:
+        try:
+            return self.ctx.registry.split(line)[0].repeats
+        except PtinspectError:
+            return False
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Make Ctrl-C cancel what GDB does, or else break into the command."""
+        before = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def _interrupted(self) -> None:
+        """Stop the guest if it runs: that is what Ctrl-C means then."""
+        session = self.ctx.session
+        if session is None or session.state.name != "RUNNING":
+            self.printer.say("cancelled")
+            return
+        try:
+            stop = session.interrupt(INTERRUPT_SECONDS)
+        except TargetError as error:
+            self.printer.error("interrupt", error)
+        except KeyboardInterrupt:
+            self.printer.say("the guest may still be running: 'status' tells, 'interrupt' stops it")
+        else:
+            self.printer.say(f"stopped: cpu {stop.cpu} at {stop.pc:#x}")
+
+    def _bug(self, error: Exception) -> None:
+        """Report a bug and stay up."""
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        if self.ctx.settings.debug:
+            sys.stderr.write("".join(traceback.format_exception(error)))
+        self.printer.failure(
+            "",
+            "bug",
+            f"a bug in ptinspect: {type(error).__name__}: {error} ({where})",
+            hint="" if self.ctx.settings.debug else "ptinspect --debug shows the traceback",
+        )

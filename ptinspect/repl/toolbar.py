@@ -1,0 +1,36 @@
+"""The line below the prompt: what the guest does and where it stands."""
+
+from __future__ import annotations
+
+from ptinspect.commands.context import Context
+from ptinspect.commands.status import collect
+from ptinspect.errors import PtinspectError
+from ptinspect.output.model import escape
+
+
+class Toolbar:
+    """Say target, state, pc, CPU and MMU; the guest is asked once per stop."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._known: tuple[object, str] | None = None
+
+    def __call__(self) -> str:
+        """Return the text to show now."""
+        session = self._ctx.session
+        if session is None:
+            names = len(self._ctx.snapshots)
+            return f" no guest{f' · {names} snapshot(s)' if names else ''}"
+        state = session.state.name.lower()
+        key = (id(session), session.stop_token, state, session.current_cpu if state == "stopped" else 0)
+        if self._known is None or self._known[0] != key:
+            self._known = (key, self._stopped() if state == "stopped" else state)
+        return f" {escape(session.address)} · {self._known[1]}"
+
+    def _stopped(self) -> str:
+        try:
+            now = collect(self._ctx)
+        except PtinspectError as error:
+            return f"stopped · {escape(error.message)}"
+        mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
+        return f"stopped · cpu {now.cpu} EL{now.el} pc {now.place}{mmu}"

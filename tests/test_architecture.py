@@ -1,0 +1,194 @@
+"""The layers of the package, read from its source: who may import whom, and the house rules on modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ptinspect"
+
+BELOW = {
+    "errors": set(),
+    "arch": {"errors"},
+    "memory": {"errors", "arch"},
+    "snapshot": {"errors", "arch", "memory"},
+    "paging": {"errors", "arch", "memory", "snapshot"},
+    "linux": {"errors", "arch", "memory", "paging", "snapshot"},
+    "stack": {"errors", "arch", "memory", "paging", "snapshot", "linux"},
+    "target": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack"},
+    "output": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack", "target"},
+    "guests": {"errors", "output"},
+    "repl": {"errors", "output", "commands"},
+}
+"""Package -> packages of ptinspect that it may import, besides itself; the others may import all."""
+
+THIRD_PARTY = {
+    "errors": set(),
+    "arch": set(),
+    "memory": {"numpy"},
+    "snapshot": {"numpy"},
+    "paging": {"numpy"},
+    "linux": {"numpy", "elftools", "vmlinux_to_elf", "platformdirs"},
+    "stack": {"numpy"},
+    "target": {"numpy", "pygdbmi", "platformdirs"},
+    "output": {"tabulate"},
+    "guests": {"platformdirs"},
+    "commands": set(),
+    "repl": {"prompt_toolkit", "platformdirs"},
+    "app": set(),
+    "__main__": set(),
+    "__init__": set(),
+}
+"""Package -> libraries that it may import."""
+
+ONE_PLACE = {
+    "pygdbmi": {"target/mi.py"},
+    "tabulate": {"output/text.py"},
+    "elftools": {"linux/*"},
+    "vmlinux_to_elf": {"linux/*"},
+}
+"""Library -> the only files that may import it."""
+
+BUG_NETS = {"app.py", "repl/loop.py"}
+"""The only files with `except Exception`."""
+
+MAX_LINES = 320
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every imported module; `from a import b` counts as `a.b`, which names a module or something in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def wrong_imports(path: Path, source: str) -> list[str]:
+    """What a module imports against the table."""
+    package = package_of(path)
+    relative = path.relative_to(PACKAGE)
+    found = []
+    for name in imports(ast.parse(source)):
+        top, _, rest = name.partition(".")
+        if top == "ptinspect":
+            other = rest.partition(".")[0]
+            if not (PACKAGE / other).is_dir() and not (PACKAGE / f"{other}.py").is_file():
+                continue  # a name in ptinspect/__init__.py: the version
+            allowed = BELOW.get(package)
+            if other != package and allowed is not None and other not in allowed:
+                found.append(f"{relative} imports {name}")
+            if package == "guests" and other == "output" and not name.startswith("ptinspect.output.model"):
+                found.append(f"{relative} imports {name}")
+            if other == "guests" and package not in ("guests", "commands"):
+                found.append(f"{relative} imports {name}")
+        elif top not in sys.stdlib_module_names:
+            places = ONE_PLACE.get(top)
+            elsewhere = places and not any(relative.match(place) for place in places)
+            if top not in THIRD_PARTY[package] or elsewhere:
+                found.append(f"{relative} imports {top}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_table(path: Path) -> None:
+    assert wrong_imports(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("arch/bits.py", "import numpy"),
+        ("arch/bits.py", "from ptinspect.memory.source import RamBlock"),
+        ("paging/walk.py", "from ptinspect.target.session import Session"),
+        ("repl/loop.py", "from ptinspect.target import session"),
+        ("repl/loop.py", "def f():\n    import ptinspect.target.session"),
+        ("target/session.py", "import pygdbmi.gdbmiparser"),
+        ("output/json.py", "from tabulate import tabulate"),
+        ("commands/walk.py", "import prompt_toolkit"),
+        ("guests/archive.py", "from ptinspect.output.text import render"),
+        ("target/qemu.py", "from ptinspect.guests.archive import guest"),
+        ("commands/walk.py", "import gdb"),
+    ],
+)
+def test_a_wrong_import_is_found(file: str, source: str) -> None:
+    assert wrong_imports(PACKAGE / file, source)
+
+
+def test_every_package_is_in_the_table() -> None:
+    packages = {package_of(path) for path in modules()}
+    assert packages <= set(THIRD_PARTY)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_bug_nets_catch_everything(path: Path) -> None:
+    broad = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            names = (
+                {"bare"}
+                if node.type is None
+                else {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+            )
+            allowed = {"Exception"} if str(path.relative_to(PACKAGE)) in BUG_NETS else set()
+            if names & {"bare", "BaseException", "Exception"} - allowed:
+                broad.append(node.lineno)
+    assert broad == []
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_do_not_print(path: Path) -> None:
+    calls = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+def test_gdbscripts_import_only_gdb_and_the_standard_library() -> None:
+    for path in sorted((ROOT / "gdbscripts").rglob("*.py")):
+        tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text()))}
+        siblings = {p.stem for p in path.parent.glob("*.py")}
+        assert tops <= set(sys.stdlib_module_names) | {"gdb"} | siblings, path
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    """`--help` builds the whole registry; numpy and the like are for handlers."""
+    code = (
+        "import sys; sys.stdout = open('/dev/null', 'w'); from ptinspect.app import main; main(['--help']);"
+        "heavy = {'numpy', 'elftools', 'pygdbmi', 'prompt_toolkit', 'vmlinux_to_elf'} & set(sys.modules);"
+        "sys.exit(' '.join(sorted(heavy)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]])
+def test_linters(command: list[str]) -> None:
+    pytest.importorskip(command[0])
+    run = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
