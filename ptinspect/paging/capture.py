@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.memory.source import PhysicalMemory
-from ptinspect.paging.classify import are_tables, next_tables
-from ptinspect.paging.window import Window
+from ptinspect.snapshot.classify import are_tables, next_tables
 from ptinspect.snapshot.model import Tables
+from ptinspect.snapshot.window import Window
 
 Progress = Callable[[int, int], None]
 """Called with the number of tables read, and the number known to exist so far."""

@@ -1,0 +1,234 @@
+"""Snapshot files.
+
+Format, version 1: a zip file (`.npz`) whose members are numpy arrays, deflated or stored, without
+pickled objects, so that `numpy.load(file, allow_pickle=False)` opens it:
+
+    document   uint8 (length)          UTF-8 JSON: format, version, name, root, regime, cpus, ram,
+                                       meta, va_range, truncated; numbers of 64 bits as hex strings
+    level      int8 (n)                level of each table, sorted by (level, va); row 0 is the root
+    pa         uint64 (n)              physical address of each table
+    va         uint64 (n)              first virtual address that it translates
+    readable   bool (n)                false where the table could not be read
+    planes     uint8 (8, n, words)     the descriptors as byte planes: planes[i] holds byte i (0 is the
+                                       lowest) of every descriptor; words is granule / 8
+
+Neighbouring descriptors share all bytes but one or two, so each plane is long runs of equal bytes,
+which deflate packs well and fast. Descriptors are rebuilt by
+
+    raw = numpy.ascontiguousarray(numpy.moveaxis(planes, 0, -1)).view("<u8")[..., 0]
+
+A reader ignores members and JSON fields that it does not know; any other change is a new version.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.errors import SnapshotError
+from ptinspect.snapshot import document
+from ptinspect.snapshot.checks import check_tables
+from ptinspect.snapshot.model import Snapshot, Tables
+
+MAX_FILE_BYTES = 1 << 30
+"""Largest file that `load` opens unless told otherwise."""
+MAX_TABLE_BYTES = 2 << 30
+"""Largest size of all tables together, uncompressed."""
+MAX_DOCUMENT_BYTES = 16 << 20
+MAX_HEADER_BYTES = 4096
+
+_HEADER = re.compile(
+    rb"\{'descr': '([|<][a-z]\d)', 'fortran_order': False, 'shape': \((\d{1,18}(?:, \d{1,18})*),?\), \} *\n"
+)
+_MAGIC = b"\x93NUMPY\x01\x00"
+_STEP = 1 << 20
+_Array = NDArray[Any]
+
+
+def save(snapshot: Snapshot, path: Path) -> None:
+    """Write a snapshot to `path`, which is replaced only when all is written.
+
+    Raises SnapshotError if it is larger than `load` accepts, or cannot be written.
+    """
+    tables = snapshot.tables
+    if tables.raw.nbytes > MAX_TABLE_BYTES:
+        raise SnapshotError(
+            f"{tables.raw.nbytes >> 20} MiB of tables: a file holds at most {MAX_TABLE_BYTES >> 20}",
+            "capture a part (--range), or fewer tables",
+        )
+    text = np.frombuffer(document.encode(snapshot), dtype=np.uint8)
+    if text.nbytes > MAX_DOCUMENT_BYTES:
+        raise SnapshotError(f"{text.nbytes} bytes of registers and notes are too much for a snapshot file")
+    count, words = tables.raw.shape
+    planes = tables.raw.astype("<u8", copy=False).view(np.uint8).reshape(count, words, 8)
+    arrays: dict[str, _Array] = {
+        "document": text,
+        "level": tables.level,
+        "pa": tables.pa.astype("<u8", copy=False),
+        "va": tables.va.astype("<u8", copy=False),
+        "readable": tables.readable,
+        "planes": np.ascontiguousarray(np.moveaxis(planes, -1, 0)),
+    }
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        _write(arrays, temporary)
+        temporary.replace(target)
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise SnapshotError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(arrays: dict[str, _Array], path: Path) -> None:
+    with path.open("xb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, array in arrays.items():
+                entry = zipfile.ZipInfo(f"{name}.npy")
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry._compresslevel = 1  # type: ignore[attr-defined]
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def load(
+    path: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_table_bytes: int = MAX_TABLE_BYTES
+) -> Snapshot:
+    """Read a snapshot file, believing nothing in it.
+
+    Sizes are checked in the zip directory and the array headers before anything is decompressed.
+    Raises SnapshotError if it cannot be read, is no snapshot, is truncated or damaged, larger than
+    the bounds, of an unknown version, or contradicts itself.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise SnapshotError(f"{path} is not a regular file")
+        if status.st_size > max_file_bytes:
+            raise SnapshotError(
+                f"{path} is too large: {status.st_size} bytes, at most {max_file_bytes} are read"
+            )
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise SnapshotError(f"{path} is not a snapshot, or is truncated: it is no zip file")
+            with zipfile.ZipFile(file) as archive:
+                return _read(_Archive(archive), max_table_bytes)
+    except SnapshotError as error:
+        text = error.message if str(path) in error.message else f"{path}: {error.message}"
+        raise SnapshotError(text, error.hint) from error.__cause__
+    except OSError as error:
+        raise SnapshotError(f"cannot read {path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise SnapshotError(f"{path} is damaged or truncated: {error}") from error
+
+
+def _read(archive: _Archive, max_table_bytes: int) -> Snapshot:
+    text = archive.array("document", "|u1", (None,), MAX_DOCUMENT_BYTES)
+    found = document.decode(text.tobytes())
+    words = found.regime.granule // 8
+    most = max_table_bytes // found.regime.granule
+    level = archive.array("level", "|i1", (None,), most)
+    count = level.shape[0]
+    planes = archive.array("planes", "|u1", (8, count, words), max_table_bytes)
+    raw = np.empty((count, words), dtype="<u8")
+    columns = raw.view(np.uint8).reshape(count, words, 8)
+    for i in range(8):
+        columns[..., i] = planes[i]
+    flags = archive.array("readable", "|b1", (count,), most)
+    tables = Tables(
+        level=level,
+        pa=archive.array("pa", "<u8", (count,), most * 8).astype(np.uint64, copy=False),
+        va=archive.array("va", "<u8", (count,), most * 8).astype(np.uint64, copy=False),
+        raw=raw.astype(np.uint64, copy=False),
+        readable=flags.view(np.uint8) != 0,
+    )
+    check_tables(tables, found.regime, found.root.pa)
+    return Snapshot(
+        name=found.name,
+        root=found.root,
+        regime=found.regime,
+        tables=tables,
+        cpus=found.cpus,
+        ram=found.ram,
+        meta=found.meta,
+        va_range=found.va_range,
+        truncated=found.truncated,
+    )
+
+
+class _Archive:
+    """Take arrays of known type and bounded size out of a zip file."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._entries = {entry.filename: entry for entry in archive.infolist()}
+        if "document.npy" not in self._entries:
+            raise SnapshotError("not a ptinspect snapshot")
+
+    def array(self, name: str, kind: str, shape: tuple[int | None, ...], max_bytes: int) -> _Array:
+        """Read one array. Raises SnapshotError unless type and shape (None: any length) are these."""
+        entry = self._entries.get(f"{name}.npy")
+        if entry is None:
+            raise SnapshotError(f"the array {name!r} is missing")
+        if entry.file_size > max_bytes + MAX_HEADER_BYTES:
+            raise SnapshotError(f"the array {name!r} is too large: {entry.file_size} bytes, not {max_bytes}")
+        with self._archive.open(entry) as member:
+            found_kind, found_shape, header = _header(member, name)
+            fits = len(found_shape) == len(shape) and all(
+                wanted in (None, got) for wanted, got in zip(shape, found_shape, strict=True)
+            )
+            if found_kind != kind or not fits:
+                wanted = tuple("n" if size is None else size for size in shape)
+                raise SnapshotError(f"the array {name!r} is {found_kind}{found_shape}, not {kind}{wanted}")
+            size = int(np.prod(found_shape, dtype=object)) * np.dtype(kind).itemsize
+            if size != entry.file_size - header:
+                raise SnapshotError(f"the array {name!r} has not the size that its header gives")
+            array = np.empty(found_shape, dtype=kind)
+            _fill(member, array, name)
+        return array
+
+
+def _header(member: IO[bytes], name: str) -> tuple[str, tuple[int, ...], int]:
+    """Read the header of a .npy member: type, shape, and the header's own length."""
+    start = member.read(10)
+    length = int.from_bytes(start[8:10], "little")
+    if start[:8] != _MAGIC or len(start) != 10 or length > MAX_HEADER_BYTES - 10:
+        raise SnapshotError(f"{name!r} is not an array")
+    found = _HEADER.fullmatch(member.read(length))
+    if found is None:
+        raise SnapshotError(f"{name!r} is not a plain array")
+    return found[1].decode(), tuple(int(size) for size in found[2].split(b", ")), 10 + length
+
+
+def _fill(member: IO[bytes], array: _Array, name: str) -> None:
+    """Decompress exactly the array's bytes, never more than asked for at once."""
+    room = array.reshape(-1).view(np.uint8)
+    done = 0
+    while done < room.shape[0]:
+        data = member.read(min(_STEP, room.shape[0] - done))
+        if not data:
+            raise SnapshotError(f"the array {name!r} is truncated")
+        room[done : done + len(data)] = np.frombuffer(data, dtype=np.uint8)
+        done += len(data)
+    if member.read(1):
+        raise SnapshotError(f"the array {name!r} is longer than its header says")

@@ -1,0 +1,88 @@
+"""The array helpers say what the scalar decoder says, for every granule, level and bit pattern."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import REGIMES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.arch.descriptor import Kind, decode, kind
+from ptinspect.arch.levels import level_name, levels_of, size_name
+from ptinspect.arch.regime import Regime
+from ptinspect.snapshot import classify
+
+EVERY = [(name, level) for name, regime in REGIMES.items() for level in levels_of(regime)]
+
+
+def compare(raws: list[int], level: int, regime: Regime) -> None:
+    array = np.array(raws, dtype=np.uint64)
+    scalar = [decode(raw, level, regime) for raw in raws]
+    names = [classify.KIND_NAMES[code] for code in classify.kinds(array, level, regime).tolist()]
+    assert names == [str(d.kind) for d in scalar] == [str(kind(raw, level, regime)) for raw in raws]
+    assert classify.are_tables(array, level).tolist() == [d.kind is Kind.TABLE for d in scalar]
+    assert classify.are_leaves(array, level, regime).tolist() == [d.is_leaf for d in scalar]
+    valid = [d.kind in (Kind.TABLE, Kind.BLOCK, Kind.PAGE) for d in scalar]
+    assert classify.are_valid(array, level, regime).tolist() == valid
+    leaves = classify.output_addresses(array, level, regime).tolist()
+    tables = classify.next_tables(array, regime).tolist()
+    for i, found in enumerate(scalar):
+        if found.is_leaf:
+            assert leaves[i] == found.output_address
+        if found.kind is Kind.TABLE:
+            assert tables[i] == found.output_address
+
+
+@pytest.mark.parametrize(("name", "level"), EVERY)
+def test_each_single_bit(name: str, level: int) -> None:
+    raws = [low | 1 << b for low in range(4) for b in range(64)] + [0, 1, 2, 3, MASK64, MASK64 - 2]
+    compare(raws, level, REGIMES[name])
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(EVERY), st.lists(st.integers(0, MASK64), min_size=1, max_size=20))
+def test_any_bits(where: tuple[str, int], raws: list[int]) -> None:
+    compare(raws, where[1], REGIMES[where[0]])
+
+
+@pytest.mark.parametrize(("name", "level"), EVERY)
+@pytest.mark.parametrize("table", [False, True])
+def test_address_and_attribute_bits_part_the_descriptor(name: str, level: int, table: bool) -> None:
+    regime = REGIMES[name]
+    address = classify.address_bits(level, regime, table=table)
+    attributes = classify.attribute_bits(level, regime, table=table)
+    assert address & attributes == 0 and address | attributes | 3 == MASK64
+    find = regime.next_table if table else lambda raw: regime.output_address(raw, level)
+    for b in range(64):
+        moves = find(1 << b) != 0
+        assert moves == bool(address >> b & 1), b
+
+
+def test_shapes_are_kept() -> None:
+    regime = REGIMES["4k-48"]
+    raw = np.zeros((3, 512), dtype=np.uint64)
+    assert classify.kinds(raw, 2, regime).shape == (3, 512)
+    assert classify.kinds(raw, 2, regime).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("4k-48", ["pgd", "pud", "pmd", "pte"]),
+        ("4k-39", ["pgd", "pmd", "pte"]),
+        ("4k-52-lpa2", ["pgd", "p4d", "pud", "pmd", "pte"]),
+        ("16k-36", ["pgd", "pte"]),
+        ("64k-48", ["pgd", "pmd", "pte"]),
+    ],
+)
+def test_levels_have_the_names_that_linux_folds_them_to(name: str, names: list[str]) -> None:
+    regime = REGIMES[name]
+    assert [level_name(level, regime) for level in levels_of(regime)] == names
+
+
+def test_sizes_have_names() -> None:
+    assert [size_name(1 << n) for n in (12, 14, 16, 21, 25, 29, 30, 39)] == [
+        "4K", "16K", "64K", "2M", "32M", "512M", "1G", "512G",
+    ]  # fmt: skip
