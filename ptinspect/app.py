@@ -97,7 +97,7 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
         printer.error("", error)
         return error.exit_code
     if options.command:
-        lines.append(Line(_join(ctx.registry, options.command)))
+        lines.append(Line(join(ctx.registry, options.command)))
     if options.gdb is not None:
         code = _attach(ctx, printer, options.gdb, quiet=bool(lines))
         if code != EXIT_OK:
@@ -136,14 +136,14 @@ def _standard_input() -> Iterator[Line]:
     return lines_of("stdin", sys.stdin)
 
 
-def _join(registry: Registry, words: list[str]) -> str:
+def join(registry: Registry, words: list[str]) -> str:
     """Make one line of the process's arguments; what is passed through keeps its own quotes."""
     try:
-        command, used = registry.resolve(words)
+        command, _ = registry.resolve(words)
     except UserError:
         return shlex.join(words)
     if command.passthrough:
-        return " ".join([*words[:used], *words[used:]])
+        return " ".join(words)
     return shlex.join(words)
 
 

@@ -90,11 +90,10 @@ class Context:
                 f"{name}: not attached to a guest",
                 "attach ADDR, or launch --kernel FILE; on a snapshot, where it applies: --snap NAME",
             )
-        from ptinspect.target.session import RunState
-
-        if self.session.state is RunState.DEAD:
+        state = self.session.state.name
+        if state == "DEAD":
             raise TargetLost(f"{name}: the guest or GDB has gone", "detach, then attach or launch again")
-        if needs is Needs.STOPPED and self.session.state is RunState.RUNNING:
+        if needs is Needs.STOPPED and state == "RUNNING":
             raise TargetRunning(f"{name}: the guest is running", "interrupt stops it")
 
     @property
@@ -140,7 +139,7 @@ class Context:
             from ptinspect.linux.view import GuestView
 
             states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
-            self._view = (session.stop_token, GuestView(session.memory, states, self.kernel))
+            self._view = (session.stop_token, GuestView(session.memory, states, self.kernel, session.ram, current=session.current_cpu, previous=old))
         return self._view[1]
 
     def nearest(self, address: int) -> tuple[str, int] | None:

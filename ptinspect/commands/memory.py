@@ -30,7 +30,7 @@ def register(registry: Registry) -> None:
         details="x/COUNT FORMAT SIZE as in GDB: formats x (hex), d, u, c, s (string), a (address with "
         "symbol), i (instructions); sizes b, h, w, g. Virtual addresses go through our own walk, so "
         "the MMU may be off and the CPU at EL0.",
-        repeats=False,
+        slash="--format",
     )(examine)
 
 

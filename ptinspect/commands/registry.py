@@ -67,6 +67,8 @@ class Command:
     """True if everything behind the name is one string, unparsed (`gdb …`): it arrives as `args.line`."""
     extra: bool = False
     """True if the words behind `--` are for another program: they arrive unparsed as `args.extra`."""
+    slash: str = ""
+    """Option that takes what is typed behind a slash: with `--format`, `x/8gx` is `x --format 8gx`."""
 
     @property
     def name(self) -> str:
@@ -106,6 +108,7 @@ class Registry:
         repeats: bool = False,
         passthrough: bool = False,
         extra: bool = False,
+        slash: str = "",
     ) -> Callable[[Handler], Handler]:
         """Register the decorated handler under `name` (words separated by spaces)."""
 
@@ -125,6 +128,7 @@ class Registry:
                 repeats,
                 passthrough,
                 extra,
+                slash,
             )
             for alias in aliases:
                 if alias in self.aliases:
@@ -148,11 +152,20 @@ class Registry:
             words = shlex.split(line, comments=True)
         except ValueError as error:
             raise UserError(f"{line.strip()}: {error}", "close the quotes") from error
+        words = self._open_slash(words)
         command, used = self.resolve(words)
         rest = line.strip()
         for _ in range(used):
             rest = rest.partition(" ")[2].lstrip()
         return command, words[used:], rest
+
+    def _open_slash(self, words: list[str]) -> list[str]:
+        """Make an option of what stands behind a slash in the first word, for commands that have one."""
+        name, slash, form = words[0].partition("/") if words else ("", "", "")
+        command = self.commands.get((name,)) or self.commands.get(self.aliases.get(name, ()))
+        if not slash or command is None or not command.slash:
+            return words
+        return [name, command.slash, form, *words[1:]]
 
     def resolve(self, words: Sequence[str]) -> tuple[Command, int]:
         """Return the command that the first words name, and how many of them do.

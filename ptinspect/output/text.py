@@ -88,10 +88,10 @@ def _table(table: Table, colour: bool, width: int) -> str:
     if not table.rows:
         return "\n".join([*title, paint(table.empty or "nothing to show", "dim", colour)])
     rows = _fold(table, width) if width else table.rows
-    headers = [paint(column.title, "dim", colour) for column in table.columns]
-    body = tabulate(
-        [[_cell(cell, colour) for cell in row] for row in rows],
-        headers=headers if any(column.title for column in table.columns) else (),
+    headers = [[paint(column.title, "dim", colour) for column in table.columns]]
+    body = tabulate(  # headers are a row: tabulate would pad them by two columns
+        (headers if any(column.title for column in table.columns) else [])
+        + [[_cell(cell, colour) for cell in row] for row in rows],
         colalign=[column.align for column in table.columns],
         tablefmt="plain",
         disable_numparse=True,

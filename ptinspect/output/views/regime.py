@@ -59,9 +59,14 @@ def regime_report(facts: RegimeFacts) -> Report:
     state_word = "unknown (no SCTLR)" if on is None else "on" if on else "off"
     note = Note(f"MMU {state_word}", "good" if on else "changed")
     body: list[Note | Table] = [head, note, _halves(halves, asid_from), *_controls(state)]
-    if names:
-        types = "  ".join(f"{index}:{name}" for index, name in enumerate(names))
-        body.append(Note(f"MAIR {mair:#018x}  {types}"))
+    if mair is not None:
+        rows = [
+            (str(index), f"{mair >> 8 * index & 0xFF:#04x}", name)
+            for index, name in enumerate(names)
+            if mair >> 8 * index & 0xFF or index == 0
+        ]
+        columns = (Column("AttrIndx", "right"), Column("byte"), Column("memory type"))
+        body.append(Table(columns, rows, f"MAIR {mair:#018x}"))
     return Report(result, body)
 
 

@@ -1,0 +1,221 @@
+"""Go through the rewrite of the kernel's tables, stop at the points that matter, and capture at each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ptinspect.commands.capturing import capture_snapshot
+from ptinspect.commands.context import Context
+from ptinspect.commands.sources import Source
+from ptinspect.errors import GuestError, TargetTimeout, UserError
+
+if TYPE_CHECKING:
+    from ptinspect.linux.image import KernelImage
+    from ptinspect.linux.kpti import KptiCode
+    from ptinspect.snapshot.model import Root, Snapshot
+    from ptinspect.target.session import Session, StopInfo
+
+C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
+"""The C function that calls the identity-mapped one, per CPU.
+
+Source: arch/arm64/kernel/cpufeature.c (mm/mmu.c from 7.x); since 6.12 the per-CPU part has two
+underscores and the other name runs once, before it.
+"""
+ANCHOR = "idmap_cpu_replace_ttbr1"
+"""Runs from the identity map in paging_init(), early and with the final vectors installed: the first
+place where it can be known, at an address known in advance, where KASLR put the kernel."""
+PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
+"""Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
+kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
+
+
+@dataclass
+class Outcome:
+    """Say how a run through the rewrite ended."""
+
+    reached: bool
+    """True if the rewrite was entered."""
+    reason: str
+    """What was seen, in one line."""
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    """The captures by phase: before, during, after."""
+    stops: list[tuple[str, int]] = field(default_factory=list)
+    """The points that were reached, with the program counter."""
+
+
+class Runner:
+    """Drive one guest through the rewrite on its boot CPU."""
+
+    def __init__(self, ctx: Context, timeout: float) -> None:
+        """Prepare; `timeout` is the limit in seconds for the whole run."""
+        self.ctx = ctx
+        self.session: Session = ctx.stopped
+        self.deadline = time.monotonic() + timeout
+        kernel = ctx.kernel
+        if kernel is None:
+            raise UserError("the rewrite is found in the kernel file", "--kernel FILE, or kernel FILE")
+        self.kernel: KernelImage = kernel
+        from ptinspect.linux.kpti import recognise
+
+        self.code: KptiCode = recognise(kernel)
+        self.outcome = Outcome(False, "")
+
+    # -- places ---------------------------------------------------------------------------------
+
+    def physical(self, link_va: int) -> int:
+        """Return where a link-time address lies in guest-physical memory."""
+        return self.ctx.view().pa_of_link(link_va)
+
+    def point(self, name: str) -> int:
+        """Return the physical address of a point of the identity-mapped function."""
+        return self.physical(self.code.entry_va + self.code.points[name])
+
+    def runtime(self, names: Sequence[str]) -> list[int]:
+        """Return the run-time addresses of those symbols that the kernel has."""
+        view = self.ctx.view()
+        found = []
+        for name in names:
+            if name in self.kernel.symbols:
+                found.append(view.symbol(name))
+        return found
+
+    # -- running --------------------------------------------------------------------------------
+
+    def left(self) -> float:
+        """Return the seconds that are left; raises TargetTimeout when there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TargetTimeout(
+                "the guest did not reach the rewrite in time",
+                "a longer --timeout, or look where it stands: interrupt, bt, console",
+            )
+        return left
+
+    def run_to(self, addresses: Sequence[int]) -> StopInfo:
+        """Let the guest run until it stands at one of `addresses`, or stops for another reason."""
+        self.ctx.forget_stop()
+        stop = self.session.run_until(list(addresses), self.left())
+        self.ctx.forget_stop()
+        return stop
+
+    def place_kernel(self) -> None:
+        """Run until it is known where the kernel runs, if it is not known yet."""
+        if self.ctx.view().placed:
+            return
+        anchor = self.physical(self.kernel.lookup(ANCHOR))
+        self.ctx.progress(f"waiting for {ANCHOR}", 0, 0)
+        stop = self.run_to([anchor])
+        if stop.pc != anchor:
+            raise GuestError(
+                f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
+                "was the kernel file the one that was booted?",
+            )
+        self.outcome.stops.append((ANCHOR, stop.pc))
+
+    def enter(self) -> bool:
+        """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""
+        entry = self.point("entry")
+        if self.at_entry(entry):
+            return True
+        functions = self.runtime(C_FUNCTIONS)
+        past = self.runtime(PAST[:1]) or self.runtime(PAST)
+        returns: set[int] = set()
+        while True:
+            stop = self.run_to([entry, *functions, *past, *returns])
+            state = self.session.cpu_state(stop.cpu)
+            if stop.pc == entry:
+                if self.at_entry(entry):
+                    self.outcome.stops.append(("entry", stop.pc))
+                    return True
+            elif stop.pc in functions:
+                if stop.cpu == 0:
+                    returns.add(state.x[30])
+                    self.outcome.stops.append(("kpti_install_ng_mappings", stop.pc))
+            elif stop.pc in returns and stop.cpu == 0:
+                self.outcome.reason = (
+                    "kpti_install_ng_mappings returned without a rewrite: the mappings are nG already"
+                )
+                return False
+            elif stop.pc in past:
+                self.outcome.reason = "the kernel went on without a rewrite: it does not need KPTI, or did it"
+                return False
+            elif stop.pc not in returns:
+                raise GuestError(f"the guest stopped at {stop.pc:#x} for another reason: {stop.reason}")
+
+    def at_entry(self, entry: int) -> bool:
+        """Tell whether the boot CPU stands at the entry (w0, the CPU number, is 0)."""
+        state = self.session.cpu_state(self.session.current_cpu)
+        return state.pc == entry and state.x[0] & 0xFFFF_FFFF == 0
+
+    # -- capturing ------------------------------------------------------------------------------
+
+    def capture(self, phase: str, root: Root) -> Snapshot:
+        """Capture the tables under swapper and keep them under the name of the phase."""
+        from ptinspect.arch.regime import regime_from_registers
+
+        session = self.session
+        state = session.cpu_state(session.current_cpu)
+        source = Source(session.memory, root, regime_from_registers(state, True), "guest")
+        extra = {"kpti.phase": phase, "kpti.algorithm": self.code.algorithm}
+        snapshot = capture_snapshot(self.ctx, source, phase, extra=extra)
+        self.ctx.snapshots[phase] = snapshot
+        self.outcome.snapshots[phase] = snapshot
+        return snapshot
+
+    def through(self, percent: int) -> None:
+        """Go from the entry to the return, capturing before, during and after."""
+        root = self.ctx.view().swapper()
+        before = self.capture("before", root)
+        self.middle(before, percent)
+        self.capture("during", root)
+        for name, phase in (("after_writes", "after"), ("return", "")):
+            at = self.point(name)
+            stop = self.run_to([at])
+            if stop.pc != at:
+                raise GuestError(f"the guest stopped at {stop.pc:#x} before the end of the rewrite")
+            self.outcome.stops.append((name, stop.pc))
+            if phase:
+                self.capture(phase, root)
+
+    def middle(self, before: Snapshot, percent: int) -> None:
+        """Run until about `percent` of the last table level's parents have been written."""
+        import numpy as np
+
+        from ptinspect.arch.regime import LEVEL_LAST
+
+        tables = before.tables
+        rows = tables.raw[tables.level == LEVEL_LAST - 1]
+        valid = int(np.count_nonzero(rows & np.uint64(1)))
+        skip = max(min(valid * percent // 100, valid - 1), 0)
+        self.ctx.progress(f"waiting for {skip + 1} of {valid} pmd entries", 0, 0)
+        site = self.physical(self.code.entry_va + self.code.store_offset(LEVEL_LAST - 1))
+        self.ctx.forget_stop()
+        breakpoint_ = self.session.set_breakpoint(site, ignore=skip)
+        try:
+            self.session.resume()
+            stop = self.session.wait_stop(self.left())
+        finally:
+            if self.session.state.name == "STOPPED":
+                self.session.delete_breakpoint(breakpoint_.id)
+        self.ctx.forget_stop()
+        if stop.pc != site:
+            raise GuestError(f"the guest stopped at {stop.pc:#x} in the middle of the rewrite")
+        self.outcome.stops.append(("during", stop.pc))
+
+
+def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:
+    """Run the guest through the rewrite and capture before, during and after it.
+
+    Raises UserError without a kernel file, TargetTimeout after `timeout` seconds, GuestError if the
+    guest stops for a reason of its own. If the kernel does not rewrite its tables, the outcome says so.
+    """
+    runner = Runner(ctx, timeout)
+    runner.place_kernel()
+    if runner.enter():
+        runner.outcome.reached = True
+        runner.outcome.reason = f"rewrite seen from entry to return ({runner.code.algorithm})"
+        runner.through(percent)
+    return runner.outcome

@@ -1,0 +1,75 @@
+"""`oops`: explain a console log, with no guest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Note, Report, escape
+
+VERDICTS = (
+    "reverted-entry, lost-entry, stack-mapping-lost, deep-call-chain, guard-page-hit, sp-corrupted, "
+    "stack-corruption, not-a-stack-problem, unknown"
+)
+"""The codes of ptinspect.linux.oops_codes, named here so that help needs no import of it."""
+
+
+def register(registry: Registry) -> None:
+    """Add `oops`."""
+    registry.command(
+        "oops",
+        summary="Explain the panics and oopses in a console log",
+        example="oops console.log",
+        configure=_configure,
+        details=(
+            "Reads logs of arm64 kernels from 4.x on, with or without time stamps and loggers' prefixes, "
+            "up to 64 MiB. Each death gets one verdict, with what in the log supports it and what the log "
+            f"cannot tell: {VERDICTS}."
+        ),
+    )(oops)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the log; - for standard input")
+    parser.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="write it to a file too: .md, .txt, .json or .csv"
+    )
+
+
+def oops(ctx: Context, args: argparse.Namespace) -> Report:
+    """Explain a console log."""
+    from ptinspect.linux.oops import analyse
+    from ptinspect.output.files import form_of, write
+    from ptinspect.output.views.oops import explained
+
+    if args.output is not None:
+        form_of(args.output)
+    report = explained(analyse(_read(ctx, args.file)), "standard input" if args.file == "-" else args.file)
+    if args.output is None:
+        return report
+    write(report, args.output)
+    result: Mapping[str, object] = {**report.result, "written": str(args.output)}
+    return replace(
+        report, result=result, body=[*report.body, Note(f"written to {escape(str(args.output))}", "dim")]
+    )
+
+
+def _read(ctx: Context, name: str) -> bytes:
+    """Return the log's bytes, one more than allowed if it is too large. Raises UserError."""
+    from ptinspect.linux.oops_text import MAX_BYTES
+
+    if name == "-":
+        if ctx.interactive:
+            raise UserError("oops -: standard input is the prompt's", "name a file")
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    try:
+        with Path(name).expanduser().open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {escape(name)}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,360 @@
+"""Walk, registers, run control and the target, on a session that is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import IMAGE, KERNEL, FakeKernel, FakeSession, State, Stop, context, cpu, kernel_tree, run, text
+
+from ptinspect.commands.context import Context
+from ptinspect.errors import MemoryReadError, TargetLost, TargetRunning, UserError
+
+
+@pytest.fixture
+def ctx() -> Context:
+    return context(kernel_tree())
+
+
+def session_of(ctx: Context) -> FakeSession:
+    return ctx.session  # type: ignore[return-value]
+
+
+def with_kernel(ctx: Context) -> Context:
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    return ctx
+
+
+# -- preconditions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", ["walk 0x10", "regs", "regime", "snap a", "continue", "bt", "x 0x10", "gdb p 1"]
+)
+def test_commands_that_need_a_guest(line: str) -> None:
+    with pytest.raises(UserError, match="not attached") as caught:
+        run(context(), line)
+    assert "attach ADDR" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line", ["walk 0x10", "regs", "regime", "snap a", "continue", "stepi", "bt", "x 0x10"]
+)
+def test_commands_that_need_a_stopped_guest(ctx: Context, line: str) -> None:
+    session_of(ctx).state = State.RUNNING
+    with pytest.raises(TargetRunning) as caught:
+        run(ctx, line)
+    assert "interrupt" in caught.value.hint
+
+
+@pytest.mark.parametrize("line", ["walk 0x10", "gdb info threads", "interrupt"])
+def test_a_dead_guest_is_named(ctx: Context, line: str) -> None:
+    session_of(ctx).state = State.DEAD
+    with pytest.raises(TargetLost):
+        run(ctx, line)
+
+
+# -- walk ---------------------------------------------------------------------------------------
+
+
+def test_walk_to_a_block(ctx: Context) -> None:
+    result = run(ctx, f"walk {KERNEL + 0x1234:#x}").result
+    assert result["outcome"] == "mapped"
+    assert result["pa"] == hex(IMAGE + 0x1234)
+    assert result["root"]["provenance"] == "TTBR1_EL1 of cpu 0"
+    assert [(s["level"], s["name"], s["kind"]) for s in result["steps"]] == [
+        (0, "pgd", "table"),
+        (1, "pud", "table"),
+        (2, "pmd", "block"),
+    ]
+    assert result["steps"][-1]["bit11"] is False
+    assert result["steps"][-1]["attributes"]["ng"] is False
+    assert result["permissions"] == {"el1": "rw-", "el0": "---"}
+
+
+def test_walk_says_root_and_why(ctx: Context) -> None:
+    shown = text(run(ctx, f"walk {KERNEL:#x}"))
+    assert f"root pa:{kernel_tree().root:#x}: TTBR1_EL1 of cpu 0 (guest, cpu 0)" in shown
+    assert "mapped to pa:0x40200000" in shown
+
+
+def test_walk_to_a_hole(ctx: Context) -> None:
+    result = run(ctx, "walk 0xffff900000000000").result
+    assert (result["outcome"], result["fault_level"], result["pa"]) == ("fault", 0, None)
+
+
+def test_walk_of_a_symbol_and_of_a_register(ctx: Context) -> None:
+    with_kernel(ctx)
+    assert run(ctx, "walk start_kernel+8").result["pa"] == hex(IMAGE + 0x1008)
+    assert run(ctx, "walk $pc").result["va"] == hex(KERNEL + 0x1_0000)
+
+
+def test_walk_of_a_user_address_uses_ttbr0(ctx: Context) -> None:
+    result = run(ctx, "walk 0x400000").result
+    assert result["root"] == {"pa": "0x0", "provenance": "TTBR0 of cpu 0"}
+    assert result["outcome"] == "unreadable"
+
+
+@pytest.mark.parametrize("root", ["ttbr1", "swapper", "{root:#x}", "pa:{root:#x}", "$TTBR1_EL1"])
+def test_walk_from_a_chosen_root(ctx: Context, root: str) -> None:
+    chosen = root.format(root=kernel_tree().root)
+    assert run(ctx, f"walk {KERNEL:#x} --root {chosen}").result["outcome"] == "mapped"
+
+
+def test_walk_of_a_physical_address_says_what_to_type(ctx: Context) -> None:
+    with pytest.raises(UserError) as caught:
+        run(ctx, "walk pa:0x40200000")
+    assert "find" in caught.value.hint
+
+
+def test_walk_with_the_mmu_off_says_so() -> None:
+    tree = kernel_tree()
+    ctx = context(tree)
+    session_of(ctx).cpus = [cpu(tree, SCTLR_EL1=0)]
+    report = run(ctx, f"walk {KERNEL:#x}")
+    assert (report.result["outcome"], report.result["mmu_on"]) == ("mapped", False)
+    assert "the MMU is off" in text(report)
+
+
+def test_no_such_cpu(ctx: Context) -> None:
+    with pytest.raises(UserError, match="no CPU 3: the guest has 1"):
+        run(ctx, "walk 0x10 --cpu 3")
+
+
+def test_symbols_need_a_kernel(ctx: Context) -> None:
+    with pytest.raises(UserError, match="need the kernel file"):
+        run(ctx, "walk start_kernel")
+
+
+# -- registers ----------------------------------------------------------------------------------
+
+
+def test_regs(ctx: Context) -> None:
+    result = run(ctx, "regs x3 lr sp ttbr1 $pc").result["registers"]
+    assert result == {
+        "x3": "0x3",
+        "lr": "0x1e",
+        "sp": "0xffff800010003f00",
+        "ttbr1": hex(kernel_tree().root),
+        "pc": "0xffff800010010000",
+    }
+    everything = run(ctx, "regs")
+    assert len(everything.result["registers"]) == 31 + 3 + 5
+    assert max(len(line) for line in text(everything).splitlines()) <= 80
+
+
+def test_regs_refuses_a_name_that_is_none(ctx: Context) -> None:
+    with pytest.raises(UserError, match=r"no register \$x31"):
+        run(ctx, "regs x31")
+
+
+def test_regime(ctx: Context) -> None:
+    report = run(ctx, "regime")
+    upper = report.result["ttbr1"]
+    assert (upper["granule"], upper["va_bits"], upper["start_level"], upper["root_pa"]) == (
+        4096,
+        48,
+        0,
+        hex(kernel_tree().root),
+    )
+    assert report.result["mmu_on"] is True
+    assert report.result["mair"]["types"][2] == "Normal WB"
+    assert max(len(line) for line in text(report).splitlines()) <= 80
+
+
+def test_regime_of_a_cpu_that_has_none(ctx: Context) -> None:
+    tree = kernel_tree()
+    session_of(ctx).cpus = [cpu(tree, TCR_EL1=0, SCTLR_EL1=0)]
+    result = run(ctx, "regime").result
+    assert "reserved granule" in result["ttbr1"]["error"]
+    assert result["mmu_on"] is False
+
+
+# -- run control --------------------------------------------------------------------------------
+
+
+def test_break_at_a_symbol_and_at_a_physical_address(ctx: Context) -> None:
+    with_kernel(ctx)
+    assert run(ctx, "break start_kernel").result["place"] == f"{KERNEL + 0x1000:#x} (start_kernel+0x0)"
+    run(ctx, "b pa:0x40201000 --temporary")
+    calls = [call for call in session_of(ctx).calls if call[0] == "break"]
+    assert [call[1] for call in calls] == [KERNEL + 0x1000, 0x40201000]
+    assert [call[2]["temporary"] for call in calls] == [False, True]
+    assert "0x40201000 (start_kernel+0x0)" in text(run(ctx, "break"))
+
+
+def test_delete(ctx: Context) -> None:
+    for address in ("0x1000", "0x2000", "0x3000"):
+        run(ctx, f"break {address}")
+    run(ctx, "delete 2")
+    assert [b.id for b in session_of(ctx).breakpoints] == [1, 3]
+    with pytest.raises(UserError, match="no breakpoint 2"):
+        run(ctx, "delete 1 2")
+    assert [b.id for b in session_of(ctx).breakpoints] == [1, 3]
+    run(ctx, "delete all")
+    assert session_of(ctx).breakpoints == []
+
+
+def test_continue_has_a_limit_in_scripts_only(ctx: Context) -> None:
+    session_of(ctx).on_wait = lambda: Stop("breakpoint-hit", 0, 1, KERNEL + 0x1004, "")
+    report = run(with_kernel(ctx), "continue")
+    assert report.result["place"] == f"{KERNEL + 0x1004:#x} (start_kernel+0x4)"
+    ctx.interactive = True
+    run(ctx, "c")
+    run(ctx, "c --timeout 5")
+    waits = [call[1] for call in session_of(ctx).calls if call[0] == "wait"]
+    assert waits[0] <= 600
+    assert waits[1] > 86400
+    assert waits[2] == 5.0
+
+
+def test_continue_in_the_background(ctx: Context) -> None:
+    assert run(ctx, "continue --background").result == {"state": "running"}
+    assert run(ctx, "interrupt").result["state"] == "stopped"
+    with pytest.raises(UserError, match="stopped already"):
+        run(ctx, "interrupt")
+
+
+def test_finish_at_the_first_instruction_uses_the_link_register() -> None:
+    tree = kernel_tree()
+    ctx = with_kernel(context(tree))
+    state = cpu(tree)
+    back = KERNEL + 0x20
+    before = type(state)(0, (*state.x[:30], back), state.sp, KERNEL + 0x1000, state.pstate, state.system)
+    after = type(state)(0, state.x, state.sp, back, state.pstate, state.system)
+    session = session_of(ctx)
+    session.cpus = [before]
+    original = session.run_until
+
+    def run_until(addresses: Any, timeout: float) -> Stop:
+        session.cpus = [after]
+        return original(addresses, timeout)
+
+    session.run_until = run_until  # type: ignore[method-assign]
+    assert run(ctx, "finish").result["pc"] == hex(back)
+    assert ("until", (back,)) in session.calls
+
+
+def test_backtrace_follows_frame_records() -> None:
+    tree = kernel_tree()
+    ctx = with_kernel(context(tree))
+    record = 0xFFFF_0000_0000_1000
+    tree.memory.write(
+        0x4000_1000, (record + 0x40).to_bytes(8, "little") + (KERNEL + 0x10).to_bytes(8, "little")
+    )
+    tree.memory.write(0x4000_1040, (0).to_bytes(8, "little") + (KERNEL + 0x1008).to_bytes(8, "little"))
+    tree.memory.write(IMAGE + 0x1004, (0x9100_03FD).to_bytes(4, "little"))  # mov x29, sp
+    state = cpu(tree)
+    x = (*state.x[:29], record, 0xDEAD)
+    session_of(ctx).cpus = [type(state)(0, x, state.sp, KERNEL + 0x1010, state.pstate, state.system)]
+    result = run(ctx, "bt").result
+    assert [f["pc"] for f in result["frames"]] == [
+        hex(KERNEL + 0x1010),
+        hex(KERNEL + 0x10),
+        hex(KERNEL + 0x1008),
+    ]
+    assert result["ended"] == "a frame record of zero"
+
+
+# -- memory and passing through -----------------------------------------------------------------
+
+
+def test_x_reads_virtual_and_physical(ctx: Context) -> None:
+    tree = kernel_tree()
+    ctx = context(tree)
+    tree.memory.write(IMAGE, bytes(range(1, 33)))
+    assert run(ctx, f"x/2gx {KERNEL:#x}").result["bytes"] == bytes(range(1, 17)).hex()
+    assert run(ctx, f"x/2wx pa:{IMAGE:#x}").result["bytes"] == bytes(range(1, 9)).hex()
+    assert "0x0807060504030201  " not in text(run(ctx, f"x/2gx {KERNEL:#x}"))
+    assert "0x0807060504030201 0x100f0e0d0c0b0a09" in text(run(ctx, f"x/2gx {KERNEL:#x}"))
+
+
+def test_x_of_a_string_cannot_reach_the_terminal(ctx: Context) -> None:
+    tree = kernel_tree()
+    ctx = context(tree)
+    tree.memory.write(IMAGE, b"evil\x1b[2J\x00next\x00")
+    shown = text(run(ctx, f"x/2s {KERNEL:#x}"))
+    assert '"evil\\x1b[2J"' in shown
+    assert '"next"' in shown
+
+
+def test_x_shows_what_it_can_before_a_hole(ctx: Context) -> None:
+    report = run(ctx, "x/4gx 0xffff800020000ff0")
+    assert len(bytes.fromhex(report.result["bytes"])) == 16
+    assert "not mapped" in report.result["error"]
+    assert "not mapped" in text(report)
+
+
+@pytest.mark.parametrize("form", ["x/q", "x/0gx", "x/999999999gx"])
+def test_x_refuses(ctx: Context, form: str) -> None:
+    with pytest.raises(UserError):
+        run(ctx, f"{form} 0x10")
+
+
+def test_gdb_and_monitor_are_passed_on_and_escaped(ctx: Context) -> None:
+    assert run(ctx, 'gdb p "a b"  + 1').result["lines"] == ['\\x1b[2Jgdb p "a b"  + 1']
+    assert run(ctx, "monitor info mtree -f").result["lines"] == ["monitor info mtree -f"]
+
+
+@pytest.mark.parametrize("line", ["gdb quit", "gdb kill", "gdb target remote :1", "gdb"])
+def test_gdb_refuses_what_would_end_the_session(ctx: Context, line: str) -> None:
+    with pytest.raises(UserError):
+        run(ctx, line)
+    assert session_of(ctx).calls == []
+
+
+# -- target -------------------------------------------------------------------------------------
+
+
+def test_status(ctx: Context) -> None:
+    assert run(context(), "status").result["attached"] is False
+    report = run(ctx, "status")
+    assert (report.result["state"], report.result["el"], report.result["mmu_on"]) == ("stopped", 1, True)
+    assert "EL1, MMU on" in text(report)
+
+
+@pytest.mark.parametrize(
+    ("line", "resume"), [("detach", None), ("detach --resume", True), ("detach --stop", False)]
+)
+def test_detach(ctx: Context, line: str, resume: bool | None) -> None:
+    session = session_of(ctx)
+    run(ctx, line)
+    assert session.calls == [("detach", resume), ("close",)]
+    assert ctx.session is None
+
+
+def test_a_second_guest_is_refused(ctx: Context) -> None:
+    for line in ("attach :99", "launch /no/such/kernel"):
+        with pytest.raises(UserError, match="attached to :1234 already"):
+            run(ctx, line)
+
+
+def test_attach_without_an_address_needs_a_launched_guest() -> None:
+    with pytest.raises(UserError, match="which gdbstub"):
+        run(context(), "attach")
+
+
+def test_console_shows_the_last_lines_escaped(tmp_path: Path) -> None:
+    class Qemu:
+        console = tmp_path / "console"
+
+    Qemu.console.write_bytes(b"one\r\ntwo\x1b[2J\r\nthree\xff\r\n")
+    ctx = context()
+    ctx.qemu = Qemu()  # type: ignore[assignment]
+    assert run(ctx, "console -n 2").result["lines"] == ["two\\x1b[2J", "three\ufffd"]
+    Qemu.console.unlink()
+    with pytest.raises(Exception, match="cannot read the console"):
+        run(ctx, "console")
+    with pytest.raises(UserError, match="launched here"):
+        run(context(), "console")
+
+
+def test_a_memory_error_is_no_empty_table() -> None:
+    tree = kernel_tree()
+    ctx = context(tree)
+    result = run(ctx, f"walk {KERNEL:#x} --root 0x900000000").result
+    assert result["outcome"] == "unreadable"
+    assert result["steps"][0]["raw"] is None
+    with pytest.raises(MemoryReadError):
+        tree.memory.read(0x9_0000_0000, 8)

@@ -1,0 +1,220 @@
+"""A session without GDB and a kernel file without a file, for tests of commands and of the REPL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+from builders import RAM, TreeBuilder, cpu_state, regime_4k
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import KernelFileError, TargetTimeout
+from ptinspect.output.model import Report
+
+TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
+"""4K granules, 48-bit addresses in both halves, 48-bit output addresses."""
+KERNEL = 0xFFFF_8000_1000_0000
+IMAGE = 0x4020_0000
+
+
+class State(Enum):
+    STOPPED = 1
+    RUNNING = 2
+    DEAD = 3
+
+
+@dataclass
+class Stop:
+    reason: str = "signal-received"
+    cpu: int = 0
+    breakpoint: int | None = None
+    pc: int = KERNEL
+    signal: str = "SIGINT"
+
+
+@dataclass
+class Breakpoint:
+    id: int
+    address: int
+    temporary: bool = False
+
+
+@dataclass
+class FakeSession:
+    """Behave like a session; what was asked of it is in `calls`."""
+
+    memory: Any
+    ram: Sequence[Any] = (RAM,)
+    address: str = ":1234"
+    was_running: bool = True
+    state: State = State.STOPPED
+    stop_token: int = 1
+    stop: Stop = field(default_factory=Stop)
+    current_cpu: int = 0
+    qemu_version: str = "7.2.22"
+    gdb_version: str = "13.1"
+    cpus: list[CpuState] = field(default_factory=list)
+    breakpoints: list[Breakpoint] = field(default_factory=list)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    on_wait: Callable[[], Stop] | None = None
+
+    @property
+    def cpu_count(self) -> int:
+        return len(self.cpus)
+
+    def cpu_state(self, cpu: int) -> CpuState:
+        return self.cpus[cpu]
+
+    def set_breakpoint(self, address: int, **options: Any) -> Breakpoint:
+        self.calls.append(("break", address, options))
+        found = Breakpoint(len(self.breakpoints) + 1, address)
+        self.breakpoints.append(found)
+        return found
+
+    def delete_breakpoint(self, number: int) -> None:
+        self.breakpoints = [b for b in self.breakpoints if b.id != number]
+
+    def resume(self) -> None:
+        self.calls.append(("resume",))
+        self.state = State.RUNNING
+
+    def _stopped(self, stop: Stop) -> Stop:
+        self.state, self.stop_token, self.stop = State.STOPPED, self.stop_token + 1, stop
+        return stop
+
+    def wait_stop(self, timeout: float) -> Stop:
+        self.calls.append(("wait", timeout))
+        if self.on_wait is None:
+            raise TargetTimeout("the guest did not stop in time")
+        return self._stopped(self.on_wait())
+
+    def interrupt(self, timeout: float) -> Stop:
+        self.calls.append(("interrupt",))
+        return self._stopped(Stop())
+
+    def step_instructions(self, count: int, cpu: int) -> Stop:
+        self.calls.append(("step", count, cpu))
+        return self._stopped(Stop("end-stepping-range", cpu, None, KERNEL + 4 * count, ""))
+
+    def run_until(self, addresses: Sequence[int], timeout: float) -> Stop:
+        self.calls.append(("until", tuple(addresses)))
+        return self._stopped(Stop("breakpoint-hit", 0, 1, addresses[0], ""))
+
+    def monitor(self, line: str) -> str:
+        self.calls.append(("monitor", line))
+        return f"monitor {line}\n"
+
+    def gdb_command(self, line: str) -> str:
+        self.calls.append(("gdb", line))
+        return f"\x1b[2Jgdb {line}\n"
+
+    def cancel(self) -> None:
+        self.calls.append(("cancel",))
+
+    def detach(self, resume: bool | None = None) -> None:
+        self.calls.append(("detach", resume))
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+class FakeKernel:
+    """A kernel file with a few symbols."""
+
+    symbols: ClassVar = {
+        "_text": [KERNEL],
+        "start_kernel": [KERNEL + 0x1000],
+        "swapper_pg_dir": [KERNEL + 0x10_0000],
+    }
+
+    def lookup(self, name: str) -> int:
+        if name not in self.symbols:
+            raise KernelFileError(f"no symbol {name!r}")
+        return self.symbols[name][0]
+
+    def nearest(self, va: int) -> tuple[str, int] | None:
+        below = [
+            (values[0], name) for name, values in self.symbols.items() if values[0] <= va < KERNEL + 0x20_0000
+        ]
+        return (max(below)[1], va - max(below)[0]) if below else None
+
+
+class FakeView:
+    """Where the kernel is: linked address, no KASLR, image at IMAGE."""
+
+    kaslr_offset = 0
+    voffset = KERNEL - IMAGE
+
+    def __init__(self, tree: TreeBuilder) -> None:
+        self._tree = tree
+
+    def symbol(self, name: str) -> int:
+        return FakeKernel().lookup(name)
+
+    def pa_of(self, va: int) -> int:
+        return va - self.voffset
+
+    def read_virt(self, va: int, length: int) -> bytes:
+        from ptinspect.errors import GuestError
+        from ptinspect.paging.walk import walk
+
+        found = walk(self._tree.memory, va, self._tree.root, self._tree.regime)
+        if found.pa is None:
+            raise GuestError(f"{va:#x} is not mapped")
+        return self._tree.memory.read(found.pa, length)
+
+    def swapper(self) -> Any:
+        from ptinspect.arch.bits import PhysAddr
+        from ptinspect.snapshot.model import Root
+
+        return Root(PhysAddr(self._tree.root), "TTBR1_EL1 of cpu 0")
+
+    def banner(self) -> str:
+        return "Linux version 5.10.0-test"
+
+
+def kernel_tree() -> TreeBuilder:
+    """A small kernel: 4 MiB image in 2M blocks, 16 pages of linear map, a lone page."""
+    tree = TreeBuilder(regime_4k(48))
+    tree.map(KERNEL, IMAGE, size=4 << 20, level=2)
+    tree.map(0xFFFF_0000_0000_0000, 0x4000_0000, size=16 << 12, level=3)
+    tree.map(0xFFFF_8000_2000_0000, 0x4010_0000, size=1 << 12, level=3)
+    return tree
+
+
+def cpu(tree: TreeBuilder, number: int = 0, **system: int) -> CpuState:
+    """A CPU at EL1 with the MMU on and the tree in TTBR1."""
+    registers = {
+        "TTBR0_EL1": 0,
+        "TTBR1_EL1": tree.root,
+        "TCR_EL1": TCR_48,
+        "SCTLR_EL1": 1,
+        "MAIR_EL1": 0xFF0400,
+    }
+    return cpu_state(number, **(registers | system))
+
+
+def context(tree: TreeBuilder | None = None, **more: Any) -> Context:
+    """A context, attached to a stopped guest if there is a tree."""
+    ctx = Context(build_registry(), **more)
+    if tree is not None:
+        session: Any = FakeSession(tree.memory, cpus=[cpu(tree)])
+        ctx.session = session
+        ctx.view = lambda: FakeView(tree)  # type: ignore[method-assign,assignment,return-value]
+    return ctx
+
+
+def run(ctx: Context, line: str) -> Report:
+    """Run a line as every entry does."""
+    return ctx.registry.run(ctx, line)
+
+
+def text(report: Report) -> str:
+    """The report as plain text."""
+    from ptinspect.output.text import render
+
+    return render(report)

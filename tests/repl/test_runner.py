@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import context, kernel_tree
+
+from ptinspect.errors import CheckFailed, MemoryReadError, UserError
+from ptinspect.output.model import Note, Report
+from ptinspect.repl.printer import Printer
+from ptinspect.repl.runner import Line, run_line, run_lines
+from ptinspect.repl.script import read_script
+
+
+class Screen(io.StringIO):
+    """A stream that says whether it is a terminal."""
+
+    def __init__(self, terminal: bool = False) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.fixture
+def printer() -> Printer:
+    return Printer(out=Screen(), err=Screen())
+
+
+def out(printer: Printer) -> str:
+    assert isinstance(printer.out, Screen)
+    return printer.out.getvalue()
+
+
+def err(printer: Printer) -> str:
+    assert isinstance(printer.err, Screen)
+    return printer.err.getvalue()
+
+
+def with_command(handler: Any, name: str = "probe") -> Any:
+    ctx = context()
+    ctx.registry.command(name, summary="s", example=name)(handler)
+    return ctx
+
+
+def test_an_answer_goes_to_standard_output(printer: Printer) -> None:
+    ctx = with_command(lambda ctx, args: Report({}, (Note("hello"),)))
+    assert run_line(ctx, printer, Line("probe")) == 0
+    assert (out(printer), err(printer)) == ("hello\n", "")
+
+
+def test_an_error_is_two_lines_on_standard_error(printer: Printer) -> None:
+    def fail(ctx: Any, args: Any) -> Report:
+        raise MemoryReadError(0x10, 8, "not RAM\x1b[2J", "try another")
+
+    assert run_line(with_command(fail), printer, Line("probe")) == 3
+    assert out(printer) == ""
+    assert err(printer) == "ptinspect: cannot read 8 bytes at pa:0x10: not RAM\\x1b[2J\n  try another\n"
+
+
+def test_a_failed_expectation_is_exit_code_1(printer: Printer) -> None:
+    ctx = with_command(lambda ctx, args: Report({}, (Note("differs"),), exit_code=1))
+    assert run_line(ctx, printer, Line("probe")) == 1
+    assert out(printer) == "differs\n"
+
+
+def test_the_first_failure_ends_the_run(printer: Printer) -> None:
+    seen: list[str] = []
+
+    def step(ctx: Any, args: Any) -> Report:
+        seen.append("x")
+        if len(seen) == 2:
+            raise CheckFailed("no")
+        return Report({})
+
+    assert run_lines(with_command(step), printer, [Line("probe")] * 3) == 1
+    assert len(seen) == 2
+
+
+def test_quit_ends_the_run(printer: Printer) -> None:
+    assert run_lines(context(), printer, [Line("quit"), Line("no-such-command")]) == 0
+
+
+def test_json_is_one_object_per_line(printer: Printer) -> None:
+    printer.json = True
+    ctx = context()
+    run_line(ctx, printer, Line("version"))
+    run_line(ctx, printer, Line("v"))
+    run_line(ctx, printer, Line("decode zz -l 3"))
+    lines = [json.loads(line) for line in out(printer).splitlines()]
+    assert [(line["command"], line["ok"]) for line in lines] == [
+        ("version", True),
+        ("version", True),
+        ("decode", False),
+    ]
+    assert lines[2]["error"]["kind"] == "usage"
+    assert err(printer) == ""
+
+
+@pytest.mark.parametrize("line", ["decode --help", "decode -h", "decode 0x1 --help"])
+def test_help_of_a_command(printer: Printer, line: str) -> None:
+    assert run_line(context(), printer, Line(line)) == 0
+    assert "decode: Explain one descriptor" in out(printer)
+
+
+def test_x_takes_its_format_as_gdb_does(printer: Printer) -> None:
+    ctx = context(kernel_tree())
+    assert run_line(ctx, printer, Line("x/2gx pa:0x40200000")) == 0
+    assert out(printer).split()[-2:] == ["0x0000000000000000"] * 2
+
+
+def test_script_lines_have_places(tmp_path: Path, printer: Printer) -> None:
+    script = tmp_path / "s.pti"
+    script.write_text("# a comment\n\n  version\n\tfoo bar\nversion\n")
+    lines = list(read_script(script))
+    assert [(line.text, line.place) for line in lines] == [
+        ("version", f"{script}:3"),
+        ("foo bar", f"{script}:4"),
+        ("version", f"{script}:5"),
+    ]
+    assert run_lines(context(), printer, lines) == 2
+    assert err(printer).startswith(f"{script}:4: no command 'foo'\n")
+    assert out(printer).count("ptinspect") == 1
+
+
+def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the script"):
+        read_script(tmp_path / "none")
+    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="no text file"):
+        read_script(tmp_path / "b")
+
+
+def test_progress_waits_a_second_and_goes_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ptinspect.repl.printer.time.monotonic", lambda: now[0])
+    printer = Printer(out=Screen(), err=Screen(terminal=True), colour=False)
+    printer.start()
+    printer.progress("reading", 1, 4)
+    assert err(printer) == ""
+    now[0] += 1.5
+    printer.progress("reading", 2, 4)
+    printer.progress("reading", 3, 4)
+    assert err(printer) == "\r\x1b[Kreading… 50%"
+    printer.end_progress()
+    assert err(printer).endswith("\r\x1b[K")
+    quiet = Printer(out=Screen(), err=Screen(terminal=False))
+    quiet.start()
+    now[0] += 5
+    quiet.progress("reading", 1, 2)
+    assert err(quiet) == ""
+
+
+def test_nobody_answers_questions_without_a_terminal(printer: Printer) -> None:
+    assert printer.confirm("really?") is False

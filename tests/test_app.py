@@ -1,0 +1,225 @@
+"""The process: arguments, exit codes, what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptinspect import __version__, app
+from ptinspect.commands import catalogue
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.errors import ConnectError, MemoryReadError
+from ptinspect.output.model import Note, Report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ptinspect", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"ptinspect {__version__}\n")
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in catalogue.build_registry():
+        assert f"  {command.name} " in done.stdout
+    assert "70 a bug" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["version"], 0, __version__),
+        (["nonsense"], 2, "no command 'nonsense'"),
+        (["decode", "0x3"], 2, "--level"),
+        (["decode", "0x3", "--level", "9"], 2, "is not a level"),
+        (["walk", "0x10"], 2, "not attached"),
+        (["--no-such-option"], 2, "unrecognized"),
+        (["--kernel", "/no/such/file", "version"], 2, "no file"),
+        (["-x", "/no/such/script"], 2, "cannot read the script"),
+        (["walk", "0x10", "--snap", "none"], 2, "no snapshot and no file"),
+        (["-c", "version", "-c", "nonsense", "-c", "version"], 2, "nonsense"),
+    ],
+)
+def test_exit_codes(arguments: list[str], code: int, word: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert word in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert 1 <= len(done.stderr.splitlines()) <= 4
+
+
+def test_errors_are_json_too() -> None:
+    done = run("--json", "-c", "version", "-c", "walk 0x10")
+    assert done.returncode == 2
+    assert done.stderr == ""
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["command"], first["ok"], first["result"]["version"]) == ("version", True, __version__)
+    assert (second["command"], second["ok"], second["error"]["kind"]) == ("walk", False, "usage")
+
+
+def test_wrong_options_are_json_too() -> None:
+    done = run("--json", "--no-such-option")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["kind"] == "usage"
+
+
+def test_a_script_and_commands_in_the_order_given(tmp_path: Path) -> None:
+    script = tmp_path / "s.pti"
+    script.write_text("# first\ndecode 0x3 --level 3\n")
+    done = run("-c", "version", "-x", str(script), "help", "walk")
+    assert done.returncode == 0
+    order = [done.stdout.index(word) for word in ("Python", "at level 3", "walk: Show")]
+    assert order == sorted(order)
+
+
+def test_a_failing_script_line_has_its_place(tmp_path: Path) -> None:
+    script = tmp_path / "s.pti"
+    script.write_text("version\n\nwalk 0x10\n")
+    done = run("-x", str(script))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}:3: walk: not attached")
+
+
+def test_commands_from_a_pipe() -> None:
+    done = run(stdin="version\n# comment\nnonsense\nversion\n")
+    assert done.returncode == 2
+    assert done.stdout.count("ptinspect") == 1
+    assert done.stderr.startswith("stdin:3: ")
+
+
+def test_no_colours_in_a_pipe_unless_asked_for() -> None:
+    assert "\x1b" not in run("help").stdout
+    assert "\x1b" in run("--color", "help").stdout
+
+
+def test_a_reader_that_has_left_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ptinspect", "help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+class Closing:
+    """A session or a QEMU that notes what was done with it."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+
+    def close(self) -> None:
+        self.log.append(self.name)
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a command `probe` that runs a function into the registry; return the list of what was closed."""
+    closed: list[str] = []
+
+    def install(action: Any) -> list[str]:
+        def build() -> Registry:
+            registry = Registry()
+
+            def handler(ctx: Context, args: Any) -> Report:
+                ctx.session, ctx.qemu = Closing(closed, "session"), Closing(closed, "qemu")  # type: ignore[assignment]
+                answer = action()
+                return answer if isinstance(answer, Report) else Report({})
+
+            registry.command("probe", summary="s", example="probe")(handler)
+            registry.command(
+                "attach", summary="s", example="attach", configure=lambda p: p.add_argument("address")
+            )(lambda ctx, args: fail(ConnectError("refused")))
+            return registry
+
+        monkeypatch.setattr("ptinspect.commands.catalogue.build_registry", build)
+        return closed
+
+    return install
+
+
+def fail(error: BaseException) -> Report:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "word"),
+    [
+        (lambda: Report({}, (Note("fine"),)), 0, "fine"),
+        (lambda: Report({}, (Note("differs"),), exit_code=1), 1, "differs"),
+        (lambda: fail(MemoryReadError(16, 8, "not RAM")), 3, "not RAM"),
+        (lambda: fail(KeyboardInterrupt()), 130, "interrupted"),
+        (
+            lambda: fail(ZeroDivisionError("oh")),
+            70,
+            "a bug in ptinspect: ZeroDivisionError: oh (test_app.py:",
+        ),
+    ],
+)
+def test_the_guest_is_left_however_it_ends(
+    probe: Any, capsys: pytest.CaptureFixture[str], action: Any, code: int, word: str
+) -> None:
+    closed = probe(action)
+    assert app.main(["probe"]) == code
+    assert closed == ["session", "qemu"]
+    shown = capsys.readouterr()
+    assert word in shown.out + shown.err
+    assert ("Traceback" in shown.err) == (code == 70)
+
+
+def test_a_bug_is_one_json_line(probe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    probe(lambda: fail(KeyError("x")))
+    assert app.main(["--json", "probe"]) == 70
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "bug"
+
+
+def test_termination_closes_the_guest(probe: Any) -> None:
+    closed = probe(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        app.main(["probe"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert closed == ["session", "qemu"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stub_that_cannot_be_reached(probe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    closed = probe(lambda: Report({}))
+    assert app.main(["--gdb", ":1", "probe"]) == 4
+    assert "refused" in capsys.readouterr().err
+    assert closed == []
+
+
+def test_arguments_keep_their_words() -> None:
+    registry = catalogue.build_registry()
+    assert app.join(registry, ["snap", "x", "--note", "two words; # no comment"]) == (
+        "snap x --note 'two words; # no comment'"
+    )
+    assert app.join(registry, ["gdb", "p $x0 + 1"]) == "gdb p $x0 + 1"
