@@ -1,0 +1,170 @@
+"""Pairs of tables, one of each snapshot, that translate the same addresses; level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.classify import are_tables, next_tables
+from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.window import Window
+
+CHUNK_WORDS = 1 << 17
+"""Descriptors that are compared in one go: 1 MiB of each side, so that they stay in the cache."""
+
+Words = NDArray[np.uint64]
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Hold the pairs of one level in order of va; a pair that is reached twice is there once."""
+
+    a: Rows
+    """Row in the first snapshot."""
+    b: Rows
+    """Row in the second."""
+    va: Words
+    """Lowest address at which both are reached."""
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return int(self.a.shape[0])
+
+    def __getitem__(self, which: slice | Rows | NDArray[np.bool_]) -> Pairs:
+        """Return some of them."""
+        return Pairs(self.a[which], self.b[which], self.va[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Hold some pairs with their descriptors, shape (pairs, words)."""
+
+    pairs: Pairs
+    raw_a: Words
+    raw_b: Words
+    outside: tuple[slice, ...] = ()
+    """Slots that are not compared; only where the chunk is a single pair."""
+
+
+class Descent:
+    """Go down two captures at once."""
+
+    def __init__(self, a: TableIndex, b: TableIndex, regime: Regime, window: Window) -> None:
+        self._a, self._b = a, b
+        self._regime = regime
+        self._window = window
+        self._most = 4 * (len(a.tables) + len(b.tables)) + 65_536
+        self.not_captured = 0
+        """Table descriptors in both snapshots whose tables one of them does not hold."""
+        self.too_many = False
+        """True if pairs were left out to stay within bounds."""
+
+    def root(self) -> Pairs:
+        """Return the pair of the two root tables."""
+        zero = np.zeros(1, dtype=np.intp)
+        return Pairs(zero, zero, np.array([int(self._regime.va_min)], dtype=np.uint64))
+
+    def readable(self, pairs: Pairs) -> NDArray[np.bool_]:
+        """Tell which pairs can be compared: both tables could be read."""
+        good: NDArray[np.bool_] = self._a.tables.readable[pairs.a] & self._b.tables.readable[pairs.b]
+        return good
+
+    def chunks(self, pairs: Pairs, level: int) -> Iterator[Chunk]:
+        """Yield the descriptors of `pairs`, a bounded number at a time.
+
+        Arrays are views where the rows are neighbours: do not write to them. A pair that sticks out
+        of the window is a chunk of its own.
+        """
+        raw_a, raw_b = self._a.tables.raw, self._b.tables.raw
+        step = max(CHUNK_WORDS // raw_a.shape[1], 1)
+        edges = self._edges(pairs, level)
+        start = 0
+        while start < len(pairs):
+            stop = min(start + step, len(pairs))
+            here = [at for at in edges if start <= at < stop]
+            if here:
+                stop = here[0] if here[0] > start else start + 1
+            part = pairs[start:stop]
+            rows_a, rows_b = _take(raw_a, part.a), _take(raw_b, part.b)
+            yield Chunk(part, rows_a, rows_b, tuple(edges.get(start, ())))
+            start = stop
+
+    def gather(self, parts: list[Pairs], level: int) -> list[Pairs]:
+        """Join children of tables at `level` when there are many, so that their number stays bounded."""
+        if sum(len(part) for part in parts) < 2 * self._most:
+            return parts
+        return [self.below(parts, level)]
+
+    def below(self, parts: list[Pairs], level: int) -> Pairs:
+        """Join the children of all tables at `level`: each pair once, in order of va."""
+        joined = Pairs(
+            np.concatenate([part.a for part in parts]),
+            np.concatenate([part.b for part in parts]),
+            np.concatenate([part.va for part in parts]),
+        )
+        return self.unique(joined[np.argsort(joined.va, kind="stable")], level)
+
+    def children(self, chunk: Chunk, level: int) -> Pairs:
+        """Return the pairs of tables that both sides point to, within the window, each one once."""
+        row, slot = np.nonzero(are_tables(chunk.raw_a, level) & are_tables(chunk.raw_b, level))
+        va = chunk.pairs.va[row] + (slot.astype(np.uint64) << np.uint64(self._regime.shift(level)))
+        if not self._window.whole:
+            kept = self._window.touches(va, self._regime.entry_size(level))
+            row, slot, va = row[kept], slot[kept], va[kept]
+        a = self._a.find(level + 1, next_tables(chunk.raw_a[row, slot], self._regime))
+        b = self._b.find(level + 1, next_tables(chunk.raw_b[row, slot], self._regime))
+        found = (a >= 0) & (b >= 0)
+        self.not_captured += int(np.count_nonzero(~found))
+        return self.unique(Pairs(a[found], b[found], va[found]), level)
+
+    def unique(self, pairs: Pairs, level: int) -> Pairs:
+        """Keep each pair once, with its lowest va; those that stick out of the window are kept apart.
+
+        `pairs` are children of tables at `level`, in order of va. At most two of them stick out, and
+        they are dropped where the same pair is inside the window elsewhere.
+        """
+        key = pairs.a * len(self._b.tables) + pairs.b
+        if self._window.whole:
+            first = np.sort(np.unique(key, return_index=True)[1])
+        else:
+            inside = self._window.covers(pairs.va, self._regime.entry_size(level))
+            kept, at = np.unique(key[inside], return_index=True)
+            edge = np.nonzero(~inside & ~np.isin(key, kept))[0]
+            first = np.sort(np.concatenate([np.nonzero(inside)[0][at], edge]))
+        if first.shape[0] > self._most:
+            self.too_many = True
+            first = first[: self._most]
+        return pairs[first]
+
+    def _edges(self, pairs: Pairs, level: int) -> dict[int, list[slice]]:
+        """Return, for each pair that sticks out of the window, the slots that are not in it."""
+        if self._window.whole or not len(pairs):
+            return {}
+        regime = self._regime
+        if level == regime.start_level:
+            sticking = np.zeros(1, dtype=np.intp)
+        else:
+            sticking = np.nonzero(~self._window.covers(pairs.va, regime.entry_size(level - 1)))[0]
+        found: dict[int, list[slice]] = {}
+        seen: dict[tuple[int, int], int] = {}
+        for at in sticking.tolist():
+            first, last = self._window.slots(int(pairs.va[at]), level, regime)
+            found[at] = [slice(0, first), slice(last + 1, None)]
+            key = (int(pairs.a[at]), int(pairs.b[at]))
+            if key in seen:
+                found[at].append(slice(seen[key], None))
+            seen[key] = first
+        return found
+
+
+def _take(raw: Words, rows: Rows) -> Words:
+    """Return rows of an array; a view if they are neighbours in ascending order."""
+    first, count = int(rows[0]), rows.shape[0]
+    if int(rows[-1]) - first == count - 1 and (count < 3 or bool((np.diff(rows) == 1).all())):
+        return raw[first : first + count]
+    return raw[rows]
