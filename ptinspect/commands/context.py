@@ -79,6 +79,7 @@ class Context:
     """Set by `quit`: no further command is read."""
     _kernel: KernelImage | None = field(default=None, repr=False)
     _view: tuple[int, GuestView] | None = field(default=None, repr=False)
+    _older: GuestView | None = field(default=None, repr=False)
     _file: tuple[object, Snapshot] | None = field(default=None, repr=False)
 
     def check(self, needs: Needs, name: str) -> None:
@@ -139,7 +140,16 @@ class Context:
             from ptinspect.linux.view import GuestView
 
             states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
-            self._view = (session.stop_token, GuestView(session.memory, states, self.kernel, session.ram, current=session.current_cpu, previous=old))
+            older = self._older if self._view is None else self._view[1]
+            view = GuestView(
+                session.memory,
+                states,
+                self.kernel,
+                session.ram,
+                current=session.current_cpu,
+                previous=older,
+            )
+            self._view = (session.stop_token, view)
         return self._view[1]
 
     def nearest(self, address: int) -> tuple[str, int] | None:
@@ -204,12 +214,11 @@ class Context:
         """Name the kernel file; what was known from another one is forgotten."""
         if path != self.settings.kernel:
             self.settings.kernel = path
-            self._kernel = None
-            self._view = None
+            self._kernel = self._view = self._older = None
 
     def open_session(self, session: Session, qemu: Qemu | None = None) -> None:
         """Take over a session that was just attached, and the QEMU it belongs to."""
-        self.session, self._view = session, None
+        self.session, self._view, self._older = session, None, None
         if qemu is not None:
             self.qemu = qemu
 
@@ -232,5 +241,6 @@ class Context:
             session.close()
 
     def forget_stop(self) -> None:
-        """Forget what was derived from the guest as it stood: it runs, or ran."""
-        self._view = None
+        """Forget what was derived from the guest as it stood; where its kernel lies remains a hint."""
+        if self._view is not None:
+            self._older, self._view = self._view[1], None

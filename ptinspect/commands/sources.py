@@ -12,7 +12,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs
-from ptinspect.errors import UserError
+from ptinspect.errors import RegimeError, UserError
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -200,7 +200,7 @@ def _root(
 ) -> tuple[Root, bool]:
     """Return the root and whether it translates the upper half."""
     from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import root_pa
+    from ptinspect.arch.sysregs import root_pa, translation_register
     from ptinspect.snapshot.model import Root
 
     upper = True if va is None else bit(va, 55)
@@ -214,9 +214,10 @@ def _root(
         return ctx.view().swapper(), True
     upper = choice == "ttbr1"
     regime = regime_from_registers(state, upper)
-    return Root(
-        root_pa(state, upper=upper, pa52=regime.wide_oa), f"TTBR{int(upper)} of cpu {state.cpu}"
-    ), upper
+    register = translation_register(state, f"TTBR{int(upper)}")
+    if register not in state.system:
+        raise RegimeError(f"the gdbstub does not offer {register}")
+    return Root(root_pa(state, regime), f"{register} of cpu {state.cpu}"), upper
 
 
 def _table_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> int:

@@ -92,7 +92,7 @@ def test_walk_of_a_symbol_and_of_a_register(ctx: Context) -> None:
 
 def test_walk_of_a_user_address_uses_ttbr0(ctx: Context) -> None:
     result = run(ctx, "walk 0x400000").result
-    assert result["root"] == {"pa": "0x0", "provenance": "TTBR0 of cpu 0"}
+    assert result["root"] == {"pa": "0x0", "provenance": "TTBR0_EL1 of cpu 0"}
     assert result["outcome"] == "unreadable"
 
 

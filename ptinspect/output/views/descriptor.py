@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.arch.descriptor import Descriptor
+    from ptinspect.arch.descriptor import Attributes, Descriptor
     from ptinspect.arch.regime import Regime
 
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
@@ -58,3 +59,51 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
 def kind_cell(kind: str) -> Styled:
     """Return the kind of a descriptor in its colour."""
     return Styled(kind, KIND_STYLES.get(kind, "plain"))
+
+
+def attributes_json(attributes: Attributes) -> dict[str, Any]:
+    """Return the attributes by name; those that the descriptor does not have are left out."""
+    found = dataclasses.asdict(attributes)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items() if v is not None}
+
+
+SHAREABILITY = ("NSH", "SH=reserved", "OSH", "ISH")
+ACCESS = ("EL1:rw", "EL1:rw,EL0:rw", "EL1:ro", "EL1:ro,EL0:ro")
+TABLE_ACCESS = ("", "APTable:EL0-none", "APTable:ro", "APTable:ro,EL0-none")
+
+
+def words(attributes: Attributes) -> str:
+    """Return attributes in one line by the names that Arm and Linux use; bit 11 is always told."""
+    a = attributes
+    if a.table_mark is not None:
+        flags: tuple[tuple[str, object], ...] = (
+            ("marked(bit11)" if a.table_mark else "unmarked(bit11)", True),
+            (TABLE_ACCESS[a.apt or 0], a.apt),
+            ("PXNTable", a.pxn_table),
+            ("UXNTable", a.uxn_table),
+            ("NSTable", a.ns_table),
+            ("AF", a.af),
+        )
+        return " ".join(word for word, shown in flags if shown)
+    flags = (
+        ("nG" if a.ng else "global", True),
+        ("AF" if a.af else "AF-clear", True),
+        (SHAREABILITY[a.sh or 0], True),
+        (ACCESS[a.ap or 0], True),
+        ("PXN", a.pxn),
+        ("UXN", a.uxn),
+        ("Cont", a.contiguous),
+        ("DBM", a.dbm),
+        ("GP", a.gp),
+        ("NS", a.ns),
+        (f"AttrIndx={a.attr_index}({a.memory_type})", True),
+        *((name, True) for name in a.software),
+    )
+    return " ".join(word for word, shown in flags if shown)
+
+
+def in_words(descriptor: Descriptor) -> str:
+    """Return a descriptor in one line: kind, where it leads, attributes."""
+    if descriptor.output_address is None or descriptor.attributes is None:
+        return str(descriptor.kind)
+    return f"{descriptor.kind} -> pa:{descriptor.output_address:#x} {words(descriptor.attributes)}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
-from ptinspect.output.views.descriptor import kind_cell
+from ptinspect.output.views.descriptor import attributes_json, kind_cell, words
 
 if TYPE_CHECKING:
-    from ptinspect.arch.descriptor import Attributes
     from ptinspect.arch.regime import Regime
     from ptinspect.paging.walk import Step, Walk
     from ptinspect.snapshot.model import Root
@@ -102,53 +100,12 @@ def _permissions(walk: Walk) -> dict[str, str] | None:
     return None if found is None else {"el1": found.el1, "el0": found.el0}
 
 
-def attributes_json(attributes: Attributes) -> dict[str, Any]:
-    """Return the attributes by name; those that the descriptor does not have are left out."""
-    found = dataclasses.asdict(attributes)
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items() if v is not None}
-
-
 def attributes_text(step: Step) -> str:
     """Return the attributes of a step in one line; empty for an invalid descriptor."""
     found = step.descriptor
     if found is None or found.attributes is None:
         return step.error
     return words(found.attributes)
-
-
-SHAREABILITY = ("NSH", "SH=reserved", "OSH", "ISH")
-ACCESS = ("EL1:rw", "EL1:rw,EL0:rw", "EL1:ro", "EL1:ro,EL0:ro")
-TABLE_ACCESS = ("", "APTable:EL0-none", "APTable:ro", "APTable:ro,EL0-none")
-
-
-def words(attributes: Attributes) -> str:
-    """Return attributes in one line by the names that Arm and Linux use; bit 11 is always told."""
-    a = attributes
-    if a.table_mark is not None:
-        flags: tuple[tuple[str, object], ...] = (
-            ("marked(bit11)" if a.table_mark else "unmarked(bit11)", True),
-            (TABLE_ACCESS[a.apt or 0], a.apt),
-            ("PXNTable", a.pxn_table),
-            ("UXNTable", a.uxn_table),
-            ("NSTable", a.ns_table),
-            ("AF", a.af),
-        )
-        return " ".join(word for word, shown in flags if shown)
-    flags = (
-        ("nG" if a.ng else "global", True),
-        ("AF" if a.af else "AF-clear", True),
-        (SHAREABILITY[a.sh or 0], True),
-        (ACCESS[a.ap or 0], True),
-        ("PXN", a.pxn),
-        ("UXN", a.uxn),
-        ("Cont", a.contiguous),
-        ("DBM", a.dbm),
-        ("GP", a.gp),
-        ("NS", a.ns),
-        (f"AttrIndx={a.attr_index}({a.memory_type})", True),
-        *((name, True) for name in a.software),
-    )
-    return " ".join(word for word, shown in flags if shown)
 
 
 def _hex(value: int | None) -> str | None:
