@@ -17,6 +17,7 @@ MODULES: tuple[str, ...] = (
     "frames",
     "memory",
     "passthrough",
+    "setup",
 )
 """Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.
 

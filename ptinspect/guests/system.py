@@ -1,0 +1,135 @@
+"""What the system itself must have, QEMU and GDB: find it, and install it through apt."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ptinspect.errors import PtinspectError, TargetError
+from ptinspect.guests import data
+from ptinspect.guests.apt import Progress
+from ptinspect.guests.process import Result, run
+
+QEMU = "qemu-system-aarch64"
+
+Probe = Callable[[], tuple[str, str]]
+"""Returns path and version of a tool; raises PtinspectError with the reason if there is none."""
+
+PROBE_TIMEOUT = 20.0
+INSTALL_TIMEOUT = 1800.0
+PASSWORD_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Say whether a tool is there."""
+
+    name: str
+    """What it is called in lists."""
+    path: str
+    """The program; empty if there is none that can be used."""
+    version: str
+    """As the program names it."""
+    problem: str
+    """Why it cannot be used; empty if it can."""
+    packages: tuple[str, ...]
+    """Debian packages that bring it."""
+
+    @property
+    def found(self) -> bool:
+        """Tell whether it can be used."""
+        return not self.problem
+
+    @property
+    def needed_command(self) -> str:
+        """The command that installs it, or nothing if it is there."""
+        return "" if self.found else install_command(self.packages)
+
+
+def find_qemu() -> tuple[str, str]:
+    """Return path and version of the QEMU that emulates aarch64. Raises TargetError."""
+    path = shutil.which(QEMU)
+    if path is None:
+        raise TargetError("not installed")
+    result = run([path, "--version"], timeout=PROBE_TIMEOUT)
+    match = re.search(r"version (\d[\w.]*)", result.output)
+    if result.code or match is None:
+        raise TargetError(f"{path} does not run: {result.last_words()}")
+    return path, match[1]
+
+
+def check_tools(find_gdb: Probe, qemu: Probe = find_qemu) -> list[Tool]:
+    """Look for every tool; `find_gdb` knows which GDB serves."""
+    table = data.load()
+    return [_check(table.tool(QEMU), qemu), _check(table.tool("gdb"), find_gdb)]
+
+
+def _check(spec: data.ToolSpec, probe: Probe) -> Tool:
+    try:
+        path, version = probe()
+    except PtinspectError as error:
+        return Tool(spec.name, "", "", error.message, spec.packages)
+    return Tool(spec.name, path, version, "", spec.packages)
+
+
+def install_command(packages: Sequence[str]) -> str:
+    """Return the command that a person can type to install packages."""
+    prefix = [] if os.geteuid() == 0 else ["sudo"]
+    return shlex.join([*prefix, *_apt_get("install", *packages)])
+
+
+def _apt_get(*words: str) -> list[str]:
+    return ["apt-get", *words[:1], *(("-y", "--no-install-recommends") if words[1:] else ()), *words[1:]]
+
+
+def install_packages(packages: Sequence[str], progress: Progress) -> None:
+    """Install system packages through apt, as root or with sudo; the index is renewed if it is stale.
+
+    Raises TargetError, with the command to type as hint, if it may not or apt fails.
+    """
+    hint = f"run: {install_command(packages)}"
+    if shutil.which("apt-get") is None:
+        raise TargetError("this system has no apt; install QEMU for aarch64 and a GDB that knows aarch64")
+    prefix = privilege()
+    if prefix is None:
+        raise TargetError(f"installing {' and '.join(packages)} needs root", hint)
+    what = f"installing {' '.join(packages)}"
+    progress(what, 0, 0)
+    first = _as_root(prefix, *_apt_get("install", *packages))
+    if first.code:
+        progress("reading the index of the system's packages", 0, 0)
+        update = _as_root(prefix, *_apt_get("update"))
+        progress(what, 0, 0)
+        second = _as_root(prefix, *_apt_get("install", *packages))
+        if second.code:
+            reason = update.last_words() if update.code else second.last_words()
+            raise TargetError(f"apt cannot install {' '.join(packages)}: {reason}", hint)
+
+
+def privilege() -> tuple[str, ...] | None:
+    """Return the words that make a command run as root, or None if nobody is there to allow it."""
+    if os.geteuid() == 0:
+        return ()
+    if shutil.which("sudo") is None:
+        return None
+    if run(["sudo", "-n", "true"], timeout=PROBE_TIMEOUT, terminal=True).code == 0:
+        return ("sudo", "-n")
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    asked = run(["sudo", "-v"], timeout=PASSWORD_TIMEOUT, terminal=True)
+    return ("sudo", "-n") if asked.code == 0 else None
+
+
+def _as_root(prefix: tuple[str, ...], *command: str) -> Result:
+    """Run apt-get so that it asks nothing and waits for another one that holds the lock."""
+    options = ["-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]
+    return run(
+        [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", command[0], *options, *command[1:]],
+        timeout=INSTALL_TIMEOUT,
+        terminal=bool(prefix),
+    )
