@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, bit, bits
+
+if TYPE_CHECKING:
+    from ptinspect.arch.regime import Regime
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "SCTLR_EL1": ("SCTLR_EL1", "SCTLR"),
@@ -62,9 +66,13 @@ def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:
     return PhysAddr(ttbr & 0x0000_FFFF_FFFF_FFFE)
 
 
-def root_pa(state: CpuState, *, upper: bool = True, pa52: bool = False) -> PhysAddr:
-    """Return the table address in TTBR1 (`upper`) or TTBR0 of the regime in use."""
-    return ttbr_base(state.system[translation_register(state, "TTBR1" if upper else "TTBR0")], pa52=pa52)
+def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
+    """Return the table address in the TTBR of the half that `regime` describes.
+
+    Raises KeyError if the stub does not offer the register.
+    """
+    ttbr = state.system[translation_register(state, "TTBR1" if regime.upper else "TTBR0")]
+    return ttbr_base(ttbr, pa52=regime.wide_oa)
 
 
 def translation_register(state: CpuState, stem: str) -> str:
