@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,12 @@ def capture_snapshot(
     va_range: tuple[int, int] | None = None,
     max_tables: int = 262_144,
     note: str = "",
+    extra: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Capture the tables under a root, the whole half or `va_range` (both ends included).
 
-    Raises TargetError if the link fails; tables that cannot be read are marked in the snapshot.
+    `extra` adds facts to the snapshot's own. Raises TargetError if the link fails; tables that cannot
+    be read are marked in the snapshot.
     """
     from ptinspect.paging.capture import capture
     from ptinspect.snapshot.model import Snapshot
@@ -55,18 +58,18 @@ def capture_snapshot(
         )
     session = ctx.stopped
     cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count))
-    meta = _meta(ctx, source, note)
+    meta = _meta(ctx, source, note, extra or {})
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
     )
 
 
-def _meta(ctx: Context, source: Source, note: str) -> Meta:
+def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> Meta:
     from ptinspect.snapshot.model import Meta
 
     session = ctx.stopped
     state = session.cpu_state(session.current_cpu)
-    extra: dict[str, str] = {}
+    extra = dict(more)
     banner = ""
     try:
         view = ctx.view()

@@ -17,6 +17,8 @@ MODULES: tuple[str, ...] = (
     "frames",
     "memory",
     "passthrough",
+    "kernel",
+    "diff",
     "setup",
 )
 """Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.

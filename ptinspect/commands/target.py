@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.status import status_report
-from ptinspect.errors import GuestError, PtinspectError, UserError
+from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def register(registry: Registry) -> None:
 
 def _configure_launch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image, vmlinuz, or vmlinux with symbols")
+    add("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image or vmlinuz to boot")
+    add("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL")
     add("--guest", metavar="NAME", help="a reference guest that setup installed")
     add("--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)")
     add("--no-initrd", action="store_true", help="start without an initial RAM disk")
@@ -97,6 +99,22 @@ def _megabytes(text: str) -> int:
     return int(text) if text.isdigit() else max(argtypes.size(text) >> 20, 1)
 
 
+@dataclass(frozen=True)
+class Boot:
+    """What `launch` boots."""
+
+    kernel: Path
+    """Image or vmlinuz."""
+    initrd: Path | None
+    """Initial RAM disk, or None."""
+    symbols: Path
+    """File with the kernel's symbols; the kernel itself if there is no better one."""
+    cpu: str = ""
+    """CPU model that the guest asks for; empty for the default."""
+    note: str = ""
+    """What the user should know about the guest."""
+
+
 def launch(ctx: Context, args: argparse.Namespace) -> Report:
     """Start QEMU and attach to it."""
     _refuse_second(ctx)
@@ -106,7 +124,8 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
     if ctx.qemu is not None:
         ctx.qemu.close()
         ctx.qemu = None
-    options = _options(ctx, args)
+    boot = _boot(ctx, args)
+    options = _options(boot, args)
     ctx.progress("starting QEMU", 0, 0)
     qemu = start(options, keep=args.keep)
     ctx.qemu = qemu
@@ -114,57 +133,71 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
         session = Session.attach(
             str(qemu.gdb_socket),
             gdb_path=ctx.settings.gdb,
-            symbol_file=_symbols(options.kernel),
+            symbol_file=_elf(boot.symbols),
             timeout=ctx.settings.timeout,
         )
-    except PtinspectError:
+    except BaseException:
         ctx.qemu = None
+        qemu.keep = False
         qemu.close()
         raise
-    ctx.use_kernel(options.kernel)
+    ctx.use_kernel(boot.symbols)
     ctx.open_session(session)
-    return status_report(ctx, f"launched {options.kernel.name}, stopped at reset")
+    report = status_report(ctx, f"launched {options.kernel.name}, stopped at reset")
+    command = {**report.result, "command_line": list(qemu.command_line)}
+    note = (Note(boot.note, "changed"),) if boot.note else ()
+    return Report(command, (*report.body, *note))
 
 
-def _options(ctx: Context, args: argparse.Namespace) -> LaunchOptions:
-    from ptinspect.target.qemu import LaunchOptions
+def _boot(ctx: Context, args: argparse.Namespace) -> Boot:
+    """Choose kernel, initrd and symbols. Raises UserError."""
+    from ptinspect.guests import archive
 
-    kernel, initrd = _kernel_and_initrd(ctx, args)
-    for file in (kernel, initrd):
+    kernel = args.kernel or (None if args.guest else ctx.settings.kernel)
+    if kernel is None:
+        guest = archive.guest(args.guest) if args.guest else archive.guest()
+        initrd = None if args.no_initrd else args.initrd or guest.initrd
+        boot = Boot(guest.kernel, initrd, guest.vmlinux or guest.kernel, guest.cpu, guest.note)
+    else:
+        initrd = args.initrd
+        if initrd is None and not args.no_initrd:
+            installed = archive.installed_guests()
+            initrd = installed[0].initrd if installed else None
+        boot = Boot(kernel, initrd, kernel)
+    symbols = args.symbols or (ctx.settings.kernel if args.kernel else None)
+    boot = replace(boot, symbols=symbols) if symbols is not None else boot
+    for file in (boot.kernel, boot.initrd, boot.symbols):
         if file is not None and not file.is_file():
             raise UserError(f"no file {file}")
-    chosen: dict[str, object] = {
-        name: getattr(args, name)
-        for name in ("machine", "cpu", "smp", "memory", "append")
-        if getattr(args, name) is not None
-    }
-    options = LaunchOptions(kernel=kernel, initrd=initrd, extra=tuple(args.extra), **chosen)  # type: ignore[arg-type]
-    if args.append_more:
-        from dataclasses import replace
+    if _elf(boot.kernel) is not None:
+        raise UserError(
+            f"QEMU cannot boot {boot.kernel}, an ELF file", f"launch IMAGE --symbols {boot.kernel}"
+        )
+    return boot
 
+
+def _options(boot: Boot, args: argparse.Namespace) -> LaunchOptions:
+    from ptinspect.target.qemu import LaunchOptions
+
+    options = LaunchOptions(boot.kernel, boot.initrd, extra=tuple(args.extra))
+    if boot.cpu:
+        options = replace(options, cpu=boot.cpu)
+    chosen = {name: getattr(args, name) for name in ("machine", "cpu", "smp", "memory", "append")}
+    options = replace(options, **{name: value for name, value in chosen.items() if value is not None})
+    if args.append_more:
         options = replace(options, append=f"{options.append} {args.append_more}")
     return options
 
 
-def _kernel_and_initrd(ctx: Context, args: argparse.Namespace) -> tuple[Path, Path | None]:
-    named = args.kernel or (None if args.guest else ctx.settings.kernel)
-    initrd: Path | None = args.initrd
-    if named is not None and (initrd is not None or args.no_initrd):
-        return named, initrd
-    from ptinspect.guests import archive
-
-    if named is None:
-        guest = archive.guest(args.guest) if args.guest else archive.guest()
-        kernel: Path = guest.kernel
-        return kernel, initrd or (None if args.no_initrd else guest.initrd)
-    installed = archive.installed_guests()
-    return named, installed[0].initrd if installed else None
-
-
-def _symbols(kernel: Path) -> Path | None:
-    """Return the file for GDB if it is an ELF file; GDB can do nothing with an Image."""
-    with kernel.open("rb") as file:
-        return kernel if file.read(4) == b"\x7fELF" else None
+def _elf(kernel: Path | None) -> Path | None:
+    """Return the file if it is an ELF file; GDB can do nothing with an Image, nor QEMU with ELF."""
+    if kernel is None:
+        return None
+    try:
+        with kernel.open("rb") as file:
+            return kernel if file.read(4) == b"\x7fELF" else None
+    except OSError as error:
+        raise UserError(f"cannot read {kernel}: {error.strerror or error}") from error
 
 
 def _refuse_second(ctx: Context) -> None:
@@ -186,11 +219,10 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
         address = str(ctx.qemu.gdb_socket)
     from ptinspect.target.session import Session
 
-    kernel = ctx.settings.kernel
     session = Session.attach(
         address,
         gdb_path=ctx.settings.gdb,
-        symbol_file=None if kernel is None else _symbols(kernel),
+        symbol_file=_elf(ctx.settings.kernel),
         timeout=args.timeout or ctx.settings.timeout,
     )
     ctx.open_session(session)

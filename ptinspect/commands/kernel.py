@@ -1,0 +1,110 @@
+"""`kernel` and `symbol`: the kernel file, and what it knows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.commands.sources import GuestNames
+from ptinspect.errors import PtinspectError, UserError
+from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
+
+
+def register(registry: Registry) -> None:
+    """Add `kernel` and `symbol`."""
+    registry.command(
+        "kernel",
+        summary="Name the guest's kernel file, or show it",
+        example="kernel vmlinux",
+        configure=_configure_kernel,
+        details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE.",
+    )(kernel)
+    registry.command(
+        "symbol",
+        summary="Find a symbol, or what lies at an address",
+        example="symbol kpti_install_ng_mappings",
+        configure=_configure_symbol,
+        details="With a stopped guest, addresses are those at run time, KASLR included; pa: where it lies.",
+        aliases=("sym",),
+    )(symbol)
+
+
+def _configure_kernel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="Image, vmlinuz, or vmlinux")
+
+
+def _configure_symbol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", type=argtypes.address, metavar="SYMBOL|ADDR", help=argtypes.ADDRESS_HELP)
+
+
+def kernel(ctx: Context, args: argparse.Namespace) -> Report:
+    """Name or show the kernel file."""
+    if args.file is not None:
+        if not args.file.is_file():
+            raise UserError(f"no file {args.file}")
+        ctx.use_kernel(args.file)
+    found = ctx.kernel
+    if found is None:
+        return Report({"file": None}, (Note("no kernel file; 'kernel FILE' names one", "dim"),))
+    result = {
+        "file": str(found.path),
+        "banner": escape(found.banner),
+        "symbols": len(found.symbols),
+        "text": hex_address(found.text_va),
+        "size": found.size,
+    }
+    rows = [
+        ("file", str(found.path)),
+        ("banner", result["banner"]),
+        ("symbols", str(len(found.symbols))),
+        ("linked at", f"{found.text_va:#x}, {found.size} bytes"),
+    ]
+    return Report(result, (Table((Column(""), Column("")), rows),))
+
+
+def symbol(ctx: Context, args: argparse.Namespace) -> Report:
+    """Find a symbol by name or by address."""
+    file = ctx.kernel
+    if file is None:
+        raise UserError("symbols need the kernel file", "kernel FILE, or --kernel FILE")
+    live = ctx.session is not None and ctx.session.state.name == "STOPPED"
+    address = args.what.value(GuestNames(ctx) if live else _LinkNames(ctx))
+    near = ctx.nearest(address)
+    name = "" if near is None else near[0]
+    offset = None if near is None else near[1]
+    pa = _physical(ctx, address) if live and not args.what.physical else None
+    result = {
+        "address": hex_address(address),
+        "symbol": name,
+        "offset": offset,
+        "pa": None if pa is None else hex_address(pa),
+    }
+    where = f", pa:{pa:#x}" if pa is not None else ""
+    return Report(result, (Note(ctx.place(address) + where + ("" if name else ": no symbol there")),))
+
+
+class _LinkNames:
+    """Names as they were linked, for want of a guest."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def symbol(self, name: str) -> int:
+        """Return the link-time address of a symbol."""
+        kernel = self._ctx.kernel
+        assert kernel is not None
+        return kernel.lookup(name)
+
+    def register(self, name: str) -> int:
+        """Raise UserError: there are no registers."""
+        raise UserError(f"${name}: not attached to a stopped guest")
+
+
+def _physical(ctx: Context, address: int) -> int | None:
+    try:
+        return ctx.view().pa_of(address)
+    except PtinspectError:
+        return None
