@@ -1,0 +1,310 @@
+"""Commands inside GDB that read and write guest-physical memory through QEMU's gdbstub.
+
+Use: `source ptinspect_agent.py` in a GDB (12 or newer, with Python) that is connected to QEMU. By
+hand: `ptinspect-physical 0x40200000 64`. Over MI: `-ptinspect-read PA:SIZE,...` (hex), which returns
+one base64 field, `-ptinspect-write PA HEX` and `-ptinspect-virtual`.
+
+The stub's physical mode (`Qqemu.PhyMemMode`, QEMU gdbstub since commit ab4752ec8d9b, v4.1) is one
+switch for all CPUs and survives a disconnect. It is on only inside `physical_mode`, where no symbol,
+frame or cache of GDB is used, and SIGINT is held back until it is off again. A read of an address
+without RAM gives zeros: the caller knows the RAM blocks.
+"""
+
+import base64
+import binascii
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from pathlib import Path
+
+import gdb
+
+PACKET_BYTES = 2048
+"""Most that the stub sends in one reply (QEMU gdbstub: MAX_PACKET_LENGTH 4096, two digits a byte)."""
+WINDOW = 16
+"""Requests under way at once on the wire; small, so that neither side can block on a full buffer."""
+SILENCE_SECONDS = 5.0
+"""Longest wait for any byte of the stub."""
+
+
+class Cancelled(gdb.GdbError):
+    """The user pressed Ctrl-C."""
+
+
+class LinkLost(gdb.GdbError):
+    """The stub is gone, or answers no more: nothing can be restored."""
+
+
+def connection():
+    """Return GDB's connection to the stub."""
+    found = gdb.selected_inferior().connection
+    if found is None or not hasattr(found, "send_packet"):
+        raise gdb.GdbError("ptinspect: GDB is not connected to a gdbstub")
+    return found
+
+
+def expect(packet, reply):
+    """Send one packet; raise unless the stub gives this reply."""
+    answer = connection().send_packet(packet) or b""
+    if answer != reply:
+        raise gdb.GdbError(f"ptinspect: the stub answers {answer[:40]!r} to {packet[:40]!r}")
+
+
+def check_cancelled():
+    """Raise Cancelled if SIGINT waits; it is used up by that."""
+    if signal.sigtimedwait([signal.SIGINT], 0) is not None:
+        raise Cancelled("Quit")
+
+
+@contextlib.contextmanager
+def physical_mode():
+    """Switch the stub to guest-physical addresses; switch back whatever happens."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        lost = False
+        try:
+            expect("Qqemu.PhyMemMode:1", b"OK")
+            yield
+        except LinkLost:
+            lost = True
+            raise
+        finally:
+            if not lost:
+                expect("Qqemu.PhyMemMode:0", b"OK")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Wire:
+    """Send many read requests on GDB's own socket before waiting for the first reply.
+
+    GDB waits for each reply before it sends the next packet; the stub takes them as fast as they
+    come (QEMU gdbstub, gdb_read_byte: a new packet acknowledges the last reply). GDB must be idle
+    and the guest stopped, so that nobody else reads from the socket.
+    """
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.poll = select.poll()
+        self.poll.register(sock, select.POLLIN)
+
+    def ask(self, packets, sizes):
+        """Return the replies to the packets; `sizes` are the lengths of their bodies if all goes well."""
+        replies, buffer, sent = [], b"", 0
+        cancelled = None
+        while len(replies) < len(packets):
+            if sent < len(packets) and sent - len(replies) <= WINDOW // 2:
+                upto = min(len(replies) + WINDOW, len(packets))
+                self.sock.sendall(b"".join(packets[sent:upto]))
+                sent = upto
+            buffer += self._receive()
+            buffer = self._take(buffer, sizes, replies)
+            if cancelled is None:
+                try:
+                    check_cancelled()
+                except Cancelled as error:
+                    cancelled = error
+                    packets = packets[:sent]
+        self.sock.sendall(b"+")
+        if cancelled is not None:
+            raise cancelled
+        return replies
+
+    def _receive(self):
+        deadline = time.monotonic() + SILENCE_SECONDS
+        while True:
+            if not self.poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                raise LinkLost("Remote communication error: the stub is silent")
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                data = self.sock.recv(1 << 18)
+                if not data:
+                    raise LinkLost("Remote connection closed")
+                return data
+
+    @staticmethod
+    def _take(buffer, sizes, replies):
+        """Move whole replies `+$body#xx` from the buffer to the list; return what remains."""
+        at = 0
+        while True:
+            start = buffer.find(b"$", at)
+            if start < 0:
+                return buffer[at:]
+            size = sizes[len(replies)] if len(replies) < len(sizes) else 0
+            end = start + 1 + size
+            if buffer[end : end + 1] != b"#":
+                end = buffer.find(b"#", start)
+            if end < 0 or end + 3 > len(buffer):
+                return buffer[start:]
+            replies.append(buffer[start + 1 : end])
+            at = end + 3
+
+
+def packet(body):
+    """Return a packet of the remote serial protocol."""
+    return b"$%s#%02x" % (body, sum(body) & 0xFF)
+
+
+_wires = {}
+
+
+def wire():
+    """Return the wire of the present connection, or None if its socket cannot be told for certain."""
+    now = connection()
+    key = (now.num, now.details)
+    if key not in _wires:
+        _wires.clear()
+        _wires[key] = _open_wire(now.details or "")
+    return _wires[key]
+
+
+def _open_wire(details):
+    """Find the one socket of this process whose other end is the stub."""
+    numbers = {}
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                numbers.setdefault(str(entry.readlink()), int(entry.name))
+    found = []
+    for link, number in numbers.items():
+        if link.startswith("socket:"):
+            sock = socket.socket(fileno=os.dup(number))
+            if _is_peer(sock, details):
+                found.append(sock)
+            else:
+                sock.close()
+    if len(found) == 1:
+        return Wire(found[0])
+    for sock in found:
+        sock.close()
+    return None
+
+
+def _is_peer(sock, details):
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return False
+    if sock.family == socket.AF_UNIX:
+        return bool(peer) and peer == details
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
+        return str(peer[1]) == details.rpartition(":")[2]
+    return False
+
+
+def pieces(ranges):
+    """Split ranges so that one packet can answer each piece."""
+    for pa, size in ranges:
+        for offset in range(0, size, PACKET_BYTES):
+            yield pa + offset, min(PACKET_BYTES, size - offset)
+
+
+def read_on_wire(lane, ranges):
+    """Read ranges with many requests under way; None if the socket is not the stub's after all."""
+    parts = list(pieces(ranges))
+    packets = [packet(b"m%x,%x" % part) for part in parts]
+    replies = lane.ask([packet(b"qqemu.PhyMemMode"), *packets], [1, *(2 * size for _, size in parts)])
+    if replies[0] != b"1":
+        return None
+    for (pa, size), reply in zip(parts, replies[1:], strict=True):
+        if len(reply) != 2 * size:
+            raise gdb.GdbError(
+                f"ptinspect: the stub answers {reply[:20]!r} to a read of {size} bytes at {pa:#x}"
+            )
+    return binascii.unhexlify(b"".join(replies[1:]))
+
+
+def read_by_gdb(ranges):
+    """Read ranges with GDB's own requests, one after the other."""
+    inferior = gdb.selected_inferior()
+    parts = []
+    for pa, size in pieces(ranges):
+        parts.append(bytes(inferior.read_memory(pa, size)))
+        check_cancelled()
+    return b"".join(parts)
+
+
+def read_physical(ranges, pipelined=True):
+    """Return the bytes of the ranges [(pa, size), ...], one behind the other."""
+    with physical_mode():
+        lane = wire() if pipelined else None
+        if lane is not None:
+            data = read_on_wire(lane, ranges)
+            if data is not None:
+                return data
+            _wires[next(iter(_wires))] = None
+        return read_by_gdb(ranges)
+
+
+def write_physical(pa, data):
+    """Write bytes at a guest-physical address."""
+    with physical_mode():
+        for start, size in pieces([(pa, len(data))]):
+            offset = start - pa
+            text = binascii.hexlify(data[offset : offset + size]).decode()
+            # half of what is read at once: the request itself must fit into a packet
+            for half in range(0, size, PACKET_BYTES // 2):
+                part = text[2 * half : 2 * half + PACKET_BYTES]
+                expect(f"M{start + half:x},{len(part) // 2:x}:{part}", b"OK")
+    flush()
+
+
+def flush():
+    """Make GDB forget memory and registers that it read before."""
+    gdb.execute("maintenance flush dcache", to_string=True)
+    gdb.execute("maintenance flush register-cache", to_string=True)
+
+
+def parse_ranges(text):
+    """Parse "PA:SIZE,PA:SIZE" in hex."""
+    pairs = (item.split(":") for item in text.split(","))
+    return [(int(pa, 16), int(size, 16)) for pa, size in pairs]
+
+
+class ReadCommand(gdb.MICommand):
+    """-ptinspect-read PA:SIZE,... [gdb]: one base64 field; with `gdb`, one request at a time."""
+
+    def invoke(self, argv):
+        data = read_physical(parse_ranges(argv[0]), pipelined=len(argv) < 2)
+        return {"data": base64.b64encode(data).decode()}
+
+
+class WriteCommand(gdb.MICommand):
+    """-ptinspect-write PA HEX"""
+
+    def invoke(self, argv):
+        write_physical(int(argv[0], 16), bytes.fromhex(argv[1]))
+        return {"written": str(len(argv[1]) // 2)}
+
+
+class VirtualCommand(gdb.MICommand):
+    """-ptinspect-virtual: leave physical mode, whoever left it on, and flush GDB's caches."""
+
+    def invoke(self, argv):
+        expect("Qqemu.PhyMemMode:0", b"OK")
+        flush()
+        return {"wire": "no" if wire() is None else "yes"}
+
+
+class PhysicalCommand(gdb.Command):
+    """Show guest-physical memory: ptinspect-physical ADDRESS [SIZE]"""
+
+    def __init__(self):
+        super().__init__("ptinspect-physical", gdb.COMMAND_DATA)
+
+    def invoke(self, argument, from_tty):
+        words = [int(gdb.parse_and_eval(word)) for word in gdb.string_to_argv(argument)]
+        if not 1 <= len(words) <= 2:
+            raise gdb.GdbError("usage: ptinspect-physical ADDRESS [SIZE]")
+        pa, size = words[0], words[1] if len(words) > 1 else 64
+        data = read_physical([(pa, size)])
+        for offset in range(0, size, 16):
+            print(f"{pa + offset:#x}: {data[offset : offset + 16].hex(' ', 8)}")
+
+
+ReadCommand("-ptinspect-read")
+WriteCommand("-ptinspect-write")
+VirtualCommand("-ptinspect-virtual")
+PhysicalCommand()

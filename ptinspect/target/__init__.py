@@ -1,0 +1,1 @@
+"""Adapters: GDB, QEMU's gdbstub and QEMU itself."""

@@ -1,0 +1,100 @@
+"""Open a session: start GDB, ask the stub what it is, connect the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptinspect.errors import ConnectError, MiError, TargetError
+from ptinspect.target.address import StubAddress
+from ptinspect.target.agent import Agent
+from ptinspect.target.gdb import Gdb, find_gdb
+from ptinspect.target.mi import GdbProcess
+from ptinspect.target.mitext import quote
+from ptinspect.target.probe import StubFacts, leave_running, probe
+from ptinspect.target.registers import RegisterReader
+from ptinspect.target.state import RunTracker
+
+SETTINGS = (
+    "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
+    "print frame-arguments none", "print entry-values no", "python print-stack none",
+    "remotetimeout 30", "tcp auto-retry on", "tcp connect-timeout 5",
+)  # fmt: skip
+"""`remotetimeout`: longer than any wait of ptinspect, because GDB mixes up replies after its own."""
+OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
+SYMBOL_SECONDS = 120.0
+
+
+@dataclass
+class Link:
+    """What a session is made of."""
+
+    address: StubAddress
+    """Of the stub."""
+    gdb: Gdb
+    """The program."""
+    process: GdbProcess
+    """GDB running, connected."""
+    agent: Agent
+    """The script inside it."""
+    facts: StubFacts
+    """What the stub said."""
+    tracker: RunTracker
+    """The guest's state."""
+    registers: RegisterReader
+    """The register numbers of this connection."""
+    pipelined: bool
+    """Physical reads go through the socket's pipeline."""
+
+
+def connect(
+    address: StubAddress,
+    gdb_path: str | None,
+    symbol_file: Path | None,
+    timeout: float,
+    on_text: Callable[[str, str], None],
+) -> Link:
+    """Attach a new GDB to the stub; the guest is stopped. Raises ConnectError, leaving nothing behind."""
+    try:
+        gdb = find_gdb(gdb_path)
+    except TargetError as error:
+        raise ConnectError(error.message, error.hint) from error
+    tracker = RunTracker()
+    process = GdbProcess(
+        [gdb.path, "-nx", "-q", "--interpreter=mi3"],
+        on_event=tracker.event,
+        on_lost=tracker.lost,
+        on_text=on_text,
+    )
+    facts = None
+    try:
+        facts = probe(address, timeout)
+        agent = _prepare(process, symbol_file, timeout)
+        process.request(f"-target-select remote {address}", timeout)
+        process.request("-gdb-set scheduler-locking step", timeout)
+        tracker.attached()
+        pipelined = agent.leave_physical_mode()
+        registers = RegisterReader(process)
+        return Link(address, gdb, process, agent, facts, tracker, registers, pipelined)
+    except BaseException as error:
+        tracker.lost("attaching failed")
+        process.kill("attaching failed")
+        if facts is not None and facts.was_running:
+            leave_running(address)
+        if isinstance(error, TargetError) and not isinstance(error, ConnectError):
+            raise ConnectError(f"{address}: {error.message}", error.hint) from error
+        raise
+
+
+def _prepare(process: GdbProcess, symbol_file: Path | None, timeout: float) -> Agent:
+    for setting in SETTINGS:
+        process.request(f"-gdb-set {setting}", timeout)
+    for setting in OPTIONAL_SETTINGS:
+        process.request(f"-gdb-set {setting}", timeout, check=False)
+    if symbol_file is not None:
+        try:
+            process.request(f"-file-exec-and-symbols {quote(str(symbol_file))}", SYMBOL_SECONDS)
+        except MiError as error:
+            raise ConnectError(f"GDB cannot use {symbol_file}: {error.message}") from error
+    return Agent(process)

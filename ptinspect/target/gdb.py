@@ -1,0 +1,104 @@
+"""Find a GDB that knows aarch64."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptinspect.errors import TargetError
+
+OLDEST = 12
+"""First major version with MI commands in Python and raw packets (GDB NEWS, "Changes in GDB 12")."""
+_MARK = "ptinspect-check:"
+_CHECK = (
+    "-ex", "set architecture aarch64",
+    "-ex", "show architecture",
+    "-ex", f"python print('{_MARK}', gdb.VERSION, hasattr(gdb, 'MICommand'))",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gdb:
+    """Describe a usable GDB."""
+
+    path: str
+    """The program."""
+    version: str
+    """As GDB names it: `13.1`."""
+
+
+def find_gdb(path: str | None = None) -> Gdb:
+    """Return the first usable GDB: `path`, $PTINSPECT_GDB, the system's, the one beside this Python.
+
+    Raises TargetError that says what is wrong with each candidate. A `path` or $PTINSPECT_GDB that
+    is given is the only candidate.
+    """
+    complaints = []
+    for candidate in _candidates(path):
+        try:
+            return check_gdb(candidate)
+        except TargetError as error:
+            complaints.append(f"{candidate}: {error.message}")
+    hint = (
+        "install gdb-multiarch (or: ptinspect setup), or pip install 'ptinspect[gdb]', or set PTINSPECT_GDB"
+    )
+    tried = "; ".join(complaints)
+    raise TargetError(f"no usable GDB{f' ({tried})' if tried else ''}", hint)
+
+
+def _candidates(path: str | None) -> Iterator[str]:
+    chosen = path or os.environ.get("PTINSPECT_GDB")
+    if chosen:
+        yield shutil.which(chosen) or chosen
+        return
+    beside = Path(sys.executable).parent
+    found = [shutil.which(name) for name in ("gdb-multiarch", "gdb", "aarch64-linux-gnu-gdb")]
+    scripts = [str(beside / name) for name in ("gdb", "gdb-for-pwndbg")]
+    system = [name for name in found if name and Path(name).parent != beside]
+    yield from dict.fromkeys([*system, *(name for name in scripts if os.access(name, os.X_OK))])
+
+
+_checked: dict[tuple[str, int], Gdb] = {}
+
+
+def check_gdb(path: str) -> Gdb:
+    """Check that the program is a GDB with Python that knows aarch64. Raises TargetError."""
+    try:
+        key = (path, Path(path).stat().st_mtime_ns)
+    except OSError as error:
+        raise TargetError(error.strerror or str(error)) from error
+    if key not in _checked:
+        _checked[key] = _run_check(path)
+    return _checked[key]
+
+
+def _run_check(path: str) -> Gdb:
+    try:
+        done = subprocess.run(
+            [path, "-nx", "-q", "-batch", *_CHECK],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=20,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TargetError("does not end") from error
+    except OSError as error:
+        raise TargetError(error.strerror or str(error)) from error
+    text = done.stdout.decode("utf-8", "replace")
+    match = re.search(rf"{_MARK} (\S+) (\w+)", text)
+    if match is None:
+        raise TargetError("no GDB, or one without Python")
+    if not re.search(r'architecture is set to "aarch64"', text):
+        raise TargetError("knows no aarch64")
+    if match[2] != "True":
+        raise TargetError(f"version {match[1]} is too old, {OLDEST} is needed")
+    return Gdb(path, match[1])

@@ -1,0 +1,42 @@
+"""The machine's RAM, from QEMU's monitor."""
+
+from __future__ import annotations
+
+import re
+
+from ptinspect.arch.bits import PhysAddr
+from ptinspect.errors import TargetError
+from ptinspect.memory.source import RamBlock
+
+_VIEW = re.compile(r"^\s*FlatView #\d+")
+_SPACE = re.compile(r'^\s*AS "([^"]*)"')
+_RANGE = re.compile(r"^\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (?:nv-)?([^)]+)\): (.*)$")
+_MEMORY = ("ram", "rom", "romd")
+"""Kinds whose reads have no effect on a device (QEMU system/memory.c, memory_region_type); `ramd` has."""
+SYSTEM_SPACE = "memory"
+"""Name of the address space that physical reads of the gdbstub use (QEMU, address_space_memory)."""
+
+
+def parse_mtree(text: str) -> tuple[RamBlock, ...]:
+    """Return the RAM and ROM of the system address space from `info mtree -f`, by address.
+
+    Raises TargetError if the text holds no such memory.
+    """
+    blocks: list[RamBlock] = []
+    wanted = listed = False
+    for line in text.splitlines():
+        if _VIEW.match(line):
+            if blocks:
+                break
+            wanted = False
+        elif space := _SPACE.match(line):
+            wanted |= space[1] == SYSTEM_SPACE
+            listed = True
+        elif wanted and (found := _RANGE.match(line)) and found[3] in _MEMORY:
+            start, last = int(found[1], 16), int(found[2], 16)
+            name = re.sub(r" @[0-9a-f]{16}.*$| KVM$", "", found[4]).strip()
+            blocks.append(RamBlock(PhysAddr(start), last - start + 1, name))
+    if not blocks:
+        what = "lists no RAM" if listed else "cannot be read"
+        raise TargetError(f"QEMU's 'info mtree -f' {what}", "\n".join(text.splitlines()[:5]))
+    return tuple(sorted(blocks, key=lambda block: block.start))

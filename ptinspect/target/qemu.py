@@ -1,0 +1,205 @@
+"""Start QEMU on a kernel, stopped at reset, on a private socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptinspect.errors import TargetError
+from ptinspect.target.child import die_with_parent
+
+PROGRAM = "qemu-system-aarch64"
+START_SECONDS = 15.0
+SOCKET_PATH_LIMIT = 107
+"""Longest path of a Unix socket, bytes (unix(7))."""
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Say which machine to start. Defaults: the machine of the bug report on lost table entries."""
+
+    kernel: Path
+    """Image, vmlinuz or ELF file that QEMU can boot."""
+    initrd: Path | None = None
+    """Initial RAM disk, or None."""
+    machine: str = "virt,gic-version=3"
+    """QEMU's -machine."""
+    cpu: str = "cortex-a72"
+    """QEMU's -cpu."""
+    smp: int = 1
+    """Number of CPUs."""
+    memory: int = 1024
+    """RAM in MiB."""
+    append: str = "rdinit=/init console=ttyAMA0 earlycon=pl011,0x9000000 nokaslr kpti=on"
+    """The kernel's command line."""
+    extra: Sequence[str] = ()
+    """Further arguments of QEMU."""
+
+
+class Qemu:
+    """A QEMU that ptinspect started."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], command_line: Sequence[str], directory: Path, *, keep: bool
+    ) -> None:
+        self.process = process
+        self.command_line = tuple(command_line)
+        self.directory = directory
+        """Private directory with the socket, the console and QEMU's own messages."""
+        self.keep = keep
+        """Leave it running when ptinspect ends."""
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process number."""
+        return self.process.pid
+
+    @property
+    def gdb_socket(self) -> Path:
+        """Unix socket of the gdbstub."""
+        return self.directory / "gdb.sock"
+
+    @property
+    def console(self) -> Path:
+        """File that the guest's first serial port is written to."""
+        return self.directory / "console.log"
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the process runs."""
+        return self.process.poll() is None
+
+    def last_words(self) -> str:
+        """Return the end of what QEMU itself wrote, else of the guest's console."""
+        return _tail(self.directory / "qemu.log") or _tail(self.console)
+
+    def close(self) -> None:
+        """End QEMU and remove its directory, unless it is to be kept. Safe to call twice."""
+        if self.keep and self.alive:
+            return
+        if self.alive:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
+        if self.alive:
+            self.process.kill()
+            self.process.wait(10)
+        if not self.keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool = False) -> Qemu:
+    """Start QEMU stopped at reset and return when its gdbstub listens.
+
+    `directory` (made with mode 0700 if absent) gets the socket, the console and QEMU's messages;
+    without it, a new private one. Without `keep`, QEMU ends with the thread that calls this. Raises
+    TargetError with the command line and QEMU's last words if it will not start.
+    """
+    program = shutil.which(PROGRAM)
+    if program is None:
+        raise TargetError(
+            f"{PROGRAM} is not installed", "ptinspect setup --yes, or apt install qemu-system-arm"
+        )
+    folder = _private_directory(directory)
+    words = _command_line(program, options, folder)
+    try:
+        with (folder / "qemu.log").open("wb") as log:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=None if keep else die_with_parent,  # noqa: PLW1509 - calls prctl only
+            )
+    except OSError as error:
+        raise TargetError(f"cannot start {program}: {error.strerror or error}") from error
+    qemu = Qemu(process, words, folder, keep=keep)
+    try:
+        _wait_until_it_listens(qemu)
+    except BaseException:
+        qemu.keep = False
+        qemu.close()
+        raise
+    return qemu
+
+
+def _command_line(program: str, options: LaunchOptions, folder: Path) -> list[str]:
+    words = [program, "-machine", options.machine, "-cpu", options.cpu]
+    words += ["-smp", str(options.smp), "-m", f"{options.memory}M"]
+    words += ["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
+    words += ["-serial", f"file:{_escape(folder / 'console.log')}"]
+    words += ["-kernel", str(options.kernel)]
+    if options.initrd is not None:
+        words += ["-initrd", str(options.initrd)]
+    words += ["-append", options.append]
+    words += ["-S", "-gdb", f"unix:{_escape(folder / 'gdb.sock')},server=on,wait=off"]
+    return [*words, *options.extra]
+
+
+def _escape(path: Path) -> str:
+    """Double the commas, which separate options of QEMU."""
+    return str(path).replace(",", ",,")
+
+
+def _private_directory(directory: Path | None) -> Path:
+    try:
+        if directory is None:
+            folder = Path(tempfile.mkdtemp(prefix="ptinspect-"))
+        else:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = directory.absolute()
+            for name in ("gdb.sock", "console.log", "qemu.log"):
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise TargetError(f"cannot use {directory}: {error.strerror or error}") from error
+    if len(os.fsencode(folder / "gdb.sock")) > SOCKET_PATH_LIMIT:
+        raise TargetError(
+            f"{folder} is too long a path for a Unix socket", "choose another one, or set TMPDIR"
+        )
+    return folder
+
+
+def _wait_until_it_listens(qemu: Qemu) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _listens(qemu.gdb_socket):
+        if not qemu.alive:
+            raise _will_not_start(qemu, f"ended with exit code {qemu.process.returncode}")
+        if time.monotonic() > deadline:
+            raise _will_not_start(qemu, f"opened no gdbstub within {START_SECONDS:g} s")
+        time.sleep(0.01)
+
+
+def _listens(path: Path) -> bool:
+    """Tell whether a Unix socket takes connections, without connecting (proc(5): flag __SO_ACCEPTCON)."""
+    if not path.exists():
+        return False
+    try:
+        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return True
+    return any(line.endswith(f" {path}") and line.split()[3] == "00010000" for line in lines)
+
+
+def _will_not_start(qemu: Qemu, how: str) -> TargetError:
+    from shlex import join
+
+    words = qemu.last_words() or "(it wrote nothing)"
+    return TargetError(f"QEMU {how}: {words}", f"it was started as: {join(qemu.command_line)}")
+
+
+def _tail(path: Path, size: int = 2000) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - size, 0))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,356 @@
+"""A session with a gdbstub: look at the guest, make it run and stop, and leave it as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
+from ptinspect.memory.source import PhysicalMemory, RamBlock
+from ptinspect.target.address import StubAddress
+from ptinspect.target.breakpoints import delete_breakpoint, insert_breakpoint, list_breakpoints
+from ptinspect.target.connect import Link, connect
+from ptinspect.target.mitext import quote
+from ptinspect.target.mtree import parse_mtree
+from ptinspect.target.passthrough import check_gdb_command, check_monitor_command
+from ptinspect.target.state import Breakpoint, Listener, RunState, StopInfo
+from ptinspect.target.stubmem import StubMemory
+
+__all__ = ["Breakpoint", "RunState", "Session", "StopInfo"]
+
+SECONDS = 10.0
+"""How long a small command may take."""
+STOP_SECONDS = 5.0
+"""How long the guest may take to stop where the caller does not say."""
+CLI_SECONDS = 120.0
+"""How long a command of the user's may take."""
+
+
+class Session:
+    """One GDB connected to one QEMU. All-stop: every CPU stands or every CPU may run.
+
+    Methods may be called from several threads; `cancel` also from a signal handler. Those that need
+    a stopped guest raise TargetRunning if it runs; all raise TargetLost when GDB or QEMU has gone.
+    """
+
+    def __init__(self, link: Link) -> None:
+        """Use `attach`."""
+        self._link = link
+        self._gdb = link.process
+        self._tracker = link.tracker
+        self._left = False
+        self._states: tuple[int, dict[int, CpuState]] = (-1, {})
+        self._cpu: tuple[int, int] | None = None
+        self.ram: tuple[RamBlock, ...] = parse_mtree(self.monitor("info mtree -f"))
+        """RAM and ROM of the machine, by address."""
+        self.memory: PhysicalMemory = StubMemory(link.agent, self.ram, self._need_stopped)
+        """Guest-physical memory."""
+        self.cpu_count: int = self._count_cpus()
+        """CPUs of the machine, powered off ones too."""
+
+    @classmethod
+    def attach(
+        cls,
+        address: str,
+        *,
+        gdb_path: str | None = None,
+        symbol_file: Path | None = None,
+        timeout: float = 10.0,
+    ) -> Session:
+        """Start a GDB and connect it to the stub at `address`; the guest is stopped by that.
+
+        `address`: host:port, :port, or the path of a Unix socket. `symbol_file` is read by GDB, debug
+        information and all; without it everything but symbols in `gdb_command` works. Raises UserError
+        on an address that makes no sense, ConnectError on everything else that fails.
+        """
+        from ptinspect.errors import ConnectError
+
+        texts: list[str] = []
+        link = connect(
+            StubAddress.parse(address), gdb_path, symbol_file, timeout, lambda _, text: texts.append(text)
+        )
+        try:
+            return cls(link)
+        except TargetError as error:
+            session = cls.__new__(cls)
+            session._link, session._gdb, session._tracker, session._left = (
+                link,
+                link.process,
+                link.tracker,
+                False,
+            )
+            with contextlib.suppress(TargetError):
+                session.detach()
+            raise ConnectError(f"{link.address}: {error.message}", error.hint) from error
+
+    # What it is
+
+    @property
+    def address(self) -> str:
+        """Where the stub listens."""
+        return str(self._link.address)
+
+    @property
+    def was_running(self) -> bool:
+        """Tell whether the guest ran when the session began (see StubFacts.was_running)."""
+        return self._link.facts.was_running
+
+    @property
+    def qemu_version(self) -> str:
+        """QEMU's version: `7.2.22`; empty if its monitor does not say."""
+        found = re.match(r"[0-9.]+", self._link.facts.version)
+        return found[0] if found else self._link.facts.version
+
+    @property
+    def gdb_version(self) -> str:
+        """GDB's version."""
+        return self._link.gdb.version
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the stub offers (words of qqemu.Supported); `pipeline` if physical reads are pipelined."""
+        return self._link.facts.features | ({"pipeline"} if self._link.pipelined else set())
+
+    # How it stands
+
+    @property
+    def state(self) -> RunState:
+        """Whether the guest can be looked at."""
+        return RunState.DEAD if self._left else self._tracker.state
+
+    @property
+    def stop_token(self) -> int:
+        """A number that changes at every stop, resume and write: the key of whatever is cached."""
+        return self._tracker.token
+
+    @property
+    def stop(self) -> StopInfo:
+        """The last stop."""
+        return self._tracker.stop
+
+    @property
+    def current_cpu(self) -> int:
+        """The CPU that commands are about: the one that stopped, or the one chosen since."""
+        chosen = self._cpu
+        if chosen is not None and chosen[0] == self._stops_seen:
+            return chosen[1]
+        return self.stop.cpu
+
+    @current_cpu.setter
+    def current_cpu(self, cpu: int) -> None:
+        if not 0 <= cpu < self.cpu_count:
+            raise UserError(f"no CPU {cpu}: the guest has {self.cpu_count}, numbered from 0")
+        self._cpu = (self._stops_seen, cpu)
+
+    @property
+    def _stops_seen(self) -> int:
+        return self._tracker.stops
+
+    def on_event(self, listener: Listener) -> None:
+        """Have `listener(name, fields)` called on `running`, `stopped` and `lost`, in another thread."""
+        self._tracker.listeners.append(listener)
+
+    # Registers and memory
+
+    def cpu_state(self, cpu: int) -> CpuState:
+        """Return the registers of a CPU, read once per stop."""
+        self._need_stopped()
+        token = self._tracker.token
+        if self._states[0] != token:
+            self._states = (token, {})
+        states = self._states[1]
+        if cpu not in states:
+            states[cpu] = self._link.registers.state(cpu)
+        return states[cpu]
+
+    def registers(self, cpu: int) -> Mapping[str, int]:
+        """Return every scalar register that the stub offers, under its own name."""
+        self._need_stopped()
+        return self._link.registers.all(cpu)
+
+    def write_physical(self, pa: int, data: bytes) -> None:
+        """Write to RAM at a guest-physical address. Raises UserError outside RAM."""
+        self._need_stopped()
+        if not any(block.contains(pa, len(data)) for block in self.ram):
+            raise UserError(f"pa:{pa:#x}: {len(data)} bytes there are not in RAM")
+        try:
+            self._link.agent.write(pa, data)
+        finally:
+            self._tracker.touch()
+
+    def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
+        """Return what QEMU itself translates an address to, on a CPU as it stands; None if unmapped."""
+        self.monitor(f"cpu {self.current_cpu if cpu is None else cpu}")
+        text = self.monitor(f"gva2gpa {va:#x}")
+        found = re.search(r"gpa: (0x[0-9a-f]+|0)", text)
+        return int(found[1], 16) if found else None
+
+    # Commands of others
+
+    def monitor(self, command: str) -> str:
+        """Run a command of QEMU's monitor and return what it prints. Raises UserError on harmful ones."""
+        self._need_stopped()
+        only_looks = check_monitor_command(command)
+        try:
+            return self._gdb.request(
+                f"-interpreter-exec console {quote(f'monitor {command}')}", CLI_SECONDS
+            ).text
+        finally:
+            if not only_looks and self.state is RunState.STOPPED:
+                self._forget()
+
+    def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
+        """Run a command of GDB's own and return what it prints.
+
+        One that makes the guest run returns at once; wait_stop waits. Raises UserError on commands
+        that would end the session or QEMU behind its back, MiError with GDB's message.
+        """
+        self._need_alive()
+        check_gdb_command(line)
+        try:
+            return self._gdb.request(f"-interpreter-exec console {quote(line)}", timeout).text
+        finally:
+            self._tracker.touch()
+
+    # Run control
+
+    @property
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        """The breakpoints that GDB knows, by number."""
+        self._need_alive()
+        return list_breakpoints(self._gdb)
+
+    def set_breakpoint(
+        self,
+        address: int,
+        *,
+        hardware: bool = True,
+        temporary: bool = False,
+        cpu: int | None = None,
+        condition: str | None = None,
+    ) -> Breakpoint:
+        """Stop the guest when a program counter has this value: a physical address if the MMU is off.
+
+        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit).
+        """
+        self._need_stopped()
+        return insert_breakpoint(
+            self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
+        )
+
+    def delete_breakpoint(self, number: int) -> None:
+        """Delete a breakpoint. Raises MiError if there is none of this number."""
+        self._need_stopped()
+        delete_breakpoint(self._gdb, number)
+
+    def resume(self) -> None:
+        """Let the guest run."""
+        self._need_stopped()
+        self._gdb.request("-exec-continue", SECONDS)
+
+    def wait_stop(self, timeout: float) -> StopInfo:
+        """Wait until the guest stands; at once if it does. Raises TargetTimeout: it runs on then."""
+        return self._tracker.wait(timeout)
+
+    def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
+        """Stop the guest. Raises TargetTimeout."""
+        self._need_alive()
+        if self.state is RunState.RUNNING:
+            self._gdb.request("-exec-interrupt", timeout, check=False)
+        return self._tracker.wait(timeout)
+
+    def step_instructions(self, count: int, cpu: int) -> StopInfo:
+        """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
+        self._need_stopped()
+        self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
+        return self._stop_in_time(SECONDS + count / 100)
+
+    def run_until(self, addresses: Sequence[int], timeout: float) -> StopInfo:
+        """Run until a program counter has one of these values, or something else stops the guest.
+
+        Raises TargetTimeout; the guest is stopped then. No breakpoint is left behind.
+        """
+        self._need_stopped()
+        known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
+        wanted = [a for a in dict.fromkeys(addresses) if a not in known]
+        numbers = [self.set_breakpoint(address, temporary=True).id for address in wanted]
+        try:
+            self.resume()
+            return self._stop_in_time(timeout)
+        finally:
+            if self.state is RunState.STOPPED:
+                left = {b.id for b in self.breakpoints}
+                for number in numbers:
+                    if number in left:
+                        self.delete_breakpoint(number)
+
+    def _stop_in_time(self, timeout: float) -> StopInfo:
+        try:
+            return self._tracker.wait(timeout)
+        except TargetTimeout as error:
+            self.interrupt()
+            raise TargetTimeout(error.message, "the guest was stopped where it is") from error
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the guest if it runs, else make GDB give up what it does; for a signal handler."""
+        if self.state is RunState.RUNNING:
+            self._gdb.post("-exec-interrupt")
+        elif self.state is RunState.STOPPED:
+            self._gdb.cancel()
+
+    # The end
+
+    def detach(self, resume: bool | None = None) -> None:
+        """Leave the guest as it was found, or running or stopped as `resume` says; the session ends.
+
+        No breakpoint and no physical mode stays behind. Raises TargetError if that cannot be assured.
+        """
+        if self._left:
+            return
+        running = self.was_running if resume is None else resume
+        try:
+            if self._tracker.state is not RunState.DEAD:
+                self.interrupt()
+                self._gdb.request("-break-delete", SECONDS)
+                self._link.agent.leave_physical_mode()
+                self._left = True
+                self._gdb.request("-target-detach" if running else "-target-disconnect", SECONDS)
+        finally:
+            self._left = True
+            self._gdb.close()
+
+    def close(self) -> None:
+        """Detach, and end GDB whatever happens; nothing is raised. Safe to call twice."""
+        with contextlib.suppress(TargetError):
+            self.detach()
+
+    def _need_alive(self) -> None:
+        if self._left:
+            raise TargetLost("the session was left already")
+        if self._tracker.state is RunState.DEAD:
+            raise TargetLost(f"the session is over: {self._tracker.why_dead}", "attach or launch again")
+
+    def _need_stopped(self) -> None:
+        self._need_alive()
+        if self._tracker.state is RunState.RUNNING:
+            raise TargetRunning("the guest is running", "interrupt stops it")
+
+    def _forget(self) -> None:
+        """Forget what was read before: the guest has changed without GDB's doing."""
+        self._tracker.touch()
+        with contextlib.suppress(MiError):
+            self._link.agent.leave_physical_mode()
+
+    def _count_cpus(self) -> int:
+        found = re.search(
+            rb'number-of-threads="(\d+)"', self._gdb.request("-thread-list-ids", SECONDS).line.body
+        )
+        if found is None or int(found[1]) < 1:
+            raise TargetError("GDB sees no CPU")
+        return int(found[1])

@@ -1,0 +1,181 @@
+"""Whether the guest runs, and why it stopped: what GDB's events say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from ptinspect.errors import TargetLost, TargetTimeout
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Called in GDB's reader thread with `running`, `stopped` or `lost`; must not use the session."""
+
+
+class RunState(StrEnum):
+    """Tell whether the guest can be looked at."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    DEAD = "dead"
+    """GDB, QEMU or their connection has gone, or the session was left."""
+
+
+@dataclass(frozen=True)
+class StopInfo:
+    """Describe one stop of the guest."""
+
+    reason: str
+    """GDB's reason: `breakpoint-hit`, `end-stepping-range`, `signal-received`, …; `attached` at first."""
+    cpu: int
+    """The CPU that stopped the guest, from 0."""
+    breakpoint: int | None
+    """Number of the breakpoint that was hit."""
+    pc: int
+    """Program counter of that CPU; a physical address while the MMU is off."""
+    signal: str
+    """`SIGINT` after an interrupt, else mostly empty."""
+
+
+@dataclass(frozen=True)
+class Breakpoint:
+    """Describe a breakpoint that GDB knows."""
+
+    id: int
+    """GDB's number."""
+    address: int
+    """Value of the program counter that stops the guest."""
+    hardware: bool = True
+    """Compared by the CPU or by QEMU; nothing is written into guest memory."""
+    temporary: bool = False
+    """Goes when it is hit."""
+    cpu: int | None = None
+    """The only CPU that it stops, or None."""
+    condition: str = ""
+    """GDB expression that must hold."""
+    hits: int = 0
+    """How often it was reached."""
+
+
+NEVER_STOPPED = StopInfo("attached", 0, None, 0, "")
+
+
+class RunTracker:
+    """Follow GDB's events; safe for several threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._state = RunState.STOPPED
+        self._stop = NEVER_STOPPED
+        self._token = 0
+        self.stops = 0
+        """How many stops there were."""
+        self._why_dead = ""
+        self.listeners: list[Listener] = []
+
+    @property
+    def state(self) -> RunState:
+        """Whether the guest runs."""
+        return self._state
+
+    @property
+    def token(self) -> int:
+        """A number that changes whenever the guest may have changed."""
+        return self._token
+
+    @property
+    def stop(self) -> StopInfo:
+        """The last stop."""
+        return self._stop
+
+    @property
+    def why_dead(self) -> str:
+        """Why the session is over."""
+        return self._why_dead
+
+    def attached(self) -> None:
+        """Name the stop that connecting to the stub is."""
+        with self._changed:
+            self._stop = replace(self._stop, reason=NEVER_STOPPED.reason)
+
+    def touch(self) -> None:
+        """Make everything that was cached stale: something wrote to the guest."""
+        with self._changed:
+            self._token += 1
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Take an event of GDB."""
+        if name == "running":
+            self._set(RunState.RUNNING)
+        elif name == "stopped":
+            self._set(RunState.STOPPED, _stop_info(fields))
+        elif name == "thread-group-exited":
+            self.lost("QEMU has gone, or closed the connection")
+            return
+        else:
+            return
+        self._tell(name, fields)
+
+    def lost(self, reason: str) -> None:
+        """Note that the session is over; only the first reason is kept."""
+        with self._changed:
+            first = self._state is not RunState.DEAD
+            self._state = RunState.DEAD
+            self._token += 1
+            self._why_dead = self._why_dead or reason
+            self._changed.notify_all()
+        if first:
+            self._tell("lost", {"reason": reason})
+
+    def wait(self, timeout: float) -> StopInfo:
+        """Wait until the guest stands still. Raises TargetTimeout, TargetLost."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._state is RunState.RUNNING:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TargetTimeout(
+                        f"the guest did not stop within {timeout:g} s", "it runs on; interrupt stops it"
+                    )
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            if self._state is RunState.DEAD:
+                raise TargetLost(f"the session is over: {self._why_dead}")
+            return self._stop
+
+    def _set(self, state: RunState, stop: StopInfo | None = None) -> None:
+        with self._changed:
+            if self._state is RunState.DEAD:
+                return
+            self._state = state
+            self._token += 1
+            if stop is not None:
+                self._stop = stop
+                self.stops += 1
+            self._changed.notify_all()
+
+    def _tell(self, name: str, fields: Mapping[str, Any]) -> None:
+        for listener in tuple(self.listeners):
+            listener(name, fields)
+
+
+def _stop_info(fields: Mapping[str, Any]) -> StopInfo:
+    frame = fields.get("frame")
+    address = frame.get("addr", "0") if isinstance(frame, dict) else "0"
+    number = str(fields.get("bkptno", ""))
+    return StopInfo(
+        str(fields.get("reason", "stopped")),
+        max(_number(fields.get("thread-id", "1")) - 1, 0),
+        int(number) if number.isdecimal() else None,
+        _number(address),
+        str(fields.get("signal-name", "")),
+    )
+
+
+def _number(text: object) -> int:
+    try:
+        return int(str(text), 0)
+    except ValueError:
+        return 0
