@@ -1,0 +1,210 @@
+"""The syndrome of an exception taken to EL1: ESR_EL1 (Arm ARM D24.2.40)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ptinspect.arch.bits import bit, bits
+
+CLASSES: dict[int, tuple[str, str]] = {
+    0x00: ("UNKNOWN", "unknown reason"),
+    0x01: ("WFx", "trapped WFI or WFE"),
+    0x03: ("CP15 MCR/MRC", "trapped AArch32 MCR or MRC, coproc 15"),
+    0x04: ("CP15 MCRR/MRRC", "trapped AArch32 MCRR or MRRC, coproc 15"),
+    0x05: ("CP14 MCR/MRC", "trapped AArch32 MCR or MRC, coproc 14"),
+    0x06: ("CP14 LDC/STC", "trapped AArch32 LDC or STC"),
+    0x07: ("ASIMD", "access to SVE, SIMD or floating point"),
+    0x09: ("PAC", "trapped pointer authentication"),
+    0x0C: ("CP14 MCRR/MRRC", "trapped AArch32 MRRC, coproc 14"),
+    0x0D: ("BTI", "branch target exception"),
+    0x0E: ("PSTATE.IL", "illegal execution state"),
+    0x11: ("SVC (AArch32)", "SVC from AArch32"),
+    0x15: ("SVC (AArch64)", "SVC from AArch64"),
+    0x16: ("HVC (AArch64)", "HVC from AArch64"),
+    0x17: ("SMC (AArch64)", "SMC from AArch64"),
+    0x18: ("MSR, MRS, or System instruction", "trapped MSR, MRS or system instruction"),
+    0x19: ("SVE", "access to SVE"),
+    0x1A: ("ERET/ERETAA/ERETAB", "trapped ERET"),
+    0x1C: ("FPAC", "pointer authentication failure"),
+    0x1D: ("SME", "access to SME"),
+    0x20: ("IABT (lower EL)", "instruction abort from a lower exception level"),
+    0x21: ("IABT (current EL)", "instruction abort from the current exception level"),
+    0x22: ("PC Alignment", "PC alignment fault"),
+    0x24: ("DABT (lower EL)", "data abort from a lower exception level"),
+    0x25: ("DABT (current EL)", "data abort from the current exception level"),
+    0x26: ("SP Alignment", "SP alignment fault"),
+    0x27: ("MOPS", "memory copy or set exception"),
+    0x28: ("FP (AArch32)", "trapped floating-point exception, AArch32"),
+    0x2C: ("FP (AArch64)", "trapped floating-point exception, AArch64"),
+    0x2D: ("GCS", "guarded control stack exception"),
+    0x2F: ("SError", "SError interrupt"),
+    0x30: ("Breakpoint (lower EL)", "breakpoint from a lower exception level"),
+    0x31: ("Breakpoint (current EL)", "breakpoint from the current exception level"),
+    0x32: ("Software Step (lower EL)", "software step from a lower exception level"),
+    0x33: ("Software Step (current EL)", "software step from the current exception level"),
+    0x34: ("Watchpoint (lower EL)", "watchpoint from a lower exception level"),
+    0x35: ("Watchpoint (current EL)", "watchpoint from the current exception level"),
+    0x38: ("BKPT (AArch32)", "BKPT from AArch32"),
+    0x3C: ("BRK (AArch64)", "BRK from AArch64"),
+}
+"""EC -> the name Linux prints (arch/arm64/kernel/traps.c, esr_class_str) and what the Arm ARM calls it."""
+
+ABORTS = frozenset({0x20, 0x21, 0x24, 0x25})
+"""Instruction and data aborts; bit 2 of EC tells data from instruction."""
+
+_LEVELLED = {
+    0b0000: "address size fault",
+    0b0001: "translation fault",
+    0b0010: "access flag fault",
+    0b0011: "permission fault",
+}
+_SINGLE = {
+    0x10: "synchronous external abort",
+    0x11: "synchronous tag check fault",
+    0x18: "synchronous parity or ECC error",
+    0x21: "alignment fault",
+    0x30: "TLB conflict abort",
+    0x31: "unsupported atomic hardware update fault",
+    0x34: "implementation defined fault (lockdown)",
+    0x35: "implementation defined fault (unsupported exclusive or atomic access)",
+}
+_BELOW_ZERO = {
+    0x29: ("address size fault", -1),
+    0x2A: ("translation fault", -2),
+    0x2B: ("translation fault", -1),
+}
+
+
+@dataclass(frozen=True)
+class Esr:
+    """Hold a decoded syndrome. Fields of data and instruction aborts are None for other classes."""
+
+    raw: int
+    """The register."""
+    ec: int
+    """Exception class, bits 31:26."""
+    class_name: str
+    """The name Linux prints, `DABT (current EL)`."""
+    class_text: str
+    """What the Arm ARM calls it."""
+    il: bool
+    """A 32-bit instruction, bit 25."""
+    iss: int
+    """Instruction specific syndrome, bits 24:0."""
+    wnr: bool | None = None
+    """Data aborts: a write, bit 6."""
+    s1ptw: bool | None = None
+    """Aborts: on a stage 2 fault for a stage 1 table walk, bit 7."""
+    fnv: bool | None = None
+    """Aborts: FAR is not valid, bit 10."""
+    ea: bool | None = None
+    """Aborts: external abort type, bit 9."""
+    cm: bool | None = None
+    """Data aborts: caused by cache maintenance, bit 8."""
+    isv: bool | None = None
+    """Data aborts: bits 23:14 are valid, bit 24."""
+    status: int | None = None
+    """Aborts: DFSC or IFSC, bits 5:0."""
+    fault: str | None = None
+    """Aborts: `translation fault`, `permission fault`, …"""
+    level: int | None = None
+    """Aborts: the level of the walk that faulted, -2 to 3; None for faults without one."""
+    immediate: int | None = None
+    """BRK, SVC, HVC, SMC: the immediate, bits 15:0."""
+
+    @property
+    def is_abort(self) -> bool:
+        """True for data and instruction aborts."""
+        return self.ec in ABORTS
+
+    @property
+    def text(self) -> str:
+        """Say in one line what happened: `DABT (current EL): write, translation fault, level 2`."""
+        parts = []
+        if self.wnr is not None and not self.cm:
+            parts.append("write" if self.wnr else "read")
+        if self.cm:
+            parts.append("cache maintenance")
+        if self.fault:
+            parts.append(self.fault if self.level is None else f"{self.fault}, level {self.level}")
+        if self.immediate is not None:
+            parts.append(f"immediate {self.immediate:#x}")
+        return self.class_name + (f": {', '.join(parts)}" if parts else "")
+
+    def explain(self) -> list[tuple[str, str, int, str]]:
+        """List the fields: name, bits, value, meaning."""
+        rows = [
+            ("EC", "31:26", self.ec, f"{self.class_name}: {self.class_text}"),
+            ("IL", "25", int(self.il), "32-bit instruction" if self.il else "16-bit instruction"),
+            ("ISS", "24:0", self.iss, "instruction specific syndrome"),
+        ]
+        flags = (
+            ("FnV", "10", self.fnv, "FAR is not valid", "FAR is valid"),
+            ("EA", "9", self.ea, "external abort type 1", "external abort type 0"),
+            ("CM", "8", self.cm, "cache maintenance", "no cache maintenance"),
+            ("S1PTW", "7", self.s1ptw, "stage 2 fault on a stage 1 walk", "no fault on a stage 1 walk"),
+            ("WnR", "6", self.wnr, "write", "read"),
+        )
+        rows += [
+            (name, where, int(v), yes if v else no) for name, where, v, yes, no in flags if v is not None
+        ]
+        if self.status is not None:
+            level = "" if self.level is None else f", level {self.level}"
+            name = "DFSC" if self.wnr is not None else "IFSC"
+            rows.append((name, "5:0", self.status, f"{self.fault}{level}"))
+        if self.immediate is not None:
+            rows.append(("imm16", "15:0", self.immediate, "immediate of the instruction"))
+        return rows
+
+
+def fault_status(status: int) -> tuple[str, int | None]:
+    """Return the kind of fault and its level for a DFSC or IFSC value (Arm ARM ESR_EL1.DFSC)."""
+    if status in _SINGLE:
+        return _SINGLE[status], None
+    if status in _BELOW_ZERO:
+        return _BELOW_ZERO[status]
+    if status >> 4 == 0:
+        return _LEVELLED[status >> 2], status & 3
+    external = {0x13: -1, 0x14: 0, 0x15: 1, 0x16: 2, 0x17: 3}
+    if status in external:
+        return "synchronous external abort on a table walk", external[status]
+    parity = {0x1B: -1, 0x1C: 0, 0x1D: 1, 0x1E: 2, 0x1F: 3}
+    if status in parity:
+        return "synchronous parity or ECC error on a table walk", parity[status]
+    granule = {0x23: -1, 0x24: 0, 0x25: 1, 0x26: 2, 0x27: 3}
+    if status in granule:
+        return "granule protection fault on a table walk", granule[status]
+    if status == 0x28:
+        return "granule protection fault", None
+    return f"reserved fault status {status:#04x}", None
+
+
+def decode_esr(esr: int) -> Esr:
+    """Decode ESR_EL1, 32 or 64 bits wide.
+
+    Bits 63:32 (ISS2) are kept in `raw` only.
+    """
+    ec, iss = bits(esr, 31, 26), bits(esr, 24, 0)
+    name, text = CLASSES.get(ec, ("UNRECOGNIZED EC", f"reserved exception class {ec:#04x}"))
+    if ec in ABORTS:
+        data = ec >= 0x24
+        fault, level = fault_status(iss & 0x3F)
+        return Esr(
+            raw=esr,
+            ec=ec,
+            class_name=name,
+            class_text=text,
+            il=bit(esr, 25),
+            iss=iss,
+            wnr=bit(iss, 6) if data else None,
+            s1ptw=bit(iss, 7),
+            fnv=bit(iss, 10),
+            ea=bit(iss, 9),
+            cm=bit(iss, 8) if data else None,
+            isv=bit(iss, 24) if data else None,
+            status=iss & 0x3F,
+            fault=fault,
+            level=level,
+        )
+    immediate = iss & 0xFFFF if ec in (0x11, 0x15, 0x16, 0x17, 0x3C) else None
+    return Esr(esr, ec, name, text, bit(esr, 25), iss, immediate=immediate)
