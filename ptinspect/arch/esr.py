@@ -58,20 +58,25 @@ _LEVELLED = {
     0b0010: "access flag fault",
     0b0011: "permission fault",
 }
-_SINGLE = {
-    0x10: "synchronous external abort",
-    0x11: "synchronous tag check fault",
-    0x18: "synchronous parity or ECC error",
-    0x21: "alignment fault",
-    0x30: "TLB conflict abort",
-    0x31: "unsupported atomic hardware update fault",
-    0x34: "implementation defined fault (lockdown)",
-    0x35: "implementation defined fault (unsupported exclusive or atomic access)",
+_TABLE_WALK = {
+    "synchronous external abort on a table walk": 0x14,
+    "synchronous parity or ECC error on a table walk": 0x1C,
+    "granule protection fault on a table walk": 0x24,
 }
-_BELOW_ZERO = {
+_STATUS: dict[int, tuple[str, int | None]] = {
+    0x10: ("synchronous external abort", None),
+    0x11: ("synchronous tag check fault", None),
+    0x18: ("synchronous parity or ECC error", None),
+    0x21: ("alignment fault", None),
+    0x28: ("granule protection fault", None),
     0x29: ("address size fault", -1),
     0x2A: ("translation fault", -2),
     0x2B: ("translation fault", -1),
+    0x30: ("TLB conflict abort", None),
+    0x31: ("unsupported atomic hardware update fault", None),
+    0x34: ("implementation defined fault (lockdown)", None),
+    0x35: ("implementation defined fault (unsupported exclusive or atomic access)", None),
+    **{base + level: (name, level) for name, base in _TABLE_WALK.items() for level in range(-1, 4)},
 }
 
 
@@ -159,24 +164,9 @@ class Esr:
 
 def fault_status(status: int) -> tuple[str, int | None]:
     """Return the kind of fault and its level for a DFSC or IFSC value (Arm ARM ESR_EL1.DFSC)."""
-    if status in _SINGLE:
-        return _SINGLE[status], None
-    if status in _BELOW_ZERO:
-        return _BELOW_ZERO[status]
     if status >> 4 == 0:
         return _LEVELLED[status >> 2], status & 3
-    external = {0x13: -1, 0x14: 0, 0x15: 1, 0x16: 2, 0x17: 3}
-    if status in external:
-        return "synchronous external abort on a table walk", external[status]
-    parity = {0x1B: -1, 0x1C: 0, 0x1D: 1, 0x1E: 2, 0x1F: 3}
-    if status in parity:
-        return "synchronous parity or ECC error on a table walk", parity[status]
-    granule = {0x23: -1, 0x24: 0, 0x25: 1, 0x26: 2, 0x27: 3}
-    if status in granule:
-        return "granule protection fault on a table walk", granule[status]
-    if status == 0x28:
-        return "granule protection fault", None
-    return f"reserved fault status {status:#04x}", None
+    return _STATUS.get(status, (f"reserved fault status {status:#04x}", None))
 
 
 def decode_esr(esr: int) -> Esr:

@@ -32,6 +32,10 @@ PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
 
 
+PHASES = ("before", "during", "after")
+"""Names of the captures."""
+
+
 @dataclass
 class Outcome:
     """Say how a run through the rewrite ended."""
@@ -40,6 +44,8 @@ class Outcome:
     """True if the rewrite was entered."""
     reason: str
     """What was seen, in one line."""
+    algorithm: str = ""
+    """The algorithm that the kernel's code shows."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     """The captures by phase: before, during, after."""
     stops: list[tuple[str, int]] = field(default_factory=list)
@@ -61,7 +67,7 @@ class Runner:
         from ptinspect.linux.kpti import recognise
 
         self.code: KptiCode = recognise(kernel)
-        self.outcome = Outcome(False, "")
+        self.outcome = Outcome(False, "", self.code.algorithm)
 
     # -- places ---------------------------------------------------------------------------------
 
@@ -148,7 +154,7 @@ class Runner:
     def at_entry(self, entry: int) -> bool:
         """Tell whether the boot CPU stands at the entry (w0, the CPU number, is 0)."""
         state = self.session.cpu_state(self.session.current_cpu)
-        return state.pc == entry and state.x[0] & 0xFFFF_FFFF == 0
+        return bool(state.pc == entry and state.x[0] & 0xFFFF_FFFF == 0)
 
     # -- capturing ------------------------------------------------------------------------------
 
@@ -193,8 +199,9 @@ class Runner:
         self.ctx.progress(f"waiting for {skip + 1} of {valid} pmd entries", 0, 0)
         site = self.physical(self.code.entry_va + self.code.store_offset(LEVEL_LAST - 1))
         self.ctx.forget_stop()
-        breakpoint_ = self.session.set_breakpoint(site, ignore=skip)
+        breakpoint_ = self.session.set_breakpoint(site, hardware=True)
         try:
+            self.session.gdb_command(f"ignore {breakpoint_.id} {skip}")
             self.session.resume()
             stop = self.session.wait_stop(self.left())
         finally:

@@ -1,0 +1,195 @@
+"""`kpti break`, `kpti run`, `kpti status`: the kernel's rewrite of its own tables."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs, Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
+
+if TYPE_CHECKING:
+    from ptinspect.commands.kpti_run import Outcome
+
+RUN_SECONDS = 180.0
+
+
+def register(registry: Registry) -> None:
+    """Add the commands about the rewrite."""
+    registry.command(
+        "kpti break",
+        summary="Set the breakpoints that matter around the rewrite",
+        example="kpti break",
+        needs=Needs.STOPPED,
+        details="The identity-mapped function runs at its physical address, on the boot CPU alone.",
+    )(set_breakpoints)
+    registry.command(
+        "kpti run",
+        summary="Run through the rewrite and capture the tables before, during and after it",
+        example="kpti run --percent 50",
+        needs=Needs.STOPPED,
+        configure=_configure_run,
+        details="The captures are kept as snapshots: before, during, after. Exit code 1 if the kernel "
+        "does not rewrite its tables; kpti status says why.",
+    )(run)
+    registry.command(
+        "kpti status",
+        summary="Say whether the rewrite is still to come, in progress, done, or not needed",
+        example="kpti status",
+        configure=_configure_status,
+    )(status)
+
+
+def _configure_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=argtypes.seconds,
+        default=RUN_SECONDS,
+        metavar="SECONDS",
+        help=f"limit for the whole run (default {RUN_SECONDS:.0f})",
+    )
+    parser.add_argument(
+        "--percent",
+        type=argtypes.whole(0, 100),
+        default=50,
+        metavar="N",
+        help="how many percent of the pmd entries are to be written at `during` (default 50)",
+    )
+    parser.add_argument("--replace", action="store_true", help="replace snapshots of these names")
+
+
+def _configure_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--snap", type=argtypes.snapshot, metavar="SNAP", help="a snapshot instead of the guest"
+    )
+
+
+POINTS = {
+    "entry": "entry of the identity-mapped function",
+    "before_first_write": "before the first descriptor is written",
+    "after_writes": "all descriptors written, TLB not flushed yet",
+    "return": "return to kpti_install_ng_mappings",
+}
+
+
+def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
+    """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
+    from ptinspect.commands.kpti_run import C_FUNCTIONS, Runner
+
+    runner = Runner(ctx, RUN_SECONDS)
+    rows: list[tuple[str, str, str]] = []
+    listed: list[dict[str, Any]] = []
+
+    def add(name: str, address: int, meaning: str) -> None:
+        found = runner.session.set_breakpoint(address, hardware=True)
+        rows.append((str(found.id), hex_address(address), meaning))
+        listed.append({"id": found.id, "point": name, "address": hex_address(address), "meaning": meaning})
+
+    if ctx.view().placed:
+        for address in runner.runtime(C_FUNCTIONS):
+            add("kpti_install_ng_mappings", address, "the C function, once per CPU")
+    for name, meaning in POINTS.items():
+        add(name, runner.point(name), f"{meaning} (physical)")
+    table = Table((Column("no.", "right"), Column("address"), Column("what")), rows, "Breakpoints")
+    notes = [table]
+    result = {"algorithm": runner.code.algorithm, "breakpoints": listed}
+    hint = "" if ctx.view().placed else "The C function is left out: it is not known yet where it will run."
+    return Report(result, [*notes, Note(hint, "dim")] if hint else notes)
+
+
+def run(ctx: Context, args: argparse.Namespace) -> Report:
+    """Run through the rewrite and capture."""
+    from ptinspect.commands.kpti_run import PHASES
+    from ptinspect.commands.kpti_run import run as run_through
+
+    taken = [name for name in PHASES if name in ctx.snapshots]
+    if taken and not args.replace:
+        raise UserError(
+            f"there are snapshots of the name {', '.join(taken)} already", "--replace, or drop them"
+        )
+    return ran(run_through(ctx, timeout=args.timeout, percent=args.percent))
+
+
+def ran(outcome: Outcome) -> Report:
+    """Report a run."""
+    from ptinspect.paging.summary import summarize
+
+    rows = []
+    for name, snapshot in outcome.snapshots.items():
+        levels = summarize(snapshot).levels
+        tables = sum(v.table_descriptors for v in levels)
+        rows.append(
+            (
+                Styled(name, "title"),
+                str(len(snapshot.tables)),
+                _share(
+                    sum(v.table_descriptors_marked for v in levels), sum(v.table_descriptors for v in levels)
+                ),
+                _share(sum(v.leaves_ng for v in levels), sum(v.leaves for v in levels)),
+                snapshot.meta.where,
+            )
+        )
+    columns = (
+        Column("snapshot"),
+        Column("tables", "right"),
+        Column("table descriptors marked", "right"),
+        Column("leaves nG", "right"),
+        Column("where"),
+    )
+    result = {
+        "reached": outcome.reached,
+        "reason": outcome.reason,
+        "algorithm": outcome.algorithm,
+        "snapshots": list(outcome.snapshots),
+        "stops": [{"point": point, "pc": hex_address(pc)} for point, pc in outcome.stops],
+    }
+    body: list[Note | Table] = [Note(outcome.reason, "good" if outcome.reached else "changed")]
+    if rows:
+        body.append(Table(columns, rows))
+        body.append(Note("diff before after says what changed; save NAME FILE keeps a snapshot", "dim"))
+    return Report(result, body, 0 if outcome.reached else 1)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole}"
+
+
+def status(ctx: Context, args: argparse.Namespace) -> Report:
+    """Say where the guest, or a snapshot, stands."""
+    from ptinspect.commands.kpti_live import live_state
+    from ptinspect.linux.kpti_state import state_from_tables
+
+    if args.snap:
+        state = state_from_tables(ctx.snapshot_or_file(args.snap))
+    else:
+        ctx.check(Needs.STOPPED, "kpti status")
+        state = live_state(ctx)
+    frontier, counts = state.frontier, state.census
+    result = {
+        "state": state.state,
+        "reason": state.reason,
+        "algorithm": state.algorithm or None,
+        "frontier": None
+        if frontier is None
+        else {
+            "va": hex_address(frontier.va),
+            "level": frontier.level,
+            "descriptor_pa": None if frontier.descriptor_pa is None else hex_address(frontier.descriptor_pa),
+            "source": frontier.source,
+        },
+        "table_descriptors": counts.tables,
+        "table_descriptors_marked": counts.marked,
+        "leaves": counts.leaves,
+        "leaves_ng": counts.ng,
+    }
+    body = [Note(f"{state.state}: {state.reason}", "title")]
+    if state.algorithm:
+        body.append(Note(f"algorithm: {state.algorithm}"))
+    if frontier is not None:
+        at = "" if frontier.descriptor_pa is None else f", descriptor at pa:{frontier.descriptor_pa:#x}"
+        text = f"frontier: {frontier.va:#x}, level {frontier.level}{at} (from the {frontier.source})"
+        body.append(Note(text, "address"))
+    return Report(result, body)
