@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
+from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.context import Context
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.output.model import escape
@@ -26,11 +27,12 @@ def capture_snapshot(
     name: str,
     *,
     va_range: tuple[int, int] | None = None,
+    max_level: int = LEVEL_LAST,
     max_tables: int = 262_144,
     note: str = "",
     extra: Mapping[str, str] | None = None,
 ) -> Snapshot:
-    """Capture the tables under a root, the whole half or `va_range` (both ends included).
+    """Capture the tables under a root down to `max_level`, the whole half or `va_range` (ends included).
 
     `extra` adds facts to the snapshot's own. Raises TargetError if the link fails; tables that cannot
     be read are marked in the snapshot.
@@ -48,6 +50,7 @@ def capture_snapshot(
         source.root.pa,
         source.regime,
         va_range=wanted,
+        max_level=max_level,
         max_tables=max_tables,
         progress=progress,
     )

@@ -18,6 +18,7 @@ MODULES: tuple[str, ...] = (
     "memory",
     "passthrough",
     "kernel",
+    "tables",
     "diff",
     "setup",
 )

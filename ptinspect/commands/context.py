@@ -75,6 +75,8 @@ class Context:
     """The QEMU that `launch` started, or None."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     """Snapshots in memory by name."""
+    latest: tuple[object, Snapshot] | None = field(default=None, repr=False)
+    """The last whole capture that a command made for itself, and what it is valid for."""
     leave: bool = False
     """Set by `quit`: no further command is read."""
     _kernel: KernelImage | None = field(default=None, repr=False)

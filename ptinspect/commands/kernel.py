@@ -58,7 +58,7 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
     }
     rows = [
         ("file", str(found.path)),
-        ("banner", result["banner"]),
+        ("banner", escape(found.banner)),
         ("symbols", str(len(found.symbols))),
         ("linked at", f"{found.text_va:#x}, {found.size} bytes"),
     ]

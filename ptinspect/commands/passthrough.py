@@ -9,21 +9,6 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
-REFUSED = {
-    "quit": "quit leaves ptinspect",
-    "q": "quit leaves ptinspect",
-    "exit": "quit leaves ptinspect",
-    "kill": "it would end QEMU; quit or detach",
-    "k": "it would end QEMU; quit or detach",
-    "target": "attach ADDR",
-    "detach": "detach",
-    "disconnect": "detach --stop",
-    "run": "continue",
-    "r": "continue",
-    "start": "continue",
-}
-"""GDB commands that would take the session away under ptinspect -> what to type instead."""
-
 
 def register(registry: Registry) -> None:
     """Add `gdb` and `monitor`."""
@@ -46,13 +31,12 @@ def register(registry: Registry) -> None:
 def gdb(ctx: Context, args: argparse.Namespace) -> Report:
     """Pass a line on to GDB."""
     line = args.line.strip()
-    word = line.split(maxsplit=1)[0] if line else ""
-    if not word:
+    if not line:
         raise UserError("gdb: which command?", "for example: gdb info registers x0")
-    if word in REFUSED:
-        raise UserError(f"gdb {word}: not through here", REFUSED[word])
-    ctx.forget_stop()
-    return _text(ctx.target.gdb_command(line))
+    report = _text(ctx.target.gdb_command(line))
+    if ctx.target.state.name != "RUNNING":
+        return report
+    return Report(report.result, (*report.body, Note("running; interrupt stops it", "changed")))
 
 
 def monitor(ctx: Context, args: argparse.Namespace) -> Report:

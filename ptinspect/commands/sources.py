@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
+from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
 from ptinspect.commands.context import Context
@@ -232,13 +233,30 @@ def _table_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> i
 
 
 def snapshot_of(
-    ctx: Context, args: argparse.Namespace, name: str, va_range: tuple[int, int] | None = None
+    ctx: Context,
+    args: argparse.Namespace,
+    name: str,
+    va_range: tuple[int, int] | None = None,
+    *,
+    max_level: int = LEVEL_LAST,
 ) -> Snapshot:
-    """Return the snapshot that `--snap` names, or a capture of the guest made for this command."""
+    """Return the snapshot that `--snap` names, or a capture of the guest.
+
+    A whole capture is kept until the guest runs; a part is read each time.
+    """
     found = source(ctx, args, name, None if va_range is None else va_range[0])
     if found.snapshot is not None and args.root is None:
         return found.snapshot
-    return capture_snapshot(ctx, found, f"({found.label})", va_range=va_range)
+    label = f"({found.label})"
+    if found.snapshot is not None:
+        return capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
+    key = (ctx.stopped.stop_token, found.root.pa, found.regime)
+    if ctx.latest is not None and ctx.latest[0] == key:
+        return ctx.latest[1]
+    snapshot = capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
+    if va_range is None and max_level == LEVEL_LAST:
+        ctx.latest = (key, snapshot)
+    return snapshot
 
 
 def range_of(ctx: Context, args: argparse.Namespace, chosen: argtypes.Range | None) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ import argparse
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
-from ptinspect.commands.registry import Registry
+from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_root_options, names, source
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
@@ -39,9 +39,10 @@ def walk(ctx: Context, args: argparse.Namespace) -> Report:
 
     if args.va.physical:
         raise UserError(f"{args.va.text} is a physical address", "find PA lists the addresses that map it")
-    where = source(ctx, args, "walk") if args.snap else None
+    if not args.snap:
+        ctx.check(Needs.STOPPED, "walk")
     va = args.va.value(names(ctx, args))
-    where = source(ctx, args, "walk", va) if where is None or where.snapshot is None else where
+    where = source(ctx, args, "walk", va)
     return walked(
         walk_tables(where.memory, VirtAddr(va), where.root.pa, where.regime),
         where.root,

@@ -297,9 +297,9 @@ def test_gdb_and_monitor_are_passed_on_and_escaped(ctx: Context) -> None:
     assert run(ctx, "monitor info mtree -f").result["lines"] == ["monitor info mtree -f"]
 
 
-@pytest.mark.parametrize("line", ["gdb quit", "gdb kill", "gdb target remote :1", "gdb"])
-def test_gdb_refuses_what_would_end_the_session(ctx: Context, line: str) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize("line", ["gdb", "monitor", "gdb  "])
+def test_nothing_is_not_passed_on(ctx: Context, line: str) -> None:
+    with pytest.raises(UserError, match="which command"):
         run(ctx, line)
     assert session_of(ctx).calls == []
 

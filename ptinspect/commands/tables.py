@@ -1,0 +1,158 @@
+"""`map`, `summary`, `find`: what the tables say as a whole, of the guest or of a snapshot."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.commands.sources import add_root_options, names, range_of, snapshot_of, source
+from ptinspect.errors import GuestError, UserError
+from ptinspect.output.model import Report
+
+if TYPE_CHECKING:
+    from ptinspect.paging.map import MapFilter
+    from ptinspect.snapshot.model import Snapshot
+
+SHOWN = 200
+"""Runs shown unless --limit says otherwise."""
+
+
+def register(registry: Registry) -> None:
+    """Add `map`, `summary` and `find`."""
+    registry.command(
+        "map",
+        summary="List what is mapped, as runs of equal attributes",
+        example="map --level pmd --ng",
+        configure=_configure_map,
+        details="Only the tables of RANGE and of the chosen levels are read.",
+    )(show_map)
+    registry.command(
+        "summary",
+        summary="Count tables, marks, leaves and nG, level by level",
+        example="summary",
+        configure=add_root_options,
+    )(summary)
+    registry.command(
+        "find",
+        summary="List the virtual addresses that map a physical one",
+        example="find pa:0x41475000",
+        configure=_configure_find,
+        details="Also says so if the address lies in a translation table, and what that entry translates.",
+    )(find)
+
+
+def _configure_map(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("range", nargs="?", type=argtypes.address_range, metavar="RANGE", help=argtypes.RANGE_HELP)
+    add("--level", "-l", action="append", type=argtypes.level, metavar="L", help="only leaves of this level")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--ng", action="store_true", default=None, help="only leaves with nG")
+    group.add_argument("--global", dest="ng", action="store_false", help="only leaves without nG")
+    for who in ("el1", "el0"):
+        level = who.upper()
+        add(f"--{who}", type=_letters, default="", metavar="RWX", help=f"only what {level} may do these with")
+        add(f"--{who}-not", type=_letters, default="", metavar="RWX", help=f"only what {level} may not …")
+    add("--type", default="", metavar="TYPE", help="part of the memory type: device, normal, nc")
+    add("--cont", action="store_true", default=None, help="only leaves with the contiguous hint")
+    add("--pa", type=argtypes.address_range, metavar="RANGE", help="only leaves that lead into this range")
+    add("--merge", action="store_true", help="join leaves whose physical addresses do not follow each other")
+    add(
+        "--limit",
+        type=argtypes.whole(1, 1 << 24),
+        metavar="N",
+        help=f"list at most N runs (default {SHOWN} on the screen, 100000 in JSON)",
+    )
+    add_root_options(parser)
+
+
+def _configure_find(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "address",
+        type=argtypes.address,
+        metavar="PA",
+        help="physical address; a kernel address or symbol is translated first",
+    )
+    parser.add_argument(
+        "--limit", type=argtypes.whole(1, 100_000), default=1000, metavar="N", help="at most N hits"
+    )
+    add_root_options(parser)
+
+
+def _letters(text: str) -> str:
+    if not text or set(text.lower()) - set("rwx"):
+        raise UserError(f"{text!r}: use letters of rwx")
+    return text.lower()
+
+
+def show_map(ctx: Context, args: argparse.Namespace) -> Report:
+    """List runs of leaves."""
+    from ptinspect.output.views.tables import map_report
+    from ptinspect.paging.map import MAX_RUNS, MapFilter, runs
+
+    va_range = range_of(ctx, args, args.range)
+    wanted = MapFilter(
+        ng=args.ng,
+        el1=args.el1,
+        el1_not=args.el1_not,
+        el0=args.el0,
+        el0_not=args.el0_not,
+        memory_type=args.type,
+        contiguous=args.cont,
+        va_range=va_range,
+        pa_range=range_of(ctx, args, args.pa),
+        merge_pa=args.merge,
+        max_runs=args.limit or MAX_RUNS,
+    )
+    snapshot, wanted = _with_levels(ctx, args, wanted)
+    found = runs(snapshot, wanted)
+    return map_report(snapshot, found, found.truncated, args.limit or SHOWN)
+
+
+def _with_levels(ctx: Context, args: argparse.Namespace, wanted: MapFilter) -> tuple[Snapshot, MapFilter]:
+    """Return the snapshot to list, read no deeper than needed, and the filter with levels as numbers."""
+    from dataclasses import replace
+
+    first = None if wanted.va_range is None else wanted.va_range[0]
+    start = source(ctx, args, "map", first).regime.start_level
+    levels = frozenset(argtypes.level_number(level, start) for level in args.level or ())
+    if levels:
+        wanted = replace(wanted, levels=levels)
+    deepest = max(levels) if levels else 3
+    return snapshot_of(ctx, args, "map", wanted.va_range, max_level=deepest), wanted
+
+
+def summary(ctx: Context, args: argparse.Namespace) -> Report:
+    """Count what the tables hold."""
+    from ptinspect.output.views.tables import summary_report
+    from ptinspect.paging.summary import summarize
+
+    snapshot = snapshot_of(ctx, args, "summary")
+    return summary_report(snapshot, summarize(snapshot))
+
+
+def find(ctx: Context, args: argparse.Namespace) -> Report:
+    """Find what maps a physical address."""
+    from ptinspect.output.views.tables import find_report
+    from ptinspect.paging.find import find_pa
+
+    pa = _physical(ctx, args)
+    snapshot = snapshot_of(ctx, args, "find")
+    found = find_pa(snapshot, pa, max_hits=args.limit)
+    return find_report(snapshot, pa, found, found.truncated)
+
+
+def _physical(ctx: Context, args: argparse.Namespace) -> int:
+    """Return the physical address that is asked for; a kernel address is translated first."""
+    value: int = args.address.value(names(ctx, args))
+    if args.address.physical or not value >> 55 & 1:
+        return value
+    from ptinspect.paging.walk import walk
+
+    where = source(ctx, args, "find", value)
+    found = walk(where.memory, value, where.root.pa, where.regime)
+    if found.pa is None:
+        raise GuestError(f"{value:#x} is not mapped: {found.reason}", f"walk {value:#x} shows why")
+    return found.pa

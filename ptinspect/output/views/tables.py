@@ -1,0 +1,220 @@
+"""Maps, summaries and searches of a snapshot, as reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.arch.levels import level_name, size_name
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
+from ptinspect.output.views.descriptor import attributes_json
+from ptinspect.output.views.snapshot import regime_facts, warnings
+
+if TYPE_CHECKING:
+    from ptinspect.arch.descriptor import Attributes
+    from ptinspect.paging.find import Hit
+    from ptinspect.paging.map import Run
+    from ptinspect.paging.summary import LevelSummary, Summary
+    from ptinspect.snapshot.model import Snapshot
+
+COUNTS: tuple[tuple[str, str, Style], ...] = (
+    ("tables", "tables", "plain"),
+    ("entries_valid", "valid", "plain"),
+    ("table_descriptors", "to tables", "plain"),
+    ("table_descriptors_marked", "marked", "changed"),
+    ("leaves", "leaves", "plain"),
+    ("leaves_ng", "nG", "changed"),
+    ("leaf_size", "leaf size", "plain"),
+    ("leaves_contiguous", "cont", "plain"),
+    ("reserved", "reserved", "bad"),
+    ("invalid_nonzero", "invalid≠0", "changed"),
+    ("unreadable", "unreadable", "bad"),
+)
+"""Field of LevelSummary, head of its column, and the style of a number that is not zero."""
+OPTIONAL = {"leaves_contiguous", "reserved", "invalid_nonzero", "unreadable"}
+"""Columns that are shown only if they count something."""
+
+
+def _root(snapshot: Snapshot) -> dict[str, Any]:
+    return {"pa": hex_address(snapshot.root.pa), "provenance": snapshot.root.provenance}
+
+
+def _heads(snapshot: Snapshot, *, part: bool = True) -> list[Note]:
+    """Say which root is looked at and why, and what is missing."""
+    text = f"root pa:{snapshot.root.pa:#x}: {escape(snapshot.root.provenance)} {escape(snapshot.name)}"
+    return [Note(text, "dim"), *(warnings(snapshot) if part else [])]
+
+
+# -- summary ------------------------------------------------------------------------------------
+
+
+def summary_report(snapshot: Snapshot, summary: Summary) -> Report:
+    """Show the counts of every level."""
+    result = {
+        "root": _root(snapshot),
+        "regime": regime_facts(snapshot.regime),
+        "levels": [
+            {
+                "level": level.level,
+                "name": level.name,
+                **{field: getattr(level, field) for field, _, _ in COUNTS},
+            }
+            for level in summary.levels
+        ],
+        "truncated": snapshot.truncated,
+        "snapshot": snapshot.name,
+    }
+    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(x, c[0]) for x in summary.levels)]
+    rows = [[Styled(f"{x.name} {x.level}", "level"), *(_count(x, c) for c in used)] for x in summary.levels]
+    regime = snapshot.regime
+    head = Note(f"{regime.granule >> 10}K granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA", "dim")
+    table = Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
+    marked = sum(x.table_descriptors_marked for x in summary.levels)
+    pointers = sum(x.table_descriptors for x in summary.levels)
+    ng = sum(x.leaves_ng for x in summary.levels)
+    said = f"{marked} of {pointers} table descriptors are marked, {ng} of {summary.leaves} leaves are nG"
+    return Report(result, (*_heads(snapshot), head, table, Note(said)))
+
+
+def _count(level: LevelSummary, column: tuple[str, str, Style]) -> Cell:
+    field, _, style = column
+    value = getattr(level, field)
+    if field == "leaf_size":
+        return size_name(value) if value else Styled("-", "dim")
+    return Styled(str(value), style if value else "dim")
+
+
+# -- map ----------------------------------------------------------------------------------------
+
+
+def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: int) -> Report:
+    """List runs; `shown` limits the rows, not the result."""
+    result = {
+        "root": _root(snapshot),
+        "runs": [_run(run) for run in runs],
+        "truncated": truncated,
+        "snapshot": snapshot.name,
+    }
+    regions = len({run.region for run in runs}) > 1
+    columns = [
+        Column("from"),
+        Column("leads to", "right"),
+        Column("size", "right"),
+        Column("leaves", "right"),
+        Column("EL1"),
+        Column("EL0"),
+        *([Column("region")] if regions else []),
+        Column("attributes"),
+    ]
+    rows = [_row(run, regions) for run in runs[:shown]]
+    body: list[Note | Table] = [
+        *_heads(snapshot, part=False),
+        Table(columns, rows, empty="nothing is mapped there that passes the filters"),
+    ]
+    if len(runs) > shown:
+        body.append(Note(f"… and {len(runs) - shown} more runs (--limit N shows more)", "dim"))
+    if truncated:
+        body.append(Note(f"incomplete: {truncated}", "bad"))
+    return Report(result, body)
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "va_start": hex_address(run.va_start),
+        "va_end": hex_address(run.va_end),
+        "pa_start": hex_address(run.pa_start),
+        "level": run.level,
+        "leaf_size": run.leaf_size,
+        "count": run.count,
+        "attributes": attributes_json(run.attributes),
+        "permissions": {"el1": run.permissions.el1, "el0": run.permissions.el0},
+        "region": run.region,
+        "pa_contiguous": run.pa_contiguous,
+    }
+
+
+def _row(run: Run, regions: bool) -> list[Cell]:
+    return [
+        Styled(f"{run.va_start:#018x}", "address"),
+        f"pa:{run.pa_start:#x}" + ("" if run.pa_contiguous else " …"),
+        size_text(run.size),
+        f"{run.count}x{size_name(run.leaf_size)}",
+        run.permissions.el1,
+        run.permissions.el0,
+        *([run.region] if regions else []),
+        short_words(run.attributes),
+    ]
+
+
+def short_words(attributes: Attributes) -> str:
+    """Return what the permissions do not say already: nG, memory type, and what is unusual."""
+    a = attributes
+    flags: tuple[tuple[str, object], ...] = (
+        ("nG" if a.ng else "global", True),
+        (a.memory_type or "", True),
+        ("AF-clear", not a.af),
+        ("Cont", a.contiguous),
+        ("GP", a.gp),
+        *((name, True) for name in a.software),
+    )
+    return " ".join(word for word, shown in flags if shown)
+
+
+def size_text(size: int) -> str:
+    """Return a size as people write it, exactly: 4K, 2M, 1G, else in the largest unit that divides it."""
+    for unit, shift in (("T", 40), ("G", 30), ("M", 20)):
+        if size >= 1 << shift and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size >> 10}K"
+
+
+# -- find ---------------------------------------------------------------------------------------
+
+
+def find_report(snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str) -> Report:
+    """List the ways to a physical address."""
+    result = {
+        "pa": hex_address(pa),
+        "root": _root(snapshot),
+        "hits": [
+            {
+                "kind": hit.kind,
+                "va": hex_address(hit.va),
+                "level": hit.level,
+                "table_pa": hex_address(hit.table_pa),
+                "index": hit.index,
+                "descriptor_pa": hex_address(hit.descriptor_pa),
+                "raw": hex_address(hit.raw),
+                "size": hit.size,
+            }
+            for hit in hits
+        ],
+        "truncated": truncated,
+        "snapshot": snapshot.name,
+    }
+    columns = (
+        Column("address"),
+        Column("what"),
+        Column("level"),
+        Column("descriptor at"),
+        Column("raw", "right"),
+    )
+    rows = [
+        (
+            Styled(f"{hit.va:#018x}", "address"),
+            f"maps it ({size_name(hit.size)})" if hit.kind == "leaf" else "entry there",
+            Styled(f"{level_name(hit.level, snapshot.regime)} {hit.level}", "level"),
+            f"pa:{hit.descriptor_pa:#x}",
+            f"{hit.raw:#018x}",
+        )
+        for hit in hits
+    ]
+    empty = f"no address under this root maps pa:{pa:#x}"
+    body: list[Note | Table] = [
+        Note(f"pa:{pa:#x}", "title"),
+        *_heads(snapshot),
+        Table(columns, rows, empty=empty),
+    ]
+    if truncated:
+        body.append(Note(f"incomplete: {truncated}", "bad"))
+    return Report(result, body)
