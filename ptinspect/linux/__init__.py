@@ -1,0 +1,1 @@
+"""What is known of Linux: kernel files, where the running kernel lies, the KPTI rewrite, console logs."""

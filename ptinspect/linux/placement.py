@@ -1,0 +1,140 @@
+"""Find where in physical memory a kernel lies, by the header of its Image and by its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptinspect.arch.bits import PhysAddr, align_up
+from ptinspect.errors import KernelFileError, MemoryReadError
+from ptinspect.linux.image import BOUNDARY, KernelImage
+from ptinspect.linux.kernelfile import HEADER_SIZE, ImageHeader, parse_header
+from ptinspect.memory.source import PhysicalMemory, RamBlock
+
+PROBES = 16
+"""Places of the code at which file and memory are compared."""
+PROBE_BYTES = 256
+ENOUGH = 0.75
+"""Share of instructions that must agree: alternatives, jump labels and ftrace patch some at boot."""
+ANOTHER = 0.35
+"""Share of instructions that two different kernels may well have in common at equal offsets."""
+LIKELY = 32
+"""Candidates near the start of RAM that are looked at before all others."""
+_MAGIC_WORD = int.from_bytes(b"ARMd", "little")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Say where the image lies."""
+
+    pa: PhysAddr
+    """Physical address of its first byte."""
+    match: float | None
+    """Share of compared instructions at which file and memory agree; None if the file holds no code."""
+    provenance: str
+    """How it was found."""
+    predicted: bool = False
+    """True where nothing in memory confirms it: boot protocol and file say that it will be loaded there."""
+
+
+def find_image(
+    memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock], hint: int | None = None
+) -> Found | None:
+    """Find the image in guest RAM by its header and its code.
+
+    Returns None if no place of RAM holds such a header. If there are some, but another kernel's
+    code follows each, the answer's `match` is below ENOUGH.
+    """
+    best: Found | None = None
+    for pa, header in headers(memory, ram, image.text_offset, hint):
+        if image.header is not None and (header.image_size, header.entry_offset) != (
+            image.header.image_size,
+            image.header.entry_offset,
+        ):
+            match: float | None = 0.0
+        else:
+            match = compare(memory, image, pa)
+        found = Found(PhysAddr(pa), match, "its Image header in RAM")
+        if match is None or match >= ENOUGH:
+            return found
+        best = found if best is None or match > (best.match or 0.0) else best
+    return best
+
+
+def headers(
+    memory: PhysicalMemory, ram: Sequence[RamBlock], text_offset: int = 0, hint: int | None = None
+) -> Iterator[tuple[int, ImageHeader]]:
+    """Go through the places in RAM that hold an Image header, `hint` and the start of RAM first.
+
+    An Image lies at a multiple of 2 MiB plus text_offset (Documentation/arch/arm64/booting.rst).
+    """
+    seen: set[int] = set()
+    if hint is not None:
+        seen.add(hint)
+        try:
+            header = parse_header(memory.read(hint, HEADER_SIZE))
+        except MemoryReadError:
+            header = None
+        if header is not None:
+            yield hint, header
+    for block in ram:
+        bases = range(align_up(block.start, BOUNDARY), block.end - HEADER_SIZE, BOUNDARY)
+        places = sorted({base + offset for base in bases for offset in {0, text_offset}} - seen)
+        for some in (places[:LIKELY], places[LIKELY:]):
+            addresses = np.array([pa for pa in some if pa + HEADER_SIZE <= block.end], dtype=np.uint64)
+            if not addresses.size:
+                continue
+            raw, readable = memory.read_tables(addresses, HEADER_SIZE)
+            hits = readable & (raw[:, 7] & np.uint64(0xFFFF_FFFF) == np.uint64(_MAGIC_WORD))
+            for row in np.flatnonzero(hits).tolist():
+                header = parse_header(raw[row].astype("<u8").tobytes())
+                if header is not None:
+                    yield int(addresses[row]), header
+
+
+def compare(memory: PhysicalMemory, image: KernelImage, pa: int) -> float | None:
+    """Return the share of instructions, 0 to 1, in which file and memory agree, if the image lies at `pa`.
+
+    PROBES pieces spread over the text are compared word by word. None if the file holds no code.
+    """
+    begin, length = image.code_range
+    pieces = max(min(PROBES, length // PROBE_BYTES), 1)
+    step = length // pieces & ~(PROBE_BYTES - 1)
+    same = total = 0
+    for i in range(pieces if length >= PROBE_BYTES else 0):
+        at = begin + i * step
+        ours = np.frombuffer(image.text_at(image.text_va + at, PROBE_BYTES), np.uint32)
+        total += ours.size
+        try:
+            theirs = np.frombuffer(memory.read(pa + at, PROBE_BYTES), np.uint32)
+        except MemoryReadError:
+            continue
+        same += int(np.count_nonzero(ours == theirs))
+    return same / total if total else None
+
+
+def predict(image: KernelImage, ram: Sequence[RamBlock]) -> Found | None:
+    """Say where QEMU's loader will put the image: start of RAM plus text_offset.
+
+    An offset below 4 KiB leaves no room for QEMU's boot code, so that 2 MiB are added
+    (QEMU hw/arm/boot.c, load_aarch64_image). None without RAM.
+    """
+    blocks = [block for block in ram if block.size >= 16 << 20]
+    if not blocks:
+        return None
+    start = min(block.start for block in blocks)
+    offset = image.text_offset if image.text_offset >= 4096 else image.text_offset + BOUNDARY
+    why = "predicted from the start of RAM and text_offset; not in memory yet"
+    return Found(PhysAddr(align_up(start, BOUNDARY) + offset), None, why, predicted=True)
+
+
+def mismatch(image: KernelImage, found: Found) -> KernelFileError:
+    """Return the error that says that the file is another kernel's."""
+    share = 0.0 if found.match is None else found.match
+    how = "another kernel's header" if not share else f"{share:.0%} of its instructions agree with memory"
+    return KernelFileError(
+        f"{image.path.name} is not the kernel in this guest: {how} at pa:{found.pa:#x}",
+        "name the file that was booted with --kernel; to use it all the same, force it",
+    )

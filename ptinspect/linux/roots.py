@@ -1,0 +1,181 @@
+"""Find the kernel's own root table, and where in virtual memory it maps the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptinspect.arch.bits import MASK64, PhysAddr, bit, mask
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.arch.sysregs import CpuState, root_pa, translation_register, ttbr_base
+from ptinspect.errors import MemoryReadError
+from ptinspect.linux.image import FIRST_CODE, KernelImage
+from ptinspect.memory.source import PhysicalMemory
+from ptinspect.paging.capture import capture
+from ptinspect.paging.walk import walk
+
+PXN = 1 << 53
+PAGES_APART = (1, 2, 3)
+"""Pages from tramp_pg_dir to swapper_pg_dir: 1, or 2 with reserved_pg_dir (or reserved_ttbr0) between.
+
+Source: arch/arm64/kernel/vmlinux.lds.S; TRAMP_SWAPPER_OFFSET in arch/arm64/include/asm/asm-offsets.
+"""
+VARIANTS_52 = 0x1E00
+"""Bytes from swapper_pg_dir to TTBR1 of a 64K kernel for 52-bit addresses on a CPU with 48.
+
+Source: TTBR1_BADDR_4852_OFFSET, arch/arm64/include/asm/pgtable-hwdef.h.
+"""
+MAX_SCAN = 16_384
+"""Tables that a search for the image's mapping reads at most."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Name a table that may be the kernel's own."""
+
+    pa: PhysAddr
+    """Its address."""
+    name: str
+    """Where the address comes from."""
+    guessed: bool = False
+    """True if it is only near what a register holds: worth trying, wrong unless confirmed."""
+
+
+@dataclass(frozen=True)
+class RootFound:
+    """Say which table is the kernel's own, and what it tells."""
+
+    pa: PhysAddr
+    """The root table."""
+    provenance: str
+    """Where the address comes from and what was checked."""
+    kaslr_offset: int | None
+    """Run-time minus link-time address, modulo 2^64; None if the table could not tell."""
+
+
+def candidate_roots(
+    states: Sequence[CpuState], regime: Regime, image: KernelImage | None, image_pa: int | None
+) -> Iterator[Candidate]:
+    """Go through the tables that may be swapper_pg_dir, best first.
+
+    TTBR1 is the reserved table on CPUs that wait for the rewrite, a temporary one on the CPU that
+    does it (which keeps swapper's value in x3: Linux commit 47546a1912fc, in v6.0), and
+    tramp_pg_dir in user mode with KPTI. x2 is swapper's address while the MMU is off (proc.S, v4.16
+    to v5.15). Which candidate is right is for the tables to tell.
+    """
+    for state in states:
+        name = translation_register(state, "TTBR1")
+        if state.system.get(name):
+            yield Candidate(root_pa(state, regime), f"{name} of cpu {state.cpu}")
+    if image is not None and image_pa is not None:
+        for state in states:
+            if image_pa <= state.pc < image_pa + image.size:
+                yield from _of_rewrite(state, regime)
+        if "swapper_pg_dir" in image.symbols:
+            pa = image_pa + image.lookup("swapper_pg_dir") - image.text_va
+            yield Candidate(PhysAddr(pa), "symbol swapper_pg_dir")
+            if regime.granule_bits == 16 and regime.va_bits <= 48:
+                yield Candidate(PhysAddr(pa + VARIANTS_52), "symbol swapper_pg_dir, 48-bit part")
+    for state in states:
+        name = translation_register(state, "TTBR1")
+        if state.system.get(name):
+            base = root_pa(state, regime)
+            for pages in PAGES_APART:
+                where = f"{pages} page{'s' if pages > 1 else ''} behind tramp_pg_dir in {name}"
+                yield Candidate(
+                    PhysAddr(base + pages * regime.granule), f"{where} of cpu {state.cpu}", guessed=True
+                )
+
+
+def _of_rewrite(state: CpuState, regime: Regime) -> Iterator[Candidate]:
+    """Yield what the identity-mapped code of the rewrite keeps in x3 and x2."""
+    for number in (3, 2):
+        value = ttbr_base(state.x[number], pa52=regime.wide_oa)
+        if value and not bit(state.x[number], 55):
+            yield Candidate(value, f"x{number} of idmap_kpti_install_ng_mappings on cpu {state.cpu}")
+
+
+def likely_offsets(states: Sequence[CpuState], image: KernelImage, hint: int | None) -> list[int]:
+    """Return the KASLR offsets that registers suggest, the one of an earlier stop first.
+
+    VBAR_EL1 holds the address of `vectors` while a CPU is in the kernel (arch/arm64/kernel/entry.S,
+    head.S); in user mode with KPTI, that of a trampoline.
+    """
+    found = [] if hint is None else [hint]
+    if image.linked:
+        found.append(0)
+        vectors = image.symbols.get("vectors")
+        for state in states:
+            vbar = state.system.get(translation_register(state, "VBAR"), 0)
+            if vectors and bit(vbar, 55):
+                found.append((vbar - vectors[0]) & MASK64)
+    return list(dict.fromkeys(found))
+
+
+def maps_image(
+    memory: PhysicalMemory, root: int, regime: Regime, image: KernelImage, *, image_pa: int, offset: int
+) -> bool:
+    """Tell whether a table maps the image's code where it would run with this offset."""
+    va = (image.text_va + offset + FIRST_CODE) & MASK64
+    if not (bit(va, 55) and regime.contains(va)):
+        return False
+    return walk(memory, va, root, regime).pa == image_pa + FIRST_CODE
+
+
+def image_behind(
+    memory: PhysicalMemory, root: int, regime: Regime, image: KernelImage, offset: int
+) -> int | None:
+    """Return where the image lies if it runs with this offset under this root; None if nothing is there."""
+    va = (image.text_va + offset + FIRST_CODE) & MASK64
+    if not (bit(va, 55) and regime.contains(va)):
+        return None
+    pa = walk(memory, va, root, regime).pa
+    return None if pa is None else pa - FIRST_CODE
+
+
+def scan_for_image(memory: PhysicalMemory, root: int, regime: Regime, image_pa: int) -> int | None:
+    """Search a whole table for the executable mapping of the image's first code.
+
+    Returns the virtual address at which the image begins; None if this table does not map it. The
+    linear map maps the same memory, but not executable (PXN).
+    """
+    tables, _ = capture(memory, root, regime, max_tables=MAX_SCAN)
+    wanted = np.uint64(image_pa + FIRST_CODE)
+    for level in range(regime.start_level, LEVEL_LAST + 1):
+        rows = np.flatnonzero(tables.level == level)
+        if level != LEVEL_LAST and not regime.allows_block(level):
+            continue
+        raw = tables.raw[rows]
+        kind = np.uint64(3 if level == LEVEL_LAST else 1)
+        size = regime.entry_size(level)
+        base = np.uint64(mask(47, regime.shift(level)))
+        hit = (raw & np.uint64(3) == kind) & (raw & np.uint64(PXN) == 0)
+        hit &= raw & base == wanted & ~np.uint64(size - 1)
+        for row, column in zip(*np.nonzero(hit), strict=True):
+            entry = int(raw[row, column])
+            start = regime.output_address(entry, level)
+            if start <= int(wanted) < start + size:
+                va = int(tables.va[rows[row]]) + int(column) * size
+                return (va + int(wanted) - start - FIRST_CODE) & MASK64
+    return None
+
+
+def maps_vectors(memory: PhysicalMemory, root: int, regime: Regime, states: Sequence[CpuState]) -> bool:
+    """Tell whether a table maps a CPU's exception vectors and has more than the trampoline in it.
+
+    For want of a kernel file. tramp_pg_dir has one valid entry at its root, and so has a
+    temporary table; a kernel's own table has at least two: image and linear map.
+    """
+    try:
+        raw = memory.read(root, 8 * regime.entries(regime.start_level))
+    except MemoryReadError:
+        return False
+    if np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)) < 2:
+        return False
+    vbars = (state.system.get(translation_register(state, "VBAR"), 0) for state in states)
+    return any(
+        bit(vbar, 55) and regime.contains(vbar) and walk(memory, vbar, root, regime).pa is not None
+        for vbar in vbars
+    )

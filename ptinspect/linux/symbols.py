@@ -1,0 +1,108 @@
+"""Tables of kernel symbols: by name, by address, and which of several with one name is meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.errors import KernelFileError
+
+_ENTRY_LABELS = (
+    "el1_sync", "el1_irq", "el1_fiq", "el1_error", "el0_sync", "el0_irq", "el0_fiq", "el0_error",
+    "el1_sync_invalid", "el1_irq_invalid", "el1_error_invalid",
+)  # fmt: skip
+ANCHORS: Mapping[str, str] = dict.fromkeys(_ENTRY_LABELS, "vectors")
+"""Local labels that several assembly files have, and the symbol next to which the kernel's own lies.
+
+Source: arch/arm64/kernel/entry.S defines them close behind `vectors`; those of the same name in
+arch/arm64/kvm/hyp/ and arch/arm64/kernel/hyp-stub.S are vectors of EL2.
+"""
+NEAR = 0x8000
+"""Bytes within which .entry.text holds its labels; one further away is not the kernel's own."""
+_SUFFIX = re.compile(r"\.(?:cfi|isra\.\d+|constprop\.\d+|part\.\d+|llvm\.\d+)(?:\.(?:isra|constprop)\.\d+)*$")
+"""What compilers append to the name of a function that they changed (GCC -fipa-sra, LLVM LTO and CFI)."""
+
+
+class SymbolTable:
+    """Hold symbols in the order of their source, which prefers the earlier of two at one address."""
+
+    def __init__(self, names: Sequence[str], addresses: NDArray[np.uint64], kinds: str) -> None:
+        """Take names, addresses and one letter each as nm prints them (upper case: global)."""
+        self.names = names
+        self.addresses = addresses
+        self.kinds = kinds
+
+    def __len__(self) -> int:
+        """Return the number of symbols."""
+        return len(self.names)
+
+    @cached_property
+    def by_name(self) -> dict[str, list[int]]:
+        """Name -> the addresses that it stands for, in the order of the table, each once."""
+        found: dict[str, list[int]] = {}
+        for name, address in zip(self.names, self.addresses.tolist(), strict=True):
+            known = found.setdefault(name, [])
+            if address not in known:
+                known.append(address)
+        return found
+
+    @cached_property
+    def _globals(self) -> dict[str, int]:
+        rows = zip(self.names, self.addresses.tolist(), self.kinds, strict=True)
+        return {name: address for name, address, kind in rows if kind.isupper()}
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
+        rows = np.flatnonzero(np.frombuffer(self.kinds.lower().encode(), np.uint8) != ord("a"))
+        order = rows[np.argsort(self.addresses[rows], kind="stable")]
+        return self.addresses[order], order
+
+    def nearest(self, address: int) -> tuple[str, int] | None:
+        """Return the symbol at or below `address` and the distance to it; None below the first."""
+        addresses, order = self._sorted
+        slot = int(np.searchsorted(addresses, np.uint64(address), side="right")) - 1
+        if slot < 0:
+            return None
+        at = addresses[slot]
+        first = int(np.searchsorted(addresses, at, side="left"))
+        group = [int(i) for i in order[first : slot + 1]]
+        best = min(group, key=lambda i: (not self.kinds[i].isupper(), i))
+        return self.names[best], address - int(at)
+
+    def lookup(self, name: str) -> int:
+        """Return the address of `name`; of several with that name the one that is meant.
+
+        The labels of the exception entry are taken next to `vectors` (ANCHORS); of other namesakes a
+        global one is taken before local ones. Where the compiler changed a function and appended to
+        its name, the plain name finds it. Raises KernelFileError if there is none, or no rule decides.
+        """
+        found = self.by_name.get(name) or self._suffixed(name)
+        if not found:
+            raise KernelFileError(f"the kernel file has no symbol {name!r}")
+        if len(found) == 1:
+            return found[0]
+        anchor = self.by_name.get(ANCHORS.get(name, ""))
+        if anchor:
+            nearest = min(found, key=lambda address: abs(address - anchor[0]))
+            if abs(nearest - anchor[0]) <= NEAR:
+                return nearest
+        if name in self._globals:
+            return self._globals[name]
+        places = ", ".join(f"{address:#x}" for address in found)
+        raise KernelFileError(f"{len(found)} symbols are named {name!r}: {places}", "give the address")
+
+    def _suffixed(self, name: str) -> list[int]:
+        return [
+            address
+            for other, addresses in self.by_name.items()
+            if other.startswith(name) and _SUFFIX.fullmatch(other, len(name))
+            for address in addresses
+        ]
+
+
+NO_SYMBOLS = SymbolTable((), np.zeros(0, np.uint64), "")
+"""A table with nothing in it."""

@@ -1,0 +1,318 @@
+"""The running kernel as a debugger sees it at one stop: where it lies, its own tables, its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from ptinspect.arch.bits import MASK64, PhysAddr, bit
+from ptinspect.arch.regime import Regime, regime_from_registers
+from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
+from ptinspect.linux import placement, roots
+from ptinspect.linux.image import KernelImage
+from ptinspect.linux.placement import Found
+from ptinspect.linux.roots import Candidate, RootFound
+from ptinspect.memory.source import PhysicalMemory, RamBlock
+from ptinspect.paging.walk import walk
+from ptinspect.snapshot.model import Root
+
+MAX_BANNER = 512
+
+
+class GuestView:
+    """Answer for symbols, tables and kernel memory of a stopped guest, from memory and registers alone.
+
+    Every answer is derived from the guest as it stands, and kept: a view is of one stop.
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        states: Sequence[CpuState],
+        image: KernelImage | None,
+        ram: Sequence[RamBlock] = (),
+        *,
+        current: int = 0,
+        previous: GuestView | None = None,
+        force: bool = False,
+    ) -> None:
+        """Prepare; nothing is read before it is asked for.
+
+        `previous` is the view of an earlier stop of the same guest, whose findings are tried first.
+        With `force` a kernel file is used even if the code in memory is another one's.
+        """
+        self.memory = memory
+        self.states = tuple(sorted(states, key=lambda state: (state.cpu != current, state.cpu)))
+        self.image = image
+        self.ram = tuple(ram)
+        self.current = current
+        self.force = force
+        self._previous = previous._known() if previous is not None and previous.image is image else None
+        self._pages: dict[int, int] = {}
+
+    def _known(self) -> tuple[int | None, int | None]:
+        """Return image address and KASLR offset as far as this view, or an earlier one, found them."""
+        pa, offset = self._previous or (None, None)
+        found = self.__dict__.get("_placement")
+        if isinstance(found, Found) and not found.predicted:
+            pa = int(found.pa)
+        root = self.__dict__.get("_root")
+        if isinstance(root, RootFound) and root.kaslr_offset is not None:
+            offset = root.kaslr_offset
+        return pa, offset
+
+    # -- placement ------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> CpuState:
+        """The registers of the current CPU."""
+        return self.states[0]
+
+    @cached_property
+    def regime(self) -> Regime:
+        """The kernel half of the translation regime. Raises RegimeError before it is set up."""
+        failure: RegimeError | None = None
+        for state in self.states:
+            if not state.system.get(_name(state, "TCR")):
+                continue
+            try:
+                return regime_from_registers(state, True)
+            except RegimeError as error:
+                failure = failure or error
+        raise failure or RegimeError(
+            "no CPU has set up its translation (TCR_EL1 is 0)", "let the guest run further"
+        )
+
+    @cached_property
+    def _placement(self) -> Found | None:
+        image = self.image
+        if image is None:
+            return None
+        hint, offset = self._previous or (None, None)
+        found = placement.find_image(self.memory, image, self.ram, hint)
+        if found is None or (found.match is not None and found.match < placement.ENOUGH):
+            found = self._placement_by_tables(image, offset) or found
+        return found or placement.predict(image, self.ram)
+
+    def _placement_by_tables(self, image: KernelImage, hint: int | None) -> Found | None:
+        """Find the image where its header is gone (that memory is free after boot in v5.11 and later)."""
+        try:
+            regime = self.regime
+        except RegimeError:
+            return None
+        for candidate in roots.candidate_roots(self.states, regime, None, None):
+            for offset in roots.likely_offsets(self.states, image, hint):
+                pa = roots.image_behind(self.memory, candidate.pa, regime, image, offset)
+                if pa is None:
+                    continue
+                match = placement.compare(self.memory, image, pa)
+                if match is not None and match >= placement.ENOUGH:
+                    return Found(PhysAddr(pa), match, f"the tables under {candidate.name}")
+        return None
+
+    @property
+    def placement(self) -> Found:
+        """Where the image lies in memory, and how that is known.
+
+        Raises GuestError if it is not known, KernelFileError if memory holds another kernel's code.
+        """
+        if self.image is None:
+            raise GuestError("it is not known which kernel runs", "--kernel FILE names its file")
+        found = self._placement
+        if found is None:
+            raise GuestError(f"{self.image.path.name} was not found in guest memory", "is it loaded yet?")
+        if found.match is not None and found.match < placement.ENOUGH and not self.force:
+            raise placement.mismatch(self.image, found)
+        return found
+
+    @property
+    def image_pa(self) -> PhysAddr:
+        """The physical address of the image's first byte. Raises as `placement` does."""
+        return self.placement.pa
+
+    @cached_property
+    def _root(self) -> RootFound:
+        regime = self.regime
+        known = None if self.image is None else self._placement
+        if (
+            known is not None
+            and (known.predicted or (known.match or 1) < placement.ENOUGH)
+            and not self.force
+        ):
+            known = None
+        candidates: dict[int, Candidate] = {}
+        for candidate in roots.candidate_roots(
+            self.states, regime, self.image, None if known is None else known.pa
+        ):
+            candidates.setdefault(candidate.pa, candidate)
+        for candidate in candidates.values():
+            found = self._confirm(candidate, known)
+            if found is not None:
+                return found
+        if known is not None:
+            for candidate in candidates.values():
+                found = self._scan(candidate, known)
+                if found is not None:
+                    return found
+        return self._unconfirmed(regime)
+
+    def _confirm(self, candidate: Candidate, known: Found | None) -> RootFound | None:
+        """Return the root if it maps the kernel, with what that tells about KASLR."""
+        if self.image is None or known is None:
+            if roots.maps_vectors(self.memory, candidate.pa, self.regime, self.states):
+                return RootFound(candidate.pa, f"{candidate.name}, which maps the exception vectors", None)
+            return None
+        hint = self._previous[1] if self._previous else None
+        for offset in roots.likely_offsets(self.states, self.image, hint):
+            if roots.maps_image(
+                self.memory, candidate.pa, self.regime, self.image, image_pa=known.pa, offset=offset
+            ):
+                return RootFound(candidate.pa, self._say(candidate, offset), offset)
+        return None
+
+    def _scan(self, candidate: Candidate, known: Found) -> RootFound | None:
+        """Return the root if the kernel is mapped anywhere under it."""
+        va = roots.scan_for_image(self.memory, candidate.pa, self.regime, known.pa)
+        if va is None or self.image is None:
+            return None
+        offset = (va - self.image.text_va) & MASK64
+        return RootFound(candidate.pa, self._say(candidate, offset), offset)
+
+    def _say(self, candidate: Candidate, offset: int) -> str:
+        """Write down why a root is the right one."""
+        text = f"{candidate.name}, which maps the kernel image"
+        image = self.image
+        if image is not None and self._placement is not None and "symbol" not in candidate.name:
+            link = candidate.pa - self._placement.pa + image.text_va
+            near = image.nearest(link) if "swapper_pg_dir" in image.symbols else None
+            if near is not None and near[1] == 0 and near[0].endswith("_pg_dir"):
+                text = f"{candidate.name} = {near[0]}, which maps the kernel image"
+        if not offset:
+            return text
+        return text + (f", KASLR offset {offset:#x}" if image is not None and image.linked else "")
+
+    def _unconfirmed(self, regime: Regime) -> RootFound:
+        for state in self.states:
+            name = _name(state, "TTBR1")
+            if state.system.get(name):
+                what = "the exception vectors" if self.image is None else "the kernel image"
+                doubt = f"{name} of cpu {state.cpu}; unconfirmed: no table was found that maps {what}"
+                return RootFound(root_pa(state, regime), doubt, None)
+        raise GuestError("the guest has no kernel tables yet (TTBR1 is 0)", "let it run further")
+
+    def swapper(self) -> Root:
+        """Return the kernel's own root table and how it was found.
+
+        A table that cannot be confirmed to be the kernel's own is returned all the same, and its
+        provenance says so. Raises RegimeError or GuestError before there is one.
+        """
+        return Root(self._root.pa, self._root.provenance)
+
+    @property
+    def confirmed(self) -> bool:
+        """True if the table of `swapper` was seen to map the kernel."""
+        try:
+            return "unconfirmed" not in self._root.provenance
+        except GuestError:
+            return False
+
+    @property
+    def placed(self) -> bool:
+        """True if it is known where the kernel runs, physically and virtually."""
+        try:
+            return self._root.kaslr_offset is not None and not self.placement.predicted
+        except PtinspectError:
+            return False
+
+    @property
+    def kaslr_offset(self) -> int:
+        """Run-time minus link-time address of the kernel, modulo 2^64. Raises GuestError if unknown."""
+        offset = self._root.kaslr_offset
+        if offset is None:
+            self.placement  # noqa: B018  a wrong kernel file is the better explanation
+            raise GuestError(
+                "it is not known where the kernel runs: no table was found that maps it",
+                "let the guest run further, or name the kernel file with --kernel",
+            )
+        return offset
+
+    @property
+    def voffset(self) -> int:
+        """Run-time virtual minus physical address of the image, modulo 2^64 (Linux: kimage_voffset)."""
+        pa = self.image_pa
+        assert self.image is not None
+        return (self.image.text_va + self.kaslr_offset - pa) & MASK64
+
+    # -- symbols and memory ---------------------------------------------------------------------
+
+    def symbol(self, name: str) -> int:
+        """Return the run-time address of a symbol. Raises KernelFileError or GuestError."""
+        if self.image is None:
+            raise GuestError(f"symbol {name!r} needs the kernel file", "--kernel FILE")
+        return (self.image.lookup(name) + self.kaslr_offset) & MASK64
+
+    def pa_of_link(self, link_va: int) -> PhysAddr:
+        """Return where a link-time address of the image lies; works before the MMU is on.
+
+        Before the image is in memory this is a prediction (`placement.predicted`).
+        """
+        pa = self.image_pa
+        assert self.image is not None
+        return PhysAddr(pa + link_va - self.image.text_va)
+
+    def pa_of(self, va: int) -> PhysAddr:
+        """Translate an address: kernel ones through the kernel's own table, user ones through TTBR0.
+
+        With the MMU of the current CPU off an address of the lower half is physical already (Arm
+        ARM D8.2.9, flat mapping). Raises GuestError if it is not mapped.
+        """
+        if not bit(va, 55):
+            return self._lower(va)
+        page = va & ~(self.regime.granule - 1)
+        if page not in self._pages:
+            found = walk(self.memory, page, self._root.pa, self.regime)
+            if found.pa is None:
+                raise GuestError(f"{va:#x} is not mapped: {found.reason}", f"walk {va:#x} shows why")
+            self._pages[page] = found.pa
+        return PhysAddr(self._pages[page] + va - page)
+
+    def _lower(self, va: int) -> PhysAddr:
+        regime = regime_from_registers(self.state, False)
+        if not regime.mmu_on:
+            return PhysAddr(va)
+        found = walk(self.memory, va, root_pa(self.state, regime), regime)
+        if found.pa is None:
+            raise GuestError(f"{va:#x} is not mapped under TTBR0: {found.reason}")
+        return found.pa
+
+    def read_virt(self, va: int, length: int) -> bytes:
+        """Read memory by virtual address, whatever the MMU and the exception level of the CPU.
+
+        Raises GuestError if any page of the range is not mapped, MemoryReadError if it is not RAM.
+        """
+        out = bytearray()
+        while length > 0:
+            part = min(length, 4096 - va % 4096)
+            out += self.memory.read(self.pa_of(va), part)
+            va, length = (va + part) & MASK64, length - part
+        return bytes(out)
+
+    def read_u64(self, va: int) -> int:
+        """Read eight bytes at a virtual address as a number."""
+        return int.from_bytes(self.read_virt(va, 8), "little")
+
+    def banner(self) -> str:
+        """Return the running kernel's banner, without control codes; empty if it was not found."""
+        if self.image is None or not self.image.banner_va:
+            return ""
+        try:
+            raw = self.memory.read(self.pa_of_link(self.image.banner_va), MAX_BANNER)
+        except (MemoryReadError, GuestError, KernelFileError):
+            return ""
+        text = raw.split(b"\0")[0].split(b"\n")[0].decode("ascii", errors="backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _name(state: CpuState, stem: str) -> str:
+    return translation_register(state, stem)
