@@ -193,7 +193,7 @@ def cpu(tree: TreeBuilder, number: int = 0, **system: int) -> CpuState:
         "TTBR1_EL1": tree.root,
         "TCR_EL1": TCR_48,
         "SCTLR_EL1": 1,
-        "MAIR_EL1": 0xFF0400,
+        "MAIR_EL1": 0x0C_0400FF,
     }
     return cpu_state(number, **(registers | system))
 

@@ -9,6 +9,7 @@ from ptinspect.commands.registry import Registry
 MODULES: tuple[str, ...] = (
     "help",
     "decode",
+    "oops",
     "target",
     "regs",
     "walk",
@@ -21,6 +22,9 @@ MODULES: tuple[str, ...] = (
     "tables",
     "diff",
     "setup",
+    "kpti",
+    "demo",
+    "oops",
 )
 """Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.
 

@@ -82,7 +82,7 @@ def _configure_find(parser: argparse.ArgumentParser) -> None:
 
 
 def _letters(text: str) -> str:
-    if not text or set(text.lower()) - set("rwx"):
+    if set(text.lower()) - set("rwx"):
         raise UserError(f"{text!r}: use letters of rwx")
     return text.lower()
 

@@ -14,9 +14,6 @@ from fakes import IMAGE, KERNEL, FakeKernel, context, cpu, kernel_tree, run, tex
 from ptinspect.commands.context import Context
 from ptinspect.errors import SnapshotError, UserError
 
-TABLES = 8
-"""Tables of kernel_tree(): pgd, 2 pud, 3 pmd, 2 pte."""
-
 
 @pytest.fixture
 def tree() -> TreeBuilder:

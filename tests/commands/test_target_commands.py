@@ -159,7 +159,7 @@ def test_regime(ctx: Context) -> None:
         hex(kernel_tree().root),
     )
     assert report.result["mmu_on"] is True
-    assert report.result["mair"]["types"][2] == "Normal WB"
+    assert report.result["mair"]["types"][0] == "Normal WB"
     assert max(len(line) for line in text(report).splitlines()) <= 80
 
 

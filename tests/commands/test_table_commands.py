@@ -1,0 +1,287 @@
+"""Map, summary, find, decode, help, kernel: what they answer in JSON and to people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import NG, TreeBuilder
+from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run, text
+
+from ptinspect.commands.context import Context
+from ptinspect.errors import GuestError, KernelFileError, UserError
+from ptinspect.output.views.tables import size_text
+
+
+@pytest.fixture
+def tree() -> TreeBuilder:
+    return kernel_tree()
+
+
+@pytest.fixture
+def ctx(tree: TreeBuilder) -> Context:
+    return context(tree)
+
+
+def counting(tree: TreeBuilder) -> list[int]:
+    """Count the tables that are read from now on."""
+    reads: list[int] = []
+    original = tree.memory.read_tables
+
+    def read_tables(addresses: Any, size: int) -> Any:
+        reads.append(len(addresses))
+        return original(addresses, size)
+
+    tree.memory.read_tables = read_tables  # type: ignore[method-assign]
+    return reads
+
+
+# -- summary ------------------------------------------------------------------------------------
+
+
+def test_summary_counts_every_level(ctx: Context, tree: TreeBuilder) -> None:
+    tree.xor(KERNEL, 2, NG)
+    tree.xor(KERNEL, 0, NG)
+    result = run(ctx, "summary").result
+    assert result["root"] == {"pa": hex(tree.root), "provenance": "TTBR1_EL1 of cpu 0"}
+    assert (result["regime"]["granule"], result["regime"]["va_bits"], result["regime"]["start_level"]) == (
+        4096,
+        48,
+        0,
+    )
+    levels = {level["name"]: level for level in result["levels"]}
+    assert list(levels) == ["pgd", "pud", "pmd", "pte"]
+    assert (levels["pgd"]["table_descriptors"], levels["pgd"]["table_descriptors_marked"]) == (2, 1)
+    assert (levels["pmd"]["leaves"], levels["pmd"]["leaves_ng"], levels["pmd"]["leaf_size"]) == (
+        2,
+        1,
+        2 << 20,
+    )
+    assert (levels["pte"]["tables"], levels["pte"]["entries_valid"], levels["pte"]["leaves"]) == (2, 17, 17)
+
+
+def test_summary_says_root_and_totals(ctx: Context) -> None:
+    shown = text(run(ctx, "summary"))
+    assert "TTBR1_EL1 of cpu 0 (guest, cpu 0)" in shown
+    assert "0 of 6 table descriptors are marked, 0 of 19 leaves are nG" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_the_tables_are_read_once_per_stop(ctx: Context, tree: TreeBuilder) -> None:
+    reads = counting(tree)
+    run(ctx, "summary")
+    first = sum(reads)
+    run(ctx, "map")
+    run(ctx, "find pa:0x40200000")
+    assert sum(reads) == first > 0
+    ctx.session.stop_token += 1  # type: ignore[union-attr,misc]
+    run(ctx, "summary")
+    assert sum(reads) == 2 * first
+
+
+# -- map ----------------------------------------------------------------------------------------
+
+
+def test_map_lists_runs(ctx: Context) -> None:
+    runs = run(ctx, "map").result["runs"]
+    assert [(r["va_start"], r["pa_start"], r["level"], r["leaf_size"], r["count"]) for r in runs] == [
+        ("0xffff000000000000", "0x40000000", 3, 4096, 16),
+        (hex(KERNEL), hex(IMAGE), 2, 2 << 20, 2),
+        ("0xffff800020000000", "0x40100000", 3, 4096, 1),
+    ]
+    assert runs[0]["va_end"] == "0xffff00000000ffff"
+    assert runs[0]["permissions"] == {"el1": "rw-", "el0": "---"}
+    assert runs[0]["attributes"]["ng"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        ("--level pmd", [KERNEL]),
+        ("--level 3", [0xFFFF_0000_0000_0000, 0xFFFF_8000_2000_0000]),
+        ("--level pmd --level pte", [0xFFFF_0000_0000_0000, KERNEL, 0xFFFF_8000_2000_0000]),
+        (f"{KERNEL:#x}+4M", [KERNEL]),
+        ("0xffff000000003000..0xffff000000005000", [0xFFFF_0000_0000_3000]),
+        ("--pa 0x40100000+4K", [0xFFFF_8000_2000_0000]),
+        ("--ng", [KERNEL + (2 << 20)]),
+        ("--global --level pmd", [KERNEL]),
+        ("--el1 w --level pmd", [KERNEL]),
+        ("--el1 x", []),
+        ("--el1-not w", []),
+        ("--el0 r", []),
+        ("--type device", []),
+        ("--type NORMAL --level pmd", [KERNEL]),
+    ],
+)
+def test_map_filters(ctx: Context, tree: TreeBuilder, options: str, starts: list[int]) -> None:
+    if "ng" in options:
+        tree.xor(KERNEL + (2 << 20), 2, NG)
+    found = [int(r["va_start"], 16) for r in run(ctx, f"map {options}").result["runs"]]
+    assert found == starts
+
+
+def test_only_the_selected_part_is_read(ctx: Context, tree: TreeBuilder) -> None:
+    reads = counting(tree)
+    run(ctx, "map --level pgd")
+    assert sum(reads) == 1
+    reads.clear()
+    run(ctx, f"map {KERNEL:#x}+2M")
+    assert sum(reads) == 3
+
+
+def test_map_to_people(ctx: Context, tree: TreeBuilder) -> None:
+    tree.xor(KERNEL, 2, NG)
+    shown = text(run(ctx, "map"))
+    assert "0xffff800010000000  pa:0x40200000    2M    1x2M  rw-  ---  nG Normal WB" in shown
+    assert "0xffff800010200000  pa:0x40400000    2M    1x2M  rw-  ---  global Normal WB" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert "nothing is mapped" in text(run(ctx, "map --el0 rwx"))
+
+
+def test_map_limits_the_screen_and_says_so(ctx: Context) -> None:
+    report = run(ctx, "map --limit 1")
+    assert "1 of 3 runs are listed" in text(report)
+    assert report.result["truncated"]
+
+
+@pytest.mark.parametrize("line", ["map --el1 q", "map --level 7", "map --ng --global", "map 0x2..0x1"])
+def test_map_refuses(ctx: Context, line: str) -> None:
+    with pytest.raises(UserError):
+        run(ctx, line)
+
+
+def test_size_text() -> None:
+    assert [size_text(n) for n in (4096, 2 << 20, (2 << 20) + 4096, 3 << 30, 1 << 40)] == [
+        "4K", "2M", "2052K", "3G", "1T",
+    ]  # fmt: skip
+
+
+# -- find ---------------------------------------------------------------------------------------
+
+
+def test_find_a_page_and_an_entry(ctx: Context, tree: TreeBuilder) -> None:
+    hits = run(ctx, "find 0x40200123").result["hits"]
+    assert [(h["kind"], h["va"], h["level"]) for h in hits] == [("leaf", hex(KERNEL + 0x123), 2)]
+    slot = tree.slot(KERNEL, 2)
+    kinds = {h["kind"] for h in run(ctx, f"find pa:{slot:#x}").result["hits"]}
+    assert kinds == {"leaf", "table"}
+    assert "no address under this root maps" in text(run(ctx, "find pa:0x60000000"))
+
+
+def test_find_translates_a_kernel_address_first(ctx: Context) -> None:
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    assert run(ctx, "find start_kernel").result["pa"] == hex(IMAGE + 0x1000)
+    with pytest.raises(GuestError, match="not mapped"):
+        run(ctx, "find 0xffff900000000000")
+
+
+def test_they_work_offline(ctx: Context) -> None:
+    live = [run(ctx, line).result for line in ("summary", "map", "find 0x40200000")]
+    run(ctx, "snap a")
+    other = context()
+    other.snapshots = ctx.snapshots
+    held = [run(other, f"{line} --snap a").result for line in ("summary", "map", "find 0x40200000")]
+    for one, two in zip(live, held, strict=True):
+        assert one["snapshot"] == "(guest, cpu 0)"
+        assert {**one, "snapshot": "a"} == two
+
+
+# -- decode -------------------------------------------------------------------------------------
+
+
+def test_decode_without_a_guest() -> None:
+    report = run(context(), "decode 0x00680000411f7f03 --level 3")
+    assert (report.result["kind"], report.result["output_address"]) == ("page", "0x411f7000")
+    assert report.result["regime"]["source"] == "options and defaults"
+    fields = {field["field"]: field for field in report.result["fields"]}
+    assert fields["nG"]["value"] == 1
+    assert "--mair" in fields["AttrIndx"]["meaning"]
+
+
+def test_decode_names_the_memory_type_with_mair(ctx: Context) -> None:
+    meaning = {f["field"]: f for f in run(context(), "decode 0x41200703 -l 3 --mair 0xff").result["fields"]}
+    assert "Normal WB" in meaning["AttrIndx"]["meaning"]
+    live = run(ctx, "decode 0x41200703 -l pte").result
+    assert live["regime"]["source"] == "the guest's registers"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("decode 0 -l 2", "invalid"),
+        ("decode 0x41200703 -l pmd", "table"),
+        ("decode 0x41200701 -l pmd", "block"),
+        ("decode 0x41200701 -l 3", "reserved"),
+        ("decode 0x41200701 -l 0", "reserved"),
+        ("decode 0x41200701 -l 1 --granule 64K --va-bits 52 --pa-bits 52", "block"),
+        ("decode 0x41200701 -l pgd --va-bits 39", "block"),
+    ],
+)
+def test_decode_at_each_level(line: str, kind: str) -> None:
+    assert run(context(), line).result["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    "line", ["decode 0 -l -1", "decode 0 -l 0 --va-bits 39", "decode 0 -l 3 --granule 8K"]
+)
+def test_decode_refuses_levels_that_do_not_exist(line: str) -> None:
+    with pytest.raises(UserError):
+        run(context(), line)
+
+
+# -- help and the kernel file -------------------------------------------------------------------
+
+
+def test_help_explains_every_command() -> None:
+    ctx = context()
+    for command in ctx.registry:
+        report = run(ctx, f"help {command.name}")
+        assert report.result["example"] == command.example
+        assert command.summary in text(report)
+        assert command.summary[0].isupper() and not command.summary.endswith(".")
+
+
+def test_every_example_parses() -> None:
+    ctx = context()
+    for command in ctx.registry:
+        found, arguments, _ = ctx.registry.split(command.example)
+        assert found is command
+        if not command.passthrough:
+            own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+            command.parser().parse_args(own)
+
+
+def test_help_of_a_group_and_of_nothing() -> None:
+    ctx = context()
+    if any(command.words[0] == "kpti" for command in ctx.registry):
+        assert "kpti run" in text(run(ctx, "help kpti"))
+    with pytest.raises(UserError, match="no command"):
+        run(ctx, "help nonsense")
+    with pytest.raises(UserError, match="no command 'walk further'"):
+        run(ctx, "help walk further")
+
+
+def test_kernel_and_symbol(ctx: Context, tmp_path: Path) -> None:
+    assert run(ctx, "kernel").result["file"] is None
+    with pytest.raises(UserError, match="kernel file"):
+        run(ctx, "symbol start_kernel")
+    with pytest.raises(UserError, match="no file"):
+        run(ctx, f"kernel {tmp_path}/none")
+    (tmp_path / "k").write_bytes(b"no kernel" * 100)
+    with pytest.raises(KernelFileError):
+        run(ctx, f"kernel {tmp_path}/k")
+
+
+def test_symbol_live_and_as_linked(ctx: Context) -> None:
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    assert run(ctx, "symbol start_kernel+4").result == {
+        "address": hex(KERNEL + 0x1004),
+        "symbol": "start_kernel",
+        "offset": 4,
+        "pa": hex(IMAGE + 0x1004),
+    }
+    assert run(ctx, f"symbol pa:{IMAGE + 0x1000:#x}").result["symbol"] == "start_kernel"
+    alone = context()
+    alone._kernel = FakeKernel()  # type: ignore[assignment]
+    assert run(alone, "symbol _text").result["address"] == hex(KERNEL)
