@@ -9,7 +9,6 @@ from ptinspect.commands.registry import Registry
 MODULES: tuple[str, ...] = (
     "help",
     "decode",
-    "oops",
     "target",
     "regs",
     "walk",
