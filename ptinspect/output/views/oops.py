@@ -106,6 +106,7 @@ def _esr(panic: Panic) -> dict[str, Any] | None:
         "raw": hex_address(esr.raw),
         "ec": hex_address(esr.ec),
         "class": esr.class_name,
+        "text": esr.class_text,
         "wnr": esr.wnr,
         "fault": esr.fault or None,
         "level": esr.level,
@@ -231,7 +232,7 @@ def _facts(panic: Panic) -> list[tuple[str, str]]:
     if esr is not None:
         access = {True: "write", False: "read", None: ""}[esr.wnr]
         fault = f"{esr.fault}, level {esr.level}" if esr.fault and esr.level is not None else esr.fault
-        words = [f"{esr.raw:#x}: {esr.class_name}", access, fault]
+        words = [f"{esr.raw:#x}: {esr.class_text}", access, fault or ""]
         rows.append(("ESR", ", ".join(word for word in words if word)))
     if first.far is not None:
         rows.append(("FAR", hex_address(first.far)))

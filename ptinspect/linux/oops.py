@@ -1,0 +1,112 @@
+"""Explain a console log with no guest: every death in it, and the verdict on each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ptinspect.arch.esr import decode_esr
+from ptinspect.errors import UserError
+from ptinspect.linux.oops_codes import Verdict
+from ptinspect.linux.oops_depth import chain, recursion, stack_at, used_before
+from ptinspect.linux.oops_incidents import read
+from ptinspect.linux.oops_kpti import ROLES, explain, in_kpti, kpti_registers
+from ptinspect.linux.oops_model import Incident
+from ptinspect.linux.oops_text import MAX_BYTES, decode
+from ptinspect.linux.oops_verdict import Facts, verdict
+from ptinspect.linux.oops_walk import Path, incident_regime, path_of
+
+MAX_PANICS = 256
+"""Deaths of one log that are explained; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class RegisterNote:
+    """A register of the first report, with its role in the rewrite where it has one."""
+
+    name: str
+    """`x0` to `x30`, `sp`."""
+    value: int
+    """As printed."""
+    role: str = ""
+    """The name in idmap_kpti_install_ng_mappings, or empty."""
+    meaning: str = ""
+    """What it holds there, or empty."""
+
+
+@dataclass(frozen=True)
+class Panic:
+    """Join what a log says about one death with what follows from it."""
+
+    facts: Facts
+    """The values and what was worked out from them."""
+    registers: tuple[RegisterNote, ...]
+    """The registers of the first report."""
+    verdict: Verdict
+    """What it was."""
+
+    @property
+    def incident(self) -> Incident:
+        """The values as printed."""
+        return self.facts.incident
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Hold the deaths of one log."""
+
+    panics: tuple[Panic, ...]
+    """In the order of the log; at most MAX_PANICS."""
+    total: int
+    """How many the log holds."""
+
+
+def analyse(data: bytes) -> Analysis:
+    """Explain a console log. Raises UserError if it is larger than MAX_BYTES; on nothing else."""
+    if len(data) > MAX_BYTES:
+        raise UserError(f"the log is larger than {MAX_BYTES >> 20} MiB", "cut out the part around the panic")
+    incidents = read(decode(data))
+    return Analysis(tuple(explain_incident(incident) for incident in incidents[:MAX_PANICS]), len(incidents))
+
+
+def explain_incident(incident: Incident) -> Panic:
+    """Work out what one death was."""
+    first = incident.first
+    regime, _ = incident_regime(incident)
+    esr = decode_esr(first.esr) if first.esr is not None else None
+    stack = stack_at(first)
+    nested = recursion(first, stack)
+    kpti = kpti_registers(first, regime)
+    facts = Facts(
+        incident=incident,
+        esr=esr,
+        stack=stack,
+        used=used_before(first, stack, nested),
+        recursion=nested,
+        chain=chain(first),
+        path=_path(incident),
+        kpti=kpti,
+        kpti_place=in_kpti(first),
+    )
+    notes: Mapping[int, tuple[str, str]] = {}
+    if kpti is not None:
+        known = {number for step in kpti.levels for number in range(step.first, step.first + 3)}
+        known |= {2, 3, 4} if kpti.swapper_pa is not None else set()
+        notes = {number: (ROLES[number][0], explain(number, kpti)) for number in known}
+    registers = [
+        RegisterNote(f"x{number}", value, *notes.get(number, ("", "")))
+        for number, value in sorted(first.registers.items())
+    ]
+    if first.sp is not None:
+        registers.append(RegisterNote("sp", first.sp))
+    return Panic(facts, tuple(registers), verdict(facts))
+
+
+def _path(incident: Incident) -> Path | None:
+    """Return the printed walk that says most: one of an address in the dead CPU's stacks, else the first."""
+    paths = [
+        path_of(fault, fault.release or incident.first.release) for fault in (incident.first, *incident.later)
+    ]
+    there = [path for path in paths if path is not None]
+    inside = [path for path in there if incident.first.stack_of(path.address) is not None]
+    return next(iter([*inside, *there]), None)

@@ -1,0 +1,205 @@
+"""How deep the stack was when the CPU died, what a recursing fault took of it, and the chain of calls."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.linux.oops_model import Fault, StackRange
+
+FRAME_SIZES: tuple[tuple[int, str, tuple[int, int], tuple[int, int]], ...] = (
+    (0x130, "4.14", (4, 8), (4, 14)),
+    (0x140, "4.14 to 5.9", (4, 14), (5, 9)),
+    (0x150, "5.10 and later", (5, 9), (7, 2)),
+    (0x140, "after 6.12", (6, 13), (99, 0)),
+)
+"""Bytes of an exception frame (sizeof(struct pt_regs)), the releases that have it, and their bounds.
+
+Linux arch/arm64/include/asm/ptrace.h: 0x140 in 4.17 to 5.4, 0x150 in 5.10 to 6.12, 0x140 again in 7.3;
+the bounds overlap where it is not known which release made the change.
+"""
+LARGEST_FRAME = 2048
+"""Bytes of one C function's frame above which the build warns (CONFIG_FRAME_WARN on 64-bit kernels)."""
+CHAIN_AVERAGE = 512
+"""Bytes for each frame up to which a call trace explains a full stack by itself."""
+CHAIN_REPEATS = 4
+"""Times that a function must be in a call trace to call it recursion."""
+
+_ENTRY = re.compile(
+    r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/"
+)
+_HANDLER = re.compile(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)\+")
+_REPORTING = re.compile(
+    r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)\+"
+)
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})")
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """Say that the exception entry faulted again and again."""
+
+    count: int
+    """Nested exceptions."""
+    frame_size: int
+    """Bytes of stack that each took."""
+    gap: int
+    """Bytes from SP up to the last good frame record, x29."""
+    reasons: tuple[str, ...]
+    """Why this size, sentence by sentence."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The calls that were on the stack, as far as the log shows them."""
+
+    frames: tuple[str, ...]
+    """Functions with offsets, innermost first, the kernel's own reporting left out."""
+    cycle: tuple[str, ...] = ()
+    """The functions that call each other in a circle, innermost first; empty if none repeats."""
+    repeats: int = 0
+    """How often the most frequent function is in it."""
+
+
+def release_of(text: str) -> tuple[int, int] | None:
+    """Return major and minor number of a release such as `5.10.0-32-cloud-arm64`, or None."""
+    match = _RELEASE.match(text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def at_exception_entry(symbol: str) -> bool:
+    """Tell whether `symbol+0x…/0x…` is where an exception from EL1 begins to store its frame."""
+    match = _ENTRY.match(symbol)
+    return match is not None and int(match[1], 16) < (0x800 if symbol.startswith("vectors") else 0x60)
+
+
+def stack_at(fault: Fault) -> StackRange | None:
+    """Return the printed stack that SP is on, or has run off by less than the stack's own size."""
+    sp = fault.sp
+    if sp is None:
+        return None
+    inside = next((stack for stack in fault.stacks if stack.holds_sp(sp)), None)
+    return inside or next(
+        (stack for stack in fault.stacks if stack.base - stack.size <= sp < stack.base), None
+    )
+
+
+def frame_sizes(release: str) -> tuple[int, ...]:
+    """Return the sizes that an exception frame can have in a release; all of them if it is unknown."""
+    version = release_of(release)
+    sizes = [size for size, _, low, high in FRAME_SIZES if version is None or low <= version <= high]
+    return tuple(dict.fromkeys(sizes or [size for size, *_ in FRAME_SIZES]))
+
+
+def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
+    """Return the recursion of a fault in the exception entry itself, if the log proves one.
+
+    The last frame record that a function wrote is at x29; entries that fault write none. So the
+    bytes between SP and x29 are a multiple of the exception frame's size.
+    """
+    x29, sp = fault.registers.get(29), fault.sp
+    if stack is None or x29 is None or sp is None or not at_exception_entry(fault.pc):
+        return None
+    if not stack.contains(x29) or x29 <= sp:
+        return None
+    gap = x29 - sp
+    every = tuple(dict.fromkeys(size for size, *_ in FRAME_SIZES))
+    dividing = [size for size in every if gap % size == 0]
+    traced = entries_in_trace(fault.trace)
+    reasons = [f"x29 - SP = {x29:#x} - {sp:#x} = {gap:#x} = {gap} bytes"]
+    if not dividing:
+        return _by_trace(fault, gap, traced, reasons)
+    if len(dividing) == 1:
+        size = dividing[0]
+        others = ", ".join(str(other) for other in every if other != size)
+        reasons.append(f"of the sizes an exception frame has had, only {size} divides it (not {others})")
+    else:
+        fitting = [size for size in dividing if size in frame_sizes(fault.release)]
+        named = [size for size in fitting if traced > 1 and abs(gap // size - traced) <= 1]
+        if len(named or fitting) != 1:
+            return None
+        size = (named or fitting)[0]
+        reasons.append(f"{' and '.join(map(str, dividing))} divide it; the release, {fault.release}, decides")
+    count = gap // size
+    reasons.extend(_era(fault, size))
+    if traced > 1 and abs(traced - count) <= 1:
+        reasons.append(f"the call trace shows {traced} entries of the exception vector in a row")
+    if 0 <= sp - stack.base < size:
+        reasons.append(f"one more frame does not fit: {sp - stack.base:#x} bytes are left above the base")
+    return Recursion(count, size, gap, tuple(reasons))
+
+
+def _by_trace(fault: Fault, gap: int, traced: int, reasons: list[str]) -> Recursion | None:
+    """Count by the call trace where SP at the first fault was not at the frame record."""
+    sizes = [s for s in frame_sizes(fault.release) if traced * s <= gap < traced * s + LARGEST_FRAME]
+    if traced < 3 or len(sizes) != 1:
+        return None
+    reasons.append(f"the call trace shows {traced} entries of the exception vector in a row")
+    reasons.append(
+        f"{traced} frames of {sizes[0]} bytes leave {gap - traced * sizes[0]} bytes to the last function"
+    )
+    reasons.extend(_era(fault, sizes[0]))
+    return Recursion(traced, sizes[0], gap, tuple(reasons))
+
+
+def _era(fault: Fault, size: int) -> list[str]:
+    version = release_of(fault.release)
+    if version is None:
+        return []
+    for known, name, low, high in FRAME_SIZES:
+        if known == size and low <= version <= high:
+            return [f"it is the size of releases {name}, and this is {fault.release}"]
+    return [f"it is not the size expected of {fault.release}"]
+
+
+def entries_in_trace(trace: Sequence[str]) -> int:
+    """Return how many exception entries stand in a row in a call trace."""
+    best = run = 0
+    for symbol in trace:
+        run = run + 1 if at_exception_entry(symbol) else 0
+        best = max(best, run)
+    return best
+
+
+def chain(fault: Fault) -> Chain:
+    """Return the calls below the kernel's own reporting, and the circle in them, if there is one."""
+    frames = list(fault.trace)
+    for index in range(len(frames) - 1, -1, -1):
+        if _HANDLER.match(frames[index]):
+            frames = frames[index + 1 :]
+            break
+    else:
+        while frames and _REPORTING.match(frames[0]):
+            frames = frames[1:]
+    names = [frame.partition("+")[0] for frame in frames if not at_exception_entry(frame)]
+    counts = Counter(names)
+    if not counts:
+        return Chain(tuple(frames))
+    name, repeats = max(counts.items(), key=lambda item: item[1])
+    if repeats < CHAIN_REPEATS:
+        return Chain(tuple(frames), (), repeats)
+    first = names.index(name)
+    second = names.index(name, first + 1)
+    return Chain(tuple(frames), tuple(dict.fromkeys(names[first:second]))[:8], repeats)
+
+
+def used_before(fault: Fault, stack: StackRange | None, nested: Recursion | None) -> int | None:
+    """Return the bytes of `stack` that were in use when the first fault came; None if unknown."""
+    if stack is None or fault.sp is None:
+        return None
+    if nested is not None:
+        return stack.top - (fault.sp + nested.count * nested.frame_size)
+    if at_exception_entry(fault.pc):
+        x29 = fault.registers.get(29, 0)
+        return stack.top - x29 if stack.contains(x29) else None
+    return stack.top - max(fault.sp, stack.base)
+
+
+def single_bit(sp: int, stack: StackRange) -> int | None:
+    """Return the bit in which `sp` differs from an address of `stack`, if it is exactly one."""
+    outside = ~(stack.size - 1) & MASK64
+    difference = (sp ^ stack.base) & outside
+    return difference.bit_length() - 1 if difference and difference & (difference - 1) == 0 else None

@@ -1,0 +1,202 @@
+"""The messages of the kernel's that a death is made of: first lines, and values by name.
+
+Formats: Linux arch/arm64/kernel/traps.c, arch/arm64/kernel/process.c and arch/arm64/mm/fault.c from 4.4
+to 6.12; kernel/panic.c, kernel/watchdog.c, kernel/rcu/tree_stall.h, mm/kasan/report.c.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ptinspect.linux.oops_model import FaultKind, Pagetable, PathEntry, StackRange
+
+PANIC = re.compile(r"Kernel panic - not syncing:? ?(.{0,300})")
+HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
+    ("bad-stack", re.compile(r"Insufficient stack space to handle exception")),
+    (
+        "fault",
+        re.compile(r"Unable to handle kernel [\w '/,-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)"),
+    ),
+    ("fault", re.compile(r"BUG: (?:unable to handle|kernel NULL pointer dereference)")),
+    ("oops", re.compile(r"Bad mode in .{1,60} handler detected")),
+    ("oops", re.compile(r"Unhandled (?:64|32)-bit \w+ (?:sync )?exception on CPU")),
+    ("oops", re.compile(r"Unexpected kernel BRK exception at EL1")),
+    ("oops", re.compile(r"Unhandled (?:fault|prefetch abort):")),
+    ("serror", re.compile(r"(?:SError Interrupt on CPU|Bad mode in Error handler)")),
+    ("bug", re.compile(r"kernel BUG at ")),
+    ("kasan", re.compile(r"BUG: (?:KASAN|KFENCE|KCSAN|KMSAN): ")),
+    (
+        "lockup",
+        re.compile(r"(?:BUG: soft lockup - CPU|[Ww]atchdog detected hard LOCKUP|Watchdog: CPU|hard LOCKUP)"),
+    ),
+    ("rcu-stall", re.compile(r"INFO: (?:rcu\w* .{0,20}?detected .{0,20}?stall|.{0,20}?self-detected stall)")),
+    ("hung-task", re.compile(r"INFO: task .{1,40} blocked for more than")),
+    ("warning", re.compile(r"WARNING: (?:CPU: \d|at )")),
+    ("warning", re.compile(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )")),
+)
+"""Kind of a report -> what its first line looks like, most telling first."""
+INTERNAL = re.compile(r"Internal error: (.{0,200})")
+BOOT = re.compile(r"(Booting Linux on physical CPU|Linux version \d)")
+END = re.compile(r"---\[ end (?:trace|Kernel panic)")
+CALL_TRACE = re.compile(r"Call trace:|Call Trace:|Backtrace:")
+FRAME = re.compile(
+    r"^\s*(?:\[?<[0-9a-fA-F]+>\]? ?)?(?:\? )?"
+    r"([A-Za-z_$][\w.$]{0,127}\+0x[0-9a-f]+/0x[0-9a-f]+|0x[0-9a-f]{1,16})(?:[\s(]|$)"
+)
+TRIGGERS = re.compile(
+    "|".join(
+        (
+            PANIC.pattern,
+            r"Insufficient stack space",
+            r"Unable to handle kernel",
+            r"Internal error:",
+            r"Bad mode in ",
+            r"Unhandled (?:64|32)-bit",
+            r"Unhandled (?:fault|prefetch)",
+            r"Unexpected kernel BRK",
+            r"SError Interrupt",
+            r"BUG",
+            r"WARNING: ",
+            r"LOCKUP",
+            r"Watchdog: CPU",
+            r"detected.{0,20}stall",
+            r"blocked for more than",
+            r"Booting Linux on physical CPU",
+            r"Linux version ",
+        )
+    )
+)
+"""What must occur in a text for anything to be found in it."""
+
+_HEX16 = r"([0-9a-fA-F]{16})(?![0-9a-fA-F])"
+_ESR = re.compile(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)")
+_CODE = re.compile(r"\bcode:? 0x([0-9a-fA-F]+) --")
+_ESR_LATE = re.compile(r", ESR:? 0x([0-9a-fA-F]+) --")
+_OOPS_ESR = re.compile(r"^(?:Oops(?: - [\w ]+)?|[A-Za-z][\w ()/-]*): ([0-9a-fA-F]{4,16})\b")
+_FAR = re.compile(r"\bFAR(?::| =) ?0x([0-9a-fA-F]+)")
+_STACK = re.compile(
+    r"\b(Task|IRQ|Overflow|SDEI[\w ]{0,20}?) ?stack:\s*\[0x([0-9a-fA-F]+)\.\.0x([0-9a-fA-F]+)\]"
+)
+_CPU = re.compile(
+    r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?) (?:Kdump: loaded )?"
+    r"(?:Not tainted|Tainted: [A-Z ,=\[\]_]{1,200}?) *(\d\S{0,80})?(?: |$)"
+)
+_PSTATE = re.compile(r"\bpstate: ([0-9a-fA-F]{8})(?![0-9a-fA-F])")
+_PC = re.compile(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,160})")
+_LR = re.compile(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,160})")
+_PC_BARE = re.compile(r"\bpc : \[<([0-9a-f]{16})>\]")
+_LR_BARE = re.compile(r"\blr : \[<([0-9a-f]{16})>\]")
+_SP = re.compile(r"\bsp : " + _HEX16)
+_REGISTER = re.compile(r"\bx([0-9]|[12][0-9]|30)\s?: ([0-9a-fA-F]+)(?![0-9a-fA-F])")
+_PAGETABLE = re.compile(
+    r"\b(swapper|user|init|idmap) pgtable: (\d{1,2})k pages, (\d{2})-bit VAs, "
+    r"pgdp? ?= ?(?:0x)?([0-9a-fA-F]+|\S+)"
+)
+_PATH = re.compile(r"\[(?:0x)?([0-9a-fA-F]{8,16})\] \*?(?=pgd ?=)")
+_ENTRY = re.compile(r"\*?\b(pgd|p4d|pud|pmd|pte) ?= ?([0-9a-fA-F]+)")
+_LIMIT = re.compile(r"\bProcess (.{1,40}?) \(pid: (\d{1,10}), stack limit = 0x")
+_SYMBOL = re.compile(
+    r"[A-Za-z_$][\w.$]{0,127}\+0x[0-9a-f]+/0x[0-9a-f]+|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16}"
+)
+
+FOREIGN: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("x86", re.compile(r"\bRIP: 0010:|\bEIP: |\bCR2: [0-9a-f]{8}")),
+    ("riscv", re.compile(r"\bepc ?: [0-9a-f]{8}|\bepc : \S+\+0x")),
+    ("arm", re.compile(r"\bpsr: ?[0-9a-f]{8}|Mode SVC_32|\] (?:PREEMPT |SMP |THUMB2 )*ARM$")),
+)
+"""Architecture -> what only its logs hold."""
+NATIVE = re.compile(
+    r"\bpstate: [0-9a-f]{8}|\bESR[:=] ?0x|\bESR = 0x|\bx29\s?: [0-9a-f]{16}|"
+    r"\(current EL\)|pgtable: \d+k pages"
+)
+"""What only logs of arm64 hold."""
+
+Values = dict[str, object]
+"""Values of one line by slot: `esr`, `far`, `stack:task`, `x29`, `path`, …"""
+
+
+def values(text: str, damaged: list[str]) -> Values:
+    """Return what one line says, by name; names of values whose digits are cut go to `damaged`."""
+    found: Values = {}
+    _registers(text, found, damaged)
+    _fault(text, found, damaged)
+    _context(text, found)
+    _walk(text, found, damaged)
+    return found
+
+
+def _registers(text: str, found: Values, damaged: list[str]) -> None:
+    if "x" in text and ":" in text:
+        for match in _REGISTER.finditer(text):
+            if len(match[2]) == 16:
+                found[f"x{match[1]}"] = int(match[2], 16)
+            elif len(match[2]) > 8:
+                damaged.append(f"x{match[1]}")
+    if (pointer := _SP.search(text)) is not None:
+        found["sp"] = int(pointer[1], 16)
+    elif re.search(r"\bsp : [0-9a-fA-F]", text):
+        damaged.append("sp")
+    for name, pattern, bare in (("pc", _PC, _PC_BARE), ("lr", _LR, _LR_BARE)):
+        symbol = pattern.search(text)
+        if symbol is not None and _SYMBOL.fullmatch(symbol[1]):
+            found[name] = symbol[1]
+        elif (address := bare.search(text)) is not None:
+            found[f"{name}:bare"] = f"0x{address[1]}"
+    if (state := _PSTATE.search(text)) is not None:
+        found["pstate"] = int(state[1], 16)
+
+
+def _fault(text: str, found: Values, damaged: list[str]) -> None:
+    for pattern in (_ESR, _CODE, _ESR_LATE):
+        if (match := pattern.search(text)) is not None:
+            if len(match[1]) in (8, 16):
+                found["esr"] = int(match[1], 16) & 0xFFFF_FFFF
+            else:
+                damaged.append("ESR")
+            break
+    if (match := _FAR.search(text)) is not None:
+        if len(match[1]) == 16:
+            found["far"] = int(match[1], 16)
+        else:
+            damaged.append("FAR")
+    if (match := _STACK.search(text)) is not None:
+        kind = match[1].lower()
+        if (
+            len(match[2]) == len(match[3])
+            and len(match[2]) in (8, 16)
+            and int(match[2], 16) < int(match[3], 16)
+        ):
+            found[f"stack:{kind}"] = StackRange(kind, int(match[2], 16), int(match[3], 16))
+        else:
+            damaged.append(f"{kind} stack")
+
+
+def _context(text: str, found: Values) -> None:
+    if (match := _CPU.search(text)) is not None:
+        found["cpu"] = (int(match[1]), int(match[2]), match[3], match[4] or "")
+    elif (match := _LIMIT.search(text)) is not None:
+        found["process"] = (int(match[2]), match[1])
+
+
+def _walk(text: str, found: Values, damaged: list[str]) -> None:
+    if (match := _PAGETABLE.search(text)) is not None and match[2] in ("4", "16", "64"):
+        pgdp = int(match[4], 16) if re.fullmatch(r"[0-9a-fA-F]{16}", match[4]) else None
+        found["pagetable"] = Pagetable(match[1], int(match[2]) << 10, int(match[3]), pgdp)
+    match = _PATH.search(text)
+    if match is None:
+        return
+    entries: list[PathEntry] = []
+    for entry in _ENTRY.finditer(text, match.end()):
+        if len(entry[2]) != len(match[1]) and len(entry[2]) != 16:
+            damaged.append(entry[1])
+            break
+        entries.append(PathEntry(entry[1], int(entry[2], 16)))
+    found["path"] = (int(match[1], 16), tuple(entries))
+
+
+def oops_esr(internal: str) -> int | None:
+    """Return the ESR in the text behind `Internal error: `, or None: `Oops: 96000006 [#1] SMP`."""
+    match = _OOPS_ESR.match(internal)
+    if match is None or len(match[1]) not in (8, 16):
+        return None
+    return int(match[1], 16) & 0xFFFF_FFFF

@@ -1,0 +1,157 @@
+"""Judge a stack whose mapping is gone: where the walk of its address ends, and what was there before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.descriptor import BIT11
+from ptinspect.arch.esr import Esr, decode_esr
+from ptinspect.linux.oops_codes import Verdict
+from ptinspect.linux.oops_depth import at_exception_entry
+from ptinspect.linux.oops_kpti import describe
+from ptinspect.linux.oops_model import Fault, Incident, StackRange
+from ptinspect.linux.oops_walk import Path, PathStep
+
+if TYPE_CHECKING:
+    from ptinspect.linux.oops_verdict import Facts
+
+EC_DATA_ABORT = 0x25
+"""ESR_ELx.EC of a data abort from the current exception level."""
+BOOT_TABLES = 8
+"""Pages behind swapper_pg_dir in which tables made by head.S may lie (Linux up to 4.19, vmlinux.lds.S)."""
+
+
+def lost_address(incident: Incident, esr: Esr | None) -> tuple[int, int, StackRange] | None:
+    """Return an address inside of a stack that did not translate, the fault's level and the stack.
+
+    The first fault's FAR, or that of a fault inside of its handling; None if there is none.
+    """
+    first = incident.first
+    reports: list[tuple[Fault, Esr | None]] = [(first, esr)]
+    reports += [(fault, decode_esr(fault.esr) if fault.esr is not None else None) for fault in incident.later]
+    for fault, decoded in reports:
+        if fault.far is None or decoded is None or decoded.ec != EC_DATA_ABORT or decoded.level is None:
+            continue
+        stack = first.stack_of(fault.far)
+        if stack is not None and decoded.fault == "translation fault":
+            return fault.far, decoded.level, stack
+    return None
+
+
+def judge(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
+    """Return the verdict on a translation fault at `address`, which lies in `stack`."""
+    evidence = _fault_evidence(facts, address, level, stack)
+    unknown = ["what other addresses translate to: only one walk was printed"]
+    path = facts.path
+    end = path.end if path is not None else None
+    if path is None or end is None or not stack.contains(path.address):
+        evidence.append("the log holds no walk of an address in this stack")
+        return Verdict(
+            "stack-mapping-lost", tuple(evidence), ("which entry is missing, and what it held before",)
+        )
+    evidence.append(
+        f"the walk of {path.address:#x} ends at level {end.level} ({end.name}): {describe(end.descriptor)}"
+    )
+    if end.level == level and path.same_entry(address, level):
+        evidence.append(
+            f"{address:#x} uses the same {end.name} entry, and its fault was at level {level}: they agree"
+        )
+    elif end.level != level:
+        evidence.append(f"the fault at {address:#x} was at level {level}: the two do not agree")
+    finished = _finished(facts)
+    unmarked = [step for step in path.tables if not step.descriptor.raw & BIT11]
+    if finished and unmarked and end.level == level:
+        return _reverted(facts, path, unmarked, [*evidence, *finished], unknown)
+    evidence.extend(finished)
+    if not unmarked and path.tables:
+        evidence.append("every table descriptor above it has bit 11: none is a value from before the rewrite")
+    elif unmarked:
+        names = ", ".join(step.name for step in unmarked)
+        unknown.append(
+            f"whether {names} went back to an older value: bit 11 is clear, but is a finished rewrite proved?"
+        )
+    if path.assumed:
+        unknown.append("granule and size of the addresses: not in the log, 4K and 48 bits are assumed")
+    return Verdict(
+        "lost-entry",
+        tuple(evidence),
+        (f"what the {end.name} entry held before, and what cleared it", *unknown),
+    )
+
+
+def _fault_evidence(facts: Facts, address: int, level: int, stack: StackRange) -> list[str]:
+    first = facts.incident.first
+    where = f"{address - stack.base:#x} above the base of the {stack.kind} stack"
+    evidence = [
+        f"translation fault at level {level} at {address:#x}, {where} "
+        f"[{stack.base:#x}..{stack.top:#x}]: not in its guard, but in the stack itself"
+    ]
+    if first.far is not None and first.far == first.sp and at_exception_entry(first.pc):
+        evidence.append(f"FAR is SP and pc is {first.pc}: the exception entry's own first store faulted")
+    if facts.recursion is not None:
+        r = facts.recursion
+        evidence.append(f"{r.count} nested exceptions of {r.frame_size} bytes: {'; '.join(r.reasons)}")
+    if facts.used is not None and stack == facts.stack:
+        evidence.append(
+            f"{facts.used} of {stack.size} bytes were used before the first fault: no deep chain of calls"
+        )
+    if facts.kpti_place:
+        evidence.append(
+            f"the fault came in {facts.kpti_place}, on the way back from the rewrite of the kernel's tables"
+        )
+    return evidence
+
+
+def _finished(facts: Facts) -> list[str]:
+    """Return what shows that the rewrite had been completed, or nothing."""
+    walk = facts.kpti
+    if walk is None or not walk.complete or not any(leaf.last.raw & BIT11 for leaf in walk.leaves):
+        return []
+    pairs = ", ".join(f"{step.name} {step.current:#x}" for step in walk.levels)
+    found = [f"the rewrite's walk was complete, cursor and end are equal at every level: {pairs}"]
+    for leaf in walk.leaves:
+        found.append(f"x{leaf.first + 2}, the last {leaf.name} it read, is {describe(leaf.last)}")
+    return found
+
+
+def _reverted(
+    facts: Facts, path: Path, unmarked: list[PathStep], evidence: list[str], unknown: list[str]
+) -> Verdict:
+    top = unmarked[0]
+    for step in unmarked:
+        evidence.append(
+            f"{step.name} is {step.descriptor.raw:#x}: {describe(step.descriptor)}, "
+            "although the walk had marked every table"
+        )
+    swapper = facts.kpti.swapper_pa if facts.kpti is not None else None
+    named = "x2" if swapper is not None else "pgdp"
+    swapper = swapper if swapper is not None else path.pgdp
+    page = path.regime.granule
+    offsets = (
+        {step.name: (step.descriptor.output_address or 0) - swapper for step in unmarked}
+        if swapper is not None
+        else {}
+    )
+    near = {name: offset for name, offset in offsets.items() if 0 < offset <= BOOT_TABLES * page}
+    for name, offset in near.items():
+        evidence.append(
+            f"the table that {name} points to is swapper_pg_dir + {offset:#x} ({named} is {swapper:#x}): "
+            "one of the boot's own tables"
+        )
+    if top.name in near:
+        evidence.append(
+            "the boot's tables map the image and nothing of vmalloc: code still runs, stacks are gone"
+        )
+        evidence.append(f"so the {top.name} entry has gone back to its boot-time value")
+    else:
+        evidence.append(
+            f"the task ran on this stack before, so the {top.name} entry led to other tables then: "
+            "it has gone back to an older value"
+        )
+        unknown.insert(0, "that the value is the boot's: the address of the boot's tables is not in the log")
+    if facts.kpti is not None and top.name in near:
+        tables = ", ".join(f"{step.name} {step.table:#x}" for step in facts.kpti.levels[1:])
+        evidence.append(f"the last tables that the walk went through lie elsewhere: {tables}")
+    before = f"what the {top.name} entry held before the rewrite and after it: no earlier snapshot"
+    how = "what undid the store: a lost cache line, cache maintenance or another writer; and at what moment"
+    return Verdict("reverted-entry", tuple(evidence), (before, how, *unknown))

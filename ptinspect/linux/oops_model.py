@@ -1,0 +1,166 @@
+"""What a console log says about one death of the kernel: the values found, nothing concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FaultKind = Literal[
+    "bad-stack",
+    "fault",
+    "oops",
+    "bug",
+    "panic",
+    "serror",
+    "lockup",
+    "rcu-stall",
+    "hung-task",
+    "kasan",
+    "warning",
+]
+"""How the kernel introduced a report: by its first line."""
+
+
+@dataclass(frozen=True)
+class StackRange:
+    """One stack of the CPU that died, as the kernel printed its bounds."""
+
+    kind: str
+    """`task`, `irq`, `overflow`, or another name in lower case."""
+    base: int
+    """The lowest address."""
+    top: int
+    """The first address behind the stack."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.top - self.base
+
+    def contains(self, address: int) -> bool:
+        """Tell whether `address` is a byte of the stack."""
+        return self.base <= address < self.top
+
+    def holds_sp(self, sp: int) -> bool:
+        """Tell whether `sp` is a stack pointer of this stack: the top itself is an empty stack."""
+        return self.base <= sp <= self.top
+
+
+@dataclass(frozen=True)
+class PathEntry:
+    """One descriptor of the walk that the kernel printed (`show_pte`)."""
+
+    name: str
+    """Linux's name of the level: pgd, p4d, pud, pmd or pte."""
+    raw: int
+    """The descriptor."""
+
+
+@dataclass(frozen=True)
+class Pagetable:
+    """The line `swapper pgtable: 4k pages, 48-bit VAs, pgdp=…`."""
+
+    owner: str
+    """`swapper` or `user`."""
+    page_size: int
+    """Granule in bytes."""
+    va_bits: int
+    """Width of the virtual addresses that it translates."""
+    pgdp: int | None
+    """The printed address of the root; None if the kernel hid it (`(ptrval)`)."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One report of the kernel's, from its first line to the end of its call trace.
+
+    What the log does not hold, or holds damaged, is None or empty.
+    """
+
+    kind: FaultKind
+    """What the first line was."""
+    headline: str
+    """The first line."""
+    line: int
+    """Line of the file where it begins, from 1."""
+    time: str = ""
+    """Time stamp of the first line, seconds since boot as printed."""
+    esr: int | None = None
+    """ESR_EL1 as printed."""
+    far: int | None = None
+    """The faulting address as printed."""
+    stacks: tuple[StackRange, ...] = ()
+    """Bounds of the CPU's stacks (`Task stack:`, `IRQ stack:`, `Overflow stack:`)."""
+    cpu: int | None = None
+    """The CPU that printed it."""
+    pid: int | None = None
+    """The current task's PID."""
+    comm: str = ""
+    """The current task's name."""
+    release: str = ""
+    """The kernel's release, `uname -r`."""
+    pstate: int | None = None
+    """PSTATE as printed."""
+    pc: str = ""
+    """The interrupted instruction: `symbol+0x0/0xb0`, or a bare address."""
+    lr: str = ""
+    """The link register, in the same form."""
+    sp: int | None = None
+    """The stack pointer at the interrupted instruction."""
+    registers: Mapping[int, int] = field(default_factory=dict)
+    """x0 to x30 by number; those that are missing or damaged are absent."""
+    path_address: int | None = None
+    """The address whose walk was printed."""
+    path: tuple[PathEntry, ...] = ()
+    """The printed walk."""
+    pagetable: Pagetable | None = None
+    """The geometry that was printed with the walk."""
+    trace: tuple[str, ...] = ()
+    """The call trace, innermost first: `symbol+0x0/0xb0`."""
+    panic: str = ""
+    """The text behind `Kernel panic - not syncing: `, or empty."""
+    ended: bool = False
+    """True if the end marker of the report was printed."""
+    damaged: tuple[str, ...] = ()
+    """Values whose digits are incomplete, by name."""
+    mixed: bool = False
+    """True if its lines are interleaved with those of another report."""
+
+    @property
+    def task_stack(self) -> StackRange | None:
+        """The task stack's bounds, if they were printed."""
+        return next((stack for stack in self.stacks if stack.kind == "task"), None)
+
+    def stack_of(self, address: int) -> StackRange | None:
+        """Return the printed stack that `address` is a byte of."""
+        return next((stack for stack in self.stacks if stack.contains(address)), None)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A death: the report that began it, and what the kernel printed while it died."""
+
+    first: Fault
+    """The report that began it."""
+    later: tuple[Fault, ...] = ()
+    """Faults inside of the handling of the first one, in order; at most 16 are kept."""
+    later_count: int = 0
+    """How many there were."""
+    banner: str = ""
+    """`Linux version …` of this boot, or empty."""
+    architecture: str = "arm64"
+    """`arm64`, or `arm`, `riscv`, `x86` where the log shows those registers, or `unknown`."""
+
+    @property
+    def panic(self) -> str:
+        """The text of the panic, or empty."""
+        return self.first.panic or next((fault.panic for fault in self.later if fault.panic), "")
+
+    @property
+    def message(self) -> str:
+        """The line that says best what happened: the panic's, or the fault's where the panic only follows."""
+        generic = self.panic.startswith(("Fatal exception", "Oops", "Attempted to kill init"))
+        if self.panic and not (generic and self.first.kind not in ("panic", "bad-stack")):
+            return self.panic
+        return self.first.headline

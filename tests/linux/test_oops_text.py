@@ -1,0 +1,80 @@
+"""Lines of a console log without what loggers and terminals put around them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ptinspect.linux.oops_text import MAX_LINE, Line, decode, lines
+
+FAR = "FAR: 0xffff0000093a80e0"
+
+
+def cleaned(text: str) -> list[str]:
+    return [line.text for line in lines(text)]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        FAR,
+        f"[    0.043752] {FAR}",
+        f"[ 0.043752] {FAR}",
+        f"[12345.043752] {FAR}",
+        f"<0>[    0.043752] {FAR}",
+        f"[    0.043752][    T1] {FAR}",
+        f"[    0.043752][   C12] {FAR}",
+        f"[    0.043752] [ T12] {FAR}",
+        f"<4>[    0.043752][  T12] {FAR}",
+        f"Jun 22 18:26:01 turing kernel: [    0.043752] {FAR}",
+        f"Jun 22 18:26:01 turing kernel: {FAR}",
+        f"<6>Jun  2 18:26:01 turing kernel: {FAR}",
+        f"2018-06-22T18:26:01+0800 turing kernel: {FAR}",
+        f"2018-06-22T18:26:01.123456+08:00 turing kernel: [    0.043752] {FAR}",
+        f"[2018-06-22 18:26:01] [    0.043752] {FAR}",
+        f"[2018-06-22 18:26:01.123] {FAR}",
+        f"0,1234,43752,-;{FAR}",
+        f"4,1234,43752,-,caller=T12;{FAR}",
+        f"> [    0.043752] {FAR}",
+        f">> > [    0.043752] {FAR}",
+        f"[   26.324660 / 09-26 13:22:37.704][2][662][ndroid.systemui] {FAR}",
+        f"console: [    0.043752] {FAR}",
+        f"\x1b[31m[    0.043752] {FAR}\x1b[0m",
+    ],
+)
+def test_prefixes_are_removed(raw: str) -> None:
+    assert cleaned(raw) == [FAR]
+
+
+def test_a_walk_is_not_taken_for_a_prefix() -> None:
+    walk = "[ffff0000093abce0] pgd=00000000411f8003, pud=00000000411f9003"
+    assert cleaned(f"[ 0.26] {walk}\n[    0.261191] {walk}\n{walk}")[1:] == [walk, walk]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r\r\n", "\n\r", "\r", "\x00\n"])
+def test_any_line_ending_will_do(ending: str) -> None:
+    assert cleaned(f"a{ending}{ending}b{ending}") == ["a", "b"]
+
+
+def test_lines_that_ran_together_are_parted_at_their_stamps() -> None:
+    assert cleaned("[    0.1234] one[    0.1235] two [    0.1236] three") == ["one", "two", "three"]
+
+
+def test_numbers_callers_and_times_are_kept() -> None:
+    found = list(lines("\n\n[    1.250000][   C3] here\nthere\n"))
+    assert found == [Line(3, "here", "C3", "1.250000"), Line(4, "there")]
+
+
+def test_a_long_line_is_cut() -> None:
+    (line,) = lines("x" * (3 * MAX_LINE))
+    assert line.text == "x" * MAX_LINE
+
+
+def test_spans_limit_the_work_and_keep_the_numbers() -> None:
+    text = "one\ntwo\nthree\nfour\n"
+    assert [(line.number, line.text) for line in lines(text, [(4, 8), (14, 19)])] == [(2, "two"), (4, "four")]
+
+
+def test_utf16_is_read() -> None:
+    assert decode(b"\xff\xfe" + "Kernel".encode("utf-16-le")) == "Kernel"
+    assert decode(b"\xfe\xff" + "Kernel".encode("utf-16-be")) == "Kernel"
+    assert decode(b"a\xff\x00b") == "a�\x00b"
