@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import PtinspectError, TargetLost, TargetRunning, UserError
+from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
     from ptinspect.linux.image import KernelImage
@@ -29,6 +30,10 @@ class Interaction(Protocol):
         """Ask a yes-or-no question; False where nobody can answer."""
         ...
 
+    def step(self, line: str, report: Report) -> None:
+        """Show a command that runs as part of another one, and its answer."""
+        ...
+
 
 class Silent:
     """An interaction with nobody: no progress is shown, every question is answered with no."""
@@ -39,6 +44,9 @@ class Silent:
     def confirm(self, question: str) -> bool:
         """Answer no."""
         return False
+
+    def step(self, line: str, report: Report) -> None:
+        """Show nothing."""
 
 
 @dataclass
@@ -120,6 +128,10 @@ class Context:
     def confirm(self, question: str) -> bool:
         """Ask the user a yes-or-no question; False where nobody can answer."""
         return self.interaction.confirm(question)
+
+    def step(self, line: str, report: Report) -> None:
+        """Show a command that runs as part of this one, and its answer."""
+        self.interaction.step(line, report)
 
     @property
     def kernel(self) -> KernelImage | None:

@@ -125,9 +125,7 @@ def ran(outcome: Outcome) -> Report:
             (
                 Styled(name, "title"),
                 str(len(snapshot.tables)),
-                _share(
-                    sum(v.table_descriptors_marked for v in levels), sum(v.table_descriptors for v in levels)
-                ),
+                _share(sum(v.table_descriptors_marked for v in levels), tables),
                 _share(sum(v.leaves_ng for v in levels), sum(v.leaves for v in levels)),
                 snapshot.meta.where,
             )

@@ -82,10 +82,7 @@ def setup(ctx: Context, args: argparse.Namespace) -> Report:
         tools = system.check_tools(_find_gdb(ctx))
     states = [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests]
     if args.yes:
-        from ptinspect.guests.install import Installer
-
-        installer = Installer(ctx.progress)
-        states = [_install(installer, state) if _wanted(state) else state for state in states]
+        states = _install_all(ctx, states)
         trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
     return _report(tools, states, trouble, installing=args.yes)
 
@@ -123,6 +120,15 @@ def _look(spec: GuestSpec, chosen: bool, check: bool) -> _State:
 def _wanted(state: _State) -> bool:
     """Tell whether to install: missing, damaged, or only a stand-in for what was chosen."""
     return state.missing or (state.chosen and state.guest is not None and state.guest.name != state.spec.name)
+
+
+def _install_all(ctx: Context, states: list[_State]) -> list[_State]:
+    from ptinspect.guests.install import Installer
+
+    if not any(_wanted(state) for state in states):
+        return states
+    with Installer(ctx.progress) as installer:
+        return [_install(installer, state) if _wanted(state) else state for state in states]
 
 
 def _install(installer: Installer, state: _State) -> _State:

@@ -102,6 +102,18 @@ class Printer:
         self.err.flush()
         self._visible = True
 
+    def step(self, line: str, report: Report) -> None:
+        """Show a command that runs as part of another one and its answer; JSON has the whole's only."""
+        if self.json:
+            return
+        from ptinspect.output.text import paint
+
+        self.end_progress()
+        self.out.write(paint(f"ptinspect> {line}", "title", self.colour(self.out)) + "\n")
+        self.report("", report, line)
+        self.out.write("\n")
+        self.start()
+
     def end_progress(self) -> None:
         """Remove the progress line."""
         if self._visible:
