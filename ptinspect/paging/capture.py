@@ -18,8 +18,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of tables read, and the number known to exist so far."""
 
 MAX_TABLES = 262_144
-BATCH_BYTES = 2 << 20
-"""At most this much is asked of `read_tables` in one call."""
+BATCH_BYTES = 512 << 10
+"""At most this much is asked of `read_tables` in one call: it stays in the cache until it is put in order."""
 
 
 @dataclass(frozen=True, eq=False)

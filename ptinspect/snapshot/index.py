@@ -55,3 +55,11 @@ class TableIndex:
         rows = below[order]
         addresses, first = np.unique(self.tables.pa[rows], return_index=True)
         return addresses, rows[first]
+
+
+def take_rows(raw: NDArray[np.uint64], rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """Return rows of an array, of which there is at least one; a view if they are neighbours in order."""
+    first, count = int(rows[0]), rows.shape[0]
+    if int(rows[-1]) - first == count - 1 and (count < 3 or bool((np.diff(rows) == 1).all())):
+        return raw[first : first + count]
+    return raw[rows]

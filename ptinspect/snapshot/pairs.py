@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.classify import are_tables, next_tables
-from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.index import TableIndex, take_rows
 from ptinspect.snapshot.window import Window
 
 CHUNK_WORDS = 1 << 17
@@ -90,7 +90,7 @@ class Descent:
             if here:
                 stop = here[0] if here[0] > start else start + 1
             part = pairs[start:stop]
-            rows_a, rows_b = _take(raw_a, part.a), _take(raw_b, part.b)
+            rows_a, rows_b = take_rows(raw_a, part.a), take_rows(raw_b, part.b)
             yield Chunk(part, rows_a, rows_b, tuple(edges.get(start, ())))
             start = stop
 
@@ -160,11 +160,3 @@ class Descent:
                 found[at].append(slice(seen[key], None))
             seen[key] = first
         return found
-
-
-def _take(raw: Words, rows: Rows) -> Words:
-    """Return rows of an array; a view if they are neighbours in ascending order."""
-    first, count = int(rows[0]), rows.shape[0]
-    if int(rows[-1]) - first == count - 1 and (count < 3 or bool((np.diff(rows) == 1).all())):
-        return raw[first : first + count]
-    return raw[rows]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import TargetLost, UserError
 from ptinspect.memory.sparse import SparseMemory
-from ptinspect.paging.capture import capture
+from ptinspect.paging.capture import BATCH_BYTES, capture
 from ptinspect.snapshot.model import Tables
 
 
@@ -224,7 +224,7 @@ def test_fan_out_of_all_entries_is_read_in_few_calls_of_bounded_size() -> None:
         memory, tree.root, tree.regime, progress=lambda done, known: calls.append((done, known))
     )
     assert len(tables) == 1 + 512 + 2048
-    assert len(seen) == 1 + 1 + 4 and max(seen) <= 2 << 20
+    assert len(seen) == 1 + 4 + 16 and max(seen) <= BATCH_BYTES
     assert calls[0] == (1, 1) and calls[-1] == (2561, 2561)
     assert [c[0] for c in calls] == sorted(c[0] for c in calls)
 

@@ -1,0 +1,121 @@
+"""Count tables and descriptors by level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.levels import level_name, levels_of
+from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.classify import BIT11, TYPE_MASK, are_leaves, are_tables, leaf_type
+from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.model import Snapshot
+
+CHUNK_WORDS = 1 << 17
+CONTIGUOUS = np.uint64(1 << 52)
+
+
+@dataclass(frozen=True)
+class LevelSummary:
+    """Count what the tables of one level hold; a table that is reached several times counts once."""
+
+    level: int
+    """Level of the tables, -1 to 3."""
+    name: str
+    """Linux's name of it."""
+    tables: int
+    """Translation tables at this level, those included that could not be read."""
+    entries_valid: int
+    """Descriptors that are tables, blocks or pages."""
+    table_descriptors: int
+    """Descriptors that point to a next table."""
+    table_descriptors_marked: int
+    """Those of them in which bit 11 is set."""
+    leaves: int
+    """Blocks or pages."""
+    leaves_ng: int
+    """Those of them in which nG is set."""
+    leaf_size: int
+    """Bytes that a leaf of this level maps; 0 where the level allows none."""
+    leaves_contiguous: int
+    """Leaves with the contiguous hint."""
+    reserved: int
+    """Descriptors with an encoding that is reserved at this level; they fault."""
+    invalid_nonzero: int
+    """Invalid descriptors with contents: swap entries, or present but made invalid."""
+    unreadable: int
+    """Tables that could not be read; nothing in them is counted."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Hold the counts of all levels."""
+
+    levels: tuple[LevelSummary, ...]
+    """One for each level of the regime, root first."""
+
+    @property
+    def tables(self) -> int:
+        """How many tables there are."""
+        return sum(level.tables for level in self.levels)
+
+    @property
+    def leaves(self) -> int:
+        """How many blocks and pages there are."""
+        return sum(level.leaves for level in self.levels)
+
+
+def summarize(snapshot: Snapshot) -> Summary:
+    """Count the descriptors of a snapshot by level."""
+    regime, tables = snapshot.regime, snapshot.tables
+    index = TableIndex(tables)
+    levels = []
+    for level in levels_of(regime):
+        rows = index.rows(level)
+        counts = np.zeros(8, dtype=np.int64)
+        step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
+        for start in range(rows.start, rows.stop, step):
+            counts += _count(tables.raw[start : min(start + step, rows.stop)], level, regime)
+        valid, table, marked, leaf, ng, contiguous, reserved, nonzero = counts.tolist()
+        levels.append(
+            LevelSummary(
+                level=level,
+                name=level_name(level, regime),
+                tables=rows.stop - rows.start,
+                entries_valid=valid,
+                table_descriptors=table,
+                table_descriptors_marked=marked,
+                leaves=leaf,
+                leaves_ng=ng,
+                leaf_size=0 if leaf_type(level, regime) is None else regime.entry_size(level),
+                leaves_contiguous=contiguous,
+                reserved=reserved,
+                invalid_nonzero=nonzero,
+                unreadable=int(np.count_nonzero(~tables.readable[rows])),
+            )
+        )
+    return Summary(tuple(levels))
+
+
+def _count(raw: NDArray[np.uint64], level: int, regime: Regime) -> tuple[int, ...]:
+    """Return the numbers of a few tables, in the order in which `summarize` names them."""
+    tables, leaves = are_tables(raw, level), are_leaves(raw, level, regime)
+    bit11 = (raw & BIT11) != 0
+    table, leaf = _many(tables), _many(leaves)
+    set_bits = _many((raw & TYPE_MASK & np.uint64(1)) != 0)
+    return (
+        table + leaf,
+        table,
+        _many(tables & bit11) if table else 0,
+        leaf,
+        _many(leaves & bit11) if leaf else 0,
+        _many(leaves & ((raw & CONTIGUOUS) != 0)) if leaf else 0,
+        set_bits - table - leaf,
+        _many(raw != 0) - set_bits,
+    )
+
+
+def _many(flags: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(flags))
