@@ -87,7 +87,7 @@ def _demo(ctx: Context, args: argparse.Namespace, folder: Path) -> Report:
         return Report({"ok": False, "reason": ran["reason"]}, (Note(ran["reason"], "bad"),), 1)
     checks = [_translations(ctx)]
     for name in ("before", "during", "after"):
-        run("save", name, str(folder / f"{name}.npz"), "--replace")
+        run("save", name, str(folder / f"{name}.npz"))
     before, after = run("summary", "--snap", "before"), run("summary", "--snap", "after")
     during = run("kpti", "status", "--snap", "during")
     diff = run("diff", "before", "after", "-o", str(folder / "diff.txt"))
