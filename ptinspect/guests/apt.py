@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,39 +61,48 @@ def archive_addresses() -> tuple[str, ...]:
     if chosen:
         return (chosen,)
     hint = f"set {MIRROR_VARIABLE} to the address of a Debian archive"
-    try:
-        result = run(["apt-get", "indextargets"], timeout=QUERY_TIMEOUT)
-    except TargetError as error:
-        raise TargetError("the guests come through apt, and this machine has none", hint) from error
-    if result.code:
-        raise TargetError(f"apt cannot list its sources: {result.last_words()}", hint)
-    found = main_archives(result.output)
+    listed = []
+    for option in ("--release-info", "--no-release-info"):
+        try:
+            result = run(["apt-get", "indextargets", option], timeout=QUERY_TIMEOUT)
+        except TargetError as error:
+            raise TargetError("the guests come through apt, and this machine has none", hint) from error
+        if result.code:
+            raise TargetError(f"apt cannot list its sources: {result.last_words()}", hint)
+        listed.append(result.output)
+    found = main_archives(*listed)
     if not found:
         raise TargetError("apt on this machine knows no Debian archive; the guests come from there", hint)
     return found
 
 
-def main_archives(stanzas: str) -> tuple[str, ...]:
+def main_archives(fetched: str, configured: str) -> tuple[str, ...]:
     """Pick Debian's main archive out of what `apt-get indextargets` printed.
 
-    Origin and Label are there only after `apt-get update`; without them the release's name tells
-    the security archive apart. Entries that apt knows to be Debian's come first.
+    `fetched` lists the indexes that are there, with Origin and Label, `configured` all of them,
+    without (`--no-release-info`). Entries that apt knows to be Debian's come first; of those that
+    it knows nothing of, the ones called `debian`.
     """
-    sure: list[str] = []
-    likely: list[str] = []
-    for fields in _stanzas(stanzas):
-        address, release = fields.get("Repo-URI", ""), fields.get("Release", "")
-        security = (
-            fields.get("Label") == "Debian-Security"
-            or re.search(r"(-security|/updates|/)$", release)
-            or address.rstrip("/").endswith("-security")
-        )
-        if not address or address.startswith("cdrom:") or security or fields.get("Component") != "main":
-            continue
-        origin = fields.get("Origin")
-        if origin in (None, "Debian"):
-            (likely if origin is None else sure).append(address)
-    return tuple(dict.fromkeys(sure + likely))
+    known = list(_stanzas(fetched))
+    seen = {fields.get("URI") for fields in known}
+    unknown = [fields for fields in _stanzas(configured) if fields.get("URI") not in seen]
+    sure = [_archive(fields) for fields in known if fields.get("Origin") == "Debian"]
+    likely = [_archive(fields) for fields in unknown]
+    likely.sort(key=lambda address: not address.rstrip("/").endswith("/debian"))
+    return tuple(dict.fromkeys(address for address in (*sure, *likely) if address))
+
+
+def _archive(fields: Mapping[str, str]) -> str:
+    """Return the address that an index comes from if it may be of the main archive, else nothing."""
+    address, release = fields.get("Repo-URI", ""), fields.get("Release", "")
+    security = (
+        fields.get("Label") == "Debian-Security"
+        or re.search(r"(-security|/updates|/)$", release)
+        or address.rstrip("/").endswith("-security")
+    )
+    if address.startswith("cdrom:") or security or fields.get("Component") != "main":
+        return ""
+    return address
 
 
 def _stanzas(text: str) -> Iterator[dict[str, str]]:

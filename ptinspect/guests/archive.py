@@ -108,4 +108,9 @@ def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -
     """
     from ptinspect.guests.install import Installer
 
-    return Installer(progress).install(name)
+    data.load().guest(name)
+    found = _installed(name)
+    if found is not None and found.name == name:
+        return found
+    with Installer(progress) as installer:
+        return installer.install(name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from ptinspect.errors import TargetError
@@ -14,7 +17,11 @@ from ptinspect.guests.store import Manifest, Source, StoredFile
 
 
 class Installer:
-    """Install guests; each suite's index is fetched once, even for several guests."""
+    """Install guests: a context, during which no other process installs any.
+
+    Each suite's index is fetched once, even for several guests, and removed at the end. Entering
+    raises TargetTimeout or TargetError if the cache directory cannot be had.
+    """
 
     def __init__(
         self,
@@ -30,16 +37,27 @@ class Installer:
         self._addresses = tuple(addresses)
         self._trust = trust
         self._suites: dict[str, Suite | SuiteUnavailable] = {}
+        self._end = ExitStack()
+
+    def __enter__(self) -> Installer:
+        """Keep other processes from installing guests."""
+        self._end.enter_context(store.lock(self._progress))
+        self._end.callback(shutil.rmtree, _apt_directory(), ignore_errors=True)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """Remove apt's state and let others install guests."""
+        self._suites.clear()
+        self._end.close()
 
     def install(self, name: str, *, again: bool = False) -> Guest:
         """Install one guest, as `install_guest` does; `again` replaces what is there."""
         spec = self._table.guest(name)
         try:
-            with store.lock(self._progress):
-                manifest = None if again else store.read(name)
-                if manifest is not None and not manifest.instead:
-                    return from_manifest(manifest, manifest.note)
-                return self._install(spec, again)
+            manifest = None if again else store.read(name)
+            if manifest is not None and not manifest.instead:
+                return from_manifest(manifest, manifest.note)
+            return self._install(spec, again)
         except OSError as error:
             raise TargetError(f"cannot install the guest {name}: {error}") from error
 
@@ -65,7 +83,7 @@ class Installer:
     def _suite(self, name: str) -> Suite:
         known = self._suites.get(name)
         if known is None:
-            known = Suite(name, store.cache_directory() / "apt" / name, self._trust)
+            known = Suite(name, _apt_directory() / name, self._trust)
             try:
                 if not self._addresses:
                     self._addresses = apt.archive_addresses()
@@ -153,8 +171,7 @@ class Installer:
         self, suite: Suite, package: Package, pin: PinnedPackage, patterns: Sequence[str], directory: Path
     ) -> list[Path | None]:
         """Download a package and take files out of it; None for a pattern that nothing matches."""
-        spot = directory.parent / package.name
-        spot.mkdir()
+        spot = Path(tempfile.mkdtemp(dir=directory.parent))
         path = suite.download(package, spot, self._progress)
         digest = deb.sha256(path)
         if digest != package.sha256:
@@ -169,6 +186,10 @@ class Installer:
         )
         path.unlink()
         return [found.get(pattern) for pattern in patterns]
+
+
+def _apt_directory() -> Path:
+    return store.cache_directory() / "apt"
 
 
 def _is(package: Package, pin: PinnedPackage) -> bool:

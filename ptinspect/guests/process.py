@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ from ptinspect.errors import TargetError, TargetTimeout
 
 Watch = Callable[[], int]
 """Called a few times a second while a program runs; returns a number that grows while it gets on."""
+
+_NOISE = re.compile("E: Some index files failed to download")
 
 POLL = 0.1
 """Seconds between two looks at a program that runs."""
@@ -35,7 +38,7 @@ class Result:
     def last_words(self, lines: int = 4) -> str:
         """Return the last lines of complaint, joined; apt's `E:` and `W:` lines if there are any."""
         text = [line.strip() for line in (self.errors or self.output).splitlines() if line.strip()]
-        marked = [line for line in text if line.startswith(("E:", "W:", "Err:"))]
+        marked = [line for line in text if line.startswith(("E:", "W:")) and not _NOISE.match(line)]
         return "; ".join((marked or text)[-lines:]) or f"exit code {self.code}"
 
 

@@ -151,6 +151,8 @@ def publish(directory: Path, manifest: Manifest) -> None:
     (directory / _MANIFEST).write_text(text + "\n", "utf-8")
     directory.chmod(0o755)
     place = guests_directory() / manifest.name
+    old = Path(tempfile.mkdtemp(prefix=".old.", dir=place.parent))
     if place.exists():
-        place.rename(Path(tempfile.mkdtemp(prefix=".old.", dir=place.parent)) / "guest")
+        place.rename(old / "guest")
     directory.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""Every reference guest that is installed boots under QEMU to the line that says that it is ready."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import missing
+
+from ptinspect.errors import TargetError
+from ptinspect.guests import archive, data, initrd
+
+pytestmark = pytest.mark.live
+
+BOOT_TIMEOUT = 240.0
+NAMES = [spec.name for spec in data.load().guests]
+
+
+def boot(guest: archive.Guest, console: Path, words: str) -> str:
+    """Boot until the guest has powered off, or the time is up; return the console."""
+    qemu = shutil.which("qemu-system-aarch64") or missing("qemu-system-aarch64")
+    command = [
+        *(qemu, "-machine", "virt,gic-version=3", "-cpu", guest.cpu, "-smp", "1", "-m", "1024"),
+        *("-nic", "none", "-display", "none", "-no-reboot", "-serial", f"file:{console}"),
+        *("-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", words),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            process.wait(BOOT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+    return console.read_text("utf-8", "replace") if console.exists() else ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guest_boots_to_its_shell_and_powers_off(name: str, tmp_path: Path) -> None:
+    spec = data.load().guest(name)
+    try:
+        guest = archive.guest(name)
+    except TargetError:
+        if spec.large:
+            pytest.skip(f"{name} is large and installed only when it is named")
+        missing(f"the guest {name}")
+    if guest.name != name:
+        pytest.skip(guest.note)
+    words = "rdinit=/init console=ttyAMA0 earlycon=pl011,0x9000000 nokaslr kpti=on"
+    console = boot(guest, tmp_path / "console", f"{words} {initrd.POWEROFF}")
+    assert f"Linux version {guest.release} " in console
+    assert initrd.READY in console.splitlines()
+    assert "reboot: Power down" in console
+    assert "mount:" not in console
