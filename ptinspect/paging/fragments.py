@@ -86,7 +86,9 @@ class Expansion:
         self.truncated = ""
         """Why not everything was followed; empty if it was."""
         self.unreadable = 0
-        """Ways that lead to a table which could not be read, or is not in the snapshot."""
+        """Ways that lead to a table which could not be read."""
+        self.missing = 0
+        """Ways that lead to a table which is not in the snapshot."""
 
     def run(self) -> list[Fragments]:
         """Return the stretches of each level."""
@@ -174,7 +176,7 @@ class Expansion:
             row, slot, va = row[kept], slot[kept], va[kept]
         entry = raw[row, slot]
         child = self._index.find(level + 1, next_tables(entry, regime))
-        self.unreadable += int(np.count_nonzero(child < 0))
+        self.missing += int(np.count_nonzero(child < 0))
         hierarchy = visits.hierarchy[row]
         if not regime.hpd:
             hierarchy = hierarchy | ((entry >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK).astype(np.uint8)

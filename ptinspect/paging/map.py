@@ -129,9 +129,12 @@ def runs(
     joined = _merge(joined, sizes, strict=True)
     if wanted.merge_pa:
         joined = _merge(joined, sizes, strict=False)
-    reasons = [snapshot.truncated, expansion.truncated]
+    reasons = [expansion.truncated]
+    if expansion.missing:
+        why = f" ({snapshot.truncated})" if snapshot.truncated else ""
+        reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
     if expansion.unreadable:
-        reasons.append(f"{expansion.unreadable} tables are missing or could not be read")
+        reasons.append(f"{expansion.unreadable} tables could not be read")
     if len(joined) > wanted.max_runs:
         reasons.append(f"{wanted.max_runs} of {len(joined)} runs are listed")
     found = _runs(joined, kinds, sizes, regions or half_namer(snapshot.regime), wanted.max_runs)

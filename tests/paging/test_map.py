@@ -285,9 +285,10 @@ def test_what_is_missing_is_said() -> None:
     tree.map(low, 0x8000_0000)
     assert runs(tree.snapshot()).truncated == ""
     tree.point(low + (2 << 20), 2, OUTSIDE)
-    assert "1 tables are missing or could not be read" in runs(tree.snapshot()).truncated
+    assert runs(tree.snapshot()).truncated == "1 tables could not be read"
     part = tree.snapshot(max_level=2)
-    assert "levels below 2" in runs(part).truncated and runs(part) == []
+    assert "2 tables are not in the snapshot (levels below 2" in runs(part).truncated and runs(part) == []
+    assert runs(part, MapFilter(levels=frozenset([2]))).truncated == ""
     assert "levels below 2" in find_pa(part, 0).truncated
 
 
