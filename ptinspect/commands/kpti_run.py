@@ -27,6 +27,8 @@ underscores and the other name runs once, before it.
 ANCHOR = "idmap_cpu_replace_ttbr1"
 """Runs from the identity map in paging_init(), early and with the final vectors installed: the first
 place where it can be known, at an address known in advance, where KASLR put the kernel."""
+MAX_ANCHORS = 16
+"""Stops at the anchor and its return after which it is given up."""
 PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 """Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
@@ -108,18 +110,28 @@ class Runner:
         return stop
 
     def place_kernel(self) -> None:
-        """Run until it is known where the kernel runs, if it is not known yet."""
+        """Run until it is known where the kernel runs, if it is not known yet.
+
+        The anchor changes TTBR1. In 5.10 and 6.1 the table before it maps the kernel already; in 6.12
+        only the one after it does (arch/arm64/kernel/pi/map_kernel.c), so its return is looked at too.
+        """
         if self.ctx.view().placed:
             return
         anchor = self.physical(self.kernel.lookup(ANCHOR))
-        self.ctx.progress(f"waiting for {ANCHOR}", 0, 0)
-        stop = self.run_to([anchor])
-        if stop.pc != anchor:
-            raise GuestError(
-                f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
-                "was the kernel file the one that was booted?",
-            )
-        self.outcome.stops.append((ANCHOR, stop.pc))
+        wanted = [anchor]
+        for _ in range(MAX_ANCHORS):
+            self.ctx.progress(f"waiting for {ANCHOR}", 0, 0)
+            stop = self.run_to(wanted)
+            if stop.pc not in wanted:
+                raise GuestError(
+                    f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
+                    "was the kernel file the one that was booted?",
+                )
+            if self.ctx.view().placed:
+                self.outcome.stops.append((ANCHOR, stop.pc))
+                return
+            wanted = [anchor, self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else [anchor]
+        raise GuestError(f"{ANCHOR} ran {MAX_ANCHORS} times, and no table maps the kernel file's code")
 
     def enter(self) -> bool:
         """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""
