@@ -60,6 +60,7 @@ class FakeSession:
     cpus: list[CpuState] = field(default_factory=list)
     breakpoints: list[Breakpoint] = field(default_factory=list)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    listeners: list[Callable[..., None]] = field(default_factory=list)
     on_wait: Callable[[], Stop] | None = None
 
     @property
@@ -112,6 +113,9 @@ class FakeSession:
         self.calls.append(("gdb", line))
         return f"\x1b[2Jgdb {line}\n"
 
+    def on_event(self, listener: Callable[..., None]) -> None:
+        self.listeners.append(listener)
+
     def cancel(self) -> None:
         self.calls.append(("cancel",))
 
@@ -147,6 +151,7 @@ class FakeView:
     """Where the kernel is: linked address, no KASLR, image at IMAGE."""
 
     kaslr_offset = 0
+    placed = True
     voffset = KERNEL - IMAGE
 
     def __init__(self, tree: TreeBuilder) -> None:

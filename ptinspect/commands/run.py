@@ -144,7 +144,16 @@ def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:
         cpu=args.cpu,
         condition=args.condition,
     )
-    return views.breakpoint_set(found, ctx.place)
+    report = views.breakpoint_set(found, ctx.place)
+    if ctx.kernel is None or not uses_symbol(args.address) or ctx.view().placed:
+        return report
+    early = "it is not known yet where the kernel will run: with KASLR (no 'nokaslr') it is elsewhere"
+    return Report({**report.result, "as_linked": True}, (*report.body, Note(early, "changed")))
+
+
+def uses_symbol(address: argtypes.Address) -> bool:
+    """Tell whether an address names a symbol."""
+    return any(term.value is None and not term.text.startswith("$") for term in address.terms)
 
 
 def delete(ctx: Context, args: argparse.Namespace) -> Report:

@@ -13,7 +13,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs
-from ptinspect.errors import RegimeError, UserError
+from ptinspect.errors import GuestError, RegimeError, UserError
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -96,7 +96,7 @@ class SnapshotNames:
         """Return the address of a symbol at the time of the capture."""
         kernel = self._ctx.kernel
         if kernel is None:
-            raise UserError(f"{name!r}: symbols need the kernel file", "--kernel FILE, or a number: 0x…")
+            raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
         offset = int(self._snapshot.meta.extra.get(KERNEL_OFFSET, "0"), 16)
         return (kernel.lookup(name) + offset) & MASK64
 
@@ -106,10 +106,16 @@ class SnapshotNames:
 
 
 def symbol(ctx: Context, name: str) -> int:
-    """Return the run-time address of a symbol in the stopped guest. Raises UserError without a kernel."""
+    """Return the run-time address of a symbol in the stopped guest; as linked while nobody knows better.
+
+    Raises UserError without a kernel file, KernelFileError if it has no such symbol.
+    """
     if ctx.kernel is None:
-        raise UserError(f"{name!r}: symbols need the kernel file", "--kernel FILE, or a number: 0x…")
-    return ctx.view().symbol(name)
+        raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
+    try:
+        return ctx.view().symbol(name)
+    except GuestError:
+        return ctx.kernel.lookup(name)
 
 
 def cpu_state(ctx: Context, cpu: int | None) -> CpuState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from ptinspect import __version__
 from ptinspect.commands.context import Context
 from ptinspect.errors import PtinspectError, TargetError
+from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Line, run_line
@@ -62,6 +63,8 @@ class Loop:
         self.printer = printer
         self.toolbar = Toolbar(ctx)
         self._repeat = ""
+        self._watched: object = None
+        self._at_prompt = False
         self._prompt: PromptSession[str] = PromptSession(
             history=open_history(history_file()) if history is None else history,
             completer=CommandCompleter(ctx),
@@ -80,8 +83,7 @@ class Loop:
         self.printer.say(f"ptinspect {__version__}: 'help' lists the commands, Ctrl-D leaves")
         while not self.ctx.leave:
             try:
-                with patch_stdout(raw=True):
-                    text = self._prompt.prompt("ptinspect> ")
+                text = self._read()
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -89,17 +91,40 @@ class Loop:
             self.execute(text)
         return 0
 
+    def _read(self) -> str:
+        """Read a line; what happens to the guest meanwhile is printed above the prompt."""
+        session = self.ctx.session
+        if session is not None and session is not self._watched:
+            session.on_event(self._event)
+            self._watched = session
+        with patch_stdout(raw=True):
+            self._at_prompt = True
+            try:
+                return self._prompt.prompt("ptinspect> ")
+            finally:
+                self._at_prompt = False
+
+    def _event(self, name: str, fields: Mapping[str, object]) -> None:
+        """Take an event of the session, in a thread of its own: nothing may be asked of the guest here."""
+        if not self._at_prompt or name not in ("stopped", "lost"):
+            return
+        detail = str(fields.get("reason", ""))
+        said = f"the guest stopped ({detail})" if name == "stopped" else f"the guest is lost: {detail}"
+        sys.stdout.write(f"{escape(said)}\n")
+        self._prompt.app.invalidate()
+
     def execute(self, text: str) -> None:
         """Run one line, or repeat the last stepping command if it is empty."""
         line = text.strip() or self._repeat
         if not line or line.startswith("#"):
             return
         self._repeat = line if self._repeats(line) else ""
+        stops = None if self.ctx.session is None else self.ctx.session.stop
         try:
             with self._interrupts():
                 run_line(self.ctx, self.printer, Line(line))
         except KeyboardInterrupt:
-            self._interrupted()
+            self._interrupted(stops)
         except Exception as error:  # noqa: BLE001 (the bug net)
             self._bug(error)
 
@@ -121,10 +146,11 @@ class Loop:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    def _interrupted(self) -> None:
-        """Stop the guest if it runs: that is what Ctrl-C means then."""
+    def _interrupted(self, before: object) -> None:
+        """Stop the guest if it runs: that is what Ctrl-C means then. `before` is its last stop before."""
         session = self.ctx.session
-        if session is None or session.state.name != "RUNNING":
+        state = "" if session is None else session.state.name
+        if session is None or (state == "STOPPED" and session.stop is before) or state == "DEAD":
             self.printer.say("cancelled")
             return
         try:
@@ -134,7 +160,7 @@ class Loop:
         except KeyboardInterrupt:
             self.printer.say("the guest may still be running: 'status' tells, 'interrupt' stops it")
         else:
-            self.printer.say(f"stopped: cpu {stop.cpu} at {stop.pc:#x}")
+            self.printer.say(f"stopped: cpu {stop.cpu} at {self.ctx.place(stop.pc)}")
 
     def _bug(self, error: Exception) -> None:
         """Report a bug and stay up."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ptinspect.commands.context import Context
-from ptinspect.errors import EXIT_OK, PtinspectError
+from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
 from ptinspect.repl.printer import Printer
 
 
@@ -38,6 +38,15 @@ def name_of(ctx: Context, text: str) -> str:
         return text.split(maxsplit=1)[0] if text.split() else ""
 
 
+def last_words(ctx: Context, error: PtinspectError) -> None:
+    """Add what QEMU or the console said last to the hint, if the guest that was launched has gone."""
+    if isinstance(error, TargetLost) and ctx.qemu is not None and not ctx.qemu.alive:
+        said = " | ".join(ctx.qemu.last_words().splitlines()[-5:])
+        error.hint = "; ".join(
+            part for part in (error.hint, f"QEMU's last words: {said}" if said else "") if part
+        )
+
+
 def run_line(ctx: Context, printer: Printer, line: Line) -> int:
     """Run one line, print its answer or its error, and return its exit code.
 
@@ -47,6 +56,7 @@ def run_line(ctx: Context, printer: Printer, line: Line) -> int:
     try:
         report = ctx.registry.run(ctx, asks_for_help(ctx, line.text))
     except PtinspectError as error:
+        last_words(ctx, error)
         printer.error(name_of(ctx, line.text), error, line.text, line.place)
         return error.exit_code
     finally:
