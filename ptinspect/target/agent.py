@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.errors import MiError, TargetError
-from ptinspect.target.mi import GdbProcess
 from ptinspect.target.mitext import quote
+from ptinspect.target.process import GdbProcess
 
 SCRIPT = "ptinspect_agent.py"
 BYTES_PER_SECOND = 500_000

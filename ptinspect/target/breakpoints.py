@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptinspect.errors import MiError
-from ptinspect.target.mi import GdbProcess
 from ptinspect.target.mitext import quote
+from ptinspect.target.process import GdbProcess
 from ptinspect.target.state import Breakpoint
 
 SECONDS = 10.0
@@ -50,13 +50,15 @@ def _breakpoint(row: object) -> Breakpoint | None:
         number, address = int(fields["number"]), int(fields["addr"], 16)
     except (KeyError, ValueError):
         return None
-    thread = str(fields.get("thread", ""))
+    thread = fields.get("thread", "")
+    if isinstance(thread, list):  # GDB 13 gives the field twice
+        thread = thread[0] if thread else ""
     return Breakpoint(
         number,
         address,
         hardware=str(fields.get("type", "")).startswith("hw"),
         temporary=fields.get("disp") == "del",
-        cpu=int(thread) - 1 if thread.isdecimal() else None,
+        cpu=int(thread) - 1 if str(thread).isdecimal() else None,
         condition=str(fields.get("cond", "")),
         hits=int(fields.get("times", 0)),
     )

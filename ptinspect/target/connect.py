@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import ConnectError, MiError, TargetError
+from ptinspect.memory.source import RamBlock
 from ptinspect.target.address import StubAddress
 from ptinspect.target.agent import Agent
 from ptinspect.target.gdb import Gdb, find_gdb
-from ptinspect.target.mi import GdbProcess
 from ptinspect.target.mitext import quote
+from ptinspect.target.mtree import parse_mtree
 from ptinspect.target.probe import StubFacts, leave_running, probe
+from ptinspect.target.process import GdbProcess
 from ptinspect.target.registers import RegisterReader
 from ptinspect.target.state import RunTracker
 
@@ -24,6 +26,7 @@ SETTINGS = (
 """`remotetimeout`: longer than any wait of ptinspect, because GDB mixes up replies after its own."""
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
+_MTREE = "monitor info mtree -f"
 
 
 @dataclass
@@ -46,6 +49,10 @@ class Link:
     """The register numbers of this connection."""
     pipelined: bool
     """Physical reads go through the socket's pipeline."""
+    ram: tuple[RamBlock, ...]
+    """RAM and ROM of the machine, by address."""
+    cpu_count: int
+    """CPUs of the machine."""
 
 
 def connect(
@@ -53,7 +60,6 @@ def connect(
     gdb_path: str | None,
     symbol_file: Path | None,
     timeout: float,
-    on_text: Callable[[str, str], None],
 ) -> Link:
     """Attach a new GDB to the stub; the guest is stopped. Raises ConnectError, leaving nothing behind."""
     try:
@@ -65,7 +71,6 @@ def connect(
         [gdb.path, "-nx", "-q", "--interpreter=mi3"],
         on_event=tracker.event,
         on_lost=tracker.lost,
-        on_text=on_text,
     )
     facts = None
     try:
@@ -76,7 +81,9 @@ def connect(
         tracker.attached()
         pipelined = agent.leave_physical_mode()
         registers = RegisterReader(process)
-        return Link(address, gdb, process, agent, facts, tracker, registers, pipelined)
+        ram = parse_mtree(process.request(f"-interpreter-exec console {quote(_MTREE)}", timeout).text)
+        cpus = _count_cpus(process, timeout)
+        return Link(address, gdb, process, agent, facts, tracker, registers, pipelined, ram, cpus)
     except BaseException as error:
         tracker.lost("attaching failed")
         process.kill("attaching failed")
@@ -98,3 +105,11 @@ def _prepare(process: GdbProcess, symbol_file: Path | None, timeout: float) -> A
         except MiError as error:
             raise ConnectError(f"GDB cannot use {symbol_file}: {error.message}") from error
     return Agent(process)
+
+
+def _count_cpus(process: GdbProcess, timeout: float) -> int:
+    body = process.request("-thread-list-ids", timeout).line.body
+    found = re.search(rb'number-of-threads="([0-9]+)"', body)
+    if found is None or int(found[1]) < 1:
+        raise TargetError("GDB sees no CPU")
+    return int(found[1])

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from ptinspect.errors import ConnectError
 from ptinspect.target.address import StubAddress
+from ptinspect.target.busy import is_busy
 
 STOPS_UNASKED_UNTIL = (8, 1)
 """QEMU before this version announces that a connection stopped the guest (commit 758370052fb6
 "gdbstub: only send stop-reply packets when allowed to", in v8.1)."""
 PACKET_LIMIT = 1 << 20
+FREE_SECONDS = 1.0
+"""How long a connection that is just being closed may take to go."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
 
     It must be QEMU's, of a whole machine, with an aarch64 CPU.
     """
+    _wait_until_free(address, min(timeout, FREE_SECONDS))
     link = _Link(address, timeout)
     try:
         link.ask("?")
@@ -83,6 +87,17 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
         return facts
     finally:
         link.close()
+
+
+def _wait_until_free(address: StubAddress, timeout: float) -> None:
+    """Give a debugger that is leaving a moment. Raises ConnectError if one stays connected."""
+    deadline = time.monotonic() + timeout
+    while is_busy(address):
+        if time.monotonic() >= deadline:
+            raise ConnectError(
+                f"{address}: another debugger is connected to this gdbstub", "it takes one at a time"
+            )
+        time.sleep(0.02)
 
 
 def leave_running(address: StubAddress, timeout: float = 2.0) -> None:

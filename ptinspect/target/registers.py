@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
 from ptinspect.errors import TargetError
-from ptinspect.target.mi import GdbProcess
 from ptinspect.target.mitext import c_string
+from ptinspect.target.process import GdbProcess
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
+from ptinspect.errors import MiError, TargetError, UserError
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.target.address import StubAddress
-from ptinspect.target.breakpoints import delete_breakpoint, insert_breakpoint, list_breakpoints
 from ptinspect.target.connect import Link, connect
+from ptinspect.target.control import SECONDS, RunControl
 from ptinspect.target.mitext import quote
-from ptinspect.target.mtree import parse_mtree
 from ptinspect.target.passthrough import check_gdb_command, check_monitor_command
-from ptinspect.target.state import Breakpoint, Listener, RunState, StopInfo
+from ptinspect.target.state import Breakpoint, RunState, StopInfo
 from ptinspect.target.stubmem import StubMemory
 
 __all__ = ["Breakpoint", "RunState", "Session", "StopInfo"]
 
-SECONDS = 10.0
-"""How long a small command may take."""
-STOP_SECONDS = 5.0
-"""How long the guest may take to stop where the caller does not say."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
 
 
-class Session:
+class Session(RunControl):
     """One GDB connected to one QEMU. All-stop: every CPU stands or every CPU may run.
 
     Methods may be called from several threads; `cancel` also from a signal handler. Those that need
@@ -38,17 +33,15 @@ class Session:
 
     def __init__(self, link: Link) -> None:
         """Use `attach`."""
+        super().__init__(link.process, link.tracker)
         self._link = link
-        self._gdb = link.process
-        self._tracker = link.tracker
-        self._left = False
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
         self._cpu: tuple[int, int] | None = None
-        self.ram: tuple[RamBlock, ...] = parse_mtree(self.monitor("info mtree -f"))
+        self.ram: tuple[RamBlock, ...] = link.ram
         """RAM and ROM of the machine, by address."""
         self.memory: PhysicalMemory = StubMemory(link.agent, self.ram, self._need_stopped)
         """Guest-physical memory."""
-        self.cpu_count: int = self._count_cpus()
+        self.cpu_count: int = link.cpu_count
         """CPUs of the machine, powered off ones too."""
 
     @classmethod
@@ -66,25 +59,7 @@ class Session:
         information and all; without it everything but symbols in `gdb_command` works. Raises UserError
         on an address that makes no sense, ConnectError on everything else that fails.
         """
-        from ptinspect.errors import ConnectError
-
-        texts: list[str] = []
-        link = connect(
-            StubAddress.parse(address), gdb_path, symbol_file, timeout, lambda _, text: texts.append(text)
-        )
-        try:
-            return cls(link)
-        except TargetError as error:
-            session = cls.__new__(cls)
-            session._link, session._gdb, session._tracker, session._left = (
-                link,
-                link.process,
-                link.tracker,
-                False,
-            )
-            with contextlib.suppress(TargetError):
-                session.detach()
-            raise ConnectError(f"{link.address}: {error.message}", error.hint) from error
+        return cls(connect(StubAddress.parse(address), gdb_path, symbol_file, timeout))
 
     # What it is
 
@@ -114,28 +89,11 @@ class Session:
         """What the stub offers (words of qqemu.Supported); `pipeline` if physical reads are pipelined."""
         return self._link.facts.features | ({"pipeline"} if self._link.pipelined else set())
 
-    # How it stands
-
-    @property
-    def state(self) -> RunState:
-        """Whether the guest can be looked at."""
-        return RunState.DEAD if self._left else self._tracker.state
-
-    @property
-    def stop_token(self) -> int:
-        """A number that changes at every stop, resume and write: the key of whatever is cached."""
-        return self._tracker.token
-
-    @property
-    def stop(self) -> StopInfo:
-        """The last stop."""
-        return self._tracker.stop
-
     @property
     def current_cpu(self) -> int:
         """The CPU that commands are about: the one that stopped, or the one chosen since."""
         chosen = self._cpu
-        if chosen is not None and chosen[0] == self._stops_seen:
+        if chosen is not None and chosen[0] == self._tracker.stops:
             return chosen[1]
         return self.stop.cpu
 
@@ -143,15 +101,7 @@ class Session:
     def current_cpu(self, cpu: int) -> None:
         if not 0 <= cpu < self.cpu_count:
             raise UserError(f"no CPU {cpu}: the guest has {self.cpu_count}, numbered from 0")
-        self._cpu = (self._stops_seen, cpu)
-
-    @property
-    def _stops_seen(self) -> int:
-        return self._tracker.stops
-
-    def on_event(self, listener: Listener) -> None:
-        """Have `listener(name, fields)` called on `running`, `stopped` and `lost`, in another thread."""
-        self._tracker.listeners.append(listener)
+        self._cpu = (self._tracker.stops, cpu)
 
     # Registers and memory
 
@@ -215,95 +165,6 @@ class Session:
         finally:
             self._tracker.touch()
 
-    # Run control
-
-    @property
-    def breakpoints(self) -> tuple[Breakpoint, ...]:
-        """The breakpoints that GDB knows, by number."""
-        self._need_alive()
-        return list_breakpoints(self._gdb)
-
-    def set_breakpoint(
-        self,
-        address: int,
-        *,
-        hardware: bool = True,
-        temporary: bool = False,
-        cpu: int | None = None,
-        condition: str | None = None,
-    ) -> Breakpoint:
-        """Stop the guest when a program counter has this value: a physical address if the MMU is off.
-
-        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit).
-        """
-        self._need_stopped()
-        return insert_breakpoint(
-            self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
-        )
-
-    def delete_breakpoint(self, number: int) -> None:
-        """Delete a breakpoint. Raises MiError if there is none of this number."""
-        self._need_stopped()
-        delete_breakpoint(self._gdb, number)
-
-    def resume(self) -> None:
-        """Let the guest run."""
-        self._need_stopped()
-        self._gdb.request("-exec-continue", SECONDS)
-
-    def wait_stop(self, timeout: float) -> StopInfo:
-        """Wait until the guest stands; at once if it does. Raises TargetTimeout: it runs on then."""
-        return self._tracker.wait(timeout)
-
-    def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
-        """Stop the guest. Raises TargetTimeout."""
-        self._need_alive()
-        if self.state is RunState.RUNNING:
-            self._gdb.request("-exec-interrupt", timeout, check=False)
-        return self._tracker.wait(timeout)
-
-    def step_instructions(self, count: int, cpu: int) -> StopInfo:
-        """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
-        self._need_stopped()
-        self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
-        return self._stop_in_time(SECONDS + count / 100)
-
-    def run_until(self, addresses: Sequence[int], timeout: float) -> StopInfo:
-        """Run until a program counter has one of these values, or something else stops the guest.
-
-        Raises TargetTimeout; the guest is stopped then. No breakpoint is left behind.
-        """
-        self._need_stopped()
-        known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
-        wanted = [a for a in dict.fromkeys(addresses) if a not in known]
-        numbers = [self.set_breakpoint(address, temporary=True).id for address in wanted]
-        try:
-            self.resume()
-            return self._stop_in_time(timeout)
-        finally:
-            if self.state is RunState.STOPPED:
-                left = {b.id for b in self.breakpoints}
-                for number in numbers:
-                    if number in left:
-                        self.delete_breakpoint(number)
-
-    def _stop_in_time(self, timeout: float) -> StopInfo:
-        try:
-            return self._tracker.wait(timeout)
-        except TargetTimeout as error:
-            self.interrupt()
-            raise TargetTimeout(error.message, "the guest was stopped where it is") from error
-        except KeyboardInterrupt:
-            self.interrupt()
-            raise
-
-    def cancel(self) -> None:
-        """Stop the guest if it runs, else make GDB give up what it does; for a signal handler."""
-        if self.state is RunState.RUNNING:
-            self._gdb.post("-exec-interrupt")
-        elif self.state is RunState.STOPPED:
-            self._gdb.cancel()
-
     # The end
 
     def detach(self, resume: bool | None = None) -> None:
@@ -320,6 +181,7 @@ class Session:
                 self._gdb.request("-break-delete", SECONDS)
                 self._link.agent.leave_physical_mode()
                 self._left = True
+                self._gdb.expect_end()
                 self._gdb.request("-target-detach" if running else "-target-disconnect", SECONDS)
         finally:
             self._left = True
@@ -330,27 +192,8 @@ class Session:
         with contextlib.suppress(TargetError):
             self.detach()
 
-    def _need_alive(self) -> None:
-        if self._left:
-            raise TargetLost("the session was left already")
-        if self._tracker.state is RunState.DEAD:
-            raise TargetLost(f"the session is over: {self._tracker.why_dead}", "attach or launch again")
-
-    def _need_stopped(self) -> None:
-        self._need_alive()
-        if self._tracker.state is RunState.RUNNING:
-            raise TargetRunning("the guest is running", "interrupt stops it")
-
     def _forget(self) -> None:
         """Forget what was read before: the guest has changed without GDB's doing."""
         self._tracker.touch()
         with contextlib.suppress(MiError):
             self._link.agent.leave_physical_mode()
-
-    def _count_cpus(self) -> int:
-        found = re.search(
-            rb'number-of-threads="(\d+)"', self._gdb.request("-thread-list-ids", SECONDS).line.body
-        )
-        if found is None or int(found[1]) < 1:
-            raise TargetError("GDB sees no CPU")
-        return int(found[1])

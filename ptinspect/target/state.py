@@ -11,6 +11,8 @@ from typing import Any
 
 from ptinspect.errors import TargetLost, TargetTimeout
 
+QEMU_GONE = "QEMU has gone (the guest switched off, or QEMU was ended)"
+
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called in GDB's reader thread with `running`, `stopped` or `lost`; must not use the session."""
 
@@ -109,11 +111,13 @@ class RunTracker:
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Take an event of GDB."""
         if name == "running":
+            if self._state is RunState.RUNNING:
+                return
             self._set(RunState.RUNNING)
         elif name == "stopped":
             self._set(RunState.STOPPED, _stop_info(fields))
         elif name == "thread-group-exited":
-            self.lost("QEMU has gone, or closed the connection")
+            self.lost(QEMU_GONE)
             return
         else:
             return

@@ -1,0 +1,142 @@
+"""Make the guest run and stop, and know which of the two it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptinspect.errors import TargetLost, TargetRunning, TargetTimeout
+from ptinspect.target.breakpoints import delete_breakpoint, insert_breakpoint, list_breakpoints
+from ptinspect.target.process import GdbProcess
+from ptinspect.target.state import Breakpoint, Listener, RunState, RunTracker, StopInfo
+
+SECONDS = 10.0
+"""How long a small command may take."""
+STOP_SECONDS = 5.0
+"""How long the guest may take to stop where the caller does not say."""
+
+
+class RunControl:
+    """The part of a session that is about running and stopping."""
+
+    def __init__(self, gdb: GdbProcess, tracker: RunTracker) -> None:
+        """Control the guest that `gdb` is connected to; `tracker` gets its events."""
+        self._gdb = gdb
+        self._tracker = tracker
+        self._left = False
+
+    @property
+    def state(self) -> RunState:
+        """Whether the guest can be looked at."""
+        return RunState.DEAD if self._left else self._tracker.state
+
+    @property
+    def stop_token(self) -> int:
+        """A number that changes at every stop, resume and write: the key of whatever is cached."""
+        return self._tracker.token
+
+    @property
+    def stop(self) -> StopInfo:
+        """The last stop."""
+        return self._tracker.stop
+
+    def on_event(self, listener: Listener) -> None:
+        """Have `listener(name, fields)` called on `running`, `stopped` and `lost`, in another thread."""
+        self._tracker.listeners.append(listener)
+
+    @property
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        """The breakpoints that GDB knows, by number."""
+        self._need_alive()
+        return list_breakpoints(self._gdb)
+
+    def set_breakpoint(
+        self,
+        address: int,
+        *,
+        hardware: bool = True,
+        temporary: bool = False,
+        cpu: int | None = None,
+        condition: str | None = None,
+    ) -> Breakpoint:
+        """Stop the guest when a program counter has this value: a physical address if the MMU is off.
+
+        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit).
+        """
+        self._need_stopped()
+        return insert_breakpoint(
+            self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
+        )
+
+    def delete_breakpoint(self, number: int) -> None:
+        """Delete a breakpoint. Raises MiError if there is none of this number."""
+        self._need_stopped()
+        delete_breakpoint(self._gdb, number)
+
+    def resume(self) -> None:
+        """Let the guest run."""
+        self._need_stopped()
+        self._gdb.request("-exec-continue", SECONDS)
+
+    def wait_stop(self, timeout: float) -> StopInfo:
+        """Wait until the guest stands; at once if it does. Raises TargetTimeout: it runs on then."""
+        return self._tracker.wait(timeout)
+
+    def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
+        """Stop the guest. Raises TargetTimeout."""
+        self._need_alive()
+        if self.state is RunState.RUNNING:
+            self._gdb.request("-exec-interrupt", timeout, check=False)
+        return self._tracker.wait(timeout)
+
+    def step_instructions(self, count: int, cpu: int) -> StopInfo:
+        """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
+        self._need_stopped()
+        self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
+        return self._stop_in_time(SECONDS + count / 100)
+
+    def run_until(self, addresses: Sequence[int], timeout: float) -> StopInfo:
+        """Run until a program counter has one of these values, or something else stops the guest.
+
+        Raises TargetTimeout; the guest is stopped then. No breakpoint is left behind.
+        """
+        self._need_stopped()
+        known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
+        wanted = [a for a in dict.fromkeys(addresses) if a not in known]
+        numbers = [self.set_breakpoint(address, temporary=True).id for address in wanted]
+        try:
+            self.resume()
+            return self._stop_in_time(timeout)
+        finally:
+            if self.state is RunState.STOPPED:
+                left = {b.id for b in self.breakpoints}
+                for number in numbers:
+                    if number in left:
+                        self.delete_breakpoint(number)
+
+    def _stop_in_time(self, timeout: float) -> StopInfo:
+        try:
+            return self._tracker.wait(timeout)
+        except TargetTimeout as error:
+            self.interrupt()
+            raise TargetTimeout(error.message, "the guest was stopped where it is") from error
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the guest if it runs, else make GDB give up what it does; for a signal handler."""
+        if self.state is RunState.RUNNING:
+            self._gdb.post("-exec-interrupt")
+        elif self.state is RunState.STOPPED:
+            self._gdb.cancel()
+
+    def _need_alive(self) -> None:
+        if self._left:
+            raise TargetLost("the session was left already")
+        if self._tracker.state is RunState.DEAD:
+            raise TargetLost(f"the session is over: {self._tracker.why_dead}", "attach or launch again")
+
+    def _need_stopped(self) -> None:
+        self._need_alive()
+        if self._tracker.state is RunState.RUNNING:
+            raise TargetRunning("the guest is running", "interrupt stops it")
