@@ -101,11 +101,24 @@ class Context:
                 f"{name}: not attached to a guest",
                 "attach ADDR, or launch --kernel FILE; on a snapshot, where it applies: --snap NAME",
             )
-        state = self.session.state.name
-        if state == "DEAD":
-            raise TargetLost(f"{name}: the guest or GDB has gone", "detach, then attach or launch again")
-        if needs is Needs.STOPPED and state == "RUNNING":
+        state = self.state
+        if state == "dead":
+            raise TargetLost(f"{name}: the guest or GDB has gone", "attach or launch again")
+        if needs is Needs.STOPPED and state == "running":
             raise TargetRunning(f"{name}: the guest is running", "interrupt stops it")
+
+    @property
+    def state(self) -> str:
+        """How the guest stands: none, stopped, running, dead.
+
+        GDB says nothing about a QEMU that ends while the guest is stopped; one of our own is asked.
+        """
+        if self.session is None:
+            return "none"
+        ours = self.qemu is not None and self.session.address == str(self.qemu.gdb_socket)
+        if ours and self.qemu is not None and not self.qemu.alive:
+            return "dead"
+        return self.session.state.name.lower()
 
     @property
     def target(self) -> Session:

@@ -23,7 +23,7 @@ def collect(ctx: Context) -> views.Status:
     if qemu is not None:
         facts |= {"pid": qemu.pid, "console": str(qemu.console)}
     if session is not None:
-        state = session.state.name.lower()
+        state = ctx.state
         facts |= {"address": session.address, "state": state}
         if state != "dead":
             facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}

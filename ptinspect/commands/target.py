@@ -201,7 +201,7 @@ def _elf(kernel: Path | None) -> Path | None:
 
 
 def _refuse_second(ctx: Context) -> None:
-    if ctx.session is not None and ctx.session.state.name != "DEAD":
+    if ctx.session is not None and ctx.state != "dead":
         raise UserError(f"attached to {ctx.session.address} already", "detach first")
     if ctx.session is not None:
         ctx.drop_session()
@@ -236,7 +236,7 @@ def detach(ctx: Context, args: argparse.Namespace) -> Report:
         raise UserError("not attached to a guest")
     resume = True if args.resume else False if args.stop else None
     running = session.was_running if resume is None else resume
-    dead = session.state.name == "DEAD"
+    dead = ctx.state == "dead"
     try:
         if not dead:
             session.detach(resume)

@@ -110,7 +110,7 @@ def _fold(table: Table, width: int) -> Sequence[Sequence[Cell]]:
         for i, column in enumerate(table.columns)
     ]
     room = width - sum(widths[:-1]) - 2 * (len(widths) - 1)
-    if room < 16 or widths[-1] <= room:
+    if room < 10 or widths[-1] <= room:
         return table.rows
     folded: list[Sequence[Cell]] = []
     for row in table.rows:

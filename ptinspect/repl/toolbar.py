@@ -21,11 +21,11 @@ class Toolbar:
         if session is None:
             names = len(self._ctx.snapshots)
             return f" no guest{f' · {names} snapshot(s)' if names else ''}"
-        state = session.state.name.lower()
+        state = self._ctx.state
         key = (id(session), session.stop_token, state, session.current_cpu if state == "stopped" else 0)
         if self._known is None or self._known[0] != key:
             self._known = (key, self._stopped() if state == "stopped" else state)
-        return f" {escape(session.address)} · {self._known[1]}"
+        return f" {self._known[1]} · {escape(session.address)}"
 
     def _stopped(self) -> str:
         try:
@@ -33,4 +33,4 @@ class Toolbar:
         except PtinspectError as error:
             return f"stopped · {escape(error.message)}"
         mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
-        return f"stopped · cpu {now.cpu} EL{now.el} pc {now.place}{mmu}"
+        return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · pc {now.place}"

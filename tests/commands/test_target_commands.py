@@ -358,3 +358,18 @@ def test_a_memory_error_is_no_empty_table() -> None:
     assert result["steps"][0]["raw"] is None
     with pytest.raises(MemoryReadError):
         tree.memory.read(0x9_0000_0000, 8)
+
+
+def test_a_launched_qemu_that_has_gone_is_noticed_while_the_guest_is_stopped(ctx: Context) -> None:
+    class Qemu:
+        gdb_socket = ":1234"
+        pid = 1
+        console = Path("console")
+        alive = False
+
+    ctx.qemu = Qemu()  # type: ignore[assignment]
+    with pytest.raises(TargetLost):
+        run(ctx, "regs")
+    assert run(ctx, "status").result["state"] == "dead"
+    run(ctx, "detach")
+    assert ctx.session is None

@@ -124,9 +124,9 @@ def test_the_toolbar_says_where_the_guest_stands(keys: PipeInput) -> None:
     attached = context(kernel_tree())
     session: FakeSession = attached.session  # type: ignore[assignment]
     subject = loop(attached, keys)
-    assert ":1234 · stopped · cpu 0 EL1 pc 0xffff800010010000 · MMU on" in subject.toolbar()
+    assert subject.toolbar() == " stopped · cpu 0 EL1 · MMU on · pc 0xffff800010010000 · :1234"
     session.state = State.RUNNING
-    assert subject.toolbar() == " :1234 · running"
+    assert subject.toolbar() == " running · :1234"
 
 
 def test_the_history_survives_a_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def words(attributes: Attributes) -> str:
     a = attributes
     if a.table_mark is not None:
         flags: tuple[tuple[str, object], ...] = (
-            ("marked(bit11)" if a.table_mark else "unmarked(bit11)", True),
+            ("bit11:marked" if a.table_mark else "bit11:not-marked", True),
             (TABLE_ACCESS[a.apt or 0], a.apt),
             ("PXNTable", a.pxn_table),
             ("UXNTable", a.uxn_table),

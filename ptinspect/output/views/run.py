@@ -54,8 +54,8 @@ def _breakpoint(found: Breakpoint, place: Place) -> dict[str, Any]:
 def frames(rows: Sequence[tuple[int, int | None]], place: Place, ended: str) -> Report:
     """Show a backtrace: (pc, address of the frame record) from the innermost frame on."""
     table = Table(
-        (Column("#", "right"), Column("pc"), Column("frame record")),
-        [(str(n), place(pc), "" if fp is None else hex_address(fp)) for n, (pc, fp) in enumerate(rows)],
+        (Column("#", "right"), Column("pc")),
+        [(str(number), place(pc)) for number, (pc, _) in enumerate(rows)],
     )
     result = {
         "frames": [

@@ -98,11 +98,12 @@ def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: i
     regions = len({run.region for run in runs}) > 1
     columns = [
         Column("from"),
-        Column("leads to", "right"),
+        Column("leads to pa", "right"),
         Column("size", "right"),
         Column("leaves", "right"),
         Column("EL1"),
         Column("EL0"),
+        Column("nG"),
         *([Column("region")] if regions else []),
         Column("attributes"),
     ]
@@ -136,21 +137,21 @@ def _run(run: Run) -> dict[str, Any]:
 def _row(run: Run, regions: bool) -> list[Cell]:
     return [
         Styled(f"{run.va_start:#018x}", "address"),
-        f"pa:{run.pa_start:#x}" + ("" if run.pa_contiguous else " …"),
+        f"{run.pa_start:#x}" + ("" if run.pa_contiguous else "…"),
         size_text(run.size),
         f"{run.count}x{size_name(run.leaf_size)}",
         run.permissions.el1,
         run.permissions.el0,
+        Styled("nG", "changed") if run.attributes.ng else "",
         *([run.region] if regions else []),
         short_words(run.attributes),
     ]
 
 
 def short_words(attributes: Attributes) -> str:
-    """Return what the permissions do not say already: nG, memory type, and what is unusual."""
+    """Return what other columns do not say already: memory type, and what is unusual."""
     a = attributes
     flags: tuple[tuple[str, object], ...] = (
-        ("nG" if a.ng else "global", True),
         (a.memory_type or "", True),
         ("AF-clear", not a.af),
         ("Cont", a.contiguous),
@@ -161,11 +162,11 @@ def short_words(attributes: Attributes) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a size as people write it, exactly: 4K, 2M, 1G, else in the largest unit that divides it."""
+    """Return a size as people write it: 4K, 2M, 1G; above 16M rounded to a tenth where it is no multiple."""
     for unit, shift in (("T", 40), ("G", 30), ("M", 20)):
         if size >= 1 << shift and size % (1 << shift) == 0:
             return f"{size >> shift}{unit}"
-    return f"{size >> 10}K"
+    return f"{size / (1 << 20):.1f}M" if size >= 16 << 20 else f"{size >> 10}K"
 
 
 # -- find ---------------------------------------------------------------------------------------
