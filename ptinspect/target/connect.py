@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,26 +73,41 @@ def connect(
         on_event=tracker.event,
         on_lost=tracker.lost,
     )
-    facts = None
     try:
-        facts = probe(address, timeout)
-        agent = _prepare(process, symbol_file, timeout)
-        process.request(f"-target-select remote {address}", timeout)
-        process.request("-gdb-set scheduler-locking step", timeout)
-        tracker.attached()
-        pipelined = agent.leave_physical_mode()
-        registers = RegisterReader(process)
-        ram = parse_mtree(process.request(f"-interpreter-exec console {quote(_MTREE)}", timeout).text)
-        cpus = _count_cpus(process, timeout)
-        return Link(address, gdb, process, agent, facts, tracker, registers, pipelined, ram, cpus)
-    except BaseException as error:
-        tracker.lost("attaching failed")
-        process.kill("attaching failed")
-        if facts is not None and facts.was_running:
-            leave_running(address)
-        if isinstance(error, TargetError) and not isinstance(error, ConnectError):
-            raise ConnectError(f"{address}: {error.message}", error.hint) from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(process.kill, "attaching failed")
+            undo.callback(tracker.lost, "attaching failed")
+            facts = probe(address, timeout)
+            if facts.was_running:
+                undo.callback(_let_run, process, address)
+            agent = _prepare(process, symbol_file, timeout)
+            process.request(f"-target-select remote {address}", timeout)
+            process.request("-gdb-set scheduler-locking step", timeout)
+            tracker.attached()
+            link = Link(
+                address,
+                gdb,
+                process,
+                agent,
+                facts,
+                tracker,
+                pipelined=agent.leave_physical_mode(),
+                registers=RegisterReader(process),
+                ram=parse_mtree(process.request(f"-interpreter-exec console {quote(_MTREE)}", timeout).text),
+                cpu_count=_count_cpus(process, timeout),
+            )
+            undo.pop_all()
+            return link
+    except ConnectError:
         raise
+    except TargetError as error:
+        raise ConnectError(f"{address}: {error.message}", error.hint) from error
+
+
+def _let_run(process: GdbProcess, address: StubAddress) -> None:
+    """Undo what attaching did to a guest that ran."""
+    process.kill("attaching failed")
+    leave_running(address)
 
 
 def _prepare(process: GdbProcess, symbol_file: Path | None, timeout: float) -> Agent:

@@ -110,11 +110,12 @@ class GdbProcess:
         is interrupted, the command is cancelled; a GDB that does not react to that is killed.
         """
         pending = self._send(command)
+        answered = None
         try:
             answered = pending.event.wait(timeout)
-        except BaseException:
-            self._give_up(pending)
-            raise
+        finally:
+            if answered is None:
+                self._give_up(pending)
         if not answered:
             gone = not self._give_up(pending)
             what = f"GDB did not answer {_short(command)} within {timeout:g} s"
@@ -195,13 +196,15 @@ class GdbProcess:
             self._token += 1
             token = self._token
             self._pending[token] = pending
+        sent = False
         try:
             with self._write_lock:
                 self._put(f"{token}{command}\n".encode())
-        except BaseException:
-            with self._lock:
-                self._pending.pop(token, None)
-            raise
+            sent = True
+        finally:
+            if not sent:
+                with self._lock:
+                    self._pending.pop(token, None)
         return pending
 
     def _put(self, data: bytes) -> None:
@@ -212,10 +215,9 @@ class GdbProcess:
                 rest = rest[os.write(self._input, rest) :]
         except OSError as error:
             raise self._loss("GDB takes no more commands") from error
-        except BaseException:
-            if len(rest) < len(data):
+        finally:
+            if 0 < len(rest) < len(data):
                 self.kill("interrupted while a command was sent")
-            raise
 
     def _give_up(self, pending: _Pending) -> bool:
         """Cancel a command; return whether GDB can still be used."""

@@ -82,8 +82,11 @@ class Qemu:
 
     def close(self) -> None:
         """End QEMU and remove its directory, unless it is to be kept. Safe to call twice."""
-        if self.keep and self.alive:
-            return
+        if not (self.keep and self.alive):
+            self.end(remove=not self.keep)
+
+    def end(self, remove: bool = True) -> None:
+        """End QEMU, even one to be kept, and remove its directory if `remove`."""
         if self.alive:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -91,7 +94,7 @@ class Qemu:
         if self.alive:
             self.process.kill()
             self.process.wait(10)
-        if not self.keep:
+        if remove:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -122,12 +125,10 @@ def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool 
     except OSError as error:
         raise TargetError(f"cannot start {program}: {error.strerror or error}") from error
     qemu = Qemu(process, words, folder, keep=keep)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(qemu.end)
         _wait_until_it_listens(qemu)
-    except BaseException:
-        qemu.keep = False
-        qemu.close()
-        raise
+        undo.pop_all()
     return qemu
 
 

@@ -110,9 +110,9 @@ class RunTracker:
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Take an event of GDB."""
+        if self._state is RunState.DEAD or (name == "running" and self._state is RunState.RUNNING):
+            return
         if name == "running":
-            if self._state is RunState.RUNNING:
-                return
             self._set(RunState.RUNNING)
         elif name == "stopped":
             self._set(RunState.STOPPED, _stop_info(fields))

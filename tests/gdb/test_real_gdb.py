@@ -1,0 +1,253 @@
+"""A real GDB and a stub without a machine: sessions, the script inside GDB, and what breaks them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import missing
+from fake_stub import RAM_START, FakeStub
+
+from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
+from ptinspect.target import gdb as gdb_module
+from ptinspect.target.gdb import Gdb, check_gdb, find_gdb
+from ptinspect.target.session import RunState, Session
+
+pytestmark = pytest.mark.gdb
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def gdb() -> Gdb:
+    try:
+        return find_gdb()
+    except TargetError:
+        missing("a GDB that knows aarch64")
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[FakeStub]:
+    with FakeStub(tmp_path / "a stub.sock") as served:
+        yield served
+
+
+@pytest.fixture
+def session(gdb: Gdb, stub: FakeStub) -> Iterator[Session]:
+    attached = Session.attach(stub.address, gdb_path=gdb.path)
+    yield attached
+    attached.close()
+
+
+def page(pa: int) -> bytes:
+    """What the stub's RAM holds at first."""
+    return bytes(range(256)) * (PAGE // 256) if pa >= RAM_START else b""
+
+
+# Finding a GDB
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_gdb_that_is_found_has_a_version(gdb: Gdb) -> None:
+    assert int(gdb.version.split(".")[0]) >= gdb_module.OLDEST
+
+
+def test_the_chosen_gdb_is_the_only_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TargetError, match=r"no usable GDB \(/nonexistent"):
+        find_gdb("/nonexistent/gdb")
+    monkeypatch.setenv("PTINSPECT_GDB", script(tmp_path / "g", "echo no gdb"))
+    with pytest.raises(TargetError, match="no GDB, or one without Python"):
+        find_gdb()
+
+
+def test_a_gdb_of_another_architecture(tmp_path: Path) -> None:
+    path = script(tmp_path / "g", 'echo "Undefined item: aarch64"; echo "ptinspect-check: 13.1 True"')
+    with pytest.raises(TargetError, match="knows no aarch64"):
+        check_gdb(path)
+
+
+def test_a_gdb_that_is_too_old(tmp_path: Path) -> None:
+    text = """echo 'The target architecture is set to "aarch64".'; echo "ptinspect-check: 10.1 False" """
+    with pytest.raises(TargetError, match=r"version 10\.1 is too old"):
+        check_gdb(script(tmp_path / "g", text))
+
+
+# Attaching
+
+
+def test_a_session_reads_registers_and_ram(session: Session) -> None:
+    assert session.state is RunState.STOPPED and session.stop.reason == "attached"
+    assert session.cpu_count == 1 and not session.was_running
+    assert session.qemu_version == "7.2.22"
+    assert [(b.start, b.size) for b in session.ram] == [(RAM_START, 1 << 20)]
+    assert session.cpu_state(0).x == (0,) * 31
+
+
+def test_attaching_leaves_a_physical_mode_of_others(gdb: Gdb, stub: FakeStub) -> None:
+    stub.physical = True
+    session = Session.attach(stub.address, gdb_path=gdb.path)
+    try:
+        assert not stub.physical
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("packet", ["g", "qRcmd,696e666f206d7472656520"])
+def test_attaching_that_fails_late_leaves_the_guest_running(gdb: Gdb, stub: FakeStub, packet: str) -> None:
+    stub.was_running = True
+    stub.overrides[packet] = "E01"
+    with pytest.raises(ConnectError):
+        Session.attach(stub.address, gdb_path=gdb.path)
+    assert stub.packets[-1] == "D"
+
+
+def test_a_stub_that_hangs_gdb_is_given_up_in_time(gdb: Gdb, stub: FakeStub) -> None:
+    stub.overrides["g"] = None
+    stub.overrides["p"] = None
+    before = time.monotonic()
+    with pytest.raises(ConnectError, match="did not answer"):
+        Session.attach(stub.address, gdb_path=gdb.path, timeout=1)
+    assert time.monotonic() - before < 20  # far from GDB's own 30 s
+
+
+def test_a_symbol_file_that_is_none(gdb: Gdb, stub: FakeStub, tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(b"\x7fELF but not really")
+    with pytest.raises(ConnectError, match="GDB cannot use"):
+        Session.attach(stub.address, gdb_path=gdb.path, symbol_file=tmp_path / "vmlinux")
+
+
+# Physical memory
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_batches_of_tables(session: Session, stub: FakeStub, pipelined: bool) -> None:
+    session._link.agent.pipelined = pipelined
+    assert "pipeline" in session.capabilities
+    order = np.arange(128, dtype="<u8").repeat(PAGE // 8)
+    stub.ram[: 128 * PAGE] = order.tobytes()
+    rows = [*range(0, 64), *range(65, 128, 2)]
+    addresses = np.uint64(RAM_START) + np.array(rows, dtype=np.uint64) * np.uint64(PAGE)
+    raw, readable = session.memory.read_tables(addresses, PAGE)
+    assert readable.all() and not stub.physical
+    assert (raw == np.array(rows, dtype=np.uint64)[:, None]).all()
+
+
+def test_a_read_of_odd_size(session: Session) -> None:
+    assert session.memory.read(RAM_START + 3, 5000) == (page(RAM_START) * 2)[3:5003]
+
+
+def test_writes_go_to_physical_memory(session: Session, stub: FakeStub) -> None:
+    data = os.urandom(5000)
+    before = session.stop_token
+    session.write_physical(RAM_START + 7, data)
+    assert stub.ram[7:5007] == data and not stub.physical
+    assert session.stop_token != before
+    assert session.memory.read(RAM_START, 5010)[7:5007] == data
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_an_error_in_a_read_leaves_physical_mode(session: Session, stub: FakeStub, pipelined: bool) -> None:
+    session._link.agent.pipelined = pipelined
+    stub.overrides[f"m{RAM_START + PAGE:x},"] = "E22"
+    with pytest.raises(MiError):
+        session.memory.read(RAM_START, 4 * PAGE)
+    assert not stub.physical
+    assert session.memory.read(RAM_START, 8) == page(RAM_START)[:8]
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_ctrl_c_in_a_read_leaves_physical_mode(session: Session, stub: FakeStub, pipelined: bool) -> None:
+    session._link.agent.pipelined = pipelined
+    reads = threading.Event()
+    plain = stub._replies
+
+    def slow(body: str) -> list[str]:
+        if body.startswith("m"):
+            time.sleep(0.01)
+            reads.set()
+        return plain(body)
+
+    stub._replies = slow  # type: ignore[method-assign]
+
+    def interrupt() -> None:
+        reads.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        session.memory.read(RAM_START, 1 << 20)
+    thread.join()
+    stub._replies = plain  # type: ignore[method-assign]
+    assert sum(p.startswith("m") for p in stub.packets) < 512  # it was cut short
+    assert not stub.physical
+    assert session.state is RunState.STOPPED
+    assert session.memory.read(RAM_START + 5, 8) == page(RAM_START)[5:13]
+
+
+def test_a_stub_without_physical_mode_is_not_read(session: Session, stub: FakeStub) -> None:
+    stub.overrides["Qqemu.PhyMemMode:1"] = ""
+    with pytest.raises(TargetError):
+        session.memory.read(RAM_START, 8)
+
+
+def test_a_stub_that_goes_away(session: Session, stub: FakeStub) -> None:
+    stub.close()
+    with pytest.raises(TargetLost):
+        session.memory.read(RAM_START, 8)
+    assert session.state is RunState.DEAD
+    with pytest.raises(TargetLost):
+        session.cpu_state(0)
+
+
+# Leaving
+
+
+def test_detaching_takes_breakpoints_and_physical_mode_along(session: Session, stub: FakeStub) -> None:
+    session.set_breakpoint(0x1000)
+    session.gdb_command("maint packet Qqemu.PhyMemMode:0")
+    stub.physical = True
+    session.detach()
+    assert not stub.physical
+    assert session.state is RunState.DEAD
+    assert "D" not in stub.packets
+    session.close()
+
+
+def test_detaching_from_a_guest_that_ran_resumes_it(gdb: Gdb, stub: FakeStub) -> None:
+    stub.was_running = True
+    session = Session.attach(stub.address, gdb_path=gdb.path)
+    assert session.was_running
+    session.detach()
+    assert stub.packets[-1] == "D"
+
+
+def test_gdb_ends_with_the_session(session: Session) -> None:
+    process = session._gdb.process
+    session.close()
+    assert process.poll() is not None
+
+
+def test_the_command_for_plain_gdb(session: Session, stub: FakeStub) -> None:
+    text = session.gdb_command(f"ptinspect-physical {RAM_START + 16:#x} 20")
+    assert text.splitlines()[0] == "0x40000010: 1011121314151617 18191a1b1c1d1e1f"
+    assert text.splitlines()[1] == "0x40000020: 20212223"
+    assert not stub.physical
+    with pytest.raises(MiError, match="usage"):
+        session.gdb_command("ptinspect-physical")
+
+
+def test_text_of_a_command(session: Session) -> None:
+    assert session.gdb_command('echo "x" é\\n') == '"x" é\n'
+    with pytest.raises(MiError, match="Undefined command"):
+        session.gdb_command("nonsense")
