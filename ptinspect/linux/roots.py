@@ -162,6 +162,15 @@ def scan_for_image(memory: PhysicalMemory, root: int, regime: Regime, image_pa: 
     return None
 
 
+def maps_throughout(
+    memory: PhysicalMemory, root: int, regime: Regime, image: KernelImage, *, image_pa: int, va: int
+) -> bool:
+    """Tell whether an image that begins at `va` is mapped in one piece from its first code to its last."""
+    begin, length = image.code_range
+    places = (begin, begin + length // 3, begin + 2 * length // 3, begin + max(length - 4, 0))
+    return all(walk(memory, (va + at) & MASK64, root, regime).pa == image_pa + at for at in places)
+
+
 def maps_vectors(memory: PhysicalMemory, root: int, regime: Regime, states: Sequence[CpuState]) -> bool:
     """Tell whether a table maps a CPU's exception vectors and has more than the trampoline in it.
 

@@ -176,6 +176,10 @@ class GuestView:
         va = roots.scan_for_image(self.memory, candidate.pa, self.regime, known.pa)
         if va is None or self.image is None:
             return None
+        if not roots.maps_throughout(
+            self.memory, candidate.pa, self.regime, self.image, image_pa=known.pa, va=va
+        ):
+            return None  # a table of a lower level, taken for a root, maps pieces of the image at odd places
         offset = (va - self.image.text_va) & MASK64
         return RootFound(candidate.pa, self._say(candidate, offset), offset)
 
