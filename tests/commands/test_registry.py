@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs, Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Report
+
+
+def answer(ctx: Context, args: argparse.Namespace) -> Report:
+    return Report(dict(vars(args)))
+
+
+@pytest.fixture
+def registry() -> Registry:
+    made = Registry()
+    for name, more in {
+        "snap": {"aliases": ("s",)},
+        "snaps": {},
+        "kpti": {},
+        "kpti run": {},
+        "kpti status": {},
+        "stack": {},
+        "gdb": {"passthrough": True},
+        "launch": {"extra": True},
+        "x": {"slash": "--format", "configure": lambda p: p.add_argument("--format")},
+        "far away": {},
+    }.items():
+        options: dict[str, Any] = {"summary": "S", "example": name, **more}
+        made.command(name, **options)(answer)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("snap", "snap"),
+        ("snaps", "snaps"),
+        ("s", "snap"),
+        ("st", "stack"),
+        ("kpti", "kpti"),
+        ("kpti run", "kpti run"),
+        ("k r", "kpti run"),
+        ("far a", "far away"),
+        ("  gdb   info x", "gdb"),
+        ("gdb # all", "gdb"),
+    ],
+)
+def test_names_aliases_and_abbreviations(registry: Registry, line: str, name: str) -> None:
+    assert registry.split(line)[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("sn", "ambiguous"),
+        ("", "no command given"),
+        ("# only a comment", "no command given"),
+        ("nonsense", "no command 'nonsense'"),
+        ("far", "needs a further word"),
+        ("snap 'x", "No closing quotation"),
+    ],
+)
+def test_what_is_no_command(registry: Registry, line: str, word: str) -> None:
+    with pytest.raises(UserError, match=word) as caught:
+        registry.split(line)
+    assert caught.value.hint
+
+
+def test_passthrough_keeps_its_text(registry: Registry) -> None:
+    assert registry.run(Context(registry), "gdb p  'a b'  # c").result == {"line": "p  'a b'  # c"}
+
+
+def test_words_behind_two_dashes_are_for_another_program(registry: Registry) -> None:
+    assert registry.run(Context(registry), "launch -- -d int -- x").result == {
+        "extra": ["-d", "int", "--", "x"]
+    }
+    assert registry.run(Context(registry), "launch").result == {"extra": []}
+
+
+def test_a_slash_opens_an_option_of_commands_that_have_one(registry: Registry) -> None:
+    assert registry.run(Context(registry), "x/8gx").result == {"format": "8gx"}
+    with pytest.raises(UserError, match="no command 'snap/8'"):
+        registry.split("snap/8")
+
+
+def test_wrong_arguments_are_the_users_and_never_leave_the_process(registry: Registry) -> None:
+    for line in ("snap --nosuch", "snap extra", "x --format"):
+        with pytest.raises(UserError) as caught:
+            registry.run(Context(registry), line)
+        assert "usage:" in caught.value.hint
+
+
+def test_needs_are_checked_before_the_handler_runs() -> None:
+    registry = Registry()
+    registry.command("live", summary="S", example="live", needs=Needs.STOPPED)(answer)
+    with pytest.raises(UserError, match="live: not attached"):
+        registry.run(Context(registry), "live")
+
+
+def test_a_name_is_registered_once(registry: Registry) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        registry.command("snap", summary="S", example="snap")(answer)
+    with pytest.raises(ValueError, match="twice"):
+        registry.command("other", summary="S", example="other", aliases=("s",))(answer)
+
+
+def test_no_alias_hides_a_command() -> None:
+    registry = build_registry()
+    assert not {(alias,) for alias in registry.aliases} & set(registry.commands)
+
+
+def test_the_short_names_that_debugger_users_have_in_their_fingers() -> None:
+    registry = build_registry()
+    wanted = {"c": "continue", "si": "stepi", "b": "break", "bt": "bt", "x": "x", "q": "quit"}
+    for short, name in wanted.items():
+        assert registry.split(short)[0].name == name
