@@ -1,4 +1,4 @@
-"""`regs` and `regime`: the registers of a CPU, and what they mean for translation."""
+"""`regs`, `regime`, `cpu`: the registers of a CPU, what they mean for translation, and which CPU it is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, captured_cpu, cpu_state, register_of
 from ptinspect.errors import RegimeError
 from ptinspect.output.model import Report
+from ptinspect.output.views.regime import mmu_on
 from ptinspect.output.views.target import registers
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def register(registry: Registry) -> None:
-    """Add `regs` and `regime`."""
+    """Add `regs`, `regime` and `cpu`."""
     registry.command(
         "regs",
         summary="Show the registers of a CPU",
@@ -34,6 +35,14 @@ def register(registry: Registry) -> None:
         configure=_configure,
         details="Says the granule, address sizes, start level, ASID, CnP, and whether the MMU is on.",
     )(regime)
+    registry.command(
+        "cpu",
+        summary="List the CPUs, or choose the one that commands are about",
+        example="cpu 0",
+        needs=Needs.STOPPED,
+        configure=_configure_cpu,
+        details="After each stop it is the CPU that stopped the guest. --cpu N chooses for one command.",
+    )(cpu)
 
 
 def _configure_regs(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +53,26 @@ def _configure_regs(parser: argparse.ArgumentParser) -> None:
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cpu_option(parser)
     parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
+
+
+def _configure_cpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "number", nargs="?", type=argtypes.whole(0, 1023), metavar="N", help="CPU to choose; none: list them"
+    )
+
+
+def cpu(ctx: Context, args: argparse.Namespace) -> Report:
+    """List the CPUs, or choose one."""
+    from ptinspect.output.views.target import CpuLine, cpus
+
+    session = ctx.stopped
+    if args.number is not None:
+        session.current_cpu = cpu_state(ctx, args.number).cpu
+    lines = []
+    for number in range(session.cpu_count):
+        state = session.cpu_state(number)
+        lines.append(CpuLine(number, state.pc, ctx.place(state.pc), state.el, mmu_on(state)))
+    return cpus(lines, session.current_cpu)
 
 
 def _state(ctx: Context, args: argparse.Namespace, name: str) -> tuple[CpuState, str]:

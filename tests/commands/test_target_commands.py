@@ -373,3 +373,16 @@ def test_a_launched_qemu_that_has_gone_is_noticed_while_the_guest_is_stopped(ctx
     assert run(ctx, "status").result["state"] == "dead"
     run(ctx, "detach")
     assert ctx.session is None
+
+
+def test_the_chosen_cpu_is_the_one_that_commands_are_about() -> None:
+    tree = kernel_tree()
+    ctx = context(tree)
+    session_of(ctx).cpus = [cpu(tree), cpu(tree, 1, SCTLR_EL1=0)]
+    assert [c["mmu_on"] for c in run(ctx, "cpu").result["cpus"]] == [True, False]
+    assert run(ctx, "cpu 1").result["current"] == 1
+    assert run(ctx, "regs x0").result["cpu"] == 1
+    assert run(ctx, "regs x0 --cpu 0").result["cpu"] == 0
+    assert "* 1  EL1  off" in text(run(ctx, "cpu"))
+    with pytest.raises(UserError, match="no CPU 2"):
+        run(ctx, "cpu 2")

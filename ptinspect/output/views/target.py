@@ -91,6 +91,39 @@ def status_report(status: Status, headline: str = "") -> Report:
     return Report(result, (*head, Table((Column(""), Column("")), shown)))
 
 
+@dataclass(frozen=True)
+class CpuLine:
+    """One CPU in a list."""
+
+    cpu: int
+    """Its number, from 0."""
+    pc: int
+    """Where it stands."""
+    place: str
+    """The same with its symbol."""
+    el: int
+    """Its exception level."""
+    mmu_on: bool | None
+    """SCTLR_EL1.M; None where the stub does not tell."""
+
+
+def cpus(lines: Sequence[CpuLine], current: int) -> Report:
+    """List CPUs; a star marks the chosen one."""
+    result = {
+        "cpus": [
+            {"cpu": x.cpu, "pc": hex_address(x.pc), "place": x.place, "el": x.el, "mmu_on": x.mmu_on}
+            for x in lines
+        ],
+        "current": current,
+    }
+    words = {True: "on", False: "off", None: "?"}
+    rows = [
+        (f"{'*' if x.cpu == current else ' '} {x.cpu}", f"EL{x.el}", words[x.mmu_on], x.place) for x in lines
+    ]
+    columns = (Column("cpu", "right"), Column("EL"), Column("MMU"), Column("pc"))
+    return Report(result, (Table(columns, rows),))
+
+
 def registers(cpu: int, general: Mapping[str, int], system: Mapping[str, int], label: str) -> Report:
     """Show the registers of a CPU, three to a line."""
     result = {
