@@ -1,13 +1,22 @@
-"""The few A64 instructions that the KPTI rewrite is recognised by (Arm ARM C4.1, C6.2)."""
+"""The few A64 instructions that the rewrite of the tables is made of, decoded.
+
+Source: Arm ARM C4.1 (encodings), C6.2 (instructions), C5.3 and C5.5 (system registers, TLBI).
+"""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from typing import Literal
 
 RET = 0xD65F03C0
-DSB_SY = 0xD5033F9F
-DSB_ISHST = 0xD5033A9F
+BTI_C = 0xD503245F
+ISB = 0xD5033FDF
 TLBI_VMALLE1IS = 0xD508831F
+SCTLR_EL1 = 0x181000
+"""`msr`/`mrs` operand fields [20:5] of SCTLR_EL1, with bits 4:0 clear."""
+TTBR1_EL1 = 0x182020
+"""The same of TTBR1_EL1."""
 
 
 def words(code: bytes) -> tuple[int, ...]:
@@ -16,77 +25,125 @@ def words(code: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{count}I", code[: 4 * count])
 
 
-def is_msr_sctlr(word: int) -> bool:
-    """Tell whether this is `msr sctlr_el1, Xt`."""
-    return word & 0xFFFFFFE0 == 0xD5181000
+def _signed(value: int, width: int) -> int:
+    return value - (1 << width) if value >> (width - 1) & 1 else value
 
 
-def is_msr_ttbr1(word: int) -> bool:
-    """Tell whether this is `msr ttbr1_el1, Xt`."""
-    return word & 0xFFFFFFE0 == 0xD5182020
+def system_write(word: int) -> tuple[int, int] | None:
+    """Return (operand fields, Rt) of `msr <register>, Xt`, else None."""
+    return (word & 0x1FFFE0, word & 0x1F) if word & 0xFFE00000 == 0xD5000000 and _is_register(word) else None
 
 
-def is_mrs_ttbr1(word: int) -> bool:
-    """Tell whether this is `mrs Xt, ttbr1_el1`."""
-    return word & 0xFFFFFFE0 == 0xD5382020
+def system_read(word: int) -> tuple[int, int] | None:
+    """Return (operand fields, Rt) of `mrs Xt, <register>`, else None."""
+    return (word & 0x1FFFE0, word & 0x1F) if word & 0xFFE00000 == 0xD5200000 and _is_register(word) else None
 
 
-def target_register(word: int) -> int:
-    """Return Rt or Rd, bits 4:0."""
-    return word & 0x1F
+def _is_register(word: int) -> bool:
+    return bool(word >> 20 & 1)
 
 
-def sets_bit11(word: int) -> tuple[int, bool] | None:
-    """Return the register of `orr Xd, Xd, #0x800`, or of `eor` with True; None for anything else.
+def toggles_bit11(word: int) -> tuple[int, int, bool] | None:
+    """Return (Rd, Rn, False) of `orr Xd, Xn, #0x800`, with True of `eor`; None for anything else.
 
     #0x800 is the logical immediate N=1, immr=53, imms=0.
     """
     for base, toggles in ((0xB2750000, False), (0xD2750000, True)):
-        if word & 0xFFFFFC00 == base and word & 0x1F == word >> 5 & 0x1F:
-            return word & 0x1F, toggles
+        if word & 0xFFFFFC00 == base:
+            return word & 0x1F, word >> 5 & 0x1F, toggles
     return None
 
 
-def store64(word: int) -> tuple[int, int, int] | None:
-    """Return (Rt, Rn, byte offset) of a 64-bit `str` or `stur` with an immediate, else None."""
-    if word & 0xFFC00000 == 0xF9000000:
-        return word & 0x1F, word >> 5 & 0x1F, (word >> 10 & 0xFFF) * 8
-    if word & 0xFFE00C00 == 0xF8000000:
-        offset = word >> 12 & 0x1FF
-        return word & 0x1F, word >> 5 & 0x1F, offset - 0x200 if offset & 0x100 else offset
+@dataclass(frozen=True)
+class Access:
+    """Describe a 64-bit load or store with an immediate offset."""
+
+    load: bool
+    """True for `ldr`/`ldur`, False for `str`/`stur`."""
+    register: int
+    """Rt, loaded or stored."""
+    base: int
+    """Rn, the register that holds the address."""
+    offset: int
+    """Bytes added to the base for the access."""
+    writeback: int = 0
+    """Bytes added to the base afterwards (post-index)."""
+
+
+def access64(word: int) -> Access | None:
+    """Decode `ldr`/`str` of an X register with unsigned, unscaled or post-index offset, else None."""
+    rt, rn, load = word & 0x1F, word >> 5 & 0x1F, bool(word >> 22 & 1)
+    if word & 0xFF800000 == 0xF9000000:
+        return Access(load, rt, rn, (word >> 10 & 0xFFF) * 8)
+    if word & 0xFFA00C00 == 0xF8000000:
+        return Access(load, rt, rn, _signed(word >> 12 & 0x1FF, 9))
+    if word & 0xFFA00C00 == 0xF8000400:
+        return Access(load, rt, rn, 0, _signed(word >> 12 & 0x1FF, 9))
     return None
 
 
-def is_str_wzr(word: int) -> bool:
-    """Tell whether this is `str wzr, [Xn]`."""
-    return word & 0xFFFFFC1F == 0xB900001F
+def stores_wzr(word: int) -> int | None:
+    """Return Rn of `str wzr, [Xn]`, else None."""
+    return word >> 5 & 0x1F if word & 0xFFFFFC1F == 0xB900001F else None
 
 
-def cbnz_w0_target(word: int, at: int) -> int | None:
-    """Return where `cbnz w0, label` at offset `at` goes, else None."""
-    if word & 0xFF00001F != 0x35000000:
+def bit_branch(word: int, at: int) -> tuple[Literal["tbz", "tbnz"], int, int, int] | None:
+    """Return (mnemonic, Rt, bit, target) of `tbz`/`tbnz` at address `at`, else None."""
+    if word & 0x7E000000 != 0x36000000:
         return None
-    offset = word >> 5 & 0x7FFFF
-    return at + 4 * (offset - 0x80000 if offset & 0x40000 else offset)
+    position = (word >> 31) << 5 | word >> 19 & 0x1F
+    target = at + 4 * _signed(word >> 5 & 0x3FFF, 14)
+    return "tbnz" if word >> 24 & 1 else "tbz", word & 0x1F, position, target
 
 
-def adr_value(code: tuple[int, ...], index: int, va: int) -> int | None:
-    """Return the address that `adr` or `adrp` (with a following `add`) at `index` builds.
+def branch(word: int, at: int) -> int | None:
+    """Return the target of an unconditional `b` at address `at`, else None."""
+    return at + 4 * _signed(word & 0x3FFFFFF, 26) if word >> 26 == 0b000101 else None
 
-    `va` is the address of the first instruction. None for anything else.
+
+def branch_ne(word: int, at: int) -> int | None:
+    """Return the target of `b.ne` at address `at`, else None."""
+    return at + 4 * _signed(word >> 5 & 0x7FFFF, 19) if word & 0xFF00001F == 0x54000001 else None
+
+
+def branch_nonzero(word: int, at: int) -> tuple[int, int] | None:
+    """Return (Rt, target) of `cbnz Wt` at address `at`, else None."""
+    if word & 0xFF000000 != 0x35000000:
+        return None
+    return word & 0x1F, at + 4 * _signed(word >> 5 & 0x7FFFF, 19)
+
+
+def compare(word: int) -> tuple[int, int] | None:
+    """Return (Rn, Rm) of `cmp Xn, Xm`, else None."""
+    return (word >> 5 & 0x1F, word >> 16 & 0x1F) if word & 0xFFE0FC1F == 0xEB00001F else None
+
+
+def add_immediate(word: int) -> tuple[int, int, int] | None:
+    """Return (Rd, Rn, value) of `add Xd, Xn, #value`, else None."""
+    if word & 0xFF800000 != 0x91000000:
+        return None
+    return word & 0x1F, word >> 5 & 0x1F, (word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)
+
+
+def moves(word: int) -> tuple[int, int] | None:
+    """Return (Rd, Rm) of `mov Xd, Xm`, else None."""
+    return (word & 0x1F, word >> 16 & 0x1F) if word & 0xFFE0FFE0 == 0xAA0003E0 else None
+
+
+def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int] | None:
+    """Return (Rd, address) that `adr`, or `adrp` with an `add` behind it, at `index` builds, else None.
+
+    `at` is the address of the first instruction of `code`.
     """
     word = code[index]
     if word & 0x1F000000 != 0x10000000:
         return None
-    imm = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
-    imm -= (imm & 0x100000) << 1
-    pc = va + 4 * index
+    value = _signed((word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3, 21)
+    pc, register = at + 4 * index, word & 0x1F
     if not word >> 31:
-        return pc + imm
-    page = (pc & ~0xFFF) + (imm << 12)
-    register = word & 0x1F
-    if index + 1 < len(code):
-        add = code[index + 1]
-        if add & 0xFFC00000 == 0x91000000 and add & 0x1F == register and add >> 5 & 0x1F == register:
-            return page + (add >> 10 & 0xFFF)
-    return page
+        return register, pc + value
+    page = (pc & ~0xFFF) + (value << 12)
+    add = add_immediate(code[index + 1]) if index + 1 < len(code) else None
+    if add is not None and add[:2] == (register, register):
+        return register, page + add[2]
+    return register, page

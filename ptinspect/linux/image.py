@@ -185,6 +185,11 @@ class KernelImage:
         """
         return self.header.text_offset if self.header is not None else self.text_va % BOUNDARY
 
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the file that begin at `text_va` and lie in one piece."""
+        return next((s.size for s in self._segments if s.va == self.text_va), 0)
+
     def text_at(self, va: int, length: int) -> bytes:
         """Return bytes of the file by link-time address. Raises KernelFileError outside of it."""
         for segment in self._segments:
