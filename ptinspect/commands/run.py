@@ -21,6 +21,8 @@ SCRIPT_SECONDS = 300.0
 """Limit of `continue`, `finish` and `until` where nobody can press Ctrl-C, unless --timeout is given."""
 FOREVER = 10 * 365 * 86400.0
 """The same in the REPL: until Ctrl-C."""
+STEPS_AT_ONCE = 256
+"""Steps that GDB gets at once: it takes no interrupt in the middle of them."""
 
 
 def register(registry: Registry) -> None:
@@ -192,7 +194,13 @@ def stepi(ctx: Context, args: argparse.Namespace) -> Report:
     session = ctx.stopped
     cpu = cpu_state(ctx, args.cpu).cpu
     ctx.forget_stop()
-    return stopped(ctx, session.step_instructions(args.count, cpu))
+    left = args.count
+    while True:
+        stop = session.step_instructions(min(left, STEPS_AT_ONCE), cpu)
+        left -= STEPS_AT_ONCE
+        if left <= 0 or stop.reason != "end-stepping-range":
+            return stopped(ctx, stop)
+        ctx.progress("stepping", args.count - left, args.count)
 
 
 def finish(ctx: Context, args: argparse.Namespace) -> Report:

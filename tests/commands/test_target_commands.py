@@ -386,3 +386,14 @@ def test_the_chosen_cpu_is_the_one_that_commands_are_about() -> None:
     assert "* 1  EL1  off" in text(run(ctx, "cpu"))
     with pytest.raises(UserError, match="no CPU 2"):
         run(ctx, "cpu 2")
+
+
+def test_many_steps_go_in_parts_that_can_be_interrupted(ctx: Context) -> None:
+    session = session_of(ctx)
+    run(ctx, "stepi 600")
+    assert [call[1] for call in session.calls if call[0] == "step"] == [256, 256, 88]
+    session.calls.clear()
+    hit = Stop("breakpoint-hit", 0, 1, KERNEL, "")
+    session.step_instructions = lambda count, cpu: (session.calls.append(("step", count)), hit)[1]  # type: ignore[method-assign,func-returns-value]
+    assert run(ctx, "stepi 600").result["reason"] == "breakpoint-hit"
+    assert session.calls == [("step", 256)]
