@@ -136,7 +136,7 @@ def _command_line(program: str, options: LaunchOptions, folder: Path) -> list[st
     words = [program, "-machine", options.machine, "-cpu", options.cpu]
     words += ["-smp", str(options.smp), "-m", f"{options.memory}M"]
     words += ["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
-    words += ["-serial", f"file:{_escape(folder / 'console.log')}"]
+    words += ["-serial", f"file:{folder / 'console.log'}"]
     words += ["-kernel", str(options.kernel)]
     if options.initrd is not None:
         words += ["-initrd", str(options.initrd)]
