@@ -64,11 +64,12 @@ def render(report: Report, *, colour: bool = False, width: int = 0) -> str:
 def _note(note: Note, colour: bool, width: int) -> str:
     lines = note.text.split("\n")
     if width:
-        lines = [line for text in lines for line in _wrap(text, width)]
+        lines = [line for text in lines for line in wrap(text, width)]
     return "\n".join(paint(line, note.style, colour) for line in lines)
 
 
-def _wrap(text: str, width: int) -> list[str]:
+def wrap(text: str, width: int) -> list[str]:
+    """Break a line at spaces so that no part is longer than `width`, if its words allow that."""
     if len(text) <= width:
         return [text]
     indent = text[: len(text) - len(text.lstrip())]

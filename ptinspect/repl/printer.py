@@ -68,12 +68,20 @@ class Printer:
             self.out.write(json_output.failure(name, kind, where + message, hint, line) + "\n")
             self.out.flush()
             return
-        from ptinspect.output.text import paint
+        from ptinspect.output.text import paint, terminal_width, wrap
 
         colour = self.colour(self.err)
-        self.err.write(f"{place or 'ptinspect'}: {paint(message, 'bad', colour)}\n")
-        if hint:
-            self.err.write(paint(f"  {hint}", "dim", colour) + "\n")
+        width = terminal_width() if self.err.isatty() else 1 << 16
+        said = [
+            part for line in f"{place or 'ptinspect'}: {message}".split("\n") for part in wrap(line, width)
+        ]
+        told = (
+            [part for line in hint.split("\n") for part in wrap(f"  {escape(line)}", width)] if hint else []
+        )
+        for part in said:
+            self.err.write(paint(part, "bad", colour) + "\n")
+        for part in told:
+            self.err.write(paint(part, "dim", colour) + "\n")
         self.err.flush()
 
     def say(self, text: str) -> None:

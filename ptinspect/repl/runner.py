@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,7 +42,11 @@ def name_of(ctx: Context, text: str) -> str:
 
 def last_words(ctx: Context, error: PtinspectError) -> None:
     """Add what QEMU or the console said last to the hint, if the guest that was launched has gone."""
-    if isinstance(error, TargetLost) and ctx.qemu is not None and not ctx.qemu.alive:
+    if not isinstance(error, TargetLost) or ctx.qemu is None:
+        return
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ctx.qemu.process.wait(1)
+    if not ctx.qemu.alive:
         said = " | ".join(ctx.qemu.last_words().splitlines()[-5:])
         error.hint = "; ".join(
             part for part in (error.hint, f"QEMU's last words: {said}" if said else "") if part

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fakes import context, kernel_tree
 
-from ptinspect.errors import CheckFailed, MemoryReadError, UserError
+from ptinspect.errors import CheckFailed, MemoryReadError, TargetLost, UserError
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Line, run_line, run_lines
@@ -157,3 +157,27 @@ def test_progress_waits_a_second_and_goes_to_a_terminal(monkeypatch: pytest.Monk
 
 def test_nobody_answers_questions_without_a_terminal(printer: Printer) -> None:
     assert printer.confirm("really?") is False
+
+
+def test_a_lost_guest_is_told_with_the_last_words_of_its_qemu(printer: Printer) -> None:
+    class Process:
+        def wait(self, timeout: float) -> int:
+            return 1
+
+    class Qemu:
+        process = Process()
+        alive = False
+
+        def last_words(self) -> str:
+            return "one\nKernel panic\x07"
+
+    def fail(ctx: Any, args: Any) -> Report:
+        raise TargetLost("the session is over", "attach or launch again")
+
+    ctx = with_command(fail)
+    ctx.qemu = Qemu()
+    assert run_line(ctx, printer, Line("probe")) == 3
+    assert err(printer).splitlines() == [
+        "ptinspect: the session is over",
+        "  attach or launch again; QEMU's last words: one | Kernel panic\\x07",
+    ]

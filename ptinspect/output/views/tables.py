@@ -41,7 +41,8 @@ def _root(snapshot: Snapshot) -> dict[str, Any]:
 
 def _heads(snapshot: Snapshot, *, part: bool = True) -> list[Note]:
     """Say which root is looked at and why, and what is missing."""
-    text = f"root pa:{snapshot.root.pa:#x}: {escape(snapshot.root.provenance)} {escape(snapshot.name)}"
+    off = "" if snapshot.regime.mmu_on else "; the MMU is off"
+    text = f"root pa:{snapshot.root.pa:#x}: {escape(snapshot.root.provenance)} {escape(snapshot.name)}{off}"
     return [Note(text, "dim"), *(warnings(snapshot) if part else [])]
 
 
