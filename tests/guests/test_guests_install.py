@@ -19,6 +19,7 @@ from ptinspect.guests.install import Installer
 
 KERNEL = b"kernel of 5.10 " * 100
 SHELL = b"static shell"
+OTHER_SHELL = b"a later one"
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -54,9 +55,7 @@ class World:
         )
         shells = {
             "old": self.archive.add("old", "busybox-static", "1:1.30-1", {"bin/busybox": SHELL}),
-            "new": self.archive.add(
-                "new", "busybox-static", "1:1.35-1", {"usr/bin/busybox": SHELL + b" new"}
-            ),
+            "new": self.archive.add("new", "busybox-static", "1:1.35-1", {"usr/bin/busybox": OTHER_SHELL}),
         }
         image = pin(
             "linux-image-5.10.0-32-arm64-unsigned",
@@ -78,7 +77,9 @@ class World:
         self.table = Data(
             (
                 GuestSpec("5.10-cloud", "", ("old",), image, None, False, "cortex-a72", ("6.1-cloud",)),
-                GuestSpec("5.10-dbg", "", ("old",), image, vmlinux, True, "cortex-a72", ("5.10-cloud",)),
+                GuestSpec(
+                    "5.10-dbg", "", ("old",), image, vmlinux, True, "cortex-a72", ("5.10-cloud", "6.1-cloud")
+                ),
                 GuestSpec("6.1-cloud", "", ("new",), later, None, False, "max", ()),
             ),
             tuple(
@@ -175,6 +176,14 @@ def test_the_debug_package_belongs_to_the_same_image(world: World) -> None:
     assert guest.vmlinux.read_bytes() == b"symbols of 40"
 
 
+def test_symbols_of_another_version_do_not_serve(world: World) -> None:
+    world.archive.remove("old", "linux-image-5.10.0-32-arm64-dbg")
+    path = "usr/lib/debug/boot/vmlinux-5.10.0-32-arm64"
+    world.archive.add("old", "linux-image-5.10.0-32-arm64-dbg", "5.10.224-1", {path: b"others"})
+    guest = world.install("5.10-dbg")
+    assert (guest.name, guest.vmlinux) == ("5.10-cloud", None)
+
+
 def test_the_next_guest_serves_when_the_suite_is_gone(world: World) -> None:
     world.archive.drop("old")
     guest = world.install()
@@ -198,9 +207,15 @@ def test_a_suite_that_comes_back_replaces_the_stand_in(world: World) -> None:
 
 def test_one_broken_suite_does_not_break_another(world: World) -> None:
     world.archive.drop("old")
-    with world.installer() as installer:
+    said: list[str] = []
+    with world.installer(lambda what, done, total: said.append(what)) as installer:
         assert installer.install("6.1-cloud").note == ""
         assert installer.install("5.10-cloud").name == "6.1-cloud"
+        assert installer.install("5.10-dbg", again=True).name == "6.1-cloud"
+    assert sorted(what for what in said if what.startswith("reading")) == [
+        "reading the index of new",
+        "reading the index of old",
+    ]
 
 
 def test_nothing_serves_when_the_archive_is_gone(world: World) -> None:
@@ -217,7 +232,7 @@ def test_a_shell_from_another_suite_serves(world: World) -> None:
     world.archive.remove("old", "busybox-static")
     guest = world.install()
     assert guest.name == "5.10-cloud"
-    assert SHELL + b" new" in gzip.decompress(guest.initrd.read_bytes())
+    assert OTHER_SHELL in gzip.decompress(guest.initrd.read_bytes())
 
 
 def test_a_file_that_is_not_the_pinned_one_is_refused(world: World) -> None:
