@@ -97,7 +97,7 @@ class _Joined:
     count: NDArray[np.int64]
     level: NDArray[np.int8]
     kind: NDArray[np.intp]
-    """Position in the list of distinct attributes."""
+    """Position in the list of distinct attributes; those of different levels are distinct."""
     whole: NDArray[np.bool_]
     """Whether the physical addresses follow each other."""
 
@@ -215,7 +215,7 @@ def _merge(parts: _Joined, sizes: NDArray[np.uint64], *, strict: bool) -> _Joine
         return parts
     span = parts.count.astype(np.uint64) * sizes[parts.level.astype(np.intp) - LOWEST_LEVEL]
     same = (parts.va[:-1] + span[:-1]) == parts.va[1:]
-    same &= (parts.kind[:-1] == parts.kind[1:]) & (parts.level[:-1] == parts.level[1:])
+    same &= parts.kind[:-1] == parts.kind[1:]
     if strict:
         same &= (parts.pa[:-1] + span[:-1]) == parts.pa[1:]
     first = np.nonzero(np.concatenate([[True], ~same]))[0]

@@ -54,7 +54,7 @@ class Change:
     """Show one descriptor that differs in more than bit 11, or one table that cannot be compared."""
 
     va_start: VirtAddr
-    """First address that it translates; the lowest, if its table is reached several times."""
+    """First address that it translates; the lowest compared, if its table is reached several times."""
     va_end: VirtAddr
     """Last address that it translates."""
     level: int

@@ -230,5 +230,3 @@ def _fill(member: IO[bytes], array: _Array, name: str) -> None:
             raise SnapshotError(f"the array {name!r} is truncated")
         room[done : done + len(data)] = np.frombuffer(data, dtype=np.uint8)
         done += len(data)
-    if member.read(1):
-        raise SnapshotError(f"the array {name!r} is longer than its header says")

@@ -128,6 +128,19 @@ def test_a_shared_table_is_one_row_at_its_lowest_address() -> None:
     assert tables.va[tables.level == 3].tolist() == [va + 3 * unit]
 
 
+def test_a_shared_table_that_sticks_out_of_the_range_is_followed_as_far_as_each_way_in_goes() -> None:
+    tree = TreeBuilder(regime_4k(48))
+    va = int(tree.regime.va_min)
+    for index in (0, 5, 9):
+        tree.map(va + index * (2 << 20), 0x8000_0000)
+    tree.share(va + (1 << 30), 1, va)
+    low, high = va + 3 * (2 << 20), va + (1 << 30) + (2 << 20)
+    tables = tree.capture(va_range=(low, high))
+    assert as_dict(tables) == slow_capture(tree, low, high)
+    at = [int(v) - va for v in tables.va[tables.level == 3]]
+    assert at == [5 * (2 << 20), 9 * (2 << 20), 1 << 30]
+
+
 def test_an_unreadable_table_is_a_row_that_says_so() -> None:
     tree = TreeBuilder(regime_4k(48))
     va = int(tree.regime.va_min)

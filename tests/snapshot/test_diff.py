@@ -308,6 +308,48 @@ def test_only_the_common_part_is_compared() -> None:
         diff(a, far)
 
 
+@pytest.mark.parametrize("third", [False, True])
+def test_a_shared_table_that_sticks_out_at_both_ends_counts_each_slot_once(third: bool) -> None:
+    tree = small_tree(regime_4k(48))
+    va, unit = int(tree.regime.va_min), 2 << 20
+    for index in range(12):
+        tree.map(va + index * unit, 0x9000_0000)
+    tree.share(va + (1 << 30), 1, va)
+    tree.share(va + (2 << 30), 1, va)
+    if not third:
+        tree.set(va + (1 << 30), 1, 0)
+    part = (va + 3 * unit, va + (2 << 30) + 6 * unit)
+    a = tree.snapshot("a", va_range=part)
+    for index in (0, 4, 5, 11):
+        tree.xor(va + index * unit, 2, 1 << 59)
+    tree.xor(va + 3 * unit, 2, NG)
+    tree.xor(va + 2 * unit, 2, NG)
+    b = tree.snapshot("b", va_range=part)
+    found = diff(a, b) if third else assert_agrees(a, b)
+    assert (level_of(found, 2).attributes, level_of(found, 2).marked) == (4, 2)
+    assert level_of(found, 2).changed == 6 and found.changes_total == 4
+
+
+def test_what_lies_outside_the_common_part_is_not_counted() -> None:
+    tree = small_tree(regime_4k(48))
+    va = int(tree.regime.va_min)
+    part = (va + 0x3000, va + 0x8FFF)
+    a = tree.snapshot("a", va_range=part)
+    for page in range(40):
+        tree.xor(va + page * 0x1000, 3, NG)
+    found = assert_agrees(a, tree.snapshot("b", va_range=part))
+    assert (level_of(found, 3).ng_set, level_of(found, 3).changed) == (6, 6)
+
+
+def test_bit_11_with_something_else_is_no_attribute() -> None:
+    tree = small_tree(regime_4k(48))
+    va = int(tree.regime.va_min)
+    a = tree.snapshot("a")
+    tree.xor(va, 3, NG | 0x1000)
+    (change,) = assert_agrees(a, tree.snapshot("b")).changes
+    assert change.kinds == ("ng_set", "retargeted")
+
+
 def test_a_shared_table_is_compared_once() -> None:
     tree = small_tree(regime_4k(48))
     va = int(tree.regime.va_min)
