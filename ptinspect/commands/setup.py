@@ -45,7 +45,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a reference guest, instead of the default one; may be repeated",
     )
-    add("--all", action="store_true", help="every reference guest but the large ones, which hold debug symbols")
+    add("--all", action="store_true", help="every reference guest but the large ones (debug symbols)")
     add("--check", action="store_true", help="compare the guests' files with their hashes")
     add("--list", action="store_true", help="only list the reference guests")
 
