@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import binascii
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.errors import MiError, TargetError
+from ptinspect.target.mi import Reply
 from ptinspect.target.mitext import quote
 from ptinspect.target.process import GdbProcess
 
@@ -32,9 +34,10 @@ def script_path() -> Path:
 class Agent:
     """Read and write guest-physical memory in batches."""
 
-    def __init__(self, gdb: GdbProcess) -> None:
-        """Load the script into GDB. Raises TargetError."""
+    def __init__(self, gdb: GdbProcess, file: int | None = None) -> None:
+        """Load the script into GDB; `file` is a file that GDB has inherited. Raises TargetError."""
         self._gdb = gdb
+        self._file = file
         self.pipelined = True
         """Use the socket's pipeline where the script finds the socket; False: GDB's own requests."""
         gdb.request(f"-interpreter-exec console {quote(f'source {script_path()}')}", BASE_SECONDS)
@@ -45,16 +48,22 @@ class Agent:
         An address without RAM reads as zeros: check before. Raises TargetError.
         """
         total = sum(size for _, size in ranges)
-        text = ",".join(f"{pa:x}:{size:x}" for pa, size in ranges)
-        way = "" if self.pipelined else " gdb"
-        reply = self._gdb.request(f"-ptinspect-read {text}{way}", BASE_SECONDS + total / BYTES_PER_SECOND)
-        try:
-            data = binascii.a2b_base64(reply.field("data"), strict_mode=True)
-        except binascii.Error as error:
-            raise MiError(f"GDB's answer to a read of {total} bytes is damaged: {error}") from error
+        words = ["-ptinspect-read", ",".join(f"{pa:x}:{size:x}" for pa, size in ranges)]
+        words += [] if self.pipelined else ["gdb"]
+        words += [] if self._file is None else [f"file={self._file}"]
+        reply = self._gdb.request(" ".join(words), BASE_SECONDS + total / BYTES_PER_SECOND)
+        data = self._decode(reply)
         if len(data) != total:
             raise MiError(f"GDB's answer to a read of {total} bytes holds {len(data)}")
         return data
+
+    def _decode(self, reply: Reply) -> bytes:
+        try:
+            if self._file is None:
+                return binascii.a2b_base64(reply.field("data"), strict_mode=True)
+            return os.pread(self._file, int(reply.field("size")), 0)
+        except (ValueError, OSError) as error:
+            raise MiError(f"GDB's answer to a read is damaged: {error}") from error
 
     def write(self, pa: int, data: bytes) -> None:
         """Write bytes at a guest-physical address. Raises TargetError."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,8 @@ class Link:
     """RAM and ROM of the machine, by address."""
     cpu_count: int
     """CPUs of the machine."""
+    close: Callable[[], None]
+    """Gives back what the session holds beside GDB."""
 
 
 def connect(
@@ -68,19 +72,23 @@ def connect(
     except TargetError as error:
         raise ConnectError(error.message, error.hint) from error
     tracker = RunTracker()
-    process = GdbProcess(
-        [gdb.path, "-nx", "-q", "--interpreter=mi3"],
-        on_event=tracker.event,
-        on_lost=tracker.lost,
-    )
     try:
         with contextlib.ExitStack() as undo:
+            held = undo.enter_context(contextlib.ExitStack())
+            file = os.memfd_create("ptinspect")
+            held.callback(os.close, file)
+            process = GdbProcess(
+                [gdb.path, "-nx", "-q", "--interpreter=mi3"],
+                on_event=tracker.event,
+                on_lost=tracker.lost,
+                files=[file],
+            )
             undo.callback(process.kill, "attaching failed")
             undo.callback(tracker.lost, "attaching failed")
             facts = probe(address, timeout)
             if facts.was_running:
                 undo.callback(_let_run, process, address)
-            agent = _prepare(process, symbol_file, timeout)
+            agent = _prepare(process, file, symbol_file, timeout)
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
             tracker.attached()
@@ -95,6 +103,7 @@ def connect(
                 registers=RegisterReader(process),
                 ram=parse_mtree(process.request(f"-interpreter-exec console {quote(_MTREE)}", timeout).text),
                 cpu_count=_count_cpus(process, timeout),
+                close=held.close,
             )
             undo.pop_all()
             return link
@@ -110,7 +119,7 @@ def _let_run(process: GdbProcess, address: StubAddress) -> None:
     leave_running(address)
 
 
-def _prepare(process: GdbProcess, symbol_file: Path | None, timeout: float) -> Agent:
+def _prepare(process: GdbProcess, file: int, symbol_file: Path | None, timeout: float) -> Agent:
     for setting in SETTINGS:
         process.request(f"-gdb-set {setting}", timeout)
     for setting in OPTIONAL_SETTINGS:
@@ -120,7 +129,7 @@ def _prepare(process: GdbProcess, symbol_file: Path | None, timeout: float) -> A
             process.request(f"-file-exec-and-symbols {quote(str(symbol_file))}", SYMBOL_SECONDS)
         except MiError as error:
             raise ConnectError(f"GDB cannot use {symbol_file}: {error.message}") from error
-    return Agent(process)
+    return Agent(process, file)
 
 
 def _count_cpus(process: GdbProcess, timeout: float) -> int:

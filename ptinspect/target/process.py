@@ -52,12 +52,13 @@ class GdbProcess:
         *,
         on_event: Callable[[str, Mapping[str, Any]], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        files: Sequence[int] = (),
     ) -> None:
         """Start GDB; it ends with the thread that does this.
 
         `on_event(name, fields)` gets `*` and `=` records and results of class running, `on_lost(reason)`
         is called once at the end; both in the reader's thread, in GDB's order, and they must not send
-        commands. Raises TargetError if the program cannot be started.
+        commands. `files` are inherited. Raises TargetError if the program cannot be started.
         """
         self.command_line = tuple(command_line)
         self._on_event, self._on_lost = on_event, on_lost
@@ -78,6 +79,7 @@ class GdbProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 bufsize=0,
+                pass_fds=files,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - calls prctl only
             )
         except OSError as error:

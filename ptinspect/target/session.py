@@ -186,6 +186,7 @@ class Session(RunControl):
         finally:
             self._left = True
             self._gdb.close()
+            self._link.close()
 
     def close(self) -> None:
         """Detach, and end GDB whatever happens; nothing is raised. Safe to call twice."""
