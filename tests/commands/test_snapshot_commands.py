@@ -142,6 +142,15 @@ def test_symbols_of_a_snapshot_use_the_placement_at_its_time(ctx: Context) -> No
     assert run(held, "walk start_kernel --snap a").result["pa"] == hex(IMAGE + 0x1000)
 
 
+def test_symbols_of_a_snapshot_move_with_kaslr(ctx: Context) -> None:
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    view = ctx.view()
+    view.kaslr_offset = 0x20_0000  # type: ignore[misc]
+    ctx.view = lambda: view  # type: ignore[method-assign]
+    run(ctx, "snap a")
+    assert run(ctx, "walk start_kernel --snap a").result["va"] == hex(KERNEL + 0x1000 + 0x20_0000)
+
+
 def test_the_other_half_is_not_in_it(ctx: Context) -> None:
     run(ctx, "snap a")
     with pytest.raises(UserError, match="not in the kernel half"):
