@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,30 +91,35 @@ class Expansion:
         self.missing = 0
         """Ways that lead to a table which is not in the snapshot."""
 
-    def run(self) -> list[Fragments]:
-        """Return the stretches of each level."""
-        found = []
+    def run(self, collect: Callable[[Fragments], bool]) -> None:
+        """Hand the stretches to `collect`, level by level, in order of va within a level.
+
+        When `collect` returns False, the rest of that level is left out.
+        """
         visits = _Visits(
             np.zeros(1, dtype=np.intp),
             np.array([int(self._regime.va_min)], dtype=np.uint64),
             np.zeros(1, dtype=np.uint8),
         )
-        deepest = max(self._levels, default=self._regime.start_level - 1)
-        for level in range(self._regime.start_level, min(deepest, LEVEL_LAST) + 1):
+        deepest = min(max(self._levels, default=self._regime.start_level - 1), LEVEL_LAST)
+        step = max(CHUNK_WORDS // self._snapshot.tables.raw.shape[1], 1)
+        for level in range(self._regime.start_level, deepest + 1):
             good = self._snapshot.tables.readable[visits.row]
             self.unreadable += int(np.count_nonzero(~good))
             visits = visits[good]
             below: list[_Visits] = [visits[:0]]
-            step = max(CHUNK_WORDS // self._snapshot.tables.raw.shape[1], 1)
+            wanted = level in self._levels
             for start in range(0, len(visits), step):
+                descend = level < deepest and sum(len(v) for v in below) <= self._max_visits
+                if not wanted and not descend:
+                    break
                 part = visits[start : start + step]
                 raw = take_rows(self._snapshot.tables.raw, part.row)
-                if level in self._levels:
-                    found.append(self._stretches(part, raw, level))
-                if level < deepest and sum(len(v) for v in below) <= self._max_visits:
+                if wanted:
+                    wanted = collect(self._stretches(part, raw, level))
+                if descend:
                     below.append(self._children(part, raw, level))
             visits = self._bounded(below, level)
-        return found
 
     def _bounded(self, below: list[_Visits], level: int) -> _Visits:
         """Join the tables found below `level`, as many as are followed."""

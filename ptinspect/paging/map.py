@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +9,13 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import Attributes, decode
+from ptinspect.arch.levels import levels_of
 from ptinspect.arch.perms import Permissions, effective
-from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.arch.regime import Regime
 from ptinspect.paging.bounded import Bounded
 from ptinspect.paging.fragments import MAX_VISITS, Expansion, Fragments
 from ptinspect.paging.regions import RegionNamer, half_namer
 from ptinspect.snapshot.classify import HIERARCHY_SHIFT, address_bits
-from ptinspect.snapshot.index import LOWEST_LEVEL
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
 
@@ -90,12 +89,12 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class _Joined:
-    """Fragments of all levels in order of va."""
+    """Fragments that the filter accepts."""
 
     va: NDArray[np.uint64]
     pa: NDArray[np.uint64]
-    count: NDArray[np.int64]
-    level: NDArray[np.int8]
+    span: NDArray[np.uint64]
+    """Bytes that they map."""
     kind: NDArray[np.intp]
     """Position in the list of distinct attributes; those of different levels are distinct."""
     whole: NDArray[np.bool_]
@@ -103,6 +102,9 @@ class _Joined:
 
     def __len__(self) -> int:
         return int(self.va.shape[0])
+
+    def __getitem__(self, which: NDArray[np.intp]) -> _Joined:
+        return _Joined(self.va[which], self.pa[which], self.span[which], self.kind[which], self.whole[which])
 
 
 def runs(
@@ -117,27 +119,20 @@ def runs(
     """
     wanted = chosen or MapFilter()
     window = _window(snapshot, wanted)
-    expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits)
-    parts = expansion.run()
     kinds = _Kinds(snapshot.regime, wanted)
-    joined = _join(parts, kinds)
-    first = snapshot.regime.start_level
-    sizes = np.array(
-        [snapshot.regime.entry_size(max(level, first)) for level in range(LOWEST_LEVEL, LEVEL_LAST + 1)],
-        dtype=np.uint64,
-    )
-    joined = _merge(joined, sizes, strict=True)
-    if wanted.merge_pa:
-        joined = _merge(joined, sizes, strict=False)
+    collector = _Collector(kinds, snapshot.regime, wanted)
+    expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits)
+    expansion.run(collector.add)
+    joined = collector.result()
     reasons = [expansion.truncated]
     if expansion.missing:
         why = f" ({snapshot.truncated})" if snapshot.truncated else ""
         reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
     if expansion.unreadable:
         reasons.append(f"{expansion.unreadable} tables could not be read")
-    if len(joined) > wanted.max_runs:
-        reasons.append(f"{wanted.max_runs} of {len(joined)} runs are listed")
-    found = _runs(joined, kinds, sizes, regions or half_namer(snapshot.regime), wanted.max_runs)
+    if collector.full or len(joined) > wanted.max_runs:
+        reasons.append(f"only the first {min(wanted.max_runs, len(joined))} runs are listed")
+    found = _runs(joined, kinds, regions or half_namer(snapshot.regime), wanted.max_runs)
     return Bounded(found, "; ".join(reason for reason in reasons if reason))
 
 
@@ -149,13 +144,24 @@ def _window(snapshot: Snapshot, wanted: MapFilter) -> Window:
     return Window(low, high, captured.whole and asked.whole)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One combination of level, attributes and hierarchical bits, decoded."""
+
+    level: int
+    size: int
+    attributes: Attributes
+    permissions: Permissions
+    bits: int
+
+
 class _Kinds:
     """Decode each distinct combination of level, attributes and hierarchical bits once."""
 
     def __init__(self, regime: Regime, wanted: MapFilter) -> None:
         self._regime = regime
         self._wanted = wanted
-        self.decoded: list[tuple[Attributes, Permissions, int]] = []
+        self.decoded: list[_Kind] = []
         self._known: dict[tuple[int, int, int], int] = {}
 
     def of(self, part: Fragments) -> NDArray[np.intp]:
@@ -173,9 +179,12 @@ class _Kinds:
             leaf = decode(raw, level, self._regime)
             above = decode(hierarchy << HIERARCHY_SHIFT | 3, self._regime.start_level, self._regime)
             assert leaf.attributes is not None
-            pair = (leaf.attributes, effective(leaf, [above], self._regime))
-            self._known[key] = len(self.decoded) if self._accepts(*pair) else -1
-            self.decoded.append((*pair, raw))
+            permissions = effective(leaf, [above], self._regime)
+            accepted = self._accepts(leaf.attributes, permissions)
+            self._known[key] = len(self.decoded) if accepted else -1
+            if accepted:
+                size = self._regime.entry_size(level)
+                self.decoded.append(_Kind(level, size, leaf.attributes, permissions, raw))
         return self._known[key]
 
     def _accepts(self, attributes: Attributes, permissions: Permissions) -> bool:
@@ -191,67 +200,90 @@ class _Kinds:
         )
 
 
-def _join(parts: Sequence[Fragments], kinds: _Kinds) -> _Joined:
-    """Put the fragments that the filter accepts in order of va."""
-    numbers = [kinds.of(part) if len(part) else np.zeros(0, dtype=np.intp) for part in parts]
-    number = np.concatenate([np.zeros(0, dtype=np.intp), *numbers])
-    va = np.concatenate([np.zeros(0, dtype=np.uint64), *(part.va for part in parts)])
-    order = np.argsort(va, kind="stable")
-    order = order[number[order] >= 0]
-    level = np.repeat(np.array([part.level for part in parts], dtype=np.int8), [len(part) for part in parts])
-    return _Joined(
-        va=va[order],
-        pa=np.concatenate([va[:0], *(part.pa for part in parts)])[order],
-        count=np.concatenate([np.zeros(0, dtype=np.int64), *(part.count for part in parts)])[order],
-        level=level[order],
-        kind=number[order],
-        whole=np.ones(order.shape[0], dtype=np.bool_),
-    )
+class _Collector:
+    """Take fragments, keep those that the filter accepts, joined as far as they can be."""
+
+    def __init__(self, kinds: _Kinds, regime: Regime, wanted: MapFilter) -> None:
+        self._kinds = kinds
+        self._wanted = wanted
+        self._sizes = {level: regime.entry_size(level) for level in levels_of(regime)}
+        self._parts: list[_Joined] = []
+        self._counts: dict[int, int] = {}
+        self.full = False
+        """True if fragments were left out because there are more than can be listed."""
+
+    def add(self, part: Fragments) -> bool:
+        """Take the fragments of one chunk; False if the level has more than can be listed."""
+        count = self._counts.get(part.level, 0)
+        if len(part):
+            number = self._kinds.of(part)
+            kept = np.nonzero(number >= 0)[0]
+            span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[part.level])
+            whole = np.ones(kept.shape[0], dtype=np.bool_)
+            joined = self._merge(_Joined(part.va[kept], part.pa[kept], span, number[kept], whole))
+            self._parts.append(joined)
+            count = self._counts[part.level] = count + len(joined)
+        self.full |= count > self._wanted.max_runs
+        return count <= self._wanted.max_runs
+
+    def result(self) -> _Joined:
+        """Return all in order of va, those joined that met at the border of chunks."""
+        none = np.zeros(0, dtype=np.uint64)
+        flags = none.astype(np.bool_)
+        parts = [_Joined(none, none, none, none.astype(np.intp), flags), *self._parts]
+        joined = _Joined(
+            np.concatenate([part.va for part in parts]),
+            np.concatenate([part.pa for part in parts]),
+            np.concatenate([part.span for part in parts]),
+            np.concatenate([part.kind for part in parts]),
+            np.concatenate([part.whole for part in parts]),
+        )
+        return self._merge(joined[np.argsort(joined.va, kind="stable")])
+
+    def _merge(self, parts: _Joined) -> _Joined:
+        parts = _merge(parts, strict=True)
+        return _merge(parts, strict=False) if self._wanted.merge_pa else parts
 
 
-def _merge(parts: _Joined, sizes: NDArray[np.uint64], *, strict: bool) -> _Joined:
+def _merge(parts: _Joined, *, strict: bool) -> _Joined:
     """Join neighbours; `strict` asks for physical addresses that follow each other."""
     if not len(parts):
         return parts
-    span = parts.count.astype(np.uint64) * sizes[parts.level.astype(np.intp) - LOWEST_LEVEL]
-    same = (parts.va[:-1] + span[:-1]) == parts.va[1:]
+    same = (parts.va[:-1] + parts.span[:-1]) == parts.va[1:]
     same &= parts.kind[:-1] == parts.kind[1:]
     if strict:
-        same &= (parts.pa[:-1] + span[:-1]) == parts.pa[1:]
+        same &= (parts.pa[:-1] + parts.span[:-1]) == parts.pa[1:]
+        same &= parts.whole[:-1] & parts.whole[1:]
     first = np.nonzero(np.concatenate([[True], ~same]))[0]
     alone = np.diff(np.append(first, len(parts))) == 1
     return _Joined(
         va=parts.va[first],
         pa=parts.pa[first],
-        count=np.add.reduceat(parts.count, first),
-        level=parts.level[first],
+        span=np.add.reduceat(parts.span, first),
         kind=parts.kind[first],
         whole=parts.whole[first] & (alone | strict),
     )
 
 
-def _runs(
-    joined: _Joined, kinds: _Kinds, sizes: NDArray[np.uint64], regions: RegionNamer, limit: int
-) -> list[Run]:
+def _runs(joined: _Joined, kinds: _Kinds, regions: RegionNamer, limit: int) -> list[Run]:
     """Make the objects that are shown."""
     found = []
-    columns = (joined.va, joined.pa, joined.count, joined.level, joined.kind, joined.whole)
-    for va, pa, count, level, kind, whole in zip(*(c[:limit].tolist() for c in columns), strict=True):
-        size = int(sizes[level - LOWEST_LEVEL])
-        attributes, permissions, bits = kinds.decoded[kind]
+    columns = (joined.va, joined.pa, joined.span, joined.kind, joined.whole)
+    for va, pa, span, kind, whole in zip(*(c[:limit].tolist() for c in columns), strict=True):
+        distinct = kinds.decoded[kind]
         found.append(
             Run(
                 va_start=VirtAddr(va),
-                va_end=VirtAddr(va + count * size - 1),
+                va_end=VirtAddr(va + span - 1),
                 pa_start=PhysAddr(pa),
-                level=level,
-                leaf_size=size,
-                count=count,
-                attributes=attributes,
-                permissions=permissions,
+                level=distinct.level,
+                leaf_size=distinct.size,
+                count=span // distinct.size,
+                attributes=distinct.attributes,
+                permissions=distinct.permissions,
                 region=regions(va),
                 pa_contiguous=whole,
-                bits=bits,
+                bits=distinct.bits,
             )
         )
     return found
