@@ -65,6 +65,8 @@ class Position:
     """The tables that are open, the root first; empty unless walking."""
     frontier: Frontier | None
     """The first descriptor that is not done; None unless walking."""
+    subtree_done: bool = False
+    """True if all below that descriptor is done, and only it is left (old algorithm)."""
 
 
 def cursors(state: CpuState, code: KptiCode, regime: Regime) -> tuple[Cursor, ...]:
@@ -135,9 +137,13 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
         offset = (state.pc - code.entry_va) & _PLACE
         behind = code.levels[0].skip <= offset <= code.points["return"]
         return Position("done" if behind else "before", (), None)
+    offset = (state.pc - code.entry_va) & _PLACE
     open_ = list(found)
+    deepest = code.levels_of(regime)[len(open_) - 1]
+    subtree_done = deepest.mark is not None and deepest.mark <= offset <= (deepest.store or 0)
     while len(open_) > 1 and open_[-1].index >= open_[-1].entries:
         open_.pop()
+        subtree_done = True
         last = open_[-1]
         if last.written:  # marked before its subtree, which has just ended
             open_[-1] = Cursor(last.level, last.index + 1, last.entries, last.descriptor, last.table)
@@ -147,7 +153,9 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
     va = frontier_of(tuple(open_), regime)
     assert va is not None
     pa = _descriptor_pa(state, code, regime, memory, last)
-    return Position("walking", found, Frontier(VirtAddr(va), last.level, pa, "walk registers"))
+    old = code.algorithm == "mmu-off-post-order"
+    frontier = Frontier(VirtAddr(va), last.level, pa, "walk registers")
+    return Position("walking", found, frontier, subtree_done and old)
 
 
 def _descriptor_pa(
@@ -211,12 +219,9 @@ def progress(snapshot: Snapshot, algorithm: Algorithm) -> Progress:
     last_marked = -1
     for level in sorted({int(v) for v in np.unique(tables.level)}):
         rows = np.flatnonzero(tables.level == level)
-        raw = tables.raw[rows]
-        kind = kinds(raw, level, regime)
-        valid = (kind == K_TABLE) | (kind == K_BLOCK) | (kind == K_PAGE)
-        marked = valid & ((raw & np.uint64(BIT11)) != 0)
+        valid, marked = _marks(tables.raw[rows], level, regime)
         counts.append(LevelProgress(level, int(np.count_nonzero(valid)), int(np.count_nonzero(marked))))
-        key = _keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
+        key = _keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
         if marked.any():
             last_marked = max(last_marked, int(key[marked].max()))
         unmarked = valid & ~marked
@@ -244,28 +249,40 @@ def _keys(
     return start * np.uint64(16) + np.uint64(level + 1)
 
 
-def agrees(snapshot: Snapshot, algorithm: Algorithm, registers: Frontier) -> list[str]:
-    """Compare the frontier of the registers with the marks; return what contradicts it, empty if nothing.
+def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position) -> list[str]:
+    """Compare a position read from registers with the marks; return what contradicts it.
 
     Every valid descriptor before it must be marked, every one behind it not. The descriptor at the
-    frontier itself may be either: it is being written.
+    frontier itself may be either: it is being written. Empty if nothing contradicts, or unless the
+    position is one in the middle of the walk.
     """
-    regime, tables = snapshot.regime, snapshot.tables
-    at = np.array([registers.va], dtype=np.uint64)
-    here = int(_keys(at, 1, registers.level, regime, algorithm)[0, 0])
+    if where.frontier is None:
+        return []
+    regime, tables, here = snapshot.regime, snapshot.tables, where.frontier
+    at = np.array([here.va], dtype=np.uint64)
+    last = int(_keys(at, 1, here.level, regime, algorithm)[0, 0])
+    first = last
+    if algorithm == "mmu-off-post-order" and not where.subtree_done:
+        first -= (regime.entry_size(here.level)) * 16 - (here.level + 1)
     missed = early = 0
     for level in sorted({int(v) for v in np.unique(tables.level)}):
         rows = np.flatnonzero(tables.level == level)
-        raw = tables.raw[rows]
-        kind = kinds(raw, level, regime)
-        valid = (kind == K_TABLE) | (kind == K_BLOCK) | (kind == K_PAGE)
-        marked = valid & ((raw & np.uint64(BIT11)) != 0)
-        key = _keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
-        missed += int(np.count_nonzero(valid & ~marked & (key < np.uint64(here))))
-        early += int(np.count_nonzero(marked & (key > np.uint64(here))))
+        valid, marked = _marks(tables.raw[rows], level, regime)
+        key = _keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
+        missed += int(np.count_nonzero(valid & ~marked & (key < np.uint64(max(first, 0)))))
+        early += int(np.count_nonzero(marked & (key > np.uint64(last))))
     found = []
     if missed:
         found.append(f"{missed} descriptors that the walk has passed are not marked")
     if early:
         found.append(f"{early} descriptors that the walk has not reached are marked")
     return found
+
+
+def _marks(
+    raw: NDArray[np.uint64], level: int, regime: Regime
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which entries are valid descriptors, and which of those have bit 11."""
+    kind = kinds(raw, level, regime)
+    valid = (kind == K_TABLE) | (kind == K_BLOCK) | (kind == K_PAGE)
+    return valid, valid & ((raw & np.uint64(BIT11)) != 0)
