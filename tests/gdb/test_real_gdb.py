@@ -195,6 +195,16 @@ def test_ctrl_c_in_a_read_leaves_physical_mode(session: Session, stub: FakeStub,
     assert session.memory.read(RAM_START + 5, 8) == page(RAM_START)[5:13]
 
 
+def test_a_socket_that_does_not_speak_for_the_stub_is_given_up(session: Session, stub: FakeStub) -> None:
+    session.memory.read(RAM_START, 2 * PAGE)
+    at_once = sum(p.startswith("m") for p in stub.packets)
+    stub.overrides["qqemu.PhyMemMode"] = "0"
+    assert session.memory.read(RAM_START, 2 * PAGE) == page(RAM_START) * 2
+    assert sum(p.startswith("m") for p in stub.packets) == 3 * at_once  # on the socket, then by GDB
+    assert session.memory.read(RAM_START, 8) == page(RAM_START)[:8]
+    assert not stub.physical
+
+
 def test_a_stub_without_physical_mode_is_not_read(session: Session, stub: FakeStub) -> None:
     stub.overrides["Qqemu.PhyMemMode:1"] = ""
     with pytest.raises(TargetError):
