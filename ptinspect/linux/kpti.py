@@ -20,6 +20,8 @@ from ptinspect.linux.kpti_frontier import (
     position,
     progress,
 )
+from ptinspect.linux.kpti_judge import boot_cpu, flag_value, kpti_state, running_code
+from ptinspect.linux.kpti_state import KptiState, state_from_tables
 
 __all__ = [
     "ENTRY",
@@ -27,15 +29,21 @@ __all__ = [
     "Cursor",
     "Frontier",
     "KptiCode",
+    "KptiState",
     "LevelCode",
     "Position",
     "Progress",
     "StoreSite",
     "agrees",
+    "boot_cpu",
     "cursors",
+    "flag_value",
     "frontier_of",
+    "kpti_state",
     "position",
     "progress",
     "recognise",
     "recognise_code",
+    "running_code",
+    "state_from_tables",
 ]

@@ -102,7 +102,8 @@ class KptiCode:
     points: Mapping[str, int]
     """Offsets from the entry. `entry`; `before_first_write` (the boot CPU alone, everything prepared,
     no descriptor written); `after_writes` (all written, TLB not flushed); `flag_cleared` (the store
-    that lets the other CPUs go on); `return`; `secondary` (where the other CPUs branch to)."""
+    that lets the other CPUs go on); `return`; `parting` and `secondary` (where the other CPUs branch
+    away, and to)."""
     levels: tuple[LevelCode, ...]
     """The loops, root first."""
     flag_va: int | None
@@ -230,7 +231,7 @@ def recognise_code(code: bytes, entry_va: int) -> KptiCode:
         if built is not None and built[0] == 4 and flag_va is None:
             flag_va = built[1] & MASK64
         if away is not None and away[0] == 0 and "secondary" not in points:
-            points["secondary"] = away[1]
+            points["parting"], points["secondary"] = 4 * i, away[1]
     last = max(points["return"], levels[-1].closing + 4, points.get("secondary", 0))
     size = (
         4 * _first(words, last // 4, lambda word: word == a64.RET) + 4 if "secondary" in points else last + 4

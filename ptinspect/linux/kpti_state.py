@@ -10,26 +10,15 @@ import numpy as np
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import Regime
+from ptinspect.linux.kpti_frontier import Frontier
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot
+
+__all__ = ["Census", "Frontier", "KptiState", "State", "census", "descriptor_for", "state_from_tables"]
 
 State = Literal["before", "in-progress", "after", "not-needed", "unknown"]
 MOSTLY = 0.99
 """Share of nG leaves from which a marked tree counts as finished: what is created later stays global."""
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """Say where the rewrite stands."""
-
-    va: VirtAddr
-    """First virtual address that is not done."""
-    level: int
-    """Level of the descriptor."""
-    descriptor_pa: PhysAddr | None
-    """Address of the descriptor; None if only registers told."""
-    source: str
-    """`tables` or `walk registers`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,11 @@ class Census:
     """Blocks and pages."""
     ng: int
     """Those with bit 11."""
+
+    def __str__(self) -> str:
+        """Write the counts as people read them."""
+        tables = f"{self.marked} of {self.tables} table descriptors are marked"
+        return f"{self.ng} of {self.leaves} leaves are nG, {tables}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,8 @@ class KptiState:
     """The algorithm of the kernel, where its code is known."""
     frontier: Frontier | None = None
     """Where the rewrite stands while it is in progress."""
+    doubts: tuple[str, ...] = ()
+    """What in the tables contradicts the registers of the walk."""
 
 
 def census(snapshot: Snapshot) -> Census:
@@ -128,7 +124,7 @@ def state_from_tables(snapshot: Snapshot) -> KptiState:
     c = census(snapshot)
     if not c.leaves:
         return KptiState("unknown", "the tables map nothing", c)
-    share = f"{c.ng} of {c.leaves} leaves are nG, {c.marked} of {c.tables} table descriptors are marked"
+    share = str(c)
     if not c.marked:
         if not c.ng:
             return KptiState("before", f"{share}: the rewrite has not begun, or is not needed here", c)
