@@ -6,16 +6,13 @@ import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
-
-if TYPE_CHECKING:
-    from ptinspect.snapshot.model import Snapshot
 
 DIRECTORY = Path("ptinspect-demo")
 SAMPLES = 64
@@ -130,6 +127,8 @@ def _launch_words(args: argparse.Namespace) -> list[str]:
 
 def _translations(ctx: Context) -> Check:
     """Ask QEMU's own MMU about addresses spread over all leaves of `after`."""
+    from ptinspect.paging.sample import sample_leaves
+
     session = ctx.stopped
     wrong = []
     asked = 0
@@ -140,28 +139,6 @@ def _translations(ctx: Context) -> Check:
             wrong.append(f"{va:#x}: QEMU {'nothing' if answer is None else hex(answer)}, tables {pa:#x}")
     evidence = wrong[0] if wrong else f"{asked} addresses asked (gva2gpa)"
     return Check("QEMU's own MMU translates as the captured tables say", asked > 0 and not wrong, evidence)
-
-
-def sample_leaves(snapshot: Snapshot, count: int) -> list[tuple[int, int]]:
-    """Return up to `count` pairs of virtual and physical address, spread evenly over all leaves."""
-    import numpy as np
-
-    from ptinspect.arch.bits import MASK64
-    from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, kinds
-
-    tables, regime = snapshot.tables, snapshot.regime
-    found: list[tuple[int, int]] = []
-    for level in np.unique(tables.level):
-        rows = np.flatnonzero(tables.level == level)
-        kind = kinds(tables.raw[rows], int(level), regime)
-        at, slots = np.nonzero((kind == K_BLOCK) | (kind == K_PAGE))
-        chosen = np.linspace(0, len(at) - 1, min(count, len(at)), dtype=int) if len(at) else []
-        for i in chosen:
-            row, slot = int(rows[at[i]]), int(slots[i])
-            va = (int(tables.va[row]) + (slot << regime.shift(int(level)))) & MASK64
-            found.append((va, regime.output_address(int(tables.raw[row, slot]), int(level))))
-    step = max(len(found) // count, 1)
-    return found[::step]
 
 
 def _sum(levels: list[dict[str, Any]], key: str) -> int:

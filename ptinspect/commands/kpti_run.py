@@ -200,13 +200,10 @@ class Runner:
 
     def middle(self, before: Snapshot, percent: int) -> None:
         """Run until about `percent` of the last table level's parents have been written."""
-        import numpy as np
-
         from ptinspect.arch.regime import LEVEL_LAST
+        from ptinspect.paging.summary import summarize
 
-        tables = before.tables
-        rows = tables.raw[tables.level == LEVEL_LAST - 1]
-        valid = int(np.count_nonzero(rows & np.uint64(1)))
+        valid = next(v.entries_valid for v in summarize(before).levels if v.level == LEVEL_LAST - 1)
         skip = max(min(valid * percent // 100, valid - 1), 0)
         self.ctx.progress(f"waiting for {skip + 1} of {valid} pmd entries", 0, 0)
         site = self.physical(self.code.entry_va + self.code.store_offset(LEVEL_LAST - 1))

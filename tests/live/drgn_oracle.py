@@ -47,6 +47,8 @@ class DrgnOracle:
         self._table_pages = set(self._rows)
 
     def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
+        if count == 8 and address & ~(self.granule - 1) not in self._rows:
+            return struct.pack("<Q", address)
         out = bytearray()
         while count:
             page = address & ~(self.granule - 1)
