@@ -148,6 +148,19 @@ def packet(body):
 
 
 _wires = {}
+"""The wire by connection; at most one, or None for a connection without."""
+
+
+def _forget_wire(event=None):
+    """Close the socket: as long as it is open, the stub takes no other debugger."""
+    for lane in _wires.values():
+        if lane is not None:
+            lane.sock.close()
+    _wires.clear()
+
+
+if hasattr(gdb.events, "connection_removed"):
+    gdb.events.connection_removed.connect(_forget_wire)
 
 
 def wire():
@@ -155,9 +168,16 @@ def wire():
     now = connection()
     key = (now.num, now.details)
     if key not in _wires:
-        _wires.clear()
+        _forget_wire()
         _wires[key] = _open_wire(now.details or "")
     return _wires[key]
+
+
+def _give_wire_up():
+    """Read with GDB's own requests from now on, as long as this connection lasts."""
+    for key, lane in _wires.items():
+        lane.sock.close()
+        _wires[key] = None
 
 
 def _open_wire(details):
@@ -234,7 +254,7 @@ def read_physical(ranges, pipelined=True):
             data = read_on_wire(lane, ranges)
             if data is not None:
                 return data
-            _wires[next(iter(_wires))] = None
+            _give_wire_up()
         return read_by_gdb(ranges)
 
 

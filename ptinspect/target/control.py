@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 
 from ptinspect.errors import TargetLost, TargetRunning, TargetTimeout
@@ -11,6 +13,8 @@ from ptinspect.target.state import Breakpoint, Listener, RunState, RunTracker, S
 
 SECONDS = 10.0
 """How long a small command may take."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
+"""How long a request to stop is given before it is repeated, seconds."""
 STOP_SECONDS = 5.0
 """How long the guest may take to stop where the caller does not say."""
 
@@ -82,11 +86,22 @@ class RunControl:
         return self._tracker.wait(timeout)
 
     def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
-        """Stop the guest. Raises TargetTimeout."""
+        """Stop the guest. Raises TargetTimeout.
+
+        The request is repeated: QEMU drops one that comes while the guest stands at a breakpoint whose
+        condition GDB is about to find false.
+        """
         self._need_alive()
-        if self.state is RunState.RUNNING:
+        deadline = time.monotonic() + timeout
+        pause = FIRST_PAUSE
+        while self.state is RunState.RUNNING and time.monotonic() < deadline:
             self._gdb.request("-exec-interrupt", timeout, check=False)
-        return self._tracker.wait(timeout)
+            with contextlib.suppress(TargetTimeout):
+                return self._tracker.wait(min(pause, max(deadline - time.monotonic(), 0)))
+            pause = min(pause * 2, LONGEST_PAUSE)
+        if self.state is RunState.RUNNING:
+            raise TargetTimeout(f"the guest could not be stopped within {timeout:g} s", "QEMU may hang")
+        return self._tracker.wait(0)
 
     def step_instructions(self, count: int, cpu: int) -> StopInfo:
         """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
@@ -127,7 +142,7 @@ class RunControl:
         """Stop the guest if it runs, else make GDB give up what it does; for a signal handler."""
         if self.state is RunState.RUNNING:
             self._gdb.post("-exec-interrupt")
-        elif self.state is RunState.STOPPED:
+        elif self.state is RunState.STOPPED and self._gdb.busy:
             self._gdb.cancel()
 
     def _need_alive(self) -> None:

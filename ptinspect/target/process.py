@@ -104,6 +104,11 @@ class GdbProcess:
         """Why GDB can be used no more; empty while it can."""
         return self._lost
 
+    @property
+    def busy(self) -> bool:
+        """Tell whether a command waits for its reply."""
+        return bool(self._pending)
+
     def request(self, command: str, timeout: float, *, check: bool = True) -> Reply:
         """Send one MI command (or CLI command) and return its reply.
 

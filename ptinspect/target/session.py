@@ -36,7 +36,6 @@ class Session(RunControl):
         super().__init__(link.process, link.tracker)
         self._link = link
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
-        self._cpu: tuple[int, int] | None = None
         self.ram: tuple[RamBlock, ...] = link.ram
         """RAM and ROM of the machine, by address."""
         self.memory: PhysicalMemory = StubMemory(link.agent, self.ram, self._need_stopped)
@@ -92,16 +91,15 @@ class Session(RunControl):
     @property
     def current_cpu(self) -> int:
         """The CPU that commands are about: the one that stopped, or the one chosen since."""
-        chosen = self._cpu
-        if chosen is not None and chosen[0] == self._tracker.stops:
-            return chosen[1]
-        return self.stop.cpu
+        return self._tracker.cpu
 
     @current_cpu.setter
     def current_cpu(self, cpu: int) -> None:
         if not 0 <= cpu < self.cpu_count:
             raise UserError(f"no CPU {cpu}: the guest has {self.cpu_count}, numbered from 0")
-        self._cpu = (self._tracker.stops, cpu)
+        self._need_stopped()
+        self._gdb.request(f"-thread-select {cpu + 1}", SECONDS)
+        self._tracker.cpu = cpu
 
     # Registers and memory
 

@@ -73,8 +73,8 @@ class RunTracker:
         self._state = RunState.STOPPED
         self._stop = NEVER_STOPPED
         self._token = 0
-        self.stops = 0
-        """How many stops there were."""
+        self.cpu = 0
+        """The CPU that GDB's own commands are about: the one that stopped, or the one chosen since."""
         self._why_dead = ""
         self.listeners: list[Listener] = []
 
@@ -116,6 +116,9 @@ class RunTracker:
             self._set(RunState.RUNNING)
         elif name == "stopped":
             self._set(RunState.STOPPED, _stop_info(fields))
+        elif name == "thread-selected":
+            self.cpu = max(_number(fields.get("id", "1")) - 1, 0)
+            return
         elif name == "thread-group-exited":
             self.lost(QEMU_GONE)
             return
@@ -156,8 +159,7 @@ class RunTracker:
             self._state = state
             self._token += 1
             if stop is not None:
-                self._stop = stop
-                self.stops += 1
+                self._stop, self.cpu = stop, stop.cpu
             self._changed.notify_all()
 
     def _tell(self, name: str, fields: Mapping[str, Any]) -> None:

@@ -16,7 +16,12 @@ from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
 from ptinspect.target import gdb as gdb_module
+from ptinspect.target.address import StubAddress
+from ptinspect.target.agent import script_path
 from ptinspect.target.gdb import Gdb, check_gdb, find_gdb
+from ptinspect.target.mitext import quote
+from ptinspect.target.probe import probe
+from ptinspect.target.process import GdbProcess
 from ptinspect.target.session import RunState, Session
 
 pytestmark = pytest.mark.gdb
@@ -245,6 +250,22 @@ def test_gdb_ends_with_the_session(session: Session) -> None:
     process = session._gdb.process
     session.close()
     assert process.poll() is not None
+
+
+def test_plain_gdb_frees_the_stub_when_it_detaches(gdb: Gdb, stub: FakeStub) -> None:
+    process = GdbProcess([gdb.path, "-nx", "-q", "--interpreter=mi3"])
+    try:
+        for line in (
+            f"source {script_path()}",
+            f"target remote {stub.address}",
+            "ptinspect-physical 0x40000000 8",
+        ):
+            process.request(f"-interpreter-exec console {quote(line)}", 20)
+        process.expect_end()
+        process.request("-target-disconnect", 20)
+        assert probe(StubAddress.parse(stub.address), 5).architecture == "aarch64"
+    finally:
+        process.close()
 
 
 def test_the_command_for_plain_gdb(session: Session, stub: FakeStub) -> None:

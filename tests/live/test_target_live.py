@@ -364,6 +364,10 @@ def test_each_cpu_has_its_registers(session: Session) -> None:
     assert session.registers(1)["x0"] == 0x1234
     session.current_cpu = 0
     assert session.current_cpu == 0
+    assert "= 0x1234" not in session.gdb_command("p/x $x0")
+    session.gdb_command("thread 2")
+    assert session.current_cpu == 1
+    assert "= 0x1234" in session.gdb_command("p/x $x0")
     session.step_instructions(1, 1)
     assert session.current_cpu == 1
     assert session.cpu_state(1).x[20] == 1
@@ -396,6 +400,13 @@ def test_a_condition_is_evaluated(session: Session) -> None:
     session.resume()
     session.wait_stop(20)
     assert session.cpu_state(0).x[19] == 5
+
+
+def test_interrupt_gets_through_a_storm_of_false_hits(session: Session) -> None:
+    session.set_breakpoint(LOOP, condition="$x19 == 0x123456789")
+    for _ in range(5):
+        session.resume()
+        assert session.interrupt(20).signal == "SIGINT"
 
 
 def test_interrupt_stops_a_running_guest(session: Session) -> None:
