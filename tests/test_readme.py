@@ -1,0 +1,57 @@
+"""README.md says what is there: its list of commands is the registry's, its commands are those of CI."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.registry import Command
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def between(start: str, end: str) -> str:
+    return README.split(start, 1)[1].split(end, 1)[0]
+
+
+def table() -> str:
+    rows = [
+        f"| `{c.name}` | {c.summary} | `{c.example.replace('|', chr(92) + '|')}` |" for c in build_registry()
+    ]
+    return "\n".join(["| command | what it does | example |", "|---|---|---|", *rows])
+
+
+def test_the_list_of_commands_is_the_registrys() -> None:
+    assert between("<!-- commands -->\n", "\n<!-- end -->") == table()
+
+
+@pytest.mark.parametrize("name", ["demo", "tests"])
+def test_there_is_one_command_for_a_fresh_machine(name: str) -> None:
+    command = between(f"<!-- {name} -->\n```sh\n", "\n```")
+    assert "\n" not in command
+    assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    extract = next(line for line in script.splitlines() if line.startswith("command="))
+    shown = subprocess.run(
+        ["bash", "-c", f'{extract}; printf %s "$command"'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown == between("<!-- tests -->\n```sh\n", "\n```")
+
+
+@pytest.mark.parametrize("command", list(build_registry()), ids=lambda c: c.name)
+def test_every_example_parses(command: Command) -> None:
+    found, words, _ = build_registry().split(command.example)
+    assert found.name == command.name
+    if not found.passthrough:
+        found.parser().parse_args(words[: words.index("--")] if "--" in words else words)
