@@ -35,7 +35,7 @@ def cache_directory(kind: str) -> Path:
         from platformdirs import user_cache_dir
 
         base = user_cache_dir("ptinspect")
-    return Path(base) / kind
+    return Path(base).absolute() / kind
 
 
 def recover(data: bytes) -> tuple[SymbolTable, str]:

@@ -64,11 +64,13 @@ class LevelCode:
     closing: int
     """The branch that closes the loop; the instruction behind it runs when the table is done."""
     descend: int | None
-    """The branch to the next level (`tbnz #1`); None on the last level."""
+    """Where the branch to the next level (`tbnz #1`) goes; None on the last level."""
     skip: int
     """Where entries that need nothing go on: the target of `tbz #0`."""
     toggles: bool
     """True for `eor` (a debug patch of June 2018 on the linux-arm-kernel list), False for `orr`."""
+    branch: int | None = None
+    """The instruction that descends; None on the last level."""
     back: int | None = None
     """Where the code goes when the table is done: into the loop of the level above; None at the root."""
 
@@ -142,8 +144,8 @@ class KptiCode:
         """
         return all(
             above.store is not None
-            and above.descend is not None
-            and (above.store < above.descend or (below.back is not None and below.back <= above.store))
+            and above.branch is not None
+            and (above.store < above.branch or (below.back is not None and below.back <= above.store))
             for above, below in pairwise(self.levels)
         )
 
@@ -263,7 +265,7 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
     access = a64.access64(words[load])
     assert access is not None
     register, cursor = access.register, access.base
-    skip = descend = mark = store = None
+    skip = descend = branch = mark = store = None
     displacement, toggles, advance = 0, False, load if access.writeback else None
     for i in range(load + 1, min(load + _LOOP_WORDS, len(words))):
         word, at = words[i], 4 * i
@@ -275,7 +277,7 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
             if tested[2] == 0:
                 skip = tested[3]
             elif tested[:1] == ("tbnz",) and tested[2] == 1:
-                descend = tested[3]
+                descend, branch = tested[3], at
         elif marked is not None and marked[0] == register:
             mark, toggles = at, marked[2]
         elif stored is not None and not stored.load and (stored.register, stored.base) == (register, cursor):
@@ -290,7 +292,7 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
             back = None if is_root else _follow(words, i + 1)
             return LevelCode(
                 LEVEL_LAST, register, cursor, compared[1], closing, 4 * load, mark, store,
-                displacement, 4 * advance, at, descend, skip, toggles, back,
+                displacement, 4 * advance, at, descend, skip, toggles, branch, back,
             )  # fmt: skip
     raise _unknown("a loop over a table is not as expected")
 

@@ -89,7 +89,7 @@ def cursors(state: CpuState, code: KptiCode, regime: Regime) -> tuple[Cursor, ..
 def _depth(levels: tuple[LevelCode, ...], offset: int) -> int:
     """Return the index of the deepest open level; -1 if none is."""
     for i, level in enumerate(levels):
-        behind = level.closing if level.back is None or i == 0 else level.closing + 4
+        behind = level.closing if level.back is None else level.closing + 4
         if level.begin <= offset <= behind:
             return i
         if i and levels[i - 1].descend is not None and (levels[i - 1].descend or 0) <= offset < level.begin:
@@ -193,7 +193,7 @@ class Progress:
     frontier: Frontier | None
     """The first unmarked descriptor in the order of the walk; None if all are marked."""
     gaps: int
-    """Unmarked descriptors that the walk, by the last marked one, has passed: 0 in a healthy rewrite."""
+    """Unmarked descriptors that the walk has passed, as the last marked table tells: 0 if all is well."""
 
     @property
     def valid(self) -> int:
@@ -219,11 +219,11 @@ def progress(snapshot: Snapshot, algorithm: Algorithm) -> Progress:
     last_marked = -1
     for level in sorted({int(v) for v in np.unique(tables.level)}):
         rows = np.flatnonzero(tables.level == level)
-        valid, marked = _marks(tables.raw[rows], level, regime)
+        valid, marked, tabled = _marks(tables.raw[rows], level, regime)
         counts.append(LevelProgress(level, int(np.count_nonzero(valid)), int(np.count_nonzero(marked))))
         key = _keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
-        if marked.any():
-            last_marked = max(last_marked, int(key[marked].max()))
+        if tabled.any():
+            last_marked = max(last_marked, int(key[tabled].max()))
         unmarked = valid & ~marked
         if unmarked.any():
             row, slot = (
@@ -252,7 +252,7 @@ def _keys(
 def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position) -> list[str]:
     """Compare a position read from registers with the marks; return what contradicts it.
 
-    Every valid descriptor before it must be marked, every one behind it not. The descriptor at the
+    Every valid descriptor before it must be marked, no table behind it may be. The descriptor at the
     frontier itself may be either: it is being written. Empty if nothing contradicts, or unless the
     position is one in the middle of the walk.
     """
@@ -267,22 +267,23 @@ def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position) -> list[st
     missed = early = 0
     for level in sorted({int(v) for v in np.unique(tables.level)}):
         rows = np.flatnonzero(tables.level == level)
-        valid, marked = _marks(tables.raw[rows], level, regime)
+        valid, marked, tabled = _marks(tables.raw[rows], level, regime)
         key = _keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
         missed += int(np.count_nonzero(valid & ~marked & (key < np.uint64(max(first, 0)))))
-        early += int(np.count_nonzero(marked & (key > np.uint64(last))))
+        early += int(np.count_nonzero(tabled & (key > np.uint64(last))))
     found = []
     if missed:
         found.append(f"{missed} descriptors that the walk has passed are not marked")
     if early:
-        found.append(f"{early} descriptors that the walk has not reached are marked")
+        found.append(f"{early} tables that the walk has not reached are marked")
     return found
 
 
 def _marks(
     raw: NDArray[np.uint64], level: int, regime: Regime
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which entries are valid descriptors, and which of those have bit 11."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which entries are valid descriptors, which of those have bit 11, which of these are tables."""
     kind = kinds(raw, level, regime)
     valid = (kind == K_TABLE) | (kind == K_BLOCK) | (kind == K_PAGE)
-    return valid, valid & ((raw & np.uint64(BIT11)) != 0)
+    marked = valid & ((raw & np.uint64(BIT11)) != 0)
+    return valid, marked, marked & (kind == K_TABLE)
