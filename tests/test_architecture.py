@@ -58,7 +58,7 @@ ONE_PLACE = {
 BUG_NETS = {"app.py", "repl/loop.py"}
 """The only files with `except Exception`."""
 
-MAX_LINES = 320
+MAX_LINES = 340
 
 
 def modules() -> list[Path]:

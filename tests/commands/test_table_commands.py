@@ -141,7 +141,7 @@ def test_map_to_people(ctx: Context, tree: TreeBuilder) -> None:
 
 def test_map_limits_the_screen_and_says_so(ctx: Context) -> None:
     report = run(ctx, "map --limit 1")
-    assert "1 of 3 runs are listed" in text(report)
+    assert "only the first 1 runs are listed" in text(report)
     assert report.result["truncated"]
 
 
