@@ -6,7 +6,7 @@ half go through TTBR1, others are physical (the identity map). There is one CPU 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ptinspect.arch.bits import MASK64, bit, bits
 from ptinspect.arch.regime import Regime
@@ -30,6 +30,10 @@ class Machine:
         self.zero = False
         self.stores: list[tuple[int, int]] = []
         """Every 64-bit store: physical address, value."""
+        self.tlb: dict[int, int] = {}
+        """Page -> physical address; nothing leaves it but by `tlbi`."""
+        self.words: dict[int, int] = {}
+        self.handlers: dict[int, Callable[[int], bool]] = {}
 
     def state(self) -> CpuState:
         registers = {"SCTLR_EL1": self.system[0x181000], "TTBR1_EL1": self.system[0x182020]}
@@ -39,7 +43,9 @@ class Machine:
         """Yield the program counter before every instruction, until the first `ret`."""
         for _ in range(limit):
             yield self.pc
-            word = int.from_bytes(self.memory.read(self.pc, 4), "little")
+            word = self.words.get(self.pc)
+            if word is None:
+                word = self.words[self.pc] = int.from_bytes(self.memory.read(self.pc, 4), "little")
             if word == RET:
                 return
             self.step(word)
@@ -48,10 +54,13 @@ class Machine:
     def physical(self, address: int) -> int:
         if not self.system[0x181000] & 1 or not bit(address, 55):
             return address
-        root = ttbr_base(self.system[0x182020], pa52=self.regime.wide_oa)
-        pa = walk(self.memory, address, root, self.regime).pa
-        assert pa is not None, f"{address:#x} is not mapped at pc {self.pc:#x}"
-        return pa
+        page = address & ~0xFFF
+        if page not in self.tlb:
+            root = ttbr_base(self.system[0x182020], pa52=self.regime.wide_oa)
+            pa = walk(self.memory, page, root, self.regime).pa
+            assert pa is not None, f"{address:#x} is not mapped at pc {self.pc:#x}"
+            self.tlb[page] = pa
+        return self.tlb[page] + address - page
 
     def load(self, address: int, size: int = 8) -> int:
         return int.from_bytes(self.memory.read(self.physical(address), size), "little")
@@ -80,8 +89,13 @@ class Machine:
 
     def step(self, word: int) -> None:
         self.pc += 4
+        known = self.handlers.get(word)
+        if known is not None:
+            known(word)
+            return
         for handler in (self.system_op, self.branches, self.memory_op, self.immediate, self.registers):
             if handler(word):
+                self.handlers[word] = handler
                 return
         raise AssertionError(f"unknown instruction {word:08x} at {self.pc - 4:#x}")
 
@@ -94,6 +108,8 @@ class Machine:
                 self.set(word & 31, self.system[register])
             else:
                 self.system[register] = self.get(word & 31)
+        elif word & 0xFFF8F000 == 0xD5088000:  # tlbi
+            self.tlb.clear()
         return True
 
     def branches(self, word: int) -> bool:
