@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +198,9 @@ class Registry:
         if used:
             names = ", ".join(sorted(" ".join(c) for c in candidates))
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
-        raise UserError(f"no command {words[0]!r}", "type 'help' for the list")
+        close = difflib.get_close_matches(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
+        raise UserError(f"no command {words[0]!r}", hint)
 
     def run(self, ctx: Context, line: str) -> Report:
         """Parse and run one line. Raises PtinspectError; nothing else unless ptinspect has a bug."""
