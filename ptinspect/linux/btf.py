@@ -17,6 +17,8 @@ MAGIC = 0xEB9F
 HEADER = struct.Struct("<HBBIIIII")
 MAX_TYPES = 4_000_000
 MAX_DEPTH = 32
+MAX_NESTED = 200
+"""Anonymous types that the search for one member enters."""
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
@@ -71,7 +73,7 @@ class Types:
         self._at: list[int] = [0]
         self._index()
         self._named: dict[tuple[str, bool], int] = {}
-        self._offsets: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, Member] = {}
 
     def _index(self) -> None:
         data, at = self._types, 0
@@ -108,7 +110,7 @@ class Types:
             columns = [words[heads + i].astype(np.uint32) << (8 * (i % 4)) for i in range(8)]
             names = columns[0] | columns[1] | columns[2] | columns[3]
             kinds = (columns[4] | columns[5] | columns[6] | columns[7]) >> 24 & 0x1F
-            for kind in (TYPEDEF, UNION, STRUCT):
+            for kind in (TYPEDEF, ENUM64, ENUM, UNION, STRUCT):
                 for index in np.flatnonzero((kinds == kind) & (names != 0)):
                     key = (self._string(int(names[index])), kind == TYPEDEF)
                     self._named[key] = int(index) + 1
@@ -154,42 +156,92 @@ class Types:
             return int(count) * self._size(element, depth + 1)
         return size
 
+    def has(self, path: str) -> bool:
+        """Tell whether there is such a type, or such a member of it."""
+        try:
+            self._locate(path)
+        except KernelFileError:
+            return False
+        return True
+
     def offset(self, path: str) -> int:
-        """Return the offset in bytes of a member: `task_struct.thread.cpu_context.sp`.
+        """Return the offset in bytes of a member: `task_struct.thread.cpu_context.sp`, `pt_regs.regs[30]`.
 
         Members of anonymous structs and unions are found by their own name. Raises KernelFileError if
-        there is no such type or member, or it is a bit field that begins inside a byte.
+        there is no such type or member, or it is a bit field.
         """
         return self.field(path)[0]
 
     def field(self, path: str) -> tuple[int, int]:
         """Return offset and size in bytes of a member, as `offset` does."""
-        if path not in self._offsets:
-            first, *rest = path.split(".")
-            type_id, total = self._find(first), 0
-            for name in rest:
-                found = self._member(self._resolve(type_id), name, 0)
-                if found is None:
-                    raise KernelFileError(f"the kernel has no {path!r}: {name!r} is missing")
-                total += found[0]
-                type_id = found[1]
-            if total % 8:
-                raise KernelFileError(f"{path!r} is a bit field")
-            self._offsets[path] = (total // 8, self._size(type_id, 0))
-        return self._offsets[path]
+        place = self._locate(path)
+        if place.bits or place.offset % 8:
+            raise KernelFileError(f"{path!r} is a bit field")
+        return place.offset // 8, self._size(place.type_id, 0)
 
-    def _member(self, type_id: int, name: str, depth: int) -> tuple[int, int] | None:
-        """Return bit offset and type of a member, looking into anonymous ones."""
-        if depth > MAX_DEPTH:
+    def bit_field(self, path: str) -> tuple[int, int]:
+        """Return offset and width in bits of a member that may be a bit field."""
+        place = self._locate(path)
+        return place.offset, place.bits or 8 * self._size(place.type_id, 0)
+
+    def enumerators(self, name: str) -> dict[str, int]:
+        """Return the constants of an enum by name. Raises KernelFileError if there is no such enum."""
+        kind, count, flag, _, _, at = self._head(self._resolve(self._find(name)))
+        if kind not in (ENUM, ENUM64):
+            raise KernelFileError(f"{name!r} is no enum")
+        found = {}
+        for i in range(count):
+            if kind == ENUM:
+                text, low = struct.unpack_from("<Ii" if flag else "<II", self._types, at + 12 + 8 * i)
+                found[self._string(text)] = low
+            else:
+                text, low, high = struct.unpack_from(
+                    "<IIi" if flag else "<III", self._types, at + 12 + 12 * i
+                )
+                found[self._string(text)] = low | high << 32
+        return found
+
+    def _locate(self, path: str) -> Member:
+        """Follow a path; the offset of the result counts from the start of its first type."""
+        known = self._places.get(path)
+        if known is None:
+            first, *rest = path.split(".")
+            known = Member(first, 0, self._find(first), 0)
+            for step in rest:
+                known = self._step(known, step, path)
+            self._places[path] = known
+        return known
+
+    def _step(self, where: Member, step: str, path: str) -> Member:
+        """Go to a member, and to elements of it if it is an array: `regs[30]`."""
+        name, *indices = step.replace("]", "").split("[")
+        found = self._member(self._resolve(where.type_id), name, set())
+        if found is None:
+            raise KernelFileError(f"the kernel has no {path!r}: {name!r} is missing")
+        offset, type_id, bits = where.offset + found.offset, found.type_id, found.bits
+        for index in indices:
+            kind, _, _, _, _, at = self._head(self._resolve(type_id))
+            if kind != ARRAY or not index.isdecimal():
+                raise KernelFileError(f"{path!r}: {name!r} is no array, or the index is no number")
+            type_id, _, count = struct.unpack_from("<III", self._types, at + 12)
+            if int(index) >= count:
+                raise KernelFileError(f"{path!r}: {name!r} has {count} elements")
+            offset += 8 * int(index) * self._size(type_id, 0)
+        return Member(name, offset, type_id, bits)
+
+    def _member(self, type_id: int, name: str, seen: set[int]) -> Member | None:
+        """Return a member with its bit offset, looking into anonymous ones; each type is entered once."""
+        if type_id in seen or len(seen) > MAX_NESTED:
             return None
+        seen.add(type_id)
         nested = []
         for member in self.members(type_id):
             if member.name == name:
-                return member.offset, member.type_id
+                return member
             if not member.name:
                 nested.append(member)
         for member in nested:
-            found = self._member(self._resolve(member.type_id), name, depth + 1)
+            found = self._member(self._resolve(member.type_id), name, seen)
             if found is not None:
-                return member.offset + found[0], found[1]
+                return Member(name, member.offset + found.offset, found.type_id, found.bits)
         return None

@@ -18,8 +18,6 @@ PROBES = 16
 PROBE_BYTES = 256
 ENOUGH = 0.75
 """Share of instructions that must agree: alternatives, jump labels and ftrace patch some at boot."""
-ANOTHER = 0.35
-"""Share of instructions that two different kernels may well have in common at equal offsets."""
 LIKELY = 32
 """Candidates near the start of RAM that are looked at before all others."""
 _MAGIC_WORD = int.from_bytes(b"ARMd", "little")
@@ -37,6 +35,11 @@ class Found:
     """How it was found."""
     predicted: bool = False
     """True where nothing in memory confirms it: boot protocol and file say that it will be loaded there."""
+
+    @property
+    def agrees(self) -> bool:
+        """True unless the code in memory is another kernel's."""
+        return self.match is None or self.match >= ENOUGH
 
 
 def find_image(
@@ -57,9 +60,9 @@ def find_image(
         else:
             match = compare(memory, image, pa)
         found = Found(PhysAddr(pa), match, "its Image header in RAM")
-        if match is None or match >= ENOUGH:
+        if found.agrees:
             return found
-        best = found if best is None or match > (best.match or 0.0) else best
+        best = found if best is None or (match or 0.0) > (best.match or 0.0) else best
     return best
 
 
@@ -119,12 +122,11 @@ def predict(image: KernelImage, ram: Sequence[RamBlock]) -> Found | None:
     """Say where QEMU's loader will put the image: start of RAM plus text_offset.
 
     An offset below 4 KiB leaves no room for QEMU's boot code, so that 2 MiB are added
-    (QEMU hw/arm/boot.c, load_aarch64_image). None without RAM.
+    (QEMU hw/arm/boot.c, load_aarch64_image). RAM is the largest block: flash is one too. None without any.
     """
-    blocks = [block for block in ram if block.size >= 16 << 20]
-    if not blocks:
+    if not ram:
         return None
-    start = min(block.start for block in blocks)
+    start = max(ram, key=lambda block: (block.size, -block.start)).start
     offset = image.text_offset if image.text_offset >= 4096 else image.text_offset + BOUNDARY
     why = "predicted from the start of RAM and text_offset; not in memory yet"
     return Found(PhysAddr(align_up(start, BOUNDARY) + offset), None, why, predicted=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptinspect.arch.bits import MASK64, PhysAddr, bit, mask
+from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import CpuState, root_pa, translation_register, ttbr_base
 from ptinspect.errors import MemoryReadError
@@ -53,6 +53,8 @@ class RootFound:
     """Where the address comes from and what was checked."""
     kaslr_offset: int | None
     """Run-time minus link-time address, modulo 2^64; None if the table could not tell."""
+    confirmed: bool = True
+    """True if it was seen to map the kernel."""
 
 
 def candidate_roots(
@@ -135,30 +137,51 @@ def image_behind(
     return None if pa is None else pa - FIRST_CODE
 
 
-def scan_for_image(memory: PhysicalMemory, root: int, regime: Regime, image_pa: int) -> int | None:
-    """Search a whole table for the executable mapping of the image's first code.
+@dataclass(frozen=True)
+class Run:
+    """Describe executable memory that is mapped in one piece."""
 
-    Returns the virtual address at which the image begins; None if this table does not map it. The
-    linear map maps the same memory, but not executable (PXN).
+    va: int
+    """First virtual address."""
+    pa: int
+    """First physical address."""
+    size: int
+    """Bytes."""
+
+
+def executable_runs(memory: PhysicalMemory, root: int, regime: Regime) -> list[Run]:
+    """Return what the kernel may execute under a root, in ascending order.
+
+    The kernel's image and modules; the linear map maps the same memory, but not executable (PXN).
     """
     tables, _ = capture(memory, root, regime, max_tables=MAX_SCAN)
-    wanted = np.uint64(image_pa + FIRST_CODE)
+    leaves: list[tuple[int, int, int]] = []
     for level in range(regime.start_level, LEVEL_LAST + 1):
-        rows = np.flatnonzero(tables.level == level)
         if level != LEVEL_LAST and not regime.allows_block(level):
             continue
+        rows = np.flatnonzero(tables.level == level)
         raw = tables.raw[rows]
         kind = np.uint64(3 if level == LEVEL_LAST else 1)
-        size = regime.entry_size(level)
-        base = np.uint64(mask(47, regime.shift(level)))
         hit = (raw & np.uint64(3) == kind) & (raw & np.uint64(PXN) == 0)
-        hit &= raw & base == wanted & ~np.uint64(size - 1)
-        for row, column in zip(*np.nonzero(hit), strict=True):
-            entry = int(raw[row, column])
-            start = regime.output_address(entry, level)
-            if start <= int(wanted) < start + size:
-                va = int(tables.va[rows[row]]) + int(column) * size
-                return (va + int(wanted) - start - FIRST_CODE) & MASK64
+        size = regime.entry_size(level)
+        for row, column in zip(*(found.tolist() for found in np.nonzero(hit)), strict=True):
+            va = int(tables.va[rows[row]]) + column * size
+            leaves.append((va, regime.output_address(int(raw[row, column]), level), size))
+    runs: list[Run] = []
+    for va, pa, size in sorted(leaves):
+        last = runs[-1] if runs else None
+        if last is not None and (last.va + last.size, last.pa + last.size) == (va, pa):
+            runs[-1] = Run(last.va, last.pa, last.size + size)
+        else:
+            runs.append(Run(va, pa, size))
+    return runs
+
+
+def image_in(runs: list[Run], image_pa: int) -> int | None:
+    """Return the virtual address at which an image begins whose first code is in one of the runs."""
+    for run in runs:
+        if run.pa <= image_pa + FIRST_CODE < run.pa + run.size:
+            return (run.va + image_pa - run.pa) & MASK64
     return None
 
 

@@ -9,10 +9,10 @@ from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
-from ptinspect.linux import placement, roots
 from ptinspect.linux.image import KernelImage
-from ptinspect.linux.placement import Found
-from ptinspect.linux.roots import Candidate, RootFound
+from ptinspect.linux.locate import Locator
+from ptinspect.linux.placement import Found, mismatch
+from ptinspect.linux.roots import RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Root
@@ -74,7 +74,7 @@ class GuestView:
         """The kernel half of the translation regime. Raises RegimeError before it is set up."""
         failure: RegimeError | None = None
         for state in self.states:
-            if not state.system.get(_name(state, "TCR")):
+            if not state.system.get(translation_register(state, "TCR")):
                 continue
             try:
                 return regime_from_registers(state, True)
@@ -85,31 +85,13 @@ class GuestView:
         )
 
     @cached_property
-    def _placement(self) -> Found | None:
-        image = self.image
-        if image is None:
-            return None
-        hint, offset = self._previous or (None, None)
-        found = placement.find_image(self.memory, image, self.ram, hint)
-        if found is None or (found.match is not None and found.match < placement.ENOUGH):
-            found = self._placement_by_tables(image, offset) or found
-        return found or placement.predict(image, self.ram)
+    def _locator(self) -> Locator:
+        hint = self._previous or (None, None)
+        return Locator(self.memory, self.states, self.image, self.ram, lambda: self.regime, hint)
 
-    def _placement_by_tables(self, image: KernelImage, hint: int | None) -> Found | None:
-        """Find the image where its header is gone (that memory is free after boot in v5.11 and later)."""
-        try:
-            regime = self.regime
-        except RegimeError:
-            return None
-        for candidate in roots.candidate_roots(self.states, regime, None, None):
-            for offset in roots.likely_offsets(self.states, image, hint):
-                pa = roots.image_behind(self.memory, candidate.pa, regime, image, offset)
-                if pa is None:
-                    continue
-                match = placement.compare(self.memory, image, pa)
-                if match is not None and match >= placement.ENOUGH:
-                    return Found(PhysAddr(pa), match, f"the tables under {candidate.name}")
-        return None
+    @cached_property
+    def _placement(self) -> Found | None:
+        return self._locator.find_image()
 
     @property
     def placement(self) -> Found:
@@ -122,8 +104,8 @@ class GuestView:
         found = self._placement
         if found is None:
             raise GuestError(f"{self.image.path.name} was not found in guest memory", "is it loaded yet?")
-        if found.match is not None and found.match < placement.ENOUGH and not self.force:
-            raise placement.mismatch(self.image, found)
+        if not found.agrees and not self.force:
+            raise mismatch(self.image, found)
         return found
 
     @property
@@ -133,77 +115,10 @@ class GuestView:
 
     @cached_property
     def _root(self) -> RootFound:
-        regime = self.regime
-        known = None if self.image is None else self._placement
-        if (
-            known is not None
-            and (known.predicted or (known.match or 1) < placement.ENOUGH)
-            and not self.force
-        ):
+        known = self._placement
+        if known is not None and (known.predicted or not (known.agrees or self.force)):
             known = None
-        candidates: dict[int, Candidate] = {}
-        for candidate in roots.candidate_roots(
-            self.states, regime, self.image, None if known is None else known.pa
-        ):
-            candidates.setdefault(candidate.pa, candidate)
-        for candidate in candidates.values():
-            found = self._confirm(candidate, known)
-            if found is not None:
-                return found
-        if known is not None:
-            for candidate in candidates.values():
-                found = self._scan(candidate, known)
-                if found is not None:
-                    return found
-        return self._unconfirmed(regime)
-
-    def _confirm(self, candidate: Candidate, known: Found | None) -> RootFound | None:
-        """Return the root if it maps the kernel, with what that tells about KASLR."""
-        if self.image is None or known is None:
-            if roots.maps_vectors(self.memory, candidate.pa, self.regime, self.states):
-                return RootFound(candidate.pa, f"{candidate.name}, which maps the exception vectors", None)
-            return None
-        hint = self._previous[1] if self._previous else None
-        for offset in roots.likely_offsets(self.states, self.image, hint):
-            if roots.maps_image(
-                self.memory, candidate.pa, self.regime, self.image, image_pa=known.pa, offset=offset
-            ):
-                return RootFound(candidate.pa, self._say(candidate, offset), offset)
-        return None
-
-    def _scan(self, candidate: Candidate, known: Found) -> RootFound | None:
-        """Return the root if the kernel is mapped anywhere under it."""
-        va = roots.scan_for_image(self.memory, candidate.pa, self.regime, known.pa)
-        if va is None or self.image is None:
-            return None
-        if not roots.maps_throughout(
-            self.memory, candidate.pa, self.regime, self.image, image_pa=known.pa, va=va
-        ):
-            return None  # a table of a lower level, taken for a root, maps pieces of the image at odd places
-        offset = (va - self.image.text_va) & MASK64
-        return RootFound(candidate.pa, self._say(candidate, offset), offset)
-
-    def _say(self, candidate: Candidate, offset: int) -> str:
-        """Write down why a root is the right one."""
-        text = f"{candidate.name}, which maps the kernel image"
-        image = self.image
-        if image is not None and self._placement is not None and "symbol" not in candidate.name:
-            link = candidate.pa - self._placement.pa + image.text_va
-            near = image.nearest(link) if "swapper_pg_dir" in image.symbols else None
-            if near is not None and near[1] == 0 and near[0].endswith("_pg_dir"):
-                text = f"{candidate.name} = {near[0]}, which maps the kernel image"
-        if not offset:
-            return text
-        return text + (f", KASLR offset {offset:#x}" if image is not None and image.linked else "")
-
-    def _unconfirmed(self, regime: Regime) -> RootFound:
-        for state in self.states:
-            name = _name(state, "TTBR1")
-            if state.system.get(name):
-                what = "the exception vectors" if self.image is None else "the kernel image"
-                doubt = f"{name} of cpu {state.cpu}; unconfirmed: no table was found that maps {what}"
-                return RootFound(root_pa(state, regime), doubt, None)
-        raise GuestError("the guest has no kernel tables yet (TTBR1 is 0)", "let it run further")
+        return self._locator.find_root(known)
 
     def swapper(self) -> Root:
         """Return the kernel's own root table and how it was found.
@@ -217,7 +132,7 @@ class GuestView:
     def confirmed(self) -> bool:
         """True if the table of `swapper` was seen to map the kernel."""
         try:
-            return "unconfirmed" not in self._root.provenance
+            return self._root.confirmed
         except GuestError:
             return False
 
@@ -316,7 +231,3 @@ class GuestView:
             return ""
         text = raw.split(b"\0")[0].split(b"\n")[0].decode("ascii", errors="backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _name(state: CpuState, stem: str) -> str:
-    return translation_register(state, stem)
