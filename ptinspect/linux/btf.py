@@ -28,18 +28,21 @@ _EACH = {STRUCT: 12, UNION: 12, ENUM: 8, FUNC_PROTO: 8, DATASEC: 12, ENUM64: 12}
 _ALIASES = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 
 
-def find_btf(data: bytes) -> bytes | None:
-    """Find a BTF blob in an image by its header; None if there is none that is consistent."""
+def find_btf(data: bytes) -> Types | None:
+    """Find BTF in an image by its header; None if there is none that is consistent from end to end."""
     at = -1
     needle = struct.pack("<HBB", MAGIC, 1, 0) + struct.pack("<I", HEADER.size)
     while (at := data.find(needle, at + 1)) >= 0:
         if len(data) - at < HEADER.size:
             return None
         _, _, _, header, type_off, type_len, str_off, str_len = HEADER.unpack_from(data, at)
-        end = header + max(type_off + type_len, str_off + str_len)
-        sane = type_len > 1000 and str_len > 1000 and type_off == 0 and str_off == type_len
-        if sane and at + end <= len(data) and data[at + header + str_off] == 0:
-            return data[at : at + end]
+        end = at + header + max(type_off + type_len, str_off + str_len)
+        sane = type_len >= 12 and str_len > 1 and type_off == 0 and str_off == type_len
+        if sane and end <= len(data) and data[at + header + str_off] == 0:
+            try:
+                return Types(data[at:end])
+            except KernelFileError:
+                continue
     return None
 
 
@@ -110,7 +113,7 @@ class Types:
             columns = [words[heads + i].astype(np.uint32) << (8 * (i % 4)) for i in range(8)]
             names = columns[0] | columns[1] | columns[2] | columns[3]
             kinds = (columns[4] | columns[5] | columns[6] | columns[7]) >> 24 & 0x1F
-            for kind in (TYPEDEF, ENUM64, ENUM, UNION, STRUCT):
+            for kind in (INT, TYPEDEF, ENUM64, ENUM, UNION, STRUCT):
                 for index in np.flatnonzero((kinds == kind) & (names != 0)):
                     key = (self._string(int(names[index])), kind == TYPEDEF)
                     self._named[key] = int(index) + 1
@@ -236,7 +239,7 @@ class Types:
         seen.add(type_id)
         nested = []
         for member in self.members(type_id):
-            if member.name == name:
+            if member.name and member.name == name:
                 return member
             if not member.name:
                 nested.append(member)

@@ -115,12 +115,17 @@ class KernelImage:
         blob = self._btf()
         if blob is not None:
             return Types(blob)
+        for segment in self._segments:
+            found = find_btf(self._data.read(segment.offset, segment.size))
+            if found is not None:
+                return found
         raise KernelFileError(
             f"{self.path.name} describes no types (BTF)",
             "a kernel with CONFIG_DEBUG_INFO_BTF, or its vmlinux with debug information, does",
         )
 
     def _btf(self) -> bytes | None:
+        """Return the BTF whose place is known."""
         if self._elf is not None:
             section = self._elf.section(".BTF")
             if section is not None and section.stored:
@@ -128,10 +133,6 @@ class KernelImage:
         start, stop = self.symbols.get("__start_BTF"), self.symbols.get("__stop_BTF")
         if start and stop and 0 < stop[0] - start[0] <= MAX_BTF:
             return self.text_at(start[0], stop[0] - start[0])
-        for segment in self._segments:
-            found = find_btf(self._data.read(segment.offset, segment.size))
-            if found is not None:
-                return found
         return None
 
     # -- bytes ----------------------------------------------------------------------------------

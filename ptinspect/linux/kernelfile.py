@@ -88,6 +88,8 @@ def unpack(data: bytes, name: str) -> bytes:
 
 
 def _unpack_zboot(data: bytes, name: str) -> bytes:
+    if len(data) < 32:
+        raise KernelFileError(f"{name}: the EFI zboot image is truncated")
     offset, size = struct.unpack_from("<II", data, 8)
     kind = data[24:32].split(b"\0")[0].decode("ascii", "replace")
     payload = data[offset : offset + size]
@@ -145,9 +147,12 @@ class FileBytes:
         self.file = file
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes at `offset`."""
-        self.file.seek(offset)
-        return self.file.read(length)
+        """Return up to `length` bytes at `offset`; none where the file has none, or cannot be read."""
+        try:
+            self.file.seek(offset)
+            return self.file.read(length)
+        except (OSError, OverflowError, ValueError):
+            return b""
 
 
 class Blob:

@@ -1,0 +1,158 @@
+"""Type layouts from BTF: members, nested and anonymous, arrays, bit fields; damaged and hostile input."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from kernels import BtfBuilder
+
+from ptinspect.errors import KernelFileError
+from ptinspect.linux.btf import Types, find_btf
+
+
+def sample() -> BtfBuilder:
+    b = BtfBuilder()
+    long, char = b.integer("long", 8), b.integer("char", 1)
+    pointer = b.pointer(0)
+    context = b.struct("cpu_context", 24, [("fp", long, 0), ("sp", long, 64), ("pc", long, 128)])
+    thread = b.struct("thread_struct", 32, [("flags", long, 0), ("cpu_context", context, 64)])
+    comm = b.array(char, 16)
+    typed = b.typedef("thread_t", b.typedef("", thread, kind=10))
+    inner = b.struct("", 8, [("uid", long, 0), ("kuid", long, 0)], union=True)
+    anonymous = b.struct("", 16, [("", inner, 0), ("gid", long, 64)])
+    bits = b.struct(
+        "", 4, [("lazy", long, 1 << 24 | 3), ("width", long, 7 << 24 | 4), ("word", long, 8)], flag=True
+    )
+    regs = b.array(b.array(long, 4), 3)
+    b.struct(
+        "task_struct", 256,
+        [("stack", pointer, 0), ("comm", comm, 64), ("thread", typed, 192), ("", anonymous, 512),
+         ("", bits, 640), ("grid", regs, 704)],
+    )  # fmt: skip
+    b.add(
+        6, "zone", 4, struct.pack("<IiIi", b.string("ZONE_A"), 3, b.string("ZONE_B"), -1), vlen=2, flag=True
+    )
+    b.add(19, "wide", 8, struct.pack("<III", b.string("WIDE"), 5, 1), vlen=1)
+    return b
+
+
+@pytest.fixture(scope="module")
+def types() -> Types:
+    return Types(sample().blob())
+
+
+@pytest.mark.parametrize(
+    ("path", "offset", "size"),
+    [
+        ("task_struct.stack", 0, 8),
+        ("task_struct.comm", 8, 16),
+        ("task_struct.comm[3]", 11, 1),
+        ("task_struct.thread", 24, 32),
+        ("task_struct.thread.cpu_context.sp", 24 + 8 + 8, 8),
+        ("thread_t.cpu_context.pc", 24, 8),
+        ("task_struct.uid", 64, 8),
+        ("task_struct.kuid", 64, 8),
+        ("task_struct.gid", 72, 8),
+        ("task_struct.grid[2][1]", 88 + 64 + 8, 8),
+        ("task_struct.grid[1]", 88 + 32, 32),
+        ("task_struct.word", 81, 8),
+    ],
+)
+def test_members(types: Types, path: str, offset: int, size: int) -> None:
+    assert types.field(path) == (offset, size)
+    assert types.offset(path) == offset
+    assert types.has(path)
+    assert types.bit_field(path) == (8 * offset, 8 * size)
+
+
+def test_bit_fields(types: Types) -> None:
+    assert types.bit_field("task_struct.lazy") == (643, 1)
+    assert types.bit_field("task_struct.width") == (644, 7)
+    for name in ("lazy", "width"):
+        with pytest.raises(KernelFileError, match="bit field"):
+            types.offset(f"task_struct.{name}")
+
+
+def test_sizes(types: Types) -> None:
+    assert (types.size("task_struct"), types.size("thread_t"), types.size("long")) == (256, 32, 8)
+
+
+def test_enums(types: Types) -> None:
+    assert types.enumerators("zone") == {"ZONE_A": 3, "ZONE_B": -1}
+    assert types.enumerators("wide") == {"WIDE": 5 | 1 << 32}
+    with pytest.raises(KernelFileError, match="no enum"):
+        types.enumerators("task_struct")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["nothing", "task_struct.nothing", "task_struct.comm[16]", "task_struct.stack[0]", "task_struct.comm[x]",
+     "task_struct.comm[-1]", "task_struct.thread.cpu_context.sp.x", "task_struct.", ""],
+)  # fmt: skip
+def test_what_is_not_there(types: Types, path: str) -> None:
+    assert not types.has(path)
+    with pytest.raises(KernelFileError):
+        types.offset(path)
+
+
+def test_the_blob_is_found_in_an_image() -> None:
+    blob = sample().blob()
+    decoy = blob[:24] + b"\xff" * 100 + bytes(len(blob))
+    found = find_btf(b"abc" * 100 + decoy + b"x" + blob + bytes(50))
+    assert found is not None
+    assert found.offset("task_struct.gid") == 72
+    assert find_btf(b"abc" * 1000 + decoy) is None
+    assert find_btf(blob[:-1]) is None
+    assert find_btf(b"abc") is None
+
+
+def test_truncated_blobs() -> None:
+    blob = sample().blob()
+    for size in range(0, len(blob), 7):
+        data = bytearray(blob[:size])
+        try:
+            found = Types(bytes(data))
+            found.has("task_struct.thread.cpu_context.sp")
+        except KernelFileError:
+            pass
+
+
+def test_types_that_lead_to_themselves() -> None:
+    b = BtfBuilder()
+    b.typedef("loop", 1)
+    b.array(2, 1 << 30)
+    b.struct("a", 8, [("x", 1, 0), ("y", 2, 0)])
+    types = Types(b.blob())
+    for path in ("loop", "a.x.z"):
+        with pytest.raises(KernelFileError):
+            types.offset(path)
+    with pytest.raises(KernelFileError):
+        types.size("loop")
+    with pytest.raises(KernelFileError):
+        types.field("a.y")
+
+
+def test_anonymous_types_that_fan_out_do_not_take_for_ever() -> None:
+    b = BtfBuilder()
+    count = 40
+    for i in range(count):
+        b.struct("", 8, [("", min(i + 2, count), 0)] * 8)
+    b.struct("top", 8, [("", 1, 0), ("", 1, 64)])
+    assert not Types(b.blob()).has("top.nothing"), "or it takes 8^40 steps"
+
+
+def test_ids_that_do_not_exist() -> None:
+    b = BtfBuilder()
+    b.struct("a", 8, [("x", 77, 0), ("", 78, 0)])
+    types = Types(b.blob())
+    for path in ("a.x", "a.y", "a.x.z"):
+        with pytest.raises(KernelFileError):
+            types.field(path)
+
+
+def test_kinds_that_are_not_known() -> None:
+    b = BtfBuilder()
+    b.add(25, "future", 0)
+    with pytest.raises(KernelFileError, match="kind 25"):
+        Types(b.blob())

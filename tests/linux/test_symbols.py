@@ -1,0 +1,62 @@
+"""Which symbol is meant: by name, by address, of several with one name."""
+
+from __future__ import annotations
+
+import pytest
+from kernels import table
+
+from ptinspect.errors import KernelFileError
+from ptinspect.linux.symbols import NO_SYMBOLS
+
+BASE = 0xFFFF_8000_1001_0000
+
+
+def test_nearest() -> None:
+    symbols = table([("b", BASE + 0x20, "t"), ("a", BASE, "T"), ("abs", 5, "A"), ("c", BASE + 0x100, "d")])
+    assert symbols.nearest(BASE) == ("a", 0)
+    assert symbols.nearest(BASE + 0x1F) == ("a", 0x1F)
+    assert symbols.nearest(BASE + 0x20) == ("b", 0)
+    assert symbols.nearest(BASE + 0x5000) == ("c", 0x4F00)
+    assert symbols.nearest(BASE - 1) is None
+    assert NO_SYMBOLS.nearest(BASE) is None
+
+
+def test_of_several_at_one_address_a_global_one_is_named_then_the_first() -> None:
+    symbols = table([("local", BASE, "t"), ("global", BASE, "T"), ("other", BASE, "T")])
+    assert symbols.nearest(BASE + 4) == ("global", 4)
+    assert table([("x", BASE, "t"), ("y", BASE, "t")]).nearest(BASE) == ("x", 0)
+
+
+def test_names_that_stand_for_one_address_twice() -> None:
+    symbols = table([("x", BASE, "t"), ("x", BASE, "T"), ("x", BASE + 8, "t")])
+    assert symbols.by_name["x"] == [BASE, BASE + 8]
+
+
+def test_entry_labels_are_taken_next_to_the_vectors() -> None:
+    """5.10 has four el1_sync; on kernels where all are KVM's none is the one that is meant."""
+    kvm = [("el1_sync", BASE + 0x7_0000, "t"), ("el1_sync", BASE + 0xA7_0000, "t")]
+    own = [("el1_sync", BASE + 0x1AC0, "t")]
+    vectors = [("vectors", BASE + 0x800, "T")]
+    assert table([*kvm, *vectors, *own]).lookup("el1_sync") == BASE + 0x1AC0
+    with pytest.raises(KernelFileError, match="2 symbols"):
+        table([*kvm, *vectors]).lookup("el1_sync")
+
+
+def test_of_namesakes_the_global_one_is_meant() -> None:
+    symbols = table([("x", BASE, "t"), ("x", BASE + 8, "T"), ("y", BASE, "t"), ("y", BASE + 8, "t")])
+    assert symbols.lookup("x") == BASE + 8
+    with pytest.raises(
+        KernelFileError, match=r"2 symbols are named 'y': 0xffff800010010000, 0xffff800010010008"
+    ):
+        symbols.lookup("y")
+
+
+@pytest.mark.parametrize("suffix", [".isra.0", ".constprop.12", ".cfi", ".llvm.123456", ".part.0.isra.0"])
+def test_what_the_compiler_appends(suffix: str) -> None:
+    assert table([("kpti_install" + suffix, BASE, "t")]).lookup("kpti_install") == BASE
+
+
+@pytest.mark.parametrize("suffix", [".cold", ".cfi_jt", "_more", ".isra"])
+def test_other_suffixes_are_other_symbols(suffix: str) -> None:
+    with pytest.raises(KernelFileError, match="no symbol 'kpti_install'"):
+        table([("kpti_install" + suffix, BASE, "t")]).lookup("kpti_install")
