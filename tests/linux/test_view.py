@@ -1,0 +1,391 @@
+"""Where the kernel is: image, root table, KASLR, in every state in which a guest can be stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from builders import KERNEL_TEXT, TreeBuilder, regime_4k
+from kernels import BANNER, BANNER_AT, TEXT_SIZE, TEXT_VA, image, table
+
+from ptinspect.arch.bits import MASK64, PhysAddr
+from ptinspect.arch.regime import Regime
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, RegimeError
+from ptinspect.linux import kallsyms
+from ptinspect.linux.image import KernelImage
+from ptinspect.linux.symbols import SymbolTable
+from ptinspect.linux.view import GuestView
+from ptinspect.memory.source import RamBlock
+from ptinspect.memory.sparse import SparseMemory
+
+RAM = (
+    RamBlock(PhysAddr(0), 64 << 20, "virt.flash0"),
+    RamBlock(PhysAddr(0x4000_0000), 256 << 20, "mach-virt.ram"),
+)
+IMAGE_PA = 0x4020_0000
+SWAPPER = 0x4028_4000
+"""In the image, as the linker script puts it: idmap, tramp, reserved, swapper, a page each."""
+TRAMP, RESERVED = SWAPPER - 0x2000, SWAPPER - 0x1000
+TEMPORARY = 0x4500_0000
+TCR = {48: 0x40_0034_B550_3510, 39: 0x40_0034_B559_3519}
+TRAMP_VA = 0xFFFF_FDFF_FE5F_A000
+LINEAR = 0xFFFF_0000_0000_0000
+SYMBOLS = [
+    ("_stext", TEXT_VA + 0x1_0000, "T"),
+    ("vectors", TEXT_VA + 0x1_0800, "T"),
+    ("_etext", TEXT_VA + 0x5_0000, "R"),
+    ("primary_entry", TEXT_VA + 0x1_0000, "T"),
+    ("idmap_kpti_install_ng_mappings", TEXT_VA + 0x4_0510, "T"),
+]
+DATA_SYMBOLS = [
+    ("swapper_pg_dir", TEXT_VA + SWAPPER - IMAGE_PA, "R"),
+    ("init_pg_dir", TEXT_VA + 0x9_0000, "D"),
+]
+
+
+@dataclass
+class Guest:
+    """Memory and registers of a stopped guest."""
+
+    kaslr: int = 0
+    regime: Regime = field(default_factory=regime_4k)
+    memory: SparseMemory = field(default_factory=lambda: SparseMemory(RAM))
+
+    def __post_init__(self) -> None:
+        self.memory.write(IMAGE_PA, image())
+        self.tree = TreeBuilder(self.regime, memory=self.memory, tables_at=0x4400_0000, root=SWAPPER)
+        self.tree.map(self.va(0x1_0000), IMAGE_PA + 0x1_0000, size=TEXT_SIZE, attributes=KERNEL_TEXT)
+        self.tree.map(self.va(0x5_0000), IMAGE_PA + 0x5_0000, size=0x4_0000)
+        self.tree.map(LINEAR, 0x4000_0000, size=64 << 20, level=2)
+        self.tree.map(TRAMP_VA, IMAGE_PA + 0x3_0000, attributes=KERNEL_TEXT)
+        tramp = TreeBuilder(self.regime, memory=self.memory, tables_at=0x4480_0000, root=TRAMP)
+        tramp.map(TRAMP_VA, IMAGE_PA + 0x3_0000, attributes=KERNEL_TEXT)
+        temporary = TreeBuilder(self.regime, memory=self.memory, tables_at=0x4490_0000, root=TEMPORARY)
+        temporary.map(0xFFFF_FFFF_FFE0_0000, 0x4490_0000)
+
+    def va(self, offset: int) -> int:
+        return (TEXT_VA + offset + self.kaslr) & MASK64
+
+    def cpu(
+        self,
+        number: int = 0,
+        *,
+        el: int = 1,
+        pc: int | None = None,
+        x: dict[int, int] | None = None,
+        **system: int,
+    ) -> CpuState:
+        """Registers of a CPU in the kernel, unless told otherwise."""
+        registers = {
+            "TTBR1_EL1": SWAPPER, "TTBR0_EL1": 0x4600_0000, "TCR_EL1": TCR[48], "MAIR_EL1": 0xFF44,
+            "SCTLR_EL1": 1, "VBAR_EL1": self.va(0x1_0800),
+        } | system  # fmt: skip
+        general = tuple((x or {}).get(i, 0) for i in range(31))
+        where = self.va(0x2_0000) if pc is None else pc
+        return CpuState(number, general, 0, where, 0x3C5 if el else 0x3C0, registers)
+
+    def view(self, kernel: KernelImage | None, *states: CpuState, **more: object) -> GuestView:
+        return GuestView(self.memory, states or (self.cpu(),), kernel, RAM, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def symbols(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int, str]]:
+    """The symbols that are recovered from an Image; a test may add some."""
+    monkeypatch.setenv("PTINSPECT_CACHE", str(tmp_path / "cache"))
+    found = list(SYMBOLS)
+    monkeypatch.setattr(kallsyms, "_run", lambda data: (table(found), "" if found else "there are none"))
+    return found
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, symbols: list[tuple[str, int, str]]) -> KernelImage:
+    (tmp_path / "Image").write_bytes(image())
+    return KernelImage.open(tmp_path / "Image")
+
+
+@pytest.fixture
+def other(tmp_path: Path, symbols: list[tuple[str, int, str]]) -> KernelImage:
+    (tmp_path / "other").write_bytes(image(seed=2))
+    return KernelImage.open(tmp_path / "other")
+
+
+def without_symbols(kernel: KernelImage) -> KernelImage:
+    kernel.__dict__["_table"] = (SymbolTable((), table([]).addresses, ""), "none")
+    return kernel
+
+
+# -- in the kernel ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kaslr", [0, 0x3456_0000_0000])
+def test_in_the_kernel(kernel: KernelImage, kaslr: int) -> None:
+    guest = Guest(kaslr)
+    view = guest.view(kernel)
+    assert (view.image_pa, view.placement.match, view.placement.predicted) == (IMAGE_PA, 1.0, False)
+    assert view.placed and view.confirmed
+    assert view.kaslr_offset == kaslr
+    assert view.voffset == (TEXT_VA + kaslr - IMAGE_PA) & MASK64
+    assert view.swapper().pa == SWAPPER
+    expected = "TTBR1_EL1 of cpu 0, which maps the kernel image"
+    assert view.swapper().provenance == expected + (f", KASLR offset {kaslr:#x}" if kaslr else "")
+    assert view.symbol("vectors") == guest.va(0x1_0800)
+    assert view.pa_of(guest.va(0x1_0804)) == IMAGE_PA + 0x1_0804
+    assert view.pa_of_link(TEXT_VA + 0x123) == IMAGE_PA + 0x123
+    assert view.banner() == BANNER.decode().strip()
+
+
+def test_reads_cross_pages_and_go_through_the_tables(kernel: KernelImage) -> None:
+    guest = Guest()
+    guest.tree.map(0xFFFF_8000_2000_0000, 0x4300_5000)
+    guest.tree.map(0xFFFF_8000_2000_1000, 0x4300_1000)
+    guest.memory.write(0x4300_5FFC, b"abcd")
+    guest.memory.write(0x4300_1000, b"efghijkl")
+    view = guest.view(kernel)
+    assert view.read_virt(0xFFFF_8000_2000_0FFC, 8) == b"abcdefgh"
+    assert view.read_u64(0xFFFF_8000_2000_1000) == int.from_bytes(b"efghijkl", "little")
+    assert view.read_virt(0xFFFF_8000_2000_0FFC, 0) == b""
+    with pytest.raises(GuestError, match="0xffff800020002000 is not mapped: translation fault"):
+        view.read_virt(0xFFFF_8000_2000_1FFC, 8)
+    guest.tree.map(0xFFFF_8000_2000_2000, 0x9_0000_0000)
+    with pytest.raises(MemoryReadError):
+        guest.view(kernel).read_virt(0xFFFF_8000_2000_2000, 8)
+
+
+def test_patched_code_still_matches(kernel: KernelImage) -> None:
+    guest = Guest()
+    for at in range(0x1_0000, 0x5_0000, 0x40):
+        guest.memory.write(IMAGE_PA + at, bytes.fromhex("1f2003d5"))
+    placement = guest.view(kernel).placement
+    assert placement.pa == IMAGE_PA
+    assert placement.match is not None and 0.9 < placement.match < 1.0
+
+
+def test_the_root_is_named_where_the_kernel_names_its_data(
+    kernel: KernelImage, symbols: list[tuple[str, int, str]]
+) -> None:
+    symbols += DATA_SYMBOLS
+    guest = Guest()
+    assert (
+        guest.view(kernel).swapper().provenance.startswith("TTBR1_EL1 of cpu 0 = swapper_pg_dir, which maps")
+    )
+    early = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4600_0000, root=IMAGE_PA + 0x9_0000)
+    early.map(guest.va(0x1_0000), IMAGE_PA + 0x1_0000, size=0x1_0000)
+    view = guest.view(kernel, guest.cpu(TTBR1_EL1=IMAGE_PA + 0x9_0000))
+    assert view.swapper().provenance == "TTBR1_EL1 of cpu 0 = init_pg_dir, which maps the kernel image"
+
+
+# -- elsewhere ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kaslr", [0, 0x1000_0000])
+def test_in_user_mode_with_kpti(kernel: KernelImage, kaslr: int) -> None:
+    guest = Guest(kaslr)
+    user = guest.cpu(el=0, pc=0x40_0078, TTBR1_EL1=TRAMP | 3 << 48, VBAR_EL1=TRAMP_VA + 0x800)
+    view = guest.view(kernel, user)
+    assert view.swapper().pa == SWAPPER
+    assert view.swapper().provenance.startswith(
+        "2 pages behind tramp_pg_dir in TTBR1_EL1 of cpu 0, which maps"
+    )
+    assert (view.kaslr_offset, view.placed) == (kaslr, True)
+
+
+def test_another_cpu_knows_more(kernel: KernelImage) -> None:
+    guest = Guest(0x1000_0000)
+    user = guest.cpu(el=0, TTBR1_EL1=TRAMP, VBAR_EL1=TRAMP_VA + 0x800)
+    view = guest.view(kernel, user, guest.cpu(1))
+    assert view.swapper().provenance.startswith("TTBR1_EL1 of cpu 1, which maps the kernel image")
+    assert view.kaslr_offset == 0x1000_0000
+
+
+def test_the_current_cpu_is_asked_first(kernel: KernelImage) -> None:
+    guest = Guest()
+    view = guest.view(kernel, guest.cpu(0), guest.cpu(1), current=1)
+    assert view.state.cpu == 1
+    assert "cpu 1" in view.swapper().provenance
+
+
+@pytest.mark.parametrize("register", [3, 2])
+def test_in_the_rewrite(kernel: KernelImage, register: int) -> None:
+    """The boot CPU has a temporary table in TTBR1, the other one the reserved one."""
+    guest = Guest()
+    inside = IMAGE_PA + 0x4_0600
+    boot = guest.cpu(pc=inside, x={2: TEMPORARY} | {register: SWAPPER}, TTBR1_EL1=TEMPORARY)
+    view = guest.view(kernel, boot, guest.cpu(1, pc=inside, TTBR1_EL1=RESERVED))
+    assert view.swapper().pa == SWAPPER
+    assert view.swapper().provenance.startswith(f"x{register} of idmap_kpti_install_ng_mappings on cpu 0")
+    assert view.kaslr_offset == 0
+
+
+def test_registers_that_lead_nowhere(kernel: KernelImage, symbols: list[tuple[str, int, str]]) -> None:
+    guest = Guest()
+    lost = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: 0x4600_0000, 3: 0x9_9999_0000}, TTBR1_EL1=0x4700_0000)
+    view = guest.view(kernel, lost)
+    assert not view.confirmed and not view.placed
+    assert "unconfirmed: no table was found that maps the kernel image" in view.swapper().provenance
+    with pytest.raises(GuestError, match="it is not known where the kernel runs"):
+        _ = view.kaslr_offset
+    kernel.__dict__["_table"] = (table(symbols + DATA_SYMBOLS), "")
+    view = guest.view(kernel, lost)
+    assert view.swapper().provenance == "symbol swapper_pg_dir, which maps the kernel image"
+
+
+def test_the_mmu_is_off(kernel: KernelImage) -> None:
+    """Kernel addresses are translated all the same; others are physical."""
+    guest = Guest()
+    view = guest.view(kernel, guest.cpu(pc=IMAGE_PA + 0x4_0600, SCTLR_EL1=0))
+    assert view.pa_of(guest.va(0x1_0800)) == IMAGE_PA + 0x1_0800
+    assert view.pa_of(IMAGE_PA + 8) == IMAGE_PA + 8
+
+
+def test_user_addresses_go_through_ttbr0(kernel: KernelImage) -> None:
+    guest = Guest()
+    user = TreeBuilder(regime_4k(upper=False), memory=guest.memory, tables_at=0x4700_0000, root=0x4600_0000)
+    user.map(0x40_0000, 0x4111_1000)
+    view = guest.view(kernel)
+    assert view.pa_of(0x40_0123) == 0x4111_1123
+    with pytest.raises(GuestError, match="not mapped under TTBR0"):
+        view.pa_of(0x50_0000)
+
+
+# -- before there is a kernel -------------------------------------------------------------------
+
+RESET = {"TTBR1_EL1": 0, "TCR_EL1": 0, "SCTLR_EL1": 0, "VBAR_EL1": 0, "TTBR0_EL1": 0}
+
+
+def test_at_reset_the_image_is_there_and_no_table(kernel: KernelImage) -> None:
+    guest = Guest()
+    view = guest.view(kernel, guest.cpu(pc=0x4000_0000, **RESET))
+    assert (view.image_pa, view.placed, view.confirmed) == (IMAGE_PA, False, False)
+    assert view.pa_of_link(TEXT_VA + 0x4_0510) == IMAGE_PA + 0x4_0510
+    with pytest.raises(RegimeError, match="TCR_EL1 is 0"):
+        view.swapper()
+    with pytest.raises(RegimeError):
+        _ = view.kaslr_offset
+
+
+@pytest.mark.parametrize(("text_offset", "expected"), [(0, 0x4020_0000), (0x8_0000, 0x4008_0000)])
+def test_before_the_image_is_loaded_its_place_is_predicted(
+    tmp_path: Path, symbols: list[tuple[str, int, str]], text_offset: int, expected: int
+) -> None:
+    (tmp_path / "Image").write_bytes(image(text_offset=text_offset))
+    guest = Guest()
+    guest.memory.write(IMAGE_PA, bytes(0x1000))
+    view = guest.view(KernelImage.open(tmp_path / "Image"), guest.cpu(**RESET))
+    assert (view.image_pa, view.placement.predicted, view.placed) == (expected, True, False)
+    assert "predicted" in view.placement.provenance
+
+
+def test_tables_that_map_nothing_yet(kernel: KernelImage) -> None:
+    guest = Guest()
+    view = guest.view(kernel, guest.cpu(**RESET | {"TCR_EL1": TCR[48]}))
+    with pytest.raises(GuestError, match="no kernel tables yet"):
+        view.swapper()
+    assert not view.placed
+
+
+# -- the image ----------------------------------------------------------------------------------
+
+
+def test_an_image_elsewhere_in_ram(kernel: KernelImage) -> None:
+    """EFI may put it at any 2 MiB boundary; what it was loaded from may still lie around."""
+    guest = Guest()
+    data = guest.memory.read(IMAGE_PA, 0x8_0000)
+    guest.memory.write(0x4E20_0000, data)
+    guest.memory.write(IMAGE_PA + 0x1_0000, bytes(TEXT_SIZE))
+    view = guest.view(kernel)
+    assert view.image_pa == 0x4E20_0000
+    assert not view.placed, "the tables map another place"
+
+
+@pytest.mark.parametrize("kaslr", [0, 0x1000_0000])
+def test_the_header_is_gone(kernel: KernelImage, kaslr: int) -> None:
+    guest = Guest(kaslr)
+    guest.memory.write(IMAGE_PA, bytes(64))
+    view = guest.view(kernel)
+    assert (view.image_pa, view.kaslr_offset) == (IMAGE_PA, kaslr)
+    assert view.placement.provenance == "its code, mapped by TTBR1_EL1 of cpu 0"
+    user = guest.cpu(el=0, TTBR1_EL1=TRAMP, VBAR_EL1=TRAMP_VA)
+    view = guest.view(kernel, user)
+    assert (view.image_pa, view.kaslr_offset) == (IMAGE_PA, kaslr)
+
+
+def test_another_kernels_file_is_refused_unless_forced(kernel: KernelImage, other: KernelImage) -> None:
+    guest = Guest()
+    view = guest.view(other)
+    with pytest.raises(
+        KernelFileError, match=r"other is not the kernel in this guest: another kernel's header|0%"
+    ):
+        _ = view.image_pa
+    for ask in (lambda: view.voffset, lambda: view.kaslr_offset, lambda: view.symbol("vectors")):
+        with pytest.raises(KernelFileError):
+            ask()
+    assert not view.placed
+    assert view.banner() == ""
+    assert view.swapper().pa == SWAPPER, "the registers do for walks"
+    forced = guest.view(other, force=True)
+    assert (forced.image_pa, forced.kaslr_offset) == (IMAGE_PA, 0)
+
+
+def test_an_image_without_symbols(kernel: KernelImage) -> None:
+    guest = Guest(0x1000_0000)
+    view = guest.view(without_symbols(kernel))
+    assert view.image_pa == IMAGE_PA
+    assert view.voffset == (TEXT_VA + 0x1000_0000 - IMAGE_PA) & MASK64
+    assert view.pa_of_link(0x1_0000) == IMAGE_PA + 0x1_0000
+    assert view.swapper().provenance == "TTBR1_EL1 of cpu 0, which maps the kernel image"
+    assert view.banner() == BANNER.decode().strip()
+
+
+def test_no_kernel_file(kernel: KernelImage) -> None:
+    guest = Guest()
+    view = guest.view(None)
+    assert view.swapper().provenance == "TTBR1_EL1 of cpu 0, which maps the exception vectors"
+    assert view.pa_of(guest.va(0x1_0800)) == IMAGE_PA + 0x1_0800
+    assert (view.placed, view.banner()) == (False, "")
+    for ask in (
+        lambda: view.kaslr_offset,
+        lambda: view.symbol("vectors"),
+        lambda: view.image_pa,
+        lambda: view.pa_of_link(0),
+    ):
+        with pytest.raises(GuestError, match="kernel"):
+            ask()
+    user = guest.cpu(el=0, TTBR1_EL1=TRAMP, VBAR_EL1=TRAMP_VA)
+    assert guest.view(None, user).swapper().pa == SWAPPER
+
+
+def test_an_earlier_stop_is_a_hint_and_no_more(kernel: KernelImage) -> None:
+    guest = Guest(0x1000_0000)
+    first = guest.view(kernel)
+    assert first.placed
+    reads = guest.memory.reads
+    again = guest.view(kernel, previous=first)
+    assert again.placed
+    cheap = guest.memory.reads - reads
+    guest.memory.reads = 0
+    assert guest.view(kernel).placed
+    assert cheap < guest.memory.reads
+    moved = Guest(0x2000_0000)
+    assert moved.view(kernel, previous=first).kaslr_offset == 0x2000_0000
+
+
+def test_a_banner_cannot_send_control_codes(kernel: KernelImage) -> None:
+    guest = Guest()
+    guest.memory.write(IMAGE_PA + BANNER_AT, b"Linux version 5.10 \x1b[31m\xff\tx\n")
+    assert guest.view(kernel).banner() == "Linux version 5.10 \\x1b[31m\\xff\\tx"
+
+
+def test_39_bit_kernels(kernel: KernelImage, tmp_path: Path) -> None:
+    base = 0xFFFF_FFC0_1000_0000
+    guest = Guest.__new__(Guest)
+    guest.kaslr, guest.regime, guest.memory = 0, regime_4k(39), SparseMemory(RAM)
+    guest.memory.write(IMAGE_PA, image())
+    guest.tree = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4400_0000, root=SWAPPER)
+    guest.tree.map(base, IMAGE_PA, size=0x8_0000, attributes=KERNEL_TEXT)
+    kernel.__dict__["_table"] = (table([(n, a - TEXT_VA + base, k) for n, a, k in SYMBOLS]), "")
+    state = guest.cpu(TCR_EL1=TCR[39], VBAR_EL1=base + 0x1_0800)
+    view = guest.view(kernel, dataclasses.replace(state, pc=base + 0x1_0000))
+    assert (view.regime.va_bits, view.kaslr_offset, view.swapper().pa) == (39, 0, SWAPPER)
