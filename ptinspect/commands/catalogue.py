@@ -24,6 +24,7 @@ MODULES: tuple[str, ...] = (
     "kpti",
     "demo",
     "oops",
+    "stack",
 )
 """Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.
 

@@ -1,0 +1,137 @@
+"""`stack`, `stack tasks`: how deep kernel stacks are, and how deep they have been."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Needs, Registry
+from ptinspect.errors import GuestError, UserError
+from ptinspect.output.model import Report
+from ptinspect.output.views import stack as views
+
+if TYPE_CHECKING:
+    from ptinspect.linux.stacks import Stacks
+    from ptinspect.linux.tasks import Task
+
+SHOWN = 20
+"""Tasks shown to people unless --all."""
+
+
+def register(registry: Registry) -> None:
+    """Add `stack` and `stack tasks`."""
+    add = registry.command
+    add(
+        "stack",
+        summary="Show which stack SP is on, how full it is, and its frames",
+        example="stack --cpu all",
+        needs=Needs.STOPPED,
+        configure=_configure,
+        details="Task, IRQ, overflow and SDEI stacks; comm, PID, base, top, SP, bytes used and free; each "
+        "frame with its own size in bytes, through exception frames and changes of stack. Right with the "
+        "MMU off too: the bytes are reached through the kernel's own tables.",
+    )(stack)
+    add(
+        "stack tasks",
+        summary="Show the stacks of all tasks, least free space first",
+        example="stack tasks --all",
+        needs=Needs.STOPPED,
+        configure=_configure_tasks,
+        details="From the saved SP of tasks that sleep and the live SP of those that run; with the deepest "
+        "point ever reached, where the unused part is still zero or painted.",
+    )(tasks)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cpu", type=cpu_choice, metavar="N|all", help="whose stack (default: the CPU that stopped)")
+    add("--task", metavar="PID", type=argtypes.whole(0, 1 << 22), help="the stack of this task instead")
+    add("-n", dest="limit", type=argtypes.whole(1, 10_000), default=256, metavar="N", help="at most N frames")
+
+
+def _configure_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help=f"show all of them, not {SHOWN}")
+
+
+def cpu_choice(text: str) -> int | str:
+    """Read the number of a CPU, or `all`."""
+    return "all" if text == "all" else argtypes.whole(0, 1023)(text)
+
+
+def open_stacks(ctx: Context) -> Stacks:
+    """Return what finds stacks at this stop. Raises UserError without a kernel file, GuestError."""
+    from ptinspect.linux.stacks import Stacks
+
+    if ctx.kernel is None:
+        raise UserError("stacks are found by the kernel file", "kernel FILE, or --kernel FILE")
+    return Stacks(ctx.view())
+
+
+def stack(ctx: Context, args: argparse.Namespace) -> Report:
+    """Show the stack of one CPU, of all, or of a task."""
+    from ptinspect.stack.code import KernelCode
+    from ptinspect.stack.depth import depth_of_cpu, depth_of_task
+
+    session = ctx.stopped
+    found = open_stacks(ctx)
+    code = KernelCode(found.view)
+    if args.task is not None:
+        task = task_of(found, args.task)
+        if task.cpu is None:
+            return views.depths([depth_of_task(found, task, args.limit)], code)
+        args.cpu = task.cpu
+    if args.cpu == "all":
+        cpus = range(session.cpu_count)
+    else:
+        cpu = session.current_cpu if args.cpu is None else args.cpu
+        if cpu >= session.cpu_count:
+            raise UserError(f"no CPU {cpu}: the guest has {session.cpu_count}, numbered from 0")
+        cpus = range(cpu, cpu + 1)
+    return views.depths([depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus], code)
+
+
+def task_of(found: Stacks, pid: int) -> Task:
+    """Return the task with a PID; the running one of several idle tasks. Raises UserError."""
+    listed = found.tasks.all().tasks
+    matching = [task for task in listed if task.pid == pid]
+    if not matching:
+        raise UserError(f"no task has PID {pid}", "stack tasks --all lists them")
+    return min(matching, key=lambda task: task.cpu is None)
+
+
+def tasks(ctx: Context, args: argparse.Namespace) -> Report:
+    """List the stacks of all tasks."""
+    from ptinspect.output.views.stack import TaskRow
+    from ptinspect.stack.highwater import high_water, read_stacks
+
+    found = open_stacks(ctx)
+    listed = found.tasks.all()
+    live = {}
+    for state in found.view.states:
+        position = found.locate(state)
+        if position.stack is not None and position.stack.kind == "task":
+            live[position.stack.base] = position
+    stacks = [found.of_task(task) for task in listed.tasks]
+    words = read_stacks(found.view, stacks)
+    rows = []
+    for task, own in zip(listed.tasks, stacks, strict=True):
+        here = live.get(own.base)
+        sp = task.saved_sp if here is None else here.sp
+        how = "saved" if here is None else f"live, cpu {here.cpu}"
+        if here is None and task.cpu is not None:
+            how = f"on another stack, cpu {task.cpu}"
+        content = words.get(own.base)
+        magic = None if content is None else int(content[0]) == _magic()
+        rows.append(TaskRow(task, own, sp, how, magic, high_water(own, content)))
+    rows.sort(key=lambda row: (row.least, row.task.pid))
+    if not rows:
+        raise GuestError("no task was found")
+    return views.tasks(rows, listed.incomplete, None if args.all else SHOWN)
+
+
+def _magic() -> int:
+    from ptinspect.linux.stacks import STACK_END_MAGIC
+
+    return STACK_END_MAGIC

@@ -1,0 +1,135 @@
+"""How deep the stack of a CPU is: where SP is, what is used and free, and the frames."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.linux.entry import EL1H, SLOT
+from ptinspect.linux.stacks import Position, Stack, Stacks
+from ptinspect.linux.tasks import Task
+from ptinspect.stack.code import KernelCode
+from ptinspect.stack.frames import MAX_FRAMES, Unwinder
+from ptinspect.stack.model import RegsLayout, Unwound
+
+_ADD_SP_X0 = 0x8B2063FF
+
+
+@dataclass(frozen=True)
+class Depth:
+    """All that there is to say of the stack of one CPU, or of a task that sleeps."""
+
+    position: Position
+    """Which stack SP is on."""
+    end_magic_intact: bool | None
+    """Whether the end mark is there; None for stacks without one."""
+    unwound: Unwound
+    """The frames."""
+    other_stacks: tuple[Stack, ...] = ()
+    """Stacks further up the chain, which were left for the one that SP is on."""
+
+
+def regs_layout(stacks: Stacks) -> RegsLayout:
+    """Return where struct pt_regs keeps what. Raises KernelFileError if the kernel has no such type."""
+    offset = stacks.tasks.image.types.offset
+    return RegsLayout(
+        stacks.entry.frame_size,
+        offset("pt_regs.sp"),
+        offset("pt_regs.pc"),
+        offset("pt_regs.pstate"),
+        offset("pt_regs.stackframe"),
+    )
+
+
+def unwinder(stacks: Stacks, known: list[Stack]) -> Unwinder:
+    """Return an unwinder over these stacks."""
+    view, entry = stacks.view, stacks.entry
+    offset = view.kaslr_offset
+    return Unwinder(
+        view.read_virt,
+        KernelCode(view),
+        known,
+        regs_layout(stacks),
+        vectors=[entry.sync.va - EL1H + offset],
+        labels=[label + offset for label in entry.labels],
+        bad_stack=None if entry.bad_stack is None else entry.bad_stack + offset,
+        va_bits=view.regime.va_bits,
+    )
+
+
+def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> Depth:
+    """Examine the stack of a CPU. Raises GuestError, KernelFileError or TargetError."""
+    state = with_true_sp(stacks, state)
+    position = stacks.locate(state)
+    stack = position.stack
+    magic = None if stack is None else stacks.end_magic(stack)
+    if position.kind == "user":
+        return Depth(position, magic, Unwound((), "the CPU runs user code", True))
+    if stack is None:
+        return Depth(position, None, Unwound((), position.note))
+    known = [stack, *stacks.of_cpu(state)]
+    if position.task is not None:
+        known.append(stacks.of_task(position.task))
+    unique = list({(s.base, s.kind): s for s in known}.values())
+    before = None
+    if stack.kind == "overflow":  # the entry keeps SP minus a frame there: kernel_ventry, entry.S
+        before = (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
+    unwound = unwinder(stacks, unique).unwind(
+        state.pc,
+        state.sp,
+        state.x[29],
+        state.x[30],
+        elr=state.system.get("ELR_EL1"),
+        before=before,
+        limit=limit,
+    )
+    used = {frame.stack for frame in unwound.frames}
+    others = tuple(s for s in unique if s.kind in used and s.base != stack.base)
+    return Depth(position, magic, unwound, others)
+
+
+def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
+    """Examine the stack of a task that runs on no CPU, from what it saved when it was switched away.
+
+    Source: struct cpu_context, arch/arm64/include/asm/processor.h; cpu_switch_to, entry.S.
+    """
+    view = stacks.view
+    stack = stacks.of_task(task)
+    context = task.address + stacks.tasks.image.types.offset("task_struct.thread.cpu_context")
+    offset = stacks.tasks.image.types.offset
+    x29 = view.read_u64(context + offset("cpu_context.fp"))
+    pc = view.read_u64(context + offset("cpu_context.pc"))
+    holds = stack.holds_sp(task.saved_sp)
+    position = Position(-1, "task" if holds else "none", task.saved_sp, stack, task, True, False)
+    found = unwinder(stacks, [stack]).after_call(pc, task.saved_sp, x29, limit=limit)
+    return Depth(position, stacks.end_magic(stack), found)
+
+
+def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
+    """Undo what the overflow test of the exception vector does to SP while it has no free register.
+
+    Source: arch/arm64/kernel/entry.S, kernel_ventry: `add sp, sp, x0; sub x0, sp, x0; tbnz …; sub x0,
+    sp, x0; sub sp, sp, x0`; where the test fails: `msr tpidr_el0, x0; sub x0, sp, x0; …`.
+    """
+    entry, offset = stacks.entry, stacks.view.kaslr_offset
+    for vector in entry.vectors:
+        start = vector.va + offset
+        if not start <= state.pc < start + SLOT or state.el != 1:
+            continue
+        words = KernelCode(stacks.view).words(start, SLOT // 4)
+        if _ADD_SP_X0 not in words:
+            return state
+        step = (state.pc - start) // 4 - words.index(_ADD_SP_X0)
+        failed = None if vector.overflow is None else (vector.overflow - vector.va) // 4
+        sp = state.sp
+        if failed is not None and (state.pc - start) // 4 >= failed:
+            late = (state.pc - start) // 4 > failed
+            sp = state.system.get("TPIDR_EL0", state.sp) if late else state.x[0]
+        elif step in (1, 4):
+            sp = (state.sp - state.x[0]) & MASK64
+        elif step in (2, 3):
+            sp = state.x[0]
+        return dataclasses.replace(state, sp=sp)
+    return state

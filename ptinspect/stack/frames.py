@@ -1,0 +1,293 @@
+"""What is on a kernel stack: frame by frame, through exception frames and changes of stack.
+
+The chain is that of frame records (AAPCS64 6.4.6), which the exception entry continues in pt_regs:
+`stackframe` holds x29 and ELR of what was interrupted (arch/arm64/kernel/entry.S, kernel_entry).
+Where a function's own frame ends is read from its prologue, as the compiler wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.errors import PtinspectError
+from ptinspect.linux.entry import SLOT
+from ptinspect.linux.stacks import Stack
+from ptinspect.stack.model import Code, Frame, FrameKind, RegsLayout, Unwound
+from ptinspect.stack.prologue import MAX_TAIL, MAX_WORDS, epilogue, prologue
+
+MAX_FRAMES = 256
+LINK_REGISTER = 30 * 8
+"""Offset of x30 in pt_regs."""
+FRAME_POINTER = 29 * 8
+ENTRY_REACH = 0x200
+"""Bytes behind a label of the exception entry that still belong to it, where no symbol tells."""
+VECTORS = 0x800
+"""Bytes of a vector table (Arm ARM, VBAR_EL1)."""
+
+
+@dataclass
+class _State:
+    pc: int
+    sp: int
+    x29: int
+    x30: int
+    frames: list[Frame] = field(default_factory=list)
+    ended: str = ""
+    complete: bool = False
+    interrupted: bool = False
+    """True if `pc` was interrupted there, in the middle of whatever it did."""
+    returns: bool = False
+    """True if `pc` is a return address."""
+
+
+class Unwinder:
+    """Follow a chain of frames through memory."""
+
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes],
+        code: Code,
+        stacks: Sequence[Stack],
+        layout: RegsLayout,
+        *,
+        vectors: Sequence[int] = (),
+        labels: Sequence[int] = (),
+        bad_stack: int | None = None,
+        va_bits: int = 48,
+    ) -> None:
+        """Prepare. `read` gives kernel memory and raises PtinspectError.
+
+        `vectors` are the addresses of vector tables, `labels` those at which they go on, `bad_stack`
+        the one at which they do if the stack is used up.
+        """
+        self._read = read
+        self._code = code
+        self._stacks = tuple(stacks)
+        self._labels = (*labels, *(() if bad_stack is None else (bad_stack,)))
+        self._bad_stack = bad_stack
+        self._vectors = tuple(vectors)
+        self._layout = layout
+        self._va_bits = va_bits
+
+    def unwind(
+        self,
+        pc: int,
+        sp: int,
+        x29: int,
+        x30: int,
+        *,
+        elr: int | None = None,
+        before: int | None = None,
+        limit: int = MAX_FRAMES,
+    ) -> Unwound:
+        """Return the frames from `pc` on.
+
+        `elr` is where the last exception came from, and `before` what SP was then if it was another
+        stack's: they count where `pc` is in the exception entry and the frame is not stored yet.
+        """
+        state = _State(pc, sp, x29, x30)
+        if elr is not None and self._entering(pc):
+            self._add(state, sp + self._lowered(pc), None, "exception")
+            end = state.frames[-1].sp + state.frames[-1].size
+            state.pc, state.sp = elr, end if before is None else before
+            self._unwritten(state)
+        self._follow(state, limit)
+        if state.complete:
+            self._rest(state)
+        return Unwound(tuple(state.frames), state.ended, state.complete)
+
+    def after_call(self, pc: int, sp: int, x29: int, *, limit: int = MAX_FRAMES) -> Unwound:
+        """Return the frames of a task that was switched away: `pc` is a return address into its caller."""
+        state = _State(pc, sp, x29, 0, returns=True)
+        if self._by_record(state, self._frame_end(state)):
+            self._follow(state, limit, interrupted=False)
+        if state.complete:
+            self._rest(state)
+        return Unwound(tuple(state.frames), state.ended, state.complete)
+
+    # -- the innermost frame ----------------------------------------------------------------------
+
+    def _label(self, pc: int) -> int | None:
+        """Return the label of the exception entry that `pc` lies behind."""
+        return max((label for label in self._labels if label <= pc < label + ENTRY_REACH), default=None)
+
+    def _lowered(self, pc: int) -> int:
+        """Return what the entry has lowered SP by at `pc`, where the frame is not stored yet."""
+        for base in self._vectors:
+            if base <= pc < base + VECTORS:
+                slot = pc - (pc - base) % SLOT
+                return prologue(self._words(slot, (pc - slot) // 4)).lowered
+        label = self._label(pc)
+        if label is not None and label == self._bad_stack:
+            return prologue(self._words(label, (pc - label) // 4)).lowered
+        return self._layout.size
+
+    def _entering(self, pc: int) -> bool:
+        """Tell whether `pc` is in a vector, or behind its label before the frame is stored."""
+        if any(base <= pc < base + VECTORS for base in self._vectors):
+            return True
+        label = self._label(pc)
+        return label is not None and prologue(self._words(label, (pc - label) // 4)).record is None
+
+    def _innermost(self, state: _State) -> bool:
+        """Add the frame of a function that was stopped anywhere in it; False at the chain's end."""
+        if self._label(state.pc) is not None and self._plausible(state.sp):
+            return self._through(state, state.sp)
+        start = self._code.start(state.pc)
+        if start is None:
+            return self._by_record(state, None)
+        before = prologue(self._words(start, (state.pc - start) // 4))
+        after = epilogue(self._words(state.pc, MAX_TAIL))
+        if after is not None and not after.pops_record:
+            end = state.sp + after.raised
+        elif before.record is None:
+            end = state.sp + before.lowered
+        else:
+            return self._by_record(state, state.x29 + before.record)
+        self._add(state, end, None, "function")
+        state.pc, state.sp, state.returns = self._plain(state.x30), end, True
+        return True
+
+    # -- the chain --------------------------------------------------------------------------------
+
+    def _follow(self, state: _State, limit: int, *, interrupted: bool = True) -> None:
+        while len(state.frames) < limit:
+            regs = None if interrupted else self._exception(state)
+            if interrupted:
+                going = self._innermost(state)
+            elif regs is not None:
+                going = self._through(state, regs)
+            else:
+                going = self._by_record(state, self._frame_end(state))
+            if not going:
+                return
+            interrupted = state.interrupted
+            state.interrupted = False
+        state.ended = f"limit of {limit} frames"
+
+    def _by_record(self, state: _State, end: int | None) -> bool:
+        """Add the frame whose record is at x29, and go on to its caller."""
+        record = state.x29
+        stack = self._stack(record)
+        if record == 0:
+            return self._finish(state, "a frame record of zero", complete=True)
+        if record % 8 or stack is None:
+            return self._finish(state, f"x29 = {record:#x} is on no stack that is known")
+        if stack is self._stack(state.sp) and record < state.sp:
+            return self._finish(state, f"x29 = {record:#x} lies below the frame: damage, or another stack")
+        try:
+            older, back = self._word(record), self._word(record + 8)
+        except PtinspectError as error:
+            return self._finish(state, error.message)
+        if back == 0 or (older and self._stack(older) is stack and older <= record):
+            why = f"the next record, {older:#x}, does not lie above {record:#x}"
+            return self._finish(
+                state, why if back else "the return address is zero", complete=not back and not older
+            )
+        exact = end is not None and record < end <= stack.top and (not stack.holds_sp(older) or end <= older)
+        guess = older if stack.contains(older) else stack.top
+        self._add(state, end if exact and end is not None else guess, record, "function", exact)
+        state.pc, state.x29, state.returns = self._plain(back), older, True
+        following = self._stack(older)
+        changes = following is not None and following is not stack
+        state.sp = self._sp_at(state) if changes else state.frames[-1].sp + state.frames[-1].size
+        return True
+
+    def _frame_end(self, state: _State) -> int | None:
+        """Return where the frame of a caller ends, from the prologue up to the call."""
+        start = self._code.start(state.pc - 4)
+        if start is None:
+            return None
+        before = prologue(self._words(start, (state.pc - start) // 4))
+        return None if before.record is None else state.x29 + before.record
+
+    def _sp_at(self, state: _State) -> int:
+        """Return SP where the stack was changed, from the record that was current then."""
+        regs = self._exception(state)
+        return state.x29 if regs is None else regs
+
+    # -- exceptions -------------------------------------------------------------------------------
+
+    def _exception(self, state: _State) -> int | None:
+        """Return the address of pt_regs if the frame at x29 is that of an exception."""
+        regs = state.x29 - self._layout.stackframe
+        return regs if self._label(state.pc - 4) is not None and self._plausible(regs) else None
+
+    def _plausible(self, regs: int) -> bool:
+        stack = self._stack(regs)
+        if stack is None or regs % 16 or regs + self._layout.size > stack.top:
+            return False
+        try:
+            pc, pstate = self._word(regs + self._layout.pc), self._word(regs + self._layout.pstate)
+        except PtinspectError:
+            return False
+        return pc % 4 == 0 and pstate >> 32 == 0 and (pstate & 0xF in (0, 4, 5, 8, 9))
+
+    def _through(self, state: _State, regs: int) -> bool:
+        """Add an exception frame and go on to what was interrupted."""
+        layout = self._layout
+        user = self._word(regs + layout.pstate) & 0xF == 0
+        end = regs + layout.size
+        if self._stack(state.sp) is not self._stack(regs):
+            state.sp = regs
+        self._add(state, end, regs + layout.stackframe, "user" if user else "exception")
+        state.pc, state.sp = self._word(regs + layout.pc), self._word(regs + layout.sp)
+        state.x29, state.x30 = self._word(regs + FRAME_POINTER), self._word(regs + LINK_REGISTER)
+        if user:
+            state.sp = end
+            return self._finish(state, "the entry from user mode", complete=True)
+        state.interrupted, state.returns = True, False
+        self._unwritten(state)
+        return True
+
+    def _unwritten(self, state: _State) -> None:
+        """Add exceptions of the entry itself, whose frames were never stored.
+
+        Between SP and the last frame record lie nothing but room for such frames.
+        """
+        stack = self._stack(state.x29)
+        if stack is None or not self._entering(state.pc) or not stack.base <= state.sp < state.x29:
+            return
+        count = (state.x29 - state.sp) // self._layout.size
+        if count:
+            size = count * self._layout.size
+            exact = state.sp + size == state.x29
+            found = Frame(state.pc, state.sp, size, "unwritten", stack.kind, None, exact, count)
+            state.frames.append(found)
+            state.sp += size
+        state.pc = self._plain(state.x30)
+
+    # -- small things -----------------------------------------------------------------------------
+
+    def _add(self, state: _State, end: int, record: int | None, kind: FrameKind, exact: bool = True) -> None:
+        stack = self._stack(state.sp)
+        name = "" if stack is None else stack.kind
+        size = max(end - state.sp, 0)
+        state.frames.append(Frame(state.pc, state.sp, size, kind, name, record, exact, returns=state.returns))
+
+    def _finish(self, state: _State, why: str, *, complete: bool = False) -> bool:
+        state.ended, state.complete = why, complete
+        return False
+
+    def _rest(self, state: _State) -> None:
+        """Add what lies between the last frame and the top of its stack."""
+        stack = self._stack(state.sp) or self._stack(state.sp - 1)
+        if stack is not None and state.sp < stack.top:
+            size = stack.top - state.sp
+            state.frames.append(Frame(state.pc, state.sp, size, "end", stack.kind, returns=state.returns))
+
+    def _stack(self, address: int) -> Stack | None:
+        return next((stack for stack in self._stacks if stack.contains(address)), None)
+
+    def _words(self, va: int, count: int) -> Sequence[int]:
+        return self._code.words(va, min(max(count, 0), MAX_WORDS))
+
+    def _word(self, address: int) -> int:
+        return int.from_bytes(self._read(address, 8), "little")
+
+    def _plain(self, address: int) -> int:
+        """Remove a pointer authentication code: its bits take the value of bit 55 (Arm ARM D8.10)."""
+        low = (1 << self._va_bits) - 1
+        return (address | ~low) & MASK64 if bit(address, 55) else address & low

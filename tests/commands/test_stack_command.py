@@ -1,0 +1,144 @@
+"""`stack` and `stack tasks`: what they answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import FakeSession, run, text
+from stack_guest import IRQ_POINTER, KERNEL, MAGIC, OFFSETS, SIZE, StackGuest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import UserError
+
+
+class Guest(StackGuest):
+    """Three tasks on two CPUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bases = [self.new_stack() for _ in range(3)]
+        self.idle = self.task(0, "swapper/0", self.bases[0])
+        self.sleeper = self.task(1, "init", self.bases[1], parent=self.idle)
+        self.shell = self.task(42, "sh\x1b[2J", self.bases[2], parent=self.sleeper)
+        self.link_tasks([self.idle, self.sleeper, self.shell])
+        self.irq = self.new_stack()
+        self.per_cpu_put(0, IRQ_POINTER, self.irq)
+        self.states = [
+            self.cpu(self.shell, self.bases[2] + 0x3CC0),
+            self.cpu(self.idle, self.bases[0] + 0x3E00, 1),
+        ]
+
+    def context(self) -> Context:
+        ctx = Context(build_registry())
+        session: Any = FakeSession(self.tree.memory, cpus=self.states)
+        ctx.session = session
+        ctx._kernel = self.image  # type: ignore[assignment]
+        ctx.view = lambda: self.view(*self.states)  # type: ignore[method-assign]
+        return ctx
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+@pytest.fixture
+def ctx(guest: Guest) -> Context:
+    return guest.context()
+
+
+def test_the_stack_of_the_cpu_that_stopped(ctx: Context, guest: Guest) -> None:
+    result = run(ctx, "stack").result
+    base = guest.bases[2]
+    assert (result["cpu"], result["kind"]) == (0, "task")
+    assert (result["base"], result["top"], result["sp"]) == (hex(base), hex(base + SIZE), hex(base + 0x3CC0))
+    assert (result["used"], result["free"], result["size"]) == (0x340, 0x3CC0, SIZE)
+    assert (result["used_percent"], result["free_percent"]) == (5.1, 94.9)
+    assert result["task"] == {"comm": "sh\\x1b[2J", "pid": 42, "tgid": 42, "address": hex(guest.shell)}
+    assert result["end_magic_intact"] is True
+    assert len(result["cpus"]) == 1
+
+
+def test_every_frame_has_its_fields(ctx: Context, guest: Guest) -> None:
+    guest.image.put(KERNEL + 0x5000, [0xD10103FF], "work")
+    result = run(ctx, "stack").result
+    assert set(result["frames"][0]) >= {"pc", "symbol", "sp", "size"}
+    assert result["frames"][0]["symbol"] == "work+0x0"
+
+
+def test_all_cpus(ctx: Context) -> None:
+    result = run(ctx, "stack --cpu all").result
+    assert [(one["cpu"], one["task"]["pid"]) for one in result["cpus"]] == [(0, 42), (1, 0)]
+    assert run(ctx, "stack --cpu 1").result["task"]["comm"] == "swapper/0"
+
+
+def test_a_task_that_sleeps_and_one_that_runs(ctx: Context) -> None:
+    sleeping = run(ctx, "stack --task 1").result
+    assert (sleeping["cpu"], sleeping["task"]["comm"], sleeping["used"]) == (None, "init", 0x200)
+    assert run(ctx, "stack --task 42").result["cpu"] == 0
+
+
+@pytest.mark.parametrize("line", ["stack --cpu 7", "stack --cpu x", "stack --task 999", "stack -n 0"])
+def test_wrong_arguments(ctx: Context, line: str) -> None:
+    with pytest.raises(UserError):
+        run(ctx, line)
+
+
+def test_without_a_kernel_file(ctx: Context) -> None:
+    ctx._kernel = None
+    with pytest.raises(UserError, match="kernel file"):
+        run(ctx, "stack")
+
+
+def test_people_see_the_headline_and_no_control_codes(ctx: Context) -> None:
+    shown = text(run(ctx, "stack"))
+    assert shown.startswith(
+        "cpu 0: task stack of sh\\x1b[2J (42): 832 of 16384 bytes used (5.1 %), 15552 free"
+    )
+    assert "end mark intact" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_destroyed_end_mark_is_shown(ctx: Context, guest: Guest) -> None:
+    guest.put(guest.bases[2], MAGIC + 1)
+    assert run(ctx, "stack").result["end_magic_intact"] is False
+    assert "DESTROYED" in text(run(ctx, "stack"))
+
+
+def test_tasks_are_sorted_by_the_least_that_was_free(ctx: Context, guest: Guest) -> None:
+    guest.put(guest.bases[1] + 0x400, 1)
+    guest.put(guest.bases[0] + 0x2000, 1)
+    result = run(ctx, "stack tasks").result
+    rows = [(row["pid"], row["least_free"], row["deepest"], row["how"]) for row in result["tasks"]]
+    assert rows == [
+        (1, 0x400, SIZE - 0x400, "saved"),
+        (0, 0x2000, SIZE - 0x2000, "live, cpu 1"),
+        (42, 0x3CC0, 0, "live, cpu 0"),
+    ]
+    assert (result["total"], result["least_free"], result["incomplete"]) == (3, 0x400, "")
+    assert all(row["end_magic_intact"] for row in result["tasks"])
+    assert result["tasks"][0]["deepest_address"] == hex(guest.bases[1] + 0x400)
+
+
+def test_a_task_whose_cpu_is_on_the_irq_stack(guest: Guest) -> None:
+    guest.states[0] = guest.cpu(guest.shell, guest.irq + 0x3000)
+    rows = {row["pid"]: row for row in run(guest.context(), "stack tasks").result["tasks"]}
+    assert rows[42]["how"] == "on another stack, cpu 0"
+    assert run(guest.context(), "stack").result["kind"] == "irq"
+
+
+def test_a_stack_that_is_gone_is_a_row_all_the_same(ctx: Context, guest: Guest) -> None:
+    guest.tree.set(guest.bases[1], 2, 0)
+    rows = run(ctx, "stack tasks").result["tasks"]
+    assert len(rows) == 3
+    assert [row["end_magic_intact"] for row in rows] == [None] * 3
+    assert "cannot be read" in text(run(ctx, "stack tasks"))
+
+
+def test_a_damaged_list_says_so(ctx: Context, guest: Guest) -> None:
+    guest.put(guest.sleeper + OFFSETS["task_struct.tasks"], 0)
+    result = run(ctx, "stack tasks").result
+    assert "damaged" in result["incomplete"]
+    assert "damaged" in text(run(ctx, "stack tasks"))
