@@ -7,18 +7,15 @@ offset is checked, chains of types are bounded.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 import numpy as np
 
 from ptinspect.errors import KernelFileError
+from ptinspect.linux.types import MAX_DEPTH, Member, Types
 
 MAGIC = 0xEB9F
 HEADER = struct.Struct("<HBBIIIII")
 MAX_TYPES = 4_000_000
-MAX_DEPTH = 32
-MAX_NESTED = 200
-"""Anonymous types that the search for one member enters."""
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
@@ -28,7 +25,7 @@ _EACH = {STRUCT: 12, UNION: 12, ENUM: 8, FUNC_PROTO: 8, DATASEC: 12, ENUM64: 12}
 _ALIASES = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 
 
-def find_btf(data: bytes) -> Types | None:
+def find_btf(data: bytes) -> BtfTypes | None:
     """Find BTF in an image by its header; None if there is none that is consistent from end to end."""
     at = -1
     needle = struct.pack("<HBB", MAGIC, 1, 0) + struct.pack("<I", HEADER.size)
@@ -40,31 +37,18 @@ def find_btf(data: bytes) -> Types | None:
         sane = type_len >= 12 and str_len > 1 and type_off == 0 and str_off == type_len
         if sane and end <= len(data) and data[at + header + str_off] == 0:
             try:
-                return Types(data[at:end])
+                return BtfTypes(data[at:end])
             except KernelFileError:
                 continue
     return None
 
 
-@dataclass(frozen=True)
-class Member:
-    """Describe one member of a struct or union."""
-
-    name: str
-    """Empty for an anonymous struct or union."""
-    offset: int
-    """Offset in bits from the start of the enclosing type."""
-    type_id: int
-    """Its type."""
-    bits: int
-    """Width of a bit field; 0 for others."""
-
-
-class Types:
-    """Answer for sizes and member offsets."""
+class BtfTypes(Types):
+    """Answer from a BTF blob."""
 
     def __init__(self, blob: bytes) -> None:
         """Index the types. Raises KernelFileError if the blob is damaged."""
+        super().__init__()
         try:
             magic, version, _, header, type_off, type_len, str_off, str_len = HEADER.unpack_from(blob)
         except struct.error:
@@ -76,7 +60,6 @@ class Types:
         self._at: list[int] = [0]
         self._index()
         self._named: dict[tuple[str, bool], int] = {}
-        self._places: dict[str, Member] = {}
 
     def _index(self) -> None:
         data, at = self._types, 0
@@ -143,49 +126,18 @@ class Types:
             found.append(Member(self._string(name), offset & 0xFFFFFF if flag else offset, target, bits))
         return found
 
-    def size(self, name: str) -> int:
-        """Return the size of a type in bytes. Raises KernelFileError if the kernel has no such type."""
-        return self._size(self._find(name), 0)
+    def _array(self, type_id: int) -> tuple[int, int] | None:
+        """Return element type and number of elements of an array, else None."""
+        kind, _, _, _, _, at = self._head(type_id)
+        if kind != ARRAY:
+            return None
+        element, _, count = struct.unpack_from("<III", self._types, at + 12)
+        return element, count
 
-    def _size(self, type_id: int, depth: int) -> int:
-        type_id = self._resolve(type_id)
-        kind, _, _, size, _, at = self._head(type_id)
-        if kind == PTR:
-            return 8
-        if kind == ARRAY:
-            element, _, count = struct.unpack_from("<III", self._types, at + 12)
-            if depth > MAX_DEPTH:
-                raise KernelFileError("the BTF has an array that contains itself")
-            return int(count) * self._size(element, depth + 1)
-        return size
-
-    def has(self, path: str) -> bool:
-        """Tell whether there is such a type, or such a member of it."""
-        try:
-            self._locate(path)
-        except KernelFileError:
-            return False
-        return True
-
-    def offset(self, path: str) -> int:
-        """Return the offset in bytes of a member: `task_struct.thread.cpu_context.sp`, `pt_regs.regs[30]`.
-
-        Members of anonymous structs and unions are found by their own name. Raises KernelFileError if
-        there is no such type or member, or it is a bit field.
-        """
-        return self.field(path)[0]
-
-    def field(self, path: str) -> tuple[int, int]:
-        """Return offset and size in bytes of a member, as `offset` does."""
-        place = self._locate(path)
-        if place.bits or place.offset % 8:
-            raise KernelFileError(f"{path!r} is a bit field")
-        return place.offset // 8, self._size(place.type_id, 0)
-
-    def bit_field(self, path: str) -> tuple[int, int]:
-        """Return offset and width in bits of a member that may be a bit field."""
-        place = self._locate(path)
-        return place.offset, place.bits or 8 * self._size(place.type_id, 0)
+    def _plain_size(self, type_id: int) -> int:
+        """Return the size that a type carries; a pointer carries none."""
+        kind, _, _, size, _, _ = self._head(type_id)
+        return 8 if kind == PTR else size
 
     def enumerators(self, name: str) -> dict[str, int]:
         """Return the constants of an enum by name. Raises KernelFileError if there is no such enum."""
@@ -203,48 +155,3 @@ class Types:
                 )
                 found[self._string(text)] = low | high << 32
         return found
-
-    def _locate(self, path: str) -> Member:
-        """Follow a path; the offset of the result counts from the start of its first type."""
-        known = self._places.get(path)
-        if known is None:
-            first, *rest = path.split(".")
-            known = Member(first, 0, self._find(first), 0)
-            for step in rest:
-                known = self._step(known, step, path)
-            self._places[path] = known
-        return known
-
-    def _step(self, where: Member, step: str, path: str) -> Member:
-        """Go to a member, and to elements of it if it is an array: `regs[30]`."""
-        name, *indices = step.replace("]", "").split("[")
-        found = self._member(self._resolve(where.type_id), name, set())
-        if found is None:
-            raise KernelFileError(f"the kernel has no {path!r}: {name!r} is missing")
-        offset, type_id, bits = where.offset + found.offset, found.type_id, found.bits
-        for index in indices:
-            kind, _, _, _, _, at = self._head(self._resolve(type_id))
-            if kind != ARRAY or not index.isdecimal():
-                raise KernelFileError(f"{path!r}: {name!r} is no array, or the index is no number")
-            type_id, _, count = struct.unpack_from("<III", self._types, at + 12)
-            if int(index) >= count:
-                raise KernelFileError(f"{path!r}: {name!r} has {count} elements")
-            offset += 8 * int(index) * self._size(type_id, 0)
-        return Member(name, offset, type_id, bits)
-
-    def _member(self, type_id: int, name: str, seen: set[int]) -> Member | None:
-        """Return a member with its bit offset, looking into anonymous ones; each type is entered once."""
-        if type_id in seen or len(seen) > MAX_NESTED:
-            return None
-        seen.add(type_id)
-        nested = []
-        for member in self.members(type_id):
-            if member.name and member.name == name:
-                return member
-            if not member.name:
-                nested.append(member)
-        for member in nested:
-            found = self._member(self._resolve(member.type_id), name, seen)
-            if found is not None:
-                return Member(name, member.offset + found.offset, found.type_id, found.bits)
-        return None

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ptinspect.arch.bits import align_down
 from ptinspect.errors import KernelFileError
-from ptinspect.linux.btf import Types, find_btf
+from ptinspect.linux.btf import BtfTypes, find_btf
 from ptinspect.linux.kallsyms import recover
 from ptinspect.linux.kernelfile import BANNER, Blob, FileBytes, ImageHeader, Segment, open_bytes
 from ptinspect.linux.symbols import SymbolTable
+from ptinspect.linux.types import Types
 from ptinspect.linux.vmlinux import Vmlinux
 
 BOUNDARY = 2 << 20
@@ -114,7 +115,7 @@ class KernelImage:
         """The layouts of the kernel's types. Raises KernelFileError where the file has none."""
         blob = self._btf()
         if blob is not None:
-            return Types(blob)
+            return BtfTypes(blob)
         for segment in self._segments:
             found = find_btf(self._data.read(segment.offset, segment.size))
             if found is not None:

@@ -8,7 +8,7 @@ import pytest
 from kernels import BtfBuilder
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux.btf import Types, find_btf
+from ptinspect.linux.btf import BtfTypes, find_btf
 
 
 def sample() -> BtfBuilder:
@@ -38,8 +38,8 @@ def sample() -> BtfBuilder:
 
 
 @pytest.fixture(scope="module")
-def types() -> Types:
-    return Types(sample().blob())
+def types() -> BtfTypes:
+    return BtfTypes(sample().blob())
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def types() -> Types:
         ("task_struct.word", 81, 8),
     ],
 )
-def test_members(types: Types, path: str, offset: int, size: int) -> None:
+def test_members(types: BtfTypes, path: str, offset: int, size: int) -> None:
     assert types.field(path) == (offset, size)
     assert types.offset(path) == offset
     assert types.has(path)
     assert types.bit_field(path) == (8 * offset, 8 * size)
 
 
-def test_bit_fields(types: Types) -> None:
+def test_bit_fields(types: BtfTypes) -> None:
     assert types.bit_field("task_struct.lazy") == (643, 1)
     assert types.bit_field("task_struct.width") == (644, 7)
     for name in ("lazy", "width"):
@@ -74,11 +74,11 @@ def test_bit_fields(types: Types) -> None:
             types.offset(f"task_struct.{name}")
 
 
-def test_sizes(types: Types) -> None:
+def test_sizes(types: BtfTypes) -> None:
     assert (types.size("task_struct"), types.size("thread_t"), types.size("long")) == (256, 32, 8)
 
 
-def test_enums(types: Types) -> None:
+def test_enums(types: BtfTypes) -> None:
     assert types.enumerators("zone") == {"ZONE_A": 3, "ZONE_B": -1}
     assert types.enumerators("wide") == {"WIDE": 5 | 1 << 32}
     with pytest.raises(KernelFileError, match="no enum"):
@@ -90,7 +90,7 @@ def test_enums(types: Types) -> None:
     ["nothing", "task_struct.nothing", "task_struct.comm[16]", "task_struct.stack[0]", "task_struct.comm[x]",
      "task_struct.comm[-1]", "task_struct.thread.cpu_context.sp.x", "task_struct.", ""],
 )  # fmt: skip
-def test_what_is_not_there(types: Types, path: str) -> None:
+def test_what_is_not_there(types: BtfTypes, path: str) -> None:
     assert not types.has(path)
     with pytest.raises(KernelFileError):
         types.offset(path)
@@ -112,7 +112,7 @@ def test_truncated_blobs() -> None:
     for size in range(0, len(blob), 7):
         data = bytearray(blob[:size])
         try:
-            found = Types(bytes(data))
+            found = BtfTypes(bytes(data))
             found.has("task_struct.thread.cpu_context.sp")
         except KernelFileError:
             pass
@@ -123,7 +123,7 @@ def test_types_that_lead_to_themselves() -> None:
     b.typedef("loop", 1)
     b.array(2, 1 << 30)
     b.struct("a", 8, [("x", 1, 0), ("y", 2, 0)])
-    types = Types(b.blob())
+    types = BtfTypes(b.blob())
     for path in ("loop", "a.x.z"):
         with pytest.raises(KernelFileError):
             types.offset(path)
@@ -139,13 +139,13 @@ def test_anonymous_types_that_fan_out_do_not_take_for_ever() -> None:
     for i in range(count):
         b.struct("", 8, [("", min(i + 2, count), 0)] * 8)
     b.struct("top", 8, [("", 1, 0), ("", 1, 64)])
-    assert not Types(b.blob()).has("top.nothing"), "or it takes 8^40 steps"
+    assert not BtfTypes(b.blob()).has("top.nothing"), "or it takes 8^40 steps"
 
 
 def test_ids_that_do_not_exist() -> None:
     b = BtfBuilder()
     b.struct("a", 8, [("x", 77, 0), ("", 78, 0)])
-    types = Types(b.blob())
+    types = BtfTypes(b.blob())
     for path in ("a.x", "a.y", "a.x.z"):
         with pytest.raises(KernelFileError):
             types.field(path)
@@ -155,4 +155,4 @@ def test_kinds_that_are_not_known() -> None:
     b = BtfBuilder()
     b.add(25, "future", 0)
     with pytest.raises(KernelFileError, match="kind 25"):
-        Types(b.blob())
+        BtfTypes(b.blob())
