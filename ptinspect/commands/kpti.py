@@ -110,7 +110,15 @@ def run(ctx: Context, args: argparse.Namespace) -> Report:
         raise UserError(
             f"there are snapshots of the name {', '.join(taken)} already", "--replace, or drop them"
         )
-    return ran(run_through(ctx, timeout=args.timeout, percent=args.percent))
+    outcome = run_through(ctx, timeout=args.timeout, percent=args.percent)
+    if not outcome.reached:
+        from ptinspect.commands.kpti_live import live_state
+
+        state = live_state(ctx)
+        off = "this CPU does not need KPTI, or it is switched off (kpti=, mitigations=)"
+        why = f"{off}; {state.census}" if state.state == "before" else state.reason
+        outcome.reason = f"{outcome.reason}; {why}"
+    return ran(outcome)
 
 
 def ran(outcome: Outcome) -> Report:

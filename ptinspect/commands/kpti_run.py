@@ -105,7 +105,13 @@ class Runner:
     def run_to(self, addresses: Sequence[int]) -> StopInfo:
         """Let the guest run until it stands at one of `addresses`, or stops for another reason."""
         self.ctx.forget_stop()
-        stop = self.session.run_until(list(addresses), self.left())
+        try:
+            stop = self.session.run_until(list(addresses), self.left())
+        except TargetTimeout as error:
+            raise TargetTimeout(
+                "the guest did not get there in time: " + error.message,
+                "a longer --timeout, or look where it stands: bt, console",
+            ) from None
         self.ctx.forget_stop()
         return stop
 
@@ -153,12 +159,10 @@ class Runner:
                     returns.add(state.x[30])
                     self.outcome.stops.append(("kpti_install_ng_mappings", stop.pc))
             elif stop.pc in returns and stop.cpu == 0:
-                self.outcome.reason = (
-                    "kpti_install_ng_mappings returned without a rewrite: the mappings are nG already"
-                )
+                self.outcome.reason = "kpti_install_ng_mappings returned without a rewrite"
                 return False
             elif stop.pc in past:
-                self.outcome.reason = "the kernel went on without a rewrite: it does not need KPTI, or did it"
+                self.outcome.reason = "the kernel went on without a rewrite"
                 return False
             elif stop.pc not in returns:
                 raise GuestError(f"the guest stopped at {stop.pc:#x} for another reason: {stop.reason}")
