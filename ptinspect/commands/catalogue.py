@@ -20,6 +20,7 @@ MODULES: tuple[str, ...] = (
     "kernel",
     "tables",
     "diff",
+    "check",
     "setup",
     "kpti",
     "demo",

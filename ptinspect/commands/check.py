@@ -1,0 +1,86 @@
+"""`check`: what should hold in the tables of a healthy kernel, of the guest, a snapshot or a pair."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.commands.sources import add_root_options, snapshot_of
+from ptinspect.errors import EXIT_CHECK, EXIT_OK, KernelFileError
+from ptinspect.output.model import Report
+
+if TYPE_CHECKING:
+    from ptinspect.snapshot.model import Snapshot
+
+
+def register(registry: Registry) -> None:
+    """Add `check`."""
+    registry.command(
+        "check",
+        summary="Say which rules the tables break, and what shows it",
+        example="check --snap after --against before",
+        configure=_configure,
+        details=(
+            "Exit code 1 if a finding is an error; with --expect-clean, if there is any finding. With "
+            "--against, what was lost, reverted, moved or left unmarked since the earlier snapshot."
+        ),
+    )(check)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_root_options(parser)
+    add("--against", type=argtypes.snapshot, metavar="SNAP", help="compare with this earlier snapshot")
+    add(
+        "--rewrite-done",
+        action="store_true",
+        help="the rewrite has ended: bit 11 must be set where it should",
+    )
+    add("--expect-clean", action="store_true", help="exit code 1 if there is any finding at all")
+    add(
+        "--limit",
+        type=argtypes.whole(1, 1 << 20),
+        default=100,
+        metavar="N",
+        help="findings listed per rule (100)",
+    )
+
+
+def check(ctx: Context, args: argparse.Namespace) -> Report:
+    """Apply the rules."""
+    from ptinspect.output.views.check import check_report
+    from ptinspect.paging.check import check as check_one
+    from ptinspect.paging.check_pair import Pair, check_pair, check_stacks
+    from ptinspect.paging.findings import RULES, Findings
+
+    snapshot = snapshot_of(ctx, args, "check")
+    found = Findings(limit=args.limit)
+    label = snapshot.name
+    if args.against:
+        before = ctx.snapshot_or_file(args.against)
+        label = f"{before.name} -> {snapshot.name}"
+        check_pair(Pair(before, snapshot, args.rewrite_done, _early(ctx, snapshot)), found)
+    else:
+        check_one(snapshot, found, rewrite_done=args.rewrite_done)
+        check_stacks(snapshot, found)
+    failed = not found.ok or (args.expect_clean and bool(found.totals))
+    return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK)
+
+
+def _early(ctx: Context, snapshot: Snapshot) -> list[tuple[int, int, str]]:
+    """Return where the tables of early boot lie, as far as the kernel file names them."""
+    kernel = ctx.kernel
+    if kernel is None:
+        return []
+    found = []
+    for start, end, skip in (("init_pg_dir", "init_pg_end", 0), ("swapper_pg_dir", "swapper_pg_end", 1)):
+        try:
+            base = snapshot.root.pa - kernel.lookup("swapper_pg_dir")
+            first = kernel.lookup(start) + base + skip * snapshot.regime.granule
+            found.append((first, kernel.lookup(end) + base, start))
+        except KernelFileError:
+            continue
+    return found

@@ -1,0 +1,68 @@
+"""Findings of `check` as a report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
+
+if TYPE_CHECKING:
+    from ptinspect.paging.findings import Finding, Findings
+
+STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
+SHOWN = 40
+"""Findings shown to people; JSON has all that are kept."""
+
+
+def check_report(found: Findings, label: str, rules: dict[str, str], exit_code: int) -> Report:
+    """Show what breaks which rule."""
+    result = {
+        "ok": found.ok,
+        "of": label,
+        "findings": [_json(finding) for finding in found.kept],
+        "totals": dict(found.totals),
+        "rules": list(rules),
+        "notes": list(found.notes),
+    }
+    columns = (
+        Column("rule"),
+        Column("addresses"),
+        Column("level", "right"),
+        Column("descriptor"),
+        Column("evidence"),
+    )
+    rows = [
+        (
+            Styled(f.rule, STYLES[f.severity]),
+            f"{f.va_start:#x}-{f.va_end:#x}",
+            str(f.level),
+            f"pa:{f.descriptor_pa:#x}" + ("" if f.raw is None else f" = {f.raw:#x}"),
+            escape(f.evidence),
+        )
+        for f in found.kept[:SHOWN]
+    ]
+    body: list[Note | Table] = [
+        Note(escape(label), "dim"),
+        *(Note(escape(n), "changed") for n in found.notes),
+    ]
+    if rows:
+        body.append(Table(columns, rows))
+    if found.totals:
+        counts = ", ".join(f"{name} {count}" for name, count in found.totals.items())
+        body.append(Note(counts, "bad" if found.errors else "changed"))
+    if found.ok:
+        body.append(Note("every rule holds" if not found.totals else "no errors", "good"))
+    return Report(result, body, exit_code)
+
+
+def _json(finding: Finding) -> dict[str, object]:
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity,
+        "va_start": hex_address(finding.va_start),
+        "va_end": hex_address(finding.va_end),
+        "level": finding.level,
+        "descriptor_pa": hex_address(finding.descriptor_pa),
+        "raw": None if finding.raw is None else hex_address(finding.raw),
+        "evidence": finding.evidence,
+    }

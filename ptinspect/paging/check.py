@@ -1,0 +1,251 @@
+"""Rules that the tables of a healthy kernel keep, over one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
+from ptinspect.arch.levels import levels_of
+from ptinspect.memory.source import RamBlock
+from ptinspect.paging.findings import Finding, Findings, Severity
+from ptinspect.paging.map import MapFilter, runs
+from ptinspect.paging.walk import walk
+from ptinspect.snapshot.classify import (
+    BIT11,
+    K_RESERVED,
+    address_bits,
+    are_leaves,
+    are_tables,
+    are_valid,
+    kinds,
+    next_tables,
+    output_addresses,
+)
+from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
+
+CONTIGUOUS = np.uint64(1 << 52)
+ACCESS_FLAG = 1 << 10
+GROUPS = {(12, 1): 16, (12, 2): 16, (12, 3): 16, (14, 2): 32, (14, 3): 128, (16, 2): 32, (16, 3): 32}
+"""Entries of a contiguous group by granule bits and level (Arm ARM D8.7.1, the Contiguous bit)."""
+SHARED_BY_DESIGN = 4
+"""References from which on a table that neighbours share is taken for a known one (KASAN's zero shadow)."""
+PHASE = "kpti.phase"
+"""Name in Meta.extra of where in the rewrite a capture was made: before, during, after."""
+
+Evidence = Callable[[int], str]
+"""Says of a raw entry why it breaks a rule."""
+
+
+def check(snapshot: Snapshot, findings: Findings | None = None, *, rewrite_done: bool = False) -> Findings:
+    """Apply every rule that needs one snapshot.
+
+    `rewrite_done` says that it was captured at the instant at which the rewrite ended; a capture of
+    `kpti run` says so itself.
+    """
+    out = findings or Findings()
+    checker = _Checker(snapshot, out)
+    checker.run()
+    _writable_executable(snapshot, out)
+    if rewrite_done or snapshot.meta.extra.get(PHASE) == "after":
+        checker.marks()
+    return out
+
+
+class _Checker:
+    """Go through the levels of one snapshot."""
+
+    def __init__(self, snapshot: Snapshot, out: Findings) -> None:
+        self.snapshot, self.regime, self.out = snapshot, snapshot.regime, out
+        tables = snapshot.tables
+        order = np.lexsort((tables.level, tables.pa))
+        again = np.zeros(len(tables), dtype=np.bool_)
+        again[order[1:]] = tables.pa[order[1:]] == tables.pa[order[:-1]]
+        self.again = again
+        """Rows whose table is also one of a level above: their entries were judged there."""
+
+    def rows(self, level: int) -> NDArray[np.intp]:
+        """Return the rows of a level whose entries count."""
+        tables = self.snapshot.tables
+        return np.flatnonzero((tables.level == level) & tables.readable & ~self.again)
+
+    def run(self) -> None:
+        """Apply the rules level by level."""
+        self._unreadable()
+        for level in levels_of(self.regime):
+            rows = self.rows(level)
+            raw = self.snapshot.tables.raw[rows]
+            self._report(
+                "reserved-encoding", rows, kinds(raw, level, self.regime) == K_RESERVED,
+                lambda value: f"bits [1:0] are {value & 3:02b}, which this level reserves",
+            )  # fmt: skip
+            self._outside(level, rows, raw)
+            self._references(level, rows, raw)
+            self._contiguous(level, rows, raw)
+
+    def marks(self) -> None:
+        """Ask for bit 11 in all valid entries."""
+        for level in levels_of(self.regime):
+            rows = self.rows(level)
+            raw = self.snapshot.tables.raw[rows]
+            bad = are_valid(raw, level, self.regime) & ((raw & BIT11) == 0)
+            self._report("not-marked", rows, bad, lambda _: "bit 11 is clear after the rewrite")
+
+    def _report(self, rule: str, rows: NDArray[np.intp], bad: NDArray[np.bool_], evidence: Evidence) -> None:
+        """Make findings of the marked entries of these rows, as many as are listed."""
+        row, slot = np.nonzero(bad)
+        listed = min(row.shape[0], self.out.limit)
+        for i in range(listed):
+            at = (int(rows[row[i]]), int(slot[i]))
+            more = row.shape[0] - listed if i == listed - 1 else 0
+            self.out.add(self.finding(rule, at, evidence(int(self.snapshot.tables.raw[at]))), more)
+
+    def finding(self, rule: str, at: tuple[int, int], why: str, severity: Severity = "error") -> Finding:
+        """Make a finding about one entry, given by its row and slot."""
+        tables = self.snapshot.tables
+        row, slot = at
+        level = int(tables.level[row])
+        va = (int(tables.va[row]) + (slot << self.regime.shift(level))) & MASK64
+        end = va + self.regime.entry_size(level) - 1
+        where = PhysAddr(int(tables.pa[row]) + 8 * slot)
+        return Finding(
+            rule, severity, VirtAddr(va), VirtAddr(end), level, where, int(tables.raw[row, slot]), why
+        )
+
+    def _unreadable(self) -> None:
+        tables = self.snapshot.tables
+        for row in np.flatnonzero(~tables.readable).tolist():
+            level, va, pa = int(tables.level[row]), int(tables.va[row]), PhysAddr(int(tables.pa[row]))
+            root = level == self.regime.start_level
+            size = 1 << self.regime.va_bits if root else self.regime.entry_size(level - 1)
+            why = f"the table at pa:{pa:#x} cannot be read"
+            self.out.add(
+                Finding(
+                    "unreadable-table", "error", VirtAddr(va), VirtAddr(va + size - 1), level, pa, None, why
+                )
+            )
+
+    def _outside(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
+        ram = self.snapshot.ram
+        if not ram:
+            return
+        regime = self.regime
+        table = are_tables(raw, level)
+        bad = table & ~_inside(next_tables(raw, regime), regime.granule, ram)
+        self._report(
+            "outside-ram", rows, bad,
+            lambda value: f"its next table, pa:{regime.next_table(value):#x}, is not in RAM",
+        )  # fmt: skip
+        kind = (np.uint64(regime.mair) >> ((raw >> np.uint64(2) & np.uint64(7)) << np.uint64(3))) & np.uint64(
+            0xF0
+        )
+        normal = are_leaves(raw, level, regime) & (kind != 0)
+        bad = normal & ~_inside(output_addresses(raw, level, regime), regime.entry_size(level), ram)
+        self._report(
+            "outside-ram", rows, bad,
+            lambda value: f"normal memory at pa:{regime.output_address(value, level):#x}: not RAM",
+        )  # fmt: skip
+
+    def _references(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
+        """Judge which tables the entries of a level point to."""
+        tables = self.snapshot.tables
+        row, slot = np.nonzero(are_tables(raw, level))
+        if not row.size:
+            return
+        target = next_tables(raw[row, slot], self.regime)
+        above = tables.pa[tables.level <= level]
+        back = np.isin(target, above)
+        for i in np.flatnonzero(back).tolist():
+            at = int(rows[row[i]])
+            ancestor = self._is_ancestor(int(target[i]), at, level)
+            rule = "table-loop" if ancestor else "table-shared"
+            why = f"points to pa:{int(target[i]):#x}, which is a table of a level above"
+            self.out.add(self.finding(rule, (at, int(slot[i])), why))
+        values, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
+        for number in np.flatnonzero(counts > 1).tolist():
+            some = np.flatnonzero((inverse.reshape(-1) == number) & ~back)
+            if some.size < 2:
+                continue
+            va = np.sort(
+                tables.va[rows[row[some]]]
+                + (slot[some].astype(np.uint64) << np.uint64(self.regime.shift(level)))
+            )
+            next_to = int(np.count_nonzero(np.diff(va) == np.uint64(self.regime.entry_size(level))))
+            known = some.size >= SHARED_BY_DESIGN and 2 * next_to >= some.size
+            second = (int(rows[row[some[1]]]), int(slot[some[1]]))
+            table, lowest = int(values[number]), int(va[0])
+            why = f"{some.size} entries point to the table at pa:{table:#x}, the first for {lowest:#x}"
+            self.out.add(self.finding("table-shared", second, why, "info" if known else "error"))
+
+    def _is_ancestor(self, pa: int, row: int, level: int) -> bool:
+        """Tell whether the table at `pa` translates the addresses of a row's table too."""
+        tables, regime = self.snapshot.tables, self.regime
+        for other in np.flatnonzero((tables.pa == np.uint64(pa)) & (tables.level <= level)).tolist():
+            top = int(tables.level[other])
+            bits = regime.va_bits if top == regime.start_level else regime.shift(top - 1)
+            if int(tables.va[other]) >> bits == int(tables.va[row]) >> bits:
+                return True
+        return False
+
+    def _contiguous(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
+        group = GROUPS.get((self.regime.granule_bits, level))
+        if group is None or not raw.size:
+            return
+        regime = self.regime
+        flagged = are_leaves(raw, level, regime) & ((raw & CONTIGUOUS) != 0)
+        row, part = np.nonzero(flagged.reshape(raw.shape[0], -1, group).any(axis=2))
+        words = raw.reshape(raw.shape[0], -1, group)[row, part]
+        ignored = address_bits(level, regime) | ACCESS_FLAG
+        if self.snapshot.meta.extra.get(PHASE) == "during":
+            ignored |= int(BIT11)
+        kept = np.uint64(~ignored & MASK64)
+        mixed = ((words & kept) != (words[:, :1] & kept)).any(axis=1)
+        address = output_addresses(words, level, regime)
+        size = np.uint64(regime.entry_size(level))
+        steps = np.arange(group, dtype=np.uint64) * size
+        loose = (address != address[:, :1] + steps).any(axis=1)
+        loose |= address[:, 0] % (size * np.uint64(group)) != 0
+        broken = np.flatnonzero(mixed | loose)
+        first = {(int(row[i]), int(part[i]) * group): bool(mixed[i]) for i in broken.tolist()}
+        for (at, slot), is_mixed in first.items():
+            what = (
+                "differ in attributes or are not all there"
+                if is_mixed
+                else "do not follow each other or are not aligned"
+            )
+            why = f"the {group} entries of its contiguous group {what}"
+            self.out.add(self.finding("contiguous", (int(rows[at]), slot), why))
+
+
+def _inside(address: NDArray[np.uint64], size: int, ram: Sequence[RamBlock]) -> NDArray[np.bool_]:
+    """Tell which ranges of `size` bytes lie in RAM."""
+    result = np.zeros(address.shape, dtype=np.bool_)
+    for block in ram:
+        if block.size >= size:
+            result |= (address >= np.uint64(block.start)) & (address <= np.uint64(block.end - size))
+    return result
+
+
+def _writable_executable(snapshot: Snapshot, out: Findings) -> None:
+    """Find what EL1 can write to and execute, the bits of the tables above considered."""
+    if not snapshot.regime.upper:
+        return
+    memory = SnapshotMemory(snapshot)
+    for run in runs(snapshot, MapFilter(el1="wx", merge_pa=True)):
+        last = walk(memory, run.va_start, snapshot.root.pa, snapshot.regime).steps[-1]
+        why = f"{run.count} leaves from here are {run.permissions.el1} for EL1"
+        out.add(
+            Finding(
+                "writable-executable",
+                "error",
+                run.va_start,
+                run.va_end,
+                run.level,
+                last.descriptor_pa,
+                last.raw,
+                why,
+            )
+        )

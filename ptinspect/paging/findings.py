@@ -1,0 +1,77 @@
+"""What a check of translation tables can say: its rules and its findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+
+Severity = Literal["error", "warning", "info"]
+
+RULES: dict[str, str] = {
+    "unreadable-table": "every table that an entry points to can be read",
+    "reserved-encoding": "no entry has an encoding that its level reserves",
+    "outside-ram": "normal memory and tables lie in RAM",
+    "table-loop": "no table leads back to itself",
+    "table-shared": "each table is reached by one entry; many neighbours that share one are only named",
+    "writable-executable": "the kernel can write to no page that it can execute",
+    "contiguous": "contiguous groups are uniform, aligned and follow each other",
+    "entry-lost": "what was valid is still valid",
+    "entry-reverted": "no entry has its old attributes, without bit 11, and another address",
+    "entry-retargeted": "each entry leads where it led before",
+    "entry-changed": "nothing but bit 11 changed",
+    "mark-lost": "bit 11, once set, stays set",
+    "not-marked": "at the end of the rewrite bit 11 is set in every valid entry that was there before",
+    "stack-lost": "the stack of every CPU is mapped, and where it was before",
+}
+"""What holds on a healthy kernel, by the name of the rule."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Say where a rule does not hold, and what shows it."""
+
+    rule: str
+    """A name of RULES."""
+    severity: Severity
+    """`error` breaks a kernel, `warning` may be legitimate, `info` is worth knowing."""
+    va_start: VirtAddr
+    """First address concerned."""
+    va_end: VirtAddr
+    """Last address concerned."""
+    level: int
+    """Level of the entry, -1 to 3."""
+    descriptor_pa: PhysAddr
+    """Where the entry is; for a table that cannot be read, where the table is."""
+    raw: int | None
+    """The entry; None where it could not be read."""
+    evidence: str
+    """What was seen, in one line."""
+
+
+@dataclass
+class Findings:
+    """Collect findings; of each rule at most `limit` are kept, all are counted."""
+
+    limit: int = 100
+    kept: list[Finding] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=dict)
+    """How often each rule was broken."""
+    errors: int = 0
+    """How many findings are errors, those included that are not kept."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: rules that could not be applied."""
+
+    def add(self, finding: Finding, more: int = 0) -> None:
+        """Take a finding that stands for itself and `more` of its kind that are not listed."""
+        seen = self.totals.get(finding.rule, 0)
+        if seen < self.limit:
+            self.kept.append(finding)
+        self.totals[finding.rule] = seen + 1 + more
+        self.errors += (1 + more) * (finding.severity == "error")
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing that was found is an error."""
+        return not self.errors

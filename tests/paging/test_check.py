@@ -1,0 +1,191 @@
+"""The rules of `check`, each with tables that break it and tables that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from builders import (
+    AF,
+    CONTIGUOUS,
+    KERNEL_DATA,
+    KERNEL_TEXT,
+    NG,
+    OUTSIDE,
+    REGIMES,
+    SH,
+    TreeBuilder,
+    cpu_state,
+)
+
+from ptinspect.paging.check import check
+from ptinspect.paging.check_pair import Pair, check_pair, check_stacks
+from ptinspect.paging.findings import Findings
+from ptinspect.snapshot.model import Snapshot
+
+VA = 0xFFFF_8000_1000_0000
+PA = 0x4100_0000
+CONT = KERNEL_DATA | CONTIGUOUS
+
+
+def tree(marks: int = 0) -> TreeBuilder:
+    """Return a small kernel: text, data, a block, contiguous pages."""
+    made = TreeBuilder(REGIMES["4k-48"])
+    made.map(VA, PA, size=0x10000, attributes=KERNEL_TEXT)
+    made.map(VA + 0x10000, PA + 0x10000, size=0x10000, attributes=CONT)
+    made.map(VA + 0x20_0000, PA + 0x20_0000, level=2)
+    return made
+
+
+def rules(found: Findings) -> dict[str, int]:
+    return found.totals
+
+
+def phase(snapshot: Snapshot, name: str) -> Snapshot:
+    meta = dataclasses.replace(snapshot.meta, extra={"kpti.phase": name})
+    return dataclasses.replace(snapshot, meta=meta, cpus=(dataclasses.replace(cpu_state(), sp=VA + 0x11F00),))
+
+
+def marked(made: TreeBuilder) -> TreeBuilder:
+    """Set bit 11 in every valid entry, as the rewrite does."""
+    for table in made.capture().pa.tolist():
+        for slot in range(table, table + made.regime.granule, 8):
+            if made.word(slot) & 1:
+                made.set_word(slot, made.word(slot) | NG)
+    return made
+
+
+def test_a_healthy_tree_breaks_no_rule() -> None:
+    assert rules(check(tree().snapshot())) == {}
+
+
+@pytest.mark.parametrize("name", [n for n, r in REGIMES.items() if r.upper])
+def test_no_false_alarm_in_any_geometry(name: str) -> None:
+    regime = REGIMES[name]
+    made = TreeBuilder(regime)
+    size = 256 * regime.granule
+    made.map(regime.va_min, 0x4200_0000 & -size, size=size, attributes=CONT)
+    assert rules(check(made.snapshot())) == {}
+
+
+def test_each_fault_of_one_snapshot_is_named() -> None:
+    faults = {
+        "unreadable-table": lambda t: t.point(VA + (4 << 30), 1, OUTSIDE),
+        "reserved-encoding": lambda t: t.set(VA, 3, t.get(VA, 3) & ~2),
+        "outside-ram": lambda t: t.map(VA + 0x40000, OUTSIDE, attributes=KERNEL_DATA | 2 << 2),
+        "table-loop": lambda t: t.point(VA + (4 << 30), 1, t.root),
+        "table-shared": lambda t: t.share(VA + 0x4000_0000, 1, VA),
+        "writable-executable": lambda t: t.map(VA + 0x40000, PA, attributes=SH | AF),
+        "contiguous": lambda t: t.xor(VA + 0x12000, 3, 1 << 12),
+    }
+    for rule, fault in faults.items():
+        made = tree()
+        fault(made)
+        found = check(made.snapshot())
+        assert found.totals.get(rule) == 1, (rule, found.kept)
+        assert not found.ok
+
+
+def test_device_memory_outside_ram_is_legitimate() -> None:
+    made = tree()
+    made.map(VA + 0x40000, 0x900_0000, attributes=KERNEL_DATA)
+    assert REGIMES["4k-48"].mair & 0xFF == 0
+    assert rules(check(made.snapshot())) == {}
+
+
+def test_a_table_that_many_neighbours_share_is_only_named() -> None:
+    made = tree()
+    made.map(VA + (8 << 30), PA, attributes=KERNEL_DATA)
+    for i in range(9, 20):
+        made.share(VA + (i << 30), 1, VA + (8 << 30))
+    found = check(made.snapshot())
+    assert [f.severity for f in found.kept] == ["info"]
+    assert found.ok
+    assert "12 entries" in found.kept[0].evidence
+
+
+def test_a_mixed_contiguous_group_is_legitimate_during_the_rewrite_only_for_bit_11() -> None:
+    made = tree()
+    made.xor(VA + 0x12000, 3, NG)
+    assert rules(check(made.snapshot())) == {"contiguous": 1}
+    assert rules(check(phase(made.snapshot(), "during"))) == {}
+    made.xor(VA + 0x12000, 3, 1 << 54)
+    assert rules(check(phase(made.snapshot(), "during"))) == {"contiguous": 1}
+
+
+def test_a_leaf_without_a_mark_is_missed_only_at_the_end_of_the_rewrite() -> None:
+    made = marked(tree())
+    made.xor(VA, 3, NG)
+    assert rules(check(made.snapshot())) == {}
+    assert rules(check(made.snapshot(), rewrite_done=True)) == {"not-marked": 1}
+    assert rules(check(phase(made.snapshot(), "after"))) == {"not-marked": 1}
+
+
+def pair(change: object = None, *, early: int = 0) -> Findings:
+    """Compare a tree before the rewrite with the marked one, with a fault in it."""
+    made = tree()
+    before = phase(made.snapshot("before"), "before")
+    marked(made)
+    if callable(change):
+        change(made)
+    after = phase(made.snapshot("after"), "after")
+    return check_pair(Pair(before, after, early=[(early, early + 0x1000, "init_pg_dir")] if early else []))
+
+
+def test_a_healthy_rewrite_breaks_no_rule() -> None:
+    assert rules(pair()) == {}
+
+
+def test_a_reverted_root_entry_is_named_with_the_table_of_early_boot() -> None:
+    old = 0x4F00_0000
+    found = pair(lambda t: t.point(VA, 0, old), early=old)
+    reverted = [f for f in found.kept if f.rule == "entry-reverted"]
+    assert len(reverted) == 1
+    assert "init_pg_dir" in reverted[0].evidence
+    assert rules(found).keys() >= {"entry-reverted", "stack-lost"}
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda t: t.set(VA, 3, 0), "entry-lost"),
+        (lambda t: t.xor(VA, 3, 1 << 20), "entry-retargeted"),
+        (lambda t: t.xor(VA, 3, NG | 1 << 20), "entry-reverted"),
+        (lambda t: t.xor(VA, 3, 1 << 55), "entry-changed"),
+        (lambda t: t.xor(VA, 3, NG), "not-marked"),
+        (lambda t: t.map(VA + 0x5_0000, PA, attributes=KERNEL_DATA | NG), "entry-changed"),
+    ],
+)
+def test_each_fault_of_a_pair_is_named(change: object, rule: str) -> None:
+    found = pair(change)
+    assert rule in found.totals, found.kept
+    assert not found.ok
+
+
+def test_what_came_after_the_rewrite_needs_no_mark() -> None:
+    made = tree()
+    before = made.snapshot("before")
+    marked(made)
+    made.map(VA + (4 << 30), PA, attributes=KERNEL_DATA)
+    later = made.snapshot("later")
+    assert rules(check_pair(Pair(before, later, rewrite_done=True))) == {}
+    made.xor(VA, 2, NG)
+    assert rules(check_pair(Pair(before, made.snapshot(), rewrite_done=True))) == {"not-marked": 1}
+    assert rules(check_pair(Pair(later, made.snapshot()))) == {"mark-lost": 1}
+
+
+def test_a_stack_that_is_not_mapped_is_named_with_its_cpu() -> None:
+    made = tree()
+    snapshot = phase(made.snapshot(), "")
+    out = Findings()
+    check_stacks(snapshot, out)
+    assert out.kept == []
+    made.set(VA + 0x11000, 3, 0)
+    check_stacks(phase(made.snapshot(), ""), out)
+    assert [f.rule for f in out.kept] == ["stack-lost"]
+    assert "cpu 0" in out.kept[0].evidence
+
+
+def test_more_findings_than_are_listed_are_counted() -> None:
+    out = check(tree().snapshot(), Findings(limit=3), rewrite_done=True)
+    assert (len(out.kept), out.totals["not-marked"], out.errors) == (3, 36, 36)
