@@ -26,6 +26,9 @@ MODULES: tuple[str, ...] = (
     "demo",
     "oops",
     "stack",
+    "stack_guard",
+    "why",
+    "poke",
 )
 """Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.
 
