@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptinspect.commands import argtypes
+from ptinspect.commands import argtypes, demo_fault
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
@@ -42,6 +42,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)")
     add("--smp", type=argtypes.whole(1, 8), metavar="N", help="number of CPUs (default 1)")
     add("--timeout", type=argtypes.seconds, default=180.0, metavar="SECONDS", help="limit for the boot (180)")
+    demo_fault.configure(parser)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ def demo(ctx: Context, args: argparse.Namespace) -> Report:
     """Do the main job and check what it showed."""
     if ctx.session is not None:
         raise UserError("demo starts a guest of its own", "detach first, or use kpti run on this one")
+    if args.fault:
+        try:
+            return demo_fault.demo_fault(ctx, args, _launch_words(args))
+        finally:
+            ctx.close()
+    if args.no_guard:
+        raise UserError("--no-guard is for a demo with --fault", "--fault lost, or --fault reverted")
     folder: Path = args.directory
     try:
         folder.mkdir(parents=True, exist_ok=True)
