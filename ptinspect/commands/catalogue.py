@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "kpti",
     "demo",
     "oops",
+    "lane",
     "stack",
     "stack_guard",
     "why",

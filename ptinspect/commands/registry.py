@@ -6,12 +6,12 @@ import argparse
 import difflib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NoReturn
 
 from ptinspect.errors import UserError
-from ptinspect.output.model import Report
+from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.commands.context import Context
@@ -213,7 +213,16 @@ class Registry:
             if command.extra:
                 args.extra = extra
         ctx.check(command.needs, command.name)
-        return command.handler(ctx, args)
+        return _with_notices(ctx, command.handler(ctx, args))
+
+
+def _with_notices(ctx: Context, report: Report) -> Report:
+    """Add what happened to the lanes to guest memory while the command ran."""
+    take = getattr(ctx.session.memory, "take_notices", None) if ctx.session is not None else None
+    notices = take() if take is not None else ()
+    if not notices:
+        return report
+    return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))
 
 
 def _divide(arguments: list[str]) -> tuple[list[str], list[str]]:

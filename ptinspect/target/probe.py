@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ptinspect.errors import ConnectError
 from ptinspect.target.address import StubAddress
 from ptinspect.target.busy import is_busy
+from ptinspect.target.peer import socket_pid
 
 STOPS_UNASKED_UNTIL = (8, 1)
 """QEMU before this version announces that a connection stopped the guest (commit 758370052fb6
@@ -33,6 +34,8 @@ class StubFacts:
     """`info status` after connecting: `paused`, `paused (prelaunch)`, `paused (debug)`, …"""
     stopped_by_us: bool
     """The stub announced that connecting stopped the guest."""
+    peer: int | None = None
+    """Process that listens on the stub's Unix socket; None over TCP."""
 
     @property
     def was_running(self) -> bool:
@@ -79,6 +82,7 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
             link.monitor("info version"),
             link.monitor("info status").removeprefix("VM status: "),
             stopped_by_us,
+            link.peer(),
         )
         if architecture != "aarch64":
             if facts.was_running:
@@ -151,6 +155,10 @@ class _Link:
         """Detach, which lets the guest run."""
         with contextlib.suppress(ConnectError):
             self.ask("D")
+
+    def peer(self) -> int | None:
+        """Return the process at the other end, if it can be known."""
+        return socket_pid(self._sock)
 
     def close(self) -> None:
         """Close the connection; the guest stays as it is."""
