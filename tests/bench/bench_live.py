@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "live"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from session import launched
+from session import Live, launched
 
 from ptinspect.paging.capture import capture
 from ptinspect.paging.walk import walk
@@ -44,26 +44,35 @@ def measure(guest: str, memory: int, rounds: int) -> dict[str, Any]:
         assert live("kpti run")["reached"]
         run = time.perf_counter() - start
         snapshot = live.ctx.snapshots["after"]
-        source, tables, regime = live.ctx.stopped.memory, snapshot.tables, snapshot.regime
-        addresses = np.unique(tables.pa)
-        va = int(tables.va[-1])
-        plain = median_ms(lambda: source.read_tables(addresses, regime.granule), rounds)
-        whole = median_ms(lambda: capture(source, snapshot.root.pa, regime), rounds)
-        snap = median_ms(lambda: live("snap bench --replace"), rounds)
-        one = median_ms(lambda: walk(source, va, snapshot.root.pa, regime), rounds)
-        return {
+        snapshot_of = {
             "guest": guest,
             "memory_mib": memory,
-            "lane": source.label,
-            "tables": len(tables),
-            "bytes": int(addresses.size) * regime.granule,
-            "plain_read_ms": round(plain, 2),
-            "capture_ms": round(whole, 2),
-            "capture_ratio": round(whole / plain, 2),
-            "snap_ms": round(snap, 2),
-            "walk_ms": round(one, 2),
+            "tables": len(snapshot.tables),
             "kpti_run_s": round(run, 2),
         }
+        lanes = [facts for facts in live.ctx.stopped.memory.facts(measure=False) if not facts.why_not]
+        return snapshot_of | {"lanes": {facts.name: lane(live, facts.name, rounds) for facts in lanes}}
+
+
+def lane(live: Live, name: str, rounds: int) -> dict[str, Any]:
+    """Measure one lane at the stop at which the guest stands."""
+    live.ctx.stopped.memory.choose(name)
+    snapshot = live.ctx.snapshots["after"]
+    source, tables, regime = live.ctx.stopped.memory, snapshot.tables, snapshot.regime
+    addresses = np.unique(tables.pa)
+    va = int(tables.va[-1])
+    plain = median_ms(lambda: source.read_tables(addresses, regime.granule), rounds)
+    whole = median_ms(lambda: capture(source, snapshot.root.pa, regime), rounds)
+    snap = median_ms(lambda: live("snap bench --replace"), rounds)
+    one = median_ms(lambda: walk(source, va, snapshot.root.pa, regime), rounds)
+    return {
+        "bytes": int(addresses.size) * regime.granule,
+        "plain_read_ms": round(plain, 2),
+        "capture_ms": round(whole, 2),
+        "capture_ratio": round(whole / plain, 2),
+        "snap_ms": round(snap, 2),
+        "walk_ms": round(one, 2),
+    }
 
 
 def main() -> None:
@@ -80,7 +89,12 @@ def main() -> None:
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")
         return
+    lanes = found.pop("lanes")
     sys.stdout.writelines(f"{name:<16} {value}\n" for name, value in found.items())
+    for number, (name, values) in enumerate(lanes.items()):
+        if not number:
+            sys.stdout.write(f"\n{'lane':<10}" + "".join(f"{head:>15}" for head in values) + "\n")
+        sys.stdout.write(f"{name:<10}" + "".join(f"{value:>15}" for value in values.values()) + "\n")
 
 
 if __name__ == "__main__":
