@@ -185,6 +185,10 @@ def _wait(ctx: Context, wires: Wires, margin: int, args: argparse.Namespace) -> 
         ctx.forget_stop()
         if stop.breakpoint in wires.ways:
             return wires.ways[stop.breakpoint]
+        sp = session.cpu_state(stop.cpu).sp
+        near = any(s.base - s.size <= sp < s.base + margin for s in wires.stacks.values())
+        if "watchpoint" in stop.reason and near:  # GDB names a watchpoint by `wpt`, not by `bkptno`
+            return "margin"
         if stop.signal != "SIGINT":
             return "other"
         if time.monotonic() >= deadline:

@@ -27,3 +27,14 @@ def test_clean_boot_is_quiet() -> None:
         quiet = live("stack guard --timeout 8")
         assert quiet["quiet"], quiet
         assert quiet["stacks_watched"] > 10
+
+
+def test_a_store_into_the_margin_stops_the_guest() -> None:
+    with launched("5.10-cloud") as live:
+        assert live("stack guard --timeout 4")["quiet"]
+        live("until do_idle --timeout 10")
+        base = int(live("stack")["base"], 16)
+        live(f"gdb set $sp={base + MARGIN + 64:#x}")
+        found = live("stack guard --timeout 10")
+        assert found["way"] == "margin"
+        assert 0 < found["stack"]["free"] < MARGIN
