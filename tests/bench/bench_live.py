@@ -44,14 +44,14 @@ def measure(guest: str, memory: int, rounds: int) -> dict[str, Any]:
         assert live("kpti run")["reached"]
         run = time.perf_counter() - start
         snapshot = live.ctx.snapshots["after"]
-        snapshot_of = {
+        facts = {
             "guest": guest,
             "memory_mib": memory,
             "tables": len(snapshot.tables),
             "kpti_run_s": round(run, 2),
         }
-        lanes = [facts for facts in live.ctx.stopped.memory.facts(measure=False) if not facts.why_not]
-        return snapshot_of | {"lanes": {facts.name: lane(live, facts.name, rounds) for facts in lanes}}
+        lanes = [one.name for one in live.ctx.stopped.memory.facts(measure=False) if not one.why_not]
+        return facts | {"lanes": {name: lane(live, name, rounds) for name in lanes}}
 
 
 def lane(live: Live, name: str, rounds: int) -> dict[str, Any]:
