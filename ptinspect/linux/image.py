@@ -10,6 +10,7 @@ from pathlib import Path
 from ptinspect.arch.bits import align_down
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.btf import BtfTypes, find_btf
+from ptinspect.linux.dwarf import DwarfTypes
 from ptinspect.linux.kallsyms import recover
 from ptinspect.linux.kernelfile import BANNER, Blob, FileBytes, ImageHeader, Segment, open_bytes
 from ptinspect.linux.symbols import SymbolTable
@@ -19,6 +20,7 @@ from ptinspect.linux.vmlinux import Vmlinux
 BOUNDARY = 2 << 20
 """An Image is linked, like it is loaded, at a multiple of 2 MiB plus text_offset (booting.rst)."""
 MAX_BTF = 64 << 20
+MAX_NOTES = 1 << 20
 MAX_BANNER_SEARCH = 64 << 20
 FIRST_CODE = 0x1_0000
 """Bytes behind which .text begins at the latest: the header has a segment of its own (vmlinux.lds.S)."""
@@ -62,6 +64,15 @@ class KernelImage:
             digest.update(part)
             at += len(part)
         return digest.hexdigest()
+
+    @cached_property
+    def build_id(self) -> str:
+        """A digest of the notes of a vmlinux, the build id among them; an empty string without any."""
+        for name in (".notes", ".note.gnu.build-id"):
+            section = None if self._elf is None else self._elf.section(name)
+            if self._elf is not None and section is not None and section.stored and section.size:
+                return hashlib.sha256(self._elf.bytes_of(section, MAX_NOTES)).hexdigest()
+        return ""
 
     # -- symbols --------------------------------------------------------------------------------
 
@@ -120,6 +131,8 @@ class KernelImage:
             found = find_btf(self._data.read(segment.offset, segment.size))
             if found is not None:
                 return found
+        if self._elf is not None and self._elf.section(".debug_info") is not None:
+            return DwarfTypes(self.path, self.build_id or self.content_id)
         raise KernelFileError(
             f"{self.path.name} describes no types (BTF)",
             "a kernel with CONFIG_DEBUG_INFO_BTF, or its vmlinux with debug information, does",
