@@ -50,7 +50,9 @@ def verdict(ctx: Context, cpu: int) -> Report:
         "esr": {"raw": hex_address(facts.esr.raw), "fault": facts.esr.fault, "level": facts.esr.level},
         "far": hex_address(facts.far),
         "sp": hex_address(facts.sp),
-        "free": None if facts.stack is None else facts.sp - facts.stack.base,
+        "free": None
+        if facts.stack is None or not facts.stack.holds_sp(facts.sp)
+        else facts.sp - facts.stack.base,
         "used_before_fault": facts.used_before,
         "recursion": {"count": facts.repeated, "frame_size": facts.frame_size},
         "descriptor": None

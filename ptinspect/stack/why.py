@@ -105,7 +105,7 @@ def explain(facts: Facts) -> Why:
     stack = facts.stack
     if stack is not None:
         free, used = facts.sp - stack.base, facts.used_before
-        full = free < stack.size * (1 - DEEP) and used is not None and used >= stack.size * DEEP
+        full = -stack.size < free < stack.size * (1 - DEEP) and used is not None and used >= stack.size * DEEP
         if full and facts.frames >= 3:
             return Why("deep-call-chain", f"{facts.frames} frames fill the stack", evidence)
         abort = facts.handling and facts.esr.is_abort
@@ -161,7 +161,9 @@ def _evidence(facts: Facts) -> tuple[str, ...]:
             place = f": not in {bounds}"
     found.append(f"FAR_EL1 {facts.far:#x}{place}")
     if stack is not None:
-        found.append(f"SP {facts.sp:#x}: {facts.sp - stack.base} bytes free")
+        near = stack.base - stack.size <= facts.sp <= stack.top
+        room = f"{facts.sp - stack.base} bytes free" if near else f"not on the {stack.kind} stack"
+        found.append(f"SP {facts.sp:#x}: {room}")
     if facts.used_before is not None:
         by = f", by {facts.frames} frames" if facts.frames else " (x29 tells: the frames cannot be read)"
         found.append(f"{facts.used_before} bytes used before the fault{by}")
