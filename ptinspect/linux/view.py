@@ -12,7 +12,7 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, Ptins
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.locate import Locator
 from ptinspect.linux.placement import Found, mismatch
-from ptinspect.linux.roots import RootFound
+from ptinspect.linux.roots import RootFound, maps_image
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Root
@@ -127,6 +127,14 @@ class GuestView:
         provenance says so. Raises RegimeError or GuestError before there is one.
         """
         return Root(self._root.pa, self._root.provenance)
+
+    def maps_kernel(self, pa: int) -> bool:
+        """Tell whether a table maps the kernel image where it runs; False where that is not known."""
+        if not self.placed or self.image is None:
+            return False
+        return maps_image(
+            self.memory, pa, self.regime, self.image, image_pa=self.image_pa, offset=self.kaslr_offset
+        )
 
     @property
     def confirmed(self) -> bool:
