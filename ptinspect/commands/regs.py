@@ -9,7 +9,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, captured_cpu, cpu_state, register_of
-from ptinspect.errors import RegimeError
+from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.output.model import Report
 from ptinspect.output.views.regime import mmu_on
 from ptinspect.output.views.target import registers
@@ -39,6 +39,7 @@ def register(registry: Registry) -> None:
         "cpu",
         summary="List the CPUs, or choose the one that commands are about",
         example="cpu 0",
+        aliases=("cpus",),
         needs=Needs.STOPPED,
         configure=_configure_cpu,
         details="After each stop it is the CPU that stopped the guest. --cpu N chooses for one command.",
@@ -71,8 +72,27 @@ def cpu(ctx: Context, args: argparse.Namespace) -> Report:
     lines = []
     for number in range(session.cpu_count):
         state = session.cpu_state(number)
-        lines.append(CpuLine(number, state.pc, ctx.place(state.pc), state.el, mmu_on(state)))
+        root, what, task = _roles(ctx, state)
+        place = ctx.place(state.pc)
+        lines.append(CpuLine(number, state.pc, place, state.el, mmu_on(state), root, what, task))
     return cpus(lines, session.current_cpu)
+
+
+def _roles(ctx: Context, state: CpuState) -> tuple[int | None, str, str]:
+    """Return the root of the upper half, what it is, and the running task, as far as they are known."""
+    from ptinspect.linux.tasks import Tasks
+    from ptinspect.linux.ttbr import upper_root
+
+    try:
+        view = ctx.view()
+        root, what = upper_root(state, view) or (None, "")
+    except PtinspectError:
+        return None, "", ""
+    try:
+        task = Tasks(view).current(state)
+    except PtinspectError:
+        task = None
+    return root, what, "" if task is None else task.comm
 
 
 def _state(ctx: Context, args: argparse.Namespace, name: str) -> tuple[CpuState, str]:

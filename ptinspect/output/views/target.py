@@ -105,22 +105,45 @@ class CpuLine:
     """Its exception level."""
     mmu_on: bool | None
     """SCTLR_EL1.M; None where the stub does not tell."""
+    ttbr1: int | None = None
+    """Root table of the upper half; None where there is none yet."""
+    ttbr1_is: str = ""
+    """What that table is: swapper, trampoline, reserved, temporary, init; empty if unknown."""
+    task: str = ""
+    """Name of the task that runs; empty if unknown."""
 
 
 def cpus(lines: Sequence[CpuLine], current: int) -> Report:
     """List CPUs; a star marks the chosen one."""
     result = {
         "cpus": [
-            {"cpu": x.cpu, "pc": hex_address(x.pc), "place": x.place, "el": x.el, "mmu_on": x.mmu_on}
+            {
+                "cpu": x.cpu,
+                "pc": hex_address(x.pc),
+                "place": x.place,
+                "el": x.el,
+                "mmu_on": x.mmu_on,
+                "ttbr1": None if x.ttbr1 is None else hex_address(x.ttbr1),
+                "ttbr1_is": x.ttbr1_is,
+                "task": x.task,
+            }
             for x in lines
         ],
         "current": current,
     }
     words = {True: "on", False: "off", None: "?"}
     rows = [
-        (f"{'*' if x.cpu == current else ' '} {x.cpu}", f"EL{x.el}", words[x.mmu_on], x.place) for x in lines
+        (
+            f"{'*' if x.cpu == current else ' '} {x.cpu}",
+            f"EL{x.el}",
+            words[x.mmu_on],
+            "" if x.ttbr1 is None else f"pa:{x.ttbr1:#x} {x.ttbr1_is}".rstrip(),
+            escape(x.task),
+            x.place,
+        )
+        for x in lines
     ]
-    columns = (Column("cpu", "right"), Column("EL"), Column("MMU"), Column("pc"))
+    columns = tuple(Column(title) for title in ("cpu", "EL", "MMU", "TTBR1", "task", "pc"))
     return Report(result, (Table(columns, rows),))
 
 
