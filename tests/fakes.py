@@ -153,9 +153,15 @@ class FakeView:
     kaslr_offset = 0
     placed = True
     voffset = KERNEL - IMAGE
+    image = None
+    confirmed = True
 
     def __init__(self, tree: TreeBuilder) -> None:
         self._tree = tree
+        self.regime, self.memory, self.states = tree.regime, tree.memory, ()
+
+    def maps_kernel(self, pa: int) -> bool:
+        return pa == self._tree.root
 
     def symbol(self, name: str) -> int:
         return FakeKernel().lookup(name)

@@ -382,6 +382,7 @@ def test_the_chosen_cpu_is_the_one_that_commands_are_about() -> None:
     ctx = context(tree)
     session_of(ctx).cpus = [cpu(tree), cpu(tree, 1, SCTLR_EL1=0)]
     assert [c["mmu_on"] for c in run(ctx, "cpu").result["cpus"]] == [True, False]
+    assert run(ctx, "cpu").result["cpus"][0]["ttbr1_is"] == "swapper"
     assert run(ctx, "cpu 1").result["current"] == 1
     assert run(ctx, "regs x0").result["cpu"] == 1
     assert run(ctx, "regs x0 --cpu 0").result["cpu"] == 0
