@@ -218,7 +218,7 @@ class Registry:
 
 def _with_notices(ctx: Context, report: Report) -> Report:
     """Add what happened to the lanes to guest memory while the command ran."""
-    take = getattr(ctx.session.memory, "take_notices", None) if ctx.session is not None else None
+    take = getattr(getattr(ctx.session, "memory", None), "take_notices", None)
     notices = take() if take is not None else ()
     if not notices:
         return report
