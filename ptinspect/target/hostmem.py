@@ -188,7 +188,7 @@ def _mapped(pid: int) -> Ranges:
 def _stat(pid: int) -> tuple[str, str]:
     """Return state and start time of a process (proc(5), stat). Raises LaneError if it has gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # a Path costs more than the read
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more
             words = file.read(4096).decode("ascii", "replace").rpartition(")")[2].split()
     except OSError as error:
         raise LaneError(f"QEMU (pid {pid}) {GONE}") from error
