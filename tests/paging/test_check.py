@@ -186,6 +186,14 @@ def test_a_stack_that_is_not_mapped_is_named_with_its_cpu() -> None:
     assert "cpu 0" in out.kept[0].evidence
 
 
+def test_the_stack_pointer_of_an_empty_stack_is_its_top() -> None:
+    snapshot = tree().snapshot()
+    for sp, expected in ((VA + 0x20000, []), (VA + 0x20010, ["stack-lost"]), (VA + 0x22000, ["stack-lost"])):
+        out = Findings()
+        check_stacks(dataclasses.replace(snapshot, cpus=(dataclasses.replace(cpu_state(), sp=sp),)), out)
+        assert [f.rule for f in out.kept] == expected
+
+
 def test_more_findings_than_are_listed_are_counted() -> None:
     out = check(tree().snapshot(), Findings(limit=3), rewrite_done=True)
     assert (len(out.kept), out.totals["not-marked"], out.errors) == (3, 36, 36)
