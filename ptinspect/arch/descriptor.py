@@ -13,12 +13,20 @@ from ptinspect.arch.sysregs import mair_type_name
 BIT11 = 1 << 11
 """nG on a block or page; ignored by the CPU on a table descriptor, where KPTI's rewrite leaves its mark."""
 
-SOFTWARE_BITS: dict[int, str] = {55: "DIRTY", 56: "SPECIAL", 57: "DEVMAP", 58: "SW58", 63: "SW63"}
-"""Bits of a leaf that the CPU ignores, by the names Linux gave them.
+SOFTWARE_BITS: dict[int, str] = {55: "DIRTY", 56: "SPECIAL", 57: "DEVMAP", 58: "UFFD_WP", 63: "SW63"}
+"""Bits of a leaf that the CPU ignores, by the names Linux gave them; `explain()` says when.
 
-Source: Linux arch/arm64/include/asm/pgtable-prot.h: 55 PTE_DIRTY, 56 PTE_SPECIAL, 57 PTE_DEVMAP (5.4 to
-6.12), 58 PROT_NONE (to 6.9, invalid entries only) or UFFD_WP (from 6.10).
+Source: Linux arch/arm64/include/asm/pgtable-prot.h; commit 73b20c84d42d ("arm64: mm: implement
+pte_devmap support") (in v5.3).
 """
+
+_SOFTWARE_ERAS: dict[int, str] = {
+    55: "Linux PTE_DIRTY: written to, as software keeps it",
+    56: "Linux PTE_SPECIAL: no struct page behind it",
+    57: "Linux PTE_DEVMAP (from v5.3; gone by v7.3)",
+    58: "Linux PTE_UFFD_WP (from v6.10); on invalid entries PTE_PROT_NONE (to v6.9)",
+    63: "no name in Linux",
+}
 
 
 class Kind(StrEnum):
@@ -120,13 +128,7 @@ class Descriptor:
             return _explain_table(self)
         if self.is_leaf:
             return _explain_leaf(self)
-        why = "invalid: a translation fault" if self.kind is Kind.INVALID else "reserved: a translation fault"
-        fields = [Field("type", "1:0", self.raw & 3, why)]
-        if self.raw >> 2:
-            fields.insert(
-                0, Field("ignored", "63:2", self.raw >> 2, "software's own (swap or present-invalid)")
-            )
-        return fields
+        return _explain_fault(self)
 
 
 def kind(raw: int, level: int, regime: Regime) -> Kind:
@@ -184,6 +186,8 @@ def _leaf(raw: int, regime: Regime) -> Attributes:
 _SH = ("non-shareable", "reserved", "outer shareable", "inner shareable")
 _AP = ("EL1 read/write", "EL1 and EL0 read/write", "EL1 read-only", "EL1 and EL0 read-only")
 _APT = ("no effect", "EL0 has no access below", "read-only below", "read-only below, EL0 has no access")
+_IGNORED = "ignored by the CPU"
+_RES0 = "reserved, should be 0"
 
 
 def _flag(name: str, position: int, raw: int, yes: str, no: str) -> Field:
@@ -191,32 +195,77 @@ def _flag(name: str, position: int, raw: int, yes: str, no: str) -> Field:
     return Field(name, str(position), value, yes if value else no)
 
 
+def _rest(raw: int, high: int, low: int, name: str, meaning: str) -> list[Field]:
+    """Describe bits that have no field of their own, if any is set."""
+    if high < low or not bits(raw, high, low):
+        return []
+    return [Field(name, str(low) if high == low else f"{high}:{low}", bits(raw, high, low), meaning)]
+
+
 def _address(d: Descriptor, name: str) -> list[Field]:
-    """Describe the output address, which LPA and LPA2 spread over two fields."""
+    """Describe bits 49:12: the output address, which LPA and LPA2 spread over two fields, and the rest."""
     regime, raw = d.regime, d.raw
     assert d.output_address is not None
     shift = regime.granule_bits if d.kind is Kind.TABLE else regime.shift(d.level)
     high = 49 if regime.ds else 47
-    fields = [Field(name, f"{high}:{shift}", bits(raw, high, shift), f"{d.output_address:#x}")]
-    if regime.ds:
-        fields.append(Field(f"{name}[51:50]", "9:8", bits(raw, 9, 8), "high bits of the address (LPA2)"))
-    elif regime.wide_oa:
+    meaning = f"{d.output_address:#x}"
+    if d.output_address >> regime.pa_bits:
+        meaning += f": more than {regime.pa_bits} bits, an address size fault"
+    fields = [] if regime.ds else _rest(raw, 49, 48, "RES0", _RES0)
+    fields.append(Field(name, f"{high}:{shift}", bits(raw, high, shift), meaning))
+    far = regime.wide_oa and not regime.ds
+    if d.kind is Kind.BLOCK:
+        fields += _rest(raw, shift - 1, 17, "RES0", _RES0)
+        fields += _rest(raw, 16, 16, "nT", "may change size without break-before-make (FEAT_BBM)")
+        fields += [] if far else _rest(raw, 15, 12, "RES0", _RES0)
+    elif not far:
+        fields += _rest(raw, shift - 1, 12, "RES0", _RES0)
+    if far:
         fields.append(Field(f"{name}[51:48]", "15:12", bits(raw, 15, 12), "high bits of the address (LPA)"))
     return fields
 
 
-def _explain_table(d: Descriptor) -> list[Field]:
+def _high_address(d: Descriptor, name: str) -> list[Field]:
+    """Describe bits 9:8 where LPA2 keeps address bits 51:50 in them."""
+    return [Field(f"{name}[51:50]", "9:8", bits(d.raw, 9, 8), "high bits of the address (LPA2)")]
+
+
+def _explain_fault(d: Descriptor) -> list[Field]:
+    """Explain an invalid or reserved entry, whose other bits mean nothing to the CPU (Arm ARM D8.3)."""
     raw = d.raw
+    if d.kind is Kind.INVALID:
+        why, whose = "invalid: a translation fault", "software's own (swap or present-invalid)"
+    else:
+        why, whose = "reserved: a translation fault", "no meaning: the encoding is reserved"
+    mark = "not nG: no valid entry"
+    if d.kind is Kind.INVALID:
+        mark += "; Linux PTE_PRESENT_INVALID (from v6.10)"
+    if raw & BIT11:
+        fields = [
+            *_rest(raw, 63, 12, "ignored", whose),
+            Field("bit 11", "11", 1, mark),
+            *_rest(raw, 10, 2, "ignored", whose),
+        ]
+    else:
+        fields = _rest(raw, 63, 2, "ignored", whose)
+    return [*fields, Field("type", "1:0", raw & 3, why)]
+
+
+def _explain_table(d: Descriptor) -> list[Field]:
+    raw, ds = d.raw, d.regime.ds
     apt = bits(raw, 62, 61)
-    ignored = " (ignored: TCR_EL1.HPD)" if d.regime.hpd else ""
+    unused = " (ignored: TCR_EL1.HPD)" if d.regime.hpd else ""
     return [
         _flag("NSTable", 63, raw, "non-secure below", "no effect"),
-        Field("APTable", "62:61", apt, _APT[apt] + ignored),
-        _flag("UXNTable", 60, raw, "never executable at EL0 below" + ignored, "no effect"),
-        _flag("PXNTable", 59, raw, "never executable at EL1 below" + ignored, "no effect"),
+        Field("APTable", "62:61", apt, _APT[apt] + (unused if apt else "")),
+        _flag("UXNTable", 60, raw, "never executable at EL0 below" + unused, "no effect"),
+        _flag("PXNTable", 59, raw, "never executable at EL1 below" + unused, "no effect"),
+        *_rest(raw, 58, 50, "ignored", _IGNORED),
         *_address(d, "next table"),
         _flag("mark", 11, raw, "ignored by the CPU: KPTI was here", "ignored by the CPU: not marked"),
         _flag("AF", 10, raw, "table accessed (FEAT_HAFT)", "not set"),
+        *(_high_address(d, "next table") if ds else _rest(raw, 9, 8, "ignored", _IGNORED)),
+        *_rest(raw, 7, 2, "ignored", _IGNORED),
         Field("type", "1:0", raw & 3, "table"),
     ]
 
@@ -224,25 +273,48 @@ def _explain_table(d: Descriptor) -> list[Field]:
 def _explain_leaf(d: Descriptor) -> list[Field]:
     raw, regime, a = d.raw, d.regime, d.attributes
     assert a is not None and a.ap is not None and a.sh is not None and a.attr_index is not None
-    software = [
-        Field(SOFTWARE_BITS[p], str(p), 1, "software's own, ignored by the CPU")
-        for p in sorted(SOFTWARE_BITS, reverse=True)
-        if bit(raw, p)
-    ]
-    share = [Field("SH", "TCR", a.sh, _SH[a.sh])] if regime.ds else [Field("SH", "9:8", a.sh, _SH[a.sh])]
+    if regime.ds:
+        share = [Field("SH", "TCR", a.sh, _SH[a.sh]), *_high_address(d, "output address")]
+    else:
+        share = [Field("SH", "9:8", a.sh, _SH[a.sh])]
+    unset = "the CPU sets it at the next access" if regime.ha else "an access faults"
     return [
-        *software,
-        _flag("UXN", 54, raw, "never executable at EL0", "executable at EL0 if readable there"),
-        _flag("PXN", 53, raw, "never executable at EL1", "executable at EL1"),
+        *_software(raw, 63),
+        *_rest(
+            raw,
+            62,
+            59,
+            "PBHA",
+            "IMPLEMENTATION DEFINED; [62:60] the overlay index, Linux's pkey (FEAT_S1POE)",
+        ),
+        *(field for position in (58, 57, 56, 55) for field in _software(raw, position)),
+        _flag("UXN", 54, raw, "never executable at EL0", "executable at EL0, unless WXN forbids it"),
+        _flag("PXN", 53, raw, "never executable at EL1", "executable at EL1, unless EL0 may write it"),
         _flag("Contiguous", 52, raw, "one of a group of entries", "on its own"),
-        _flag("DBM", 51, raw, "PTE_WRITE: may be written, AP[2] tracks dirty", "not set"),
+        Field("DBM", "51", int(bool(a.dbm)), _dirty_state(a, regime)),
         _flag("GP", 50, raw, "guarded page (BTI)", "not guarded"),
         *_address(d, "output address"),
         _flag("nG", 11, raw, "not global: tagged with the ASID", "global"),
-        _flag("AF", 10, raw, "accessed", "not accessed: an access faults or sets it"),
+        _flag("AF", 10, raw, "accessed", f"not accessed: {unset}"),
         *share,
         Field("AP", "7:6", a.ap, _AP[a.ap]),
         _flag("NS", 5, raw, "non-secure", "as the security state has it"),
         Field("AttrIndx", "4:2", a.attr_index, f"MAIR_EL1 attribute {a.attr_index}: {a.memory_type}"),
         Field("type", "1:0", raw & 3, str(d.kind)),
     ]
+
+
+def _software(raw: int, position: int) -> list[Field]:
+    return _rest(raw, position, position, SOFTWARE_BITS[position], _SOFTWARE_ERAS[position])
+
+
+def _dirty_state(a: Attributes, regime: Regime) -> str:
+    """Say what DBM means with AP[2] and TCR_EL1.HD (Arm ARM D8.4.6); Linux calls it PTE_WRITE."""
+    if not a.dbm:
+        return "not set"
+    clean = a.ap is not None and a.ap & 2
+    if regime.hd:
+        return "PTE_WRITE: writable, " + (
+            "clean: the CPU clears AP[2] at the first write" if clean else "dirty"
+        )
+    return "PTE_WRITE: software may make it writable" if clean else "PTE_WRITE: writable"

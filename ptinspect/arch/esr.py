@@ -6,27 +6,38 @@ from dataclasses import dataclass
 
 from ptinspect.arch.bits import bit, bits
 
+UNRECOGNIZED = "UNRECOGNIZED EC"
+"""What Linux prints for a class that it does not name."""
+
 CLASSES: dict[int, tuple[str, str]] = {
-    0x00: ("UNKNOWN", "unknown reason"),
-    0x01: ("WFx", "trapped WFI or WFE"),
+    0x00: ("Unknown/Uncategorized", "unknown reason"),
+    0x01: ("WFI/WFE", "trapped WFI or WFE"),
     0x03: ("CP15 MCR/MRC", "trapped AArch32 MCR or MRC, coproc 15"),
     0x04: ("CP15 MCRR/MRRC", "trapped AArch32 MCRR or MRRC, coproc 15"),
     0x05: ("CP14 MCR/MRC", "trapped AArch32 MCR or MRC, coproc 14"),
     0x06: ("CP14 LDC/STC", "trapped AArch32 LDC or STC"),
     0x07: ("ASIMD", "access to SVE, SIMD or floating point"),
+    0x08: ("CP10 MRC/VMRS", "trapped AArch32 VMRS"),
     0x09: ("PAC", "trapped pointer authentication"),
+    0x0A: (UNRECOGNIZED, "trapped LD64B, ST64B or other instruction"),
     0x0C: ("CP14 MCRR/MRRC", "trapped AArch32 MRRC, coproc 14"),
     0x0D: ("BTI", "branch target exception"),
     0x0E: ("PSTATE.IL", "illegal execution state"),
     0x11: ("SVC (AArch32)", "SVC from AArch32"),
+    0x12: ("HVC (AArch32)", "HVC from AArch32"),
+    0x13: ("SMC (AArch32)", "SMC from AArch32"),
+    0x14: (UNRECOGNIZED, "trapped MSRR, MRRS or 128-bit system instruction"),
     0x15: ("SVC (AArch64)", "SVC from AArch64"),
     0x16: ("HVC (AArch64)", "HVC from AArch64"),
     0x17: ("SMC (AArch64)", "SMC from AArch64"),
-    0x18: ("MSR, MRS, or System instruction", "trapped MSR, MRS or system instruction"),
+    0x18: ("MSR/MRS (AArch64)", "trapped MSR, MRS or system instruction"),
     0x19: ("SVE", "access to SVE"),
     0x1A: ("ERET/ERETAA/ERETAB", "trapped ERET"),
+    0x1B: (UNRECOGNIZED, "trapped TSTART"),
     0x1C: ("FPAC", "pointer authentication failure"),
     0x1D: ("SME", "access to SME"),
+    0x1E: (UNRECOGNIZED, "granule protection check"),
+    0x1F: ("EL3 IMP DEF", "IMPLEMENTATION DEFINED exception to EL3"),
     0x20: ("IABT (lower EL)", "instruction abort from a lower exception level"),
     0x21: ("IABT (current EL)", "instruction abort from the current exception level"),
     0x22: ("PC Alignment", "PC alignment fault"),
@@ -36,7 +47,7 @@ CLASSES: dict[int, tuple[str, str]] = {
     0x27: ("MOPS", "memory copy or set exception"),
     0x28: ("FP (AArch32)", "trapped floating-point exception, AArch32"),
     0x2C: ("FP (AArch64)", "trapped floating-point exception, AArch64"),
-    0x2D: ("GCS", "guarded control stack exception"),
+    0x2D: ("Guarded Control Stack", "guarded control stack exception"),
     0x2F: ("SError", "SError interrupt"),
     0x30: ("Breakpoint (lower EL)", "breakpoint from a lower exception level"),
     0x31: ("Breakpoint (current EL)", "breakpoint from the current exception level"),
@@ -45,12 +56,40 @@ CLASSES: dict[int, tuple[str, str]] = {
     0x34: ("Watchpoint (lower EL)", "watchpoint from a lower exception level"),
     0x35: ("Watchpoint (current EL)", "watchpoint from the current exception level"),
     0x38: ("BKPT (AArch32)", "BKPT from AArch32"),
+    0x3A: ("Vector catch (AArch32)", "AArch32 vector catch"),
     0x3C: ("BRK (AArch64)", "BRK from AArch64"),
+    0x3D: (UNRECOGNIZED, "profiling exception"),
 }
-"""EC -> the name Linux prints (arch/arm64/kernel/traps.c, esr_class_str) and what the Arm ARM calls it."""
+"""EC -> the name Linux prints and what the Arm ARM calls it.
+
+Source: Linux arch/arm64/kernel/traps.c (esr_class_str); Arm ARM ESR_EL1.EC.
+"""
+
+_BRK: tuple[tuple[int, int, str], ...] = (
+    (0x004, 0x004, "kprobe"),
+    (0x005, 0x005, "uprobe"),
+    (0x006, 0x006, "kprobe single-step"),
+    (0x100, 0x100, "fault on purpose"),
+    (0x400, 0x7FF, "kgdb"),
+    (0x800, 0x800, "BUG() or WARN()"),
+    (0x900, 0x9FF, "KASAN"),
+    (0x5500, 0x55FF, "UBSAN"),
+    (0x8000, 0x83FF, "CFI"),
+)
+"""First and last immediate of BRK, and what Linux uses them for: arch/arm64/include/asm/brk-imm.h."""
+
+_IMMEDIATES = frozenset({0x11, 0x12, 0x15, 0x16, 0x17, 0x38, 0x3C})
+"""Classes whose ISS[15:0] is the instruction's immediate; SMC from AArch32 has none."""
 
 ABORTS = frozenset({0x20, 0x21, 0x24, 0x25})
 """Instruction and data aborts; bit 2 of EC tells data from instruction."""
+
+EC_BRK = 0x3C
+"""BRK from AArch64."""
+
+_EXTERNAL_ABORT = 0x10
+"""DFSC of a synchronous external abort that is not on a table walk."""
+_SYNC_ERRORS = ("recoverable", "reserved", "uncontainable", "restartable or corrected")
 
 _LEVELLED = {
     0b0000: "address size fault",
@@ -63,6 +102,7 @@ _TABLE_WALK = {
     "synchronous parity or ECC error on a table walk": 0x1C,
     "granule protection fault on a table walk": 0x24,
 }
+"""Fault -> the status at level 0; those of levels -1 to 3 are consecutive."""
 _STATUS: dict[int, tuple[str, int | None]] = {
     0x10: ("synchronous external abort", None),
     0x11: ("synchronous tag check fault", None),
@@ -72,17 +112,23 @@ _STATUS: dict[int, tuple[str, int | None]] = {
     0x29: ("address size fault", -1),
     0x2A: ("translation fault", -2),
     0x2B: ("translation fault", -1),
+    0x2C: ("address size fault", -2),
     0x30: ("TLB conflict abort", None),
     0x31: ("unsupported atomic hardware update fault", None),
     0x34: ("implementation defined fault (lockdown)", None),
     0x35: ("implementation defined fault (unsupported exclusive or atomic access)", None),
+    0x12: ("synchronous external abort on a table walk", -2),
+    0x22: ("granule protection fault on a table walk", -2),
     **{base + level: (name, level) for name, base in _TABLE_WALK.items() for level in range(-1, 4)},
 }
 
 
 @dataclass(frozen=True)
 class Esr:
-    """Hold a decoded syndrome. Fields of data and instruction aborts are None for other classes."""
+    """Hold a decoded syndrome. Fields of data and instruction aborts are None for other classes.
+
+    Source: Arm ARM ESR_EL1, ISS encodings for an exception from a data abort and from an instruction abort.
+    """
 
     raw: int
     """The register."""
@@ -101,7 +147,7 @@ class Esr:
     s1ptw: bool | None = None
     """Aborts: on a stage 2 fault for a stage 1 table walk, bit 7."""
     fnv: bool | None = None
-    """Aborts: FAR is not valid, bit 10."""
+    """Aborts: FAR is not valid, bit 10; only after an external abort that is not on a table walk."""
     ea: bool | None = None
     """Aborts: external abort type, bit 9."""
     cm: bool | None = None
@@ -116,11 +162,30 @@ class Esr:
     """Aborts: the level of the walk that faulted, -2 to 3; None for faults without one."""
     immediate: int | None = None
     """BRK, SVC, HVC, SMC: the immediate, bits 15:0."""
+    sync_error: int | None = None
+    """External aborts: SET, bits 12:11: 0 recoverable, 2 uncontainable, 3 restartable."""
+    size: int | None = None
+    """Data aborts with ISV: bytes accessed, 1 << SAS, bits 23:22."""
+    sign_extend: bool | None = None
+    """Data aborts with ISV: SSE, bit 21: a load that extends the sign."""
+    register: int | None = None
+    """Data aborts with ISV: SRT, bits 20:16: the register loaded or stored."""
+    wide: bool | None = None
+    """Data aborts with ISV: SF, bit 15: the register is an X, not a W."""
+    ordered: bool | None = None
+    """Data aborts with ISV: AR, bit 14: acquire or release semantics."""
 
     @property
     def is_abort(self) -> bool:
         """True for data and instruction aborts."""
         return self.ec in ABORTS
+
+    @property
+    def brk_use(self) -> str:
+        """What Linux uses the immediate of a BRK for, `BUG() or WARN()`; empty if unknown, or no BRK."""
+        if self.ec != EC_BRK or self.immediate is None:
+            return ""
+        return next((use for low, high, use in _BRK if low <= self.immediate <= high), "")
 
     @property
     def text(self) -> str:
@@ -132,8 +197,11 @@ class Esr:
             parts.append("cache maintenance")
         if self.fault:
             parts.append(self.fault if self.level is None else f"{self.fault}, level {self.level}")
+        if self.s1ptw:
+            parts.append("stage 2 fault on a stage 1 walk")
         if self.immediate is not None:
-            parts.append(f"immediate {self.immediate:#x}")
+            use = self.brk_use
+            parts.append(f"immediate {self.immediate:#x}" + (f" ({use})" if use else ""))
         return self.class_name + (f": {', '.join(parts)}" if parts else "")
 
     def explain(self) -> list[tuple[str, str, int, str]]:
@@ -144,6 +212,10 @@ class Esr:
             ("ISS", "24:0", self.iss, "instruction specific syndrome"),
         ]
         flags = (
+            ("ISV", "24", self.isv, "bits 23:14 describe the access", "bits 23:14 are not valid"),
+            ("SSE", "21", self.sign_extend, "sign-extended", "not sign-extended"),
+            ("SF", "15", self.wide, "64-bit register", "32-bit register"),
+            ("AR", "14", self.ordered, "acquire or release", "no acquire or release"),
             ("FnV", "10", self.fnv, "FAR is not valid", "FAR is valid"),
             ("EA", "9", self.ea, "external abort type 1", "external abort type 0"),
             ("CM", "8", self.cm, "cache maintenance", "no cache maintenance"),
@@ -153,13 +225,20 @@ class Esr:
         rows += [
             (name, where, int(v), yes if v else no) for name, where, v, yes, no in flags if v is not None
         ]
+        if self.size is not None:
+            rows.append(("SAS", "23:22", self.size.bit_length() - 1, f"{self.size}-byte access"))
+        if self.register is not None:
+            rows.append(("SRT", "20:16", self.register, "register transferred"))
+        if self.sync_error is not None:
+            rows.append(("SET", "12:11", self.sync_error, _SYNC_ERRORS[self.sync_error]))
         if self.status is not None:
             level = "" if self.level is None else f", level {self.level}"
             name = "DFSC" if self.wnr is not None else "IFSC"
             rows.append((name, "5:0", self.status, f"{self.fault}{level}"))
         if self.immediate is not None:
-            rows.append(("imm16", "15:0", self.immediate, "immediate of the instruction"))
-        return rows
+            use = f": {self.brk_use}" if self.brk_use else ""
+            rows.append(("imm16", "15:0", self.immediate, "immediate of the instruction" + use))
+        return rows[:3] + sorted(rows[3:], key=lambda row: -int(row[1].split(":")[0]))
 
 
 def fault_status(status: int) -> tuple[str, int | None]:
@@ -175,26 +254,39 @@ def decode_esr(esr: int) -> Esr:
     Bits 63:32 (ISS2) are kept in `raw` only.
     """
     ec, iss = bits(esr, 31, 26), bits(esr, 24, 0)
-    name, text = CLASSES.get(ec, ("UNRECOGNIZED EC", f"reserved exception class {ec:#04x}"))
+    name, text = CLASSES.get(ec, (UNRECOGNIZED, f"reserved exception class {ec:#04x}"))
     if ec in ABORTS:
-        data = ec >= 0x24
-        fault, level = fault_status(iss & 0x3F)
-        return Esr(
-            raw=esr,
-            ec=ec,
-            class_name=name,
-            class_text=text,
-            il=bit(esr, 25),
-            iss=iss,
-            wnr=bit(iss, 6) if data else None,
-            s1ptw=bit(iss, 7),
-            fnv=bit(iss, 10),
-            ea=bit(iss, 9),
-            cm=bit(iss, 8) if data else None,
-            isv=bit(iss, 24) if data else None,
-            status=iss & 0x3F,
-            fault=fault,
-            level=level,
-        )
-    immediate = iss & 0xFFFF if ec in (0x11, 0x15, 0x16, 0x17, 0x3C) else None
+        return _abort(esr, ec, iss)
+    immediate = iss & 0xFFFF if ec in _IMMEDIATES else None
     return Esr(esr, ec, name, text, bit(esr, 25), iss, immediate=immediate)
+
+
+def _abort(esr: int, ec: int, iss: int) -> Esr:
+    name, text = CLASSES[ec]
+    data = bit(ec, 2)
+    valid = data and bit(iss, 24)
+    status = bits(iss, 5, 0)
+    fault, level = fault_status(status)
+    return Esr(
+        raw=esr,
+        ec=ec,
+        class_name=name,
+        class_text=text,
+        il=bit(esr, 25),
+        iss=iss,
+        wnr=bit(iss, 6) if data else None,
+        s1ptw=bit(iss, 7),
+        fnv=bit(iss, 10),
+        ea=bit(iss, 9),
+        cm=bit(iss, 8) if data else None,
+        isv=bit(iss, 24) if data else None,
+        status=status,
+        fault=fault,
+        level=level,
+        sync_error=bits(iss, 12, 11) if status == _EXTERNAL_ABORT else None,
+        size=1 << bits(iss, 23, 22) if valid else None,
+        sign_extend=bit(iss, 21) if valid else None,
+        register=bits(iss, 20, 16) if valid else None,
+        wide=bit(iss, 15) if valid else None,
+        ordered=bit(iss, 14) if valid else None,
+    )

@@ -17,6 +17,8 @@ class Permissions:
     """At EL1, PSTATE.PAN not considered."""
     el0: str
     """At EL0."""
+    writable_clean: bool = False
+    """Writable only by way of DBM: the CPU clears AP[2] at the first write, and so makes it dirty."""
 
 
 NO_ACCESS = Permissions("---", "---")
@@ -28,14 +30,18 @@ def effective(leaf: Descriptor, tables: Sequence[Descriptor], regime: Regime) ->
     Direct permissions: Arm ARM D8.4.1; hierarchical: D8.4.2 (APTable, UXNTable, PXNTable, unless
     TCR_EL1.HPD); SCTLR_EL1.WXN: D8.4.3; writable at EL0 is never executable at EL1: D8.4.1;
     TCR_EL1.E0PD and EPD: D8.2. A leaf with AP[2] and DBM set is writable when hardware manages the
-    dirty state (TCR_EL1.HD, D8.4.6). Raises ValueError if `leaf` is no block or page.
+    dirty state (TCR_EL1.HD, D8.4.6), unless a table takes writing away. The Access flag is not a
+    permission. Pseudocode: AArch64.S1DirectBasePermissions(). Permission indirection (FEAT_S1PIE) is
+    not considered: Linux lays its indices out so that the bits keep their meaning.
+    Raises ValueError if `leaf` is no block or page.
     """
     a = leaf.attributes
     if not leaf.is_leaf or a is None or a.ap is None:
         raise ValueError(f"{leaf.kind} descriptor {leaf.raw:#x} has no permissions")
     if regime.epd:
         return NO_ACCESS
-    read_only = bool(a.ap & 2) and not (a.dbm and regime.hd)
+    clean = bool(a.ap & 2 and a.dbm and regime.hd)
+    read_only = bool(a.ap & 2) and not clean
     user = bool(a.ap & 1)
     pxn, uxn = bool(a.pxn), bool(a.uxn)
     if not regime.hpd:
@@ -51,7 +57,7 @@ def effective(leaf: Descriptor, tables: Sequence[Descriptor], regime: Regime) ->
     el1_x = not pxn and not (write and (user or regime.wxn))
     el0_x = not uxn and not (user and write and regime.wxn)
     el0 = _letters(user, user and write, el0_x) if not regime.e0pd else "---"
-    return Permissions(_letters(True, write, el1_x), el0)
+    return Permissions(_letters(True, write, el1_x), el0, writable_clean=clean and write)
 
 
 def _letters(read: bool, write: bool, execute: bool) -> str:

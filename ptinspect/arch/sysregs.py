@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptinspect.arch.bits import PhysAddr, bit, bits
+from ptinspect.arch.bits import PhysAddr, align_down, bit, bits
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -59,7 +59,8 @@ class CpuState:
 def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:
     """Return the table address in a TTBR: ASID [63:48] and CnP [0] removed.
 
-    With 52-bit addresses TTBR[5:2] hold address bits [51:48] (Arm ARM TTBR1_EL1.BADDR).
+    With 52-bit addresses TTBR[5:2] hold address bits [51:48] (Arm ARM TTBR1_EL1.BADDR). Bits that are
+    RES0 because of the root table's size are left in; `root_pa` removes them.
     """
     if pa52:
         return PhysAddr((ttbr & 0x0000_FFFF_FFFF_FFC0) | bits(ttbr, 5, 2) << 48)
@@ -67,42 +68,44 @@ def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:
 
 
 def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
-    """Return the table address in the TTBR of the half that `regime` describes.
+    """Return the table address in the TTBR of the half that `regime` describes, aligned as the CPU does.
 
-    Raises KeyError if the stub does not offer the register.
+    Raises KeyError if the stub does not offer the register. Source: Arm ARM AArch64.TTBaseAddress().
     """
     ttbr = state.system[translation_register(state, "TTBR1" if regime.upper else "TTBR0")]
-    return ttbr_base(ttbr, pa52=regime.wide_oa)
+    return PhysAddr(align_down(ttbr_base(ttbr, pa52=regime.wide_oa), regime.root_alignment))
 
 
 def translation_register(state: CpuState, stem: str) -> str:
     """Return the name of a translation register of the EL1&0 or EL2&0 regime, whichever runs the kernel.
 
-    A kernel with VHE runs at EL2 with HCR_EL2.E2H (bit 34) set and uses the _EL2 registers
-    (Arm ARM D8.1.2). Raises KeyError if the stub does not offer the register.
+    A kernel with VHE runs at EL2 with HCR_EL2.E2H (bit 34) set, its processes at EL0 with TGE (bit 27),
+    and both use the _EL2 registers; the _EL1 ones are then a guest's (Arm ARM D8.1.2).
     """
-    vhe = bool(state.system.get("HCR_EL2", 0) >> 34 & 1)
-    in_use = state.el == 2 or (state.el == 0 and bool(state.system.get("HCR_EL2", 0) >> 27 & 1))
-    if vhe and in_use and f"{stem}_EL2" in state.system:
-        return f"{stem}_EL2"
-    return f"{stem}_EL1"
+    hcr = state.system.get("HCR_EL2", 0)
+    vhe = bit(hcr, 34) and (state.el == 2 or (state.el == 0 and bit(hcr, 27)))
+    return f"{stem}_EL2" if vhe else f"{stem}_EL1"
 
 
-_OUTER = {0b00: "NC", 0b01: "WB", 0b10: "WT", 0b11: "WB"}
 _DEVICE = ("nGnRnE", "nGnRE", "nGRE", "GRE")
+
+
+_SPECIAL_TYPES = {0x40: "Normal NC XS=0", 0xA0: "Normal WT RA XS=0", 0xF0: "Normal Tagged WB"}
+"""Bytes whose halves do not mean what they do elsewhere (FEAT_XS, FEAT_MTE2)."""
 
 
 def mair_type_name(byte: int) -> str:
     """Name the memory type of one MAIR attribute byte: `Normal WB`, `Normal NC`, `Device-nGnRE`.
 
+    WB and WT alone allocate on reads and writes, and are not transient.
     Source: Arm ARM MAIR_EL1, Attr<n> encodings.
     """
-    if byte == 0xF0:
-        return "Normal Tagged WB"
+    if byte in _SPECIAL_TYPES:
+        return _SPECIAL_TYPES[byte]
     if byte >> 4 == 0:
-        if byte & 3:
+        if byte & 2:
             return f"reserved ({byte:#04x})"
-        return f"Device-{_DEVICE[(byte >> 2) & 3]}"
+        return f"Device-{_DEVICE[byte >> 2]}" + (" XS=0" if byte & 1 else "")
     if byte & 0xF == 0:
         return f"reserved ({byte:#04x})"
     outer, inner = _cache_policy(byte >> 4), _cache_policy(byte & 0xF)
@@ -121,6 +124,10 @@ def _cache_policy(nibble: int) -> str:
 def decode_mair(mair: int) -> tuple[str, ...]:
     """Return the memory types of the eight attribute bytes, index 0 first."""
     return tuple(mair_type_name((mair >> 8 * i) & 0xFF) for i in range(8))
+
+
+PA_SIZES = (32, 36, 40, 42, 44, 48, 52)
+"""Address widths by the encoding of TCR_EL1.IPS and ID_AA64MMFR0_EL1.PARange."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +178,19 @@ class Tcr:
     """EL0 accesses to the upper half always fault."""
     ds: bool
     """52-bit output addresses with 4K and 16K granules (FEAT_LPA2)."""
+    irgn0: int = 0
+    """Inner cacheability of walks of the lower half: 0 NC, 1 WB RA WA, 2 WT RA, 3 WB RA."""
+    irgn1: int = 0
+    """The same for the upper half."""
+    orgn0: int = 0
+    """Outer cacheability of walks of the lower half, encoded like the inner one."""
+    orgn1: int = 0
+    """The same for the upper half."""
 
     @property
     def pa_bits(self) -> int:
-        """Output address width that IPS asks for; the reserved value 7 behaves as 52 or less."""
-        return (32, 36, 40, 42, 44, 48, 52, 52)[self.ips]
+        """Output address width that IPS asks for; the reserved value 7 behaves as 6, 52 bits."""
+        return PA_SIZES[min(self.ips, len(PA_SIZES) - 1)]
 
 
 def decode_tcr(tcr: int) -> Tcr:
@@ -203,6 +218,10 @@ def decode_tcr(tcr: int) -> Tcr:
         e0pd0=bit(tcr, 55),
         e0pd1=bit(tcr, 56),
         ds=bit(tcr, 59),
+        irgn0=bits(tcr, 9, 8),
+        irgn1=bits(tcr, 25, 24),
+        orgn0=bits(tcr, 11, 10),
+        orgn1=bits(tcr, 27, 26),
     )
 
 
@@ -224,6 +243,8 @@ class Sctlr:
     """PSTATE.PAN is left alone on an exception to EL1."""
     ee: bool
     """Big-endian data accesses and table walks at EL1."""
+    eos: bool = True
+    """An exception return synchronises the context; so it does on a CPU without FEAT_ExS."""
 
 
 def decode_sctlr(sctlr: int) -> Sctlr:
@@ -236,6 +257,7 @@ def decode_sctlr(sctlr: int) -> Sctlr:
         wxn=bit(sctlr, 19),
         span=bit(sctlr, 23),
         ee=bit(sctlr, 25),
+        eos=bit(sctlr, 11),
     )
 
 
@@ -256,11 +278,49 @@ def decode_ttbr(ttbr: int, *, pa52: bool = False) -> Ttbr:
     return Ttbr(bits(ttbr, 63, 48), bit(ttbr, 0), ttbr_base(ttbr, pa52=pa52))
 
 
+@dataclass(frozen=True)
+class Pstate:
+    """Give the fields of PSTATE that tell where and how a CPU runs (Arm ARM SPSR_EL1)."""
+
+    el: int
+    """Exception level, M[3:2]; 0 in AArch32, of which Linux runs processes only."""
+    spsel: bool
+    """M[0]: SP is that of the exception level (`h`), not SP_EL0 (`t`)."""
+    aarch32: bool
+    """M[4]: AArch32 state."""
+    nzcv: int
+    """Condition flags, bits 31:28; N is the highest."""
+    daif: int
+    """Masks, bits 9:6; D is the highest. In AArch32 bit 9 is endianness, and D reads as 0."""
+    flags: tuple[str, ...]
+    """Further bits that are set: TCO, DIT, UAO, PAN, SS, IL, SSBS; none in AArch32."""
+
+    @property
+    def text(self) -> str:
+        """The fields as people write them: `EL1h nZcv DAIF PAN`, a capital letter for a set bit."""
+        mode = f"EL{self.el}" + ("" if self.el == 0 else "h" if self.spsel else "t")
+        names = ((self.nzcv, "nzcv"), (self.daif, "daif"))
+        letters = ["".join(c.upper() if bit(v, 3 - i) else c for i, c in enumerate(n)) for v, n in names]
+        return " ".join([mode, *(["AArch32"] if self.aarch32 else []), *letters, *self.flags])
+
+
+_PSTATE_FLAGS = {"TCO": 25, "DIT": 24, "UAO": 23, "PAN": 22, "SS": 21, "IL": 20, "SSBS": 12}
+
+
+def decode_pstate(pstate: int) -> Pstate:
+    """Decode PSTATE in the layout of SPSR_EL1, which is how a gdbstub gives CPSR."""
+    aarch32 = bit(pstate, 4)
+    positions = {} if aarch32 else _PSTATE_FLAGS
+    return Pstate(
+        el=0 if aarch32 else bits(pstate, 3, 2),
+        spsel=not aarch32 and bit(pstate, 0),
+        aarch32=aarch32,
+        nzcv=bits(pstate, 31, 28),
+        daif=bits(pstate, 8, 6) if aarch32 else bits(pstate, 9, 6),
+        flags=tuple(name for name, position in positions.items() if bit(pstate, position)),
+    )
+
+
 def describe_pstate(pstate: int) -> str:
-    """Write PSTATE as people do: `EL1h nZcv DAIF PAN` (Arm ARM C5.2, SPSR_EL1 layout)."""
-    flags = "".join(c.upper() if bit(pstate, 31 - i) else c for i, c in enumerate("nzcv"))
-    masks = "".join(c.upper() if bit(pstate, 9 - i) else c for i, c in enumerate("daif"))
-    level = bits(pstate, 3, 2)
-    mode = f"EL{level}" + ("" if level == 0 else "h" if pstate & 1 else "t")
-    more = [name for name, position in (("PAN", 22), ("UAO", 23), ("TCO", 25)) if bit(pstate, position)]
-    return " ".join([mode, flags, masks, *more])
+    """Write PSTATE as people do: `EL1h nZcv DAIF PAN`."""
+    return decode_pstate(pstate).text

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptinspect.arch.descriptor import BIT11, SOFTWARE_BITS, Kind, decode, kind
+from ptinspect.arch.descriptor import BIT11, SOFTWARE_BITS, Field, Kind, decode, kind
 from ptinspect.arch.regime import Regime
-from ptinspect.errors import RegimeError
 
 K4 = Regime(12, 48, 48, True)
 K4_LPA2 = Regime(12, 52, 52, True, ds=True)
@@ -41,105 +41,122 @@ def test_kind_of_every_low_pair_at_every_level(name: str, level: int, low: int) 
         assert kind(rest & ~3 | low, level, ALL[name]) is expected
 
 
-@pytest.mark.parametrize(
-    ("regime", "level", "bit", "oa"),
-    [
-        (K4, 3, 12, 1 << 12),
-        (K4, 3, 47, 1 << 47),
-        (K4, 3, 48, 0),
-        (K4, 3, 8, 0),
-        (K4, 2, 20, 0),
-        (K4, 2, 21, 1 << 21),
-        (K4, 1, 29, 0),
-        (K4, 1, 30, 1 << 30),
-        (K4_LPA2, 3, 8, 1 << 50),
-        (K4_LPA2, 3, 9, 1 << 51),
-        (K4_LPA2, 3, 49, 1 << 49),
-        (K4_LPA2, 3, 50, 0),
-        (K16, 3, 13, 0),
-        (K16, 3, 14, 1 << 14),
-        (K16, 2, 25, 1 << 25),
-        (K16, 2, 24, 0),
-        (K16_LPA2, 3, 9, 1 << 51),
-        (K64, 3, 15, 0),
-        (K64, 3, 16, 1 << 16),
-        (K64_LPA, 3, 12, 1 << 48),
-        (K64_LPA, 3, 15, 1 << 51),
-        (K64_LPA, 3, 48, 0),
-        (K64_LPA, 2, 29, 1 << 29),
-        (K64_LPA, 2, 28, 0),
-    ],
-)
-def test_output_address_bit_by_bit(regime: Regime, level: int, bit: int, oa: int) -> None:
-    low = 3 if level == 3 else 1
-    assert decode(1 << bit | low, level, regime).output_address == oa
+NEAR_48 = {n: n for n in range(12, 48)}
+ADDRESS = {
+    "4k": NEAR_48,
+    "4k-lpa2": {n: n for n in range(12, 50)} | {8: 50, 9: 51},
+    "16k": NEAR_48,
+    "16k-lpa2": {n: n for n in range(12, 50)} | {8: 50, 9: 51},
+    "64k": NEAR_48,
+    "64k-lpa": {n: n for n in range(16, 48)} | {12: 48, 13: 49, 14: 50, 15: 51},
+}
+"""Descriptor bit -> address bit (Arm ARM D8.3.1), before the bits below the entry's size are cut off."""
+LEAF_SHIFT = {
+    "4k": {1: 30, 2: 21, 3: 12},
+    "4k-lpa2": {0: 39, 1: 30, 2: 21, 3: 12},
+    "16k": {2: 25, 3: 14},
+    "16k-lpa2": {1: 36, 2: 25, 3: 14},
+    "64k": {2: 29, 3: 16},
+    "64k-lpa": {1: 42, 2: 29, 3: 16},
+}
+"""Level -> log2 of what a leaf maps, for the levels that have leaves."""
+GRANULE = {"4k": 12, "4k-lpa2": 12, "16k": 14, "16k-lpa2": 14, "64k": 16, "64k-lpa": 16}
 
 
-@pytest.mark.parametrize(
-    ("regime", "bit", "pa"),
-    [
-        (K4, 12, 1 << 12),
-        (K4, 47, 1 << 47),
-        (K4, 48, 0),
-        (K4_LPA2, 8, 1 << 50),
-        (K64_LPA, 15, 1 << 51),
-        (K16, 13, 0),
-    ],
-)
-def test_next_table_bit_by_bit(regime: Regime, bit: int, pa: int) -> None:
-    assert decode(1 << bit | 3, regime.start_level, regime).output_address == pa
+def address_bit(name: str, bit: int, shift: int) -> int:
+    """The address that one descriptor bit stands for, or 0."""
+    position = ADDRESS[name].get(bit, -1)
+    return 1 << position if position >= shift else 0
 
 
-@pytest.mark.parametrize(
-    ("bit", "field", "value"),
-    [
-        (5, "ns", True),
-        (10, "af", True),
-        (11, "ng", True),
-        (11, "bit11", True),
-        (50, "gp", True),
-        (51, "dbm", True),
-        (52, "contiguous", True),
-        (53, "pxn", True),
-        (54, "uxn", True),
-        (55, "software", ("DIRTY",)),
-        (56, "software", ("SPECIAL",)),
-        (57, "software", ("DEVMAP",)),
-        (6, "ap", 1),
-        (7, "ap", 2),
-        (8, "sh", 1),
-        (9, "sh", 2),
-        (2, "attr_index", 1),
-        (4, "attr_index", 4),
-    ],
-)
-def test_leaf_attributes_bit_by_bit(bit: int, field: str, value: object) -> None:
-    plain, one = decode(3, 3, K4).attributes, decode(3 | 1 << bit, 3, K4).attributes
-    assert plain is not None
-    assert one is not None
-    assert getattr(one, field) == value
-    assert getattr(plain, field) != value
+@pytest.mark.parametrize("name", ALL)
+def test_output_address_bit_by_bit(name: str) -> None:
+    for level, shift in LEAF_SHIFT[name].items():
+        for bit in range(2, 64):
+            raw = 1 << bit | (3 if level == 3 else 1)
+            assert decode(raw, level, ALL[name]).output_address == address_bit(name, bit, shift), (level, bit)
 
 
-@pytest.mark.parametrize(
-    ("bit", "field", "value"),
-    [
-        (11, "table_mark", True),
-        (11, "bit11", True),
-        (10, "af", True),
-        (59, "pxn_table", True),
-        (60, "uxn_table", True),
-        (61, "apt", 1),
-        (62, "apt", 2),
-        (63, "ns_table", True),
-    ],
-)
-def test_table_attributes_bit_by_bit(bit: int, field: str, value: object) -> None:
-    plain, one = decode(3, 0, K4).attributes, decode(3 | 1 << bit, 0, K4).attributes
-    assert plain is not None
-    assert one is not None
-    assert getattr(one, field) == value
-    assert getattr(plain, field) != value
+@pytest.mark.parametrize("name", ALL)
+def test_next_table_bit_by_bit(name: str) -> None:
+    for level in range(ALL[name].start_level, 3):
+        for bit in range(2, 64):
+            found = decode(1 << bit | 3, level, ALL[name])
+            assert found.output_address == address_bit(name, bit, GRANULE[name]), (level, bit)
+
+
+LEAF_BITS: dict[int, dict[str, object]] = {
+    2: {"attr_index": 1, "memory_type": "type 1"},
+    3: {"attr_index": 2, "memory_type": "type 2"},
+    4: {"attr_index": 4, "memory_type": "type 4"},
+    5: {"ns": True},
+    6: {"ap": 1},
+    7: {"ap": 2},
+    8: {"sh": 1},
+    9: {"sh": 2},
+    10: {"af": True},
+    11: {"ng": True, "bit11": True},
+    50: {"gp": True},
+    51: {"dbm": True},
+    52: {"contiguous": True},
+    53: {"pxn": True},
+    54: {"uxn": True},
+    55: {"software": ("DIRTY",)},
+    56: {"software": ("SPECIAL",)},
+    57: {"software": ("DEVMAP",)},
+    58: {"software": ("UFFD_WP",)},
+    63: {"software": ("SW63",)},
+}
+TABLE_BITS: dict[int, dict[str, object]] = {
+    10: {"af": True},
+    11: {"table_mark": True, "bit11": True},
+    59: {"pxn_table": True},
+    60: {"uxn_table": True},
+    61: {"apt": 1},
+    62: {"apt": 2},
+    63: {"ns_table": True},
+}
+"""Bit -> the attributes that it changes, and nothing else does."""
+TYPES = 0xFF_BB_FF_44_0C_BB_44_00
+TYPE_NAMES = {1: "Normal NC", 2: "Normal WT", 4: "Normal NC"}
+
+
+def attributes(raw: int, level: int, regime: Regime) -> dict[str, object]:
+    found = decode(raw, level, regime).attributes
+    assert found is not None
+    return dataclasses.asdict(found)
+
+
+def changes(raw: int, bit: int, level: int, regime: Regime) -> dict[str, object]:
+    plain, one = (attributes(value, level, regime) for value in (raw, raw | 1 << bit))
+    return {name: value for name, value in one.items() if plain[name] != value}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_bit_of_a_leaf_changes_its_attributes_and_no_others(name: str) -> None:
+    regime = dataclasses.replace(ALL[name], mair=TYPES)
+    for level, bit in itertools.product(LEAF_SHIFT[name], range(2, 64)):
+        expected = dict(LEAF_BITS.get(bit, {}))
+        if "memory_type" in expected:
+            expected["memory_type"] = TYPE_NAMES[1 << bit - 2]
+        if regime.ds and bit in (8, 9):
+            expected = {}
+        assert changes(3 if level == 3 else 1, bit, level, regime) == expected, (level, bit)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_bit_of_a_table_changes_its_attributes_and_no_others(name: str) -> None:
+    for level, bit in itertools.product(range(ALL[name].start_level, 3), range(2, 64)):
+        assert changes(3, bit, level, ALL[name]) == TABLE_BITS.get(bit, {}), (level, bit)
+
+
+def test_leaves_have_no_fields_of_tables_and_the_other_way_round() -> None:
+    leaf, table = attributes(3, 3, K4), attributes(3, 2, K4)
+    of_tables = {"table_mark", "apt", "pxn_table", "uxn_table", "ns_table"}
+    assert {name for name, value in leaf.items() if value is None} == of_tables
+    assert {name for name, value in table.items() if value is None} == set(leaf) - of_tables - {
+        *("bit11", "af", "software")
+    }
 
 
 def test_bit11_means_ng_on_leaves_and_a_mark_on_tables_and_nothing_elsewhere() -> None:
@@ -177,22 +194,126 @@ def test_the_last_descriptors_of_the_report_of_june_2018() -> None:
     assert page.attributes.ng
 
 
+def places(field: Field) -> tuple[int, int]:
+    high, _, low = field.bits.partition(":")
+    return int(high), int(low or high)
+
+
+def told(rows: list[Field], raw: int) -> int:
+    """The descriptor that the rows add up to; they may not overlap, nor be out of order."""
+    total, last = 0, 64
+    for field in rows:
+        assert field.name
+        assert field.meaning
+        if field.bits == "TCR":
+            continue
+        high, low = places(field)
+        assert last > high >= low, rows
+        assert field.value == raw >> low & ((1 << high - low + 1) - 1)
+        total |= field.value << low
+        last = low
+    return total
+
+
 @given(RAW, st.integers(-1, 3), st.sampled_from(list(ALL.values())))
-def test_any_value_decodes_and_explains_itself(raw: int, level: int, regime: Regime) -> None:
+def test_any_value_decodes_and_explains_every_bit_once(raw: int, level: int, regime: Regime) -> None:
     found = decode(raw, level, regime)
     assert found.kind is kind(raw, level, regime)
     assert (found.output_address is None) == (found.kind in (Kind.INVALID, Kind.RESERVED))
     assert (found.attributes is None) == (found.output_address is None)
-    rows = found.explain()
-    assert rows
-    for field in rows:
-        assert field.name
-        assert field.meaning
-        if ":" in field.bits:
-            high, low = map(int, field.bits.split(":"))
-            assert field.value == raw >> low & ((1 << high - low + 1) - 1)
-        elif field.bits.isdigit():
-            assert field.value == raw >> int(field.bits) & 1
+    assert told(found.explain(), raw) == raw
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_bit_alone_is_explained(name: str) -> None:
+    for level, low, bit in itertools.product(range(-1, 4), range(4), range(2, 64)):
+        raw = low | 1 << bit
+        assert told(decode(raw, level, ALL[name]).explain(), raw) == raw
+
+
+def meaning(raw: int, level: int, regime: Regime, name: str) -> str:
+    (found,) = (field for field in decode(raw, level, regime).explain() if field.name == name)
+    return found.meaning
+
+
+def test_names_of_leaf_fields_and_their_places() -> None:
+    def rows(raw: int, level: int, regime: Regime) -> list[tuple[str, str]]:
+        return [(field.name, field.bits) for field in decode(raw, level, regime).explain()]
+
+    assert rows((1 << 64) - 1, 3, K4) == [
+        *(("SW63", "63"), ("PBHA", "62:59"), ("UFFD_WP", "58"), ("DEVMAP", "57"), ("SPECIAL", "56")),
+        *(("DIRTY", "55"), ("UXN", "54"), ("PXN", "53"), ("Contiguous", "52"), ("DBM", "51"), ("GP", "50")),
+        *(("RES0", "49:48"), ("output address", "47:12"), ("nG", "11"), ("AF", "10"), ("SH", "9:8")),
+        *(("AP", "7:6"), ("NS", "5"), ("AttrIndx", "4:2"), ("type", "1:0")),
+    ]
+    assert rows(((1 << 64) - 1) & ~2, 2, K4)[12:16] == [
+        *(("output address", "47:21"), ("RES0", "20:17"), ("nT", "16"), ("RES0", "15:12")),
+    ]
+    assert rows(((1 << 64) - 1) & ~2, 2, K64_LPA)[12:16] == [
+        *(("output address", "47:29"), ("RES0", "28:17"), ("nT", "16"), ("output address[51:48]", "15:12")),
+    ]
+    assert rows((1 << 64) - 1, 3, K4_LPA2)[11:16] == [
+        *(("output address", "49:12"), ("nG", "11"), ("AF", "10"), ("SH", "TCR")),
+        ("output address[51:50]", "9:8"),
+    ]
+    assert rows((1 << 64) - 1, 2, K16) == [
+        *(("NSTable", "63"), ("APTable", "62:61"), ("UXNTable", "60"), ("PXNTable", "59")),
+        *(("ignored", "58:50"), ("RES0", "49:48"), ("next table", "47:14"), ("RES0", "13:12")),
+        *(("mark", "11"), ("AF", "10"), ("ignored", "9:8"), ("ignored", "7:2"), ("type", "1:0")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [(55, "PTE_DIRTY"), (56, "PTE_SPECIAL"), (57, "v5.3"), (58, "v6.10"), (63, "no name")],
+)
+def test_software_bits_are_told_with_their_era(position: int, words: str) -> None:
+    assert words in meaning(3 | 1 << position, 3, K4, SOFTWARE_BITS[position])
+
+
+@pytest.mark.parametrize(
+    ("raw", "hd", "words"),
+    [
+        (0, False, "not set"),
+        (1 << 7, True, "not set"),
+        (1 << 51, False, "PTE_WRITE: writable"),
+        (1 << 51 | 1 << 7, False, "PTE_WRITE: software may make it writable"),
+        (1 << 51, True, "PTE_WRITE: writable, dirty"),
+        (1 << 51 | 1 << 7, True, "PTE_WRITE: writable, clean: the CPU clears AP[2] at the first write"),
+    ],
+)
+def test_what_dbm_means_with_and_without_hardware_dirty_state(raw: int, hd: bool, words: str) -> None:
+    assert meaning(raw | 3, 3, dataclasses.replace(K4, ha=hd, hd=hd), "DBM") == words
+
+
+def test_a_clear_access_flag_is_told_by_who_sets_it() -> None:
+    assert meaning(3, 3, K4, "AF") == "not accessed: an access faults"
+    assert "the CPU sets it" in meaning(3, 3, dataclasses.replace(K4, ha=True), "AF")
+
+
+def test_hierarchical_bits_that_hpd_switches_off_are_told_as_such() -> None:
+    off = dataclasses.replace(K4, hpd=True)
+    for position, name in ((59, "PXNTable"), (60, "UXNTable"), (61, "APTable")):
+        raw = 1 << position | 3
+        assert "HPD" in meaning(raw, 0, off, name)
+        assert "HPD" not in meaning(raw, 0, K4, name)
+        assert "HPD" not in meaning(3, 0, off, name)
+
+
+def test_an_address_beyond_the_output_size_is_told_as_a_fault() -> None:
+    narrow = Regime(12, 48, 40, True)
+    assert meaning(1 << 40 | 3, 3, narrow, "output address").endswith("an address size fault")
+    assert meaning(1 << 39 | 3, 3, narrow, "output address") == "0x8000000000"
+    assert meaning(1 << 40 | 3, 2, narrow, "next table").endswith("an address size fault")
+
+
+def test_bit_11_of_an_invalid_entry_is_never_told_as_ng() -> None:
+    for raw, level in ((BIT11, 3), (BIT11 | 2, 3), (BIT11 | 1, 3), (BIT11 | 1, 0), (BIT11 | 1 << 58, 2)):
+        rows = decode(raw, level, K4).explain()
+        assert [field.name for field in rows if field.name in ("nG", "mark")] == []
+        assert meaning(raw, level, K4, "bit 11").startswith("not nG")
+    assert "PTE_PRESENT_INVALID" in meaning(BIT11, 3, K4, "bit 11")
+    assert "PTE_PRESENT_INVALID" not in meaning(BIT11 | 1, 3, K4, "bit 11")
 
 
 @given(RAW, st.sampled_from(list(ALL.values())))
@@ -211,9 +332,3 @@ def test_what_is_no_descriptor_is_refused(raw: int) -> None:
 def test_software_bits_are_never_read_by_the_architecture() -> None:
     for bit, regime in itertools.product(SOFTWARE_BITS, ALL.values()):
         assert decode(3 | 1 << bit, 3, regime).output_address == 0
-
-
-@pytest.mark.parametrize(("granule", "va"), [(13, 48), (12, 12), (12, 56), (16, 16)])
-def test_a_regime_that_does_not_exist_is_refused(granule: int, va: int) -> None:
-    with pytest.raises(RegimeError):
-        Regime(granule, va, 48, True)

@@ -84,3 +84,48 @@ def test_epd_and_e0pd() -> None:
 def test_a_table_has_no_permissions_of_its_own() -> None:
     with pytest.raises(ValueError, match="no permissions"):
         effective(decode(3, 0, K4), [], K4)
+
+
+DIRECT = {0b00: "rw..", 0b01: "rwrw", 0b10: "r...", 0b11: "r.r."}
+"""AP[2:1] -> read and write at EL1, then at EL0 (Arm ARM D8.4.1)."""
+HIERARCHY = {0b00: "rwrw", 0b01: "rw..", 0b10: "r.r.", 0b11: "r..."}
+"""APTable -> what it lets through (Arm ARM D8.4.2)."""
+
+
+def expected(
+    ap: int, xn: tuple[bool, bool], table: tuple[int, tuple[bool, bool]], dbm: bool, regime: Regime
+) -> tuple[str, str, bool]:
+    """What AArch64.S1DirectBasePermissions() computes, as strings: EL1, EL0, writable-clean."""
+    if regime.epd:
+        return "---", "---", False
+    apt, xn_table = table
+    clean = dbm and regime.hd and ap >= 2
+    base = DIRECT[ap & 1 if clean else ap]
+    if not regime.hpd:
+        base = "".join(c if c == HIERARCHY[apt][i] else "." for i, c in enumerate(base))
+        xn = (xn[0] or xn_table[0], xn[1] or xn_table[1])
+    px, ux = not xn[0] and base[3] != "w", not xn[1]
+    if regime.wxn:
+        px, ux = px and base[1] != "w", ux and base[3] != "w"
+    el1 = base[:2] + ("x" if px else ".")
+    el0 = "..." if regime.e0pd else base[2:] + ("x" if ux else ".")
+    return el1.replace(".", "-"), el0.replace(".", "-"), clean and base[1] == "w"
+
+
+@pytest.mark.parametrize("controls", list(itertools.product((False, True), repeat=5)))
+def test_every_combination_of_bits_and_controls(controls: tuple[bool, ...]) -> None:
+    names = ("hpd", "wxn", "hd", "e0pd", "epd")
+    regime = dataclasses.replace(K4, **dict(zip(names, controls, strict=True)))  # type: ignore[arg-type]
+    pairs = list(itertools.product((False, True), repeat=2))
+    for ap, xn, apt, xn_table, dbm in itertools.product(range(4), pairs, range(4), pairs, (False, True)):
+        leaf = ap << 6 | xn[0] << 53 | xn[1] << 54 | dbm << 51 | 3
+        table = apt << 61 | xn_table[0] << 59 | xn_table[1] << 60 | 3
+        found = effective(decode(leaf, 3, regime), [decode(table, 2, regime)], regime)
+        wanted = expected(ap, xn, (apt, xn_table), dbm, regime)
+        assert (found.el1, found.el0, found.writable_clean) == wanted, (hex(leaf), hex(table))
+
+
+@pytest.mark.parametrize("leaf", [0, 1, 3])
+def test_what_is_no_leaf_has_no_permissions(leaf: int) -> None:
+    with pytest.raises(ValueError, match="no permissions"):
+        effective(decode(leaf, 0, K4), [], K4)
