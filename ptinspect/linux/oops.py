@@ -58,15 +58,18 @@ class Analysis:
     panics: tuple[Panic, ...]
     """In the order of the log; at most MAX_PANICS."""
     total: int
-    """How many the log holds."""
+    """How many were found."""
+    complete: bool = True
+    """False if there were so many that the log was not read to its end."""
 
 
 def analyse(data: bytes) -> Analysis:
     """Explain a console log. Raises UserError if it is larger than MAX_BYTES; on nothing else."""
     if len(data) > MAX_BYTES:
         raise UserError(f"the log is larger than {MAX_BYTES >> 20} MiB", "cut out the part around the panic")
-    incidents = read(decode(data))
-    return Analysis(tuple(explain_incident(incident) for incident in incidents[:MAX_PANICS]), len(incidents))
+    incidents, complete = read(decode(data))
+    explained = tuple(explain_incident(incident) for incident in incidents[:MAX_PANICS])
+    return Analysis(explained, len(incidents), complete)
 
 
 def explain_incident(incident: Incident) -> Panic:

@@ -10,7 +10,7 @@ CODES: Mapping[str, str] = {
     "lost-entry": "the stack lost its mapping: an entry on its path is empty or invalid",
     "stack-mapping-lost": "the stack lost its mapping; the log does not hold the walk that would say where",
     "deep-call-chain": "calls filled the stack: the call trace shows a recursion, or enough frames",
-    "guard-page-hit": "the stack was used down to its guard; no chain of calls in the log explains it",
+    "guard-page-hit": "an access below a stack, or no room above it, and no chain of calls explains it",
     "sp-corrupted": "the stack pointer itself is wrong: misaligned, or in none of the stacks",
     "stack-corruption": "data on the stack is wrong (canary, end marker, a frame of zeros), with no overflow",
     "not-a-stack-problem": "the kernel died of something else",

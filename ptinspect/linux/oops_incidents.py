@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ptinspect.linux import oops_lines as say
 from ptinspect.linux.oops_model import FaultKind, Incident
 from ptinspect.linux.oops_parse import Draft, Reader
-from ptinspect.linux.oops_text import lines
+from ptinspect.linux.oops_text import MAX_LINE, lines
 
 MAX_LATER = 16
 """Faults inside of a death that are kept."""
@@ -21,27 +21,33 @@ FATAL: frozenset[FaultKind] = frozenset({"bad-stack", "fault", "oops", "bug", "p
 """Kinds whose report means that the kernel, or a task in it, died."""
 
 
-def read(text: str) -> list[Incident]:
-    """Return the deaths in a console log, in order. Never fails, whatever the text is."""
+def read(text: str) -> tuple[list[Incident], bool]:
+    """Return the deaths in a console log, in order, and whether the log was read to its end.
+
+    Reading stops behind MAX_FAULTS reports. Never fails, whatever the text is.
+    """
     reader = Reader()
     for line in lines(text, _spans(text)):
         reader.feed(line)
-    return _group(reader)
+        if reader.full:
+            break
+    return _group(reader), not reader.full
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Go through the parts of `text` that may belong to a report."""
     start = end = -1
     for match in say.TRIGGERS.finditer(text):
-        first = max(text.rfind("\n", 0, match.start()), text.rfind("\r", 0, match.start())) + 1
+        at = match.start()
         reach = 2048 if match[0].startswith(("Booting", "Linux")) else WINDOW
         last = min(len(text), match.end() + reach)
-        if start >= 0 and first <= end:
+        if start >= 0 and at <= end:
             end = max(end, last)
             continue
         if start >= 0:
             yield start, end
-        start, end = first, last
+        low = max(end, at - MAX_LINE, 0)
+        start, end = max(text.rfind("\n", low, at), text.rfind("\r", low, at), low - 1) + 1, last
     if start >= 0:
         yield start, end
 

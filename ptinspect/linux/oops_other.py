@@ -11,6 +11,8 @@ from ptinspect.linux.oops_model import Fault, Incident
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""
+STACK_ALIGN = 32 << 10
+"""Bytes that a stack with a guard is aligned to, at least: twice THREAD_SIZE (THREAD_ALIGN, from 4.14 on)."""
 MIN_KERNEL = 1 << 63
 """Addresses of the kernel's half have bit 63 set."""
 
@@ -97,7 +99,7 @@ def _panic(first: Fault) -> Verdict:
         )
     if killed is not None:
         return _init_died(first, evidence, int(killed[1], 16))
-    evidence.append("no exception was reported before it: the kernel gave up by itself")
+    evidence.append("the log holds no exception before it: the kernel gave up by itself")
     return Verdict(
         "not-a-stack-problem", tuple(evidence), ("what led to it: see the lines before the panic",)
     )
@@ -128,7 +130,7 @@ def _caller(first: Fault) -> str:
     return ""
 
 
-def _fault(first: Fault, esr: Esr | None) -> Verdict:
+def _fault(first: Fault, esr: Esr | None) -> Verdict:  # noqa: PLR0911 (one return for each ground)
     """Judge a fault or BUG that the kernel reported in the ordinary way."""
     evidence = [first.headline]
     if esr is not None and esr.fault:
@@ -145,6 +147,9 @@ def _fault(first: Fault, esr: Esr | None) -> Verdict:
     if at_exception_entry(first.pc):
         evidence.append(f"pc {first.pc} is an exception entry")
         return Verdict("unknown", tuple(evidence), ("why the entry faulted",))
+    guard = _below_base(first, esr)
+    if guard is not None:
+        return guard
     if first.far is not None and abs(first.far - first.sp) <= NEAR:
         evidence.append(f"FAR {first.far:#x} is {abs(first.far - first.sp)} bytes from SP {first.sp:#x}")
         return Verdict(
@@ -159,6 +164,28 @@ def _fault(first: Fault, esr: Esr | None) -> Verdict:
             "unknown", tuple(evidence), ("where the CPU came from: neither pc nor lr is in a known function",)
         )
     return _ordinary(first, evidence)
+
+
+def _below_base(first: Fault, esr: Esr | None) -> Verdict | None:
+    """Judge an unmapped address in the page right below the stack that SP is on.
+
+    The bounds are not printed with an ordinary fault, but follow: a stack with a guard begins at a
+    multiple of STACK_ALIGN, and is mapped from there up to SP.
+    """
+    if first.far is None or first.sp is None or esr is None or esr.fault != "translation fault":
+        return None
+    page = first.pagetable.page_size if first.pagetable is not None else 4096
+    base = first.sp & -STACK_ALIGN
+    if not base - page <= first.far < base or first.sp < MIN_KERNEL:
+        return None
+    evidence = [
+        f"FAR {first.far:#x} is {base - first.far:#x} bytes below {base:#x} and not mapped",
+        f"stacks with a guard begin at multiples of {STACK_ALIGN:#x}, and SP {first.sp:#x} is in one, mapped "
+        f"up to SP: {base:#x} is its base, and FAR is in the guard",
+        f"SP itself is {first.sp - base} bytes above the base: a pointer left the stack, not its depth",
+    ]
+    unknown = ("which pointer it was: see the code at pc", "the stack's bounds as the kernel has them")
+    return Verdict("guard-page-hit", (first.headline, *evidence), unknown)
 
 
 def _kind_of(far: int) -> str:

@@ -10,7 +10,7 @@ from ptinspect.linux import oops_lines as say
 from ptinspect.linux.oops_model import Fault, FaultKind, StackRange
 from ptinspect.linux.oops_text import Line
 
-MAX_FAULTS = 4096
+MAX_FAULTS = 2048
 """Reports that are read from one log; what comes after them is left out."""
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""
@@ -103,6 +103,8 @@ class Reader:
     open: dict[str, list[Draft]] = field(default_factory=dict)
     deaths: dict[str, list[Draft]] = field(default_factory=dict)
     """The last report of each context that was more than a warning."""
+    full: bool = False
+    """Set when a report began that is one too many."""
     boot: int = 0
     banners: dict[int, str] = field(default_factory=dict)
     boot_line: int = -REACH
@@ -169,6 +171,7 @@ class Reader:
 
     def _begin(self, kind: FaultKind, line: Line, headline: str) -> Draft | None:
         if len(self.drafts) >= MAX_FAULTS:
+            self.full = True
             return None
         draft = Draft(
             kind, headline[:300], line.number, line.time, self.boot, line.number, caller=line.caller

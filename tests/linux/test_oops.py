@@ -29,7 +29,7 @@ REAL = {
     "5.10-jump-null": "not-a-stack-problem",
     "5.10-no-rootfs": "not-a-stack-problem",
     "5.10-null-dereference": "not-a-stack-problem",
-    "5.10-pointer-into-guard": "unknown",
+    "5.10-pointer-into-guard": "guard-page-hit",
     "5.10-recursion": "deep-call-chain",
     "5.10-serror": "not-a-stack-problem",
     "5.10-sp-below-base": "guard-page-hit",
@@ -40,7 +40,7 @@ REAL = {
     "6.1-init-exit": "not-a-stack-problem",
     "6.1-no-rootfs": "not-a-stack-problem",
     "6.1-null-dereference": "not-a-stack-problem",
-    "6.1-pointer-into-guard": "unknown",
+    "6.1-pointer-into-guard": "guard-page-hit",
     "6.1-recursion": "deep-call-chain",
     "6.1-serror": "not-a-stack-problem",
     "6.1-sp-below-base": "guard-page-hit",
@@ -52,7 +52,7 @@ REAL = {
     "6.12-no-rootfs": "not-a-stack-problem",
     "6.12-null-dereference": "not-a-stack-problem",
     "6.12-oom": "not-a-stack-problem",
-    "6.12-pointer-into-guard": "unknown",
+    "6.12-pointer-into-guard": "guard-page-hit",
     "6.12-recursion": "deep-call-chain",
     "6.12-serror": "not-a-stack-problem",
     "6.12-soft-lockup": "not-a-stack-problem",
@@ -166,6 +166,25 @@ def test_a_step_larger_than_a_frame_is_no_chain() -> None:
     panic = only(log("5.10-sp-below-base"))
     assert "one step" in said(panic)
     assert panic.facts.used == 0x4000
+
+
+def test_a_pointer_below_the_stack_hits_the_guard_with_room_left() -> None:
+    panic = only(log("6.1-pointer-into-guard"))
+    assert "a pointer left the stack, not its depth" in said(panic)
+    assert panic.facts.stack is None and panic.facts.used is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"at virtual address ffff800009aa7ff8", b"at virtual address ffff800009aa6ff8"),
+        (b"at virtual address ffff800009aa7ff8", b"at virtual address ffff800009aa8ff8"),
+        (b"ESR = 0x0000000096000047", b"ESR = 0x000000009600004f"),
+    ],
+)
+def test_a_fault_near_the_stack_is_not_the_guards_by_itself(old: bytes, new: bytes) -> None:
+    data = log("6.1-pointer-into-guard").replace(old, new).replace(b"Oops: 0000000096000047", b"Oops: 0")
+    assert only(data).verdict.code == "unknown"
 
 
 WALK = "pgd=000000007ffff{0}, p4d=000000007ffff{0}, pud=000000007fffe{0}, pmd=0000000000000000".format("803")

@@ -297,7 +297,13 @@ def test_repeated_stalls_are_one_entry() -> None:
 
 def test_many_deaths_are_counted_and_not_all_explained() -> None:
     analysis = analyse(log("6.12-no-rootfs") * 300)
-    assert (len(analysis.panics), analysis.total) == (256, 300)
+    assert (len(analysis.panics), analysis.total, analysis.complete) == (256, 300, True)
+
+
+def test_reading_stops_behind_so_many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptinspect.linux.oops_parse.MAX_FAULTS", 10)
+    analysis = analyse(log("6.12-no-rootfs") * 300)
+    assert (len(analysis.panics), analysis.total, analysis.complete) == (10, 10, False)
 
 
 def test_a_large_log_costs_no_more_than_its_deaths() -> None:

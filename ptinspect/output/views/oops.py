@@ -22,6 +22,7 @@ def explained(analysis: Analysis, name: str) -> Report:
     result: dict[str, Any] = {
         "file": escape(name),
         "total": analysis.total,
+        "complete": analysis.complete,
         "panics": [_panic(panic) for panic in analysis.panics],
     }
     body: list[Note | Table] = []
@@ -31,7 +32,8 @@ def explained(analysis: Analysis, name: str) -> Report:
         body.extend(_section(panic, number, analysis.total))
     left = analysis.total - len(analysis.panics)
     if left > 0:
-        body.append(Note(f"{left} more are left out", "dim"))
+        more = "" if analysis.complete else ", and the rest of the log was not read"
+        body.append(Note(f"{left} more are left out{more}", "dim"))
     return Report(result, body)
 
 
