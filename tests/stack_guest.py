@@ -17,9 +17,11 @@ from typing import Any
 
 from builders import TreeBuilder, cpu_state, regime_4k
 
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.paging.walk import walk
+from ptinspect.snapshot.model import Root
 
 KERNEL = 0xFFFF_8000_1000_0000
 IMAGE = 0x4020_0000
@@ -221,6 +223,9 @@ class View:
             raise GuestError(f"{va:#x} is not mapped: {found.reason}")
         return found.pa
 
+    def swapper(self) -> Root:
+        return Root(PhysAddr(self._tree.root), "test")
+
     def read_virt(self, va: int, length: int) -> bytes:
         out = b""
         while length:
@@ -296,8 +301,8 @@ class StackGuest:
 
     def link(self, heads: Sequence[int]) -> None:
         """Make a circular list of list_heads."""
-        for here, following in zip(heads, [*heads[1:], heads[0]], strict=True):
-            self.put(here, following)
+        for before, here, following in zip([heads[-1], *heads], heads, [*heads[1:], heads[0]], strict=False):
+            self.put(here, following, before)
 
     def link_tasks(self, tasks: Sequence[int]) -> None:
         """Put tasks on the kernel's list."""

@@ -87,6 +87,8 @@ class Context:
     """The last whole capture that a command made for itself, and what it is valid for."""
     leave: bool = False
     """Set by `quit`: no further command is read."""
+    memo: dict[str, object] = field(default_factory=dict)
+    """What commands remember of this session for each other; goes with it."""
     _kernel: KernelImage | None = field(default=None, repr=False)
     _view: tuple[int, GuestView] | None = field(default=None, repr=False)
     _older: GuestView | None = field(default=None, repr=False)
@@ -246,6 +248,7 @@ class Context:
     def open_session(self, session: Session, qemu: Qemu | None = None) -> None:
         """Take over a session that was just attached, and the QEMU it belongs to."""
         self.session, self._view, self._older = session, None, None
+        self.memo.clear()
         if qemu is not None:
             self.qemu = qemu
 
@@ -253,6 +256,7 @@ class Context:
         """Detach and end the QEMU that was launched; every step is tried. Safe to call twice."""
         session, qemu = self.session, self.qemu
         self.session, self.qemu, self._view = None, None, None
+        self.memo.clear()
         try:
             if session is not None:
                 session.close()
@@ -263,6 +267,7 @@ class Context:
     def drop_session(self) -> None:
         """Close the session, if there is one; QEMU stays."""
         session, self.session = self.session, None
+        self.memo.clear()
         self.forget_stop()
         if session is not None:
             session.close()

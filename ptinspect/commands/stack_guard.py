@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.commands import argtypes
+from ptinspect.commands import argtypes, guard_wires
 from ptinspect.commands.context import Context
+from ptinspect.commands.guard_wires import Armed
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.stack import open_stacks, task_of
-from ptinspect.errors import PtinspectError, TargetError, TargetTimeout, UserError
+from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.linux.stacks import Stack, Stacks
+    from ptinspect.linux.stacks import Stacks
+    from ptinspect.linux.tasks import Task
+    from ptinspect.stack.guard import Way
+    from ptinspect.target.session import StopInfo
 
 MARGIN = 2048
 SECONDS = 60.0
-FIRST_LOOK = 2.0
-"""Seconds after which tasks that came later are looked for; the time doubles with every look."""
-END_MARK = 16
-"""Lowest bytes that are left out: the kernel itself reads and writes its end mark there."""
-BAD_STACK = ("panic_bad_stack", "handle_bad_stack")
+FIRST_LOOK, LOOK = 0.5, 1.0
+"""Seconds after which tasks that came later are looked for: the first time, and from then on."""
+FULL_LOOKS = 8
+"""Looks after which the whole list is walked: the short look does not see new threads of a process."""
+LAST = "guard"
+"""Name in Context.memo of what the last guard said, for `expect guard quiet`."""
 
 
 def register(registry: Registry) -> None:
@@ -36,9 +40,12 @@ def register(registry: Registry) -> None:
         example="stack guard --margin 2048 --timeout 30",
         needs=Needs.STOPPED,
         configure=_configure,
-        details="Three wires: stores into the lowest part of the tasks' stacks, a fault of the exception "
-        "entry itself (no store succeeds: the stack's mapping has gone), and the kernel's own bad-stack "
-        "path. Exit code 1 if one was tripped.",
+        details="Three wires: stores into the lowest part of the tasks' stacks; a fault of the exception "
+        "entry itself (no store succeeds: the stack's mapping has gone); and the kernel's own overflow "
+        "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
+        "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
+        "the cost of a stop for every fault in the kernel. Tasks that begin while it runs are found within "
+        "a second.",
     )(guard)
 
 
@@ -46,156 +53,156 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--margin", default=str(MARGIN), metavar="BYTES|%", help=f"room that must be left ({MARGIN})")
     add("--task", default="any", metavar="current|PID|any", help="whose stack (default any)")
-    add("--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help=f"({SECONDS:.0f})")
+    add("--timeout", type=argtypes.seconds, metavar="SECONDS", help=f"({SECONDS:.0f}; REPL: until Ctrl-C)")
+    add("--entry", choices=("probe", "breakpoint"), help="how to guard the exception entry (default: probe)")
 
 
 @dataclass
-class Wires:
-    """The breakpoints that are armed, and what they mean."""
+class Run:
+    """One run under guard."""
 
-    ways: dict[int, str] = field(default_factory=dict)
-    """GDB's number -> `recursive-fault`, `bad-stack` or `margin`."""
-    stacks: dict[int, Stack] = field(default_factory=dict)
-    """Stacks under watch by base."""
+    ctx: Context
+    margin: int
+    whose: str
+    deadline: float
+    armed: Armed = field(default_factory=Armed)
+    looks: int = 0
 
+    def tasks(self, stacks: Stacks) -> list[Task]:
+        """Return the tasks to guard that are there now."""
+        session = self.ctx.stopped
+        if self.whose == "current":
+            task = stacks.tasks.current(session.cpu_state(session.current_cpu))
+            return [] if task is None else [task]
+        if self.whose != "any":
+            return [task_of(stacks, argtypes.whole(0, 1 << 22)(self.whose))]
+        known = {stack.task.address for stack in self.armed.wires.stacks.values() if stack.task is not None}
+        if self.looks % FULL_LOOKS and known:
+            return stacks.tasks.newest(known)
+        return list(stacks.tasks.all().tasks)
 
-def margin_bytes(text: str, size: int) -> int:
-    """Read a margin in bytes, or in percent of a stack. Raises UserError if it leaves no room."""
-    matched = re.fullmatch(r"(\d+)(%?)", text)
-    value = 0 if matched is None else int(matched[1]) * (size if matched[2] else 100) // 100
-    if not END_MARK < value < size:
-        raise UserError(f"--margin {text}: not between {END_MARK} bytes and the stack's {size}")
-    return value
+    def look(self) -> None:
+        """Watch the stacks that are not watched yet; early in the boot there may be none."""
+        if self.looks and self.whose != "any":
+            return
+        try:
+            stacks = open_stacks(self.ctx)
+            found = guard_wires.stacks_of(stacks, self.tasks(stacks))
+            guard_wires.watch_stacks(self.ctx, self.armed, found, self.margin)
+        except UserError:
+            raise
+        except PtinspectError:
+            if self.whose != "any":
+                raise
+        self.looks += 1
 
+    def run(self) -> tuple[Way, StopInfo]:
+        """Run until a wire is tripped, something else stops the guest, or the time is over."""
+        from ptinspect.stack.facts import entry_ranges
+        from ptinspect.stack.guard import Budget, judge
 
-def arm_entry(ctx: Context, found: Stacks, wires: Wires) -> None:
-    """Guard the exception entry and the path of a bad stack."""
-    from ptinspect.stack.facts import entry_ranges
+        session, wires = self.ctx.stopped, self.armed.wires
+        stacks = open_stacks(self.ctx)
+        entry = entry_ranges(stacks)
+        budget = Budget()
+        budget.refill()
+        slice_ = FIRST_LOOK
+        while True:
+            stop, ours = self._slice(slice_)
+            slice_ = LOOK
+            if ours:
+                if time.monotonic() >= self.deadline:
+                    return "time", stop
+                self.look()
+                if self.armed.entry == "breakpoint" and budget.refill() >= budget.left >= 2:
+                    guard_wires.arm_label(self.ctx, stacks, self.armed)
+                continue
+            way = judge(wires, stop.breakpoint, session.cpu_state(stop.cpu), self.margin, entry)
+            if way is not None:
+                return way, stop
+            wires.false_hits += 1
+            if stop.breakpoint in wires.stacks:
+                guard_wires.give_up(self.ctx, self.armed, stop.breakpoint)
+            elif stop.breakpoint in wires.entries and not budget.spend():
+                guard_wires.rest_label(self.ctx, self.armed)
 
-    session = ctx.stopped
-    label = found.entry.vectors[0].label + found.view.kaslr_offset
-    tests = [f"($ELR_EL1 >= {low:#x} && $ELR_EL1 < {high:#x})" for low, high in entry_ranges(found)]
-    wires.ways[session.set_breakpoint(label, condition=" || ".join(tests)).id] = "recursive-fault"
-    image = found.tasks.image
-    name = next((name for name in BAD_STACK if name in image.symbols), None)
-    bad = found.view.symbol(name) if name else None
-    if bad is None and found.entry.bad_stack is not None:
-        bad = found.entry.bad_stack + found.view.kaslr_offset
-    if bad is not None:
-        wires.ways[session.set_breakpoint(bad).id] = "bad-stack"
-
-
-def arm_margins(ctx: Context, found: Stacks, wires: Wires, margin: int, whose: str) -> None:
-    """Watch stores to the lowest part of stacks that are not watched yet."""
-    session = ctx.stopped
-    if whose == "any":
-        tasks = list(found.tasks.all().tasks)
-    elif whose == "current":
-        task = found.tasks.current(session.cpu_state(session.current_cpu))
-        tasks = [] if task is None else [task]
-    else:
-        tasks = [task_of(found, argtypes.whole(0, 1 << 22)(whose))]
-    for stack in map(found.of_task, tasks):
-        if stack.base in wires.stacks:
-            continue
-        low, high = stack.base + END_MARK, stack.base + margin
-        condition = f"(unsigned long)$sp >= {stack.base - stack.size:#x} && (unsigned long)$sp < {high:#x}"
-        answer = session.gdb_command(f"watch *(char(*)[{high - low}]){low:#x} if {condition}")
-        number = re.search(r"^Hardware watchpoint (\d+)", answer, re.MULTILINE)
-        if number is None:
-            _drop_software(ctx, answer)
-            raise TargetError("GDB would not watch the stack by hardware", answer.strip()[:200])
-        wires.ways[int(number[1])] = "margin"
-        wires.stacks[stack.base] = stack
-
-
-def _drop_software(ctx: Context, answer: str) -> None:
-    number = re.search(r"Watchpoint (\d+)", answer)
-    if number is not None:
-        ctx.stopped.gdb_command(f"delete {number[1]}")
-
-
-def disarm(ctx: Context, wires: Wires) -> None:
-    """Take every wire away, as far as the guest is there."""
-    if ctx.state == "running":
-        with contextlib.suppress(TargetError):
-            ctx.target.interrupt(5.0)
-    if ctx.state == "stopped" and wires.ways:
-        with contextlib.suppress(TargetError):
-            ctx.stopped.gdb_command(f"delete {' '.join(map(str, wires.ways))}")
-    ctx.forget_stop()
+    def _slice(self, seconds: float) -> tuple[StopInfo, bool]:
+        """Let the guest run for a while; return its stop, and whether it is ours."""
+        session = self.ctx.stopped
+        self.ctx.forget_stop()
+        session.resume()
+        try:
+            return session.wait_stop(max(min(seconds, self.deadline - time.monotonic()), 0.05)), False
+        except TargetTimeout:
+            stop = session.interrupt(5.0)
+            return stop, stop.signal == "SIGINT" and stop.breakpoint is None
+        finally:
+            self.ctx.forget_stop()
 
 
 def guard(ctx: Context, args: argparse.Namespace) -> Report:
     """Arm, run, and say what happened."""
+    from ptinspect.stack.guard import margin_bytes
+
+    seconds = args.timeout or (10 * 365 * 86400.0 if ctx.interactive else SECONDS)
     if not ctx.view().placed:
         from ptinspect.commands.kpti_run import Runner
 
-        Runner(ctx, args.timeout).place_kernel()
-    found = open_stacks(ctx)
-    margin = margin_bytes(args.margin, found.thread_size)
-    wires = Wires()
+        Runner(ctx, min(seconds, SECONDS)).place_kernel()
+    stacks = open_stacks(ctx)
+    margin = margin_bytes(args.margin, stacks.thread_size)
+    run = Run(ctx, margin, args.task, time.monotonic() + seconds)
     started = time.monotonic()
+    way: Way = "interrupted"
+    place = ""
     try:
-        arm_entry(ctx, found, wires)
-        _margins(ctx, found, wires, margin, args.task)
-        way = _wait(ctx, wires, margin, args)
+        guard_wires.always_inserted(ctx, True)
+        guard_wires.arm_entry(ctx, stacks, run.armed, args.entry)
+        run.look()
+        with contextlib.suppress(KeyboardInterrupt):
+            way, _ = run.run()
     finally:
-        disarm(ctx, wires)
-    result: dict[str, Any] = {
+        guard_wires.disarm(ctx, run.armed)
+    place = ctx.place(ctx.stopped.cpu_state(ctx.stopped.current_cpu).pc)
+    result = _result(run, way, time.monotonic() - started, place)
+    ctx.memo[LAST] = result
+    return _quiet(result, run, way) if result["quiet"] else _tripped(ctx, result)
+
+
+def _result(run: Run, way: Way, seconds: float, place: str) -> dict[str, Any]:
+    from ptinspect.stack.guard import ALARMS
+
+    wires = run.armed.wires
+    return {
         "way": way,
-        "quiet": way in ("time", "other"),
-        "margin": margin,
+        "quiet": way not in ALARMS,
+        "margin": run.margin,
+        "entry": run.armed.entry,
         "stacks_watched": len(wires.stacks),
-        "seconds": round(time.monotonic() - started, 2),
+        "stacks_skipped": wires.skipped,
+        "false_hits": wires.false_hits,
+        "seconds": round(seconds, 2),
+        "place": place,
     }
-    if result["quiet"]:
-        why = "the time is over" if way == "time" else "the guest stopped for another reason"
-        text = f"quiet: {why}; {len(wires.stacks)} stacks were watched"
-        return Report(result, (Note(text, "good"),))
-    return _tripped(ctx, result)
 
 
-def _margins(ctx: Context, found: Stacks, wires: Wires, margin: int, whose: str) -> None:
-    """Watch what can be watched now; early in the boot there may be no tasks yet."""
-    try:
-        arm_margins(ctx, found, wires, margin, whose)
-    except UserError:
-        raise
-    except PtinspectError:
-        if whose != "any":
-            raise
+def _quiet(result: dict[str, Any], run: Run, way: Way) -> Report:
+    why = {
+        "time": "the time is over",
+        "interrupted": "stopped by Ctrl-C",
+        "other": f"the guest stopped for another reason, at {result['place']}",
+    }[way]
+    body = [Note(f"quiet: {why}; {result['stacks_watched']} stacks were watched", "good"), _cost(run)]
+    return Report(result, body)
 
 
-def _wait(ctx: Context, wires: Wires, margin: int, args: argparse.Namespace) -> str:
-    """Run until a wire is tripped; return its way, `other`, or `time`."""
-    session = ctx.stopped
-    deadline = time.monotonic() + args.timeout
-    slice_ = FIRST_LOOK
-    while True:
-        ctx.forget_stop()
-        session.resume()
-        try:
-            stop = session.wait_stop(max(min(slice_, deadline - time.monotonic()), 0.1))
-        except TargetTimeout:
-            stop = session.interrupt(5.0)
-        except KeyboardInterrupt:
-            session.interrupt(5.0)
-            raise
-        ctx.forget_stop()
-        if stop.breakpoint in wires.ways:
-            return wires.ways[stop.breakpoint]
-        sp = session.cpu_state(stop.cpu).sp
-        near = any(s.base - s.size <= sp < s.base + margin for s in wires.stacks.values())
-        if "watchpoint" in stop.reason and near:  # GDB names a watchpoint by `wpt`, not by `bkptno`
-            return "margin"
-        if stop.signal != "SIGINT":
-            return "other"
-        if time.monotonic() >= deadline:
-            return "time"
-        slice_ *= 2
-        if args.task == "any":
-            _margins(ctx, open_stacks(ctx), wires, margin, "any")
+def _cost(run: Run) -> Note:
+    entry = "a probe in the vectors" if run.armed.entry == "probe" else "a breakpoint"
+    why = f" ({run.armed.why})" if run.armed.why else ""
+    false = run.armed.wires.false_hits
+    skipped = run.armed.wires.skipped
+    more = f"; {skipped} stacks were too many to watch" if skipped else ""
+    return Note(f"the entry was guarded by {entry}{why}; {false} stop(s) that were no alarm{more}", "dim")
 
 
 def _tripped(ctx: Context, result: dict[str, Any]) -> Report:
@@ -207,5 +214,5 @@ def _tripped(ctx: Context, result: dict[str, Any]) -> Report:
     told = verdict(ctx, cpu)
     result |= {"cpu": cpu, "pc": hex_address(session.cpu_state(cpu).pc), "why": dict(told.result)}
     result |= {"stack": dict(below.result)}
-    text = f"stopped, way {result['way']}, cpu {cpu} at {ctx.place(session.cpu_state(cpu).pc)}"
+    text = f"stopped, way {result['way']}, cpu {cpu} at {result['place']}"
     return Report(result, (Note(text, "bad"), *below.body, *told.body), 1)

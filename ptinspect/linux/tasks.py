@@ -6,7 +6,7 @@ bounds, and a task that makes no sense is an error, never a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -221,6 +221,19 @@ class Tasks:
                 except GuestError:
                     continue
         return TaskList(tuple(found.values()), reason)
+
+    def newest(self, known: Container[int]) -> list[Task]:
+        """Return the processes at the end of the list that are not known yet: the newest stand there.
+
+        New threads of a known process are not seen. Raises GuestError if there is no list.
+        """
+        head = self.init_task().address + self._at.tasks
+        found: list[Task] = []
+        link = self._u64(head + 8)
+        while link != head and (link - self._at.tasks) & MASK64 not in known and len(found) < MAX_TASKS:
+            found.append(self.read((link - self._at.tasks) & MASK64))
+            link = self._u64(link + 8)
+        return found
 
     def _threads(self, leader: int, found: dict[int, Task]) -> str:
         """Add the other threads of a process; return why they may not be all."""

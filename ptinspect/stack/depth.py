@@ -121,6 +121,8 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
         words = KernelCode(stacks.view).words(start, SLOT // 4)
         if _ADD_SP_X0 not in words:
             return state
+        if words[(state.pc - start) // 4] == 0:
+            return state  # behind the vector's own code, where a debugger has put some
         step = (state.pc - start) // 4 - words.index(_ADD_SP_X0)
         failed = None if vector.overflow is None else (vector.overflow - vector.va) // 4
         sp = state.sp

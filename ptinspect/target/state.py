@@ -35,7 +35,7 @@ class StopInfo:
     cpu: int
     """The CPU that stopped the guest, from 0."""
     breakpoint: int | None
-    """Number of the breakpoint that was hit."""
+    """Number of the breakpoint or watchpoint that was hit."""
     pc: int
     """Program counter of that CPU; a physical address while the MMU is off."""
     signal: str
@@ -170,7 +170,7 @@ class RunTracker:
 def _stop_info(fields: Mapping[str, Any]) -> StopInfo:
     frame = fields.get("frame")
     address = frame.get("addr", "0") if isinstance(frame, dict) else "0"
-    number = str(fields.get("bkptno", ""))
+    number = str(fields.get("bkptno", _watchpoint(fields)))
     return StopInfo(
         str(fields.get("reason", "stopped")),
         max(_number(fields.get("thread-id", "1")) - 1, 0),
@@ -178,6 +178,15 @@ def _stop_info(fields: Mapping[str, Any]) -> StopInfo:
         _number(address),
         str(fields.get("signal-name", "")),
     )
+
+
+def _watchpoint(fields: Mapping[str, Any]) -> str:
+    """Return the number of the watchpoint that was hit: GDB/MI names it by the kind of watchpoint."""
+    for name in ("wpt", "hw-awpt", "hw-rwpt"):
+        found = fields.get(name)
+        if isinstance(found, dict):
+            return str(found.get("number", ""))
+    return ""
 
 
 def _number(text: object) -> int:

@@ -88,6 +88,13 @@ def test_the_run_queue_from_the_code_of_idle_task(guest: Guest) -> None:
     assert idle_pointer(guest.image) is None  # type: ignore[arg-type]
 
 
+def test_the_newest_processes_stand_at_the_end(guest: Guest) -> None:
+    tasks = guest.tasks()
+    assert [task.comm for task in tasks.newest({guest.init, guest.first})] == ["sh"]
+    assert [task.comm for task in tasks.newest({guest.init})] == ["sh", "init"]
+    assert tasks.newest({guest.second}) == []
+
+
 def test_a_list_that_loops_elsewhere_is_cut(guest: Guest) -> None:
     guest.put(guest.second + TASKS, guest.first + TASKS)
     listed = guest.all()

@@ -1,40 +1,112 @@
-"""The report's failure, injected into a real kernel: the guard stops it, and `why` names the descriptor."""
+"""The guard on real kernels: the report's failure, a real chain of calls, and boots with nothing wrong."""
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
+from conftest import missing
 from session import Live, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
+from ptinspect.linux.entry import EL1H
+
+pytestmark = pytest.mark.live
 
 MARGIN = 2048
+CLEAN_BOOTS = int(os.environ.get("PTINSPECT_CLEAN_BOOTS", "2"))
+"""Boots that must give no alarm; 50 before a release."""
+GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", "6.12-cloud --cpu max --smp 2"]
 
 
+def split(guest: str) -> tuple[str, str]:
+    name, _, options = guest.partition(" ")
+    return name, options
+
+
+def vectors(live: Live) -> bytes:
+    """The vectors as they stand in the guest."""
+    view = live.ctx.view()
+    return view.read_virt(view.symbol("vectors") + EL1H, 0x200)
+
+
+@pytest.mark.parametrize("entry", ["probe", "breakpoint"])
 @pytest.mark.parametrize("fault", ["lost", "reverted"])
-def test_the_injected_fault_is_caught_and_explained(fault: str) -> None:
+def test_the_injected_fault_is_caught_and_explained(fault: str, entry: str) -> None:
     need_guest("5.10-cloud")
     ctx = Context(build_registry())
+    original = ctx.registry.run
+
+    def run(context: Context, line: str) -> Any:
+        return original(context, f"{line} --entry {entry}" if line.startswith("stack guard") else line)
+
+    ctx.registry.run = run  # type: ignore[method-assign]
     found = Live(ctx)(f"demo --guest 5.10-cloud --fault {fault}")
     assert found["ok"], found
+    assert found["guard"] == "recursive-fault"
     assert found["why"]["code"] == f"{fault}-entry"
     assert found["why"]["free"] > MARGIN
     assert ctx.session is None
 
 
-def test_clean_boot_is_quiet() -> None:
-    with launched("5.10-cloud") as live:
-        quiet = live("stack guard --timeout 8")
-        assert quiet["quiet"], quiet
+@pytest.mark.parametrize("guest", GUESTS)
+def test_a_clean_boot_is_quiet_and_leaves_no_trace(guest: str) -> None:
+    name, options = split(guest)
+    with launched(name, options) as live:
+        quiet = live("stack guard --timeout 12")
+        assert quiet["quiet"] and quiet["way"] == "time", quiet
+        assert quiet["entry"] == "probe"
         assert quiet["stacks_watched"] > 10
+        assert live.ctx.qemu is not None
+        if "ptinspect guest ready" not in live.ctx.qemu.console.read_text("utf-8", "replace"):
+            missing(f"time for {guest} to boot")
+        image, view = live.ctx.kernel, live.ctx.view()
+        assert image is not None
+        at = view.symbol("vectors") + EL1H
+        assert vectors(live) == image.text_at((at - view.kaslr_offset) & (1 << 64) - 1, 0x200)
+        assert live("break")["breakpoints"] == []
 
 
-def test_a_store_into_the_margin_stops_the_guest() -> None:
-    with launched("5.10-cloud") as live:
-        assert live("stack guard --timeout 4")["quiet"]
-        live("until do_idle --timeout 10")
-        base = int(live("stack")["base"], 16)
-        live(f"gdb set $sp={base + MARGIN + 64:#x}")
-        found = live("stack guard --timeout 10")
+@pytest.mark.parametrize("number", range(CLEAN_BOOTS))
+def test_clean_boots_give_no_alarm(number: int) -> None:
+    with launched("5.10-cloud", "--smp 2" if number % 2 else "") as live:
+        quiet = live("stack guard --timeout 5")
+        assert quiet["quiet"] and quiet["way"] == "time", quiet
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_a_chain_of_calls_into_the_margin_stops_the_guest(guest: str) -> None:
+    name, options = split(guest)
+    with launched(name, options) as live:
+        assert live("stack guard --timeout 8")["quiet"]
+        live("until do_idle --timeout 20")
+        before = live("stack")
+        base = int(before["base"], 16)
+        live(f"gdb set $sp={base + MARGIN + 640:#x}")
+        found = live("stack guard --timeout 20")
         assert found["way"] == "margin"
-        assert 0 < found["stack"]["free"] < MARGIN
+        assert found["stack"]["base"] == before["base"]
+        assert MARGIN <= found["stack"]["free"] < MARGIN + 640
+
+
+def test_a_task_that_began_under_guard_is_guarded() -> None:
+    with launched("5.10-cloud") as live:
+        first = live("stack guard --timeout 0.6")
+        later = live("stack guard --timeout 4")
+        assert later["stacks_watched"] > first["stacks_watched"]
+
+
+def test_a_stack_that_loses_its_mapping_later_on() -> None:
+    with launched("5.10-cloud") as live:
+        assert live("stack guard --timeout 5")["quiet"]
+        live("snap healthy")
+        sp = live("stack --task 1")["sp"]
+        steps = live(f"walk {sp}")["steps"]
+        live(f"poke descriptor pa:{steps[2]['descriptor_pa']} 0 --yes")
+        found = live("stack guard --timeout 10")
+        assert found["way"] == "recursive-fault"
+        assert found["why"]["code"] == "lost-entry"
+        assert found["why"]["descriptor"]["descriptor_pa"] == steps[2]["descriptor_pa"]
+        assert found["stack"]["free"] > MARGIN

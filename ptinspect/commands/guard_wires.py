@@ -1,0 +1,270 @@
+"""Arm and disarm the guard of kernel stacks: breakpoints, watchpoints, and the probe in the vectors."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.commands.context import Context
+from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError
+
+if TYPE_CHECKING:
+    from ptinspect.linux.stacks import Stack, Stacks
+    from ptinspect.linux.tasks import Task
+    from ptinspect.stack.guard import Wires
+    from ptinspect.stack.probe import Probe
+
+Entry = Literal["probe", "breakpoint"]
+"""How the exception entry is guarded: by code in the vector's padding, or by a breakpoint on it."""
+TABLE = 0x800
+"""Bytes of a vector table (Arm ARM VBAR_EL1)."""
+HARDENED = "__bp_harden_el1_vectors"
+"""Tables that the kernel uses instead where user code could train the branch predictor (entry.S)."""
+MAX_TABLES = 8
+PARKING = "__hyp_stub_vectors"
+"""A page that the kernel executes at EL2 only, and there by another address (hyp-stub.S)."""
+BAD_STACK = ("panic_bad_stack", "handle_bad_stack")
+KEPT = "PAR_EL1"
+"""The register in which the probe keeps x0."""
+
+
+@dataclass
+class Patched:
+    """A probe that is in the guest."""
+
+    va: int
+    """Run-time address of the vector."""
+    pa: int
+    """Its physical address."""
+    probe: Probe
+    """What was written."""
+
+
+def _wires() -> Wires:
+    from ptinspect.stack.guard import Wires
+
+    return Wires()
+
+
+@dataclass
+class Armed:
+    """All that has to be taken away again."""
+
+    wires: Wires = field(default_factory=_wires)
+    """Breakpoints and watchpoints."""
+    patched: list[Patched] = field(default_factory=list)
+    """Vectors with a probe."""
+    parking: tuple[int, ...] | None = None
+    """Addresses that the probes branch to: at a recursive fault, and where the stack is used up."""
+    bad_stack: int = 0
+    """Run-time address of `__bad_stack`."""
+    entry: Entry = "breakpoint"
+    """How the entry is guarded."""
+    why: str = ""
+    """Why it is not a probe."""
+
+
+def vectors(stacks: Stacks) -> list[int]:
+    """Return the link-time addresses of the vectors of synchronous exceptions in the kernel.
+
+    Those of `vectors`, and of the hardened tables, which end where the code is no vector any more.
+    """
+    from ptinspect.linux.entry import EL1H
+
+    image, entry = stacks.tasks.image, stacks.entry
+    found = [entry.sync.va]
+    for start in image.symbols.get(HARDENED, []):
+        for at in range(start + EL1H, start + EL1H + MAX_TABLES * TABLE, TABLE):
+            try:
+                same = image.text_at(at, 16) == image.text_at(entry.sync.va, 16)
+            except KernelFileError:
+                break
+            if not same:
+                break
+            found.append(at)
+    return found
+
+
+def arm_entry(ctx: Context, stacks: Stacks, armed: Armed, wanted: Entry | None) -> None:
+    """Guard the exception entry, and the path that it takes when the stack is used up.
+
+    `wanted` None: a probe where it can be had, else a breakpoint. Raises TargetError if a probe is
+    wanted and cannot be had.
+    """
+    session = ctx.stopped
+    armed.why = "" if wanted == "breakpoint" else _put_probes(ctx, stacks, armed)
+    if armed.why and wanted == "probe":
+        raise TargetError(f"no probe: {armed.why}", "--entry breakpoint")
+    armed.entry = "probe" if armed.patched else "breakpoint"
+    if armed.entry == "probe":
+        assert armed.parking is not None
+        for address, way in zip(armed.parking, ("recursive-fault", "bad-stack"), strict=True):
+            armed.wires.ways[session.set_breakpoint(address).id] = way  # type: ignore[assignment]
+        return
+    arm_label(ctx, stacks, armed)
+    bad = _bad_stack(stacks)
+    if bad is not None:
+        armed.wires.ways[session.set_breakpoint(bad).id] = "bad-stack"
+
+
+def _bad_stack(stacks: Stacks) -> int | None:
+    """Return where the kernel reports a bad stack: a function, whose page is seldom used, or the label."""
+    image = stacks.tasks.image
+    name = next((name for name in BAD_STACK if name in image.symbols), None)
+    found = stacks.entry.bad_stack if name is None else image.lookup(name)
+    return None if found is None else (found + stacks.view.kaslr_offset) & MASK64
+
+
+def arm_label(ctx: Context, stacks: Stacks, armed: Armed) -> None:
+    """Set the breakpoint that every fault in the kernel hits, where all vectors come together."""
+    if armed.wires.entries:
+        return
+    label = (stacks.entry.sync.label + stacks.view.kaslr_offset) & MASK64
+    number = ctx.stopped.set_breakpoint(label).id
+    armed.wires.ways[number] = "recursive-fault"
+    armed.wires.entries.add(number)
+
+
+def rest_label(ctx: Context, armed: Armed) -> None:
+    """Take that breakpoint away for a while."""
+    for number in armed.wires.entries:
+        ctx.stopped.delete_breakpoint(number)
+        del armed.wires.ways[number]
+    armed.wires.entries.clear()
+
+
+def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
+    """Write the probes; return why none was written."""
+    from ptinspect.linux import a64
+    from ptinspect.linux.entry import SLOT
+    from ptinspect.stack.probe import plan
+
+    session, view = ctx.stopped, stacks.view
+    image = stacks.tasks.image
+    if "enabled" in session.monitor("info kvm"):
+        return "the guest runs under KVM"
+    if KEPT not in session.registers(session.current_cpu):
+        return f"the stub does not offer {KEPT}"
+    if PARKING not in image.symbols or stacks.entry.bad_stack is None:
+        return f"the kernel has no {PARKING}, or does not test for overflow"
+    park = image.lookup(PARKING)
+    planned = []
+    for table in vectors(stacks):
+        for kind in range(4):
+            va = table + SLOT * kind
+            pa = int(view.pa_of_link(va))
+            words = a64.words(session.memory.read(pa, SLOT))
+            probe = plan(words, va, None if kind else park, park + SLOT)
+            if probe is None:
+                return f"the vector at {va + view.kaslr_offset:#x} is not as expected"
+            planned.append(Patched((va + view.kaslr_offset) & MASK64, pa, probe))
+    armed.parking = tuple((park + view.kaslr_offset + at) & MASK64 for at in (0, SLOT))
+    armed.bad_stack = (stacks.entry.bad_stack + view.kaslr_offset) & MASK64
+    for patched in planned:
+        armed.patched.append(patched)
+        for at, _, new in patched.probe.patches:
+            session.write_physical(patched.pa + at, new.to_bytes(4, "little"))
+    return ""
+
+
+def _take_probes(ctx: Context, armed: Armed) -> None:
+    """Write the vectors back; a CPU that is in the middle of a probe goes on where the vector left it."""
+    session = ctx.stopped
+    chosen = session.current_cpu
+    for cpu in range(session.cpu_count if armed.patched else 0):
+        found = _leave(armed, session.cpu_state(cpu).pc)
+        if found is None:
+            continue
+        session.current_cpu = cpu
+        if found[1]:
+            session.gdb_command(f"set $x0 = ${KEPT}")
+        session.gdb_command(f"set $pc = {found[0]:#x}")
+    for patched in armed.patched:
+        for at, old, _ in reversed(patched.probe.patches):
+            session.write_physical(patched.pa + at, old.to_bytes(4, "little"))
+    armed.patched.clear()
+    session.current_cpu = chosen
+
+
+def _leave(armed: Armed, pc: int) -> tuple[int, bool] | None:
+    """Return where a CPU in a probe goes on, and whether x0 has to be restored; None outside of them."""
+    if armed.parking is not None and pc in armed.parking:
+        first = armed.patched[0]
+        at_fault = pc == armed.parking[0]
+        return (first.va + first.probe.branch, True) if at_fault else (armed.bad_stack, False)
+    for patched in armed.patched:
+        probe, at = patched.probe, pc - patched.va
+        if not probe.first <= at < probe.end:
+            continue
+        if at == probe.end - 4:
+            return armed.bad_stack, False
+        return patched.va + probe.branch, at >= probe.first + 8
+    return None
+
+
+def watch_stacks(ctx: Context, armed: Armed, wanted: Iterable[Stack], margin: int) -> None:
+    """Watch accesses to the lowest part of stacks that are not watched yet. Raises TargetError.
+
+    Not only stores: GDB keeps to itself those that change nothing, at the full price of a stop each.
+    """
+    from ptinspect.stack.guard import MAX_STACKS, watched
+
+    session, wires = ctx.stopped, armed.wires
+    known = wires.bases
+    for stack in wanted:
+        if stack.base in known:
+            continue
+        if len(known) >= MAX_STACKS:
+            wires.skipped += 1
+            continue
+        known.add(stack.base)
+        low, high = watched(stack, margin)
+        answer = session.gdb_command(f"awatch *(char(*)[{high - low}]){low:#x}")
+        number = re.search(r"^Hardware access \(read/write\) watchpoint (\d+)", answer, re.MULTILINE)
+        if number is None:
+            software = re.search(r"[Ww]atchpoint (\d+)", answer)
+            if software is not None:
+                session.gdb_command(f"delete {software[1]}")
+            raise TargetError("GDB would not watch the stack by hardware", answer.strip()[:200])
+        wires.stacks[int(number[1])] = stack
+
+
+def give_up(ctx: Context, armed: Armed, number: int) -> None:
+    """Watch a stack no more: somebody else wrote to its memory, so that it is nobody's now."""
+    stack = armed.wires.stacks.pop(number)
+    armed.wires.used_up[stack.base] = armed.wires.used_up.get(stack.base, 0) + 1
+    ctx.stopped.delete_breakpoint(number)
+
+
+def always_inserted(ctx: Context, on: bool) -> None:
+    """Have GDB leave breakpoints in the stub while the guest stands: with many that saves much time."""
+    with contextlib.suppress(MiError):
+        ctx.stopped.gdb_command(f"set breakpoint always-inserted {'on' if on else 'off'}")
+
+
+def disarm(ctx: Context, armed: Armed) -> None:
+    """Take everything away, as far as the guest is there; each step is tried."""
+    if ctx.state == "running":
+        with contextlib.suppress(TargetError):
+            ctx.target.interrupt(5.0)
+    if ctx.state != "stopped":
+        return
+    numbers = [*armed.wires.ways, *armed.wires.stacks]
+    with contextlib.suppress(PtinspectError):
+        if numbers:
+            ctx.stopped.gdb_command(f"delete {' '.join(map(str, numbers))}")
+    with contextlib.suppress(PtinspectError):
+        always_inserted(ctx, False)
+    try:
+        _take_probes(ctx, armed)
+    finally:
+        ctx.forget_stop()
+
+
+def stacks_of(stacks: Stacks, tasks: Iterable[Task]) -> list[Stack]:
+    """Return the stacks of tasks."""
+    return [stacks.of_task(task) for task in tasks]

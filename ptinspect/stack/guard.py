@@ -1,0 +1,120 @@
+"""What a guard of kernel stacks watches, and what a stop of the guest means to it. No guest is asked here."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ptinspect.arch.esr import decode_esr
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import UserError
+from ptinspect.linux.stacks import Stack
+
+Way = Literal["margin", "recursive-fault", "bad-stack", "other", "time", "interrupted"]
+"""`margin`: a store into the guarded part; `recursive-fault`: the exception entry's own store faulted;
+`bad-stack`: the kernel found too little room itself; the rest are no alarms."""
+ALARMS: tuple[Way, ...] = ("margin", "recursive-fault", "bad-stack")
+END_MARK = 16
+"""Lowest bytes that are left out: the kernel itself writes its end mark there."""
+REACH = 512
+"""Bytes above the margin that are watched too: a frame that is pushed there begins inside the margin."""
+MAX_STACKS = 1024
+"""Stacks that are watched at most: each costs a comparison in every TLB miss of QEMU's."""
+BURST, PER_SECOND = 8.0, 3.0
+"""Faults that are no alarm which the entry's breakpoint may cost: at once, and in the long run."""
+DATA_ABORT = 0x25
+"""ESR_ELx.EC of a data abort from the current exception level."""
+
+
+def margin_bytes(text: str, size: int) -> int:
+    """Read a margin in bytes, or in percent of a stack. Raises UserError if it leaves no room."""
+    matched = re.fullmatch(r"(\d+)(%?)", text)
+    value = 0 if matched is None else int(matched[1]) * (size if matched[2] else 100) // 100
+    if not END_MARK < value <= size - 2 * REACH:
+        raise UserError(f"--margin {text}: not between {END_MARK} and {size - 2 * REACH} bytes")
+    return value
+
+
+def watched(stack: Stack, margin: int) -> tuple[int, int]:
+    """Return the first watched address of a stack and the first behind it."""
+    return stack.base + END_MARK, stack.base + margin + REACH
+
+
+def in_danger(stack: Stack, sp: int, margin: int) -> bool:
+    """Tell whether a stack pointer is in the guarded part of a stack, or below the stack."""
+    return stack.base - stack.size <= sp < watched(stack, margin)[1]
+
+
+@dataclass
+class Budget:
+    """Stops that may be spent, refilled as time goes by."""
+
+    left: float = BURST
+    """Stops that may be spent now."""
+    clock: Callable[[], float] = time.monotonic
+    """Gives seconds."""
+    _since: float | None = None
+
+    def refill(self) -> float:
+        """Add what time has brought, and return what is left."""
+        now = self.clock()
+        if self._since is not None:
+            self.left = min(BURST, self.left + (now - self._since) * PER_SECOND)
+        self._since = now
+        return self.left
+
+    def spend(self) -> bool:
+        """Take one; False if that was the last."""
+        self.left = self.refill() - 1
+        return self.left >= 1
+
+
+@dataclass
+class Wires:
+    """What is armed: GDB's numbers, and what they mean."""
+
+    ways: dict[int, Way] = field(default_factory=dict)
+    """Number of a breakpoint -> the way down that it tells."""
+    stacks: dict[int, Stack] = field(default_factory=dict)
+    """Number of a watchpoint -> the stack."""
+    entries: set[int] = field(default_factory=set)
+    """Breakpoints that every fault in the kernel hits, not only a recursive one."""
+    used_up: dict[int, int] = field(default_factory=dict)
+    """Base of a stack that belonged to nobody when its memory was written -> how often."""
+    skipped: int = 0
+    """Stacks that are not watched because there are too many."""
+    false_hits: int = 0
+    """Stops that were no alarm."""
+
+    @property
+    def bases(self) -> set[int]:
+        """The stacks under watch."""
+        return {stack.base for stack in self.stacks.values()}
+
+
+def judge(
+    wires: Wires, number: int | None, state: CpuState, margin: int, entry: list[tuple[int, int]]
+) -> Way | None:
+    """Say what a stop at breakpoint `number` is; None if it is a false hit of the guard's own.
+
+    `entry`: where the exception entry stores registers, as (first address, first behind).
+    """
+    if number is None:
+        return "other"
+    if number in wires.stacks:
+        return "margin" if in_danger(wires.stacks[number], state.sp, margin) else None
+    way = wires.ways.get(number)
+    if way is None:
+        return "other"
+    if way == "recursive-fault" and not _recursive(state, entry):
+        return None
+    return way
+
+
+def _recursive(state: CpuState, entry: list[tuple[int, int]]) -> bool:
+    """Tell whether the exception that a CPU has just taken is a data abort of the entry's own store."""
+    elr, esr = state.system.get("ELR_EL1", 0), decode_esr(state.system.get("ESR_EL1", 0))
+    return esr.ec == DATA_ABORT and any(low <= elr < high for low, high in entry)

@@ -1,0 +1,97 @@
+"""Tests for a lost and for a used-up stack that the guest makes itself: code in the vectors' padding.
+
+A breakpoint on the vector would stop the guest at every fault of a user access too, and a stop costs
+tens of milliseconds under TCG, because QEMU translates all code anew (gdbstub.c,
+gdb_vm_state_change: tb_flush); and one that is never hit still makes all code of its page slow. So
+the branch at the end of the vector is led through the unused rest of its 128 bytes:
+
+    msr par_el1, x0        a place to keep x0: the entry has no other register to spare
+    mrs x0, far_el1
+    sub x0, x0, #FRAME
+    cmp sp, x0             was the faulting address the SP that this exception found?
+    b.eq 1f
+    mrs x0, par_el1
+    b label
+ 1: b fault                only a store of the entry itself gets here
+ 2: b net                  and here who would have gone to __bad_stack
+
+`fault` and `net` are addresses that the kernel never executes at EL1, in a page of its own, where
+the breakpoints are. The flags are free, because SPSR_EL1 holds them. PAR_EL1 is only used between
+an AT instruction and the read behind it (arch/arm64/mm/fault.c), with nothing in between that could
+fault. Source: Arm ARM C6.2 (encodings), D1.3 (exception entry).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptinspect.linux import a64
+from ptinspect.linux.entry import lowers_sp
+
+_MSR_PAR_X0 = 0xD5187400
+_MRS_X0_PAR = 0xD5387400
+_MRS_X0_FAR = 0xD5386000
+_SUB_X0_X0 = 0xD1000000
+_CMP_SP_X0 = 0xEB2063FF
+_B_EQ, _B_NE = 0x54000000, 0x54000001
+_TEST = 8
+"""Words of the test, up to the branch to `fault`."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The words to write into one vector."""
+
+    patches: tuple[tuple[int, int, int], ...]
+    """(offset in the vector, old word, new word), in the order in which they have to be written."""
+    first: int
+    """Offset of the first word in the padding."""
+    end: int
+    """Offset behind the last."""
+    branch: int
+    """Offset of the branch to the label, where a CPU goes on that was in the middle of the test."""
+
+
+def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | None:
+    """Return the probe for the vector at `va`; None if it is not as expected or has no room.
+
+    `fault` None: without the test for a recursive fault, as in the vectors of interrupts.
+    """
+    frame = next((size for word in words if (size := lowers_sp(word))), None)
+    branch = next((i for i, word in enumerate(words) if a64.branch(word, 0) is not None), None)
+    failed = next((i for i, word in enumerate(words) if a64.branch_ne(word, 0) is not None), None)
+    free = len(words)
+    while free and words[free - 1] == 0:
+        free -= 1
+    length = 1 if fault is None else _TEST + 1
+    if None in (frame, branch, failed) or len(words) - free < length:
+        return None
+    assert frame is not None and branch is not None and failed is not None
+    code: list[int] = []
+    if fault is not None:
+        target = a64.branch(words[branch], 4 * branch)
+        if target is None or frame >= 1 << 12:
+            return None
+        code = [
+            _MSR_PAR_X0,
+            _MRS_X0_FAR,
+            _SUB_X0_X0 | frame << 10,
+            _CMP_SP_X0,
+            _B_EQ | 3 << 5,
+            _MRS_X0_PAR,
+            _to(4 * (free + 6), target),
+            _to(va + 4 * (free + 7), fault),
+        ]
+    end = free + len(code)
+    code.append(_to(va + 4 * end, net))
+    patches = [(4 * (free + i), 0, word) for i, word in enumerate(code)]
+    patches.append((4 * failed, words[failed], _B_NE | ((end - failed) & 0x7FFFF) << 5))
+    if fault is not None:
+        patches.append((4 * branch, words[branch], _to(4 * branch, 4 * free)))
+    return Probe(tuple(patches), 4 * free, 4 * (end + 1), 4 * branch)
+
+
+def _to(at: int, to: int) -> int:
+    """Encode `b` at one address to another."""
+    return 0x14000000 | (to - at) >> 2 & 0x3FFFFFF

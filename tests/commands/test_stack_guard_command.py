@@ -1,0 +1,314 @@
+"""`stack guard` on a fake guest: what it arms, what it answers, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import stack_guest as sg
+from fakes import FakeSession, State, Stop, run, text
+from stack_guest import KERNEL, SIZE, VECTORS, StackGuest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import TargetError, TargetTimeout, UserError
+
+PARK = KERNEL + 0x9_0000
+SYNC = VECTORS + 0x200
+IMAGE = sg.IMAGE
+
+
+@dataclass
+class GuardSession(FakeSession):
+    """Keep watchpoints, registers that were set, and a list of stops to come."""
+
+    watches: dict[int, int] = field(default_factory=dict)
+    stops: list[Any] = field(default_factory=list)
+    kvm: str = "kvm support: not compiled"
+    kept: bool = True
+    words: list[str] = field(default_factory=list)
+
+    def registers(self, cpu: int) -> dict[str, int]:
+        return {"PAR_EL1": 5} if self.kept else {}
+
+    def monitor(self, line: str) -> str:
+        return self.kvm
+
+    def gdb_command(self, line: str) -> str:
+        self.words.append(line)
+        watch = re.fullmatch(r"awatch \*\(char\(\*\)\[(\d+)\]\)(0x[0-9a-f]+)", line)
+        if watch is not None:
+            number = 100 + len(self.watches)
+            self.watches[number] = int(watch[2], 16)
+            return f"Hardware access (read/write) watchpoint {number}: x\n"
+        if line.startswith("delete "):
+            for number in map(int, line.split()[1:]):
+                self.forget(number)
+        return ""
+
+    def forget(self, number: int) -> None:
+        self.watches.pop(number, None)
+        self.breakpoints = [b for b in self.breakpoints if b.id != number]
+
+    def delete_breakpoint(self, number: int) -> None:
+        self.forget(number)
+
+    def write_physical(self, pa: int, data: bytes) -> None:
+        self.memory.write(pa, data)
+
+    def wait_stop(self, timeout: float) -> Stop:
+        if not self.stops:
+            raise TargetTimeout("not in time")
+        stop = self.stops.pop(0)
+        if stop is None:
+            raise TargetTimeout("not in time")
+        return self._stopped(stop(self) if callable(stop) else stop)
+
+
+class Guest(StackGuest):
+    """Init and a shell; the shell runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.init_base, self.base = self.new_stack(), self.new_stack()
+        self.init = self.task(0, "swapper/0", self.init_base)
+        self.shell = self.task(7, "sh", self.base, parent=self.init)
+        self.link_tasks([self.init, self.shell])
+        self.image.symbols |= {"__hyp_stub_vectors": [PARK], "panic_bad_stack": [KERNEL + 0x7000]}
+        self.tree.memory.write(IMAGE, bytes(self.image.code[:0x10_0000]))
+        self.states = [self.cpu(self.shell, self.base + 0x3000)]
+        self.session = GuardSession(self.tree.memory, cpus=self.states)
+
+    def code(self) -> bytes:
+        return self.tree.memory.read(IMAGE + VECTORS - KERNEL, 0x800)
+
+    def context(self) -> Context:
+        ctx = Context(build_registry())
+        session: Any = self.session
+        ctx.session = session
+        ctx._kernel = self.image  # type: ignore[assignment]
+
+        def view() -> Any:
+            found = self.view(*self.session.cpus)
+            found.placed = True
+            found.pa_of_link = lambda va: va - KERNEL + IMAGE
+            return found
+
+        ctx.view = view  # type: ignore[method-assign]
+        return ctx
+
+    def stop_at(self, number: int, **more: int) -> Any:
+        """Make a stop at a breakpoint, with the registers of the CPU."""
+
+        def make(session: GuardSession) -> Stop:
+            session.cpus[0] = self.cpu(self.shell, more.pop("sp", self.base + 0x3000), **more)
+            return Stop("breakpoint-hit", 0, number, session.cpus[0].pc, "")
+
+        return make
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+def nothing_left(guest: Guest, before: bytes) -> None:
+    assert guest.code() == before
+    assert guest.session.watches == {}
+    assert guest.session.breakpoints == []
+    assert "set breakpoint always-inserted on" not in guest.session.words[-1:]
+
+
+def test_a_quiet_run(guest: Guest) -> None:
+    before = guest.code()
+    seen: list[Any] = []
+
+    def look(session: GuardSession) -> Stop:
+        seen.append((guest.code() != before, dict(session.watches), [b.address for b in session.breakpoints]))
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [look]
+    result = run(guest.context(), "stack guard --timeout 5").result
+    assert (result["way"], result["quiet"], result["entry"], result["stacks_watched"]) == (
+        "other",
+        True,
+        "probe",
+        2,
+    )
+    patched, watches, breakpoints = seen[0]
+    assert patched
+    assert sorted(watches.values()) == [guest.init_base + 16, guest.base + 16]
+    assert breakpoints == [PARK, PARK + 0x80]
+    nothing_left(guest, before)
+
+
+def test_the_time_is_over(guest: Guest) -> None:
+    before = guest.code()
+    result = run(guest.context(), "stack guard --timeout 0.05").result
+    assert (result["way"], result["quiet"]) == ("time", True)
+    nothing_left(guest, before)
+
+
+def test_a_recursive_fault(guest: Guest) -> None:
+    before = guest.code()
+    low = guest.base + 0x3000
+    guest.session.stops = [
+        guest.stop_at(1, sp=low, pc=PARK, ELR_EL1=sg.EL1_SYNC, ESR_EL1=0x9600_0046, FAR_EL1=low + 0x150)
+    ]
+    report = run(guest.context(), "stack guard")
+    assert (report.exit_code, report.result["way"], report.result["quiet"]) == (1, "recursive-fault", False)
+    assert report.result["stack"]["free"] == 0x3000
+    assert f"set $pc = {SYNC + 0x18:#x}" in guest.session.words
+    assert "set $x0 = $PAR_EL1" in guest.session.words
+    nothing_left(guest, before)
+
+
+def test_a_fault_that_only_looks_like_one_is_passed(guest: Guest) -> None:
+    guest.session.stops = [
+        guest.stop_at(1, pc=PARK, ELR_EL1=KERNEL + 0x5000, ESR_EL1=0x9600_0046),
+        guest.stop_at(77, pc=KERNEL),
+    ]
+    result = run(guest.context(), "stack guard").result
+    assert (result["way"], result["false_hits"]) == ("other", 1)
+
+
+def test_the_kernels_own_overflow_test(guest: Guest) -> None:
+    before = guest.code()
+    guest.session.stops = [guest.stop_at(2, sp=guest.base - 0x10, pc=PARK + 0x80)]
+    result = run(guest.context(), "stack guard").result
+    assert result["way"] == "bad-stack"
+    assert f"set $pc = {sg.BAD_STACK:#x}" in guest.session.words
+    assert "set $x0 = $PAR_EL1" not in guest.session.words
+    nothing_left(guest, before)
+
+
+def test_a_store_into_the_margin(guest: Guest) -> None:
+    guest.session.stops = [guest.stop_at(101, sp=guest.base + 0x700)]
+    report = run(guest.context(), "stack guard")
+    assert (report.result["way"], report.result["stack"]["free"], report.exit_code) == ("margin", 0x700, 1)
+    assert "way margin" in text(report)
+
+
+def test_memory_that_is_nobodys_stack_any_more_is_let_go(guest: Guest) -> None:
+    left: list[Any] = []
+
+    def look(session: GuardSession) -> Stop:
+        left.append(sorted(session.watches.values()))
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [guest.stop_at(100, sp=guest.base + 0x3000), look]
+    result = run(guest.context(), "stack guard").result
+    assert (result["way"], result["false_hits"]) == ("other", 1)
+    assert left == [[guest.base + 16]]
+
+
+def test_tasks_that_come_later_are_watched(guest: Guest) -> None:
+    seen: list[Any] = []
+
+    def fork(session: GuardSession) -> Stop:
+        late = guest.task(9, "late", guest.new_stack(), parent=guest.init)
+        guest.link_tasks([guest.init, guest.shell, late])
+        raise TargetTimeout("not in time")
+
+    def look(session: GuardSession) -> Stop:
+        seen.append(len(session.watches))
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [fork, look]
+    run(guest.context(), "stack guard --timeout 30")
+    assert seen == [3]
+
+
+@pytest.mark.parametrize(("whose", "bases"), [("current", ["base"]), ("7", ["base"]), ("0", ["init_base"])])
+def test_one_task_only(guest: Guest, whose: str, bases: list[str]) -> None:
+    seen: list[Any] = []
+
+    def look(session: GuardSession) -> Stop:
+        seen.append(sorted(session.watches.values()))
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [look]
+    run(guest.context(), f"stack guard --task {whose}")
+    assert seen == [[getattr(guest, name) + 16 for name in bases]]
+
+
+@pytest.mark.parametrize("more", ["--task 999", "--task x", "--margin 100%", "--entry x"])
+def test_wrong_arguments(guest: Guest, more: str) -> None:
+    before = guest.code()
+    with pytest.raises(UserError):
+        run(guest.context(), f"stack guard {more}")
+    nothing_left(guest, before)
+
+
+@pytest.mark.parametrize("reason", ["kvm", "register", "parking", "code"])
+def test_where_no_probe_can_be_had_a_breakpoint_takes_its_place(guest: Guest, reason: str) -> None:
+    if reason == "kvm":
+        guest.session.kvm = "kvm support: enabled"
+    elif reason == "register":
+        guest.session.kept = False
+    elif reason == "parking":
+        del guest.image.symbols["__hyp_stub_vectors"]
+    else:
+        guest.tree.memory.write(IMAGE + SYNC - KERNEL + 0x60, b"\1\2\3\4" * 8)
+    before = guest.code()
+    with pytest.raises(TargetError, match="no probe"):
+        run(guest.context(), "stack guard --entry probe")
+    addresses: list[Any] = []
+
+    def look(session: GuardSession) -> Stop:
+        addresses.extend(b.address for b in session.breakpoints)
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [look]
+    report = run(guest.context(), "stack guard")
+    assert report.result["entry"] == "breakpoint"
+    assert addresses == [sg.EL1_SYNC, KERNEL + 0x7000]
+    assert guest.code() == before
+
+
+def test_a_breakpoint_that_costs_too_much_rests(guest: Guest) -> None:
+    benign = {"ELR_EL1": KERNEL + 0x5000, "ESR_EL1": 0x9600_0046, "pc": sg.EL1_SYNC}
+    counts: list[int] = []
+
+    def look(session: GuardSession) -> Stop:
+        counts.append(len(session.breakpoints))
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [*[guest.stop_at(1, **benign) for _ in range(8)], look]
+    run(guest.context(), "stack guard --entry breakpoint")
+    assert counts == [1]
+
+
+def test_ctrl_c_ends_it_with_nothing_left_behind(guest: Guest) -> None:
+    before = guest.code()
+
+    def press(session: GuardSession) -> Stop:
+        raise KeyboardInterrupt
+
+    guest.session.stops = [press]
+    result = run(guest.context(), "stack guard").result
+    assert (result["way"], result["quiet"]) == ("interrupted", True)
+    assert guest.session.state is State.STOPPED
+    nothing_left(guest, before)
+
+
+def test_a_failing_link_is_reported_and_what_can_be_is_taken_away(guest: Guest) -> None:
+    before = guest.code()
+
+    def fail(session: GuardSession) -> Stop:
+        session.state = State.STOPPED
+        raise TargetError("the link failed")
+
+    guest.session.stops = [fail]
+    with pytest.raises(TargetError, match="the link failed"):
+        run(guest.context(), "stack guard")
+    nothing_left(guest, before)
+
+
+def test_stack_size_is_that_of_the_watch(guest: Guest) -> None:
+    guest.session.stops = [guest.stop_at(77)]
+    run(guest.context(), "stack guard --margin 25%")
+    watch = next(line for line in guest.session.words if line.startswith("awatch"))
+    assert f"[{SIZE // 4 + 512 - 16}]" in watch
