@@ -23,6 +23,7 @@ MODULES: tuple[str, ...] = (
     "check",
     "setup",
     "kpti",
+    "kpti_writes",
     "demo",
     "oops",
     "lane",
