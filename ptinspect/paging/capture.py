@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.memory.rows import has_rows, read_rows
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.snapshot.classify import are_tables, next_tables
 from ptinspect.snapshot.model import Tables
@@ -20,6 +21,8 @@ Progress = Callable[[int, int], None]
 MAX_TABLES = 262_144
 BATCH_BYTES = 512 << 10
 """At most this much is asked of `read_tables` in one call: it stays in the cache until it is put in order."""
+SCATTER_BYTES = 16 << 20
+"""The same where the memory puts each table into its row itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +138,11 @@ class _Parts:
 
 def _plan(reached: _Reached, room: int) -> _Plan:
     """Give each table one row, in the order of the lowest va that reaches it."""
+    if len(reached) <= room:
+        by_pa = np.argsort(reached.pa, kind="stable")
+        ordered = reached.pa[by_pa]
+        if (ordered[1:] != ordered[:-1]).all():
+            return _Plan(ordered, by_pa, reached.pa, reached.va, None, dropped=False)
     pa, first, of = np.unique(reached.pa, return_index=True, return_inverse=True)
     dropped = pa.shape[0] > room
     if dropped:
@@ -159,19 +167,15 @@ def _read(
     known: int,
 ) -> None:
     """Read the planned tables of `size` bytes into their rows, in batches of bounded size."""
-    step = max(BATCH_BYTES // size, 1)
+    step = max((SCATTER_BYTES if has_rows(memory) else BATCH_BYTES) // size, 1)
     words = size // 8
     done = known - len(plan)
     raw, readable = rows
-    raw[:, words:] = 0
+    if words < raw.shape[1]:
+        raw[:, words:] = 0
     for start in range(0, len(plan), step):
         part = slice(start, start + step)
-        values, good = memory.read_tables(plan.pa[part], size)
-        to = plan.row[part]
-        raw[to, :words] = values
-        readable[to] = good
-        if not good.all():
-            raw[to[~good]] = 0
+        read_rows(memory, plan.pa[part], size, (raw, plan.row[part]), readable)
         if progress is not None:
             progress(min(done + start + step, known), known)
 

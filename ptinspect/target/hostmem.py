@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +16,18 @@ from numpy.typing import NDArray
 from ptinspect.errors import MemoryReadError, TargetError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
-from ptinspect.target.laneerror import GONE, LaneError
+from ptinspect.target.laneerror import LaneError
+from ptinspect.target.procstat import ProcessState
+from ptinspect.target.vmread import copy, copy_few, reason
 
-IOV_MAX = 1024
-"""Most pieces of one call (Linux include/uapi/linux/uio.h, UIO_MAXIOV)."""
+FEW = 16
+"""Tables that are not worth being joined."""
 PROBES = 5
 """Places of a RAM block at which QEMU is asked for its own address."""
 PAGE = 4096
 
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is (0x[0-9a-f]+)")
 _MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.process_vm_readv.restype = ctypes.c_ssize_t
-_libc.process_vm_readv.argtypes = [
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,24 +49,35 @@ class HostMemory:
         Raises LaneError with the reason if this memory cannot be read, TargetError.
         """
         self.pid = pid
-        self._born = _stat(pid)[1]
+        self._state = ProcessState(pid)
+        try:
+            self._locate_ram(ram, monitor)
+        except BaseException:
+            self.close()
+            raise
+
+    def _locate_ram(self, ram: Sequence[RamBlock], monitor: Callable[[str], str]) -> None:
+        pid = self.pid
         mapped = _mapped(pid)
         blocks = [HostBlock(block, _host_address(block, monitor)) for block in ram]
         for host in blocks:
             if not mapped.contains(host.address, host.block.size):
                 raise LaneError(f"process {pid} does not hold the guest's {host.block.name or 'RAM'}")
         blocks.sort(key=lambda host: host.block.start)
-        self._ranges = [Ranges([host.block]) for host in blocks]
-        self._starts = np.array([host.block.start for host in blocks], dtype=np.uint64)
-        self._lasts = np.array([host.block.end - 1 for host in blocks], dtype=np.uint64)
-        with np.errstate(over="ignore"):
-            self._shift = np.array([host.address for host in blocks], dtype=np.uint64) - self._starts
-        _copy(pid, np.array([[blocks[0].address, 8]], dtype=np.uint64), np.empty(1, dtype=np.uint64))
+        self._firsts = [int(host.block.start) for host in blocks]
+        self._lasts = [host.block.end - 1 for host in blocks]
+        self._shifts = [(host.address - host.block.start) % (1 << 64) for host in blocks]
+        word = np.empty(1, dtype=np.uint64)
+        copy_few(pid, [(blocks[0].address, 8)], [(word.ctypes.data, 8)])
 
     @property
     def label(self) -> str:
         """Name the way the bytes come."""
         return f"host RAM of QEMU (pid {self.pid})"
+
+    def close(self) -> None:
+        """Give back what is open. Safe to call twice."""
+        self._state.close()
 
     def read(self, pa: int, length: int) -> bytes:
         """Return `length` bytes at `pa`. Raises MemoryReadError outside RAM, LaneError, TargetError."""
@@ -79,81 +86,80 @@ class HostMemory:
         pieces = []
         at, end = pa, pa + length
         while at < end:
-            slot = self._slot(at)
-            if slot < 0:
+            block = self._block(at)
+            if block < 0:
                 raise MemoryReadError(pa, length, "not in RAM")
-            step = min(end, int(self._lasts[slot]) + 1) - at
-            pieces.append(((at + int(self._shift[slot])) % (1 << 64), step))
+            step = min(end, self._lasts[block] + 1) - at
+            pieces.append(((at + self._shifts[block]) % (1 << 64), step))
             at += step
-        out = np.empty(length, dtype=np.uint8)
-        self._copy(np.array(pieces, dtype=np.uint64), out)
-        return out.tobytes()
+        out = ctypes.create_string_buffer(length)
+        copy_few(self.pid, pieces, [(ctypes.addressof(out), length)])
+        self._check()
+        return out.raw
 
     def read_tables(
         self, addresses: NDArray[np.uint64], size: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Read many tables; see PhysicalMemory. A row that no single RAM block holds is unreadable."""
-        slot = np.searchsorted(self._starts, addresses, side="right") - 1
+        raw = np.empty((addresses.shape[0], size // 8), dtype=np.uint64)
+        return raw, self.read_rows(addresses, size, raw, None)
+
+    def read_rows(
+        self,
+        addresses: NDArray[np.uint64],
+        size: int,
+        out: NDArray[np.uint64],
+        rows: NDArray[np.intp] | None,
+    ) -> NDArray[np.bool_]:
+        """Read tables straight into rows of an array, or in order (None); see RowMemory."""
+        count, stride = addresses.shape[0], out.shape[1] * 8
+        if not out.flags.c_contiguous or size > stride:
+            raise ValueError("the rows do not lie in the array")
+        if count == 0:
+            return np.zeros(0, dtype=np.bool_)
+        block = self._block(int(addresses[0]))
+        one = block >= 0 and int(addresses[-1]) + size - 1 <= self._lasts[block]
+        if one and count <= FEW:
+            places = range(count) if rows is None else rows.tolist()
+            if not 0 <= min(places) <= max(places) < out.shape[0]:
+                raise ValueError("the rows do not lie in the array")
+            base, shift = out.ctypes.data, self._shifts[block]
+            theirs = [((pa + shift) % (1 << 64), size) for pa in addresses.tolist()]
+            copy_few(self.pid, theirs, [(base + stride * row, size) for row in places])
+            self._check()
+            return np.ones(count, dtype=np.bool_)
+        return self._read_many(addresses, size, out, np.arange(count) if rows is None else rows)
+
+    def _read_many(
+        self, addresses: NDArray[np.uint64], size: int, out: NDArray[np.uint64], rows: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        if not 0 <= int(rows.min()) <= int(rows.max()) < out.shape[0]:
+            raise ValueError("the rows do not lie in the array")
+        block = np.searchsorted(np.array(self._firsts, dtype=np.uint64), addresses, side="right") - 1
         last = addresses + np.uint64(size - 1)
-        readable: NDArray[np.bool_] = (slot >= 0) & (last >= addresses)
-        readable &= last <= self._lasts[np.maximum(slot, 0)]
-        whole = bool(readable.all())
-        wanted, blocks = (addresses, slot) if whole else (addresses[readable], slot[readable])
-        raw = np.empty((wanted.shape[0], size // 8), dtype=np.uint64)
-        if wanted.shape[0]:
-            self._copy(_pieces(wanted + self._shift[blocks], size), raw)
-        if whole:
-            return raw, readable
-        out = np.zeros((addresses.shape[0], size // 8), dtype=np.uint64)
-        out[readable] = raw
-        return out, readable
+        readable: NDArray[np.bool_] = (block >= 0) & (last >= addresses)
+        readable &= last <= np.array(self._lasts, dtype=np.uint64)[block]
+        if not readable.all():
+            out[rows[~readable]] = 0
+            addresses, block, rows = addresses[readable], block[readable], rows[readable]
+        theirs = addresses + np.array(self._shifts, dtype=np.uint64)[block]
+        ours = rows.astype(np.uint64) * np.uint64(out.shape[1] * 8) + np.uint64(out.ctypes.data)
+        copy(self.pid, theirs, ours, size)
+        self._check()
+        return readable
 
-    def _slot(self, pa: int) -> int:
-        for number, ranges in enumerate(self._ranges):
-            if ranges.contains(pa):
-                return number
-        return -1
+    def _block(self, pa: int) -> int:
+        """Return the number of the block that holds an address; -1 if none does."""
+        block = bisect_right(self._firsts, pa) - 1
+        return block if block >= 0 and pa <= self._lasts[block] else -1
 
-    def _copy(self, pieces: NDArray[np.uint64], out: NDArray[np.uint8] | NDArray[np.uint64]) -> None:
-        """Copy, and make sure that it was still this QEMU, alive and not stopped by a signal."""
-        _copy(self.pid, pieces, out)
-        state, born = _stat(self.pid)
-        if born != self._born:
-            raise LaneError(f"QEMU (pid {self.pid}) {GONE}")
-        if state in "Tt":
+    def _check(self) -> None:
+        """Make sure that it was still this QEMU, alive and not stopped by a signal."""
+        if self._state.read() in "Tt":
             raise TargetError(
                 f"QEMU (pid {self.pid}) is stopped by a signal or a debugger",
                 f"kill -CONT {self.pid} lets it go on",
             )
-
-
-def _pieces(hosts: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
-    """Return (address, bytes) of the runs of neighbours, in order; shape (n, 2)."""
-    breaks = np.nonzero(np.diff(hosts) != size)[0] + 1
-    starts = np.concatenate([[0], breaks])
-    counts = np.diff(np.concatenate([starts, [hosts.shape[0]]]))
-    return np.stack([hosts[starts], counts.astype(np.uint64) * np.uint64(size)], axis=1)
-
-
-def _copy(pid: int, pieces: NDArray[np.uint64], out: NDArray[np.uint8] | NDArray[np.uint64]) -> None:
-    """Fill `out` with the pieces of another process's memory. Raises LaneError."""
-    target, done = out.ctypes.data, 0
-    for start in range(0, pieces.shape[0], IOV_MAX):
-        part = np.ascontiguousarray(pieces[start : start + IOV_MAX])
-        size = int(part[:, 1].sum())
-        local = np.array([target + done, size], dtype=np.uint64)
-        got = _libc.process_vm_readv(pid, local.ctypes.data, 1, part.ctypes.data, part.shape[0], 0)
-        if got != size:
-            raise LaneError(_reason(pid, ctypes.get_errno() if got < 0 else errno.EFAULT))
-        done += size
-
-
-def _reason(pid: int, code: int) -> str:
-    if code == errno.ESRCH:
-        return f"QEMU (pid {pid}) {GONE}"
-    if code in (errno.EPERM, errno.EACCES):
-        return f"reading the memory of process {pid} is not permitted (ptrace(2), access mode checking)"
-    return f"process {pid}: {os.strerror(code)}"
 
 
 def _host_address(block: RamBlock, monitor: Callable[[str], str]) -> int:
@@ -176,22 +182,10 @@ def _mapped(pid: int) -> Ranges:
     try:
         lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
     except OSError as error:
-        raise LaneError(_reason(pid, error.errno or errno.EIO)) from error
+        raise LaneError(reason(pid, error.errno or errno.EIO)) from error
     found = (_MAP.match(line) for line in lines)
     return Ranges(
         RamBlock(int(m[1], 16), int(m[2], 16) - int(m[1], 16))  # type: ignore[arg-type]
         for m in found
         if m is not None
     )
-
-
-def _stat(pid: int) -> tuple[str, str]:
-    """Return state and start time of a process (proc(5), stat). Raises LaneError if it has gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs more
-            words = file.read(4096).decode("ascii", "replace").rpartition(")")[2].split()
-    except OSError as error:
-        raise LaneError(f"QEMU (pid {pid}) {GONE}") from error
-    if words[0] in "ZX":
-        raise LaneError(f"QEMU (pid {pid}) {GONE}")
-    return words[0], words[19]

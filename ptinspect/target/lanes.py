@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError, TargetError, UserError
+from ptinspect.memory.rows import has_rows, read_rows
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.target.laneerror import GONE, LaneError
 from ptinspect.target.stubmem import StubMemory
@@ -161,6 +162,23 @@ class LaneMemory:
             except LaneError as error:
                 self._drop(name, error.message)
 
+    def read_rows(
+        self, addresses: NDArray[np.uint64], size: int, out: NDArray[np.uint64], rows: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        """Read many tables into rows of an array; see RowMemory."""
+        while True:
+            self._guard()
+            name, memory = self._choose()
+            try:
+                if self._check(name, memory, *self._first_of_each_block(name, addresses)):
+                    if has_rows(memory):
+                        return memory.read_rows(addresses, size, out, rows)
+                    readable = np.zeros(out.shape[0], dtype=np.bool_)
+                    read_rows(memory, addresses, size, (out, rows), readable)
+                    return readable[rows]
+            except LaneError as error:
+                self._drop(name, error.message)
+
     def close(self) -> None:
         """Give back what the lanes hold."""
         for lane in self._lanes.values():
@@ -203,8 +221,9 @@ class LaneMemory:
             return []
         found = []
         trusted = self._trusted(name)
+        first, last = int(addresses[0]), int(addresses[-1])
         for number, block in enumerate(self._stub.ram):
-            if number not in trusted:
+            if number not in trusted and block.start <= last and first < block.end:
                 at = int(np.searchsorted(addresses, np.uint64(block.start)))
                 if at < addresses.size and int(addresses[at]) < block.end:
                     found.append(int(addresses[at]))
@@ -230,23 +249,27 @@ class LaneMemory:
             if number is None or number in trusted:
                 continue
             pages = {pa & -PAGE, self._filled.get(number, int(self._stub.ram[number].start) & -PAGE)}
-            for page in sorted(pages):
-                if not self._same(number, memory, page):
-                    self._drop(name, f"it differs from the gdbstub at pa:{page:#x}", note=note)
-                    return False
+            differs = self._differing(number, memory, sorted(pages))
+            if differs is not None:
+                self._drop(name, f"it differs from the gdbstub at pa:{differs:#x}", note=note)
+                return False
             trusted.add(number)
         return True
 
-    def _same(self, number: int, memory: PhysicalMemory, page: int) -> bool:
+    def _differing(self, number: int, memory: PhysicalMemory, pages: list[int]) -> int | None:
+        """Return the first of the pages of a RAM block that the gdbstub reads otherwise, or None."""
         block = self._stub.ram[number]
-        start, end = max(page, int(block.start)), min(page + PAGE, block.end)
-        truth = self._stub.read(start, end - start)
-        if any(truth):
-            self._filled[number] = page
-        try:
-            return memory.read(start, end - start) == truth
-        except MemoryReadError:
-            return False
+        ranges = [(max(page, int(block.start)), min(page + PAGE, block.end)) for page in pages]
+        sizes = [(start, end - start) for start, end in ranges]
+        for (start, size), page, truth in zip(sizes, pages, self._stub.read_several(sizes), strict=True):
+            if any(truth):
+                self._filled[number] = page
+            try:
+                if memory.read(start, size) != truth:
+                    return page
+            except MemoryReadError:
+                return page
+        return None
 
     def _block(self, pa: int) -> int | None:
         return next((n for n, block in enumerate(self._stub.ram) if block.contains(pa)), None)

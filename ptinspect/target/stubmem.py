@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +38,26 @@ class StubMemory:
         """Return `length` bytes at `pa`. Raises MemoryReadError outside RAM, TargetError."""
         if length == 0:
             return b""
-        if not self._ranges.contains(pa, length):
-            raise MemoryReadError(pa, length, "not in RAM")
+        self._need_ram(pa, length)
         self._guard()
         parts = (self._agent.read([(pa + at, min(CHUNK, length - at))]) for at in range(0, length, CHUNK))
         return b"".join(parts)
+
+    def read_several(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of each range (pa, bytes), in one round trip: a few pages in all.
+
+        Raises MemoryReadError outside RAM, TargetError.
+        """
+        for pa, length in ranges:
+            self._need_ram(pa, length)
+        self._guard()
+        data = memoryview(self._agent.read(ranges))
+        ends = list(accumulate(length for _, length in ranges))
+        return [bytes(data[end - length : end]) for end, (_, length) in zip(ends, ranges, strict=True)]
+
+    def _need_ram(self, pa: int, length: int) -> None:
+        if not self._ranges.contains(pa, length):
+            raise MemoryReadError(pa, length, "not in RAM")
 
     def read_tables(
         self, addresses: NDArray[np.uint64], size: int

@@ -15,7 +15,7 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost, UserError
 from ptinspect.memory.source import RamBlock
 from ptinspect.memory.sparse import SparseMemory
-from ptinspect.target import hostmem
+from ptinspect.target import hostmem, vmread
 from ptinspect.target.address import StubAddress
 from ptinspect.target.hostmem import HostMemory
 from ptinspect.target.laneerror import LaneError
@@ -48,6 +48,9 @@ class Lane:
         if self.fails:
             raise LaneError(self.fails)
         return self.memory.read(pa, length)
+
+    def read_several(self, ranges: Any) -> list[bytes]:
+        return [self.read(*one) for one in ranges]
 
     def read_tables(self, addresses: Any, size: int) -> Any:
         self.reads += 1
@@ -185,7 +188,7 @@ class Own:
 
 
 def test_host_memory_reads_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostmem, "IOV_MAX", 3)
+    monkeypatch.setattr(vmread, "IOV_MAX", 3)
     own = Own()
     memory = own.open()
     assert memory.read(LOW + 5, 100) == own.data[0][5:105].tobytes()
@@ -200,6 +203,56 @@ def test_host_memory_reads_what_is_there(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(MemoryReadError):
         memory.read(LOW + SIZE - 4, 8)
     assert str(os.getpid()) in memory.label
+
+
+@pytest.mark.parametrize("few", [0, 16])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [3, 6, 0, 2, 5, 1, 4]])
+def test_tables_are_read_into_their_rows(monkeypatch: pytest.MonkeyPatch, few: int, order: list[int]) -> None:
+    monkeypatch.setattr(vmread, "IOV_MAX", 3)
+    monkeypatch.setattr(hostmem, "FEW", few)
+    own = Own()
+    memory = own.open()
+    rows = np.array(order)
+    for wanted in (
+        tables(*(LOW + 4096 * n for n in (0, 1, 2, 5, 7, 9, 11))),
+        tables(*(LOW + 4096 * n for n in (0, 1, 2, 5)), LOW + SIZE, HIGH + 4096, HIGH + SIZE),
+    ):
+        raw, good = memory.read_tables(wanted, 4096)
+        out = np.full((9, 512), 7, dtype=np.uint64)
+        assert memory.read_rows(wanted, 4096, out, rows).tolist() == good.tolist()
+        assert (out[rows] == raw).all() and (out[7:] == 7).all()
+        half = np.full((7, 512), 7, dtype=np.uint64)
+        memory.read_rows(wanted, 2048, half, rows)
+        assert (half[rows[good], :256] == raw[good, :256]).all() and (half[rows[good], 256:] == 7).all()
+
+
+@pytest.mark.parametrize("few", [0, 16])
+def test_nothing_is_written_outside_of_the_array(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    monkeypatch.setattr(hostmem, "FEW", few)
+    memory = Own().open()
+    wanted = tables(LOW, LOW + 4096)
+    out = np.zeros((2, 512), dtype=np.uint64)
+    for bad_out, rows, size in (
+        (out, [0, 2], 4096),
+        (out, [-1, 0], 4096),
+        (out, [0, 1], 8192),
+        (np.zeros((4, 512), dtype=np.uint64)[::2], [0, 1], 4096),
+    ):
+        with pytest.raises(ValueError, match="do not lie in"):
+            memory.read_rows(wanted, size, bad_out, np.array(rows))
+    assert not memory.read_rows(tables(), 4096, out, np.zeros(0, dtype=np.intp)).size and not out.any()
+
+
+def test_rows_come_by_every_lane_and_a_lane_that_fails_is_replaced() -> None:
+    s = Set()
+    wanted, rows = tables(LOW, LOW + 4096, LOW + SIZE, HIGH), np.array([2, 0, 1, 3])
+    raw, good = s.truth.read_tables(wanted, 4096)
+    for broken in ("", "it broke"):
+        s.fast.fails = broken
+        out = np.full((4, 512), 9, dtype=np.uint64)
+        assert s.lanes.read_rows(wanted, 4096, out, rows).tolist() == good.tolist()
+        assert (out[rows] == raw).all()
+    assert s.lanes.take_notices()
 
 
 def test_blocks_that_touch_are_read_as_one() -> None:
@@ -234,7 +287,7 @@ def test_host_memory_refuses_what_it_cannot_trust() -> None:
 def test_memory_that_goes_away_is_an_error() -> None:
     own = Own()
     memory = own.open()
-    memory._shift = memory._shift - np.uint64(own.data[0].ctypes.data) + np.uint64(4096)
+    memory._shifts = [(4096 - LOW) % (1 << 64)] * 2
     with pytest.raises(LaneError, match="Bad address"):
         memory.read(LOW, 8)
     assert ctypes.sizeof(ctypes.c_void_p) == 8
