@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.errors import UserError
+from ptinspect.errors import MiError, PtinspectError, UserError
 from ptinspect.output.model import Note, Report, escape
+
+_NEEDS_DEBUG_INFO = re.compile(
+    r"No (struct |union |enum )?type named|has unknown (return )?type|No symbol table is loaded"
+    r"|No line number information|No debugging symbols|No symbol \".*\" in current context"
+)
+"""What GDB says where it would need the debug information that it was not given (`gdb_file`)."""
+_LOADS = re.compile(r"\s*(add-symbol-file|symbol-file|file)\b")
+_LOADED = "gdb has debug information"
 
 
 def register(registry: Registry) -> None:
@@ -33,10 +43,36 @@ def gdb(ctx: Context, args: argparse.Namespace) -> Report:
     line = args.line.strip()
     if not line:
         raise UserError("gdb: which command?", "for example: gdb info registers x0")
-    report = _text(ctx.target.gdb_command(line))
+    try:
+        text = ctx.target.gdb_command(line)
+    except MiError as error:
+        raise MiError(error.message, error.hint or _debug_info_hint(ctx, error.message)) from error
+    if _LOADS.match(line):
+        ctx.memo[_LOADED] = True
+    report = _text(text)
+    hint = _debug_info_hint(ctx, text)
+    if hint:
+        report = Report(report.result, (*report.body, Note(hint, "dim")))
     if ctx.target.state.name != "RUNNING":
         return report
     return Report(report.result, (*report.body, Note("running; interrupt stops it", "changed")))
+
+
+def _debug_info_hint(ctx: Context, text: str) -> str:
+    """Say how GDB gets the debug information of the kernel file, if it was asked for what needs it."""
+    if _LOADED in ctx.memo or not _NEEDS_DEBUG_INFO.search(text):
+        return ""
+    from ptinspect.commands.target import elf_file
+
+    kernel = elf_file(ctx.settings.kernel)
+    if kernel is None:
+        return ""
+    try:
+        offset = ctx.view().kaslr_offset
+    except PtinspectError:
+        offset = 0
+    moved = f"-o {offset:#x} " if offset else ""
+    return f"GDB has symbols only; with debug information: gdb symbol-file {moved}{shlex.quote(str(kernel))}"
 
 
 def monitor(ctx: Context, args: argparse.Namespace) -> Report:

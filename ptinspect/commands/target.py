@@ -133,7 +133,7 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
         session = Session.attach(
             str(qemu.gdb_socket),
             gdb_path=ctx.settings.gdb,
-            symbol_file=_elf(boot.symbols),
+            symbol_file=_for_gdb(boot.symbols),
             timeout=ctx.settings.timeout,
         )
     except BaseException:
@@ -169,7 +169,7 @@ def _boot(ctx: Context, args: argparse.Namespace) -> Boot:
     for file in (boot.kernel, boot.initrd, boot.symbols):
         if file is not None and not file.is_file():
             raise UserError(f"no file {file}")
-    if _elf(boot.kernel) is not None:
+    if elf_file(boot.kernel) is not None:
         raise UserError(
             f"QEMU cannot boot {boot.kernel}, an ELF file", f"launch IMAGE --symbols {boot.kernel}"
         )
@@ -189,7 +189,7 @@ def _options(boot: Boot, args: argparse.Namespace) -> LaunchOptions:
     return options
 
 
-def _elf(kernel: Path | None) -> Path | None:
+def elf_file(kernel: Path | None) -> Path | None:
     """Return the file if it is an ELF file; GDB can do nothing with an Image, nor QEMU with ELF."""
     if kernel is None:
         return None
@@ -198,6 +198,16 @@ def _elf(kernel: Path | None) -> Path | None:
             return kernel if file.read(4) == b"\x7fELF" else None
     except OSError as error:
         raise UserError(f"cannot read {kernel}: {error.strerror or error}") from error
+
+
+def _for_gdb(kernel: Path | None) -> Path | None:
+    """Return what GDB is given of an ELF file: its symbols, not its debug information."""
+    file = elf_file(kernel)
+    if file is None:
+        return None
+    from ptinspect.linux.gdbfile import gdb_file
+
+    return gdb_file(file)
 
 
 def _refuse_second(ctx: Context) -> None:
@@ -222,7 +232,7 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
     session = Session.attach(
         address,
         gdb_path=ctx.settings.gdb,
-        symbol_file=_elf(ctx.settings.kernel),
+        symbol_file=_for_gdb(ctx.settings.kernel),
         timeout=args.timeout or ctx.settings.timeout,
     )
     ctx.open_session(session)

@@ -122,8 +122,8 @@ def _save(path: Path, table: SymbolTable) -> None:
         return
 
 
-def prune(directory: Path, keep: int = MAX_FILES) -> None:
+def prune(directory: Path, keep: int = MAX_FILES, pattern: str = "*.npz") -> None:
     """Delete the files of a cache directory that were used longest ago, all but `keep`."""
-    files = sorted(directory.glob("*.npz"), key=lambda p: p.stat().st_mtime, reverse=True)
+    files = sorted(directory.glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True)
     for old in files[keep:]:
         old.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from fakes import IMAGE, KERNEL, FakeKernel, FakeSession, State, Stop, context, 
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.frames import has_record, strip_pac
-from ptinspect.errors import MemoryReadError, TargetLost, TargetRunning, UserError
+from ptinspect.errors import MemoryReadError, MiError, TargetLost, TargetRunning, UserError
 
 
 @pytest.fixture
@@ -297,6 +297,33 @@ def test_x_refuses(ctx: Context, form: str) -> None:
 def test_gdb_and_monitor_are_passed_on_and_escaped(ctx: Context) -> None:
     assert run(ctx, 'gdb p "a b"  + 1').result["lines"] == ['\\x1b[2Jgdb p "a b"  + 1']
     assert run(ctx, "monitor info mtree -f").result["lines"] == ["monitor info mtree -f"]
+
+
+def test_gdb_that_would_need_debug_information_is_told_how_to_get_it(
+    ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = tmp_path / "vm linux"
+    kernel.write_bytes(b"\x7fELF")
+    answers = {"info line f": "No line number information available for address 0x10", "p 1": "$1 = 1"}
+
+    def gdb_command(line: str) -> str:
+        if line not in answers:
+            raise MiError("No struct type named page.")
+        return answers[line]
+
+    monkeypatch.setattr(session_of(ctx), "gdb_command", gdb_command)
+    assert "debug information" not in text(run(ctx, "gdb info line f"))
+    ctx.use_kernel(kernel)
+    assert f"gdb symbol-file '{kernel}'" in text(run(ctx, "gdb info line f"))
+    assert "debug information" not in text(run(ctx, "gdb p 1"))
+    with pytest.raises(MiError, match="No struct type") as caught:
+        run(ctx, "gdb p sizeof(struct page)")
+    assert "symbol-file" in caught.value.hint
+    answers[f"symbol-file {kernel}"] = ""
+    run(ctx, f"gdb symbol-file {kernel}")
+    with pytest.raises(MiError) as caught:
+        run(ctx, "gdb p sizeof(struct page)")
+    assert caught.value.hint == ""
 
 
 @pytest.mark.parametrize("line", ["gdb", "monitor", "gdb  "])
