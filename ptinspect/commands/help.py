@@ -107,6 +107,10 @@ def _facts(command: Command) -> dict[str, object]:
 
 
 def version(ctx: Context, args: argparse.Namespace) -> Report:
-    """Say the version of ptinspect and of the Python that runs it."""
-    result = {"version": __version__, "python": platform.python_version()}
-    return Report(result, (Note(f"ptinspect {__version__} (Python {result['python']})"),))
+    """Say the version of ptinspect and of the Python that runs it, and where the scripts for GDB are."""
+    from ptinspect.target.agent import script_path
+
+    scripts = str(script_path().with_name("ptinspect.py"))
+    result = {"version": __version__, "python": platform.python_version(), "gdb_script": scripts}
+    said = f"ptinspect {__version__} (Python {result['python']})"
+    return Report(result, (Note(said), Note(f"inside GDB: source {scripts}")))

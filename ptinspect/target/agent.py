@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.errors import MiError, TargetError
+from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.mi import Reply
 from ptinspect.target.mitext import quote
-from ptinspect.target.process import GdbProcess
 
 SCRIPT = "ptinspect_agent.py"
 BYTES_PER_SECOND = 500_000
@@ -34,7 +34,7 @@ def script_path() -> Path:
 class Agent:
     """Read and write guest-physical memory in batches."""
 
-    def __init__(self, gdb: GdbProcess, file: int | None = None) -> None:
+    def __init__(self, gdb: GdbLink, file: int | None = None) -> None:
         """Load the script into GDB; `file` is a file that GDB has inherited. Raises TargetError."""
         self._gdb = gdb
         self._file = file

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptinspect.errors import MiError
+from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.mitext import quote
-from ptinspect.target.process import GdbProcess
 from ptinspect.target.state import Breakpoint
 
 SECONDS = 10.0
 
 
 def insert_breakpoint(
-    gdb: GdbProcess, address: int, *, hardware: bool, temporary: bool, cpu: int | None, condition: str | None
+    gdb: GdbLink, address: int, *, hardware: bool, temporary: bool, cpu: int | None, condition: str | None
 ) -> Breakpoint:
     """Set a breakpoint on a value of the program counter. Raises MiError with GDB's reason."""
     words = ["-break-insert"]
@@ -29,12 +29,12 @@ def insert_breakpoint(
     return found
 
 
-def delete_breakpoint(gdb: GdbProcess, number: int) -> None:
+def delete_breakpoint(gdb: GdbLink, number: int) -> None:
     """Delete a breakpoint. Raises MiError if there is none of this number."""
     gdb.request(f"-break-delete {number}", SECONDS)
 
 
-def list_breakpoints(gdb: GdbProcess) -> tuple[Breakpoint, ...]:
+def list_breakpoints(gdb: GdbLink) -> tuple[Breakpoint, ...]:
     """Return all breakpoints with an address, by number."""
     table = gdb.request("-break-list", SECONDS).payload.get("BreakpointTable")
     rows = table.get("body", []) if isinstance(table, dict) else []

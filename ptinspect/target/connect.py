@@ -14,6 +14,7 @@ from ptinspect.memory.source import RamBlock
 from ptinspect.target.address import StubAddress
 from ptinspect.target.agent import Agent
 from ptinspect.target.gdb import Gdb, find_gdb
+from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.mitext import quote
 from ptinspect.target.mtree import parse_mtree
 from ptinspect.target.probe import StubFacts, leave_running, probe
@@ -40,7 +41,7 @@ class Link:
     """Of the stub."""
     gdb: Gdb
     """The program."""
-    process: GdbProcess
+    process: GdbLink
     """GDB running, connected."""
     agent: Agent
     """The script inside it."""
@@ -102,7 +103,7 @@ def connect(
                 pipelined=agent.leave_physical_mode(),
                 registers=RegisterReader(process),
                 ram=parse_mtree(process.request(f"-interpreter-exec console {quote(_MTREE)}", timeout).text),
-                cpu_count=_count_cpus(process, timeout),
+                cpu_count=count_cpus(process, timeout),
                 close=held.close,
             )
             undo.pop_all()
@@ -132,7 +133,8 @@ def _prepare(process: GdbProcess, file: int, symbol_file: Path | None, timeout: 
     return Agent(process, file)
 
 
-def _count_cpus(process: GdbProcess, timeout: float) -> int:
+def count_cpus(process: GdbLink, timeout: float) -> int:
+    """Return how many CPUs GDB sees. Raises TargetError if there is none."""
     body = process.request("-thread-list-ids", timeout).line.body
     found = re.search(rb'number-of-threads="([0-9]+)"', body)
     if found is None or int(found[1]) < 1:

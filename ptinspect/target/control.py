@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ptinspect.errors import TargetLost, TargetRunning, TargetTimeout
 from ptinspect.target.breakpoints import delete_breakpoint, insert_breakpoint, list_breakpoints
-from ptinspect.target.process import GdbProcess
+from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.state import Breakpoint, Listener, RunState, RunTracker, StopInfo
 
 SECONDS = 10.0
@@ -22,7 +22,7 @@ STOP_SECONDS = 5.0
 class RunControl:
     """The part of a session that is about running and stopping."""
 
-    def __init__(self, gdb: GdbProcess, tracker: RunTracker) -> None:
+    def __init__(self, gdb: GdbLink, tracker: RunTracker) -> None:
         """Control the guest that `gdb` is connected to; `tracker` gets its events."""
         self._gdb = gdb
         self._tracker = tracker

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
 from ptinspect.errors import TargetError
+from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.mitext import c_string
-from ptinspect.target.process import GdbProcess
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
@@ -19,7 +19,7 @@ SECONDS = 10.0
 class RegisterReader:
     """Read registers in one round trip; vectors are left out."""
 
-    def __init__(self, gdb: GdbProcess) -> None:
+    def __init__(self, gdb: GdbLink) -> None:
         """Ask for the names. Raises TargetError if they are not those of an aarch64 CPU."""
         self._gdb = gdb
         body = gdb.request("-data-list-register-names", SECONDS).line.body

@@ -1,0 +1,307 @@
+"""ptinspect inside a GDB of your own: `source ptinspect.py`, then `pt walk $pc`, `pt snap before`, ...
+
+Every command of ptinspect is there, with the same output and the same snapshot files: `pt help` lists
+them. GDB must be connected to QEMU's gdbstub (`target remote :1234`); attach.gdb does that. Works beside
+pwndbg and gef. GDB 12 or newer with Python.
+
+GDB's own Python sees no virtual environment, and needs none: ptinspect runs in a process of its own,
+started by the first `pt`, and this file only carries MI commands to GDB and answers back. Its Python is
+found in this order:
+
+1. `$PTINSPECT_PYTHON`
+2. the virtual environment that this file is installed in, or `.venv` beside the folder of this file
+3. the one whose `bin` holds the `ptinspect` that is found in PATH
+
+Nothing but the standard library and `gdb` is imported here.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gdb
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import ptinspect_mi  # noqa: E402 (beside this file)
+
+sys.path.remove(str(HERE))
+MODULE = "ptinspect.gdbhost"
+POLL_SECONDS = 0.2
+"""How often Ctrl-C is looked for while ptinspect works."""
+CANCEL_SECONDS = 10.0
+"""How long ptinspect may take to give a command up."""
+
+
+def candidates():
+    """Return the Pythons that may have ptinspect, best first."""
+    named = os.environ.get("PTINSPECT_PYTHON")
+    if named:
+        return [Path(named)]
+    found = [HERE.parent / ".venv" / "bin" / "python"]
+    found += [folder / "bin" / "python" for folder in HERE.parents if (folder / "pyvenv.cfg").is_file()]
+    program = shutil.which("ptinspect")
+    if program:
+        found += [Path(program).resolve().parent / "python", Path(program).parent / "python"]
+    return [path for path in found if path.is_file()]
+
+
+def environment():
+    """Return the environment for another Python: GDB may have changed its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME",)}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def one_line(error):
+    """Return an error's last line."""
+    return (str(error).strip().splitlines() or ["?"])[-1]
+
+
+class Server:
+    """The process that does the work."""
+
+    def __init__(self):
+        self.process = None
+        self.buffer = b""
+        self.number = 0
+
+    def start(self):
+        """Start it, unless it runs."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        tried = []
+        for python in candidates():
+            check = subprocess.run(
+                [str(python), "-c", "import ptinspect.gdbhost"],
+                env=environment(), capture_output=True, text=True, check=False, timeout=60,
+            )  # fmt: skip
+            if check.returncode == 0:
+                self.process = subprocess.Popen(
+                    [str(python), "-m", MODULE],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(),
+                    start_new_session=True, bufsize=0,
+                )  # fmt: skip
+                self.buffer = b""
+                return
+            tried.append(f"{python}: {one_line(check.stderr)}")
+        raise gdb.GdbError(
+            "ptinspect: no Python with ptinspect was found"
+            + "".join(f"\n  {line}" for line in tried)
+            + "\n  name it: python import os; os.environ['PTINSPECT_PYTHON'] = '.../.venv/bin/python'"
+        )
+
+    def send(self, message):
+        """Send one message."""
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            self.gone(error)
+
+    def receive(self):
+        """Return the next message; Ctrl-C makes ptinspect give up what it does."""
+        while b"\n" not in self.buffer:
+            if signal.sigtimedwait([signal.SIGINT], 0) is not None:
+                os.kill(self.process.pid, signal.SIGINT)
+            if not select.select([self.process.stdout], [], [], POLL_SECONDS)[0]:
+                if self.process.poll() is not None:
+                    self.gone("it ended")
+                continue
+            data = os.read(self.process.stdout.fileno(), 1 << 20)
+            if not data:
+                self.gone("it ended")
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def gone(self, why):
+        """Forget a process that has ended."""
+        process, self.process = self.process, None
+        process.kill()
+        process.wait(10)
+        raise gdb.GdbError(f"ptinspect's process has gone ({one_line(why)}); its snapshots went with it")
+
+    def converse(self, message, from_tty):
+        """Send a command and serve what it asks until it ends; return its last message."""
+        self.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.send(message)
+            while True:
+                said = self.receive()
+                if "end" in said:
+                    return said
+                self.serve(said, from_tty)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def serve(self, said, from_tty):
+        """Do one thing that ptinspect asks for."""
+        number = said.get("number")
+        if "text" in said:
+            gdb.write(said["text"])
+        elif "error" in said:
+            gdb.write(said["error"], gdb.STDERR)
+        elif "mi" in said:
+            self.send({"number": number, "out": ptinspect_mi.answer(said["mi"])})
+        elif "go" in said:
+            self.send({"number": number, **go(said["go"])})
+        elif "peer" in said:
+            self.send({"number": number, "pid": peer()})
+        elif "question" in said:
+            self.send({"number": number, "yes": from_tty and ask(said["question"])})
+
+
+class Stops:
+    """Remember how the guest stopped last, and whether it may have changed."""
+
+    def __init__(self):
+        self.serial = 0
+        self.fields = None
+        events = gdb.events
+        events.stop.connect(self.stopped)
+        for name in ("cont", "memory_changed", "register_changed", "inferior_call", "exited"):
+            getattr(events, name).connect(self.changed)
+
+    def changed(self, event):
+        """Count."""
+        self.serial += 1
+
+    def stopped(self, event):
+        """Keep what MI says of a stop; a temporary breakpoint is gone when the guest stands."""
+        self.serial += 1
+        self.fields = {"reason": "end-stepping-range"}
+        if isinstance(event, gdb.BreakpointEvent):
+            kinds = (gdb.BP_BREAKPOINT, getattr(gdb, "BP_HARDWARE_BREAKPOINT", gdb.BP_BREAKPOINT))
+            watch = event.breakpoint.type not in kinds
+            self.fields["reason"] = "watchpoint-trigger" if watch else "breakpoint-hit"
+            self.fields["bkptno"] = str(event.breakpoint.number)
+        elif isinstance(event, gdb.SignalEvent):
+            self.fields["reason"] = "signal-received"
+            self.fields["signal-name"] = event.stop_signal
+
+
+def go(commands):
+    """Make the guest run and wait until it stops; SIGINT stops it. Returns MI's fields of the stop."""
+    stops.fields = None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    try:
+        with quiet():
+            for command in commands:
+                gdb.execute(command, False, True)
+    except gdb.error as error:
+        return {"error": one_line(error)}
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    thread = gdb.selected_thread()
+    if thread is None:
+        return {"error": "the guest or QEMU has gone"}
+    fields = stops.fields or {"reason": "signal-received", "signal-name": "SIGINT"}
+    frame = {"addr": hex(int(gdb.parse_and_eval("(unsigned long)$pc")))}
+    return {"stop": {**fields, "thread-id": str(thread.num), "frame": frame}}
+
+
+@contextlib.contextmanager
+def quiet():
+    """Drop what GDB and others tell of each stop on the way; no command of the user's runs meanwhile."""
+    gdb.flush()
+    shown, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        gdb.flush()
+        os.dup2(shown, 1)
+        os.close(shown)
+        os.close(nothing)
+
+
+def peer():
+    """Return the process behind a Unix socket of GDB's, or None (unix(7), SO_PEERCRED)."""
+    agent = sys.modules.get("__main__")
+    wire = getattr(agent, "wire", None)
+    lane = wire() if wire is not None else None
+    if lane is None or lane.sock.family != 1:
+        return None
+    import socket
+    import struct
+
+    size = struct.calcsize("iII")
+    return struct.unpack("iII", lane.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+
+
+def ask(question):
+    """Ask a yes-or-no question at the prompt."""
+    gdb.write(f"{question} [y/N] ")
+    gdb.flush()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        return False
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+
+
+def situation():
+    """Return what ptinspect must know of this GDB as it stands."""
+    inferior = gdb.selected_inferior()
+    connection = getattr(inferior, "connection", None)
+    remote = connection is not None and hasattr(connection, "send_packet")
+    thread = gdb.selected_thread()
+    return {
+        "connection": connection.num if remote else None,
+        "details": connection.details if remote else None,
+        "thread": thread.num if thread is not None else None,
+        "program": gdb.current_progspace().filename,
+        "serial": stops.serial,
+        "version": gdb.VERSION,
+        "cwd": str(Path.cwd()),
+    }
+
+
+class PtCommand(gdb.Command):
+    """ptinspect: look at the translation tables and kernel stacks of an arm64 Linux guest.
+
+    pt help             lists the commands, pt help walk explains one
+    pt --json walk $pc  answers as JSON
+    """
+
+    def __init__(self, name):
+        super().__init__(name, gdb.COMMAND_DATA)
+
+    def invoke(self, argument, from_tty):
+        """Run one command line."""
+        self.dont_repeat()
+        words = argument.split()
+        as_json = words[:1] == ["--json"]
+        line = argument.strip()[len("--json") :].strip() if as_json else argument.strip()
+        thread = gdb.selected_thread()
+        tty = os.isatty(1)
+        message = {"run": line or "help", "json": as_json, "tty": tty, **situation()}
+        message["width"] = gdb.parameter("width") or 0
+        end = server.converse(message, from_tty)
+        now = gdb.selected_thread()
+        if thread is not None and now is not None and end.get("stay") and thread.num != now.num:
+            thread.switch()
+        gdb.set_convenience_variable("pt_exit", end["end"])
+
+    def complete(self, text, word):
+        """Complete the words of commands."""
+        try:
+            return server.converse({"complete": text}, False).get("words", [])
+        except gdb.GdbError:
+            return []
+
+
+stops = Stops()
+server = Server()
+PtCommand("pt")
+PtCommand("ptinspect")

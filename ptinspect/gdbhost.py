@@ -1,0 +1,184 @@
+"""The composition root inside a GDB that the user started: `pt COMMAND` runs one command line here.
+
+`gdbscripts/ptinspect.py` starts `python -m ptinspect.gdbhost` and speaks to it over two pipes, see
+ptinspect/target/hosted.py. Snapshots stay in this process until GDB ends.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.errors import EXIT_BUG, PtinspectError, TargetLost, UserError
+from ptinspect.repl.printer import Printer
+
+if TYPE_CHECKING:
+    from ptinspect.commands.context import Context
+    from ptinspect.target.hosted import Host, HostedSession
+
+NOT_HERE = {
+    "attach": "use GDB's own: target remote :1234",
+    "launch": "start QEMU yourself, or use ptinspect without GDB",
+    "detach": "use GDB's own: detach, or disconnect",
+    "quit": "use GDB's own",
+    "interrupt": "Ctrl-C stops the guest",
+    "demo": "use ptinspect without GDB: it starts a guest of its own",
+    "campaign": "use ptinspect without GDB: it starts guests of its own",
+    "gdb": "type it at GDB's own prompt",
+}
+"""Commands that make no sense inside a GDB, and what to do instead."""
+
+
+class _Stream(io.TextIOBase):
+    """Send what is written to GDB's terminal."""
+
+    def __init__(self, host: Host, name: str, tty: bool) -> None:
+        self._host, self._name, self._tty = host, name, tty
+
+    def write(self, text: str) -> int:
+        """Send text."""
+        if text:
+            self._host.send({self._name: text})
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Tell whether GDB stands at a terminal."""
+        return self._tty
+
+
+class _Printer(Printer):
+    """Print through GDB, and ask through it."""
+
+    def __init__(self, host: Host, *, json: bool, tty: bool) -> None:
+        super().__init__(json=json, out=_Stream(host, "text", tty), err=_Stream(host, "error", tty))  # type: ignore[arg-type]
+        self._host = host
+
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question at GDB's prompt."""
+        self.end_progress()
+        answer = self._host.ask({"question": question}, 3600.0)
+        return bool(answer and answer.get("yes"))
+
+
+class Server:
+    """Run command lines for one GDB."""
+
+    def __init__(self, host: Host) -> None:
+        from ptinspect.commands.catalogue import build_registry
+        from ptinspect.commands.context import Context
+
+        self._host = host
+        self.ctx: Context = Context(build_registry())
+        self._key: object = None
+        self._serial: object = None
+
+    def serve(self) -> None:
+        """Run what GDB sends until it ends."""
+        while True:
+            try:
+                message = self._host.receive(None)
+            except KeyboardInterrupt:
+                continue
+            if message and "run" in message:
+                self._host.send({"end": self._guarded(message)})
+            elif message and "complete" in message:
+                self._host.send({"end": 0, "words": self._words(str(message["complete"]))})
+
+    def _guarded(self, message: Mapping[str, Any]) -> int:
+        printer = _Printer(self._host, json=bool(message.get("json")), tty=bool(message.get("tty")))
+        os.environ["COLUMNS"] = str(message.get("width") or 0)
+        self.ctx.interaction, self.ctx.json = printer, printer.json
+        try:
+            return self._run(printer, str(message["run"]), message)
+        except KeyboardInterrupt:
+            printer.failure("", "interrupted", "interrupted")
+            return 130
+        except TargetLost:
+            raise
+        except Exception as error:  # noqa: BLE001 (the bug net)
+            printer.failure(
+                "",
+                "bug",
+                f"a bug in ptinspect: {type(error).__name__}: {error}",
+                hint=traceback.format_exc(),
+            )
+            return EXIT_BUG
+        finally:
+            if self.ctx.session is not None:
+                self._hosted.settle()
+
+    @property
+    def _hosted(self) -> HostedSession:
+        return self.ctx.session  # type: ignore[return-value]
+
+    def _run(self, printer: _Printer, line: str, message: Mapping[str, Any]) -> int:
+        from ptinspect.repl.runner import Line, name_of, run_line
+
+        name = name_of(self.ctx, line).split(" ")[0]
+        try:
+            if name in NOT_HERE:
+                raise UserError(f"{name}: not inside GDB", NOT_HERE[name])
+            if name == "continue" and {"-b", "--background"} & set(line.split()):
+                raise UserError("continue --background: not inside GDB", "its prompt waits for the guest")
+            self._follow(message)
+        except PtinspectError as error:
+            printer.error(name, error, line)
+            return error.exit_code
+        return run_line(self.ctx, printer, Line(line))
+
+    def _follow(self, message: Mapping[str, Any]) -> None:
+        """Follow what the user of GDB did since the last command."""
+        from ptinspect.target.hosted import open_session
+
+        cwd, program = message.get("cwd"), message.get("program")
+        if cwd:
+            os.chdir(str(cwd))
+        if program and self.ctx.settings.kernel is None and Path(str(program)).is_file():
+            self.ctx.use_kernel(Path(str(program)))
+        key = (message.get("connection"), message.get("details"))
+        dead = self.ctx.session is not None and self.ctx.state == "dead"
+        if key != self._key or dead:
+            self.ctx.drop_session()
+            self._key = None
+            if message.get("details"):
+                session = open_session(self._host, str(message["details"]), str(message.get("version", "")))
+                self.ctx.open_session(session)
+                self._key = key
+        if self.ctx.session is not None:
+            changed = message.get("serial") != self._serial
+            self._hosted.begin(max(int(message.get("thread") or 1) - 1, 0), changed)
+            if changed:
+                self.ctx.forget_stop()
+        self._serial = message.get("serial")
+
+    def _words(self, text: str) -> list[str]:
+        """Return the next words of commands that begin with `text`."""
+        words = text.split(" ")
+        done = tuple(words[:-1])
+        names = {c.words[len(done)] for c in self.ctx.registry if c.words[: len(done)] == done != c.words}
+        return sorted(name for name in names if name.startswith(words[-1]) and name not in NOT_HERE)
+
+
+def main() -> int:
+    """Serve the GDB that started this process until it ends."""
+    from ptinspect.target.hosted import Host
+
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    server = Server(Host(os.fdopen(os.dup(0), "rb", buffering=0), sink, os.getppid()))
+    try:
+        server.serve()
+    except TargetLost:
+        pass
+    finally:
+        server.ctx.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""gdbscripts/ptinspect.py in a GDB that ptinspect did not start, on a real guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import missing
+from session import need_guest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.target.gdb import find_gdb
+from ptinspect.target.qemu import LaunchOptions, Qemu, launch
+
+pytestmark = pytest.mark.live
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "gdbscripts"
+GUEST = "5.10-cloud"
+SECONDS = 120
+
+
+def gdbs() -> list[str]:
+    """Return every GDB that can be had here: the system's, and the one of the `gdb` extra."""
+    beside = Path(sys.executable).with_name("gdb")
+    return [name for name in ("gdb-multiarch", str(beside)) if shutil.which(name)]
+
+
+@pytest.fixture(params=gdbs() or ["gdb-multiarch"], ids=lambda name: Path(name).name)
+def gdb(request: pytest.FixtureRequest) -> str:
+    found = shutil.which(request.param)
+    if found is None:
+        missing(request.param)
+    return find_gdb(found).path
+
+
+@pytest.fixture
+def qemu() -> Iterator[Qemu]:
+    guest = need_guest(GUEST)
+    started = launch(LaunchOptions(guest.kernel, guest.initrd, memory=256, smp=2))
+    yield started
+    started.close()
+
+
+def environment(python: str) -> dict[str, str]:
+    """Return the environment in which `pt` takes this Python and this tree."""
+    return {**os.environ, "PTINSPECT_PYTHON": python, "PYTHONPATH": str(ROOT)}
+
+
+def run(gdb: str, qemu: Qemu, folder: Path, *commands: str) -> subprocess.CompletedProcess[str]:
+    """Run commands in a GDB of the user's, from a file that it sources."""
+    kernel = need_guest(GUEST).kernel
+    lines = [f"target remote {qemu.gdb_socket}", f"source {SCRIPTS / 'ptinspect.py'}", f"pt kernel {kernel}"]
+    (folder / "session.gdb").write_text("\n".join([*lines, *commands, "echo done\\n"]) + "\n")
+    return subprocess.run(
+        [gdb, "-nx", "-q", "-batch", "-x", str(SCRIPTS / "attach.gdb"), "-x", str(folder / "session.gdb")],
+        cwd=folder,
+        env=environment(sys.executable),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def answers(text: str) -> list[dict[str, Any]]:
+    """Return what `pt --json` printed."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_the_main_job_is_the_same_as_without(gdb: str, qemu: Qemu, tmp_path: Path) -> None:
+    done = run(
+        gdb,
+        qemu,
+        tmp_path,
+        "pt --json kpti run",
+        "pt --json summary",
+        "pt --json walk $sp",
+        "pt --json stack",
+        "pt save after after.npz",
+        "pt --json diff before after",
+        "pt --json cpus",
+    )
+    assert "\ndone\n" in done.stdout, done.stdout + done.stderr
+    said = answers(done.stdout)
+    assert [answer["ok"] for answer in said] == [True] * 6, said
+    ctx = Context(build_registry())
+
+    def offline(line: str) -> dict[str, Any]:
+        return dict(ctx.registry.run(ctx, line).result)
+
+    file = tmp_path / "after.npz"
+    summary, walk = said[1]["result"], said[2]["result"]
+    assert offline(f"summary --snap {file}")["levels"] == summary["levels"]
+    assert offline(f"walk {walk['va']} --snap {file}")["steps"] == walk["steps"]
+    assert walk["outcome"] == "mapped"
+    marked = sum(level["table_descriptors_marked"] for level in summary["levels"])
+    assert said[4]["result"]["only_bit11"] is True
+    assert sum(level["marked"] for level in said[4]["result"]["levels"]) == marked > 100
+    assert said[3]["result"]["cpus"][0]["task"]["comm"].startswith("migration/")
+    assert len(said[5]["result"]["cpus"]) == 2
+    assert "breakpoint 1" not in done.stdout.lower(), "stops on the way are not told"
+
+
+def test_breakpoints_are_gdbs_own_and_its_stops_are_followed(gdb: str, qemu: Qemu, tmp_path: Path) -> None:
+    done = run(
+        gdb,
+        qemu,
+        tmp_path,
+        f"source {SCRIPTS / 'kpti.gdb'}",
+        "continue",
+        "pt snap entry",
+        "delete 1 2",
+        "continue",
+        "pt snap end",
+        "pt --json diff entry end",
+        "pt --json status",
+        "pt --json break",
+        "info breakpoints",
+    )
+    assert "\ndone\n" in done.stdout, done.stdout + done.stderr
+    diff, status, breakpoints = (answer["result"] for answer in answers(done.stdout))
+    assert diff["only_bit11"] is True
+    assert sum(level["changed"] for level in diff["levels"]) > 60_000
+    assert status["state"] == "stopped"
+    numbers = [row["id"] for row in breakpoints["breakpoints"]]
+    assert 2 not in numbers and len(numbers) >= 2
+    for row in breakpoints["breakpoints"]:
+        assert re.search(rf"^{row['id']} +hw breakpoint +keep y +0x0*{row['address'][2:]}", done.stdout, re.M)
+
+
+def test_errors_are_one_line_and_gdb_goes_on(gdb: str, qemu: Qemu, tmp_path: Path) -> None:
+    done = run(
+        gdb,
+        qemu,
+        tmp_path,
+        "pt wolk",
+        "print $pt_exit",
+        "pt launch",
+        "print $pt_exit",
+        "pt walk nosuchsymbol",
+        "print $pt_exit",
+        "pt until pa:0x40000004 --timeout 5",
+        "print $pt_exit",
+        "pt until kpti_install_ng_mappings+0x3 --timeout 1",
+        "print $pt_exit",
+        "stepi",
+        "pt --json regs pc",
+    )
+    assert "\ndone\n" in done.stdout, done.stdout + done.stderr
+    assert re.findall(r"^\$\d+ = (\d+)$", done.stdout, re.M) == ["2", "2", "2", "0", "3"]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "no command 'wolk'" in done.stderr
+    assert "start QEMU yourself" in done.stderr
+    assert "did not stop within 1 s" in done.stderr
+    assert answers(done.stdout)[-1]["ok"] is True
+
+
+def test_a_gdb_without_a_target_and_without_ptinspect_says_so(gdb: str, tmp_path: Path) -> None:
+    def said(python: str) -> str:
+        done = subprocess.run(
+            [gdb, "-nx", "-q", "-batch", "-ex", f"source {SCRIPTS / 'ptinspect.py'}", "-ex", "pt walk 0"],
+            cwd=tmp_path,
+            env=environment(python),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    assert "not attached to a guest" in said(sys.executable)
+    assert "no Python with ptinspect was found" in said("/bin/false")
