@@ -106,7 +106,7 @@ def test_a_failing_script_line_has_its_place(tmp_path: Path) -> None:
 def test_commands_from_a_pipe() -> None:
     done = run(stdin="version\n# comment\nnonsense\nversion\n")
     assert done.returncode == 2
-    assert done.stdout.count("ptinspect") == 1
+    assert done.stdout.count("ptinspect 0") == 1
     assert done.stderr.startswith("stdin:3: ")
 
 
