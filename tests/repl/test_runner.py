@@ -124,7 +124,7 @@ def test_script_lines_have_places(tmp_path: Path, printer: Printer) -> None:
     ]
     assert run_lines(context(), printer, lines) == 2
     assert err(printer).startswith(f"{script}:4: no command 'foo'\n")
-    assert out(printer).count("ptinspect") == 1
+    assert out(printer).count("ptinspect 0") == 1
 
 
 def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
