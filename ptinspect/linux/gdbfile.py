@@ -49,7 +49,7 @@ def gdb_file(path: Path) -> Path:
         if parts is None:
             return path
         _save(kept, parts)
-    except (OSError, struct.error):
+    except (OSError, ValueError, OverflowError, struct.error):
         return path
     return kept
 
