@@ -34,6 +34,9 @@ PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
 
 
+POST_ORDER = "mmu-off-post-order"
+"""The algorithm (KptiCode) that stores a descriptor after all those below it, by physical address."""
+
 PHASES = ("before", "during", "after")
 """Names of the captures."""
 
@@ -206,24 +209,46 @@ class Runner:
         """Run until about `percent` of the last table level's parents have been written."""
         from ptinspect.arch.regime import LEVEL_LAST
         from ptinspect.paging.summary import summarize
+        from ptinspect.snapshot.index import valid_entry
 
         valid = next(v.entries_valid for v in summarize(before).levels if v.level == LEVEL_LAST - 1)
         skip = max(min(valid * percent // 100, valid - 1), 0)
         self.ctx.progress(f"waiting for {skip + 1} of {valid} pmd entries", 0, 0)
         site = self.physical(self.code.entry_va + self.code.store_offset(LEVEL_LAST - 1))
-        self.ctx.forget_stop()
-        breakpoint_ = self.session.set_breakpoint(site, hardware=True)
-        try:
-            self.session.gdb_command(f"ignore {breakpoint_.id} {skip}")
-            self.session.resume()
-            stop = self.session.wait_stop(self.left())
-        finally:
-            if self.session.state.name == "STOPPED":
-                self.session.delete_breakpoint(breakpoint_.id)
-        self.ctx.forget_stop()
+        entry = valid_entry(before, LEVEL_LAST - 1, skip)
+        if self.code.algorithm == POST_ORDER and entry is not None:
+            self.run_to_access(entry)
+            stop = self.run_to([site])
+        else:
+            stop = self.run_to_store(site, skip)
         if stop.pc != site:
             raise GuestError(f"the guest stopped at {stop.pc:#x} in the middle of the rewrite")
         self.outcome.stops.append(("during", stop.pc))
+
+    def run_to_access(self, entry: int) -> None:
+        """Run until the rewrite, its MMU off, loads this descriptor: it stores it when all below it is done.
+
+        A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
+        """
+        number = self.session.watch_access(entry, 8)
+        self.run_to_stop(number)
+
+    def run_to_store(self, site: int, skip: int) -> StopInfo:
+        """Run until the store at `site` is reached for the time number `skip` + 1; GDB counts the others."""
+        number = self.session.set_breakpoint(site, hardware=True).id
+        self.session.gdb_command(f"ignore {number} {skip}")
+        return self.run_to_stop(number)
+
+    def run_to_stop(self, number: int) -> StopInfo:
+        """Run until the guest stops, for the breakpoint or watchpoint `number`, which is deleted then."""
+        self.ctx.forget_stop()
+        try:
+            self.session.resume()
+            return self.session.wait_stop(self.left())
+        finally:
+            if self.session.state.name == "STOPPED":
+                self.session.delete_breakpoint(number)
+            self.ctx.forget_stop()
 
 
 def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:

@@ -29,6 +29,15 @@ def insert_breakpoint(
     return found
 
 
+def insert_watchpoint(gdb: GdbLink, address: int, length: int) -> int:
+    """Watch accesses to memory by hardware and return the number. Raises MiError with GDB's reason."""
+    what = f"*(char(*)[{length}]){address:#x}"
+    found = gdb.request(f"-break-watch -a {quote(what)}", SECONDS).payload.get("hw-awpt")
+    if not isinstance(found, dict) or not str(found.get("number", "")).isdecimal():
+        raise MiError("GDB would not watch the memory by hardware")
+    return int(found["number"])
+
+
 def delete_breakpoint(gdb: GdbLink, number: int) -> None:
     """Delete a breakpoint. Raises MiError if there is none of this number."""
     gdb.request(f"-break-delete {number}", SECONDS)

@@ -7,7 +7,12 @@ import time
 from collections.abc import Sequence
 
 from ptinspect.errors import TargetLost, TargetRunning, TargetTimeout
-from ptinspect.target.breakpoints import delete_breakpoint, insert_breakpoint, list_breakpoints
+from ptinspect.target.breakpoints import (
+    delete_breakpoint,
+    insert_breakpoint,
+    insert_watchpoint,
+    list_breakpoints,
+)
 from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.state import Breakpoint, Listener, RunState, RunTracker, StopInfo
 
@@ -70,6 +75,14 @@ class RunControl:
         return insert_breakpoint(
             self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
         )
+
+    def watch_access(self, address: int, length: int) -> int:
+        """Stop the guest when it loads or stores here; returns a number for `delete_breakpoint`.
+
+        Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError.
+        """
+        self._need_stopped()
+        return insert_watchpoint(self._gdb, address, length)
 
     def delete_breakpoint(self, number: int) -> None:
         """Delete a breakpoint. Raises MiError if there is none of this number."""

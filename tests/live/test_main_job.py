@@ -67,6 +67,13 @@ def test_everything_is_marked_and_nothing_else_changes(rewritten: Live) -> None:
     assert total(diff, "ng_set") == total(before, "leaves")
 
 
+def test_during_is_in_the_middle(rewritten: Live) -> None:
+    tables = rewritten.ctx.snapshots["during"].tables
+    raw = tables.raw[tables.level == 2]
+    valid, stored = (int(np.count_nonzero((raw & np.uint64(bits)) == bits)) for bits in (0x1, 0x801))
+    assert stored == valid // 2 > 0
+
+
 def test_during_shows_the_frontier(rewritten: Live) -> None:
     during = rewritten("summary --snap during")
     assert 0 < total(during, "leaves_ng") < total(during, "leaves")
