@@ -139,6 +139,19 @@ def break_insert(words):
     return {"bkpt": row(new[0])}
 
 
+def break_watch(words):
+    """-break-watch -a EXPRESSION"""
+    if words[:1] != ["-a"] or len(words) != 2:
+        raise gdb.error("-break-watch: only -a EXPRESSION")
+    known = {breakpoint.number for breakpoint in gdb.breakpoints()}
+    gdb.execute(f"awatch {words[1]}", False, True)
+    new = [breakpoint for breakpoint in gdb.breakpoints() if breakpoint.number not in known]
+    if new[0].type != gdb.BP_ACCESS_WATCHPOINT:
+        new[0].delete()
+        raise gdb.error("Expression cannot be implemented with read/access watchpoint.")
+    return {"hw-awpt": {"number": new[0].number, "exp": words[1]}}
+
+
 def break_list(words):
     """-break-list"""
     rows = [found for found in map(row, gdb.breakpoints()) if "addr" in found]
@@ -179,6 +192,7 @@ OWN = {
     "-thread-list-ids": thread_list,
     "-thread-select": thread_select,
     "-break-insert": break_insert,
+    "-break-watch": break_watch,
     "-break-list": break_list,
     "-break-delete": break_delete,
 }
