@@ -20,6 +20,7 @@ MODULES: tuple[str, ...] = (
     "kernel",
     "tables",
     "diff",
+    "report",
     "check",
     "setup",
     "kpti",

@@ -46,6 +46,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="a reference guest, instead of the default one; may be repeated",
     )
     add("--all", action="store_true", help="every reference guest but the large ones (debug symbols)")
+    add("--tests", action="store_true", help="also what the project's own tests need")
     add("--check", action="store_true", help="compare the guests' files with their hashes")
     add("--list", action="store_true", help="only list the reference guests")
 
@@ -72,14 +73,14 @@ def setup(ctx: Context, args: argparse.Namespace) -> Report:
     chosen = _chosen(args)
     if args.list:
         return _report([], [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests])
-    tools = system.check_tools(_find_gdb(ctx))
+    tools = system.check_tools(_find_gdb(ctx), tests=args.tests)
     trouble: list[PtinspectError] = []
     if args.yes and not all(tool.found for tool in tools):
         try:
             system.install_packages([p for t in tools if not t.found for p in t.packages], ctx.progress)
         except PtinspectError as error:
             trouble.append(error)
-        tools = system.check_tools(_find_gdb(ctx))
+        tools = system.check_tools(_find_gdb(ctx), tests=args.tests)
     states = [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests]
     if args.yes:
         states = _install_all(ctx, states)

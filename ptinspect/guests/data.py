@@ -82,6 +82,8 @@ class Data:
     """Static shells, one per suite."""
     tools: tuple[ToolSpec, ...]
     """What the system must have."""
+    test_tools: tuple[ToolSpec, ...] = ()
+    """What the project's own tests need besides; each is found by its name in PATH."""
 
     def guest(self, name: str) -> GuestSpec:
         """Return the guest of this name. Raises UserError."""
@@ -123,6 +125,7 @@ def parse(table: dict[str, Any]) -> Data:
             for entry in table["busybox"]
         ),
         tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table["tool"]),
+        tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table.get("test_tool", ())),
     )
 
 

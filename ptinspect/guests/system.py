@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ptinspect.errors import PtinspectError, TargetError
 from ptinspect.guests import data
@@ -63,10 +64,24 @@ def find_qemu() -> tuple[str, str]:
     return path, match[1]
 
 
-def check_tools(find_gdb: Probe, qemu: Probe = find_qemu) -> list[Tool]:
-    """Look for every tool; `find_gdb` knows which GDB serves."""
+def check_tools(find_gdb: Probe, qemu: Probe = find_qemu, *, tests: bool = False) -> list[Tool]:
+    """Look for every tool, with `tests` also what the tests need; `find_gdb` knows which GDB serves."""
     table = data.load()
-    return [_check(table.tool(QEMU), qemu), _check(table.tool("gdb"), find_gdb)]
+    found = [_check(table.tool(QEMU), qemu), _check(table.tool("gdb"), find_gdb)]
+    more = table.test_tools if tests else ()
+    return [*found, *(_check(spec, partial(find_program, spec.name)) for spec in more)]
+
+
+def find_program(name: str) -> tuple[str, str]:
+    """Return path and version of a program that answers `--version`. Raises TargetError."""
+    path = shutil.which(name)
+    if path is None:
+        raise TargetError("not installed")
+    result = run([path, "--version"], timeout=PROBE_TIMEOUT)
+    match = re.search(r"\d+\.\d[\w.]*", result.output)
+    if result.code or match is None:
+        raise TargetError(f"{path} does not run: {result.last_words()}")
+    return path, match[0]
 
 
 def _check(spec: data.ToolSpec, probe: Probe) -> Tool:

@@ -19,7 +19,11 @@ def write(report: Report, path: Path) -> None:
 
     Raises UserError if the suffix names no form, or the file cannot be written.
     """
-    data = form_of(path)(report)
+    write_text(path, form_of(path)(report))
+
+
+def write_text(path: Path, data: str) -> None:
+    """Write a text to `path` in one step or not at all. Raises UserError if it cannot be written."""
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False

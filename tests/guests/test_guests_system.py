@@ -64,6 +64,15 @@ def test_tools_that_are_missing_come_with_the_command(machine: FakeSystem) -> No
     assert gdb.needed_command.endswith(" gdb-multiarch")
 
 
+def test_what_the_tests_need_is_looked_for_when_asked(machine: FakeSystem) -> None:
+    machine.program(system.QEMU, 'echo "QEMU emulator version 9.2.1"')
+    machine.program("chromium", 'echo "Chromium 156.0.1 built on Debian"')
+    assert len(system.check_tools(gdb_found)) == 2
+    assembler, browser = system.check_tools(gdb_found, tests=True)[2:]
+    assert (assembler.found, assembler.packages) == (False, ("binutils-aarch64-linux-gnu",))
+    assert (browser.found, browser.version) == (True, "156.0.1")
+
+
 def test_the_command_for_a_user_who_is_not_root(machine: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert system.install_command(["p"]) == "sudo apt-get install -y --no-install-recommends p"

@@ -1,0 +1,83 @@
+"""`report`: snapshots, differences, stack traces and campaigns as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.registry import Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Note, Report
+
+if TYPE_CHECKING:
+    from ptinspect.output.html import Page
+
+
+def register(registry: Registry) -> None:
+    """Add `report`."""
+    registry.command(
+        "report",
+        summary="Draw snapshots and what lies between them as one HTML page",
+        example="report tables.html before after",
+        configure=_configure,
+        details="The page is one file that needs no network: every table as a map, entry by entry, coloured "
+        "by state, to be opened level by level, with the descriptor under the cursor decoded; each "
+        "snapshot against the one named before it; the difference as a table that can be filtered. "
+        "Without names: all snapshots in memory.",
+    )(report)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE.html", help="the page to write")
+    add(
+        "names", nargs="*", type=argtypes.snapshot, metavar="NAME", help="snapshots: names or files, in order"
+    )
+    add("--title", metavar="TEXT", help="title of the page")
+
+
+def report(ctx: Context, args: argparse.Namespace) -> Report:
+    """Write the page."""
+    from ptinspect.output.files import write_text
+    from ptinspect.output.html import Page
+
+    if args.file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{args.file}: the name of a page ends in .html")
+    names = args.names or list(ctx.snapshots)
+    if not names:
+        raise UserError("nothing to show: no snapshot is in memory", "snap NAME captures one")
+    page = Page(args.title or f"ptinspect: {', '.join(Path(name).name for name in names)}")
+    _add_snapshots(ctx, page, names)
+    text = page.text()
+    write_text(args.file, text)
+    size = len(text.encode())
+    result = {
+        "file": str(args.file),
+        "bytes": size,
+        "maps": [each["title"] for each in page.maps],
+        "diffs": [{"a": each["a"], "b": each["b"]} for each in page.diffs],
+    }
+    return Report(result, (Note(f"written to {args.file}, {size / 1e6:.1f} MB"),))
+
+
+def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
+    """Add each snapshot, and each against the one before it."""
+    from ptinspect.output.views.diff import diff_report
+    from ptinspect.paging.atlas import atlas, changes
+    from ptinspect.snapshot.diff import diff
+
+    before = None
+    for number, name in enumerate(names):
+        ctx.progress("drawing", number, len(names))
+        snapshot = ctx.snapshot_or_file(name)
+        shown = atlas(snapshot)
+        page.add_map(snapshot, shown, shown.states.tobytes(), snapshot.name)
+        if before is not None:
+            found = diff(before, snapshot)
+            states = changes(before, snapshot)
+            page.add_map(snapshot, shown, states.tobytes(), f"{before.name} → {snapshot.name}")
+            page.add_diff(diff_report(found, before, snapshot, shown=0))
+        before = snapshot

@@ -1,0 +1,143 @@
+"""One self-contained HTML page: snapshots as maps, differences, stack depth and campaigns.
+
+The page holds its data and the charting library (plotly.js, from the plotly package); it needs no network.
+Numbers that a double cannot hold travel as hex text or as packed 64-bit words.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.errors import UserError
+from ptinspect.output.model import Report
+
+if TYPE_CHECKING:
+    from ptinspect.paging.atlas import Atlas
+    from ptinspect.snapshot.model import Snapshot
+
+PAGE_VERSION = 1
+"""Version of the data in the page."""
+CSP = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:"
+)
+"""Nothing is fetched, whatever the data say."""
+
+
+@dataclass
+class Page:
+    """Collect what a page shows."""
+
+    title: str
+    """Title of the page."""
+    maps: list[dict[str, Any]] = field(default_factory=list)
+    """Snapshots, and pairs of them."""
+    diffs: list[dict[str, Any]] = field(default_factory=list)
+    """Results of `diff`."""
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    """Stack depth over time."""
+    campaigns: list[dict[str, Any]] = field(default_factory=list)
+    """Tables of campaigns."""
+
+    def add_map(self, snapshot: Snapshot, shown: Atlas, states: bytes, title: str) -> None:
+        """Add a map: a snapshot with a state for each of its descriptors."""
+        from ptinspect.paging.atlas import delta_planes
+
+        regime = snapshot.regime
+        self.maps.append(
+            {
+                "title": title,
+                "root": f"{snapshot.root.pa:#x}",
+                "provenance": snapshot.root.provenance,
+                "where": snapshot.meta.where,
+                "kernel": snapshot.meta.kernel,
+                "created": snapshot.meta.created,
+                "regime": {
+                    "granule_bits": regime.granule_bits,
+                    "va_bits": regime.va_bits,
+                    "start_level": regime.start_level,
+                    "upper": regime.upper,
+                    "format": "lpa2" if regime.ds else "lpa" if regime.wide_oa else "48",
+                    "shifts": {str(n): regime.shift(n) for n in range(regime.start_level, 4)},
+                },
+                "names": level_names(snapshot),
+                "level": shown.level.tolist(),
+                "pa": [f"{pa:x}" for pa in shown.pa.tolist()],
+                "va": [f"{va:x}" for va in shown.va.tolist()],
+                "entries": int(shown.raw.shape[1]),
+                "raw": packed(delta_planes(shown.raw)),
+                "states": packed(states),
+                "patterns": [{**asdict(p), "bits": f"{p.bits:x}"} for p in shown.patterns],
+                "left_out": shown.left_out,
+            }
+        )
+
+    def add_diff(self, report: Report) -> None:
+        """Add the answer of `diff`."""
+        self.diffs.append(dict(report.result))
+
+    def text(self) -> str:
+        """Return the page. Raises UserError if the charting library is missing."""
+        folder = resources.files("ptinspect.output") / "page"
+        data = {
+            "version": PAGE_VERSION,
+            "states": state_names(),
+            "maps": self.maps,
+            "diffs": self.diffs,
+            "traces": self.traces,
+            "campaigns": self.campaigns,
+        }
+        parts = {
+            "CSP": CSP,
+            "TITLE": html.escape(self.title),
+            "STYLE": (folder / "page.css").read_text("utf-8"),
+            "PLOTLY": plotly(),
+            "DATA": as_script(data),
+            "SCRIPT": (folder / "page.js").read_text("utf-8"),
+        }
+        out = []
+        for piece in (folder / "page.html").read_text("utf-8").split("@@"):
+            out.append(parts.get(piece, piece))
+        return "".join(out)
+
+
+def as_script(data: Mapping[str, Any]) -> str:
+    """Return JSON that may stand inside a script element, whatever strings it holds."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def packed(data: bytes) -> str:
+    """Return bytes as base64 of a zlib stream."""
+    return base64.b64encode(zlib.compress(data, 6)).decode("ascii")
+
+
+def state_names() -> Sequence[str]:
+    """Return the names of the states, by code."""
+    from ptinspect.paging.atlas import STATES
+
+    return STATES
+
+
+def level_names(snapshot: Snapshot) -> dict[str, str]:
+    """Return Linux's name of each level."""
+    from ptinspect.arch.levels import level_name, levels_of
+
+    return {str(n): level_name(n, snapshot.regime) for n in levels_of(snapshot.regime)}
+
+
+def plotly() -> str:
+    """Return the source of plotly.js. Raises UserError if the package is not there."""
+    try:
+        return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise UserError(
+            "the charting library is not installed", "pip install plotly, then report again"
+        ) from error

@@ -1,0 +1,164 @@
+"""The HTML page: what is in the file, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
+from conftest import missing
+
+from ptinspect.arch.descriptor import decode
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import UserError
+from ptinspect.output.html import as_script
+from ptinspect.paging.atlas import STATES
+from ptinspect.snapshot.model import Snapshot
+
+BROWSER = "chromium"
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=60000",
+)  # fmt: skip
+SECONDS = 120
+
+
+def pair(name: str) -> tuple[TreeBuilder, Snapshot, Snapshot]:
+    """A few pages in two tables; between the two snapshots one page is lost and one becomes nG."""
+    made = TreeBuilder(REGIMES[name])
+    base, unit = int(made.regime.va_min), made.regime.granule
+    made.map(base, 0x4400_0000, size=4 * unit, level=3)
+    far = base + made.regime.entry_size(2) * 3
+    made.map(far, 0x4800_0000, size=2 * unit, level=3, attributes=KERNEL_DATA | NG)
+    before = made.snapshot("before")
+    made.xor(base, 3, NG)
+    made.set(far, 3, 0)
+    return made, before, made.snapshot("<b>after</b>")
+
+
+def page(folder: Path, *snapshots: Snapshot) -> Path:
+    ctx = Context(build_registry(), snapshots={snapshot.name: snapshot for snapshot in snapshots})
+    path = folder / "page.html"
+    report = ctx.registry.run(ctx, f"report {path}")
+    assert report.result["bytes"] == path.stat().st_size
+    return path
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.S)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def drawn(path: Path, folder: Path, script: str) -> dict[str, Any]:
+    """Open the page in a browser, run `script` (the body of a function) in it, and return its answer."""
+    program = shutil.which(BROWSER)
+    if program is None:
+        missing(BROWSER)
+    probe = (
+        "<script>addEventListener('load', async () => { while (!document.body.dataset.ready) "
+        "await new Promise((r) => setTimeout(r, 20)); let said; try { said = await (async () => {"
+        + script
+        + "})(); } catch (error) { said = { error: String(error) }; } "
+        "const out = document.createElement('pre'); out.id = 'said'; "
+        "const all = { ready: document.body.dataset.ready, ...said }; "
+        "out.textContent = encodeURIComponent(JSON.stringify(all)); "
+        "document.body.append(out); });</script></body>"
+    )
+    copy = folder / "probed.html"
+    copy.write_text(path.read_text().replace("</body>", probe))
+    done = subprocess.run(
+        [program, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout)
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    from urllib.parse import unquote
+
+    return dict(json.loads(unquote(found[1])))
+
+
+def test_the_page_holds_maps_of_each_snapshot_and_of_each_pair(tmp_path: Path) -> None:
+    _, before, after = pair("4k-48")
+    path = page(tmp_path, before, after)
+    data = data_of(path)
+    assert [each["title"] for each in data["maps"]] == ["before", "<b>after</b>", "before → <b>after</b>"]
+    assert data["diffs"][0]["changes_total"] == 1
+    text = path.read_text()
+    assert "<b>after" not in text, "names are never markup"
+    assert not re.search(r'(src|href)="?https?:', text.replace(plotly_source(text), ""))
+
+
+def plotly_source(text: str) -> str:
+    """The charting library, whose source names addresses that it does not fetch."""
+    start = text.index("plotly.js")
+    return text[start : text.index('<script id="data"')]
+
+
+def test_data_cannot_end_their_script_element() -> None:
+    assert "</script" not in as_script({"name": "</script><script>alert(1)</script>&"})
+    assert json.loads(as_script({"a": "<&>\u2028"})) == {"a": "<&>\u2028"}
+
+
+def test_a_page_needs_a_name_and_something_to_show(tmp_path: Path) -> None:
+    ctx = Context(build_registry())
+    with pytest.raises(UserError, match="nothing to show"):
+        ctx.registry.run(ctx, f"report {tmp_path / 'a.html'}")
+    with pytest.raises(UserError, match=r"ends in \.html"):
+        ctx.registry.run(ctx, f"report {tmp_path / 'a.pdf'}")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", ["4k-48", "16k-52-lpa2", "64k-52-lpa"])
+def test_a_browser_shows_the_states_and_opens_tables(name: str, tmp_path: Path) -> None:
+    made, before, after = pair(name)
+    regime = made.regime
+    script = """
+    const [, , changed] = window.ptinspect.maps, map = changed.map, facts = map.facts;
+    const steps = [];
+    for (let level = facts.regime.start_level; level < 3; level++) {
+      const row = changed.path[changed.path.length - 1][0];
+      let index = 0;
+      while (index < facts.entries && !(map.entry(row, index).child !== undefined
+        && map.loud[map.entry(row, index).child])) index++;
+      changed.open(index);
+      steps.push(index);
+    }
+    const row = changed.path[changed.path.length - 1][0];
+    changed.open(0);
+    const entry = map.entry(row, 0), first = map.entry(facts.level.indexOf(3), 0);
+    const box = document.querySelector("#diff0 input");
+    box.value = "lost"; box.oninput({ target: box });
+    const lost = document.querySelectorAll("#diff0 .scroll tbody tr").length;
+    box.value = "nothing like it"; box.oninput({ target: box });
+    return { steps, counts: changed.counts, state: entry.state, va: entry.va.toString(16),
+      side: changed.side.textContent, first: first.word.toString(16), target: first.target.toString(16),
+      fields: first.pattern.fields.map(([field]) => field), lost,
+      none: document.querySelectorAll("#diff0 .scroll tbody tr").length,
+      plots: document.querySelectorAll(".js-plotly-plot").length,
+      bold: document.querySelectorAll("main b").length };
+    """
+    said = drawn(page(tmp_path, before, after), tmp_path, script)
+    assert (said["ready"], said.get("error")) == ("yes", None), said
+    far = int(regime.va_min) + regime.entry_size(2) * 3
+    assert said["steps"] == [regime.index(far, level) for level in range(regime.start_level, 3)]
+    assert said["va"] == f"{far:x}"
+    assert STATES[said["state"]] == "lost"
+    assert "lost" in said["side"]
+    leaf = decode(made.get(int(regime.va_min), 3), 3, regime)
+    assert int(said["first"], 16) == leaf.raw
+    assert int(said["target"], 16) == leaf.output_address
+    assert said["fields"] == [f.name for f in leaf.explain() if not f.name.startswith("output address")]
+    last = dict(zip(STATES, said["counts"]["3"], strict=True))
+    assert (last["lost"], last["became nG"], last["leaf, global"], last["leaf, nG"]) == (1, 1, 3, 1)
+    assert (said["lost"], said["none"], said["bold"]) == (1, 0, 0)
+    assert said["plots"] == 6

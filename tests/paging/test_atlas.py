@@ -1,0 +1,101 @@
+"""The states by which a picture colours descriptors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
+
+from ptinspect.paging import atlas as module
+from ptinspect.paging.atlas import STATES, atlas, changes, delta_planes
+from ptinspect.paging.summary import summarize
+from ptinspect.snapshot.model import Snapshot
+
+
+def tree(name: str = "4k-48", attributes: int = KERNEL_DATA) -> TreeBuilder:
+    made = TreeBuilder(REGIMES[name])
+    base = int(made.regime.va_min)
+    made.map(
+        base, 0x4020_0000 & -made.regime.granule, size=8 * made.regime.granule, level=3, attributes=attributes
+    )
+    return made
+
+
+def states_of(snapshot: Snapshot) -> dict[str, int]:
+    shown = atlas(snapshot)
+    return {STATES[code]: int((shown.states == code).sum()) for code in np.unique(shown.states).tolist()}
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_states_count_what_the_summary_counts(name: str) -> None:
+    made = tree(name)
+    snapshot = made.snapshot()
+    counts = states_of(snapshot)
+    summary = summarize(snapshot)
+    assert counts["leaf, global"] == summary.leaves == 8
+    assert counts.get("table, no mark", 0) == sum(level.table_descriptors for level in summary.levels)
+    assert sum(counts.values()) == snapshot.tables.raw.size
+
+
+def test_every_kind_of_change_has_its_state() -> None:
+    made = tree()
+    base = int(made.regime.va_min)
+    before = made.snapshot("before")
+    slots = [made.slot(base + page * 4096, 3) for page in range(8)]
+    words = [made.word(slot) for slot in slots]
+    made.set_word(slots[0], words[0] | NG)
+    made.set_word(slots[1], 0)
+    made.set_word(slots[2], words[2] ^ 0x1000)
+    made.set_word(slots[3], words[3] ^ (1 << 54))
+    made.set_word(slots[7] + 8, words[7] + 0x1000)
+    above = made.slot(base, 2)
+    made.set_word(above, made.word(above) | NG)
+    after = made.snapshot("after")
+    found = changes(before, after)
+    told = {STATES[code] for code in np.unique(found).tolist()}
+    assert {"became nG", "lost", "points elsewhere", "other attributes", "new", "marked"} <= told
+    row = int(np.nonzero(after.tables.level == 3)[0][0])
+    assert [STATES[code] for code in found[row, :5].tolist()] == [
+        "became nG",
+        "lost",
+        "points elsewhere",
+        "other attributes",
+        "leaf, global",
+    ]
+    assert [STATES[code] for code in changes(after, before)[row, :2].tolist()] == ["nG lost", "new"]
+    assert (changes(before, before) == atlas(before).states).all()
+
+
+def test_an_unreadable_table_is_shown_as_such_and_compared_with_nothing() -> None:
+    snapshot = tree().snapshot()
+    readable = snapshot.tables.readable.copy()
+    readable[-1] = False
+    blind = dataclasses.replace(snapshot, tables=dataclasses.replace(snapshot.tables, readable=readable))
+    assert set(atlas(blind).states[-1].tolist()) == {module.S_UNREADABLE}
+    assert set(changes(snapshot, blind)[-1].tolist()) == {module.S_UNREADABLE}
+    assert (changes(blind, snapshot)[-1] == atlas(snapshot).states[-1]).all()
+
+
+def test_patterns_explain_every_valid_descriptor() -> None:
+    shown = atlas(tree().snapshot())
+    leaf = next(p for p in shown.patterns if p.kind == "page")
+    assert leaf.bits & ~0xFFF == KERNEL_DATA & ~0xFFF
+    names = [name for name, _, _ in leaf.fields]
+    assert "nG" in names and "output address" not in names
+
+
+def test_too_many_tables_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TABLES", 2)
+    snapshot = tree().snapshot()
+    shown = atlas(snapshot)
+    assert (len(shown.level), shown.left_out) == (2, len(snapshot.tables) - 2)
+    assert changes(snapshot, snapshot).shape[0] == 2
+
+
+def test_packed_words_are_sums() -> None:
+    words = np.array([[5, 3, 1 << 63, 0], [7, 7, 7, (1 << 64) - 1]], dtype=np.uint64)
+    planes = np.frombuffer(delta_planes(words), dtype=np.uint8).reshape(8, -1)
+    delta = np.ascontiguousarray(planes.T).view("<u8").reshape(-1)
+    assert np.cumsum(delta, dtype=np.uint64).tolist() == words.reshape(-1).tolist()
