@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +36,6 @@ EXIT_CODES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ptinspect and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        sys.stdout.write(f"ptinspect {__version__}\n")
-        return EXIT_OK
     try:
         with _signals():
             return _main(arguments)
@@ -54,7 +50,7 @@ def _main(arguments: list[str]) -> int:
     from ptinspect.repl.printer import Printer
 
     registry = build_registry()
-    parser = _parser(registry)
+    parser = _parser()
     json = "--json" in arguments
     try:
         options = parser.parse_args(arguments)
@@ -62,6 +58,7 @@ def _main(arguments: list[str]) -> int:
         Printer(json=json).error("", error)
         return error.exit_code
     if options.help:
+        parser.epilog = _epilog(registry)
         sys.stdout.write(parser.format_help())
         return EXIT_OK
     if options.version:
@@ -147,18 +144,18 @@ def join(registry: Registry, words: list[str]) -> str:
     return shlex.join(words)
 
 
-def _parser(registry: Registry) -> argparse.ArgumentParser:
+def _epilog(registry: Registry) -> str:
+    commands = [f"  {command.name:<16} {command.summary}" for command in registry]
+    return "\n".join(["commands (help COMMAND explains one):", *commands, "", EXIT_CODES])
+
+
+def _parser() -> argparse.ArgumentParser:
     from ptinspect.commands.registry import Parser
 
     parser = Parser(
         prog="ptinspect",
         usage="ptinspect [OPTIONS] [COMMAND ARGS…]   (no command: interactive)",
         description="Look at, snapshot and diff the translation tables of an arm64 Linux guest under QEMU.",
-        epilog="\n".join(
-            ["commands (help COMMAND explains one):"]
-            + [f"  {command.name:<16} {command.summary}" for command in registry]
-            + ["", EXIT_CODES]
-        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -191,6 +188,8 @@ def _file(text: str) -> tuple[str, str]:
 
 def report_bug(printer: Printer, error: BaseException) -> None:
     """Print one line about a bug in ptinspect, and the traceback on standard error."""
+    import traceback
+
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
     sys.stderr.write("".join(traceback.format_exception(error)))

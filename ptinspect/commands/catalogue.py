@@ -1,47 +1,63 @@
-"""The list of command files, and the registry that they make."""
+"""The list of command files and of the commands in each, and the registry that they make."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from ptinspect.commands.registry import Registry
 
-MODULES: tuple[str, ...] = (
-    "help",
-    "decode",
-    "target",
-    "regs",
-    "walk",
-    "snapshots",
-    "run",
-    "frames",
-    "memory",
-    "passthrough",
-    "kernel",
-    "tables",
-    "diff",
-    "report",
-    "check",
-    "setup",
-    "kpti",
-    "kpti_writes",
-    "demo",
-    "oops",
-    "lane",
-    "stack",
-    "stack_guard",
-    "why",
-    "poke",
-)
-"""Modules of ptinspect.commands, each with `register(registry)`; imported when the registry is built.
+MODULES: Mapping[str, str] = {
+    "help": "help=?, version",
+    "decode": "decode",
+    "target": "launch, attach, detach, status, console, quit=q=exit",
+    "regs": "regs, regime, cpu=cpus",
+    "walk": "walk",
+    "snapshots": "snap, snaps, save, load, drop",
+    "run": "break=b, delete, continue=c, interrupt, stepi=si, finish, until",
+    "frames": "bt=backtrace",
+    "memory": "x",
+    "passthrough": "gdb, monitor",
+    "kernel": "kernel, symbol=sym",
+    "tables": "map, summary, find",
+    "diff": "diff",
+    "report": "report",
+    "check": "check",
+    "setup": "setup",
+    "kpti": "kpti break, kpti run, kpti status",
+    "kpti_writes": "kpti writes",
+    "demo": "demo",
+    "oops": "oops",
+    "lane": "lane",
+    "stack": "stack, stack tasks",
+    "stack_guard": "stack guard",
+    "why": "why",
+    "poke": "poke descriptor, poke undo",
+}
+"""Modules of ptinspect.commands, each with `register(registry)`, and the names that it registers.
 
+Aliases stand behind `=`. A module is imported when one of its commands is wanted, or all are listed.
 Each must import cheaply: numpy, elftools, pygdbmi and prompt_toolkit only inside handlers.
 """
 
 
 def build_registry() -> Registry:
-    """Return a registry with every command."""
+    """Return a registry with every command; its modules are imported as they are needed."""
     registry = Registry()
-    for name in MODULES:
-        importlib.import_module(f"ptinspect.commands.{name}").register(registry)
+    for module, names in MODULES.items():
+        registry.declare(names, Load(registry, module))
     return registry
+
+
+class Load:
+    """Import a module and have it register its commands; the second time does nothing."""
+
+    def __init__(self, registry: Registry, module: str) -> None:
+        self._registry, self._module = registry, module
+        self._done = False
+
+    def __call__(self) -> None:
+        """Do it."""
+        if not self._done:
+            self._done = True
+            importlib.import_module(f"ptinspect.commands.{self._module}").register(self._registry)

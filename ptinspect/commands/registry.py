@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NoReturn
@@ -89,12 +88,64 @@ def no_arguments(parser: argparse.ArgumentParser) -> None:
     """Configure a command that takes none."""
 
 
+class Commands(MutableMapping[tuple[str, ...], Command]):
+    """Commands by their words. A declared one is loaded when it is looked up, not when it is counted."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, ...], Command] = {}
+        self._declared: dict[tuple[str, ...], Callable[[], None]] = {}
+
+    def declare(self, words: tuple[str, ...], load: Callable[[], None]) -> None:
+        """Have `load` called, which stores the command, when it is wanted."""
+        self._declared[words] = load
+
+    def loaded(self, words: tuple[str, ...]) -> bool:
+        """Tell whether the command is here already."""
+        return words in self._loaded
+
+    def __getitem__(self, words: tuple[str, ...]) -> Command:
+        """Return a command. Raises KeyError if there is none of these words."""
+        if words not in self._loaded and words in self._declared:
+            self._declared[words]()
+        return self._loaded[words]
+
+    def __setitem__(self, words: tuple[str, ...], command: Command) -> None:
+        """Store a command."""
+        self._loaded[words] = command
+
+    def __delitem__(self, words: tuple[str, ...]) -> None:
+        """Remove a command."""
+        del self._loaded[words]
+
+    def __contains__(self, words: object) -> bool:
+        """Tell whether there is such a command, without loading it."""
+        return words in self._loaded or words in self._declared
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """Go through the words of all commands, without loading any."""
+        return iter({**self._declared, **self._loaded})
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len({**self._declared, **self._loaded})
+
+
 @dataclass
 class Registry:
     """Hold the commands by name."""
 
-    commands: dict[tuple[str, ...], Command] = field(default_factory=dict)
+    commands: Commands = field(default_factory=Commands)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def declare(self, names: str, load: Callable[[], None]) -> None:
+        """Announce commands and their aliases, `quit=q=exit, kpti run`: `load` registers them when needed."""
+        for item in names.split(", "):
+            name, *aliases = item.split("=")
+            words = tuple(name.split())
+            if words in self.commands or self.aliases.keys() & set(aliases):
+                raise ValueError(f"command {item!r} is declared twice")
+            self.commands.declare(words, load)
+            self.aliases.update(dict.fromkeys(aliases, words))
 
     def command(
         self,
@@ -115,7 +166,7 @@ class Registry:
 
         def register(handler: Handler) -> Handler:
             words = tuple(name.split())
-            if words in self.commands:
+            if self.commands.loaded(words):
                 raise ValueError(f"command {name!r} is registered twice")
             self.commands[words] = Command(
                 words,
@@ -132,7 +183,7 @@ class Registry:
                 slash,
             )
             for alias in aliases:
-                if alias in self.aliases:
+                if self.aliases.get(alias, words) != words:
                     raise ValueError(f"alias {alias!r} is registered twice")
                 self.aliases[alias] = words
             return handler
@@ -198,6 +249,8 @@ class Registry:
         if used:
             names = ", ".join(sorted(" ".join(c) for c in candidates))
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
+        import difflib
+
         close = difflib.get_close_matches(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
         raise UserError(f"no command {words[0]!r}", hint)

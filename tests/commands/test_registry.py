@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
+from ptinspect.commands import catalogue
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
@@ -108,6 +112,43 @@ def test_a_name_is_registered_once(registry: Registry) -> None:
         registry.command("snap", summary="S", example="snap")(answer)
     with pytest.raises(ValueError, match="twice"):
         registry.command("other", summary="S", example="other", aliases=("s",))(answer)
+
+
+def test_the_catalogue_names_what_the_modules_register() -> None:
+    for module, names in catalogue.MODULES.items():
+        alone = Registry()
+        importlib.import_module(f"ptinspect.commands.{module}").register(alone)
+        assert ", ".join("=".join([c.name, *c.aliases]) for c in alone.commands.values()) == names
+
+
+def test_a_command_imports_its_own_module_only() -> None:
+    code = (
+        "import sys; from ptinspect.app import main; main(['-c', 'b']) == 2 or sys.exit('not run');"
+        "print(*sorted(m.split('.')[2] for m in sys.modules if m.startswith('ptinspect.commands.')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert loaded & set(catalogue.MODULES) == {"run"}, run.stderr
+
+
+def test_looking_a_command_up_loads_it_and_counting_does_not() -> None:
+    registry, loads = Registry(), []
+
+    def load() -> None:
+        loads.append(1)
+        registry.command("far", summary="S", example="far", aliases=("f",))(answer)
+
+    registry.declare("far=f, farther", load)
+    assert (len(registry.commands), ("far",) in registry.commands, loads) == (2, True, [])
+    with pytest.raises(UserError, match="ambiguous"):
+        registry.resolve(["fa"])
+    assert loads == []
+    assert registry.split("f")[0].name == "far" and registry.split("far")[0].name == "far"
+    assert loads == [1]
+    with pytest.raises(ValueError, match="declared twice"):
+        registry.declare("other=f", load)
+    with pytest.raises(ValueError, match="declared twice"):
+        registry.declare("far", load)
 
 
 def test_no_alias_hides_a_command() -> None:
