@@ -7,8 +7,6 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from tabulate import tabulate
-
 from ptinspect.output.model import Cell, Note, Report, Style, Styled, Table
 
 SGR: Mapping[Style, str] = {
@@ -88,6 +86,8 @@ def _table(table: Table, colour: bool, width: int) -> str:
     title = [paint(table.title, "title", colour)] if table.title else []
     if not table.rows:
         return "\n".join([*title, paint(table.empty or "nothing to show", "dim", colour)])
+    from tabulate import tabulate
+
     rows = _fold(table, width) if width else table.rows
     headers = [[paint(column.title, "dim", colour) for column in table.columns]]
     body = tabulate(  # headers are a row: tabulate would pad them by two columns
