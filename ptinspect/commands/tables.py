@@ -27,7 +27,8 @@ def register(registry: Registry) -> None:
         summary="List what is mapped, as runs of equal attributes",
         example="map --level pmd --ng",
         configure=_configure_map,
-        details="Only the tables of RANGE and of the chosen levels are read.",
+        details="Only the tables of RANGE and of the chosen levels are read. --bar draws them in characters, "
+        "one for each entry; --against shows what changed.",
     )(show_map)
     registry.command(
         "summary",
@@ -58,6 +59,8 @@ def _configure_map(parser: argparse.ArgumentParser) -> None:
     add("--type", default="", metavar="TYPE", help="part of the memory type: device, normal, nc")
     add("--cont", action="store_true", default=None, help="only leaves with the contiguous hint")
     add("--pa", type=argtypes.address_range, metavar="RANGE", help="only leaves that lead into this range")
+    add("--bar", action="store_true", help="draw the tables entry by entry; RANGE: those on its way")
+    add("--against", type=argtypes.snapshot, metavar="SNAP", help="with --bar: what changed since SNAP")
     add("--merge", action="store_true", help="join leaves whose physical addresses do not follow each other")
     add(
         "--limit",
@@ -93,6 +96,8 @@ def show_map(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.paging.map import MAX_RUNS, MapFilter, runs
 
     va_range = range_of(ctx, args, args.range)
+    if args.bar:
+        return bars(ctx, args, None if va_range is None else va_range[0])
     wanted = MapFilter(
         ng=args.ng,
         el1=args.el1,
@@ -109,6 +114,19 @@ def show_map(ctx: Context, args: argparse.Namespace) -> Report:
     snapshot, wanted = _with_levels(ctx, args, wanted)
     found = runs(snapshot, wanted)
     return map_report(snapshot, found, found.truncated, args.limit or SHOWN)
+
+
+def bars(ctx: Context, args: argparse.Namespace, va: int | None) -> Report:
+    """Draw tables in characters: all levels at once, and the tables on the way to an address."""
+    from ptinspect.output.views.bars import bars_report
+    from ptinspect.paging.atlas import atlas, changes
+
+    snapshot = snapshot_of(ctx, args, "map")
+    shown = atlas(snapshot)
+    states = shown.states
+    if args.against is not None:
+        states = changes(ctx.snapshot_or_file(args.against), snapshot)
+    return bars_report(snapshot, shown, states, va)
 
 
 def _with_levels(ctx: Context, args: argparse.Namespace, wanted: MapFilter) -> tuple[Snapshot, MapFilter]:

@@ -50,6 +50,13 @@ class Note:
 
     text: str
     style: Style = "plain"
+    spans: tuple[Styled, ...] = ()
+    """The text in pieces with styles of their own; it is one line, and never wrapped."""
+
+
+def spanned(spans: Sequence[Styled]) -> Note:
+    """Return a line made of pieces with styles of their own."""
+    return Note("".join(span.text for span in spans), "plain", tuple(spans))
 
 
 @dataclass(frozen=True)

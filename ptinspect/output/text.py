@@ -60,6 +60,8 @@ def render(report: Report, *, colour: bool = False, width: int = 0) -> str:
 
 
 def _note(note: Note, colour: bool, width: int) -> str:
+    if note.spans:
+        return "".join(paint(span.text, span.style, colour) for span in note.spans)
     lines = note.text.split("\n")
     if width:
         lines = [line for text in lines for line in wrap(text, width)]

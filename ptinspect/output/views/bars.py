@@ -1,0 +1,143 @@
+"""Translation tables drawn in characters, one for each entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.output.model import Note, Report, Style, Styled, hex_address, spanned
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ptinspect.paging.atlas import Atlas
+    from ptinspect.snapshot.model import Snapshot
+
+LETTERS: Sequence[tuple[str, Style]] = (
+    (".", "dim"),
+    ("t", "level"),
+    ("T", "address"),
+    ("g", "plain"),
+    ("N", "good"),
+    ("?", "bad"),
+    ("o", "dim"),
+    ("!", "bad"),
+    ("M", "changed"),
+    ("n", "changed"),
+    ("u", "bad"),
+    ("c", "bad"),
+    ("L", "bad"),
+    ("+", "bad"),
+    ("@", "bad"),
+    ("a", "bad"),
+)
+"""Letter and style of each state, in the order of paging.atlas.STATES."""
+COLUMNS = 64
+"""Entries in a line: 64 of a 4K table's make eight lines, each an eighth of what it translates."""
+
+
+def bars_report(snapshot: Snapshot, shown: Atlas, states: NDArray[np.uint8], va: int | None) -> Report:
+    """Draw a bar for each level, and the tables on the way to `va`, or the root."""
+    from ptinspect.arch.levels import level_name
+
+    regime = snapshot.regime
+    body: list[Note] = [
+        Note(f"root pa:{snapshot.root.pa:#x}: {snapshot.root.provenance}", "dim"),
+        Note("levels, all tables of each joined, empty entries left out:", "title"),
+    ]
+    levels = []
+    for level in sorted(set(shown.level.tolist())):
+        counts = _counts(states[shown.level == level])
+        levels.append({"level": level, "name": level_name(level, regime), "states": counts})
+        body.append(_level_bar(f"{level_name(level, regime)} {level}", counts))
+    tables = [_table(row, shown, states) for row in _way(snapshot, shown, va)]
+    for table in tables:
+        level = table["level"]
+        title = f"{level_name(level, regime)} {level} at pa:{table['pa']}, from {table['va']}"
+        each = f"{regime.entry_size(level):#x} bytes an entry"
+        body += [Note(""), Note(f"{title}, {each}", "title"), *_grid(table["letters"])]
+    used = {letter for table in tables for letter in table["letters"]}
+    used |= {_letter(name) for level in levels for name in level["states"]}
+    body += [Note(""), *_legend(used)]
+    if shown.left_out:
+        body.append(Note(f"{shown.left_out} tables are left out", "changed"))
+    return Report({"levels": levels, "tables": tables}, body)
+
+
+def _counts(states: NDArray[np.uint8]) -> dict[str, int]:
+    """Return how many descriptors are in each state, by its name; zero entries are left out."""
+    import numpy as np
+
+    from ptinspect.paging.atlas import S_INVALID, STATES
+
+    numbers = np.bincount(states.reshape(-1), minlength=len(STATES)).tolist()
+    return {
+        name: n for code, (name, n) in enumerate(zip(STATES, numbers, strict=True)) if n and code != S_INVALID
+    }
+
+
+def _letter(name: str) -> str:
+    from ptinspect.paging.atlas import STATES
+
+    return LETTERS[STATES.index(name)][0]
+
+
+def _level_bar(title: str, counts: dict[str, int]) -> Note:
+    """Return a bar of COLUMNS characters; no state that occurs is rounded away."""
+    total = sum(counts.values())
+    spans = [Styled(f"{title:<7}", "level")]
+    left = COLUMNS
+    for number, (name, count) in enumerate(counts.items()):
+        more = len(counts) - number - 1
+        share = left - more if not more else max(1, min(round(COLUMNS * count / total), left - more))
+        left -= share
+        letter, style = next(pair for pair in LETTERS if pair[0] == _letter(name))
+        spans.append(Styled(letter * share, style))
+    return spanned([*spans, Styled(f" {total}", "dim")])
+
+
+def _way(snapshot: Snapshot, shown: Atlas, va: int | None) -> list[int]:
+    """Return the rows of the tables on the way to an address, as far as they are there."""
+    from ptinspect.snapshot.classify import are_tables, next_tables
+    from ptinspect.snapshot.index import TableIndex
+
+    rows, regime = [0], snapshot.regime
+    index = TableIndex(snapshot.tables)
+    while va is not None and int(shown.level[rows[-1]]) < 3:
+        level = int(shown.level[rows[-1]])
+        entry = shown.raw[rows[-1], regime.index(va, level)].reshape(1)
+        if not bool(are_tables(entry, level)[0]):
+            break
+        below = int(index.find(level + 1, next_tables(entry, regime))[0])
+        if not 0 <= below < len(shown.level):
+            break
+        rows.append(below)
+    return rows
+
+
+def _table(row: int, shown: Atlas, states: NDArray[np.uint8]) -> dict[str, Any]:
+    return {
+        "level": int(shown.level[row]),
+        "pa": hex_address(int(shown.pa[row])),
+        "va": hex_address(int(shown.va[row])),
+        "letters": "".join(LETTERS[state][0] for state in states[row].tolist()),
+    }
+
+
+def _grid(letters: str) -> list[Note]:
+    styles = dict(LETTERS)
+    lines = []
+    for start in range(0, len(letters), COLUMNS):
+        runs = ("".join(group) for _, group in groupby(letters[start : start + COLUMNS]))
+        spans = [Styled(run, styles[run[0]]) for run in runs]
+        lines.append(spanned([Styled(f"{start:>5}  ", "dim"), *spans]))
+    return lines
+
+
+def _legend(used: set[str]) -> list[Note]:
+    from ptinspect.paging.atlas import STATES
+
+    words = [f"{letter} {name}" for (letter, _), name in zip(LETTERS, STATES, strict=True) if letter in used]
+    return [Note("   ".join(words[at : at + 4]), "dim") for at in range(0, len(words), 4)]
