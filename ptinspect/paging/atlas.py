@@ -67,6 +67,8 @@ MAX_PATTERNS = 4096
 """How many different sets of attributes are explained."""
 
 Words = NDArray[np.uint64]
+States = NDArray[np.uint8]
+"""Codes of STATES."""
 ADDRESS_FIELDS = ("output address", "next table")
 
 
@@ -153,6 +155,13 @@ def changes(before: Snapshot, after: Snapshot) -> NDArray[np.uint8]:
         changed = _changed(before.tables.raw[theirs], shown.raw[mine], level, after.regime)
         states[mine] = np.where(changed > 0, changed, states[mine])
     return states
+
+
+def count_states(states: States) -> dict[str, int]:
+    """Return how many descriptors are in each state, by its name; empty entries are left out."""
+    numbers = np.bincount(states.reshape(-1), minlength=len(STATES)).tolist()
+    counted = enumerate(zip(STATES, numbers, strict=True))
+    return {name: n for code, (name, n) in counted if n and code != S_INVALID}
 
 
 def delta_planes(raw: Words) -> bytes:

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.output.model import Note, Report, Style, Styled, hex_address, spanned
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ptinspect.paging.atlas import Atlas
+    from ptinspect.paging.atlas import Atlas, States
     from ptinspect.snapshot.model import Snapshot
 
 LETTERS: Sequence[tuple[str, Style]] = (
@@ -38,9 +35,10 @@ COLUMNS = 64
 """Entries in a line: 64 of a 4K table's make eight lines, each an eighth of what it translates."""
 
 
-def bars_report(snapshot: Snapshot, shown: Atlas, states: NDArray[np.uint8], va: int | None) -> Report:
+def bars_report(snapshot: Snapshot, shown: Atlas, states: States, va: int | None) -> Report:
     """Draw a bar for each level, and the tables on the way to `va`, or the root."""
     from ptinspect.arch.levels import level_name
+    from ptinspect.paging.atlas import count_states
 
     regime = snapshot.regime
     body: list[Note] = [
@@ -49,7 +47,7 @@ def bars_report(snapshot: Snapshot, shown: Atlas, states: NDArray[np.uint8], va:
     ]
     levels = []
     for level in sorted(set(shown.level.tolist())):
-        counts = _counts(states[shown.level == level])
+        counts = count_states(states[shown.level == level])
         levels.append({"level": level, "name": level_name(level, regime), "states": counts})
         body.append(_level_bar(f"{level_name(level, regime)} {level}", counts))
     tables = [_table(row, shown, states) for row in _way(snapshot, shown, va)]
@@ -64,18 +62,6 @@ def bars_report(snapshot: Snapshot, shown: Atlas, states: NDArray[np.uint8], va:
     if shown.left_out:
         body.append(Note(f"{shown.left_out} tables are left out", "changed"))
     return Report({"levels": levels, "tables": tables}, body)
-
-
-def _counts(states: NDArray[np.uint8]) -> dict[str, int]:
-    """Return how many descriptors are in each state, by its name; zero entries are left out."""
-    import numpy as np
-
-    from ptinspect.paging.atlas import S_INVALID, STATES
-
-    numbers = np.bincount(states.reshape(-1), minlength=len(STATES)).tolist()
-    return {
-        name: n for code, (name, n) in enumerate(zip(STATES, numbers, strict=True)) if n and code != S_INVALID
-    }
 
 
 def _letter(name: str) -> str:
@@ -117,7 +103,7 @@ def _way(snapshot: Snapshot, shown: Atlas, va: int | None) -> list[int]:
     return rows
 
 
-def _table(row: int, shown: Atlas, states: NDArray[np.uint8]) -> dict[str, Any]:
+def _table(row: int, shown: Atlas, states: States) -> dict[str, Any]:
     return {
         "level": int(shown.level[row]),
         "pa": hex_address(int(shown.pa[row])),
