@@ -41,6 +41,7 @@ THIRD_PARTY = {
     "guests": {"platformdirs"},
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},
+    "api": set(),
     "app": set(),
     "gdbhost": set(),
     "__main__": set(),

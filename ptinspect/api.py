@@ -1,0 +1,186 @@
+"""ptinspect from Python: the same guest, snapshots and answers as the commands, as typed values.
+
+    from ptinspect.api import Guest, load
+
+    with Guest.launch(memory=512) as guest:
+        guest.command("kpti run")
+        before, after = guest.snapshots["before"], guest.snapshots["after"]
+        assert diff(before, after).only_bit11
+        print(guest.walk(guest.symbol("swapper_pg_dir")).pa)
+
+Everything raises PtinspectError; its subclasses are in ptinspect.errors. Nothing here prints or asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context, Settings
+from ptinspect.errors import UserError
+from ptinspect.paging.check import check
+from ptinspect.paging.findings import Finding, Findings
+from ptinspect.paging.map import MapFilter, Run, runs
+from ptinspect.paging.summary import Summary, summarize
+from ptinspect.paging.walk import Walk, walk
+from ptinspect.snapshot.diff import Diff, diff
+from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
+from ptinspect.snapshot.store import load, save
+
+if TYPE_CHECKING:
+    from ptinspect.linux.view import GuestView
+    from ptinspect.stack.depth import Depth
+    from ptinspect.target.session import Session, StopInfo
+
+__all__ = [
+    "Diff",
+    "Finding",
+    "Findings",
+    "Guest",
+    "MapFilter",
+    "Run",
+    "Snapshot",
+    "Summary",
+    "Walk",
+    "check",
+    "diff",
+    "load",
+    "runs",
+    "save",
+    "summarize",
+    "walk_in",
+]
+
+
+def walk_in(snapshot: Snapshot, va: int) -> Walk:
+    """Translate an address by a snapshot's tables, step by step."""
+    return walk(SnapshotMemory(snapshot), va, snapshot.root.pa, snapshot.regime)
+
+
+class Guest:
+    """A guest under a debugger: attached to, or started here. Use it in a `with` statement."""
+
+    def __init__(self, context: Context) -> None:
+        """Use `launch` or `attach`."""
+        self.context = context
+        """What the commands work on."""
+
+    @classmethod
+    def launch(
+        cls,
+        kernel: str | Path | None = None,
+        *,
+        guest: str = "",
+        symbols: str | Path | None = None,
+        initrd: str | Path | None = None,
+        cpu: str = "",
+        smp: int = 1,
+        memory: int = 1024,
+        append: str = "",
+        qemu: Sequence[str] = (),
+    ) -> Self:
+        """Start QEMU, stopped at reset. `memory` is in MiB; `qemu` are further words for QEMU.
+
+        Without `kernel` or `guest` it is the default reference guest. Raises UserError, TargetError.
+        """
+        words = ["launch", *([str(kernel)] if kernel else [])]
+        for name, value in (("guest", guest), ("symbols", symbols), ("initrd", initrd), ("cpu", cpu)):
+            words += [f"--{name}", str(value)] if value else []
+        words += ["--smp", str(smp), "--memory", str(memory), *(["--append", append] if append else [])]
+        return cls._opened(shlex.join([*words, *(["--", *qemu] if qemu else [])]), None)
+
+    @classmethod
+    def attach(cls, address: str, *, kernel: str | Path | None = None, timeout: float = 10.0) -> Self:
+        """Attach to a gdbstub: host:port, :port, or the path of a Unix socket. Raises ConnectError."""
+        path = None if kernel is None else Path(kernel)
+        if path is not None and not path.is_file():
+            raise UserError(f"no file {path}")
+        return cls._opened(shlex.join(["attach", address, "--timeout", str(timeout)]), path)
+
+    @classmethod
+    def _opened(cls, line: str, kernel: Path | None) -> Self:
+        found = cls(Context(build_registry(), Settings(kernel=kernel)))
+        try:
+            found.command(line)
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def __enter__(self) -> Self:
+        """Return the guest."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the guest as it was found; one that was launched ends."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the guest as it was found; one that was launched ends. Safe to call twice."""
+        self.context.close()
+
+    def command(self, line: str) -> Mapping[str, Any]:
+        """Run a command line as at the prompt and return its result: what `--json` prints."""
+        return self.context.registry.run(self.context, line).result
+
+    @property
+    def session(self) -> Session:
+        """Run control, registers and memory. Raises UserError, TargetLost."""
+        return self.context.target
+
+    @property
+    def view(self) -> GuestView:
+        """The running kernel at this stop: where it lies, its symbols and types."""
+        return self.context.view()
+
+    @property
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """The snapshots in memory, by name."""
+        return self.context.snapshots
+
+    def symbol(self, name: str) -> int:
+        """Return the run-time address of a symbol. Raises UserError, KernelFileError."""
+        from ptinspect.commands.sources import symbol
+
+        return symbol(self.context, name)
+
+    def snap(self, name: str = "snap", *, root: str | None = None, cpu: int | None = None) -> Snapshot:
+        """Capture all tables under a root (default: the kernel's own) and all registers.
+
+        The snapshot is also kept in `snapshots`. `root`: as `--root` takes it.
+        """
+        words = ["snap", name, *(["--root", root] if root else [])]
+        words += ["--cpu", str(cpu)] if cpu is not None else []
+        self.command(shlex.join(words))
+        return self.context.snapshots[name]
+
+    def walk(self, va: int, *, cpu: int | None = None) -> Walk:
+        """Translate an address by the live tables, step by step."""
+        from ptinspect.commands.sources import source
+
+        found = source(self.context, argparse.Namespace(snap=None, root=None, cpu=cpu), "walk", va)
+        return walk(found.memory, va, found.root.pa, found.regime)
+
+    def stack(self, cpu: int | None = None) -> Depth:
+        """Examine the kernel stack of a CPU (default: the one that stopped): bounds, use, frames."""
+        from ptinspect.commands.stack import open_stacks
+        from ptinspect.stack.depth import depth_of_cpu
+
+        session = self.context.stopped
+        number = session.current_cpu if cpu is None else cpu
+        return depth_of_cpu(open_stacks(self.context), session.cpu_state(number))
+
+    def until(self, *places: str | int, timeout: float = 60.0) -> StopInfo:
+        """Run until one of these addresses or symbols is reached. Raises TargetTimeout; it stands then."""
+        addresses = [self.symbol(place) if isinstance(place, str) else place for place in places]
+        session = self.context.stopped
+        self.context.forget_stop()
+        return session.run_until(addresses, timeout)
