@@ -257,17 +257,21 @@ class LaneMemory:
         return True
 
     def _differing(self, number: int, memory: PhysicalMemory, pages: list[int]) -> int | None:
-        """Return the first of the pages of a RAM block that the gdbstub reads otherwise, or None."""
+        """Return the first of the pages of a RAM block that the gdbstub reads otherwise, or None.
+
+        The lane reads first: it tells at once that QEMU stands still, for which the gdbstub waits.
+        """
         block = self._stub.ram[number]
         ranges = [(max(page, int(block.start)), min(page + PAGE, block.end)) for page in pages]
         sizes = [(start, end - start) for start, end in ranges]
-        for (start, size), page, truth in zip(sizes, pages, self._stub.read_several(sizes), strict=True):
+        try:
+            found = [memory.read(*size) for size in sizes]
+        except MemoryReadError as error:
+            return error.pa & -PAGE
+        for page, ours, truth in zip(pages, found, self._stub.read_several(sizes), strict=True):
             if any(truth):
                 self._filled[number] = page
-            try:
-                if memory.read(start, size) != truth:
-                    return page
-            except MemoryReadError:
+            if ours != truth:
                 return page
         return None
 

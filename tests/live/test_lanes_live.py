@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +84,109 @@ def test_qemu_killed_between_reads(pair: tuple[Qemu, Session], lane: str) -> Non
     with pytest.raises(TargetLost):
         session.memory.read_tables(np.array([0x4000_0000], dtype=np.uint64), 4096)
     assert session.state is RunState.DEAD and not session.memory.take_notices()
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03])
+def test_qemu_killed_in_the_middle_of_a_fast_read(pair: tuple[Qemu, Session], moment: float) -> None:
+    qemu, session = pair
+    session.memory.choose("host")
+    pages = np.arange(0x4000_0000, OUTSIDE, 4096, dtype=np.uint64)
+    threading.Timer(moment, os.kill, (qemu.pid, signal.SIGKILL)).start()
+    deadline = time.monotonic() + 20
+    with pytest.raises(TargetLost) as caught:
+        while time.monotonic() < deadline:
+            session.memory.read_tables(pages, 4096)
+    assert session.state is RunState.DEAD and not session.memory.take_notices()
+    assert "gone" in caught.value.message or "over" in caught.value.message
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.002, 0.01])
+def test_qemu_stopped_in_the_middle_of_a_fast_read(pair: tuple[Qemu, Session], moment: float) -> None:
+    qemu, session = pair
+    pages = np.arange(0x4000_0000, OUTSIDE, 4096, dtype=np.uint64)
+    before, _ = session.memory.read_tables(pages, 4096)
+    threading.Timer(moment, os.kill, (qemu.pid, signal.SIGSTOP)).start()
+    deadline = time.monotonic() + 20
+    try:
+        with pytest.raises(TargetError, match="stopped by a signal"):
+            while time.monotonic() < deadline:
+                session.memory.read_tables(pages, 4096)
+        assert time.monotonic() < deadline - 15
+    finally:
+        os.kill(qemu.pid, signal.SIGCONT)
+    assert (session.memory.read_tables(pages, 4096)[0] == before).all()
+    assert not session.memory.take_notices()
+
+
+def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
+    pair: tuple[Qemu, Session],
+) -> None:
+    qemu, session = pair
+    session.run_until([LOOP], 20)
+    session.memory.choose("host")
+    session.run_until([LOOP], 20)
+    os.kill(qemu.pid, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        with pytest.raises(TargetError, match="stopped by a signal"):
+            session.memory.read(LOAD, 64)
+        assert time.monotonic() - start < 5
+    finally:
+        os.kill(qemu.pid, signal.SIGCONT)
+    assert len(session.memory.read(LOAD, 64)) == 64
+
+
+def lanes_agree(session: Session, pid: int) -> None:
+    """All lanes are there and read the same."""
+    assert session.memory.label == f"host RAM of QEMU (pid {pid})"
+    session.write_physical(LOAD + 0x2000, bytes(range(256)))
+    found = set()
+    for lane in LANES:
+        session.memory.choose(lane)
+        found.add(session.memory.read(LOAD - 3, 0x3000))
+    assert len(found) == 1 and found.pop()[0x2003:0x2103] == bytes(range(256))
+    assert not session.memory.take_notices()
+
+
+def test_the_process_behind_a_tcp_port_is_found(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [PROGRAM, "-machine", "virt", "-cpu", "cortex-a72", "-m", "128", "-S", "-display", "none"]
+    words += ["-nic", "none", "-monitor", "none", "-serial", "none", "-kernel", str(bare_kernel(tmp_path))]
+    qemu = subprocess.Popen([*words, "-gdb", f"tcp:127.0.0.1:{port}"], stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while f":{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text():
+            assert time.monotonic() < deadline and qemu.poll() is None
+            time.sleep(0.02)
+        session = Session.attach(f":{port}")
+        lanes_agree(session, qemu.pid)
+        session.close()
+    finally:
+        qemu.kill()
+        qemu.wait(10)
+
+
+def test_ram_that_is_a_shared_file(tmp_path: Path) -> None:
+    file = tmp_path / "ram"
+    extra = ("-object", f"memory-backend-file,id=ram,size=128M,mem-path={file},share=on")
+    options = LaunchOptions(
+        bare_kernel(tmp_path),
+        machine="virt,gic-version=3,memory-backend=ram",
+        memory=128,
+        append="",
+        extra=extra,
+    )
+    qemu = launch(options)
+    try:
+        session = Session.attach(str(qemu.gdb_socket))
+        lanes_agree(session, qemu.pid)
+        with file.open("rb") as ram:
+            ram.seek(LOAD + 0x2000 - 0x4000_0000)
+            assert ram.read(256) == bytes(range(256))
+        session.close()
+    finally:
+        qemu.end()
 
 
 def test_a_qemu_that_stands_still_is_told_at_once_and_may_go_on(pair: tuple[Qemu, Session]) -> None:
