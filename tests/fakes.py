@@ -155,6 +155,7 @@ class FakeView:
     voffset = KERNEL - IMAGE
     image = None
     confirmed = True
+    ram = ()
 
     def __init__(self, tree: TreeBuilder) -> None:
         self._tree = tree

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KERNEL_OFFSET = "kernel.offset"
 """Name in Meta.extra of what to add to a link-time address to get the run-time one, in hex."""
+NAMING = "naming"
+"""Where Context.memo keeps the names of the addresses at one stop."""
 
 
 def capture_snapshot(
@@ -67,6 +69,19 @@ def capture_snapshot(
     )
 
 
+def naming_facts(ctx: Context) -> dict[str, str]:
+    """Return what gives names to the addresses of the guest at this stop; found once for each stop."""
+    from ptinspect.linux.naming import facts
+
+    token = ctx.stopped.stop_token
+    kept = ctx.memo.get(NAMING)
+    if isinstance(kept, tuple) and kept[0] == token:
+        return dict(kept[1])
+    found = facts(ctx.view())
+    ctx.memo[NAMING] = (token, found)
+    return found
+
+
 def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> Meta:
     from ptinspect.snapshot.model import Meta
 
@@ -77,6 +92,7 @@ def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> M
     try:
         view = ctx.view()
         banner = view.banner()
+        extra |= {**naming_facts(ctx), **extra}
         if ctx.kernel is not None:
             extra[KERNEL_OFFSET] = f"{view.kaslr_offset & MASK64:#x}"
     except (GuestError, KernelFileError):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.commands.sources import add_root_options, snapshot_of
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, KernelFileError
@@ -59,15 +60,16 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     snapshot = snapshot_of(ctx, args, "check")
     found = Findings(limit=args.limit)
     label = snapshot.name
-    if args.against:
-        before = ctx.snapshot_or_file(args.against)
+    before = ctx.snapshot_or_file(args.against) if args.against else None
+    if before is not None:
         label = f"{before.name} -> {snapshot.name}"
         check_pair(Pair(before, snapshot, args.rewrite_done, _early(ctx, snapshot)), found)
     else:
         check_one(snapshot, found, rewrite_done=args.rewrite_done)
         check_stacks(snapshot, found)
     failed = not found.ok or (args.expect_clean and bool(found.totals))
-    return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK)
+    namer = names_of(snapshot, before)[0]
+    return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK, namer)
 
 
 def _early(ctx: Context, snapshot: Snapshot) -> list[tuple[int, int, str]]:

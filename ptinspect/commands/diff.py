@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.output.model import Note, Report
@@ -57,10 +58,12 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     found = compare(a, b, max_changes=MAX_CHANGES if args.limit is None else args.limit)
     code = EXIT_CHECK if args.expect_only_bit11 and not found.only_bit11 else EXIT_OK
     shown = SHOWN if args.limit is None else args.limit
-    report = diff_report(found, a, b, shown=shown, exit_code=code)
+    namer = names_of(b, a)[0]
+    report = diff_report(found, a, b, shown=shown, exit_code=code, regions=namer)
     if args.output is None:
         return report
     wide = args.output.suffix.lower() in (".csv", ".md")
-    write(diff_report(found, a, b, shown=len(found.changes), wide=wide, exit_code=code), args.output)
+    listed = len(found.changes)
+    write(diff_report(found, a, b, shown=listed, wide=wide, exit_code=code, regions=namer), args.output)
     said = Note(f"written to {args.output}", "dim")
     return Report({**report.result, "file": str(args.output)}, (*report.body, said), code)

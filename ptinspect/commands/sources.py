@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
@@ -66,6 +66,8 @@ class Source:
     """`guest, cpu 0` or `snapshot before`."""
     snapshot: Snapshot | None = None
     """The snapshot, where it is not the guest."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What a snapshot of it keeps in Meta.extra: what its lower half is."""
 
 
 class GuestNames:

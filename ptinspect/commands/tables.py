@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.commands.sources import add_root_options, names, range_of, snapshot_of, source
 from ptinspect.errors import GuestError, UserError
@@ -112,7 +113,8 @@ def show_map(ctx: Context, args: argparse.Namespace) -> Report:
         max_runs=args.limit or MAX_RUNS,
     )
     snapshot, wanted = _with_levels(ctx, args, wanted)
-    found = runs(snapshot, wanted)
+    namer, layout = names_of(snapshot)
+    found = runs(snapshot, wanted, namer, layout.edges)
     return map_report(snapshot, found, found.truncated, args.limit or SHOWN)
 
 
@@ -159,7 +161,7 @@ def find(ctx: Context, args: argparse.Namespace) -> Report:
     pa = _physical(ctx, args)
     snapshot = snapshot_of(ctx, args, "find")
     found = find_pa(snapshot, pa, max_hits=args.limit)
-    return find_report(snapshot, pa, found, found.truncated)
+    return find_report(snapshot, pa, found, found.truncated, names_of(snapshot)[0])
 
 
 def _physical(ctx: Context, args: argparse.Namespace) -> int:

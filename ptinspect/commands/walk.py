@@ -7,6 +7,7 @@ import argparse
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.regions import name_of
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_root_options, names, source
 from ptinspect.errors import UserError
@@ -48,5 +49,5 @@ def walk(ctx: Context, args: argparse.Namespace) -> Report:
         where.root,
         where.regime,
         where.label,
-        ctx.place(va),
+        (ctx.place(va), name_of(ctx, where, va)),
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image import KernelImage
+from ptinspect.linux.regions import Layout, Region
 from ptinspect.linux.view import GuestView
 from ptinspect.paging.regions import RegionNamer, half_namer
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, kinds
@@ -36,32 +37,6 @@ SECTIONS = (
     ("kernel bss", "__bss_start", ("__bss_stop",)),
 )
 """Name, first symbol, symbols one of which ends it (include/asm-generic/sections.h)."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """Name a range of virtual addresses."""
-
-    start: int
-    """First address."""
-    end: int
-    """First address behind it; 2^64 at the top."""
-    name: str
-    """What Linux calls it."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Hold the regions, the more particular ones first."""
-
-    regions: tuple[Region, ...]
-    """In the order in which they are asked."""
-    source: str
-    """Which variant was taken, and why."""
-
-    def name(self, va: int) -> str:
-        """Return the name of the region that an address lies in; empty if it lies in none."""
-        return next((r.name for r in self.regions if r.start <= va < r.end), "")
 
 
 @dataclass(frozen=True)
@@ -171,35 +146,52 @@ def layout(
     kaslr_offset: int | None = None,
     *,
     more: Iterable[Region] = (),
+    used: Sequence[int] = (),
 ) -> Layout:
     """Name the parts of the address space that a snapshot shows.
 
     With the kernel file and the KASLR offset the sections of the image are named too. `more` are
-    regions that the caller knows (stacks), which win over all others.
+    regions that the caller knows (stacks), which win over all others; `used` are further addresses
+    at which the root has an entry, where the snapshot is a part only.
     """
     regime = snapshot.regime
     if not regime.upper:
         return Layout((Region(0, 1 << regime.va_bits, "user"),), "the lower half")
     leaves = _leaves(snapshot)
-    known = _image_regions(image, kaslr_offset)
+    known = _image_regions(image, kaslr_offset, leaves)
     linked = image.text_va if image is not None and image.linked else None
-    best = max(VARIANTS, key=lambda variant: _score(variant, regime, leaves, linked))
+    best = max(VARIANTS, key=lambda variant: _score(variant, regime, leaves, linked, used))
     regions = best.regions(_sizes(regime, best))
+    if not _told(best, regime, leaves, linked):
+        return of_variant(regime, "", (*more, *known))
     if not known:
         known = _text_by_tables(leaves, regions)
-    trampoline = _trampoline(leaves, regions)
-    return Layout(
-        (*more, *trampoline, *known, *regions), f"the arithmetic of {best.name} explains what is mapped"
-    )
+    return of_variant(regime, best.name, (*more, *_trampoline(leaves, regions), *known))
 
 
-def view_layout(view: GuestView, snapshot: Snapshot, *, more: Iterable[Region] = ()) -> Layout:
+def of_variant(regime: Regime, name: str, known: Iterable[Region]) -> Layout:
+    """Return the layout that a variant of VARIANTS computes, and `known` before it. Raises KeyError.
+
+    With no variant all else is `kernel`.
+    """
+    if not name:
+        first = (*known, Region(regime.va_min, TOP, "kernel"))
+        return Layout(first, "nothing tells which arithmetic the kernel has", "", first)
+    variant = {variant.name: variant for variant in VARIANTS}[name]
+    first = tuple(known)
+    computed = variant.regions(_sizes(regime, variant))
+    return Layout((*first, *computed), f"the arithmetic of {name} explains what is mapped", name, first)
+
+
+def view_layout(
+    view: GuestView, snapshot: Snapshot, *, more: Iterable[Region] = (), used: Sequence[int] = ()
+) -> Layout:
     """Name the parts of the address space of a live guest, whose tables `snapshot` holds."""
     try:
         offset = view.kaslr_offset if view.image is not None else None
     except PtinspectError:
         offset = None
-    return layout(snapshot, view.image if offset is not None else None, offset, more=more)
+    return layout(snapshot, view.image if offset is not None else None, offset, more=more, used=used)
 
 
 def region_namer(made: Layout, regime: Regime) -> RegionNamer:
@@ -248,7 +240,9 @@ def _leaves(snapshot: Snapshot) -> _Leaves:
     return _Leaves(va[order], size_[order], executable[order])
 
 
-def _score(variant: _Variant, regime: Regime, leaves: _Leaves, linked: int | None) -> float:
+def _score(
+    variant: _Variant, regime: Regime, leaves: _Leaves, linked: int | None, used: Sequence[int]
+) -> float:
     """Return how well a variant explains what is mapped: leaves in regions, regions that must be in use."""
     sizes = _sizes(regime, variant)
     regions = variant.regions(sizes)
@@ -260,8 +254,20 @@ def _score(variant: _Variant, regime: Regime, leaves: _Leaves, linked: int | Non
     for region in regions:
         found = _count(leaves.va, region)
         inside += found
+        if region.name == "linear map":
+            found += any(region.start <= va < region.end for va in used)
         score += found > 0 and region.name in ("fixmap", "vmemmap", "linear map")
     return score + 4.0 * inside / max(leaves.va.size, 1)
+
+
+def _told(variant: _Variant, regime: Regime, leaves: _Leaves, linked: int | None) -> bool:
+    """Tell whether a variant has more for it than the others: the image's address, fixmap or vmemmap."""
+    sizes = _sizes(regime, variant)
+    base = sizes.start if variant.regions is _linear_on_top else sizes.middle
+    if linked is not None and 0 <= linked - base - variant.image_offset < 16 * MIB:
+        return True
+    telling = [r for r in variant.regions(sizes) if r.name in ("fixmap", "vmemmap")]
+    return any(_count(leaves.va, region) for region in telling)
 
 
 def _count(va: NDArray[np.uint64], region: Region) -> int:
@@ -270,8 +276,12 @@ def _count(va: NDArray[np.uint64], region: Region) -> int:
     return int(np.searchsorted(va, np.uint64(region.end - 1), side="right")) - first
 
 
-def _image_regions(image: KernelImage | None, offset: int | None) -> list[Region]:
-    """Return the sections of the image that symbols delimit, and the whole image behind them."""
+def _image_regions(image: KernelImage | None, offset: int | None, leaves: _Leaves) -> list[Region]:
+    """Return the sections of the image that symbols delimit, and the whole image behind them.
+
+    Since v5.11 the kernel does not map as text what lies before _stext, and gives the addresses to vmalloc
+    (Linux commit e2a073dde921, "arm64: omit [_text, _stext) from permanent kernel mapping").
+    """
     if image is None or offset is None:
         return []
     found = []
@@ -279,8 +289,14 @@ def _image_regions(image: KernelImage | None, offset: int | None) -> list[Region
         end = next((image.symbols[e][0] for e in ends if e in image.symbols), None)
         if first in image.symbols and end is not None and image.symbols[first][0] < end:
             found.append(Region(image.symbols[first][0] + offset, end + offset, name))
-    start = image.text_va + offset
-    found.append(Region(start, start + image.size, "kernel image"))
+    start, end = image.text_va + offset, image.text_va + offset + image.size
+    head = np.searchsorted(leaves.va, np.uint64(start % TOP))
+    mapped = head < leaves.va.size and int(leaves.va[head]) == start % TOP and leaves.executable[head]
+    if "_stext" in image.symbols and not mapped:
+        start = image.symbols["_stext"][0] + offset
+    elif found and found[0].name == "kernel text":
+        found[0] = Region(start, found[0].end, "kernel text")
+    found.append(Region(start, end, "kernel image"))
     return [Region(r.start % TOP, (r.end - 1) % TOP + 1, r.name) for r in found]
 
 

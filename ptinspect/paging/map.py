@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.bits import PhysAddr, VirtAddr, align_up
 from ptinspect.arch.descriptor import Attributes, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.perms import Permissions, effective
@@ -108,14 +110,18 @@ class _Joined:
 
 
 def runs(
-    snapshot: Snapshot, chosen: MapFilter | None = None, regions: RegionNamer | None = None
+    snapshot: Snapshot,
+    chosen: MapFilter | None = None,
+    regions: RegionNamer | None = None,
+    edges: Sequence[int] = (),
 ) -> Bounded[Run]:
     """List runs of leaves in order of va, a shared table at each address that reaches it.
 
     Adjacent leaves are joined if size, attributes, permissions and, unless `merge_pa`, the step in
-    physical addresses agree; also across tables. `truncated` of the result says why it is not
-    complete: bounds that were hit, tables that are missing or could not be read. Raises UserError if
-    `va_range` lies outside the regime's half.
+    physical addresses agree; also across tables, but not (unless `merge_pa`) where the name of the
+    region changes, for which only the addresses `edges` (ascending) are looked at. `truncated` of the
+    result says why it is not complete: bounds that were hit, tables that are missing or could not be
+    read. Raises UserError if `va_range` lies outside the regime's half.
     """
     wanted = chosen or MapFilter()
     window = _window(snapshot, wanted)
@@ -132,7 +138,8 @@ def runs(
         reasons.append(f"{expansion.unreadable} tables could not be read")
     if collector.full or len(joined) > wanted.max_runs:
         reasons.append(f"only the first {min(wanted.max_runs, len(joined))} runs are listed")
-    found = _runs(joined, kinds, regions or half_namer(snapshot.regime), wanted.max_runs)
+    namer = regions or half_namer(snapshot.regime)
+    found = _by_region(_runs(joined, kinds, namer, wanted.max_runs), namer, edges)
     return Bounded(found, "; ".join(reason for reason in reasons if reason))
 
 
@@ -287,3 +294,24 @@ def _runs(joined: _Joined, kinds: _Kinds, regions: RegionNamer, limit: int) -> l
             )
         )
     return found
+
+
+def _by_region(found: list[Run], regions: RegionNamer, edges: Sequence[int]) -> list[Run]:
+    """Cut runs where another region begins; a leaf has the name of its first byte."""
+    cut: list[Run] = []
+    for run in found:
+        inside = edges[bisect_right(edges, run.va_start) : bisect_right(edges, run.va_end)]
+        if not run.pa_contiguous:
+            inside = ()
+        rest = run
+        for edge in inside:
+            at = align_up(edge, run.leaf_size)
+            name = regions(at) if at <= run.va_end else rest.region
+            if name == rest.region:
+                continue
+            leaves = (at - rest.va_start) // run.leaf_size
+            cut.append(replace(rest, va_end=VirtAddr(at - 1), count=leaves))
+            pa = PhysAddr(rest.pa_start + leaves * run.leaf_size)
+            rest = replace(rest, va_start=VirtAddr(at), pa_start=pa, count=rest.count - leaves, region=name)
+        cut.append(rest)
+    return cut

@@ -211,11 +211,14 @@ def test_sections_of_the_image(tmp_path: Path) -> None:
         )
     }
     assert names == {
-        0x0: "kernel image", 0x1_0000: "kernel text", 0x4_FFFF: "kernel text", 0x5_0000: "kernel rodata",
+        0x0: "vmalloc", 0x1_0000: "kernel text", 0x4_FFFF: "kernel text", 0x5_0000: "kernel rodata",
         0x6_0000: "kernel init", 0x7_0000: "kernel data", 0x7_4000: "task stack", 0x7_8000: "kernel data",
         0x8_0800: "kernel image", 0x8_1000: "kernel bss",
     }  # fmt: skip
     assert made.name(TEXT_VA + 0x1_0000) != "kernel text", "it runs elsewhere"
+    guest.tree.map(TEXT_VA + offset, 0x4000_0000, size=0x1000, attributes=KERNEL_TEXT)
+    made = view_layout(guest.view(file), guest.tree.snapshot())
+    assert made.name(TEXT_VA + offset) == "kernel text", "mapped up to v5.10"
 
 
 def test_a_view_without_a_file() -> None:

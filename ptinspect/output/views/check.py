@@ -8,18 +8,21 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 
 if TYPE_CHECKING:
     from ptinspect.paging.findings import Finding, Findings
+    from ptinspect.paging.regions import RegionNamer
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
 SHOWN = 40
 """Findings shown to people; JSON has all that are kept."""
 
 
-def check_report(found: Findings, label: str, rules: dict[str, str], exit_code: int) -> Report:
-    """Show what breaks which rule."""
+def check_report(
+    found: Findings, label: str, rules: dict[str, str], exit_code: int, regions: RegionNamer
+) -> Report:
+    """Show what breaks which rule; `regions` names the addresses."""
     result = {
         "ok": found.ok,
         "of": label,
-        "findings": [_json(finding) for finding in found.kept],
+        "findings": [_json(finding, regions) for finding in found.kept],
         "totals": dict(found.totals),
         "rules": list(rules),
         "notes": list(found.notes),
@@ -27,6 +30,7 @@ def check_report(found: Findings, label: str, rules: dict[str, str], exit_code: 
     columns = (
         Column("rule"),
         Column("addresses"),
+        Column("region"),
         Column("level", "right"),
         Column("descriptor"),
         Column("evidence"),
@@ -35,6 +39,7 @@ def check_report(found: Findings, label: str, rules: dict[str, str], exit_code: 
         (
             Styled(f.rule, STYLES[f.severity]),
             f"{f.va_start:#x}-{f.va_end:#x}",
+            escape(regions(f.va_start)),
             str(f.level),
             f"pa:{f.descriptor_pa:#x}" + ("" if f.raw is None else f" = {f.raw:#x}"),
             escape(f.evidence),
@@ -55,12 +60,13 @@ def check_report(found: Findings, label: str, rules: dict[str, str], exit_code: 
     return Report(result, body, exit_code)
 
 
-def _json(finding: Finding) -> dict[str, object]:
+def _json(finding: Finding, regions: RegionNamer) -> dict[str, object]:
     return {
         "rule": finding.rule,
         "severity": finding.severity,
         "va_start": hex_address(finding.va_start),
         "va_end": hex_address(finding.va_end),
+        "region": regions(finding.va_start),
         "level": finding.level,
         "descriptor_pa": hex_address(finding.descriptor_pa),
         "raw": None if finding.raw is None else hex_address(finding.raw),

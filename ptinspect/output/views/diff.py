@@ -10,6 +10,7 @@ from ptinspect.output.views.descriptor import in_words
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
+    from ptinspect.paging.regions import RegionNamer
     from ptinspect.snapshot.changes import Change, Diff, LevelDiff
     from ptinspect.snapshot.model import Snapshot
 
@@ -34,11 +35,19 @@ OPTIONAL = {"kind", "invalid_changed", "unreadable"}
 
 
 def diff_report(
-    diff: Diff, a: Snapshot, b: Snapshot, *, shown: int, wide: bool = False, exit_code: int = 0
+    diff: Diff,
+    a: Snapshot,
+    b: Snapshot,
+    *,
+    shown: int,
+    regions: RegionNamer,
+    wide: bool = False,
+    exit_code: int = 0,
 ) -> Report:
     """Show counts by level and the changes that are more than bit 11.
 
     `shown` limits the changes in the body, not in the result; `wide` makes them one row each.
+    `regions` names the addresses.
     """
     body: list[Note | Table] = [
         Note(f"{diff.a} -> {diff.b}", "title"),
@@ -49,13 +58,19 @@ def diff_report(
     ]
     listed = diff.changes[:shown]
     if listed:
-        body.append(_rows(listed, a.regime) if wide else Note("changes that are more than bit 11:", "title"))
+        body.append(
+            _rows(listed, a.regime, regions) if wide else Note("changes that are more than bit 11:", "title")
+        )
         if not wide:
-            body.extend(note for change in listed for note in _block(change, a.regime, b.regime))
+            body.extend(
+                note
+                for change in listed
+                for note in _block(change, a.regime, b.regime, regions(change.va_start))
+            )
     if len(diff.changes) > len(listed) or diff.changes_total > len(diff.changes):
         more = diff.changes_total - len(listed)
         body.append(Note(f"… and {more} more (--limit N shows more, -o FILE writes them)", "dim"))
-    return Report(_result(diff, a, b), body, exit_code)
+    return Report(_result(diff, a, b, regions), body, exit_code)
 
 
 def _side(snapshot: Snapshot) -> Note:
@@ -64,12 +79,15 @@ def _side(snapshot: Snapshot) -> Note:
     return Note(text, "dim")
 
 
-def _result(diff: Diff, a: Snapshot, b: Snapshot) -> dict[str, Any]:
+def _result(diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer) -> dict[str, Any]:
     return {
         "a": diff.a,
         "b": diff.b,
         "levels": [_level(level) for level in diff.levels],
-        "changes": [_change(change, a.regime, b.regime) for change in diff.changes],
+        "changes": [
+            {**_change(change, a.regime, b.regime), "region": regions(change.va_start)}
+            for change in diff.changes
+        ],
         "changes_total": diff.changes_total,
         "only_bit11": diff.only_bit11,
         "complete": diff.complete,
@@ -135,10 +153,11 @@ def _verdict(diff: Diff) -> Note:
     return Note(f"{diff.changes_total} changes are more than bit 11: {what}", "bad")
 
 
-def _block(change: Change, regime: Regime, after: Regime) -> list[Note]:
+def _block(change: Change, regime: Regime, after: Regime, region: str) -> list[Note]:
     moved = change.descriptor_pa_after != change.descriptor_pa
     where = f"pa:{change.descriptor_pa:#x}" + (f" -> pa:{change.descriptor_pa_after:#x}" if moved else "")
     head = f"{', '.join(change.kinds)}: level {change.level}, {change.va_start:#x}..{change.va_end + 1:#x}"
+    head += f" ({escape(region)})" if region else ""
     lines = [
         Note(head, "bad"),
         Note(f"  descriptor at {where}{_weight(change)}"),
@@ -159,10 +178,10 @@ def _weight(change: Change) -> str:
     return ""
 
 
-def _rows(changes: tuple[Change, ...], regime: Regime) -> Table:
+def _rows(changes: tuple[Change, ...], regime: Regime, regions: RegionNamer) -> Table:
     titles = (
         "va_start", "va_end", "level", "descriptor_pa", "kinds", "before", "after", "before decoded",
-        "after decoded", "note",
+        "after decoded", "note", "region",
     )  # fmt: skip
     rows = [
         (
@@ -176,6 +195,7 @@ def _rows(changes: tuple[Change, ...], regime: Regime) -> Table:
             _decoded(c.before, c.level, regime) or "",
             _decoded(c.after, c.level, regime) or "",
             c.note,
+            escape(regions(c.va_start)),
         )
         for c in changes
     ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ptinspect.arch.descriptor import Attributes
     from ptinspect.paging.find import Hit
     from ptinspect.paging.map import Run
+    from ptinspect.paging.regions import RegionNamer
     from ptinspect.paging.summary import LevelSummary, Summary
     from ptinspect.snapshot.model import Snapshot
 
@@ -105,8 +106,8 @@ def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: i
         Column("EL1"),
         Column("EL0"),
         Column("nG"),
-        *([Column("region")] if regions else []),
         Column("attributes"),
+        *([Column("region")] if regions else []),
     ]
     rows = [_row(run, regions) for run in runs[:shown]]
     body: list[Note | Table] = [
@@ -144,8 +145,8 @@ def _row(run: Run, regions: bool) -> list[Cell]:
         run.permissions.el1,
         run.permissions.el0,
         Styled("nG", "changed") if run.attributes.ng else "",
-        *([run.region] if regions else []),
         short_words(run.attributes),
+        *([escape(run.region)] if regions else []),
     ]
 
 
@@ -173,8 +174,10 @@ def size_text(size: int) -> str:
 # -- find ---------------------------------------------------------------------------------------
 
 
-def find_report(snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str) -> Report:
-    """List the ways to a physical address."""
+def find_report(
+    snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str, regions: RegionNamer
+) -> Report:
+    """List the ways to a physical address; `regions` names the addresses."""
     result = {
         "pa": hex_address(pa),
         "root": _root(snapshot),
@@ -182,6 +185,7 @@ def find_report(snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str
             {
                 "kind": hit.kind,
                 "va": hex_address(hit.va),
+                "region": regions(hit.va),
                 "level": hit.level,
                 "table_pa": hex_address(hit.table_pa),
                 "index": hit.index,
@@ -196,6 +200,7 @@ def find_report(snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str
     }
     columns = (
         Column("address"),
+        Column("region"),
         Column("what"),
         Column("level"),
         Column("descriptor at"),
@@ -204,6 +209,7 @@ def find_report(snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str
     rows = [
         (
             Styled(f"{hit.va:#018x}", "address"),
+            escape(regions(hit.va)),
             f"maps it ({size_name(hit.size)})" if hit.kind == "leaf" else "entry there",
             Styled(f"{level_name(hit.level, snapshot.regime)} {hit.level}", "level"),
             f"pa:{hit.descriptor_pa:#x}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import attributes_json, kind_cell, words
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ COLUMNS = (
 OUTCOME_STYLES: dict[str, Style] = {"mapped": "good", "fault": "bad", "unreadable": "bad"}
 
 
-def walked(walk: Walk, root: Root, regime: Regime, label: str, place: str) -> Report:
-    """Show each step, the attributes, and where the walk ended."""
+def walked(walk: Walk, root: Root, regime: Regime, label: str, place: tuple[str, str]) -> Report:
+    """Show each step, the attributes, and where the walk ended; `place` names the address and its region."""
+    said, region = place
     result: dict[str, Any] = {
         "va": hex_address(walk.va),
+        "region": region,
         "root": {"pa": hex_address(root.pa), "provenance": root.provenance},
         "steps": [_step(step) for step in walk.steps],
         "outcome": walk.outcome,
@@ -39,13 +41,13 @@ def walked(walk: Walk, root: Root, regime: Regime, label: str, place: str) -> Re
     }
     mmu = "" if regime.mmu_on else "; the MMU is off"
     body: list[Note | Table] = [
-        Note(place, "title"),
+        Note(f"{said}: {escape(region)}" if region else said, "title"),
         Note(f"root pa:{root.pa:#x}: {root.provenance} ({label}{mmu})", "dim"),
         Table(COLUMNS, [_row(step) for step in walk.steps], empty="no table was looked at"),
     ]
-    said = [(f"{step.name} {step.level}", attributes_text(step)) for step in walk.steps]
-    if any(text for _, text in said):
-        rows = [(Styled(name, "level"), text) for name, text in said if text]
+    levels = [(f"{step.name} {step.level}", attributes_text(step)) for step in walk.steps]
+    if any(text for _, text in levels):
+        rows = [(Styled(name, "level"), text) for name, text in levels if text]
         body.append(Table((Column("level"), Column("attributes")), rows))
     body.append(_outcome(walk))
     return Report(result, body)

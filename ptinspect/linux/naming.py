@@ -1,0 +1,121 @@
+"""Names for the addresses of a snapshot: found in the live guest, kept in it, and read from it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import Regime
+from ptinspect.errors import PtinspectError
+from ptinspect.linux.layout import TOP, VARIANTS, layout, of_variant, view_layout
+from ptinspect.linux.regions import Layout, Region
+from ptinspect.linux.stacks import Stack, Stacks
+from ptinspect.linux.view import GuestView
+from ptinspect.paging.capture import capture
+from ptinspect.snapshot.model import Meta, Snapshot
+
+LAYOUT = "linux.layout"
+"""Name in Meta.extra of the variant of the address space's arithmetic."""
+REGIONS = "linux.regions"
+"""Name in Meta.extra of the regions that are not arithmetic, one a line: `first-last name`, hex."""
+LOWER = "linux.lower"
+"""Name in Meta.extra of what the lower half is, where the tables are those of a lower half."""
+MAX_TABLES = 16_384
+"""Tables that are read at most to learn the layout."""
+MAX_REGIONS = 65_536
+STACK_NAMES = {
+    "irq": "IRQ stack",
+    "overflow": "overflow stack",
+    "sdei-normal": "SDEI stack",
+    "sdei-critical": "critical SDEI stack",
+}
+
+
+def facts(view: GuestView) -> dict[str, str]:
+    """Return what a snapshot keeps so that its addresses have names without guest and kernel file.
+
+    Without names where the kernel's own table was not found, as in a guest that runs no Linux.
+    """
+    try:
+        if not view.confirmed:
+            return {LAYOUT: ""}
+        regime, root = view.regime, view.swapper()
+        low = TOP - (1 << min(regime.va_bits, 48) - 1)
+        upper, _ = capture(view.memory, root.pa, regime, va_range=(low, TOP - 1), max_tables=MAX_TABLES)
+        part = Snapshot("", root, regime, upper, view.states, view.ram, Meta("", ""))
+        made = view_layout(view, part, more=stacks(view), used=_used(view, regime, root.pa))
+    except PtinspectError:
+        return {LAYOUT: ""}
+    return {LAYOUT: made.variant, REGIONS: encode(made.known)}
+
+
+def _used(view: GuestView, regime: Regime, root: int) -> list[int]:
+    """Return the first address of each entry of the root that is in use."""
+    level = levels_of(regime)[0]
+    raw = view.memory.read(root, 8 * regime.entries(level))
+    return [
+        regime.va_min + index * regime.entry_size(level)
+        for index in range(regime.entries(level))
+        if raw[8 * index] & 1
+    ]
+
+
+def stacks(view: GuestView) -> list[Region]:
+    """Return the stacks of tasks and CPUs as regions; what cannot be found is left out."""
+    found: list[Stack] = []
+    try:
+        known = Stacks(view)
+        for state in view.states:
+            found += known.of_cpu(state)
+        found += [known.of_task(task) for task in known.tasks.all().tasks]
+    except PtinspectError:
+        pass  # too early, or a kernel file without types: there are no names then
+    return [Region(stack.base, stack.top, _stack_name(stack)) for stack in found if stack.base < stack.top]
+
+
+def _stack_name(stack: Stack) -> str:
+    if stack.task is None:
+        return f"{STACK_NAMES.get(stack.kind, stack.kind)} (cpu {stack.cpu})"
+    comm = "".join(c if c.isprintable() else "?" for c in stack.task.comm)
+    return f"task stack ({stack.task.pid} {comm})"
+
+
+def encode(regions: tuple[Region, ...]) -> str:
+    """Write regions as text, one a line."""
+    return "\n".join(f"{r.start:x}-{r.end - 1:x} {r.name}" for r in regions[:MAX_REGIONS])
+
+
+def decode(text: str) -> list[Region]:
+    """Read regions from text; lines that make no sense are left out, for files may be anybody's."""
+    found = []
+    for line in text.split("\n", MAX_REGIONS)[:MAX_REGIONS]:
+        place, _, name = line.partition(" ")
+        first, _, last = place.partition("-")
+        try:
+            start, end = int(first, 16), int(last, 16) + 1
+        except ValueError:
+            continue
+        if 0 <= start < end <= TOP and name:
+            found.append(Region(start, end, name))
+    return found
+
+
+def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
+    """Return the names that a snapshot knows, and behind them those of an earlier one.
+
+    Without facts of its own (older files) a snapshot of a Linux kernel is named by its tables; one of
+    anything else has only the names of the halves.
+    """
+    extra = snapshot.meta.extra
+    if snapshot.regime.upper and LAYOUT not in extra and snapshot.meta.kernel:
+        return layout(snapshot)
+    return layout_from(snapshot.regime, extra, {} if also is None else also.meta.extra)
+
+
+def layout_from(regime: Regime, extra: Mapping[str, str], also: Mapping[str, str]) -> Layout:
+    """Return the names that facts tell, and behind them those of other facts."""
+    if not regime.upper:
+        return Layout((Region(0, 1 << regime.va_bits, extra.get(LOWER, "user")),), "the lower half")
+    name = extra.get(LAYOUT, "")
+    known = (*decode(extra.get(REGIONS, "")), *decode(also.get(REGIONS, "")))
+    return of_variant(regime, name if name in {variant.name for variant in VARIANTS} else "", known)

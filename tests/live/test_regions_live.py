@@ -1,0 +1,96 @@
+"""Names of regions on real kernels, against the kernel's own symbols and stacks, live and from a file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from session import KASLR_BOOT, Live, launched
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.linux.tasks import Tasks
+
+pytestmark = pytest.mark.live
+
+GUESTS = (
+    ("5.10-cloud", "", "5.4 to v5.10"),
+    ("5.10-cloud", f"--append '{KASLR_BOOT} kpti=on'", "5.4 to v5.10"),
+    ("6.1-cloud", "", "5.17 to v6.4"),
+    ("6.12-cloud", "--cpu cortex-a72", "6.9 and later"),
+    ("6.12-cloud", f"--cpu max --append '{KASLR_BOOT} kpti=on'", "6.9 and later"),
+    ("6.12-16k", "", "6.9 and later"),
+)
+
+
+def boot(live: Live) -> None:
+    live("continue --background")
+    for _ in range(240):
+        time.sleep(0.25)
+        if any("ptinspect guest ready" in line for line in live("console -n 30")["lines"]):
+            break
+    else:
+        pytest.fail("the guest did not reach its shell")
+    live("interrupt")
+
+
+def size_in(runs: list[dict[str, Any]], name: str) -> int:
+    return sum(int(r["count"]) * int(r["leaf_size"]) for r in runs if str(r["region"]).startswith(name))
+
+
+@pytest.mark.parametrize(("guest", "options", "variant"), GUESTS)
+def test_every_leaf_has_a_name_and_it_is_the_kernels(
+    guest: str, options: str, variant: str, tmp_path: Path
+) -> None:
+    with launched(guest, f"--smp 2 --memory 512 {options}") as live:
+        boot(live)
+        live("snap a")
+        found = live("map --snap a")["runs"]
+        assert variant in live.ctx.snapshots["a"].meta.extra["linux.layout"]
+        assert {r["region"] for r in found if r["region"] in ("", "kernel")} == set()
+        view = live.ctx.view()
+
+        def name(va: int) -> str:
+            return str(live(f"walk {va:#x}")["region"])
+
+        # what the kernel's symbols say
+        assert name(view.symbol("_stext")) == name(view.symbol("_etext") - 4) == "kernel text"
+        assert name(view.symbol("vectors")) == "kernel text"
+        text = [r for r in found if r["region"] == "kernel text"]
+        assert {r["permissions"]["el1"] for r in text} == {"r-x"}
+        first = view.symbol("_stext") - (0x10000 if guest.startswith("5.10") else 0)
+        assert int(text[0]["va_start"], 16) == first
+        assert int(text[-1]["va_end"], 16) == view.symbol("_etext") - 1
+        # the linear map maps every byte of RAM but what is held back (16K: whole), where RAM is
+        ram = 512 << 20
+        assert ram * 0.97 < size_in(found, "linear map") + size_in(found, "overflow") <= ram
+        # a struct page of 64 bytes for each page of RAM
+        assert size_in(found, "vmemmap") >= ram // view.regime.granule * 64
+        assert size_in(found, "KPTI trampoline") >= view.regime.granule
+        pci = [r for r in found if r["region"] == "PCI I/O"]
+        assert pci and all("Device" in r["attributes"]["memory_type"] for r in pci)
+        # stacks: SP of each CPU is on one
+        for cpu in (0, 1):
+            stack = live(f"stack --cpu {cpu}")
+            if stack.get("base"):
+                assert "stack" in name(int(stack["base"], 16)), stack
+        base = next(task.stack for task in Tasks(view).all().tasks if task.pid == 1)
+        assert name(base).startswith("task stack (1 ")
+        whole = {r["region"] for r in found}
+        assert {r for r in whole if r.startswith("IRQ stack")} == {"IRQ stack (cpu 0)", "IRQ stack (cpu 1)"}
+        live(f"save a {tmp_path}/a.npz")
+        ctx = Context(build_registry())
+        offline = ctx.registry.run(ctx, f"map --snap {tmp_path}/a.npz").result["runs"]
+        assert [r["region"] for r in offline] == [r["region"] for r in found], "no guest, no kernel file"
+        hit = live(f"find {view.symbol('_stext'):#x}")["hits"]
+        assert {h["region"] for h in hit if h["kind"] == "leaf"} == {"kernel text", "linear map"}
+        live("snap b")
+        slot = live(f"walk {base:#x}")["steps"][-1]["descriptor_pa"]
+        live(f"poke descriptor pa:{slot} 0 --yes")
+        live("snap c")
+        (change,) = live("diff b c")["changes"]
+        assert change["region"].startswith("task stack (1 ")
+        broken = live("check --snap c --against b")["findings"]
+        assert {f["region"][:14] for f in broken if f["rule"] == "entry-lost"} == {"task stack (1 "}
