@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report
@@ -79,5 +80,7 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
             found = diff(before, snapshot)
             states = changes(before, snapshot)
             page.add_map(snapshot, shown, states.tobytes(), f"{before.name} → {snapshot.name}")
-            page.add_diff(diff_report(found, before, snapshot, shown=0))
+            page.add_diff(
+                diff_report(found, before, snapshot, shown=0, regions=names_of(snapshot, before)[0])
+            )
         before = snapshot
