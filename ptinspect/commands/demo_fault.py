@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
 from typing import Any
 
 from ptinspect.commands.context import Context
@@ -14,7 +15,11 @@ from ptinspect.output.model import Note, Report, hex_address
 
 FAULTS = ("lost", "reverted")
 GUARD_SECONDS = 30
-DEATH_SECONDS = 10.0
+DEATH_SECONDS = 20.0
+"""Seconds that a guest gets to die in."""
+QUIET_SECONDS = 2.0
+"""Seconds of silence behind a panic after which nothing more is waited for."""
+PANIC = b"Kernel panic - not syncing"
 EXPECTED = {"lost": "lost-entry", "reverted": "reverted-entry"}
 REVERTED_CPUS = 8
 """The boot's table maps blocks of 2 MiB: the first CPU's stack may lie in the last of them, mapped to
@@ -98,19 +103,73 @@ def _target(ctx: Context, sp: int, fault: str, early: int) -> tuple[int, int]:
 
 
 def _death(ctx: Context, fault: str, injected: dict[str, str]) -> Report:
-    """Let the guest run on its own for a while, and explain where it is then."""
+    """Let the guest die its own way, and explain it from the console's log and from the guest itself."""
+    ended = _watch(ctx)
+    spoke = _oops(ctx)
+    result: dict[str, Any] = {"fault": fault, "injected": injected, "end": ended, "console": spoke}
+    body = []
+    live: dict[str, Any] = {}
+    if ctx.state == "stopped":
+        told = ctx.registry.run(ctx, "why")
+        ctx.step("why", told)
+        live = dict(told.result)
+        checked = ctx.registry.run(ctx, "check --against after --limit 4")
+        ctx.step("check --against after --limit 4", checked)
+        result["check"] = {"ok": checked.result["ok"], "findings": checked.result["findings"]}
+    named = (live.get("descriptor") or {}).get("descriptor_pa") == injected["descriptor_pa"]
+    said = [panic["verdict"]["code"] for panic in spoke["panics"]]
+    by_live = bool(named and live.get("code") == EXPECTED[fault])
+    by_log = EXPECTED[fault] in said
+    how = "the console said nothing of it" if not said else f"the console tells: {', '.join(said)}"
+    body.append(Note(f"{ended}; {how}", "dim"))
+    explained = [
+        name for name, ok in (("why, on the guest itself", by_live), ("oops, from its console", by_log)) if ok
+    ]
+    text = (
+        f"Explained by {' and by '.join(explained)}."
+        if explained
+        else "It was not explained as it has to be."
+    )
+    body.append(Note(text, "good" if explained else "bad"))
+    result |= {"ok": bool(explained), "explained_by": {"why": by_live, "oops": by_log}, "why": live}
+    return Report(result, body, 0 if explained else 1)
+
+
+def _watch(ctx: Context) -> str:
+    """Let the guest run until its console reports a death, and is silent then, or for DEATH_SECONDS."""
     session = ctx.stopped
     ctx.forget_stop()
     session.resume()
-    try:
-        session.wait_stop(DEATH_SECONDS)
-    except TargetTimeout:
-        session.interrupt()
-    except TargetError as error:
-        gone = f"the guest has gone: {error.message}"
-        return Report({"ok": True, "fault": fault, "injected": injected, "end": gone}, (Note(gone, "bad"),))
+    end = time.monotonic() + DEATH_SECONDS
+    before = -1
+    while time.monotonic() < end:
+        try:
+            stop = session.wait_stop(QUIET_SECONDS)
+        except TargetTimeout:
+            size = len(_console(ctx))
+            if size == before and PANIC in _console(ctx):
+                break
+            before = size
+        except TargetError as error:
+            return f"the guest has gone: {error.message}"
+        else:
+            ctx.forget_stop()
+            return f"the guest stopped at {ctx.place(stop.pc)}"
+    session.interrupt()
     ctx.forget_stop()
-    told = ctx.registry.run(ctx, "why")
-    ctx.step("why", told)
-    result = {"ok": True, "fault": fault, "injected": injected, "end": "stopped", "why": dict(told.result)}
-    return Report(result, (Note("The guest was left to itself; the console holds its last words.", "dim"),))
+    return "the guest panicked" if PANIC in _console(ctx) else "the guest did not get on, and did not panic"
+
+
+def _console(ctx: Context) -> bytes:
+    return b"" if ctx.qemu is None else ctx.qemu.console.read_bytes()
+
+
+def _oops(ctx: Context) -> dict[str, Any]:
+    """Have the console's log explained, if there is a death in it."""
+    if ctx.qemu is None:
+        return {"panics": []}
+    line = shlex.join(["oops", str(ctx.qemu.console)])
+    told = ctx.registry.run(ctx, line)
+    if told.result["panics"]:
+        ctx.step(line, told)
+    return dict(told.result)

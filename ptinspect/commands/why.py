@@ -10,6 +10,9 @@ from ptinspect.commands.sources import add_cpu_option, cpu_state
 from ptinspect.commands.stack import open_stacks
 from ptinspect.output.model import Note, Report, Table, hex_address
 
+TELLING = ("reverted-entry", "lost-entry", "stack-mapping-lost", "deep-call-chain", "guard-page-hit")
+"""Verdicts on a stack itself: of several CPUs, the first one with such a verdict is reported."""
+
 
 def register(registry: Registry) -> None:
     """Add `why`."""
@@ -20,13 +23,35 @@ def register(registry: Registry) -> None:
         needs=Needs.STOPPED,
         configure=add_cpu_option,
         details="Joins ESR and FAR, the stacks, the recursion, the walk of the faulting address, and what "
-        "snapshots in memory hold on that path. The codes are those of oops.",
+        "snapshots in memory hold on that path. Without --cpu: the chosen CPU, or the first one with a "
+        "verdict on its stack if nothing is proved there. The codes are those of oops.",
     )(why)
 
 
 def why(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain."""
-    return verdict(ctx, cpu_state(ctx, args.cpu).cpu)
+    if args.cpu is not None:
+        return verdict(ctx, cpu_state(ctx, args.cpu).cpu)
+    return best(ctx)
+
+
+def best(ctx: Context) -> Report:
+    """Explain the chosen CPU; if nothing is proved there, the CPU that tells most."""
+    session = ctx.stopped
+    told = verdict(ctx, session.current_cpu)
+    for cpu in range(session.cpu_count):
+        if told.result["code"] in TELLING:
+            break
+        if cpu != session.current_cpu:
+            other = verdict(ctx, cpu)
+            if _rank(other) < _rank(told):
+                told = other
+    return told
+
+
+def _rank(report: Report) -> int:
+    code = report.result["code"]
+    return 0 if code in TELLING else 1 if code != "unknown" else 2
 
 
 def verdict(ctx: Context, cpu: int) -> Report:
@@ -54,6 +79,8 @@ def verdict(ctx: Context, cpu: int) -> Report:
         if facts.stack is None or not facts.stack.holds_sp(facts.sp)
         else facts.sp - facts.stack.base,
         "used_before_fault": facts.used_before,
+        "frames": facts.frames,
+        "dying": list(facts.dying),
         "recursion": {"count": facts.repeated, "frame_size": facts.frame_size},
         "descriptor": None
         if change is None
@@ -66,7 +93,7 @@ def verdict(ctx: Context, cpu: int) -> Report:
             "snapshot": change.snapshot,
         },
     }
-    body: list[Note | Table] = [Note(f"{told.code}: {told.text}", "title")]
+    body: list[Note | Table] = [Note(f"cpu {cpu}: {told.code}: {told.text}", "title")]
     body += [Note(f"  - {line}") for line in told.evidence]
     body += [Note(f"  ? {line}", "dim") for line in told.unknown]
     return Report(result, body)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from ptinspect.arch.bits import MASK64, align_down, bit
-from ptinspect.arch.sysregs import CpuState
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.entry import EntryCode, recognise_code, recognise_entry
 from ptinspect.linux.image import KernelImage
@@ -173,7 +173,7 @@ class Stacks:
 
     def _user(self, state: CpuState, task: Task | None) -> Position:
         """Return the empty kernel stack that the next exception from user mode will use: SP_EL1."""
-        sp = state.system.get("SP_EL1", 0)
+        sp = state.system.get(translation_register(state, "SP"), 0)
         stack = self.of_task(task) if task is not None else None
         if stack is None and bit(sp, 55):
             base = align_down(sp - 1, self.thread_size)

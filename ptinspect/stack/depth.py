@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.arch.sysregs import CpuState
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.linux.entry import EL1H, SLOT
 from ptinspect.linux.stacks import Position, Stack, Stacks
 from ptinspect.linux.tasks import Task
@@ -81,7 +81,7 @@ def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> De
         state.sp,
         state.x[29],
         state.x[30],
-        elr=state.system.get("ELR_EL1"),
+        elr=state.system.get(translation_register(state, "ELR")),
         before=before,
         limit=limit,
     )
@@ -116,7 +116,7 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
     entry, offset = stacks.entry, stacks.view.kaslr_offset
     for vector in entry.vectors:
         start = vector.va + offset
-        if not start <= state.pc < start + SLOT or state.el != 1:
+        if not start <= state.pc < start + SLOT or not state.el:
             continue
         words = KernelCode(stacks.view).words(start, SLOT // 4)
         if _ADD_SP_X0 not in words:

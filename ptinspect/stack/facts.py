@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ptinspect.arch.bits import MASK64, bit
+from ptinspect.arch.bits import MASK64, bit, bits
 from ptinspect.arch.esr import decode_esr
-from ptinspect.arch.regime import Regime
-from ptinspect.arch.sysregs import CpuState
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError
-from ptinspect.linux.stacks import Stacks
+from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.stack.depth import Depth
-from ptinspect.stack.why import Change, Facts, path_changes
+from ptinspect.stack.depth import Depth, regs_layout
+from ptinspect.stack.frames import FRAME_POINTER
+from ptinspect.stack.why import Change, Facts, Gone, path_changes
 
 STORES = 0x80
 """Bytes behind a label of the exception entry in which it stores the interrupted registers."""
 BAD_STACK = ("handle_bad_stack", "panic_bad_stack")
+DYING = ("panic", "die", "make_task_dead", *BAD_STACK)
+"""Functions that a CPU never returns from into what it died of (kernel/panic.c, arm64 traps.c)."""
+CALLERS = 4
+"""Functions named on the way to a death."""
+PAGE = 4096
+"""Step in which a stack's mapping is looked at: the smallest page."""
+KERNEL_MODES = (4, 5, 8, 9)
+"""PSTATE.M of EL1t, EL1h, EL2t and EL2h."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the kernel stored on the overflow stack when it found a task's stack used up."""
+
+    sp: int
+    """SP that was found."""
+    pc: int
+    """Where that exception came from."""
+    x29: int
+    """The frame pointer then."""
 
 
 def entry_ranges(stacks: Stacks) -> list[tuple[int, int]]:
@@ -30,37 +52,43 @@ def entry_ranges(stacks: Stacks) -> list[tuple[int, int]]:
 def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[Snapshot]) -> Facts:
     """Read the facts of one CPU; `snapshots` with the newest first."""
     system = state.system
-    esr = decode_esr(system.get("ESR_EL1", 0))
-    far, elr = system.get("FAR_EL1", 0), system.get("ELR_EL1", 0)
+    esr = decode_esr(system.get(translation_register(state, "ESR"), 0))
+    far, elr = (system.get(translation_register(state, stem), 0) for stem in ("FAR", "ELR"))
     ranges = entry_ranges(stacks)
-    sp = state.sp
-    position = depth.position
-    stack = stacks.of_task(position.task) if position.task is not None else position.stack
-    if position.kind == "overflow":
-        sp = (system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
-    elif position.stack is not None:
+    position, frames = depth.position, depth.unwound.frames
+    own = None if position.task is None else stacks.of_task(position.task)
+    dying = _dying(stacks, depth)
+    stack, sp, x29 = own, state.sp, state.x[29]
+    saved = None
+    entering = _handling(stacks, state, ranges)
+    if position.kind == "overflow" and entering and _near(own, tpidr := _entry_sp(stacks, state)):
+        sp = tpidr
+    elif own is not None and (position.kind == "overflow" or any(f.stack == "overflow" for f in frames)):
+        saved = _saved(stacks, state, own)
+        if saved is not None:
+            sp, x29, elr = saved.sp, saved.x29, saved.pc
+    elif position.stack is not None and not dying:
         stack, sp = position.stack, position.sp
-    frames = depth.unwound.frames
+    elif own is not None and dying:
+        sp = next((f.sp for f in frames if f.stack == own.kind), position.sp)
     kept = [f for f in frames if f.kind == "function" and stack is not None and f.stack == stack.kind]
     unwritten = sum(f.count for f in frames if f.kind == "unwritten")
     in_entry = any(first <= elr < behind for first, behind in ranges) and bool(state.el)
-    walked = _walk(stacks, far)
-    changes: tuple[Change, ...] = ()
-    for snapshot in snapshots:
-        if walked is None or changes or not _alike(snapshot.regime, stacks.view.regime):
-            continue
-        then = walk(SnapshotMemory(snapshot), far, snapshot.root.pa, snapshot.regime)
-        changes = path_changes(walked, then, snapshot.name)
+    if saved is not None and in_entry and own is not None and own.contains(x29) and not unwritten:
+        unwritten = max(x29 - sp, 0) // stacks.entry.frame_size
     used = None
     if kept and stack is not None:
         used = stack.top - kept[0].sp
-    elif stack is not None and stack.contains(state.x[29]):
-        used = stack.top - state.x[29]
+    elif stack is not None and stack.contains(x29):
+        used = stack.top - x29
+    walked = _walk(stacks, far)
+    gone = None if own is None else _gone(stacks, state, own, snapshots, sure=saved is not None)
+    handling = entering or saved is not None or (bool(dying) and any(f.kind == "exception" for f in frames))
     return Facts(
         esr,
         far,
         in_entry,
-        _handling(stacks, state, ranges),
+        handling,
         stack,
         sp,
         stacks.entry.frame_size,
@@ -68,8 +96,65 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
         unwritten,
         len(kept),
         walked,
-        changes,
+        _changes(stacks, far, walked, snapshots)[0],
+        gone,
+        tuple((_name(stacks, f.pc - 4 * f.returns), f.size) for f in kept),
+        dying,
+        None if own is None or gone is not None else stacks.end_magic(own),
+        saved is not None and far != saved.sp,
+        translation_register(state, "ESR")[4:],
     )
+
+
+def _entry_sp(stacks: Stacks, state: CpuState) -> int:
+    """Return the SP that the entry keeps while it changes to the overflow stack (kernel_ventry, entry.S)."""
+    return (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
+
+
+def _near(stack: Stack | None, sp: int) -> bool:
+    return stack is not None and stack.base - stack.size <= sp <= stack.top
+
+
+def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Saved | None:
+    """Read struct pt_regs at the top of the overflow stack, where `__bad_stack` puts it (entry.S).
+
+    None if it is not there, or not of an exception on the task's stack.
+    """
+    overflow = next((s for s in stacks.of_cpu(state) if s.kind == "overflow"), None)
+    if overflow is None:
+        return None
+    layout = regs_layout(stacks)
+    regs = overflow.top - layout.size
+    try:
+        word = stacks.view.read_u64
+        sp, pc, x29 = word(regs + layout.sp), word(regs + layout.pc), word(regs + FRAME_POINTER)
+        mode = word(regs + layout.pstate)
+    except PtinspectError:
+        return None
+    fits = not mode >> 32 and mode & 0xF in KERNEL_MODES and bit(pc, 55) and pc % 4 == 0
+    return Saved(sp, pc, x29) if fits and _near(own, sp) else None
+
+
+def _name(stacks: Stacks, pc: int) -> str:
+    """Name the function at a run-time address."""
+    near = stacks.tasks.image.nearest((pc - stacks.view.kaslr_offset) & MASK64)
+    return f"{pc:#x}" if near is None else near[0]
+
+
+def _dying(stacks: Stacks, depth: Depth) -> tuple[str, ...]:
+    """Return the functions from the first one that means a death to the exception, or some callers."""
+    names = [
+        _name(stacks, f.pc - 4 * f.returns) if f.kind == "function" else ""
+        for f in depth.unwound.frames
+        if f.kind in ("function", "exception")
+    ]
+    last = max((i for i, name in enumerate(names) if name in DYING), default=None)
+    if last is None:
+        return ()
+    first = next(i for i, name in enumerate(names) if name in DYING)
+    rest = names[last + 1 : last + 1 + CALLERS]
+    rest = rest[: rest.index("")] if "" in rest else rest
+    return tuple(name for name in (*names[first : last + 1], *rest) if name)
 
 
 def _handling(stacks: Stacks, state: CpuState, ranges: Sequence[tuple[int, int]]) -> bool:
@@ -83,6 +168,46 @@ def _handling(stacks: Stacks, state: CpuState, ranges: Sequence[tuple[int, int]]
     bad = stacks.entry.bad_stack
     at_label = bad is not None and 0 <= state.pc - offset - bad < STORES
     return at_label or (near is not None and near[0] in BAD_STACK)
+
+
+def _gone(
+    stacks: Stacks, state: CpuState, own: Stack, snapshots: Sequence[Snapshot], *, sure: bool
+) -> Gone | None:
+    """Find the lowest address of a stack that does not translate, or not to its own memory any more.
+
+    Only while the CPU uses the kernel's own table, or once the kernel has found the stack unusable:
+    before paging_init() that table is empty. What led to memory is compared by table descriptors
+    alone, because a stack's own page entries are reused by later tasks.
+    """
+    root = stacks.view.swapper().pa
+    if not sure and bits(state.system.get(translation_register(state, "TTBR1"), 0), 47, 1) << 1 != root:
+        return None
+    for address in range(own.base, own.top, PAGE):
+        now = _walk(stacks, address)
+        if now is None or now.outcome not in ("fault", "mapped"):
+            continue
+        changes, then = _changes(stacks, address, now, snapshots)
+        if now.outcome == "fault":
+            return Gone(address, now, changes, None if then is None else then.pa)
+        if then is None or not changes or then.pa is None or now.pa == then.pa:
+            continue
+        if changes[0].level < LEVEL_LAST and changes[0].before & 3 == 3:
+            return Gone(address, now, changes, then.pa)
+    return None
+
+
+def _changes(
+    stacks: Stacks, address: int, now: Walk | None, snapshots: Sequence[Snapshot]
+) -> tuple[tuple[Change, ...], Walk | None]:
+    """Return what changed on a path since the newest snapshot that holds it otherwise, and its walk there."""
+    for snapshot in snapshots:
+        if now is None or not _alike(snapshot.regime, stacks.view.regime):
+            continue
+        then = walk(SnapshotMemory(snapshot), address, snapshot.root.pa, snapshot.regime)
+        changes = path_changes(now, then, snapshot.name)
+        if changes:
+            return changes, then
+    return (), None
 
 
 def _alike(a: Regime, b: Regime) -> bool:

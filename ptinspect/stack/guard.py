@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ptinspect.arch.esr import decode_esr
-from ptinspect.arch.sysregs import CpuState
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import UserError
 from ptinspect.linux.stacks import Stack
 
@@ -116,5 +116,6 @@ def judge(
 
 def _recursive(state: CpuState, entry: list[tuple[int, int]]) -> bool:
     """Tell whether the exception that a CPU has just taken is a data abort of the entry's own store."""
-    elr, esr = state.system.get("ELR_EL1", 0), decode_esr(state.system.get("ESR_EL1", 0))
+    elr = state.system.get(translation_register(state, "ELR"), 0)
+    esr = decode_esr(state.system.get(translation_register(state, "ESR"), 0))
     return esr.ec == DATA_ABORT and any(low <= elr < high for low, high in entry)

@@ -12,7 +12,7 @@ from ptinspect.arch.esr import decode_esr
 from ptinspect.linux.oops_codes import CODES
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
-from ptinspect.stack.why import Change, Facts, explain, path_changes
+from ptinspect.stack.why import Change, Facts, Gone, explain, path_changes
 
 BASE = 0xFFFF_8000_1175_0000
 STACK = Stack("task", BASE, BASE + 0x4000)
@@ -83,3 +83,61 @@ def test_paths_are_compared_up_to_the_first_other_entry() -> None:
     now, then = path(0x803, 0x411F_8003, 5), path(0x003, 0x7FFF_A803, 6)
     assert path_changes(now, then, "s") == (Change(1, "l1", 0x2000, 0x7FFF_A803, 0x411F_8003, "s"),)
     assert path_changes(path(0x803), path(0x003), "s") == ()
+
+
+def dead(**changed: Any) -> Facts:
+    """A kernel that died with room on its stack."""
+    room = {
+        "far": 8,
+        "walk": None,
+        "in_entry": False,
+        "repeated": 0,
+        "dying": ("panic", "die"),
+        "magic": True,
+    }
+    return facts(**{**room, **changed})
+
+
+def elsewhere(now: int, then: int) -> Walk:
+    found = SimpleNamespace(steps=(), outcome="mapped", pa=now, fault_level=None, reason="")
+    assert now != then
+    return cast(Walk, found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({}, "not-a-stack-problem"),
+        ({"handling": False}, "not-a-stack-problem"),
+        ({"handling": False, "dying": ()}, "unknown"),
+        ({"handling": False, "sp": BASE + 0x40, "used_before": None}, "unknown"),
+        ({"magic": False}, "stack-corruption"),
+        ({"magic": False, "dying": (), "handling": False}, "unknown"),
+        ({"dying": ("panic", "__stack_chk_fail")}, "stack-corruption"),
+        ({"far": BASE - 8, "dying": ("panic", "die")}, "guard-page-hit"),
+        ({"gone": Gone(BASE, path(0x803, 0), (change(0),))}, "lost-entry"),
+        ({"gone": Gone(BASE, path(0x803, 0))}, "stack-mapping-lost"),
+        ({"gone": Gone(BASE, elsewhere(1, 2), (change(0x411F_8003),), 2)}, "reverted-entry"),
+        ({"gone": Gone(BASE, path(0), (change(0),)), "handling": False, "dying": ()}, "lost-entry"),
+    ],
+)
+def test_a_death_is_judged_by_the_stack_as_it_is_now(changed: dict[str, Any], code: str) -> None:
+    told = explain(dead(**changed))
+    assert told.code == code, told
+    assert told.evidence
+
+
+def test_one_step_down_to_the_guard_is_no_chain_of_calls() -> None:
+    full = {"far": BASE - 16, "sp": BASE, "used_before": 0x4000, "frames": 5, "walk": None, "in_entry": False}
+    even = [("f", 0x300)] * 5
+    assert explain(facts(**full, chain=even)).code == "deep-call-chain"
+    told = explain(facts(**full, chain=[*even, ("g", 0x3000)]))
+    assert told.code == "guard-page-hit"
+    assert "g's frame takes 12288 bytes" in told.unknown[0]
+    margin = explain(facts(**{**full, "far": 8, "sp": BASE + 64}, chain=[*even, ("g", 0x3000)]))
+    assert margin.code == "deep-call-chain"
+    assert "SP was changed" in margin.unknown[0]
+
+
+def test_registers_are_named_after_the_level_of_the_kernel() -> None:
+    assert any("ESR_EL2" in line for line in explain(facts(level="EL2")).evidence)

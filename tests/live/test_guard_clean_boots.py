@@ -1,0 +1,59 @@
+"""Boots with nothing wrong, from reset to the shell with the guard armed: none may be an alarm.
+
+PTINSPECT_CLEAN_BOOTS says how many; they go round over kernels, CPU models and numbers of CPUs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import pytest
+from conftest import missing
+from session import launched
+
+pytestmark = pytest.mark.live
+
+BOOTS = int(os.environ.get("PTINSPECT_CLEAN_BOOTS", "3"))
+"""Boots that must give no alarm; 50 before a release."""
+LIMIT = 150.0
+"""Seconds that one boot may take."""
+READY = "ptinspect guest ready"
+KERNELS = (
+    ("5.10-cloud", ("cortex-a57", "cortex-a72", "max")),
+    ("6.1-cloud", ("cortex-a72", "max", "cortex-a57")),
+    ("6.12-cloud", ("max", "cortex-a57", "cortex-a72")),
+    ("6.12-16k", ("max",)),
+    ("5.10", ("cortex-a72", "cortex-a57", "max")),
+)
+"""Guests, and the CPU models that they run on; with pages of 16 KiB QEMU has only `max`."""
+
+
+def boots(number: int) -> list[tuple[str, str, int]]:
+    """Return guest, CPU model and number of CPUs of each boot: neighbours differ in all of them."""
+    found = []
+    for i in itertools.islice(itertools.count(), number):
+        name, models = KERNELS[i % len(KERNELS)]
+        round_ = i // len(KERNELS)
+        found.append((name, models[round_ % len(models)], (1, 4)[i % 2]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("guest", "cpu", "smp"),
+    boots(BOOTS),
+    ids=[f"{i}-{'-'.join(map(str, boot))}" for i, boot in enumerate(boots(BOOTS))],
+)
+def test_a_clean_boot_is_no_alarm(guest: str, cpu: str, smp: int) -> None:
+    deadline = time.monotonic() + LIMIT
+    with launched(guest, f"--cpu {cpu} --smp {smp}") as live:
+        assert live.ctx.qemu is not None
+        console = live.ctx.qemu.console
+        while READY not in console.read_text("utf-8", "replace"):
+            if time.monotonic() > deadline:
+                missing(f"time for {guest} to boot on {smp} {cpu}")
+            quiet = live("stack guard --timeout 3")
+            assert quiet["quiet"] and quiet["way"] == "time", quiet
+            assert quiet["entry"] == "probe"
+        assert live("stack tasks")["tasks"][0]["free"] > 2048

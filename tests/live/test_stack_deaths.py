@@ -1,0 +1,119 @@
+"""Ways down a kernel stack on real guests, and what `stack guard`, `why` and `oops` say of each."""
+
+from __future__ import annotations
+
+import pytest
+from session import Live, launched, need_guest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+
+pytestmark = pytest.mark.live
+
+MARGIN = 2048
+GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", "6.12-cloud --cpu max"]
+VHE = "5.10-cloud --cpu max --machine virt,gic-version=3,virtualization=on"
+CALL = 0x94000000
+"""`bl` to itself, without its displacement (Arm ARM C6.2.34)."""
+
+
+def split(guest: str) -> tuple[str, str]:
+    name, _, options = guest.partition(" ")
+    return name, options
+
+
+def to_idle(live: Live) -> int:
+    """Boot until the idle task is at the entry of do_idle; return the base of its stack."""
+    assert live("stack guard --timeout 6")["quiet"]
+    live("until do_idle --timeout 20")
+    return int(live("stack")["base"], 16)
+
+
+def recurse(live: Live, name: str) -> int:
+    """Make a function call itself where it makes its first call; return its address."""
+    view = live.ctx.view()
+    start = view.symbol(name)
+    words = view.read_virt(start, 0x400)
+    at = next(i for i in range(0, len(words), 4) if words[i + 3] & 0xFC == CALL >> 24)
+    call = CALL | (-at // 4) & 0x3FFFFFF
+    live.ctx.stopped.write_physical(
+        int(view.pa_of_link(start + at - view.kaslr_offset)), call.to_bytes(4, "little")
+    )
+    live.ctx.forget_stop()
+    return start
+
+
+@pytest.mark.parametrize("guest", [*GUESTS, VHE])
+def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
+    name, options = split(guest)
+    with launched(name, options) as live:
+        base = to_idle(live)
+        recurse(live, "do_idle")
+        found = live(f"stack guard --margin {MARGIN} --timeout 20")
+        assert found["way"] == "margin", found
+        assert int(found["stack"]["base"], 16) == base
+        assert found["stack"]["free"] >= MARGIN
+        why = found["why"]
+        assert why["code"] == "deep-call-chain", why
+        assert why["frames"] > 50
+        assert "do_idle" in why["text"] and not why["unknown"]
+        names = [frame["symbol"].split("+")[0] for frame in found["stack"]["frames"]]
+        assert names.count("do_idle") > 50
+        assert live.ctx.qemu is not None
+        assert b"Kernel panic" not in live.ctx.qemu.console.read_bytes()
+
+
+@pytest.mark.parametrize("guest", [*GUESTS, VHE])
+def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> None:
+    name, options = split(guest)
+    with launched(name, options) as live:
+        base = to_idle(live)
+        live(f"gdb set $sp={base:#x}")
+        found = live("stack guard --task 1 --timeout 20")  # the idle task's stack is not watched
+        assert found["way"] == "bad-stack", found
+        assert "bad_stack" in found["place"]
+        why = found["why"]
+        assert why["code"] == "guard-page-hit", why
+        assert base - 0x200 < int(why["far"], 16) < base
+        assert base - 0x200 < int(why["sp"], 16) <= base
+        assert "SP was changed" in why["unknown"][0]
+        assert live.ctx.qemu is not None
+        assert b"Insufficient stack" not in live.ctx.qemu.console.read_bytes()
+
+
+@pytest.mark.parametrize("guest", GUESTS[:1])
+def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
+    name, options = split(guest)
+    with launched(name, options) as live:
+        to_idle(live)
+        recurse(live, "do_idle")
+        found = live("stack guard --task 1 --timeout 20")
+        assert found["way"] == "bad-stack", found
+        assert found["why"]["code"] == "deep-call-chain", found["why"]
+        assert found["why"]["frames"] > 50
+
+
+@pytest.mark.parametrize("guest", GUESTS[1:])
+def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
+    name, options = split(guest)
+    with launched(name, options) as live:
+        to_idle(live)
+        recurse(live, "do_idle")
+        live("until panic --timeout 20")
+        told = live("why")
+        assert told["code"] == "deep-call-chain", told
+        assert told["dying"]
+
+
+@pytest.mark.parametrize("fault", ["lost", "reverted"])
+def test_a_guest_left_to_die_is_explained(fault: str) -> None:
+    need_guest("5.10-cloud")
+    ctx = Context(build_registry())
+    found = Live(ctx)(f"demo --guest 5.10-cloud --fault {fault} --no-guard")
+    assert found["ok"], found
+    assert found["explained_by"]["why"]
+    assert found["why"]["code"] == f"{fault}-entry"
+    assert found["why"]["descriptor"]["before"] == found["injected"]["before"]
+    rules = {finding["rule"] for finding in found["check"]["findings"]}
+    assert f"entry-{fault}" in rules
+    assert ctx.session is None
