@@ -13,8 +13,8 @@ from ptinspect.snapshot.classify import are_tables, next_tables
 from ptinspect.snapshot.index import TableIndex, take_rows
 from ptinspect.snapshot.window import Window
 
-CHUNK_WORDS = 1 << 17
-"""Descriptors that are compared in one go: 1 MiB of each side, so that they stay in the cache."""
+CHUNK_WORDS = 1 << 14
+"""Descriptors that are compared in one go: the arrays about them take 6 MiB, and stay in the cache."""
 
 Words = NDArray[np.uint64]
 Rows = NDArray[np.intp]
