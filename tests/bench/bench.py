@@ -1,0 +1,257 @@
+"""How fast ptinspect is, in one table: medians, and ratios to baselines of the same run.
+
+    python tests/bench/bench.py [--memory 1024 8192] [--json] [--gdb-pt-dump PATH] [--gef PATH]
+
+Needs a guest (`ptinspect setup`) and nothing else. The plain read asks the same lane for the same tables,
+all addresses known, in as few calls as the lane can, and does nothing with them; it keeps what it read,
+as a capture does, so both need fresh memory (`hot`: both may use the memory of the round before).
+Quiet machines give better medians; ratios hold on busy ones too. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "live"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from peers import in_gdb, with_drgn
+from session import Live, launched
+from timing import Row, median_ms, process_ms, prompt_ms, table
+
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.guests import archive
+from ptinspect.paging.capture import capture
+from ptinspect.paging.map import runs
+from ptinspect.paging.summary import summarize
+from ptinspect.paging.walk import walk
+from ptinspect.snapshot.diff import diff
+from ptinspect.snapshot.model import Snapshot
+from ptinspect.snapshot.store import load, save
+from ptinspect.target.gdb import find_gdb
+
+MARKER = b"Run /init"
+"""What the kernel writes when its boot is over (init/main.c)."""
+BOOT_SECONDS = 120.0
+
+
+def starting(rounds: int) -> list[Row]:
+    """Time how long it takes until ptinspect is there."""
+    python = sys.executable
+    bare, _ = process_ms([python, "-c", "pass"], rounds)
+    rows = []
+    wanted = {"--version": "≤ 150 ms", "--help": "", "decode 0x3 --level 3": ""}
+    for line, target in wanted.items():
+        wall, cpu = process_ms([python, "-m", "ptinspect", *line.split()], rounds)
+        note = f"({cpu:.0f} ms of processor time)"
+        rows.append(Row(f"ptinspect {line}", wall, "python -c pass", bare, target, note))
+    wall = sorted(prompt_ms() for _ in range(rounds))[rounds // 2]
+    return [*rows, Row("prompt of the REPL", wall, "python -c pass", bare, "≤ 500 ms")]
+
+
+def attaching(name: str, rounds: int) -> list[Row]:
+    """Time attaching with a vmlinux that has debug information, and the first symbol in GDB."""
+    vmlinux = archive.guest(name).vmlinux
+    if vmlinux is None:
+        return []
+    whole, _ = process_ms([find_gdb().path, "-nx", "-q", "-batch", "-ex", f"file {vmlinux}"], 3)
+    size = f"({vmlinux.stat().st_size >> 20} MiB)"
+    times, firsts = [], []
+    with launched(name) as live:
+        for _ in range(rounds):
+            live("detach --stop")
+            start = time.perf_counter()
+            live("attach")
+            times.append(1000 * (time.perf_counter() - start))
+            start = time.perf_counter()
+            live("gdb info symbol start_kernel")
+            live("gdb p &init_task")
+            live("symbol start_kernel")
+            firsts.append(1000 * (time.perf_counter() - start))
+    middle = rounds // 2
+    return [
+        Row("attach with a vmlinux", sorted(times)[middle], "GDB reading it", whole, "≤ 1500 ms", size),
+        Row("first symbols then", sorted(firsts)[middle]),
+    ]
+
+
+@contextmanager
+def stopped_after(guest: str, memory: int) -> Iterator[tuple[Live, float]]:
+    """Boot a guest through the rewrite; yields it and the seconds that its whole boot took."""
+    with launched(guest, f"--memory {memory}") as live:
+        start = time.perf_counter()
+        assert live("kpti run")["reached"]
+        yield live, time.perf_counter() - start
+
+
+def _wait_for(console: Path) -> None:
+    deadline = time.monotonic() + BOOT_SECONDS
+    while MARKER not in console.read_bytes():
+        assert time.monotonic() < deadline, "the guest did not boot"
+        time.sleep(0.005)
+
+
+def booting(guest: str, memory: int, rounds: int) -> list[Row]:
+    """Time a boot with `kpti run` and its three captures against the same boot left alone, in pairs."""
+    alone, ours = [], []
+    for _ in range(rounds):
+        for times, line in ((alone, ""), (ours, "kpti run")):
+            with launched(guest, f"--memory {memory}") as live:
+                assert live.ctx.qemu is not None
+                start = time.perf_counter()
+                if line:
+                    live(line)
+                live("detach --resume")
+                _wait_for(live.ctx.qemu.console)
+                times.append(1000 * (time.perf_counter() - start))
+    middle = rounds // 2
+    return [
+        Row(
+            f"{memory} MiB: boot with kpti run",
+            sorted(ours)[middle],
+            "the boot alone",
+            sorted(alone)[middle],
+            "≤ 1.5",
+        )
+    ]
+
+
+def lane(live: Live, name: str, label: str, rounds: int) -> list[Row]:
+    """Measure one lane at the stop at which the guest stands."""
+    source = live.ctx.stopped.memory
+    source.choose(name)
+    snapshot = live.ctx.snapshots["after"]
+    regime, root = snapshot.regime, snapshot.root.pa
+    addresses = np.unique(snapshot.tables.pa)
+    va = int(snapshot.tables.va[-1])
+    rows = []
+    target = {"host": "≤ 3, < 30 ms at 1 GiB", "gdbstub": "≤ 1.3"}.get(name, "")
+    for keep, how in ((True, ""), (False, ", hot"))[: 2 if name == "host" else 1]:
+        plain = median_ms(lambda: source.read_tables(addresses, regime.granule), rounds, keep=keep)
+        whole = median_ms(lambda: capture(source, root, regime), rounds, keep=keep)
+        note = f"({1000 * whole / len(snapshot.tables):.2f} µs a table)"
+        rows.append(Row(f"{label}, {name}: capture{how}", whole, f"plain read{how}", plain, target, note))
+    if name == "host":
+        first = median_ms(lambda: (_distrust(live), capture(source, root, regime)), rounds)
+        rows.append(
+            Row(f"{label}, {name}: first capture at a stop, lane compared", first, "capture, hot", whole)
+        )
+    one = median_ms(lambda: walk(source, va, root, regime), rounds)
+    target = {"host": "≤ 5 ms", "gdbstub": "≤ 15 ms"}.get(name, "")
+    return [*rows, Row(f"{label}, {name}: walk", one, target=target)]
+
+
+def _distrust(live: Live) -> None:
+    """Have the lanes compared with the gdbstub again, as at a new stop."""
+    live.ctx.stopped._tracker.touch()
+
+
+def snapshots(live: Live, label: str, rounds: int) -> list[Row]:
+    """Measure what works on whole captures."""
+    before, after = live.ctx.snapshots["before"], live.ctx.snapshots["after"]
+    few = _few_changes(after)
+    leaves = sum(one.leaves for one in summarize(after).levels)
+    note = f"({len(after.tables)} tables, {leaves} leaves)"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "after.npz"
+        works = {
+            "summary": (lambda: summarize(after), "≤ 30 ms"),
+            "map": (lambda: runs(after), "≤ 150 ms"),
+            "diff, few changes": (lambda: diff(after, few), "≤ 50 ms"),
+            "diff, all leaves changed": (lambda: diff(before, after), "≤ 500 ms"),
+            "save": (lambda: save(after, path), "≤ 300 ms"),
+            "load": (lambda: load(path), "≤ 100 ms"),
+        }
+        rows = [
+            Row(f"{label}: {name}", median_ms(work, rounds), target=target)
+            for name, (work, target) in works.items()
+        ]
+        size = f"(file of {path.stat().st_size >> 10} KiB)"
+    return [replace(rows[0], note=note), *rows[1:-1], replace(rows[-1], note=size)]
+
+
+def _few_changes(snapshot: Snapshot) -> Snapshot:
+    """Return a copy with three descriptors changed."""
+    raw = snapshot.tables.raw.copy()
+    rows = np.flatnonzero(snapshot.tables.level == LEVEL_LAST)[[0, -2, -1]]
+    raw[rows, 7] ^= np.uint64(1 << 6)
+    return replace(snapshot, tables=replace(snapshot.tables, raw=raw))
+
+
+def _swapper_va(live: Live) -> int:
+    """Return where the kernel image maps the root table."""
+    return (live.ctx.snapshots["after"].root.pa + live.ctx.view().voffset) & (1 << 64) - 1
+
+
+def on_guest(options: argparse.Namespace, memory: int) -> list[Row]:
+    """Measure everything on one guest."""
+    label, rows = f"{memory} MiB", []
+    with stopped_after(options.guest, memory) as (live, _):
+        lanes = [one.name for one in live.ctx.stopped.memory.facts(measure=False) if not one.why_not]
+        for name in lanes:
+            rows += lane(live, name, label, options.rounds)
+        live.ctx.stopped.memory.choose("auto")
+        rows += snapshots(live, label, options.rounds)
+        if memory == options.memory[0]:
+            rows += with_drgn(live.ctx.snapshots["after"], _swapper_va(live))
+            scripts = {"gdb-pt-dump": (options.gdb_pt_dump, "pt"), "gef": (options.gef, "pagewalk")}
+            scripts = {name: found for name, found in scripts.items() if found[0]}
+            assert live.ctx.qemu is not None
+            socket = str(live.ctx.qemu.gdb_socket)
+            live("detach --stop")
+            rows += in_gdb(find_gdb().path, socket, scripts, 3)
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--guest", default="5.10-cloud", help="reference guest whose kernel rewrites its tables")
+    add("--debug-guest", default="5.10-cloud-dbg", help="reference guest with a vmlinux")
+    add("--memory", type=int, nargs="+", default=[1024, 4096, 8192], metavar="MIB")
+    add("--rounds", type=int, default=9, help="runs of which the median is taken")
+    add("--boots", type=int, default=3, help="pairs of boots")
+    add("--gdb-pt-dump", metavar="PATH", help="its pt.py")
+    add("--gef", metavar="PATH", help="gef.py with the command pagewalk (bata24/gef)")
+    add("--json", action="store_true")
+    options = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    )
+    rows = starting(options.rounds)
+    if any(guest.name == options.debug_guest for guest in archive.installed_guests()):
+        rows += attaching(options.debug_guest, options.rounds)
+    for memory in options.memory:
+        rows += on_guest(options, memory)
+        rows += booting(options.guest, memory, options.boots)
+    facts = {
+        "guest": options.guest,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "gdb": find_gdb().version,
+        "processors": os.cpu_count(),
+        "load": [round(one, 2) for one in os.getloadavg()],
+    }
+    if options.json:
+        sys.stdout.write(json.dumps({**facts, "rows": [row.as_json() for row in rows]}) + "\n")
+        return
+    sys.stdout.write(table(rows))
+    sys.stdout.write(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
