@@ -144,9 +144,7 @@ def lane(live: Live, name: str, label: str, rounds: int) -> list[Row]:
         rows.append(Row(f"{label}, {name}: capture{how}", whole, f"plain read{how}", plain, target, note))
     if name == "host":
         first = median_ms(lambda: (_distrust(live), capture(source, root, regime)), rounds)
-        rows.append(
-            Row(f"{label}, {name}: first capture at a stop, lane compared", first, "capture, hot", whole)
-        )
+        rows.append(Row(f"{label}, {name}: first capture at a stop", first, "a later one, hot", whole))
     one = median_ms(lambda: walk(source, va, root, regime), rounds)
     target = {"host": "≤ 5 ms", "gdbstub": "≤ 15 ms"}.get(name, "")
     return [*rows, Row(f"{label}, {name}: walk", one, target=target)]
