@@ -63,7 +63,7 @@ def capture_snapshot(
         )
     session = ctx.stopped
     cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count))
-    meta = _meta(ctx, source, note, extra or {})
+    meta = _meta(ctx, source, note, {**source.facts, **(extra or {})})
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
     )

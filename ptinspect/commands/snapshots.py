@@ -10,7 +10,8 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, range_of, root_choice, source
+from ptinspect.commands.rootchoice import ROOT_HELP, root_choice
+from ptinspect.commands.sources import add_cpu_option, range_of, source
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views.snapshot import listed, told
@@ -60,7 +61,7 @@ def _configure_snap(parser: argparse.ArgumentParser) -> None:
         "--root",
         type=root_choice,
         metavar="ROOT",
-        help="swapper (default), ttbr0, ttbr1, or the address of a table",
+        help=ROOT_HELP,
     )
     add_cpu_option(parser)
     parser.add_argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot")

@@ -13,7 +13,8 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs
-from ptinspect.errors import GuestError, RegimeError, UserError
+from ptinspect.commands.rootchoice import ROOT_HELP, choose, root_choice
+from ptinspect.errors import GuestError, UserError
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -30,7 +31,7 @@ def add_root_options(parser: argparse.ArgumentParser) -> None:
         "--root",
         type=root_choice,
         metavar="ROOT",
-        help="ttbr0, ttbr1, swapper (default for kernel addresses), or the address of a table",
+        help=ROOT_HELP,
     )
     add_cpu_option(parser)
     parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
@@ -44,12 +45,6 @@ def add_cpu_option(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="whose registers count (default: the one that stopped)",
     )
-
-
-def root_choice(text: str) -> str | argtypes.Address:
-    """Read `ttbr0`, `ttbr1`, `swapper` or the address of a table."""
-    word = text.lower()
-    return word if word in ("ttbr0", "ttbr1", "swapper") else argtypes.address(text)
 
 
 @dataclass(frozen=True)
@@ -173,10 +168,8 @@ def source(ctx: Context, args: argparse.Namespace, name: str, va: int | None = N
         return _captured(ctx, args, va)
     ctx.check(Needs.STOPPED, name)
     state = cpu_state(ctx, args.cpu)
-    root, upper = _root(ctx, args.root, state, va)
-    from ptinspect.arch.regime import regime_from_registers
-
-    return Source(ctx.stopped.memory, root, regime_from_registers(state, upper), f"guest, cpu {state.cpu}")
+    found = choose(ctx, args.root, state, va)
+    return Source(ctx.stopped.memory, found.root, found.regime, f"guest, cpu {state.cpu}", None, found.facts)
 
 
 def _captured(ctx: Context, args: argparse.Namespace, va: int | None) -> Source:
@@ -202,42 +195,6 @@ def _captured_root(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -
             "--root takes the address of a table in it, or leave it out",
         )
     return Root(PhysAddr(args.root.value(SnapshotNames(ctx, snapshot, args.cpu))), "--root")
-
-
-def _root(
-    ctx: Context, choice: str | argtypes.Address | None, state: CpuState, va: int | None
-) -> tuple[Root, bool]:
-    """Return the root and whether it translates the upper half."""
-    from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import root_pa, translation_register
-    from ptinspect.snapshot.model import Root
-
-    upper = True if va is None else bit(va, 55)
-    if isinstance(choice, argtypes.Address):
-        if choice.physical or all(term.value is not None for term in choice.terms):
-            pa = choice.value()
-        else:
-            pa = _table_address(ctx, choice, state)
-        return Root(PhysAddr(pa), f"--root {choice.text}"), upper
-    if choice == "swapper" or (choice is None and upper):
-        return ctx.view().swapper(), True
-    upper = choice == "ttbr1"
-    regime = regime_from_registers(state, upper)
-    register = translation_register(state, f"TTBR{int(upper)}")
-    if register not in state.system:
-        raise RegimeError(f"the gdbstub does not offer {register}")
-    return Root(root_pa(state, regime), f"{register} of cpu {state.cpu}"), upper
-
-
-def _table_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> int:
-    """Return the physical address of a table that a symbol or a register names.
-
-    A register that holds a TTBR value loses its ASID; an address in the kernel half is translated.
-    """
-    value = choice.value(GuestNames(ctx, state.cpu))
-    if bit(value, 55) and value >> 56 == 0xFF:
-        return ctx.view().pa_of(value)
-    return value & 0x0000_FFFF_FFFF_FFFE
 
 
 def snapshot_of(

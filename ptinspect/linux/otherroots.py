@@ -1,0 +1,194 @@
+"""Root tables besides the kernel's own: those of tasks, the identity map, the trampoline of KPTI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.regime import Regime, regime_from_registers
+from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.linux.roots import PAGES_APART
+from ptinspect.linux.tasks import Task, Tasks
+from ptinspect.linux.view import GuestView
+from ptinspect.paging.walk import walk
+from ptinspect.snapshot.model import Root
+
+IDMAP_BITS = (48, 52, 47, 42, 39, 36)
+"""Widths that the identity map may have where it has not that of user addresses (Linux: IDMAP_VA_BITS)."""
+IDMAP_PAGES = range(1, 12)
+"""Pages from the identity map's root to swapper_pg_dir that are tried without symbols: it lies before
+tramp_pg_dir, with its lower tables up to v5.19 (arch/arm64/kernel/vmlinux.lds.S, IDMAP_DIR_SIZE)."""
+
+
+@dataclass(frozen=True)
+class OtherRoot:
+    """Name a root table, the regime it is for, and what it translates."""
+
+    root: Root
+    """The table, and why it is this one."""
+    regime: Regime
+    """The regime under which the CPU uses it."""
+    half: str
+    """What its addresses are: user, identity map; empty for kernel addresses."""
+
+
+def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
+    """Return the user tables of a task by its number (a thread's id).
+
+    Raises GuestError if there is no such task, or if it is a kernel thread, which has none.
+    """
+    tasks = Tasks(view)
+    listed = tasks.all()
+    task = next((task for task in listed.tasks if task.pid == pid), None)
+    if task is None:
+        more = f" ({listed.incomplete})" if listed.incomplete else ""
+        raise GuestError(f"no task {pid} was found{more}", "stack tasks lists them")
+    pgd = _pgd(view, task, "mm")
+    if pgd is None:
+        raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))
+    root = Root(view.pa_of(pgd), f"mm->pgd of {_name(task)}")
+    return OtherRoot(root, regime_from_registers(state, False), "user")
+
+
+def current_tables(view: GuestView, state: CpuState) -> OtherRoot:
+    """Return the user tables of the task that a CPU runs; of a kernel thread, those that it borrows.
+
+    Raises GuestError if the task is not known, or is a kernel thread that borrows none.
+    """
+    task = Tasks(view).current(state)
+    if task is None:
+        raise GuestError(f"it is not known which task cpu {state.cpu} runs")
+    pgd, why = _pgd(view, task, "mm"), "mm->pgd of"
+    if pgd is None:
+        pgd, why = _pgd(view, task, "active_mm"), "active_mm->pgd, borrowed by the kernel thread"
+    if pgd is None:
+        raise GuestError(f"{_name(task)} on cpu {state.cpu} is a kernel thread: it has no user tables")
+    if pgd == _kernel_pgd(view):
+        raise GuestError(
+            f"{_name(task)} on cpu {state.cpu} is a kernel thread and borrows no user tables: "
+            "its active_mm is the kernel's own"
+        )
+    root = Root(view.pa_of(pgd), f"{why} {_name(task)}, current on cpu {state.cpu}")
+    return OtherRoot(root, regime_from_registers(state, False), "user")
+
+
+def _name(task: Task) -> str:
+    comm = "".join(c if c.isprintable() else "?" for c in task.comm)
+    return f"task {task.pid} ({comm})"
+
+
+def _pgd(view: GuestView, task: Task, member: str) -> int | None:
+    """Return the address of the root table of a task's mm or active_mm; None if it has none."""
+    assert view.image is not None
+    offset = view.image.types.offset
+    mm = view.read_u64(task.address + offset(f"task_struct.{member}"))
+    if not mm:
+        return None
+    pgd = view.read_u64(mm + offset("mm_struct.pgd"))
+    if not bit(pgd, 55) or pgd % 64:
+        raise GuestError(f"{_name(task)}: {member}->pgd is {pgd:#x}, which is no table")
+    return pgd
+
+
+def _kernel_pgd(view: GuestView) -> int | None:
+    """Return the address of swapper_pg_dir, which is init_mm's."""
+    try:
+        return view.symbol("swapper_pg_dir")
+    except (GuestError, KernelFileError):
+        return None if not view.placed else (view.swapper().pa + view.voffset) & (1 << 64) - 1
+
+
+def _borrowed(view: GuestView, task: Task) -> str:
+    """Say which tables a kernel thread borrows."""
+    pgd = _pgd(view, task, "active_mm")
+    if pgd is None or pgd == _kernel_pgd(view):
+        return "it borrows none at the moment"
+    return f"it borrows those at pa:{view.pa_of(pgd):#x} (active_mm): --root pa:{view.pa_of(pgd):#x}"
+
+
+def identity_map(view: GuestView, state: CpuState) -> OtherRoot:
+    """Return the table of the identity map, which is seen to map the kernel's identity text to itself.
+
+    Found by symbol, else in TTBR0 of a CPU, else below swapper_pg_dir. Raises GuestError if none does.
+    """
+    image = view.image
+    if image is None or "__idmap_text_start" not in image.symbols:
+        raise GuestError("the identity map is found by the kernel file", "--kernel FILE, or --root ADDRESS")
+    text = view.pa_of_link(image.lookup("__idmap_text_start"))
+    own = regime_from_registers(state, False)
+    for pa, why in _idmap_candidates(view):
+        for bits in dict.fromkeys((own.va_bits, *IDMAP_BITS)):
+            try:
+                regime = replace(own, va_bits=bits, epd=False)
+                found = walk(view.memory, text, pa, regime)
+            except PtinspectError:
+                continue
+            if found.pa == text:
+                said = f"{why}; maps the identity text at pa:{text:#x} to itself, {bits}-bit addresses"
+                return OtherRoot(Root(PhysAddr(pa), said), regime, "identity map")
+    raise GuestError("no table was found that maps the kernel's identity text to itself")
+
+
+def _idmap_candidates(view: GuestView) -> Iterator[tuple[int, str]]:
+    image = view.image
+    assert image is not None
+    for name in ("idmap_pg_dir", "init_idmap_pg_dir", "__pi_init_idmap_pg_dir"):
+        if name in image.symbols:
+            yield view.pa_of_link(image.lookup(name)), f"symbol {name}"
+    swapper = view.swapper().pa
+    for pages in IDMAP_PAGES:
+        yield swapper - pages * view.regime.granule, f"{pages} pages below swapper_pg_dir"
+    for other in view.states:
+        name = translation_register(other, "TTBR0")
+        if other.system.get(name):
+            yield root_pa(other, regime_from_registers(other, False)), f"{name} of cpu {other.cpu}"
+
+
+def trampoline(view: GuestView) -> OtherRoot:
+    """Return the table that TTBR1 holds in user mode with KPTI: tramp_pg_dir.
+
+    By symbol, else as the page below swapper_pg_dir that has one entry. Raises GuestError if there is
+    none, or if it maps nothing, as where KPTI is off.
+    """
+    image, regime, swapper = view.image, view.regime, view.swapper().pa
+    if image is not None and "tramp_pg_dir" in image.symbols:
+        pa = view.pa_of_link(image.lookup("tramp_pg_dir"))
+        if not _valid(view, pa):
+            raise GuestError("tramp_pg_dir maps nothing: KPTI is off, or not set up yet")
+        return OtherRoot(Root(pa, "symbol tramp_pg_dir"), regime, "")
+    for pages in PAGES_APART:
+        pa = PhysAddr(swapper - pages * regime.granule)
+        if _valid(view, pa) == 1:
+            why = f"{pages} page{'s' if pages > 1 else ''} below swapper_pg_dir, one entry"
+            return OtherRoot(Root(pa, why), regime, "")
+    raise GuestError("no trampoline table was found: KPTI is off, not set up yet, or not built in")
+
+
+def _valid(view: GuestView, pa: int) -> int:
+    regime = view.regime
+    raw = view.memory.read(pa, 8 * regime.entries(regime.start_level))
+    return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
+
+
+def lower_role(view: GuestView, state: CpuState, pa: int) -> tuple[str, str]:
+    """Return what the table in TTBR0 of a CPU is, and what its addresses are; empty if unknown."""
+    try:
+        if view.image is not None and identity_map(view, state).root.pa == pa:
+            return "the identity map", "identity map"
+    except PtinspectError:
+        pass
+    try:
+        if current_tables(view, state).root.pa == pa:
+            return current_tables(view, state).root.provenance, "user"
+    except PtinspectError:
+        pass
+    try:
+        regime = regime_from_registers(state, False)
+        raw = view.memory.read(pa, 8 * regime.entries(regime.start_level))
+    except PtinspectError:
+        return "", ""
+    return ("", "") if any(raw[::8]) else ("reserved: it maps nothing", "")

@@ -1,0 +1,116 @@
+"""Root tables besides the kernel's own, against /proc/1/maps and QEMU's own walk."""
+
+from __future__ import annotations
+
+import re
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from session import Live, launched, need_guest
+
+from ptinspect.errors import GuestError
+from ptinspect.guests.initrd import INIT, READY, Entry, compress, cpio
+from ptinspect.linux.tasks import Tasks
+
+pytestmark = pytest.mark.live
+GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud --cpu cortex-a72", "6.12-cloud --cpu max", "6.12-16k")
+SPIN = f'echo MAPS; cat /proc/1/maps; echo END; echo "{READY}"; while :; do :; done\n'
+
+
+def busy_initrd(original: Path, directory: Path) -> Path:
+    """The guest's own RAM disk, whose first process prints its memory map and then keeps its CPU."""
+    init = INIT.replace(f'echo "{READY}"\n', SPIN)
+    assert init != INIT
+    file = directory / "initrd"
+    more = compress(cpio([Entry("init", stat.S_IFREG | 0o755, init.encode())]))
+    file.write_bytes(original.read_bytes() + more)
+    return file
+
+
+def maps(live: Live) -> list[tuple[int, int, str]]:
+    """Wait for the map that the first process prints."""
+    assert live.ctx.qemu is not None
+    for _ in range(240):
+        time.sleep(0.25)
+        text = live.ctx.qemu.console.read_text("utf-8", "replace")
+        if READY in text:
+            break
+    else:
+        pytest.fail("the guest did not get ready")
+    shown = text[text.index("MAPS") : text.index("END")]
+    lines = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ", shown, re.MULTILINE)
+    return [(int(a, 16), int(b, 16), mode) for a, b, mode in lines]
+
+
+def in_user_mode(live: Live) -> None:
+    for _ in range(30):
+        live("interrupt")
+        live.ctx.forget_stop()
+        if live.ctx.stopped.cpu_state(0).el == 0:
+            return
+        live("continue --background")
+        time.sleep(0.05)
+    pytest.fail("the first process was never in user mode")
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
+    name, _, options = guest.partition(" ")
+    initrd = busy_initrd(need_guest(name).initrd, tmp_path)
+    with launched(name, f"--memory 512 {options} --initrd {initrd}") as live:
+        live("continue --background")
+        areas = maps(live)
+        assert len(areas) > 4
+        in_user_mode(live)
+        found = live("map --root task:1")
+        assert found["root"]["provenance"].startswith("mm->pgd of task 1 (")
+        assert {run["region"] for run in found["runs"]} == {"user"}
+        seen = set()
+        for run in found["runs"]:
+            for number in range(run["count"]):
+                va = int(run["va_start"], 16) + number * run["leaf_size"]
+                area = next((a for a in areas if a[0] <= va < a[1]), None)
+                if area is None:  # heap and stack may have grown since
+                    assert run["permissions"]["el0"].startswith("rw")
+                    continue
+                seen.add(area)
+                for letter, allowed in zip("rwx", area[2], strict=False):
+                    assert letter not in run["permissions"]["el0"] or allowed == letter, (hex(va), area)
+        assert any(mode.startswith("r-x") for _, _, mode in seen)
+        assert any(mode.startswith("rw") for _, _, mode in seen)
+        session = live.ctx.stopped
+        for run in found["runs"][:40]:
+            assert session.gva2gpa(int(run["va_start"], 16)) == int(run["pa_start"], 16), run
+        for root in ("user", "ttbr0"):
+            other = live(f"map --root {root}")
+            assert other["runs"] == found["runs"]
+            assert "task 1 (" in other["root"]["provenance"]
+        outside = live("walk 0x1000 --root task:1")
+        assert outside["outcome"] == "fault"
+        thread = next(t for t in Tasks(live.ctx.view()).all().tasks if t.comm.startswith("kthreadd"))
+        with pytest.raises(GuestError, match="kernel thread: it has no user tables"):
+            live(f"map --root task:{thread.pid}")
+        with pytest.raises(GuestError, match="no task 999999"):
+            live("map --root task:999999")
+        identity_and_trampoline(live)
+
+
+def identity_and_trampoline(live: Live) -> None:
+    """The identity map maps its text to itself; the trampoline is global, executable, and in swapper too."""
+    view = live.ctx.view()
+    text = view.pa_of_link(view.image.lookup("__idmap_text_start"))  # type: ignore[union-attr]
+    found = live(f"walk {text:#x} --root idmap")
+    assert (int(found["pa"], 16), found["region"]) == (text, "identity map")
+    listed = live("map --root idmap")["runs"]
+    assert [r for r in listed if r["va_start"] != r["pa_start"]] == []
+    assert "to itself" in live("map --root idmap")["root"]["provenance"]
+    tramp = live("map --root tramp")["runs"]
+    assert {r["attributes"]["ng"] for r in tramp} == {False}
+    code = [r for r in tramp if r["permissions"]["el1"] == "r-x"]
+    assert code and {r["region"] for r in code} == {"KPTI trampoline"}
+    state = live.ctx.stopped.cpu_state(0)
+    assert any(int(r["va_start"], 16) <= state.system["VBAR_EL1"] <= int(r["va_end"], 16) for r in code)
+    for run in code:
+        assert view.pa_of(int(run["va_start"], 16)) == int(run["pa_start"], 16)
