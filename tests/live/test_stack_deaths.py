@@ -7,6 +7,7 @@ from session import Live, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
+from ptinspect.errors import UserError
 
 pytestmark = pytest.mark.live
 
@@ -117,3 +118,45 @@ def test_a_guest_left_to_die_is_explained(fault: str) -> None:
     rules = {finding["rule"] for finding in found["check"]["findings"]}
     assert f"entry-{fault}" in rules
     assert ctx.session is None
+
+
+def test_a_reverted_entry_that_does_not_fault_is_named() -> None:
+    """One CPU's stack lies in a block of the boot's table: no fault; the demo has to say so."""
+    need_guest("5.10-cloud")
+    found = Live(Context(build_registry()))("demo --guest 5.10-cloud --fault reverted --smp 1")
+    assert found["ok"] and found["guard"] == "time", found
+    assert found["why"]["code"] == "reverted-entry"
+    assert found["why"]["descriptor"]["descriptor_pa"] == found["injected"]["descriptor_pa"]
+    assert any("memory of something else" in line for line in found["why"]["evidence"])
+    assert "entry-reverted" in {finding["rule"] for finding in found["check"]["findings"]}
+
+
+def test_a_panic_without_a_fault_is_no_stack_problem() -> None:
+    with launched("6.1-cloud", '--append-more "rdinit=/nothing root=/dev/none"') as live:
+        live("until panic --timeout 40")
+        told = live("why")
+        assert told["code"] == "not-a-stack-problem", told
+        assert told["dying"][0] == "panic"
+
+
+def test_a_poke_is_asked_for_and_undone() -> None:
+    with launched("5.10-cloud") as live:
+        assert live("stack guard --timeout 5")["quiet"]
+        sp = live("stack --task 1")["sp"]
+        step = live(f"walk {sp}")["steps"][2]
+        at = f"pa:{step['descriptor_pa']}"
+        with pytest.raises(UserError, match="nothing was changed"):
+            live(f"poke descriptor {at} 0")
+        assert live(f"walk {sp}")["steps"][2] == step
+        assert live(f"poke descriptor {at} 0 --yes")["after"] == "0x0"
+        assert live(f"walk {sp}")["outcome"] == "fault"
+        live("poke undo")
+        assert live(f"walk {sp}")["steps"][2] == step
+        with pytest.raises(UserError, match="nothing was poked"):
+            live("poke undo")
+        live(f"poke descriptor {at} 0 --yes")
+        pa = int(step["descriptor_pa"], 16)
+        live.ctx.stopped.write_physical(pa, (0x1234).to_bytes(8, "little"))
+        with pytest.raises(UserError, match="changed it since"):
+            live("poke undo")
+        assert live.ctx.stopped.memory.read(pa, 8) == (0x1234).to_bytes(8, "little")
