@@ -1,0 +1,203 @@
+"""Every granule and size of address on a CPU that runs through the tables: guests of a few instructions."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from builders import AF, CONTIGUOUS, KERNEL_DATA, SH, UXN, TreeBuilder
+from conftest import missing
+from session import Live
+
+from ptinspect.arch.bits import align_down
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.target.qemu import LaunchOptions, launch
+from ptinspect.target.session import Session
+
+pytestmark = pytest.mark.live
+LOAD, DONE, BAD = 0x4008_0000, 0x4008_0400, 0x4008_0500
+PROBES, TABLES, DATA = 0x4100_0000, 0x4101_0000, 0x4200_0000
+SIZE = 2 << 20
+FAR = 0x000B_5678_9ABC_0000
+"""An output address of 52 bits, where there is no RAM: walked to, never read."""
+TG0 = {12: 0, 14: 2, 16: 1}
+TG1 = {12: 2, 14: 1, 16: 3}
+GROUP = {12: 16, 14: 128, 16: 32}
+"""Pages of a contiguous group (Arm ARM D8.6.1)."""
+
+REGIMES = {
+    "4k-36": Regime(12, 36, 48, True),
+    "4k-39": Regime(12, 39, 48, True),
+    "4k-42": Regime(12, 42, 48, True),
+    "4k-48": Regime(12, 48, 48, True),
+    "4k-52-lpa2": Regime(12, 52, 52, True, ds=True),
+    "16k-36": Regime(14, 36, 48, True),
+    "16k-47": Regime(14, 47, 48, True),
+    "16k-48": Regime(14, 48, 48, True),
+    "16k-52-lpa2": Regime(14, 52, 52, True, ds=True),
+    "64k-42": Regime(16, 42, 48, True),
+    "64k-48": Regime(16, 48, 48, True),
+    "64k-52-lpa": Regime(16, 52, 52, True),
+}
+START = {
+    "4k-36": 1, "4k-39": 1, "4k-42": 0, "4k-48": 0, "4k-52-lpa2": -1, "16k-36": 2, "16k-47": 1, "16k-48": 0,
+    "16k-52-lpa2": 0, "64k-42": 2, "64k-48": 1, "64k-52-lpa": 1,
+}  # fmt: skip
+"""Level of the root (Arm ARM D8.2.7 to D8.2.9, tables of the initial lookup level)."""
+BLOCKS = {
+    "4k": (1, 2), "4k-52-lpa2": (0, 1, 2), "16k": (2,), "16k-52-lpa2": (1, 2), "64k": (2,),
+    "64k-52-lpa": (1, 2),
+}  # fmt: skip
+"""Levels that may have blocks; with FEAT_LPA and 52-bit addresses 64K has them at level 1."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What was put into a table."""
+
+    va: int
+    pa: int
+    level: int
+    count: int = 1
+    contiguous: bool = False
+
+
+def fill(name: str, tree: TreeBuilder) -> list[Leaf]:
+    """Map pages, a contiguous group, a block of every level that has them, and an address beyond RAM."""
+    regime = tree.regime
+    base, page, top = int(regime.va_min), regime.granule, int(regime.va_max) + 1
+    group = GROUP[regime.granule_bits]
+    leaves = [
+        Leaf(base + 8 * regime.entry_size(2), DATA, LEVEL_LAST),
+        Leaf(base + 9 * regime.entry_size(2), DATA, LEVEL_LAST, group, contiguous=True),
+        Leaf(top - page, DATA + 0x1_0000, LEVEL_LAST),
+    ]
+    if regime.pa_bits == 52:
+        leaves.append(Leaf(base + 8 * regime.entry_size(2) + 5 * page, FAR, LEVEL_LAST))
+    for level in BLOCKS.get(name, BLOCKS[name.split("-", maxsplit=1)[0]]):
+        if level > regime.start_level or (level == regime.start_level and regime.entries(level) > 4):
+            size = regime.entry_size(level)
+            leaves.append(Leaf(top - 3 * size, align_down(DATA, size), level))
+    for leaf in leaves:
+        size = leaf.count * regime.entry_size(leaf.level)
+        more = CONTIGUOUS if leaf.contiguous else 0
+        tree.map(leaf.va, leaf.pa, size=size, level=leaf.level, attributes=KERNEL_DATA | more)
+    return leaves
+
+
+def probes(leaves: list[Leaf], regime: Regime) -> list[tuple[int, int]]:
+    """Where the guest reads what: the word at DATA+64K*i is 0xC0DE0000+i."""
+    found = []
+    for leaf in leaves:
+        if leaf.pa == FAR:
+            continue
+        begin, end = leaf.pa, leaf.pa + leaf.count * regime.entry_size(leaf.level)
+        for i in range(16):
+            if begin <= DATA + 0x1_0000 * i < end:
+                found.append((leaf.va + DATA + 0x1_0000 * i - begin, 0xC0DE_0000 + i))
+    return found
+
+
+def assemble(directory: Path, **values: int) -> Path:
+    """Assemble granule.S."""
+    for tool in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-objcopy"):
+        if shutil.which(tool) is None:
+            missing(tool)
+    source, object_file, file = Path(__file__).parent / "granule.S", directory / "a.o", directory / "a.bin"
+    symbols = [word for name, value in values.items() for word in ("--defsym", f"{name}={value:#x}")]
+    subprocess.run(["aarch64-linux-gnu-as", *symbols, "-o", object_file, source], check=True)
+    subprocess.run(
+        ["aarch64-linux-gnu-objcopy", "-O", "binary", "-j", ".text", object_file, file], check=True
+    )
+    return file
+
+
+@contextmanager
+def running(name: str, directory: Path) -> Iterator[tuple[Live, list[Leaf], list[Leaf], int]]:
+    """Start the guest of one regime; yields it with the leaves of both halves and the number of probes."""
+    regime = REGIMES[name]
+    upper = TreeBuilder(regime, tables_at=TABLES)
+    lower = TreeBuilder(replace(regime, upper=False), memory=upper.memory, tables_at=TABLES + SIZE // 2)
+    high, low = fill(name, upper), fill(name, lower)
+    unit = max(regime.entry_size(2), SIZE)
+    begin = align_down(LOAD, unit)
+    code = Leaf(begin, begin, 2, max((0x200_0000) // regime.entry_size(2), 1))
+    lower.map(begin, begin, size=code.count * regime.entry_size(2), level=2, attributes=UXN | SH | AF)
+    wanted = probes(high, regime) + probes(low, regime)
+    words = [word for pair in wanted for word in pair] + [0]
+    upper.memory.write(PROBES, struct.pack(f"<{len(words)}Q", *words))
+    (directory / "tables").write_bytes(upper.memory.read(PROBES, SIZE))
+    data = bytearray(SIZE)
+    for i in range(16):
+        struct.pack_into("<Q", data, 0x1_0000 * i, 0xC0DE_0000 + i)
+    (directory / "data").write_bytes(data)
+    txsz, bits = 64 - regime.va_bits, regime.granule_bits
+    tcr = txsz | txsz << 16 | TG0[bits] << 14 | TG1[bits] << 30 | regime.ds << 59
+    tcr |= (6 if regime.pa_bits == 52 else 5) << 32
+    kernel = assemble(directory, MAIR=0xFF, TCR=tcr, TTBR0=lower.root, TTBR1=upper.root, PROBES=PROBES)
+    extra = []
+    for file, address in (("tables", PROBES), ("data", DATA)):
+        extra += ["-device", f"loader,file={directory / file},addr={address:#x},force-raw=on"]
+    qemu = launch(LaunchOptions(kernel, cpu="max", memory=128, append="", extra=tuple(extra)))
+    ctx = Context(build_registry())
+    try:
+        ctx.open_session(Session.attach(str(qemu.gdb_socket)), qemu)
+        yield Live(ctx), high, [*low, code], len(wanted)
+    finally:
+        ctx.close()
+        qemu.end()
+
+
+def same(live: Live, half: str, leaves: list[Leaf], name: str) -> None:
+    """What ptinspect says of one half is what was put there, and what QEMU's walk says."""
+    session, regime = live.ctx.stopped, REGIMES[name]
+    listed = []
+    for run in live(f"map --root {half}")["runs"]:
+        va, pa = int(run["va_start"], 16), int(run["pa_start"], 16)
+        for i in range(run["count"]):
+            offset = i * run["leaf_size"]
+            listed.append((va + offset, pa + offset, run["level"], run["attributes"]["contiguous"]))
+    expected = []
+    for leaf in leaves:
+        size = regime.entry_size(leaf.level)
+        for i in range(leaf.count):
+            expected.append((leaf.va + i * size, leaf.pa + i * size, leaf.level, leaf.contiguous))
+    assert sorted(listed) == sorted(expected)
+    for leaf in leaves:
+        size = leaf.count * regime.entry_size(leaf.level)
+        for offset in (0, 8, size // 2 + 16, size - 8):
+            walked = live(f"walk {leaf.va + offset:#x} --root {half}")
+            assert walked["outcome"] == "mapped"
+            assert int(walked["pa"], 16) == leaf.pa + offset == session.gva2gpa(leaf.va + offset)
+            assert walked["steps"][-1]["level"] == leaf.level
+            assert walked["steps"][0]["level"] == START[name]
+    hole = leaves[0].va - regime.granule
+    assert live(f"walk {hole:#x} --root {half}")["outcome"] == "fault"
+    assert session.gva2gpa(hole) is None
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
+    with running(name, tmp_path) as (live, high, low, count):
+        session = live.ctx.stopped
+        stop = session.run_until([DONE, BAD], 20)
+        live.ctx.forget_stop()
+        assert (stop.pc, session.cpu_state(0).x[20]) == (DONE, count)
+        same(live, "ttbr1", high, name)
+        same(live, "ttbr0", low, name)
+        levels = live("summary --root ttbr1")["levels"]
+        assert [level["level"] for level in levels] == list(range(START[name], 4))
+        blocks = {leaf.level for leaf in high if leaf.level != LEVEL_LAST}
+        assert {level["level"] for level in levels if level["leaves"]} == {*blocks, LEVEL_LAST}
+        live("snap t")
+        found = live(f"find {DATA:#x}")["hits"]
+        assert {int(hit["va"], 16) for hit in found if hit["kind"] == "leaf"} >= {high[0].va, high[1].va}
+        assert {hit["region"] for hit in found} == {"kernel"}, "this is no Linux: nothing is guessed"
