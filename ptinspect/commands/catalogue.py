@@ -31,6 +31,8 @@ MODULES: Mapping[str, str] = {
     "lane": "lane",
     "stack": "stack, stack tasks",
     "stack_guard": "stack guard",
+    "stack_trace": "stack trace, stack diff",
+    "stack_highwater": "stack highwater, stack watch",
     "why": "why",
     "poke": "poke descriptor, poke undo",
 }

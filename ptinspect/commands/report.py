@@ -26,7 +26,8 @@ def register(registry: Registry) -> None:
         configure=_configure,
         details="The page is one file that needs no network: every table as a map, entry by entry, coloured "
         "by state, to be opened level by level, with the descriptor under the cursor decoded; each "
-        "snapshot against the one named before it; the difference as a table that can be filtered. "
+        "snapshot against the one named before it; the difference as a table that can be filtered; the depth "
+        "of stacks over time. "
         "Without names: all snapshots in memory.",
     )(report)
 
@@ -37,6 +38,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add(
         "names", nargs="*", type=argtypes.snapshot, metavar="NAME", help="snapshots: names or files, in order"
     )
+    add("--trace", action="append", type=Path, default=[], metavar="FILE", help="a file of stack trace")
     add("--title", metavar="TEXT", help="title of the page")
 
 
@@ -48,10 +50,12 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
     if args.file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{args.file}: the name of a page ends in .html")
     names = args.names or list(ctx.snapshots)
-    if not names:
+    if not names and not args.trace:
         raise UserError("nothing to show: no snapshot is in memory", "snap NAME captures one")
-    page = Page(args.title or f"ptinspect: {', '.join(Path(name).name for name in names)}")
+    shown = [*names, *map(str, args.trace)]
+    page = Page(args.title or f"ptinspect: {', '.join(Path(name).name for name in shown)}")
     _add_snapshots(ctx, page, names)
+    _add_traces(page, args.trace)
     text = page.text()
     write_text(args.file, text)
     size = len(text.encode())
@@ -59,6 +63,7 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
         "file": str(args.file),
         "bytes": size,
         "maps": [each["title"] for each in page.maps],
+        "traces": [each["title"] for each in page.traces],
         "diffs": [{"a": each["a"], "b": each["b"]} for each in page.diffs],
     }
     return Report(result, (Note(f"written to {args.file}, {size / 1e6:.1f} MB"),))
@@ -84,3 +89,10 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
                 diff_report(found, before, snapshot, shown=0, regions=names_of(snapshot, before)[0])
             )
         before = snapshot
+
+
+def _add_traces(page: Page, files: list[Path]) -> None:
+    from ptinspect.output.views.trace import picture
+    from ptinspect.stack.tracefile import load
+
+    page.traces += [picture(load(file), file.name) for file in files]

@@ -237,5 +237,9 @@ def until(ctx: Context, args: argparse.Namespace) -> Report:
 
 def stopped(ctx: Context, stop: StopInfo) -> Report:
     """Say where and why the guest stopped."""
+    from ptinspect.commands.stack_highwater import watched
+
     ctx.forget_stop()
-    return views.stopped(stop, ctx.place)
+    report = views.stopped(stop, ctx.place)
+    line = watched(ctx)
+    return Report({**report.result, "stack": line}, (*report.body, Note(line, "dim"))) if line else report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptinspect.commands.context import Context
+from ptinspect.commands.stack_highwater import watched
 from ptinspect.commands.status import collect
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
@@ -33,4 +34,5 @@ class Toolbar:
         except PtinspectError as error:
             return f"stopped · {escape(error.message)}"
         mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
-        return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · pc {now.place}"
+        depth = watched(self._ctx)
+        return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · pc {now.place}{f' · {depth}' if depth else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64
@@ -43,12 +44,12 @@ def regs_layout(stacks: Stacks) -> RegsLayout:
     )
 
 
-def unwinder(stacks: Stacks, known: list[Stack]) -> Unwinder:
-    """Return an unwinder over these stacks."""
+def unwinder(stacks: Stacks, known: list[Stack], read: Callable[[int, int], bytes] | None = None) -> Unwinder:
+    """Return an unwinder over these stacks; `read(address, length)` gives memory (default: the guest's)."""
     view, entry = stacks.view, stacks.entry
     offset = view.kaslr_offset
     return Unwinder(
-        view.read_virt,
+        read or view.read_virt,
         KernelCode(view),
         known,
         regs_layout(stacks),

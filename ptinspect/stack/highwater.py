@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +71,6 @@ def high_water(stack: Stack, words: NDArray[np.uint64] | None) -> HighWater:
     painted = bool(np.any(words[skip:] == np.uint64(PAINT)))
     untouched = np.uint64(PAINT if painted else 0)
     written = np.flatnonzero(words[skip:] != untouched)
-    if painted:
-        written = written[words[skip:][written] != 0] if len(written) else written
     how = "below it all words are as painted" if painted else "below it all words are zero, as handed out"
     if not len(written):
         return HighWater(None, 0, "nothing was ever written")
@@ -80,3 +78,40 @@ def high_water(stack: Stack, words: NDArray[np.uint64] | None) -> HighWater:
     if int(written[0]) == 0 and not painted:
         how = "it was used down to its base, or something else wrote there"
     return HighWater(lowest, stack.top - lowest, how)
+
+
+Write = Callable[[int, bytes], None]
+"""Stores bytes at a physical address."""
+
+
+def paint(view: GuestView, write: Write, stack: Stack, sp: int) -> int:
+    """Fill the words of a stack below `sp` with PAINT, but the end mark; returns how many.
+
+    Raises GuestError if a page of it is not mapped, TargetError.
+    """
+    start = stack.base + (8 if stack.kind == "task" else 0)
+    count = max(sp - start, 0) // 8
+    for va, length in _pages(start, count * 8):
+        write(int(view.pa_of(va)), PAINT.to_bytes(8, "little") * (length // 8))
+    return count
+
+
+def unpaint(view: GuestView, write: Write, stack: Stack) -> None:
+    """Make the words that still hold PAINT zero, as the kernel hands stacks out."""
+    words = read_stacks(view, [stack]).get(stack.base)
+    if words is None:
+        return
+    left = np.flatnonzero(words == np.uint64(PAINT))
+    for part in np.split(left, np.flatnonzero(np.diff(left) != 1) + 1):
+        if len(part):
+            for va, length in _pages(stack.base + 8 * int(part[0]), 8 * len(part)):
+                write(int(view.pa_of(va)), bytes(length))
+
+
+def _pages(va: int, length: int) -> Iterator[tuple[int, int]]:
+    """Split a range of addresses at page boundaries."""
+    end = va + length
+    while va < end:
+        size = min(PAGE - va % PAGE, end - va)
+        yield va, size
+        va += size
