@@ -25,6 +25,10 @@ GUESTS = (
 )
 
 
+STACKS = (("task stack", "rw-"), ("IRQ stack", "rw-"), ("vmemmap", "rw-"), ("PCI I/O", "rw-"))
+RAM_ONLY = ("linear map", "kernel text", "kernel rodata", "kernel data", "vmemmap")
+
+
 def boot(live: Live) -> None:
     live("continue --background")
     for _ in range(240):
@@ -66,6 +70,17 @@ def test_every_leaf_has_a_name_and_it_is_the_kernels(
         # the linear map maps every byte of RAM but what is held back (16K: whole), where RAM is
         ram = 512 << 20
         assert ram * 0.97 < size_in(found, "linear map") + size_in(found, "overflow") <= ram
+        # without KASLR RAM begins where linear map and vmemmap do
+        for part in ("linear map", "vmemmap") if "append" not in options else ():
+            assert name(int(next(r["va_start"] for r in found if r["region"] == part), 16) - 1) != part
+        # what the kernel protects (mark_rodata_ro, vmap_stack, arch/arm64/mm/mmu.c)
+        for part, may in (("kernel rodata", "r--"), ("kernel data", "rw-"), ("kernel bss", "rw-"), *STACKS):
+            assert {r["permissions"]["el1"] for r in found if r["region"].startswith(part)} <= {may}, part
+        assert {r["permissions"]["el0"] for r in found} == {"---"}
+        linear = {r["permissions"]["el1"] for r in found if r["region"] == "linear map"}
+        assert linear <= {"rw-", "r--"} and "rw-" in linear
+        kinds = {r["attributes"]["memory_type"] for r in found if r["region"] in RAM_ONLY}
+        assert {kind.split()[0] for kind in kinds} == {"Normal"}
         # a struct page of 64 bytes for each page of RAM
         assert size_in(found, "vmemmap") >= ram // view.regime.granule * 64
         assert size_in(found, "KPTI trampoline") >= view.regime.granule
