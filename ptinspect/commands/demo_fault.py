@@ -88,6 +88,7 @@ def _target(ctx: Context, sp: int, fault: str, early: int) -> tuple[int, int]:
     intact. Raises GuestError if that value makes no difference.
     """
     from ptinspect.arch.bits import bits
+    from ptinspect.arch.descriptor import BIT11
     from ptinspect.paging.walk import walk
 
     view = ctx.view()
@@ -101,7 +102,13 @@ def _target(ctx: Context, sp: int, fault: str, early: int) -> tuple[int, int]:
     step = path.steps[0]
     boot = bits(early, 47, 1) << 1
     value = int.from_bytes(view.memory.read(boot + 8 * step.index, 8), "little")
-    if boot == root or not value & 1 or value == step.raw:
+    if step.raw is not None and value & 1 and not (value ^ step.raw) & ~BIT11:
+        raise GuestError(
+            f"the root entry pa:{step.descriptor_pa:#x} had the same value at boot but for bit 11: "
+            "this kernel goes on with the boot's tables, so that nothing would be lost if it reverted",
+            "--fault lost, or an older kernel",
+        )
+    if boot == root or not value & 1:
         raise GuestError("the root entry's value at boot is not known for this kernel", "--fault lost")
     return step.descriptor_pa, value
 

@@ -7,7 +7,7 @@ from session import Live, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
-from ptinspect.errors import UserError
+from ptinspect.errors import GuestError, UserError
 
 pytestmark = pytest.mark.live
 
@@ -160,3 +160,10 @@ def test_a_poke_is_asked_for_and_undone() -> None:
         with pytest.raises(UserError, match="changed it since"):
             live("poke undo")
         assert live.ctx.stopped.memory.read(pa, 8) == (0x1234).to_bytes(8, "little")
+
+
+def test_a_root_entry_that_cannot_revert_is_refused() -> None:
+    """6.12 keeps the boot's tables under its root: set back, the entry differs in bit 11 alone."""
+    need_guest("6.12-cloud")
+    with pytest.raises(GuestError, match="goes on with the boot's tables"):
+        Live(Context(build_registry()))("demo --guest 6.12-cloud --cpu max --fault reverted")
