@@ -120,8 +120,10 @@ def identity_map(view: GuestView, state: CpuState) -> OtherRoot:
         raise GuestError("the identity map is found by the kernel file", "--kernel FILE, or --root ADDRESS")
     text = view.pa_of_link(image.lookup("__idmap_text_start"))
     own = regime_from_registers(state, False)
-    for pa, why in _idmap_candidates(view):
-        for bits in dict.fromkeys((own.va_bits, *IDMAP_BITS)):
+    candidates = list(_idmap_candidates(view))
+    # Width first: a lower table of the identity map is a root for narrower addresses, and maps the same.
+    for bits in dict.fromkeys((own.va_bits, *IDMAP_BITS)):
+        for pa, why in candidates:
             try:
                 regime = replace(own, va_bits=bits, epd=False)
                 found = walk(view.memory, text, pa, regime)
