@@ -26,6 +26,8 @@ MODULES: Mapping[str, str] = {
     "setup": "setup",
     "kpti": "kpti break, kpti run, kpti status",
     "kpti_writes": "kpti writes",
+    "kpti_progress": "kpti progress, kpti until",
+    "kpti_verdict": "kpti verdict",
     "demo": "demo",
     "oops": "oops",
     "lane": "lane",

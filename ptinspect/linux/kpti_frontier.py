@@ -219,9 +219,9 @@ def progress(snapshot: Snapshot, algorithm: Algorithm) -> Progress:
     last_marked = -1
     for level in sorted({int(v) for v in np.unique(tables.level)}):
         rows = np.flatnonzero(tables.level == level)
-        valid, marked, tabled = _marks(tables.raw[rows], level, regime)
+        valid, marked, tabled = marks_of(tables.raw[rows], level, regime)
         counts.append(LevelProgress(level, int(np.count_nonzero(valid)), int(np.count_nonzero(marked))))
-        key = _keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
+        key = order_keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
         if tabled.any():
             last_marked = max(last_marked, int(key[tabled].max()))
         unmarked = valid & ~marked
@@ -238,7 +238,7 @@ def progress(snapshot: Snapshot, algorithm: Algorithm) -> Progress:
     return Progress(tuple(counts), first, gaps)
 
 
-def _keys(
+def order_keys(
     va: NDArray[np.uint64], slots: int, level: int, regime: Regime, algorithm: Algorithm
 ) -> NDArray[np.uint64]:
     """Return for every entry a number that grows in the order of the walk; shape (rows, slots)."""
@@ -260,15 +260,15 @@ def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position) -> list[st
         return []
     regime, tables, here = snapshot.regime, snapshot.tables, where.frontier
     at = np.array([here.va], dtype=np.uint64)
-    last = int(_keys(at, 1, here.level, regime, algorithm)[0, 0])
+    last = int(order_keys(at, 1, here.level, regime, algorithm)[0, 0])
     first = last
     if algorithm == "mmu-off-post-order" and not where.subtree_done:
         first -= (regime.entry_size(here.level)) * 16 - (here.level + 1)
     missed = early = 0
     for level in sorted({int(v) for v in np.unique(tables.level)}):
         rows = np.flatnonzero(tables.level == level)
-        valid, marked, tabled = _marks(tables.raw[rows], level, regime)
-        key = _keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
+        valid, marked, tabled = marks_of(tables.raw[rows], level, regime)
+        key = order_keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
         missed += int(np.count_nonzero(valid & ~marked & (key < np.uint64(max(first, 0)))))
         early += int(np.count_nonzero(tabled & (key > np.uint64(last))))
     found = []
@@ -279,7 +279,7 @@ def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position) -> list[st
     return found
 
 
-def _marks(
+def marks_of(
     raw: NDArray[np.uint64], level: int, regime: Regime
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which entries are valid descriptors, which of those have bit 11, which of these are tables."""

@@ -1,0 +1,218 @@
+"""Tell the ways apart in which the rewrite can have gone: the cases of the LKML thread of June 2018.
+
+Four can be told from the tables before and after. Whether tables were never written, or written with the
+value that they had, cannot: it takes the recorded stores, or the kernel's code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.arch.descriptor import BIT11
+from ptinspect.linux.kpti_code import KptiCode
+from ptinspect.linux.kpti_state import MOSTLY, census
+from ptinspect.linux.kpti_writes import Recording
+from ptinspect.snapshot.changes import Change
+from ptinspect.snapshot.diff import diff
+from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.model import Snapshot
+
+Code = Literal[
+    "normal", "no-table-marks", "toggle-write-back", "lost-write", "reverted-entry", "not-run", "unknown"
+]
+LISTED = 8
+"""Descriptors that are named; all are counted."""
+MEANING: dict[Code, str] = {
+    "normal": "every valid descriptor was rewritten, tables too",
+    "no-table-marks": "tables were never written, leaves were: visited tables are not tracked in bit 11",
+    "toggle-write-back": "tables were written with the value that they had",
+    "lost-write": "a descriptor was valid before, or was stored, and does not hold it any more",
+    "reverted-entry": "a descriptor holds an older value: another table, without bit 11",
+    "not-run": "nothing was rewritten",
+    "unknown": "what is known does not tell",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Say what the rewrite did."""
+
+    code: Code
+    """One of MEANING."""
+    evidence: tuple[str, ...]
+    """What supports it."""
+    unknown: tuple[str, ...] = ()
+    """What could not be told, and what would tell it."""
+
+    @property
+    def meaning(self) -> str:
+        """The verdict in words."""
+        return MEANING[self.code]
+
+
+def judge(
+    before: Snapshot | None,
+    after: Snapshot,
+    recording: Recording | None = None,
+    code: KptiCode | None = None,
+    *,
+    finished: bool = True,
+) -> Verdict:
+    """Judge from the tables before and after, the recorded stores and the kernel's code, as far as known.
+
+    `finished`: the tables are those of the instant at which the walk has ended; nothing in them was created
+    later. Damage is told first: it does not matter then how tables are marked.
+    """
+    before = before if before is not None or recording is None else recording.before
+    damaged = _lost_stores(recording, after) if recording is not None else None
+    damaged = damaged or (_damage(before, after) if before is not None else None)
+    return damaged or _marking(before, after, recording, code, finished)
+
+
+def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
+    """Look for entries that vanished, or lead elsewhere."""
+    found = diff(before, after)
+    reverted = [c for c in found.changes if _is_reverted(c)]
+    lost = [c for c in found.changes if "lost" in c.kinds or ("retargeted" in c.kinds and c not in reverted)]
+    notes = () if found.complete else ("the two snapshots could not be compared as a whole",)
+    if reverted:
+        return Verdict("reverted-entry", tuple(_said(c, before, after) for c in reverted[:LISTED]), notes)
+    if lost:
+        more = (f"and {len(lost) - LISTED} more",) if len(lost) > LISTED else ()
+        return Verdict("lost-write", (*(_said(c, before, after) for c in lost[:LISTED]), *more), notes)
+    return None
+
+
+def _is_reverted(change: Change) -> bool:
+    """Tell whether a descriptor leads elsewhere and lacks the bit that the rewrite sets last of all."""
+    return "retargeted" in change.kinds and change.after is not None and not change.after & BIT11
+
+
+def _said(change: Change, before: Snapshot, after: Snapshot) -> str:
+    old = "unreadable" if change.before is None else f"{change.before:#x}"
+    now = "unreadable" if change.after is None else f"{change.after:#x}"
+    weight = f", {change.leaves_before} leaves hung below it" if change.leaves_before else ""
+    return (
+        f"level {change.level}, descriptor pa:{change.descriptor_pa:#x} for {change.va_start:#x}: "
+        f"{old} in {before.name}, {now} in {after.name}{weight}"
+    )
+
+
+def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
+    """Compare what was stored last in each descriptor with what it holds."""
+    said: list[str] = []
+    reverted = False
+    total = 0
+    for level in recording.levels:
+        here = np.flatnonzero((recording.level == level) & (recording.pa != np.uint64(MASK64)))
+        if not len(here):
+            continue
+        last = here[::-1][np.unique(recording.pa[here][::-1], return_index=True)[1]]
+        now, known = _values(after, level, recording.pa[last])
+        wrong = np.flatnonzero(known & ((now ^ recording.new[last]) & ~np.uint64(0x400) != 0))
+        total += len(wrong)
+        for at in wrong[: LISTED - len(said)].tolist():
+            stored, holds = int(recording.new[last[at]]), int(now[at])
+            reverted = reverted or (holds & 1 == 1 and not holds & BIT11 and (holds ^ stored) & ~BIT11 != 0)
+            said.append(
+                f"level {level}, descriptor pa:{int(recording.pa[last[at]]):#x} for "
+                f"{int(recording.va[last[at]]):#x}: the rewrite stored {stored:#x}, it holds {holds:#x}"
+            )
+    if not total:
+        return None
+    more = (f"and {total - len(said)} more",) if total > len(said) else ()
+    return Verdict("reverted-entry" if reverted else "lost-write", (*said, *more))
+
+
+def _values(
+    snapshot: Snapshot, level: int, pa: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint64]], np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
+    """Return what descriptors hold in a snapshot, and which of them it has."""
+    size = np.uint64(8 * snapshot.tables.raw.shape[1])
+    rows = TableIndex(snapshot.tables).find(level, pa - pa % size)
+    known = rows >= 0
+    slot = ((pa % size) >> np.uint64(3)).astype(np.intp)
+    values = snapshot.tables.raw[np.where(known, rows, 0), slot]
+    return values, known & snapshot.tables.readable[np.where(known, rows, 0)]
+
+
+def _marking(
+    before: Snapshot | None,
+    after: Snapshot,
+    recording: Recording | None,
+    code: KptiCode | None,
+    finished: bool,
+) -> Verdict:
+    """Judge by which descriptors have bit 11, and by the stores to tables."""
+    c = census(after)
+    share = f"{after.name}: {c}"
+    early = _not_run(before, after, share)
+    if early is not None:
+        return early
+    if before is None and not c.marked and recording is None and code is None:
+        return Verdict("unknown", (share,), ("KASLR, or no marks in tables: a snapshot from before tells",))
+    if c.ng < c.leaves * (1 if finished else MOSTLY):
+        why = "the rewrite is not over, or left leaves out: kpti progress, check"
+        return Verdict("unknown", (share, f"{c.leaves - c.ng} leaves are not nG"), (why,))
+    if not c.marked and c.tables:
+        return _unmarked(share, recording, code)
+    later = c.tables - c.marked
+    if later and finished:
+        return Verdict("unknown", (share,), (f"{later} table descriptors are not marked: check",))
+    made = (f"{later} tables without a mark were made later",) if later else ()
+    return Verdict("normal", (share, *made, *_stores_said(recording)))
+
+
+def _not_run(before: Snapshot | None, after: Snapshot, share: str) -> Verdict | None:
+    """Tell whether nothing was rewritten."""
+    c = census(after)
+    if not c.leaves:
+        return Verdict("unknown", (share,), ("the tables map nothing",))
+    if not c.ng and not c.marked:
+        return Verdict("not-run", (share, "no descriptor has bit 11"))
+    if before is None:
+        return None
+    had = census(before)
+    if had.ng >= had.leaves * MOSTLY and c.marked == had.marked:
+        first = f"{before.name}: {had}"
+        return Verdict("not-run", (first, share, "mappings were nG from the start (KASLR)"))
+    return None
+
+
+def _unmarked(share: str, recording: Recording | None, code: KptiCode | None) -> Verdict:
+    """Tell the two cases apart in which leaves are nG and no table is marked."""
+    if recording is not None and recording.whole and len(recording):
+        table = recording.is_table()
+        stores, changed = int(table.sum()), int((table & (recording.old != recording.new)).sum())
+        said = (share, *_stores_said(recording))
+        if not stores:
+            return Verdict("no-table-marks", said)
+        if not changed:
+            return Verdict("toggle-write-back", said)
+        return Verdict(
+            "lost-write", said, (f"{changed} tables were marked by a store, and none is marked now",)
+        )
+    if code is not None and not code.marks_tables:
+        return Verdict("no-table-marks", (share, "the kernel's code has no store for tables"))
+    if code is not None and code.restores_tables:
+        how = "toggles bit 11 twice" if code.toggles else "stores tables without setting bit 11"
+        return Verdict("toggle-write-back", (share, f"the kernel's code {how}"))
+    why = "no-table-marks or toggle-write-back: kpti writes on a fresh boot, or the kernel file, tells"
+    return Verdict("unknown", (share,), (why,))
+
+
+def _stores_said(recording: Recording | None) -> tuple[str, ...]:
+    if recording is None or not len(recording):
+        return ()
+    parts = []
+    for level in recording.by_level():
+        parts.append(
+            f"level {level.level}: {level.stores} stores, {level.tables} to table descriptors, "
+            f"{level.tables_changed} of these changed them"
+        )
+    whole = () if recording.whole else ("the recording is not of the whole rewrite",)
+    return (*parts, *whole)
