@@ -57,6 +57,7 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.commands.kpti_inside import tables_now
     from ptinspect.commands.kpti_run import Runner
     from ptinspect.linux.kpti import agrees, boot_cpu, flag_value, position, running_code
+    from ptinspect.linux.kpti_frontier import leaves_marks
     from ptinspect.linux.kpti_frontier import progress as marks
 
     runner = Runner(ctx, SECONDS)
@@ -71,7 +72,7 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
     boot = boot_cpu(view, runner.code)
     where = None if boot is None else position(boot, runner.code, view.regime, view.memory)
     found = marks(snapshot, runner.code.algorithm)
-    marked = runner.code.marks_tables and not runner.code.restores_tables
+    marked = leaves_marks(runner.code)
     doubts = agrees(snapshot, runner.code.algorithm, where) if where and marked else []
     cpus = [_cpu(ctx, view, runner.code, cpu) for cpu in range(ctx.stopped.cpu_count)]
     flag = flag_value(view, runner.code)
@@ -127,6 +128,7 @@ def _report(
     cpus: list[dict[str, Any]],
     flag: int | None,
 ) -> Report:
+    from ptinspect.linux.kpti_frontier import leaves_marks
     from ptinspect.paging.regions import level_name
 
     levels = [
@@ -136,7 +138,7 @@ def _report(
     phase = "outside" if where is None else where.phase
     percent = 100 * found.marked / found.valid if found.valid else 0.0
     walking = where is not None and where.phase == "walking"
-    marks_tables = code.marks_tables and not code.restores_tables
+    marks_tables = leaves_marks(code)
     agree = not doubts if walking and marks_tables else None
     by_registers = None if where is None else where.frontier
     result = {

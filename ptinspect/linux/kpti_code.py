@@ -150,21 +150,6 @@ class KptiCode:
         )
 
     @property
-    def restores_tables(self) -> bool:
-        """True if descriptors of tables are written with the value that they had.
-
-        So does the debug patch that toggles bit 11 twice; so does code that comes back from a subtree behind
-        the instruction that sets the bit.
-        """
-        behind = any(
-            above.mark is not None
-            and below.back is not None
-            and above.mark < below.back <= (above.store or 0)
-            for above, below in pairwise(self.levels)
-        )
-        return self.toggles or behind
-
-    @property
     def toggles(self) -> bool:
         """True if bit 11 is toggled: the debug patch that writes table descriptors back as they were."""
         return any(level.toggles for level in self.levels)

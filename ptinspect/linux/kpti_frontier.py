@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -167,6 +168,23 @@ def _descriptor_pa(
     if not regime.contains(address):
         return None
     return walk(memory, address, ttbr_base(state.x[2], pa52=regime.wide_oa), regime).pa
+
+
+def restores_tables(code: KptiCode) -> bool:
+    """Tell whether descriptors of tables are written with the value that they had.
+
+    So does the debug patch that toggles bit 11 twice; so does code that comes back from a subtree behind
+    the instruction that sets the bit.
+    """
+    return code.toggles or any(
+        above.mark is not None and above.mark < (below.back or 0) <= (above.store or 0)
+        for above, below in pairwise(code.levels)
+    )
+
+
+def leaves_marks(code: KptiCode) -> bool:
+    """Tell whether tables bear bit 11 afterwards, so that registers and tables can be compared."""
+    return code.marks_tables and not restores_tables(code)
 
 
 # -- marks in the tables ------------------------------------------------------------------------

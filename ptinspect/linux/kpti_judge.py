@@ -9,7 +9,7 @@ from ptinspect.arch.bits import bits
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.kpti_code import ENTRY, KptiCode, recognise, recognise_code
-from ptinspect.linux.kpti_frontier import agrees, position
+from ptinspect.linux.kpti_frontier import agrees, leaves_marks, position
 from ptinspect.linux.kpti_state import MOSTLY, KptiState, State, state_from_tables
 from ptinspect.linux.view import GuestView
 from ptinspect.snapshot.model import Snapshot
@@ -97,11 +97,7 @@ def _inside(
     if where.phase == "done":
         flushed = "TLB not flushed yet" if offset == code.points["after_writes"] else "on its way out"
         return _with(state, "after", f"{place}: all is written, {flushed}")
-    doubts = (
-        tuple(agrees(snapshot, code.algorithm, where))
-        if code.marks_tables and not code.restores_tables
-        else ()
-    )
+    doubts = tuple(agrees(snapshot, code.algorithm, where)) if leaves_marks(code) else ()
     verdict = "; but " + ", and ".join(doubts) if doubts else ", and the marks in the tables agree"
     reason = f"{place}: the walk is in the middle{verdict}; {state.census}"
     return dataclasses.replace(
@@ -115,7 +111,7 @@ def _refined(view: GuestView, state: KptiState, flag: int | None, code: KptiCode
     never = "" if flag is None else f" (its flag is {flag})"
     if flag == 0:
         return _with(state, "after", "the rewrite has finished (its flag is 0)")
-    untracked = flag is None and code is not None and (not code.marks_tables or code.restores_tables) and c.ng
+    untracked = flag is None and code is not None and not leaves_marks(code) and c.ng
     if untracked or (c.marked and flag is None):
         return state
     if c.marked:

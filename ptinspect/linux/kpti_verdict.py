@@ -14,6 +14,7 @@ import numpy as np
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.linux.kpti_code import KptiCode
+from ptinspect.linux.kpti_frontier import restores_tables
 from ptinspect.linux.kpti_state import MOSTLY, census
 from ptinspect.linux.kpti_writes import Recording
 from ptinspect.snapshot.changes import Change
@@ -198,7 +199,7 @@ def _unmarked(share: str, recording: Recording | None, code: KptiCode | None) ->
         )
     if code is not None and not code.marks_tables:
         return Verdict("no-table-marks", (share, "the kernel's code has no store for tables"))
-    if code is not None and code.restores_tables:
+    if code is not None and restores_tables(code):
         how = "toggles bit 11 twice" if code.toggles else "stores tables without setting bit 11"
         return Verdict("toggle-write-back", (share, f"the kernel's code {how}"))
     why = "no-table-marks or toggle-write-back: kpti writes on a fresh boot, or the kernel file, tells"
