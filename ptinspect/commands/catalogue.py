@@ -36,6 +36,7 @@ MODULES: Mapping[str, str] = {
     "stack_trace": "stack trace, stack diff",
     "stack_highwater": "stack highwater, stack watch",
     "why": "why",
+    "expect": "expect",
     "poke": "poke descriptor, poke undo",
 }
 """Modules of ptinspect.commands, each with `register(registry)`, and the names that it registers.

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 Handler = Callable[["Context", argparse.Namespace], Report]
 Configure = Callable[[argparse.ArgumentParser], None]
 
+RESULTS = "results"
+"""Name in Context.memo of the last result of each command and the stop it belongs to, for `expect`."""
+EXPECTABLE = ("summary", "stack", "kpti status", "status", "regs", "regime", "cpu", "check", "why")
+"""Commands that only look, so `expect` may run them itself."""
+CHANGING = frozenset(
+    {"poke descriptor", "poke undo", "gdb", "monitor", "cpu", "kernel", "drop", "load", "snap"}
+)
+"""Commands after which an earlier answer of this stop may be wrong."""
+
 
 class Needs(Enum):
     """Say what must be there before a command runs; checked in one place (`Context.check`)."""
@@ -266,7 +275,26 @@ class Registry:
             if command.extra:
                 args.extra = extra
         ctx.check(command.needs, command.name)
-        return _with_notices(ctx, command.handler(ctx, args))
+        report = _with_notices(ctx, command.handler(ctx, args))
+        _remember(ctx, command.name, report)
+        return report
+
+
+def stop_of(ctx: Context) -> object:
+    """Return what tells this stop of the guest from others; None without a guest."""
+    return getattr(ctx.session, "stop_token", None)
+
+
+def _remember(ctx: Context, name: str, report: Report) -> None:
+    """Keep the result of a command for `expect`; forget those that it may have made wrong."""
+    kept = ctx.memo.setdefault(RESULTS, {})
+    if not isinstance(kept, dict):
+        return
+    if name in CHANGING:
+        for old in [key for key in kept if key != "diff"]:
+            del kept[old]
+    if name != "expect":
+        kept[name] = (stop_of(ctx), report.result)
 
 
 def _with_notices(ctx: Context, report: Report) -> Report:
