@@ -37,7 +37,7 @@ def register(registry: Registry) -> None:
     """Register `expect`."""
     registry.command(
         "expect",
-        summary="fail unless a value of a command's answer is as expected",
+        summary="Fail unless a value of a command's answer is as expected",
         example="expect stack free >= 4096",
         details=DETAILS,
         passthrough=True,
