@@ -57,16 +57,21 @@ def by_percent(snapshot: Snapshot, algorithm: Algorithm, percent: float) -> Targ
     if wanted < 0 or not len(keys):
         raise UserError(f"{percent:g} % are done already", "kpti progress says how far it is")
     key = keys[min(wanted, len(keys) - 1)]
-    found = [
-        (v, int(at))
-        for v in levels
-        for at in np.flatnonzero(v.key >= key)
-        if not _leads(snapshot, v, int(at))
-    ]
-    if not found:
+    best: tuple[int, _Level, int] | None = None
+    for level in levels:
+        raw = snapshot.tables.raw[level.row, level.slot]
+        leaves = np.flatnonzero(kinds(raw, level.level, snapshot.regime) != K_TABLE)
+        if not len(leaves):
+            continue
+        behind = leaves[level.key[leaves] >= key]
+        at = int(behind[level.key[behind].argmin()] if len(behind) else leaves[level.key[leaves].argmax()])
+        # the first one behind the place; where none is, the last one of all
+        rank = int(level.key[at]) if len(behind) else (1 << 80) - int(level.key[at])
+        if best is None or rank < best[0]:
+            best = (rank, level, at)
+    if best is None:
         raise UserError(f"no page or block is left behind {percent:g} %")
-    best = min(found, key=lambda item: int(item[0].key[item[1]]))
-    return _target(snapshot, algorithm, levels, *best)
+    return _target(snapshot, algorithm, levels, best[1], best[2])
 
 
 def by_address(snapshot: Snapshot, algorithm: Algorithm, va: int) -> Target:
