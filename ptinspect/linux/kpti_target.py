@@ -58,17 +58,17 @@ def by_percent(snapshot: Snapshot, algorithm: Algorithm, percent: float) -> Targ
         raise UserError(f"{percent:g} % are done already", "kpti progress says how far it is")
     key = keys[min(wanted, len(keys) - 1)]
     best: tuple[int, _Level, int] | None = None
-    for level in levels:
-        raw = snapshot.tables.raw[level.row, level.slot]
-        leaves = np.flatnonzero(kinds(raw, level.level, snapshot.regime) != K_TABLE)
+    for each in levels:
+        raw = snapshot.tables.raw[each.row, each.slot]
+        leaves = np.flatnonzero(kinds(raw, each.level, snapshot.regime) != K_TABLE)
         if not len(leaves):
             continue
-        behind = leaves[level.key[leaves] >= key]
-        at = int(behind[level.key[behind].argmin()] if len(behind) else leaves[level.key[leaves].argmax()])
+        behind = leaves[each.key[leaves] >= key]
+        at = int(behind[each.key[behind].argmin()] if len(behind) else leaves[each.key[leaves].argmax()])
         # the first one behind the place; where none is, the last one of all
-        rank = int(level.key[at]) if len(behind) else (1 << 80) - int(level.key[at])
+        rank = int(each.key[at]) if len(behind) else (1 << 80) - int(each.key[at])
         if best is None or rank < best[0]:
-            best = (rank, level, at)
+            best = (rank, each, at)
     if best is None:
         raise UserError(f"no page or block is left behind {percent:g} %")
     return _target(snapshot, algorithm, levels, best[1], best[2])
@@ -79,7 +79,7 @@ def by_address(snapshot: Snapshot, algorithm: Algorithm, va: int) -> Target:
     regime, levels = snapshot.regime, _pending(snapshot, algorithm)
     if not regime.contains(va):
         raise UserError(f"{va:#x} is not in the half that the rewrite goes through")
-    for level in levels:
+    for each in levels:
         start = _start(snapshot, level)
         hit = np.flatnonzero(
             (start <= np.uint64(va)) & (np.uint64(va) - start < np.uint64(regime.entry_size(level.level)))
