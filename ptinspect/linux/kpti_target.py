@@ -79,7 +79,7 @@ def by_address(snapshot: Snapshot, algorithm: Algorithm, va: int) -> Target:
     regime, levels = snapshot.regime, _pending(snapshot, algorithm)
     if not regime.contains(va):
         raise UserError(f"{va:#x} is not in the half that the rewrite goes through")
-    for each in levels:
+    for level in levels:
         start = _start(snapshot, level)
         hit = np.flatnonzero(
             (start <= np.uint64(va)) & (np.uint64(va) - start < np.uint64(regime.entry_size(level.level)))
