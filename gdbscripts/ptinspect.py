@@ -1,8 +1,8 @@
 """ptinspect inside a GDB of your own: `source ptinspect.py`, then `pt walk $pc`, `pt snap before`, ...
 
 Every command of ptinspect is there, with the same output and the same snapshot files: `pt help` lists
-them. GDB must be connected to QEMU's gdbstub (`target remote :1234`); attach.gdb does that. Works beside
-pwndbg and gef. GDB 12 or newer with Python.
+them. GDB must be connected to QEMU's gdbstub (`target remote :1234`); attach.gdb has the settings for
+that. GDB 12 or newer with Python.
 
 GDB's own Python sees no virtual environment, and needs none: ptinspect runs in a process of its own,
 started by the first `pt`, and this file only carries MI commands to GDB and answers back. Its Python is
