@@ -6,9 +6,13 @@ With PTINSPECT_LIVE=1 (or CI=true) a missing guest or tool fails the test; other
 from __future__ import annotations
 
 import os
+import signal
 from typing import NoReturn
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LIVE = os.environ.get("PTINSPECT_LIVE") == "1" or os.environ.get("CI") == "true"
 
