@@ -12,6 +12,7 @@ from session import Live, launched, need_guest
 
 from ptinspect.errors import UserError
 from ptinspect.guests.initrd import Entry, compress, cpio
+from ptinspect.linux.stacks import Stacks
 
 pytestmark = pytest.mark.live
 
@@ -56,7 +57,8 @@ def test_a_ladder_and_the_high_water_mark_agree(guest: str, smp: int) -> None:
         live("until driver_init --timeout 60")
         pid = live("stack")["cpus"][0]["task"]["pid"]
         assert pid == 1
-        trace = live("stack trace --timeout 3 --task 1")
+        trace = live("stack trace --timeout 90 --task 1 free_initmem")
+        assert trace["ended"].startswith("reached")
         (deepest,) = [d for d in trace["deepest"] if trace["stacks"][d["stack"]]["owner"].endswith("(1)")]
         assert deepest["used"] > 2000
         assert sum(size for _, size in deepest["chain"]) == deepest["used"]
@@ -152,3 +154,24 @@ def _tracers_own(live: Live) -> tuple[int, list[tuple[int, str]]]:
     rows = re.findall(r"^\s*\d+\)\s+(\d+)\s+(\d+)\s+([\w.]+)\+", text, re.M)
     assert rows, text[-3000:]
     return int(rows[0][0]), [(int(size), name) for _, size, name in rows]
+
+
+@pytest.mark.parametrize("guest", ["5.10-cloud-dbg", "6.12-cloud"])
+def test_the_bounds_of_every_stack_are_those_of_the_kernels_symbols(guest: str) -> None:
+    """By __per_cpu_offset and the symbols of the data, which the tool itself does not use where code tells."""
+    with launched(guest, "--memory 256 --smp 4") as live:
+        live("until driver_init --timeout 90")
+        view = live.ctx.view()
+        stacks = Stacks(view)
+        for state in view.states:
+            offset = view.read_u64(view.symbol("__per_cpu_offset") + 8 * state.cpu)
+            found = {stack.kind: stack for stack in stacks.of_cpu(state)}
+            overflow = (view.symbol("overflow_stack") + offset) & (1 << 64) - 1
+            assert (found["overflow"].base, found["overflow"].size) == (overflow, 4096)
+            pointer = view.read_u64((view.symbol("irq_stack_ptr") + offset) & (1 << 64) - 1)
+            assert (found["irq"].base, found["irq"].size) == (pointer, 16384)
+        rows = live("stack tasks --all")["tasks"]
+        idle = next(row for row in rows if (row["comm"], row["pid"]) == ("swapper/0", 0))
+        base = view.symbol("init_stack")
+        assert (int(idle["base"], 16), int(idle["top"], 16)) == (base, base + 16384)
+        assert int.from_bytes(view.read_virt(base, 8), "little") == 0x57AC6E9D
