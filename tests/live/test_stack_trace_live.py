@@ -157,7 +157,7 @@ def _tracers_own(live: Live) -> tuple[int, list[tuple[int, str]]]:
 
 
 @pytest.mark.parametrize("guest", ["5.10-cloud-dbg", "6.12-cloud"])
-def test_the_bounds_of_every_stack_are_those_of_the_kernels_symbols(guest: str) -> None:
+def test_the_bounds_of_all_stacks_are_those_of_the_symbols(guest: str) -> None:
     """By __per_cpu_offset and the symbols of the data, which the tool itself does not use where code tells."""
     with launched(guest, "--memory 256 --smp 4") as live:
         live("until driver_init --timeout 90")
@@ -171,7 +171,7 @@ def test_the_bounds_of_every_stack_are_those_of_the_kernels_symbols(guest: str) 
             pointer = view.read_u64((view.symbol("irq_stack_ptr") + offset) & (1 << 64) - 1)
             assert (found["irq"].base, found["irq"].size) == (pointer, 16384)
         rows = live("stack tasks --all")["tasks"]
-        idle = next(row for row in rows if (row["comm"], row["pid"]) == ("swapper/0", 0))
+        (idle,) = [r for r in rows if (r["comm"], r["pid"]) == ("swapper/0", 0)]
         base = view.symbol("init_stack")
         assert (int(idle["base"], 16), int(idle["top"], 16)) == (base, base + 16384)
         assert int.from_bytes(view.read_virt(base, 8), "little") == 0x57AC6E9D
