@@ -158,7 +158,7 @@ def _tracers_own(live: Live) -> tuple[int, list[tuple[int, str]]]:
 
 @pytest.mark.parametrize("guest", ["5.10-cloud-dbg", "6.12-cloud"])
 def test_the_bounds_of_all_stacks_are_those_of_the_symbols(guest: str) -> None:
-    """By __per_cpu_offset and the symbols of the data, which the tool itself does not use where code tells."""
+    """By __per_cpu_offset and symbols of data, which the tool does not use where code tells."""
     with launched(guest, "--memory 256 --smp 4") as live:
         live("until driver_init --timeout 90")
         view = live.ctx.view()
