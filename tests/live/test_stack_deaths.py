@@ -26,7 +26,7 @@ def split(guest: str) -> tuple[str, str]:
 def to_idle(live: Live) -> int:
     """Boot until the idle task is at the entry of do_idle; return the base of its stack."""
     assert live("stack guard --timeout 6")["quiet"]
-    live("until do_idle --timeout 20")
+    live("until do_idle --timeout 90")
     return int(live("stack")["base"], 16)
 
 
@@ -50,7 +50,7 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
     with launched(name, options) as live:
         base = to_idle(live)
         recurse(live, "do_idle")
-        found = live(f"stack guard --margin {MARGIN} --timeout 20")
+        found = live(f"stack guard --margin {MARGIN} --timeout 90")
         assert found["way"] == "margin", found
         assert int(found["stack"]["base"], 16) == base
         assert found["stack"]["free"] >= MARGIN
@@ -70,7 +70,7 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
     with launched(name, options) as live:
         base = to_idle(live)
         live(f"gdb set $sp={base:#x}")
-        found = live("stack guard --task 1 --timeout 20")  # the idle task's stack is not watched
+        found = live("stack guard --task 1 --timeout 90")  # the idle task's stack is not watched
         assert found["way"] == "bad-stack", found
         assert "bad_stack" in found["place"]
         why = found["why"]
@@ -88,7 +88,7 @@ def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
     with launched(name, options) as live:
         to_idle(live)
         recurse(live, "do_idle")
-        found = live("stack guard --task 1 --timeout 20")
+        found = live("stack guard --task 1 --timeout 90")
         assert found["way"] == "bad-stack", found
         assert found["why"]["code"] == "deep-call-chain", found["why"]
         assert found["why"]["frames"] > 50
@@ -100,7 +100,7 @@ def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
     with launched(name, options) as live:
         to_idle(live)
         recurse(live, "do_idle")
-        live("until panic --timeout 20")
+        live("until panic --timeout 90")
         told = live("why")
         assert told["code"] == "deep-call-chain", told
         assert told["dying"]
