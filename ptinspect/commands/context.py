@@ -85,6 +85,8 @@ class Context:
     """Snapshots in memory by name."""
     latest: tuple[object, Snapshot] | None = field(default=None, repr=False)
     """The last whole capture that a command made for itself, and what it is valid for."""
+    past: list[str] = field(default_factory=list)
+    """The lines typed at the prompt so far, oldest first; those of earlier runs too."""
     leave: bool = False
     """Set by `quit`: no further command is read."""
     memo: dict[str, object] = field(default_factory=dict)

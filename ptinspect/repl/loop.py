@@ -12,39 +12,25 @@ from types import FrameType
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import History
 from prompt_toolkit.input import Input
 from prompt_toolkit.output import Output
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from ptinspect import __version__
 from ptinspect.commands.context import Context
-from ptinspect.errors import PtinspectError, TargetError
+from ptinspect.errors import PtinspectError, TargetError, UserError
 from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter
+from ptinspect.repl.past import Past, expand, history_file, open_history
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Line, run_line
 from ptinspect.repl.toolbar import Toolbar
 
+HISTORY_SIZE = 5000
+"""Lines of the history that are kept between runs."""
 INTERRUPT_SECONDS = 5.0
 """Time that a running guest gets to stop after Ctrl-C."""
-
-
-def history_file() -> Path:
-    """Return the file that keeps the history between runs."""
-    from platformdirs import user_state_path
-
-    return user_state_path("ptinspect") / "history"
-
-
-def open_history(path: Path) -> History:
-    """Return the history in `path`, or one in memory if the file cannot be used."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.open("a").close()
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(path)
 
 
 class Loop:
@@ -65,8 +51,10 @@ class Loop:
         self._repeat = ""
         self._watched: object = None
         self._at_prompt = False
+        self._past = Past(open_history(history_file(), HISTORY_SIZE) if history is None else history)
+        ctx.past = self._past.lines
         self._prompt: PromptSession[str] = PromptSession(
-            history=open_history(history_file()) if history is None else history,
+            history=self._past,
             completer=CommandCompleter(ctx),
             complete_in_thread=True,
             complete_while_typing=False,
@@ -115,7 +103,7 @@ class Loop:
 
     def execute(self, text: str) -> None:
         """Run one line, or repeat the last stepping command if it is empty."""
-        line = text.strip() or self._repeat
+        line = self._called_back(text.strip()) or self._repeat
         if not line or line.startswith("#"):
             return
         self._repeat = line if self._repeats(line) else ""
@@ -127,6 +115,20 @@ class Loop:
             self._interrupted(stops)
         except Exception as error:  # noqa: BLE001 (the bug net)
             self._bug(error)
+
+    def _called_back(self, text: str) -> str:
+        """Return the line that is meant, and keep it; one that the history gave is shown first."""
+        try:
+            line = expand(text, self._past.lines)
+        except UserError as error:
+            self.printer.error("", error, text)
+            self._repeat = ""
+            return ""
+        if line != text:
+            self.printer.say(escape(line))
+        if line and not line.startswith("#"):
+            self._past.keep(line)
+        return line
 
     def _repeats(self, line: str) -> bool:
         try:

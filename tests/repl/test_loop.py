@@ -14,7 +14,8 @@ from prompt_toolkit.output import DummyOutput
 from test_runner import Screen
 
 from ptinspect.output.model import Note, Report
-from ptinspect.repl.loop import Loop, open_history
+from ptinspect.repl.loop import Loop
+from ptinspect.repl.past import open_history
 from ptinspect.repl.printer import Printer
 
 
@@ -24,10 +25,10 @@ def keys() -> Iterator[PipeInput]:
         yield source
 
 
-def loop(ctx: Any, keys: PipeInput) -> Loop:
+def loop(ctx: Any, keys: PipeInput, history: InMemoryHistory | None = None) -> Loop:
     ctx.interactive = True
     printer = Printer(out=Screen(), err=Screen())
-    return Loop(ctx, printer, history=InMemoryHistory(), source=keys, screen=DummyOutput())
+    return Loop(ctx, printer, history=history or InMemoryHistory(), source=keys, screen=DummyOutput())
 
 
 def out(subject: Loop) -> str:
