@@ -140,6 +140,9 @@ class FakeKernel:
             raise KernelFileError(f"no symbol {name!r}")
         return self.symbols[name][0]
 
+    def kind_of(self, name: str) -> str:
+        return "T"
+
     def nearest(self, va: int) -> tuple[str, int] | None:
         below = [
             (values[0], name) for name, values in self.symbols.items() if values[0] <= va < KERNEL + 0x20_0000

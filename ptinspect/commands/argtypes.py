@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.errors import UserError
@@ -16,6 +16,9 @@ ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET], or pa:0x…
 RANGE_HELP = "range: A..B (B not included), A+LENGTH, or one address"
 
 LEVEL_NAMES: tuple[str, ...] = ("pgd", "p4d", "pud", "pmd", "pte")
+
+Read = TypeVar("Read")
+"""What a type makes of the text."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
@@ -231,13 +234,34 @@ def command_word(text: str) -> str:
     return text
 
 
+def register_name(text: str) -> str:
+    """Read the name of a register, with or without `$`."""
+    return text.removeprefix("$")
+
+
+def guest_name(text: str) -> str:
+    """Read the name of a reference guest."""
+    return text
+
+
+_KINDS: dict[object, str] = {
+    address: "address",
+    address_range: "address",
+    snapshot: "snapshot",
+    command_word: "command",
+    level: "level",
+    register_name: "register",
+    guest_name: "guest",
+    Path: "file",
+}
+
+
+def completes(kind: str, reader: Callable[[str], Read]) -> Callable[[str], Read]:
+    """Have `reader`, the type of an argument, completed as `kind` (commands/candidates.py)."""
+    _KINDS[reader] = kind
+    return reader
+
+
 def completion_kind(action: argparse.Action) -> str:
     """Return what completes an argument: address, snapshot, command, file, or nothing."""
-    kinds: dict[object, str] = {
-        address: "address",
-        address_range: "address",
-        snapshot: "snapshot",
-        command_word: "command",
-        Path: "file",
-    }
-    return kinds.get(action.type, "")
+    return _KINDS.get(action.type, "")

@@ -164,6 +164,12 @@ class Context:
         """The kernel file if something opened it already; never opens it."""
         return self._kernel
 
+    @property
+    def known_offset(self) -> int | None:
+        """Run-time minus link-time address of the kernel if it is known already; the guest is not asked."""
+        view = self._older if self._view is None else self._view[1]
+        return None if view is None or self.session is None else view.known_offset
+
     def view(self) -> GuestView:
         """Return the view of the running kernel at this stop. Raises UserError, GuestError, TargetError."""
         session = self.stopped

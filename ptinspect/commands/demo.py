@@ -36,7 +36,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--directory", "-o", type=Path, default=DIRECTORY, metavar="DIR", help=f"where to write ({DIRECTORY})"
     )
-    add("--guest", metavar="NAME", help="a reference guest that setup installed (default: the first)")
+    add(
+        "--guest",
+        type=argtypes.guest_name,
+        metavar="NAME",
+        help="a reference guest that setup installed (default: the first)",
+    )
     add("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead")
     add("--memory", "-m", metavar="MB", help="RAM in MB, or 2G (default 1024)")
     add("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)")

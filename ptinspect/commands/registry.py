@@ -213,14 +213,14 @@ class Registry:
             words = shlex.split(line, comments=True)
         except ValueError as error:
             raise UserError(f"{line.strip()}: {error}", "close the quotes") from error
-        words = self._open_slash(words)
+        words = self.open_slash(words)
         command, used = self.resolve(words)
         rest = line.strip()
         for _ in range(used):
             rest = rest.partition(" ")[2].lstrip()
         return command, words[used:], rest
 
-    def _open_slash(self, words: list[str]) -> list[str]:
+    def open_slash(self, words: list[str]) -> list[str]:
         """Make an option of what stands behind a slash in the first word, for commands that have one."""
         name, slash, form = words[0].partition("/") if words else ("", "", "")
         command = self.commands.get((name,)) or self.commands.get(self.aliases.get(name, ()))

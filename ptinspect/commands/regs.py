@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, captured_cpu, cpu_state, register_of
+from ptinspect.commands.sources import (
+    CPU_NUMBER,
+    SNAPSHOT_HELP,
+    add_cpu_option,
+    captured_cpu,
+    cpu_state,
+    register_of,
+)
 from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.output.model import Report
 from ptinspect.output.views.regime import mmu_on
@@ -47,7 +54,7 @@ def register(registry: Registry) -> None:
 
 
 def _configure_regs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("names", nargs="*", type=argtypes.register_name, metavar="NAME", help="only these")
     _configure(parser)
 
 
@@ -58,7 +65,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_cpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "number", nargs="?", type=argtypes.whole(0, 1023), metavar="N", help="CPU to choose; none: list them"
+        "number", nargs="?", type=CPU_NUMBER, metavar="N", help="CPU to choose; none: list them"
     )
 
 
@@ -107,7 +114,7 @@ def regs(ctx: Context, args: argparse.Namespace) -> Report:
     """Show registers."""
     state, label = _state(ctx, args, "regs")
     if args.names:
-        chosen = {name.removeprefix("$"): register_of(state, name.removeprefix("$")) for name in args.names}
+        chosen = {name: register_of(state, name) for name in args.names}
         return registers(state.cpu, chosen, {}, label)
     general = {f"x{n}": value for n, value in enumerate(state.x)}
     general |= {"sp": state.sp, "pc": state.pc, "pstate": state.pstate}

@@ -47,6 +47,9 @@ def root_choice(text: str) -> str | argtypes.Address:
     return argtypes.address(text)
 
 
+argtypes.completes("root", root_choice)
+
+
 def choose(ctx: Context, choice: str | argtypes.Address | None, state: CpuState, va: int | None) -> Chosen:
     """Return the root for an address of the stopped guest; kernel addresses without one.
 

@@ -117,7 +117,8 @@ def _configure_continue(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_stepi(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("count", nargs="?", type=argtypes.whole(1, 1_000_000), default=1, metavar="N")
+    count = argtypes.whole(1, 1_000_000)
+    parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
     add_cpu_option(parser)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ptinspect.memory.source import PhysicalMemory
     from ptinspect.snapshot.model import Root, Snapshot
 
+CPU_NUMBER = argtypes.completes("cpu", argtypes.whole(0, 1023))
+"""The type of `--cpu`."""
 SNAPSHOT_HELP = "use this snapshot (a name, or a file) instead of the guest"
 
 
@@ -41,7 +43,7 @@ def add_cpu_option(parser: argparse.ArgumentParser) -> None:
     """Add `--cpu`."""
     parser.add_argument(
         "--cpu",
-        type=argtypes.whole(0, 1023),
+        type=CPU_NUMBER,
         metavar="N",
         help="whose registers count (default: the one that stopped)",
     )

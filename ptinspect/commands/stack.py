@@ -60,6 +60,9 @@ def cpu_choice(text: str) -> int | str:
     return "all" if text == "all" else argtypes.whole(0, 1023)(text)
 
 
+argtypes.completes("cpu", cpu_choice)
+
+
 def open_stacks(ctx: Context) -> Stacks:
     """Return what finds stacks at this stop. Raises UserError without a kernel file, GuestError."""
     from ptinspect.linux.stacks import Stacks

@@ -62,7 +62,7 @@ def _configure_launch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image or vmlinuz to boot")
     add("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL")
-    add("--guest", metavar="NAME", help="a reference guest that setup installed")
+    add("--guest", type=argtypes.guest_name, metavar="NAME", help="a reference guest that setup installed")
     add("--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)")
     add("--no-initrd", action="store_true", help="start without an initial RAM disk")
     add("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)")

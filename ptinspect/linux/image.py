@@ -98,6 +98,10 @@ class KernelImage:
         """Link-time addresses by name."""
         return self.table.by_name
 
+    def kind_of(self, name: str) -> str:
+        """Return the letter that nm prints for a symbol (upper case: global); `?` for none."""
+        return self.table.kind_of.get(name, "?")
+
     def lookup(self, name: str) -> int:
         """Return the link-time address of a symbol; of several with that name the one that is meant.
 

@@ -56,6 +56,11 @@ class SymbolTable:
         return {name: address for name, address, kind in rows if kind.isupper()}
 
     @cached_property
+    def kind_of(self) -> dict[str, str]:
+        """Name -> its letter, that of the last symbol of this name."""
+        return dict(zip(self.names, self.kinds, strict=True))
+
+    @cached_property
     def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
         rows = np.flatnonzero(np.frombuffer(self.kinds.lower().encode(), np.uint8) != ord("a"))
         order = rows[np.argsort(self.addresses[rows], kind="stable")]

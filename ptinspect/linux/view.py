@@ -51,6 +51,11 @@ class GuestView:
         self._previous = previous._known() if previous is not None and previous.image is image else None
         self._pages: dict[int, int] = {}
 
+    @property
+    def known_offset(self) -> int | None:
+        """The KASLR offset as far as it was found already; nothing is read for it."""
+        return self._known()[1]
+
     def _known(self) -> tuple[int | None, int | None]:
         """Return image address and KASLR offset as far as this view, or an earlier one, found them."""
         pa, offset = self._previous or (None, None)

@@ -1,130 +1,178 @@
-"""Completion of commands, options, symbols, registers, snapshot names and files."""
+"""Completion of commands, options, symbols, registers, snapshot names and files, each with a word of help."""
 
 from __future__ import annotations
 
 import argparse
-import bisect
-import shlex
+import os
+import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from ptinspect.commands.argtypes import completion_kind
+from ptinspect.commands.candidates import Candidate, candidates, symbol_meaning
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Command
 from ptinspect.errors import PtinspectError
+from ptinspect.output.model import escape
+from ptinspect.repl.symbols import SymbolIndex
+from ptinspect.repl.words import Typed, typed
 
 LIMIT = 60
 """Symbols offered at once."""
-
-REGISTERS: tuple[str, ...] = (*(f"x{n}" for n in range(31)), "sp", "pc")
+FILES = 200
+"""Files offered at once."""
 
 
 class CommandCompleter(Completer):
-    """Complete a command line from the registry's own parsers."""
+    """Complete a command line from the registry's own parsers; runs beside the prompt, asks no guest."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._paths = PathCompleter(expanduser=True)
-        self._symbols: tuple[object, list[str]] = (None, [])
+        self._index: tuple[object, SymbolIndex] = (None, SymbolIndex(()))
+        self._lock = threading.Lock()
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """Return what may stand at the cursor."""
-        words, current = split_words(document.text_before_cursor)
-        yield from self._names(words, current)
+        now = typed(document.text_before_cursor)
+        yield from self._names(list(now.words), now)
         try:
+            words = self._ctx.registry.open_slash(list(now.words))
             command, used = self._ctx.registry.resolve(words)
         except PtinspectError:
             return
         if not command.passthrough:
-            yield from self._arguments(command, words[used:], current, complete_event)
+            yield from self._arguments(command, words[used:], now)
 
-    def _names(self, words: list[str], current: str) -> Iterator[Completion]:
-        seen = set()
+    def _names(self, words: list[str], now: Typed) -> Iterator[Completion]:
+        found: dict[str, list[Command]] = {}
         for command in self._ctx.registry:
-            if len(command.words) > len(words) and list(command.words[: len(words)]) == words:
-                word = command.words[len(words)]
-                if word.startswith(current) and word not in seen:
-                    seen.add(word)
-                    last = len(command.words) == len(words) + 1
-                    meta = command.summary if last else f"{word} …"
-                    yield Completion(word, -len(current), display_meta=meta)
+            if len(command.words) > len(words) and all(
+                full.startswith(word) for full, word in zip(command.words, words, strict=False)
+            ):
+                found.setdefault(command.words[len(words)], []).append(command)
+        for word, commands in found.items():
+            if word.startswith(now.text):
+                own = [c for c in commands if len(c.words) == len(words) + 1]
+                further = ", ".join(c.words[len(words) + 1] for c in commands if c not in own)
+                yield _offer(now, word, own[0].summary if own else further)
 
-    def _arguments(
-        self, command: Command, before: list[str], current: str, event: CompleteEvent
-    ) -> Iterator[Completion]:
+    def _arguments(self, command: Command, before: list[str], now: Typed) -> Iterator[Completion]:
         actions = command.parser().actions()
         options = {name: a for a in actions for name in a.option_strings}
-        pending = options.get(before[-1]) if before else None
-        if pending is not None and pending.nargs != 0:
-            yield from self._values(pending, current, event)
-            return
-        if current.startswith("-"):
+        pending, given = _pending(before, options)
+        if pending is not None:
+            yield from self._values(pending, now, now.text)
+            if pending.nargs not in ("*", "+", "?") or (pending.nargs == "+" and not given):
+                return
+        name, equals, value = now.text.partition("=")
+        if equals and name in options:
+            yield from self._values(options[name], now, value)
+        elif now.text.startswith("-"):
             for name, action in options.items():
-                if name.startswith(current):
-                    yield Completion(name, -len(current), display_meta=action.help or "")
-            return
-        following = _positional(actions, before, options)
-        if following is not None:
-            yield from self._values(following, current, event)
+                again = isinstance(action, argparse._AppendAction)
+                if name.startswith(now.text) and (again or not set(action.option_strings) & set(before)):
+                    yield _offer(now, name, action.help or "")
+        elif pending is None:
+            following = _positional(actions, before, options)
+            if following is not None:
+                yield from self._values(following, now, now.text)
 
-    def _values(self, action: argparse.Action, current: str, event: CompleteEvent) -> Iterator[Completion]:
-        if action.choices is not None:
-            yield from _matching((str(choice) for choice in action.choices), current)
-            return
+    def _values(self, action: argparse.Action, now: Typed, current: str) -> Iterator[Completion]:
         kind = completion_kind(action)
-        if kind == "address":
-            yield from self._address(current)
+        if action.choices is not None:
+            choices = ((str(choice), action.help or "") for choice in action.choices)
+            yield from _matching(choices, now, current)
         elif kind == "command":
-            yield from self._names([], current)
-        elif kind == "snapshot":
-            yield from _matching(self._ctx.snapshots, current)
-        if kind in ("file", "snapshot"):
-            yield from self._paths.get_completions(Document(current, len(current)), event)
+            yield from self._names(list(now.words[1:]), now)
+        else:
+            yield from _matching(candidates(self._ctx, kind, current), now, current)
+        if kind in ("address", "root"):
+            yield from self._address(now, current)
+        elif kind in ("file", "snapshot"):
+            yield from files(now, current, ".npz" if kind == "snapshot" else "")
 
-    def _address(self, current: str) -> Iterator[Completion]:
-        cut = max(current.rfind(c) for c in "+.:") + 1
+    def _address(self, now: Typed, current: str) -> Iterator[Completion]:
+        """Complete the last term of an expression, inside quotes too."""
+        cut = max(current.rfind(c) for c in "+-.: ") + 1
         part = current[cut:]
         if part.startswith("$"):
-            yield from _matching((f"${name}" for name in self._registers()), part)
-            return
-        yield from (Completion(name, -len(part)) for name in self._matching_symbols(part))
+            for name, meaning in candidates(self._ctx, "register"):
+                if f"${name}".lower().startswith(part.lower()):
+                    yield Completion(f"${name}", -len(part), display_meta=meaning)
+        elif part:
+            yield from self._symbols(part)
+        elif not current and now.raw == now.text:
+            yield from (
+                Completion(text, 0, display_meta=meaning)
+                for text, meaning in (("$", "a register: $sp-16"), ("pa:", "a physical address: pa:0x…"))
+            )
 
-    def _registers(self) -> list[str]:
-        session = self._ctx.session
-        if session is None or session.state.name != "STOPPED":
-            return list(REGISTERS)
-        try:
-            return [*REGISTERS, *session.cpu_state(session.current_cpu).system]
-        except PtinspectError:
-            return list(REGISTERS)
-
-    def _matching_symbols(self, prefix: str) -> list[str]:
+    def _symbols(self, prefix: str) -> Iterator[Completion]:
         kernel = self._ctx.kernel_if_open
-        if kernel is None or not prefix:
-            return []
-        if self._symbols[0] is not kernel:
-            self._symbols = (kernel, sorted(kernel.symbols))
-        names = self._symbols[1]
-        first = bisect.bisect_left(names, prefix)
-        last = bisect.bisect_left(names, prefix + "\U0010ffff", first)
-        return names[first : min(last, first + LIMIT)]
+        if kernel is None:
+            return
+        with self._lock:
+            if self._index[0] is not kernel:
+                self._index = (kernel, SymbolIndex(kernel.symbols))
+        names, more = self._index[1].with_prefix(prefix, LIMIT)
+        for name in names:
+            yield Completion(name, -len(prefix), display_meta=symbol_meaning(self._ctx, kernel, name))
+        if more:  # the part that all shown have in common may not be that of all there are
+            yield Completion(prefix, -len(prefix), display="…", display_meta=f"{more} more: type on")
 
 
-def split_words(text: str) -> tuple[list[str], str]:
-    """Split the text before the cursor into whole words and the one being typed."""
+def files(now: Typed, current: str, suffix: str = "") -> Iterator[Completion]:
+    """Return the files and directories that a path may mean; of files only those that end in `suffix`."""
+    head, slash, tail = current.rpartition("/")
     try:
-        words = shlex.split(text)
-    except ValueError:
-        words = text.split()
-    if not text or text[-1].isspace():
-        return words, ""
-    return words[:-1], words[-1] if words else ""
+        with os.scandir(Path(head + slash).expanduser()) as entries:
+            found = sorted((e.name, e.is_dir()) for e in entries if e.name.startswith(tail))
+    except (OSError, RuntimeError):  # RuntimeError: no home directory
+        return
+    shown = 0
+    for name, directory in found:
+        if (name.startswith(".") and not tail) or not (directory or name.endswith(suffix)):
+            continue
+        if shown == FILES:
+            return
+        shown += 1
+        text = now.text[: len(now.text) - len(current)] + head + slash + name
+        yield Completion(
+            now.written(text + "/", whole=False) if directory else now.written(text),
+            -len(now.raw),
+            display=escape(name) + ("/" if directory else ""),
+            display_meta="directory" if directory else "file",
+        )
 
 
-def _matching(names: Iterable[str], current: str) -> Iterator[Completion]:
-    return (Completion(name, -len(current)) for name in names if name.startswith(current))
+def _offer(now: Typed, text: str, meaning: str) -> Completion:
+    """Offer a word instead of the piece at the cursor."""
+    return Completion(now.written(text), -len(now.raw), display=escape(text), display_meta=meaning)
+
+
+def _matching(found: Iterable[Candidate], now: Typed, current: str) -> Iterator[Completion]:
+    """Offer those that begin as what is typed; `current` may be the part behind `--option=`."""
+    ahead = now.text[: len(now.text) - len(current)]
+    return (_offer_part(now, ahead, text, meaning) for text, meaning in found if text.startswith(current))
+
+
+def _offer_part(now: Typed, ahead: str, text: str, meaning: str) -> Completion:
+    whole = _offer(now, ahead + text, meaning)
+    return Completion(whole.text, whole.start_position, display=escape(text), display_meta=meaning)
+
+
+def _pending(before: list[str], options: dict[str, argparse.Action]) -> tuple[argparse.Action | None, int]:
+    """Return the option whose value may come now, and how many values it has already."""
+    for given, word in enumerate(reversed(before)):
+        action = options.get(word)
+        if action is not None:
+            most = 1 if action.nargs in (None, "?") else action.nargs
+            takes = given < most if isinstance(most, int) else True
+            return (action, given) if takes else (None, 0)
+    return None, 0
 
 
 def _positional(
