@@ -19,8 +19,9 @@ from ptinspect.errors import EXIT_BUG, EXIT_OK, PtinspectError, UserError
 if TYPE_CHECKING:
     from ptinspect.commands.context import Context
     from ptinspect.commands.registry import Registry
+    from ptinspect.repl.player import Player
     from ptinspect.repl.printer import Printer
-    from ptinspect.repl.runner import Line
+    from ptinspect.script.model import Statement
 
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl-C, as a shell counts it."""
@@ -82,31 +83,65 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
-    from ptinspect.repl.runner import Line, run_lines
+    from ptinspect.repl.player import Player
+    from ptinspect.script.parse import parse
+    from ptinspect.script.variables import definition
 
-    lines: list[Line] = []
+    player = Player(ctx, printer, keep_going=options.keep_going)
     try:
+        player.variables.update(definition(text) for text in options.var or ())
         if options.kernel is not None and not options.kernel.is_file():
             raise UserError(f"--kernel: no file {options.kernel}")
-        for kind, text in options.work or ():
-            lines.extend(_script(text) if kind == "script" else [Line(text)])
+        statements = _statements(ctx, options)
+        player.check(statements)
     except UserError as error:
         printer.error("", error)
         return error.exit_code
-    if options.command:
-        lines.append(Line(join(ctx.registry, options.command)))
-    if options.gdb is not None:
-        code = _attach(ctx, printer, options.gdb, quiet=bool(lines))
-        if code != EXIT_OK:
-            return code
-    if lines:
-        return run_lines(ctx, printer, lines)
-    if options.json or not sys.stdin.isatty():
-        return run_lines(ctx, printer, _standard_input())
-    from ptinspect.repl.loop import Loop
+    with _reported(player, options), player.within(options.timeout):
+        if options.gdb is not None:
+            code = _attach(ctx, printer, options.gdb, quiet=bool(statements))
+            if code != EXIT_OK:
+                return code
+        if statements:
+            return player.play(statements)
+        if options.json or not sys.stdin.isatty():
+            return player.play(parse("stdin", sys.stdin))
+        from ptinspect.repl.loop import Loop
 
-    ctx.interactive = True
-    return Loop(ctx, printer).run()
+        ctx.interactive = True
+        return Loop(ctx, printer, player=player).run()
+
+
+def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
+    """Return what the process's arguments ask for. Raises UserError if a script cannot be used."""
+    from ptinspect.repl.player import open_script
+    from ptinspect.script.model import Line
+    from ptinspect.script.parse import parse_line
+
+    statements: list[Statement] = []
+    for kind, text in options.work or ():
+        statements.extend(open_script(text) if kind == "script" else [parse_line(text)])
+    if options.command:
+        statements.append(Line(join(ctx.registry, options.command)))
+    return statements
+
+
+@contextmanager
+def _reported(player: Player, options: argparse.Namespace) -> Iterator[None]:
+    """Write the JUnit report at the end, however that comes."""
+    if options.junit is None:
+        yield
+        return
+    from ptinspect.output.files import write_text
+    from ptinspect.script.outcome import junit
+
+    write_text(options.junit, junit("ptinspect", ()))  # what cannot be written is said before the work
+    player.outcomes = []
+    try:
+        yield
+    finally:
+        name = next((text for kind, text in options.work or () if kind == "script"), "ptinspect")
+        write_text(options.junit, junit(name, player.outcomes))
 
 
 def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int:
@@ -119,18 +154,6 @@ def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int
     if not quiet and not printer.json:
         printer.report("attach", report, line)
     return EXIT_OK
-
-
-def _script(path: str) -> Iterator[Line]:
-    from ptinspect.repl.script import read_script
-
-    return read_script(Path(path))
-
-
-def _standard_input() -> Iterator[Line]:
-    from ptinspect.repl.script import lines_of
-
-    return lines_of("stdin", sys.stdin)
 
 
 def join(registry: Registry, words: list[str]) -> str:
@@ -168,7 +191,23 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "-c", dest="work", action="append", metavar="'COMMAND'", type=_command, help="run it; may be repeated"
     )
-    add("-x", dest="work", action="append", metavar="FILE", type=_file, help="run a script of commands")
+    add(
+        "-x",
+        dest="work",
+        action="append",
+        metavar="FILE",
+        type=_file,
+        help="run a script of commands; @NAME: one that came along",
+    )
+    add(
+        "--var",
+        action="append",
+        metavar="NAME=VALUE",
+        help="give ${NAME} in scripts a value; may be repeated",
+    )
+    add("--keep-going", action="store_true", help="go on after a command failed")
+    add("--timeout", metavar="SECONDS", type=_seconds, help="end after that time, whatever runs")
+    add("--junit", metavar="FILE", type=Path, help="write a JUnit report of the commands")
     add("--json", action="store_true", help="print one JSON object per command and line")
     add("--plain", dest="colour", action="store_false", default=None, help="no colours")
     add("--color", dest="colour", action="store_true", default=None, help="colours, even into a pipe")
@@ -184,6 +223,15 @@ def _command(text: str) -> tuple[str, str]:
 
 def _file(text: str) -> tuple[str, str]:
     return "script", text
+
+
+def _seconds(text: str) -> float:
+    from ptinspect.commands.argtypes import seconds
+
+    value = seconds(text)
+    if not 0 < value < 1e8:
+        raise UserError("--timeout: more than no time, please")
+    return value
 
 
 def report_bug(printer: Printer, error: BaseException) -> None:

@@ -117,7 +117,8 @@ class Server:
         return self.ctx.session  # type: ignore[return-value]
 
     def _run(self, printer: _Printer, line: str, message: Mapping[str, Any]) -> int:
-        from ptinspect.repl.runner import Line, name_of, run_line
+        from ptinspect.repl.runner import name_of, run_line
+        from ptinspect.script.model import Line
 
         name = name_of(self.ctx, line).split(" ")[0]
         try:

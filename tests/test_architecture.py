@@ -24,7 +24,8 @@ BELOW = {
     "target": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack"},
     "output": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack", "target"},
     "guests": {"errors", "output"},
-    "repl": {"errors", "output", "commands"},
+    "script": {"errors"},
+    "repl": {"errors", "output", "commands", "script"},
 }
 """Package -> packages of ptinspect that it may import, besides itself; the others may import all."""
 
@@ -38,6 +39,7 @@ THIRD_PARTY = {
     "stack": {"numpy"},
     "target": {"numpy", "pygdbmi", "platformdirs"},
     "output": {"tabulate"},
+    "script": set(),
     "guests": {"platformdirs"},
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},

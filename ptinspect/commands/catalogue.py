@@ -38,6 +38,7 @@ MODULES: Mapping[str, str] = {
     "stack_highwater": "stack highwater, stack watch",
     "why": "why",
     "expect": "expect",
+    "scripting": "scripts, var, repeat, on stop, source",
     "poke": "poke descriptor, poke undo",
 }
 """Modules of ptinspect.commands, each with `register(registry)`, and the names that it registers.

@@ -72,6 +72,7 @@ def _configure_launch(parser: argparse.ArgumentParser) -> None:
     add("--append", metavar="TEXT", help="kernel command line instead of the default one")
     add("--append-more", metavar="TEXT", help="words added to the default kernel command line")
     add("--keep", action="store_true", help="leave QEMU running when ptinspect ends")
+    add("--unless-attached", action="store_true", help="do nothing where a guest is attached already")
 
 
 def _configure_attach(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +118,8 @@ class Boot:
 
 def launch(ctx: Context, args: argparse.Namespace) -> Report:
     """Start QEMU and attach to it."""
+    if args.unless_attached and ctx.session is not None and ctx.state != "dead":
+        return status_report(ctx, "attached already")
     _refuse_second(ctx)
     from ptinspect.target.qemu import launch as start
     from ptinspect.target.session import Session
@@ -183,7 +186,7 @@ def _options(boot: Boot, args: argparse.Namespace) -> LaunchOptions:
     if boot.cpu:
         options = replace(options, cpu=boot.cpu)
     chosen = {name: getattr(args, name) for name in ("machine", "cpu", "smp", "memory", "append")}
-    options = replace(options, **{name: value for name, value in chosen.items() if value is not None})
+    options = replace(options, **{name: value for name, value in chosen.items() if value not in (None, "")})
     if args.append_more:
         options = replace(options, append=f"{options.append} {args.append_more}")
     return options

@@ -8,20 +8,24 @@ from typing import Any
 from ptinspect.output.model import Report
 
 
-def answer(command: str, report: Report, line: str = "") -> str:
+def answer(command: str, report: Report, line: str = "", place: str = "") -> str:
     """Return the line that `--json` prints for a command that ran.
 
-    `ok` is false where a check that the command was asked to make did not hold.
+    `ok` is false where a check that the command was asked to make did not hold; `place` is `file:line`
+    of a script, and left out where there is none.
     """
-    return _dump(
-        {"command": command, "ok": report.exit_code == 0, "result": dict(report.result), "line": line}
-    )
+    ok = report.exit_code == 0
+    return _dump({"command": command, "ok": ok, "result": dict(report.result), **_where(line, place)})
 
 
-def failure(command: str, kind: str, message: str, hint: str = "", line: str = "") -> str:
+def failure(command: str, kind: str, message: str, hint: str = "", line: str = "", *, place: str = "") -> str:
     """Return the line that `--json` prints for a command that failed."""
     error = {"kind": kind, "message": message, "hint": hint}
-    return _dump({"command": command, "ok": False, "error": error, "line": line})
+    return _dump({"command": command, "ok": False, "error": error, **_where(line, place)})
+
+
+def _where(line: str, place: str) -> dict[str, Any]:
+    return {"line": line, "place": place} if place else {"line": line}
 
 
 def document(report: Report) -> str:

@@ -23,9 +23,10 @@ from ptinspect.errors import PtinspectError, TargetError, UserError
 from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter
 from ptinspect.repl.past import Past, expand, history_file, open_history
+from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
-from ptinspect.repl.runner import Line, run_line
 from ptinspect.repl.toolbar import Toolbar
+from ptinspect.script.parse import parse_line
 
 HISTORY_SIZE = 5000
 """Lines of the history that are kept between runs."""
@@ -41,12 +42,14 @@ class Loop:
         ctx: Context,
         printer: Printer,
         *,
+        player: Player | None = None,
         history: History | None = None,
         source: Input | None = None,
         screen: Output | None = None,
     ) -> None:
         self.ctx = ctx
         self.printer = printer
+        self.player = player or Player(ctx, printer)
         self.toolbar = Toolbar(ctx)
         self._repeat = ""
         self._watched: object = None
@@ -110,7 +113,9 @@ class Loop:
         stops = None if self.ctx.session is None else self.ctx.session.stop
         try:
             with self._interrupts():
-                run_line(self.ctx, self.printer, Line(line))
+                self.player.play([parse_line(line)])
+        except UserError as error:
+            self.printer.error("", error, line)
         except KeyboardInterrupt:
             self._interrupted(stops)
         except Exception as error:  # noqa: BLE001 (the bug net)

@@ -41,11 +41,11 @@ class Printer:
 
         return wants_colour(os.environ, stream.isatty(), self._choice)
 
-    def report(self, name: str, report: Report, line: str = "") -> None:
-        """Print the answer of a command."""
+    def report(self, name: str, report: Report, line: str = "", place: str = "") -> None:
+        """Print the answer of a command; `place` is `file:line` of a script."""
         self.end_progress()
         if self.json:
-            self.out.write(json_output.answer(name, report, line) + "\n")
+            self.out.write(json_output.answer(name, report, line, place) + "\n")
         else:
             from ptinspect.output.text import render, terminal_width
 
@@ -65,7 +65,7 @@ class Printer:
         message = "\n".join(escape(part) for part in message.splitlines()) or kind
         if self.json:
             where = f"{place}: " if place else ""
-            self.out.write(json_output.failure(name, kind, where + message, hint, line) + "\n")
+            self.out.write(json_output.failure(name, kind, where + message, hint, line, place=place) + "\n")
             self.out.flush()
             return
         from ptinspect.output.text import paint, terminal_width, wrap

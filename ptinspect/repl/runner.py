@@ -1,25 +1,17 @@
-"""Run command lines one after the other and print what they answer."""
+"""Run a command line and print what it answers."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
 
 from ptinspect.commands.context import Context
 from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
+from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
-
-
-@dataclass(frozen=True)
-class Line:
-    """A command line and where it stands."""
-
-    text: str
-    """The command as typed."""
-    place: str = ""
-    """`file:line` in a script, else empty."""
+from ptinspect.script.model import Line
+from ptinspect.script.outcome import Outcome
 
 
 def asks_for_help(ctx: Context, text: str) -> str:
@@ -58,25 +50,36 @@ def run_line(ctx: Context, printer: Printer, line: Line) -> int:
 
     What is no PtinspectError is a bug and goes to the caller.
     """
+    return attempt(ctx, printer, line).code
+
+
+def attempt(ctx: Context, printer: Printer, line: Line) -> Outcome:
+    """Run one line, print its answer or its error, and return what came of it.
+
+    What is no PtinspectError is a bug and goes to the caller.
+    """
+    began = time.monotonic()
+    name = name_of(ctx, line.text)
     printer.start()
     try:
         report = ctx.registry.run(ctx, asks_for_help(ctx, line.text))
     except PtinspectError as error:
         last_words(ctx, error)
-        printer.error(name_of(ctx, line.text), error, line.text, line.place)
-        return error.exit_code
+        printer.error(name, error, line.text, line.place)
+        seconds = time.monotonic() - began
+        return Outcome(name, line.text, line.place, error.exit_code, error.message, seconds)
     finally:
         printer.end_progress()
-    printer.report(name_of(ctx, line.text), report, line.text)
-    return report.exit_code
+    printer.report(name, report, line.text, line.place)
+    message = "" if report.exit_code == EXIT_OK else what_failed(report)
+    if message and line.place and not printer.json:
+        printer.say(f"{line.place}: {message}")
+    seconds = time.monotonic() - began
+    return Outcome(name, line.text, line.place, report.exit_code, message, seconds, report.result)
 
 
-def run_lines(ctx: Context, printer: Printer, lines: Iterable[Line]) -> int:
-    """Run lines until one fails; return its exit code, or 0."""
-    for line in lines:
-        code = run_line(ctx, printer, line)
-        if code != EXIT_OK:
-            return code
-        if ctx.leave:
-            break
-    return EXIT_OK
+def what_failed(report: Report) -> str:
+    """Return the line of a report that says what did not hold."""
+    notes = [part for part in report.body if isinstance(part, Note) and part.text]
+    bad = [note.text for note in notes if note.style == "bad"]
+    return " ".join((bad or [note.text for note in notes[:1]] or ["it did not hold"])[0].split())

@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import context, kernel_tree
 
-from ptinspect.errors import CheckFailed, MemoryReadError, TargetLost, UserError
+from ptinspect.errors import MemoryReadError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
-from ptinspect.repl.runner import Line, run_line, run_lines
-from ptinspect.repl.script import read_script
+from ptinspect.repl.runner import run_line
+from ptinspect.script.model import Line
 
 
 class Screen(io.StringIO):
@@ -68,28 +67,11 @@ def test_a_failed_expectation_is_exit_code_1(printer: Printer) -> None:
     assert out(printer) == "differs\n"
 
 
-def test_the_first_failure_ends_the_run(printer: Printer) -> None:
-    seen: list[str] = []
-
-    def step(ctx: Any, args: Any) -> Report:
-        seen.append("x")
-        if len(seen) == 2:
-            raise CheckFailed("no")
-        return Report({})
-
-    assert run_lines(with_command(step), printer, [Line("probe")] * 3) == 1
-    assert len(seen) == 2
-
-
-def test_quit_ends_the_run(printer: Printer) -> None:
-    assert run_lines(context(), printer, [Line("quit"), Line("no-such-command")]) == 0
-
-
 def test_json_is_one_object_per_line(printer: Printer) -> None:
     printer.json = True
     ctx = context()
     run_line(ctx, printer, Line("version"))
-    run_line(ctx, printer, Line("v"))
+    run_line(ctx, printer, Line("vers"))
     run_line(ctx, printer, Line("decode zz -l 3"))
     lines = [json.loads(line) for line in out(printer).splitlines()]
     assert [(line["command"], line["ok"]) for line in lines] == [
@@ -111,28 +93,6 @@ def test_x_takes_its_format_as_gdb_does(printer: Printer) -> None:
     ctx = context(kernel_tree())
     assert run_line(ctx, printer, Line("x/2gx pa:0x40200000")) == 0
     assert out(printer).split()[-2:] == ["0x0000000000000000"] * 2
-
-
-def test_script_lines_have_places(tmp_path: Path, printer: Printer) -> None:
-    script = tmp_path / "s.pti"
-    script.write_text("# a comment\n\n  version\n\tfoo bar\nversion\n")
-    lines = list(read_script(script))
-    assert [(line.text, line.place) for line in lines] == [
-        ("version", f"{script}:3"),
-        ("foo bar", f"{script}:4"),
-        ("version", f"{script}:5"),
-    ]
-    assert run_lines(context(), printer, lines) == 2
-    assert err(printer).startswith(f"{script}:4: no command 'foo'\n")
-    assert out(printer).count("ptinspect 0") == 1
-
-
-def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the script"):
-        read_script(tmp_path / "none")
-    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no text file"):
-        read_script(tmp_path / "b")
 
 
 def test_progress_waits_a_second_and_goes_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

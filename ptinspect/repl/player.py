@@ -1,0 +1,291 @@
+"""Play statements: replace their variables, run their lines, repeat their blocks, act at stops."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.run import limit
+from ptinspect.commands.sources import GuestNames
+from ptinspect.errors import EXIT_OK, EXIT_TARGET, PtinspectError, UserError
+from ptinspect.repl.printer import Printer
+from ptinspect.repl.runner import attempt, name_of
+from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.outcome import Outcome
+from ptinspect.script.parse import read_script
+from ptinspect.script.variables import expand, undefined, words
+
+RUNS = frozenset({"continue", "until", "finish", "interrupt"})
+"""Commands after which `on stop` looks where the guest stands."""
+MOST_ROUNDS = 1_000_000
+MOST_STOPS = 100_000
+"""Stops that `on stop` handles for one command of the script."""
+MAX_DEPTH = 8
+"""Scripts called by scripts, and actions at stops within each other."""
+MOST_OUTCOMES = 100_000
+"""Outcomes that are kept for a report."""
+
+
+class TimeUp(KeyboardInterrupt):
+    """Say that the time for the whole script is over; commands end as they do at Ctrl-C."""
+
+
+@dataclass
+class Player:
+    """Run statements one after the other. Keeps variables and actions between calls."""
+
+    ctx: Context
+    printer: Printer
+    variables: dict[str, str] = field(default_factory=dict)
+    """Values by name."""
+    keep_going: bool = False
+    """Go on after a failure; the exit code is that of the first."""
+    outcomes: list[Outcome] | None = None
+    """What came of each command, if somebody wants to know."""
+    _actions: dict[str, OnStop] = field(default_factory=dict)
+    _depth: int = 0
+    _late: str = ""
+
+    def play(self, statements: Iterable[Statement]) -> int:
+        """Run statements until one fails, and return its exit code; 0 if none did.
+
+        What is no PtinspectError is a bug and goes to the caller, as Ctrl-C does.
+        """
+        first = EXIT_OK
+        source = iter(statements)
+        while not self.ctx.leave:
+            try:
+                statement = next(source, None)
+            except UserError as error:  # a script that comes through a pipe is parsed as it is read
+                return self._failed(Line(""), error)
+            if statement is None:
+                break
+            code = self._guarded(statement)
+            first = first or code
+            if code != EXIT_OK and (not self.keep_going or self._late):
+                break
+        return first
+
+    @contextmanager
+    def within(self, seconds: float | None) -> Iterator[None]:
+        """Give everything that is played a time limit."""
+        if seconds is None:
+            yield
+            return
+
+        def ring(number: int, frame: FrameType | None) -> NoReturn:
+            self._late = f"the time limit of {seconds:g} s for the whole run is over"
+            raise TimeUp
+
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _guarded(self, statement: Statement) -> int:
+        """Run one statement; what is wrong with it is printed with its place."""
+        try:
+            code = self._one(statement)
+        except PtinspectError as error:
+            return self._failed(statement, error)
+        except TimeUp:
+            code = EXIT_OK
+        if self._late and code == EXIT_OK:
+            text = getattr(statement, "text", "")
+            self.printer.failure("", "timeout", self._late, line=text, place=statement.place)
+            self._keep(Outcome(name_of(self.ctx, text), text, statement.place, EXIT_TARGET, self._late))
+            return EXIT_TARGET
+        return code
+
+    def _one(self, statement: Statement) -> int:
+        match statement:
+            case Line():
+                return self._line(statement)
+            case Var(name, value):
+                given = words(value, self.variables)
+                if len(given) > 1:
+                    raise UserError(f"var {name}: more than one word", "put the value into quotes")
+                self.variables.setdefault(name, given[0] if given else "")
+                return EXIT_OK
+            case Source(path):
+                return self._source(path)
+            case Repeat():
+                return self._repeat(statement)
+            case OnStop(where, body):
+                where = self._words(where)
+                self._resolve(where)
+                self._check_body(body)
+                self._actions.pop(where, None)
+                if body:
+                    self._actions[where] = replace(statement, where=where)
+                return EXIT_OK
+
+    def _words(self, text: str) -> str:
+        return " ".join(words(text, self.variables))
+
+    def _failed(self, statement: Statement, error: PtinspectError) -> int:
+        text = getattr(statement, "text", "")
+        self.printer.error("", error, text, statement.place)
+        self._keep(Outcome("", text, statement.place, error.exit_code, error.message))
+        return error.exit_code
+
+    def _keep(self, outcome: Outcome) -> None:
+        if self.outcomes is not None and len(self.outcomes) < MOST_OUTCOMES:
+            self.outcomes.append(replace(outcome, result={}))
+
+    def _run(self, line: Line) -> Outcome:
+        outcome = attempt(self.ctx, self.printer, line)
+        self._keep(outcome)
+        return outcome
+
+    def _line(self, line: Line) -> int:
+        line = replace(line, text=expand(line.text, self.variables))
+        name = name_of(self.ctx, line.text) if self._actions else ""
+        if name not in RUNS:
+            return self._run(line).code
+        end = time.monotonic() + self._limit(line.text)
+        return self._act(line, self._run(line), end)
+
+    def _limit(self, text: str) -> float:
+        """Return the seconds that a command may let the guest run."""
+        try:
+            command, arguments, _ = self.ctx.registry.split(text)
+            args = command.parser().parse_args(arguments)
+        except PtinspectError:
+            return 0.0
+        return limit(self.ctx, getattr(args, "timeout", None))
+
+    def _act(self, line: Line, outcome: Outcome, end: float) -> int:
+        """Run the actions for where the guest has stopped, and for where it stops when they go on."""
+        for _ in range(MOST_STOPS):
+            action = None if outcome.code else self._action(outcome)
+            if action is None:
+                return outcome.code
+            goes_on = self._continues(action.body)
+            code = self._nested(action.body[:-1] if goes_on else action.body)
+            if not goes_on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
+                return code
+            again = line.text if outcome.name == "until" else "continue"
+            again = self._timed(again, end - time.monotonic())
+            outcome = self._run(Line(again, action.body[-1].place))
+        raise UserError(f"the guest stopped {MOST_STOPS} times", "let an action end without 'continue'")
+
+    def _timed(self, text: str, left: float) -> str:
+        """Return the command with what is left of its time as its limit."""
+        parts = shlex.split(text, comments=True)
+        if "--timeout" in parts:
+            at = parts.index("--timeout")
+            del parts[at : at + 2]
+        parts = [part for part in parts if not part.startswith("--timeout=")]
+        return shlex.join([*parts, "--timeout", f"{max(left, 0.1):.3f}"])
+
+    def _action(self, outcome: Outcome) -> OnStop | None:
+        """Return the action for a stop: for its breakpoint, its address, or any."""
+        pc = outcome.result.get("pc")
+        if outcome.result.get("state") != "stopped" or not isinstance(pc, str):
+            return None
+        for where, action in self._actions.items():
+            if where.isdecimal() and int(where) == outcome.result.get("breakpoint"):
+                return action
+            if where != "any" and not where.isdecimal() and self._resolve(where) == int(pc, 16):
+                return action
+        return self._actions.get("any")
+
+    def _resolve(self, where: str) -> int | None:
+        """Return the address that an action is for. Raises PtinspectError if it cannot be known."""
+        if where == "any" or where.isdecimal():
+            return None
+        return argtypes.address(where).value(GuestNames(self.ctx))
+
+    def _is_continue(self, statement: Statement) -> bool:
+        if not isinstance(statement, Line):
+            return False
+        return name_of(self.ctx, statement.text) == "continue"
+
+    def _continues(self, body: tuple[Statement, ...]) -> bool:
+        return bool(body) and self._is_continue(body[-1])
+
+    def _check_body(self, body: tuple[Statement, ...]) -> None:
+        if any(self._is_continue(statement) for statement in body[:-1]):
+            raise UserError("'continue' among the actions at a stop", "it can only be the last of them")
+
+    def _nested(self, statements: tuple[Statement, ...]) -> int:
+        if self._depth >= MAX_DEPTH:
+            raise UserError(f"more than {MAX_DEPTH} scripts or actions at stops within each other")
+        self._depth += 1
+        try:
+            return self.play(statements)
+        finally:
+            self._depth -= 1
+
+    def _source(self, path: str) -> int:
+        given = words(path, self.variables)
+        if len(given) != 1:
+            raise UserError("source takes one file", "source session.pti")
+        statements = open_script(given[0])
+        self.check(statements)
+        return self._nested(statements)
+
+    def _repeat(self, block: Repeat) -> int:
+        count = argtypes.whole(0, MOST_ROUNDS)(self._words(block.count))
+        before = self.variables.get(block.counter)
+        first = EXIT_OK
+        for number in range(1, count + 1):
+            if block.counter:
+                self.variables[block.counter] = str(number)
+            code = self._nested(block.body)
+            first = first or code
+            if self.ctx.leave or (code != EXIT_OK and (not self.keep_going or self._late)):
+                break
+        if block.counter:
+            self.variables.pop(block.counter, None)
+            if before is not None:
+                self.variables[block.counter] = before
+        return first
+
+    def check(self, statements: Iterable[Statement]) -> None:
+        """Look at statements before any runs: every variable has a value, every command exists.
+
+        Raises UserError with the place in front.
+        """
+        found = undefined(statements, self.variables)
+        if found is not None:
+            name, place = found
+            hint = f"--var {name}=VALUE gives one, 'var {name} = VALUE' in the script a default"
+            raise UserError(
+                f"{place}: ${{{name}}} has no value" if place else f"${{{name}}} has no value", hint
+            )
+        self._check_commands(statements)
+
+    def _check_commands(self, statements: Iterable[Statement]) -> None:
+        for statement in statements:
+            if isinstance(statement, (Repeat, OnStop)):
+                self._check_commands(statement.body)
+            if not isinstance(statement, Line) or statement.text.startswith("${"):
+                continue
+            try:
+                self.ctx.registry.split(statement.text)
+            except UserError as error:
+                place = f"{statement.place}: " if statement.place else ""
+                raise UserError(f"{place}{error.message}", error.hint) from error
+
+
+def open_script(name: str) -> tuple[Statement, ...]:
+    """Return the statements of a file, or of `@NAME`, a script of ptinspect's own. Raises UserError."""
+    if not name.startswith("@"):
+        return read_script(Path(name))
+    from ptinspect.script.ready import find
+
+    return read_script(find(name[1:]), name)

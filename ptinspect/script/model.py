@@ -1,0 +1,66 @@
+"""What a script consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line and where it stands."""
+
+    text: str
+    """The command as written, its variables not yet replaced."""
+    place: str = ""
+    """`file:line` in a script, else empty."""
+
+
+@dataclass(frozen=True)
+class Var:
+    """Give a variable a value, unless the command line of the process gave it one."""
+
+    name: str
+    """Its name."""
+    value: str
+    """Its value as written: quotes and other variables are resolved when it is reached."""
+    place: str = ""
+    """`file:line`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Run another script at this point."""
+
+    path: str
+    """Its file as written: quotes and variables are resolved when it is reached."""
+    place: str = ""
+    """`file:line`."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Run statements a number of times."""
+
+    count: str
+    """How often, as written: a number, or a variable that holds one."""
+    counter: str
+    """Variable that counts the rounds from 1; empty where none is wanted."""
+    body: tuple[Statement, ...]
+    """What to run."""
+    place: str = ""
+    """`file:line`."""
+
+
+@dataclass(frozen=True)
+class OnStop:
+    """Run statements whenever the guest stops at a place."""
+
+    where: str
+    """`any`, the number of a breakpoint, or an address, as written."""
+    body: tuple[Statement, ...]
+    """What to run; empty: nothing any more."""
+    place: str = ""
+    """`file:line`."""
+
+
+Statement = Line | Var | Source | Repeat | OnStop

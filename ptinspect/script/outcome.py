@@ -1,0 +1,75 @@
+"""What came of the lines of a script, and a JUnit report of it."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptinspect.errors import EXIT_CHECK, EXIT_OK
+
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Say what came of one command."""
+
+    name: str
+    """Full name of the command, or its first word if there is no such command."""
+    line: str
+    """The line that ran, its variables replaced."""
+    place: str = ""
+    """`file:line`, or empty."""
+    code: int = EXIT_OK
+    """Exit code."""
+    message: str = ""
+    """What went wrong."""
+    seconds: float = 0.0
+    """How long it took."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """What `--json` prints; empty where the command failed."""
+
+
+def junit(name: str, outcomes: Sequence[Outcome]) -> str:
+    """Return a JUnit report (XML) with a test case for each command.
+
+    What did not hold (exit code 1) is a failure, everything else that went wrong an error.
+    """
+    failures = sum(o.code == EXIT_CHECK for o in outcomes)
+    errors = sum(o.code not in (EXIT_OK, EXIT_CHECK) for o in outcomes)
+    totals = {
+        "name": _clean(name),
+        "tests": str(len(outcomes)),
+        "failures": str(failures),
+        "errors": str(errors),
+        "skipped": "0",
+        "time": f"{sum(o.seconds for o in outcomes):.3f}",
+    }
+    root = ET.Element("testsuites", totals)
+    suite = ET.SubElement(root, "testsuite", totals)
+    for number, outcome in enumerate(outcomes, 1):
+        where = outcome.place or f"line {number}"
+        case = ET.SubElement(
+            suite,
+            "testcase",
+            {
+                "classname": _clean(outcome.name or "command"),
+                "name": _clean(f"{where} {outcome.line}"),
+                "time": f"{outcome.seconds:.3f}",
+            },
+        )
+        if outcome.code != EXIT_OK:
+            kind = "failure" if outcome.code == EXIT_CHECK else "error"
+            said = _clean(f"{where}: {outcome.message}")
+            what = {"message": said, "type": f"exit code {outcome.code}"}
+            ET.SubElement(case, kind, what).text = said
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _clean(text: str) -> str:
+    """Replace what XML cannot hold."""
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,171 @@
+"""From the text of a script to its statements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptinspect.errors import UserError
+from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.variables import NAME
+
+MAX_BYTES = 1 << 20
+MAX_LINES = 20_000
+MAX_DEPTH = 8
+_REPEAT = re.compile(r"repeat\s+(?P<count>\S+?)(?:\s+as\s+(?P<name>\S+?))?\s*:(?:\s+(?P<body>.*))?")
+_ON_STOP = re.compile(r"on\s+stop\s+(?P<where>.+?)\s*:(?:\s+(?P<body>.*))?")
+_VAR = re.compile(r"var\s+(?P<name>\S+?)\s*=\s*(?P<value>.*)")
+_SOURCE = re.compile(r"source\s+(?P<path>.+)")
+_BLOCKS = re.compile(r"(repeat|on\s+stop)\b")
+
+
+def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
+    """Return the statements of a script; `name` is what its places are called, if not by its path.
+
+    Raises UserError if the file cannot be read as text, is too large, or makes no sense; what is wrong
+    in it is said with `file:line`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"the script {path} is larger than {MAX_BYTES >> 20} MiB", "is it a script?")
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the script {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file (UTF-8)") from error
+    return tuple(parse(name or str(path), text.splitlines()))
+
+
+def parse(name: str, lines: Iterable[str]) -> Iterator[Statement]:
+    """Return the statements in `lines`, each as soon as its last line is there.
+
+    Raises UserError, with `name:number`, for what makes no sense.
+    """
+    cursor = _Cursor(_logical(name, lines))
+    while (line := cursor.take()) is not None:
+        yield _statement(line, cursor, 0)
+
+
+def parse_line(text: str) -> Statement:
+    """Return the statement in a line that was typed. Raises UserError."""
+    line = _Logical(0, text.strip(), "")
+    return _statement(line, _Cursor(iter(())), 0)
+
+
+@dataclass(frozen=True)
+class _Logical:
+    """A line, its continuations joined."""
+
+    indent: int
+    text: str
+    place: str
+
+    def wrong(self, message: str, hint: str = "") -> UserError:
+        return UserError(f"{self.place}: {message}" if self.place else message, hint)
+
+
+class _Cursor:
+    """Lines with one to look at ahead; the source is asked for a line only when it is wanted."""
+
+    def __init__(self, lines: Iterator[_Logical]) -> None:
+        self._lines = lines
+        self._ahead: _Logical | None = None
+
+    def peek(self) -> _Logical | None:
+        if self._ahead is None:
+            self._ahead = next(self._lines, None)
+        return self._ahead
+
+    def take(self) -> _Logical | None:
+        line, self._ahead = self.peek(), None
+        return line
+
+
+def _logical(name: str, lines: Iterable[str]) -> Iterator[_Logical]:
+    """Join continued lines; leave out empty ones and comments."""
+    held: list[str] = []
+    first = indent = 0
+    number = 0
+    for number, raw in enumerate(lines, 1):
+        if number > MAX_LINES:
+            raise UserError(f"{name}: more than {MAX_LINES} lines")
+        line = raw.rstrip("\r\n")
+        if not held:
+            stripped = line.strip()
+            if not stripped or stripped.startswith("#"):
+                continue
+            wide = line.expandtabs(8)
+            first, indent = number, len(wide) - len(wide.lstrip())
+        body = line.strip()
+        if (len(body) - len(body.rstrip("\\"))) % 2:
+            held.append(body[:-1].rstrip())
+            continue
+        yield _Logical(indent, " ".join([*held, body]).strip(), f"{name}:{first}")
+        held = []
+    if held:
+        raise UserError(f"{name}:{number}: the last line ends with a backslash: nothing follows it")
+
+
+def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
+    text = line.text
+    if found := _REPEAT.fullmatch(text):
+        counter = found["name"] or ""
+        if counter and not NAME.fullmatch(counter):
+            raise line.wrong(f"{counter!r} is no name for a variable")
+        body = _body(line, found["body"], cursor, depth)
+        return Repeat(found["count"], counter, body, line.place)
+    if found := _ON_STOP.fullmatch(text):
+        body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
+        return OnStop(found["where"], body, line.place)
+    if found := _VAR.fullmatch(text):
+        if not NAME.fullmatch(found["name"]):
+            raise line.wrong(f"{found['name']!r} is no name for a variable")
+        return Var(found["name"], found["value"], line.place)
+    if found := _SOURCE.fullmatch(text):
+        return Source(found["path"], line.place)
+    if _BLOCKS.match(text):
+        raise line.wrong(
+            f"{text!r} lacks its colon, or what belongs before it",
+            "repeat 3: COMMAND; …   on stop NAME: COMMAND; …   or the commands below, indented",
+        )
+    return Line(text, line.place)
+
+
+def _body(head: _Logical, inline: str | None, cursor: _Cursor, depth: int) -> tuple[Statement, ...]:
+    """Return the commands of a block: behind its colon, or the indented lines below."""
+    if depth >= MAX_DEPTH:
+        raise head.wrong(f"more than {MAX_DEPTH} blocks within each other")
+    if inline and not inline.startswith("#"):
+        parts = [part for part in split(inline) if part]
+        return tuple(_statement(_Logical(0, part, head.place), cursor, depth + 1) for part in parts)
+    below = cursor.peek()
+    if below is None or below.indent <= head.indent:
+        raise head.wrong("nothing belongs to this", "write commands behind the colon, or indent those below")
+    body: list[Statement] = []
+    while (line := cursor.peek()) is not None and line.indent > head.indent:
+        if line.indent != below.indent:
+            raise line.wrong("indented otherwise than the line above", "indent all lines of a block alike")
+        cursor.take()
+        body.append(_statement(line, cursor, depth + 1))
+    return tuple(body)
+
+
+def split(text: str) -> list[str]:
+    """Split commands at the semicolons that stand outside quotes."""
+    parts, quote, at, begin = [], "", 0, 0
+    while at < len(text):
+        char = text[at]
+        if char == "\\" and quote != "'":
+            at += 1
+        elif char in "'\"" and quote in ("", char):
+            quote = "" if quote else char
+        elif char == ";" and not quote:
+            parts.append(text[begin:at].strip())
+            begin = at + 1
+        at += 1
+    parts.append(text[begin:].strip())
+    return parts

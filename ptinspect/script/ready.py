@@ -1,0 +1,52 @@
+"""The scripts that come with ptinspect."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptinspect.errors import UserError
+from ptinspect.script.model import Var
+from ptinspect.script.parse import parse
+
+FOLDER = Path(__file__).resolve().parent.parent / "scripts"
+SUFFIX = ".pti"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Describe a script that comes with ptinspect."""
+
+    name: str
+    """What stands behind `@`."""
+    path: Path
+    """Its file."""
+    summary: str
+    """The first line of the comment at its top."""
+    variables: tuple[tuple[str, str], ...]
+    """Its variables and their defaults."""
+
+
+def find(name: str) -> Path:
+    """Return the file of a script. Raises UserError if there is none of that name."""
+    path = FOLDER / f"{name}{SUFFIX}"
+    names = sorted(file.stem for file in FOLDER.glob(f"*{SUFFIX}"))
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 3)
+        raise UserError(
+            f"no script @{name}", f"did you mean @{close[0]}?" if close else "'scripts' lists those there are"
+        )
+    return path
+
+
+def ready() -> tuple[Ready, ...]:
+    """Return all scripts by name."""
+    return tuple(_read(path) for path in sorted(FOLDER.glob(f"*{SUFFIX}")))
+
+
+def _read(path: Path) -> Ready:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
+    given = tuple((s.name, s.value) for s in parse(path.name, lines) if isinstance(s, Var))
+    return Ready(path.stem, path, first, given)

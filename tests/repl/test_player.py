@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeSession, Stop, context, kernel_tree
+from test_runner import Screen, err, out, with_command
+
+from ptinspect.errors import CheckFailed, UserError
+from ptinspect.output.model import Note, Report
+from ptinspect.repl.player import Player
+from ptinspect.repl.printer import Printer
+from ptinspect.script.parse import parse
+from ptinspect.script.ready import ready
+
+
+def player(ctx: Any, **options: Any) -> Player:
+    return Player(ctx, Printer(out=Screen(), err=Screen()), outcomes=[], **options)
+
+
+def play(subject: Player, text: str) -> int:
+    statements = list(parse("s", text.splitlines()))
+    subject.check(statements)
+    return subject.play(statements)
+
+
+def saying() -> tuple[Any, list[str]]:
+    """A context whose command `say` notes its words, and fails at the word `bad`."""
+    said: list[str] = []
+
+    def say(ctx: Any, args: Any) -> Report:
+        said.append(args.line)
+        if args.line == "bad":
+            raise CheckFailed("it is bad")
+        return Report({}, (Note(args.line),), exit_code=1 if args.line == "differs" else 0)
+
+    ctx = context()
+    ctx.registry.command("say", summary="s", example="say", passthrough=True)(say)
+    return ctx, said
+
+
+def test_the_first_failure_ends_the_run_and_has_its_place() -> None:
+    ctx, said = saying()
+    subject = player(ctx)
+    assert play(subject, "say a\nsay bad\nsay b\n") == 1
+    assert said == ["a", "bad"]
+    assert err(subject.printer) == "s:2: it is bad\n"
+
+
+def test_an_answer_that_does_not_hold_has_its_place_too() -> None:
+    ctx, _ = saying()
+    subject = player(ctx)
+    assert play(subject, "say differs\nsay b\n") == 1
+    assert (out(subject.printer), err(subject.printer)) == ("differs\n", "s:1: differs\n")
+
+
+def test_keep_going_runs_the_rest_and_keeps_the_first_code() -> None:
+    ctx, said = saying()
+    subject = player(ctx, keep_going=True)
+    assert play(subject, "repeat 2:\n  say bad\n  decode zz -l 3\nsay b\n") == 1
+    assert said == ["bad", "bad", "b"]
+    assert subject.outcomes is not None
+    assert [o.code for o in subject.outcomes] == [1, 2, 1, 2, 0]
+
+
+def test_quit_ends_the_run() -> None:
+    ctx, said = saying()
+    assert play(player(ctx), "say a\nrepeat 3: quit; say b\nsay c\n") == 0
+    assert said == ["a"]
+
+
+def test_variables_and_repeat() -> None:
+    ctx, said = saying()
+    subject = player(ctx, variables={"mem": "512"})
+    text = "var mem = 1\nvar n = 2\nvar m = ${n}\nrepeat ${m} as i:\n  say ${mem} ${i}\nsay ${n}\n"
+    assert play(subject, text) == 0
+    assert said == ["512 1", "512 2", "2"]
+    with pytest.raises(UserError, match=r"s:1: \$\{i\} has no value"):
+        play(subject, "say ${i}")
+    assert play(subject, "repeat many: say x\n") == 2
+    assert "s:1: 'many' is not a number" in err(subject.printer)
+
+
+def test_an_unknown_command_is_refused_before_anything_runs() -> None:
+    ctx, said = saying()
+    with pytest.raises(UserError, match=r"s:3: no command 'nonsense'"):
+        play(player(ctx), "say a\nrepeat 2:\n  nonsense\n")
+    assert said == []
+
+
+def test_scripts_that_call_scripts(tmp_path: Path) -> None:
+    ctx, said = saying()
+    inner = tmp_path / "an inner.pti"
+    inner.write_text("say ${x}\nsay bad\n")
+    subject = player(ctx, variables={"dir": str(tmp_path)})
+    assert play(subject, 'var x = 1\nsource "${dir}/an inner.pti"\nsay b\n') == 1
+    assert said == ["1", "bad"]
+    assert err(subject.printer) == f"{inner}:2: it is bad\n"
+    own = tmp_path / "own.pti"
+    own.write_text(f"source {own}\n")
+    assert play(subject, f"source {own}") == 2
+    assert "more than 8 scripts" in err(subject.printer)
+    assert play(subject, "source @no-such") == 2
+    assert "no script @no-such" in err(subject.printer)
+
+
+def test_json_lines_have_their_place() -> None:
+    ctx, _ = saying()
+    subject = player(ctx)
+    subject.printer.json = True
+    play(subject, "repeat 2:\n  say a\nsay bad\n")
+    lines = [json.loads(line) for line in out(subject.printer).splitlines()]
+    assert [(line["command"], line["line"], line["place"]) for line in lines] == [
+        ("say", "say a", "s:2"),
+        ("say", "say a", "s:2"),
+        ("say", "say bad", "s:3"),
+    ]
+    assert (lines[2]["ok"], lines[2]["error"]["message"]) == (False, "s:3: it is bad")
+
+
+def test_a_time_limit_for_the_whole_run() -> None:
+    def sleep(ctx: Any, args: Any) -> Report:
+        time.sleep(30)
+        return Report({})
+
+    subject = player(with_command(sleep), keep_going=True)
+    with subject.within(0.05):
+        assert play(subject, "repeat 2:\n  probe\nprobe\n") == 3
+    assert err(subject.printer) == "s:2: the time limit of 0.05 s for the whole run is over\n"
+    assert subject.outcomes is not None
+    assert [(o.name, o.code) for o in subject.outcomes] == [("probe", 3)]
+
+
+def stopping(*places: tuple[int, int | None]) -> tuple[Any, list[str]]:
+    """The same, with a guest that stops at one place after the other."""
+    ctx, said = saying()
+    session = FakeSession(kernel_tree().memory)
+    left = list(places)
+
+    def stop() -> Stop:
+        pc, number = left.pop(0)
+        return Stop("breakpoint-hit", 0, number, pc, "")
+
+    session.on_wait = stop
+    ctx.session = session  # type: ignore[assignment]
+    return ctx, said
+
+
+def test_actions_at_stops() -> None:
+    ctx, said = stopping((0x1000, None), (0x1000, None), (0x2000, 7), (0x3000, None))
+    subject = player(ctx)
+    text = """\
+on stop 0x1000:
+    say first
+    continue
+on stop 7: say seven
+on stop any: say other
+continue
+say between
+continue
+on stop any: off
+"""
+    assert play(subject, text) == 0
+    assert said == ["first", "first", "seven", "between", "other"]
+
+
+def test_a_failing_action_ends_the_script() -> None:
+    ctx, said = stopping((0x1000, None), (0x1000, None))
+    assert play(player(ctx), "on stop 0x1000: say bad; continue\ncontinue\nsay b\n") == 1
+    assert said == ["bad"]
+
+
+def test_an_action_may_not_continue_in_its_middle() -> None:
+    ctx, _ = stopping()
+    subject = player(ctx)
+    assert play(subject, "on stop any: continue; say a\n") == 2
+    assert "it can only be the last" in err(subject.printer)
+
+
+def test_an_action_for_a_place_that_nobody_knows() -> None:
+    ctx, _ = stopping()
+    subject = player(ctx)
+    assert play(subject, "on stop no_such_symbol: say a\n") == 2
+
+
+def test_every_ready_script_parses_and_names_only_known_commands() -> None:
+    assert ready()
+    for script in ready():
+        assert script.summary and not script.summary.endswith(".")
+        subject = player(context())
+        subject.check(parse(script.name, script.path.read_text().splitlines()))
