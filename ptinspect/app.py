@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ptinspect import __version__
 from ptinspect.errors import EXIT_BUG, EXIT_OK, PtinspectError, UserError
+from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
     from ptinspect.commands.context import Context
@@ -66,8 +67,9 @@ def _main(arguments: list[str]) -> int:
         sys.stdout.write(f"ptinspect {__version__}\n")
         return EXIT_OK
     printer = Printer(json=options.json, colour=options.colour)
+    _configure(printer)
     settings = Settings(kernel=options.kernel, gdb=options.gdb_path, debug=options.debug)
-    ctx = Context(registry, settings, printer, json=options.json)
+    ctx = Context(registry, settings, printer, json=options.json, options=printer.options)
     try:
         return _run(ctx, printer, options)
     except KeyboardInterrupt:
@@ -80,6 +82,18 @@ def _main(arguments: list[str]) -> int:
         return EXIT_BUG
     finally:
         _close(ctx, printer)
+
+
+def _configure(printer: Printer) -> None:
+    """Take over the configuration file; one that cannot be used is one line, and the defaults hold."""
+    from ptinspect import config
+
+    path = config.config_file()
+    try:
+        for wrong in printer.options.take(config.read(path), "file"):
+            printer.say(f"ptinspect: {path}: {escape(wrong)}: the default holds")
+    except UserError as error:
+        printer.say(f"ptinspect: {escape(error.message)}: the defaults hold")
 
 
 def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:

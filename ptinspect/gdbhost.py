@@ -93,6 +93,7 @@ class Server:
         printer = _Printer(self._host, json=bool(message.get("json")), tty=bool(message.get("tty")))
         os.environ["COLUMNS"] = str(message.get("width") or 0)
         self.ctx.interaction, self.ctx.json = printer, printer.json
+        printer.options = self.ctx.options
         try:
             return self._run(printer, str(message["run"]), message)
         except KeyboardInterrupt:

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import pytest
 
+os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user's own choices
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -223,3 +223,46 @@ def test_arguments_keep_their_words() -> None:
         "snap x --note 'two words; # no comment'"
     )
     assert app.join(registry, ["gdb", "p $x0 + 1"]) == "gdb p $x0 + 1"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("rows = [", "is no TOML file"),
+        ("rows = -1", "rows: '-1' is not a number"),
+        ('rose = 1\ncolour = "on"', "rose: no such option"),
+    ],
+)
+def test_a_broken_configuration_is_one_line_and_the_defaults_hold(
+    written: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(written)
+    monkeypatch.setenv("PTINSPECT_CONFIG", str(path))
+    done = run("--json", "show", "rows")
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+    assert said in done.stderr
+    assert json.loads(done.stdout)["result"]["options"][0]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "no_colour", "coloured"),
+    [
+        (["help", "version"], "", True),
+        (["--plain", "help", "version"], "", False),
+        (["help", "version"], "1", False),
+        (["--color", "help", "version"], "1", True),
+        (["-c", "set colour on", "-c", "help version"], "1", True),
+        (["--color", "-c", "set colour off", "-c", "help version"], "", False),
+    ],
+)
+def test_colours_as_the_latest_word_has_it(
+    arguments: list[str], no_colour: str, coloured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('colour = "on"')
+    monkeypatch.setenv("PTINSPECT_CONFIG", str(path))
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    assert ("\x1b[" in run(*arguments).stdout) is coloured

@@ -26,6 +26,7 @@ BELOW = {
     "guests": {"errors", "output"},
     "script": {"errors"},
     "repl": {"errors", "output", "commands", "script"},
+    "config": {"errors"},
 }
 """Package -> packages of ptinspect that it may import, besides itself; the others may import all."""
 
@@ -43,6 +44,7 @@ THIRD_PARTY = {
     "guests": {"platformdirs"},
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},
+    "config": {"platformdirs", "tomlkit"},
     "api": set(),
     "app": set(),
     "gdbhost": set(),
@@ -54,6 +56,7 @@ THIRD_PARTY = {
 ONE_PLACE = {
     "pygdbmi": {"target/mi.py"},
     "tabulate": {"output/text.py"},
+    "tomlkit": {"config.py"},
     "elftools": {"linux/*"},
     "vmlinux_to_elf": {"linux/*"},
 }
@@ -207,7 +210,8 @@ def test_starting_imports_nothing_heavy() -> None:
     """`--help` builds the whole registry; numpy and the like are for handlers."""
     code = (
         "import sys; sys.stdout = open('/dev/null', 'w'); from ptinspect.app import main; main(['--help']);"
-        "heavy = {'numpy', 'elftools', 'pygdbmi', 'prompt_toolkit', 'vmlinux_to_elf'} & set(sys.modules);"
+        "heavy = {'numpy', 'elftools', 'pygdbmi', 'prompt_toolkit', 'vmlinux_to_elf', 'tomlkit', 'tomllib'};"
+        "heavy &= set(sys.modules);"
         "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -5,12 +5,14 @@ Completion runs beside the prompt: everything here comes from what is known alre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.commands.context import Context
+from ptinspect.commands.options import OPTIONS, find, written
 from ptinspect.commands.registry import RESULTS, stop_of
+from ptinspect.errors import UserError
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -80,8 +82,11 @@ SYMBOLS = {"t": "code", "w": "code", "d": "data", "b": "data", "r": "read-only d
 """Letter of nm -> what it is."""
 
 
-def candidates(ctx: Context, kind: str, current: str = "") -> Iterator[Candidate]:
-    """Return what an argument of a kind (`argtypes.completion_kind`) may be; `current` is typed already."""
+def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str] = ()) -> Iterator[Candidate]:
+    """Return what an argument of a kind (`argtypes.completion_kind`) may be.
+
+    `current` is what is typed of it, `before` the words before it.
+    """
     if kind == "snapshot":
         yield from ((name, _snapshot(snapshot)) for name, snapshot in ctx.snapshots.items())
     elif kind == "register":
@@ -96,6 +101,10 @@ def candidates(ctx: Context, kind: str, current: str = "") -> Iterator[Candidate
         yield from ((str(number), f"CPU {number}") for number in range(ctx.session.cpu_count))
     elif kind == "guest":
         yield from _guests()
+    elif kind == "option":
+        yield from ((name, option.meaning) for name, option in OPTIONS.items())
+    elif kind == "option-value":
+        yield from _values(ctx, before[-1])
 
 
 def registers(ctx: Context) -> Iterator[Candidate]:
@@ -137,6 +146,16 @@ def _tasks(ctx: Context) -> Iterator[Candidate]:
         return
     for task in result.get("tasks", ()):
         yield f"{task['pid']}", escape(f"{task['comm']}")
+
+
+def _values(ctx: Context, name: str) -> Iterator[Candidate]:
+    try:
+        option = find(name)
+    except UserError:
+        return
+    now = written(ctx.options[option.name])
+    yield from ((choice, "now" if choice == now else option.meaning) for choice in option.choices)
+    yield "default", f"back to {written(option.default)}"
 
 
 def _guests() -> Iterator[Candidate]:

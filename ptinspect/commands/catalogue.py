@@ -10,6 +10,7 @@ from ptinspect.commands.registry import Registry
 MODULES: Mapping[str, str] = {
     "help": "help=?, version",
     "history": "history",
+    "setshow": "set, show",
     "decode": "decode",
     "target": "launch, attach, detach, status, console, quit=q=exit",
     "regs": "regs, regime, cpu=cpus",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ptinspect.arch.bits import MASK64, bit
+from ptinspect.commands.options import Options
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.output.model import Report
@@ -57,8 +58,6 @@ class Settings:
     """Kernel file given with `--kernel`; opened when something needs it."""
     gdb: str | None = None
     """GDB to use instead of the one that is found."""
-    timeout: float = 10.0
-    """Seconds that attaching may take."""
     debug: bool = False
     """Show the traceback of a bug in ptinspect."""
 
@@ -77,6 +76,8 @@ class Context:
     """True in the REPL."""
     json: bool = False
     """True where answers are printed as JSON."""
+    options: Options = field(default_factory=Options)
+    """What the user chose with `set` and in the configuration file."""
     session: Session | None = None
     """The attached gdbstub, or None."""
     qemu: Qemu | None = None
@@ -137,6 +138,10 @@ class Context:
         self.check(Needs.STOPPED, "this command")
         assert self.session is not None
         return self.session
+
+    def rows(self, own: int) -> int:
+        """Return how many rows a list shows where the user does not say: `own`, or the option `rows`."""
+        return int(self.options.number("rows")) or own
 
     def progress(self, text: str, done: int, total: int) -> None:
         """Pass progress of a long piece of work on to whoever watches."""

@@ -57,7 +57,7 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     a, b = ctx.snapshot_or_file(args.a), ctx.snapshot_or_file(args.b)
     found = compare(a, b, max_changes=MAX_CHANGES if args.limit is None else args.limit)
     code = EXIT_CHECK if args.expect_only_bit11 and not found.only_bit11 else EXIT_OK
-    shown = SHOWN if args.limit is None else args.limit
+    shown = ctx.rows(SHOWN) if args.limit is None else args.limit
     namer = names_of(b, a)[0]
     report = diff_report(found, a, b, shown=shown, exit_code=code, regions=namer)
     if args.output is None:

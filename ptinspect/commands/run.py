@@ -131,7 +131,9 @@ def _configure_until(parser: argparse.ArgumentParser) -> None:
 
 def limit(ctx: Context, timeout: float | None) -> float:
     """Return how many seconds to wait for a stop."""
-    return timeout if timeout is not None else FOREVER if ctx.interactive else SCRIPT_SECONDS
+    if timeout is None:
+        timeout = ctx.options.number("timeout") or (FOREVER if ctx.interactive else SCRIPT_SECONDS)
+    return timeout
 
 
 def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:

@@ -131,7 +131,7 @@ def tasks(ctx: Context, args: argparse.Namespace) -> Report:
     rows.sort(key=lambda row: (row.least, row.task.pid))
     if not rows:
         raise GuestError("no task was found")
-    return views.tasks(rows, listed.incomplete, None if args.all else SHOWN)
+    return views.tasks(rows, listed.incomplete, None if args.all else ctx.rows(SHOWN))
 
 
 def _magic() -> int:

@@ -115,7 +115,7 @@ def show_map(ctx: Context, args: argparse.Namespace) -> Report:
     snapshot, wanted = _with_levels(ctx, args, wanted)
     namer, layout = names_of(snapshot)
     found = runs(snapshot, wanted, namer, layout.edges)
-    return map_report(snapshot, found, found.truncated, args.limit or SHOWN)
+    return map_report(snapshot, found, found.truncated, args.limit or ctx.rows(SHOWN))
 
 
 def bars(ctx: Context, args: argparse.Namespace, va: int | None) -> Report:

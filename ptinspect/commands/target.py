@@ -80,7 +80,10 @@ def _configure_attach(parser: argparse.ArgumentParser) -> None:
         "address", nargs="?", metavar="ADDR", help="host:port, :port, or the path of a Unix socket"
     )
     parser.add_argument(
-        "--timeout", type=argtypes.seconds, metavar="SECONDS", help="time that attaching may take (10)"
+        "--timeout",
+        type=argtypes.seconds,
+        metavar="SECONDS",
+        help="time that attaching may take (option timeout-attach)",
     )
 
 
@@ -137,7 +140,7 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
             str(qemu.gdb_socket),
             gdb_path=ctx.settings.gdb,
             symbol_file=_for_gdb(boot.symbols),
-            timeout=ctx.settings.timeout,
+            timeout=ctx.options.number("timeout-attach"),
         )
     except BaseException:
         ctx.qemu = None
@@ -236,7 +239,7 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
         address,
         gdb_path=ctx.settings.gdb,
         symbol_file=_for_gdb(ctx.settings.kernel),
-        timeout=args.timeout or ctx.settings.timeout,
+        timeout=args.timeout or ctx.options.number("timeout-attach"),
     )
     ctx.open_session(session)
     return status_report(ctx, f"attached to {address}")

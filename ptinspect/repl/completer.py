@@ -88,7 +88,7 @@ class CommandCompleter(Completer):
         elif kind == "command":
             yield from self._names(list(now.words[1:]), now)
         else:
-            yield from _matching(candidates(self._ctx, kind, current), now, current)
+            yield from _matching(candidates(self._ctx, kind, current, now.words), now, current)
         if kind in ("address", "root"):
             yield from self._address(now, current)
         elif kind in ("file", "snapshot"):

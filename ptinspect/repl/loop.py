@@ -14,7 +14,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.history import History
 from prompt_toolkit.input import Input
-from prompt_toolkit.output import Output
+from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from ptinspect import __version__
@@ -28,8 +28,6 @@ from ptinspect.repl.printer import Printer
 from ptinspect.repl.toolbar import Toolbar
 from ptinspect.script.parse import parse_line
 
-HISTORY_SIZE = 5000
-"""Lines of the history that are kept between runs."""
 INTERRUPT_SECONDS = 5.0
 """Time that a running guest gets to stop after Ctrl-C."""
 
@@ -54,7 +52,11 @@ class Loop:
         self._repeat = ""
         self._watched: object = None
         self._at_prompt = False
-        self._past = Past(open_history(history_file(), HISTORY_SIZE) if history is None else history)
+        printer.pages = True
+        self._kept = history is None
+        self._past = Past(
+            open_history(history_file(), self._size) if history is None else history, self._size
+        )
         ctx.past = self._past.lines
         self._prompt: PromptSession[str] = PromptSession(
             history=self._past,
@@ -69,6 +71,11 @@ class Loop:
             output=screen,
         )
 
+    @property
+    def _size(self) -> int:
+        """How many lines of the history are kept."""
+        return int(self.ctx.options.number("history"))
+
     def run(self) -> int:
         """Run until the user leaves; always 0: failed commands were reported when they failed."""
         self.printer.say(f"ptinspect {__version__}: 'help' lists the commands, Ctrl-D leaves")
@@ -80,6 +87,8 @@ class Loop:
             except EOFError:
                 break
             self.execute(text)
+        if self._kept:
+            open_history(history_file(), self._size)
         return 0
 
     def _read(self) -> str:
@@ -90,8 +99,12 @@ class Loop:
             self._watched = session
         with patch_stdout(raw=True):
             self._at_prompt = True
+            colour = self.printer.colour(self.printer.out)
             try:
-                return self._prompt.prompt("ptinspect> ")
+                return self._prompt.prompt(
+                    self.ctx.options.text("prompt"),
+                    color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
+                )
             finally:
                 self._at_prompt = False
 

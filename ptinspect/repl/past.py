@@ -59,6 +59,8 @@ def open_history(path: Path, size: int | None = None) -> History:
         path.open("a").close()
         if size is not None:
             _cut(path, size)
+        if size == 0:
+            return InMemoryHistory()
     except OSError:
         return InMemoryHistory()
     return FileHistory(path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from typing import TextIO
 
+from ptinspect.commands.options import Options
 from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report, escape
@@ -31,18 +33,32 @@ class Printer:
         self.out = sys.stdout if out is None else out
         self.err = sys.stderr if err is None else err
         self.json = json
+        self.options = Options()
+        self.pages = False
+        """True where what is longer than the screen goes to a pager."""
         self._choice = colour
         self._started = self._shown = 0.0
         self._visible = False
 
     def colour(self, stream: TextIO) -> bool:
-        """Tell whether to colour what goes to `stream`."""
+        """Tell whether to colour what goes to `stream`: `set`, then --plain, then NO_COLOR, then the file."""
         from ptinspect.output.text import wants_colour
 
-        return wants_colour(os.environ, stream.isatty(), self._choice)
+        chosen = {"on": True, "off": False}.get(self.options.text("colour"))
+        if self.options.origin("colour") != "session":
+            if self._choice is not None:
+                chosen = self._choice
+            elif os.environ.get("NO_COLOR"):
+                chosen = None
+        return wants_colour(os.environ, stream.isatty(), chosen)
 
-    def report(self, name: str, report: Report, line: str = "", place: str = "") -> None:
-        """Print the answer of a command; `place` is `file:line` of a script."""
+    def report(
+        self, name: str, report: Report, line: str = "", place: str = "", *, page: bool = True
+    ) -> None:
+        """Print the answer of a command; `place` is `file:line` of a script.
+
+        At the prompt an answer that is longer than the screen goes to the pager if `page` is true.
+        """
         self.end_progress()
         if self.json:
             self.out.write(json_output.answer(name, report, line, place) + "\n")
@@ -50,7 +66,13 @@ class Printer:
             from ptinspect.output.text import render, terminal_width
 
             width = terminal_width() if self.out.isatty() else 0
-            self.out.write(render(report, colour=self.colour(self.out), width=width))
+            text = render(report, colour=self.colour(self.out), width=width)
+            if page and self.pages and self.options.text("pager") == "auto" and self.out.isatty():
+                from ptinspect.repl.pager import too_long, view
+
+                if too_long(text, shutil.get_terminal_size()) and view(text, os.environ):
+                    return
+            self.out.write(text)
         self.out.flush()
 
     def error(self, name: str, error: PtinspectError, line: str = "", place: str = "") -> None:
@@ -118,7 +140,7 @@ class Printer:
 
         self.end_progress()
         self.out.write(paint(f"ptinspect> {line}", "title", self.colour(self.out)) + "\n")
-        self.report("", report, line)
+        self.report("", report, line, page=False)
         self.out.write("\n")
         self.start()
 
@@ -134,6 +156,9 @@ class Printer:
         self.end_progress()
         if self.json or not (sys.stdin.isatty() and self.err.isatty()):
             return False
+        if not self.options.flag("confirm"):
+            self.say(f"{escape(question)} yes (the option confirm is off)")
+            return True
         self.err.write(f"{escape(question)} [y/N] ")
         self.err.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")

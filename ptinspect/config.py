@@ -1,0 +1,72 @@
+"""The user's configuration file: TOML, a value for each name; read at the start, written by `set --save`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ptinspect.errors import UserError
+
+VARIABLE = "PTINSPECT_CONFIG"
+"""Environment variable that names another file."""
+MAX_BYTES = 1 << 20
+"""A larger file is no configuration."""
+
+
+def config_file() -> Path:
+    """Return the path of the configuration file, which need not be there."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:  # ~nobody
+            return Path(chosen)
+    from platformdirs import user_config_path
+
+    return user_config_path("ptinspect") / "config.toml"
+
+
+def read(path: Path) -> Mapping[str, object]:
+    """Return what the file says; nothing if there is none. Raises UserError if it cannot be used."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is too large for a configuration file")
+    import tomllib
+
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is no TOML file: {error}") from error
+
+
+def write(path: Path, values: Mapping[str, object]) -> None:
+    """Put values into the file in one step; what else stands there, comments too, stays.
+
+    Raises UserError if the file cannot be read, is no TOML, or cannot be written.
+    """
+    read(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is no regular file")
+    import tomlkit
+
+    try:
+        document = tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.document()
+        for name, value in values.items():
+            document[name] = value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = path.resolve()
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            part.write_text(tomlkit.dumps(document), "utf-8")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
