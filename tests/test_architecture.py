@@ -25,6 +25,7 @@ BELOW = {
     "output": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack", "target"},
     "guests": {"errors", "output"},
     "script": {"errors"},
+    "campaign": {"errors"},
     "repl": {"errors", "output", "commands", "script"},
     "config": {"errors"},
 }
@@ -41,6 +42,7 @@ THIRD_PARTY = {
     "target": {"numpy", "pygdbmi", "platformdirs"},
     "output": {"tabulate"},
     "script": set(),
+    "campaign": set(),
     "guests": {"platformdirs"},
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},

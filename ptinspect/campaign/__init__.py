@@ -1,0 +1,1 @@
+"""Campaigns: the same script on many fresh guests, and what came of them."""

@@ -1,0 +1,156 @@
+"""What a campaign is to run: cells of a matrix, and guests dealt to cells and to shards."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptinspect.errors import UserError
+
+MAX_CELLS = 10_000
+MAX_RUNS = 1_000_000
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
+CORES = {"a53", "a55", "a57", "a72", "a76", "a710"}
+"""Names of cores that QEMU knows as cortex-…."""
+GUEST_KEYS = ("kernel", "cpu", "mem", "smp", "machine", "append")
+"""Keys of a matrix that say what is booted; all others are variables of the script only."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the matrix's values."""
+
+    values: tuple[tuple[str, str], ...]
+    """Keys and values in the matrix's order; empty where there is no matrix."""
+
+    @property
+    def name(self) -> str:
+        """The combination in a line: `cpu=max mem=512`."""
+        return " ".join(f"{key}={value}" for key, value in self.values) or "-"
+
+    def get(self, key: str) -> str:
+        """Return the value of a key, or nothing."""
+        return dict(self.values).get(key, "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One guest of a campaign."""
+
+    number: int
+    """From 1 on, over the whole campaign."""
+    cell: Cell
+    """What it boots."""
+
+    @property
+    def name(self) -> str:
+        """Name of its directory."""
+        return f"{self.number:05}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a campaign runs. Shards of one campaign have equal plans."""
+
+    script: str
+    """The script's file as given, or `@NAME`."""
+    digest: str
+    """SHA-256 of the script's text."""
+    runs: int
+    """Guests in all."""
+    cells: tuple[Cell, ...]
+    """At least one."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Variables that all runs have."""
+    timeout: float = 300.0
+    """Seconds that one run may take."""
+    retries: int = 0
+    """How often a run is tried again after it did not pass."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Room for later versions; kept as it is."""
+
+    def all_runs(self, shard: tuple[int, int] = (1, 1)) -> list[Run]:
+        """Return the runs of a shard (number, of how many), in order; cells are dealt in turn."""
+        cells = len(self.cells)
+        runs = [Run(n + 1, self.cells[n % cells]) for n in range(self.runs)]
+        index, count = shard
+        # the next round begins one shard later, so that no shard has one cell only
+        return [run for n, run in enumerate(runs) if (n + n // cells) % count == index - 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON holds it."""
+        return {
+            "script": self.script,
+            "digest": self.digest,
+            "runs": self.runs,
+            "cells": [dict(cell.values) for cell in self.cells],
+            "variables": dict(self.variables),
+            "timeout": self.timeout,
+            "retries": self.retries,
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Plan:
+        """Read a plan. Raises UserError if it is none, or is out of bounds."""
+        if not isinstance(value, Mapping):
+            raise UserError("the plan is no object")
+        known = {"script", "digest", "runs", "cells", "variables", "timeout", "retries"}
+        try:
+            cells = tuple(Cell(_pairs(cell)) for cell in value["cells"])
+            plan = cls(
+                str(value["script"]),
+                str(value["digest"]),
+                int(value["runs"]),
+                cells,
+                _pairs(value.get("variables", {})),
+                float(value.get("timeout", 300.0)),
+                int(value.get("retries", 0)),
+                {k: v for k, v in value.items() if k not in known},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the plan makes no sense: {type(error).__name__} {error}") from error
+        if not 1 <= plan.runs <= MAX_RUNS or not 1 <= len(cells) <= MAX_CELLS:
+            raise UserError(f"the plan has {plan.runs} runs of {len(cells)} cells")
+        return plan
+
+
+def _pairs(value: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    return tuple((str(key), str(item)) for key, item in value.items())
+
+
+def cells_of(matrix: Sequence[str]) -> tuple[Cell, ...]:
+    """Return the combinations of `KEY=VALUE,VALUE,…`; one empty cell if there are none.
+
+    Short names of cores become QEMU's. Raises UserError.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in matrix:
+        key, equals, values = text.partition("=")
+        if not equals or not KEY.fullmatch(key):
+            raise UserError(f"{text!r} is no part of a matrix", "--matrix cpu=a57,max mem=512,1024")
+        if key in axes:
+            raise UserError(f"{key} stands twice in the matrix", f"{key}=VALUE,VALUE")
+        items = [item.strip() for item in values.split(",")]
+        if key == "cpu":
+            items = [f"cortex-{item}" if item in CORES else item for item in items]
+        if len(set(items)) < len(items):
+            raise UserError(f"{key} has a value twice: {values}")
+        axes[key] = items
+    cells = tuple(
+        Cell(tuple(zip(axes, combination, strict=True))) for combination in itertools.product(*axes.values())
+    )
+    if len(cells) > MAX_CELLS:
+        raise UserError(f"a matrix of {len(cells)} cells", f"at most {MAX_CELLS}")
+    return cells
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Read `I/N`, with I from 1 to N. Raises UserError."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"{text!r} is no shard", "I/N, with I from 1 to N: 2/4")
+    return int(found[1]), int(found[2])
