@@ -11,6 +11,12 @@ import gdb
 
 WIDEST = 64
 """Registers wider than this many bits are left out: vectors."""
+WATCHPOINTS = {
+    gdb.BP_HARDWARE_WATCHPOINT: "hw watchpoint",
+    gdb.BP_READ_WATCHPOINT: "read watchpoint",
+    gdb.BP_ACCESS_WATCHPOINT: "acc watchpoint",
+}
+"""Types of breakpoints that watch memory -> MI's name."""
 commands = {}
 """Commands that ptinspect's scripts add, by name."""
 
@@ -154,19 +160,24 @@ def break_watch(words):
 
 def break_list(words):
     """-break-list"""
-    rows = [found for found in map(row, gdb.breakpoints()) if "addr" in found]
+    rows = [found for found in map(row, gdb.breakpoints()) if "addr" in found or "what" in found]
     return {"BreakpointTable": {"body": rows}}
 
 
 def row(breakpoint):
     """Return MI's fields of a breakpoint; without `addr` if it has no one address."""
+    watching = WATCHPOINTS.get(breakpoint.type)
     hardware = breakpoint.type == getattr(gdb, "BP_HARDWARE_BREAKPOINT", None)
     found = {
         "number": breakpoint.number,
-        "type": "hw breakpoint" if hardware else "breakpoint",
+        "type": watching or ("hw breakpoint" if hardware else "breakpoint"),
+        "enabled": "y" if breakpoint.enabled else "n",
         "disp": "del" if breakpoint.temporary else "keep",
         "times": breakpoint.hit_count,
     }
+    if watching:
+        found["what"] = breakpoint.expression or ""
+        return found
     if breakpoint.thread is not None:
         found["thread"] = breakpoint.thread
     if breakpoint.condition:

@@ -85,6 +85,12 @@ class MiError(TargetError):
     kind = "gdb"
 
 
+class OutOfSlots(TargetError):
+    """Report that the CPU has no hardware breakpoint or watchpoint left, or none that fits (KVM)."""
+
+    kind = "slots"
+
+
 class TargetRunning(TargetError):
     """Report that a command needs a stopped guest."""
 

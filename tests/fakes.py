@@ -57,6 +57,9 @@ class FakeSession:
     current_cpu: int = 0
     qemu_version: str = "7.2.22"
     gdb_version: str = "13.1"
+    accel: str = "tcg"
+    holds_interrupts: bool = True
+    used: Any = None
     cpus: list[CpuState] = field(default_factory=list)
     breakpoints: list[Breakpoint] = field(default_factory=list)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -69,6 +72,9 @@ class FakeSession:
 
     def cpu_state(self, cpu: int) -> CpuState:
         return self.cpus[cpu]
+
+    def slots_used(self) -> Any:
+        return self.used
 
     def set_breakpoint(self, address: int, **options: Any) -> Breakpoint:
         self.calls.append(("break", address, options))

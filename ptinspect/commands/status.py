@@ -27,6 +27,7 @@ def collect(ctx: Context) -> views.Status:
         facts |= {"address": session.address, "state": state}
         if state != "dead":
             facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
+            facts["accel"] = session.accel
         if state == "stopped":
             cpu = session.cpu_state(session.current_cpu)
             facts |= {
@@ -38,4 +39,7 @@ def collect(ctx: Context) -> views.Status:
                 "reason": str(session.stop.reason),
                 "memory": session.memory.label,
             }
+            found = session.slots_used()
+            if found is not None:
+                facts |= {"slots": found.as_json(), "slots_text": str(found)}
     return views.Status(**facts)  # type: ignore[arg-type]

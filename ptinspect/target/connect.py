@@ -28,6 +28,9 @@ SETTINGS = (
     "remotetimeout 30", "tcp auto-retry on", "tcp connect-timeout 5",
 )  # fmt: skip
 """`remotetimeout`: longer than any wait of ptinspect, because GDB mixes up replies after its own."""
+KVM_SETTINGS = ("set breakpoint auto-hw on", "mem 0 0 ro")
+"""Under KVM: all memory counts as read-only, so that GDB compares addresses in hardware for every
+breakpoint, those of its own too, and never writes BRK into the guest (gdb/breakpoint.c)."""
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
 _MTREE = "monitor info mtree -f"
@@ -92,6 +95,8 @@ def connect(
             agent = _prepare(process, file, symbol_file, timeout)
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
+            for setting in KVM_SETTINGS if facts.accel == "kvm" else ():
+                process.request(f"-interpreter-exec console {quote(setting)}", timeout)
             tracker.attached()
             link = Link(
                 address,

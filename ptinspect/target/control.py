@@ -14,7 +14,9 @@ from ptinspect.target.breakpoints import (
     list_breakpoints,
 )
 from ptinspect.target.gdblink import GdbLink
-from ptinspect.target.state import Breakpoint, Listener, RunState, RunTracker, StopInfo
+from ptinspect.target.hardware import HardwareSlots
+from ptinspect.target.slots import Purpose, Usage, fitting
+from ptinspect.target.state import Breakpoint, Listener, Refused, RunState, RunTracker, StopInfo
 
 SECONDS = 10.0
 """How long a small command may take."""
@@ -27,10 +29,11 @@ STOP_SECONDS = 5.0
 class RunControl:
     """The part of a session that is about running and stopping."""
 
-    def __init__(self, gdb: GdbLink, tracker: RunTracker) -> None:
+    def __init__(self, gdb: GdbLink, tracker: RunTracker, slots: HardwareSlots) -> None:
         """Control the guest that `gdb` is connected to; `tracker` gets its events."""
         self._gdb = gdb
         self._tracker = tracker
+        self._slots = slots
         self._left = False
 
     @property
@@ -66,23 +69,48 @@ class RunControl:
         temporary: bool = False,
         cpu: int | None = None,
         condition: str | None = None,
+        purpose: Purpose = Purpose.USER,
     ) -> Breakpoint:
         """Stop the guest when a program counter has this value: a physical address if the MMU is off.
 
-        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit).
+        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit). Under KVM it is always
+        one of the CPU's own, since an instruction that is written into the guest must be mapped, and
+        is found by whoever reads the code. Raises OutOfSlots then if none is free.
         """
         self._need_stopped()
-        return insert_breakpoint(
-            self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
+        self._slots.claim([address])
+        found = insert_breakpoint(
+            self._gdb,
+            address,
+            hardware=hardware or self._slots.limited,
+            temporary=temporary,
+            cpu=cpu,
+            condition=condition,
         )
+        self._slots.note(found.id, purpose)
+        return found
 
-    def watch_access(self, address: int, length: int) -> int:
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
         """Stop the guest when it loads or stores here; returns a number for `delete_breakpoint`.
 
-        Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError.
+        Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError, and
+        OutOfSlots under KVM if no slot is free or one cannot watch exactly these bytes.
         """
         self._need_stopped()
-        return insert_watchpoint(self._gdb, address, length)
+        self._slots.claim_watch(address, length)
+        number = insert_watchpoint(self._gdb, address, length)
+        self._slots.note(number, purpose)
+        return number
+
+    @property
+    def slots(self) -> HardwareSlots:
+        """The hardware breakpoints and watchpoints: few under KVM, else without limit."""
+        return self._slots
+
+    def slots_used(self) -> Usage | None:
+        """Return how many of them are in use; None where there is no limit."""
+        self._need_stopped()
+        return self._slots.usage()
 
     def delete_breakpoint(self, number: int) -> None:
         """Delete a breakpoint. Raises MiError if there is none of this number."""
@@ -95,8 +123,14 @@ class RunControl:
         self._gdb.request("-exec-continue", SECONDS)
 
     def wait_stop(self, timeout: float) -> StopInfo:
-        """Wait until the guest stands; at once if it does. Raises TargetTimeout: it runs on then."""
-        return self._tracker.wait(timeout)
+        """Wait until the guest stands; at once if it does. Raises TargetTimeout: it runs on then.
+
+        Raises OutOfSlots if it never ran, because the stub refused a breakpoint.
+        """
+        try:
+            return self._tracker.wait(timeout)
+        except Refused as error:
+            raise (self._slots.refused(error.message) if self._slots.limited else error) from None
 
     def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
         """Stop the guest. Raises TargetTimeout.
@@ -122,15 +156,27 @@ class RunControl:
         self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
         return self._stop_in_time(SECONDS + count / 100)
 
-    def run_until(self, addresses: Sequence[int], timeout: float) -> StopInfo:
+    def run_until(
+        self,
+        addresses: Sequence[int],
+        timeout: float,
+        *,
+        purpose: Purpose = Purpose.USER,
+        needed: int | None = None,
+    ) -> StopInfo:
         """Run until a program counter has one of these values, or something else stops the guest.
 
-        Raises TargetTimeout; the guest is stopped then. No breakpoint is left behind.
+        The first `needed` addresses (None: all) must have a breakpoint; the others have one while there
+        are slots. Raises TargetTimeout; the guest is stopped then. Raises OutOfSlots. No breakpoint is
+        left behind.
         """
         self._need_stopped()
         known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
         wanted = [a for a in dict.fromkeys(addresses) if a not in known]
-        numbers = [self.set_breakpoint(address, temporary=True).id for address in wanted]
+        musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
+        self._slots.claim(musts)
+        chosen, _ = fitting([*musts, *wanted], self._slots.free("breakpoint"))
+        numbers = [self.set_breakpoint(a, temporary=True, purpose=purpose).id for a in chosen]
         try:
             self.resume()
             return self._stop_in_time(timeout)
@@ -143,7 +189,7 @@ class RunControl:
 
     def _stop_in_time(self, timeout: float) -> StopInfo:
         try:
-            return self._tracker.wait(timeout)
+            return self.wait_stop(timeout)
         except TargetTimeout as error:
             self.interrupt()
             raise TargetTimeout(error.message, "the guest was stopped where it is") from error

@@ -24,9 +24,10 @@ from ptinspect.target.gdb import Gdb
 from ptinspect.target.mi import LINK_ERRORS, Reply, error_message
 from ptinspect.target.mitext import Line, c_string, quote, split_line
 from ptinspect.target.mtree import parse_mtree
-from ptinspect.target.probe import StubFacts
+from ptinspect.target.probe import StubFacts, accelerator
 from ptinspect.target.registers import RegisterReader
 from ptinspect.target.session import Session
+from ptinspect.target.slots import REFUSED
 from ptinspect.target.state import QEMU_GONE, RunState, RunTracker, StopInfo
 
 LINE_LIMIT = 64 << 20
@@ -146,6 +147,10 @@ class HostedGdb:
             raise
         if answer is None:
             raise TargetLost("GDB could not stop the guest", "QEMU may hang")
+        error = str(answer.get("error", ""))
+        if "stop" not in answer and REFUSED.search(error):
+            self.on_event("refused", {"text": error})
+            return
         if "stop" not in answer:
             raise TargetLost(str(answer.get("error") or QEMU_GONE))
         if answer.get("late"):
@@ -247,6 +252,8 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
             monitor("info status").strip().removeprefix("VM status: "),
             False,
             pid if isinstance(pid, int) else None,
+            accel := accelerator(monitor),
+            accel != "kvm",
         )
         link = Link(
             address,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ptinspect.errors import ConnectError
@@ -36,6 +37,11 @@ class StubFacts:
     """The stub announced that connecting stopped the guest."""
     peer: int | None = None
     """Process that listens on the stub's Unix socket; None over TCP."""
+    accel: str = ""
+    """What executes the guest: `kvm`, `tcg`, `other`; empty if QEMU's monitor does not say."""
+    holds_interrupts: bool = True
+    """The stub can hold interrupts back while an instruction is stepped: not under KVM (QEMU
+    accel/kvm/kvm-all.c, kvm_sstep_flags)."""
 
     @property
     def was_running(self) -> bool:
@@ -63,7 +69,8 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
         link.ask("?")
         stopped_by_us = any(re.match(rb"[ST]02", reply) for reply in link.unasked)
         link.ask("qSupported:multiprocess+;xmlRegisters=arm")
-        if b"ENABLE=" not in link.ask("qqemu.sstepbits"):
+        stepping = link.ask("qqemu.sstepbits")
+        if b"ENABLE=" not in stepping:
             link.leave_running()
             raise ConnectError(f"{address}: a gdbstub, but not QEMU's", "ptinspect works on QEMU guests")
         features = link.ask("qqemu.Supported").decode("latin-1")
@@ -83,6 +90,8 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
             link.monitor("info status").removeprefix("VM status: "),
             stopped_by_us,
             link.peer(),
+            accelerator(link.monitor),
+            b"NOIRQ" in stepping,
         )
         if architecture != "aarch64":
             if facts.was_running:
@@ -91,6 +100,15 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
         return facts
     finally:
         link.close()
+
+
+def accelerator(monitor: Callable[[str], str]) -> str:
+    """Return what executes the guest, as QEMU's monitor says (`info kvm`, and `info jit` of TCG)."""
+    said = monitor("info kvm")
+    if "enabled" in said:
+        return "kvm"
+    jit = monitor("info jit")
+    return "tcg" if "ranslation buffer" in jit else "other" if "accel=tcg" in jit else ""
 
 
 def _wait_until_free(address: StubAddress, timeout: float) -> None:

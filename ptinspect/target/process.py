@@ -288,6 +288,8 @@ class GdbProcess:
         if pending is not None:
             pending.reply = Reply(line.name, line, text)
             pending.event.set()
+        elif line.token is not None and line.name == "error" and self._on_event is not None:
+            self._on_event("refused", {"text": text})  # it had said `running` before
 
     def _event(self, line: Line) -> None:
         if line.name == GONE_EVENT and not self._leaving:

@@ -13,6 +13,7 @@ from ptinspect.memory.source import RamBlock
 from ptinspect.target.address import StubAddress
 from ptinspect.target.connect import Link, connect
 from ptinspect.target.control import SECONDS, RunControl
+from ptinspect.target.hardware import HardwareSlots
 from ptinspect.target.lanes import LaneMemory
 from ptinspect.target.mitext import quote
 from ptinspect.target.openlanes import lanes
@@ -22,6 +23,8 @@ from ptinspect.target.stubmem import StubMemory
 
 __all__ = ["Breakpoint", "RunState", "Session", "StopInfo"]
 
+DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
+"""Names of the register that says how many hardware breakpoints there are."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
 
@@ -35,7 +38,8 @@ class Session(RunControl):
 
     def __init__(self, link: Link) -> None:
         """Use `attach`."""
-        super().__init__(link.process, link.tracker)
+        slots = HardwareSlots(link.process, limited=link.facts.accel == "kvm", dfr0=self._dfr0)
+        super().__init__(link.process, link.tracker, slots)
         self._link = link
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
         self.ram: tuple[RamBlock, ...] = link.ram
@@ -91,6 +95,16 @@ class Session(RunControl):
         return self._link.gdb.version
 
     @property
+    def accel(self) -> str:
+        """What executes the guest: `kvm`, `tcg`, `other`; empty if QEMU does not say."""
+        return self._link.facts.accel
+
+    @property
+    def holds_interrupts(self) -> bool:
+        """Tell whether the guest takes no interrupt while an instruction is stepped."""
+        return self._link.facts.holds_interrupts
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What the stub offers (words of qqemu.Supported); `pipeline` if physical reads are pipelined."""
         return self._link.facts.features | ({"pipeline"} if self._link.pipelined else set())
@@ -125,6 +139,11 @@ class Session(RunControl):
         """Return every scalar register that the stub offers, under its own name."""
         self._need_stopped()
         return self._link.registers.all(cpu)
+
+    def _dfr0(self) -> int | None:
+        """Read ID_AA64DFR0_EL1; None if the stub does not offer it."""
+        found = self._link.registers.named(0, DFR0)
+        return next(iter(found.values()), None)
 
     def write_physical(self, pa: int, data: bytes) -> None:
         """Write to RAM at a guest-physical address. Raises UserError outside RAM."""

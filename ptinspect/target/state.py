@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from ptinspect.errors import TargetLost, TargetTimeout
+from ptinspect.errors import TargetError, TargetLost, TargetTimeout
 
 QEMU_GONE = "QEMU has gone (the guest switched off, or QEMU was ended)"
 
@@ -65,6 +65,10 @@ class Breakpoint:
 NEVER_STOPPED = StopInfo("attached", 0, None, 0, "")
 
 
+class Refused(TargetError):
+    """Report that GDB did not let the guest run after all."""
+
+
 class RunTracker:
     """Follow GDB's events; safe for several threads."""
 
@@ -76,6 +80,7 @@ class RunTracker:
         self.cpu = 0
         """The CPU that GDB's own commands are about: the one that stopped, or the one chosen since."""
         self._why_dead = ""
+        self._refused = ""
         self.listeners: list[Listener] = []
 
     @property
@@ -113,9 +118,13 @@ class RunTracker:
         if self._state is RunState.DEAD or (name == "running" and self._state is RunState.RUNNING):
             return
         if name == "running":
+            self._refused = ""
             self._set(RunState.RUNNING)
         elif name == "stopped":
             self._set(RunState.STOPPED, _stop_info(fields))
+        elif name == "refused":
+            self._refuse(str(fields.get("text", "")))
+            return
         elif name == "thread-selected":
             self.cpu = max(_number(fields.get("id", "1")) - 1, 0)
             return
@@ -150,7 +159,18 @@ class RunTracker:
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))
             if self._state is RunState.DEAD:
                 raise TargetLost(f"the session is over: {self._why_dead}")
+            refused, self._refused = self._refused, ""
+            if refused:
+                raise Refused(f"GDB did not let the guest run: {refused}")
             return self._stop
+
+    def _refuse(self, text: str) -> None:
+        """Take back that the guest runs: GDB had said so, and could not insert its breakpoints then."""
+        with self._changed:
+            if self._state is not RunState.RUNNING:
+                return
+            self._refused = " ".join(text.split()) or "it does not say why"
+        self._set(RunState.STOPPED)
 
     def _set(self, state: RunState, stop: StopInfo | None = None) -> None:
         with self._changed:

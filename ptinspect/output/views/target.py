@@ -37,6 +37,12 @@ class Status:
     """Version of QEMU."""
     gdb: str = ""
     """GDB in use."""
+    accel: str = ""
+    """kvm, tcg, other; empty if QEMU does not say."""
+    slots: Mapping[str, int] | None = None
+    """Hardware breakpoints and watchpoints, used and free; None where they are not limited."""
+    slots_text: str = ""
+    """The same in words."""
     memory: str = ""
     """How guest memory is read."""
     kernel: str = ""
@@ -63,6 +69,8 @@ def status_report(status: Status, headline: str = "") -> Report:
         "reason": status.reason,
         "qemu": status.qemu,
         "gdb": status.gdb,
+        "accel": status.accel,
+        "slots": None if status.slots is None else dict(status.slots),
         "memory": status.memory,
         "kernel": status.kernel,
         "pid": status.pid,
@@ -79,6 +87,8 @@ def status_report(status: Status, headline: str = "") -> Report:
         ("stopped by", status.reason),
         ("CPUs", str(status.cpus) if status.cpus else ""),
         ("QEMU", status.qemu + (f" (pid {status.pid})" if status.pid is not None else "")),
+        ("runs by", status.accel.upper() if status.accel in ("kvm", "tcg") else status.accel),
+        ("slots", status.slots_text),
         ("GDB", status.gdb),
         ("memory by", status.memory),
         ("kernel", status.kernel),
