@@ -232,13 +232,15 @@
   function drawCampaign(campaign, number) {
     const home = section(`campaign${number}`, campaign.title);
     for (const line of campaign.facts) home.append(el("p", { class: "facts" }, line));
-    for (const part of campaign.tables) home.append(el("h3", {}, part.title), table(part.heads, part.rows, part.numeric));
-    if (campaign.bars) {
-      const plot = el("div", { class: "plot" });
+    const plot = el("div", { class: "plot short" });
+    if (campaign.bars.length) {
       home.append(plot);
       Plotly.newPlot(plot, campaign.bars.map((bar) => ({ type: "bar", ...bar })),
-        { ...LAYOUT, barmode: "stack", yaxis: { title: { text: "runs" } } }, CONFIG);
+        { ...LAYOUT, barmode: "stack", showlegend: true, xaxis: { type: "category", automargin: true },
+          yaxis: { title: { text: "runs" }, rangemode: "tozero" } }, CONFIG);
     }
+    for (const part of campaign.tables) home.append(el("h3", {}, part.title),
+      el("div", { class: "scroll" }, table(part.heads, part.rows, part.numeric)));
   }
 
   (async () => {
