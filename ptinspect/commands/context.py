@@ -13,6 +13,7 @@ from ptinspect.errors import PtinspectError, TargetLost, TargetRunning, UserErro
 from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
+    from ptinspect.commands.console import Follower
     from ptinspect.linux.image import KernelImage
     from ptinspect.linux.view import GuestView
     from ptinspect.snapshot.model import Snapshot
@@ -31,6 +32,10 @@ class Interaction(Protocol):
         """Ask a yes-or-no question; False where nobody can answer."""
         ...
 
+    def aside(self, line: str) -> None:
+        """Show a line of the guest's console, from any thread."""
+        ...
+
     def step(self, line: str, report: Report) -> None:
         """Show a command that runs as part of another one, and its answer."""
         ...
@@ -45,6 +50,9 @@ class Silent:
     def confirm(self, question: str) -> bool:
         """Answer no."""
         return False
+
+    def aside(self, line: str) -> None:
+        """Show nothing."""
 
     def step(self, line: str, report: Report) -> None:
         """Show nothing."""
@@ -84,6 +92,8 @@ class Context:
     """The QEMU that `launch` started, or None."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     """Snapshots in memory by name."""
+    follower: Follower | None = field(default=None, repr=False)
+    """What shows the guest's console beside the prompt, or None."""
     latest: tuple[object, Snapshot] | None = field(default=None, repr=False)
     """The last whole capture that a command made for itself, and what it is valid for."""
     past: list[str] = field(default_factory=list)
@@ -268,6 +278,9 @@ class Context:
     def close(self) -> None:
         """Detach and end the QEMU that was launched; every step is tried. Safe to call twice."""
         session, qemu = self.session, self.qemu
+        follower, self.follower = self.follower, None
+        if follower is not None:
+            follower.stop()
         self.session, self.qemu, self._view = None, None, None
         self.memo.clear()
         try:

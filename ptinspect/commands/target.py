@@ -1,4 +1,4 @@
-"""`launch`, `attach`, `detach`, `status`, `console`, `quit`."""
+"""`launch`, `attach`, `detach`, `status`, `quit`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.status import status_report
-from ptinspect.errors import GuestError, UserError
-from ptinspect.output.model import Note, Report, escape
+from ptinspect.errors import UserError
+from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
     from ptinspect.target.qemu import LaunchOptions
-
-CONSOLE_BYTES = 1 << 20
-"""How much of the end of the console file `console` looks at."""
 
 
 def register(registry: Registry) -> None:
@@ -49,12 +46,6 @@ def register(registry: Registry) -> None:
         configure=_configure_detach,
     )(detach)
     add("status", summary="Say what ptinspect is attached to and how it stands", example="status")(status)
-    add(
-        "console",
-        summary="Show the end of the guest's console",
-        example="console -n 40",
-        configure=_configure_console,
-    )(console)
     add("quit", summary="Leave ptinspect", example="quit", aliases=("q", "exit"))(leave)
 
 
@@ -91,12 +82,6 @@ def _configure_detach(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="leave it running, however it was found")
     group.add_argument("--stop", action="store_true", help="leave it stopped, however it was found")
-
-
-def _configure_console(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-n", dest="lines", type=argtypes.whole(1, 100_000), default=20, metavar="LINES", help="20"
-    )
 
 
 def _megabytes(text: str) -> int:
@@ -265,25 +250,6 @@ def detach(ctx: Context, args: argparse.Namespace) -> Report:
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say what ptinspect is attached to."""
     return status_report(ctx, "")
-
-
-def console(ctx: Context, args: argparse.Namespace) -> Report:
-    """Show the last lines of the console."""
-    if ctx.qemu is None:
-        raise UserError("console: known only for guests that were launched here", "launch starts one")
-    try:
-        with ctx.qemu.console.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(file.tell() - CONSOLE_BYTES, 0))
-            text = file.read().decode("utf-8", "replace")
-    except OSError as error:
-        raise GuestError(f"cannot read the console: {error.strerror or error}") from error
-    lines = [escape(line.rstrip("\r")) for line in text.split("\n")]
-    if lines and not lines[-1]:
-        lines.pop()
-    lines = lines[-args.lines :]
-    body = [Note("\n".join(lines))] if lines else [Note("the console is empty yet", "dim")]
-    return Report({"lines": lines, "file": str(ctx.qemu.console)}, body)
 
 
 def leave(ctx: Context, args: argparse.Namespace) -> Report:

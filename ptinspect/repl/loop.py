@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ class Loop:
         self._repeat = ""
         self._watched: object = None
         self._at_prompt = False
+        self._screen = threading.Lock()
+        printer.above = self._above
         printer.pages = True
         self._kept = history is None
         self._past = Past(
@@ -98,7 +101,8 @@ class Loop:
             session.on_event(self._event)
             self._watched = session
         with patch_stdout(raw=True):
-            self._at_prompt = True
+            with self._screen:
+                self._at_prompt = True
             colour = self.printer.colour(self.printer.out)
             try:
                 return self._prompt.prompt(
@@ -106,7 +110,15 @@ class Loop:
                     color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
                 )
             finally:
-                self._at_prompt = False
+                with self._screen:
+                    self._at_prompt = False
+
+    def _above(self, text: str) -> bool:
+        """Print above the prompt, from any thread; False if there is no prompt now."""
+        with self._screen:
+            if self._at_prompt:
+                sys.stdout.write(text)
+            return self._at_prompt
 
     def _event(self, name: str, fields: Mapping[str, object]) -> None:
         """Take an event of the session, in a thread of its own: nothing may be asked of the guest here."""

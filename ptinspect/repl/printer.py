@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from ptinspect.commands.options import Options
@@ -34,6 +36,9 @@ class Printer:
         self.err = sys.stderr if err is None else err
         self.json = json
         self.options = Options()
+        self.above: Callable[[str], bool] | None = None
+        """Writes a line above the prompt and returns True, or False if there is none now."""
+        self._turn = threading.RLock()
         self.pages = False
         """True where what is longer than the screen goes to a pager."""
         self._choice = colour
@@ -59,6 +64,10 @@ class Printer:
 
         At the prompt an answer that is longer than the screen goes to the pager if `page` is true.
         """
+        with self._turn:
+            self._report(name, report, line, place, page)
+
+    def _report(self, name: str, report: Report, line: str, place: str, page: bool) -> None:
         self.end_progress()
         if self.json:
             self.out.write(json_output.answer(name, report, line, place) + "\n")
@@ -106,6 +115,19 @@ class Printer:
             self.err.write(paint(part, "dim", colour) + "\n")
         self.err.flush()
 
+    def aside(self, line: str) -> None:
+        """Print a line of the guest's console, above the prompt if there is one; any thread may."""
+        if self.json:
+            return
+        from ptinspect.output.text import paint
+
+        with self._turn:
+            text = paint(f"| {line}", "dim", self.colour(self.out)) + "\n"
+            if self.above is None or not self.above(text):
+                self.end_progress()
+                self.out.write(text)
+                self.out.flush()
+
     def say(self, text: str) -> None:
         """Print a line that belongs to no answer, on standard error."""
         self.end_progress()
@@ -128,9 +150,10 @@ class Printer:
             return
         self._shown = now
         part = f" {100 * done // total}%" if total else f" {done}" if done else ""
-        self.err.write(f"\r\x1b[K{escape(text)[:60]}…{part}")
-        self.err.flush()
-        self._visible = True
+        with self._turn:
+            self.err.write(f"\r\x1b[K{escape(text)[:60]}…{part}")
+            self.err.flush()
+            self._visible = True
 
     def step(self, line: str, report: Report) -> None:
         """Show a command that runs as part of another one and its answer; JSON has the whole's only."""

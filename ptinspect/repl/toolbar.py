@@ -26,7 +26,8 @@ class Toolbar:
         key = (id(session), session.stop_token, state, session.current_cpu if state == "stopped" else 0)
         if self._known is None or self._known[0] != key:
             self._known = (key, self._stopped() if state == "stopped" else state)
-        return f" {self._known[1]} · {escape(session.address)}"
+        console = " · console" if self._ctx.follower is not None else ""
+        return f" {self._known[1]} · {escape(session.address)}{console}"
 
     def _stopped(self) -> str:
         try:
