@@ -38,7 +38,7 @@ class Locator:
     _executable: dict[int, list[roots.Run]] = field(default_factory=dict)
 
     def find_image(self) -> Found | None:
-        """Find the image: by its header, else by its code where the tables map it, else by prediction.
+        """Find the image: by its header, by its code where tables map it, by its code in RAM, by prediction.
 
         If another kernel's code is where a header says that a kernel is, the answer does not agree.
         """
@@ -51,12 +51,13 @@ class Locator:
         try:
             candidates = list(roots.candidate_roots(self.states, self.regime(), None, None))
         except RegimeError:
-            return found or placement.predict(image, self.ram)
+            code = placement.find_code(self.memory, image, self.ram, self.hint[0])
+            return code or found or placement.predict(image, self.ram)
         for pa, candidate in self._places(image, candidates):
             match = placement.compare(self.memory, image, pa)
             if match is not None and match >= placement.ENOUGH:
                 return Found(PhysAddr(pa), match, f"its code, mapped by {candidate.name}")
-        return found
+        return placement.find_code(self.memory, image, self.ram, self.hint[0]) or found
 
     def _places(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, Candidate]]:
         """Go through the places where a table maps code: as registers suggest first, then anywhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,40 @@ def find_image(
             return found
         best = found if best is None or (match or 0.0) > (best.match or 0.0) else best
     return best
+
+
+def find_code(
+    memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock], hint: int | None = None
+) -> Found | None:
+    """Find the image in guest RAM by its code alone, at `hint` first; None if it is nowhere."""
+    for pa in itertools.chain([] if hint is None else [hint], code_places(memory, image, ram)):
+        match = compare(memory, image, pa)
+        if match is not None and match >= ENOUGH:
+            return Found(PhysAddr(pa), match, "its code in RAM")
+    return None
+
+
+def code_places(memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock]) -> Iterator[int]:
+    """Go through the places where an image may lie whose code memory seems to hold, wherever its header is.
+
+    The header's page is free memory after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
+    from permanent kernel mapping") (in v5.11)), and what is allocated first may be a table there.
+    """
+    begin, length = image.code_range
+    if length < PROBE_BYTES:
+        return
+    at = begin + (length // 2 & ~(PROBE_BYTES - 1))
+    words = np.frombuffer(image.text_at(image.text_va + at, PROBE_BYTES), np.uint64)
+    for block in ram:
+        bases = range(align_up(block.start, BOUNDARY), block.end, BOUNDARY)
+        places = sorted({base + offset for base in bases for offset in {0, image.text_offset}})
+        places = [pa for pa in places if pa + at + PROBE_BYTES <= block.end]
+        if not places:
+            continue
+        addresses = np.array(places, dtype=np.uint64) + np.uint64(at)
+        raw, readable = memory.read_tables(addresses, PROBE_BYTES)
+        hits = readable & ((raw == words).mean(axis=1) >= ENOUGH)
+        yield from (places[row] for row in np.flatnonzero(hits).tolist())
 
 
 def headers(

@@ -211,7 +211,7 @@ def test_before_the_image_is_loaded_its_place_is_predicted(
 ) -> None:
     (tmp_path / "Image").write_bytes(image(text_offset=text_offset))
     guest = Guest()
-    guest.memory.write(IMAGE_PA, bytes(0x1000))
+    guest.memory.write(IMAGE_PA, bytes(0x8_0000))
     view = guest.view(KernelImage.open(tmp_path / "Image"), guest.cpu(**RESET))
     assert (view.image_pa, view.placement.predicted, view.placed) == (expected, True, False)
     assert "predicted" in view.placement.provenance
@@ -249,6 +249,17 @@ def test_the_header_is_gone(kernel: KernelImage, kaslr: int) -> None:
     user = guest.cpu(el=0, TTBR1_EL1=TRAMP, VBAR_EL1=TRAMP_VA)
     view = guest.view(kernel, user)
     assert (view.image_pa, view.kaslr_offset) == (IMAGE_PA, kaslr)
+
+
+def test_in_the_rewrite_without_the_header(kernel: KernelImage) -> None:
+    """The temporary table of the rewrite maps no kernel, and the header's page may hold a table by then."""
+    guest = Guest()
+    guest.memory.write(IMAGE_PA, bytes(0x1000))
+    view = guest.view(kernel, guest.cpu(TTBR1_EL1=TEMPORARY, x3=SWAPPER))
+    assert (view.image_pa, view.placement.provenance) == (IMAGE_PA, "its code in RAM")
+    guest.memory.write(IMAGE_PA, bytes(0x8_0000))
+    with pytest.raises(GuestError, match="was not found in guest memory"):
+        _ = guest.view(kernel, guest.cpu(TTBR1_EL1=TEMPORARY, x3=SWAPPER)).image_pa
 
 
 def test_another_kernels_file_is_refused_unless_forced(kernel: KernelImage, other: KernelImage) -> None:
