@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ptinspect import __version__
-from ptinspect.errors import EXIT_BUG, EXIT_OK, PtinspectError, UserError
+from ptinspect.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, PtinspectError, UserError
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ptinspect.repl.printer import Printer
     from ptinspect.script.model import Statement
 
-EXIT_INTERRUPTED = 130
-"""Ended by Ctrl-C, as a shell counts it."""
 EXIT_PIPE = 141
 """Ended because nobody reads the output any more, as a shell counts it."""
 
@@ -59,12 +57,9 @@ def _main(arguments: list[str]) -> int:
     except UserError as error:
         Printer(json=json).error("", error)
         return error.exit_code
-    if options.help:
+    if options.help or options.version:
         parser.epilog = _epilog(registry)
-        sys.stdout.write(parser.format_help())
-        return EXIT_OK
-    if options.version:
-        sys.stdout.write(f"ptinspect {__version__}\n")
+        sys.stdout.write(parser.format_help() if options.help else f"ptinspect {__version__}\n")
         return EXIT_OK
     printer = Printer(json=options.json, colour=options.colour)
     _configure(printer)
@@ -73,10 +68,12 @@ def _main(arguments: list[str]) -> int:
     try:
         return _run(ctx, printer, options)
     except KeyboardInterrupt:
-        printer.failure("", "interrupted", "interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
+    except PtinspectError as error:
+        printer.error("", error)
+        return error.exit_code
     except Exception as error:  # noqa: BLE001 (the bug net)
         report_bug(printer, error)
         return EXIT_BUG
@@ -111,7 +108,7 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
     except UserError as error:
         printer.error("", error)
         return error.exit_code
-    with _reported(player, options), player.within(options.timeout):
+    with _reported(player, options), _ended(player), player.within(options.timeout):
         if options.gdb is not None:
             code = _attach(ctx, printer, options.gdb, quiet=bool(statements))
             if code != EXIT_OK:
@@ -119,7 +116,7 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
         if statements:
             return player.play(statements)
         if options.json or not sys.stdin.isatty():
-            return player.play(parse("stdin", sys.stdin))
+            return player.play(parse("stdin", _typed()))
         from ptinspect.repl.loop import Loop
 
         ctx.interactive = True
@@ -128,7 +125,7 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
 
 def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
     """Return what the process's arguments ask for. Raises UserError if a script cannot be used."""
-    from ptinspect.repl.player import open_script
+    from ptinspect.repl.preflight import open_script
     from ptinspect.script.model import Line
     from ptinspect.script.parse import parse_line
 
@@ -138,6 +135,30 @@ def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
     if options.command:
         statements.append(Line(join(ctx.registry, options.command)))
     return statements
+
+
+def _typed() -> Iterator[str]:
+    """Return the lines of standard input. Raises UserError if it is no text."""
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise UserError("standard input is no text (UTF-8)") from error
+
+
+@contextmanager
+def _ended(player: Player) -> Iterator[None]:
+    """Say at which command Ctrl-C or a signal ended the run."""
+    from contextlib import suppress
+
+    said = "interrupted"
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and isinstance(end.code, int):
+            said = f"ended by {signal.Signals(end.code - 128).name}"
+        with suppress(OSError):
+            player.printer.failure("", "interrupted", said, line=player.at.text, place=player.at.place)
+        raise
 
 
 @contextmanager
@@ -159,12 +180,15 @@ def _reported(player: Player, options: argparse.Namespace) -> Iterator[None]:
 
 
 def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int:
+    from ptinspect.script.model import Line
+
     line = f"attach {shlex.quote(address)}"
     try:
         report = ctx.registry.run(ctx, line)
     except PtinspectError as error:
         printer.error("attach", error, line)
         return error.exit_code
+    ctx.record.note(Line(line), EXIT_OK, "", {})
     if not quiet and not printer.json:
         printer.report("attach", report, line)
     return EXIT_OK

@@ -14,6 +14,8 @@ EXIT_USAGE = 2
 EXIT_TARGET = 3
 EXIT_CONNECT = 4
 EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C, as a shell counts it."""
 
 
 class PtinspectError(Exception):

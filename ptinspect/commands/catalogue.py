@@ -40,6 +40,7 @@ MODULES: Mapping[str, str] = {
     "stack_highwater": "stack highwater, stack watch",
     "why": "why",
     "expect": "expect",
+    "record": "record",
     "scripting": "scripts, var, repeat, on stop, source",
     "poke": "poke descriptor, poke undo",
 }

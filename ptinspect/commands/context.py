@@ -11,6 +11,7 @@ from ptinspect.commands.options import Options
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.output.model import Report
+from ptinspect.script.record import Record
 
 if TYPE_CHECKING:
     from ptinspect.commands.console import Follower
@@ -98,6 +99,8 @@ class Context:
     """The last whole capture that a command made for itself, and what it is valid for."""
     past: list[str] = field(default_factory=list)
     """The lines typed at the prompt so far, oldest first; those of earlier runs too."""
+    record: Record = field(default_factory=Record)
+    """What was run, and the script that `record` makes of it."""
     leave: bool = False
     """Set by `quit`: no further command is read."""
     memo: dict[str, object] = field(default_factory=dict)
@@ -277,6 +280,7 @@ class Context:
 
     def close(self) -> None:
         """Detach and end the QEMU that was launched; every step is tried. Safe to call twice."""
+        self.record.end()
         session, qemu = self.session, self.qemu
         follower, self.follower = self.follower, None
         if follower is not None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -16,21 +15,20 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.run import limit
 from ptinspect.commands.sources import GuestNames
-from ptinspect.errors import EXIT_OK, EXIT_TARGET, PtinspectError, UserError
+from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
+from ptinspect.repl.preflight import MAX_DEPTH, Preflight, open_script
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
 from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.outcome import Outcome
-from ptinspect.script.parse import read_script
-from ptinspect.script.variables import expand, undefined, words
+from ptinspect.script.variables import expand, words
 
 RUNS = frozenset({"continue", "until", "finish", "interrupt"})
 """Commands after which `on stop` looks where the guest stands."""
+NOT_RECORDED = frozenset({"record", "quit", "help", "history"})
 MOST_ROUNDS = 1_000_000
 MOST_STOPS = 100_000
 """Stops that `on stop` handles for one command of the script."""
-MAX_DEPTH = 8
-"""Scripts called by scripts, and actions at stops within each other."""
 MOST_OUTCOMES = 100_000
 """Outcomes that are kept for a report."""
 
@@ -51,9 +49,13 @@ class Player:
     """Go on after a failure; the exit code is that of the first."""
     outcomes: list[Outcome] | None = None
     """What came of each command, if somebody wants to know."""
+    at: Line = field(default_factory=lambda: Line(""))
+    """The command that runs, or ran last."""
     _actions: dict[str, OnStop] = field(default_factory=dict)
     _depth: int = 0
     _late: str = ""
+    _said: str = ""
+    """What went wrong last."""
 
     def play(self, statements: Iterable[Statement]) -> int:
         """Run statements until one fails, and return its exit code; 0 if none did.
@@ -69,7 +71,7 @@ class Player:
                 return self._failed(Line(""), error)
             if statement is None:
                 break
-            code = self._guarded(statement)
+            code = self._noted(statement) if self._depth == 0 else self._guarded(statement)
             first = first or code
             if code != EXIT_OK and (not self.keep_going or self._late):
                 break
@@ -93,6 +95,25 @@ class Player:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+    def _noted(self, statement: Statement) -> int:
+        """Run one statement and take note of it for `record`."""
+        self._said = ""
+        code = EXIT_INTERRUPTED
+        try:
+            code = self._guarded(statement)
+        finally:
+            name = name_of(self.ctx, statement.text) if isinstance(statement, Line) else ""
+            if name not in NOT_RECORDED:
+                self._note(statement, code)
+        return code
+
+    def _note(self, statement: Statement, code: int) -> None:
+        said = self._said or ("interrupted" if code == EXIT_INTERRUPTED else "")
+        try:
+            self.ctx.record.note(statement, code, said, self.variables)
+        except UserError as error:
+            self.printer.error("record", error)
 
     def _guarded(self, statement: Statement) -> int:
         """Run one statement; what is wrong with it is printed with its place."""
@@ -142,11 +163,20 @@ class Player:
         return error.exit_code
 
     def _keep(self, outcome: Outcome) -> None:
+        self._said = outcome.message if outcome.code else self._said
         if self.outcomes is not None and len(self.outcomes) < MOST_OUTCOMES:
             self.outcomes.append(replace(outcome, result={}))
 
     def _run(self, line: Line) -> Outcome:
-        outcome = attempt(self.ctx, self.printer, line)
+        self.at = line
+        try:
+            outcome = attempt(self.ctx, self.printer, line)
+        except (KeyboardInterrupt, SystemExit) as end:
+            if not isinstance(end, TimeUp):
+                code = end.code if isinstance(end, SystemExit) else EXIT_INTERRUPTED
+                code = code if isinstance(code, int) else EXIT_INTERRUPTED
+                self._keep(Outcome(name_of(self.ctx, line.text), line.text, line.place, code, "interrupted"))
+            raise
         self._keep(outcome)
         return outcome
 
@@ -256,36 +286,6 @@ class Player:
         return first
 
     def check(self, statements: Iterable[Statement]) -> None:
-        """Look at statements before any runs: every variable has a value, every command exists.
-
-        Raises UserError with the place in front.
-        """
-        found = undefined(statements, self.variables)
-        if found is not None:
-            name, place = found
-            hint = f"--var {name}=VALUE gives one, 'var {name} = VALUE' in the script a default"
-            raise UserError(
-                f"{place}: ${{{name}}} has no value" if place else f"${{{name}}} has no value", hint
-            )
-        self._check_commands(statements)
-
-    def _check_commands(self, statements: Iterable[Statement]) -> None:
-        for statement in statements:
-            if isinstance(statement, (Repeat, OnStop)):
-                self._check_commands(statement.body)
-            if not isinstance(statement, Line) or statement.text.startswith("${"):
-                continue
-            try:
-                self.ctx.registry.split(statement.text)
-            except UserError as error:
-                place = f"{statement.place}: " if statement.place else ""
-                raise UserError(f"{place}{error.message}", error.hint) from error
-
-
-def open_script(name: str) -> tuple[Statement, ...]:
-    """Return the statements of a file, or of `@NAME`, a script of ptinspect's own. Raises UserError."""
-    if not name.startswith("@"):
-        return read_script(Path(name))
-    from ptinspect.script.ready import find
-
-    return read_script(find(name[1:]), name)
+        """Look at statements before any runs. Raises ScriptError for the first that cannot work."""
+        known: dict[str, str | None] = dict(self.variables)
+        Preflight(self.ctx.registry, known, self._depth).check(statements)

@@ -86,6 +86,7 @@ class Printer:
 
     def error(self, name: str, error: PtinspectError, line: str = "", place: str = "") -> None:
         """Print what went wrong: in JSON on standard output, else one or two lines on standard error."""
+        place = getattr(error, "place", "") or place
         self.failure(name, error.kind, error.message, hint=error.hint, line=line, place=place)
 
     def failure(

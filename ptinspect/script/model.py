@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ptinspect.errors import UserError
+
+
+class ScriptError(UserError):
+    """Report what makes no sense at a place of a script."""
+
+    def __init__(self, place: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.place = place
+
+    def __str__(self) -> str:
+        """Return the place and the message."""
+        return f"{self.place}: {self.message}" if self.place else self.message
+
 
 @dataclass(frozen=True)
 class Line:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.model import Line, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import NAME
 
 MAX_BYTES = 1 << 20
@@ -32,12 +33,12 @@ def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UserError(f"the script {path} is larger than {MAX_BYTES >> 20} MiB", "is it a script?")
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the script {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file (UTF-8)") from error
-    return tuple(parse(name or str(path), text.splitlines()))
+    return tuple(parse(name or str(path), io.StringIO(text, newline=None)))
 
 
 def parse(name: str, lines: Iterable[str]) -> Iterator[Statement]:
@@ -64,8 +65,8 @@ class _Logical:
     text: str
     place: str
 
-    def wrong(self, message: str, hint: str = "") -> UserError:
-        return UserError(f"{self.place}: {message}" if self.place else message, hint)
+    def wrong(self, message: str, hint: str = "") -> ScriptError:
+        return ScriptError(self.place, message, hint)
 
 
 class _Cursor:
@@ -92,7 +93,7 @@ def _logical(name: str, lines: Iterable[str]) -> Iterator[_Logical]:
     number = 0
     for number, raw in enumerate(lines, 1):
         if number > MAX_LINES:
-            raise UserError(f"{name}: more than {MAX_LINES} lines")
+            raise ScriptError(f"{name}:{number}", f"more than {MAX_LINES} lines")
         line = raw.rstrip("\r\n")
         if not held:
             stripped = line.strip()
@@ -107,7 +108,7 @@ def _logical(name: str, lines: Iterable[str]) -> Iterator[_Logical]:
         yield _Logical(indent, " ".join([*held, body]).strip(), f"{name}:{first}")
         held = []
     if held:
-        raise UserError(f"{name}:{number}: the last line ends with a backslash: nothing follows it")
+        raise ScriptError(f"{name}:{number}", "the last line ends with a backslash: nothing follows it")
 
 
 def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
@@ -139,8 +140,7 @@ def _body(head: _Logical, inline: str | None, cursor: _Cursor, depth: int) -> tu
     """Return the commands of a block: behind its colon, or the indented lines below."""
     if depth >= MAX_DEPTH:
         raise head.wrong(f"more than {MAX_DEPTH} blocks within each other")
-    if inline and not inline.startswith("#"):
-        parts = [part for part in split(inline) if part]
+    if parts := [part for part in split(inline or "") if part]:
         return tuple(_statement(_Logical(0, part, head.place), cursor, depth + 1) for part in parts)
     below = cursor.peek()
     if below is None or below.indent <= head.indent:
@@ -155,7 +155,7 @@ def _body(head: _Logical, inline: str | None, cursor: _Cursor, depth: int) -> tu
 
 
 def split(text: str) -> list[str]:
-    """Split commands at the semicolons that stand outside quotes."""
+    """Split commands at the semicolons that stand outside quotes; a comment behind them is left out."""
     parts, quote, at, begin = [], "", 0, 0
     while at < len(text):
         char = text[at]
@@ -163,6 +163,8 @@ def split(text: str) -> list[str]:
             at += 1
         elif char in "'\"" and quote in ("", char):
             quote = "" if quote else char
+        elif char == "#" and not quote and text[:at][-1:] in ("", " ", "\t", ";"):
+            text = text[:at]
         elif char == ";" and not quote:
             parts.append(text[begin:at].strip())
             begin = at + 1

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import OnStop, Repeat, Statement, Var
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 """What may be the name of a variable."""
@@ -54,45 +53,16 @@ def needed(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def undefined(statements: Iterable[Statement], known: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first variable that has no value where it is used, and that place; None if all have.
+def used(text: str) -> tuple[str, ...]:
+    """Return the variables in a line, those with a default too. Raises UserError if a use is malformed."""
+    names: dict[str, None] = {}
 
-    Raises UserError, with the place in front, if a use is malformed.
-    """
-    return _undefined(statements, set(known))
+    def note(use: str) -> str:
+        names[_parts(use)[0]] = None
+        return ""
 
-
-def _undefined(statements: Iterable[Statement], known: set[str]) -> tuple[str, str] | None:
-    for statement in statements:
-        try:
-            wanted = frozenset[str]().union(*(needed(text) for text in _texts(statement)))
-        except UserError as error:
-            raise UserError(f"{statement.place}: {error.message}", error.hint) from error
-        for name in sorted(wanted - known):
-            return name, statement.place
-        if isinstance(statement, Var):
-            known.add(statement.name)
-        elif isinstance(statement, Repeat):
-            found = _undefined(statement.body, known | {statement.counter})
-            if found is not None:
-                return found
-        elif isinstance(statement, OnStop):
-            found = _undefined(statement.body, set(known))
-            if found is not None:
-                return found
-    return None
-
-
-def _texts(statement: Statement) -> tuple[str, ...]:
-    match statement:
-        case Var():
-            return (statement.value,)
-        case Repeat():
-            return (statement.count,)
-        case OnStop():
-            return (statement.where,)
-        case _:
-            return (getattr(statement, "text", "") or getattr(statement, "path", ""),)
+    _replace(text, note)
+    return tuple(names)
 
 
 def _parts(use: str) -> tuple[str, str | None]:

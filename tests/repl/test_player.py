@@ -9,11 +9,12 @@ import pytest
 from fakes import FakeSession, Stop, context, kernel_tree
 from test_runner import Screen, err, out, with_command
 
-from ptinspect.errors import CheckFailed, UserError
+from ptinspect.errors import CheckFailed
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
-from ptinspect.script.parse import parse
+from ptinspect.script.model import ScriptError
+from ptinspect.script.parse import parse, parse_line
 from ptinspect.script.ready import ready
 
 
@@ -78,7 +79,7 @@ def test_variables_and_repeat() -> None:
     text = "var mem = 1\nvar n = 2\nvar m = ${n}\nrepeat ${m} as i:\n  say ${mem} ${i}\nsay ${n}\n"
     assert play(subject, text) == 0
     assert said == ["512 1", "512 2", "2"]
-    with pytest.raises(UserError, match=r"s:1: \$\{i\} has no value"):
+    with pytest.raises(ScriptError, match=r"s:1: \$\{i\} has no value"):
         play(subject, "say ${i}")
     assert play(subject, "repeat many: say x\n") == 2
     assert "s:1: 'many' is not a number" in err(subject.printer)
@@ -86,7 +87,7 @@ def test_variables_and_repeat() -> None:
 
 def test_an_unknown_command_is_refused_before_anything_runs() -> None:
     ctx, said = saying()
-    with pytest.raises(UserError, match=r"s:3: no command 'nonsense'"):
+    with pytest.raises(ScriptError, match=r"s:3: no command 'nonsense'"):
         play(player(ctx), "say a\nrepeat 2:\n  nonsense\n")
     assert said == []
 
@@ -101,10 +102,35 @@ def test_scripts_that_call_scripts(tmp_path: Path) -> None:
     assert err(subject.printer) == f"{inner}:2: it is bad\n"
     own = tmp_path / "own.pti"
     own.write_text(f"source {own}\n")
-    assert play(subject, f"source {own}") == 2
-    assert "more than 8 scripts" in err(subject.printer)
-    assert play(subject, "source @no-such") == 2
-    assert "no script @no-such" in err(subject.printer)
+    with pytest.raises(ScriptError, match=rf"^{own}:1: more than 8 scripts"):
+        play(subject, f"source {own}")
+    assert subject.play(parse("s", [f"source {own}"])) == 2
+    assert f"{own}:1: more than 8 scripts" in err(subject.printer)
+    with pytest.raises(ScriptError, match=r"^s:1: no script @no-such"):
+        play(subject, "source @no-such")
+
+
+def test_scripts_that_are_called_are_looked_at_first(tmp_path: Path) -> None:
+    ctx, said = saying()
+    (tmp_path / "a.pti").write_text("var x = 1\nvar y = ${x}\nsay ${y}\n")
+    (tmp_path / "b.pti").write_text("say a\nnonsense\n")
+    (tmp_path / "1.pti").write_text("say from 1\n")
+    subject = player(ctx, variables={"dir": str(tmp_path)})
+    assert play(subject, "source ${dir}/a.pti\nsay ${x}\nrepeat 1 as n: source ${dir}/${n}.pti\n") == 0
+    assert said == ["1", "1", "from 1"]
+    for text, message in {
+        "say b\nsource ${dir}/b.pti\n": f"^{tmp_path}/b.pti:2: no command 'nonsense'",
+        "source ${dir}/none.pti\n": f"^s:1: cannot read the script {tmp_path}/none.pti",
+        "source ${dir}/b.pti ${dir}\n": "^s:1: source takes one file",
+        "var z = 1 2\n": "^s:1: var z: more than one word",
+        "repeat ${c}: say ${d}\n": r"^s:1: \$\{c\} has no value",
+        "on stop any: say ${d}\n": r"^s:1: \$\{d\} has no value",
+        "repeat 2 as i: say ${i}\nsay ${i}\n": r"^s:2: \$\{i\} has no value",
+        "say ${-}\n": r"^s:1: \$\{-\} names no variable",
+    }.items():
+        with pytest.raises(ScriptError, match=message):
+            play(player(ctx, variables={"dir": str(tmp_path)}), text)
+    assert said == ["1", "1", "from 1"]
 
 
 def test_json_lines_have_their_place() -> None:
@@ -192,3 +218,74 @@ def test_every_ready_script_parses_and_names_only_known_commands() -> None:
         assert script.summary and not script.summary.endswith(".")
         subject = player(context())
         subject.check(parse(script.name, script.path.read_text().splitlines()))
+
+
+def test_a_session_is_recorded_and_runs_again(tmp_path: Path) -> None:
+    ctx, said = saying()
+    subject = player(ctx, variables={"who": "you and I", "other": "x"})
+    path = tmp_path / "session.pti"
+    for line in (
+        "say before",
+        f"record {path} --all",
+        "say ${who}",
+        "say bad",
+        "nonsense",
+        "say ${-}",
+        "help",
+        "repeat 2 as n: say ${n}",
+        "on stop any: off",
+        "record",
+        "record off",
+        "say after",
+    ):
+        subject.play([parse_line(line)])
+    assert "recording into" in out(subject.printer) and "is complete: 7 statements" in out(subject.printer)
+    assert path.read_text().splitlines()[1:] == [
+        "say before",
+        "var who = 'you and I'",
+        "say ${who}",
+        "# exit code 1: it is bad",
+        "# say bad",
+        "# exit code 2: no command 'nonsense'",
+        "# nonsense",
+        "# exit code 2: ${-} names no variable",
+        "# say ${-}",
+        "repeat 2 as n:",
+        "    say ${n}",
+        "on stop any: off",
+    ]
+    said.clear()
+    assert play(player(ctx), f"source {path}") == 0
+    assert said == ["before", "'you and I'", "1", "2"]
+
+
+def test_what_was_interrupted_is_recorded_as_a_comment(tmp_path: Path) -> None:
+    def interrupted(ctx: Any, args: Any) -> Report:
+        raise KeyboardInterrupt
+
+    subject = player(with_command(interrupted))
+    path = tmp_path / "s.pti"
+    subject.play([parse_line(f"record {path}")])
+    with pytest.raises(KeyboardInterrupt):
+        subject.play(parse("s", ["repeat 2: probe"]))
+    assert path.read_text().splitlines()[1:] == ["# exit code 130: interrupted", "# repeat 2:", "#     probe"]
+    assert subject.at.place == "s:1"
+    assert subject.outcomes is not None
+    assert [(o.name, o.code) for o in subject.outcomes] == [("record", 0), ("probe", 130)]
+
+
+def test_record_is_told_what_it_does(tmp_path: Path) -> None:
+    subject = player(context())
+    assert subject.play([parse_line("record off")]) == 2
+    assert subject.play([parse_line("record")]) == 0
+    assert "nothing is recorded" in out(subject.printer)
+    assert subject.play([parse_line(f"record {tmp_path}/none/s")]) == 2
+
+
+def test_a_disk_that_is_full_ends_the_recording() -> None:
+    ctx, said = saying()
+    subject = player(ctx)
+    assert subject.play([parse_line("record /dev/full --force")]) == 2
+    assert "cannot write /dev/full" in err(subject.printer)
+    assert subject.play([parse_line("say a")]) == 0
+    assert said == ["a"]

@@ -8,7 +8,7 @@ import pytest
 from ptinspect.errors import UserError
 from ptinspect.script.model import Line, OnStop, Repeat, Source, Var
 from ptinspect.script.parse import MAX_BYTES, MAX_LINES, parse, parse_line, read_script, split
-from ptinspect.script.variables import definition, expand, needed, undefined, words
+from ptinspect.script.variables import definition, expand, needed, used, words
 
 
 def parsed(text: str) -> list[object]:
@@ -78,13 +78,13 @@ version
         ("var a-b = 3\n", "s:1: 'a-b' is no name"),
         ("version \\\n", "s:1: the last line ends with a backslash"),
         ("repeat 1: " * 9 + "version", "s:1: more than 8 blocks"),
-        ("version\n" * (MAX_LINES + 1), f"s: more than {MAX_LINES} lines"),
+        ("version\n" * (MAX_LINES + 1), f"s:{MAX_LINES + 1}: more than {MAX_LINES} lines"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_place(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         parsed(text)
-    assert caught.value.message.startswith(message)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_pipe_is_parsed_line_by_line() -> None:
@@ -122,6 +122,8 @@ def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_semicolons_within_quotes_divide_nothing() -> None:
     assert split('a \'b;c\' ; d\\;e; "f;\\";g"') == ["a 'b;c'", "d\\;e", '"f;\\";g"']
+    assert split("a; b # c; d") == ["a", "b"]
+    assert split("a#b; c") == ["a#b", "c"]
 
 
 VALUES = {"mem": "1024", "odd": "a b'c", "back": 'x"\\y', "cell.cpu": "max"}
@@ -155,11 +157,14 @@ def test_uses_that_cannot_be_replaced() -> None:
         definition("mem")
     assert definition("a=b=c") == ("a", "b=c")
     assert needed("${a} ${b:-} '${c}' $${d}") == {"a"}
+    assert used("${a} ${b:-} '${c}' $${d} ${a}") == ("a", "b")
 
 
-def test_variables_without_a_value_are_found_before_anything_runs() -> None:
-    text = "var a = ${z:-1}\nx ${a}\nrepeat 2 as i: x ${i}\nx ${i}\n"
-    assert undefined(parsed(text), ()) == ("i", "s:4")  # type: ignore[arg-type]
-    assert undefined(parsed(text), ("i",)) is None  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"s:1: \$\{-\} names no variable"):
-        undefined(parsed("x ${-}"), ())  # type: ignore[arg-type]
+def test_the_lines_of_a_file_are_those_of_an_editor(tmp_path: Path) -> None:
+    path = tmp_path / "s.pti"
+    path.write_bytes("\ufeffversion\r\nsnap a\u2028b\x0cc\rstatus\n".encode())
+    assert read_script(path, "s") == (
+        Line("version", "s:1"),
+        Line("snap a\u2028b\x0cc", "s:2"),
+        Line("status", "s:3"),
+    )
