@@ -24,7 +24,7 @@ def register(registry: Registry) -> None:
     registry.command(
         "demo",
         summary="Boot a real kernel, capture its tables around the KPTI rewrite, and diff them",
-        example="demo --directory /tmp/demo",
+        example="demo --directory demo",
         configure=_configure,
         details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
         "that was seen is right: nothing nG before, everything after, nothing but bit 11 changed.",

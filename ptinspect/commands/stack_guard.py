@@ -37,7 +37,7 @@ def register(registry: Registry) -> None:
     registry.command(
         "stack guard",
         summary="Let the guest run, and stop it before a kernel stack overflows",
-        example="stack guard --margin 2048 --timeout 30",
+        example="stack guard --margin 2048 --timeout 10",
         needs=Needs.STOPPED,
         configure=_configure,
         details="Three wires: stores into the lowest part of the tasks' stacks; a fault of the exception "
