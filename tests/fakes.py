@@ -12,7 +12,7 @@ from builders import RAM, TreeBuilder, cpu_state, regime_4k
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
-from ptinspect.errors import KernelFileError, TargetTimeout
+from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
 from ptinspect.output.model import Report
 
 TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
@@ -44,6 +44,25 @@ class Breakpoint:
 
 
 @dataclass
+class FakeSlots:
+    """Slots without limit, or this many of each kind."""
+
+    left: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def limited(self) -> bool:
+        return bool(self.left)
+
+    def free(self, kind: str) -> int | None:
+        return self.left.get(kind)
+
+    def claim(self, addresses: Sequence[int]) -> None:
+        wanted = len(set(addresses))
+        if self.left.get("breakpoint", wanted) < wanted:
+            raise OutOfSlots("too few", "delete 1")
+
+
+@dataclass
 class FakeSession:
     """Behave like a session; what was asked of it is in `calls`."""
 
@@ -60,6 +79,7 @@ class FakeSession:
     accel: str = "tcg"
     holds_interrupts: bool = True
     used: Any = None
+    slots: FakeSlots = field(default_factory=FakeSlots)
     cpus: list[CpuState] = field(default_factory=list)
     breakpoints: list[Breakpoint] = field(default_factory=list)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -107,7 +127,7 @@ class FakeSession:
         self.calls.append(("step", count, cpu))
         return self._stopped(Stop("end-stepping-range", cpu, None, KERNEL + 4 * count, ""))
 
-    def run_until(self, addresses: Sequence[int], timeout: float) -> Stop:
+    def run_until(self, addresses: Sequence[int], timeout: float, **options: Any) -> Stop:
         self.calls.append(("until", tuple(addresses)))
         return self._stopped(Stop("breakpoint-hit", 0, 1, addresses[0], ""))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ptinspect.arch.bits import MASK64
 from ptinspect.commands.context import Context
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError
+from ptinspect.target.slots import Purpose, largest_area
 
 if TYPE_CHECKING:
     from ptinspect.linux.stacks import Stack, Stacks
@@ -103,12 +104,13 @@ def arm_entry(ctx: Context, stacks: Stacks, armed: Armed, wanted: Entry | None) 
     if armed.entry == "probe":
         assert armed.parking is not None
         for address, way in zip(armed.parking, ("recursive-fault", "bad-stack"), strict=True):
-            armed.wires.ways[session.set_breakpoint(address).id] = way  # type: ignore[assignment]
+            number = session.set_breakpoint(address, purpose=Purpose.GUARD).id
+            armed.wires.ways[number] = way  # type: ignore[assignment]
         return
     arm_label(ctx, stacks, armed)
     bad = _bad_stack(stacks)
     if bad is not None:
-        armed.wires.ways[session.set_breakpoint(bad).id] = "bad-stack"
+        armed.wires.ways[session.set_breakpoint(bad, purpose=Purpose.GUARD).id] = "bad-stack"
 
 
 def _bad_stack(stacks: Stacks) -> int | None:
@@ -124,7 +126,7 @@ def arm_label(ctx: Context, stacks: Stacks, armed: Armed) -> None:
     if armed.wires.entries:
         return
     label = (stacks.entry.sync.label + stacks.view.kaslr_offset) & MASK64
-    number = ctx.stopped.set_breakpoint(label).id
+    number = ctx.stopped.set_breakpoint(label, purpose=Purpose.GUARD).id
     armed.wires.ways[number] = "recursive-fault"
     armed.wires.entries.add(number)
 
@@ -145,7 +147,7 @@ def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
 
     session, view = ctx.stopped, stacks.view
     image = stacks.tasks.image
-    if "enabled" in session.monitor("info kvm"):
+    if session.accel == "kvm":
         return "the guest runs under KVM"
     if KEPT not in session.registers(session.current_cpu):
         return f"the stub does not offer {KEPT}"
@@ -214,6 +216,9 @@ def watch_stacks(ctx: Context, armed: Armed, wanted: Iterable[Stack], margin: in
     from ptinspect.stack.guard import MAX_STACKS, watched
 
     session, wires = ctx.stopped, armed.wires
+    if session.slots.limited:
+        _watch_few(ctx, armed, list(wanted), margin)
+        return
     known = wires.bases
     for stack in wanted:
         if stack.base in known:
@@ -231,6 +236,27 @@ def watch_stacks(ctx: Context, armed: Armed, wanted: Iterable[Stack], margin: in
                 session.gdb_command(f"delete {software[1]}")
             raise TargetError("GDB would not watch the stack by hardware", answer.strip()[:200])
         wires.stacks[int(number[1])] = stack
+
+
+def _watch_few(ctx: Context, armed: Armed, wanted: list[Stack], margin: int) -> None:
+    """Watch as many stacks as the CPU has watchpoints, those of the running tasks first.
+
+    Of each the largest part of the guarded one that a single watchpoint covers.
+    """
+    from ptinspect.stack.guard import few, watched
+
+    session, wires = ctx.stopped, armed.wires
+    chosen = few(wanted, (session.slots.free("watchpoint") or 0) + len(wires.stacks))
+    bases = {stack.base for stack in chosen}
+    for number, stack in list(wires.stacks.items()):
+        if stack.base not in bases:
+            session.delete_breakpoint(number)
+            del wires.stacks[number]
+    for stack in chosen:
+        area = largest_area(*watched(stack, margin))
+        if area is not None and stack.base not in wires.bases:
+            wires.stacks[session.watch_access(*area, purpose=Purpose.GUARD)] = stack
+    wires.skipped = max(wires.skipped, len(wanted) - len(wires.stacks))
 
 
 def give_up(ctx: Context, armed: Armed, number: int) -> None:

@@ -10,6 +10,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
+from ptinspect.target.slots import Purpose, fitting
 
 if TYPE_CHECKING:
     from ptinspect.commands.kpti_run import Outcome
@@ -73,6 +74,8 @@ POINTS = {
     "after_writes": "all descriptors written, TLB not flushed yet",
     "return": "return to kpti_install_ng_mappings",
 }
+IMPORTANT = ("entry", "after_writes", "before_first_write", "return")
+"""Which points come first where the CPU has few breakpoints; the C function comes last."""
 
 
 def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
@@ -82,22 +85,40 @@ def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
     runner = Runner(ctx, RUN_SECONDS)
     rows: list[tuple[str, str, str]] = []
     listed: list[dict[str, Any]] = []
+    placed = ctx.view().placed
+    functions = runner.runtime(C_FUNCTIONS) if placed else []
+    points = {name: runner.point(name) for name in POINTS}
+    wanted = [*(points[name] for name in IMPORTANT), *functions]
+    slots = runner.session.slots
+    slots.claim(wanted[:1])
+    chosen, left = fitting(wanted, slots.free("breakpoint"))
 
     def add(name: str, address: int, meaning: str) -> None:
-        found = runner.session.set_breakpoint(address, hardware=True)
-        rows.append((str(found.id), hex_address(address), meaning))
-        listed.append({"id": found.id, "point": name, "address": hex_address(address), "meaning": meaning})
+        if address in chosen:
+            found = runner.session.set_breakpoint(address, purpose=Purpose.REWRITE)
+            rows.append((str(found.id), hex_address(address), meaning))
+            listed.append(
+                {"id": found.id, "point": name, "address": hex_address(address), "meaning": meaning}
+            )
 
-    if ctx.view().placed:
-        for address in runner.runtime(C_FUNCTIONS):
-            add("kpti_install_ng_mappings", address, "the C function, once per CPU")
+    for address in functions:
+        add("kpti_install_ng_mappings", address, "the C function, once per CPU")
     for name, meaning in POINTS.items():
-        add(name, runner.point(name), f"{meaning} (physical)")
+        add(name, points[name], f"{meaning} (physical)")
     table = Table((Column("no.", "right"), Column("address"), Column("what")), rows, "Breakpoints")
-    notes = [table]
-    result = {"algorithm": runner.code.algorithm, "breakpoints": listed}
-    hint = "" if ctx.view().placed else "The C function is left out: it is not known yet where it will run."
-    return Report(result, [*notes, Note(hint, "dim")] if hint else notes)
+    result = {
+        "algorithm": runner.code.algorithm,
+        "breakpoints": listed,
+        "left_out": [hex_address(address) for address in left],
+    }
+    body: list[Table | Note] = [table]
+    if left:
+        places = ", ".join(ctx.place(address) for address in left)
+        more = f"left out, the CPU has no breakpoint for it: {places}; break lists them, delete N frees one"
+        body.append(Note(more, "changed"))
+    if not placed:
+        body.append(Note("The C function is left out: it is not known yet where it will run.", "dim"))
+    return Report(result, body)
 
 
 def run(ctx: Context, args: argparse.Namespace) -> Report:

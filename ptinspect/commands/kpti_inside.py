@@ -8,6 +8,7 @@ from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.kpti_run import Runner
 from ptinspect.commands.sources import Source
 from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.target.slots import Purpose
 
 if TYPE_CHECKING:
     from ptinspect.arch.sysregs import CpuState
@@ -78,7 +79,7 @@ def run_to_store(runner: Runner, level: int, skip: int) -> None:
         if not skip:
             return
         skip -= 1
-    found = session.set_breakpoint(site, hardware=True)
+    found = session.set_breakpoint(site, purpose=Purpose.REWRITE)
     try:
         if skip:
             session.gdb_command(f"ignore {found.id} {skip}")

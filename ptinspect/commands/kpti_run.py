@@ -11,6 +11,7 @@ from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.sources import Source
 from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.target.slots import Purpose
 
 if TYPE_CHECKING:
     from ptinspect.linux.image import KernelImage
@@ -105,11 +106,16 @@ class Runner:
             )
         return left
 
-    def run_to(self, addresses: Sequence[int]) -> StopInfo:
-        """Let the guest run until it stands at one of `addresses`, or stops for another reason."""
+    def run_to(self, addresses: Sequence[int], needed: int | None = None) -> StopInfo:
+        """Let the guest run until it stands at one of `addresses`, or stops for another reason.
+
+        Under KVM those behind the first `needed` are left out where the CPU has no breakpoint for them.
+        """
         self.ctx.forget_stop()
         try:
-            stop = self.session.run_until(list(addresses), self.left())
+            stop = self.session.run_until(
+                list(addresses), self.left(), purpose=Purpose.REWRITE, needed=needed
+            )
         except TargetTimeout as error:
             raise TargetTimeout(
                 "the guest did not get there in time: " + error.message,
@@ -151,7 +157,7 @@ class Runner:
         past = self.runtime(PAST[:1]) or self.runtime(PAST)
         returns: set[int] = set()
         while True:
-            stop = self.run_to([entry, *functions, *past, *returns])
+            stop = self.run_to([entry, *past, *functions, *returns], 1 + len(past))
             state = self.session.cpu_state(stop.cpu)
             if stop.pc == entry:
                 if self.at_entry(entry):
@@ -230,12 +236,12 @@ class Runner:
 
         A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
         """
-        number = self.session.watch_access(entry, 8)
+        number = self.session.watch_access(entry, 8, Purpose.REWRITE)
         self.run_to_stop(number)
 
     def run_to_store(self, site: int, skip: int) -> StopInfo:
         """Run until the store at `site` is reached for the time number `skip` + 1; GDB counts the others."""
-        number = self.session.set_breakpoint(site, hardware=True).id
+        number = self.session.set_breakpoint(site, purpose=Purpose.REWRITE).id
         self.session.gdb_command(f"ignore {number} {skip}")
         return self.run_to_stop(number)
 

@@ -94,10 +94,11 @@ def record(runner: Runner, levels: list[int | str], timeout: float | None = None
         runner.ctx.progress(text, 0, 0)
         if timeout is None:
             runner.deadline += 2 * count / RATE
+    end = runner.point("after_writes")
+    runner.session.slots.claim([*places, end])
     recorder = StoreRecorder(runner.session)
     recorder.start([store for store, _ in stores])
     begun = time.monotonic()
-    end = runner.point("after_writes")
     try:
         stop = runner.run_to([end])
     finally:

@@ -202,8 +202,16 @@ def stepi(ctx: Context, args: argparse.Namespace) -> Report:
         stop = session.step_instructions(min(left, STEPS_AT_ONCE), cpu)
         left -= STEPS_AT_ONCE
         if left <= 0 or stop.reason != "end-stepping-range":
-            return stopped(ctx, stop)
+            return _stepped(ctx, stop)
         ctx.progress("stepping", args.count - left, args.count)
+
+
+def _stepped(ctx: Context, stop: StopInfo) -> Report:
+    """Say where a step has led, and where an interrupt may have come between."""
+    held = ctx.stopped.holds_interrupts
+    report = stopped(ctx, stop)
+    note = () if held else (Note("under KVM interrupts are taken while stepping", "dim"),)
+    return Report({**report.result, "interrupts_held": held}, (*report.body, *note))
 
 
 def finish(ctx: Context, args: argparse.Namespace) -> Report:

@@ -44,8 +44,9 @@ def register(registry: Registry) -> None:
         "entry itself (no store succeeds: the stack's mapping has gone); and the kernel's own overflow "
         "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
         "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
-        "the cost of a stop for every fault in the kernel. Tasks that begin while it runs are found within "
-        "a second. The time counts from when it is armed.",
+        "the cost of a stop for every fault in the kernel. Under KVM the entry has a breakpoint, and as many "
+        "stacks are watched as the CPU has watchpoints, those of the running tasks first. Tasks that begin "
+        "while it runs are found within a second. The time counts from when it is armed.",
     )(guard)
 
 
@@ -76,6 +77,8 @@ class Run:
             return [] if task is None else [task]
         if self.whose != "any":
             return [task_of(stacks, argtypes.whole(0, 1 << 22)(self.whose))]
+        if session.slots.limited:
+            return list(stacks.tasks.all().tasks)
         known = {stack.task.address for stack in self.armed.wires.stacks.values() if stack.task is not None}
         if self.looks % FULL_LOOKS and known:
             return stacks.tasks.newest(known)

@@ -11,7 +11,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
 from ptinspect.commands.stack import open_stacks, task_of
-from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, PtinspectError
+from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, OutOfSlots, PtinspectError
 from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def trace(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.stack.tracefile import dumps
 
     cpu = cpu_state(ctx, args.cpu).cpu
-    method = args.method or ("step" if args.steps is not None else "ladder")
+    method = args.method or ("step" if args.steps is not None else "")
+    if ctx.stopped.slots.limited and method == "ladder":
+        raise OutOfSlots("no ladder under KVM: its watchpoints are many, and of any size", "--method sample")
+    method = method or ("sample" if ctx.stopped.slots.limited else "ladder")
     places = [address.value(GuestNames(ctx, args.cpu)) for address in args.where]
     limits = Limits(cpu, places, args.steps or STEPS, args.timeout or SECONDS, args.every)
     stacks = open_stacks(ctx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +46,11 @@ def watched(stack: Stack, margin: int) -> tuple[int, int]:
 def in_danger(stack: Stack, sp: int, margin: int) -> bool:
     """Tell whether a stack pointer is in the guarded part of a stack, or below the stack."""
     return stack.base - stack.size <= sp < watched(stack, margin)[1]
+
+
+def few(wanted: Sequence[Stack], slots: int) -> list[Stack]:
+    """Return the stacks to watch where no more than `slots` can be: those of running tasks come first."""
+    return sorted(wanted, key=lambda stack: stack.task is None or stack.task.cpu is None)[:slots]
 
 
 @dataclass

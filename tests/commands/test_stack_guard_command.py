@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import stack_guest as sg
-from fakes import FakeSession, State, Stop, run, text
+from fakes import FakeSession, FakeSlots, State, Stop, run, text
 from stack_guest import KERNEL, SIZE, VECTORS, StackGuest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import TargetError, TargetTimeout, UserError
+from ptinspect.target.slots import watch_fault
 
 PARK = KERNEL + 0x9_0000
 SYNC = VECTORS + 0x200
@@ -26,15 +27,18 @@ class GuardSession(FakeSession):
 
     watches: dict[int, int] = field(default_factory=dict)
     stops: list[Any] = field(default_factory=list)
-    kvm: str = "kvm support: not compiled"
     kept: bool = True
     words: list[str] = field(default_factory=list)
 
+    def watch_access(self, address: int, length: int, purpose: Any) -> int:
+        assert watch_fault(address, length) == "" and self.slots.left["watchpoint"] > 0
+        self.slots.left["watchpoint"] -= 1
+        number = 200 + len(self.watches)
+        self.watches[number] = address
+        return number
+
     def registers(self, cpu: int) -> dict[str, int]:
         return {"PAR_EL1": 5} if self.kept else {}
-
-    def monitor(self, line: str) -> str:
-        return self.kvm
 
     def gdb_command(self, line: str) -> str:
         self.words.append(line)
@@ -49,6 +53,8 @@ class GuardSession(FakeSession):
         return ""
 
     def forget(self, number: int) -> None:
+        if self.slots.limited and number in self.watches:
+            self.slots.left["watchpoint"] += 1
         self.watches.pop(number, None)
         self.breakpoints = [b for b in self.breakpoints if b.id != number]
 
@@ -245,7 +251,7 @@ def test_wrong_arguments(guest: Guest, more: str) -> None:
 @pytest.mark.parametrize("reason", ["kvm", "register", "parking", "code"])
 def test_where_no_probe_can_be_had_a_breakpoint_takes_its_place(guest: Guest, reason: str) -> None:
     if reason == "kvm":
-        guest.session.kvm = "kvm support: enabled"
+        guest.session.accel = "kvm"
     elif reason == "register":
         guest.session.kept = False
     elif reason == "parking":
@@ -266,6 +272,27 @@ def test_where_no_probe_can_be_had_a_breakpoint_takes_its_place(guest: Guest, re
     assert report.result["entry"] == "breakpoint"
     assert addresses == [sg.EL1_SYNC, KERNEL + 0x7000]
     assert guest.code() == before
+
+
+def test_the_few_watchpoints_of_kvm_go_to_tasks_that_run(guest: Guest) -> None:
+    guest.session.accel = "kvm"
+    guest.session.slots = FakeSlots({"breakpoint": 4, "watchpoint": 1})
+    seen: list[Any] = []
+
+    def switch(session: GuardSession) -> Stop:
+        seen.append(dict(session.watches))
+        session.cpus[0] = guest.cpu(guest.init, guest.init_base + 0x3000)
+        raise TargetTimeout("not in time")
+
+    def look(session: GuardSession) -> Stop:
+        seen.append(dict(session.watches))
+        return Stop("breakpoint-hit", 0, 77, KERNEL, "")
+
+    guest.session.stops = [switch, look]
+    result = run(guest.context(), "stack guard --timeout 30").result
+    assert seen == [{200: guest.base + 0x400}, {200: guest.init_base + 0x400}]
+    assert (result["entry"], result["stacks_watched"], result["stacks_skipped"]) == ("breakpoint", 1, 1)
+    assert guest.session.watches == {}
 
 
 def test_a_breakpoint_that_costs_too_much_rests(guest: Guest) -> None:

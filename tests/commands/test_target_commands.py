@@ -229,7 +229,7 @@ def test_finish_at_the_first_instruction_uses_the_link_register() -> None:
     session.cpus = [before]
     original = session.run_until
 
-    def run_until(addresses: Any, timeout: float) -> Stop:
+    def run_until(addresses: Any, timeout: float, **options: Any) -> Stop:
         session.cpus = [after]
         return original(addresses, timeout)
 
@@ -459,7 +459,7 @@ def test_finish_goes_on_when_a_recursive_call_returned() -> None:
     sps = [base.sp - 0x40, base.sp - 0x20, base.sp]
     original = session.run_until
 
-    def run_until(addresses: Any, timeout: float) -> Stop:
+    def run_until(addresses: Any, timeout: float, **options: Any) -> Stop:
         session.cpus = [replace(base, pc=back, sp=sps.pop(0))]
         return original(addresses, timeout)
 
