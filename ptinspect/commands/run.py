@@ -35,7 +35,8 @@ def register(registry: Registry) -> None:
         needs=Needs.TARGET,
         configure=_configure_break,
         details="A breakpoint compares the program counter: code that runs with the MMU off or under the "
-        "identity map stands at its physical address, pa:0x…",
+        "identity map stands at its physical address, pa:0x… Under KVM it is always one of the CPU's own, "
+        "of which there are few (status), --software or not.",
         aliases=("b",),
     )(set_breakpoint)
     add(
@@ -140,7 +141,7 @@ def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:
     """Set a breakpoint, or list all."""
     session = ctx.target
     if args.address is None:
-        return views.breakpoints(session.breakpoints, ctx.place)
+        return _with_slots(ctx, views.breakpoints(session.breakpoints, ctx.place))
     ctx.check(Needs.STOPPED, "break")
     found = session.set_breakpoint(
         args.address.value(GuestNames(ctx, args.cpu)),
@@ -149,11 +150,18 @@ def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:
         cpu=args.cpu,
         condition=args.condition,
     )
-    report = views.breakpoint_set(found, ctx.place)
+    report = _with_slots(ctx, views.breakpoint_set(found, ctx.place))
     if ctx.kernel is None or not uses_symbol(args.address) or ctx.view().placed:
         return report
     early = "it is not known yet where the kernel will run: with KASLR (no 'nokaslr') it is elsewhere"
     return Report({**report.result, "as_linked": True}, (*report.body, Note(early, "changed")))
+
+
+def _with_slots(ctx: Context, report: Report) -> Report:
+    """Say how many of the CPU's breakpoints are in use where they are few."""
+    if ctx.state != "stopped" or (used := ctx.stopped.slots_used()) is None:
+        return report
+    return Report({**report.result, "slots": used.as_json()}, (*report.body, Note(str(used), "dim")))
 
 
 def uses_symbol(address: argtypes.Address) -> bool:

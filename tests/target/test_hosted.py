@@ -14,7 +14,7 @@ import pytest
 from ptinspect.errors import MiError, TargetLost, TargetTimeout
 from ptinspect.target import hosted
 from ptinspect.target.hosted import Host, HostedGdb, HostedTracker
-from ptinspect.target.state import RunState
+from ptinspect.target.state import Refused, RunState
 
 Answer = Callable[[dict[str, Any]], "list[dict[str, Any]]"]
 STOP = {"reason": "breakpoint-hit", "bkptno": "3", "thread-id": "2", "frame": {"addr": "0x40"}}
@@ -99,6 +99,17 @@ def test_the_guest_runs_when_somebody_waits(connect: Any) -> None:
     gdb.request("-exec-step-instruction --thread 4 7", 5)
     tracker.wait(5)
     assert other.asked[1]["go"] == ["thread 4", "stepi 7"]
+
+
+def test_a_breakpoint_that_the_stub_refuses_ends_nothing(connect: Any) -> None:
+    host, _ = connect(lambda m: [{"error": "Cannot insert hardware breakpoint 3."}])
+    gdb = HostedGdb(host)
+    tracker = HostedTracker(gdb)
+    gdb.request("-exec-continue", 5)
+    with pytest.raises(Refused, match="hardware breakpoint 3"):
+        tracker.wait(5)
+    assert tracker.state is RunState.STOPPED
+    assert tracker.wait(0) is tracker.stop, "it is told once"
 
 
 def test_a_guest_that_does_not_stop_is_stopped_by_sigint(connect: Any, monkeypatch: Any) -> None:

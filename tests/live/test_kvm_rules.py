@@ -1,0 +1,71 @@
+"""Real kernels under the rules of KVM: TCG guests behind a proxy that has few slots and takes no BRK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from kvm_proxy import KvmProxy
+from session import Live, need_guest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import OutOfSlots
+from ptinspect.target.qemu import LaunchOptions, launch
+
+pytestmark = pytest.mark.live
+
+
+@contextmanager
+def under_kvm(name: str, smp: int, **slots: int) -> Iterator[tuple[Live, KvmProxy]]:
+    """Attach to a guest, stopped at reset, as if it ran under KVM; nothing wrong may have been sent."""
+    guest = need_guest(name)
+    qemu = launch(LaunchOptions(guest.kernel, initrd=guest.initrd, cpu=guest.cpu, smp=smp))
+    proxy = KvmProxy(qemu.gdb_socket, **slots)
+    ctx = Context(build_registry())
+    live = Live(ctx)
+    try:
+        live(f"attach {proxy.address}")
+        live(f"kernel {guest.kernel}")
+        yield live, proxy
+        ctx.close()
+        assert proxy.wrong == [] and proxy.set == {}
+    finally:
+        ctx.close()
+        proxy.close()
+        qemu.end()
+
+
+def test_the_main_job_and_the_guard_fit_into_the_slots_of_a_cpu() -> None:
+    with under_kvm("5.10-cloud", 2) as (live, proxy):
+        status = live("status")
+        assert status["accel"] == "kvm"
+        assert (status["slots"]["breakpoints"], status["slots"]["watchpoints_free"]) == (6, 4)
+        assert live("break kpti_install_ng_mappings")["slots"]["breakpoints_used"] == 1
+        live("delete all")
+        assert live("kpti run")["snapshots"] == ["before", "during", "after"]
+        during = live("summary --snap during")
+        assert sum(level["table_descriptors_marked"] for level in during["levels"]) > 0
+        assert live("stepi")["interrupts_held"] is False
+        quiet = live("stack guard --timeout 3")
+        assert quiet["quiet"] and quiet["entry"] == "breakpoint" and quiet["stacks_watched"] == 4, quiet
+        assert proxy.most == {"breakpoint": 4, "watchpoint": 4} and proxy.refused == 0
+
+
+def test_where_slots_run_out_something_is_done_without_or_said() -> None:
+    with under_kvm("6.12-cloud", 2, breakpoints=3) as (live, proxy):
+        live.ctx.stopped.slots._capacity = live.ctx.stopped.slots._try()  # the register says six
+        assert live("status")["slots"]["breakpoints"] == 3
+        kpti = live("kpti break")
+        assert [b["point"] for b in kpti["breakpoints"]] == ["entry", "before_first_write", "after_writes"]
+        assert len(kpti["left_out"]) >= 1
+        with pytest.raises(OutOfSlots, match=r"in use: 1 \(kpti\), 2 \(kpti\), 3 \(kpti\)") as error:
+            live("break pa:0x40210000")
+        assert error.value.hint == "delete 3"
+        live("delete all")
+        with pytest.raises(OutOfSlots, match="3 hardware breakpoints"):
+            live("kpti writes")
+        recorded = live("kpti writes --level 0 --level 1")
+        assert recorded["whole"] and [v["stores"] > 0 for v in recorded["levels"]] == [True, True]
+        assert proxy.most["breakpoint"] == 3 and proxy.refused <= 2
