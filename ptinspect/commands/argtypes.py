@@ -146,6 +146,11 @@ def address(text: str) -> Address:
     return Address(text, physical, tuple(terms))
 
 
+def location(text: str) -> Address:
+    """Read the address of an instruction; GDB's `*ADDR` is the same here. Raises UserError."""
+    return address(text.removeprefix("*"))
+
+
 def _term_value(text: str) -> int | None:
     value = parse_number(text)
     if value is not None:
@@ -246,6 +251,7 @@ def guest_name(text: str) -> str:
 
 _KINDS: dict[object, str] = {
     address: "address",
+    location: "address",
     address_range: "address",
     snapshot: "snapshot",
     command_word: "command",

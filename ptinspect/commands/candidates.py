@@ -101,6 +101,10 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
         yield from ((str(number), f"CPU {number}") for number in range(ctx.session.cpu_count))
     elif kind == "guest":
         yield from _guests()
+    elif kind == "info":
+        from ptinspect.commands.info import WORDS
+
+        yield from WORDS.items()
     elif kind == "option":
         yield from ((name, option.meaning) for name, option in OPTIONS.items())
     elif kind == "option-value":

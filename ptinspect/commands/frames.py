@@ -31,7 +31,7 @@ def register(registry: Registry) -> None:
         needs=Needs.STOPPED,
         configure=_configure,
         details="Frame records (x29) are read through the kernel's tables, so it works with the MMU off.",
-        aliases=("backtrace",),
+        aliases=("backtrace", "where"),
     )(backtrace)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import GuestNames
+from ptinspect.commands.sources import names_at_hand
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
@@ -71,7 +71,7 @@ def symbol(ctx: Context, args: argparse.Namespace) -> Report:
     if file is None:
         raise UserError("symbols need the kernel file", "kernel FILE, or --kernel FILE")
     live = ctx.session is not None and ctx.session.state.name == "STOPPED"
-    address = args.what.value(GuestNames(ctx) if live else _LinkNames(ctx))
+    address = args.what.value(names_at_hand(ctx))
     near = ctx.nearest(address)
     name = "" if near is None else near[0]
     offset = None if near is None else near[1]
@@ -84,23 +84,6 @@ def symbol(ctx: Context, args: argparse.Namespace) -> Report:
     }
     where = f", pa:{pa:#x}" if pa is not None else ""
     return Report(result, (Note(ctx.place(address) + where + ("" if name else ": no symbol there")),))
-
-
-class _LinkNames:
-    """Names as they were linked, for want of a guest."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-
-    def symbol(self, name: str) -> int:
-        """Return the link-time address of a symbol."""
-        kernel = self._ctx.kernel
-        assert kernel is not None
-        return kernel.lookup(name)
-
-    def register(self, name: str) -> int:
-        """Raise UserError: there are no registers."""
-        raise UserError(f"${name}: not attached to a stopped guest")
 
 
 def _physical(ctx: Context, address: int) -> int | None:

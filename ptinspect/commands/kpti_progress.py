@@ -48,8 +48,16 @@ def register(registry: Registry) -> None:
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("where", metavar="PERCENT%|VA|LEVEL:N", help="where to stop")
+    parser.add_argument("where", type=place, metavar="PERCENT%|VA|LEVEL:N", help="where to stop")
     parser.add_argument("--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help="limit")
+
+
+def place(text: str) -> str:
+    """Read a point of the rewrite; `until` says what it may be."""
+    return text
+
+
+argtypes.completes("address", place)
 
 
 def progress(ctx: Context, args: argparse.Namespace) -> Report:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import dataclass, replace
 
+from ptinspect.arch.bits import MASK64
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
@@ -19,6 +21,22 @@ LIMIT = 1 << 20
 """Bytes that one `x` may show."""
 
 
+FOLLOWS = "x"
+"""Name in Context.memo of what the next `x` without an address shows."""
+
+
+@dataclass(frozen=True)
+class Follows:
+    """Say where `x` goes on."""
+
+    form: str
+    """Count, shape and unit as typed."""
+    address: int
+    """First address that was not shown."""
+    text: argtypes.Address
+    """The same as if it had been typed; physical or not."""
+
+
 def register(registry: Registry) -> None:
     """Add `x`."""
     registry.command(
@@ -29,16 +47,18 @@ def register(registry: Registry) -> None:
         configure=_configure,
         details="x/COUNT FORMAT SIZE as in GDB: formats x (hex), d, u, c, s (string), a (address with "
         "symbol), i (instructions); sizes b, h, w, g. Virtual addresses go through our own walk, so "
-        "the MMU may be off and the CPU at EL0.",
+        "the MMU may be off and the CPU at EL0. Without ADDR, and with Enter: what follows what was shown.",
         slash="--format",
+        repeats=True,
+        again="x",
     )(examine)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", type=argtypes.address, metavar="ADDR", help=argtypes.ADDRESS_HELP)
     parser.add_argument(
-        "--format", "-f", default="4gx", metavar="NFU", help="as behind x/ in GDB: 8gx, s, 4i"
+        "address", nargs="?", type=argtypes.address, metavar="ADDR", help=argtypes.ADDRESS_HELP
     )
+    parser.add_argument("--format", "-f", metavar="NFU", help="as behind x/ in GDB: 8gx, s, 4i (4gx)")
     add_cpu_option(parser)
 
 
@@ -63,21 +83,40 @@ def parse_format(text: str) -> tuple[int, str, int]:
 
 
 def examine(ctx: Context, args: argparse.Namespace) -> Report:
-    """Show memory."""
-    count, shape, unit = parse_format(args.format)
-    address = args.address.value(GuestNames(ctx, args.cpu))
+    """Show memory, and remember what follows it."""
+    last = ctx.memo.get(FOLLOWS)
+    if args.address is None:
+        if not isinstance(last, Follows):
+            raise UserError("x: from which address on?", "x/8gx $sp")
+        form, where, text = args.format or last.form, last.address, last.text
+        address = where
+    else:
+        form, text = args.format or "4gx", args.address
+        address = args.address.value(GuestNames(ctx, args.cpu))
+    count, shape, unit = parse_format(form)
+    report, behind = _show(ctx, text, address, (count, shape, unit))
+    ctx.memo[FOLLOWS] = Follows(form, behind, replace(text, text=f"{behind:#x}"))
+    return report
+
+
+def _show(
+    ctx: Context, text: argtypes.Address, address: int, form: tuple[int, str, int]
+) -> tuple[Report, int]:
+    """Return what is at an address, and the first address behind it."""
+    count, shape, unit = form
     if shape == "i":
-        return _instructions(ctx, address, count, args.address.physical)
+        return _instructions(ctx, address, count, text.physical), address + 4 * count
     if shape == "s":
-        return _strings(ctx, args.address, address, count)
-    data, missing = read(ctx, address, count * unit, args.address.physical)
+        return _strings(ctx, text, address, count)
+    data, missing = read(ctx, address, count * unit, text.physical)
     values = [data[i : i + unit] for i in range(0, len(data) - unit + 1, unit)]
     across = {1: 16 if shape != "c" else 8, 2: 8, 4: 4, 8: 2}[unit] if shape != "a" else 1
     rows = []
     for first in range(0, len(values), across):
         cells = [_cell(ctx, value, shape) for value in values[first : first + across]]
         rows.append((address + first * unit, "", cells))
-    return views.memory(args.address.text, rows, data, args.address.physical, missing)
+    report = views.memory(text.text, rows, data, text.physical, missing)
+    return report, (address + len(values) * unit) & MASK64
 
 
 def read(ctx: Context, address: int, length: int, physical: bool) -> tuple[bytes, str]:
@@ -108,7 +147,7 @@ def _cell(ctx: Context, value: bytes, shape: str) -> str:
     return str(number) if shape == "u" else f"{number:#0{2 + 2 * len(value)}x}"
 
 
-def _strings(ctx: Context, text: argtypes.Address, address: int, count: int) -> Report:
+def _strings(ctx: Context, text: argtypes.Address, address: int, count: int) -> tuple[Report, int]:
     rows: list[tuple[int, str, list[str]]] = []
     data, missing = read(ctx, address, min(count * 256, LIMIT), text.physical)
     position = 0
@@ -120,7 +159,8 @@ def _strings(ctx: Context, text: argtypes.Address, address: int, count: int) -> 
         rows.append((address + position, "", [f'"{escape(piece.decode("utf-8", "backslashreplace"))}"']))
         position += len(piece) + 1
     shown = data[: max(position - 1, 0)]
-    return views.memory(text.text, rows, shown, text.physical, missing if len(rows) < count else "")
+    report = views.memory(text.text, rows, shown, text.physical, missing if len(rows) < count else "")
+    return report, (address + min(position, len(data))) & MASK64
 
 
 def _instructions(ctx: Context, address: int, count: int, physical: bool) -> Report:

@@ -78,6 +78,8 @@ class Command:
     """True if the words behind `--` are for another program: they arrive unparsed as `args.extra`."""
     slash: str = ""
     """Option that takes what is typed behind a slash: with `--format`, `x/8gx` is `x --format 8gx`."""
+    again: str = ""
+    """What Enter on an empty line runs instead of the same line again."""
 
     @property
     def name(self) -> str:
@@ -170,6 +172,7 @@ class Registry:
         passthrough: bool = False,
         extra: bool = False,
         slash: str = "",
+        again: str = "",
     ) -> Callable[[Handler], Handler]:
         """Register the decorated handler under `name` (words separated by spaces)."""
 
@@ -190,6 +193,7 @@ class Registry:
                 passthrough,
                 extra,
                 slash,
+                again,
             )
             for alias in aliases:
                 if self.aliases.get(alias, words) != words:
@@ -237,6 +241,9 @@ class Registry:
             raise UserError("no command given", "type 'help' for the list")
         if words[0] in self.aliases and (words[0],) not in self.commands:
             return self.commands[self.aliases[words[0]]], 1
+        from ptinspect.commands.fingers import INSTEAD
+
+        instead = INSTEAD.get(words[0], "")
         candidates = list(self.commands)
         used = 0
         while used < len(words):
@@ -247,7 +254,8 @@ class Registry:
                     if tuple(c for c in candidates if len(c) == used):
                         break
                     names = ", ".join(sorted({" ".join(c[: used + 1]) for c in step}))
-                    raise UserError(f"{' '.join(words[: used + 1])!r} is ambiguous", f"one of: {names}")
+                    said = instead if instead and not used else f"one of: {names}"
+                    raise UserError(f"{' '.join(words[: used + 1])!r} is ambiguous", said)
             if not step:
                 break
             candidates = step
@@ -261,7 +269,7 @@ class Registry:
         import difflib
 
         close = difflib.get_close_matches(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
+        hint = instead or (f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list")
         raise UserError(f"no command {words[0]!r}", hint)
 
     def run(self, ctx: Context, line: str) -> Report:

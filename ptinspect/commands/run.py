@@ -15,6 +15,7 @@ from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.output.views import run as views
 
 if TYPE_CHECKING:
+    from ptinspect.arch.sysregs import CpuState
     from ptinspect.target.session import StopInfo
 
 SCRIPT_SECONDS = 300.0
@@ -45,6 +46,7 @@ def register(registry: Registry) -> None:
         example="delete 1",
         needs=Needs.STOPPED,
         configure=_configure_delete,
+        aliases=("d",),
     )(delete)
     add(
         "continue",
@@ -63,15 +65,28 @@ def register(registry: Registry) -> None:
         example="stepi 4",
         needs=Needs.STOPPED,
         configure=_configure_stepi,
-        aliases=("si",),
+        details="There are no source lines here: s is the same.",
+        aliases=("si", "s"),
         repeats=True,
     )(stepi)
+    add(
+        "nexti",
+        summary="Step one instruction, or N, over calls",
+        example="nexti",
+        needs=Needs.STOPPED,
+        configure=_configure_nexti,
+        details="A bl or blr runs until it has returned, whatever happens on the way: a breakpoint in it "
+        "stops first. There are no source lines here: n is the same.",
+        aliases=("ni", "n", "next"),
+        repeats=True,
+    )(nexti)
     add(
         "finish",
         summary="Run until the current function has returned",
         example="finish",
         needs=Needs.STOPPED,
         configure=_configure_wait,
+        aliases=("fin",),
         repeats=True,
     )(finish)
     add(
@@ -80,6 +95,7 @@ def register(registry: Registry) -> None:
         example="until kpti_install_ng_mappings",
         needs=Needs.STOPPED,
         configure=_configure_until,
+        aliases=("u", "advance"),
     )(until)
 
 
@@ -87,7 +103,7 @@ def _configure_break(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address",
         nargs="?",
-        type=argtypes.address,
+        type=argtypes.location,
         metavar="ADDR",
         help=f"{argtypes.ADDRESS_HELP}; none: list the breakpoints",
     )
@@ -123,9 +139,15 @@ def _configure_stepi(parser: argparse.ArgumentParser) -> None:
     add_cpu_option(parser)
 
 
+def _configure_nexti(parser: argparse.ArgumentParser) -> None:
+    count = argtypes.whole(1, 10_000)
+    parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
+    _configure_wait(parser)
+
+
 def _configure_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "addresses", nargs="+", type=argtypes.address, metavar="ADDR", help=argtypes.ADDRESS_HELP
+        "addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=argtypes.ADDRESS_HELP
     )
     _configure_wait(parser)
 
@@ -226,17 +248,46 @@ def finish(ctx: Context, args: argparse.Namespace) -> Report:
     """Run until the function at the program counter has returned to its caller."""
     from ptinspect.commands.frames import return_address
 
-    session = ctx.stopped
     state = cpu_state(ctx, None)
     back = return_address(ctx, state)
     deadline = time.monotonic() + limit(ctx, args.timeout)
     ctx.forget_stop()
+    return stopped(ctx, _return_to(ctx, back, state, deadline))
+
+
+def nexti(ctx: Context, args: argparse.Namespace) -> Report:
+    """Step instructions of the current CPU; calls run until they have returned."""
+    session = ctx.stopped
+    cpu = cpu_state(ctx, None).cpu
+    deadline = time.monotonic() + limit(ctx, args.timeout)
+    for left in range(args.count - 1, -1, -1):
+        before = session.cpu_state(cpu)
+        call = is_call(ctx.code_at(before.pc, 4))
+        ctx.forget_stop()
+        if call:
+            stop = _return_to(ctx, before.pc + 4, before, deadline)
+            as_meant = stop.pc == before.pc + 4
+        else:
+            stop = session.step_instructions(1, cpu)
+            as_meant = stop.reason == "end-stepping-range"
+        if not left or not as_meant:
+            break
+    return stopped(ctx, stop)
+
+
+def is_call(code: bytes) -> bool:
+    """Tell whether an instruction is BL, BLR, or BLRA with a key. Source: Arm ARM, C4.1 (branches)."""
+    word = int.from_bytes(code, "little")
+    return word >> 26 == 0b100101 or word & 0xFFFF_FC1F == 0xD63F_0000 or word & 0xFEFF_F800 == 0xD63F_0800
+
+
+def _return_to(ctx: Context, back: int, before: CpuState, deadline: float) -> StopInfo:
+    """Run until this CPU is at `back`, not from a recursive call (a deeper stack), or stops elsewhere."""
+    session = ctx.stopped
     while True:
         stop = session.run_until([back], max(deadline - time.monotonic(), 0.1))
-        after = session.cpu_state(stop.cpu)
-        deeper = after.sp <= state.sp - 16 and after.pc == back  # a recursive call returned, not this one
-        if after.pc != back or not (deeper and stop.cpu == state.cpu):
-            return stopped(ctx, stop)
+        if stop.pc != back or (stop.cpu == before.cpu and session.cpu_state(stop.cpu).sp > before.sp - 16):
+            return stop
         if time.monotonic() >= deadline:
             raise TargetTimeout("the function did not return in time", "the guest is stopped in it")
 

@@ -104,6 +104,33 @@ class SnapshotNames:
         return register_of(captured_cpu(self._snapshot, self._cpu), name)
 
 
+class LinkNames:
+    """Names of the kernel file as it is linked, for want of a stopped guest."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def symbol(self, name: str) -> int:
+        """Return the link-time address of a symbol."""
+        kernel = self._ctx.kernel
+        if kernel is None:
+            raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
+        return kernel.lookup(name)
+
+    def register(self, name: str) -> int:
+        """Raise UserError: there are no registers."""
+        raise UserError(
+            f"${name}: not attached to a stopped guest", "a snapshot has registers too: --snap NAME"
+        )
+
+
+def names_at_hand(ctx: Context, cpu: int | None = None, snap: str | None = None) -> argtypes.Names:
+    """Return what resolves names: the snapshot if one is named, the stopped guest, or the kernel file."""
+    if snap:
+        return SnapshotNames(ctx, ctx.snapshot_or_file(snap), cpu)
+    return GuestNames(ctx, cpu) if ctx.state == "stopped" else LinkNames(ctx)
+
+
 def symbol(ctx: Context, name: str) -> int:
     """Return the run-time address of a symbol in the stopped guest; as linked while nobody knows better.
 

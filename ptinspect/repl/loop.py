@@ -134,7 +134,7 @@ class Loop:
         line = self._called_back(text.strip()) or self._repeat
         if not line or line.startswith("#"):
             return
-        self._repeat = line if self._repeats(line) else ""
+        self._repeat = self._repeated(line)
         stops = None if self.ctx.session is None else self.ctx.session.stop
         try:
             with self._interrupts():
@@ -160,11 +160,13 @@ class Loop:
             self._past.keep(line)
         return line
 
-    def _repeats(self, line: str) -> bool:
+    def _repeated(self, line: str) -> str:
+        """Return what Enter on an empty line runs after this one."""
         try:
-            return self.ctx.registry.split(line)[0].repeats
+            command = self.ctx.registry.split(line)[0]
         except PtinspectError:
-            return False
+            return ""
+        return (command.again or line) if command.repeats else ""
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:

@@ -1,0 +1,203 @@
+"""What the fingers of GDB's users know: print, info, nexti, x that goes on, disassemble, and hints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, text
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.fingers import INSTEAD
+from ptinspect.commands.info import WORDS
+from ptinspect.commands.run import is_call
+from ptinspect.errors import UserError
+
+
+@pytest.fixture
+def ctx() -> Any:
+    found = context(kernel_tree())
+    found._kernel = FakeKernel()  # type: ignore[assignment]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("c", "continue"),
+        ("si 3", "stepi"),
+        ("s", "stepi"),
+        ("step", "stepi"),
+        ("ni", "nexti"),
+        ("n", "nexti"),
+        ("next", "nexti"),
+        ("b *0x10", "break"),
+        ("bt", "bt"),
+        ("where", "bt"),
+        ("x/4gx $sp", "x"),
+        ("p/x $sp", "print"),
+        ("print $sp", "print"),
+        ("i r", "info"),
+        ("info registers", "info"),
+        ("d 1", "delete"),
+        ("q", "quit"),
+        ("fin", "finish"),
+        ("u start_kernel", "until"),
+        ("advance start_kernel", "until"),
+        ("disas", "disassemble"),
+        ("h walk", None),
+    ],
+)
+def test_what_fingers_type(line: str, name: str | None) -> None:
+    registry = build_registry()
+    if name is None:
+        with pytest.raises(UserError, match="ambiguous"):
+            registry.split(line)
+    else:
+        assert registry.split(line)[0].name == name
+
+
+@pytest.mark.parametrize("word", sorted(INSTEAD))
+def test_what_is_missing_says_what_to_type(word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_registry().split(word)
+    assert caught.value.hint == INSTEAD[word]
+
+
+def test_print(ctx: Any) -> None:
+    result = run(ctx, "print swapper_pg_dir+0x1000").result
+    assert (result["value"], result["symbol"], result["offset"]) == (
+        f"{KERNEL + 0x101000:#x}",
+        "swapper_pg_dir",
+        0x1000,
+    )
+    assert run(ctx, "p start_kernel - _text + 4K").result["value"] == "0x2000"
+    assert run(ctx, "p $x1 + 3").result["decimal"] == ctx.session.cpu_state(0).x[1] + 3
+    assert run(ctx, f"p {KERNEL:#x}").result["signed"] == KERNEL - (1 << 64)
+    physical = run(ctx, "p pa:0x41475000+8")
+    assert physical.result["physical"]
+    assert "pa:0x41475008" in text(physical)
+    for form, shown in (
+        ("x", "0x41"),
+        ("d", "65"),
+        ("u", "65"),
+        ("t", "0b1000001"),
+        ("c", "65 'A'"),
+        ("a", "0x41"),
+    ):
+        assert text(run(ctx, f"p/{form} 65")) == f"{shown}\n"
+    assert text(run(ctx, f"p/a {KERNEL + 4:#x}")) == f"{KERNEL + 4:#x} (_text+0x4)\n"
+    assert text(run(ctx, "p/d 0xffffffffffffffff")) == "-1\n"
+
+
+def test_print_without_a_guest() -> None:
+    ctx = context()
+    assert run(ctx, "p 0x10+2").result["decimal"] == 18
+    with pytest.raises(UserError, match="kernel file"):
+        run(ctx, "p start_kernel")
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    assert run(ctx, "p start_kernel").result["value"] == f"{KERNEL + 0x1000:#x}"
+    with pytest.raises(UserError, match="stopped guest"):
+        run(ctx, "p $sp")
+    with pytest.raises(UserError, match="64 bits"):
+        run(ctx, "p 3-5")
+
+
+def test_info_runs_the_command_that_answers(ctx: Any) -> None:
+    assert run(ctx, "i r x0").result == run(ctx, "regs x0").result
+    assert run(ctx, "info b").result == {"breakpoints": []}
+    assert run(ctx, "info symbol start_kernel+4").result["symbol"] == "start_kernel"
+    assert run(ctx, "info th").result == run(ctx, "cpu").result
+    assert "(regs x0)" in text(run(ctx, "i r x0"))
+    assert run(ctx, "info").result == {"words": dict(WORDS)}
+    for line, hint in (
+        ("info functions", "gdb info functions"),
+        ("info a", "one of: address, all-registers"),
+    ):
+        with pytest.raises(UserError) as caught:
+            run(ctx, line)
+        assert hint in caught.value.hint
+    registry = build_registry()
+    assert [ours for ours in WORDS.values() if (ours,) not in registry.commands] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "call"),
+    [
+        (0x94000001, True),  # bl
+        (0x97FFFFFF, True),  # bl backwards
+        (0xD63F0020, True),  # blr x1
+        (0xD63F081F, True),  # blraaz x0
+        (0xD73F0801, True),  # blraa x0, x1
+        (0x14000001, False),  # b
+        (0xD61F0020, False),  # br x1
+        (0xD65F03C0, False),  # ret
+        (0xD503201F, False),  # nop
+    ],
+)
+def test_calls_are_told_by_their_instruction(word: int, call: bool) -> None:
+    assert is_call(word.to_bytes(4, "little")) is call
+
+
+def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:
+    code = {KERNEL: 0x94000400, KERNEL + 4: 0xD503201F}
+    ctx.code_at = lambda address, length: code[address].to_bytes(4, "little")
+    ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL})
+    run(ctx, "ni")
+    assert ("until", (KERNEL + 4,)) in ctx.session.calls
+    ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL + 4})
+    run(ctx, "ni")
+    assert ctx.session.calls[-1] == ("step", 1, 0)
+
+
+def test_nexti_stops_where_something_else_stops_it(ctx: Any) -> None:
+    ctx.code_at = lambda address, length: (0x94000400).to_bytes(4, "little")
+    ctx.session.run_until = lambda addresses, timeout: ctx.session._stopped(
+        Stop("breakpoint-hit", 0, 2, KERNEL + 0x1000, "")
+    )
+    shown = run(ctx, "ni 5").result
+    assert (shown["reason"], shown["breakpoint"]) == ("breakpoint-hit", 2)
+
+
+def test_x_goes_on_where_it_ended(ctx: Any) -> None:
+    with pytest.raises(UserError, match="from which address"):
+        run(ctx, "x")
+    first = run(ctx, f"x/2gx {KERNEL:#x}")
+    assert first.result["bytes"] == run(ctx, f"x/2gx pa:{IMAGE:#x}").result["bytes"]
+    assert run(ctx, "x").result["address"] == f"{IMAGE + 16:#x}"
+    assert run(ctx, "x/4bx").result["physical"]
+    assert run(ctx, "x").result["address"] == f"{IMAGE + 36:#x}"
+    assert build_registry().split("x/2gx 0")[0].again == "x"
+
+
+def listing(first: int, count: int, named: bool) -> str:
+    name = " <other+0x0>" if named else ""
+    lines = [f"   {first + 4 * n:#x}{name}:\tnop" for n in range(count - 1)]
+    return "\n".join([*lines, f"   {first + 4 * count - 4:#x}{name}:\tbl\t{KERNEL + 0x1000:#x}{name}"])
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["image", "vmlinux"])
+def test_disassemble_names_what_gdb_may_not_know(ctx: Any, named: bool) -> None:
+    asked = []
+
+    def gdb(line: str) -> str:
+        asked.append(line)
+        return listing(int(line.split()[1], 16), int(line.split("/")[1].split("i", maxsplit=1)[0]), named)
+
+    ctx.session.gdb_command = gdb
+    ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL + 0x100})
+    report = run(ctx, "disas")
+    assert asked == [f"x/32i {KERNEL + 0x100 - 48:#x}"]
+    assert (report.result["function"], report.result["end"]) == ("_text", f"{KERNEL + 0x1000:#x}")
+    shown = text(report)
+    assert f"=> {KERNEL + 0x100:#x} +0x100 nop" in shown
+    assert f"bl      {KERNEL + 0x1000:#x} <start_kernel+0x0>" in shown
+    assert "other" not in shown
+    assert "--all" in shown
+    assert len(run(ctx, "disas --all").result["instructions"]) == 0x400
+    assert run(ctx, "disas _text -n 3").result["instructions"][0]["address"] == f"{KERNEL:#x}"
+    assert asked[-1] == f"x/3i {KERNEL:#x}"
+    run(ctx, f"disas {0x1000:#x}")
+    assert asked[-1] == "x/32i 0x1000"
+    with pytest.raises(UserError, match="multiple of 4"):
+        run(ctx, "disas 0x1002")
