@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "linux": {"numpy", "elftools", "vmlinux_to_elf", "platformdirs"},
     "stack": {"numpy"},
     "target": {"numpy", "pygdbmi", "platformdirs"},
-    "output": {"tabulate"},
+    "output": {"tabulate", "pyarrow"},
     "script": set(),
     "campaign": set(),
     "guests": {"platformdirs"},
@@ -59,6 +59,7 @@ ONE_PLACE = {
     "pygdbmi": {"target/mi.py"},
     "tabulate": {"output/text.py"},
     "tomlkit": {"config.py"},
+    "pyarrow": {"output/rows.py"},
     "elftools": {"linux/*"},
     "vmlinux_to_elf": {"linux/*"},
 }
@@ -213,7 +214,7 @@ def test_starting_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.stdout = open('/dev/null', 'w'); from ptinspect.app import main; main(['--help']);"
         "heavy = {'numpy', 'elftools', 'pygdbmi', 'prompt_toolkit', 'vmlinux_to_elf', 'tomlkit', 'tomllib'};"
-        "heavy &= set(sys.modules);"
+        "heavy.add('pyarrow'); heavy &= set(sys.modules);"
         "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

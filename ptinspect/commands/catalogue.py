@@ -29,6 +29,7 @@ MODULES: Mapping[str, str] = {
     "tables": "map, summary, find",
     "diff": "diff",
     "report": "report",
+    "export": "export",
     "check": "check",
     "setup": "setup",
     "kpti": "kpti break, kpti run, kpti status",

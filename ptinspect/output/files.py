@@ -6,8 +6,10 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ptinspect.errors import UserError
 from ptinspect.output import json as json_output
@@ -24,17 +26,27 @@ def write(report: Report, path: Path) -> None:
 
 def write_text(path: Path, data: str) -> None:
     """Write a text to `path` in one step or not at all. Raises UserError if it cannot be written."""
+    with replacing(path) as file:
+        file.write(data.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of `path` at the end, unless an error ends the block.
+
+    Raises UserError if it cannot be written.
+    """
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
+            "wb", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             temporary = Path(file.name)
             try:
-                file.write(data)
+                yield file
                 file.flush()
                 temporary.chmod(0o666 & ~_umask())
                 temporary.replace(path)
-            except OSError:
+            except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
