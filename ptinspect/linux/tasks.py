@@ -25,6 +25,7 @@ COMM_BYTES = 16
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT, include/linux/threads.h."""
 IDLE_CODE_BYTES = 0x40
+NO_THREADS = (-1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Tasks:
             raise GuestError("tasks need the kernel file: its types say where a task keeps what", "--kernel")
         self.view = view
         self.image: KernelImage = view.image
-        offset = self.image.types.offset
+        offset = view.types.offset
         self._at = _Offsets(
             offset("task_struct.stack"),
             offset("task_struct.comm"),
@@ -89,10 +90,20 @@ class Tasks:
             offset("task_struct.tasks"),
             offset("task_struct.real_parent"),
             offset("task_struct.thread.cpu_context.sp"),
-            offset("task_struct.thread_node"),
-            offset("task_struct.signal"),
-            offset("signal_struct.thread_head"),
+            *self._thread_list(),
         )
+
+    def _thread_list(self) -> tuple[int, int, int]:
+        """Return where the list of a process's threads is; NO_THREADS where nothing tells."""
+        offset = self.view.types.offset
+        try:
+            return (
+                offset("task_struct.thread_node"),
+                offset("task_struct.signal"),
+                offset("signal_struct.thread_head"),
+            )
+        except KernelFileError:
+            return NO_THREADS
 
     # -- one task -------------------------------------------------------------------------------
 
@@ -238,6 +249,8 @@ class Tasks:
     def _threads(self, leader: int, found: dict[int, Task]) -> str:
         """Add the other threads of a process; return why they may not be all."""
         at = self._at
+        if at.signal < 0:
+            return "of each process only the first thread: the kernel file describes no types"
         head = self._u64(leader + at.signal) + at.thread_head
         link = self._u64(head & MASK64)
         seen = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 from ptinspect.errors import KernelFileError
 
@@ -11,6 +12,14 @@ MAX_DEPTH = 32
 """Steps from a type to the one it stands for, and levels of arrays, that are followed."""
 MAX_NESTED = 200
 """Anonymous types that the search for one member enters."""
+
+
+class Offsets(Protocol):
+    """Say where members are; all that most questions need."""
+
+    def offset(self, path: str) -> int:
+        """Return the offset in bytes of a member. Raises KernelFileError if it is not known."""
+        ...
 
 
 @dataclass(frozen=True)

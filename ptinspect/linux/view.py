@@ -13,6 +13,7 @@ from ptinspect.linux.image import KernelImage
 from ptinspect.linux.locate import Locator
 from ptinspect.linux.placement import Found, mismatch
 from ptinspect.linux.roots import RootFound, maps_image
+from ptinspect.linux.types import Offsets
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Root
@@ -175,6 +176,21 @@ class GuestView:
         pa = self.image_pa
         assert self.image is not None
         return (self.image.text_va + self.kaslr_offset - pa) & MASK64
+
+    @cached_property
+    def types(self) -> Offsets:
+        """Where the kernel's types keep what: as its file says, else as far as memory tells.
+
+        Raises GuestError without a kernel file.
+        """
+        if self.image is None:
+            raise GuestError("types need the kernel file", "--kernel FILE")
+        try:
+            return self.image.types
+        except KernelFileError:
+            from ptinspect.linux.seen import SeenTypes
+
+            return SeenTypes(self)
 
     # -- symbols and memory ---------------------------------------------------------------------
 

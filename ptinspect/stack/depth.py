@@ -34,7 +34,7 @@ class Depth:
 
 def regs_layout(stacks: Stacks) -> RegsLayout:
     """Return where struct pt_regs keeps what. Raises KernelFileError if the kernel has no such type."""
-    offset = stacks.tasks.image.types.offset
+    offset = stacks.view.types.offset
     return RegsLayout(
         stacks.entry.frame_size,
         offset("pt_regs.sp"),
@@ -98,8 +98,8 @@ def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
     """
     view = stacks.view
     stack = stacks.of_task(task)
-    context = task.address + stacks.tasks.image.types.offset("task_struct.thread.cpu_context")
-    offset = stacks.tasks.image.types.offset
+    context = task.address + stacks.view.types.offset("task_struct.thread.cpu_context")
+    offset = stacks.view.types.offset
     x29 = view.read_u64(context + offset("cpu_context.fp"))
     pc = view.read_u64(context + offset("cpu_context.pc"))
     holds = stack.holds_sp(task.saved_sp)
