@@ -214,6 +214,10 @@ class View:
         self.image = guest.image
         self.states = tuple(states)
 
+    @property
+    def types(self) -> Any:
+        return self.image.types
+
     def symbol(self, name: str) -> int:
         return self.image.lookup(name)
 

@@ -71,6 +71,17 @@ def census(snapshot: Snapshot) -> Census:
     return Census(*counts)
 
 
+def tables_by_level(snapshot: Snapshot) -> dict[int, tuple[int, int]]:
+    """Return for each level that has table descriptors how many, and how many of them have bit 11."""
+    counts: dict[int, tuple[int, int]] = {}
+    for level, raw in _levels(snapshot):
+        table = kinds(raw, level, snapshot.regime) == K_TABLE
+        if table.any():
+            marked = table & ((raw & np.uint64(BIT11)) != 0)
+            counts[level] = int(table.sum()), int(marked.sum())
+    return counts
+
+
 def _levels(snapshot: Snapshot) -> list[tuple[int, np.ndarray[tuple[int, ...], np.dtype[np.uint64]]]]:
     tables = snapshot.tables
     return [(int(v), tables.raw[tables.level == v]) for v in np.unique(tables.level)]

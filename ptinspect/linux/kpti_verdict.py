@@ -15,7 +15,7 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.linux.kpti_code import KptiCode
 from ptinspect.linux.kpti_frontier import restores_tables
-from ptinspect.linux.kpti_state import MOSTLY, census
+from ptinspect.linux.kpti_state import MOSTLY, census, tables_by_level
 from ptinspect.linux.kpti_writes import Recording
 from ptinspect.snapshot.changes import Change
 from ptinspect.snapshot.diff import diff
@@ -162,6 +162,14 @@ def _marking(
     if not c.marked and c.tables:
         return _unmarked(share, recording, code)
     later = c.tables - c.marked
+    if later and finished and code is not None and restores_tables(code):
+        top = _marked_at_the_top(after)
+        if top is not None:
+            once = (
+                f"level {top}: all table descriptors are marked, none below: the walk enters the next level "
+                "without the toggle that would take the mark back, as where levels are folded"
+            )
+            return Verdict("toggle-write-back", (share, once, *_stores_said(recording)))
     if later and finished:
         return Verdict("unknown", (share,), (f"{later} table descriptors are not marked: check",))
     made = (f"{later} tables without a mark were made later",) if later else ()
@@ -182,6 +190,15 @@ def _not_run(before: Snapshot | None, after: Snapshot, share: str) -> Verdict | 
         first = f"{before.name}: {had}"
         return Verdict("not-run", (first, share, "mappings were nG from the start (KASLR)"))
     return None
+
+
+def _marked_at_the_top(snapshot: Snapshot) -> int | None:
+    """Return the root's level if all its table descriptors are marked and no others; None otherwise."""
+    counts = tables_by_level(snapshot)
+    top = min(counts, default=None)
+    if top is None or counts[top][0] != counts[top][1]:
+        return None
+    return None if any(marked for level, (_, marked) in counts.items() if level != top) else top
 
 
 def _unmarked(share: str, recording: Recording | None, code: KptiCode | None) -> Verdict:

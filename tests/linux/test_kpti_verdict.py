@@ -175,3 +175,22 @@ def test_places_that_are_done_or_not_there_are_refused() -> None:
         by_address(old, POST, 0x1000)
     with pytest.raises(UserError):
         by_number(old, POST, 3, 13)
+
+
+def test_a_toggle_whose_first_level_is_folded() -> None:
+    """With three levels the toggle's `eor pgd` is not compiled in: only the root's tables keep their mark."""
+    old = before()
+    after = marked(old, tables=False)
+    top = int(after.tables.level.min())
+    for row in np.flatnonzero(after.tables.level == top).tolist():
+        raw = after.tables.raw[row]
+        raw[are_tables(raw, top)] |= np.uint64(NG)
+    toggles = dataclasses.make_dataclass("Code", ["toggles", "levels", "marks_tables"])(True, (), True)
+    found = judge(old, after, None, toggles)
+    assert found.code == "toggle-write-back" and "folded" in found.evidence[1]
+    plain = dataclasses.make_dataclass("Code", ["toggles", "levels", "marks_tables"])(False, (), True)
+    assert judge(old, after, None, plain).code == "unknown"
+    raw[are_tables(raw, top)] &= ~np.uint64(NG)
+    low = int(np.flatnonzero(after.tables.level == top + 1)[0])
+    after.tables.raw[low][are_tables(after.tables.raw[low], top + 1)] |= np.uint64(NG)
+    assert judge(old, after, None, toggles).code == "unknown"
