@@ -162,16 +162,8 @@ def _marking(
     if not c.marked and c.tables:
         return _unmarked(share, recording, code)
     later = c.tables - c.marked
-    if later and finished and code is not None and restores_tables(code):
-        top = _marked_at_the_top(after)
-        if top is not None:
-            once = (
-                f"level {top}: all table descriptors are marked, none below: the walk enters the next level "
-                "without the toggle that would take the mark back, as where levels are folded"
-            )
-            return Verdict("toggle-write-back", (share, once, *_stores_said(recording)))
     if later and finished:
-        return Verdict("unknown", (share,), (f"{later} table descriptors are not marked: check",))
+        return _partly_marked(after, share, recording, code, later)
     made = (f"{later} tables without a mark were made later",) if later else ()
     return Verdict("normal", (share, *made, *_stores_said(recording)))
 
@@ -190,6 +182,20 @@ def _not_run(before: Snapshot | None, after: Snapshot, share: str) -> Verdict | 
         first = f"{before.name}: {had}"
         return Verdict("not-run", (first, share, "mappings were nG from the start (KASLR)"))
     return None
+
+
+def _partly_marked(
+    after: Snapshot, share: str, recording: Recording | None, code: KptiCode | None, missing: int
+) -> Verdict:
+    """Judge where only some of the tables are marked."""
+    top = _marked_at_the_top(after)
+    if top is None or code is None or not restores_tables(code):
+        return Verdict("unknown", (share,), (f"{missing} table descriptors are not marked: check",))
+    once = (
+        f"level {top}: all table descriptors are marked, none below: the walk enters the next level without "
+        "the toggle that would take the mark back, as where levels are folded"
+    )
+    return Verdict("toggle-write-back", (share, once, *_stores_said(recording)))
 
 
 def _marked_at_the_top(snapshot: Snapshot) -> int | None:

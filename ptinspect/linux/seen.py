@@ -205,7 +205,8 @@ class SeenTypes:
         from ptinspect.linux.stacks import entry_of
 
         assert self._stack is not None
-        size = entry_of(self._view).thread_size or 0
+        entry = entry_of(self._view)
+        size = entry.thread_size or entry.irq_stack_size or 0
         votes: dict[int, int] = {}
         for task in self._others:
             stack = self._view.read_u64(task + self._stack)
