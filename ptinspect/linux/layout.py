@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image import KernelImage
+from ptinspect.linux.kasan import shadow_of, shifted
 from ptinspect.linux.regions import Layout, Region
 from ptinspect.linux.view import GuestView
 from ptinspect.paging.regions import RegionNamer, half_namer
@@ -160,41 +161,16 @@ def layout(
     leaves = _leaves(snapshot)
     known = _image_regions(image, kaslr_offset, leaves)
     linked = image.text_va if image is not None and image.linked else None
-    shadow, shift = _kasan_shadow(regime, image)
+    shadow, shift = shadow_of(regime, image, _sizes(regime, VARIANTS[-1]).middle)
     linked = None if linked is None else linked - shift
     best = max(VARIANTS, key=lambda variant: _score(variant, regime, leaves, linked, used))
     regions = best.regions(_sizes(regime, best))
     if not _told(best, regime, leaves, linked):
         return of_variant(regime, "", (*more, *known))
-    known += [*shadow, *_shifted(regions, shift)]
+    known += [*shadow, *shifted(regions, shift)]
     if not known:
         known = _text_by_tables(leaves, regions)
     return of_variant(regime, best.name, (*more, *_trampoline(leaves, regions), *known))
-
-
-def _kasan_shadow(regime: Regime, image: KernelImage | None) -> tuple[list[Region], int]:
-    """Return the shadow memory of KASAN, and by how many bytes it moves what follows the linear map.
-
-    It is an eighth of the address space, a sixteenth with software tags. Up to v5.10 it lies above the
-    middle, and modules and the image behind it; from v5.11 on it ends there, and the linear map before it
-    (Linux commit f4693c2716b3 ("arm64: mm: extend linear region for 52-bit VA configurations")).
-    """
-    if image is None or not image.linked or "kasan_early_init" not in image.symbols:
-        return [], 0
-    middle = _sizes(regime, VARIANTS[-1]).middle
-    size = 1 << min(regime.va_bits, 48) - (4 if "kasan_init_sw_tags" in image.symbols else 3)
-    if image.text_va >= middle + size:
-        return [Region(middle, middle + size, "KASAN shadow")], size
-    return [Region(middle - size, middle, "KASAN shadow")], 0
-
-
-def _shifted(regions: Sequence[Region], shift: int) -> list[Region]:
-    """Return the regions that KASAN's shadow moves, where they are then."""
-    if not shift:
-        return []
-    moved = [r for r in regions if r.name in ("bpf", "modules")]
-    rest = [Region(r.start + shift, r.end, r.name) for r in regions if r.name == "vmalloc"]
-    return [Region(r.start + shift, r.end + shift, r.name) for r in moved] + rest
 
 
 def of_variant(regime: Regime, name: str, known: Iterable[Region]) -> Layout:
