@@ -250,8 +250,18 @@ def context(tree: TreeBuilder | None = None, **more: Any) -> Context:
 
 
 def run(ctx: Context, line: str) -> Report:
-    """Run a line as every entry does."""
-    return ctx.registry.run(ctx, line)
+    """Run a line as every entry does; what it says must be readable on a terminal of 80 columns."""
+    report = ctx.registry.run(ctx, line)
+    assert wider(report, 80) == []
+    return report
+
+
+def wider(report: Report, columns: int) -> list[str]:
+    """The lines that are wider than the terminal though they could be broken."""
+    from ptinspect.output.text import render
+
+    lines = render(report, width=columns).splitlines()
+    return [line for line in lines if len(line) > columns and len(line.split()) > 1]
 
 
 def text(report: Report) -> str:

@@ -13,9 +13,9 @@ from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.output.model import Note, Report, Styled, Table, escape, hex_address, spanned
 
-COUNT = 32
+COUNT = 16
 """Instructions shown of a longer function, or where nobody knows the function."""
-BEFORE = 12
+BEFORE = 6
 """Those of them that lie before the address that was asked for."""
 MOST = 4096
 
@@ -116,16 +116,20 @@ def _instruction(ctx: Context, line: str, pc: int) -> tuple[list[Styled], dict[s
     near = ctx.nearest(address)
     place = "" if near is None else f"+{near[1]:#x}"
     mark = "=> " if address == pc else "   "
-    code = _TARGET.sub(lambda found: _place(ctx, int(found[1], 16)), code)
+    shown = _TARGET.sub(lambda found: _place(ctx, int(found[1], 16)), code)
+    code = _TARGET.sub(lambda found: found[1], code)
     parts = [
         Styled(mark, "changed"),
         Styled(f"{address:#x}", "address"),
         Styled(f" {place:<6} ", "dim"),
-        Styled(code, "changed" if address == pc else "plain"),
+        Styled(shown, "changed" if address == pc else "plain"),
     ]
     return parts, {"address": hex_address(address), "text": " ".join(code.split())}
 
 
 def _place(ctx: Context, address: int) -> str:
-    near = ctx.nearest(address) if bit(address, 55) else None
-    return f"{address:#x}" if near is None else f"{address:#x} <{near[0]}+{near[1]:#x}>"
+    """Return the symbol for an address that lies in it, else the address: data may have no symbols."""
+    near = ctx.symbol_at(address) if bit(address, 55) else None
+    if near is None:
+        return f"{address:#x}"
+    return f"<{near[0]}{f'+{near[1]:#x}' if near[1] else ''}>"

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Mapping
 
 from ptinspect import __version__
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Command, Registry
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Guest": ("target", "console", "kernel", "lane", "setup", "demo", "passthrough"),
+    "Run and stop": ("run",),
+    "Look": ("regs", "memory", "evaluate", "disassemble", "frames", "info"),
+    "Tables": ("walk", "tables", "check", "decode", "poke"),
+    "Snapshots": ("snapshots", "diff", "report"),
+    "KPTI": ("kpti", "kpti_writes", "kpti_progress", "kpti_verdict"),
+    "Stack": ("stack", "stack_guard", "stack_trace", "stack_highwater", "why", "oops"),
+}
+"""Titles in the list of commands, and the modules of their commands."""
+OTHERS = "Session"
 
 
 def register(registry: Registry) -> None:
@@ -51,10 +64,24 @@ def show_help(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def _list(commands: list[Command], title: str) -> Report:
-    rows = [(Styled(c.name, "level"), " ".join(c.aliases), c.summary) for c in commands]
-    table = Table((Column("command"), Column("short"), Column("what it does")), rows, title)
-    result = {"commands": [_facts(c) for c in commands]}
-    return Report(result, (table,))
+    rows: list[tuple[Cell, Cell]] = []
+    for name in sorted({group_of(c) for c in commands}, key=[*GROUPS, OTHERS].index):
+        group = [c for c in commands if group_of(c) == name]
+        if len(group) < len(commands):
+            rows += [("", ""), (Styled(name, "title"), "")]
+        rows.extend((Styled(c.name, "level"), _summary(c)) for c in group)
+    result = {"commands": [{**_facts(c), "group": group_of(c)} for c in commands]}
+    return Report(result, (Table((Column(""), Column("")), rows, title),))
+
+
+def group_of(command: Command) -> str:
+    """Return the name of the group that a command is listed in."""
+    module = command.handler.__module__.rpartition(".")[2]
+    return next((name for name, modules in GROUPS.items() if module in modules), OTHERS)
+
+
+def _summary(command: Command) -> str:
+    return command.summary + (f" ({', '.join(command.aliases)})" if command.aliases else "")
 
 
 def explain(command: Command, group: list[Command] | None = None) -> Report:

@@ -228,7 +228,10 @@ class Runner:
         else:
             stop = self.run_to_store(site, skip)
         if stop.pc != site:
-            raise GuestError(f"the guest stopped at {stop.pc:#x} in the middle of the rewrite")
+            raise GuestError(
+                f"the guest stopped at {stop.pc:#x} in the middle of the rewrite",
+                "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
+            )
         self.outcome.stops.append(("during", stop.pc))
 
     def run_to_access(self, entry: int) -> None:

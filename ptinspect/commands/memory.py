@@ -110,7 +110,7 @@ def _show(
         return _strings(ctx, text, address, count)
     data, missing = read(ctx, address, count * unit, text.physical)
     values = [data[i : i + unit] for i in range(0, len(data) - unit + 1, unit)]
-    across = {1: 16 if shape != "c" else 8, 2: 8, 4: 4, 8: 2}[unit] if shape != "a" else 1
+    across = {1: 8, 2: 8, 4: 4, 8: 2}[unit] if shape != "a" else 1
     rows = []
     for first in range(0, len(values), across):
         cells = [_cell(ctx, value, shape) for value in values[first : first + across]]
@@ -141,7 +141,7 @@ def _cell(ctx: Context, value: bytes, shape: str) -> str:
     if shape == "a":
         return ctx.place(number)
     if shape == "c":
-        return f"{number} '{escape(chr(number)) if number < 0x80 else '.'}'"
+        return f"{number} '{chr(number)}'" if 0x20 <= number < 0x7F else str(number)
     if shape == "d":
         return str(int.from_bytes(value, "little", signed=True))
     return str(number) if shape == "u" else f"{number:#0{2 + 2 * len(value)}x}"

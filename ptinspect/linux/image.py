@@ -110,9 +110,16 @@ class KernelImage:
         try:
             return self.table.lookup(name)
         except KernelFileError as error:
-            raise KernelFileError(f"{self.path.name}: {error.message}", error.hint or self._hint()) from None
+            raise KernelFileError(
+                f"{self.path.name}: {error.message}", error.hint or self._hint(name)
+            ) from None
 
-    def _hint(self) -> str:
+    def _hint(self, name: str) -> str:
+        close = [other for other in self.symbols if other.startswith(name)] or [
+            other for other in self.symbols if name in other
+        ]
+        if close and name:
+            return f"did you mean {' or '.join(sorted(close, key=lambda other: (len(other), other))[:3])}?"
         if self.symbols_missing:
             return self.symbols_missing
         if self.is_elf:

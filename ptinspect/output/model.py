@@ -31,6 +31,8 @@ class Column:
 
     title: str
     align: Literal["left", "right"] = "left"
+    spare: bool = False
+    """True if it is left out where the terminal is too narrow for all."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from ptinspect.output.model import Cell, Note, Report, Style, Styled, Table
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
 
 SGR: Mapping[Style, str] = {
     "plain": "",
@@ -20,6 +21,9 @@ SGR: Mapping[Style, str] = {
     "address": "34",
 }
 """ECMA-48 Select Graphic Rendition parameters of each style."""
+
+FOLDED = 24
+"""Columns that the last column of a table must have left to be folded; else it goes below its row."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -85,41 +89,119 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _table(table: Table, colour: bool, width: int) -> str:
-    title = [paint(table.title, "title", colour)] if table.title else []
+    title = [paint(line, "title", colour) for line in _titles(table.title, width)]
     if not table.rows:
         return "\n".join([*title, paint(table.empty or "nothing to show", "dim", colour)])
+    if width and _total(_widths(table)) > width:
+        table = _without_spare(table)
+    widths = _widths(table)
+    fits = len(widths)
+    if width and _total(widths) > width:
+        room = width - _total(widths[:-1]) - 2
+        if room >= min(FOLDED, widths[-1]):
+            return "\n".join([*title, *_folded(table, colour, width, room)])
+        while fits > 1 and _total(widths[:fits]) > width:
+            fits -= 1
+    return "\n".join([*title, *_stacked(table, fits, colour, width)])
+
+
+def _total(widths: Sequence[int]) -> int:
+    """Return the width of a line of such columns."""
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _without_spare(table: Table) -> Table:
+    keep = [i for i, column in enumerate(table.columns) if not column.spare]
+    rows = [[row[i] for i in keep] for row in table.rows]
+    return replace(table, columns=[table.columns[i] for i in keep], rows=rows)
+
+
+def _titles(title: str, width: int) -> list[str]:
+    return [] if not title else wrap(title, width) if width else [title]
+
+
+def _widths(table: Table) -> list[int]:
+    """Return the width of each column."""
+    return [
+        max(len(column.title), *(len(str(row[i])) for row in table.rows))
+        for i, column in enumerate(table.columns)
+    ]
+
+
+def _grid(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], colour: bool) -> list[str]:
     from tabulate import tabulate
 
-    rows = _fold(table, width) if width else table.rows
-    headers = [[paint(column.title, "dim", colour) for column in table.columns]]
+    headers = [[paint(column.title, "dim", colour) for column in columns]]
     body = tabulate(  # headers are a row: tabulate would pad them by two columns
-        (headers if any(column.title for column in table.columns) else [])
+        (headers if any(column.title for column in columns) else [])
         + [[_cell(cell, colour) for cell in row] for row in rows],
-        colalign=[column.align for column in table.columns],
+        colalign=[column.align for column in columns],
         tablefmt="plain",
         disable_numparse=True,
     )
-    return "\n".join([*title, *(line.rstrip() for line in body.split("\n"))])
+    return [line.rstrip() for line in body.split("\n")]
 
 
 def _cell(cell: Cell, colour: bool) -> str:
     return paint(cell.text, cell.style, colour) if isinstance(cell, Styled) else cell
 
 
-def _fold(table: Table, width: int) -> Sequence[Sequence[Cell]]:
-    """Break the last column's cells where a line would pass `width`, if enough room is left for it."""
-    widths = [
-        max(len(column.title), *(len(str(row[i])) for row in table.rows))
-        for i, column in enumerate(table.columns)
-    ]
-    room = width - sum(widths[:-1]) - 2 * (len(widths) - 1)
-    if room < 10 or widths[-1] <= room:
-        return table.rows
-    folded: list[Sequence[Cell]] = []
+def _style(cell: Cell) -> Style:
+    return cell.style if isinstance(cell, Styled) else "plain"
+
+
+def _folded(table: Table, colour: bool, width: int, room: int) -> list[str]:
+    """Break the last column's cells where a line would pass `width`; long words go below their row."""
+    rows: list[Sequence[Cell]] = []
+    below: dict[int, list[str]] = {}
     for row in table.rows:
         last = row[-1]
-        style: Style = last.style if isinstance(last, Styled) else "plain"
-        pieces = textwrap.wrap(str(last), room, break_long_words=False, break_on_hyphens=False) or [""]
-        folded.append([*row[:-1], Styled(pieces[0], style)])
-        folded.extend([*("" for _ in row[:-1]), Styled(piece, style)] for piece in pieces[1:])
-    return folded
+        text = str(last)
+        if max((len(word) for word in text.split()), default=0) > room:
+            below[len(rows)] = [
+                f"    {paint(piece, _style(last), colour)}" for piece in wrap(text, width - 4)
+            ]
+            rows.append([*row[:-1], ""])
+            continue
+        pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+        rows.append([*row[:-1], Styled(pieces[0], _style(last))])
+        rows.extend([*("" for _ in row[:-1]), Styled(piece, _style(last))] for piece in pieces[1:])
+    return _with_below(_grid(table.columns, rows, colour), len(rows), below)
+
+
+def _stacked(table: Table, fits: int, colour: bool, width: int) -> list[str]:
+    """Put the columns from number `fits` on on lines of their own below each row, each with its title."""
+    first = _grid(table.columns[:fits], [row[:fits] for row in table.rows], colour)
+    below = {
+        number: _below(table.columns[fits:], row[fits:], colour, width)
+        for number, row in enumerate(table.rows)
+        if fits < len(table.columns)
+    }
+    return _with_below(first, len(table.rows), below)
+
+
+def _with_below(grid: list[str], rows: int, below: Mapping[int, list[str]]) -> list[str]:
+    """Put lines below rows of a grid, whose first line may be its head."""
+    head = len(grid) - rows
+    lines = grid[:head]
+    for number, line in enumerate(grid[head:]):
+        lines.extend((line, *below.get(number, ())))
+    return lines
+
+
+def _below(columns: Sequence[Column], cells: Sequence[Cell], colour: bool, width: int) -> list[str]:
+    lines: list[str] = []
+    left = 0
+    for column, cell in zip(columns, cells, strict=True):
+        if not str(cell):
+            continue
+        text = f"{column.title} {cell}" if column.title else str(cell)
+        for piece in wrap(text, width - 4):
+            painted = paint(piece, _style(cell), colour)
+            if left >= len(piece) + 2:
+                lines[-1] += f"  {painted}"
+                left -= len(piece) + 2
+            else:
+                lines.append(f"    {painted}")
+                left = width - 4 - len(piece)
+    return lines

@@ -26,14 +26,19 @@ class Toolbar:
         key = (id(session), session.stop_token, state, session.current_cpu if state == "stopped" else 0)
         if self._known is None or self._known[0] != key:
             self._known = (key, self._stopped() if state == "stopped" else state)
-        console = " · console" if self._ctx.follower is not None else ""
-        return f" {self._known[1]} · {escape(session.address)}{console}"
+        qemu = self._ctx.qemu
+        ours = qemu is not None and session.address == str(qemu.gdb_socket)
+        parts = [self._known[1], "" if ours else escape(session.address)]
+        if self._ctx.follower is not None:
+            parts.append("console")
+        return " " + " · ".join(part for part in parts if part)
 
     def _stopped(self) -> str:
         try:
             now = collect(self._ctx)
         except PtinspectError as error:
             return f"stopped · {escape(error.message)}"
+        place = now.place.replace(" (", " ").removesuffix(")")
         mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
         depth = watched(self._ctx)
-        return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · pc {now.place}{f' · {depth}' if depth else ''}"
+        return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · {place}{f' · {depth}' if depth else ''}"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from conftest import missing
+from fakes import wider
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -23,8 +24,10 @@ class Live:
         self.ctx = ctx
 
     def __call__(self, line: str) -> dict[str, Any]:
-        """Run a line and return its result."""
-        return dict(self.ctx.registry.run(self.ctx, line).result)
+        """Run a line and return its result; what it says must be readable on 80 columns."""
+        report = self.ctx.registry.run(self.ctx, line)
+        assert wider(report, 80) == [], line
+        return dict(report.result)
 
     def exit_code(self, line: str) -> int:
         """Run a line and return the exit code of its report."""

@@ -32,6 +32,43 @@ def test_the_last_column_is_folded_to_the_width() -> None:
     assert " ".join(" ".join(lines).split()).endswith("one two three four five six seven b 200 x")
 
 
+def test_a_word_too_long_to_be_folded_goes_below_its_row_alone() -> None:
+    path = "/a" * 30
+    table = Table((Column(""), Column("")), [("guest", "stopped"), ("kernel", path), ("note", "n " * 40)])
+    assert render(Report({}, (table,)), width=50).splitlines() == [
+        "guest   stopped",
+        "kernel",
+        f"    {path}",
+        "note    " + " ".join("n" * 21),
+        "        " + " ".join("n" * 19),
+    ]
+
+
+def test_columns_that_do_not_fit_go_below_with_their_titles() -> None:
+    columns = (Column("address"), Column("count", "right"), Column("region"), Column("raw"))
+    rows = [("0x" + "f" * 16, "7", Styled("text", "good"), "0x" + "1" * 16), ("0x1", "8", "", "0x2")]
+    report = Report({}, (Table(columns, rows, "Title"),))
+    shown = render(report, width=40)
+    assert shown.splitlines() == [
+        "Title",
+        "address             count  region",
+        "0xffffffffffffffff      7  text",
+        "    raw 0x1111111111111111",
+        "0x1                     8",
+        "    raw 0x2",
+    ]
+    assert plain(render(report, width=40, colour=True)) == shown
+    assert max(map(len, render(report, width=30).splitlines())) <= 30
+    assert render(report, width=60) == render(report)
+
+
+def test_a_spare_column_is_left_out_where_there_is_no_room() -> None:
+    columns = (Column("a"), Column("sp", spare=True), Column("b"))
+    report = Report({}, (Table(columns, [("x" * 10, "y" * 10, "z" * 10)]),))
+    assert render(report, width=34).split() == ["a", "sp", "b", "x" * 10, "y" * 10, "z" * 10]
+    assert render(report, width=33).split() == ["a", "b", "x" * 10, "z" * 10]
+
+
 def test_paragraphs_are_wrapped_only_with_a_width() -> None:
     words = "  " + "word " * 40
     report = Report({}, (Note(words),))

@@ -125,7 +125,7 @@ def test_the_toolbar_says_where_the_guest_stands(keys: PipeInput) -> None:
     attached = context(kernel_tree())
     session: FakeSession = attached.session  # type: ignore[assignment]
     subject = loop(attached, keys)
-    assert subject.toolbar() == " stopped · cpu 0 EL1 · MMU on · pc 0xffff800010010000 · :1234"
+    assert subject.toolbar() == " stopped · cpu 0 EL1 · MMU on · 0xffff800010010000 · :1234"
     session.state = State.RUNNING
     assert subject.toolbar() == " running · :1234"
 

@@ -219,7 +219,7 @@ def tasks(rows: Sequence[TaskRow], incomplete: str, limit: int | None) -> Report
     columns = (
         Column("pid", "right"),
         Column("task"),
-        Column("sp"),
+        Column("sp", spare=True),
         Column("used", "right"),
         Column("free", "right"),
         Column("deepest", "right"),

@@ -164,7 +164,10 @@ def registers(cpu: int, general: Mapping[str, int], system: Mapping[str, int], l
         "registers": {name: hex_address(value) for name, value in {**general, **system}.items()},
         "source": label,
     }
-    return Report(result, (_grid(general, f"cpu {cpu} ({label})", 3), _grid(system, "system registers", 2)))
+    body = [_grid(general, f"cpu {cpu} ({label})", 3)]
+    if system:
+        body.append(_grid(system, "system registers", 2))
+    return Report(result, body)
 
 
 def _grid(values: Mapping[str, int], title: str, across: int) -> Table:
