@@ -73,6 +73,8 @@ class LevelCode:
     """The instruction that descends; None on the last level."""
     back: int | None = None
     """Where the code goes when the table is done: into the loop of the level above; None at the root."""
+    bypass: bool = False
+    """True if tables branch over the instruction that sets bit 11, to the store."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,8 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
     access = a64.access64(words[load])
     assert access is not None
     register, cursor = access.register, access.base
-    skip = descend = branch = mark = store = None
+    skip = mark = store = None
+    tables: list[tuple[int, int]] = []  # where tables branch away, and to
     displacement, toggles, advance = 0, False, load if access.writeback else None
     for i in range(load + 1, min(load + _LOOP_WORDS, len(words))):
         word, at = words[i], 4 * i
@@ -277,7 +280,7 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
             if tested[2] == 0:
                 skip = tested[3]
             elif tested[:1] == ("tbnz",) and tested[2] == 1:
-                descend, branch = tested[3], at
+                tables.append((at, tested[3]))
         elif marked is not None and marked[0] == register:
             mark, toggles = at, marked[2]
         elif stored is not None and not stored.load and (stored.register, stored.base) == (register, cursor):
@@ -290,9 +293,11 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
             if compared is None or compared[0] != cursor or skip is None or advance is None:
                 break
             back = None if is_root else _follow(words, i + 1)
+            over = [t for t in tables if mark is not None and mark < t[1] <= (store or 0)]
+            branch, descend = next((t for t in tables if t not in over), (None, None))
             return LevelCode(
                 LEVEL_LAST, register, cursor, compared[1], closing, 4 * load, mark, store,
-                displacement, 4 * advance, at, descend, skip, toggles, branch, back,
+                displacement, 4 * advance, at, descend, skip, toggles, branch, back, bool(over),
             )  # fmt: skip
     raise _unknown("a loop over a table is not as expected")
 

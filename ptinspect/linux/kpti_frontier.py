@@ -173,11 +173,11 @@ def _descriptor_pa(
 def restores_tables(code: KptiCode) -> bool:
     """Tell whether descriptors of tables are written with the value that they had.
 
-    So does the debug patch that toggles bit 11 twice; so does code that comes back from a subtree behind
-    the instruction that sets the bit.
+    So does the debug patch that toggles bit 11 twice; so does code in which tables come to the store by a
+    way around the instruction that sets the bit, back from a subtree or before they go into it.
     """
     return code.toggles or any(
-        above.mark is not None and above.mark < (below.back or 0) <= (above.store or 0)
+        above.bypass or (above.mark is not None and above.mark < (below.back or 0) <= (above.store or 0))
         for above, below in pairwise(code.levels)
     )
 

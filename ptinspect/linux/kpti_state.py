@@ -9,12 +9,11 @@ import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
-from ptinspect.arch.regime import Regime
 from ptinspect.linux.kpti_frontier import Frontier
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot
 
-__all__ = ["Census", "Frontier", "KptiState", "State", "census", "descriptor_for", "state_from_tables"]
+__all__ = ["Census", "Frontier", "KptiState", "State", "census", "state_from_tables"]
 
 State = Literal["before", "in-progress", "after", "not-needed", "unknown"]
 MOSTLY = 0.99
@@ -110,20 +109,6 @@ def frontier_from_tables(snapshot: Snapshot) -> Frontier | None:
         if best is None or va < best.va:
             best = Frontier(VirtAddr(va), int(level), PhysAddr(int(tables.pa[row]) + 8 * slot), "tables")
     return best
-
-
-def descriptor_for(snapshot: Snapshot, va: int, level: int, regime: Regime) -> PhysAddr | None:
-    """Return the address of the descriptor for `va` at `level` in a snapshot; None if it has none."""
-    tables = snapshot.tables
-    rows = np.flatnonzero(tables.level == level)
-    if not len(rows):
-        return None
-    at = int(np.searchsorted(tables.va[rows], np.uint64(va), side="right")) - 1
-    if at < 0:
-        return None
-    row = int(rows[at])
-    slot = (va - int(tables.va[row])) >> regime.shift(level)
-    return PhysAddr(int(tables.pa[row]) + 8 * slot) if slot < regime.entries(level) else None
 
 
 def state_from_tables(snapshot: Snapshot) -> KptiState:

@@ -33,8 +33,8 @@ class Locator:
     """Guest RAM."""
     regime: Callable[[], Regime]
     """Returns the kernel half of the translation regime, or raises RegimeError."""
-    hint: tuple[int | None, int | None] = (None, None)
-    """Image address and KASLR offset at an earlier stop."""
+    hint: tuple[int | None, int | None, int | None] = (None, None, None)
+    """Image address, KASLR offset and the kernel's own root at an earlier stop."""
     _executable: dict[int, list[roots.Run]] = field(default_factory=dict)
 
     def find_image(self) -> Found | None:
@@ -97,7 +97,18 @@ class Locator:
                 found = search(candidate, known)
                 if found is not None:
                     return found
-        return self._unconfirmed(regime)
+        return self._lost(candidates) or self._unconfirmed(regime)
+
+    def _lost(self, candidates: dict[int, Candidate]) -> RootFound | None:
+        """Return the root of an earlier stop if a register still leads to it: its tables are damaged.
+
+        While the new algorithm runs TTBR1 has a temporary table, which says nothing of the kernel's own.
+        """
+        found = candidates.get(self.hint[2] or 0)
+        if found is None:
+            return None
+        doubt = "which mapped the kernel image at an earlier stop and does not any more"
+        return RootFound(found.pa, f"{found.name}, {doubt}", None, confirmed=False)
 
     def _confirm(self, candidate: Candidate, known: Found | None) -> RootFound | None:
         """Return the root if it maps the kernel, with what that tells about KASLR."""

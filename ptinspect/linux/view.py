@@ -57,16 +57,16 @@ class GuestView:
         """The KASLR offset as far as it was found already; nothing is read for it."""
         return self._known()[1]
 
-    def _known(self) -> tuple[int | None, int | None]:
-        """Return image address and KASLR offset as far as this view, or an earlier one, found them."""
-        pa, offset = self._previous or (None, None)
+    def _known(self) -> tuple[int | None, int | None, int | None]:
+        """Return image address, KASLR offset and root as far as this view, or an earlier one, found them."""
+        pa, offset, table = self._previous or (None, None, None)
         found = self.__dict__.get("_placement")
         if isinstance(found, Found) and not found.predicted:
             pa = int(found.pa)
         root = self.__dict__.get("_root")
         if isinstance(root, RootFound) and root.kaslr_offset is not None:
-            offset = root.kaslr_offset
-        return pa, offset
+            offset, table = root.kaslr_offset, int(root.pa)
+        return pa, offset, table
 
     # -- placement ------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class GuestView:
 
     @cached_property
     def _locator(self) -> Locator:
-        hint = self._previous or (None, None)
+        hint = self._previous or (None, None, None)
         return Locator(self.memory, self.states, self.image, self.ram, lambda: self.regime, hint)
 
     @cached_property

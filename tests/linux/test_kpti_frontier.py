@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from builders import NG, TreeBuilder, regime_4k, snapshot_of
 from kpti_guest import CASES, Case, Rewrite, patched, rewrite
+from kpti_patches import apply, not_tracked, written_back
 
-from ptinspect.linux import a64
 from ptinspect.linux.kpti import agrees, cursors, frontier_of, position, progress
+from ptinspect.linux.kpti_frontier import restores_tables
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot
@@ -100,17 +101,30 @@ def test_the_points_are_where_they_say(case: Case) -> None:
     assert guest.tree.memory.read(guest.code.flag_va or 0, 4) == bytes(4)
 
 
-def test_code_that_tracks_no_tables_leaves_them_unmarked() -> None:
-    case = CASES[0]
-    words = list(a64.words(patched(case)))
-    for at, to in ((0xE0, 0x64), (0x120, 0xD4), (0x15C, 0x114)):
-        words[at // 4] = 0x14000000 | (to - at) // 4 & 0x3FFFFFF
-    guest = rewrite(case, b"".join(word.to_bytes(4, "little") for word in words))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_code_that_tracks_no_tables_leaves_them_unmarked(case: Case) -> None:
+    raw = patched(case)
+    guest = rewrite(case, apply(raw, not_tracked(rewrite(case).code, raw)))
     for _ in guest.machine.run():
         pass
-    for (level, _), raw in descriptors(capture(guest)).items():
-        assert bool(raw & NG) == (raw & 3 == 1 or level == 3)
-    assert not guest.code.marks_tables
+    for (level, _), value in descriptors(capture(guest)).items():
+        assert bool(value & NG) == (value & 3 == 1 or level == 3)
+    assert not guest.code.marks_tables and not restores_tables(guest.code)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_code_that_writes_tables_back_is_told_from_code_that_does_not(case: Case) -> None:
+    raw = patched(case)
+    guest = rewrite(case, apply(raw, written_back(rewrite(case).code, raw)))
+    before = descriptors(capture(guest))
+    for _ in guest.machine.run():
+        pass
+    tables = {key for key, value in before.items() if value & 3 == 3 and key[0] < 3}
+    after = descriptors(capture(guest))
+    assert tables and all(after[key] == before[key] for key in tables)
+    assert all(value & NG for key, value in after.items() if key not in tables)
+    assert guest.code.marks_tables and restores_tables(guest.code)
+    assert {pa for pa, _ in guest.machine.stores} >= {pa for _, pa in tables}
 
 
 def stopped(case: Case, store: int, count: int) -> tuple[Rewrite, Snapshot]:

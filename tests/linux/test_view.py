@@ -158,6 +158,25 @@ def test_in_the_rewrite(kernel: KernelImage, register: int) -> None:
     assert view.kaslr_offset == 0
 
 
+def test_in_the_rewrite_when_the_root_does_not_map_the_kernel_any_more(kernel: KernelImage) -> None:
+    """A lost entry must not make the temporary table the kernel's own."""
+    guest = Guest()
+    boot = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: TEMPORARY, 3: SWAPPER}, TTBR1_EL1=TEMPORARY)
+    sound = guest.view(kernel, boot)
+    assert sound.confirmed
+    root = int.from_bytes(guest.memory.read(SWAPPER + 8 * 256, 8), "little")
+    guest.memory.write(SWAPPER + 8 * 256, bytes(8))
+    damaged = guest.view(kernel, boot, previous=sound)
+    for view in (damaged, guest.view(kernel, boot, previous=damaged)):
+        assert view.swapper().pa == SWAPPER and not view.confirmed
+        assert view.swapper().provenance.endswith("at an earlier stop and does not any more")
+    guest.memory.write(SWAPPER + 8 * 256, root.to_bytes(8, "little"))
+    assert guest.view(kernel, boot, previous=damaged).confirmed
+    elsewhere = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: TEMPORARY}, TTBR1_EL1=TEMPORARY)
+    guest.memory.write(SWAPPER + 8 * 256, bytes(8))
+    assert guest.view(kernel, elsewhere, previous=sound).swapper().pa == TEMPORARY
+
+
 def test_registers_that_lead_nowhere(kernel: KernelImage, symbols: list[tuple[str, int, str]]) -> None:
     guest = Guest()
     lost = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: 0x4600_0000, 3: 0x9_9999_0000}, TTBR1_EL1=0x4700_0000)

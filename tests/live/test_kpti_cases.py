@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from kpti_patches import not_tracked, written_back
 from session import Live, launched
 
 from ptinspect.commands.kpti_run import Runner
-from ptinspect.linux.kpti import running_code
+from ptinspect.commands.kpti_writes import RECORDINGS
+from ptinspect.linux.kpti import KptiCode, running_code
 from ptinspect.linux.kpti_frontier import restores_tables
 
 pytestmark = pytest.mark.live
@@ -22,19 +24,26 @@ KERNELS = [
 ]
 
 
-def patch_returns(live: Live, place: Callable[[object], int]) -> None:
-    """Make the walk, where it returns from a subtree, go on at `place` of the level above."""
+DIFFERENT = [KERNELS[0], KERNELS[2], KERNELS[3], KERNELS[4]]
+"""Both algorithms, four and five levels."""
+
+
+def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> KptiCode:
+    """Patch the rewrite where it runs; return what is recognised then."""
     runner = Runner(live.ctx, 60)
     runner.place_kernel()
-    code = runner.code
-    session = live.ctx.stopped
-    for above, below in zip(code.levels, code.levels[1:], strict=False):
-        at = below.closing + 4
-        pa = runner.physical(code.entry_va + at)
-        word = int.from_bytes(session.memory.read(pa, 4), "little")
-        assert word >> 26 == 0b000101, "an unconditional branch"
-        session.write_physical(pa, (0x14000000 | (place(above) - at) >> 2 & 0x3FF_FFFF).to_bytes(4, "little"))
+    session, entry = live.ctx.stopped, runner.physical(runner.code.entry_va)
+    for at, word in patches(runner.code, session.memory.read(entry, runner.code.size)).items():
+        session.write_physical(entry + at, word.to_bytes(4, "little"))
     live.ctx.forget_stop()
+    code = running_code(live.ctx.view())
+    assert code is not None
+    return code
+
+
+def forget_stores(live: Live) -> None:
+    """Leave the verdict to the tables and the code."""
+    del RECORDINGS[live.ctx.stopped]
 
 
 @pytest.mark.parametrize(("guest", "options"), KERNELS)
@@ -50,46 +59,56 @@ def test_the_normal_rewrite(guest: str, options: str) -> None:
         assert live("kpti verdict")["code"] == "normal"
 
 
-def test_tables_that_are_not_tracked() -> None:
-    """The first debug patch: `b next_X` becomes `b skip_X`."""
-    with launched("5.10-cloud", "--memory 256 --smp 2") as live:
-        patch_returns(live, lambda level: level.skip)  # type: ignore[attr-defined]
-        code = running_code(live.ctx.view())
-        assert code is not None and not code.marks_tables
-        middle = live("kpti until 40%")
-        assert middle["agree"] is None and not middle["marks_tables"]
-        live("kpti writes")
-        levels = live("summary")["levels"]
-        assert sum(level["table_descriptors_marked"] for level in levels) == 0
-        assert live("kpti verdict")["code"] == "no-table-marks"
-
-
-def test_tables_that_are_not_tracked_told_by_stores_alone() -> None:
-    with launched("5.10-cloud", "--memory 256") as live:
-        patch_returns(live, lambda level: level.skip)  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("guest", "options"), DIFFERENT)
+def test_tables_that_are_not_tracked(guest: str, options: str) -> None:
+    """The first debug patch: `b next_X` becomes `b skip_X`; the new algorithm branches before it marks."""
+    with launched(guest, f"--memory 256 --smp 2 {options}") as live:
+        code = patch(live, not_tracked)
+        assert not code.marks_tables and not restores_tables(code)
+        if code.algorithm == "mmu-off-post-order":
+            middle = live("kpti until 40%")
+            assert middle["agree"] is None and not middle["marks_tables"]
+        else:
+            live("kpti until 0%")
+        live("snap before")
         found = live("kpti writes")
         assert all(level["tables"] == 0 for level in found["levels"])
+        assert sum(level["changed"] for level in found["levels"]) > 0
+        levels = live("summary")["levels"]
+        assert sum(level["table_descriptors_marked"] for level in levels) == 0
         verdict = live("kpti verdict")
         assert verdict["code"] == "no-table-marks"
-        assert any("0 to table descriptors" in text for text in verdict["evidence"])
+        assert any("0 to table descriptors" in text for text in verdict["evidence"]) is found["whole"]
+        forget_stores(live)
+        verdict = live("kpti verdict")
+        assert verdict["code"] == "no-table-marks"
+        assert verdict["evidence"][1] == "the kernel's code has no store for tables"
 
 
-def test_tables_that_are_written_back_unchanged() -> None:
+@pytest.mark.parametrize(("guest", "options"), DIFFERENT)
+def test_tables_that_are_written_back_unchanged(guest: str, options: str) -> None:
     """What the second debug patch does: each table is stored with the value that it had."""
-    with launched("5.10-cloud", "--memory 256") as live:
-        patch_returns(live, lambda level: level.mark + 4)  # type: ignore[attr-defined]
-        code = running_code(live.ctx.view())
-        assert code is not None and restores_tables(code)
+    with launched(guest, f"--memory 256 {options}") as live:
+        code = patch(live, written_back)
+        assert code.marks_tables and restores_tables(code)
         found = live("kpti writes")
-        assert sum(level["tables"] for level in found["levels"]) > 100
+        assert sum(level["tables"] for level in found["levels"]) > 50
         assert sum(level["tables_changed"] for level in found["levels"]) == 0
+        unchanged = [w for w in found["writes"] if not w["changed"]]
+        assert len(unchanged) == sum(level["tables"] for level in found["levels"])
+        assert all(w["before"] == w["stored"] and int(w["stored"], 16) & 0x803 == 3 for w in unchanged)
         verdict = live("kpti verdict")
         assert verdict["code"] == "toggle-write-back"
+        assert any("0 of these changed them" in text for text in verdict["evidence"])
+        forget_stores(live)
+        verdict = live("kpti verdict")
+        assert verdict["code"] == "toggle-write-back"
+        assert verdict["evidence"][1] == "the kernel's code stores tables without setting bit 11"
 
 
 def test_before_and_after_alone_cannot_tell_the_two_apart() -> None:
     with launched("5.10-cloud", "--memory 256") as live:
-        patch_returns(live, lambda level: level.mark + 4)  # type: ignore[attr-defined]
+        patch(live, written_back)
         live("kpti run")
         live.ctx.drop_session()
         live.ctx.use_kernel(None)
@@ -98,36 +117,46 @@ def test_before_and_after_alone_cannot_tell_the_two_apart() -> None:
         assert "no-table-marks or toggle-write-back" in found["unknown"][0]
 
 
-@pytest.mark.parametrize(("guest", "options"), [KERNELS[0], KERNELS[2], KERNELS[3]])
+@pytest.mark.parametrize(("guest", "options"), DIFFERENT)
 @pytest.mark.parametrize("way", ["stores", "snapshots"])
-def test_an_entry_that_is_lost_is_named(guest: str, options: str, way: str) -> None:
+def test_an_entry_that_is_lost_or_reverts_is_named(guest: str, options: str, way: str) -> None:
     with launched(guest, f"--memory 256 {options}") as live:
         live("kpti run" if way == "snapshots" else "kpti writes")
         sp = live.ctx.stopped.cpu_state(live.ctx.stopped.current_cpu).sp
-        step = next(s for s in live(f"walk {sp:#x}")["steps"] if s["name"] == "pmd")
+        steps = live(f"walk {sp:#x}")["steps"]
+        step = next(s for s in steps if s["name"] == "pmd")
         live(f"poke descriptor pa:{step['descriptor_pa']} 0 --yes")
         found = live("kpti verdict --live")
         assert found["code"] == "lost-write"
         old = int(step["raw"], 16) & ~0x800
         assert step["descriptor_pa"] in found["evidence"][0]
         assert f"{old:#x}" in found["evidence"][0] or step["raw"] in found["evidence"][0]
+        assert live.exit_code("kpti verdict --live") == 1
         live("poke undo")
-        assert live("kpti verdict --live")["code"] in (
-            "normal",
-            "unknown" if way == "snapshots" else "normal",
-        )
-
-
-def test_a_root_entry_that_reverts_is_named() -> None:
-    with launched("5.10-cloud", "--memory 256") as live:
-        live("kpti writes")
-        steps = live("walk $sp")["steps"]
-        older = int(steps[0]["raw"], 16) + 0x1000 & ~0x800
+        healthy = live("kpti verdict --live")["code"]
+        assert healthy in ("normal", "unknown" if way == "snapshots" else "normal")
+        older = int(steps[0]["raw"], 16) - 0x1000 & ~0x800
         live(f"poke descriptor pa:{steps[0]['descriptor_pa']} {older:#x} --yes")
-        found = live("kpti verdict")
+        found = live("kpti verdict --live")
         assert found["code"] == "reverted-entry"
         assert steps[0]["descriptor_pa"] in found["evidence"][0]
-        assert live.exit_code("kpti verdict") == 1
+        assert f"{older:#x}" in found["evidence"][0]
+
+
+@pytest.mark.parametrize(("guest", "options"), DIFFERENT[1:])
+def test_an_entry_that_is_lost_while_the_walk_goes_on(guest: str, options: str) -> None:
+    with launched(guest, f"--memory 256 {options}") as live:
+        live("kpti until 0%")
+        live("snap before")
+        live("kpti until 60%")
+        first = live("map")["runs"][0]["va_start"]
+        step = next(s for s in live(f"walk {first}")["steps"] if s["name"] == "pmd")
+        assert int(step["raw"], 16) & 0x803 == 0x803, "the walk has passed it"
+        live(f"poke descriptor pa:{step['descriptor_pa']} 0 --yes")
+        assert live("kpti writes")["whole"] is False
+        found = live("kpti verdict")
+        assert found["code"] == "lost-write", found
+        assert step["descriptor_pa"] in found["evidence"][0]
 
 
 def test_a_boot_without_a_rewrite() -> None:
