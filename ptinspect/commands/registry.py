@@ -279,7 +279,7 @@ class Registry:
             args = argparse.Namespace(line=rest)
         else:
             own, extra = _divide(arguments) if command.extra else (arguments, [])
-            args = command.parser().parse_args(own)
+            args = command.parser().parse_args(_joined(own))
             if command.extra:
                 args.extra = extra
         ctx.check(command.needs, command.name)
@@ -312,6 +312,18 @@ def _with_notices(ctx: Context, report: Report) -> Report:
     if not notices:
         return report
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Join what stands around a + or - of its own: `$sp - 16` is one expression."""
+    joined: list[str] = []
+    for word in arguments:
+        after_sign = len(joined) > 1 and joined[-1] in ("+", "-") and not joined[-2].startswith("-")
+        if after_sign and not word.startswith("-"):
+            joined[-2:] = [f"{joined[-2]}{joined[-1]}{word}"]
+        else:
+            joined.append(word)
+    return joined
 
 
 def _divide(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,117 @@
+"""Expressions are understood wherever a command takes an address."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.registry import Command
+from ptinspect.commands.sources import GuestNames
+from ptinspect.errors import UserError
+
+FORMS = {
+    "0xffff800010000010": KERNEL + 0x10,
+    "ffff800010000010": KERNEL + 0x10,
+    "swapper_pg_dir+0x1000": KERNEL + 0x10_1000,
+    "swapper_pg_dir+4K-8": KERNEL + 0x10_0FF8,
+    "$sp-16": 0x7F_F0,
+    "$x1+$x1+1": 0x2001,
+    "start_kernel+swapper_pg_dir-_text": KERNEL + 0x10_1000,
+    "pa:0x41475000+0x18": 0x4147_5018,
+    f"pa:start_kernel-{KERNEL - IMAGE:#x}": IMAGE + 0x1000,
+}
+KINDS = {"address": argtypes.address, "location": argtypes.location}
+WITHOUT = {"attach", "decode", "break --if", "on stop", "kpti until"}
+"""Commands whose help speaks of other addresses: of sockets, or read by the command itself."""
+
+
+def takers() -> list[tuple[Command, argparse.Action]]:
+    """Every argument of every command that is an address, a range, a root or a part of an expression."""
+    found = []
+    for command in build_registry():
+        if command.passthrough:
+            continue
+        for action in command.parser().actions():
+            if argtypes.completion_kind(action) in ("address", "root"):
+                found.append((command, action))
+    return found
+
+
+IDS = [f"{command.name} {action.dest}" for command, action in takers()]
+
+
+@pytest.mark.parametrize(("command", "action"), takers(), ids=IDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_command_that_takes_an_address_takes_an_expression(
+    command: Command, action: argparse.Action, form: str
+) -> None:
+    ctx = context(kernel_tree())
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    state = ctx.session.cpus[0]  # type: ignore[union-attr]
+    fields = {**vars(state), "sp": 0x8000, "x": (0, 0x1000, *state.x[2:])}
+    ctx.session.cpus[0] = type(state)(**fields)  # type: ignore[union-attr]
+    assert callable(action.type)
+    read = action.type(form)
+    if isinstance(read, str):
+        read = argtypes.address(read)
+    if isinstance(read, argtypes.Range):
+        assert read.end is None
+        assert read.value(GuestNames(ctx))[0] in (FORMS[form], read.start.value(GuestNames(ctx)))
+        return
+    assert read.value(GuestNames(ctx)) == FORMS[form]
+    assert read.physical is form.startswith("pa:")
+
+
+def test_no_argument_that_is_an_address_is_forgotten() -> None:
+    known = {(command.name, action.dest) for command, action in takers()}
+    forgotten = [
+        (command.name, action.dest)
+        for command in build_registry()
+        if not command.passthrough and command.name not in WITHOUT
+        for action in command.parser().actions()
+        if action.metavar in ("ADDR", "PA", "VA", "RANGE", "ROOT")
+        and (command.name, action.dest) not in known
+    ]
+    assert forgotten == []
+
+
+@pytest.mark.parametrize(
+    ("form", "first", "last"),
+    [
+        ("_text..start_kernel", KERNEL, KERNEL + 0xFFF),
+        ("_text+0x10..start_kernel-0x10", KERNEL + 0x10, KERNEL + 0xFEF),
+        ("swapper_pg_dir+0x1000+2M", KERNEL + 0x10_1000, KERNEL + 0x30_0FFF),
+    ],
+)
+def test_ranges_of_expressions(form: str, first: int, last: int) -> None:
+    ctx = context(kernel_tree())
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    assert argtypes.address_range(form).value(GuestNames(ctx)) == (first, last)
+
+
+def test_blanks_around_a_sign_are_no_matter() -> None:
+    ctx = context(kernel_tree())
+    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    together = run(ctx, "walk _text+0x1000-8").result
+    assert run(ctx, "walk _text + 0x1000 - 8").result == together
+    assert run(ctx, "walk '_text + 0x1000 - 8'").result["va"] == together["va"]
+    assert run(ctx, "walk --cpu 0 _text + 0x1000 - 8").result == together
+    for line in ("walk _text +", "walk + 8", "walk _text - --cpu 0"):
+        with pytest.raises(UserError):
+            run(ctx, line)
+
+
+def test_gdbs_star_is_an_address_where_instructions_are_meant() -> None:
+    ctx = context(kernel_tree())
+    run(ctx, f"b *{KERNEL:#x}")
+    run(ctx, f"until *{KERNEL:#x}+4")
+    assert [call[:2] for call in ctx.session.calls] == [  # type: ignore[union-attr]
+        ("break", KERNEL),
+        ("until", (KERNEL + 4,)),
+    ]
+    with pytest.raises(UserError):
+        run(ctx, f"walk *{KERNEL:#x}")
