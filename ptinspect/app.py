@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 EXIT_PIPE = 141
 """Ended because nobody reads the output any more, as a shell counts it."""
 
+AFTERWARDS_SECONDS = 30.0
+"""Time for everything that --on-failure asks for."""
+
 EXIT_CODES = (
     "exit codes: 0 done, 1 a check or expectation failed, 2 wrong usage, 3 target or guest error, "
     "4 could not attach, 70 a bug in ptinspect"
@@ -114,7 +117,10 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
             if code != EXIT_OK:
                 return code
         if statements:
-            return player.play(statements)
+            code = player.play(statements)
+            if code != EXIT_OK and options.on_failure:
+                player.afterwards(options.on_failure, AFTERWARDS_SECONDS)
+            return code
         if options.json or not sys.stdin.isatty():
             return player.play(parse("stdin", _typed()))
         from ptinspect.repl.loop import Loop
@@ -244,6 +250,12 @@ def _parser() -> argparse.ArgumentParser:
         help="give ${NAME} in scripts a value; may be repeated",
     )
     add("--keep-going", action="store_true", help="go on after a command failed")
+    add(
+        "--on-failure",
+        action="append",
+        metavar="'COMMAND'",
+        help="run it after a failure, while the guest is there",
+    )
     add("--timeout", metavar="SECONDS", type=_seconds, help="end after that time, whatever runs")
     add("--junit", metavar="FILE", type=Path, help="write a JUnit report of the commands")
     add("--json", action="store_true", help="print one JSON object per command and line")

@@ -22,7 +22,7 @@ BELOW = {
     "linux": {"errors", "arch", "memory", "paging", "snapshot"},
     "stack": {"errors", "arch", "memory", "paging", "snapshot", "linux"},
     "target": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack"},
-    "output": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack", "target"},
+    "output": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack", "target", "campaign"},
     "guests": {"errors", "output"},
     "script": {"errors"},
     "campaign": {"errors"},

@@ -1,8 +1,8 @@
 """Results of a campaign in a directory: `results.jsonl`, a line for the plan and one for each attempt.
 
-A file begins with a header, `{"format": "ptinspect-campaign", "version": 1, "plan": {…}, "shard": [1, 1]}`;
-every further line is an attempt. Fields are added, never renamed. A last line without its end is what a
-machine that stopped in the middle leaves behind: it is left out, and said.
+A file begins with a header, `{"format": "ptinspect-campaign", "version": 1, "plan": {…}, "shard": [1, 1],
+"host": {…}}`; every further line is an attempt. Fields are added, never renamed. A last line without its
+end is what a machine that stopped in the middle leaves behind: it is left out, and said.
 """
 
 from __future__ import annotations
@@ -107,11 +107,22 @@ class Results:
     """The attempts in the order of their ends."""
     cut: bool = False
     """True if the last line lacked its end."""
+    host: Mapping[str, Any] = field(default_factory=dict)
+    """What it ran on."""
 
 
-def begin(directory: Path, plan: Plan, shard: tuple[int, int]) -> None:
-    """Write the header of a new file of results. Raises UserError if there is one already."""
-    header = {"format": FORMAT, "version": VERSION, "plan": plan.to_json(), "shard": list(shard)}
+def begin(directory: Path, plan: Plan, shard: tuple[int, int], host: Mapping[str, Any]) -> None:
+    """Write the header of a new file of results; `host` is what it runs on.
+
+    Raises UserError if there is one already, or it cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "plan": plan.to_json(),
+        "shard": list(shard),
+        "host": dict(host),
+    }
     try:
         with (directory / FILE).open("x", encoding="utf-8") as file:
             file.write(json.dumps(header) + "\n")
@@ -183,7 +194,12 @@ def load(directory: Path) -> Results:
     shard = header.get("shard", [1, 1])
     if not (isinstance(shard, list) and len(shard) == 2 and all(isinstance(n, int) for n in shard)):
         raise UserError(f"{path}:1: {shard!r} is no shard")
-    return Results(directory, plan, (shard[0], shard[1]), tuple(records), cut)
+    return Results(directory, plan, (shard[0], shard[1]), tuple(records), cut, _host(header))
+
+
+def _host(header: Mapping[str, Any]) -> Mapping[str, Any]:
+    host = header.get("host")
+    return dict(host) if isinstance(host, dict) else {}
 
 
 def _object(path: Path, number: int, line: bytes) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ MODULES: Mapping[str, str] = {
     "diff": "diff",
     "report": "report",
     "export": "export",
+    "campaign": "campaign, campaign report",
     "check": "check",
     "setup": "setup",
     "kpti": "kpti break, kpti run, kpti status",

@@ -21,6 +21,7 @@ from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
 from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.outcome import Outcome
+from ptinspect.script.parse import parse_line
 from ptinspect.script.variables import expand, words
 
 RUNS = frozenset({"continue", "until", "finish", "interrupt"})
@@ -29,6 +30,8 @@ NOT_RECORDED = frozenset({"record", "quit", "help", "history"})
 MOST_ROUNDS = 1_000_000
 MOST_STOPS = 100_000
 """Stops that `on stop` handles for one command of the script."""
+AFTERWARDS = "on-failure"
+"""The place of commands that run after a failure, where others have `file:line`."""
 MOST_OUTCOMES = 100_000
 """Outcomes that are kept for a report."""
 
@@ -114,6 +117,20 @@ class Player:
             self.ctx.record.note(statement, code, said, self.variables)
         except UserError as error:
             self.printer.error("record", error)
+
+    def afterwards(self, commands: Iterable[str], seconds: float) -> None:
+        """Run commands after a failure, as long as there is a guest to ask; what they say fails nothing."""
+        self.outcomes, self._late = None, ""
+        try:
+            with self.within(seconds):
+                if self.ctx.state == "running":
+                    attempt(self.ctx, self.printer, Line("interrupt", AFTERWARDS))
+                for text in commands:
+                    if self.ctx.state in ("none", "dead"):
+                        return
+                    self._guarded(replace(parse_line(text), place=AFTERWARDS))
+        except (PtinspectError, TimeUp):
+            return
 
     def _guarded(self, statement: Statement) -> int:
         """Run one statement; what is wrong with it is printed with its place."""

@@ -1,0 +1,144 @@
+"""Run what is to be run, a few at a time, and keep what came of it."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ptinspect.campaign import constants
+from ptinspect.campaign.child import Child, Ended
+from ptinspect.campaign.launching import folder
+from ptinspect.campaign.plan import Plan, Run
+from ptinspect.campaign.results import Record, append
+from ptinspect.errors import TargetError, UserError
+
+RUNS, LOCK = "runs", "lock"
+"""In the directory of a campaign: the directories of runs, and the file that is locked while it runs."""
+POLL_SECONDS = 0.05
+HOPELESS = 3
+"""Runs that could not be made, and none before them that could, after which it is over."""
+
+Work = tuple[Run, int]
+"""A run, and the number of the attempt."""
+
+
+@dataclass
+class Runner:
+    """Run a campaign's processes. One thread; results are on the disk as soon as they are known."""
+
+    plan: Plan
+    """What is run."""
+    directory: Path
+    """Where the results are."""
+    start: Callable[[Run, int, Path], Child]
+    """Start an attempt in a directory."""
+    judge: Callable[[Run, int, Ended, Path], Record]
+    """Say what came of one."""
+    jobs: int = 1
+    """Processes at a time."""
+    keep_all: bool = False
+    """Keep what passed too."""
+    progress: Callable[[list[Record], int, int], None] = lambda done, running, total: None
+    """Called with the records so far, how many run, and how many runs there are."""
+    records: list[Record] = field(default_factory=list)
+    """What came of the attempts, in the order of their ends."""
+
+    def go(self, work: Sequence[Work]) -> None:
+        """Run everything. Ctrl-C ends the processes and goes to the caller; what has ended is kept.
+
+        Raises TargetError where no run can be made.
+        """
+        waiting = deque(work)
+        total = len(waiting)
+        running: list[tuple[Run, int, Child]] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    run, attempt = waiting.popleft()
+                    running.append((run, attempt, self.start(run, attempt, self._folder(run, attempt))))
+                self.progress(self.records, len(running), total)
+                time.sleep(POLL_SECONDS)
+                for item in list(running):
+                    run, attempt, child = item
+                    ended = child.poll()
+                    if ended is None:
+                        continue
+                    running.remove(item)
+                    if not self._ended(run, attempt, ended, child.directory):
+                        waiting.appendleft((run, attempt + 1))
+        finally:
+            for _, _, child in running:
+                child.terminate()
+            for _, _, child in running:
+                child.end()
+                shutil.rmtree(child.directory, ignore_errors=True)
+
+    def _folder(self, run: Run, attempt: int) -> Path:
+        path = self.directory / RUNS / folder(run, attempt)
+        try:
+            shutil.rmtree(path, ignore_errors=True)  # of a campaign that was stopped in the middle of it
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot make {path}: {error.strerror or error}") from error
+        return path.absolute()
+
+    def _ended(self, run: Run, attempt: int, ended: Ended, path: Path) -> bool:
+        """Keep what came of an attempt; tell whether no other follows."""
+        record = self.judge(run, attempt, ended, path)
+        final = record.outcome == "pass" or attempt > self.plan.retries
+        record = replace(record, final=final)
+        if record.outcome == "pass":
+            cell = self.plan.cells.index(run.cell)
+            first = constants.add(self.directory, cell, path)
+            if not (first or self.keep_all):
+                shutil.rmtree(path, ignore_errors=True)
+        append(self.directory, record)
+        self.records.append(record)
+        made = [each for each in self.records if each.outcome != "error"]
+        if not made and len(self.records) >= HOPELESS:
+            where = f"{record.where}: " if record.where else ""
+            raise TargetError(
+                f"no run can be made: {where}{record.message}",
+                f"see {path}; campaign --resume {self.directory} tries again",
+            )
+        return final
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make sure that no other process works in the directory. Raises UserError if one does."""
+    try:
+        with (directory / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process runs the campaign in {directory}", "choose another --directory"
+                ) from error
+            yield
+    except OSError as error:
+        raise UserError(f"cannot use {directory}: {error.strerror or error}") from error
+
+
+def left(plan: Plan, shard: tuple[int, int], records: Sequence[Record]) -> list[Work]:
+    """Return what is still to be run, with the numbers of the attempts.
+
+    A run that could not be made is made again; so is one whose next attempt had not ended.
+    """
+    last: dict[int, Record] = {}
+    for record in records:
+        if record.run not in last or record.attempt >= last[record.run].attempt:
+            last[record.run] = record
+    work = []
+    for run in plan.all_runs(shard):
+        if run.number not in last:
+            work.append((run, 1))
+        elif last[run.number].outcome == "error" or not last[run.number].final:
+            work.append((run, last[run.number].attempt + 1))
+    return work

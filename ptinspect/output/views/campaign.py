@@ -1,0 +1,251 @@
+"""A campaign in tables: cells, what did not pass, and first differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+
+if TYPE_CHECKING:
+    from ptinspect.campaign.compare import Difference
+    from ptinspect.campaign.statistics import Attempts, CellRow, Merged
+
+SHOWN = 20
+RUNS_NAMED = 6
+"""Numbers of runs in one line; the rest is counted."""
+TEXT = 160
+STYLES: Mapping[str, Style] = {"pass": "good", "retried": "changed", "missing": "dim"}
+OUTCOME_COLUMNS = ("pass", "retried", "fail", "crash", "hang", "error", "bug", "missing")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a failed run was held against, and what came of it."""
+
+    cell: str
+    """Name of the cell."""
+    run: int
+    """The failed run."""
+    outcome: str
+    """Its outcome."""
+    difference: Difference | None
+    """The first difference; None if there is none."""
+    reason: str = ""
+    """Why there is none."""
+    snapshots: tuple[Mapping[str, Any], ...] = ()
+    """Snapshots of equal names, compared: name, changes_total, only_bit11, first."""
+
+
+def campaign_report(
+    merged: Merged, compared: Sequence[Compared], *, rows: int = SHOWN, facts: Mapping[str, Any] | None = None
+) -> Report:
+    """Return the report of a campaign; its exit code is 1 unless all runs passed."""
+    failed = [item for item in merged.runs if not item.passed]
+    retried = [item for item in merged.runs if item.retried]
+    result = {
+        "script": merged.plan.script,
+        "digest": merged.plan.digest,
+        "runs": merged.plan.runs,
+        "done": len(merged.runs),
+        "missing": len(merged.missing),
+        "missing_runs": [run.number for run in merged.missing[:1000]],
+        "passed": merged.count("pass"),
+        "retried": merged.count("retried"),
+        "failed": merged.failed,
+        "shards": [f"{index}/{count}" for index, count in merged.shards],
+        "duplicates": list(merged.duplicates),
+        "cut": [str(path) for path in merged.cut],
+        "unknown": merged.unknown,
+        "cells": [_cell(row) for row in merged.rows],
+        "failures": [_failure(item) for item in failed],
+        "retries": [_failure(item) for item in retried],
+        "differences": [_compared(item) for item in compared],
+        **(facts or {}),
+    }
+    body: list[Table | Note] = [Note(_headline(merged), "good" if merged.failed == 0 else "bad")]
+    body += [Note(text, "changed") for text in _oddities(merged)]
+    body.append(_cells(merged.rows))
+    if failed:
+        body.append(_failures(failed, rows))
+    if retried:
+        body.append(_retries(retried, rows))
+    body += _differences(compared)
+    return Report(result, body, 0 if not merged.failed and not merged.missing else 1)
+
+
+def _headline(merged: Merged) -> str:
+    parts = [f"{merged.count('pass', 'retried')} passed"]
+    parts += [f"{merged.count(name)} {name}" for name in OUTCOME_COLUMNS[2:-1] if merged.count(name)]
+    if merged.missing:
+        parts.append(f"{len(merged.missing)} not run")
+    total = len(merged.runs) + len(merged.missing)
+    return f"{total} runs of {escape(merged.plan.script)}: {', '.join(parts)}"
+
+
+def _oddities(merged: Merged) -> list[str]:
+    said = []
+    if merged.duplicates:
+        said.append(f"in more than one place, the first counts: runs {_numbers(merged.duplicates)}")
+    if merged.missing and any(count > 1 for _, count in merged.shards):
+        there = ", ".join(f"{index}/{count}" for index, count in merged.shards)
+        said.append(f"shards that are here: {there}")
+    for path in merged.cut:
+        said.append(f"{escape(str(path))}: the last line was half written and is left out")
+    if merged.unknown:
+        said.append(f"{merged.unknown} results are of runs that the plan does not have")
+    return said
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    known = list(numbers)
+    more = f" (+{len(known) - RUNS_NAMED})" if len(known) > RUNS_NAMED else ""
+    return ", ".join(map(str, known[:RUNS_NAMED])) + more
+
+
+def _cells(rows: Sequence[CellRow]) -> Table:
+    shown = [name for name in OUTCOME_COLUMNS if name == "pass" or any(r.count(name) for r in rows)]
+    depth = any(row.deepest is not None for row in rows)
+    free = any(row.least_free is not None for row in rows)
+    lost = any(row.lost is not None for row in rows)
+    heads = ["cell", "runs", *shown]
+    heads += ["deepest"] * depth + ["least free"] * free + ["lost"] * lost + ["seconds"]
+    cells: list[Sequence[Cell]] = []
+    for row in rows:
+        line: list[Cell] = [escape(row.cell.name), str(row.planned)]
+        line += [_count(row.count(name), name) for name in shown]
+        line += [_number(row.deepest)] * depth + [_number(row.least_free)] * free
+        line += [Styled(_number(row.lost), "bad" if row.lost else "plain")] * lost
+        line.append("-" if row.seconds is None else " / ".join(f"{s:.1f}" for s in row.seconds))
+        cells.append(line)
+    columns = [Column(head, "left" if n == 0 else "right") for n, head in enumerate(heads)]
+    return Table(columns, cells, "cells (stack in bytes; seconds: shortest / median / longest)")
+
+
+def _count(value: int, name: str) -> Cell:
+    return Styled(str(value), STYLES.get(name, "bad")) if value else "-"
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _failures(failed: Sequence[Attempts], rows: int) -> Table:
+    """Runs that failed alike share a line."""
+    alike: dict[tuple[str, str, str, str], list[int]] = {}
+    for item in failed:
+        last = item.last
+        what = last.panic or last.message
+        alike.setdefault((item.run.cell.name, last.outcome, last.where, what), []).append(item.run.number)
+    lines: list[Sequence[Cell]] = [
+        (_numbers(numbers), escape(cell), Styled(outcome, "bad"), escape(where), _short(what))
+        for (cell, outcome, where, what), numbers in alike.items()
+    ]
+    title = "what did not pass"
+    if len(lines) > rows:
+        title += f" ({rows} of {len(lines)} ways)"
+    columns = (Column("runs"), Column("cell"), Column("outcome"), Column("where"), Column("what"))
+    return Table(columns, lines[:rows], title)
+
+
+def _short(text: str) -> str:
+    line = escape(" ".join(text.split()))
+    return line if len(line) <= TEXT else line[: TEXT - 1] + "…"
+
+
+def _retries(retried: Sequence[Attempts], rows: int) -> Table:
+    lines: list[Sequence[Cell]] = [
+        (
+            str(item.run.number),
+            escape(item.run.cell.name),
+            Styled(", ".join(record.outcome for record in item.records), "changed"),
+            _short(item.records[0].panic or item.records[0].message),
+        )
+        for item in retried
+    ]
+    title = "passed at a later attempt only"
+    if len(lines) > rows:
+        title += f" ({rows} of {len(lines)})"
+    return Table((Column("run"), Column("cell"), Column("attempts"), Column("at first")), lines[:rows], title)
+
+
+def _differences(compared: Sequence[Compared]) -> list[Table | Note]:
+    notes: list[Table | Note] = []
+    for item in compared:
+        against = f"cell {escape(item.cell)}, run {item.run} ({item.outcome})"
+        found = item.difference
+        if found is None:
+            notes.append(Note(f"{against}: {escape(item.reason)}", "dim"))
+        else:
+            place = f" ({escape(found.place)})" if found.place else ""
+            many = f"all {found.runs} runs that passed" if found.runs > 1 else "the run that passed"
+            what = f"{escape(found.path)} is " if found.path else ""
+            notes.append(
+                Note(
+                    f"{against} first differs from {many} at `{_short(found.line)}`{place}: "
+                    f"{what}{_value(found.bad)}, not {_value(found.good)}",
+                    "changed",
+                )
+            )
+        notes += [
+            Note(f"  {escape(str(pair['name']))}, of both runs: {_pair(pair)}") for pair in item.snapshots
+        ]
+    return notes
+
+
+def _pair(pair: Mapping[str, Any]) -> str:
+    if pair.get("error"):
+        return str(pair["error"])
+    if not pair["changed"] and not pair["changes_total"]:
+        return "equal"
+    if pair["only_bit11"]:
+        return f"{pair['changed']} descriptors differ, in bit 11 only"
+    more = f", the first: {escape(str(pair['first']))}" if pair["first"] else ""
+    return f"{pair['changes_total']} differences of more than bit 11{more}"
+
+
+def _value(value: object) -> str:
+    return _short(value) if isinstance(value, str) else repr(value)
+
+
+def _cell(row: CellRow) -> dict[str, Any]:
+    low, middle, high = row.seconds or (None, None, None)
+    return {
+        "cell": dict(row.cell.values),
+        "name": row.cell.name,
+        "runs": row.planned,
+        "outcomes": row.outcomes,
+        "deepest": row.deepest,
+        "least_free": row.least_free,
+        "lost": row.lost,
+        "seconds": {"min": low, "median": middle, "max": high},
+    }
+
+
+def _failure(item: Attempts) -> dict[str, Any]:
+    last = item.last
+    return {
+        "run": item.run.number,
+        "cell": item.run.cell.name,
+        "directory": str(item.directory),
+        "outcome": last.outcome,
+        "attempts": [record.outcome for record in item.records],
+        "where": last.where,
+        "message": last.message,
+        "panic": last.panic,
+        "verdict": last.verdict,
+        "seconds": last.seconds,
+    }
+
+
+def _compared(item: Compared) -> dict[str, Any]:
+    difference = None if item.difference is None else asdict(item.difference)
+    return {
+        "cell": item.cell,
+        "run": item.run,
+        "outcome": item.outcome,
+        "difference": difference,
+        "reason": item.reason,
+        "snapshots": [dict(pair) for pair in item.snapshots],
+    }
