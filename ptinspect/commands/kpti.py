@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.errors import UserError
+from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 from ptinspect.target.slots import Purpose, fitting
 
@@ -41,6 +42,9 @@ def register(registry: Registry) -> None:
         summary="Say whether the rewrite is still to come, in progress, done, or not needed",
         example="kpti status",
         configure=_configure_status,
+        details="From the code, the registers, the flag that the rewrite clears, the marks in the tables, "
+        "and whether the kernel has patched itself for KPTI yet. While CPUs are in the rewrite, or held for it, "
+        "what each of them does.",
     )(status)
 
 
@@ -189,11 +193,13 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.commands.kpti_live import live_state
     from ptinspect.linux.kpti_state import state_from_tables
 
+    cpus: list[dict[str, Any]] = []
     if args.snap:
         state = state_from_tables(ctx.snapshot_or_file(args.snap))
     else:
         ctx.check(Needs.STOPPED, "kpti status")
         state = live_state(ctx)
+        cpus = _cpus(ctx)
     frontier, counts = state.frontier, state.census
     result = {
         "state": state.state,
@@ -211,12 +217,27 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
         "table_descriptors_marked": counts.marked,
         "leaves": counts.leaves,
         "leaves_ng": counts.ng,
+        "decision": state.decision,
+        "cpus": cpus,
     }
-    body = [Note(f"{state.state}: {state.reason}", "title")]
+    body: list[Note | Table] = [Note(f"{state.state}: {state.reason}", "title")]
     if state.algorithm:
         body.append(Note(f"algorithm: {state.algorithm}"))
     if frontier is not None:
         at = "" if frontier.descriptor_pa is None else f", descriptor at pa:{frontier.descriptor_pa:#x}"
         text = f"frontier: {frontier.va:#x}, level {frontier.level}{at} (from the {frontier.source})"
         body.append(Note(text, "address"))
+    if any(cpu["role"] not in ("elsewhere", "unknown") for cpu in cpus):
+        body.append(cpu_table(cpus))
     return Report(result, body)
+
+
+def _cpus(ctx: Context) -> list[dict[str, Any]]:
+    """Say what every CPU does, as far as the rewrite goes."""
+    from ptinspect.linux.kpti import running_code
+
+    view = ctx.view()
+    try:
+        return cpus_in(ctx, view, running_code(view))
+    except GuestError:
+        return []

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames
-from ptinspect.errors import GuestError, PtinspectError, UserError
+from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ptinspect.linux.kpti import KptiCode, Position
     from ptinspect.linux.kpti_frontier import Frontier, Progress
     from ptinspect.linux.kpti_target import Target
-    from ptinspect.linux.view import GuestView
     from ptinspect.snapshot.model import Snapshot
 
 SECONDS = 180.0
@@ -82,41 +82,9 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
     found = marks(snapshot, runner.code.algorithm)
     marked = leaves_marks(runner.code)
     doubts = agrees(snapshot, runner.code.algorithm, where) if where and marked else []
-    cpus = [_cpu(ctx, view, runner.code, cpu) for cpu in range(ctx.stopped.cpu_count)]
+    cpus = cpus_in(ctx, view, runner.code)
     flag = flag_value(view, runner.code)
     return _report(runner.code, snapshot, where, found, doubts=doubts, cpus=cpus, flag=flag)
-
-
-def _cpu(ctx: Context, view: GuestView, code: KptiCode, cpu: int) -> dict[str, Any]:
-    """Say what a CPU does in the rewrite."""
-    from ptinspect.linux.ttbr import ttbr1_role
-
-    state = ctx.stopped.cpu_state(cpu)
-    try:
-        entry = view.pa_of_link(code.entry_va)
-        inside = code.contains(state.pc, entry)
-        role = "elsewhere"
-        if inside:
-            waits = code.secondary(state.pc, entry)
-            role = "waits for the flag" if waits else "rewrites"
-            parted = state.pc - entry > code.points.get("parting", 0)
-            if not waits and not parted and state.x[0] & 0xFFFF_FFFF:
-                role = "about to wait"
-    except PtinspectError:
-        role = "unknown"
-    try:
-        ttbr1 = str(ttbr1_role(view, state).name)
-    except PtinspectError:
-        ttbr1 = "unknown"
-    mmu = bool(state.system.get("SCTLR_EL1", 0) & 1)
-    return {
-        "cpu": cpu,
-        "role": role,
-        "pc": hex_address(state.pc),
-        "place": ctx.place(state.pc),
-        "ttbr1": ttbr1,
-        "mmu_on": mmu,
-    }
 
 
 def _frontier(found: Frontier | None) -> dict[str, Any] | None:
@@ -184,9 +152,7 @@ def _report(
         )
     elif walking:
         body.append(Note("the code does not mark tables: registers and tables cannot be compared", "changed"))
-    columns = (Column("cpu", "right"), Column("does"), Column("TTBR1"), Column("MMU"), Column("pc"))
-    rows = [(str(c["cpu"]), c["role"], c["ttbr1"], "on" if c["mmu_on"] else "off", c["place"]) for c in cpus]
-    body.append(Table(columns, rows))
+    body.append(cpu_table(cpus))
     body.append(Note(f"flag: {_flag(flag)}; algorithm {code.algorithm}", "dim"))
     return Report(result, body, 1 if doubts else 0)
 

@@ -9,6 +9,7 @@ from ptinspect.arch.bits import bits
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.kpti_code import ENTRY, KptiCode, recognise, recognise_code
+from ptinspect.linux.kpti_decision import decision
 from ptinspect.linux.kpti_frontier import agrees, leaves_marks, position
 from ptinspect.linux.kpti_state import MOSTLY, KptiState, State, state_from_tables
 from ptinspect.linux.view import GuestView
@@ -28,15 +29,17 @@ def kpti_state(view: GuestView, snapshot: Snapshot) -> KptiState:
     tables, and, for why there was no rewrite, the kernel's variables and the CPU's registers. Raises
     TargetError if the link to the guest failed.
     """
-    state = state_from_tables(snapshot)
+    state = dataclasses.replace(state_from_tables(snapshot), decision=decision(view))
     code = running_code(view)
     if code is None:
         return _refined(view, state, None)
     state = dataclasses.replace(state, algorithm=code.algorithm)
-    boot = boot_cpu(view, code)
+    boot, flag = boot_cpu(view, code), flag_value(view, code)
+    if boot is not None or flag == 0:  # up to 6.6 the rewrite comes before the patches
+        state = dataclasses.replace(state, decision="on")
     if boot is not None:
         return _inside(view, code, snapshot, state, boot)
-    return _refined(view, state, flag_value(view, code), code)
+    return _refined(view, state, flag, code)
 
 
 def running_code(view: GuestView) -> KptiCode | None:
@@ -128,9 +131,14 @@ def _not_begun(view: GuestView, state: KptiState, never: str) -> KptiState:
     past = past_boot(view)
     if past:
         return _with(state, "not-needed", f"{past}, and nothing was rewritten{never}", *hints)
-    return _with(
-        state, "before", f"the rewrite has not begun{never}; it may turn out not to be needed", *hints
-    )
+    if state.decision == "off":
+        why = f"the kernel has decided against KPTI and patched its code so{never}"
+        return _with(state, "not-needed", why, *hints)
+    rest = {
+        "on": "the kernel has decided for KPTI",
+        "open": "the kernel has not decided yet whether it is needed",
+    }.get(state.decision, "it may turn out not to be needed")
+    return _with(state, "before", f"the rewrite has not begun{never}; {rest}", *hints)
 
 
 def _with(state: KptiState, verdict: State, *reasons: str) -> KptiState:

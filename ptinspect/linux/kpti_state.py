@@ -53,6 +53,8 @@ class KptiState:
     """The algorithm of the kernel, where its code is known."""
     frontier: Frontier | None = None
     """Where the rewrite stands while it is in progress."""
+    decision: Literal["on", "off", "open", "unknown"] = "unknown"
+    """Whether the kernel has decided for KPTI, against it, not yet; unknown."""
     doubts: tuple[str, ...] = ()
     """What in the tables contradicts the registers of the walk."""
 
