@@ -43,7 +43,7 @@ def register(registry: Registry) -> None:
         example="kpti status",
         configure=_configure_status,
         details="From the code, the registers, the flag that the rewrite clears, the marks in the tables, "
-        "and whether the kernel has patched itself for KPTI yet. While CPUs are in the rewrite, or held for it, "
+        "and whether the kernel has patched itself for KPTI yet. While CPUs are in it, or held for it, "
         "what each of them does.",
     )(status)
 
