@@ -125,6 +125,8 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
             return player.play(parse("stdin", _typed()))
         from ptinspect.repl.loop import Loop
 
+        if options.timeout is not None:
+            raise UserError("--timeout at the prompt", "it limits -c, -x and what comes through a pipe")
         ctx.interactive = True
         return Loop(ctx, printer, player=player).run()
 
@@ -146,8 +148,10 @@ def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
 def _typed() -> Iterator[str]:
     """Return the lines of standard input. Raises UserError if it is no text."""
     try:
-        yield from sys.stdin
-    except UnicodeDecodeError as error:
+        for line in sys.stdin:
+            line.encode()  # in some locales Python makes surrogates of what is no text
+            yield line
+    except UnicodeError as error:
         raise UserError("standard input is no text (UTF-8)") from error
 
 
@@ -156,6 +160,8 @@ def _ended(player: Player) -> Iterator[None]:
     """Say at which command Ctrl-C or a signal ended the run."""
     from contextlib import suppress
 
+    from ptinspect.repl.runner import name_of
+
     said = "interrupted"
     try:
         yield
@@ -163,7 +169,9 @@ def _ended(player: Player) -> Iterator[None]:
         if isinstance(end, SystemExit) and isinstance(end.code, int):
             said = f"ended by {signal.Signals(end.code - 128).name}"
         with suppress(OSError):
-            player.printer.failure("", "interrupted", said, line=player.at.text, place=player.at.place)
+            at = player.at
+            name = name_of(player.ctx, at.text)
+            player.printer.failure(name, "interrupted", said, line=at.text, place=at.place)
         raise
 
 

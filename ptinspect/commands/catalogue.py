@@ -47,7 +47,7 @@ MODULES: Mapping[str, str] = {
     "why": "why",
     "expect": "expect",
     "record": "record",
-    "scripting": "scripts, var, repeat, on stop, source",
+    "scripting": "scripts, var, repeat, on stop, on failure, source",
     "poke": "poke descriptor, poke undo",
 }
 """Modules of ptinspect.commands, each with `register(registry)`, and the names that it registers.

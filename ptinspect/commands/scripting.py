@@ -1,8 +1,9 @@
-"""`scripts`, and the words of the script language: `var`, `repeat`, `on stop`, `source`."""
+"""`scripts`, and the words of the script language: `var`, `repeat`, `on stop`, `on failure`, `source`."""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
@@ -29,6 +30,13 @@ WORDS = {
         "It counts for stops of continue, until, finish and interrupt. `continue` as the last command goes "
         "on with what was interrupted, within the same time limit. `on stop PLACE: off` ends it.",
     ),
+    "on failure": (
+        "Run commands once when the script fails",
+        "on failure: console -n 30; status",
+        "They run right after the first command that failed, each of them even if one fails, and do not "
+        "change the exit code; not at the prompt, and not when the time limit of the whole run is over. "
+        "The last `on failure` counts; `on failure: off` ends it.",
+    ),
     "source": (
         "Run a script",
         "source @kpti-diff",
@@ -48,12 +56,35 @@ def register(registry: Registry) -> None:
         registry.command(name, summary=summary, example=example, details=details, passthrough=True)(_word)
 
 
-LANGUAGE = """\
-ptinspect -x FILE (or -x @NAME for one of these) runs a script: one command a line; # begins a comment; a
-line that ends with a backslash goes on in the next. help var, help repeat, help on stop and help source
-explain the rest of the language; help expect how to fail. The first command that fails ends the script
-with its exit code (--keep-going: the others still run). --timeout SECONDS limits the whole run; commands
-that let the guest run have a limit of their own. --junit FILE writes a report."""
+EXAMPLE = """\
+# a comment
+var mem = 1024                        # a default: --var mem=2048 wins
+launch --unless-attached \\
+    --memory ${mem} --smp ${smp:-1}   # a backslash continues the line
+on failure: console -n 30; status     # once, after the first failure
+break start_kernel
+on stop any:                          # whenever the guest stops
+    regs pc sp
+continue
+repeat 3 as n: stepi; regs pc         # or the commands below, indented
+expect stack free >= 4K               # ends the script unless it holds
+"""
+"""A script that shows the language."""
+
+LANGUAGE = f"""\
+ptinspect -x FILE, or -x @NAME for one of these, runs a script:
+
+{textwrap.indent(EXAMPLE, "    ")}
+help var, help repeat, help on stop, help on failure, help source and help expect say more.
+
+The whole script is looked at before it runs: unknown commands, variables without a value and wrong blocks
+end it with exit code 2. The first command that fails ends it with its exit code, and FILE:LINE in front of
+what went wrong; --keep-going runs the others still. Exit codes: 0 done, 1 a check or an expectation failed,
+2 wrong usage, 3 target or guest error, 4 could not attach, 130 Ctrl-C.
+
+Commands that let the guest run have a limit, --timeout; ptinspect --timeout SECONDS limits the whole run
+(exit code 3). --json prints one line for each command, with its place; --junit FILE writes a report;
+record FILE makes a script of what is typed."""
 
 
 def scripts(ctx: Context, args: argparse.Namespace) -> Report:
@@ -82,5 +113,5 @@ def scripts(ctx: Context, args: argparse.Namespace) -> Report:
 def _word(ctx: Context, args: argparse.Namespace) -> Report:
     raise UserError(
         "this is a word of scripts and of the prompt, and cannot be used here",
-        "help var, help repeat, help on stop, help source",
+        "help scripts",
     )

@@ -207,7 +207,16 @@ def _report(ctx: Context, marks: list[Mark], ended: str, wanted: int) -> Report:
     ]
     if len(marks) < wanted:
         body.append(Note(f"{wanted - len(marks)} stacks could not be read", "changed"))
-    return Report({"ended": ended, "place": where, "stacks": [_json(mark) for mark in marks]}, body)
+    known = [mark for mark in marks if mark.after.depth is not None]
+    result = {
+        "ended": ended,
+        "place": where,
+        "deepest": max((mark.after.depth or 0 for mark in known), default=None),
+        "least_free": min((mark.stack.size - (mark.after.depth or 0) for mark in known), default=None),
+        "unread": wanted - len(known),
+        "stacks": [_json(mark) for mark in marks],
+    }
+    return Report(result, body)
 
 
 def _owner(stack: Stack) -> str:

@@ -19,7 +19,7 @@ from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectEr
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight, open_script
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.outcome import Outcome
 from ptinspect.script.parse import parse_line
 from ptinspect.script.variables import expand, words
@@ -55,6 +55,8 @@ class Player:
     at: Line = field(default_factory=lambda: Line(""))
     """The command that runs, or ran last."""
     _actions: dict[str, OnStop] = field(default_factory=dict)
+    _last_acts: tuple[Statement, ...] = ()
+    """What `on failure` is to run."""
     _depth: int = 0
     _late: str = ""
     _said: str = ""
@@ -65,6 +67,14 @@ class Player:
 
         What is no PtinspectError is a bug and goes to the caller, as Ctrl-C does.
         """
+        try:
+            return self._play(statements)
+        except TimeUp:
+            if self._depth:
+                raise
+            return self._time_over(self.at)
+
+    def _play(self, statements: Iterable[Statement]) -> int:
         first = EXIT_OK
         source = iter(statements)
         while not self.ctx.leave:
@@ -75,10 +85,23 @@ class Player:
             if statement is None:
                 break
             code = self._noted(statement) if self._depth == 0 else self._guarded(statement)
+            if code != EXIT_OK and self._depth == 0:
+                self._after_failure()
             first = first or code
             if code != EXIT_OK and (not self.keep_going or self._late):
                 break
         return first
+
+    def _after_failure(self) -> None:
+        """Run what `on failure` asks for, once; what fails there changes nothing any more."""
+        acts, self._last_acts = self._last_acts, ()
+        if not acts or self._late or self.ctx.interactive:
+            return
+        before, self.keep_going = self.keep_going, True
+        try:
+            self._nested(acts)
+        finally:
+            self.keep_going = before
 
     @contextmanager
     def within(self, seconds: float | None) -> Iterator[None]:
@@ -140,12 +163,14 @@ class Player:
             return self._failed(statement, error)
         except TimeUp:
             code = EXIT_OK
-        if self._late and code == EXIT_OK:
-            text = getattr(statement, "text", "")
-            self.printer.failure("", "timeout", self._late, line=text, place=statement.place)
-            self._keep(Outcome(name_of(self.ctx, text), text, statement.place, EXIT_TARGET, self._late))
-            return EXIT_TARGET
-        return code
+        return self._time_over(statement) if self._late and code == EXIT_OK else code
+
+    def _time_over(self, statement: Statement) -> int:
+        """Say at which statement the time for the whole run was over."""
+        text = getattr(statement, "text", "")
+        self.printer.failure("", "timeout", self._late, line=text, place=statement.place)
+        self._keep(Outcome(name_of(self.ctx, text), text, statement.place, EXIT_TARGET, self._late))
+        return EXIT_TARGET
 
     def _one(self, statement: Statement) -> int:
         match statement:
@@ -161,6 +186,9 @@ class Player:
                 return self._source(path)
             case Repeat():
                 return self._repeat(statement)
+            case OnFailure(body):
+                self._last_acts = body
+                return EXIT_OK
             case OnStop(where, body):
                 where = self._words(where)
                 self._resolve(where)
@@ -186,13 +214,15 @@ class Player:
 
     def _run(self, line: Line) -> Outcome:
         self.at = line
+        began = time.monotonic()
         try:
             outcome = attempt(self.ctx, self.printer, line)
         except (KeyboardInterrupt, SystemExit) as end:
             if not isinstance(end, TimeUp):
                 code = end.code if isinstance(end, SystemExit) else EXIT_INTERRUPTED
                 code = code if isinstance(code, int) else EXIT_INTERRUPTED
-                self._keep(Outcome(name_of(self.ctx, line.text), line.text, line.place, code, "interrupted"))
+                name, seconds = name_of(self.ctx, line.text), time.monotonic() - began
+                self._keep(Outcome(name, line.text, line.place, code, "interrupted", seconds))
             raise
         self._keep(outcome)
         return outcome

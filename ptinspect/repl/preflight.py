@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnStop, Repeat, ScriptError, Source, Statement, Var
+from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.parse import read_script
 from ptinspect.script.variables import needed, words
 
@@ -73,6 +73,8 @@ class Preflight:
                 self._block(body, {counter: None} if counter else {})
             case OnStop(where, body):
                 self._needs(where)
+                self._block(body, {})
+            case OnFailure(body):
                 self._block(body, {})
             case Source(path):
                 self._needs(path)

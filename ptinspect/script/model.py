@@ -77,4 +77,14 @@ class OnStop:
     """`file:line`."""
 
 
-Statement = Line | Var | Source | Repeat | OnStop
+@dataclass(frozen=True)
+class OnFailure:
+    """Run statements once, when a statement of the script has failed."""
+
+    body: tuple[Statement, ...]
+    """What to run; empty: nothing any more."""
+    place: str = ""
+    """`file:line`."""
+
+
+Statement = Line | Var | Source | Repeat | OnStop | OnFailure

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnStop, Repeat, ScriptError, Source, Statement, Var
+from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import NAME
 
 MAX_BYTES = 1 << 20
@@ -17,9 +17,13 @@ MAX_LINES = 20_000
 MAX_DEPTH = 8
 _REPEAT = re.compile(r"repeat\s+(?P<count>\S+?)(?:\s+as\s+(?P<name>\S+?))?\s*:(?:\s+(?P<body>.*))?")
 _ON_STOP = re.compile(r"on\s+stop\s+(?P<where>.+?)\s*:(?:\s+(?P<body>.*))?")
+_ON_FAILURE = re.compile(r"on\s+failure\s*:(?:\s+(?P<body>.*))?")
 _VAR = re.compile(r"var\s+(?P<name>\S+?)\s*=\s*(?P<value>.*)")
 _SOURCE = re.compile(r"source\s+(?P<path>.+)")
-_BLOCKS = re.compile(r"(repeat|on\s+stop)\b")
+_BLOCKS = re.compile(r"(repeat|on\s+stop|on\s+failure)\b")
+
+
+_OTHERS = re.compile(r"(var|source)(\s|$)")
 
 
 def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
@@ -47,7 +51,10 @@ def parse(name: str, lines: Iterable[str]) -> Iterator[Statement]:
     Raises UserError, with `name:number`, for what makes no sense.
     """
     cursor = _Cursor(_logical(name, lines))
+    first = cursor.peek()
     while (line := cursor.take()) is not None:
+        if first is not None and line.indent != first.indent:
+            raise line.wrong("indented, but it belongs to no block", "indent only what stands below a colon")
         yield _statement(line, cursor, 0)
 
 
@@ -122,6 +129,9 @@ def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
     if found := _ON_STOP.fullmatch(text):
         body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
         return OnStop(found["where"], body, line.place)
+    if found := _ON_FAILURE.fullmatch(text):
+        body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
+        return OnFailure(body, line.place)
     if found := _VAR.fullmatch(text):
         if not NAME.fullmatch(found["name"]):
             raise line.wrong(f"{found['name']!r} is no name for a variable")
@@ -133,6 +143,8 @@ def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
             f"{text!r} lacks its colon, or what belongs before it",
             "repeat 3: COMMAND; …   on stop NAME: COMMAND; …   or the commands below, indented",
         )
+    if _OTHERS.match(text):
+        raise line.wrong(f"{text!r} is not complete", "var NAME = VALUE   source FILE")
     return Line(text, line.place)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ptinspect.errors import UserError
 from ptinspect.script.model import Var
 from ptinspect.script.parse import parse
+from ptinspect.script.variables import words
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts"
 SUFFIX = ".pti"
@@ -48,5 +49,7 @@ def ready() -> tuple[Ready, ...]:
 def _read(path: Path) -> Ready:
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
-    given = tuple((s.name, s.value) for s in parse(path.name, lines) if isinstance(s, Var))
+    given = tuple(
+        (s.name, " ".join(words(s.value, {}))) for s in parse(path.name, lines) if isinstance(s, Var)
+    )
     return Ready(path.stem, path, first, given)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ptinspect.errors import EXIT_OK, UserError
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.parse import parse
 from ptinspect.script.variables import used
 from ptinspect.script.write import definition_of, lines_of
@@ -133,6 +133,8 @@ def _used(statement: Statement) -> Iterator[str]:
             yield from (name for inner in body for name in _used(inner) if name != counter)
         case OnStop(where, body):
             yield from used(where)
+            yield from (name for inner in body for name in _used(inner))
+        case OnFailure(body):
             yield from (name for inner in body for name in _used(inner))
 
 

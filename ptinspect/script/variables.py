@@ -32,9 +32,9 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 
 
 def words(text: str, variables: Mapping[str, str]) -> list[str]:
-    """Replace the variables in a text and split it as a shell splits words. Raises UserError."""
+    """Replace the variables in a text and split it as commands are, without comments. Raises UserError."""
     try:
-        return shlex.split(expand(text, variables))
+        return shlex.split(expand(text, variables), comments=True)
     except ValueError as error:
         raise UserError(f"{text}: {error}", "close the quotes") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 
 INDENT = "    "
 
@@ -22,6 +22,8 @@ def lines_of(statement: Statement, indent: str = "") -> list[str]:
             head = f"{indent}repeat {count}{f' as {counter}' if counter else ''}:"
         case OnStop(where, body):
             head = f"{indent}on stop {where}:"
+        case OnFailure(body):
+            head = f"{indent}on failure:"
     if not body:
         return [f"{head} off"]
     return [head, *(line for inner in body for line in lines_of(inner, indent + INDENT))]

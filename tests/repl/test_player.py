@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,62 @@ def test_a_disk_that_is_full_ends_the_recording() -> None:
     assert "cannot write /dev/full" in err(subject.printer)
     assert subject.play([parse_line("say a")]) == 0
     assert said == ["a"]
+
+
+def test_what_is_to_be_done_after_a_failure_is_done_once() -> None:
+    ctx, said = saying()
+    subject = player(ctx, variables={"who": "me"})
+    text = """\
+say a
+on failure:
+    say bad
+    say after ${who}
+    repeat 2 as n: say ${n}
+say differs
+say b
+"""
+    assert play(subject, text) == 1
+    assert said == ["a", "differs", "bad", "after me", "1", "2"]
+    assert err(subject.printer) == "s:6: differs\ns:3: it is bad\n"
+    said.clear()
+    assert play(subject, "on failure: say x\non failure: off\nsay bad\n") == 1
+    assert said == ["bad"]
+    said.clear()
+    assert play(player(ctx, keep_going=True), "on failure: say x\nrepeat 2: say bad\nsay bad\n") == 1
+    assert said == ["bad", "bad", "x", "bad"]
+    said.clear()
+    ctx.interactive = True
+    assert play(subject, "on failure: say x\nsay bad\n") == 1
+    assert said == ["bad"]
+
+
+def test_nothing_is_done_after_the_time_is_over() -> None:
+    def sleep(ctx: Any, args: Any) -> Report:
+        time.sleep(30)
+        return Report({})
+
+    subject = player(with_command(sleep))
+    with subject.within(0.05):
+        assert play(subject, "on failure: version\nprobe\n") == 3
+    assert out(subject.printer) == ""
+
+
+def test_a_script_that_comes_slowly_is_ended_in_time() -> None:
+    def lines() -> Iterator[str]:
+        yield "say a"
+        time.sleep(30)
+        yield "say b"
+
+    ctx, said = saying()
+    subject = player(ctx)
+    with subject.within(0.05):
+        assert subject.play(parse("stdin", lines())) == 3
+    assert said == ["a"]
+    assert "the time limit of 0.05 s for the whole run is over" in err(subject.printer)
+
+
+def test_the_script_in_the_help_is_one() -> None:
+    from ptinspect.commands.scripting import EXAMPLE
+
+    subject = player(context())
+    subject.check(parse("help", EXAMPLE.splitlines()))

@@ -16,10 +16,9 @@ def parsed(text: str) -> list[object]:
 
 
 def test_lines_have_places_and_comments_are_left_out() -> None:
-    assert parsed("# a comment\n\n  version\n\tfoo bar # not cut here\nversion\n") == [
+    assert parsed("# a comment\n\n\tversion\n        foo bar # not cut here\n") == [
         Line("version", "s:3"),
         Line("foo bar # not cut here", "s:4"),
-        Line("version", "s:5"),
     ]
 
 
@@ -74,6 +73,11 @@ version
         ("repeat 3:\n  version\n    version\n", "s:3: indented otherwise"),
         ("repeat 3\n  version\n", "s:1: 'repeat 3' lacks its colon"),
         ("on stop\n", "s:1: 'on stop' lacks its colon"),
+        ("var a b\n", "s:1: 'var a b' is not complete"),
+        ("source\n", "s:1: 'source' is not complete"),
+        ("version\n  version\n", "s:2: indented, but it belongs to no block"),
+        ("  version\nversion\n", "s:2: indented, but it belongs to no block"),
+        ("repeat 3: version\n  version\n", "s:2: indented, but it belongs to no block"),
         ("repeat 3 as 1x: version\n", "s:1: '1x' is no name"),
         ("var a-b = 3\n", "s:1: 'a-b' is no name"),
         ("version \\\n", "s:1: the last line ends with a backslash"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement, Var
+from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.parse import parse
 from ptinspect.script.record import Record
 from ptinspect.script.variables import words
@@ -27,6 +27,7 @@ STATEMENTS: st.SearchStrategy[Statement] = st.recursive(
             st.sampled_from(["", "n"]),
             st.lists(inner, min_size=1, max_size=3).map(tuple),
         )
+        | st.builds(OnFailure, st.lists(inner, max_size=3).map(tuple))
         | st.builds(OnStop, st.just("any"), st.lists(inner, max_size=3).map(tuple))
     ),
     max_leaves=8,
@@ -45,6 +46,8 @@ def without_places(statement: Statement) -> Statement:
             return Repeat(count, counter, tuple(map(without_places, body)))
         case OnStop(where, body):
             return OnStop(where, tuple(map(without_places, body)))
+        case OnFailure(body):
+            return OnFailure(tuple(map(without_places, body)))
 
 
 @given(st.lists(STATEMENTS))
