@@ -244,16 +244,6 @@ def test_help_explains_every_command() -> None:
         assert command.summary[0].isupper() and not command.summary.endswith(".")
 
 
-def test_every_example_parses() -> None:
-    ctx = context()
-    for command in ctx.registry:
-        found, arguments, _ = ctx.registry.split(command.example)
-        assert found is command
-        if not command.passthrough:
-            own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-            command.parser().parse_args(own)
-
-
 def test_help_of_a_group_and_of_nothing() -> None:
     ctx = context()
     if any(command.words[0] == "kpti" for command in ctx.registry):
