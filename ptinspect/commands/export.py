@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from ptinspect.paging.rows import RowFilter
     from ptinspect.snapshot.model import Snapshot
 
-FORMATS = ("csv", "jsonl", "parquet")
+FORMATS = ("csv", "jsonl", "parquet", "ptdump")
 """What --format takes, and the suffixes of files that say it."""
+ERAS = ("4.16", "5.4", "5.6", "5.8", "5.11", "5.17", "6.5", "6.9", "6.15")
+"""The forms of the kernel's own text, by the first release that has it (linux/ptdump.py)."""
 KINDS = ("table", "block", "page", "invalid", "reserved", "leaf", "valid")
 GROUPS = {"leaf": {"block", "page"}, "valid": {"table", "block", "page"}}
 
@@ -28,11 +30,12 @@ def register(registry: Registry) -> None:
     """Add `export`."""
     registry.command(
         "export",
-        summary="Write a snapshot's descriptors as CSV, JSON lines or Parquet",
+        summary="Write a snapshot as CSV, JSON lines, Parquet, or the kernel's own text",
         example="export before -o before.csv --level pmd",
         configure=_configure,
         details="One row for each descriptor that is not zero, a shared table once, at its lowest address. "
-        "`help formats` lists the columns. Parquet needs pyarrow: pip install 'ptinspect[parquet]'.",
+        "Parquet needs pyarrow: pip install 'ptinspect[parquet]'. ptdump is the text of the kernel's own "
+        "/sys/kernel/debug/kernel_page_tables, to be compared with it by diff.",
     )(export)
 
 
@@ -50,6 +53,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--type", default="", metavar="TYPE", help="part of the memory type: device, normal, nc")
     add("--cont", action="store_true", default=None, help="only leaves with the contiguous hint")
     add("--pa", type=argtypes.address_range, metavar="RANGE", help="only leaves that lead into this range")
+    add("--era", choices=ERAS, help="ptdump: the release whose form it is (default: the snapshot's kernel)")
 
 
 def export(ctx: Context, args: argparse.Namespace) -> Report:
@@ -57,17 +61,17 @@ def export(ctx: Context, args: argparse.Namespace) -> Report:
     form = _form(args)
     args.snap = args.name
     snapshot = ctx.snapshot_or_file(args.name)
-    count = _write_rows(ctx, args, snapshot, form)
+    found: dict[str, Any]
+    if form == "ptdump":
+        found = _write_ptdump(ctx, args, snapshot)
+    else:
+        found = {"rows": _write_rows(ctx, args, snapshot, form)}
     size = args.output.stat().st_size
-    result = {
-        "file": str(args.output),
-        "format": form,
-        "rows": count,
-        "bytes": size,
-        "snapshot": snapshot.name,
-    }
-    said = f"{count} descriptors of {escape(snapshot.name)} written to {args.output}, {size / 1e6:.1f} MB"
-    return Report(result, (Note(said),))
+    result = {"file": str(args.output), "format": form, **found, "bytes": size, "snapshot": snapshot.name}
+    what = "lines" if form == "ptdump" else "descriptors"
+    said = f"{found['rows']} {what} of {escape(snapshot.name)} written to {args.output}, {size / 1e6:.1f} MB"
+    notes = [Note(text, "changed") for text in found.get("assumed", ())]
+    return Report(result, (Note(said), *notes))
 
 
 def _form(args: argparse.Namespace) -> str:
@@ -117,3 +121,33 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
         va_range=range_of(ctx, args, args.range),
         pa_range=range_of(ctx, args, args.pa),
     )
+
+
+def _write_ptdump(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> dict[str, Any]:
+    """Write the kernel's own text; return what to say about it."""
+    from ptinspect.linux.naming import LAYOUT
+    from ptinspect.linux.ptdump import ERAS as BY_NAME
+    from ptinspect.linux.ptdump import columns, era_of, markers, mask_of
+    from ptinspect.linux.ptdumpfacts import facts_of
+    from ptinspect.output.files import replacing
+    from ptinspect.output.ptdump import lines
+    from ptinspect.paging.segments import segments
+
+    chosen = [args.range, args.level, args.kind, args.ng is not None, args.type, args.cont, args.pa]
+    if any(chosen):
+        raise UserError("the kernel's text is of all its tables: no filters with --format ptdump")
+    if not snapshot.regime.upper or snapshot.va_range is not None or snapshot.truncated:
+        raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
+    extra = snapshot.meta.extra
+    era = BY_NAME[args.era] if args.era else era_of(snapshot.meta.kernel, extra.get(LAYOUT, ""))
+    facts, assumed = facts_of(snapshot, era)
+    attributes = columns(era, snapshot.regime.mair)
+    ctx.progress("writing lines", 0, 0)
+    found = segments(snapshot, mask_of(attributes))
+    made = lines(found, markers(era, snapshot.regime, facts), attributes, era, snapshot.regime)
+    count = 0
+    with replacing(args.output) as file:
+        for line in made:
+            file.write(f"{line}\n".encode())
+            count += 1
+    return {"rows": count, "era": era.name, "assumed": assumed}

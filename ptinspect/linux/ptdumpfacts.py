@@ -1,0 +1,46 @@
+"""What the kernel's text form depends on besides arithmetic, found in a snapshot."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ptinspect.linux.ptdump import Era, Facts, has_data_slot, least_bits, markers, shadow_middle
+from ptinspect.paging.walk import walk
+from ptinspect.snapshot.classify import are_leaves
+from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
+
+PXN = np.uint64(1 << 53)
+
+
+def facts_of(snapshot: Snapshot, era: Era) -> tuple[Facts, list[str]]:
+    """Return the facts, and what had to be assumed."""
+    regime = snapshot.regime
+    memory = SnapshotMemory(snapshot)
+    kasan = walk(memory, shadow_middle(era, regime), snapshot.root.pa, regime).pa is not None
+    plain = {marker.name: marker.address for marker in markers(era, regime, Facts(kasan))}
+    low, top = plain["Fixmap start"] - (4 << 20), plain["Fixmap end"]
+    tables = snapshot.tables
+    size = regime.entry_size(3)
+    rows = np.flatnonzero((tables.level == 3) & (tables.va < np.uint64(top)))
+    rows = rows[tables.va[rows] + np.uint64(size * regime.entries(3)) > np.uint64(low)]
+    row, slot = np.nonzero(are_leaves(tables.raw[rows], 3, regime))
+    raw = tables.raw[rows][row, slot]
+    va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
+    text = va[((raw & PXN) == 0) & (va >= np.uint64(low)) & (va < np.uint64(top))]
+    assumed = []
+    if regime.va_bits > least_bits(regime) and era.since < (6, 9):
+        assumed.append("the kernel is taken to have been started on a CPU with all its address bits")
+    slot_behind = has_data_slot(snapshot.meta.kernel, era)
+    vmemmap = era.since >= (5, 17) or _in_use(snapshot, plain["vmemmap start"], plain["vmemmap end"])
+    if not text.size:
+        assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
+        return Facts(kasan, vmemmap=vmemmap), assumed
+    return Facts(kasan, int(text.min()), slot_behind, vmemmap), assumed
+
+
+def _in_use(snapshot: Snapshot, low: int, high: int) -> bool:
+    """Tell whether a table of the last two levels begins in a range: something is mapped there."""
+    tables = snapshot.tables
+    chosen = (tables.level >= 2) & (tables.va >= np.uint64(low)) & (tables.va <= np.uint64(high - 1))
+    return bool(tables.raw[chosen].any())

@@ -1,0 +1,195 @@
+# ruff: noqa: E501 - the lines of the kernel are that long
+"""The kernel's text of its page tables: files that kernels printed, and small trees worked out by hand.
+
+The pairs in tests/data/ptdump are of guests whose kernels were built with CONFIG_PTDUMP_DEBUGFS: a
+snapshot, and what /sys/kernel/debug/kernel_page_tables of the same guest said a moment before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBuilder
+from fakes import context, run
+
+from ptinspect.errors import SnapshotError, UserError
+from ptinspect.linux.ptdump import ERAS, Facts, columns, era_of, has_data_slot, markers, mask_of
+from ptinspect.output.ptdump import lines, size_text
+from ptinspect.paging.segments import segments
+
+PAIRS = sorted((Path(__file__).parent.parent / "data" / "ptdump").glob("*.npz"))
+GP = 1 << 50
+MTE = 0x0000_0004_0044_F0FF
+
+
+@pytest.mark.parametrize("file", PAIRS, ids=lambda path: path.stem)
+def test_the_text_is_the_kernels_own(file: Path, tmp_path: Path) -> None:
+    result = run(context(), f"export {file} --format ptdump -o {tmp_path}/text").result
+    wanted = file.with_suffix(".txt").read_text()
+    assert (tmp_path / "text").read_text() == wanted
+    assert result["rows"] == len(wanted.splitlines()) > 60
+    assert result["era"] == ("5.8" if file.stem.startswith("5.10") else "5.17")
+
+
+def test_there_are_pairs() -> None:
+    assert len(PAIRS) >= 5
+
+
+def dump(tree: TreeBuilder, era: str, facts: Facts | None = None, mair: int = MTE) -> list[str]:
+    form = ERAS[era]
+    found = columns(form, mair)
+    walked = segments(tree.snapshot(), mask_of(found))
+    marked = markers(form, tree.regime, facts or Facts())
+    return list(lines(walked, marked, found, form, tree.regime))
+
+
+def test_a_small_tree_by_hand() -> None:
+    """Each kind of line: pages, a block, an invalid page, a hole in each level; v6.9's markers."""
+    tree = TreeBuilder(REGIMES["4k-48"])
+    low = 0xFFFF_0000_0000_0000
+    tree.map(low, 0x4010_0000, size=8 << 10, attributes=KERNEL_DATA | NG)
+    tree.map(low + 0x3000, 0x4010_0000, attributes=KERNEL_TEXT | GP | EL0 | 4)
+    tree.set(low + 0x4000, 3, 0xE0_0000_4010_0400)
+    tree.map(low + (4 << 20), 0x4020_0000, level=2, attributes=KERNEL_DATA)
+    tree.map(low + (1 << 30), 0x4000_0000, level=1, attributes=KERNEL_DATA | 3 << 2)
+    assert dump(tree, "6.9")[:13] == [
+        "---[ Linear Mapping start ]---",
+        "0xffff000000000000-0xffff000000002000           8K PTE       RW NX SHD AF NG         UXN    MEM/NORMAL",
+        "0xffff000000002000-0xffff000000003000           4K PTE",
+        "0xffff000000003000-0xffff000000004000           4K PTE   USR ro x  SHD AF            UXN GP MEM/NORMAL-TAGGED",
+        "0xffff000000004000-0xffff000000005000           4K PTE F     RW NX     AF        BLK UXN    MEM/NORMAL",
+        "0xffff000000005000-0xffff000000200000        2028K PTE",
+        "0xffff000000200000-0xffff000000400000           2M PMD",
+        "0xffff000000400000-0xffff000000600000           2M PMD       RW NX SHD AF        BLK UXN    MEM/NORMAL",
+        "0xffff000000600000-0xffff000040000000        1018M PMD",
+        "0xffff000040000000-0xffff000080000000           1G PUD       RW NX SHD AF        BLK UXN    DEVICE/nGnRnE",
+        "0xffff000080000000-0xffff008000000000         510G PUD",
+        "0xffff008000000000-0xffff800000000000      130560G PGD",
+        "---[ Linear Mapping end ]---",
+    ]
+
+
+def test_markers_in_a_hole_are_caught_up_two_at_a_time() -> None:
+    """As the kernel prints them: all that lie in one entry of the root stand at the next ones."""
+    tree = TreeBuilder(REGIMES["4k-39"])
+    tree.map(0xFFFF_FF80_0000_0000, 0x4000_0000)
+    text = dump(tree, "5.17")
+    assert text[5:] == [
+        "---[ Linear Mapping end ]---",
+        "---[ Modules start ]---",
+        "0xffffffc000000000-0xffffffc040000000           1G PGD",
+        "---[ Modules end ]---",
+        "---[ vmalloc() area ]---",
+        "0xffffffc040000000-0xfffffffe00000000         247G PGD",
+        "---[ vmalloc() end ]---",
+        "---[ Fixmap start ]---",
+        "0xfffffffe00000000-0xfffffffe40000000           1G PGD",
+        "---[ Fixmap end ]---",
+        "---[ PCI I/O start ]---",
+        "0xfffffffe40000000-0xfffffffe80000000           1G PGD",
+        "---[ PCI I/O end ]---",
+        "---[ vmemmap start ]---",
+        "0xfffffffe80000000-0xffffffff00000000           2G PGD",
+        "---[ vmemmap end ]---",
+        "0xffffffff00000000-0x0000000000000000           4G PGD",
+    ]
+
+
+def test_old_kernels_leave_holes_out() -> None:
+    tree = TreeBuilder(REGIMES["4k-48"])
+    tree.map(0xFFFF_8000_0000_0000, 0x4000_0000, attributes=KERNEL_DATA | GP)
+    text = dump(tree, "4.16", mair=0xBB_FF44_0C04_00)
+    assert text[-2:] == [
+        "---[ Linear mapping ]---",
+        "0xffff800000000000-0xffff800000001000           4K PTE       RW NX SHD AF            UXN DEVICE/nGnRnE",
+    ]
+    assert [line for line in text if not line.startswith("---")] == text[-1:]
+
+
+def test_only_late_kernels_tell_blocks_by_both_bits() -> None:
+    tree = TreeBuilder(REGIMES["4k-48"])
+    tree.set(0xFFFF_0000_0000_0000, 3, KERNEL_DATA)
+    assert " BLK " in dump(tree, "6.9")[1]
+    assert " BLK " not in dump(tree, "6.15")[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (4096, "        4K"),
+        (2 << 20, "        2M"),
+        (3 << 19, "     1536K"),
+        (1 << 60, "        1E"),
+        (0, "        0E"),
+    ],
+)
+def test_sizes(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("banner", "layout", "era"),
+    [
+        ("Linux version 6.1.0-50-cloud-arm64 (…)", "", "5.17"),
+        ("Linux version 5.10.223 (root@vm)", "v6.9 and later", "5.8"),
+        ("Linux version 4.17.0", "", "4.16"),
+        ("Linux version 6.12.117+deb13", "", "6.9"),
+        ("", "v6.5 to v6.8", "6.5"),
+        ("", "v5.4 to v5.10", "5.8"),
+    ],
+)
+def test_the_era_is_told_by_the_kernel(banner: str, layout: str, era: str) -> None:
+    assert era_of(banner, layout).name == era
+
+
+def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not tell which kernel") as caught:
+        era_of("", "")
+    assert "--era" in caught.value.hint
+    with pytest.raises(UserError, match="older"):
+        era_of("Linux version 3.10.0", "")
+    tree = TreeBuilder(REGIMES["4k-48"])
+    tree.point(0xFFFF_0000_0000_0000, 1, OUTSIDE)
+    ctx = context()
+    ctx.snapshots["s"] = tree.snapshot("s")
+    with pytest.raises(SnapshotError, match="could not be read: the dump would lie"):
+        run(ctx, f"export s --format ptdump --era 6.9 -o {tmp_path}/x")
+    ctx.snapshots["part"] = TreeBuilder(REGIMES["4k-48"]).snapshot(
+        "part", va_range=(0xFFFF_0000_0000_0000, 0xFFFF_0000_0000_0FFF)
+    )
+    with pytest.raises(UserError, match="whole capture"):
+        run(ctx, f"export part --format ptdump --era 6.9 -o {tmp_path}/x")
+    with pytest.raises(UserError, match="no filters"):
+        run(ctx, f"export part --format ptdump --era 6.9 --level pte -o {tmp_path}/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("banner", "slot"),
+    [
+        ("Linux version 5.10.223 (root@vm) (gcc (Debian 12.2.0-14) 12.2.0) #1 SMP Mon Nov 23", True),
+        (
+            "Linux version 5.10.0-32-arm64 (gcc-10 (Debian 10.2.1-6)) #1 SMP Debian 5.10.223-1 (2024-08-10)",
+            True,
+        ),
+        (
+            "Linux version 5.10.0-8-arm64 (gcc-10 (Debian 10.2.1-6)) #1 SMP Debian 5.10.46-4 (2021-08-03)",
+            False,
+        ),
+        ("Linux version 6.1.0-50-arm64 (gcc (Debian 12.2.0-14)) #1 SMP Debian 6.1.170-1 (2026-01-01)", False),
+        ("Linux version 5.18.0", True),
+    ],
+)
+def test_where_the_fixmap_begins_depends_on_the_stable_version(banner: str, slot: bool) -> None:
+    assert has_data_slot(banner, ERAS["5.8"]) is slot
+
+
+@pytest.mark.parametrize("kasan", [False, True])
+def test_markers_ascend(kasan: bool) -> None:
+    """The kernel's note_page() needs them in order; where the arithmetic leaves no room they are equal."""
+    for era in ERAS.values():
+        for regime in REGIMES.values():
+            if regime.upper and (era.since >= (6, 9) or not regime.ds):
+                found = [marker.address for marker in markers(era, regime, Facts(kasan))]
+                assert found == sorted(found), (era, regime)
