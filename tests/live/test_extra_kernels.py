@@ -1,0 +1,105 @@
+"""Kernels that were built elsewhere: $PTINSPECT_EXTRA_KERNELS names a directory with one directory for each.
+
+Each holds an `Image`, a `vmlinux` if there is one, and may hold `expect.toml`:
+
+    verdict = "toggle-write-back"   # what `kpti verdict` has to say; "normal" where nothing is said
+    granule = 65536
+    va_bits = 52
+    cpu = "max"
+    ptdump = true                   # the kernel has CONFIG_PTDUMP_DEBUGFS: its own account is the truth
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ptdump_oracle import END, account, differences, with_ptdump
+from session import Live, need_guest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+
+pytestmark = pytest.mark.live
+
+FOLDER = os.environ.get("PTINSPECT_EXTRA_KERNELS", "")
+KERNELS = sorted(path.parent for path in Path(FOLDER).glob("*/Image")) if FOLDER else []
+SHELL_SECONDS = 60
+
+
+def expected(kernel: Path) -> dict[str, Any]:
+    file = kernel / "expect.toml"
+    return tomllib.loads(file.read_text()) if file.is_file() else {}
+
+
+@pytest.fixture(params=KERNELS, ids=lambda path: path.name)
+def kernel(request: pytest.FixtureRequest) -> Path:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def live(kernel: Path, tmp_path: Path) -> Iterator[Live]:
+    ctx = Context(build_registry())
+    live = Live(ctx)
+    symbols = kernel / "vmlinux"
+    initrd = need_guest("5.10-cloud").initrd
+    assert initrd is not None
+    if expected(kernel).get("ptdump"):
+        initrd = with_ptdump(initrd, tmp_path / "initrd.gz")
+    more = f"--symbols {symbols}" if symbols.is_file() else ""
+    cpu = expected(kernel).get("cpu", "max")
+    try:
+        live(f"launch {kernel / 'Image'} {more} --memory 512 --cpu {cpu} --initrd {initrd}")
+        yield live
+    finally:
+        ctx.close()
+
+
+def test_the_rewrite(live: Live, kernel: Path) -> None:
+    wanted = expected(kernel)
+    verdict = wanted.get("verdict", "normal")
+    done = live("kpti run --timeout 240")
+    assert done["reached"], done["reason"]
+    live("diff before after --expect-only-bit11")
+    before, after = live("summary --snap before"), live("summary --snap after")
+    assert [level["leaves"] for level in before["levels"]] == [level["leaves"] for level in after["levels"]]
+    assert all(level["leaves_ng"] == level["leaves"] for level in after["levels"])
+    assert live("kpti verdict")["code"] == verdict
+    if verdict == "normal":
+        assert live("check --snap after --against before")["ok"]
+        assert all(
+            level["table_descriptors_marked"] == level["table_descriptors"] for level in after["levels"]
+        )
+    regime = after["regime"]
+    assert wanted.get("granule", regime["granule"]) == regime["granule"]
+    assert wanted.get("va_bits", regime["va_bits"]) == regime["va_bits"]
+    stack = live("stack")
+    assert 0 < stack["used"] < stack["size"] and stack["frames_complete"]
+
+
+def test_the_kernels_own_account(live: Live, kernel: Path) -> None:
+    if not expected(kernel).get("ptdump"):
+        return
+    lines: list[str] = []
+    for _ in range(SHELL_SECONDS):
+        live("continue --background")
+        time.sleep(1.0)
+        live("interrupt")
+        lines = live("console -n 100000")["lines"]
+        if any(line.strip() == END for line in lines):
+            break
+    kernels = account(lines)
+    assert kernels
+    found = differences(live("map --limit 1000000")["runs"], kernels)
+    # what the shell's start changes after the account was printed: stacks come and go in the vmalloc area
+    assert [line for line in found if not is_vmalloc(live, line)] == []
+
+
+def is_vmalloc(live: Live, line: str) -> bool:
+    start = line.partition(": ")[2].partition("-")[0]
+    return bool(live(f"walk {start}")["region"] in ("vmalloc", "task stack"))
