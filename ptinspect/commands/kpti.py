@@ -9,6 +9,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 from ptinspect.target.slots import Purpose, fitting
@@ -70,6 +71,7 @@ def _configure_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snap", type=argtypes.snapshot, metavar="SNAP", help="a snapshot instead of the guest"
     )
+    add_cpu_option(parser, "say what this CPU does (default: what each does)")
 
 
 POINTS = {
@@ -199,7 +201,7 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
     else:
         ctx.check(Needs.STOPPED, "kpti status")
         state = live_state(ctx)
-        cpus = _cpus(ctx)
+        cpus = _cpus(ctx, args.cpu)
     frontier, counts = state.frontier, state.census
     result = {
         "state": state.state,
@@ -227,17 +229,17 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
         at = "" if frontier.descriptor_pa is None else f", descriptor at pa:{frontier.descriptor_pa:#x}"
         text = f"frontier: {frontier.va:#x}, level {frontier.level}{at} (from the {frontier.source})"
         body.append(Note(text, "address"))
-    if any(cpu["role"] not in ("elsewhere", "unknown") for cpu in cpus):
+    if args.cpu is not None or any(cpu["role"] not in ("elsewhere", "unknown") for cpu in cpus):
         body.append(cpu_table(cpus))
     return Report(result, body)
 
 
-def _cpus(ctx: Context) -> list[dict[str, Any]]:
+def _cpus(ctx: Context, only: int | None) -> list[dict[str, Any]]:
     """Say what every CPU does, as far as the rewrite goes."""
     from ptinspect.linux.kpti import running_code
 
     view = ctx.view()
     try:
-        return cpus_in(ctx, view, running_code(view))
+        return cpus_in(ctx, view, running_code(view), only)
     except GuestError:
         return []

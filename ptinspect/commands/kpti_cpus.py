@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.context import Context
+from ptinspect.commands.sources import cpu_state
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import Column, Table, hex_address
 from ptinspect.output.views.regime import mmu_on
@@ -19,9 +20,15 @@ HELD = ("multi_cpu_stop", "stop_machine_yield", "rcu_momentary_dyntick_idle", "r
 """Functions in which CPUs wait for each other before and after the rewrite (kernel/stop_machine.c)."""
 
 
-def cpus_in(ctx: Context, view: GuestView, code: KptiCode | None) -> list[dict[str, Any]]:
-    """Say of each CPU what it does, where it stands, what TTBR1 is, and whether its MMU is on."""
-    return [_cpu(ctx, view, code, ctx.stopped.cpu_state(cpu)) for cpu in range(ctx.stopped.cpu_count)]
+def cpus_in(
+    ctx: Context, view: GuestView, code: KptiCode | None, only: int | None = None
+) -> list[dict[str, Any]]:
+    """Say of each CPU, or of one, what it does, where it stands, what TTBR1 is, and if its MMU is on.
+
+    Raises UserError if there is no CPU `only`.
+    """
+    chosen = range(ctx.stopped.cpu_count) if only is None else [only]
+    return [_cpu(ctx, view, code, cpu_state(ctx, cpu)) for cpu in chosen]
 
 
 def _cpu(ctx: Context, view: GuestView, code: KptiCode | None, state: CpuState) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames
+from ptinspect.commands.sources import GuestNames, add_cpu_option
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
@@ -32,6 +32,7 @@ def register(registry: Registry) -> None:
         summary="Say how far the rewrite is, level by level, and where it stands",
         example="kpti progress",
         needs=Needs.STOPPED,
+        configure=_configure_progress,
         details="The frontier from the registers of the walk and from the marks in the tables, and whether "
         "the two agree; what every CPU does; the flag. Exit code 1 if registers and tables contradict.",
     )(progress)
@@ -45,6 +46,10 @@ def register(registry: Registry) -> None:
         "the descriptor number N, from 1, of those of that level that are left (pmd:10). The guest stands "
         "where the descriptor is about to be loaded or stored.",
     )(until)
+
+
+def _configure_progress(parser: argparse.ArgumentParser) -> None:
+    add_cpu_option(parser, "say what this CPU does (default: what each does)")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +87,7 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
     found = marks(snapshot, runner.code.algorithm)
     marked = leaves_marks(runner.code)
     doubts = agrees(snapshot, runner.code.algorithm, where) if where and marked else []
-    cpus = cpus_in(ctx, view, runner.code)
+    cpus = cpus_in(ctx, view, runner.code, getattr(args, "cpu", None))
     flag = flag_value(view, runner.code)
     return _report(runner.code, snapshot, where, found, doubts=doubts, cpus=cpus, flag=flag)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
@@ -24,6 +25,7 @@ from ptinspect.output.views.target import registers
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
     from ptinspect.arch.sysregs import CpuState
+    from ptinspect.output.views.target import CpuLine, CpuStack
 
 
 def register(registry: Registry) -> None:
@@ -71,35 +73,46 @@ def _configure_cpu(parser: argparse.ArgumentParser) -> None:
 
 def cpu(ctx: Context, args: argparse.Namespace) -> Report:
     """List the CPUs, or choose one."""
-    from ptinspect.output.views.target import CpuLine, cpus
+    from ptinspect.output.views.target import cpus
 
     session = ctx.stopped
     if args.number is not None:
         session.current_cpu = cpu_state(ctx, args.number).cpu
-    lines = []
-    for number in range(session.cpu_count):
-        state = session.cpu_state(number)
-        root, what, task = _roles(ctx, state)
-        place = ctx.place(state.pc)
-        lines.append(CpuLine(number, state.pc, place, state.el, mmu_on(state), root, what, task))
-    return cpus(lines, session.current_cpu)
+    return cpus([_line(ctx, number) for number in range(session.cpu_count)], session.current_cpu)
 
 
-def _roles(ctx: Context, state: CpuState) -> tuple[int | None, str, str]:
-    """Return the root of the upper half, what it is, and the running task, as far as they are known."""
+def _line(ctx: Context, number: int) -> CpuLine:
+    """Say what is known of a CPU: where it stands, its tables, its task and stack."""
     from ptinspect.linux.tasks import Tasks
     from ptinspect.linux.ttbr import upper_root
+    from ptinspect.output.views.target import CpuLine
 
+    state = ctx.stopped.cpu_state(number)
+    line = CpuLine(number, state.pc, ctx.place(state.pc), state.el, mmu_on(state))
     try:
         view = ctx.view()
         root, what = upper_root(state, view) or (None, "")
+        line = replace(line, ttbr1=root, ttbr1_is=what)
     except PtinspectError:
-        return None, "", ""
+        return line
     try:
         task = Tasks(view).current(state)
+        if task is not None:
+            line = replace(line, task=task.comm, pid=task.pid)
+        return replace(line, stack=_stack(ctx, state))
     except PtinspectError:
-        task = None
-    return root, what, "" if task is None else task.comm
+        return line
+
+
+def _stack(ctx: Context, state: CpuState) -> CpuStack:
+    """Say which stack SP is on. Raises GuestError, KernelFileError, UserError."""
+    from ptinspect.commands.stack import open_stacks
+    from ptinspect.output.views.target import CpuStack
+    from ptinspect.stack.depth import with_true_sp
+
+    stacks = open_stacks(ctx)
+    found = stacks.locate(with_true_sp(stacks, state))
+    return CpuStack(found.kind, found.used, None if found.stack is None else found.stack.size)
 
 
 def _state(ctx: Context, args: argparse.Namespace, name: str) -> tuple[CpuState, str]:

@@ -85,7 +85,7 @@ def register(registry: Registry) -> None:
         summary="Run until the current function has returned",
         example="finish",
         needs=Needs.STOPPED,
-        configure=_configure_wait,
+        configure=_configure_finish,
         aliases=("fin",),
         repeats=True,
     )(finish)
@@ -128,6 +128,11 @@ def _configure_wait(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_finish(parser: argparse.ArgumentParser) -> None:
+    _configure_wait(parser)
+    add_cpu_option(parser, "whose function (default: the CPU that stopped)")
+
+
 def _configure_continue(parser: argparse.ArgumentParser) -> None:
     _configure_wait(parser)
     parser.add_argument("--background", "-b", action="store_true", help="do not wait until it stops")
@@ -142,7 +147,7 @@ def _configure_stepi(parser: argparse.ArgumentParser) -> None:
 def _configure_nexti(parser: argparse.ArgumentParser) -> None:
     count = argtypes.whole(1, 10_000)
     parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
-    _configure_wait(parser)
+    _configure_finish(parser)
 
 
 def _configure_until(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +253,7 @@ def finish(ctx: Context, args: argparse.Namespace) -> Report:
     """Run until the function at the program counter has returned to its caller."""
     from ptinspect.commands.frames import return_address
 
-    state = cpu_state(ctx, None)
+    state = cpu_state(ctx, args.cpu)
     back = return_address(ctx, state)
     deadline = time.monotonic() + limit(ctx, args.timeout)
     ctx.forget_stop()
@@ -256,9 +261,9 @@ def finish(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def nexti(ctx: Context, args: argparse.Namespace) -> Report:
-    """Step instructions of the current CPU; calls run until they have returned."""
+    """Step instructions of one CPU; calls run until they have returned."""
     session = ctx.stopped
-    cpu = cpu_state(ctx, None).cpu
+    cpu = cpu_state(ctx, args.cpu).cpu
     deadline = time.monotonic() + limit(ctx, args.timeout)
     for left in range(args.count - 1, -1, -1):
         before = session.cpu_state(cpu)

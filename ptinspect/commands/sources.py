@@ -39,14 +39,23 @@ def add_root_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
 
 
-def add_cpu_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--cpu`."""
-    parser.add_argument(
-        "--cpu",
-        type=CPU_NUMBER,
-        metavar="N",
-        help="whose registers count (default: the one that stopped)",
-    )
+def cpu_or_all(text: str) -> int | str:
+    """Read the number of a CPU, or `all`."""
+    return "all" if text == "all" else argtypes.whole(0, 1023)(text)
+
+
+argtypes.completes("cpu", cpu_or_all)
+
+
+def add_cpu_option(
+    parser: argparse.ArgumentParser,
+    help_text: str = "whose registers count (default: the one that stopped)",
+    *,
+    every: bool = False,
+) -> None:
+    """Add `--cpu`, the one way to choose a CPU for one command; with `every` it takes `all` too."""
+    kind, name = (cpu_or_all, "N|all") if every else (CPU_NUMBER, "N")
+    parser.add_argument("--cpu", type=kind, metavar=name, help=help_text)
 
 
 @dataclass(frozen=True)

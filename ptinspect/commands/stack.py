@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.sources import add_cpu_option, cpu_state
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views import stack as views
@@ -46,21 +47,13 @@ def register(registry: Registry) -> None:
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cpu", type=cpu_choice, metavar="N|all", help="whose stack (default: the CPU that stopped)")
+    add_cpu_option(parser, "whose stack (default: the CPU that stopped)", every=True)
     add("--task", metavar="PID", type=argtypes.whole(0, 1 << 22), help="the stack of this task instead")
     add("-n", dest="limit", type=argtypes.whole(1, 10_000), default=256, metavar="N", help="at most N frames")
 
 
 def _configure_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help=f"show all of them, not {SHOWN}")
-
-
-def cpu_choice(text: str) -> int | str:
-    """Read the number of a CPU, or `all`."""
-    return "all" if text == "all" else argtypes.whole(0, 1023)(text)
-
-
-argtypes.completes("cpu", cpu_choice)
 
 
 def open_stacks(ctx: Context) -> Stacks:
@@ -88,9 +81,7 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
     if args.cpu == "all":
         cpus = range(session.cpu_count)
     else:
-        cpu = session.current_cpu if args.cpu is None else args.cpu
-        if cpu >= session.cpu_count:
-            raise UserError(f"no CPU {cpu}: the guest has {session.cpu_count}, numbered from 0")
+        cpu = cpu_state(ctx, args.cpu).cpu
         cpus = range(cpu, cpu + 1)
     return views.depths([depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus], code)
 

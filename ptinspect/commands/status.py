@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from ptinspect.commands.context import Context
+from ptinspect.commands.sources import cpu_state
 from ptinspect.output.model import Report
 from ptinspect.output.views import target as views
 from ptinspect.output.views.regime import mmu_on
 
 
-def status_report(ctx: Context, headline: str) -> Report:
+def status_report(ctx: Context, headline: str, cpu: int | None = None) -> Report:
     """Show the session, QEMU, kernel and snapshots as they are now. Raises TargetError."""
-    return views.status_report(collect(ctx), headline)
+    return views.status_report(collect(ctx, cpu), headline)
 
 
-def collect(ctx: Context) -> views.Status:
-    """Ask the session and QEMU for the facts. Raises TargetError if the link fails."""
+def collect(ctx: Context, chosen: int | None = None) -> views.Status:
+    """Ask the session and QEMU for the facts, a CPU's too. Raises TargetError, UserError."""
     session, qemu = ctx.session, ctx.qemu
     facts: dict[str, object] = {
         "kernel": "" if ctx.settings.kernel is None else str(ctx.settings.kernel),
@@ -29,7 +30,7 @@ def collect(ctx: Context) -> views.Status:
             facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
             facts["accel"] = session.accel
         if state == "stopped":
-            cpu = session.cpu_state(session.current_cpu)
+            cpu = cpu_state(ctx, chosen)
             facts |= {
                 "cpu": cpu.cpu,
                 "pc": cpu.pc,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.commands.status import status_report
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report
@@ -45,7 +46,12 @@ def register(registry: Registry) -> None:
         needs=Needs.NOTHING,
         configure=_configure_detach,
     )(detach)
-    add("status", summary="Say what ptinspect is attached to and how it stands", example="status")(status)
+    add(
+        "status",
+        summary="Say what ptinspect is attached to and how it stands",
+        example="status",
+        configure=add_cpu_option,
+    )(status)
     add("quit", summary="Leave ptinspect", example="quit", aliases=("q", "exit"))(leave)
 
 
@@ -249,7 +255,7 @@ def detach(ctx: Context, args: argparse.Namespace) -> Report:
 
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say what ptinspect is attached to."""
-    return status_report(ctx, "")
+    return status_report(ctx, "", args.cpu)
 
 
 def leave(ctx: Context, args: argparse.Namespace) -> Report:

@@ -13,7 +13,7 @@ from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.roots import PAGES_APART
 from ptinspect.linux.view import GuestView
 
-RoleName = Literal["swapper", "init", "trampoline", "reserved", "temporary", "none", "unknown"]
+RoleName = Literal["swapper", "init", "trampoline", "reserved", "temporary", "idmap", "none", "unknown"]
 NAMES: dict[str, RoleName] = {
     "swapper_pg_dir": "swapper",
     "init_pg_dir": "init",
@@ -22,6 +22,8 @@ NAMES: dict[str, RoleName] = {
     "reserved_pg_dir": "reserved",
     "reserved_ttbr0": "reserved",
     "empty_zero_page": "reserved",
+    "idmap_pg_dir": "idmap",
+    "init_idmap_pg_dir": "idmap",
 }
 """Symbol of a table -> what it is (arch/arm64/kernel/vmlinux.lds.S, arch/arm64/mm/mmu.c)."""
 
@@ -32,7 +34,8 @@ class Role:
 
     name: RoleName
     """swapper: the kernel's own; init: the one of early boot; trampoline: in user mode with KPTI; reserved:
-    maps nothing; temporary: the window of the rewrite; none: the register is 0; unknown."""
+    maps nothing; temporary: the window of the rewrite; idmap: physical addresses; none: the register is 0;
+    unknown."""
     reason: str
     """How that is known."""
 

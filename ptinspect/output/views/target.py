@@ -121,6 +121,26 @@ class CpuLine:
     """What that table is: swapper, trampoline, reserved, temporary, init; empty if unknown."""
     task: str = ""
     """Name of the task that runs; empty if unknown."""
+    pid: int | None = None
+    """Its PID; None if unknown."""
+    stack: CpuStack | None = None
+    """Which stack SP is on; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class CpuStack:
+    """The stack of a CPU, in a list."""
+
+    kind: str
+    """task, irq, overflow, user, …"""
+    used: int | None
+    """Bytes in use; None where there is no stack."""
+    size: int | None
+    """Bytes in all."""
+
+    def __str__(self) -> str:
+        """Write it short: `task 912 of 16384`."""
+        return self.kind if self.used is None else f"{self.kind} {self.used} of {self.size}"
 
 
 def cpus(lines: Sequence[CpuLine], current: int) -> Report:
@@ -136,6 +156,10 @@ def cpus(lines: Sequence[CpuLine], current: int) -> Report:
                 "ttbr1": None if x.ttbr1 is None else hex_address(x.ttbr1),
                 "ttbr1_is": x.ttbr1_is,
                 "task": x.task,
+                "pid": x.pid,
+                "stack": None
+                if x.stack is None
+                else {"kind": x.stack.kind, "used": x.stack.used, "size": x.stack.size},
             }
             for x in lines
         ],
@@ -148,12 +172,13 @@ def cpus(lines: Sequence[CpuLine], current: int) -> Report:
             f"EL{x.el}",
             words[x.mmu_on],
             "" if x.ttbr1 is None else f"pa:{x.ttbr1:#x} {x.ttbr1_is}".rstrip(),
-            escape(x.task),
+            escape(x.task) + ("" if x.pid is None else f" ({x.pid})"),
+            "" if x.stack is None else str(x.stack),
             x.place,
         )
         for x in lines
     ]
-    columns = tuple(Column(title) for title in ("cpu", "EL", "MMU", "TTBR1", "task", "pc"))
+    columns = tuple(Column(title) for title in ("cpu", "EL", "MMU", "TTBR1", "task", "stack used", "pc"))
     return Report(result, (Table(columns, rows),))
 
 
