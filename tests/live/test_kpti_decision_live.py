@@ -43,6 +43,16 @@ def test_a_kernel_that_needs_it_and_where_its_cpus_wait(guest: str, middle: str)
         assert [cpu["ttbr1"] for cpu in status["cpus"][1:]] == ["reserved"] * 2
         assert status["cpus"][0]["mmu_on"] is (guest == "6.12-cloud")
         assert all(cpu["mmu_on"] for cpu in status["cpus"][1:])
-        live("until driver_init --timeout 60")
+        roles = ["temporary" if guest == "6.12-cloud" else "swapper", "reserved", "reserved"]
+        listed = live("cpus")["cpus"]
+        assert [cpu["ttbr1_is"] for cpu in listed] == roles
+        assert [cpu["task"] for cpu in listed] == ["migration/0", "migration/1", "migration/2"]
+        assert [cpu["cpu"] for cpu in live("kpti progress --cpu 2")["cpus"]] == [2]
+        stop = live("until driver_init --timeout 60")
+        assert stop["cpu"] in range(3)
         status = live("kpti status")
         assert (status["state"], status["decision"]) == ("after", "on")
+        for cpu in live("cpus")["cpus"]:
+            own = live(f"stack --cpu {cpu['cpu']}")
+            assert cpu["stack"] == {"kind": own["kind"], "used": own["used"], "size": own["size"]}
+            assert (cpu["task"], cpu["ttbr1_is"], cpu["mmu_on"]) == (own["task"]["comm"], "swapper", True)
