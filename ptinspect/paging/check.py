@@ -28,6 +28,8 @@ from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 
 CONTIGUOUS = np.uint64(1 << 52)
+READ_ONLY = np.uint64(1 << 7)
+DBM = np.uint64(1 << 51)
 ACCESS_FLAG = 1 << 10
 GROUPS = {(12, 1): 16, (12, 2): 16, (12, 3): 16, (14, 2): 32, (14, 3): 128, (16, 2): 32, (16, 3): 32}
 """Entries of a contiguous group by granule bits and level (Arm ARM D8.7.1, the Contiguous bit)."""
@@ -202,6 +204,8 @@ class _Checker:
         if self.snapshot.meta.extra.get(PHASE) == "during":
             ignored |= int(BIT11)
         kept = np.uint64(~ignored & MASK64)
+        if regime.hd:  # the CPU makes one entry of a group dirty by clearing its AP[2] (Arm ARM D8.7.1)
+            words = np.where(words & DBM, words & ~READ_ONLY, words)
         mixed = ((words & kept) != (words[:, :1] & kept)).any(axis=1)
         address = output_addresses(words, level, regime)
         size = np.uint64(regime.entry_size(level))

@@ -1,12 +1,26 @@
-"""A guest of nine instructions: CPU 0 starts CPU 1, then both count."""
+"""Guests without a kernel: nine instructions (CPU 0 starts CPU 1, then both count), and assembled ones."""
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from conftest import missing
+from session import Live
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.target.qemu import LaunchOptions, launch
+from ptinspect.target.session import Session
 
 LOAD = 0x4008_0000
 """Where QEMU's `virt` puts a kernel that is no Image."""
+DONE, BAD = LOAD + 0x400, LOAD + 0x500
+"""Where the assembled guests end, well or not."""
 CALL = LOAD + 5 * 4
 """The PSCI call that starts CPU 1."""
 LOOP = LOAD + 6 * 4
@@ -32,3 +46,36 @@ def bare_kernel(directory: Path) -> Path:
     file = directory / "bare.bin"
     file.write_bytes(struct.pack(f"<{len(CODE)}I", *CODE))
     return file
+
+
+def assembled(directory: Path, source: str, **values: int) -> Path:
+    """Assemble a source beside this file, with symbols given, into a flat binary."""
+    for tool in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-objcopy"):
+        if shutil.which(tool) is None:
+            missing(tool)
+    file, object_file = directory / "a.bin", directory / "a.o"
+    symbols = [word for name, value in values.items() for word in ("--defsym", f"{name}={value:#x}")]
+    program = ["aarch64-linux-gnu-as", *symbols, "-o", object_file, Path(__file__).parent / source]
+    subprocess.run(program, check=True)
+    subprocess.run(
+        ["aarch64-linux-gnu-objcopy", "-O", "binary", "-j", ".text", object_file, file], check=True
+    )
+    return file
+
+
+@contextmanager
+def started(kernel: Path, files: Mapping[int, bytes], directory: Path) -> Iterator[Live]:
+    """Start a guest with a `max` CPU and contents of memory (address -> bytes), stopped at reset."""
+    extra = []
+    for address, data in files.items():
+        file = directory / f"{address:x}"
+        file.write_bytes(data)
+        extra += ["-device", f"loader,file={file},addr={address:#x},force-raw=on"]
+    qemu = launch(LaunchOptions(kernel, cpu="max", memory=128, append="", extra=tuple(extra)))
+    ctx = Context(build_registry())
+    try:
+        ctx.open_session(Session.attach(str(qemu.gdb_socket)), qemu)
+        yield Live(ctx)
+    finally:
+        ctx.close()
+        qemu.end()

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from bare import BAD, DONE, LOAD, assembled, started
 from builders import AF, CONTIGUOUS, KERNEL_DATA, SH, UXN, TreeBuilder
-from conftest import missing
 from session import Live
 
 from ptinspect.arch.bits import align_down
 from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.target.qemu import LaunchOptions, launch
-from ptinspect.target.session import Session
 
 pytestmark = pytest.mark.live
-LOAD, DONE, BAD = 0x4008_0000, 0x4008_0400, 0x4008_0500
 PROBES, TABLES, DATA = 0x4100_0000, 0x4101_0000, 0x4200_0000
 SIZE = 2 << 20
 FAR = 0x000B_5678_9ABC_0000
@@ -106,20 +99,6 @@ def probes(leaves: list[Leaf], regime: Regime) -> list[tuple[int, int]]:
     return found
 
 
-def assemble(directory: Path, **values: int) -> Path:
-    """Assemble granule.S."""
-    for tool in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-objcopy"):
-        if shutil.which(tool) is None:
-            missing(tool)
-    source, object_file, file = Path(__file__).parent / "granule.S", directory / "a.o", directory / "a.bin"
-    symbols = [word for name, value in values.items() for word in ("--defsym", f"{name}={value:#x}")]
-    subprocess.run(["aarch64-linux-gnu-as", *symbols, "-o", object_file, source], check=True)
-    subprocess.run(
-        ["aarch64-linux-gnu-objcopy", "-O", "binary", "-j", ".text", object_file, file], check=True
-    )
-    return file
-
-
 @contextmanager
 def running(name: str, directory: Path) -> Iterator[tuple[Live, list[Leaf], list[Leaf], int]]:
     """Start the guest of one regime; yields it with the leaves of both halves and the number of probes."""
@@ -134,26 +113,18 @@ def running(name: str, directory: Path) -> Iterator[tuple[Live, list[Leaf], list
     wanted = probes(high, regime) + probes(low, regime)
     words = [word for pair in wanted for word in pair] + [0]
     upper.memory.write(PROBES, struct.pack(f"<{len(words)}Q", *words))
-    (directory / "tables").write_bytes(upper.memory.read(PROBES, SIZE))
     data = bytearray(SIZE)
     for i in range(16):
         struct.pack_into("<Q", data, 0x1_0000 * i, 0xC0DE_0000 + i)
-    (directory / "data").write_bytes(data)
     txsz, bits = 64 - regime.va_bits, regime.granule_bits
     tcr = txsz | txsz << 16 | TG0[bits] << 14 | TG1[bits] << 30 | regime.ds << 59
     tcr |= (6 if regime.pa_bits == 52 else 5) << 32
-    kernel = assemble(directory, MAIR=0xFF, TCR=tcr, TTBR0=lower.root, TTBR1=upper.root, PROBES=PROBES)
-    extra = []
-    for file, address in (("tables", PROBES), ("data", DATA)):
-        extra += ["-device", f"loader,file={directory / file},addr={address:#x},force-raw=on"]
-    qemu = launch(LaunchOptions(kernel, cpu="max", memory=128, append="", extra=tuple(extra)))
-    ctx = Context(build_registry())
-    try:
-        ctx.open_session(Session.attach(str(qemu.gdb_socket)), qemu)
-        yield Live(ctx), high, [*low, code], len(wanted)
-    finally:
-        ctx.close()
-        qemu.end()
+    kernel = assembled(
+        directory, "granule.S", MAIR=0xFF, TCR=tcr, TTBR0=lower.root, TTBR1=upper.root, PROBES=PROBES
+    )
+    files = {PROBES: upper.memory.read(PROBES, SIZE), DATA: bytes(data)}
+    with started(kernel, files, directory) as live:
+        yield live, high, [*low, code], len(wanted)
 
 
 def same(live: Live, half: str, leaves: list[Leaf], name: str) -> None:
@@ -184,6 +155,19 @@ def same(live: Live, half: str, leaves: list[Leaf], name: str) -> None:
     assert session.gva2gpa(hole) is None
 
 
+def group_of(live: Live, leaf: Leaf) -> None:
+    """`check` has nothing against a contiguous group until one entry of it differs."""
+    before = live("check --root ttbr1")["totals"]
+    assert "contiguous" not in before
+    descriptor = live(f"walk {leaf.va + live.ctx.view().regime.granule:#x} --root ttbr1")["steps"][-1]
+    raw = int(descriptor["raw"], 16)
+    for wrong in (raw ^ UXN, raw & ~CONTIGUOUS, raw ^ 1 << 21, 0):
+        live(f"poke descriptor pa:{descriptor['descriptor_pa']} {wrong:#x} --yes")
+        assert live("check --root ttbr1")["totals"].get("contiguous") == 1, hex(wrong)
+        live("poke undo")
+    assert live("check --root ttbr1")["totals"] == before
+
+
 @pytest.mark.parametrize("name", REGIMES)
 def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path) as (live, high, low, count):
@@ -193,6 +177,7 @@ def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
         assert (stop.pc, session.cpu_state(0).x[20]) == (DONE, count)
         same(live, "ttbr1", high, name)
         same(live, "ttbr0", low, name)
+        group_of(live, next(leaf for leaf in high if leaf.contiguous))
         levels = live("summary --root ttbr1")["levels"]
         assert [level["level"] for level in levels] == list(range(START[name], 4))
         blocks = {leaf.level for leaf in high if leaf.level != LEVEL_LAST}

@@ -12,12 +12,16 @@ from builders import (
     KERNEL_TEXT,
     NG,
     OUTSIDE,
+    RAM,
+    READ_ONLY,
     REGIMES,
     SH,
     TreeBuilder,
     cpu_state,
 )
 
+from ptinspect.arch.bits import PhysAddr
+from ptinspect.memory.sparse import SparseMemory
 from ptinspect.paging.check import check
 from ptinspect.paging.check_pair import Pair, check_pair, check_stacks
 from ptinspect.paging.findings import Findings
@@ -111,6 +115,60 @@ def test_a_mixed_contiguous_group_is_legitimate_during_the_rewrite_only_for_bit_
     assert rules(check(phase(made.snapshot(), "during"))) == {}
     made.xor(VA + 0x12000, 3, 1 << 54)
     assert rules(check(phase(made.snapshot(), "during"))) == {"contiguous": 1}
+
+
+GROUPS = [("4k-48", 3, 16), ("4k-48", 2, 16), ("4k-39", 2, 16), ("16k-47", 3, 128), ("16k-47", 2, 32),
+          ("64k-48", 3, 32), ("64k-48", 2, 32), ("4k-52-lpa2", 3, 16), ("16k-52-lpa2", 2, 32)]  # fmt: skip
+"""Entries of a contiguous group (Arm ARM D8.7.1)."""
+
+
+@pytest.mark.parametrize(("name", "level", "group"), GROUPS)
+def test_a_contiguous_group_that_is_not_uniform_is_named_with_its_place(
+    name: str, level: int, group: int
+) -> None:
+    regime = REGIMES[name]
+    size = regime.entry_size(level)
+    base, pa = int(regime.va_min) + 2 * group * size, 8 * group * size
+    whole = dataclasses.replace(RAM, start=PhysAddr(0), size=1 << 44)
+
+    def groups() -> TreeBuilder:
+        made = TreeBuilder(regime, memory=SparseMemory([whole]))
+        made.map(base, pa, size=3 * group * size, level=level, attributes=CONT)
+        return made
+
+    def contiguous(made: TreeBuilder) -> list[tuple[int, int]]:
+        kept = [f for f in check(made.snapshot()).kept if f.rule == "contiguous"]
+        return [(int(f.descriptor_pa), int(f.va_start)) for f in kept]
+
+    assert contiguous(groups()) == []
+    middle = base + group * size
+    one = middle + 5 * size
+    faults = {
+        "executable": lambda t: t.xor(one, level, 1 << 53),
+        "no Contiguous bit": lambda t: t.xor(one, level, CONTIGUOUS),
+        "nG": lambda t: t.xor(one, level, NG),
+        "missing": lambda t: t.set(one, level, 0),
+        "goes elsewhere": lambda t: t.map(one, pa, level=level, attributes=CONT),
+        "out of order": lambda t: t.map(
+            one, pa + (group + 6) * size, size=2 * size, level=level, attributes=CONT
+        ),
+        "not aligned": lambda t: t.map(
+            middle, pa + size, size=group * size, level=level, attributes=CONT
+        ),
+    }  # fmt: skip
+    for fault, put in faults.items():
+        made = groups()
+        put(made)
+        assert contiguous(made) == [(made.slot(middle, level), middle)], fault
+
+
+def test_a_contiguous_group_may_be_partly_dirty_where_the_cpu_manages_that() -> None:
+    dbm = 1 << 51
+    for hd, expected in ((True, {}), (False, {"contiguous": 1})):
+        made = TreeBuilder(dataclasses.replace(REGIMES["4k-48"], ha=hd, hd=hd))
+        made.map(VA, PA, size=0x10000, attributes=CONT | dbm | READ_ONLY)
+        made.xor(VA + 0x3000, 3, READ_ONLY)
+        assert rules(check(made.snapshot())) == expected
 
 
 def test_a_leaf_without_a_mark_is_missed_only_at_the_end_of_the_rewrite() -> None:
