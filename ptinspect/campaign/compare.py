@@ -34,14 +34,7 @@ def first_difference(good: Good, steps: Iterable[Step]) -> Difference | None:
     bad = list(steps)
     for number, wanted in enumerate(good.steps):
         if number >= len(bad):
-            return Difference(
-                wanted.line or "(a line of its own)",
-                wanted.place,
-                "",
-                "answered",
-                "not reached",
-                good.runs,
-            )
+            return Difference(wanted.line, wanted.place, "", "answered", "not reached", good.runs)
         found = _differs(wanted, bad[number], good.runs)
         if found is not None:
             return found
@@ -54,8 +47,8 @@ def _differs(wanted: Step, got: Step, runs: int) -> Difference | None:
 
     if got.error:
         return said("", "answered", got.error)
-    if wanted.line and wanted.line != got.line:
-        return said("line", wanted.line, got.line)
+    if wanted.command and wanted.command != got.command:
+        return said("command", wanted.command, got.command)
     flags: Difference | None = None
     for path, value in wanted.values.items():
         other = got.values.get(path, "(absent)")

@@ -36,6 +36,8 @@ Value = str | int | float | bool | None
 class Step:
     """An answer in a form that can be compared."""
 
+    command: str
+    """Name of the command."""
     line: str
     """The command line."""
     place: str
@@ -67,11 +69,13 @@ def steps_of(answers: Iterable[Mapping[str, Any]]) -> Iterator[Step]:
             return
         error = answer.get("error")
         said = str(error.get("message", "")) if isinstance(error, Mapping) else ""
+        said = said.removeprefix(f"{answer.get('place')}: ")
         values: dict[str, Value] = {}
         if answer.get("command") != "launch":
             _flatten(answer.get("result"), "", values, 0)
         line, place = str(answer.get("line", ""))[:MAX_TEXT], str(answer.get("place", ""))[:MAX_TEXT]
-        yield Step(line, place, bool(answer.get("ok", True)), values, said[:MAX_TEXT])
+        name = str(answer.get("command", ""))[:MAX_TEXT]
+        yield Step(name, line, place, bool(answer.get("ok", True)), values, said[:MAX_TEXT])
 
 
 def _flatten(value: object, path: str, into: dict[str, Value], level: int) -> None:
@@ -98,8 +102,8 @@ def common(good: Good, steps: Iterable[Step]) -> Good:
     kept = []
     for old, new in zip(good.steps, steps, strict=False):
         values = {path: value for path, value in old.values.items() if _same(new.values, path, value)}
-        line = old.line if old.line == new.line else ""
-        kept.append(Step(line, old.place, old.ok and new.ok, values))
+        name = old.command if old.command == new.command else ""
+        kept.append(Step(name, old.line, old.place, old.ok and new.ok, values))
     return Good(good.reference, good.runs + 1, tuple(kept))
 
 
@@ -123,7 +127,7 @@ def add(directory: Path, cell: int, folder: Path) -> bool:
         "version": VERSION,
         "reference": good.reference,
         "runs": good.runs,
-        "steps": [[s.line, s.place, s.ok, dict(s.values)] for s in good.steps],
+        "steps": [[s.command, s.line, s.place, s.ok, dict(s.values)] for s in good.steps],
     }
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value), encoding="utf-8")
@@ -139,8 +143,14 @@ def load(directory: Path, cell: int) -> Good | None:
         if value["version"] != VERSION:
             return None
         steps = tuple(
-            Step(str(line), str(place), bool(ok), {str(k): v for k, v in values.items() if _plain(v)})
-            for line, place, ok, values in value["steps"][:MAX_STEPS]
+            Step(
+                str(command),
+                str(line),
+                str(place),
+                bool(ok),
+                {str(k): v for k, v in values.items() if _plain(v)},
+            )
+            for command, line, place, ok, values in value["steps"][:MAX_STEPS]
         )
         reference = str(value["reference"])
         if not _FOLDER.fullmatch(reference):

@@ -35,6 +35,12 @@ class Attempts:
         return self.last.outcome == "pass"
 
     @property
+    def way(self) -> tuple[str, str, str, str]:
+        """How it ended: cell, outcome, place, and what the console or the script said."""
+        last = self.last
+        return self.run.cell.name, last.outcome, last.where, last.panic or last.message
+
+    @property
     def retried(self) -> bool:
         """Tell whether it took more than one attempt to pass."""
         return self.passed and len(self.records) > 1

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from ptinspect.output.views.campaign import Compared
 
 MOST = 12
-"""Failed runs that are compared: the first of each cell and outcome."""
+"""Failed runs that are compared: the first of each way to fail."""
 SNAPSHOTS = 4
 """Snapshots of one run that are compared."""
 
 
 def compared(merged: Merged, directories: Sequence[Path]) -> list[Compared]:
-    """Compare the first failed run of each cell and outcome with what passing runs have in common."""
-    firsts: dict[tuple[str, str], Attempts] = {}
+    """Compare the first run of each way to fail with what passing runs of its cell have in common."""
+    firsts: dict[tuple[str, ...], Attempts] = {}
     for item in merged.runs:
         if not item.passed and item.last.outcome != "error":
-            firsts.setdefault((item.run.cell.name, item.last.outcome), item)
+            firsts.setdefault(item.way, item)
     return [_compare(merged, item, directories) for item in list(firsts.values())[:MOST]]
 
 

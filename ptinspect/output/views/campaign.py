@@ -107,20 +107,18 @@ def _numbers(numbers: Iterable[int]) -> str:
 def _cells(rows: Sequence[CellRow]) -> Table:
     shown = [name for name in OUTCOME_COLUMNS if name == "pass" or any(r.count(name) for r in rows)]
     depth = any(row.deepest is not None for row in rows)
-    free = any(row.least_free is not None for row in rows)
     lost = any(row.lost is not None for row in rows)
-    heads = ["cell", "runs", *shown]
-    heads += ["deepest"] * depth + ["least free"] * free + ["lost"] * lost + ["seconds"]
+    heads = ["cell", "runs", *shown, *["used/free"] * depth, *["lost"] * lost, "seconds"]
     cells: list[Sequence[Cell]] = []
     for row in rows:
         line: list[Cell] = [escape(row.cell.name), str(row.planned)]
         line += [_count(row.count(name), name) for name in shown]
-        line += [_number(row.deepest)] * depth + [_number(row.least_free)] * free
+        line += [f"{_number(row.deepest)}/{_number(row.least_free)}"] * depth
         line += [Styled(_number(row.lost), "bad" if row.lost else "plain")] * lost
-        line.append("-" if row.seconds is None else " / ".join(f"{s:.1f}" for s in row.seconds))
+        line.append("-" if row.seconds is None else "/".join(f"{s:.1f}" for s in row.seconds))
         cells.append(line)
     columns = [Column(head, "left" if n == 0 else "right") for n, head in enumerate(heads)]
-    return Table(columns, cells, "cells (stack in bytes; seconds: shortest / median / longest)")
+    return Table(columns, cells, "cells (deepest stack: bytes used/free; seconds: shortest/median/longest)")
 
 
 def _count(value: int, name: str) -> Cell:
@@ -135,11 +133,9 @@ def _failures(failed: Sequence[Attempts], rows: int) -> Table:
     """Runs that failed alike share a line."""
     alike: dict[tuple[str, str, str, str], list[int]] = {}
     for item in failed:
-        last = item.last
-        what = last.panic or last.message
-        alike.setdefault((item.run.cell.name, last.outcome, last.where, what), []).append(item.run.number)
+        alike.setdefault(item.way, []).append(item.run.number)
     lines: list[Sequence[Cell]] = [
-        (_numbers(numbers), escape(cell), Styled(outcome, "bad"), escape(where), _short(what))
+        (_numbers(numbers), escape(cell), Styled(outcome, "bad"), escape(_file(where)), _short(what))
         for (cell, outcome, where, what), numbers in alike.items()
     ]
     title = "what did not pass"
@@ -147,6 +143,11 @@ def _failures(failed: Sequence[Attempts], rows: int) -> Table:
         title += f" ({rows} of {len(lines)} ways)"
     columns = (Column("runs"), Column("cell"), Column("outcome"), Column("where"), Column("what"))
     return Table(columns, lines[:rows], title)
+
+
+def _file(place: str) -> str:
+    """Return `file:line` without the directory."""
+    return place.rpartition("/")[2]
 
 
 def _short(text: str) -> str:
@@ -178,7 +179,7 @@ def _differences(compared: Sequence[Compared]) -> list[Table | Note]:
         if found is None:
             notes.append(Note(f"{against}: {escape(item.reason)}", "dim"))
         else:
-            place = f" ({escape(found.place)})" if found.place else ""
+            place = f" ({escape(_file(found.place))})" if found.place else ""
             many = f"all {found.runs} runs that passed" if found.runs > 1 else "the run that passed"
             what = f"{escape(found.path)} is " if found.path else ""
             notes.append(

@@ -1,0 +1,261 @@
+"""Whole campaigns with a program that stands for ptinspect: every way in which a run can end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptinspect.campaign import child
+from ptinspect.campaign.results import load
+from ptinspect.commands import campaign_plan
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import TargetError, UserError
+from ptinspect.output.model import Report
+from ptinspect.output.text import render
+
+FAKE = Path(__file__).with_name("fake_ptinspect.py")
+Campaign = Callable[[str], Report]
+
+
+@pytest.fixture
+def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(campaign_plan, "PROGRAM", (sys.executable, str(FAKE)))
+    monkeypatch.setattr(campaign_plan, "GRACE", 0.0)
+    monkeypatch.setattr(child, "TERM_SECONDS", 0.2)
+    monkeypatch.setattr(child, "MAX_OUTPUT", 1 << 20)
+    (tmp_path / "s.pti").write_text("stack\nregs\n")
+    ctx = Context(build_registry())
+
+    def run(line: str) -> Report:
+        return ctx.registry.run(ctx, f"campaign {line}")
+
+    return run
+
+
+def outcomes(report: Report) -> dict[str, dict[str, int]]:
+    return {cell["name"]: cell["outcomes"] for cell in report.result["cells"]}
+
+
+def test_each_way_to_end_has_its_name(campaign: Campaign, tmp_path: Path) -> None:
+    kinds = "pass,fail,unable,crash,late,hang,die,bug,garbage,huge,connect,flaky"
+    report = campaign(
+        f"s.pti --runs 12 --matrix var.kind={kinds} --retries 1 --timeout 3 --directory d --jobs 1"
+    )
+    assert report.exit_code == 1
+    expected = dict.fromkeys(("fail", "unable"), "fail") | dict.fromkeys(("pass", "garbage"), "pass")
+    expected |= dict.fromkeys(("late", "hang"), "hang") | dict.fromkeys(("die", "huge", "connect"), "error")
+    expected |= {"crash": "crash", "bug": "bug", "flaky": "retried"}
+    assert outcomes(report) == {f"var.kind={kind}": {name: 1} for kind, name in expected.items()}
+    result = report.result
+    assert (result["passed"], result["retried"], result["failed"], result["missing"]) == (2, 1, 9, 0)
+    failures = {item["cell"].partition("=")[2]: item for item in result["failures"]}
+    assert all(len(item["attempts"]) == 2 for item in failures.values()), "no retry is hidden"
+    assert failures["crash"]["panic"] == "No working init found."
+    assert (failures["fail"]["where"], failures["fail"]["verdict"]) == ("s.pti:4", "")
+    assert "stack free >= 8192" in failures["fail"]["message"]
+    assert failures["die"]["message"] == "the process was ended by signal 9"
+    assert "\x1b" not in render(report)
+    retry = result["retries"][0]
+    assert (retry["cell"], retry["attempts"]) == ("var.kind=flaky", ["fail", "pass"])
+    assert not list((tmp_path / "tmp").iterdir()), "what a killed ptinspect left behind is gone"
+    assert (tmp_path / "d/runs/00004/console.log").read_bytes().startswith(b"[    1.0] Kernel panic")
+
+
+def test_only_the_first_that_passed_keeps_its_files(campaign: Campaign, tmp_path: Path) -> None:
+    report = campaign("s.pti --runs 3 --matrix var.kind=pass --directory d")
+    assert (report.exit_code, report.result["passed"]) == (0, 3)
+    assert [path.name for path in (tmp_path / "d/runs").iterdir()] == ["00001"]
+    (cell,) = report.result["cells"]
+    assert (cell["deepest"], cell["least_free"], cell["lost"]) == (103, 5000, None)
+    assert cell["seconds"]["min"] <= cell["seconds"]["median"] <= cell["seconds"]["max"]
+    campaign("s.pti --runs 3 --matrix var.kind=pass --directory e --keep-all")
+    assert len(list((tmp_path / "e/runs").iterdir())) == 3
+
+
+def test_a_run_gets_its_cell_as_launch_arguments_and_as_variables(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "Image").write_text("")
+    campaign(
+        "s.pti --runs 1 --matrix kernel=Image cpu=a57 mem=512 smp=2 'append=a b' var.kind=pass "
+        "--var x=1 --directory d --timeout 9"
+    )
+    seen = json.loads((tmp_path / "d/runs/00001/seen.json").read_text())
+    words = seen["words"]
+    assert seen["cwd"] == str(tmp_path / "d/runs/00001")
+    line = words[words.index("-c") + 1]
+    options = "--cpu cortex-a57 --memory 512 --smp 2 --append-more 'a b'"
+    assert line == f"launch {tmp_path / 'Image'} {options}"
+    given = {words[n + 1] for n, word in enumerate(words) if word == "--var"}
+    assert {"cpu=cortex-a57", "mem=512", "smp=2", "append=a b", "kind=pass", "x=1", "run=1"} <= given
+    assert words[words.index("--timeout") + 1] == "9"
+    assert words[-2:] == ["-x", str(tmp_path / "s.pti")]
+
+
+def test_a_script_that_launches_is_left_to_do_so(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "own.pti").write_text("repeat 2: launch --memory ${mem}\n")
+    campaign("own.pti --runs 1 --matrix mem=512 var.kind=pass --directory d")
+    assert "-c" not in json.loads((tmp_path / "d/runs/00001/seen.json").read_text())["words"]
+
+
+def test_the_first_difference_is_one_that_passing_runs_share(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "s.pti").write_text("regs\n")
+    campaign("s.pti --runs 4 --matrix var.kind=pass --directory d")
+    # one cell of both: the failing run is told by its number
+    source = FAKE.read_text().replace(
+        'given["kind"], int', '("fail" if int(given["run"]) == 3 else "pass"), int'
+    )
+    (tmp_path / "fake.py").write_text(
+        source.replace('return {**KINDS', 'kind == "pass" and say("regs", result={"x0": "0x0", "x1": "0x7"}, '
+                       'line="regs x1", place="s.pti:3")\n    return {**KINDS')
+    )  # fmt: skip
+    campaign_plan.PROGRAM = (sys.executable, str(tmp_path / "fake.py"))
+    report = campaign("s.pti --runs 5 --directory e")
+    (found,) = report.result["differences"]
+    assert (found["run"], found["outcome"]) == (3, "fail")
+    difference = found["difference"]
+    assert (difference["line"], difference["path"]) == ("regs x1", "x1")
+    assert (difference["good"], difference["bad"], difference["runs"]) == ("0x7", "0x8", 4)
+    said = "first differs from all 4 runs that passed at `regs x1` (s.pti:3): x1 is 0x8, not 0x7"
+    assert said in render(report)
+
+
+def test_nothing_can_be_run_is_said_soon_and_can_be_tried_again(campaign: Campaign, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="no run can be made: no QEMU") as caught:
+        campaign("s.pti --runs 50 --matrix var.kind=connect --directory d")
+    assert caught.value.exit_code == 3
+    assert len(load(tmp_path / "d").records) == 3
+    with pytest.raises(TargetError, match="no run can be made"):
+        campaign("--resume d")
+    assert [record.attempt for record in load(tmp_path / "d").records] == [1, 1, 1, 2, 2, 2]
+
+
+def test_ctrl_c_keeps_what_there_is_and_resume_runs_the_rest(campaign: Campaign, tmp_path: Path) -> None:
+    matrix = "--matrix var.kind=pass,fail,hang"
+    results = tmp_path / "d/results.jsonl"
+
+    def interrupt() -> None:
+        while not results.exists() or len(results.read_bytes().splitlines()) < 3:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    report = campaign(f"s.pti --runs 6 {matrix} --timeout 600 --directory d")
+    thread.join()
+    assert (report.exit_code, report.result["interrupted"]) == (130, True)
+    assert (report.result["done"], report.result["missing"]) == (2, 4)
+    assert "campaign --resume d runs what is missing" in render(report)
+    assert sorted(path.name for path in (tmp_path / "d/runs").iterdir()) == ["00001", "00002"]
+    with results.open("ab") as file:
+        file.write(b'{"run": 3, "cel')  # a machine that stopped in the middle of a line
+    text = results.read_text()
+    results.write_text(text.replace('"timeout": 600.0', '"timeout": 0.3'))
+    report = campaign("--resume d")
+    assert (report.result["done"], report.result["missing"], report.result["started"]) == (6, 0, 4)
+    runs = [record.run for record in load(tmp_path / "d").records]
+    assert sorted(runs) == list(range(1, 7)), "none twice"
+    assert campaign("--resume d").result["started"] == 0
+
+
+def test_two_at_once_are_refused_and_so_is_another_campaign(campaign: Campaign, tmp_path: Path) -> None:
+    first = campaign("s.pti --runs 1 --matrix var.kind=pass --directory d --resume")
+    again = campaign("s.pti --runs 1 --matrix var.kind=pass --directory d --resume")
+    assert (first.result["started"], again.result["started"], again.exit_code) == (1, 0, 0)
+    with pytest.raises(UserError, match="holds a campaign already"):
+        campaign("s.pti --runs 1 --matrix var.kind=pass --directory d")
+    with pytest.raises(UserError, match="another campaign: other runs"):
+        campaign("s.pti --runs 2 --matrix var.kind=pass --directory d --resume")
+    with (tmp_path / "d/lock").open("a") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process runs the campaign"):
+            campaign("--resume d")
+    (tmp_path / "s.pti").write_text("stack\n")
+    with pytest.raises(UserError, match="has changed since the campaign began"):
+        campaign("--resume d")
+
+
+def test_what_a_run_leaves_behind_ends_with_it(campaign: Campaign, tmp_path: Path) -> None:
+    campaign("s.pti --runs 1 --matrix var.kind=orphan --directory d")
+    pid = int((tmp_path / "d/runs/00001/orphan").read_text())
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the orphan lives"
+        time.sleep(0.05)
+
+
+def test_wrong_usage_is_said_before_anything_runs(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "var.pti").write_text("regs ${nobody}\n")
+    (tmp_path / "rel.pti").write_text("source s.pti\n")
+    (tmp_path / "word.pti").write_text("regs\nnonsense\n")
+    for line, said in (
+        ("s.pti", "how many runs"),
+        ("nowhere.pti --runs 1", "cannot read the script"),
+        ("var.pti --runs 1", r"var.pti:1: \$\{nobody\} has no value"),
+        ("word.pti --runs 1", "word.pti:2"),
+        ("rel.pti --runs 1", "rel.pti:1: each run has a directory of its own"),
+        ("s.pti --runs 1 --matrix memory=1", "no such key"),
+        ("s.pti --runs 1 --shard 3/2", "no shard"),
+        ("s.pti --runs 1 --jobs 1000", "1000"),
+        ("--resume nowhere", "no campaign"),
+        ("--runs 4", "no SCRIPT"),
+    ):
+        with pytest.raises(UserError, match=said):
+            campaign(f"{line} --directory d" if "--resume" not in line else line)
+    assert not (tmp_path / "d").exists()
+    with pytest.raises(UserError, match="no-such-guest"):
+        campaign("s.pti --runs 1 --matrix kernel=no-such-guest --directory d")
+
+
+def shards(campaign: Campaign, count: int) -> list[str]:
+    matrix = "--matrix var.kind=pass,fail"
+    for n in range(1, count + 1):
+        campaign(f"s.pti --runs 8 {matrix} --shard {n}/{count} --directory shard-{n}")
+    return [f"shard-{n}" for n in range(1, count + 1)]
+
+
+def test_shards_make_one_report(campaign: Campaign, tmp_path: Path) -> None:
+    names = shards(campaign, 3)
+    whole = campaign(f"report {' '.join(names)}")
+    assert (whole.result["done"], whole.result["missing"], whole.exit_code) == (8, 0, 1)
+    assert outcomes(whole) == {"var.kind=pass": {"pass": 4}, "var.kind=fail": {"fail": 4}}
+    part = campaign("report shard-1 shard-3")
+    absent = len(load(tmp_path / "shard-2").records)
+    assert (part.result["missing"], part.result["done"]) == (absent, 8 - absent)
+    assert "shards that are here: 1/3, 3/3" in render(part)
+    shutil.copytree("shard-2", "copy")
+    twice = campaign(f"report {' '.join(names)} copy")
+    assert twice.result["duplicates"] == sorted(record.run for record in load(tmp_path / "shard-2").records)
+    assert twice.result["cells"] == whole.result["cells"], "they count once"
+    campaign("s.pti --runs 9 --matrix var.kind=pass,fail --shard 1/3 --directory other")
+    with pytest.raises(UserError, match="other is another campaign than shard-1: other runs"):
+        campaign("report shard-1 other")
+
+
+def test_the_report_is_written_as_a_page_and_as_data(campaign: Campaign, tmp_path: Path) -> None:
+    names = " ".join(shards(campaign, 1))
+    report = campaign(f"report {names} -o c.html --title '<b>mine</b>'")
+    assert report.result["file"] == "c.html"
+    text = (tmp_path / "c.html").read_text()
+    assert "<b>mine" not in text and "what did not pass" in text
+    campaign(f"report {names} -o c.json")
+    data: dict[str, Any] = json.loads((tmp_path / "c.json").read_text())
+    assert data["failed"] == 4
+    with pytest.raises(UserError, match="unknown suffix"):
+        campaign(f"report {names} -o c.pdf")

@@ -1,0 +1,113 @@
+"""A campaign of fresh guests among which some panic, die, hang, or take their ptinspect with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from session import launched, need_guest
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.output.text import render
+
+pytestmark = pytest.mark.live
+
+ARGUMENTS = "panic=-1 oops=panic"
+"""A kernel that panics ends QEMU at once."""
+TO_KPTI = "until kpti_install_ng_mappings --timeout 120\n"
+LOOK = (
+    "poke descriptor ${entry} ${value} --yes\n"
+    + "snap at\nsave at at.npz\nstack\nkpti status\nexpect stack free >= 4096\n"
+)
+RUNS = {
+    1: LOOK,
+    2: "gdb set {int}$pc = 0\ncontinue --timeout 120\n",
+    3: LOOK,
+    4: "monitor quit\nstack\n",
+    5: "gdb set {int}$pc = 0x14000000\ncontinue --timeout 2\n",
+    6: "snap at\ncontinue --timeout 200\n",
+    7: LOOK.replace("${value}", "0") + "expect stack free >= 64K\n",
+}
+"""What each run does at the start of the rewrite. `udf` kills the kernel there, `b .` makes it hang."""
+OUTCOMES = {1: "pass", 2: "crash", 3: "pass", 4: "crash", 5: "hang", 6: "error", 7: "fail"}
+PAGE = 0xFFFF_0000_1000_0000
+"""A page in the linear map, whose entry the last run loses."""
+MARK = ("PTINSPECT_TEST_MARK", f"campaign-{os.getpid()}")
+
+
+def left() -> set[int]:
+    """The QEMU and GDB processes that descend from this test and still run."""
+    found = set()
+    mark = "=".join(MARK).encode()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if (b"qemu-system" in words or b"gdb" in words.split(b"\0")[0]) and mark in environment:
+            found.add(int(path.name))
+    return found
+
+
+def kill(folder: Path) -> None:
+    """Kill the ptinspect that works in a directory, once its guest runs."""
+    deadline = time.monotonic() + 600
+    answers = folder / "answers.jsonl"
+    while not answers.exists() or b'"snap"' not in answers.read_bytes():
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (path / "cwd").readlink() == folder and b"-x" in (path / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(path.name), signal.SIGKILL)
+
+
+def entry_of(page: int) -> tuple[str, str]:
+    with launched("5.10-cloud", f"--append-more '{ARGUMENTS}'") as live:
+        live(TO_KPTI)
+        last = live(f"walk {page:#x}")["steps"][-1]
+        return f"pa:{last['descriptor_pa']}", last["raw"]
+
+
+def test_a_campaign_survives_its_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_guest("5.10-cloud")
+    monkeypatch.chdir(tmp_path)
+    entry, value = entry_of(PAGE)
+    monkeypatch.setenv(*MARK)
+    for number, text in RUNS.items():
+        (tmp_path / f"{number}.pti").write_text(TO_KPTI + text)
+    (tmp_path / "s.pti").write_text("source ${home}/${run}.pti\n")
+    ctx = Context(build_registry())
+    killer = threading.Thread(target=kill, args=(tmp_path / "d/runs/00006",), daemon=True)
+    killer.start()
+    report = ctx.registry.run(
+        ctx,
+        f"campaign s.pti --runs {len(RUNS)} --matrix kernel=5.10-cloud 'append={ARGUMENTS}' "
+        f"--var entry={entry} --var value={value} --timeout 240 --directory d",
+    )
+    deadline = time.monotonic() + 20
+    while left():  # the one whose ptinspect was killed is being ended by the kernel
+        assert time.monotonic() < deadline, "no QEMU and no GDB outlives its run"
+        time.sleep(0.1)
+    records = [json.loads(line) for line in (tmp_path / "d/results.jsonl").read_text().splitlines()[1:]]
+    assert {record["run"]: record["outcome"] for record in records} == OUTCOMES, render(report)
+    assert report.exit_code == 1
+    oops = records[1]
+    assert "Undefined instruction" in oops["panic"] or "undefined instruction" in oops["panic"], oops
+    assert all((tmp_path / f"d/runs/0000{n}/console.log").stat().st_size for n in (1, 2, 4, 5, 6, 7))
+    assert not (tmp_path / "d/runs/00003").exists(), "only the first that passed keeps its files"
+    assert (tmp_path / "d/runs/00005/failed.npz").exists(), "the hanging guest was captured as it stood"
+    differences = {item["run"]: item for item in report.result["differences"]}
+    lost = differences[7]["difference"]
+    assert (lost["path"], lost["good"], lost["bad"], lost["runs"]) == ("after", value, "0x0", 2), differences
+    (pair,) = differences[7]["snapshots"]
+    assert pair["name"] == "at.npz" and pair["changes_total"] == 1
+    assert pair["first"].startswith(f"lost at {PAGE:#x}"), pair
