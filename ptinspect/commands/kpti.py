@@ -80,6 +80,9 @@ POINTS = {
     "after_writes": "all descriptors written, TLB not flushed yet",
     "return": "return to kpti_install_ng_mappings",
 }
+BOOT_CPU = "$w0 == 0"
+"""True at the entry on the boot CPU: the number of the CPU is the function's first argument. The others
+come there too, and wait."""
 IMPORTANT = ("entry", "after_writes", "before_first_write", "return")
 """Which points come first where the CPU has few breakpoints; the C function comes last."""
 
@@ -101,7 +104,8 @@ def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
 
     def add(name: str, address: int, meaning: str) -> None:
         if address in chosen:
-            found = runner.session.set_breakpoint(address, purpose=Purpose.REWRITE)
+            condition = BOOT_CPU if name == "entry" else None
+            found = runner.session.set_breakpoint(address, purpose=Purpose.REWRITE, condition=condition)
             rows.append((str(found.id), hex_address(address), meaning))
             listed.append(
                 {"id": found.id, "point": name, "address": hex_address(address), "meaning": meaning}
