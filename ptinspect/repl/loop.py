@@ -53,6 +53,7 @@ class Loop:
         self._repeat = ""
         self._watched: object = None
         self._at_prompt = False
+        self._breakable = False
         self._screen = threading.Lock()
         printer.above = self._above
         printer.pages = True
@@ -82,17 +83,27 @@ class Loop:
     def run(self) -> int:
         """Run until the user leaves; always 0: failed commands were reported when they failed."""
         self.printer.say(f"ptinspect {__version__}: 'help' lists the commands, Ctrl-D leaves")
-        while not self.ctx.leave:
-            try:
-                text = self._read()
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                break
-            self.execute(text)
+        before = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            while not self.ctx.leave:
+                try:
+                    text = self._read()
+                except KeyboardInterrupt:
+                    self._cleared()
+                    continue
+                except EOFError:
+                    break
+                self.execute(text)
+        finally:
+            signal.signal(signal.SIGINT, before)
         if self._kept:
             open_history(history_file(), self._size)
         return 0
+
+    def _cleared(self) -> None:
+        """Say, after Ctrl-C at the prompt, that a guest in the background has not heard of it."""
+        if self.ctx.state == "running":
+            self.printer.say("the guest is running: 'interrupt' stops it")
 
     def _read(self) -> str:
         """Read a line; what happens to the guest meanwhile is printed above the prompt."""
@@ -135,6 +146,12 @@ class Loop:
         if not line or line.startswith("#"):
             return
         self._repeat = self._repeated(line)
+        try:
+            self._execute(line)
+        except Exception as error:  # noqa: BLE001 (the bug net)
+            self._bug(error)
+
+    def _execute(self, line: str) -> None:
         stops = None if self.ctx.session is None else self.ctx.session.stop
         try:
             with self._interrupts():
@@ -143,8 +160,6 @@ class Loop:
             self.printer.error("", error, line)
         except KeyboardInterrupt:
             self._interrupted(stops)
-        except Exception as error:  # noqa: BLE001 (the bug net)
-            self._bug(error)
 
     def _called_back(self, text: str) -> str:
         """Return the line that is meant, and keep it; one that the history gave is shown first."""
@@ -170,15 +185,19 @@ class Loop:
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Make Ctrl-C cancel what GDB does, or else break into the command."""
+        """Make the next Ctrl-C break into what is done here; those behind it wait for the next prompt."""
         before = signal.signal(signal.SIGINT, self._on_interrupt)
+        self._breakable = True
         try:
             yield
         finally:
+            self._breakable = False
             signal.signal(signal.SIGINT, before)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        if self._breakable:
+            self._breakable = False
+            raise KeyboardInterrupt
 
     def _interrupted(self, before: object) -> None:
         """Stop the guest if it runs: that is what Ctrl-C means then. `before` is its last stop before."""
@@ -188,11 +207,9 @@ class Loop:
             self.printer.say("cancelled")
             return
         try:
-            stop = session.interrupt(INTERRUPT_SECONDS)
+            stop = session.interrupt(INTERRUPT_SECONDS)  # further Ctrl-C make no difference
         except TargetError as error:
             self.printer.error("interrupt", error)
-        except KeyboardInterrupt:
-            self.printer.say("the guest may still be running: 'status' tells, 'interrupt' stops it")
         else:
             self.printer.say(f"stopped: cpu {stop.cpu} at {self.ctx.place(stop.pc)}")
 
