@@ -10,7 +10,6 @@ def _ptinspect_settings():
         "confirm off",
         "pagination off",
         "architecture aarch64",
-        "scheduler-locking step",  # else the other CPUs run on, half a million instructions a step
         "remotetimeout 30",  # longer than any wait of ptinspect: GDB mixes up replies after its own
         "tcp auto-retry on",
         "auto-load off",  # no scripts that come with the guest's files
@@ -22,5 +21,15 @@ def _ptinspect_settings():
             gdb.write("attach.gdb: set %s: %s\n" % (setting, error), gdb.STDERR)
 
 
+def _ptinspect_locking(event=None):
+    try:  # else the other CPUs run on, half a million instructions a step
+        gdb.execute("set scheduler-locking step", False, True)
+    except gdb.error:
+        return  # not connected yet: GDB takes it from the first stop on
+    gdb.events.stop.disconnect(_ptinspect_locking)
+
+
+gdb.events.stop.connect(_ptinspect_locking)
 _ptinspect_settings()
+_ptinspect_locking()
 end

@@ -176,6 +176,9 @@ class Stops:
         """Keep what MI says of a stop; a temporary breakpoint is gone when the guest stands."""
         self.serial += 1
         self.fields = {"reason": "end-stepping-range"}
+        with contextlib.suppress(gdb.error, AttributeError):
+            self.fields["thread-id"] = str(gdb.selected_thread().num)
+            self.fields["frame"] = {"addr": hex(gdb.newest_frame().pc())}
         if isinstance(event, gdb.BreakpointEvent):
             kinds = (gdb.BP_BREAKPOINT, getattr(gdb, "BP_HARDWARE_BREAKPOINT", gdb.BP_BREAKPOINT))
             watch = event.breakpoint.type not in kinds
@@ -262,9 +265,34 @@ def situation():
         "thread": thread.num if thread is not None else None,
         "program": gdb.current_progspace().filename,
         "serial": stops.serial,
+        "stop": stops.fields,
         "version": gdb.VERSION,
         "cwd": str(Path.cwd()),
     }
+
+
+class Place:
+    """Where the user of GDB stands: thread and frame, which reading other CPUs' registers changes."""
+
+    def __init__(self):
+        self.serial = stops.serial
+        self.thread = gdb.selected_thread()
+        self.level = 0
+        with contextlib.suppress(gdb.error):
+            self.level = gdb.selected_frame().level()
+
+    def go_back(self, cpu):
+        """Choose the thread of a CPU again (None: of none), and the frame if the guest did not run."""
+        thread = gdb.selected_thread()
+        if cpu is None or thread is None:
+            return
+        if thread.num != cpu + 1:
+            ptinspect_mi.thread_select([str(cpu + 1)])
+        same = self.thread is not None and self.thread.num == cpu + 1
+        if same and self.level and self.serial == stops.serial:
+            with contextlib.suppress(gdb.error):
+                if gdb.selected_frame().level() != self.level:
+                    gdb.execute(f"frame {self.level}", False, True)
 
 
 class PtCommand(gdb.Command):
@@ -283,14 +311,12 @@ class PtCommand(gdb.Command):
         words = argument.split()
         as_json = words[:1] == ["--json"]
         line = argument.strip()[len("--json") :].strip() if as_json else argument.strip()
-        thread = gdb.selected_thread()
         tty = os.isatty(1)
         message = {"run": line or "help", "json": as_json, "tty": tty, **situation()}
         message["width"] = gdb.parameter("width") or 0
+        place = Place()
         end = server.converse(message, from_tty)
-        now = gdb.selected_thread()
-        if thread is not None and now is not None and end.get("stay") and thread.num != now.num:
-            thread.switch()
+        place.go_back(end.get("cpu"))
         gdb.set_convenience_variable("pt_exit", end["end"])
 
     def complete(self, text, word):

@@ -85,7 +85,8 @@ class Server:
             except KeyboardInterrupt:
                 continue
             if message and "run" in message:
-                self._host.send({"end": self._guarded(message)})
+                code = self._guarded(message)
+                self._host.send({"end": code, "cpu": self._cpu()})
             elif message and "complete" in message:
                 self._host.send({"end": 0, "words": self._words(str(message["complete"]))})
 
@@ -112,6 +113,10 @@ class Server:
         finally:
             if self.ctx.session is not None:
                 self._hosted.settle()
+
+    def _cpu(self) -> int | None:
+        """Return the CPU that GDB is to choose again; None if there is no guest."""
+        return self.ctx.session.current_cpu if self.ctx.session and self.ctx.state == "stopped" else None
 
     @property
     def _hosted(self) -> HostedSession:
@@ -153,7 +158,7 @@ class Server:
                 self._key = key
         if self.ctx.session is not None:
             changed = message.get("serial") != self._serial
-            self._hosted.begin(max(int(message.get("thread") or 1) - 1, 0), changed)
+            self._hosted.begin(max(int(message.get("thread") or 1) - 1, 0), changed, message.get("stop"))
             if changed:
                 self.ctx.forget_stop()
         self._serial = message.get("serial")

@@ -214,9 +214,14 @@ class HostedSession(Session):
         """The user of GDB stopped the guest."""
         return False
 
-    def begin(self, cpu: int, changed: bool) -> None:
-        """Take over what the user of GDB did since the last command: which CPU is chosen, what moved."""
-        if changed:
+    def begin(self, cpu: int, changed: bool, stop: Mapping[str, Any] | None = None) -> None:
+        """Take over what the user of GDB did since the last command: which CPU is chosen, what moved.
+
+        `stop` has MI's fields of the last stop, if GDB knows why the guest stopped.
+        """
+        if changed and stop:
+            self._tracker.event("stopped", stop)
+        elif changed:
             self._tracker.touch()
         self._tracker.cpu = cpu
 

@@ -89,8 +89,11 @@ def test_the_main_job_is_the_same_as_without(gdb: str, qemu: Qemu, tmp_path: Pat
         "pt save after after.npz",
         "pt --json diff before after",
         "pt --json cpus",
+        "show scheduler-locking",
     )
     assert "\ndone\n" in done.stdout, done.stdout + done.stderr
+    assert "attach.gdb" not in done.stderr
+    assert 'Mode for locking scheduler during execution is "step"' in done.stdout
     said = answers(done.stdout)
     assert [answer["ok"] for answer in said] == [True] * 6, said
     ctx = Context(build_registry())
@@ -121,14 +124,20 @@ def test_breakpoints_are_gdbs_own_and_its_stops_are_followed(gdb: str, qemu: Qem
         "pt snap entry",
         "delete 1 2",
         "continue",
+        "pt --json status",
         "pt snap end",
+        "thread",
+        "pt stack --cpu all",
+        "thread",
         "pt --json diff entry end",
         "pt --json status",
         "pt --json break",
         "info breakpoints",
     )
     assert "\ndone\n" in done.stdout, done.stdout + done.stderr
-    diff, status, breakpoints = (answer["result"] for answer in answers(done.stdout))
+    stop, diff, status, breakpoints = (answer["result"] for answer in answers(done.stdout))
+    assert stop["reason"] == "breakpoint-hit" and stop["cpu"] == 0
+    assert done.stdout.count("[Current thread is 1 (") == 2, "the user's choice of a CPU is kept"
     assert diff["only_bit11"] is True
     assert sum(level["changed"] for level in diff["levels"]) > 60_000
     assert status["state"] == "stopped"
