@@ -43,14 +43,14 @@ def register(registry: Registry) -> None:
     registry.command(
         "campaign",
         summary="Run a script on many fresh guests, and say what came of it",
-        example="campaign @kpti-diff --runs 50 --matrix cpu=a57,max mem=512,1024",
+        example="campaign @kpti-diff --runs 2 --matrix cpu=a57,max --directory out",
         configure=_configure,
         details=DETAILS,
     )(campaign)
     registry.command(
         "campaign report",
         summary="Show what came of a campaign, or of its shards on several machines",
-        example="campaign report shard-1 shard-2 -o campaign.html",
+        example="campaign report out -o campaign.html",
         configure=_configure_report,
         details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
         "that stand in two of them count once, and are named; runs that are in none are counted. "

@@ -52,6 +52,9 @@ launch --guest 5.10-cloud --memory 512
 A_SCRIPT = """
 *source *quit
 """
+A_CAMPAIGN = """
+*campaign *campaign report
+"""
 ATTACHED = """
 *attach *break *delete
 """
@@ -72,6 +75,7 @@ SESSIONS = {
     "before the rewrite": lines(BEFORE_THE_REWRITE),
     "demo": ["*demo"],
     "a script": lines(A_SCRIPT),
+    "a campaign": lines(A_CAMPAIGN),
     "attached": lines(ATTACHED),
 }
 
