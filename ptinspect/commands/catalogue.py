@@ -30,6 +30,7 @@ MODULES: Mapping[str, str] = {
     "diff": "diff",
     "report": "report",
     "export": "export",
+    "importing": "import",
     "campaign": "campaign, campaign report",
     "check": "check",
     "setup": "setup",

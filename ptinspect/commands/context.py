@@ -207,6 +207,7 @@ class Context:
                 session.ram,
                 current=session.current_cpu,
                 previous=older,
+                root=getattr(session, "known_root", None),
             )
             self._view = (session.stop_token, view)
         return self._view[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
@@ -37,11 +38,13 @@ class GuestView:
         current: int = 0,
         previous: GuestView | None = None,
         force: bool = False,
+        root: RootFound | None = None,
     ) -> None:
         """Prepare; nothing is read before it is asked for.
 
         `previous` is the view of an earlier stop of the same guest, whose findings are tried first.
-        With `force` a kernel file is used even if the code in memory is another one's.
+        With `force` a kernel file is used even if the code in memory is another one's. `root` is the
+        kernel's own table where it is known otherwise: the registers hold no other.
         """
         self.memory = memory
         self.states = tuple(sorted(states, key=lambda state: (state.cpu != current, state.cpu)))
@@ -49,6 +52,7 @@ class GuestView:
         self.ram = tuple(ram)
         self.current = current
         self.force = force
+        self._given = root
         self._previous = previous._known() if previous is not None and previous.image is image else None
         self._pages: dict[int, int] = {}
 
@@ -124,7 +128,12 @@ class GuestView:
         known = self._placement
         if known is not None and (known.predicted or not (known.agrees or self.force)):
             known = None
-        return self._locator.find_root(known)
+        if self._given is None:
+            return self._locator.find_root(known)
+        found = None if self.image is None else self._locator.find_root(known)
+        if found is None or found.pa != self._given.pa:
+            return self._given
+        return replace(self._given, kaslr_offset=found.kaslr_offset)
 
     def swapper(self) -> Root:
         """Return the kernel's own root table and how it was found.

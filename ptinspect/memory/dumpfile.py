@@ -1,8 +1,11 @@
-"""Guest-physical memory in a file: a raw image of RAM, as `pmemsave` or a memory backend writes it."""
+"""Guest-physical memory in a file: a raw image of RAM, or pieces of it as an ELF core has them."""
 
 from __future__ import annotations
 
-import mmap
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -14,24 +17,56 @@ from ptinspect.errors import MemoryReadError, UserError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
 
+MAX_PIECES = 4096
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Say which part of a file is which memory."""
+
+    start: int
+    """Guest-physical address of the first byte."""
+    offset: int
+    """Where it stands in the file."""
+    size: int
+    """Bytes."""
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.start + self.size
+
+
+def open_file(path: Path) -> int:
+    """Open a regular file for reading and return its descriptor. Raises UserError."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f"{path} is no regular file")
+    return number
+
 
 class DumpFile:
-    """Read a raw image whose first byte is the guest's byte at `start`."""
+    """Read a file whose pieces are the guest's memory; nothing is kept, and nothing is read ahead."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        """Open the image; it is mapped, not read. Raises UserError if it cannot be used."""
+    def __init__(self, path: Path, start: int, pieces: Sequence[Piece] | None = None) -> None:
+        """Open the file: the whole of it is the memory at `start`, or parts of it are, as `pieces` say.
+
+        Pieces may overlap only if they put the same byte at the same address. Raises UserError if it
+        cannot be used.
+        """
         self._path = path
-        self._start = start
-        try:
-            if not path.is_file():
-                raise UserError(f"{path} is no regular file")
-            with path.open("rb") as file:
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise UserError(f"{path} is empty") from error
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        self.ram = (RamBlock(PhysAddr(start), len(self._bytes), path.name),)
+        self._file = -1
+        self._file = open_file(path)
+        size = os.fstat(self._file).st_size
+        if size == 0:
+            raise UserError(f"{path} is empty")
+        self._pieces = _checked(path, size, [Piece(start, 0, size)] if pieces is None else pieces)
+        self._starts = [piece.start for piece in self._pieces]
+        self.ram = tuple(RamBlock(PhysAddr(p.start), p.size, path.name) for p in self._pieces)
         self._ranges = Ranges(self.ram)
 
     @property
@@ -40,8 +75,13 @@ class DumpFile:
         return f"dump file {self._path.name}"
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._bytes.close()
+        """Close the file. Safe to call twice."""
+        number, self._file = self._file, -1
+        if number >= 0:
+            os.close(number)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> DumpFile:
         return self
@@ -60,7 +100,14 @@ class DumpFile:
             return b""
         if not self._ranges.contains(pa, length):
             raise MemoryReadError(pa, length, f"not in {self._path.name}")
-        return self._bytes[pa - self._start : pa - self._start + length]
+        parts = []
+        at, left = pa, length
+        while left:
+            piece = self._piece_at(at)
+            count = min(left, piece.end - at)
+            parts.append(self._read(at, piece.offset + at - piece.start, count))
+            at, left = at + count, left - count
+        return b"".join(parts)
 
     def read_tables(
         self, addresses: NDArray[np.uint64], size: int
@@ -68,8 +115,52 @@ class DumpFile:
         """Read many tables; see PhysicalMemory. Tables outside the file are not readable."""
         readable = self._ranges.contains_each(addresses, size)
         raw = np.zeros((addresses.shape[0], size // 8), dtype=np.uint64)
-        rows = raw.view(np.uint8)
         for i in np.nonzero(readable)[0].tolist():
-            at = int(addresses[i]) - self._start
-            rows[i] = np.frombuffer(self._bytes, dtype=np.uint8, count=size, offset=at)
+            try:
+                raw[i] = np.frombuffer(self.read(int(addresses[i]), size), dtype="<u8")
+            except MemoryReadError:
+                readable[i] = False
         return raw, readable
+
+    def _piece_at(self, pa: int) -> Piece:
+        from bisect import bisect_right
+
+        return self._pieces[bisect_right(self._starts, pa) - 1]
+
+    def _read(self, pa: int, offset: int, count: int) -> bytes:
+        """Read a part of the file, which may have become shorter."""
+        try:
+            data = os.pread(self._file, count, offset)
+        except OSError as error:
+            raise MemoryReadError(pa, count, f"{self._path.name}: {error.strerror}") from error
+        if len(data) != count:
+            raise MemoryReadError(pa, count, f"{self._path.name} ends before it")
+        return data
+
+
+def _checked(path: Path, size: int, pieces: Sequence[Piece]) -> list[Piece]:
+    """Return pieces in order of address, without overlap. Raises UserError if they make no sense."""
+    if len(pieces) > MAX_PIECES:
+        raise UserError(f"{path}: {len(pieces)} pieces of memory, more than {MAX_PIECES}")
+    found: list[Piece] = []
+    for piece in sorted(pieces, key=lambda p: (p.start, -p.size)):
+        if piece.size <= 0:
+            continue
+        if piece.start < 0 or piece.end > 1 << 52:
+            raise UserError(f"{path}: memory at {piece.start:#x}+{piece.size:#x}: more than 52 address bits")
+        if piece.offset < 0 or piece.offset + piece.size > size:
+            raise UserError(
+                f"{path} is truncated: {size} bytes, the memory at pa:{piece.start:#x} ends at "
+                f"{piece.offset + piece.size}"
+            )
+        if found and piece.start < found[-1].end:
+            last = found[-1]
+            if piece.start - piece.offset != last.start - last.offset:
+                raise UserError(f"{path} contradicts itself: pa:{piece.start:#x} is in it twice")
+            if piece.end > last.end:
+                found[-1] = Piece(last.start, last.offset, piece.end - last.start)
+            continue
+        found.append(piece)
+    if not found:
+        raise UserError(f"{path} holds no memory")
+    return found
