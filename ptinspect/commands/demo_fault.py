@@ -87,7 +87,7 @@ def _target(ctx: Context, sp: int, fault: str, early: int) -> tuple[int, int]:
     `early` is TTBR1_EL1 when paging_init() began: the boot's own table (init_pg_dir), which is still
     intact. Raises GuestError if that value makes no difference.
     """
-    from ptinspect.arch.bits import bits
+    from ptinspect.arch.bits import MASK64, bits
     from ptinspect.arch.descriptor import BIT11
     from ptinspect.paging.walk import walk
 
@@ -95,10 +95,16 @@ def _target(ctx: Context, sp: int, fault: str, early: int) -> tuple[int, int]:
     root = view.swapper().pa
     path = walk(view.memory, sp, root, view.regime)
     if fault == "lost":
-        step = next((s for s in path.steps if s.level == PMD), None)
-        if step is None:
-            raise GuestError(f"the stack at {sp:#x} is mapped by no pmd entry")
-        return step.descriptor_pa, 0
+        image = view.image
+        assert image is not None
+        code = walk(
+            view.memory, (image.text_va + image.code_range[0] + view.kaslr_offset) & MASK64, root, view.regime
+        )
+        both = {s.descriptor_pa for s in code.steps}  # with 64K pages a pmd entry maps stacks and code alike
+        lost = next((s for s in path.steps if s.level >= PMD and s.descriptor_pa not in both), None)
+        if lost is None:
+            raise GuestError(f"no entry maps the stack at {sp:#x} without mapping the kernel's code too")
+        return lost.descriptor_pa, 0
     step = path.steps[0]
     boot = bits(early, 47, 1) << 1
     value = int.from_bytes(view.memory.read(boot + 8 * step.index, 8), "little")

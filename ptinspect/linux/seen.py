@@ -19,6 +19,7 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, Ptins
 from ptinspect.linux import a64
 
 if TYPE_CHECKING:
+    from ptinspect.linux.image import KernelImage
     from ptinspect.linux.view import GuestView
 
 MOST_BYTES = 0x4000
@@ -37,6 +38,18 @@ SWITCH_BYTES = 0x400
 ENTRY_WORDS = 96
 
 
+_LEARNED: dict[int, tuple[KernelImage | None, dict[str, int]]] = {}
+
+
+def _learned(image: KernelImage | None) -> dict[str, int]:
+    """Return what was told of this kernel at any stop: later its memory may be damaged."""
+    kept = _LEARNED.get(id(image))
+    if kept is None or kept[0] is not image:
+        _LEARNED.clear()
+        kept = _LEARNED[id(image)] = (image, {})
+    return kept[1]
+
+
 class SeenTypes:
     """Answer for member offsets, as far as the memory of a stopped guest tells them."""
 
@@ -46,6 +59,9 @@ class SeenTypes:
 
     def offset(self, path: str) -> int:
         """Return the offset in bytes of a member. Raises KernelFileError if memory does not tell it."""
+        known = _learned(self._view.image)
+        if path in known:
+            return known[path]
         kind, _, member = path.partition(".")
         value: int | None = None
         try:
@@ -65,6 +81,7 @@ class SeenTypes:
                 f"{path} is",
                 "a kernel with CONFIG_DEBUG_INFO_BTF, or its vmlinux with debug information, does",
             )
+        known[path] = value
         return value
 
     def _in_task(self, member: str) -> int | None:
@@ -155,7 +172,10 @@ class SeenTypes:
     # -- other tasks ----------------------------------------------------------------------------
 
     def _is_task(self, address: int) -> bool:
-        """Tell whether there is a task at an address: its name makes sense, its stack has its end mark."""
+        """Tell whether there is a task at an address: its name makes sense, its stack has its end mark.
+
+        A stack that cannot be read says nothing: the reason to look may be that its mapping is gone.
+        """
         if self._comm is None or self._stack is None or address % 16 or not bit(address, 55):
             return False
         try:
@@ -163,9 +183,12 @@ class SeenTypes:
             stack = self._view.read_u64(address + self._stack)
             if not (end and comm and all(32 < c < 127 for c in comm)) or stack & 0xFFF or not bit(stack, 55):
                 return False
-            return self._view.read_u64(stack) == STACK_END_MAGIC
         except (GuestError, MemoryReadError):
             return False
+        try:
+            return self._view.read_u64(stack) == STACK_END_MAGIC
+        except (GuestError, MemoryReadError):
+            return True
 
     @cached_property
     def _tasks(self) -> int | None:

@@ -6,6 +6,7 @@ Each holds an `Image`, a `vmlinux` if there is one, and may hold `expect.toml`:
     granule = 65536
     va_bits = 52
     cpu = "max"
+    vmap_stack = false              # stacks lie in the linear map
     ptdump = true                   # the kernel has CONFIG_PTDUMP_DEBUGFS: its own account is the truth
 """
 
@@ -103,3 +104,19 @@ def test_the_kernels_own_account(live: Live, kernel: Path) -> None:
 def is_vmalloc(live: Live, line: str) -> bool:
     start = line.partition(": ")[2].partition("-")[0]
     return bool(live(f"walk {start}")["region"] in ("vmalloc", "task stack"))
+
+
+def test_a_lost_entry_is_named(kernel: Path, tmp_path: Path) -> None:
+    """Without VMAP_STACK (as 5.10 with KASAN) stacks share their entries with much else."""
+    if expected(kernel).get("vmap_stack") is False:
+        return
+    ctx = Context(build_registry())
+    symbols = kernel / "vmlinux"
+    ctx.settings.kernel = symbols if symbols.is_file() else kernel / "Image"
+    try:
+        report = ctx.registry.run(
+            ctx, f"demo --fault lost --kernel {kernel / 'Image'} --directory {tmp_path} --cpu max"
+        )
+    finally:
+        ctx.close()
+    assert report.result["ok"], report.result
