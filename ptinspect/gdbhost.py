@@ -29,6 +29,7 @@ NOT_HERE = {
     "interrupt": "Ctrl-C stops the guest",
     "demo": "use ptinspect without GDB: it starts a guest of its own",
     "campaign": "use ptinspect without GDB: it starts guests of its own",
+    "record": "use GDB's own: set logging",
     "gdb": "type it at GDB's own prompt",
 }
 """Commands that make no sense inside a GDB, and what to do instead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ptinspect.commands.context import Context
@@ -39,7 +40,7 @@ def record(ctx: Context, args: argparse.Namespace) -> Report:
     """Begin, end, or say how it stands."""
     path = ctx.record.path
     if args.file is not None and str(args.file) != "off":
-        ctx.record.begin(args.file, everything=args.all, force=args.force)
+        ctx.record.begin(args.file, _head(ctx, args), everything=args.all, force=args.force)
         return _report(ctx, f"recording into {args.file}", args.file)
     if args.file is None:
         return _report(ctx, "nothing is recorded" if path is None else f"recording into {path}", path)
@@ -47,6 +48,16 @@ def record(ctx: Context, args: argparse.Namespace) -> Report:
         raise UserError("nothing is recorded", "record FILE begins")
     ctx.record.end()
     return _report(ctx, f"{path} is complete", path)
+
+
+def _head(ctx: Context, args: argparse.Namespace) -> list[str]:
+    """Return what whoever runs the script again has to know."""
+    kernel = ctx.settings.kernel
+    words = ["ptinspect", *(() if kernel is None else ("--kernel", str(kernel))), "-x", str(args.file)]
+    head = [f"Recorded; to run it again: {shlex.join(words)}"]
+    if ctx.session is not None and not args.all:
+        head.append("A guest was attached already when this began: -c 'launch …' or --gdb ADDR before -x.")
+    return head
 
 
 def _report(ctx: Context, said: str, path: Path | None) -> Report:

@@ -40,8 +40,9 @@ WORDS = {
     "source": (
         "Run a script",
         "source @kpti-diff",
-        "As -x does: @NAME is one of those that came with ptinspect ('scripts' lists them). It sees the "
-        "variables of the script that calls it.",
+        "As -x does: @NAME is one of those that came with ptinspect ('scripts' lists them); a file is looked "
+        "for from the current directory. It sees the variables of the script that calls it, and the other "
+        "way round.",
     ),
 }
 """Name -> summary, example, details."""
@@ -79,8 +80,9 @@ help var, help repeat, help on stop, help on failure, help source and help expec
 
 The whole script is looked at before it runs: unknown commands, variables without a value and wrong blocks
 end it with exit code 2. The first command that fails ends it with its exit code, and FILE:LINE in front of
-what went wrong; --keep-going runs the others still. Exit codes: 0 done, 1 a check or an expectation failed,
-2 wrong usage, 3 target or guest error, 4 could not attach, 130 Ctrl-C.
+what went wrong; --keep-going runs the others still, and the first failure's code counts. Exit codes:
+0 done, 1 a check or an expectation failed, 2 wrong usage, 3 target or guest error, 4 could not attach,
+130 Ctrl-C.
 
 Commands that let the guest run have a limit, --timeout; ptinspect --timeout SECONDS limits the whole run
 (exit code 3). --json prints one line for each command, with its place; --junit FILE writes a report;

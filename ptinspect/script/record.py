@@ -45,8 +45,8 @@ class Record:
     _file: TextIO | None = None
     _defined: set[str] = field(default_factory=set)
 
-    def begin(self, path: Path, *, everything: bool, force: bool) -> None:
-        """Begin a script; with `everything` it contains what was run so far.
+    def begin(self, path: Path, head: list[str], *, everything: bool, force: bool) -> None:
+        """Begin a script with `head` as comments; with `everything` it contains what was run so far.
 
         Raises UserError if the file cannot be written, is there already (unless `force`), or another
         one is being written.
@@ -61,7 +61,7 @@ class Record:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         self.path, self.written = path, 0
         self._defined.clear()
-        self._put([f"# Recorded; to run it again: ptinspect -x {_printable(path.name)}"])
+        self._put([f"# {_printable(line)}" for line in head])
         for done in self.done if everything else ():
             self._write(done)
 

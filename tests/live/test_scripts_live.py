@@ -23,6 +23,7 @@ from ptinspect.repl.player import Player
 from ptinspect.repl.preflight import open_script
 from ptinspect.repl.printer import Printer
 from ptinspect.script.model import Line
+from ptinspect.script.parse import parse
 from ptinspect.script.ready import ready
 
 pytestmark = pytest.mark.live
@@ -99,6 +100,8 @@ def test_the_hunt_catches_a_lost_entry_and_keeps_what_was_seen(
         capsys.readouterr()
         assert player.play(script[at:]) == 1
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert player.play(parse("s", ["expect guard quiet"])) == 1
+        assert player.play(parse("s", ["expect guard.why.code == lost-entry"])) == 0
     assert [(line["command"], line["ok"]) for line in lines] == [
         ("stack guard", False),
         ("save", True),

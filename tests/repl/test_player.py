@@ -275,6 +275,18 @@ def test_what_was_interrupted_is_recorded_as_a_comment(tmp_path: Path) -> None:
     assert [(o.name, o.code) for o in subject.outcomes] == [("record", 0), ("probe", 130)]
 
 
+def test_record_says_what_the_script_needs(tmp_path: Path) -> None:
+    ctx = context(kernel_tree())
+    ctx.settings.kernel = Path("/a b/Image")
+    subject = player(ctx)
+    assert subject.play([parse_line(f"record {tmp_path}/a"), parse_line("record off")]) == 0
+    assert subject.play([parse_line(f"record {tmp_path}/b --all")]) == 0
+    head, more = (tmp_path / "a").read_text().splitlines()
+    assert head == f"# Recorded; to run it again: ptinspect --kernel '/a b/Image' -x {tmp_path}/a"
+    assert more.startswith("# A guest was attached already")
+    assert len((tmp_path / "b").read_text().splitlines()) == 1
+
+
 def test_record_is_told_what_it_does(tmp_path: Path) -> None:
     subject = player(context())
     assert subject.play([parse_line("record off")]) == 2

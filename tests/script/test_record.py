@@ -66,7 +66,7 @@ def test_a_definition_gives_this_very_value(value: str) -> None:
 def test_what_succeeded_is_kept_and_what_failed_is_a_comment(tmp_path: Path) -> None:
     record, path = Record(), tmp_path / "s.pti"
     record.note(Line("version"), 0, "", {})
-    record.begin(path, everything=True, force=False)
+    record.begin(path, ["again"], everything=True, force=False)
     record.note(Line("walk ${at} ${l:-3}"), 0, "", {"at": "a b", "other": "1"})
     record.note(Line("x ${at}"), 0, "", {"at": "a b"})
     record.note(Var("mem", "1"), 0, "", {"mem": "512"})
@@ -76,7 +76,8 @@ def test_what_succeeded_is_kept_and_what_failed_is_a_comment(tmp_path: Path) -> 
     record.end()
     record.end()
     record.note(Line("version"), 0, "", {})
-    assert path.read_text().splitlines()[1:] == [
+    assert path.read_text().splitlines() == [
+        "# again",
         "version",
         "var at = 'a b'",
         "walk ${at} ${l:-3}",
@@ -96,7 +97,7 @@ def test_what_succeeded_is_kept_and_what_failed_is_a_comment(tmp_path: Path) -> 
 
 def test_variables_of_a_script_that_was_called_are_kept(tmp_path: Path) -> None:
     record, path = Record(), tmp_path / "s.pti"
-    record.begin(path, everything=False, force=False)
+    record.begin(path, ["again"], everything=False, force=False)
     record.note(Source("@kpti-diff"), 0, "", {"mem": "512", "cpu": ""})
     assert path.read_text().splitlines()[1:] == ["var mem = 512", "var cpu = ''", "source @kpti-diff"]
 
@@ -105,11 +106,11 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     record, path = Record(), tmp_path / "s.pti"
     path.write_text("mine")
     with pytest.raises(UserError, match="exists already"):
-        record.begin(path, everything=False, force=False)
+        record.begin(path, ["again"], everything=False, force=False)
     with pytest.raises(UserError, match="cannot write"):
-        record.begin(tmp_path / "none" / "s", everything=False, force=False)
+        record.begin(tmp_path / "none" / "s", [], everything=False, force=False)
     assert path.read_text() == "mine"
-    record.begin(path, everything=False, force=True)
+    record.begin(path, ["again"], everything=False, force=True)
     with pytest.raises(UserError, match="already"):
-        record.begin(tmp_path / "other", everything=False, force=False)
+        record.begin(tmp_path / "other", [], everything=False, force=False)
     record.end()
