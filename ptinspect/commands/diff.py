@@ -9,7 +9,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
-from ptinspect.errors import EXIT_CHECK, EXIT_OK
+from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.output.model import Note, Report
 
 SHOWN = 20
@@ -26,7 +26,9 @@ def register(registry: Registry) -> None:
         details=(
             "Per level: how many descriptors changed, tables marked, leaves that became nG, and every "
             "other kind of change. Each change that is more than bit 11 is listed, decoded. "
-            "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md)."
+            "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md). "
+            "A or B may be a text of the kernel's /sys/kernel/debug/kernel_page_tables: what is mapped "
+            "is then compared, range by range."
         ),
     )(diff)
 
@@ -47,6 +49,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two snapshots."""
+    from ptinspect.commands.kerneltext import compare_texts, is_kernel_text
     from ptinspect.output.files import form_of, write
     from ptinspect.output.views.diff import diff_report
     from ptinspect.snapshot.diff import MAX_CHANGES
@@ -54,6 +57,13 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
 
     if args.output is not None:
         form_of(args.output)
+    if is_kernel_text(ctx, args.a) or is_kernel_text(ctx, args.b):
+        if args.expect_only_bit11:
+            raise UserError("the kernel's text does not tell bit 11 of table descriptors")
+        report = compare_texts(ctx, args.a, args.b, args.limit)
+        if args.output is not None:
+            write(report, args.output)
+        return report
     a, b = ctx.snapshot_or_file(args.a), ctx.snapshot_or_file(args.b)
     found = compare(a, b, max_changes=MAX_CHANGES if args.limit is None else args.limit)
     code = EXIT_CHECK if args.expect_only_bit11 and not found.only_bit11 else EXIT_OK

@@ -125,29 +125,17 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
 
 def _write_ptdump(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> dict[str, Any]:
     """Write the kernel's own text; return what to say about it."""
-    from ptinspect.linux.naming import LAYOUT
-    from ptinspect.linux.ptdump import ERAS as BY_NAME
-    from ptinspect.linux.ptdump import columns, era_of, markers, mask_of
-    from ptinspect.linux.ptdumpfacts import facts_of
+    from ptinspect.commands.kerneltext import lines_of
     from ptinspect.output.files import replacing
-    from ptinspect.output.ptdump import lines
-    from ptinspect.paging.segments import segments
 
     chosen = [args.range, args.level, args.kind, args.ng is not None, args.type, args.cont, args.pa]
     if any(chosen):
         raise UserError("the kernel's text is of all its tables: no filters with --format ptdump")
-    if not snapshot.regime.upper or snapshot.va_range is not None or snapshot.truncated:
-        raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
-    extra = snapshot.meta.extra
-    era = BY_NAME[args.era] if args.era else era_of(snapshot.meta.kernel, extra.get(LAYOUT, ""))
-    facts, assumed = facts_of(snapshot, era)
-    attributes = columns(era, snapshot.regime.mair)
     ctx.progress("writing lines", 0, 0)
-    found = segments(snapshot, mask_of(attributes))
-    made = lines(found, markers(era, snapshot.regime, facts), attributes, era, snapshot.regime)
+    made, said = lines_of(snapshot, args.era)
     count = 0
     with replacing(args.output) as file:
         for line in made:
             file.write(f"{line}\n".encode())
             count += 1
-    return {"rows": count, "era": era.name, "assumed": assumed}
+    return {"rows": count, **said}

@@ -29,13 +29,14 @@ def register(registry: Registry) -> None:
     """Add `import`."""
     registry.command(
         "import",
-        summary="Read a memory dump, as a guest that cannot run",
+        summary="Read a memory dump as a guest, or a kernel_page_tables text",
         example="import guest.elf",
         configure=_configure,
         details="FILE: an ELF core of QEMU's `monitor dump-guest-memory FILE`, or with --base a raw image of "
         "RAM (`monitor pmemsave`). walk, map, find, summary, snap, check, x and stack work on it as on a "
         "stopped guest. Such files have no TTBR1, TCR and MAIR: they are found through the kernel file, or "
-        "the kernel's own VMCOREINFO in memory; what is assumed is said.",
+        "the kernel's own VMCOREINFO in memory; what is assumed is said. A text of the kernel's own "
+        "/sys/kernel/debug/kernel_page_tables is listed; diff compares it with a snapshot.",
     )(read)
 
 
@@ -51,8 +52,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def read(ctx: Context, args: argparse.Namespace) -> Report:
     """Open the file."""
+    from ptinspect.commands.kerneltext import is_kernel_text, show
     from ptinspect.memory.elfcore import is_elf
 
+    if is_kernel_text(ctx, str(args.file)):
+        return show(ctx, args.file)
     if ctx.session is not None and ctx.state != "dead":
         raise UserError(f"attached to {ctx.session.address} already", "detach first")
     if is_elf(args.file):

@@ -1,0 +1,75 @@
+"""The kernel's text of its page tables: read, made from snapshots, and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.commands.context import Context
+from ptinspect.errors import UserError
+from ptinspect.output.model import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ptinspect.linux.ptdumptext import Text
+    from ptinspect.snapshot.model import Snapshot
+
+SHOWN = 200
+
+
+def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], dict[str, Any]]:
+    """Return the lines that the kernel would print for a snapshot, and what to say about them.
+
+    Raises UserError if the snapshot is of a part, of a lower half, or of an unknown kernel.
+    """
+    from ptinspect.linux.naming import LAYOUT
+    from ptinspect.linux.ptdump import ERAS, columns, era_of, markers, mask_of
+    from ptinspect.linux.ptdumpfacts import facts_of
+    from ptinspect.output.ptdump import lines
+    from ptinspect.paging.segments import segments
+
+    regime = snapshot.regime
+    if not regime.upper or snapshot.va_range is not None or snapshot.truncated:
+        raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
+    extra = snapshot.meta.extra
+    era = ERAS[era_name] if era_name else era_of(snapshot.meta.kernel, extra.get(LAYOUT, ""))
+    facts, assumed = facts_of(snapshot, era)
+    attributes = columns(era, regime.mair)
+    found = segments(snapshot, mask_of(attributes))
+    made = lines(found, markers(era, regime, facts), attributes, era, regime)
+    return made, {"era": era.name, "assumed": assumed}
+
+
+def is_kernel_text(ctx: Context, name: str) -> bool:
+    """Tell whether a name is no snapshot in memory but a file with the kernel's text."""
+    from ptinspect.linux.ptdumptext import is_text
+
+    return name not in ctx.snapshots and Path(name).is_file() and is_text(Path(name))
+
+
+def show(ctx: Context, path: Path) -> Report:
+    """List what a text says is mapped."""
+    from ptinspect.linux.ptdumptext import load
+    from ptinspect.output.views.ptdumptext import text_report
+
+    return text_report(str(path), load(path), ctx.rows(SHOWN))
+
+
+def compare_texts(ctx: Context, a: str, b: str, limit: int | None) -> Report:
+    """Compare two texts, or a text and a snapshot, run by run."""
+    from ptinspect.linux.ptdumptext import compare
+    from ptinspect.output.views.ptdumptext import differences_report
+
+    first, second = _text(ctx, a), _text(ctx, b)
+    found = list(compare(first.runs, second.runs))
+    return differences_report((a, b), found, limit or ctx.rows(SHOWN), first.skipped + second.skipped)
+
+
+def _text(ctx: Context, name: str) -> Text:
+    from ptinspect.linux.ptdumptext import load, parse
+
+    if is_kernel_text(ctx, name):
+        return load(Path(name))
+    made, _ = lines_of(ctx.snapshot_or_file(name), None)
+    return parse(made, name)

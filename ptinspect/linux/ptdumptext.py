@@ -1,0 +1,158 @@
+"""Read the kernel's text of its page tables again: what was mapped, as runs without physical addresses."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ptinspect.errors import UserError
+
+MAX_BYTES = 64 << 20
+MAX_LINES = 2_000_000
+TOP = 1 << 64
+_RUN = re.compile(
+    r"0x([0-9a-f]{16})-0x([0-9a-f]{16})\s+\d+[KMGTPE] (PGD|P4D|PUD|PMD|PTE)((?: [ A-Za-z/-]+)?)\s*"
+)
+_MARKER = re.compile(r"---\[ (.{1,60}) \]---\s*")
+UNKNOWN = (
+    "physical addresses, table descriptors, KPTI's marks on them, and bits without a column (DBM, software "
+    "bits, NS) are not in the text: they are not compared"
+)
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """Describe one line."""
+
+    start: int
+    """First address."""
+    end: int
+    """First address behind it; 2^64 at the top."""
+    level: str
+    """PGD, P4D, PUD, PMD or PTE."""
+    words: tuple[str, ...]
+    """Attributes as printed; none where nothing is mapped."""
+    marker: str
+    """The last marker above the line."""
+
+    @property
+    def mapped(self) -> bool:
+        """Tell whether anything is there."""
+        return bool(self.words)
+
+    @property
+    def what(self) -> tuple[str, ...]:
+        """What is compared: level and attributes; nothing where nothing is mapped."""
+        return (self.level, *self.words) if self.words else ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """Hold a whole text."""
+
+    runs: tuple[TextRun, ...]
+    """The lines, in order of address."""
+    skipped: int
+    """Lines that are none of the kernel's: prompts, messages of a console."""
+
+
+@dataclass(frozen=True)
+class TextDifference:
+    """A range in which two texts say different things."""
+
+    start: int
+    """First address."""
+    end: int
+    """First address behind it."""
+    a: TextRun | None
+    """What the first says; None where nothing is mapped."""
+    b: TextRun | None
+    """What the second says."""
+
+
+def is_text(path: Path) -> bool:
+    """Tell whether a file begins like the kernel's text of its page tables; console lines may precede it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16 << 10).decode("ascii", "replace")
+    except OSError:
+        return False
+    return any(_RUN.fullmatch(line) or _MARKER.fullmatch(line) for line in head.splitlines())
+
+
+def load(path: Path) -> Text:
+    """Read a file. Raises UserError if there is no such text in it, or it contradicts itself."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: {size} bytes, more than {MAX_BYTES} are not read")
+        with path.open("r", encoding="utf-8", errors="replace") as file:
+            return parse(file, str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def parse(lines: Iterable[str], name: str) -> Text:
+    """Read lines. Raises UserError as `load` does."""
+    runs: list[TextRun] = []
+    marker, skipped = "", 0
+    for number, line in enumerate(lines, 1):
+        if number > MAX_LINES:
+            raise UserError(f"{name}: more than {MAX_LINES} lines")
+        text = line.rstrip("\r\n")
+        found = _RUN.fullmatch(text)
+        if found is not None:
+            start, end = int(found[1], 16), int(found[2], 16) or TOP
+            if start >= end or (runs and start < runs[-1].end):
+                raise UserError(f"{name}:{number}: {text[:60]!r} is not behind the line before it")
+            runs.append(TextRun(start, end, found[3], tuple(found[4].split()), marker))
+        elif (mark := _MARKER.fullmatch(text)) is not None:
+            marker = mark[1]
+        elif text.strip():
+            skipped += 1
+    if not runs:
+        raise UserError(f"{name}: no line of it is one of the kernel's page tables")
+    return Text(tuple(runs), skipped)
+
+
+def compare(a: Sequence[TextRun], b: Sequence[TextRun]) -> Iterator[TextDifference]:
+    """Yield the ranges that differ in level or attributes, joined where what differs is the same."""
+    edges = sorted({edge for run in (*a, *b) for edge in (run.start, run.end)})
+    last: TextDifference | None = None
+    first, second = _Cursor(a), _Cursor(b)
+    for start, end in itertools.pairwise(edges):
+        one, two = first.at(start), second.at(start)
+        if (one.what if one else ()) == (two.what if two else ()):
+            continue
+        found = TextDifference(start, end, one, two)
+        if last is not None and last.end == start and _same(last, found):
+            last = replace(last, end=end)
+            continue
+        if last is not None:
+            yield last
+        last = found
+    if last is not None:
+        yield last
+
+
+def _same(a: TextDifference, b: TextDifference) -> bool:
+    return all((x.what if x else ()) == (y.what if y else ()) for x, y in ((a.a, b.a), (a.b, b.b)))
+
+
+class _Cursor:
+    """Find the mapped run at ascending addresses."""
+
+    def __init__(self, runs: Sequence[TextRun]) -> None:
+        self._runs = runs
+        self._at = 0
+
+    def at(self, address: int) -> TextRun | None:
+        while self._at < len(self._runs) and self._runs[self._at].end <= address:
+            self._at += 1
+        if self._at >= len(self._runs):
+            return None
+        run = self._runs[self._at]
+        return run if run.start <= address and run.mapped else None
