@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_LINE = 16 << 20
 MAX_ANSWERS = 100_000
+MAX_SHOWN = 1000
 _MAX_DEPTH = 12
 
 
@@ -35,6 +36,8 @@ class Told:
     """File of the guest's console, from `launch`."""
     answers: int = 0
     """Number of answers."""
+    last: str = ""
+    """The command line of the last answer."""
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -61,6 +64,7 @@ def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
     frees: list[int] = []
     lost: int | None = None
     verdict = where = message = kind = console = ""
+    last = ""
     count = 0
     failed = False
     for answer in answers:
@@ -68,6 +72,7 @@ def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
         result = answer.get("result")
         result = result if isinstance(result, Mapping) else {}
         name = str(answer.get("command", ""))
+        last = str(answer.get("line", ""))[:MAX_SHOWN]
         if name == "launch":
             console = str(result.get("console") or console)
         if name.startswith("stack"):
@@ -89,10 +94,11 @@ def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
         lost,
         verdict,
         where,
-        message[:1000],
+        message[:MAX_SHOWN],
         kind,
         console,
         count,
+        last,
     )
 
 

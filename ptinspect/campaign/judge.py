@@ -65,7 +65,8 @@ def outcome_of(ended: Ended, told: Told, panic: str) -> str:
 
 def _message(ended: Ended, told: Told, directory: Path) -> str:
     if ended.why == "time":
-        return f"it did not end within its time limit{': ' + told.message if told.message else ''}"[:TEXT]
+        more = f": {told.message}" if told.message else f"; its last answer was to: {told.last or 'nothing'}"
+        return f"it did not end within its time limit{more}"[:TEXT]
     if ended.why == "output":
         return "it wrote more than a run may write"
     if told.message:

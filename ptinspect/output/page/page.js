@@ -237,7 +237,7 @@
       home.append(plot);
       Plotly.newPlot(plot, campaign.bars.map((bar) => ({ type: "bar", ...bar })),
         { ...LAYOUT, barmode: "stack", showlegend: true, xaxis: { type: "category", automargin: true },
-          yaxis: { title: { text: "runs" }, rangemode: "tozero" } }, CONFIG);
+          yaxis: { title: { text: "runs" }, rangemode: "tozero" } }, STILL);
     }
     for (const part of campaign.tables) home.append(el("h3", {}, part.title),
       el("div", { class: "scroll" }, table(part.heads, part.rows, part.numeric)));

@@ -172,34 +172,34 @@ def _retries(retried: Sequence[Attempts], rows: int) -> Table:
 
 
 def _differences(compared: Sequence[Compared]) -> list[Table | Note]:
-    notes: list[Table | Note] = []
+    """Show first differences in a table; runs that could be compared with nothing share a line."""
+    lines: list[Sequence[Cell]] = []
+    alone: dict[str, list[int]] = {}
     for item in compared:
-        against = f"cell {escape(item.cell)}, run {item.run} ({item.outcome})"
         found = item.difference
         if found is None:
-            notes.append(Note(f"{against}: {escape(item.reason)}", "dim"))
+            alone.setdefault(item.reason, []).append(item.run)
         else:
             place = f" ({escape(_file(found.place))})" if found.place else ""
-            many = f"all {found.runs} runs that passed" if found.runs > 1 else "the run that passed"
-            what = f"{escape(found.path)} is " if found.path else ""
-            notes.append(
-                Note(
-                    f"{against} first differs from {many} at `{_short(found.line)}`{place}: "
-                    f"{what}{_value(found.bad)}, not {_value(found.good)}",
-                    "changed",
-                )
-            )
-        notes += [
-            Note(f"  {escape(str(pair['name']))}, of both runs: {_pair(pair)}") for pair in item.snapshots
-        ]
-    return notes
+            value = f": {escape(found.path)}" if found.path else ""
+            what = f"{_short(found.line)}{place}{value}"
+            good = f"{_value(found.good)} ({found.runs})"
+            lines.append((str(item.run), what, good, Styled(_value(found.bad), "changed")))
+        for pair in item.snapshots:
+            if pair.get("changed") or pair.get("error"):
+                lines.append((str(item.run), escape(str(pair["name"])), "", _pair(pair)))
+    columns = (Column("run"), Column("at"), Column("where runs passed (how many)"), Column("here"))
+    parts: list[Table | Note] = [Table(columns, lines, "first differences")] if lines else []
+    parts += [
+        Note(f"no difference to show: {escape(reason)}: runs {_numbers(runs)}", "dim")
+        for reason, runs in alone.items()
+    ]
+    return parts
 
 
 def _pair(pair: Mapping[str, Any]) -> str:
     if pair.get("error"):
         return str(pair["error"])
-    if not pair["changed"] and not pair["changes_total"]:
-        return "equal"
     if pair["only_bit11"]:
         return f"{pair['changed']} descriptors differ, in bit 11 only"
     more = f", the first: {escape(str(pair['first']))}" if pair["first"] else ""
