@@ -52,9 +52,10 @@ def register(registry: Registry) -> None:
         "continue",
         summary="Let the guest run until it stops",
         example="continue --timeout 30",
-        needs=Needs.STOPPED,
+        needs=Needs.TARGET,
         configure=_configure_continue,
-        details="Ctrl-C stops it. --background returns at once; interrupt stops it then.",
+        details="Ctrl-C stops it. --background returns at once; interrupt stops it then, and continue waits "
+        "for it as if it had been started here.",
         aliases=("c",),
         repeats=True,
     )(resume)
@@ -211,9 +212,10 @@ def delete(ctx: Context, args: argparse.Namespace) -> Report:
 
 def resume(ctx: Context, args: argparse.Namespace) -> Report:
     """Let the guest run, and wait until it stops unless told otherwise."""
-    session = ctx.stopped
+    session = ctx.target
     ctx.forget_stop()
-    session.resume()
+    if ctx.state != "running":
+        session.resume()
     if args.background:
         return Report({"state": "running"}, (Note("running; interrupt stops it", "changed"),))
     return stopped(ctx, session.wait_stop(limit(ctx, args.timeout)))

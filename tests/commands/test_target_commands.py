@@ -40,14 +40,19 @@ def test_commands_that_need_a_guest(line: str) -> None:
     assert "attach ADDR" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    "line", ["walk 0x10", "regs", "regime", "snap a", "continue", "stepi", "bt", "x 0x10"]
-)
+@pytest.mark.parametrize("line", ["walk 0x10", "regs", "regime", "snap a", "finish", "stepi", "bt", "x 0x10"])
 def test_commands_that_need_a_stopped_guest(ctx: Context, line: str) -> None:
     session_of(ctx).state = State.RUNNING
     with pytest.raises(TargetRunning) as caught:
         run(ctx, line)
     assert "interrupt" in caught.value.hint
+
+
+def test_continue_waits_for_a_guest_that_runs_already(ctx: Context) -> None:
+    session = session_of(ctx)
+    session.state, session.on_wait = State.RUNNING, lambda: Stop("breakpoint-hit", 0, 1)
+    assert run(ctx, "continue").result["reason"] == "breakpoint-hit"
+    assert [call[0] for call in session.calls] == ["wait"]
 
 
 @pytest.mark.parametrize("line", ["walk 0x10", "gdb info threads", "interrupt"])
