@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -114,12 +115,21 @@ class KernelImage:
                 f"{self.path.name}: {error.message}", error.hint or self._hint(name)
             ) from None
 
+    def _like(self, name: str) -> list[str]:
+        """Return up to three names that begin so, contain it, or are spelled alike."""
+        if not name:
+            return []
+        close = [other for other in self.symbols if other.startswith(name)]
+        close = close or [other for other in self.symbols if name in other]
+        if close:
+            return sorted(close, key=lambda other: (len(other), other))[:3]
+        near = [o for o in self.symbols if o[:3] == name[:3] and abs(len(o) - len(name)) < 4]
+        return difflib.get_close_matches(name, near, 3, 0.8)
+
     def _hint(self, name: str) -> str:
-        close = [other for other in self.symbols if other.startswith(name)] or [
-            other for other in self.symbols if name in other
-        ]
-        if close and name:
-            return f"did you mean {' or '.join(sorted(close, key=lambda other: (len(other), other))[:3])}?"
+        close = self._like(name)
+        if close:
+            return f"did you mean {' or '.join(close)}?"
         if self.symbols_missing:
             return self.symbols_missing
         if self.is_elf:

@@ -161,3 +161,12 @@ def test_the_short_names_that_debugger_users_have_in_their_fingers() -> None:
     wanted = {"c": "continue", "si": "stepi", "b": "break", "bt": "bt", "x": "x", "q": "quit"}
     for short, name in wanted.items():
         assert registry.split(short)[0].name == name
+
+
+def test_a_misspelt_option_is_guessed() -> None:
+    with pytest.raises(UserError, match="unrecognized arguments: --memroy") as caught:
+        build_registry().split("launch")[0].parser().parse_args(["--memroy", "512"])
+    assert "did you mean --memory?" in caught.value.hint
+    with pytest.raises(UserError) as caught:
+        build_registry().split("launch")[0].parser().parse_args(["--zzz"])
+    assert caught.value.hint.startswith("usage: launch")

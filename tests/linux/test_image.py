@@ -324,3 +324,17 @@ def test_symbols_with_names_outside_the_strings(tmp_path: Path) -> None:
     at = data.index(struct.pack("<Q", TEXT_VA), data.index(b"Linux version 5"))
     broken = data[: at + 16] + struct.pack("<I", 0xFFFF_FF00) + data[at + 20 :]
     assert "_text" in KernelImage.open(write(tmp_path, broken)).symbols
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("vect", "vectors"), ("ectors", "vectors"), ("vectosr", "vectors"), ("linux_bannerr", "linux_banner")],
+)
+def test_a_misspelt_symbol_is_guessed(
+    typed: str, meant: str, tmp_path: Path, recovered: list[SymbolTable]
+) -> None:
+    recovered.append(SYMBOLS)
+    kernel = KernelImage.open(write(tmp_path, image()))
+    with pytest.raises(KernelFileError) as caught:
+        kernel.lookup(typed)
+    assert f"did you mean {meant}" in caught.value.hint
