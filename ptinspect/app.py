@@ -225,7 +225,7 @@ def _epilog(registry: Registry) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ptinspect.commands.registry import Parser
+    from ptinspect.commands.parser import Parser
 
     parser = Parser(
         prog="ptinspect",

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from ptinspect.commands.parser import Parser, divide, joined
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
@@ -36,32 +37,6 @@ class Needs(Enum):
     """An attached gdbstub, running or stopped."""
     STOPPED = "stopped"
     """An attached and stopped guest."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises UserError instead of leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError with the usage as hint; for a misspelt option, with those that are meant."""
-        raise UserError(f"{self.prog}: {message}", self._meant(message) or self.format_usage().strip())
-
-    def _meant(self, message: str) -> str:
-        import difflib
-
-        wrong = message.removeprefix("unrecognized arguments: ").split()
-        if wrong and wrong[0].startswith("--") and not message.startswith(wrong[0]):
-            options = [name for action in self._actions for name in action.option_strings]
-            close = difflib.get_close_matches(wrong[0], options, 2)
-            return f"did you mean {' or '.join(close)}? 'help {self.prog}' lists the options" if close else ""
-        return ""
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Raise UserError: no argument ends the process."""
-        raise UserError((message or f"{self.prog}: exit {status}").strip())
-
-    def actions(self) -> list[argparse.Action]:
-        """Return the arguments in the order of their declaration, for help and completion."""
-        return list(self._actions)
 
 
 @dataclass(frozen=True)
@@ -288,8 +263,8 @@ class Registry:
         if command.passthrough:
             args = argparse.Namespace(line=rest)
         else:
-            own, extra = _divide(arguments) if command.extra else (arguments, [])
-            args = command.parser().parse_args(_joined(own))
+            own, extra = divide(arguments) if command.extra else (arguments, [])
+            args = command.parser().parse_args(joined(own))
             if command.extra:
                 args.extra = extra
         ctx.check(command.needs, command.name)
@@ -322,21 +297,3 @@ def _with_notices(ctx: Context, report: Report) -> Report:
     if not notices:
         return report
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))
-
-
-def _joined(arguments: list[str]) -> list[str]:
-    """Join what stands around a + or - of its own: `$sp - 16` is one expression."""
-    joined: list[str] = []
-    for word in arguments:
-        after_sign = len(joined) > 1 and joined[-1] in ("+", "-") and not joined[-2].startswith("-")
-        if after_sign and not word.startswith("-"):
-            joined[-2:] = [f"{joined[-2]}{joined[-1]}{word}"]
-        else:
-            joined.append(word)
-    return joined
-
-
-def _divide(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before and behind the first `--`."""
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:cut], arguments[cut + 1 :]
