@@ -71,6 +71,12 @@ def crash(folder: Path) -> int:
     return 3
 
 
+def wedged(folder: Path) -> int:
+    """Panic and sit there, so that the script waits in vain."""
+    (folder / "console.log").write_bytes(OOPS)
+    return late(folder)
+
+
 def late(folder: Path) -> int:
     """Wait in vain, and say so."""
     say("until", False, error={"kind": "timeout", "message": "s.pti:3: 8 s"}, place="s.pti:3")
@@ -115,7 +121,9 @@ def orphan(folder: Path) -> int:
     return 1
 
 
-KINDS = {each.__name__: each for each in (fail, unable, crash, late, hang, die, bug, garbage, huge, orphan)}
+KINDS = {
+    each.__name__: each for each in (fail, unable, crash, wedged, late, hang, die, bug, garbage, huge, orphan)
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,6 +27,7 @@ from ptinspect.output.model import Report
 from ptinspect.output.text import render
 
 FAKE = Path(__file__).with_name("fake_ptinspect.py")
+JOBS = min(2, len(os.sched_getaffinity(0)))
 Campaign = Callable[[str], Report]
 
 
@@ -54,17 +55,17 @@ def outcomes(report: Report) -> dict[str, dict[str, int]]:
 
 
 def test_each_way_to_end_has_its_name(campaign: Campaign, tmp_path: Path) -> None:
-    kinds = "pass,fail,unable,crash,late,hang,die,bug,garbage,huge,connect,flaky"
+    kinds = "pass,fail,unable,crash,wedged,late,hang,die,bug,garbage,huge,connect,flaky"
     report = campaign(
-        f"s.pti --runs 12 --matrix var.kind={kinds} --retries 1 --timeout 3 --directory d --jobs 1"
+        f"s.pti --runs 13 --matrix var.kind={kinds} --retries 1 --timeout 3 --directory d --jobs 1"
     )
     assert report.exit_code == 1
     expected = dict.fromkeys(("fail", "unable"), "fail") | dict.fromkeys(("pass", "garbage"), "pass")
     expected |= dict.fromkeys(("late", "hang"), "hang") | dict.fromkeys(("die", "huge", "connect"), "error")
-    expected |= {"crash": "crash", "bug": "bug", "flaky": "retried"}
+    expected |= {"crash": "crash", "wedged": "crash", "bug": "bug", "flaky": "retried"}
     assert outcomes(report) == {f"var.kind={kind}": {name: 1} for kind, name in expected.items()}
     result = report.result
-    assert (result["passed"], result["retried"], result["failed"], result["missing"]) == (2, 1, 9, 0)
+    assert (result["passed"], result["retried"], result["failed"], result["missing"]) == (2, 1, 10, 0)
     failures = {item["cell"].partition("=")[2]: item for item in result["failures"]}
     assert all(len(item["attempts"]) == 2 for item in failures.values()), "no retry is hidden"
     assert failures["hang"]["message"].endswith("its last answer was to: regs")
@@ -227,7 +228,7 @@ def test_wrong_usage_is_said_before_anything_runs(campaign: Campaign, tmp_path: 
 def shards(campaign: Campaign, count: int) -> list[str]:
     matrix = "--matrix var.kind=pass,fail"
     for n in range(1, count + 1):
-        campaign(f"s.pti --runs 8 {matrix} --shard {n}/{count} --directory shard-{n}")
+        campaign(f"s.pti --runs 8 {matrix} --jobs {JOBS} --shard {n}/{count} --directory shard-{n}")
     return [f"shard-{n}" for n in range(1, count + 1)]
 
 
