@@ -15,6 +15,7 @@ from ptinspect.memory.sparse import SparseMemory
 from ptinspect.paging.walk import walk
 
 RET = 0xD65F03C0
+ID_AA64MMFR2 = 0x180740
 
 
 class Machine:
@@ -26,7 +27,7 @@ class Machine:
         self.pc = pc
         self.x = [x.get(i, 0xDEAD_0000 + i) for i in range(31)]
         self.sp = 0
-        self.system = {0x181000: 1, 0x182020: ttbr1}
+        self.system = {0x181000: 1, 0x182020: ttbr1, ID_AA64MMFR2: 1 << 16}  # 52 bits of VA
         self.zero = False
         self.stores: list[tuple[int, int]] = []
         """Every 64-bit store: physical address, value."""
@@ -116,8 +117,8 @@ class Machine:
         here = self.pc - 4
         if word >> 26 == 0b000101:
             self.pc = here + 4 * signed(word, 25, 0)
-        elif word >> 24 == 0x35:
-            if self.get(word & 31) & 0xFFFF_FFFF:
+        elif word >> 24 in (0x35, 0xB5):
+            if self.get(word & 31) & (MASK64 if bit(word, 31) else 0xFFFF_FFFF):
                 self.pc = here + 4 * signed(word, 23, 5)
         elif word & 0xFF00001F == 0x54000001:
             if not self.zero:
@@ -177,8 +178,8 @@ class Machine:
         elif word & 0xFF800000 == 0xF2800000:
             shift = 16 * bits(word, 22, 21)
             self.set(rd, self.get(rd) & ~(0xFFFF << shift) | bits(word, 20, 5) << shift)
-        elif word & 0xFFC0FC00 == 0xD340FC00:
-            self.set(rd, self.get(rn) >> bits(word, 21, 16))
+        elif word & 0xFFC00000 in (0xD3400000, 0xB3400000):
+            self.set(rd, bit_field(word, self.get(rn), self.get(rd) if bit(word, 29) else 0))
         else:
             return False
         return True
@@ -200,6 +201,17 @@ class Machine:
 def signed(word: int, high: int, low: int) -> int:
     value = bits(word, high, low)
     return value - (1 << high - low + 1) if bit(word, high) else value
+
+
+def bit_field(word: int, value: int, into: int) -> int:
+    """UBFM and BFM of 64 bits: a field of `value` moves to another place in `into`."""
+    rotate, last = bits(word, 21, 16), bits(word, 15, 10)
+    if last >= rotate:
+        at, width, value = 0, last - rotate + 1, value >> rotate
+    else:
+        at, width = 64 - rotate, last + 1
+    mask = (1 << width) - 1
+    return into & ~(mask << at) | (value & mask) << at
 
 
 def logical(operation: int, left: int, right: int) -> int:

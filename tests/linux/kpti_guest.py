@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 from a64_machine import Machine
 from builders import KERNEL_TEXT, TreeBuilder
+from kpti_built_words import (
+    KERNEL_5_10_39,
+    KERNEL_5_10_64K,
+    KERNEL_5_10_NOT_TRACKED,
+    KERNEL_5_10_TOGGLED,
+    KERNEL_5_10_TOGGLED_39,
+    KERNEL_6_1_39,
+    KERNEL_6_1_64K_52,
+)
 from kpti_words import KERNEL_5_10, KERNEL_6_1, KERNEL_6_12, KERNEL_6_12_16K, code
 
 from ptinspect.arch.bits import PhysAddr
@@ -55,7 +64,18 @@ CASES = (
     Case("6.12 4k-52", KERNEL_6_12, Regime(12, 52, 52, True, ds=True), 0x620, wide=True),
     Case("6.12 16k-47", KERNEL_6_12_16K, Regime(14, 47, 48, True), 0x1620),
     Case("6.12 16k-52", KERNEL_6_12_16K, Regime(14, 52, 52, True, ds=True), 0x1620, wide=True),
+    Case("5.10 4k-39", KERNEL_5_10_39, Regime(12, 39, 48, True), 0x5378),
+    Case("5.10 64k-42", KERNEL_5_10_64K, Regime(16, 42, 48, True), 0x4378),
+    Case("6.1 4k-39", KERNEL_6_1_39, Regime(12, 39, 48, True), 0xE464),
+    Case("6.1 64k-52", KERNEL_6_1_64K_52, Regime(16, 52, 52, True), 0x500),
 )
+
+NOT_TRACKED = (Case("5.10 4k-48", KERNEL_5_10_NOT_TRACKED, Regime(12, 48, 48, True), 0x6378),)
+TOGGLED = (
+    Case("5.10 4k-48", KERNEL_5_10_TOGGLED, Regime(12, 48, 48, True), 0x6378),
+    Case("5.10 4k-39", KERNEL_5_10_TOGGLED_39, Regime(12, 39, 48, True), 0x5378),
+)
+"""The thread's two patches, compiled."""
 
 
 def patched(case: Case) -> bytes:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from builders import NG, TreeBuilder, regime_4k, snapshot_of
-from kpti_guest import CASES, Case, Rewrite, patched, rewrite
+from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, Rewrite, patched, rewrite
 from kpti_patches import apply, not_tracked, written_back
 
 from ptinspect.linux.kpti import agrees, cursors, frontier_of, position, progress
@@ -101,10 +101,17 @@ def test_the_points_are_where_they_say(case: Case) -> None:
     assert guest.tree.memory.read(guest.code.flag_va or 0, 4) == bytes(4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_code_that_tracks_no_tables_leaves_them_unmarked(case: Case) -> None:
+PATCHED = [pytest.param(case, True, id=case.name) for case in CASES]
+
+
+def compiled(cases: tuple[Case, ...]) -> list[object]:
+    return [pytest.param(case, False, id=f"{case.name} compiled") for case in cases]
+
+
+@pytest.mark.parametrize(("case", "patch"), PATCHED + compiled(NOT_TRACKED))
+def test_code_that_tracks_no_tables_leaves_them_unmarked(case: Case, patch: bool) -> None:
     raw = patched(case)
-    guest = rewrite(case, apply(raw, not_tracked(rewrite(case).code, raw)))
+    guest = rewrite(case, apply(raw, not_tracked(rewrite(case).code, raw)) if patch else raw)
     for _ in guest.machine.run():
         pass
     for (level, _), value in descriptors(capture(guest)).items():
@@ -112,14 +119,16 @@ def test_code_that_tracks_no_tables_leaves_them_unmarked(case: Case) -> None:
     assert not guest.code.marks_tables and not restores_tables(guest.code)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_code_that_writes_tables_back_is_told_from_code_that_does_not(case: Case) -> None:
+@pytest.mark.parametrize(("case", "patch"), PATCHED + compiled(TOGGLED))
+def test_code_that_writes_tables_back_is_told_from_code_that_does_not(case: Case, patch: bool) -> None:
     raw = patched(case)
-    guest = rewrite(case, apply(raw, written_back(rewrite(case).code, raw)))
+    guest = rewrite(case, apply(raw, written_back(rewrite(case).code, raw)) if patch else raw)
     before = descriptors(capture(guest))
     for _ in guest.machine.run():
         pass
-    tables = {key for key, value in before.items() if value & 3 == 3 and key[0] < 3}
+    # the compiled patch takes the root's bit out again only where there are four levels
+    top = min(level for level, _ in before) + (not patch and guest.regime.va_bits == 39)
+    tables = {key for key, value in before.items() if value & 3 == 3 and top <= key[0] < 3}
     after = descriptors(capture(guest))
     assert tables and all(after[key] == before[key] for key in tables)
     assert all(value & NG for key, value in after.items() if key not in tables)
