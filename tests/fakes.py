@@ -181,6 +181,7 @@ class FakeView:
 
     kaslr_offset = 0
     placed = True
+    placement = None
     voffset = KERNEL - IMAGE
     image = None
     confirmed = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.commands.options import Options
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.errors import PtinspectError, TargetLost, TargetRunning, UserError
+from ptinspect.errors import KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.output.model import Report
 from ptinspect.script.record import Record
 
@@ -69,6 +69,8 @@ class Settings:
 
     kernel: Path | None = None
     """Kernel file given with `--kernel`; opened when something needs it."""
+    force_kernel: bool = False
+    """Use it even if memory holds another kernel's code."""
     gdb: str | None = None
     """GDB to use instead of the one that is found."""
     debug: bool = False
@@ -208,6 +210,7 @@ class Context:
                 current=session.current_cpu,
                 previous=older,
                 root=getattr(session, "known_root", None),
+                force=self.settings.force_kernel,
             )
             self._view = (session.stop_token, view)
         return self._view[1]
@@ -215,11 +218,15 @@ class Context:
     def nearest(self, address: int) -> tuple[str, int] | None:
         """Return the symbol at or below a code address and the distance to it; None if none is known.
 
-        A physical address stands for the code that the identity map runs there.
+        A physical address stands for the code that the identity map runs there. The file of another kernel
+        than the one that runs knows none.
         """
         if self.kernel is None:
             return None
-        offset = self._offset(physical=not bit(address, 55))
+        try:
+            offset = self._offset(physical=not bit(address, 55))
+        except KernelFileError:
+            return None
         return self.kernel.nearest((address + offset) & MASK64)
 
     def symbol_at(self, address: int) -> tuple[str, int] | None:
@@ -232,10 +239,15 @@ class Context:
         return None if code and near[1] >= LONGEST_FUNCTION else near
 
     def _offset(self, *, physical: bool) -> int:
-        """Return what to add to a run-time address to get the link-time one; 0 where nobody knows."""
+        """Return what to add to a run-time address to get the link-time one; 0 where nobody knows.
+
+        Raises KernelFileError if the file is another kernel's than the guest's.
+        """
         try:
             view = self.view()
             return (view.voffset if physical else 0) - view.kaslr_offset
+        except KernelFileError:
+            raise
         except PtinspectError:
             return 0
 
@@ -279,10 +291,10 @@ class Context:
             f"in memory: {known}" if known else "none in memory; 'snap NAME' captures one",
         )
 
-    def use_kernel(self, path: Path | None) -> None:
-        """Name the kernel file; what was known from another one is forgotten."""
-        if path != self.settings.kernel:
-            self.settings.kernel = path
+    def use_kernel(self, path: Path | None, *, force: bool = False) -> None:
+        """Name the kernel file, with `force` even another kernel's; what another one told is forgotten."""
+        if (path, force) != (self.settings.kernel, self.settings.force_kernel):
+            self.settings.kernel, self.settings.force_kernel = path, force
             self._kernel = self._view = self._older = None
 
     def open_session(self, session: Session, qemu: Qemu | None = None) -> None:

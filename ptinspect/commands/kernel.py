@@ -9,7 +9,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.commands.sources import names_at_hand
-from ptinspect.errors import PtinspectError, UserError
+from ptinspect.errors import KernelFileError, PtinspectError, UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
 
@@ -20,7 +20,8 @@ def register(registry: Registry) -> None:
         summary="Name the guest's kernel file, or show it",
         example="kernel vmlinux",
         configure=_configure_kernel,
-        details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE.",
+        details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
+        "another kernel than the one in the stopped guest is refused (their code is compared).",
     )(kernel)
     registry.command(
         "symbol",
@@ -34,6 +35,7 @@ def register(registry: Registry) -> None:
 
 def _configure_kernel(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="Image, vmlinuz, or vmlinux")
+    parser.add_argument("--force", action="store_true", help="use it even if the guest runs another kernel")
 
 
 def _configure_symbol(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,12 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
     if args.file is not None:
         if not args.file.is_file():
             raise UserError(f"no file {args.file}")
-        ctx.use_kernel(args.file)
+        before = ctx.settings.kernel, ctx.settings.force_kernel
+        ctx.use_kernel(args.file, force=args.force)
+        wrong = mismatch(ctx)
+        if wrong is not None:
+            ctx.use_kernel(before[0], force=before[1])
+            raise wrong
     found = ctx.kernel
     if found is None:
         return Report({"file": None}, (Note("no kernel file; 'kernel FILE' names one", "dim"),))
@@ -63,6 +70,27 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
         ("linked at", f"{found.text_va:#x}, {found.size} bytes"),
     ]
     return Report(result, (Table((Column(""), Column("")), rows),))
+
+
+def mismatch(ctx: Context) -> KernelFileError | None:
+    """Return why the kernel file is not that of the stopped guest; None if it is, or nobody can tell yet."""
+    if ctx.state != "stopped" or ctx.kernel is None:
+        return None
+    try:
+        ctx.view().placement  # noqa: B018
+    except KernelFileError as error:
+        return error
+    except PtinspectError:
+        return None
+    return None
+
+
+def missing(ctx: Context) -> str:
+    """Say that there is no kernel file, or one of another kernel; empty if there is a good one."""
+    if ctx.kernel is None:
+        return "no kernel file is named (kernel FILE)"
+    wrong = mismatch(ctx)
+    return "" if wrong is None else wrong.message
 
 
 def symbol(ctx: Context, args: argparse.Namespace) -> Report:

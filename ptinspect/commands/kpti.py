@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kernel import missing
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
@@ -200,12 +201,14 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.linux.kpti_state import state_from_tables
 
     cpus: list[dict[str, Any]] = []
+    lacks = ""
     if args.snap:
         state = state_from_tables(ctx.snapshot_or_file(args.snap))
     else:
         ctx.check(Needs.STOPPED, "kpti status")
         state = live_state(ctx)
         cpus = _cpus(ctx, args.cpu)
+        lacks = missing(ctx)
     frontier, counts = state.frontier, state.census
     result = {
         "state": state.state,
@@ -225,8 +228,12 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
         "leaves_ng": counts.ng,
         "decision": state.decision,
         "cpus": cpus,
+        "missing": lacks,
     }
     body: list[Note | Table] = [Note(f"{state.state}: {state.reason}", "title")]
+    if lacks:
+        text = f"{lacks}: judged from the tables alone, without the code, its flag and the decision"
+        body.append(Note(text, "changed"))
     if state.algorithm:
         body.append(Note(f"algorithm: {state.algorithm}"))
     if frontier is not None:

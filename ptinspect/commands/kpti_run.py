@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
+from ptinspect.commands.kernel import mismatch
 from ptinspect.commands.sources import Source
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.target.slots import Purpose
@@ -69,6 +70,9 @@ class Runner:
         kernel = ctx.kernel
         if kernel is None:
             raise UserError("the rewrite is found in the kernel file", "--kernel FILE, or kernel FILE")
+        wrong = mismatch(ctx)
+        if wrong is not None:
+            raise wrong
         self.kernel: KernelImage = kernel
         from ptinspect.linux.kpti import recognise
 

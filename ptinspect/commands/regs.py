@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kernel import missing
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import (
     CPU_NUMBER,
@@ -78,7 +79,8 @@ def cpu(ctx: Context, args: argparse.Namespace) -> Report:
     session = ctx.stopped
     if args.number is not None:
         session.current_cpu = cpu_state(ctx, args.number).cpu
-    return cpus([_line(ctx, number) for number in range(session.cpu_count)], session.current_cpu)
+    lines = [_line(ctx, number) for number in range(session.cpu_count)]
+    return cpus(lines, session.current_cpu, missing(ctx))
 
 
 def _line(ctx: Context, number: int) -> CpuLine:

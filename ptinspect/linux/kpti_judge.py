@@ -55,8 +55,13 @@ def running_code(view: GuestView) -> KptiCode | None:
         return None
     try:
         raw = view.memory.read(view.pa_of_link(code.entry_va), code.size)
+    except KernelFileError:
+        return None  # the file is another kernel's
+    except GuestError:
+        return code
+    try:
         return recognise_code(raw, code.entry_va)
-    except (GuestError, KernelFileError):
+    except KernelFileError:
         return code
 
 

@@ -173,5 +173,5 @@ def mismatch(image: KernelImage, found: Found) -> KernelFileError:
     how = "another kernel's header" if not share else f"{share:.0%} of its instructions agree with memory"
     return KernelFileError(
         f"{image.path.name} is not the kernel in this guest: {how} at pa:{found.pa:#x}",
-        "name the file that was booted with --kernel; to use it all the same, force it",
+        "name the file that was booted: kernel FILE; to use this one all the same: kernel FILE --force",
     )

@@ -143,8 +143,8 @@ class CpuStack:
         return self.kind if self.used is None else f"{self.kind} {self.used} of {self.size}"
 
 
-def cpus(lines: Sequence[CpuLine], current: int) -> Report:
-    """List CPUs; a star marks the chosen one."""
+def cpus(lines: Sequence[CpuLine], current: int, missing: str = "") -> Report:
+    """List CPUs; a star marks the chosen one. `missing`: what is lacking to name tasks and stacks."""
     result = {
         "cpus": [
             {
@@ -164,6 +164,7 @@ def cpus(lines: Sequence[CpuLine], current: int) -> Report:
             for x in lines
         ],
         "current": current,
+        "missing": missing,
     }
     words = {True: "on", False: "off", None: "?"}
     rows = [
@@ -179,7 +180,8 @@ def cpus(lines: Sequence[CpuLine], current: int) -> Report:
         for x in lines
     ]
     columns = tuple(Column(title) for title in ("cpu", "EL", "MMU", "TTBR1", "task", "stack used", "pc"))
-    return Report(result, (Table(columns, rows),))
+    note = (Note(f"{escape(missing)}: no symbols, tasks and stacks", "changed"),) if missing else ()
+    return Report(result, (Table(columns, rows), *note))
 
 
 def registers(cpu: int, general: Mapping[str, int], system: Mapping[str, int], label: str) -> Report:
