@@ -147,13 +147,14 @@ class Child:
                 if len(line) < MAX_LINE:
                     self._answers.seek(at)  # half a line: more may come
                 return
-            if line.startswith(b'{"command": "launch"'):
-                with contextlib.suppress(ValueError, KeyError, TypeError, OSError, RecursionError):
-                    path = Path(json.loads(line)["result"]["console"])
-                    file = path.open("rb")
-                    if self._console is not None:
-                        self._console.close()
-                    self._console, self._console_path = file, path
+            path = console_of(line)
+            if path is None:
+                continue
+            with contextlib.suppress(OSError):
+                file = path.open("rb")
+                if self._console is not None:
+                    self._console.close()
+                self._console, self._console_path = file, path
 
     def _sweep(self) -> None:
         """Keep the console, and remove what a killed ptinspect could not remove."""
@@ -167,7 +168,22 @@ class Child:
                 source.seek(max(size - CONSOLE_BYTES, 0))
                 with (self.directory / CONSOLE).open("wb") as kept:
                     shutil.copyfileobj(source, kept)
-        folder = None if self._console_path is None else self._console_path.parent
-        ours = folder is not None and folder.parent == Path(tempfile.gettempdir())
-        if folder is not None and ours and folder.name.startswith("ptinspect-"):
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_private(self._console_path)
+
+
+def remove_private(console: Path | None) -> None:
+    """Remove the directory that a killed ptinspect made for its QEMU, known by the console in it."""
+    if console is None or not console.parent.name.startswith("ptinspect-"):
+        return
+    if console.parent.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(console.parent, ignore_errors=True)
+
+
+def console_of(line: bytes) -> Path | None:
+    """Return the console that an answer of `launch` names; None for every other line."""
+    if not line.startswith(b'{"command": "launch"'):
+        return None
+    try:
+        return Path(json.loads(line)["result"]["console"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ptinspect.campaign import constants
-from ptinspect.campaign.child import Child, Ended
+from ptinspect.campaign.answers import read, tell
+from ptinspect.campaign.child import ANSWERS, Child, Ended, remove_private
 from ptinspect.campaign.launching import folder
 from ptinspect.campaign.plan import Plan, Run
 from ptinspect.campaign.results import Record, append
@@ -82,7 +83,8 @@ class Runner:
     def _folder(self, run: Run, attempt: int) -> Path:
         path = self.directory / RUNS / folder(run, attempt)
         try:
-            shutil.rmtree(path, ignore_errors=True)  # of a campaign that was stopped in the middle of it
+            if path.exists():  # the campaign was killed in the middle of it
+                _clean(path)
             path.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"cannot make {path}: {error.strerror or error}") from error
@@ -108,6 +110,14 @@ class Runner:
                 f"see {path}; campaign --resume {self.directory} tries again",
             )
         return final
+
+
+def _clean(path: Path) -> None:
+    """Remove what a killed run has left, here and where its QEMU was."""
+    console = tell(read(path / ANSWERS)).console
+    if console:
+        remove_private(Path(console))
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

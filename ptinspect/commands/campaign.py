@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
@@ -18,9 +18,12 @@ from ptinspect.output.model import Note, Report, escape
 if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
     from ptinspect.campaign.runner import Work
+    from ptinspect.campaign.statistics import Merged
     from ptinspect.commands.campaign_plan import Begun
 
 SECONDS = 300.0
+SHOWN, IN_FILES = 20, 10_000
+"""Ways to fail that are listed: on the screen, and in files."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell counts it."""
 
@@ -159,7 +162,7 @@ def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Re
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
     from ptinspect.commands.campaign_compare import compared
-    from ptinspect.output.views.campaign import SHOWN, campaign_report
+    from ptinspect.output.views.campaign import campaign_report
 
     merged = merge([results.load(directory)], only_shards=True)
     facts = {"directory": str(directory), "interrupted": interrupted, "started": wanted}
@@ -174,30 +177,38 @@ def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Re
 
 def report(ctx: Context, args: argparse.Namespace) -> Report:
     """Report one or several directories."""
-    from ptinspect.campaign import results
-    from ptinspect.campaign.statistics import merge
-    from ptinspect.commands.campaign_compare import compared
     from ptinspect.output.files import form_of, write, write_text
-    from ptinspect.output.views.campaign import SHOWN, campaign_report
 
     page = args.output is not None and args.output.suffix.lower() in (".html", ".htm")
     if args.output is not None and not page:
         form_of(args.output)
-    merged = merge([results.load(directory) for directory in args.directories])
-    found = compared(merged, args.directories)
-    made = campaign_report(merged, found, rows=ctx.rows(SHOWN))
+    made, merged = _joined(args.directories, ctx.rows(SHOWN))
     if args.output is None:
         return made
     if page:
         from ptinspect.output.html import Page
-        from ptinspect.output.views.campaign_page import picture
 
         title = args.title or f"campaign of {Path(merged.plan.script).name}"
-        whole = campaign_report(merged, found, rows=10_000)
-        outcomes = {row.cell.name: row.outcomes for row in merged.rows}
-        text = Page(title, campaigns=[picture(whole, title, outcomes)]).text()
-        write_text(args.output, text)
+        write_text(args.output, Page(title, campaigns=[drawn(args.directories, title)]).text())
     else:
-        write(campaign_report(merged, found, rows=10_000), args.output)
+        write(_joined(args.directories, IN_FILES)[0], args.output)
     said = Note(f"written to {escape(str(args.output))}", "dim")
     return Report({**made.result, "file": str(args.output)}, (*made.body, said), made.exit_code)
+
+
+def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:
+    """Return a campaign as the HTML page draws it. Raises UserError if the directories hold none."""
+    from ptinspect.output.views.campaign_page import picture
+
+    made, merged = _joined(directories, IN_FILES)
+    return picture(made, title, {row.cell.name: row.outcomes for row in merged.rows})
+
+
+def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged]:
+    from ptinspect.campaign import results
+    from ptinspect.campaign.statistics import merge
+    from ptinspect.commands.campaign_compare import compared
+    from ptinspect.output.views.campaign import campaign_report
+
+    merged = merge([results.load(directory) for directory in directories])
+    return campaign_report(merged, compared(merged, directories), rows=rows), merged

@@ -27,7 +27,7 @@ def register(registry: Registry) -> None:
         details="The page is one file that needs no network: every table as a map, entry by entry, coloured "
         "by state, to be opened level by level, with the descriptor under the cursor decoded; each "
         "snapshot against the one named before it; the difference as a table that can be filtered; the depth "
-        "of stacks over time. "
+        "of stacks over time; tables of campaigns (campaign report joins the shards of one). "
         "Without names: all snapshots in memory.",
     )(report)
 
@@ -39,6 +39,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "names", nargs="*", type=argtypes.snapshot, metavar="NAME", help="snapshots: names or files, in order"
     )
     add("--trace", action="append", type=Path, default=[], metavar="FILE", help="a file of stack trace")
+    add("--campaign", action="append", type=Path, default=[], metavar="DIR", help="a campaign's directory")
     add("--title", metavar="TEXT", help="title of the page")
 
 
@@ -50,12 +51,13 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
     if args.file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{args.file}: the name of a page ends in .html")
     names = args.names or list(ctx.snapshots)
-    if not names and not args.trace:
+    if not names and not args.trace and not args.campaign:
         raise UserError("nothing to show: no snapshot is in memory", "snap NAME captures one")
-    shown = [*names, *map(str, args.trace)]
+    shown = [*names, *map(str, args.trace), *map(str, args.campaign)]
     page = Page(args.title or f"ptinspect: {', '.join(Path(name).name for name in shown)}")
     _add_snapshots(ctx, page, names)
     _add_traces(page, args.trace)
+    _add_campaigns(page, args.campaign)
     text = page.text()
     write_text(args.file, text)
     size = len(text.encode())
@@ -64,6 +66,7 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
         "bytes": size,
         "maps": [each["title"] for each in page.maps],
         "traces": [each["title"] for each in page.traces],
+        "campaigns": [each["title"] for each in page.campaigns],
         "diffs": [{"a": each["a"], "b": each["b"]} for each in page.diffs],
     }
     return Report(result, (Note(f"written to {args.file}, {size / 1e6:.1f} MB"),))
@@ -96,3 +99,9 @@ def _add_traces(page: Page, files: list[Path]) -> None:
     from ptinspect.stack.tracefile import load
 
     page.traces += [picture(load(file), file.name) for file in files]
+
+
+def _add_campaigns(page: Page, directories: list[Path]) -> None:
+    from ptinspect.commands.campaign import drawn
+
+    page.campaigns += [drawn([directory], f"campaign {directory.name}") for directory in directories]

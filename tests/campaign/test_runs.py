@@ -176,6 +176,21 @@ def test_ctrl_c_keeps_what_there_is_and_resume_runs_the_rest(campaign: Campaign,
     assert campaign("--resume d").result["started"] == 0
 
 
+def test_what_a_killed_campaign_left_is_cleared_away(campaign: Campaign, tmp_path: Path) -> None:
+    campaign("s.pti --runs 1 --matrix var.kind=pass --directory d")
+    results = tmp_path / "d/results.jsonl"
+    results.write_text(results.read_text().splitlines(keepends=True)[0])
+    private = tmp_path / "tmp/ptinspect-abc"
+    private.mkdir()
+    (private / "console.log").write_text("")
+    launched = json.dumps({"command": "launch", "result": {"console": str(private / "console.log")}})
+    (tmp_path / "d/runs/00001/answers.jsonl").write_text(launched + "\n")
+    (tmp_path / "d/runs/00001/old").write_text("")
+    assert campaign("--resume d").result["passed"] == 1
+    assert not private.exists()
+    assert not (tmp_path / "d/runs/00001/old").exists()
+
+
 def test_two_at_once_are_refused_and_so_is_another_campaign(campaign: Campaign, tmp_path: Path) -> None:
     first = campaign("s.pti --runs 1 --matrix var.kind=pass --directory d --resume")
     again = campaign("s.pti --runs 1 --matrix var.kind=pass --directory d --resume")
@@ -259,5 +274,8 @@ def test_the_report_is_written_as_a_page_and_as_data(campaign: Campaign, tmp_pat
     campaign(f"report {names} -o c.json")
     data: dict[str, Any] = json.loads((tmp_path / "c.json").read_text())
     assert data["failed"] == 4
+    ctx = Context(build_registry())
+    made = ctx.registry.run(ctx, f"report both.html --campaign {names}")
+    assert made.result["campaigns"] == ["campaign shard-1"]
     with pytest.raises(UserError, match="unknown suffix"):
         campaign(f"report {names} -o c.pdf")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ptinspect.campaign.compare import Difference
     from ptinspect.campaign.statistics import Attempts, CellRow, Merged
 
-SHOWN = 20
 RUNS_NAMED = 6
 """Numbers of runs in one line; the rest is counted."""
 TEXT = 160
@@ -39,7 +38,7 @@ class Compared:
 
 
 def campaign_report(
-    merged: Merged, compared: Sequence[Compared], *, rows: int = SHOWN, facts: Mapping[str, Any] | None = None
+    merged: Merged, compared: Sequence[Compared], *, rows: int = 20, facts: Mapping[str, Any] | None = None
 ) -> Report:
     """Return the report of a campaign; its exit code is 1 unless all runs passed."""
     failed = [item for item in merged.runs if not item.passed]
