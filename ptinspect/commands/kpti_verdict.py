@@ -53,12 +53,10 @@ def verdict(ctx: Context, args: argparse.Namespace) -> Report:
     before = _snapshot(ctx, args.before, "before")
     after, live = _after(ctx, args)
     recording = _recording(ctx)
-    if recording is not None and live:
-        finished = recording.whole and _at_end(ctx)
-    else:
-        finished = (live and _at_end(ctx)) or (not live and _was_at_end(after))
+    phase = _phase(ctx) if live else _phase_of(after)
+    finished = phase == "done" and (not live or recording is None or recording.whole)
     code = _code(ctx)
-    found = judge(before, after, recording, code, finished=finished)
+    found = judge(before, after, recording, code, finished=finished, walking=phase == "walking")
     return report(found, None if before is None else before.name, after.name, recording, code)
 
 
@@ -119,21 +117,24 @@ def _recording(ctx: Context) -> Recording | None:
     return None if ctx.session is None else RECORDINGS.get(ctx.session)
 
 
-def _at_end(ctx: Context) -> bool:
-    """Tell whether the boot CPU still stands behind the walk: nothing was created since."""
+def _phase(ctx: Context) -> str:
+    """Return where the boot CPU is in the rewrite: before, walking, done; an empty string if nowhere in it.
+
+    Where it is done, nothing was created in the tables since.
+    """
     from ptinspect.linux.kpti import boot_cpu, position, running_code
 
     view = ctx.view()
     code = running_code(view)
-    if code is None:
-        return False
-    state = boot_cpu(view, code)
-    return state is not None and position(state, code, view.regime, view.memory).phase == "done"
+    state = None if code is None else boot_cpu(view, code)
+    if code is None or state is None:
+        return ""
+    return position(state, code, view.regime, view.memory).phase
 
 
-def _was_at_end(after: Snapshot) -> bool:
-    """Tell whether a snapshot is of the instant at which the walk had ended: kpti run notes that."""
-    return after.meta.extra.get("kpti.phase") == "after"
+def _phase_of(snapshot: Snapshot) -> str:
+    """Return the same of a snapshot: kpti run notes it."""
+    return {"during": "walking", "after": "done"}.get(str(snapshot.meta.extra.get("kpti.phase")), "")
 
 
 def _code(ctx: Context) -> KptiCode | None:

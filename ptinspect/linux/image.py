@@ -82,7 +82,8 @@ class KernelImage:
         if self._elf is not None:
             return self._elf.symbols()
         assert isinstance(self._data, Blob)
-        return recover(self._data.data)
+        found, missing = recover(self._data.data)
+        return found.placed(), missing
 
     @property
     def table(self) -> SymbolTable:

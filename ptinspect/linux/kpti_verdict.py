@@ -62,15 +62,20 @@ def judge(
     code: KptiCode | None = None,
     *,
     finished: bool = True,
+    walking: bool = False,
 ) -> Verdict:
     """Judge from the tables before and after, the recorded stores and the kernel's code, as far as known.
 
     `finished`: the tables are those of the instant at which the walk has ended; nothing in them was created
-    later. Damage is told first: it does not matter then how tables are marked.
+    later. `walking`: they are those of an instant in the walk, and tell nothing but damage. Damage is told
+    first: it does not matter then how tables are marked.
     """
     before = before if before is not None or recording is None else recording.before
     damaged = _lost_stores(recording, after) if recording is not None else None
     damaged = damaged or (_damage(before, after) if before is not None else None)
+    if damaged is None and walking:
+        why = "the rewrite is not over: kpti progress says how far it is"
+        return Verdict("unknown", (f"{after.name}: {census(after)}",), (why,))
     return damaged or _marking(before, after, recording, code, finished)
 
 

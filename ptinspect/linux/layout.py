@@ -27,7 +27,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 TOP = 1 << 64
 STRUCT_PAGE_SHIFT = 6
 """log2 of sizeof(struct page) as vmemmap is dimensioned (STRUCT_PAGE_MAX_SHIFT)."""
-PXN = np.uint64(1 << 53)
+PXN, READ_ONLY = np.uint64(1 << 53), np.uint64(1 << 7)
 SMALLEST_TEXT = 256 * KIB
 """Executable memory in one piece that is taken for the kernel's text where no symbols are known."""
 SECTIONS = (
@@ -226,11 +226,13 @@ class _Leaves:
     """Bytes."""
     executable: NDArray[np.bool_]
     """EL1 may execute it, as far as its own descriptor tells."""
+    kept: NDArray[np.bool_]
+    """EL1 may execute it, or may not write to it: no memory that vmalloc hands out."""
 
 
 def _leaves(snapshot: Snapshot) -> _Leaves:
     tables, regime = snapshot.tables, snapshot.regime
-    parts: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]] = []
+    parts = []
     for level in range(regime.start_level, LEVEL_LAST + 1):
         rows = np.flatnonzero(tables.level == level)
         raw = tables.raw[rows]
@@ -238,10 +240,11 @@ def _leaves(snapshot: Snapshot) -> _Leaves:
         row, slot = np.nonzero((kind == K_BLOCK) | (kind == K_PAGE))
         size = regime.entry_size(level)
         va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
-        parts.append((va, np.full(va.shape, size, np.uint64), (raw[row, slot] & PXN) == 0))
-    va, size_, executable = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(va)
-    return _Leaves(va[order], size_[order], executable[order])
+        executable, read_only = (raw[row, slot] & PXN) == 0, (raw[row, slot] & READ_ONLY) != 0
+        parts.append((va, np.full(va.shape, size, np.uint64), executable, executable | read_only))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[0])
+    return _Leaves(*(column[order] for column in columns))
 
 
 def _score(
@@ -284,7 +287,8 @@ def _image_regions(image: KernelImage | None, offset: int | None, leaves: _Leave
     """Return the sections of the image that symbols delimit, and the whole image behind them.
 
     Since v5.11 the kernel does not map as text what lies before _stext, and gives the addresses to vmalloc
-    (Linux commit e2a073dde921, "arm64: omit [_text, _stext) from permanent kernel mapping").
+    (Linux commit e2a073dde921, "arm64: omit [_text, _stext) from permanent kernel mapping"); 7.2 and 7.3
+    map it read-only.
     """
     if image is None or offset is None:
         return []
@@ -295,10 +299,10 @@ def _image_regions(image: KernelImage | None, offset: int | None, leaves: _Leave
             found.append(Region(image.symbols[first][0] + offset, end + offset, name))
     start, end = image.text_va + offset, image.text_va + offset + image.size
     head = np.searchsorted(leaves.va, np.uint64(start % TOP))
-    mapped = head < leaves.va.size and int(leaves.va[head]) == start % TOP and leaves.executable[head]
+    mapped = head < leaves.va.size and int(leaves.va[head]) == start % TOP and leaves.kept[head]
     if "_stext" in image.symbols and not mapped:
         start = image.symbols["_stext"][0] + offset
-    elif found and found[0].name == "kernel text":
+    elif found and found[0].name == "kernel text" and (not mapped or leaves.executable[head]):
         found[0] = Region(start, found[0].end, "kernel text")
     found.append(Region(start, end, "kernel image"))
     return [Region(r.start % TOP, (r.end - 1) % TOP + 1, r.name) for r in found]

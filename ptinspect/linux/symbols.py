@@ -40,6 +40,16 @@ class SymbolTable:
         """Return the number of symbols."""
         return len(self.names)
 
+    def placed(self) -> SymbolTable:
+        """Return the table, as offsets from _text if its addresses are none of the kernel's half.
+
+        So it is where kallsyms has no base (seen in 7.2 and 7.3): whoever reads it takes some other number.
+        """
+        first = self.by_name.get("_text", [1 << 63])[0]
+        if first >> 63:
+            return self
+        return SymbolTable(self.names, self.addresses - np.uint64(first), self.kinds)
+
     @cached_property
     def by_name(self) -> dict[str, list[int]]:
         """Name -> the addresses that it stands for, in the order of the table, each once."""

@@ -130,6 +130,7 @@ def test_header() -> None:
         ([("_stext", TEXT_VA + 0x1_0000, "T")], 0, TEXT_VA),
         ([("_stext", 0xFFFF_0000_0808_1000, "T")], 0x8_0000, 0xFFFF_0000_0808_0000),
         ([("other", TEXT_VA, "T")], 0, 0),
+        ([("_text", 0x283_0000, "T")], 0, 0),
         ([], 0, 0),
     ],
 )
@@ -144,6 +145,13 @@ def test_where_an_image_was_linked(
     kernel = KernelImage.open(write(tmp_path, image(text_offset=text_offset)))
     assert kernel.text_va == expected
     assert kernel.linked == bool(expected)
+
+
+def test_addresses_that_are_no_kernels_are_offsets(tmp_path: Path, recovered: list[SymbolTable]) -> None:
+    """Of kernels from 7.2 on the search for kallsyms knows no base, and gives them some other."""
+    recovered.append(table([("vectors", 0x284_0800, "T"), ("_text", 0x283_0000, "T")]))
+    kernel = KernelImage.open(write(tmp_path, image()))
+    assert (kernel.lookup("vectors"), kernel.nearest(0x1_0804)) == (0x1_0800, ("vectors", 4))
 
 
 def test_an_image_without_kallsyms(tmp_path: Path) -> None:

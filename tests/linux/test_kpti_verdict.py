@@ -85,6 +85,17 @@ def test_the_codes_that_the_tables_alone_tell() -> None:
     assert judge(old, marked(old, leaves=False)).code == "unknown"
 
 
+def test_in_the_walk_only_damage_is_told() -> None:
+    old, new = before(), marked(before())
+    row, slot = place(new, 2, BASE)
+    new.tables.raw[row, slot] ^= NG
+    assert judge(old, new, finished=False).code == "normal", "a table may have been made later"
+    found = judge(old, new, finished=False, walking=True)
+    assert (found.code, len(found.unknown)) == ("unknown", 1)
+    new.tables.raw[row, slot] = 0
+    assert judge(old, new, finished=False, walking=True).code == "lost-write"
+
+
 def test_a_lost_entry_and_a_reverted_one_are_named() -> None:
     old, new = before(), marked(before())
     row, slot = place(new, 2, BASE)

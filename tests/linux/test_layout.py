@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from builders import KERNEL_TEXT, REGIMES, TreeBuilder, regime_4k
+from builders import KERNEL_TEXT, PXN, REGIMES, TreeBuilder, regime_4k
 from kernels import TEXT_VA, image, table
 from stopped_guest import SYMBOLS, Guest
 
@@ -216,6 +216,9 @@ def test_sections_of_the_image(tmp_path: Path) -> None:
         0x8_0800: "kernel image", 0x8_1000: "kernel bss",
     }  # fmt: skip
     assert made.name(TEXT_VA + 0x1_0000) != "kernel text", "it runs elsewhere"
+    guest.tree.map(TEXT_VA + offset, 0x4000_0000, size=0x1000, attributes=KERNEL_TEXT | PXN)
+    made = view_layout(guest.view(file), guest.tree.snapshot())
+    assert [made.name(TEXT_VA + offset + at) for at in (0, 0x1_0000)] == ["kernel image", "kernel text"]
     guest.tree.map(TEXT_VA + offset, 0x4000_0000, size=0x1000, attributes=KERNEL_TEXT)
     made = view_layout(guest.view(file), guest.tree.snapshot())
     assert made.name(TEXT_VA + offset) == "kernel text", "mapped up to v5.10"
