@@ -142,6 +142,7 @@ def _configure_continue(parser: argparse.ArgumentParser) -> None:
 def _configure_stepi(parser: argparse.ArgumentParser) -> None:
     count = argtypes.whole(1, 1_000_000)
     parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
+    _configure_wait(parser)
     add_cpu_option(parser)
 
 
@@ -235,11 +236,16 @@ def stepi(ctx: Context, args: argparse.Namespace) -> Report:
     cpu = cpu_state(ctx, args.cpu).cpu
     ctx.forget_stop()
     left = args.count
+    seconds = limit(ctx, args.timeout)
+    deadline = time.monotonic() + seconds
     while True:
         stop = session.step_instructions(min(left, STEPS_AT_ONCE), cpu)
         left -= STEPS_AT_ONCE
         if left <= 0 or stop.reason != "end-stepping-range":
             return _stepped(ctx, stop)
+        if time.monotonic() >= deadline:
+            done = f"{args.count - left} of {args.count} steps in {seconds:g} s"
+            raise TargetTimeout(f"{done}; {ctx.place(stop.pc)}", "a longer --timeout")
         ctx.progress("stepping", args.count - left, args.count)
 
 

@@ -28,7 +28,8 @@ WORDS = {
         "on stop kpti_install_ng_mappings: snap here; continue",
         "The place is an address, the number of a breakpoint, or any; the breakpoint itself is set by break. "
         "It counts for stops of continue, until, finish and interrupt. `continue` as the last command goes "
-        "on with what was interrupted, within the same time limit. `on stop PLACE: off` ends it.",
+        "on with what was interrupted, within the same time limit (finish cannot go on). "
+        "`on stop PLACE: off` ends it.",
     ),
     "on failure": (
         "Run commands once when the script fails",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -13,9 +12,8 @@ from typing import NoReturn
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
-from ptinspect.commands.run import limit
-from ptinspect.commands.sources import GuestNames
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
+from ptinspect.repl import stops
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight, open_script
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
@@ -191,8 +189,8 @@ class Player:
                 return EXIT_OK
             case OnStop(where, body):
                 where = self._words(where)
-                self._resolve(where)
-                self._check_body(body)
+                stops.resolve(self.ctx, where)
+                stops.check(self.ctx, body)
                 self._actions.pop(where, None)
                 if body:
                     self._actions[where] = replace(statement, where=where)
@@ -232,71 +230,26 @@ class Player:
         name = name_of(self.ctx, line.text) if self._actions else ""
         if name not in RUNS:
             return self._run(line).code
-        end = time.monotonic() + self._limit(line.text)
+        end = time.monotonic() + stops.seconds_of(self.ctx, line.text)
         return self._act(line, self._run(line), end)
-
-    def _limit(self, text: str) -> float:
-        """Return the seconds that a command may let the guest run."""
-        try:
-            command, arguments, _ = self.ctx.registry.split(text)
-            args = command.parser().parse_args(arguments)
-        except PtinspectError:
-            return 0.0
-        return limit(self.ctx, getattr(args, "timeout", None))
 
     def _act(self, line: Line, outcome: Outcome, end: float) -> int:
         """Run the actions for where the guest has stopped, and for where it stops when they go on."""
+        first = EXIT_OK
         for _ in range(MOST_STOPS):
-            action = None if outcome.code else self._action(outcome)
+            action = None if outcome.code else stops.action_for(self.ctx, self._actions, outcome)
             if action is None:
-                return outcome.code
-            goes_on = self._continues(action.body)
+                return first or outcome.code
+            goes_on = stops.goes_on(self.ctx, action.body)
+            if goes_on and outcome.name == "finish":
+                raise UserError("'finish' cannot go on after actions at a stop", "until ADDR can")
             code = self._nested(action.body[:-1] if goes_on else action.body)
+            first = first or code
             if not goes_on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
-                return code
+                return first
             again = line.text if outcome.name == "until" else "continue"
-            again = self._timed(again, end - time.monotonic())
-            outcome = self._run(Line(again, action.body[-1].place))
+            outcome = self._run(Line(stops.timed(again, end - time.monotonic()), action.body[-1].place))
         raise UserError(f"the guest stopped {MOST_STOPS} times", "let an action end without 'continue'")
-
-    def _timed(self, text: str, left: float) -> str:
-        """Return the command with what is left of its time as its limit."""
-        parts = shlex.split(text, comments=True)
-        if "--timeout" in parts:
-            at = parts.index("--timeout")
-            del parts[at : at + 2]
-        parts = [part for part in parts if not part.startswith("--timeout=")]
-        return shlex.join([*parts, "--timeout", f"{max(left, 0.1):.3f}"])
-
-    def _action(self, outcome: Outcome) -> OnStop | None:
-        """Return the action for a stop: for its breakpoint, its address, or any."""
-        pc = outcome.result.get("pc")
-        if outcome.result.get("state") != "stopped" or not isinstance(pc, str):
-            return None
-        for where, action in self._actions.items():
-            if where.isdecimal() and int(where) == outcome.result.get("breakpoint"):
-                return action
-            if where != "any" and not where.isdecimal() and self._resolve(where) == int(pc, 16):
-                return action
-        return self._actions.get("any")
-
-    def _resolve(self, where: str) -> int | None:
-        """Return the address that an action is for. Raises PtinspectError if it cannot be known."""
-        if where == "any" or where.isdecimal():
-            return None
-        return argtypes.address(where).value(GuestNames(self.ctx))
-
-    def _is_continue(self, statement: Statement) -> bool:
-        if not isinstance(statement, Line):
-            return False
-        return name_of(self.ctx, statement.text) == "continue"
-
-    def _continues(self, body: tuple[Statement, ...]) -> bool:
-        return bool(body) and self._is_continue(body[-1])
-
-    def _check_body(self, body: tuple[Statement, ...]) -> None:
-        if any(self._is_continue(statement) for statement in body[:-1]):
-            raise UserError("'continue' among the actions at a stop", "it can only be the last of them")
 
     def _nested(self, statements: tuple[Statement, ...]) -> int:
         if self._depth >= MAX_DEPTH:

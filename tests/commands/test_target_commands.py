@@ -11,7 +11,7 @@ from fakes import IMAGE, KERNEL, FakeKernel, FakeSession, State, Stop, context, 
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.frames import has_record, strip_pac
-from ptinspect.errors import MemoryReadError, MiError, TargetLost, TargetRunning, UserError
+from ptinspect.errors import MemoryReadError, MiError, TargetLost, TargetRunning, TargetTimeout, UserError
 
 
 @pytest.fixture
@@ -427,6 +427,9 @@ def test_many_steps_go_in_parts_that_can_be_interrupted(ctx: Context) -> None:
     session = session_of(ctx)
     run(ctx, "stepi 600")
     assert [call[1] for call in session.calls if call[0] == "step"] == [256, 256, 88]
+    session.calls.clear()
+    with pytest.raises(TargetTimeout, match=r"256 of 600 steps in 0 s; 0x"):
+        run(ctx, "stepi 600 --timeout 0")
     session.calls.clear()
     hit = Stop("breakpoint-hit", 0, 1, KERNEL, "")
     session.step_instructions = lambda count, cpu: (session.calls.append(("step", count)), hit)[1]  # type: ignore[method-assign,func-returns-value]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,25 @@ def test_a_failing_action_ends_the_script() -> None:
     ctx, said = stopping((0x1000, None), (0x1000, None))
     assert play(player(ctx), "on stop 0x1000: say bad; continue\ncontinue\nsay b\n") == 1
     assert said == ["bad"]
+
+
+def test_a_failing_action_is_not_forgotten_when_it_goes_on() -> None:
+    ctx, said = stopping((0x1000, None), (0x2000, None))
+    subject = player(ctx, keep_going=True)
+    assert play(subject, "on stop 0x1000: say bad; continue\ncontinue\nsay b\n") == 1
+    assert said == ["bad", "b"]
+
+
+def test_finish_does_not_go_on() -> None:
+    ctx, said = stopping((0x1000, 1), (0x2000, None))
+    real = ctx.registry.commands[("finish",)]
+    stopped = Report({"state": "stopped", "pc": "0x1000", "breakpoint": 1})
+    ctx.registry.commands[("finish",)] = replace(real, handler=lambda ctx, args: stopped)
+    subject = player(ctx)
+    assert play(subject, "on stop 1: say a; continue\nfinish\nsay b\n") == 2
+    assert "'finish' cannot go on" in err(subject.printer)
+    assert play(subject, "on stop 1: say a\nfinish\nsay b\n") == 0
+    assert said == ["a", "b"]
 
 
 def test_an_action_may_not_continue_in_its_middle() -> None:

@@ -1,0 +1,76 @@
+"""Actions at stops: which one a stop is for, and how what it interrupted goes on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from ptinspect.commands import argtypes
+from ptinspect.commands.context import Context
+from ptinspect.commands.run import limit
+from ptinspect.commands.sources import GuestNames
+from ptinspect.errors import PtinspectError, UserError
+from ptinspect.repl.runner import name_of
+from ptinspect.script.model import Line, OnStop, Statement
+from ptinspect.script.outcome import Outcome
+
+LEAST_SECONDS = 0.1
+"""What a command that goes on gets, however little is left of its time."""
+
+
+def action_for(ctx: Context, actions: Mapping[str, OnStop], outcome: Outcome) -> OnStop | None:
+    """Return the action for a stop: for its breakpoint, its address, or any.
+
+    Raises PtinspectError if the address of an action cannot be known any more.
+    """
+    pc = outcome.result.get("pc")
+    if outcome.result.get("state") != "stopped" or not isinstance(pc, str):
+        return None
+    for where, action in actions.items():
+        if where.isdecimal() and int(where) == outcome.result.get("breakpoint"):
+            return action
+        if where != "any" and not where.isdecimal() and resolve(ctx, where) == int(pc, 16):
+            return action
+    return actions.get("any")
+
+
+def resolve(ctx: Context, where: str) -> int | None:
+    """Return the address that an action is for; None for `any` and numbers. Raises PtinspectError."""
+    if where == "any" or where.isdecimal():
+        return None
+    return argtypes.address(where).value(GuestNames(ctx))
+
+
+def goes_on(ctx: Context, body: tuple[Statement, ...]) -> bool:
+    """Tell whether the last of the actions lets the guest go on."""
+    return bool(body) and _continues(ctx, body[-1])
+
+
+def check(ctx: Context, body: tuple[Statement, ...]) -> None:
+    """Raise UserError if the guest would go on in the middle of the actions."""
+    if any(_continues(ctx, statement) for statement in body[:-1]):
+        raise UserError("'continue' among the actions at a stop", "it can only be the last of them")
+
+
+def _continues(ctx: Context, statement: Statement) -> bool:
+    return isinstance(statement, Line) and name_of(ctx, statement.text) == "continue"
+
+
+def seconds_of(ctx: Context, text: str) -> float:
+    """Return the seconds that a command may let the guest run; none if it cannot be understood."""
+    try:
+        command, arguments, _ = ctx.registry.split(text)
+        args = command.parser().parse_args(arguments)
+    except PtinspectError:
+        return 0.0
+    return limit(ctx, getattr(args, "timeout", None))
+
+
+def timed(text: str, left: float) -> str:
+    """Return the command with what is left of its time as its limit."""
+    parts = shlex.split(text, comments=True)
+    if "--timeout" in parts:
+        at = parts.index("--timeout")
+        del parts[at : at + 2]
+    parts = [part for part in parts if not part.startswith("--timeout=")]
+    return shlex.join([*parts, "--timeout", f"{max(left, LEAST_SECONDS):.3f}"])
