@@ -16,6 +16,8 @@ from ptinspect.output.model import Report
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
 
+ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")
+
 
 def register(registry: Registry) -> None:
     """Add `check`."""
@@ -58,7 +60,7 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.paging.findings import RULES, Findings
 
     snapshot = snapshot_of(ctx, args, "check")
-    found = Findings(limit=args.limit)
+    found = Findings(limit=args.limit, shared=_shared(ctx, snapshot))
     label = snapshot.name
     before = ctx.snapshot_or_file(args.against) if args.against else None
     if before is not None:
@@ -70,6 +72,16 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     failed = not found.ok or (args.expect_clean and bool(found.totals))
     namer = names_of(snapshot, before)[0]
     return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK, namer)
+
+
+def _shared(ctx: Context, snapshot: Snapshot) -> frozenset[int]:
+    """Return the tables of KASAN's zero shadow (mm/kasan/init.c), as far as the kernel file names them."""
+    kernel = ctx.kernel
+    if kernel is None or "swapper_pg_dir" not in kernel.symbols:
+        return frozenset()
+    base = snapshot.root.pa - kernel.lookup("swapper_pg_dir")
+    names = (f"kasan_{which}_{level}" for which in ("early_shadow", "zero") for level in ZERO_LEVELS)
+    return frozenset(kernel.lookup(name) + base for name in names if name in kernel.symbols)
 
 
 def _early(ctx: Context, snapshot: Snapshot) -> list[tuple[int, int, str]]:

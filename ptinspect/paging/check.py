@@ -169,7 +169,7 @@ class _Checker:
         values, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
         for number in np.flatnonzero(counts > 1).tolist():
             some = np.flatnonzero((inverse.reshape(-1) == number) & ~back)
-            if some.size < 2:
+            if some.size < 2 or int(values[number]) in self.out.shared:
                 continue
             va = np.sort(
                 tables.va[rows[row[some]]]

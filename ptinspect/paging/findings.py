@@ -60,6 +60,8 @@ class Findings:
     """How often each rule was broken."""
     errors: int = 0
     """How many findings are errors, those included that are not kept."""
+    shared: frozenset[int] = frozenset()
+    """Tables that many entries reach by design: nothing is said of these."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know: rules that could not be applied."""
 

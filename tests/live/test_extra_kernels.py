@@ -31,6 +31,7 @@ pytestmark = pytest.mark.live
 FOLDER = os.environ.get("PTINSPECT_EXTRA_KERNELS", "")
 KERNELS = sorted(path.parent for path in Path(FOLDER).glob("*/Image")) if FOLDER else []
 SHELL_SECONDS = 60
+READY = "ptinspect guest ready"
 
 
 def expected(kernel: Path) -> dict[str, Any]:
@@ -81,6 +82,39 @@ def test_the_rewrite(live: Live, kernel: Path) -> None:
     assert wanted.get("va_bits", regime["va_bits"]) == regime["va_bits"]
     stack = live("stack")
     assert 0 < stack["used"] < stack["size"] and stack["frames_complete"]
+
+
+def test_the_middle_of_the_rewrite_and_afterwards(live: Live, kernel: Path) -> None:
+    wanted = expected(kernel)
+    middle = live("kpti until 50%")
+    marks = wanted.get("verdict", "normal") == "normal"
+    assert middle["agree"] is (True if marks else None), middle
+    assert abs(middle["percent"] - 50) < 5 and middle["marks_tables"] is marks
+    frontier = middle["frontier"]["registers"]
+    assert frontier["descriptor_pa"] in {s["descriptor_pa"] for s in live(f"walk {frontier['va']}")["steps"]}
+    assert live("kpti status")["state"] == "in-progress"
+    assert live("kpti verdict")["code"] == "unknown", "it is not over"
+    stack = live("stack")
+    assert 0 < stack["used"] < stack["size"] and stack["frames_complete"]
+    for _ in range(SHELL_SECONDS // 5):
+        guard = live("stack guard --timeout 5")
+        assert guard["quiet"] and guard["way"] == "time", guard
+        if any(READY in line for line in live("console -n 100000")["lines"]):
+            break
+    assert live("kpti status")["state"] == "after"
+    assert live("check --expect-clean")["findings"] == []
+    tasks = live("stack tasks --all")["tasks"]
+    assert len(tasks) > 10 and all(0 < task["used"] < task["size"] for task in tasks)
+    regions = {run["region"] for run in live("map --limit 100000")["runs"]}
+    assert regions >= {
+        "linear map",
+        "kernel text",
+        "kernel rodata",
+        "kernel data",
+        "fixmap",
+        "KPTI trampoline",
+    }
+    assert not regions & {"kernel", "user", ""}
 
 
 def test_the_kernels_own_account(live: Live, kernel: Path) -> None:

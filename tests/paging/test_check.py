@@ -106,6 +106,9 @@ def test_a_table_that_many_neighbours_share_is_only_named() -> None:
     assert [f.severity for f in found.kept] == ["info"]
     assert found.ok
     assert "12 entries" in found.kept[0].evidence
+    table = made.table_at(VA + (8 << 30), 2, create=False)
+    assert check(made.snapshot(), Findings(shared=frozenset({table}))).totals == {}
+    assert check(made.snapshot(), Findings(shared=frozenset({table + 0x1000}))).totals == {"table-shared": 1}
 
 
 def test_a_mixed_contiguous_group_is_legitimate_during_the_rewrite_only_for_bit_11() -> None:
