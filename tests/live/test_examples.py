@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,15 @@ GUEST = "5.10-cloud"
 LOG = Path(__file__).parents[1] / "data" / "oops"
 
 WITHOUT_A_GUEST = """
-*help *version *scripts *set *show *history *decode *var *snaps *oops *setup *kernel
+*help *version *scripts *set *show *history *decode *var *on failure *snaps *oops *setup *kernel
 """
 THE_MAIN_JOB = """
-*launch *kernel *symbol *status *regime *regs *cpu *lane *gdb *monitor *kpti status *kpti run
-*save *drop *load *snaps *diff *check *report *summary *map *find *walk *x *kpti verdict
+*record *launch *kernel *symbol *status *regime *regs *cpu *lane *gdb *monitor *kpti status *kpti run
+*save *drop *load *export *snaps *diff *check *report *summary *map *find *walk *x *print *info *disassemble
+*kpti verdict
 *break
 break multi_cpu_stop
-*continue *stepi *repeat *bt *stack *finish *expect *poke descriptor *poke undo
+*continue *stepi *nexti *repeat *bt *stack *finish *expect *poke descriptor *poke undo
 *stack watch
 *stack trace
 stack trace --steps 500 -o before.trace
@@ -58,6 +59,11 @@ A_CAMPAIGN = """
 ATTACHED = """
 *attach *break *delete
 """
+CAMPAIGN = """
+*campaign
+campaign @kpti-diff --runs 1 --shard 1/1 --directory shard-1
+*campaign report
+"""
 
 
 def lines(session: str) -> list[str]:
@@ -77,6 +83,7 @@ SESSIONS = {
     "a script": lines(A_SCRIPT),
     "a campaign": lines(A_CAMPAIGN),
     "attached": lines(ATTACHED),
+    "campaign": lines(CAMPAIGN),
 }
 
 
@@ -117,17 +124,19 @@ def typist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Typist]:
     typist.ctx.close()
 
 
-SILENT = {"var", "on stop", "quit"}
+SHORTER = {"campaign": ("--runs 50", "--runs 1"), "campaign report": (" shard-2", "")}
+"""What is said of many guests is tried on few."""
+SILENT = {"var", "on stop", "on failure", "quit"}
 """Commands that answer nothing."""
 
 
-def run(typist: Typist, session: Sequence[str], replacing: tuple[str, str] = ("", "")) -> None:
+def run(typist: Typist, session: Sequence[str], replacing: Mapping[str, tuple[str, str]] = SHORTER) -> None:
     """Run a session to its end, and then say all that was wrong."""
     wrong = []
     for line in session:
         name = line.removeprefix("*")
         example = line if name == line else typist.ctx.registry.resolve(name.split())[0].example
-        code, out, err = typist.types(example.replace(*replacing) if replacing[0] else example)
+        code, out, err = typist.types(example.replace(*replacing.get(name, ("", ""))))
         if code != 0 or "Traceback" in err or (name != line and name not in SILENT and not out.strip()):
             wrong.append(f"{example}: exit code {code}\n{out[-600:]}{err}")
     assert not wrong, "\n".join(wrong)
@@ -147,7 +156,7 @@ def test_the_example_of_attach(typist: Typist) -> None:
     guest = need_guest(GUEST)
     qemu = launch(LaunchOptions(guest.kernel, guest.initrd, memory=256, smp=1))
     try:
-        run(typist, SESSIONS["attached"], (":1234", str(qemu.gdb_socket)))
+        run(typist, SESSIONS["attached"], {"attach": (":1234", str(qemu.gdb_socket))})
     finally:
         typist.ctx.close()
         qemu.close()
