@@ -28,6 +28,7 @@ BELOW = {
     "campaign": {"errors"},
     "repl": {"errors", "output", "commands", "script"},
     "config": {"errors"},
+    "formats": set(),
 }
 """Package -> packages of ptinspect that it may import, besides itself; the others may import all."""
 
@@ -47,6 +48,7 @@ THIRD_PARTY = {
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},
     "config": {"platformdirs", "tomlkit"},
+    "formats": set(),
     "api": set(),
     "app": set(),
     "gdbhost": set(),

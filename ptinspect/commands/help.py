@@ -33,7 +33,8 @@ def register(registry: Registry) -> None:
         summary="List the commands, or explain one",
         example="help walk",
         configure=_configure,
-        details="A command may be abbreviated as long as it stays unambiguous.",
+        details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "
+        "the JSON that ptinspect writes, and what is promised about them.",
         aliases=("?",),
     )(show_help)
     registry.command("version", summary="Say which version of ptinspect this is", example="version")(version)
@@ -50,6 +51,10 @@ def show_help(ctx: Context, args: argparse.Namespace) -> Report:
     words = tuple(args.words)
     if not words:
         return _list(list(ctx.registry), "Commands (help COMMAND explains one)")
+    if words == ("formats",):
+        from ptinspect.commands.formats_topic import formats_report
+
+        return formats_report()
     try:
         command, used = ctx.registry.resolve(words)
     except UserError:
