@@ -76,7 +76,10 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _shared(ctx: Context, snapshot: Snapshot) -> frozenset[int]:
     """Return the tables of KASAN's zero shadow (mm/kasan/init.c), as far as the kernel file names them."""
-    kernel = ctx.kernel
+    try:
+        kernel = ctx.kernel
+    except KernelFileError:
+        kernel = None
     if kernel is None or "swapper_pg_dir" not in kernel.symbols:
         return frozenset()
     base = snapshot.root.pa - kernel.lookup("swapper_pg_dir")
