@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from terminal import PROMPT, Terminal
 
 SCRIPT = Path(__file__).with_name("interrupted_loop.py")
-PROMPT = "ptinspect>\x1b"
-SECONDS = 60.0
-
-
-class Terminal:
-    """A process on a terminal of its own."""
-
-    def __init__(self) -> None:
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.environ |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-            os.execv(sys.executable, [sys.executable, str(SCRIPT)])
-        self._seen = ""
-        self.code: int | None = None
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def expect(self, text: str) -> str:
-        """Wait until this is on the screen, and forget what came before it."""
-        deadline = time.monotonic() + SECONDS
-        while text not in self._seen:
-            left = deadline - time.monotonic()
-            assert left > 0, f"{text!r} did not come: {self._seen!r}"
-            if select.select([self._fd], [], [], left)[0]:
-                try:
-                    self._seen += os.read(self._fd, 4096).decode(errors="replace")
-                except OSError as error:
-                    raise AssertionError(f"it ended: {self._seen!r}") from error
-        before, _, self._seen = self._seen.partition(text)
-        return before
-
-    def close(self) -> None:
-        if self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self._fd)
-
-    def wait(self) -> int:
-        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
 
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    found = Terminal()
+    found = Terminal([sys.executable, str(SCRIPT)])
     try:
         found.expect(PROMPT)
         yield found
@@ -80,7 +35,7 @@ def test_at_the_prompt_it_clears_the_line(terminal: Terminal) -> None:
     terminal.type("nonsense\x03")
     terminal.expect(PROMPT)
     leave(terminal, 0)
-    assert "no command" not in terminal._seen
+    assert "no command" not in terminal.seen
 
 
 def test_it_stops_the_running_guest(terminal: Terminal) -> None:
