@@ -101,6 +101,10 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
         yield from ((str(number), f"CPU {number}") for number in range(ctx.session.cpu_count))
     elif kind == "guest":
         yield from _guests()
+    elif kind == "script":
+        from ptinspect.script.ready import ready
+
+        yield from ((f"@{script.name}", script.summary) for script in ready())
     elif kind == "info":
         from ptinspect.commands.info import WORDS
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
-from ptinspect.commands.registry import Registry
+from ptinspect.commands.registry import Registry, no_arguments
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
@@ -14,36 +15,44 @@ WORDS = {
     "var": (
         "Give a variable of a script its default",
         "var mem = 1024",
-        "--var NAME=VALUE on the command line wins. ${NAME} stands for the value wherever it is written, and "
-        "is one word whatever is in it; ${NAME:-DEFAULT} needs no value; $${ is ${ itself.",
+        """\
+var NAME = VALUE
+--var NAME=VALUE on the command line wins. ${NAME} stands for the value wherever it is written, and is one
+word whatever is in it; ${NAME:-DEFAULT} needs no value; $${ is ${ itself.""",
     ),
     "repeat": (
         "Run commands a number of times",
         "repeat 3 as n: stepi; regs pc",
-        "The commands stand behind the colon, with semicolons between, or below it, indented. With `as NAME` "
-        "a variable counts the rounds from 1.",
+        """\
+repeat COUNT [as NAME]: COMMAND; …
+The commands stand behind the colon, with semicolons between, or below it, indented. With `as NAME` a
+variable counts the rounds from 1.""",
     ),
     "on stop": (
         "Run commands whenever the guest stops at a place",
         "on stop kpti_install_ng_mappings: snap here; continue",
-        "The place is an address, the number of a breakpoint, or any; the breakpoint itself is set by break. "
-        "It counts for stops of continue, until, finish and interrupt. `continue` as the last command goes "
-        "on with what was interrupted, within the same time limit (finish cannot go on). "
-        "`on stop PLACE: off` ends it.",
+        """\
+on stop PLACE: COMMAND; …
+The commands may stand below, indented. PLACE is an address, the number of a breakpoint, or any; the
+breakpoint itself is set by break. It counts for stops of continue, until, finish and interrupt. `continue`
+as the last command goes on with what was interrupted, within the same time limit (finish cannot go on).
+`on stop PLACE: off` ends it.""",
     ),
     "on failure": (
         "Run commands once when the script fails",
         "on failure: console -n 30; status",
-        "They run right after the first command that failed, each of them even if one fails, and do not "
-        "change the exit code; not at the prompt, and not when the time limit of the whole run is over. "
-        "The last `on failure` counts; `on failure: off` ends it.",
+        """\
+on failure: COMMAND; …
+The commands may stand below, indented. They run right after the first command that failed, each of them
+even if one fails, and do not change the exit code; not at the prompt, and not when the time limit of the
+whole run is over. The last `on failure` counts; `on failure: off` ends it.""",
     ),
     "source": (
         "Run a script",
         "source @kpti-diff",
-        "As -x does: @NAME is one of those that came with ptinspect ('scripts' lists them); a file is looked "
-        "for from the current directory. It sees the variables of the script that calls it, and the other "
-        "way round.",
+        """\
+As -x does: @NAME is one of those that came with ptinspect ('scripts' lists them); a file is looked for from
+the current directory. It sees the variables of the script that calls it, and the other way round.""",
     ),
 }
 """Name -> summary, example, details."""
@@ -55,7 +64,15 @@ def register(registry: Registry) -> None:
         "scripts", summary="List the scripts that come with ptinspect", example="scripts", details=LANGUAGE
     )(scripts)
     for name, (summary, example, details) in WORDS.items():
-        registry.command(name, summary=summary, example=example, details=details, passthrough=True)(_word)
+        takes_file = name == "source"
+        registry.command(
+            name,
+            summary=summary,
+            example=example,
+            details=details,
+            configure=_configure_source if takes_file else no_arguments,
+            passthrough=not takes_file,
+        )(_word)
 
 
 EXAMPLE = """\
@@ -111,6 +128,16 @@ def scripts(ctx: Context, args: argparse.Namespace) -> Report:
         ]
     }
     return Report(result, (table, Note("run one: ptinspect -x @NAME --var NAME=VALUE", "dim")))
+
+
+def script_file(text: str) -> str:
+    """Read the name of a script: a file, or `@NAME` for one that came along."""
+    return text
+
+
+def _configure_source(parser: argparse.ArgumentParser) -> None:
+    kind = argtypes.completes("script", script_file)
+    parser.add_argument("file", type=kind, metavar="FILE|@NAME", help="the script")
 
 
 def _word(ctx: Context, args: argparse.Namespace) -> Report:

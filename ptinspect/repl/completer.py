@@ -91,8 +91,8 @@ class CommandCompleter(Completer):
             yield from _matching(candidates(self._ctx, kind, current, now.words), now, current)
         if kind in ("address", "root"):
             yield from self._address(now, current)
-        elif kind in ("file", "snapshot"):
-            yield from files(now, current, ".npz" if kind == "snapshot" else "")
+        elif kind in ("file", "snapshot", "script"):
+            yield from files(now, current, {"snapshot": ".npz", "script": ".pti"}.get(kind, ""))
 
     def _address(self, now: Typed, current: str) -> Iterator[Completion]:
         """Complete the last term of an expression, inside quotes too."""

@@ -183,6 +183,15 @@ def test_snapshots_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert complete("load nowhere/") == []
 
 
+def test_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pti").touch()
+    (tmp_path / "mine.txt").touch()
+    assert complete("source m") == ["source mine.pti"]
+    assert complete("source @kpti-d") == ["source @kpti-diff"]
+    assert "only bit 11" in meaning("source @kpti-diff")
+
+
 @pytest.mark.parametrize(
     ("line", "words", "raw", "text", "quote"),
     [
