@@ -75,6 +75,12 @@ def test_holes_of_any_level_and_missing_lines_are_the_same() -> None:
     assert list(compare(one.runs, two.runs)) == []
 
 
+def test_a_hole_is_nothing_in_a_difference() -> None:
+    one = parse([line(0, 0x1000, "PTE RW")], "a")
+    two = parse([line(0, 0, "PGD")], "b")
+    assert [(d.a, d.b) for d in compare(one.runs, two.runs)] == [(one.runs[0], None)]
+
+
 def test_differences_are_joined_where_they_are_the_same() -> None:
     one = parse([line(0, 0x1000, "PTE RW"), line(0x1000, 0x4000, "PTE ro")], "a")
     two = parse([line(0x2000, 0x3000, "PTE RW")], "b")

@@ -117,7 +117,7 @@ def test_the_middle_of_the_rewrite_and_afterwards(live: Live, kernel: Path) -> N
     assert not regions & {"kernel", "user", ""}
 
 
-def test_the_kernels_own_account(live: Live, kernel: Path) -> None:
+def test_the_kernels_own_account(live: Live, kernel: Path, tmp_path: Path) -> None:
     if not expected(kernel).get("ptdump"):
         return
     lines: list[str] = []
@@ -133,6 +133,13 @@ def test_the_kernels_own_account(live: Live, kernel: Path) -> None:
     found = differences(live("map --limit 1000000")["runs"], kernels)
     # what the shell's start changes after the account was printed: stacks come and go in the vmalloc area
     assert [line for line in found if not is_vmalloc(live, line)] == []
+    live("snap now")
+    live(f"export now --format ptdump -o {tmp_path}/text")
+    text = [line.strip() for line in lines if line.startswith(("0x", "---["))]
+    ours = [line.strip() for line in (tmp_path / "text").read_text().splitlines()]
+    assert [line for line in ours if "---[" in line] == [line for line in text if "---[" in line]
+    changed = [f"line: {line.partition(' ')[0]}" for line in set(text) ^ set(ours)]
+    assert [line for line in changed if not is_vmalloc(live, line)] == []
 
 
 def is_vmalloc(live: Live, line: str) -> bool:

@@ -96,6 +96,28 @@ def test_markers_in_a_hole_are_caught_up_two_at_a_time() -> None:
     ]
 
 
+def test_a_shadow_of_one_page_is_not_followed_page_by_page() -> None:
+    """KASAN's early shadow: tables all of whose entries lead to one table below, for 32 TiB."""
+    tree = TreeBuilder(REGIMES["4k-48"])
+    low = 0xFFFF_9000_0000_0000
+    page = tree.table_at(low, 3)
+    tree.memory.write(page, (0x60_0000_4000_0F83).to_bytes(8, "little") * 512)
+    for level in (2, 1):
+        table = tree.table_at(low, level)
+        first = tree.memory.read(table, 8)
+        tree.memory.write(table, first * 512)
+    for number in range(1, 64):
+        tree.share(low + (number << 39), 0, low)
+    assert sum(1 for _ in segments(tree.snapshot(), (1 << 64) - 1)) < 100
+    text = dump(tree, "5.8", Facts(kasan=True))
+    assert [line for line in text if "MEM" in line] == [
+        "0xffff900000000000-0xffffa00000000000          16T PTE       ro NX SHD AF NG         UXN    MEM/NORMAL",
+        "0xffffa00000000000-0xffffa00008000000         128M PTE       ro NX SHD AF NG         UXN    MEM/NORMAL",
+        "0xffffa00008000000-0xffffa00010000000         128M PTE       ro NX SHD AF NG         UXN    MEM/NORMAL",
+        "0xffffa00010000000-0xffffb00000000000    16776960M PTE       ro NX SHD AF NG         UXN    MEM/NORMAL",
+    ]
+
+
 def test_old_kernels_leave_holes_out() -> None:
     tree = TreeBuilder(REGIMES["4k-48"])
     tree.map(0xFFFF_8000_0000_0000, 0x4000_0000, attributes=KERNEL_DATA | GP)
