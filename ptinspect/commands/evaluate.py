@@ -20,7 +20,7 @@ def register(registry: Registry) -> None:
     registry.command(
         "print",
         summary="Evaluate an expression, and say what lies at that address",
-        example="print swapper_pg_dir+0x1000",
+        example="print kpti_install_ng_mappings+0x40",
         configure=_configure,
         details="Sums and differences of numbers (0x…, decimal, 4K, 2M), symbols and $registers; pa:… for a "
         "physical address. print/x, /d, /u, /t, /c or /a show one form alone. x shows memory. Types "
