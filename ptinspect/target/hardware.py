@@ -88,7 +88,7 @@ class HardwareSlots:
     def refused(self, text: str) -> OutOfSlots:
         """Return the error for a stub that took fewer than there should be, and remember how many it took.
 
-        `text` is what GDB said: it names each one that it could not insert, and keeps the others.
+        `text` is what GDB said: mostly it names each one that it could not insert, and keeps the others.
         """
         failed = {int(number) for number in _FAILED.findall(text)}
         held = self.held()
@@ -101,6 +101,10 @@ class HardwareSlots:
                 counts = {k: took[k] if k == kind else known.of(k) for k in kinds}
                 self._capacity = Capacity(counts["breakpoint"], counts["watchpoint"], "the stub took no more")
                 return OutOfSlots(*shortage(held, kind, took[kind], lacking))
+        for kind in kinds if not failed else ():
+            lacking = missing(held, kind, self.capacity().of(kind), ())
+            if lacking:
+                return OutOfSlots(*shortage(held, kind, self.capacity().of(kind), lacking))
         return OutOfSlots(
             "the stub refuses a breakpoint or watchpoint, so the guest was not let run",
             "break lists them; delete the one that cannot be set",

@@ -19,7 +19,9 @@ LARGEST_AREA = 1 << 15
 and takes a hit in a larger area for one of the guest's own."""
 WORD = 8
 """Bytes that DBGWCR.BAS can choose from (Arm ARM D2.10.5)."""
-REFUSED = re.compile(r"(?:Could not|Cannot) insert (?:hardware )?(?:breakpoint|watchpoint)", re.IGNORECASE)
+REFUSED = re.compile(
+    r"(?:Could not|Cannot) insert (?:hardware )?(?:breakpoint|watchpoint)|^Command aborted", re.IGNORECASE
+)
 """What GDB says when the stub takes one breakpoint too many, at the moment when the guest should run."""
 
 

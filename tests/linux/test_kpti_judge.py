@@ -227,6 +227,15 @@ def test_without_a_kernel_file_the_tables_must_do() -> None:
     assert judge(half, None).state == "in-progress"
 
 
+def test_the_file_of_another_kernel_tells_nothing(kernel: KernelImage) -> None:
+    guest = Guest(text=TEXT)
+    other = image(text=TEXT, seed=7)
+    guest.memory.write(IMAGE_PA, other)
+    view = guest.view(kernel)
+    assert running_code(view) is None
+    assert judge(guest, kernel).algorithm == "" and judge(guest, kernel).decision == "unknown"
+
+
 def test_code_that_was_changed_in_memory_is_seen(kernel: KernelImage) -> None:
     guest = Guest(text=TEXT)
 

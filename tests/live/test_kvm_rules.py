@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from conftest import missing
 from kvm_proxy import KvmProxy
 from session import Live, need_guest
 
@@ -69,3 +75,33 @@ def test_where_slots_run_out_something_is_done_without_or_said() -> None:
         recorded = live("kpti writes --level 0 --level 1")
         assert recorded["whole"] and [v["stores"] > 0 for v in recorded["levels"]] == [True, True]
         assert proxy.most["breakpoint"] == 3 and proxy.refused <= 2
+
+
+def test_in_the_user_s_own_gdb() -> None:
+    """Seven `hbreak` of the user's, at reset: GDB itself would only say that the command is aborted."""
+    gdb = shutil.which("gdb-multiarch")
+    if gdb is None:
+        missing("gdb-multiarch")
+    guest = need_guest("5.10-cloud")
+    qemu = launch(LaunchOptions(guest.kernel, memory=128))
+    proxy = KvmProxy(qemu.gdb_socket)
+    breakpoints = [f"hbreak *{0x4020_0000 + 4 * n:#x}" for n in range(7)]
+    script = Path(__file__).parents[2] / "gdbscripts" / "ptinspect.py"
+    lines = [f"target remote {proxy.address}", f"source {script}", *breakpoints, "pt stepi", "pt status"]
+    try:
+        run = subprocess.run(
+            [gdb, "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PTINSPECT_PYTHON": sys.executable, "PYTHONPATH": str(script.parents[1])},
+        )
+        said = "under KVM the CPU has 6 hardware breakpoints, 1 too few; in use: 1 (yours), 2 (yours)"
+        assert said in run.stdout + run.stderr, run.stderr
+        assert "delete 7" in run.stdout + run.stderr
+        assert "7 of 6 hardware breakpoints in use" in run.stdout
+        assert proxy.wrong == []
+    finally:
+        proxy.close()
+        qemu.end()
