@@ -12,7 +12,7 @@ import termios
 import time
 
 PROMPT = "ptinspect>\x1b"
-SECONDS = 60.0
+SECONDS = 40.0
 
 
 class Terminal:

@@ -117,7 +117,7 @@ def _configure_break(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_delete(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("numbers", nargs="+", metavar="N", help="numbers of breakpoints, or: all")
+    parser.add_argument("numbers", nargs="*", metavar="N", help="numbers of breakpoints, or: all")
 
 
 def _configure_wait(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +202,9 @@ def delete(ctx: Context, args: argparse.Namespace) -> Report:
     """Delete breakpoints by number."""
     session = ctx.stopped
     known = [b.id for b in session.breakpoints]
-    wanted = known if args.numbers == ["all"] else [argtypes.whole(0, 1 << 31)(n) for n in args.numbers]
+    if not args.numbers and not (known and ctx.confirm(f"delete all {len(known)} breakpoint(s)?")):
+        raise UserError("delete: which breakpoints?", "delete 1, or delete all; break lists them")
+    wanted = known if args.numbers in ([], ["all"]) else [argtypes.whole(0, 1 << 31)(n) for n in args.numbers]
     for number in wanted:
         if number not in known:
             raise UserError(f"no breakpoint {number}", "break lists them")

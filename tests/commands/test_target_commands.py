@@ -48,6 +48,20 @@ def test_commands_that_need_a_stopped_guest(ctx: Context, line: str) -> None:
     assert "interrupt" in caught.value.hint
 
 
+def test_delete_alone_asks(ctx: Context) -> None:
+    run(ctx, "break 0x10")
+    run(ctx, "break 0x20")
+    with pytest.raises(UserError) as caught:
+        run(ctx, "delete")
+    assert "delete all" in caught.value.hint
+    asked: list[str] = []
+    ctx.interaction.confirm = lambda question: not asked.append(question)  # type: ignore[method-assign,func-returns-value]
+    assert run(ctx, "d").result["deleted"] == [1, 2]
+    assert asked == ["delete all 2 breakpoint(s)?"]
+    with pytest.raises(UserError):
+        run(ctx, "d")
+
+
 def test_continue_waits_for_a_guest_that_runs_already(ctx: Context) -> None:
     session = session_of(ctx)
     session.state, session.on_wait = State.RUNNING, lambda: Stop("breakpoint-hit", 0, 1)

@@ -45,7 +45,9 @@ def test_a_session_at_the_prompt(tmp_path: Path) -> None:
         terminal.expect("stopped: cpu 0")
         terminal.expect(PROMPT)
         assert "the chain ends" in answer("bt\r")
-        assert "start_kernel" in answer("walk start_ker\t\r")
+        terminal.type("walk start_ker\t")
+        terminal.expect("nel")  # Tab has completed the symbol
+        assert "mapped to" in answer("\r")
         terminal.type("map\r")
         terminal.expect("linear map")
         terminal.expect(":")  # the pager's own prompt
