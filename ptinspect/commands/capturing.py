@@ -62,7 +62,8 @@ def capture_snapshot(
             name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
         )
     session = ctx.stopped
-    cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count))
+    known = getattr(session, "has_registers", True)
+    cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count if known else 0))
     meta = _meta(ctx, source, note, {**source.facts, **(extra or {})})
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
@@ -97,10 +98,14 @@ def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> M
             extra[KERNEL_OFFSET] = f"{view.kaslr_offset & MASK64:#x}"
     except (GuestError, KernelFileError):
         pass  # a guest without a recognisable kernel is captured all the same
+    where = f"cpu {state.cpu} at {ctx.place(state.pc)}"
+    if not getattr(session, "has_registers", True):
+        where = f"{session.address}, registers unknown"
+    banner = banner or getattr(session, "banner", "")
     return Meta(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         tool_version=__version__,
-        where=f"cpu {state.cpu} at {ctx.place(state.pc)}",
+        where=where,
         kernel=escape(banner),
         source=source.memory.label,
         note=note,

@@ -9,7 +9,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views import run as views
@@ -50,6 +50,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def backtrace(ctx: Context, args: argparse.Namespace) -> Report:
     """Show the callers of the current function."""
     state = cpu_state(ctx, args.cpu)
+    need_registers(ctx)
     rows, ended = chain(ctx, state, args.limit)
     return views.frames(rows, ctx.place, ended)
 

@@ -63,12 +63,24 @@ def read(ctx: Context, args: argparse.Namespace) -> Report:
         if args.base is not None:
             raise UserError(f"{args.file} is an ELF file, which says itself where its memory was")
         return _core(ctx, args)
+    _refuse_packed(args.file)
     if args.base is None:
         raise UserError(
             f"{args.file} is no ELF core: as a raw image of RAM it needs --base",
             "--base pa:0x40000000 on QEMU's virt machine",
         )
     return _raw(ctx, args)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raise UserError for the compressed format of kdump, which is no image of RAM."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith((b"KDUMP   ", b"makedumpfile")):
+        raise UserError(
+            f"{path} is in kdump's compressed format, which is not read",
+            "write it without -z, -l, -s: monitor dump-guest-memory FILE",
+        )
 
 
 def _core(ctx: Context, args: argparse.Namespace) -> Report:
@@ -103,7 +115,10 @@ def _open(
     states = tuple(replace(state, system=found.system) for state in states)
     label = f"{file.label}; {', '.join(found.system)} derived: {found.said[0]}"
     root = RootFound(found.root, found.provenance, None)
-    ctx.open_session(cast("Session", FileSession(file, states, label, root)))
+    release = found.release
+    banner = release if release.startswith("Linux version") or not release else f"Linux version {release}"
+    session = FileSession(file, states, label, root, has_registers=bool(cpus), banner=banner)
+    ctx.open_session(cast("Session", session))
     return _told(args.file, file, found, len(cpus))
 
 
@@ -130,7 +145,7 @@ def _told(path: Path, file: DumpFile, found: Derived, cpus: int) -> Report:
     total = sum(block.size for block in file.ram)
     assumed = list(found.said)
     if not cpus:
-        assumed.append("the file has no registers of CPUs: those shown are zeros, but for the four above")
+        assumed.append("the file has no registers of CPUs")
     result: dict[str, Any] = {
         "file": str(path),
         "ram": [{"start": hex_address(b.start), "size": b.size} for b in file.ram],

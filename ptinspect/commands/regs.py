@@ -16,6 +16,7 @@ from ptinspect.commands.sources import (
     add_cpu_option,
     captured_cpu,
     cpu_state,
+    need_registers,
     register_of,
 )
 from ptinspect.errors import PtinspectError, RegimeError
@@ -128,6 +129,8 @@ def _state(ctx: Context, args: argparse.Namespace, name: str) -> tuple[CpuState,
 def regs(ctx: Context, args: argparse.Namespace) -> Report:
     """Show registers."""
     state, label = _state(ctx, args, "regs")
+    if not args.snap:
+        need_registers(ctx)
     if args.names:
         chosen = {name: register_of(state, name) for name in args.names}
         return registers(state.cpu, chosen, {}, label)

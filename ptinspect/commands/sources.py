@@ -89,6 +89,7 @@ class GuestNames:
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU."""
+        need_registers(self._ctx)
         return register_of(cpu_state(self._ctx, self._cpu), name)
 
 
@@ -160,6 +161,13 @@ def cpu_state(ctx: Context, cpu: int | None) -> CpuState:
     if not 0 <= number < session.cpu_count:
         raise UserError(f"no CPU {number}: the guest has {session.cpu_count}, numbered from 0")
     return session.cpu_state(number)
+
+
+def need_registers(ctx: Context) -> None:
+    """Raise UserError if the guest is a file without registers of CPUs."""
+    if not getattr(ctx.stopped, "has_registers", True):
+        what = f"{ctx.stopped.address} has no registers of CPUs"
+        raise UserError(what, "an ELF core of dump-guest-memory has them")
 
 
 def captured_cpu(snapshot: Snapshot, cpu: int | None) -> CpuState:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views import stack as views
@@ -78,6 +78,7 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
         if task.cpu is None:
             return views.depths([depth_of_task(found, task, args.limit)], code)
         args.cpu = task.cpu
+    need_registers(ctx)
     if args.cpu == "all":
         cpus = range(session.cpu_count)
     else:

@@ -29,7 +29,9 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
         if state != "dead":
             facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
             facts["accel"] = session.accel
-        if state == "stopped":
+        if state == "stopped" and not getattr(session, "has_registers", True):
+            facts["memory"] = session.memory.label
+        elif state == "stopped":
             cpu = cpu_state(ctx, chosen)
             facts |= {
                 "cpu": cpu.cpu,

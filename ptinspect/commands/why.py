@@ -6,7 +6,7 @@ import argparse
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
 from ptinspect.commands.stack import open_stacks
 from ptinspect.output.model import Note, Report, Table, hex_address
 
@@ -30,6 +30,7 @@ def register(registry: Registry) -> None:
 
 def why(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain."""
+    need_registers(ctx)
     if args.cpu is not None:
         return verdict(ctx, cpu_state(ctx, args.cpu).cpu)
     return best(ctx)

@@ -19,6 +19,7 @@ class FileMemory(CachedMemory):
     def __init__(self, file: DumpFile, label: str) -> None:
         super().__init__(file, lambda: 0)
         self._name = label
+        self._file = file
 
     @property
     def label(self) -> str:
@@ -31,7 +32,7 @@ class FileMemory(CachedMemory):
 
     def facts(self) -> NoReturn:
         """Raise UserError: there are no lanes."""
-        raise UserError(f"{self._name}: memory in a file has no lanes")
+        raise UserError(f"{self._file.label} has no lanes")
 
     def choose(self, name: str) -> None:
         """Raise UserError: there are no lanes."""
@@ -47,12 +48,21 @@ class FileSession:
         cpus: Sequence[CpuState],
         label: str,
         root: RootFound,
+        *,
+        has_registers: bool,
+        banner: str = "",
     ) -> None:
-        """Take over an open file. `label` names the memory, `root` is the kernel's own table."""
+        """Take over an open file. `label` names the memory, `root` is the kernel's own table.
+
+        Without registers, `cpus` is one CPU that has the translation registers only. `banner` is what is
+        known of the kernel's version.
+        """
         self._file = file
         self._cpus = tuple(cpus)
         self.ram = file.ram
         self.memory = FileMemory(file, label)
+        self.has_registers = has_registers
+        self.banner = banner
         self.known_root = root
         """The kernel's own table, for the view of the kernel."""
         self.address = file.label

@@ -53,8 +53,8 @@ def put(path: Path, data: bytes) -> Path:
     return path
 
 
-def same(ctx: Context, tree: TreeBuilder) -> bool:
-    run(ctx, "snap taken")
+def same(ctx: Context, tree: TreeBuilder, file: Path | None = None) -> bool:
+    run(ctx, "snap taken" if file is None else f"load {file}")
     a, b = ctx.snapshots["taken"].tables, tree.snapshot().tables
     return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("level", "pa", "va", "raw", "readable"))
 
@@ -76,7 +76,13 @@ def test_a_raw_image_is_a_guest_through_its_vmcoreinfo(tmp_path: Path) -> None:
     assert run(ctx, "summary").result["levels"][3]["leaves"] == 1024
     assert run(ctx, f"find pa:{TABLES_AT:#x}").result["hits"]
     assert run(ctx, "status").result["state"] == "stopped"
-    run(ctx, "regs")
+    assert ctx.snapshots["taken"].cpus == () and "unknown" in ctx.snapshots["taken"].meta.where
+    assert ctx.snapshots["taken"].meta.kernel == "Linux version 6.1.0-test"
+    run(ctx, f"save taken {tmp_path}/taken.npz")
+    assert same(context(), tree, tmp_path / "taken.npz")
+    for line in ("regs", "bt", "x/gx $sp"):
+        with pytest.raises(UserError, match="no registers of CPUs"):
+            run(ctx, line)
     for line in ("continue", "stepi", "monitor info status", "gdb info all", "break 0x1000"):
         with pytest.raises(UserError, match="is a file"):
             run(ctx, line)
@@ -137,6 +143,8 @@ def test_files_that_are_neither(tmp_path: Path) -> None:
     ctx = context()
     with pytest.raises(UserError, match="needs --base"):
         run(ctx, f"import {put(tmp_path / 'x', b'hello')}")
+    with pytest.raises(UserError, match="compressed format"):
+        run(ctx, f"import {put(tmp_path / 'z', b'KDUMP   ' + bytes(4096))} --base pa:0")
     with pytest.raises(UserError, match="says itself"):
         run(ctx, f"import {put(tmp_path / 'y', core([(0, b'a')]))} --base pa:0")
     with pytest.raises(UserError, match="cannot read"):
