@@ -97,8 +97,8 @@ def _configure(printer: Printer) -> None:
 
 
 def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
-    from ptinspect.repl.player import Player
-    from ptinspect.script.parse import parse
+    from ptinspect.repl.player import Player, TimeUp
+    from ptinspect.repl.reports import refused, reported
     from ptinspect.script.variables import definition
 
     player = Player(ctx, printer, keep_going=options.keep_going)
@@ -110,25 +110,38 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
         player.check(statements)
     except UserError as error:
         printer.error("", error)
+        refused(options.junit, _suite(options), error)
         return error.exit_code
-    with _reported(player, options), _ended(player), player.within(options.timeout):
-        if options.gdb is not None:
-            code = _attach(ctx, printer, options.gdb, quiet=bool(statements))
-            if code != EXIT_OK:
-                return code
-        if statements:
-            code = player.play(statements)
-            if code != EXIT_OK and options.on_failure:
-                player.afterwards(options.on_failure, AFTERWARDS_SECONDS)
-            return code
-        if options.json or not sys.stdin.isatty():
-            return player.play(parse("stdin", _typed()))
-        from ptinspect.repl.loop import Loop
+    with reported(player, options.junit, _suite(options)), _ended(player):
+        try:
+            with player.within(options.timeout):
+                return _work(player, options, statements)
+        except TimeUp:
+            return player.time_over()
 
-        if options.timeout is not None:
-            raise UserError("--timeout at the prompt", "it limits -c, -x and what comes through a pipe")
-        ctx.interactive = True
-        return Loop(ctx, printer, player=player).run()
+
+def _work(player: Player, options: argparse.Namespace, statements: list[Statement]) -> int:
+    """Attach if that is wanted; run the statements, or what comes through a pipe, or the prompt."""
+    from ptinspect.script.parse import parse
+
+    ctx, printer = player.ctx, player.printer
+    if options.gdb is not None:
+        code = _attach(ctx, printer, options.gdb, quiet=bool(statements))
+        if code != EXIT_OK:
+            return code
+    if statements:
+        code = player.play(statements)
+        if code != EXIT_OK and options.on_failure:
+            player.afterwards(options.on_failure, AFTERWARDS_SECONDS)
+        return code
+    if options.json or not sys.stdin.isatty():
+        return player.play(parse("stdin", _typed()))
+    from ptinspect.repl.loop import Loop
+
+    if options.timeout is not None:
+        raise UserError("--timeout at the prompt", "it limits -c, -x and what comes through a pipe")
+    ctx.interactive = True
+    return Loop(ctx, printer, player=player).run()
 
 
 def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
@@ -175,22 +188,9 @@ def _ended(player: Player) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _reported(player: Player, options: argparse.Namespace) -> Iterator[None]:
-    """Write the JUnit report at the end, however that comes."""
-    if options.junit is None:
-        yield
-        return
-    from ptinspect.output.files import write_text
-    from ptinspect.script.outcome import junit
-
-    write_text(options.junit, junit("ptinspect", ()))  # what cannot be written is said before the work
-    player.outcomes = []
-    try:
-        yield
-    finally:
-        name = next((text for kind, text in options.work or () if kind == "script"), "ptinspect")
-        write_text(options.junit, junit(name, player.outcomes))
+def _suite(options: argparse.Namespace) -> str:
+    """Return what a report is called."""
+    return next((text for kind, text in options.work or () if kind == "script"), "ptinspect")
 
 
 def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -144,6 +145,31 @@ def test_the_time_for_the_whole_run(script: Path, tmp_path: Path) -> None:
     assert code == 3
     assert err.splitlines()[-1].endswith(": the time limit of 1 s for the whole run is over")
     assert ET.parse(report).getroot().attrib["errors"] == "1"
+
+
+def test_the_time_is_over_before_a_stub_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        code, _, err = run("--timeout", "1", "--gdb", address, "status")
+    assert code == 3
+    assert "the time limit of 1 s for the whole run is over" in err
+
+
+def test_a_script_that_is_not_run_is_reported_too(script: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.xml"
+    path = file_of(script, b"version\nnonsense\n")
+    assert run("--junit", str(report), "-x", path)[:2] == (2, "")
+    (case,) = ET.parse(report).getroot().iter("testcase")
+    assert case.attrib["name"] == f"{path}:2"
+    assert case[0].attrib["message"] == f"{path}:2: no command 'nonsense'"
+
+
+def test_a_report_of_what_failed_before_on_failure_ran(script: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.xml"
+    path = file_of(script, b"version\nwalk 0x10\n")
+    assert run("--on-failure", "status", "--junit", str(report), "-x", path)[0] == 2
+    root = ET.parse(report).getroot()
+    assert (root.attrib["tests"], root.attrib["errors"]) == ("2", "1")
 
 
 @pytest.mark.parametrize(

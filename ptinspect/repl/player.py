@@ -70,7 +70,7 @@ class Player:
         except TimeUp:
             if self._depth:
                 raise
-            return self._time_over(self.at)
+            return self.time_over()
 
     def _play(self, statements: Iterable[Statement]) -> int:
         first = EXIT_OK
@@ -141,7 +141,7 @@ class Player:
 
     def afterwards(self, commands: Iterable[str], seconds: float) -> None:
         """Run commands after a failure, as long as there is a guest to ask; what they say fails nothing."""
-        self.outcomes, self._late = None, ""
+        kept, self.outcomes, self._late = self.outcomes, None, ""
         try:
             with self.within(seconds):
                 if self.ctx.state == "running":
@@ -152,6 +152,8 @@ class Player:
                     self._guarded(replace(parse_line(text), place=AFTERWARDS))
         except (PtinspectError, TimeUp):
             return
+        finally:
+            self.outcomes = kept
 
     def _guarded(self, statement: Statement) -> int:
         """Run one statement; what is wrong with it is printed with its place."""
@@ -161,10 +163,11 @@ class Player:
             return self._failed(statement, error)
         except TimeUp:
             code = EXIT_OK
-        return self._time_over(statement) if self._late and code == EXIT_OK else code
+        return self.time_over(statement) if self._late and code == EXIT_OK else code
 
-    def _time_over(self, statement: Statement) -> int:
-        """Say at which statement the time for the whole run was over."""
+    def time_over(self, statement: Statement | None = None) -> int:
+        """Say at which statement the time for the whole run was over, and return the exit code for it."""
+        statement = statement or self.at
         text = getattr(statement, "text", "")
         self.printer.failure("", "timeout", self._late, line=text, place=statement.place)
         self._keep(Outcome(name_of(self.ctx, text), text, statement.place, EXIT_TARGET, self._late))

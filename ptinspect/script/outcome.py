@@ -57,7 +57,7 @@ def junit(name: str, outcomes: Sequence[Outcome]) -> str:
             "testcase",
             {
                 "classname": _clean(outcome.name or "command"),
-                "name": _clean(f"{where} {outcome.line}"),
+                "name": _clean(f"{where} {outcome.line}".rstrip()),
                 "time": f"{outcome.seconds:.3f}",
             },
         )
