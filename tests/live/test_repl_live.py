@@ -47,7 +47,7 @@ def test_a_session_at_the_prompt(tmp_path: Path) -> None:
         assert "the chain ends" in answer("bt\r")
         terminal.type("walk start_ker\t")
         terminal.expect("nel")  # Tab has completed the symbol
-        assert "mapped to" in answer("\r")
+        assert "root pa:" in answer("\r")
         terminal.type("map\r")
         terminal.expect("linear map")
         terminal.expect(":")  # the pager's own prompt
