@@ -7,13 +7,17 @@ from typing import NoReturn
 
 from ptinspect.errors import UserError
 
+PROGRAM = "ptinspect"
+"""The program's own parser: its name stands in front of every error anyway."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises UserError instead of leaving the process."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the usage as hint; for a misspelt option, with those that are meant."""
-        raise UserError(f"{self.prog}: {message}", self._meant(message) or self.format_usage().strip())
+        named = "" if self.prog == PROGRAM else f"{self.prog}: "
+        raise UserError(f"{named}{message}", self._meant(message) or self.format_usage().strip())
 
     def _meant(self, message: str) -> str:
         import difflib
@@ -22,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         if wrong and wrong[0].startswith("--") and not message.startswith(wrong[0]):
             options = [name for action in self._actions for name in action.option_strings]
             close = difflib.get_close_matches(wrong[0], options, 2)
-            return f"did you mean {' or '.join(close)}? 'help {self.prog}' lists the options" if close else ""
+            lists = "ptinspect --help" if self.prog == PROGRAM else f"'help {self.prog}'"
+            return f"did you mean {' or '.join(close)}? {lists} lists the options" if close else ""
         return ""
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:

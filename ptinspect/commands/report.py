@@ -36,7 +36,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.html", help="the page to write")
     add(
-        "names", nargs="*", type=argtypes.snapshot, metavar="NAME", help="snapshots: names or files, in order"
+        "names",
+        nargs="*",
+        default=[],
+        type=argtypes.snapshot,
+        metavar="NAME",
+        help="snapshots: names or files, in order",
     )
     add("--trace", action="append", type=Path, default=[], metavar="FILE", help="a file of stack trace")
     add("--campaign", action="append", type=Path, default=[], metavar="DIR", help="a campaign's directory")

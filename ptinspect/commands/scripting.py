@@ -9,7 +9,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry, no_arguments
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
 WORDS = {
     "var": (
@@ -112,15 +112,12 @@ def scripts(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.script.ready import ready
 
     found = ready()
-    rows = [
-        (
-            Styled(f"@{script.name}", "level"),
-            script.summary,
-            ", ".join(f"{name}={value}" for name, value in script.variables),
-        )
-        for script in found
-    ]
-    table = Table((Column("script"), Column("what it does"), Column("variables")), rows, "Scripts")
+    rows: list[tuple[Cell, ...]] = []
+    for script in found:
+        rows.append((Styled(f"@{script.name}", "level"), script.summary))
+        said = ", ".join(f"{name}={value}" if value else name for name, value in script.variables)
+        rows.append(("", Styled(said, "dim")))
+    table = Table((Column("script"), Column("what it does, and its variables")), rows, "Scripts")
     result = {
         "scripts": [
             {"name": s.name, "path": str(s.path), "summary": s.summary, "variables": dict(s.variables)}

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.errors import UserError
-from ptinspect.output.model import Report
+from ptinspect.output.model import Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.paging.atlas import Atlas
@@ -96,7 +96,7 @@ class Page:
         }
         parts = {
             "CSP": CSP,
-            "TITLE": html.escape(self.title),
+            "TITLE": html.escape(escape(self.title)),
             "STYLE": (folder / "page.css").read_text("utf-8"),
             "PLOTLY": plotly(),
             "DATA": as_script(data),
@@ -110,8 +110,17 @@ class Page:
 
 def as_script(data: Mapping[str, Any]) -> str:
     """Return JSON that may stand inside a script element, whatever strings it holds."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(_shown(data), ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _shown(value: Any) -> Any:
+    """Escape what is not printable in all strings: guests and files name things as they like."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "\n".join(escape(line) for line in value.split("\n"))
+    if isinstance(value, Mapping):
+        return {key: _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def packed(data: bytes) -> str:

@@ -54,7 +54,7 @@ _STEP = 1 << 20
 _Array = NDArray[Any]
 
 
-def save(snapshot: Snapshot, path: Path) -> None:
+def save(snapshot: Snapshot, path: str | Path) -> None:
     """Write a snapshot to `path`, which is replaced only when all is written.
 
     Raises SnapshotError if it is larger than `load` accepts, or cannot be written.
@@ -78,6 +78,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
         "readable": tables.readable,
         "planes": np.ascontiguousarray(np.moveaxis(planes, -1, 0)),
     }
+    path = Path(path)
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
@@ -112,7 +113,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def load(
-    path: Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_table_bytes: int = MAX_TABLE_BYTES
+    path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, max_table_bytes: int = MAX_TABLE_BYTES
 ) -> Snapshot:
     """Read a snapshot file, believing nothing in it.
 
@@ -120,6 +121,7 @@ def load(
     Raises SnapshotError if it cannot be read, is no snapshot, is truncated or damaged, larger than
     the bounds, of an unknown version, or contradicts itself.
     """
+    path = Path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

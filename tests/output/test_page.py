@@ -17,7 +17,7 @@ from ptinspect.arch.descriptor import decode
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import UserError
-from ptinspect.output.html import as_script
+from ptinspect.output.html import Page, as_script
 from ptinspect.paging.atlas import STATES
 from ptinspect.snapshot.model import Snapshot
 
@@ -106,7 +106,13 @@ def plotly_source(text: str) -> str:
 
 def test_data_cannot_end_their_script_element() -> None:
     assert "</script" not in as_script({"name": "</script><script>alert(1)</script>&"})
-    assert json.loads(as_script({"a": "<&>\u2028"})) == {"a": "<&>\u2028"}
+    assert json.loads(as_script({"a": "<&>\u2028"})) == {"a": "<&>\\u2028"}
+
+
+def test_what_is_not_printable_is_shown_as_what_it_is() -> None:
+    text = as_script({"comm": "a\u202eb\x1b[0m", "said": ["two\nlines", {"n": 3}]})
+    assert json.loads(text) == {"comm": "a\\u202eb\\x1b[0m", "said": ["two\nlines", {"n": 3}]}
+    assert Page("a\u202eb").text().count("<title>a\\u202eb</title>") == 1
 
 
 def test_a_page_needs_a_name_and_something_to_show(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@
     made.append(...children);
     return made;
   };
+  const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;"); /* Plotly knows tags */
   const hex = (value, digits = 0) => "0x" + value.toString(16).padStart(digits, "0");
   const section = (id, title) => {
     const made = el("section", { id }, el("h2", {}, title));
@@ -189,7 +190,7 @@
   }
 
   function drawDiff(diff, number) {
-    const home = section(`diff${number}`, `${diff.a} → ${diff.b}`);
+    const home = section(`diff${number}`, `difference ${diff.a} → ${diff.b}`);
     home.append(el("p", { class: diff.only_bit11 ? "good" : "bad" },
       diff.only_bit11 ? "only bit 11 changed" : `${diff.changes_total} changes are more than bit 11`));
     for (const note of diff.notes) home.append(el("p", { class: "facts" }, note));
@@ -218,11 +219,11 @@
     for (const line of trace.facts) home.append(el("p", { class: "facts" }, line));
     const plot = el("div", { class: "plot" });
     home.append(plot);
-    const series = trace.series.map((s) => ({ type: "scatter", mode: "lines", line: { shape: "hv" }, name: s.name,
-      x: s.x, y: s.y, text: s.text, hovertemplate: "%{y} bytes used at %{x}<br>%{text}<extra>%{fullData.name}</extra>" }));
+    const series = trace.series.map((s) => ({ type: "scatter", mode: "lines", line: { shape: "hv" }, name: plain(s.name),
+      x: s.x, y: s.y, text: Array.isArray(s.text) ? s.text.map(plain) : s.text, hovertemplate: "%{y} bytes used at %{x}<br>%{text}<extra>%{fullData.name}</extra>" }));
     const shapes = trace.limits.map((limit) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: limit.y, y1: limit.y,
       line: { color: limit.bad ? "#d62728" : "#888", dash: limit.bad ? "solid" : "dot" } }));
-    const annotations = trace.limits.map((limit) => ({ xref: "paper", x: 1, y: limit.y, text: limit.name,
+    const annotations = trace.limits.map((limit) => ({ xref: "paper", x: 1, y: limit.y, text: plain(limit.name),
       showarrow: false, xanchor: "right", yanchor: "bottom" }));
     Plotly.newPlot(plot, series, { ...LAYOUT, shapes, annotations, yaxis: { title: { text: "bytes of stack used" }, rangemode: "tozero" },
       xaxis: { title: { text: trace.x } } }, CONFIG);
@@ -235,7 +236,7 @@
     const plot = el("div", { class: "plot short" });
     if (campaign.bars.length) {
       home.append(plot);
-      Plotly.newPlot(plot, campaign.bars.map((bar) => ({ type: "bar", ...bar })),
+      Plotly.newPlot(plot, campaign.bars.map((bar) => ({ type: "bar", ...bar, name: plain(bar.name) })),
         { ...LAYOUT, barmode: "stack", showlegend: true, xaxis: { type: "category", automargin: true },
           yaxis: { title: { text: "runs" }, rangemode: "tozero" } }, STILL);
     }
@@ -250,6 +251,7 @@
       data.diffs.forEach(drawDiff);
       data.traces.forEach(drawTrace);
       data.campaigns.forEach(drawCampaign);
+      if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
       document.body.dataset.ready = "yes";
     } catch (error) {
       main.prepend(el("p", { class: "bad" }, `this page cannot be drawn: ${error}`));
