@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, bit
@@ -65,7 +65,22 @@ def choose(ctx: Context, choice: str | argtypes.Address | None, state: CpuState,
     if choice in ("ttbr0", "ttbr1", None):
         return _by_register(ctx, state, choice == "ttbr1")
     found = _other(ctx, choice, state)
-    return Chosen(found.root, found.regime, {LOWER: found.half} if found.half else {})
+    return _named(ctx, found.root, found.regime, found.half, found.mm)
+
+
+def _named(ctx: Context, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
+    """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
+    from ptinspect.linux.areas import areas_of
+    from ptinspect.linux.naming import AREAS, encode
+
+    if not half or not mm:
+        return Chosen(root, regime, {LOWER: half} if half else {})
+    kept, token = ctx.memo.get(AREAS), (ctx.stopped.stop_token, mm)
+    found = kept[1] if isinstance(kept, tuple) and kept[0] == token else areas_of(ctx.view(), mm)
+    ctx.memo[AREAS] = (token, found)
+    if found.incomplete:
+        root = replace(root, provenance=f"{root.provenance}; {found.incomplete}")
+    return Chosen(root, regime, {LOWER: half, AREAS: encode(found.areas)})
 
 
 def _other(ctx: Context, choice: str, state: CpuState) -> OtherRoot:
@@ -90,14 +105,15 @@ def _by_register(ctx: Context, state: CpuState, upper: bool) -> Chosen:
     register = translation_register(state, f"TTBR{int(upper)}")
     if register not in state.system:
         raise RegimeError(f"the gdbstub does not offer {register}")
-    pa, said, half = root_pa(state, regime), f"{register} of cpu {state.cpu}", ""
+    pa, said = root_pa(state, regime), f"{register} of cpu {state.cpu}"
+    half, mm = "", 0
     if not upper:
         try:
-            role, half = lower_role(ctx.view(), state, pa)
+            role, half, mm = lower_role(ctx.view(), state, pa)
         except PtinspectError:
             role = ""
         said += f": {role}" if role else ""
-    return Chosen(Root(pa, said), regime, {LOWER: half} if half else {})
+    return _named(ctx, Root(pa, said), regime, half, mm)
 
 
 def _by_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> Root:

@@ -20,6 +20,8 @@ REGIONS = "linux.regions"
 """Name in Meta.extra of the regions that are not arithmetic, one a line: `first-last name`, hex."""
 LOWER = "linux.lower"
 """Name in Meta.extra of what the lower half is, where the tables are those of a lower half."""
+AREAS = "linux.areas"
+"""Name in Meta.extra of the areas of a user address space, as REGIONS has them."""
 MAX_TABLES = 16_384
 """Tables that are read at most to learn the layout."""
 MAX_REGIONS = 65_536
@@ -115,7 +117,9 @@ def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
 def layout_from(regime: Regime, extra: Mapping[str, str], also: Mapping[str, str]) -> Layout:
     """Return the names that facts tell, and behind them those of other facts."""
     if not regime.upper:
-        return Layout((Region(0, 1 << regime.va_bits, extra.get(LOWER, "user")),), "the lower half")
+        areas = decode(extra.get(AREAS, ""))
+        all_of_it = Region(0, 1 << regime.va_bits, extra.get(LOWER, "user"))
+        return Layout((*areas, all_of_it), "the lower half", known=tuple(areas))
     name = extra.get(LAYOUT, "")
     known = (*decode(extra.get(REGIONS, "")), *decode(also.get(REGIONS, "")))
     return of_variant(regime, name if name in {variant.name for variant in VARIANTS} else "", known)

@@ -34,6 +34,8 @@ class OtherRoot:
     """The regime under which the CPU uses it."""
     half: str
     """What its addresses are: user, identity map; empty for kernel addresses."""
+    mm: int = 0
+    """Address of the mm_struct that describes its areas; 0 if there is none."""
 
 
 def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
@@ -51,7 +53,7 @@ def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
     if pgd is None:
         raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))
     root = Root(view.pa_of(pgd), f"mm->pgd of {_name(task)}")
-    return OtherRoot(root, regime_from_registers(state, False), "user")
+    return OtherRoot(root, regime_from_registers(state, False), "user", _mm(view, task, "mm"))
 
 
 def current_tables(view: GuestView, state: CpuState) -> OtherRoot:
@@ -62,9 +64,10 @@ def current_tables(view: GuestView, state: CpuState) -> OtherRoot:
     task = Tasks(view).current(state)
     if task is None:
         raise GuestError(f"it is not known which task cpu {state.cpu} runs")
-    pgd, why = _pgd(view, task, "mm"), "mm->pgd of"
+    pgd, why, member = _pgd(view, task, "mm"), "mm->pgd of", "mm"
     if pgd is None:
         pgd, why = _pgd(view, task, "active_mm"), "active_mm->pgd, borrowed by the kernel thread"
+        member = "active_mm"
     if pgd is None:
         raise GuestError(f"{_name(task)} on cpu {state.cpu} is a kernel thread: it has no user tables")
     if pgd == _kernel_pgd(view):
@@ -73,7 +76,7 @@ def current_tables(view: GuestView, state: CpuState) -> OtherRoot:
             "its active_mm is the kernel's own"
         )
     root = Root(view.pa_of(pgd), f"{why} {_name(task)}, current on cpu {state.cpu}")
-    return OtherRoot(root, regime_from_registers(state, False), "user")
+    return OtherRoot(root, regime_from_registers(state, False), "user", _mm(view, task, member))
 
 
 def _name(task: Task) -> str:
@@ -81,14 +84,17 @@ def _name(task: Task) -> str:
     return f"task {task.pid} ({comm})"
 
 
+def _mm(view: GuestView, task: Task, member: str) -> int:
+    """Return the address of a task's mm or active_mm; 0 if it has none."""
+    return view.read_u64(task.address + view.types.offset(f"task_struct.{member}"))
+
+
 def _pgd(view: GuestView, task: Task, member: str) -> int | None:
     """Return the address of the root table of a task's mm or active_mm; None if it has none."""
-    assert view.image is not None
-    offset = view.image.types.offset
-    mm = view.read_u64(task.address + offset(f"task_struct.{member}"))
+    mm = _mm(view, task, member)
     if not mm:
         return None
-    pgd = view.read_u64(mm + offset("mm_struct.pgd"))
+    pgd = view.read_u64(mm + view.types.offset("mm_struct.pgd"))
     if not bit(pgd, 55) or pgd % 64:
         raise GuestError(f"{_name(task)}: {member}->pgd is {pgd:#x}, which is no table")
     return pgd
@@ -176,21 +182,25 @@ def _valid(view: GuestView, pa: int) -> int:
     return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
 
 
-def lower_role(view: GuestView, state: CpuState, pa: int) -> tuple[str, str]:
-    """Return what the table in TTBR0 of a CPU is, and what its addresses are; empty if unknown."""
+def lower_role(view: GuestView, state: CpuState, pa: int) -> tuple[str, str, int]:
+    """Return what the table in TTBR0 of a CPU is, what its addresses are, and the mm_struct that has them.
+
+    Empty, empty and 0 if unknown.
+    """
     try:
         if view.image is not None and identity_map(view, state).root.pa == pa:
-            return "the identity map", "identity map"
+            return "the identity map", "identity map", 0
     except PtinspectError:
         pass
     try:
-        if current_tables(view, state).root.pa == pa:
-            return current_tables(view, state).root.provenance, "user"
+        found = current_tables(view, state)
+        if found.root.pa == pa:
+            return found.root.provenance, "user", found.mm
     except PtinspectError:
         pass
     try:
         regime = regime_from_registers(state, False)
         raw = view.memory.read(pa, 8 * regime.entries(regime.start_level))
     except PtinspectError:
-        return "", ""
-    return ("", "") if any(raw[::8]) else ("reserved: it maps nothing", "")
+        return "", "", 0
+    return "" if any(raw[::8]) else "reserved: it maps nothing", "", 0

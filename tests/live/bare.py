@@ -48,18 +48,17 @@ def bare_kernel(directory: Path) -> Path:
     return file
 
 
-def assembled(directory: Path, source: str, **values: int) -> Path:
-    """Assemble a source beside this file, with symbols given, into a flat binary."""
-    for tool in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-objcopy"):
+def assembled(directory: Path, source: str, *, link: bool = False, **values: int) -> Path:
+    """Assemble a source beside this file, with symbols given: into a flat binary, or a program for Linux."""
+    tools = ("aarch64-linux-gnu-as", "aarch64-linux-gnu-objcopy", "aarch64-linux-gnu-ld")
+    for tool in tools:
         if shutil.which(tool) is None:
             missing(tool)
     file, object_file = directory / "a.bin", directory / "a.o"
     symbols = [word for name, value in values.items() for word in ("--defsym", f"{name}={value:#x}")]
-    program = ["aarch64-linux-gnu-as", *symbols, "-o", object_file, Path(__file__).parent / source]
-    subprocess.run(program, check=True)
-    subprocess.run(
-        ["aarch64-linux-gnu-objcopy", "-O", "binary", "-j", ".text", object_file, file], check=True
-    )
+    subprocess.run([tools[0], *symbols, "-o", object_file, Path(__file__).parent / source], check=True)
+    last = [tools[2], "-o", file, object_file] if link else [tools[1], "-O", "binary", "-j", ".text"]
+    subprocess.run(last if link else [*last, object_file, file], check=True)
     return file
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import stat
 import time
 from pathlib import Path
 
 import pytest
+from bare import assembled
 from session import Live, launched, need_guest
 
 from ptinspect.errors import GuestError
@@ -16,7 +18,14 @@ from ptinspect.linux.tasks import Tasks
 
 pytestmark = pytest.mark.live
 GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud --cpu cortex-a72", "6.12-cloud --cpu max", "6.12-16k")
-SPIN = f'echo MAPS; cat /proc/1/maps; echo END; echo "{READY}"; while :; do :; done\n'
+SPIN = f"""mkdir -p "/d/e f" /m; mount -t tmpfs none /m
+echo 1 > "/d/e f/gone"; echo 2 > "$(printf '/m/a\\033\\nb')"
+/many "/d/e f/gone" /m/* &
+for i in 1 2 3 4 5 6 7 8 9; do [ $(wc -l < /proc/$!/maps) -lt 125 ] && sleep 1; done
+rm "/d/e f/gone"; echo MANY $!; cat /proc/$!/maps; echo OVER
+echo MAPS; cat /proc/1/maps; echo END; echo "{READY}"; while :; do :; done
+"""
+"""Starts a process with many areas, prints its map and the first process's own, and keeps the CPU."""
 
 
 def busy_initrd(original: Path, directory: Path) -> Path:
@@ -24,13 +33,15 @@ def busy_initrd(original: Path, directory: Path) -> Path:
     init = INIT.replace(f'echo "{READY}"\n', SPIN)
     assert init != INIT
     file = directory / "initrd"
-    more = compress(cpio([Entry("init", stat.S_IFREG | 0o755, init.encode())]))
+    many = assembled(directory, "many.S", link=True).read_bytes()
+    files = {"init": init.encode(), "many": many}
+    more = compress(cpio([Entry(name, stat.S_IFREG | 0o755, data) for name, data in files.items()]))
     file.write_bytes(original.read_bytes() + more)
     return file
 
 
-def maps(live: Live) -> list[tuple[int, int, str]]:
-    """Wait for the map that the first process prints."""
+def maps(live: Live, begin: str = "MAPS", end: str = "END") -> list[tuple[int, int, str, str]]:
+    """Wait for the maps that the first process prints, and read one of them."""
     assert live.ctx.qemu is not None
     for _ in range(240):
         time.sleep(0.25)
@@ -39,9 +50,9 @@ def maps(live: Live) -> list[tuple[int, int, str]]:
             break
     else:
         pytest.fail("the guest did not get ready")
-    shown = text[text.index("MAPS") : text.index("END")]
-    lines = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ", shown, re.MULTILINE)
-    return [(int(a, 16), int(b, 16), mode) for a, b, mode in lines]
+    shown = text[text.index(begin) : text.index(end)]
+    lines = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*?)\r?$", shown, re.MULTILINE)
+    return [(int(a, 16), int(b, 16), mode, name) for a, b, mode, name in lines]
 
 
 def in_user_mode(live: Live) -> None:
@@ -66,7 +77,7 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
         in_user_mode(live)
         found = live("map --root task:1")
         assert found["root"]["provenance"].startswith("mm->pgd of task 1 (")
-        assert {run["region"] for run in found["runs"]} == {"user"}
+        assert ";" not in found["root"]["provenance"]
         seen = set()
         for run in found["runs"]:
             for number in range(run["count"]):
@@ -76,10 +87,15 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
                     assert run["permissions"]["el0"].startswith("rw")
                     continue
                 seen.add(area)
+                assert run["region"] == (area[3] or "anonymous"), (run, area)
                 for letter, allowed in zip("rwx", area[2], strict=False):
                     assert letter not in run["permissions"]["el0"] or allowed == letter, (hex(va), area)
-        assert any(mode.startswith("r-x") for _, _, mode in seen)
-        assert any(mode.startswith("rw") for _, _, mode in seen)
+        assert any(mode.startswith("r-x") for _, _, mode, _ in seen)
+        assert any(mode.startswith("rw") for _, _, mode, _ in seen)
+        names = {run["region"] for run in found["runs"]}
+        assert names >= {"/bin/busybox", "[stack]"}, names
+        areas_are_those_of_proc(live, areas, 1)
+        many_areas(live)
         session = live.ctx.stopped
         for run in found["runs"][:40]:
             assert session.gva2gpa(int(run["va_start"], 16)) == int(run["pa_start"], 16), run
@@ -95,6 +111,40 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
         with pytest.raises(GuestError, match="no task 999999"):
             live("map --root task:999999")
         identity_and_trampoline(live)
+
+
+def areas_are_those_of_proc(live: Live, areas: list[tuple[int, int, str, str]], pid: int) -> None:
+    """Every address has the name that /proc/PID/maps gave it, in areas without pages too."""
+    for start, end, _, name in areas if len(areas) < 30 else areas[::9] + areas[-8:]:
+        if name.startswith("/m/"):  # /proc escapes other characters
+            continue
+        grown = name in ("[heap]", "[stack]")  # since then: its end is certain
+        for va in (end - 4096 if grown else start, (start + end) // 2, end - 1):
+            found = live(f"walk {va:#x} --root task:{pid}")["region"]
+            assert found == (name or "anonymous"), (hex(va), name)
+    gaps = [a[1] for a, b in itertools.pairwise(areas) if a[1] < b[0]]
+    for va in (areas[0][0] - 1, *gaps[:4]):
+        assert live(f"walk {va:#x} --root task:{pid}")["region"] == "user", hex(va)
+
+
+def many_areas(live: Live) -> None:
+    """A process with more areas than a node of a maple tree holds, and files of all kinds."""
+    assert live.ctx.qemu is not None
+    number = re.search(r"MANY (\d+)", live.ctx.qemu.console.read_text("utf-8", "replace"))
+    assert number is not None
+    areas, pid = maps(live, "MANY", "OVER"), int(number[1])
+    assert len(areas) > 120
+    names = {area[3] for area in areas}
+    assert names >= {"/d/e f/gone (deleted)", "/many", "[stack]", "[vdso]"}, names
+    found = live(f"map --root task:{pid}")
+    assert ";" not in found["root"]["provenance"]
+    assert {run["region"] for run in found["runs"]} >= {
+        "/many",
+        "/d/e f/gone (deleted)",
+        "/m/a\\x1b\\nb",
+        "anonymous",
+    }
+    areas_are_those_of_proc(live, areas, pid)
 
 
 def identity_and_trampoline(live: Live) -> None:
