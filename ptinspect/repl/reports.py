@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptinspect.errors import UserError
-from ptinspect.output.files import write_text
 from ptinspect.repl.player import Player
 from ptinspect.script.outcome import Outcome, junit
 
@@ -21,6 +20,8 @@ def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
     if path is None:
         yield
         return
+    from ptinspect.output.files import write_text
+
     write_text(path, junit(name, ()))
     player.outcomes = []
     try:
@@ -32,5 +33,7 @@ def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
 def refused(path: Path | None, name: str, error: UserError) -> None:
     """Write the report of a script that was not run: the one that is there may be an older one."""
     if path is not None:
+        from ptinspect.output.files import write_text
+
         place = str(getattr(error, "place", ""))
         write_text(path, junit(name, [Outcome("", "", place, error.exit_code, error.message)]))
