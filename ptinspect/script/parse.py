@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 20
 MAX_LINES = 20_000
 MAX_DEPTH = 8
 _REPEAT = re.compile(r"repeat\s+(?P<count>\S+?)(?:\s+as\s+(?P<name>\S+?))?\s*:(?:\s+(?P<body>.*))?")
-_ON_STOP = re.compile(r"on\s+stop\s+(?P<where>.+?)\s*:(?:\s+(?P<body>.*))?")
+_ON_STOP = re.compile(r"on\s+stop\s+(?P<where>.+?):(?:\s+(?P<body>.*))?")
 _ON_FAILURE = re.compile(r"on\s+failure\s*:(?:\s+(?P<body>.*))?")
 _VAR = re.compile(r"var\s+(?P<name>\S+?)\s*=\s*(?P<value>.*)")
 _SOURCE = re.compile(r"source\s+(?P<path>.+)")
@@ -42,6 +42,8 @@ def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
         raise UserError(f"cannot read the script {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file (UTF-8)") from error
+    except ValueError as error:  # a NUL character in the name
+        raise UserError(f"cannot read the script {path}: {error}") from error
     return tuple(parse(name or str(path), io.StringIO(text, newline=None)))
 
 
@@ -112,7 +114,9 @@ def _logical(name: str, lines: Iterable[str]) -> Iterator[_Logical]:
         if (len(body) - len(body.rstrip("\\"))) % 2:
             held.append(body[:-1].rstrip())
             continue
-        yield _Logical(indent, " ".join([*held, body]).strip(), f"{name}:{first}")
+        text = " ".join([*held, body]).strip()
+        if text and not text.startswith("#"):
+            yield _Logical(indent, text, f"{name}:{first}")
         held = []
     if held:
         raise ScriptError(f"{name}:{number}", "the last line ends with a backslash: nothing follows it")
@@ -128,7 +132,7 @@ def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
         return Repeat(found["count"], counter, body, line.place)
     if found := _ON_STOP.fullmatch(text):
         body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
-        return OnStop(found["where"], body, line.place)
+        return OnStop(found["where"].strip(), body, line.place)
     if found := _ON_FAILURE.fullmatch(text):
         body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
         return OnFailure(body, line.place)
@@ -175,7 +179,7 @@ def split(text: str) -> list[str]:
             at += 1
         elif char in "'\"" and quote in ("", char):
             quote = "" if quote else char
-        elif char == "#" and not quote and text[:at][-1:] in ("", " ", "\t", ";"):
+        elif char == "#" and not quote and (at == 0 or text[at - 1] in " \t;"):
             text = text[:at]
         elif char == ";" and not quote:
             parts.append(text[begin:at].strip())

@@ -57,8 +57,8 @@ class Record:
             self._file = path.open("w" if force else "x", encoding="utf-8")
         except FileExistsError as error:
             raise UserError(f"{path} exists already", "record FILE --force replaces it") from error
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
         self.path, self.written = path, 0
         self._defined.clear()
         self._put([f"# {_printable(line)}" for line in head])

@@ -116,6 +116,8 @@ def test_a_typed_line() -> None:
 def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the script"):
         read_script(tmp_path / "none")
+    with pytest.raises(UserError, match="cannot read the script"):
+        read_script(tmp_path / "a\0b")
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="no text file"):
         read_script(tmp_path / "b")

@@ -109,6 +109,8 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
         record.begin(path, ["again"], everything=False, force=False)
     with pytest.raises(UserError, match="cannot write"):
         record.begin(tmp_path / "none" / "s", [], everything=False, force=False)
+    with pytest.raises(UserError, match="cannot write"):
+        record.begin(tmp_path / "a\0b", [], everything=False, force=False)
     assert path.read_text() == "mine"
     record.begin(path, ["again"], everything=False, force=True)
     with pytest.raises(UserError, match="already"):
