@@ -14,6 +14,7 @@ from kpti_built_words import (
     KERNEL_5_10_TOGGLED_39,
     KERNEL_6_1_39,
     KERNEL_6_1_64K_52,
+    KERNEL_7_3,
 )
 from kpti_words import KERNEL_5_10, KERNEL_6_1, KERNEL_6_12, KERNEL_6_12_16K, code
 
@@ -68,6 +69,8 @@ CASES = (
     Case("5.10 64k-42", KERNEL_5_10_64K, Regime(16, 42, 48, True), 0x4378),
     Case("6.1 4k-39", KERNEL_6_1_39, Regime(12, 39, 48, True), 0xE464),
     Case("6.1 64k-52", KERNEL_6_1_64K_52, Regime(16, 52, 52, True), 0x500),
+    Case("7.3 4k-48", KERNEL_7_3, Regime(12, 48, 48, True), 0x7720),
+    Case("7.3 4k-52", KERNEL_7_3, Regime(12, 52, 52, True, ds=True), 0x7720, wide=True),
 )
 
 NOT_TRACKED = (Case("5.10 4k-48", KERNEL_5_10_NOT_TRACKED, Regime(12, 48, 48, True), 0x6378),)

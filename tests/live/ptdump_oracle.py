@@ -48,14 +48,23 @@ def with_ptdump(base: Path, target: Path) -> Path:
     return target
 
 
-def account(lines: Iterable[str]) -> list[Truth]:
-    """Return the mapped runs between the two marks on a console."""
-    found: list[Truth] = []
+def said(lines: Iterable[str]) -> list[str]:
+    """Return the kernel's lines between the two marks on a console."""
+    found: list[str] = []
     inside = False
     for line in lines:
         if line.strip() in (BEGIN, END):
             inside = line.strip() == BEGIN
-        match = _LINE.match(line.strip()) if inside else None
+        elif inside:
+            found.append(line.rstrip())
+    return found
+
+
+def account(lines: Iterable[str]) -> list[Truth]:
+    """Return the mapped runs between the two marks on a console."""
+    found: list[Truth] = []
+    for line in said(lines):
+        match = _LINE.match(line.strip())
         words = match[3].split() if match else []
         if not match or not words:
             continue
