@@ -18,6 +18,8 @@ COUNT = 16
 BEFORE = 6
 """Those of them that lie before the address that was asked for."""
 MOST = 4096
+CODE_COLUMNS = 50
+"""What an instruction may take of a line of 80."""
 
 _LINE = re.compile(r"(?:=>)?\s*(0x[0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
 _TARGET = re.compile(r"(0x[0-9a-f]{9,16})(?: <[^>]*>)?")
@@ -116,8 +118,10 @@ def _instruction(ctx: Context, line: str, pc: int) -> tuple[list[Styled], dict[s
     near = ctx.nearest(address)
     place = "" if near is None else f"+{near[1]:#x}"
     mark = "=> " if address == pc else "   "
-    shown = _TARGET.sub(lambda found: _place(ctx, int(found[1], 16)), code)
+    shown = named(ctx, code)
     code = _TARGET.sub(lambda found: found[1], code)
+    if len(shown) > CODE_COLUMNS:  # a long name: the address is shorter
+        shown = code
     parts = [
         Styled(mark, "changed"),
         Styled(f"{address:#x}", "address"),
@@ -125,6 +129,11 @@ def _instruction(ctx: Context, line: str, pc: int) -> tuple[list[Styled], dict[s
         Styled(shown, "changed" if address == pc else "plain"),
     ]
     return parts, {"address": hex_address(address), "text": " ".join(code.split())}
+
+
+def named(ctx: Context, code: str) -> str:
+    """Return an instruction with symbols for the addresses that it goes to, or takes."""
+    return _TARGET.sub(lambda found: _place(ctx, int(found[1], 16)), code)
 
 
 def _place(ctx: Context, address: int) -> str:

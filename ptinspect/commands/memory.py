@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ptinspect.arch.bits import MASK64
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.disassemble import named
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames, add_cpu_option
 from ptinspect.errors import GuestError, UserError
@@ -169,4 +170,5 @@ def _instructions(ctx: Context, address: int, count: int, physical: bool) -> Rep
         raise UserError("x/i reads as the CPU does: physical addresses only while the MMU is off")
     text = ctx.stopped.gdb_command(f"x/{count}i {address:#x}")
     lines = [escape(line) for line in text.expandtabs(8).splitlines()]
-    return Report({"lines": lines}, [Note("\n".join(lines))] if lines else [])
+    shown = [head + colon + named(ctx, code) for head, colon, code in (line.partition(":") for line in lines)]
+    return Report({"lines": lines}, [Note("\n".join(shown))] if lines else [])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, text
 
+from ptinspect.commands import disassemble
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.fingers import INSTEAD
 from ptinspect.commands.info import WORDS
@@ -170,6 +171,13 @@ def test_x_goes_on_where_it_ended(ctx: Any) -> None:
     assert build_registry().split("x/2gx 0")[0].again == "x"
 
 
+def test_x_i_names_where_a_branch_goes(ctx: Any) -> None:
+    ctx.session.gdb_command = lambda line: listing(KERNEL, 2, False)
+    report = run(ctx, f"x/2i {KERNEL:#x}")
+    assert "bl      <start_kernel>" in text(report)
+    assert f"bl      {KERNEL + 0x1000:#x}" in report.result["lines"][-1]
+
+
 def listing(first: int, count: int, named: bool) -> str:
     name = " <other+0x0>" if named else ""
     lines = [f"   {first + 4 * n:#x}{name}:\tnop" for n in range(count - 1)]
@@ -177,7 +185,9 @@ def listing(first: int, count: int, named: bool) -> str:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["image", "vmlinux"])
-def test_disassemble_names_what_gdb_may_not_know(ctx: Any, named: bool) -> None:
+def test_disassemble_names_what_gdb_may_not_know(
+    ctx: Any, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def gdb(line: str) -> str:
@@ -193,6 +203,9 @@ def test_disassemble_names_what_gdb_may_not_know(ctx: Any, named: bool) -> None:
     assert f"=> {KERNEL + 0x100:#x} +0x100 nop" in shown
     assert "bl      <start_kernel>\n" in shown
     assert report.result["instructions"][-1]["text"] == f"bl {KERNEL + 0x1000:#x}"
+    monkeypatch.setattr(disassemble, "CODE_COLUMNS", 12)
+    assert f"bl      {KERNEL + 0x1000:#x}\n" in text(run(ctx, "disas"))
+    asked.pop()
     assert "other" not in shown
     assert "--all" in shown
     assert len(run(ctx, "disas --all").result["instructions"]) == 0x400
