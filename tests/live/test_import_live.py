@@ -1,0 +1,78 @@
+"""Dumps that QEMU writes of a live guest, against the guest itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from session import KASLR_BOOT, Live, launched
+from test_regions_live import boot
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.snapshot.model import Snapshot
+
+pytestmark = pytest.mark.live
+
+SAME = ("summary", "map --level pmd", "check", "find pa:0x41000000", "walk vectors", "x/8gx pa:0x40200000")
+SIZE = 256 << 20
+
+
+def arrays(snapshot: Snapshot) -> list[Any]:
+    tables = snapshot.tables
+    return [tables.level, tables.pa, tables.va, tables.raw, tables.readable]
+
+
+def without(result: dict[str, Any]) -> dict[str, Any]:
+    """What does not say where it comes from, nor how wide the CPU's addresses are."""
+    return {name: value for name, value in result.items() if name not in ("root", "snapshot", "regime")}
+
+
+@pytest.mark.parametrize(
+    ("guest", "options"),
+    [("5.10-cloud-dbg", ""), ("6.12-cloud", f"--cpu max --append '{KASLR_BOOT} kpti=on'")],
+)
+def test_a_dump_is_the_guest(guest: str, options: str, tmp_path: Path) -> None:
+    """Tables bit by bit, and what commands say of them, with the kernel file and without any."""
+    with launched(guest, f"--memory 256 {options}") as live:
+        boot(live)
+        live("snap a")
+        wanted = {line: without(live(line)) for line in SAME}
+        stacks = live("stack tasks")
+        live(f"monitor dump-guest-memory {tmp_path}/core")
+        live(f'monitor pmemsave 0x40000000 {SIZE:#x} "{tmp_path}/raw"')
+        kernel, taken = live.ctx.settings.kernel, live.ctx.snapshots["a"]
+        state = live.ctx.stopped.cpu_state(0)
+    try:
+        for file, cpus in (("core", 1), ("raw --base pa:0x40000000", 0)):
+            for known in (kernel, None):
+                ctx = Context(build_registry())
+                ctx.use_kernel(known)
+                offline = Live(ctx)
+                found = offline(f"import {tmp_path}/{file}")
+                assert found["cpus"] == cpus
+                offline("snap b")
+                for ours, theirs in zip(arrays(ctx.snapshots["b"]), arrays(taken), strict=True):
+                    assert np.array_equal(ours, theirs)
+                assert ctx.snapshots["b"].regime.mair & 0xFFFF_FFFF_FFFF_00FF == taken.regime.mair & ~0xFF00
+                if cpus:
+                    dumped = ctx.stopped.cpu_state(0)
+                    assert (dumped.x, dumped.sp, dumped.pc, dumped.pstate) == (
+                        state.x,
+                        state.sp,
+                        state.pc,
+                        state.pstate,
+                    )
+                if known is not None:
+                    for line, result in wanted.items():
+                        assert without(offline(line)) == result, line
+                    known_tasks = {task["pid"]: task for task in stacks["tasks"]}
+                    for task in offline("stack tasks")["tasks"]:
+                        if task["cpu"] is None and known_tasks[task["pid"]]["cpu"] is None:
+                            assert task == known_tasks[task["pid"]]
+                ctx.close()
+    finally:
+        for name in ("core", "raw"):
+            (tmp_path / name).unlink(missing_ok=True)
