@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import GuestError, MemoryReadError, UserError
@@ -20,6 +22,8 @@ from ptinspect.linux.vmcoreinfo import VmcoreInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
 
+SCAN = 4 << 20
+MAX_TABLES = 1024
 TG0 = {12: 0, 16: 1, 14: 2}
 TG1 = {12: 2, 14: 1, 16: 3}
 """TCR_EL1.TG0 and .TG1 by log2 of the granule (Arm ARM TCR_EL1)."""
@@ -115,6 +119,8 @@ class _Candidate:
     def holds(self, memory: PhysicalMemory) -> bool:
         """Tell whether the tables say what they must."""
         try:
+            if self.root % self.regime.root_alignment:
+                return False
             if self.proof is None:
                 memory.read(self.root, self.regime.root_size)
                 return True
@@ -172,6 +178,8 @@ def _from_image(
         pa = found.pa + image.lookup("swapper_pg_dir") - image.text_va
         roots = [(pa, "symbol swapper_pg_dir"), (pa + VARIANTS_52, "symbol swapper_pg_dir, 48-bit part")]
     page = 0 if image.header is None else image.header.page_size
+    if not roots:
+        roots = [(pa, "a table in the image") for pa in _tables_inside(memory, image, found.pa)]
     granules = [wishes.granule or page] if wishes.granule or page else [4096, 65536, 16384]
     proof = (image.text_va + FIRST_CODE, found.pa + FIRST_CODE)
     for root, name in roots:
@@ -184,6 +192,28 @@ def _from_image(
                 shift = granule.bit_length() - 1
                 provenance = f"{name}, which maps the kernel's code"
                 yield _Candidate(root, provenance, shift, bits, image.banner, said, proof)
+
+
+def _tables_inside(memory: PhysicalMemory, image: KernelImage, image_pa: int) -> list[int]:
+    """Return the pages of the image that may be the kernel's root table, those with most entries first.
+
+    For kernel files that do not name swapper_pg_dir: it is a page of the image all of whose entries are
+    valid or zero, and that has one for the linear map besides that for the image (the trampoline's has
+    one only).
+    """
+    found: list[tuple[int, int]] = []
+    for at in range(0, image.size, SCAN):
+        try:
+            data = memory.read(image_pa + at, min(SCAN, image.size - at) & ~4095)
+        except MemoryReadError:
+            continue
+        words = np.frombuffer(data, "<u8").reshape(-1, 512)
+        used = words != 0
+        alike = (words & np.uint64(0x000F_0000_0000_0001)) == np.uint64(1)
+        counts = used.sum(axis=1)
+        fits = (alike == used).all(axis=1) & (counts >= 1)
+        found += [(-int(counts[n]), image_pa + at + 4096 * int(n)) for n in np.flatnonzero(fits)]
+    return [pa for _, pa in sorted(found)[:MAX_TABLES]]
 
 
 def _widths(text_va: int, wish: int | None, granule: int) -> list[int]:

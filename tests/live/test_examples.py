@@ -57,6 +57,15 @@ A_SCRIPT = """
 A_CAMPAIGN = """
 *campaign *campaign report
 """
+A_DUMP = """
+launch --guest 5.10-cloud --memory 256
+until rest_init
+monitor dump-guest-memory guest.elf
+detach
+*import
+walk vectors
+snap imported
+"""
 ATTACHED = """
 *attach *break *delete
 """
@@ -78,6 +87,7 @@ SESSIONS = {
     "demo": ["*demo"],
     "a script": lines(A_SCRIPT),
     "a campaign": lines(A_CAMPAIGN),
+    "a dump": lines(A_DUMP),
     "attached": lines(ATTACHED),
 }
 

@@ -1,0 +1,95 @@
+"""Where the tables are in memory that came without registers, by the kernel file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from builders import KERNEL_TEXT, REGIMES, TreeBuilder
+
+from ptinspect.arch.bits import PhysAddr
+from ptinspect.errors import UserError
+from ptinspect.linux import imported, placement
+from ptinspect.linux.imported import Wishes, derive
+from ptinspect.linux.placement import Found
+
+IMAGE = 0x4020_0000
+SIZE = 0x20_0000
+ROOT_AT = 0x15_0000
+
+
+class Image:
+    """What `derive` asks of a kernel file."""
+
+    linked = True
+    header = None
+    size = SIZE
+    banner = "Linux version 6.1.0-test"
+    path = Path("Image")
+    symbols: ClassVar[dict[str, list[int]]] = {}
+
+    def __init__(self, text_va: int) -> None:
+        self.text_va = text_va
+
+    def lookup(self, name: str) -> int:
+        return self.symbols[name][0]
+
+
+def guest(name: str, text_va: int) -> TreeBuilder:
+    """An image that holds its root table, a page like one, and code."""
+    tree = TreeBuilder(REGIMES[name], tables_at=0x4100_0000, root=IMAGE + ROOT_AT)
+    tree.map(text_va, IMAGE, size=SIZE, attributes=KERNEL_TEXT)
+    tree.map(int(tree.regime.va_min), 0x4000_0000, size=1 << 20)
+    tree.set_word(IMAGE + 0x3000, tree.get(text_va, tree.regime.start_level) ^ 0x8000)
+    tree.memory.write(IMAGE + 0x4000, b"\x1f\x20\x03\xd5" * 1024)
+    tree.memory.write(IMAGE + 0x5000, b"\x03\0\0\0\0\0\0\0" * 512)
+    return tree
+
+
+@pytest.fixture(autouse=True)
+def placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Found(PhysAddr(IMAGE), 1.0, "its Image header in RAM")
+    monkeypatch.setattr(placement, "find_image", lambda *_: found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text_va"),
+    [
+        ("4k-48", 0xFFFF_8000_0800_0000),
+        ("4k-48", 0xFFFF_0000_0808_0000),
+        ("4k-39", 0xFFFF_FFC0_0800_0000),
+        ("4k-52-lpa2", 0xFFFF_8000_8000_0000),
+        ("64k-42", 0xFFFF_FE00_0800_0000),
+        ("64k-52-lpa", 0xFFFF_8000_0800_0000),
+        ("16k-47", 0xFFFF_C000_0800_0000),
+        ("16k-52-lpa2", 0xFFFF_C000_8000_0000),
+    ],
+)
+def test_the_root_is_found_in_the_image(name: str, text_va: int) -> None:
+    """Without a symbol for it, and with neither granule nor address size known."""
+    tree = guest(name, text_va)
+    image: Any = Image(text_va)
+    found = derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
+    assert found.root == tree.root
+    regime = tree.regime
+    assert 64 - (found.system["TCR_EL1"] >> 16 & 0x3F) == regime.va_bits
+    assert {1: 14, 2: 12, 3: 16}[found.system["TCR_EL1"] >> 30 & 3] == regime.granule_bits
+    assert bool(found.system["TCR_EL1"] >> 59 & 1) == regime.ds
+    assert "a table in the image, which maps the kernel's code" in found.provenance
+
+
+def test_a_table_that_maps_other_code_is_not_taken() -> None:
+    tree = guest("4k-48", 0xFFFF_8000_0800_0000)
+    tree.map(0xFFFF_8000_0800_0000, IMAGE + 0x1000, size=SIZE)
+    image: Any = Image(0xFFFF_8000_0800_0000)
+    with pytest.raises(UserError, match="a table in the image"):
+        derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
+
+
+def test_releases_tell_mair() -> None:
+    assert imported._mair("6.12.1", None)[0] == 0x4_0044_FFFF
+    assert imported._mair("Linux version 5.10.0-32", None)[0] == 0xC_0400_BB44_FFFF
+    assert imported._mair("4.17.0", None)[0] == 0xBBFF_440C_0400
+    with pytest.raises(UserError, match="MAIR"):
+        imported._mair("3.18", None)
