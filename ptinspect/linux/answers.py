@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ptinspect.linux.kallsyms import cache_directory
 
-VERSION = 1
+VERSION = 2
 """Version of the file's format."""
 MAX_ANSWERS = 4096
 MAX_BYTES = 1 << 20

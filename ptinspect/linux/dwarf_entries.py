@@ -110,17 +110,17 @@ class DwarfEntries:
         return self._ids[name]
 
     def _search(self, name: str) -> int:
-        wanted: list[tuple[int, int]] = []
+        wanted: list[tuple[bool, int, int]] = []
         order = ("DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_enumeration_type", "DW_TAG_typedef")
         for entry in self._named(name):
             tag = str(entry.tag)
             rank = order.index(tag) if tag in order else len(order)
-            wanted.append((rank, int(entry.offset)))
-            if rank == 0:
+            wanted.append((_empty(entry), rank, int(entry.offset)))
+            if wanted[-1][:2] == (False, 0):
                 break
         if not wanted:
             raise KernelFileError(f"the kernel has no type {name!r}")
-        return min(wanted)[1]
+        return min(wanted)[2]
 
     def _named(self, name: str) -> Iterator[Any]:
         """Go through the definitions of a type with this name."""
@@ -147,14 +147,16 @@ class DwarfEntries:
         """Go through the definitions whose name is one of the references.
 
         The name comes first in an entry, behind an abbreviation code of one or two bytes. The linker
-        lets a name share the end of a longer one.
+        lets a name share the end of a longer one. The second byte of a code may be one by itself: it then
+        seems to be an entry with nothing in it.
         """
         for where in self._references(text):
             for code_size in (1, 2):
                 entry = self._entry_or_none(where - code_size)
                 if entry is not None and _defines(entry, text) and self._is_whole(entry):
                     yield entry
-                    break
+                    if not _empty(entry):
+                        break
 
     def _references(self, text: bytes) -> Iterator[int]:
         """Yield the places in .debug_info that hold the name: a reference, or itself if it is as short."""
@@ -235,6 +237,12 @@ def _defines(entry: Any, text: bytes) -> bool:
     name = entry.attributes.get("DW_AT_name")
     declared = "DW_AT_declaration" in entry.attributes
     return entry.tag in _NAMED and not declared and name is not None and name.value == text
+
+
+def _empty(entry: Any) -> bool:
+    """Tell whether an entry has nothing in it, where a type mostly has members."""
+    composed = entry.tag in ("DW_TAG_structure_type", "DW_TAG_union_type", "DW_TAG_enumeration_type")
+    return composed and next(entry.iter_children(), None) is None
 
 
 def entry_name(entry: Any) -> str:

@@ -44,20 +44,66 @@ int stack, comm;
 """
 
 
+TWO_BYTES = """
+    .globl _start
+_start: nop
+    .section .debug_abbrev,"",%progbits
+    .byte 3, 0x11, 1, 0, 0                                       // a unit
+    .byte 1, 0x13, 0, 0x03, 0x0e, 0x0b, 0x0b, 0, 0               // a struct of nothing: name, size
+    .byte 0x81, 0x01, 0x13, 1, 0x03, 0x0e, 0x0b, 0x0b, 0, 0      // a struct
+    .byte 2, 0x0d, 0, 0x03, 0x0e, 0x38, 0x0b, 0, 0               // a member: name, place
+    .byte 0
+    .section .debug_info,"",%progbits
+    .4byte 2f - 1f
+1:  .2byte 4
+    .4byte 0
+    .byte 8
+    .byte 3
+    .byte 0x81, 0x01
+    .4byte name
+    .byte 48
+    .byte 2
+    .4byte member
+    .byte 40
+    .byte 0
+    .byte 1
+    .4byte nothing
+    .byte 0
+    .byte 0
+2:
+    .section .debug_str,"MS",%progbits,1
+name: .string "task_struct"
+member: .string "stack"
+nothing: .string "lock_class_key"
+"""
+"""The code of a struct's abbreviation, 129, whose second byte is the code of another one."""
+
+
+def compiler() -> str:
+    for name in ("aarch64-linux-gnu-gcc", "gcc", "cc"):
+        if shutil.which(name):
+            return name
+    pytest.skip("no C compiler")
+
+
+def test_a_code_of_two_bytes_that_ends_like_another(tmp_path: Path) -> None:
+    (tmp_path / "a.s").write_text(TWO_BYTES.replace("//", "//" if "aarch64" in compiler() else "#"))
+    command = [compiler(), "-nostdlib", "-static", "a.s", "-o", "vmlinux"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    types = DwarfTypes(tmp_path / "vmlinux")
+    assert (types.size("task_struct"), types.offset("task_struct.stack")) == (48, 40)
+    assert types.size("lock_class_key") == 0
+
+
 @pytest.fixture(
     scope="module", params=["-gdwarf-4", "-gdwarf-5", "-gdwarf-4 -gstrict-dwarf", "-gdwarf-5 -Wl,-O2"]
 )
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = next(
-        (found for name in ("aarch64-linux-gnu-gcc", "gcc", "cc") if (found := shutil.which(name))), None
-    )
-    if compiler is None:
-        pytest.skip("no C compiler")
     folder = tmp_path_factory.mktemp("dwarf")
     (folder / "a.c").write_text(SOURCE)
     (folder / "b.c").write_text("struct task_struct; struct task_struct *far; int number_of_tasks;")
     flags = [*request.param.split(), "-nostdlib", "-static", "-Wl,-e0"]
-    command = [compiler, *flags, str(folder / "b.c"), str(folder / "a.c"), "-o", str(folder / "vmlinux")]
+    command = [compiler(), *flags, str(folder / "b.c"), str(folder / "a.c"), "-o", str(folder / "vmlinux")]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "vmlinux"
 
