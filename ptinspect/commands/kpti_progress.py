@@ -239,10 +239,16 @@ def _go(runner: Runner, target: Target) -> None:
     from ptinspect.arch.regime import LEVEL_LAST
     from ptinspect.commands.kpti_inside import run_to_store
     from ptinspect.commands.kpti_run import POST_ORDER
+    from ptinspect.linux.kpti import running_code
 
     if runner.code.algorithm == POST_ORDER and target.level == LEVEL_LAST:
         runner.run_to_access(target.descriptor_pa)
         return
+    if not (running_code(runner.ctx.view()) or runner.code).marks_tables:
+        raise UserError(
+            "this kernel's code never writes tables, so that its stores do not tell where it is",
+            "kpti writes records them",
+        )
     if target.level == LEVEL_LAST and target.parent is not None:
         run_to_store(runner, target.level - 1, target.parent)
         run_to_store(runner, target.level, target.within)
