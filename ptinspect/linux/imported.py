@@ -184,7 +184,7 @@ def _from_image(
     proof = (image.text_va + FIRST_CODE, found.pa + FIRST_CODE)
     for root, name in roots:
         for granule in granules:
-            for bits in _widths(image.text_va, wishes.va_bits, granule):
+            for bits in _widths(image.text_va, wishes.va_bits, granule, image.banner):
                 said = (
                     f"the kernel's code is at pa:{found.pa:#x} ({found.provenance}), where {name} maps it",
                     f"{granule >> 10}K pages and {bits}-bit addresses: with these the code is mapped so",
@@ -216,7 +216,7 @@ def _tables_inside(memory: PhysicalMemory, image: KernelImage, image_pa: int) ->
     return [pa for _, pa in sorted(found)[:MAX_TABLES]]
 
 
-def _widths(text_va: int, wish: int | None, granule: int) -> list[int]:
+def _widths(text_va: int, wish: int | None, granule: int, banner: str) -> list[int]:
     """Return the address sizes that an image linked there may have, likely ones first.
 
     From v5.4 on the image is in the upper half of the kernel's addresses, before in the lower one.
@@ -224,8 +224,9 @@ def _widths(text_va: int, wish: int | None, granule: int) -> list[int]:
     if wish is not None:
         return [wish]
     ones = 64 - (~text_va & MASK64).bit_length()
-    likely = [64 - ones + 1, 64 - ones]
-    if likely[0] == 48 or (granule == 16384 and likely[0] == 47):
+    version = _version(banner)
+    likely = [64 - ones + (version >= (5, 4))] if version > (0, 0) else [64 - ones + 1, 64 - ones]
+    if likely[0] == (47 if granule == 16384 else 48):
         likely.append(52)
     return [bits for bits in likely if 25 <= bits <= 52]
 
@@ -253,12 +254,17 @@ def _from_info(info: VmcoreInfo, wishes: Wishes) -> Iterator[_Candidate]:
         yield _Candidate(root, name, shift, bits, info.release, said, proof)
 
 
+def _version(release: str) -> tuple[int, int]:
+    """Return the first two numbers of a release or a banner; zeros if it has none."""
+    found = re.search(r"(\d{1,3})\.(\d{1,3})", release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def _mair(release: str, wish: int | None) -> tuple[int, str]:
     """Return MAIR_EL1 and why. Raises UserError if nothing tells it."""
     if wish is not None:
         return wish, "MAIR_EL1 is as given"
-    found = re.search(r"(\d{1,3})\.(\d{1,3})", release)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    version = _version(release)
     for since, mair in MAIRS:
         if version >= since:
             name = f"{since[0]}.{since[1]}"

@@ -25,12 +25,12 @@ class Image:
     linked = True
     header = None
     size = SIZE
-    banner = "Linux version 6.1.0-test"
     path = Path("Image")
     symbols: ClassVar[dict[str, list[int]]] = {}
 
-    def __init__(self, text_va: int) -> None:
+    def __init__(self, text_va: int, release: str = "6.1.0") -> None:
         self.text_va = text_va
+        self.banner = f"Linux version {release}"
 
     def lookup(self, name: str) -> int:
         return self.symbols[name][0]
@@ -69,7 +69,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_root_is_found_in_the_image(name: str, text_va: int) -> None:
     """Without a symbol for it, and with neither granule nor address size known."""
     tree = guest(name, text_va)
-    image: Any = Image(text_va)
+    image: Any = Image(text_va, "4.17.0" if text_va == 0xFFFF_0000_0808_0000 else "6.1.0")
     found = derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
     assert found.root == tree.root
     regime = tree.regime
