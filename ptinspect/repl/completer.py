@@ -14,6 +14,7 @@ from prompt_toolkit.document import Document
 from ptinspect.commands.argtypes import completion_kind
 from ptinspect.commands.candidates import Candidate, candidates, symbol_meaning
 from ptinspect.commands.context import Context
+from ptinspect.commands.expect_words import expect_words
 from ptinspect.commands.registry import Command
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
@@ -43,7 +44,9 @@ class CommandCompleter(Completer):
             command, used = self._ctx.registry.resolve(words)
         except PtinspectError:
             return
-        if not command.passthrough:
+        if command.name == "expect":
+            yield from _matching(expect_words(self._ctx, words[used:]), now, now.text)
+        elif not command.passthrough:
             yield from self._arguments(command, words[used:], now)
 
     def _names(self, words: list[str], now: Typed) -> Iterator[Completion]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_PLAIN = re.compile(r"[\w@%+=:,./$~^*-]+")
+_PLAIN = re.compile(r"[^\s'\"\\#]+")
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,25 @@ def test_tasks_that_were_listed_at_this_stop() -> None:
     assert complete("walk --root task:1", ctx) == []
 
 
+def test_paths_of_expect() -> None:
+    ctx = context(kernel_tree())
+    assert "expect summary" in complete("expect s", ctx)
+    levels = [{"level": 3, "leaves": 7}, {"level": 2}]
+    ctx.memo[RESULTS] = {"summary": (stop_of(ctx), {"levels": levels, "total": 9, "name": "x\x1b"})}
+    assert complete("expect summary l", ctx) == ["expect summary levels"]
+    assert complete("expect summary levels l", ctx) == [
+        f"expect summary levels {n}" for n in ("level", "leaves")
+    ]
+    assert complete("expect summary levels 1 l", ctx) == ["expect summary levels 1 level"]
+    assert complete("expect summary total >", ctx) == [
+        "expect summary total >",
+        "expect summary total >=",
+    ]
+    assert meaning("expect summary n", ctx) == "x\\x1b"
+    assert complete("expect summary nothing x", ctx) == []
+    assert "expect kpti status" in complete("expect kpti ", ctx)
+
+
 def test_words_of_help() -> None:
     assert "help walk" in complete("help w")
     assert complete("help kpti ru") == ["help kpti run"]
