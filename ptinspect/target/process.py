@@ -27,6 +27,8 @@ PIPE_BYTES = 1 << 20
 CANCEL_SECONDS = 2.0
 """How long GDB may take to give up a command after SIGINT before it is killed."""
 TAIL_LINES = 40
+USUAL = ("warning: No executable has been specified", "determining executable automatically")
+"""Beginnings of what GDB says whenever it connects to a stub; it explains nothing."""
 LINE_LIMIT = 256 << 20
 """Longest line that is collected, bytes."""
 GONE_EVENT = "thread-group-exited"
@@ -277,7 +279,8 @@ class GdbProcess:
             self._note(data.decode("utf-8", "replace"))
 
     def _note(self, text: str) -> None:
-        self.tail.extend(part for part in text.splitlines() if part.strip())
+        lines = text.splitlines()
+        self.tail.extend(line for line in lines if line.strip() and not line.startswith(USUAL))
 
     def _result(self, line: Line) -> None:
         text, self._text = "".join(self._text), []

@@ -135,7 +135,8 @@ def test_walk_with_the_mmu_off_says_so() -> None:
     session_of(ctx).cpus = [cpu(tree, SCTLR_EL1=0)]
     report = run(ctx, f"walk {KERNEL:#x}")
     assert (report.result["outcome"], report.result["mmu_on"]) == ("mapped", False)
-    assert "the MMU is off" in text(report)
+    assert "the MMU is off" in text(report) and "without tables" not in text(report)
+    assert "as a physical one, without tables" in text(run(ctx, "walk 0x40000000"))
 
 
 def test_no_such_cpu(ctx: Context) -> None:

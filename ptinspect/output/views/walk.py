@@ -50,6 +50,10 @@ def walked(walk: Walk, root: Root, regime: Regime, label: str, place: tuple[str,
         rows = [(Styled(name, "level"), text) for name, text in levels if text]
         body.append(Table((Column("level"), Column("attributes")), rows))
     body.append(_outcome(walk))
+    if not regime.mmu_on and walk.va >> 55 == 0:
+        body.append(
+            Note("the MMU is off: the CPU takes this address as a physical one, without tables", "dim")
+        )
     return Report(result, body)
 
 

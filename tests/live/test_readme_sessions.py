@@ -1,0 +1,130 @@
+"""README.md's sessions, as they stand there: the prompt, files, a guest of one's own, Python, GDB.
+
+The script of README.md runs in test_scripts_live.py, its examples of commands in test_examples.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import missing
+from session import need_guest
+
+from ptinspect.target.qemu import LaunchOptions, launch
+
+pytestmark = pytest.mark.live
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+GUEST = "5.10-cloud"
+SECONDS = 120
+
+
+def typed(prompt: str, section: str) -> list[str]:
+    """Return what follows `prompt` in a section's indented lines."""
+    text = re.split(rf"^## {section}$", README, flags=re.M)[1].split("\n## ")[0]
+    return [line.strip() for line in re.findall(rf"^    {re.escape(prompt)}(.+)$", text, re.M)]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a user of this tree: `ptinspect` is its command line."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PTINSPECT_PYTHON": sys.executable,
+    }
+
+
+def shell(line: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command line of README.md."""
+    line = re.sub(r"^(\S*/)?ptinspect\b", f"{sys.executable} -m ptinspect", line)
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture
+def stub() -> Iterator[str]:
+    """Return the socket of a guest that stands at reset, started by somebody else."""
+    guest = need_guest(GUEST)
+    qemu = launch(LaunchOptions(guest.kernel, guest.initrd, memory=256, smp=2))
+    yield str(qemu.gdb_socket)
+    qemu.close()
+
+
+def vmlinux(folder: Path) -> None:
+    """Put the kernel file where README.md has it."""
+    found = next(need_guest("5.10-cloud-dbg").kernel.parent.glob("vmlinux-*"), None)
+    if found is None:
+        missing("the symbols of 5.10-cloud-dbg")
+    (folder / "vmlinux").symlink_to(found)
+    boot = folder / "arch" / "arm64" / "boot"
+    boot.mkdir(parents=True)
+    (boot / "Image").symlink_to(need_guest(GUEST).kernel)
+
+
+def test_the_first_session_and_what_is_done_with_its_files(tmp_path: Path) -> None:
+    need_guest(GUEST)
+    lines = typed("ptinspect> ", "A first session")
+    assert lines[0].startswith("launch") and len(lines) >= 6
+    done = shell("ptinspect", tmp_path, "\n".join(lines) + "\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "only bit 11 changed" in done.stdout and done.stderr == ""
+    offline = [line for line in typed("$ ", "A first session") if ".npz" in line]
+    assert len(offline) == 2
+    for line in offline:
+        done = shell(line, tmp_path)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    assert "only bit 11 changed" in (tmp_path / "diff.md").read_text("utf-8")
+    assert (tmp_path / "tables.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_guest_of_ones_own(tmp_path: Path, stub: str) -> None:
+    vmlinux(tmp_path)
+    lines = [line for line in typed("$ ", "A first session") if "--gdb" in line]
+    assert len(lines) == 2
+    for line in lines:
+        typed_in = "until rcu_end_inkernel_boot --timeout 60\nstatus\n"
+        done = shell(line.replace("--gdb :1234", f"--gdb {stub}"), tmp_path, typed_in)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    assert "after: the rewrite has finished" in done.stdout and "pgd 0" in done.stdout, done.stdout
+
+
+def test_the_python_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_guest(GUEST)
+    monkeypatch.chdir(tmp_path)
+    text = re.split(r"^## Python$", README, flags=re.M)[1].split("\n## ")[0]
+    block = re.search(r"(?:^(?:    .*)?\n)+", text[text.index("    from") :], re.M)
+    assert block is not None and "Guest.launch" in block[0]
+    exec(compile(textwrap.dedent(block[0]), "README.md", "exec"), {})
+    assert (tmp_path / "after.npz").is_file()
+
+
+def test_the_session_inside_gdb(tmp_path: Path, stub: str) -> None:
+    vmlinux(tmp_path)
+    (tmp_path / "gdbscripts").symlink_to(ROOT / "gdbscripts")
+    (start,) = typed("$ ", "Inside GDB")
+    if shutil.which(start.split()[0]) is None:
+        missing(start.split()[0])
+    lines = typed("(gdb) ", "Inside GDB")
+    assert lines[0].startswith("pt kernel")
+    orders = "".join(f" -ex '{line}'" for line in [*lines, "echo done\\n"])
+    done = shell(f"{start.replace(':1234', stub)} -nx -q -batch{orders}", tmp_path)
+    assert done.stdout.rstrip().endswith(("done", "detached]")) and "\ndone" in done.stdout, done.stderr
+    assert "mapped to pa:" in done.stdout and '{"command": "summary", "ok": true' in done.stdout
+    assert "ptinspect:" not in done.stderr and "Error" not in done.stderr, done.stderr
