@@ -14,11 +14,11 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Guest": ("target", "console", "kernel", "lane", "setup", "demo", "passthrough"),
+    "Guest": ("target", "importing", "console", "kernel", "lane", "setup", "demo", "passthrough"),
     "Run and stop": ("run",),
     "Look": ("regs", "memory", "evaluate", "disassemble", "frames", "info"),
     "Tables": ("walk", "tables", "check", "decode", "poke"),
-    "Snapshots": ("snapshots", "diff", "report"),
+    "Snapshots": ("snapshots", "diff", "export", "report"),
     "KPTI": ("kpti", "kpti_writes", "kpti_progress", "kpti_verdict"),
     "Stack": ("stack", "stack_guard", "stack_trace", "stack_highwater", "why", "oops"),
 }

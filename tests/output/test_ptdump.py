@@ -215,3 +215,9 @@ def test_markers_ascend(kasan: bool) -> None:
             if regime.upper and (era.since >= (6, 9) or not regime.ds):
                 found = [marker.address for marker in markers(era, regime, Facts(kasan))]
                 assert found == sorted(found), (era, regime)
+
+
+def test_the_command_offers_the_eras_that_there_are() -> None:
+    from ptinspect.commands.export import ERAS as OFFERED
+
+    assert tuple(ERAS) == OFFERED
