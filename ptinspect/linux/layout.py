@@ -213,7 +213,8 @@ def _sizes(regime: Regime, variant: _Variant) -> _Sizes:
     start, middle = TOP - (1 << regime.va_bits), TOP - (1 << least - 1)
     linear = TOP - middle if variant.regions is _linear_on_top else middle - start
     vmemmap = linear >> regime.granule_bits - STRUCT_PAGE_SHIFT
-    return _Sizes(start, middle, 1 << min(regime.shift(1), least), vmemmap, variant.image_offset)
+    pud = regime.shift(max(1, regime.start_level))  # folded levels are as large as the root's
+    return _Sizes(start, middle, 1 << min(pud, least), vmemmap, variant.image_offset)
 
 
 @dataclass(frozen=True)

@@ -153,21 +153,23 @@ releases; 1c9a8e8768e4 ("arm64: entry: simplify trampoline data page") (in v6.0)
 """
 
 
-def has_data_slot(banner: str, era: Era) -> bool:
-    """Tell whether the trampoline's data has a slot behind its text, by the version in the banner.
-
-    Debian's kernels tell their stable version at the end only.
-    """
+def version_of(banner: str) -> tuple[int, int, int] | None:
+    """Return the version in a banner; None if there is none. Debian's kernels tell theirs at the end only."""
     found = re.search(r"#\d+ [\w ]*Debian (\d{1,3})\.(\d{1,3})\.(\d{1,4})", banner) or re.search(
         r"Linux version (\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?", banner
     )
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3] or 0))
+
+
+def has_data_slot(banner: str, era: Era) -> bool:
+    """Tell whether the trampoline's data has a slot behind its text, by the version in the banner."""
+    found = version_of(banner)
     if found is None:
         return (5, 17) <= era.since < (6, 0)
-    version = (int(found[1]), int(found[2]))
-    if version >= (5, 17):
-        return version < (6, 0)
-    first = DATA_SLOT.get(version)
-    return first is not None and int(found[3] or 0) >= first
+    if found[:2] >= (5, 17):
+        return found[:2] < (6, 0)
+    first = DATA_SLOT.get(found[:2])
+    return first is not None and found[2] >= first
 
 
 def era_of(banner: str, layout: str) -> Era:
@@ -202,15 +204,18 @@ class Facts:
     """A slot for the trampoline's data lies behind its text: v5.17 to v5.19, and some stable releases."""
     vmemmap: bool = True
     """There is a vmemmap: from v5.13 on always."""
+    early_page: bool = False
+    """The slots for early mappings have a page more than 256 KiB."""
 
 
-def shadow_middle(era: Era, regime: Regime) -> int:
-    """Return an address in the middle of where KASAN's shadow is, if there is any.
+def shadow_places(era: Era, regime: Regime) -> tuple[int, int]:
+    """Return addresses in KASAN's shadow, if there is any: its middle, and its last page.
 
-    Nothing is mapped there without KASAN.
+    Nothing is mapped at either without KASAN; with CONFIG_KASAN_VMALLOC (from v5.11 on) the middle, the
+    shadow of vmalloc memory, is mapped where that is in use.
     """
     low, high = _shadow(era, regime)
-    return low + (high - low) // 2
+    return low + (high - low) // 2, high - regime.granule
 
 
 def _shadow(era: Era, regime: Regime) -> tuple[int, int]:
@@ -325,6 +330,6 @@ def _fixmap(era: Era, regime: Regime, facts: Facts, top: int) -> int:
     else:
         start = facts.trampoline - (2 if facts.data_slot else 1) * page
     if era.since >= (6, 9):
-        slots = 7 * max(256 * 1024 // page, 1) + (5 if regime.start_level >= 0 else 6)
+        slots = 7 * (max(256 * 1024 // page, 1) + facts.early_page) + (5 if regime.start_level >= 0 else 6)
         start -= slots * page
     return start

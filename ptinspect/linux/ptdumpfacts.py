@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptinspect.linux.ptdump import Era, Facts, has_data_slot, least_bits, markers, shadow_middle
+from ptinspect.linux.ptdump import (
+    Era,
+    Facts,
+    has_data_slot,
+    least_bits,
+    markers,
+    shadow_places,
+    version_of,
+)
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import are_leaves
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 
 PXN = np.uint64(1 << 53)
+EARLY_PAGE = (6, 12, 111)
+"""First version known to have a page more in each slot of the fixmap for early mappings: "arm64: fixmap:
+Allow 256K early_ioremap() at any offset". Of releases behind 6.12 it is not known which is the first."""
 
 
 def facts_of(snapshot: Snapshot, era: Era) -> tuple[Facts, list[str]]:
     """Return the facts, and what had to be assumed."""
     regime = snapshot.regime
     memory = SnapshotMemory(snapshot)
-    kasan = walk(memory, shadow_middle(era, regime), snapshot.root.pa, regime).pa is not None
+    shadow = shadow_places(era, regime)
+    kasan = any(walk(memory, va, snapshot.root.pa, regime).pa is not None for va in shadow)
     plain = {marker.name: marker.address for marker in markers(era, regime, Facts(kasan))}
     low, top = plain["Fixmap start"] - (4 << 20), plain["Fixmap end"]
     tables = snapshot.tables
@@ -31,12 +43,16 @@ def facts_of(snapshot: Snapshot, era: Era) -> tuple[Facts, list[str]]:
     assumed = []
     if regime.va_bits > least_bits(regime) and era.since < (6, 9):
         assumed.append("the kernel is taken to have been started on a CPU with all its address bits")
+    version = version_of(snapshot.meta.kernel) or (*era.since, 0)
+    early_page = version >= EARLY_PAGE
+    if version[:2] > EARLY_PAGE[:2]:
+        assumed.append("the slots for early mappings are taken to have the page that 6.12.111 gave them")
     slot_behind = has_data_slot(snapshot.meta.kernel, era)
     vmemmap = era.since >= (5, 17) or _in_use(snapshot, plain["vmemmap start"], plain["vmemmap end"])
     if not text.size:
         assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
-        return Facts(kasan, vmemmap=vmemmap), assumed
-    return Facts(kasan, int(text.min()), slot_behind, vmemmap), assumed
+        return Facts(kasan, vmemmap=vmemmap, early_page=early_page), assumed
+    return Facts(kasan, int(text.min()), slot_behind, vmemmap, early_page), assumed
 
 
 def _in_use(snapshot: Snapshot, low: int, high: int) -> bool:

@@ -59,6 +59,16 @@ KERNELS: dict[str, tuple[str, Regime, int, dict[str, int]]] = {
             "vmemmap": 0xFFFF_FFFE_FFE0_0000,
         },
     ),
+    "5.10 64K 42 bits without vmemmap": (
+        "v5.4 to v5.10",
+        Regime(16, 42, 48, True),
+        0xFFFF_FE00_1000_0000,
+        {
+            "linear map": 0xFFFF_FC00_0000_0000,
+            "vmalloc": 0xFFFF_FFFF_5FF7_0000,
+            "fixmap": 0xFFFF_FFFF_7E5B_0000,
+        },
+    ),
     "5.13": (
         "v5.11 to v5.16",
         regime_4k(),

@@ -7,6 +7,7 @@ snapshot, and what /sys/kernel/debug/kernel_page_tables of the same guest said a
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from fakes import context, run
 
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.ptdump import ERAS, Facts, columns, era_of, has_data_slot, markers, mask_of
+from ptinspect.linux.ptdumpfacts import facts_of
 from ptinspect.output.ptdump import lines, size_text
 from ptinspect.paging.segments import segments
+from ptinspect.snapshot.store import load
 
 PAIRS = sorted((Path(__file__).parent.parent / "data" / "ptdump").glob("*.npz"))
 GP = 1 << 50
@@ -29,11 +32,20 @@ def test_the_text_is_the_kernels_own(file: Path, tmp_path: Path) -> None:
     wanted = file.with_suffix(".txt").read_text()
     assert (tmp_path / "text").read_text() == wanted
     assert result["rows"] == len(wanted.splitlines()) > 60
-    assert result["era"] == ("5.8" if file.stem.startswith("5.10") else "5.17")
+    assert result["era"] == {"5.10": "5.8", "6.1": "5.17", "6.12": "6.9"}[file.stem.partition("-")[0]]
+
+
+def test_slots_for_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
+    snapshot = load(PAIRS[0].with_name("6.12-39bit.npz"))
+    banner = snapshot.meta.kernel
+    for version, page, notes in (("6.12.117", True, 0), ("6.12.110", False, 0), ("7.3", True, 1)):
+        meta = dataclasses.replace(snapshot.meta, kernel=banner.replace("6.12.117", version))
+        facts, assumed = facts_of(dataclasses.replace(snapshot, meta=meta), ERAS["6.9"])
+        assert (facts.early_page, len(assumed)) == (page, notes)
 
 
 def test_there_are_pairs() -> None:
-    assert len(PAIRS) >= 5
+    assert len(PAIRS) >= 7
 
 
 def dump(tree: TreeBuilder, era: str, facts: Facts | None = None, mair: int = MTE) -> list[str]:
