@@ -102,6 +102,8 @@ def test_the_hunt_catches_a_lost_entry_and_keeps_what_was_seen(
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert player.play(parse("s", ["expect guard quiet"])) == 1
         assert player.play(parse("s", ["expect guard.why.code == lost-entry"])) == 0
+        assert player.play(open_script("@kpti-diff")) == 1  # at once: the rewrite is over
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["left"] == "after"
     assert [(line["command"], line["ok"]) for line in lines] == [
         ("stack guard", False),
         ("save", True),
