@@ -10,7 +10,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
 from ptinspect.errors import GuestError, UserError
-from ptinspect.output.model import Report
+from ptinspect.output.model import Note, Report
 from ptinspect.output.views import stack as views
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
     if args.task is not None:
         task = task_of(found, args.task)
         if task.cpu is None:
-            return views.depths([depth_of_task(found, task, args.limit)], code)
+            return _doubted(ctx, views.depths([depth_of_task(found, task, args.limit)], code))
         args.cpu = task.cpu
     need_registers(ctx)
     if args.cpu == "all":
@@ -85,6 +85,25 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
         cpu = cpu_state(ctx, args.cpu).cpu
         cpus = range(cpu, cpu + 1)
     return views.depths([depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus], code)
+
+
+UNSURE = "saved, unless it ran"
+"""How the stack pointer of a task is known where nothing tells which tasks the CPUs ran."""
+
+
+def _sure(ctx: Context) -> bool:
+    """Tell whether it is known which tasks the CPUs run: not in a file, which has no SP_EL0 of theirs."""
+    session = ctx.stopped
+    states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
+    return getattr(session, "known_root", None) is None or all("SP_EL0" in s.system for s in states)
+
+
+def _doubted(ctx: Context, report: Report) -> Report:
+    """Say of a task in a file that it may have been running."""
+    if _sure(ctx):
+        return report
+    note = "the file does not tell whether the task ran: if it did, this is where it last slept"
+    return Report({**report.result, "doubt": note}, (*report.body, Note(note, "changed")), report.exit_code)
 
 
 def task_of(found: Stacks, pid: int) -> Task:
@@ -111,10 +130,11 @@ def tasks(ctx: Context, args: argparse.Namespace) -> Report:
     stacks = [found.of_task(task) for task in listed.tasks]
     words = read_stacks(found.view, stacks)
     rows = []
+    saved = "saved" if _sure(ctx) else UNSURE
     for task, own in zip(listed.tasks, stacks, strict=True):
         here = live.get(own.base)
         sp = task.saved_sp if here is None else here.sp
-        how = "saved" if here is None else f"live, cpu {here.cpu}"
+        how = saved if here is None else f"live, cpu {here.cpu}"
         if here is None and task.cpu is not None:
             how = f"on another stack, cpu {task.cpu}"
         content = words.get(own.base)

@@ -12,6 +12,7 @@ from test_regions_live import boot
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
+from ptinspect.commands.stack import UNSURE
 from ptinspect.snapshot.model import Snapshot
 
 pytestmark = pytest.mark.live
@@ -68,10 +69,13 @@ def test_a_dump_is_the_guest(guest: str, options: str, tmp_path: Path) -> None:
                 if known is not None:
                     for line, result in wanted.items():
                         assert without(offline(line)) == result, line
-                    known_tasks = {task["pid"]: task for task in stacks["tasks"]}
-                    for task in offline("stack tasks")["tasks"]:
-                        if task["cpu"] is None and known_tasks[task["pid"]]["cpu"] is None:
-                            assert task == known_tasks[task["pid"]]
+                    known_tasks = {task["address"]: task for task in stacks["tasks"]}
+                    slept = [task for task in offline("stack tasks")["tasks"] if task["how"] == UNSURE]
+                    assert len(slept) > 20
+                    for task in slept:
+                        other = known_tasks[task["address"]]
+                        if other["how"] == "saved":
+                            assert {**task, "how": "saved"} == other
                 ctx.close()
     finally:
         for name in ("core", "raw"):
