@@ -67,7 +67,7 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
         ("file", str(found.path)),
         ("banner", escape(found.banner)),
         ("symbols", str(len(found.symbols))),
-        ("linked at", f"{found.text_va:#x}, {found.size} bytes"),
+        ("linked at", f"{f'{found.text_va:#x}' if found.linked else 'not known'}, {found.size} bytes"),
     ]
     return Report(result, (Table((Column(""), Column("")), rows),))
 

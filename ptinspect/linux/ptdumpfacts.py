@@ -35,7 +35,7 @@ def facts_of(snapshot: Snapshot, era: Era) -> tuple[Facts, list[str]]:
     tables = snapshot.tables
     size = regime.entry_size(3)
     rows = np.flatnonzero((tables.level == 3) & (tables.va < np.uint64(top)))
-    rows = rows[tables.va[rows] + np.uint64(size * regime.entries(3)) > np.uint64(low)]
+    rows = rows[tables.va[rows] + np.uint64(size * regime.entries(3) - 1) >= np.uint64(low)]
     row, slot = np.nonzero(are_leaves(tables.raw[rows], 3, regime))
     raw = tables.raw[rows][row, slot]
     va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)

@@ -45,7 +45,7 @@ def test_slots_for_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
 
 
 def test_there_are_pairs() -> None:
-    assert len(PAIRS) >= 7
+    assert len(PAIRS) >= 8
 
 
 def dump(tree: TreeBuilder, era: str, facts: Facts | None = None, mair: int = MTE) -> list[str]:
