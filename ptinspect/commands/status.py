@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.sources import cpu_state
+from ptinspect.errors import KernelFileError, PtinspectError
 from ptinspect.output.model import Report
 from ptinspect.output.views import target as views
 from ptinspect.output.views.regime import mmu_on
@@ -41,8 +42,22 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
                 "mmu_on": mmu_on(cpu),
                 "reason": str(session.stop.reason),
                 "memory": session.memory.label,
+                "refused": _refused(ctx),
             }
             found = session.slots_used()
             if found is not None:
                 facts |= {"slots": found.as_json(), "slots_text": str(found)}
     return views.Status(**facts)  # type: ignore[arg-type]
+
+
+def _refused(ctx: Context) -> str:
+    """Return why the kernel file is not used, or nothing."""
+    if ctx.settings.kernel is None:
+        return ""
+    try:
+        _ = ctx.view().placement
+    except KernelFileError as error:
+        return error.message
+    except PtinspectError:  # it is not in memory yet
+        pass
+    return ""

@@ -102,6 +102,9 @@ def test_a_guest_of_ones_own(tmp_path: Path, stub: str) -> None:
         typed_in = "until rcu_end_inkernel_boot --timeout 60\nstatus\n"
         done = shell(line.replace("--gdb :1234", f"--gdb {stub}"), tmp_path, typed_in)
         assert done.returncode == 0, line + done.stdout + done.stderr
+    other = need_guest("6.1-cloud").kernel
+    wrong = shell(f"ptinspect --gdb {stub} --kernel {other} -c status", tmp_path)
+    assert re.search(r"^not used +.*another kernel|^not used +.*agree", wrong.stdout, re.M), wrong.stdout
     assert "after: the rewrite has finished" in done.stdout and "pgd 0" in done.stdout, done.stdout
 
 

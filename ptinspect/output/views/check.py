@@ -47,7 +47,7 @@ def check_report(
         for f in found.kept[:SHOWN]
     ]
     body: list[Note | Table] = [
-        Note(escape(label), "dim"),
+        Note(escape(label.strip("()")), "dim"),
         *(Note(escape(n), "changed") for n in found.notes),
     ]
     if rows:

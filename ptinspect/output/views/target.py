@@ -47,6 +47,8 @@ class Status:
     """How guest memory is read."""
     kernel: str = ""
     """Kernel file."""
+    refused: str = ""
+    """Why it is not used; empty if it is, or nobody knows yet."""
     pid: int | None = None
     """Process of the QEMU that was launched here."""
     console: str = ""
@@ -73,6 +75,7 @@ def status_report(status: Status, headline: str = "") -> Report:
         "slots": None if status.slots is None else dict(status.slots),
         "memory": status.memory,
         "kernel": status.kernel,
+        "kernel_refused": status.refused,
         "pid": status.pid,
         "console": status.console,
         "snapshots": list(status.snapshots),
@@ -92,6 +95,7 @@ def status_report(status: Status, headline: str = "") -> Report:
         ("GDB", status.gdb),
         ("memory by", status.memory),
         ("kernel", status.kernel),
+        ("not used", Styled(escape(status.refused), "bad")),
         ("console", status.console),
         ("snapshots", ", ".join(status.snapshots)),
     ]

@@ -21,7 +21,7 @@ def trace_report(trace: Trace, shown: int = FUNCTIONS) -> Report:
     """Show a trace."""
     cost = f"{trace.steps} {_counted(trace)} in {trace.seconds:.1f} s"
     body: list[Note | Table] = [
-        Note(f"from {escape(trace.began)} to {escape(trace.ended)}", "dim"),
+        Note(f"from {escape(trace.began)} until {escape(trace.ended)}", "dim"),
         Note(f"method {trace.method}: {_how(trace)}", "dim"),
         Note(cost, "dim"),
         _stacks(trace),
@@ -207,7 +207,7 @@ def picture(trace: Trace, title: str) -> dict[str, Any]:
         "title": title,
         "x": UNITS[trace.method],
         "facts": [
-            f"from {trace.began} to {trace.ended}",
+            f"from {trace.began} until {trace.ended}",
             f"method {trace.method}: {_how(trace)}",
             trace.kernel,
         ],
