@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections import Counter
 from typing import NoReturn
 
 import pytest
@@ -16,6 +18,7 @@ os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user'
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+collect_ignore = [] if os.environ.get("PTINSPECT_EXTRA_KERNELS") else ["live/test_extra_kernels.py"]
 LIVE = os.environ.get("PTINSPECT_LIVE") == "1" or os.environ.get("CI") == "true"
 
 
@@ -24,3 +27,36 @@ def missing(what: str) -> NoReturn:
     if LIVE:
         pytest.fail(f"{what} is missing; run 'ptinspect setup --yes'")
     pytest.skip(f"{what} is missing; 'ptinspect setup --yes' installs it")
+
+
+_passed: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what passed."""
+    if report.when == "call" and report.passed:
+        _passed.add(report.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print which live tests passed on which guest: files against guests, numbers of tests."""
+    session = sys.modules.get("session")  # tests/live/session.py, if a live test ran
+    if session is None:
+        return
+    from tabulate import tabulate
+
+    from ptinspect.guests import data
+
+    guests = [spec.name for spec in data.load().guests]
+    cells: Counter[tuple[str, str]] = Counter()
+    for node in _passed:
+        parameters = node.partition("[")[2]
+        # the longest name that stands in the parameters; else what the test itself asked for
+        named = {max((g for g in guests if g in parameters), key=len, default="")} - {""}
+        for guest in named or session.GUESTS_OF_TESTS.get(node, set()):
+            cells[node.partition("::")[0].rpartition("/")[2], guest] += 1
+    files = sorted({file for file, _ in cells})
+    rows = [[file, *(cells[file, guest] or "" for guest in guests)] for file in files]
+    if rows:
+        terminalreporter.section("live tests passed, by guest")
+        terminalreporter.write_line(tabulate(rows, headers=["", *guests]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from ptinspect.commands.context import Context
 from ptinspect.errors import TargetError
 from ptinspect.guests import archive
 
+GUESTS_OF_TESTS: dict[str, set[str]] = {}
+"""Guests that a test has asked for, by its node id; what a shared fixture asks for counts for the first."""
 KASLR_BOOT = "rdinit=/init console=ttyAMA0 earlycon=pl011,0x9000000"
 
 
@@ -36,6 +39,8 @@ class Live:
 
 def need_guest(name: str) -> archive.Guest:
     """Return an installed guest; fail or skip where it is missing."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    GUESTS_OF_TESTS.setdefault(test, set()).add(name)
     try:
         guest = archive.guest(name)
     except TargetError:

@@ -126,6 +126,10 @@ def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
     session.memory.choose("host")
     session.run_until([LOOP], 20)
     os.kill(qemu.pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{qemu.pid}/stat")
+    end = time.monotonic() + 10
+    while stat.read_text().rpartition(")")[2].split()[0] != "T" and time.monotonic() < end:
+        time.sleep(0.01)  # a busy machine takes its time to stop all threads
     try:
         start = time.monotonic()
         with pytest.raises(TargetError, match="stopped by a signal"):
