@@ -13,10 +13,12 @@ import numpy as np
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
+from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.kpti_code import KptiCode
 from ptinspect.linux.kpti_frontier import restores_tables
 from ptinspect.linux.kpti_state import MOSTLY, census, tables_by_level
 from ptinspect.linux.kpti_writes import Recording
+from ptinspect.linux.naming import layout_of
 from ptinspect.snapshot.changes import Change
 from ptinspect.snapshot.diff import diff
 from ptinspect.snapshot.index import TableIndex
@@ -25,6 +27,7 @@ from ptinspect.snapshot.model import Snapshot
 Code = Literal[
     "normal", "no-table-marks", "toggle-write-back", "lost-write", "reverted-entry", "not-run", "unknown"
 ]
+FIXMAP = "fixmap"
 LISTED = 8
 """Descriptors that are named; all are counted."""
 MEANING: dict[Code, str] = {
@@ -84,7 +87,14 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
     found = diff(before, after)
     reverted = [c for c in found.changes if _is_reverted(c)]
     lost = [c for c in found.changes if "lost" in c.kinds or ("retargeted" in c.kinds and c not in reverted)]
-    notes = () if found.complete else ("the two snapshots could not be compared as a whole",)
+    notes: tuple[str, ...] = ()
+    if not found.complete:
+        notes = ("the two snapshots could not be compared as a whole",)
+    slots = [c for c in lost if c.level == LEVEL_LAST and layout_of(before, after).name(c.va_start) == FIXMAP]
+    if slots:
+        # a CPU that patches code maps it there for a moment (arch/arm64/kernel/patching.c, patch_map)
+        lost = [c for c in lost if c not in slots]
+        notes += (f"{len(slots)} slot(s) of the fixmap, which the kernel itself empties, are left out",)
     if reverted:
         return Verdict("reverted-entry", tuple(_said(c, before, after) for c in reverted[:LISTED]), notes)
     if lost:

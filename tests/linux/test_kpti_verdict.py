@@ -13,6 +13,7 @@ from ptinspect.linux.kpti_frontier import order_keys
 from ptinspect.linux.kpti_target import by_address, by_number, by_percent
 from ptinspect.linux.kpti_verdict import MEANING, judge
 from ptinspect.linux.kpti_writes import Recording
+from ptinspect.linux.naming import LAYOUT, REGIONS
 from ptinspect.snapshot.classify import are_leaves, are_tables
 from ptinspect.snapshot.model import Snapshot
 
@@ -205,3 +206,24 @@ def test_a_toggle_whose_first_level_is_folded() -> None:
     low = int(np.flatnonzero(after.tables.level == top + 1)[0])
     after.tables.raw[low][are_tables(after.tables.raw[low], top + 1)] |= np.uint64(NG)
     assert judge(old, after, None, toggles).code == "unknown"
+
+
+def test_a_fixmap_slot_that_another_cpu_was_patching_through_is_not_lost() -> None:
+    """Seen with 4 CPUs, in a snapshot taken while another CPU was still applying alternatives."""
+    slot, page = 0xFFFF_FDFF_FE5F_9000, 0xFFFF_8000_1200_0000
+    made = TreeBuilder(REGIME)
+    for va in (slot, page):
+        made.map(va, 0x4A00_0000, size=2 << 12, level=3)
+    snapshot = made.snapshot("before")
+    old = dataclasses.replace(
+        snapshot, meta=dataclasses.replace(snapshot.meta, extra={LAYOUT: "v5.4 to v5.10", REGIONS: ""})
+    )
+    after = marked(old)
+    row, index = place(after, 3, slot)
+    after.tables.raw[row, index] = 0
+    assert judge(old, after).code == "normal"
+    row, index = place(after, 3, page)
+    after.tables.raw[row, index] = 0
+    found = judge(old, after)
+    assert found.code == "lost-write" and len(found.evidence) == 1 and f"{page:#x}" in found.evidence[0]
+    assert "1 slot(s) of the fixmap" in found.unknown[0]
