@@ -12,6 +12,7 @@ from collections import Counter
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user's own choices
 
@@ -28,6 +29,10 @@ def missing(what: str) -> NoReturn:
         pytest.fail(f"{what} is missing; run 'ptinspect setup --yes'")
     pytest.skip(f"{what} is missing; 'ptinspect setup --yes' installs it")
 
+
+if LIVE:  # a run that lets work in or not repeats the same examples; those at a desk look for new ones
+    settings.register_profile("repeatable", derandomize=True)
+    settings.load_profile("repeatable")
 
 _passed: set[str] = set()
 
@@ -49,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     guests = [spec.name for spec in data.load().guests]
     cells: Counter[tuple[str, str]] = Counter()
-    for node in _passed:
+    for node in (n for n in _passed if n.startswith("tests/live/")):
         parameters = node.partition("[")[2]
         # the longest name that stands in the parameters; else what the test itself asked for
         named = {max((g for g in guests if g in parameters), key=len, default="")} - {""}

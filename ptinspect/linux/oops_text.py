@@ -16,6 +16,7 @@ _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")
 _LINES = re.compile(r"[^\r\n\x00]+")
 _STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
 _STAMPED = re.compile(_STAMP)
+_SECONDS = re.compile(r"\[ *(\d+\.\d+)")
 _BEFORE = re.compile(r"^.{0,200}?(?=" + _STAMP + ")")
 _CALLER = re.compile(r"^ ?\[ {0,12}([TC]\d{1,9})\]")
 _TAGS = re.compile(r"^(?:\[[^\]\[]{0,60}\])+")
@@ -91,7 +92,8 @@ def _clean(raw: str, number: int) -> Line:
         stamp = _STAMPED.match(rest)
         assert stamp is not None
         if _is_prefix(before[0]):
-            time = stamp[0].strip("[] ").split(" ")[0]
+            seconds = _SECONDS.match(stamp[0])
+            time = "" if seconds is None else seconds[1]
             text = rest[stamp.end() :]
     if not time:
         text = _strip_prefix(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -76,6 +78,13 @@ def test_real_logs_with_lost_and_changed_characters(name: str, data: st.DataObje
         if not raw:
             break
     survives(bytes(raw))
+
+
+def test_a_damaged_time_stamp_prints_no_control_code() -> None:
+    raw = (LOGS / "6.12-null-dereference.log").read_bytes()
+    damaged = re.sub(rb"(\[ +\d+\.\d\d\d)\d", lambda found: found[1] + b"\x01", raw)
+    assert damaged != raw
+    assert survives(damaged).panics
 
 
 @FUZZ

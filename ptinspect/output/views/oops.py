@@ -221,7 +221,7 @@ def _walk_row(step: PathStep) -> tuple[Styled | str, ...]:
 def _facts(panic: Panic) -> list[tuple[str, str]]:
     """Return the rows of what was printed and worked out."""
     facts, first = panic.facts, panic.incident.first
-    rows = [("at", f"line {first.line}" + (f", {first.time} s" if first.time else ""))]
+    rows = [("at", f"line {first.line}" + (f", {escape(first.time)} s" if first.time else ""))]
     if first.comm or first.cpu is not None:
         who = [
             f"CPU {first.cpu}" if first.cpu is not None else "",
