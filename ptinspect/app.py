@@ -146,9 +146,9 @@ def _work(player: Player, options: argparse.Namespace, statements: list[Statemen
 
 def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
     """Return what the process's arguments ask for. Raises UserError if a script cannot be used."""
-    from ptinspect.repl.preflight import open_script
     from ptinspect.script.model import Line
     from ptinspect.script.parse import parse_line
+    from ptinspect.script.ready import open_script
 
     statements: list[Statement] = []
     for kind, text in options.work or ():

@@ -11,6 +11,7 @@ from typing import Any
 
 from ptinspect.campaign.answers import read
 from ptinspect.campaign.child import ANSWERS
+from ptinspect.script.outcome import AFTERWARDS
 
 FOLDER = "good"
 """In the directory of a campaign: a file for each cell."""
@@ -25,8 +26,6 @@ NOT_COMPARED = frozenset(
     {"pid", "console", "created", "command_line", "file", "written", "bytes", "source", "memory", "qemu"}
 )
 """Fields that differ from process to process, or name files."""
-AFTERWARDS = "on-failure"
-"""The place of what runs after a failure; no passing run has it."""
 
 _FOLDER = re.compile(r"\d{1,8}(-\d{1,6})?")
 Value = str | int | float | bool | None

@@ -22,8 +22,7 @@ from ptinspect.campaign.statistics import same_campaign
 from ptinspect.commands.context import Context
 from ptinspect.errors import UserError
 from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement
-from ptinspect.script.parse import read_script
-from ptinspect.script.ready import find
+from ptinspect.script.ready import open_script, path_of
 from ptinspect.script.variables import definition
 
 FILE = "home.json"
@@ -165,14 +164,6 @@ def resume(before: Results, given: Begun | None) -> Home:
     return home
 
 
-def _path(script: str) -> Path:
-    return find(script[1:]) if script.startswith("@") else Path(script)
-
-
-def _statements(script: str) -> tuple[Statement, ...]:
-    return read_script(_path(script), script if script.startswith("@") else "")
-
-
 def digest_of(script: str) -> str:
     """Return the SHA-256 of a script and of the scripts that it names. Raises UserError."""
     seen: dict[str, bytes] = {}
@@ -182,13 +173,13 @@ def digest_of(script: str) -> str:
         if name in seen:
             continue
         try:
-            with _path(name).open("rb") as file:
+            with path_of(name).open("rb") as file:
                 seen[name] = file.read(MAX_BYTES)
         except OSError as error:
             if name == script:
                 raise UserError(f"cannot read the script {name}: {error.strerror or error}") from error
             continue
-        waiting += [s.path for s in _flat(_statements(name)) if isinstance(s, Source) and "$" not in s.path]
+        waiting += [s.path for s in _flat(open_script(name)) if isinstance(s, Source) and "$" not in s.path]
     total = hashlib.sha256()
     for data in sorted(seen.values()):
         total.update(hashlib.sha256(data).digest())
@@ -206,7 +197,7 @@ def _check(ctx: Context, script: str, plan: Plan) -> bool:
     """Look at the script as the runs will; tell whether it launches its guests. Raises UserError."""
     from ptinspect.repl.preflight import Preflight
 
-    statements = _statements(script)
+    statements = open_script(script)
     for cell in plan.cells[:CHECKED]:
         known: dict[str, str | None] = {**variables(plan, Run(1, cell), 1, Path.cwd()), "run": None}
         Preflight(ctx.registry, {**known, "attempt": None}).check(statements)

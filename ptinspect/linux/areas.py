@@ -16,6 +16,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.regions import Region
 from ptinspect.linux.types import Offsets
+from ptinspect.text import escape
 
 MAX_AREAS = 16_384
 """Areas that are read at most."""
@@ -190,7 +191,7 @@ class _Reader:
             raise GuestError(f"a name of {length} bytes")
         text = self._bytes(self._u64(dentry + self.at("dentry.d_name.name")), length)
         name = text.decode("utf-8", "backslashreplace")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+        return escape(name)
 
     # -- memory ---------------------------------------------------------------------------------
 

@@ -90,9 +90,8 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
     notes: tuple[str, ...] = ()
     if not found.complete:
         notes = ("the two snapshots could not be compared as a whole",)
-    slots = [c for c in lost if c.level == LEVEL_LAST and layout_of(before, after).name(c.va_start) == FIXMAP]
+    slots = _fixmap_slots(lost, before, after)
     if slots:
-        # a CPU that patches code maps it there for a moment (arch/arm64/kernel/patching.c, patch_map)
         lost = [c for c in lost if c not in slots]
         notes += (f"{len(slots)} slot(s) of the fixmap, which the kernel itself empties, are left out",)
     if reverted:
@@ -101,6 +100,18 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
         more = (f"and {len(lost) - LISTED} more",) if len(lost) > LISTED else ()
         return Verdict("lost-write", (*(_said(c, before, after) for c in lost[:LISTED]), *more), notes)
     return None
+
+
+def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list[Change]:
+    """Return those of the changes that are slots of the fixmap.
+
+    A CPU that patches code maps it there for a moment (patch_map, arch/arm64/kernel/patching.c).
+    """
+    pages = [c for c in lost if c.level == LEVEL_LAST]
+    if not pages:
+        return []
+    names = layout_of(before, after)
+    return [c for c in pages if names.name(c.va_start) == FIXMAP]
 
 
 def _is_reverted(change: Change) -> bool:

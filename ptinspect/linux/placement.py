@@ -90,9 +90,7 @@ def code_places(memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlo
     at = begin + (length // 2 & ~(PROBE_BYTES - 1))
     words = np.frombuffer(image.text_at(image.text_va + at, PROBE_BYTES), np.uint64)
     for block in ram:
-        bases = range(align_up(block.start, BOUNDARY), block.end, BOUNDARY)
-        places = sorted({base + offset for base in bases for offset in {0, image.text_offset}})
-        places = [pa for pa in places if pa + at + PROBE_BYTES <= block.end]
+        places = _places(block, image.text_offset, at + PROBE_BYTES)
         if not places:
             continue
         addresses = np.array(places, dtype=np.uint64) + np.uint64(at)
@@ -101,13 +99,20 @@ def code_places(memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlo
         yield from (places[row] for row in np.flatnonzero(hits).tolist())
 
 
+def _places(block: RamBlock, text_offset: int, length: int) -> list[int]:
+    """Return where an Image may lie in a block that has `length` bytes of it, in ascending order.
+
+    It lies at a multiple of 2 MiB plus text_offset (Documentation/arch/arm64/booting.rst).
+    """
+    bases = range(align_up(block.start, BOUNDARY), block.end, BOUNDARY)
+    places = sorted({base + offset for base in bases for offset in {0, text_offset}})
+    return [pa for pa in places if pa + length <= block.end]
+
+
 def headers(
     memory: PhysicalMemory, ram: Sequence[RamBlock], text_offset: int = 0, hint: int | None = None
 ) -> Iterator[tuple[int, ImageHeader]]:
-    """Go through the places in RAM that hold an Image header, `hint` and the start of RAM first.
-
-    An Image lies at a multiple of 2 MiB plus text_offset (Documentation/arch/arm64/booting.rst).
-    """
+    """Go through the places in RAM that hold an Image header, `hint` and the start of RAM first."""
     seen: set[int] = set()
     if hint is not None:
         seen.add(hint)
@@ -118,10 +123,9 @@ def headers(
         if header is not None:
             yield hint, header
     for block in ram:
-        bases = range(align_up(block.start, BOUNDARY), block.end - HEADER_SIZE, BOUNDARY)
-        places = sorted({base + offset for base in bases for offset in {0, text_offset}} - seen)
+        places = [pa for pa in _places(block, text_offset, HEADER_SIZE) if pa not in seen]
         for some in (places[:LIKELY], places[LIKELY:]):
-            addresses = np.array([pa for pa in some if pa + HEADER_SIZE <= block.end], dtype=np.uint64)
+            addresses = np.array(some, dtype=np.uint64)
             if not addresses.size:
                 continue
             raw, readable = memory.read_tables(addresses, HEADER_SIZE)

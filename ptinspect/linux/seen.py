@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux import a64
+from ptinspect.linux.kept import Kept
+from ptinspect.linux.stacks import STACK_END_MAGIC, entry_of
+from ptinspect.linux.tasks import COMM_BYTES
 
 if TYPE_CHECKING:
-    from ptinspect.linux.image import KernelImage
     from ptinspect.linux.view import GuestView
 
 MOST_BYTES = 0x4000
 """Bytes of init_task that are looked at; a task_struct with everything turned on is about 10 KiB."""
 STACK_WITHIN = 0x100
 """The stack's address follows thread_info and the task's state (include/linux/sched.h)."""
-STACK_END_MAGIC = 0x57AC6E9D
-COMM_BYTES = 16
 SOME = 8
 """Tasks that have to agree."""
 CPU_CONTEXT = {"fp": 80, "sp": 88, "pc": 96}
@@ -38,16 +38,8 @@ SWITCH_BYTES = 0x400
 ENTRY_WORDS = 96
 
 
-_LEARNED: dict[int, tuple[KernelImage | None, dict[str, int]]] = {}
-
-
-def _learned(image: KernelImage | None) -> dict[str, int]:
-    """Return what was told of this kernel at any stop: later its memory may be damaged."""
-    kept = _LEARNED.get(id(image))
-    if kept is None or kept[0] is not image:
-        _LEARNED.clear()
-        kept = _LEARNED[id(image)] = (image, {})
-    return kept[1]
+_LEARNED: Kept[dict[str, int]] = Kept()
+"""Offsets that were told at any stop: later the kernel's memory may be damaged."""
 
 
 class SeenTypes:
@@ -59,7 +51,11 @@ class SeenTypes:
 
     def offset(self, path: str) -> int:
         """Return the offset in bytes of a member. Raises KernelFileError if memory does not tell it."""
-        known = _learned(self._view.image)
+        image = self._view.image
+        assert image is not None
+        known = _LEARNED.get(image)
+        if known is None:
+            known = _LEARNED.put(image, {})
         if path in known:
             return known[path]
         kind, _, member = path.partition(".")
@@ -225,8 +221,6 @@ class SeenTypes:
     @cached_property
     def _saved(self) -> int | None:
         """The saved SP stands between the frame pointer and the place in __switch_to, or ret_from_fork."""
-        from ptinspect.linux.stacks import entry_of
-
         assert self._stack is not None
         entry = entry_of(self._view)
         size = entry.thread_size or entry.irq_stack_size or 0
@@ -257,8 +251,6 @@ class SeenTypes:
     @cached_property
     def _stackframe(self) -> int | None:
         """Where the entry stores x29 and the interrupted pc (x22): `kernel_entry`, entry.S."""
-        from ptinspect.linux.stacks import entry_of
-
         entry = entry_of(self._view)
         offset = self._view.kaslr_offset
         code = self._view.read_virt((entry.sync.label + offset) & MASK64, 4 * ENTRY_WORDS)

@@ -10,7 +10,7 @@ from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.entry import EntryCode, recognise_code, recognise_entry
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.kept import Kept
 from ptinspect.linux.tasks import Task, Tasks, per_cpu_offset
 from ptinspect.linux.view import GuestView
 
@@ -20,7 +20,7 @@ StackKind = Literal["task", "irq", "overflow", "sdei-normal", "sdei-critical", "
 STACK_END_MAGIC = 0x57AC6E9D
 """What the kernel writes to the lowest word of a task's stack (include/uapi/linux/magic.h)."""
 
-_ENTRIES: dict[int, tuple[KernelImage, EntryCode]] = {}
+_ENTRIES: Kept[EntryCode] = Kept()
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,9 @@ def entry_of(view: GuestView) -> EntryCode:
     image = view.image
     if image is None:
         raise GuestError("the kernel's stacks are found by its file", "--kernel FILE")
-    kept = _ENTRIES.get(id(image))
-    if kept is not None and kept[0] is image:
-        return kept[1]
+    kept = _ENTRIES.get(image)
+    if kept is not None:
+        return kept
     if "vectors" in image.symbols:
         code = recognise_entry(image)
     else:
@@ -227,9 +227,7 @@ def entry_of(view: GuestView) -> EntryCode:
             )
         offset = view.kaslr_offset
         code = recognise_code(lambda va, n: view.read_virt((va + offset) & MASK64, n), vbar - offset, {})
-    _ENTRIES.clear()
-    _ENTRIES[id(image)] = (image, code)
-    return code
+    return _ENTRIES.put(image, code)
 
 
 def per_cpu_pointer(

@@ -18,6 +18,7 @@ from ptinspect.linux.types import Offsets
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Root
+from ptinspect.text import escape
 
 MAX_BANNER = 512
 
@@ -268,4 +269,4 @@ class GuestView:
         except (MemoryReadError, GuestError, KernelFileError):
             return ""
         text = raw.split(b"\0")[0].split(b"\n")[0].decode("ascii", errors="backslashreplace")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return escape(text)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptinspect.text import escape as escape  # noqa: PLC0414 - all that prints takes it from here
+
 Style = Literal["plain", "title", "dim", "good", "changed", "bad", "level", "address"]
 """What a piece of text means; the printer chooses colours from it, or none."""
 
@@ -78,8 +80,3 @@ class Report:
 def hex_address(value: int) -> str:
     """Write an address or raw descriptor the way all output does: `0x` and lower-case digits."""
     return f"{value:#x}"
-
-
-def escape(text: str) -> str:
-    """Make a string from the guest or from a file safe to print: no control codes, no line breaks."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -14,12 +14,13 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.repl import stops
-from ptinspect.repl.preflight import MAX_DEPTH, Preflight, open_script
+from ptinspect.repl.preflight import MAX_DEPTH, Preflight
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
-from ptinspect.script.outcome import Outcome
+from ptinspect.script.outcome import AFTERWARDS, Outcome
 from ptinspect.script.parse import parse_line
+from ptinspect.script.ready import open_script
 from ptinspect.script.variables import expand, words
 
 RUNS = frozenset({"continue", "until", "finish", "interrupt"})
@@ -28,8 +29,6 @@ NOT_RECORDED = frozenset({"record", "quit", "help", "history"})
 MOST_ROUNDS = 1_000_000
 MOST_STOPS = 100_000
 """Stops that `on stop` handles for one command of the script."""
-AFTERWARDS = "on-failure"
-"""The place of commands that run after a failure, where others have `file:line`."""
 MOST_OUTCOMES = 100_000
 """Outcomes that are kept for a report."""
 

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
-from ptinspect.script.parse import read_script
+from ptinspect.script.ready import open_script
 from ptinspect.script.variables import needed, words
 
 MAX_DEPTH = 8
 """Scripts called by scripts, and actions at stops within each other."""
 MOST_SCRIPTS = 1000
 """Scripts that one script may call, those that these call included."""
-
-
-def open_script(name: str) -> tuple[Statement, ...]:
-    """Return the statements of a file, or of `@NAME`, a script of ptinspect's own. Raises UserError."""
-    if not name.startswith("@"):
-        return read_script(Path(name))
-    from ptinspect.script.ready import find
-
-    return read_script(find(name[1:]), name)
 
 
 @dataclass

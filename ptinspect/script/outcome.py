@@ -10,6 +10,8 @@ from typing import Any
 
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 
+AFTERWARDS = "on-failure"
+"""The place of commands that run after a failure, where others have `file:line`."""
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

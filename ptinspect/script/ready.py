@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Var
-from ptinspect.script.parse import parse
+from ptinspect.script.model import Statement, Var
+from ptinspect.script.parse import parse, read_script
 from ptinspect.script.variables import words
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts"
@@ -34,11 +33,23 @@ def find(name: str) -> Path:
     path = FOLDER / f"{name}{SUFFIX}"
     names = sorted(file.stem for file in FOLDER.glob(f"*{SUFFIX}"))
     if name not in names:
+        import difflib
+
         close = difflib.get_close_matches(name, names, 3)
         raise UserError(
             f"no script @{name}", f"did you mean @{close[0]}?" if close else "'scripts' lists those there are"
         )
     return path
+
+
+def path_of(script: str) -> Path:
+    """Return the file of a script: a path, or `@NAME`, one of ptinspect's own. Raises UserError."""
+    return find(script[1:]) if script.startswith("@") else Path(script)
+
+
+def open_script(script: str) -> tuple[Statement, ...]:
+    """Return the statements of a file, or of `@NAME`, a script of ptinspect's own. Raises UserError."""
+    return read_script(path_of(script), script if script.startswith("@") else "")
 
 
 def ready() -> tuple[Ready, ...]:

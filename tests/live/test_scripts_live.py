@@ -20,11 +20,10 @@ from ptinspect import app
 from ptinspect.commands.demo_fault import _target
 from ptinspect.commands.poke import write
 from ptinspect.repl.player import Player
-from ptinspect.repl.preflight import open_script
 from ptinspect.repl.printer import Printer
 from ptinspect.script.model import Line
 from ptinspect.script.parse import parse
-from ptinspect.script.ready import ready
+from ptinspect.script.ready import open_script, ready
 
 pytestmark = pytest.mark.live
 
