@@ -249,6 +249,6 @@ def by_nearness(packages: Sequence[Package], version: str) -> list[Package]:
         width = max(len(has), len(wanted))
         left, right = (part + [0] * (width - len(part)) for part in (has, wanted))
         gaps = [abs(a - b) for a, b in zip(left, right, strict=True)]
-        return gaps, [-n for n in left], not package.name.endswith("-unsigned")
+        return gaps, [-n for n in left], "-unsigned" not in package.name
 
     return sorted(packages, key=distance)

@@ -131,7 +131,7 @@ def parse(table: dict[str, Any]) -> Data:
 
 def _guest(entry: dict[str, Any]) -> GuestSpec:
     image = PinnedPackage(
-        entry["package"], entry["version"], entry["sha256"], entry["nearest"], (entry["kernel"],)
+        entry["package"], entry["version"], entry["sha256"], entry["nearest"], tuple(entry["kernel"])
     )
     debug = entry.get("debug")
     return GuestSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -100,13 +101,21 @@ class Installer:
         with store.workspace(spec.name) as directory:
             result = directory / "result"
             result.mkdir()
-            kernel, config = self._fetch(
+            *kernels, config = self._fetch(
                 suite, image, spec.image, [*spec.image.files, "boot/config-*"], result
             )
+            kernel = next(filter(None, kernels), None)
             if kernel is None:
                 raise TargetError(f"{image.name} {image.version} holds no kernel ({spec.image.files[0]})")
-            files = {"kernel": kernel, **({"config": config} if config else {})}
+            files = {"kernel": kernel}
             sources = [Source(image.name, image.version, image.sha256, suite.name)]
+            release = kernel.name.partition("-")[2]
+            base = None if config else suite.find(f"linux-base-{release}", image.version)
+            if base is not None:
+                (config,) = self._fetch(suite, base, None, ["usr/lib/modules/*/config"], result)
+                sources.append(Source(base.name, base.version, base.sha256, suite.name))
+            if config is not None:
+                files["config"] = config
             if debug is not None and spec.debug is not None:
                 (vmlinux,) = self._fetch(suite, debug, spec.debug, spec.debug.files, result)
                 if vmlinux is None:
@@ -118,7 +127,7 @@ class Installer:
                 spec.name,
                 note="" if _is(image, spec.image) else _difference(spec.image, image),
                 version=image.version,
-                release=kernel.name.partition("-")[2],
+                release=release,
                 cpu=spec.cpu,
                 files={use: _stored(path) for use, path in files.items()},
                 sources=(*sources, source),
@@ -147,7 +156,7 @@ class Installer:
 
     def _make_initrd(self, first: str, directory: Path) -> tuple[Path, Source]:
         problems = []
-        for entry in sorted(self._table.busybox, key=lambda b: b.suite != first):
+        for entry in sorted(self._table.busybox, key=lambda b: b.suite != first.removesuffix("-backports")):
             try:
                 suite = self._suite(entry.suite)
                 pin = entry.package
@@ -168,7 +177,12 @@ class Installer:
         raise TargetError(f"no static shell for the initial RAM disk: {'; '.join(problems)}")
 
     def _fetch(
-        self, suite: Suite, package: Package, pin: PinnedPackage, patterns: Sequence[str], directory: Path
+        self,
+        suite: Suite,
+        package: Package,
+        pin: PinnedPackage | None,
+        patterns: Sequence[str],
+        directory: Path,
     ) -> list[Path | None]:
         """Download a package and take files out of it; None for a pattern that nothing matches."""
         spot = Path(tempfile.mkdtemp(dir=directory.parent))
@@ -176,12 +190,12 @@ class Installer:
         digest = deb.sha256(path)
         if digest != package.sha256:
             raise TargetError(f"{path.name} is not what the archive's index says: {digest}")
-        if _is(package, pin) and digest != pin.sha256:
+        if pin is not None and _is(package, pin) and digest != pin.sha256:
             raise TargetError(f"{path.name} is not the file that ptinspect knows: {digest}, not {pin.sha256}")
         found = deb.extract(
             path,
             patterns,
-            lambda name: directory / PurePosixPath(name).name,
+            lambda name: directory / _plain_name(name),
             lambda done, total: self._progress(f"unpacking {package.name}", done, total),
         )
         path.unlink()
@@ -190,6 +204,12 @@ class Installer:
 
 def _apt_directory() -> Path:
     return store.cache_directory() / "apt"
+
+
+def _plain_name(path: str) -> str:
+    """Return what to call a file of a package: in a directory of one kernel's files, with its release."""
+    match = re.fullmatch(r"usr/lib/modules/([^/]+)/(vmlinuz|config)[^/]*", path)
+    return f"{match[2]}-{match[1]}" if match else PurePosixPath(path).name
 
 
 def _is(package: Package, pin: PinnedPackage) -> bool:

@@ -126,6 +126,32 @@ def test_the_pinned_version_is_installed_and_found(world: World) -> None:
     assert not (store.cache_directory() / "apt").exists()
 
 
+SPLIT = "7.3.4+deb13-arm64"
+
+
+@pytest.mark.parametrize("at", [f"usr/lib/modules/{SPLIT}/vmlinuz.unsigned", f"boot/vmlinuz-{SPLIT}"])
+def test_a_kernel_in_packages_of_its_parts(world: World, at: str) -> None:
+    """Debian from 6.19 on: kernel, configuration and modules in three packages, the image empty."""
+    add, version = world.archive.add, "7.3.4-1"
+    add("old", f"linux-image-{SPLIT}", version, {"usr/share/doc/nothing": b""})
+    digest = add("old", f"linux-binary-unsigned-{SPLIT}", version, {at: b"kernel of 7.3"})
+    add("old", f"linux-base-{SPLIT}", version, {f"usr/lib/modules/{SPLIT}/config": b"CONFIG_Y=y\n"})
+    image = pin(
+        f"linux-binary-unsigned-{SPLIT}", version, digest, "x", "usr/lib/modules/*/vmlinuz*", "boot/vmlinuz-*"
+    )
+    world.table = replace(
+        world.table, guests=(replace(world.table.guests[0], image=image), *world.table.guests[1:])
+    )
+    guest = world.install()
+    assert (guest.version, guest.release, guest.note) == (version, SPLIT, "")
+    assert guest.kernel.name == f"vmlinuz-{SPLIT}"
+    assert guest.kernel.read_bytes() == b"kernel of 7.3"
+    assert guest.config is not None
+    assert guest.config.name == f"config-{SPLIT}"
+    assert guest.config.read_bytes() == b"CONFIG_Y=y\n"
+    assert guests.guest() == guest
+
+
 def test_what_is_installed_needs_no_archive(world: World) -> None:
     first = world.install()
     world.archive.drop("old")
