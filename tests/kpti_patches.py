@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ptinspect.linux.a64 import words
-from ptinspect.linux.kpti_code import KptiCode, LevelCode
+from ptinspect.linux.kpti.code import KptiCode, LevelCode
 
 SKIPS_MARKED = 0x37580000
 """`tbnz wN, #11, …`: what the new algorithm has before it marks an entry."""

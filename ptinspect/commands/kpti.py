@@ -198,7 +198,7 @@ def _share(part: int, whole: int) -> str:
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say where the guest, or a snapshot, stands."""
     from ptinspect.commands.kpti_live import live_state
-    from ptinspect.linux.kpti_state import state_from_tables
+    from ptinspect.linux.kpti.state import state_from_tables
 
     cpus: list[dict[str, Any]] = []
     lacks = ""

@@ -37,7 +37,7 @@ def reach(runner: Runner) -> bool:
     Nothing runs if it is there already. Raises UserError if the rewrite is over.
     """
     from ptinspect.linux.kpti import flag_value
-    from ptinspect.linux.kpti_judge import past_boot
+    from ptinspect.linux.kpti.judge import past_boot
 
     view = runner.ctx.view()
     state = boot_state(runner)

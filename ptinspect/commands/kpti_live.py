@@ -10,13 +10,13 @@ from ptinspect.commands.sources import Source
 from ptinspect.errors import GuestError
 
 if TYPE_CHECKING:
-    from ptinspect.linux.kpti_state import KptiState
+    from ptinspect.linux.kpti.state import KptiState
 
 
 def live_state(ctx: Context) -> KptiState:
     """Capture the kernel's tables and judge. Raises GuestError, TargetError."""
-    from ptinspect.linux.kpti_judge import kpti_state
-    from ptinspect.linux.kpti_state import Census, KptiState
+    from ptinspect.linux.kpti.judge import kpti_state
+    from ptinspect.linux.kpti.state import Census, KptiState
 
     view = ctx.view()
     try:

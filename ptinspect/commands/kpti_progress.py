@@ -17,8 +17,8 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_addr
 if TYPE_CHECKING:
     from ptinspect.commands.kpti_run import Runner
     from ptinspect.linux.kpti import KptiCode, Position
-    from ptinspect.linux.kpti_frontier import Frontier, Progress
-    from ptinspect.linux.kpti_target import Target
+    from ptinspect.linux.kpti.position import Frontier, Progress
+    from ptinspect.linux.kpti.target import Target
     from ptinspect.snapshot.model import Snapshot
 
 SECONDS = 180.0
@@ -70,8 +70,8 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.commands.kpti_inside import tables_now
     from ptinspect.commands.kpti_run import Runner
     from ptinspect.linux.kpti import agrees, boot_cpu, flag_value, position, running_code
-    from ptinspect.linux.kpti_frontier import leaves_marks
-    from ptinspect.linux.kpti_frontier import progress as marks
+    from ptinspect.linux.kpti.position import leaves_marks
+    from ptinspect.linux.kpti.position import progress as marks
 
     runner = Runner(ctx, SECONDS)
     view = ctx.view()
@@ -109,7 +109,7 @@ def _report(
     cpus: list[dict[str, Any]],
     flag: int | None,
 ) -> Report:
-    from ptinspect.linux.kpti_frontier import leaves_marks
+    from ptinspect.linux.kpti.position import leaves_marks
     from ptinspect.paging.regions import level_name
 
     levels = [
@@ -212,7 +212,7 @@ def _check(where: str) -> None:
 
 
 def _choose(ctx: Context, runner: Runner, snapshot: Snapshot, where: str) -> Target:
-    from ptinspect.linux.kpti_target import by_address, by_number, by_percent
+    from ptinspect.linux.kpti.target import by_address, by_number, by_percent
 
     algorithm = runner.code.algorithm
     if where.endswith("%"):

@@ -13,8 +13,8 @@ from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti import KptiCode
-    from ptinspect.linux.kpti_verdict import Verdict
-    from ptinspect.linux.kpti_writes import Recording
+    from ptinspect.linux.kpti.stores import Recording
+    from ptinspect.linux.kpti.verdict import Verdict
     from ptinspect.snapshot.model import Snapshot
 
 FINE = ("normal", "not-run")
@@ -48,7 +48,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def verdict(ctx: Context, args: argparse.Namespace) -> Report:
     """Judge, and say what it rests on."""
-    from ptinspect.linux.kpti_verdict import judge
+    from ptinspect.linux.kpti.verdict import judge
 
     before = _snapshot(ctx, args.before, "before")
     after, live = _after(ctx, args)

@@ -17,7 +17,7 @@ from ptinspect.output.model import Column, Note, Report, Table, hex_address
 
 if TYPE_CHECKING:
     from ptinspect.commands.kpti_run import Runner
-    from ptinspect.linux.kpti_writes import Recording, Write
+    from ptinspect.linux.kpti.stores import Recording, Write
     from ptinspect.target.recorder import Store
 
 SECONDS = 120.0
@@ -78,8 +78,8 @@ def writes(ctx: Context, args: argparse.Namespace) -> Report:
 def record(runner: Runner, levels: list[int | str], timeout: float | None = None) -> Recording:
     """Record from here, inside the rewrite, to behind its last store. Raises GuestError, TargetError."""
     from ptinspect.commands.kpti_inside import boot_state, standing, tables_now
-    from ptinspect.linux.kpti_frontier import progress
-    from ptinspect.linux.kpti_writes import recording
+    from ptinspect.linux.kpti.position import progress
+    from ptinspect.linux.kpti.stores import recording
     from ptinspect.target.recorder import StoreRecorder
 
     state = boot_state(runner)

@@ -12,7 +12,7 @@ from ptinspect.commands import kpti_writes
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.linux.kpti_writes import Recording, recording
+from ptinspect.linux.kpti.stores import Recording, recording
 from ptinspect.output.text import render
 from ptinspect.target.recorder import RECORD
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ptinspect.errors import GuestError
-from ptinspect.linux import kpti_decision
-from ptinspect.linux.kpti_decision import applied_variable, decision, exit_site
+from ptinspect.linux.kpti import decision as kpti_decision
+from ptinspect.linux.kpti.decision import applied_variable, decision, exit_site
 
 PATCHER_5_10 = """
 d503201f d503201f d503233f a9bc7bfd d5384100 910003fd b0008581 f9429002 f9001fe2 d2800002 910df021 900086e0

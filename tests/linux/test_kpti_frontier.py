@@ -11,7 +11,7 @@ from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, Rewrite, patched, rewr
 from kpti_patches import apply, not_tracked, written_back
 
 from ptinspect.linux.kpti import agrees, cursors, frontier_of, position, progress
-from ptinspect.linux.kpti_frontier import restores_tables
+from ptinspect.linux.kpti.position import restores_tables
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot

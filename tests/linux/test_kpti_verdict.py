@@ -9,10 +9,10 @@ import pytest
 from builders import NG, REGIMES, TreeBuilder, copy_tables
 
 from ptinspect.errors import UserError
-from ptinspect.linux.kpti_frontier import order_keys
-from ptinspect.linux.kpti_target import by_address, by_number, by_percent
-from ptinspect.linux.kpti_verdict import MEANING, judge
-from ptinspect.linux.kpti_writes import Recording
+from ptinspect.linux.kpti.position import order_keys
+from ptinspect.linux.kpti.stores import Recording
+from ptinspect.linux.kpti.target import by_address, by_number, by_percent
+from ptinspect.linux.kpti.verdict import MEANING, judge
 from ptinspect.linux.naming import LAYOUT, REGIONS
 from ptinspect.snapshot.classify import are_leaves, are_tables
 from ptinspect.snapshot.model import Snapshot

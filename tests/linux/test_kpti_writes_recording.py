@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from builders import NG, OUTSIDE, REGIMES, TreeBuilder
 
-from ptinspect.linux.kpti_writes import Recording, Write, recording
+from ptinspect.linux.kpti.stores import Recording, Write, recording
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.target.recorder import RECORD
 

@@ -12,7 +12,7 @@ from ptinspect.commands.kpti_run import Runner
 from ptinspect.commands.kpti_writes import RECORDINGS
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti import KptiCode, running_code
-from ptinspect.linux.kpti_frontier import restores_tables
+from ptinspect.linux.kpti.position import restores_tables
 
 pytestmark = pytest.mark.live
 

@@ -6,7 +6,7 @@ import pytest
 from session import launched
 
 from ptinspect.commands.kpti_run import Runner
-from ptinspect.linux.kpti_decision import applied_variable
+from ptinspect.linux.kpti.decision import applied_variable
 
 pytestmark = pytest.mark.live
 STOPS = ("smp_init", "driver_init", "free_initmem")

@@ -13,7 +13,7 @@ from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
-from ptinspect.linux.kpti_code import Algorithm, KptiCode, LevelCode
+from ptinspect.linux.kpti.code import Algorithm, KptiCode, LevelCode
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds

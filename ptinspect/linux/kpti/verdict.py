@@ -14,10 +14,10 @@ import numpy as np
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.linux.kpti_code import KptiCode
-from ptinspect.linux.kpti_frontier import restores_tables
-from ptinspect.linux.kpti_state import MOSTLY, census, tables_by_level
-from ptinspect.linux.kpti_writes import Recording
+from ptinspect.linux.kpti.code import KptiCode
+from ptinspect.linux.kpti.position import restores_tables
+from ptinspect.linux.kpti.state import MOSTLY, census, tables_by_level
+from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.naming import layout_of
 from ptinspect.snapshot.changes import Change
 from ptinspect.snapshot.diff import diff

@@ -8,10 +8,10 @@ import re
 from ptinspect.arch.bits import bits
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
-from ptinspect.linux.kpti_code import ENTRY, KptiCode, recognise, recognise_code
-from ptinspect.linux.kpti_decision import decision
-from ptinspect.linux.kpti_frontier import agrees, leaves_marks, position
-from ptinspect.linux.kpti_state import MOSTLY, KptiState, State, state_from_tables
+from ptinspect.linux.kpti.code import ENTRY, KptiCode, recognise, recognise_code
+from ptinspect.linux.kpti.decision import decision
+from ptinspect.linux.kpti.position import agrees, leaves_marks, position
+from ptinspect.linux.kpti.state import MOSTLY, KptiState, State, state_from_tables
 from ptinspect.linux.view import GuestView
 from ptinspect.snapshot.model import Snapshot
 

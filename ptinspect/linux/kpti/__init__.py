@@ -1,6 +1,6 @@
 """The kernel's rewrite of its own tables: its code, how far it is, and where the guest stands."""
 
-from ptinspect.linux.kpti_code import (
+from ptinspect.linux.kpti.code import (
     ENTRY,
     Algorithm,
     KptiCode,
@@ -9,7 +9,8 @@ from ptinspect.linux.kpti_code import (
     recognise,
     recognise_code,
 )
-from ptinspect.linux.kpti_frontier import (
+from ptinspect.linux.kpti.judge import boot_cpu, flag_value, kpti_state, running_code
+from ptinspect.linux.kpti.position import (
     Cursor,
     Frontier,
     Position,
@@ -20,8 +21,7 @@ from ptinspect.linux.kpti_frontier import (
     position,
     progress,
 )
-from ptinspect.linux.kpti_judge import boot_cpu, flag_value, kpti_state, running_code
-from ptinspect.linux.kpti_state import KptiState, state_from_tables
+from ptinspect.linux.kpti.state import KptiState, state_from_tables
 
 __all__ = [
     "ENTRY",

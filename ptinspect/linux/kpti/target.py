@@ -9,8 +9,8 @@ import numpy as np
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
-from ptinspect.linux.kpti_code import Algorithm
-from ptinspect.linux.kpti_frontier import marks_of, order_keys
+from ptinspect.linux.kpti.code import Algorithm
+from ptinspect.linux.kpti.position import marks_of, order_keys
 from ptinspect.snapshot.classify import K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot
 

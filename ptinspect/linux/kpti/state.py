@@ -9,7 +9,7 @@ import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
-from ptinspect.linux.kpti_frontier import Frontier
+from ptinspect.linux.kpti.position import Frontier
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot
 
