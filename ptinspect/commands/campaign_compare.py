@@ -66,7 +66,7 @@ def _snapshots(good: Path, bad: Path) -> list[Mapping[str, Any]]:
 
 
 def _pair(name: str, good: Path, bad: Path) -> Mapping[str, Any]:
-    from ptinspect.snapshot.diff import diff
+    from ptinspect.analysis.diff import diff
     from ptinspect.snapshot.store import load
 
     try:

@@ -54,10 +54,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def check(ctx: Context, args: argparse.Namespace) -> Report:
     """Apply the rules."""
+    from ptinspect.analysis.check import check as check_one
+    from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
+    from ptinspect.analysis.findings import RULES, Findings
     from ptinspect.output.views.check import check_report
-    from ptinspect.paging.check import check as check_one
-    from ptinspect.paging.check_pair import Pair, check_pair, check_stacks
-    from ptinspect.paging.findings import RULES, Findings
 
     snapshot = snapshot_of(ctx, args, "check")
     found = Findings(limit=args.limit, shared=_shared(ctx, snapshot))

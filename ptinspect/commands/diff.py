@@ -49,11 +49,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two snapshots."""
+    from ptinspect.analysis.diff import MAX_CHANGES
+    from ptinspect.analysis.diff import diff as compare
     from ptinspect.commands.kerneltext import compare_texts, is_kernel_text
     from ptinspect.output.files import form_of, write
     from ptinspect.output.views.diff import diff_report
-    from ptinspect.snapshot.diff import MAX_CHANGES
-    from ptinspect.snapshot.diff import diff as compare
 
     if args.output is not None:
         form_of(args.output)

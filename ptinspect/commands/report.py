@@ -79,9 +79,9 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
     """Add each snapshot, and each against the one before it."""
+    from ptinspect.analysis.atlas import atlas, changes
+    from ptinspect.analysis.diff import diff
     from ptinspect.output.views.diff import diff_report
-    from ptinspect.paging.atlas import atlas, changes
-    from ptinspect.snapshot.diff import diff
 
     before = None
     for number, name in enumerate(names):

@@ -120,8 +120,8 @@ def show_map(ctx: Context, args: argparse.Namespace) -> Report:
 
 def bars(ctx: Context, args: argparse.Namespace, va: int | None) -> Report:
     """Draw tables in characters: all levels at once, and the tables on the way to an address."""
+    from ptinspect.analysis.atlas import atlas, changes
     from ptinspect.output.views.bars import bars_report
-    from ptinspect.paging.atlas import atlas, changes
 
     snapshot = snapshot_of(ctx, args, "map")
     shown = atlas(snapshot)

@@ -19,7 +19,7 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Report, escape
 
 if TYPE_CHECKING:
-    from ptinspect.paging.atlas import Atlas
+    from ptinspect.analysis.atlas import Atlas
     from ptinspect.snapshot.model import Snapshot
 
 PAGE_VERSION = 1
@@ -48,7 +48,7 @@ class Page:
 
     def add_map(self, snapshot: Snapshot, shown: Atlas, states: bytes, title: str) -> None:
         """Add a map: a snapshot with a state for each of its descriptors."""
-        from ptinspect.paging.atlas import delta_planes
+        from ptinspect.analysis.atlas import delta_planes
 
         regime = snapshot.regime
         self.maps.append(
@@ -130,7 +130,7 @@ def packed(data: bytes) -> str:
 
 def state_names() -> Sequence[str]:
     """Return the names of the states, by code."""
-    from ptinspect.paging.atlas import STATES
+    from ptinspect.analysis.atlas import STATES
 
     return STATES
 

@@ -13,12 +13,12 @@ import pytest
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 from conftest import missing
 
+from ptinspect.analysis.atlas import STATES
 from ptinspect.arch.descriptor import decode
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.html import Page, as_script
-from ptinspect.paging.atlas import STATES
 from ptinspect.snapshot.model import Snapshot
 
 BROWSER = "chromium"

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from ptinspect.analysis.changes import Change
+from ptinspect.analysis.diff import diff
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import LEVEL_LAST
@@ -19,8 +21,6 @@ from ptinspect.linux.kpti.position import restores_tables
 from ptinspect.linux.kpti.state import MOSTLY, census, tables_by_level
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.naming import layout_of
-from ptinspect.snapshot.changes import Change
-from ptinspect.snapshot.diff import diff
 from ptinspect.snapshot.index import TableIndex
 from ptinspect.snapshot.model import Snapshot
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.output.model import Note, Report, Style, Styled, hex_address, spanned
 
 if TYPE_CHECKING:
-    from ptinspect.paging.atlas import Atlas, States
+    from ptinspect.analysis.atlas import Atlas, States
     from ptinspect.snapshot.model import Snapshot
 
 LETTERS: Sequence[tuple[str, Style]] = (
@@ -30,15 +30,15 @@ LETTERS: Sequence[tuple[str, Style]] = (
     ("@", "bad"),
     ("a", "bad"),
 )
-"""Letter and style of each state, in the order of paging.atlas.STATES."""
+"""Letter and style of each state, in the order of analysis.atlas.STATES."""
 COLUMNS = 64
 """Entries in a line: 64 of a 4K table's make eight lines, each an eighth of what it translates."""
 
 
 def bars_report(snapshot: Snapshot, shown: Atlas, states: States, va: int | None) -> Report:
     """Draw a bar for each level, and the tables on the way to `va`, or the root."""
+    from ptinspect.analysis.atlas import count_states
     from ptinspect.arch.levels import level_name
-    from ptinspect.paging.atlas import count_states
 
     regime = snapshot.regime
     body: list[Note] = [
@@ -65,7 +65,7 @@ def bars_report(snapshot: Snapshot, shown: Atlas, states: States, va: int | None
 
 
 def _letter(name: str) -> str:
-    from ptinspect.paging.atlas import STATES
+    from ptinspect.analysis.atlas import STATES
 
     return LETTERS[STATES.index(name)][0]
 
@@ -123,7 +123,7 @@ def _grid(letters: str) -> list[Note]:
 
 
 def _legend(used: set[str]) -> list[Note]:
-    from ptinspect.paging.atlas import STATES
+    from ptinspect.analysis.atlas import STATES
 
     words = [f"{letter} {name}" for (letter, _), name in zip(LETTERS, STATES, strict=True) if letter in used]
     return [Note("   ".join(words[at : at + 4]), "dim") for at in range(0, len(words), 4)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.paging.findings import Finding, Findings
+    from ptinspect.analysis.findings import Finding, Findings
     from ptinspect.paging.regions import RegionNamer
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}

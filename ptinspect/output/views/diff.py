@@ -9,9 +9,9 @@ from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Ta
 from ptinspect.output.views.descriptor import in_words
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.changes import Change, Diff, LevelDiff
     from ptinspect.arch.regime import Regime
     from ptinspect.paging.regions import RegionNamer
-    from ptinspect.snapshot.changes import Change, Diff, LevelDiff
     from ptinspect.snapshot.model import Snapshot
 
 COUNTS: tuple[tuple[str, str, Style], ...] = (

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.analysis.changes import UNREADABLE, Change, LevelDiff
+from ptinspect.analysis.compare import KINDS, MAPPING, Differences, compare, names
+from ptinspect.analysis.pairs import Chunk, Descent, Pairs
+from ptinspect.analysis.subtree import Subtrees
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.snapshot.changes import UNREADABLE, Change, LevelDiff
-from ptinspect.snapshot.compare import KINDS, MAPPING, Differences, compare, names
 from ptinspect.snapshot.index import TableIndex
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.pairs import Chunk, Descent, Pairs
-from ptinspect.snapshot.subtree import Subtrees
 from ptinspect.snapshot.window import Window
 
 

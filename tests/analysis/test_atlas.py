@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 
-from ptinspect.paging import atlas as module
-from ptinspect.paging.atlas import STATES, atlas, changes, delta_planes
+from ptinspect.analysis import atlas as module
+from ptinspect.analysis.atlas import STATES, atlas, changes, delta_planes
 from ptinspect.paging.summary import summarize
 from ptinspect.snapshot.model import Snapshot
 

@@ -21,12 +21,12 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ptinspect.analysis.diff import Diff, LevelDiff, diff
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import SnapshotError
-from ptinspect.snapshot.diff import Diff, LevelDiff, diff
 from ptinspect.snapshot.model import Snapshot
 
 COUNTS = [f.name for f in dataclasses.fields(LevelDiff) if f.name not in ("level", "name", "tables")]
@@ -413,7 +413,7 @@ def test_loops_end_and_pairs_stay_bounded() -> None:
 def test_pairs_beyond_the_bound_are_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = small_tree(regime_4k(48))
     a = tree.snapshot("a")
-    from ptinspect.snapshot import pairs
+    from ptinspect.analysis import pairs
 
     real = pairs.Descent.__init__
 
@@ -428,7 +428,7 @@ def test_pairs_beyond_the_bound_are_left_out_and_said(monkeypatch: pytest.Monkey
 
 
 def test_chunks_smaller_than_a_level_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptinspect.snapshot import pairs
+    from ptinspect.analysis import pairs
 
     regime = regime_4k(48)
     tree = TreeBuilder(regime, top_down=True, tables_at=TABLES_AT + (32 << 20))

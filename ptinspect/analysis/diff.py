@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from ptinspect.analysis.changes import UNREADABLE, Change, Diff, LevelDiff
+from ptinspect.analysis.compare import KINDS
+from ptinspect.analysis.comparison import Comparison
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import SnapshotError
-from ptinspect.snapshot.changes import UNREADABLE, Change, Diff, LevelDiff
-from ptinspect.snapshot.compare import KINDS
-from ptinspect.snapshot.comparison import Comparison
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.memory.source import RamBlock
-from ptinspect.paging.findings import Finding, Findings, Severity
 from ptinspect.paging.map import MapFilter, runs
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import (

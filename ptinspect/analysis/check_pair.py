@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ptinspect.analysis.changes import UNREADABLE, Change, Diff
+from ptinspect.analysis.check import PHASE, check
+from ptinspect.analysis.diff import diff
+from ptinspect.analysis.findings import Finding, Findings, Severity
+from ptinspect.analysis.pairs import Descent, Pairs
 from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.paging.check import PHASE, check
-from ptinspect.paging.findings import Finding, Findings, Severity
 from ptinspect.paging.walk import walk
-from ptinspect.snapshot.changes import UNREADABLE, Change, Diff
 from ptinspect.snapshot.classify import BIT11, address_bits, are_valid
-from ptinspect.snapshot.diff import diff
 from ptinspect.snapshot.index import TableIndex
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.pairs import Descent, Pairs
 from ptinspect.snapshot.window import Window
 
 Early = Sequence[tuple[int, int, str]]

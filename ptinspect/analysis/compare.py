@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.analysis.pairs import Chunk
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.classify import (
@@ -19,7 +20,6 @@ from ptinspect.snapshot.classify import (
     are_valid,
     kinds,
 )
-from ptinspect.snapshot.pairs import Chunk
 
 KINDS = (
     "marked",

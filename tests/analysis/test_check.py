@@ -20,11 +20,11 @@ from builders import (
     cpu_state,
 )
 
+from ptinspect.analysis.check import check
+from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
+from ptinspect.analysis.findings import Findings
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.memory.sparse import SparseMemory
-from ptinspect.paging.check import check
-from ptinspect.paging.check_pair import Pair, check_pair, check_stacks
-from ptinspect.paging.findings import Findings
 from ptinspect.snapshot.model import Snapshot
 
 VA = 0xFFFF_8000_1000_0000
