@@ -99,8 +99,8 @@ Begun = tuple[Plan, tuple[int, int], Home]
 
 def death(console: bytes) -> str:
     """Return how a console says that the kernel died, or nothing."""
-    from ptinspect.linux.oops_incidents import read
-    from ptinspect.linux.oops_text import decode
+    from ptinspect.linux.oops.deaths import read
+    from ptinspect.linux.oops.lines import decode
 
     incidents, _ = read(decode(console))
     for incident in incidents:

@@ -17,7 +17,7 @@ VERDICTS = (
     "reverted-entry, lost-entry, stack-mapping-lost, deep-call-chain, guard-page-hit, sp-corrupted, "
     "stack-corruption, not-a-stack-problem, unknown"
 )
-"""The codes of ptinspect.linux.oops_codes, named here so that help needs no import of it."""
+"""The codes of ptinspect.linux.oops.codes, named here so that help needs no import of it."""
 
 
 def register(registry: Registry) -> None:
@@ -44,7 +44,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def oops(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain a console log."""
-    from ptinspect.linux.oops import analyse
+    from ptinspect.linux.oops.analysis import analyse
     from ptinspect.output.files import form_of, write
     from ptinspect.output.views.oops import explained
 
@@ -62,7 +62,7 @@ def oops(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _read(ctx: Context, name: str) -> bytes:
     """Return the log's bytes, one more than allowed if it is too large. Raises UserError."""
-    from ptinspect.linux.oops_text import MAX_BYTES
+    from ptinspect.linux.oops.lines import MAX_BYTES
 
     if name == "-":
         if ctx.interactive:

@@ -1,6 +1,6 @@
 """Why the kernel faulted: the syndrome, the stack and the tables joined into one verdict with its evidence.
 
-The codes are those of a console log (linux/oops_codes.py): here the guest itself can be asked.
+The codes are those of a console log (linux/oops/codes.py): here the guest itself can be asked.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Why:
     """The verdict."""
 
     code: str
-    """One of linux.oops_codes.CODES."""
+    """One of linux.oops.codes.CODES."""
     text: str
     """The verdict in one sentence."""
     evidence: tuple[str, ...]

@@ -12,8 +12,8 @@ from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.commands.oops import VERDICTS
 from ptinspect.errors import UserError
-from ptinspect.linux.oops_codes import CODES
-from ptinspect.linux.oops_text import MAX_BYTES
+from ptinspect.linux.oops.codes import CODES
+from ptinspect.linux.oops.lines import MAX_BYTES
 from ptinspect.output.json import answer
 from ptinspect.output.model import Report
 from ptinspect.output.text import render

@@ -6,9 +6,9 @@ import pytest
 from oops_logs import LOGS, bad_stack, log, paging_request, text
 
 from ptinspect.errors import UserError
-from ptinspect.linux.oops import Panic, analyse
-from ptinspect.linux.oops_codes import CODES
-from ptinspect.linux.oops_text import MAX_BYTES
+from ptinspect.linux.oops.analysis import Panic, analyse
+from ptinspect.linux.oops.codes import CODES
+from ptinspect.linux.oops.lines import MAX_BYTES
 
 
 def only(data: bytes) -> Panic:

@@ -7,7 +7,7 @@ import re
 import pytest
 from oops_logs import bad_stack, lines, log, paging_request, text
 
-from ptinspect.linux.oops import Panic, analyse
+from ptinspect.linux.oops.analysis import Panic, analyse
 
 
 def panics(data: bytes) -> tuple[Panic, ...]:
@@ -301,17 +301,17 @@ def test_many_deaths_are_counted_and_not_all_explained() -> None:
 
 
 def test_reading_stops_behind_so_many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptinspect.linux.oops_parse.MAX_FAULTS", 10)
+    monkeypatch.setattr("ptinspect.linux.oops.reports.MAX_FAULTS", 10)
     analysis = analyse(log("6.12-no-rootfs") * 300)
     assert (len(analysis.panics), analysis.total, analysis.complete) == (10, 10, False)
 
 
 def test_a_large_log_costs_no_more_than_its_deaths() -> None:
     """Only the parts behind a first line are taken apart."""
-    from ptinspect.linux import oops_incidents
-    from ptinspect.linux.oops_text import decode
+    from ptinspect.linux.oops import deaths
+    from ptinspect.linux.oops.lines import decode
 
     noise = b"[    1.000000] usb 1-1: new high-speed USB device number 2\n" * 200_000
-    spans = list(oops_incidents._spans(decode(noise + log("4.17-lkml-kpti") + noise)))
-    assert sum(end - start for start, end in spans) < 2 * oops_incidents.WINDOW
+    spans = list(deaths._spans(decode(noise + log("4.17-lkml-kpti") + noise)))
+    assert sum(end - start for start, end in spans) < 2 * deaths.WINDOW
     assert facts(only(noise + log("4.17-lkml-kpti") + noise))[:4] == REPORT[:4]

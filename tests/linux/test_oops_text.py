@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptinspect.linux.oops_text import MAX_LINE, Line, decode, lines
+from ptinspect.linux.oops.lines import MAX_LINE, Line, decode, lines
 
 FAR = "FAR: 0xffff0000093a80e0"
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from ptinspect.arch.esr import decode_esr
-from ptinspect.linux.oops_codes import CODES
+from ptinspect.linux.oops.codes import CODES
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
 from ptinspect.stack.why import Change, Facts, Gone, explain, path_changes

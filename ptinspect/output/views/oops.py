@@ -8,9 +8,9 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 
 if TYPE_CHECKING:
     from ptinspect.arch.descriptor import Descriptor
-    from ptinspect.linux.oops import Analysis, Panic, RegisterNote
-    from ptinspect.linux.oops_kpti import KptiRegisters
-    from ptinspect.linux.oops_walk import PathStep
+    from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
+    from ptinspect.linux.oops.printed_walk import PathStep
+    from ptinspect.linux.oops.rewrite import KptiRegisters
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
 FRAMES_SHOWN = 24
@@ -91,7 +91,7 @@ def _panic(panic: Panic) -> dict[str, Any]:
 
 
 def _summary(code: str) -> str:
-    from ptinspect.linux.oops_codes import CODES
+    from ptinspect.linux.oops.codes import CODES
 
     return CODES[code]
 
@@ -207,7 +207,7 @@ def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
 
 
 def _walk_row(step: PathStep) -> tuple[Styled | str, ...]:
-    from ptinspect.linux.oops_kpti import describe
+    from ptinspect.linux.oops.rewrite import describe
 
     found = step.descriptor
     return (

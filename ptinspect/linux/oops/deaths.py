@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ptinspect.linux import oops_lines as say
-from ptinspect.linux.oops_model import FaultKind, Incident
-from ptinspect.linux.oops_parse import Draft, Reader
-from ptinspect.linux.oops_text import MAX_LINE, lines
+from ptinspect.linux.oops import messages as say
+from ptinspect.linux.oops.lines import MAX_LINE, lines
+from ptinspect.linux.oops.model import FaultKind, Incident
+from ptinspect.linux.oops.reports import Draft, Reader
 
 MAX_LATER = 16
 """Faults inside of a death that are kept."""

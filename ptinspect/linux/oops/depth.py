@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.linux.oops_model import Fault, StackRange
+from ptinspect.linux.oops.model import Fault, StackRange
 
 FRAME_SIZES: tuple[tuple[int, str, tuple[int, int], tuple[int, int]], ...] = (
     (0x130, "4.14", (4, 8), (4, 14)),

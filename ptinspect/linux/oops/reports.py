@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptinspect.linux import oops_lines as say
-from ptinspect.linux.oops_model import Fault, FaultKind, StackRange
-from ptinspect.linux.oops_text import Line
+from ptinspect.linux.oops import messages as say
+from ptinspect.linux.oops.lines import Line
+from ptinspect.linux.oops.model import Fault, FaultKind, StackRange
 
 MAX_FAULTS = 2048
 """Reports that are read from one log; what comes after them is left out."""

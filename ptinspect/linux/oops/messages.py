@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ptinspect.linux.oops_model import FaultKind, Pagetable, PathEntry, StackRange
+from ptinspect.linux.oops.model import FaultKind, Pagetable, PathEntry, StackRange
 
 PANIC = re.compile(r"Kernel panic - not syncing:? ?(.{0,300})")
 HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from ptinspect.arch.esr import decode_esr
 from ptinspect.errors import UserError
-from ptinspect.linux.oops_codes import Verdict
-from ptinspect.linux.oops_depth import chain, recursion, stack_at, used_before
-from ptinspect.linux.oops_incidents import read
-from ptinspect.linux.oops_kpti import ROLES, explain, in_kpti, kpti_registers
-from ptinspect.linux.oops_model import Incident
-from ptinspect.linux.oops_text import MAX_BYTES, decode
-from ptinspect.linux.oops_verdict import Facts, verdict
-from ptinspect.linux.oops_walk import Path, incident_regime, path_of
+from ptinspect.linux.oops.codes import Verdict
+from ptinspect.linux.oops.deaths import read
+from ptinspect.linux.oops.depth import chain, recursion, stack_at, used_before
+from ptinspect.linux.oops.lines import MAX_BYTES, decode
+from ptinspect.linux.oops.model import Incident
+from ptinspect.linux.oops.printed_walk import Path, incident_regime, path_of
+from ptinspect.linux.oops.rewrite import ROLES, explain, in_kpti, kpti_registers
+from ptinspect.linux.oops.verdict import Facts, verdict
 
 MAX_PANICS = 256
 """Deaths of one log that are explained; the rest is counted."""

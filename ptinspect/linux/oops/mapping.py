@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import Esr, decode_esr
-from ptinspect.linux.oops_codes import Verdict
-from ptinspect.linux.oops_depth import at_exception_entry
-from ptinspect.linux.oops_kpti import describe
-from ptinspect.linux.oops_model import Fault, Incident, StackRange
-from ptinspect.linux.oops_walk import Path, PathStep
+from ptinspect.linux.oops.codes import Verdict
+from ptinspect.linux.oops.depth import at_exception_entry
+from ptinspect.linux.oops.model import Fault, Incident, StackRange
+from ptinspect.linux.oops.printed_walk import Path, PathStep
+from ptinspect.linux.oops.rewrite import describe
 
 if TYPE_CHECKING:
-    from ptinspect.linux.oops_verdict import Facts
+    from ptinspect.linux.oops.verdict import Facts
 
 EC_DATA_ABORT = 0x25
 """ESR_ELx.EC of a data abort from the current exception level."""

@@ -9,8 +9,8 @@ from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import RegimeError
-from ptinspect.linux.oops_depth import release_of
-from ptinspect.linux.oops_model import Fault, Incident, Pagetable
+from ptinspect.linux.oops.depth import release_of
+from ptinspect.linux.oops.model import Fault, Incident, Pagetable
 
 LEVEL_OF: Mapping[str, int] = {"pgd": -1, "p4d": 0, "pud": 1, "pmd": 2, "pte": 3}
 """Linux's name of a level -> its number where no level is folded: names count from the pages."""

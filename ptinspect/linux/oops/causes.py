@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from ptinspect.arch.esr import Esr
-from ptinspect.linux.oops_codes import Verdict
-from ptinspect.linux.oops_depth import at_exception_entry
-from ptinspect.linux.oops_model import Fault, Incident
+from ptinspect.linux.oops.codes import Verdict
+from ptinspect.linux.oops.depth import at_exception_entry
+from ptinspect.linux.oops.model import Fault, Incident
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptinspect.arch.esr import Esr
-from ptinspect.linux.oops_codes import Verdict
-from ptinspect.linux.oops_depth import (
+from ptinspect.linux.oops.causes import interleaved, other_cause
+from ptinspect.linux.oops.codes import Verdict
+from ptinspect.linux.oops.depth import (
     CHAIN_AVERAGE,
     LARGEST_FRAME,
     Chain,
@@ -15,10 +16,9 @@ from ptinspect.linux.oops_depth import (
     frame_sizes,
     single_bit,
 )
-from ptinspect.linux.oops_kpti import KptiRegisters
-from ptinspect.linux.oops_model import Incident, StackRange
-from ptinspect.linux.oops_other import interleaved, other_cause
-from ptinspect.linux.oops_walk import Path
+from ptinspect.linux.oops.model import Incident, StackRange
+from ptinspect.linux.oops.printed_walk import Path
+from ptinspect.linux.oops.rewrite import KptiRegisters
 
 EC_PC_SP = 0x26
 """ESR_ELx.EC of an SP alignment fault (Arm ARM ESR_ELx)."""
@@ -158,7 +158,7 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
 
 def _mapping_gone(facts: Facts) -> Verdict | None:
     """Judge a translation fault inside of the stack: its mapping is not there."""
-    from ptinspect.linux.oops_mapping import judge, lost_address
+    from ptinspect.linux.oops.mapping import judge, lost_address
 
     address = lost_address(facts.incident, facts.esr)
     return None if address is None else judge(facts, *address)

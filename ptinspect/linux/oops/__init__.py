@@ -1,0 +1,1 @@
+"""Console logs of a kernel that died: lines, reports, decoding, verdict."""
