@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Self
 from ptinspect.analysis.check import check
 from ptinspect.analysis.diff import Diff, diff
 from ptinspect.analysis.findings import Finding, Findings
+from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context, Settings
 from ptinspect.errors import UserError
 from ptinspect.paging.map import MapFilter, Run, runs
-from ptinspect.paging.summary import Summary, summarize
 from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot

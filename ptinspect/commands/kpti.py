@@ -155,7 +155,7 @@ def run(ctx: Context, args: argparse.Namespace) -> Report:
 
 def ran(outcome: Outcome) -> Report:
     """Report a run."""
-    from ptinspect.paging.summary import summarize
+    from ptinspect.analysis.summary import summarize
 
     rows = []
     for name, snapshot in outcome.snapshots.items():

@@ -217,8 +217,8 @@ class Runner:
 
     def middle(self, before: Snapshot, percent: int) -> None:
         """Run until about `percent` of the last table level's parents have been written."""
+        from ptinspect.analysis.summary import summarize
         from ptinspect.arch.regime import LEVEL_LAST
-        from ptinspect.paging.summary import summarize
         from ptinspect.snapshot.index import valid_entry
 
         valid = next(v.entries_valid for v in summarize(before).levels if v.level == LEVEL_LAST - 1)

@@ -146,8 +146,8 @@ def _with_levels(ctx: Context, args: argparse.Namespace, wanted: MapFilter) -> t
 
 def summary(ctx: Context, args: argparse.Namespace) -> Report:
     """Count what the tables hold."""
+    from ptinspect.analysis.summary import summarize
     from ptinspect.output.views.tables import summary_report
-    from ptinspect.paging.summary import summarize
 
     snapshot = snapshot_of(ctx, args, "summary")
     return summary_report(snapshot, summarize(snapshot))

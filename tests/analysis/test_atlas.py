@@ -10,7 +10,7 @@ from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 
 from ptinspect.analysis import atlas as module
 from ptinspect.analysis.atlas import STATES, atlas, changes, delta_planes
-from ptinspect.paging.summary import summarize
+from ptinspect.analysis.summary import summarize
 from ptinspect.snapshot.model import Snapshot
 
 

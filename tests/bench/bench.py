@@ -31,11 +31,11 @@ from session import Live, launched
 from timing import Row, median_ms, process_ms, prompt_ms, table
 
 from ptinspect.analysis.diff import diff
+from ptinspect.analysis.summary import summarize
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.guests import archive
 from ptinspect.paging.capture import capture
 from ptinspect.paging.map import runs
-from ptinspect.paging.summary import summarize
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save

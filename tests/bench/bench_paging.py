@@ -25,10 +25,10 @@ from builders import EL0, NG, TABLES_AT, TreeBuilder, copy_tables, regime_4k
 from numpy.typing import NDArray
 
 from ptinspect.analysis.diff import diff
+from ptinspect.analysis.summary import summarize
 from ptinspect.memory.sparse import SparseMemory
 from ptinspect.paging.find import find_pa
 from ptinspect.paging.map import runs
-from ptinspect.paging.summary import summarize
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot

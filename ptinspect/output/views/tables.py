@@ -11,11 +11,11 @@ from ptinspect.output.views.descriptor import attributes_json
 from ptinspect.output.views.snapshot import regime_facts, warnings
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.summary import LevelSummary, Summary
     from ptinspect.arch.descriptor import Attributes
     from ptinspect.paging.find import Hit
     from ptinspect.paging.map import Run
     from ptinspect.paging.regions import RegionNamer
-    from ptinspect.paging.summary import LevelSummary, Summary
     from ptinspect.snapshot.model import Snapshot
 
 COUNTS: tuple[tuple[str, str, Style], ...] = (

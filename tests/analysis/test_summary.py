@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from builders import CONTIGUOUS, KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder, regime_4k
 
+from ptinspect.analysis.summary import LevelSummary, summarize
 from ptinspect.arch.descriptor import Kind, decode
-from ptinspect.paging.summary import LevelSummary, summarize
 from ptinspect.snapshot.model import Snapshot
 
 
@@ -67,7 +67,7 @@ def test_counts_agree_with_the_decoder(name: str) -> None:
 
 
 def test_chunks_smaller_than_a_level_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptinspect.paging import summary
+    from ptinspect.analysis import summary
 
     tree = TreeBuilder(regime_4k(48))
     tree.map(int(tree.regime.va_min), 0, size=7 << 21)

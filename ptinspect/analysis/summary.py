@@ -1,4 +1,4 @@
-"""Count tables and descriptors by level."""
+"""Count tables and descriptors by level: the only place that counts them, and those with bit 11."""
 
 from __future__ import annotations
 
@@ -62,9 +62,30 @@ class Summary:
         return sum(level.tables for level in self.levels)
 
     @property
+    def table_descriptors(self) -> int:
+        """How many descriptors point to a table."""
+        return sum(level.table_descriptors for level in self.levels)
+
+    @property
+    def table_descriptors_marked(self) -> int:
+        """How many of them have bit 11."""
+        return sum(level.table_descriptors_marked for level in self.levels)
+
+    @property
     def leaves(self) -> int:
         """How many blocks and pages there are."""
         return sum(level.leaves for level in self.levels)
+
+    @property
+    def leaves_ng(self) -> int:
+        """How many of them are nG."""
+        return sum(level.leaves_ng for level in self.levels)
+
+    @property
+    def marks(self) -> str:
+        """How many descriptors have bit 11, in words."""
+        tables = f"{self.table_descriptors_marked} of {self.table_descriptors} table descriptors are marked"
+        return f"{self.leaves_ng} of {self.leaves} leaves are nG, {tables}"
 
 
 def summarize(snapshot: Snapshot) -> Summary:
