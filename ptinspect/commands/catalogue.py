@@ -17,9 +17,9 @@ MODULES: Mapping[str, str] = {
     "regs": "regs, regime, cpu=cpus",
     "walk": "walk",
     "snapshots": "snap, snaps, save, load, drop",
-    "run": "break=b, delete=d, continue=c, interrupt, stepi=si=s, nexti=ni=n=next, "
-    "finish=fin, until=u=advance",
-    "frames": "bt=backtrace=where",
+    "run": "break=b, delete=d, continue=c, interrupt, stepi=si=s, until=u=advance",
+    "finish": "nexti=ni=n=next, finish=fin",
+    "backtrace": "bt=backtrace=where",
     "info": "info=i",
     "evaluate": "print=p",
     "disassemble": "disassemble=disas",

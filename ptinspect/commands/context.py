@@ -251,13 +251,17 @@ class Context:
         except PtinspectError:
             return 0
 
-    def place(self, address: int) -> str:
-        """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`."""
+    def place(self, address: int, *, returns: bool = False) -> str:
+        """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`.
+
+        `returns`: it is a return address, which may lie past the end of the function that called.
+        """
+        back = 4 if returns else 0
         try:
-            near = self.nearest(address)
+            near = self.nearest(address - back)
         except PtinspectError:
             near = None
-        return f"{address:#x}" if near is None else f"{address:#x} ({near[0]}+{near[1]:#x})"
+        return f"{address:#x}" if near is None else f"{address:#x} ({near[0]}+{near[1] + back:#x})"
 
     def code_at(self, address: int, length: int) -> bytes:
         """Return code as it stands in the guest, at a virtual or an identity-mapped address."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.commands.context import Context
-from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError
+from ptinspect.errors import MiError, PtinspectError, TargetError
 from ptinspect.target.slots import Purpose, largest_area
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 Entry = Literal["probe", "breakpoint"]
 """How the exception entry is guarded: by code in the vector's padding, or by a breakpoint on it."""
-TABLE = 0x800
-"""Bytes of a vector table (Arm ARM VBAR_EL1)."""
-HARDENED = "__bp_harden_el1_vectors"
-"""Tables that the kernel uses instead where user code could train the branch predictor (entry.S)."""
-MAX_TABLES = 8
 PARKING = "__hyp_stub_vectors"
 """A page that the kernel executes at EL2 only, and there by another address (hyp-stub.S)."""
 BAD_STACK = ("panic_bad_stack", "handle_bad_stack")
@@ -67,27 +62,6 @@ class Armed:
     """How the entry is guarded."""
     why: str = ""
     """Why it is not a probe."""
-
-
-def vectors(stacks: Stacks) -> list[int]:
-    """Return the link-time addresses of the vectors of synchronous exceptions in the kernel.
-
-    Those of `vectors`, and of the hardened tables, which end where the code is no vector any more.
-    """
-    from ptinspect.linux.entry import EL1H
-
-    image, entry = stacks.tasks.image, stacks.entry
-    found = [entry.sync.va]
-    for start in image.symbols.get(HARDENED, []):
-        for at in range(start + EL1H, start + EL1H + MAX_TABLES * TABLE, TABLE):
-            try:
-                same = image.text_at(at, 16) == image.text_at(entry.sync.va, 16)
-            except KernelFileError:
-                break
-            if not same:
-                break
-            found.append(at)
-    return found
 
 
 def arm_entry(ctx: Context, stacks: Stacks, armed: Armed, wanted: Entry | None) -> None:
@@ -142,7 +116,7 @@ def rest_label(ctx: Context, armed: Armed) -> None:
 def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
     """Write the probes; return why none was written."""
     from ptinspect.linux import a64
-    from ptinspect.linux.entry import SLOT
+    from ptinspect.linux.entry import EL1H, SLOT
     from ptinspect.stack.probe import plan
 
     session, view = ctx.stopped, stacks.view
@@ -155,9 +129,9 @@ def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
         return f"the kernel has no {PARKING}, or does not test for overflow"
     park = image.lookup(PARKING)
     planned = []
-    for table in vectors(stacks):
+    for table in stacks.vector_tables:
         for kind in range(4):
-            va = table + SLOT * kind
+            va = table + EL1H + SLOT * kind
             pa = int(view.pa_of_link(va))
             words = a64.words(session.memory.read(pa, SLOT))
             probe = plan(words, va, None if kind else park, park + SLOT)

@@ -1,4 +1,4 @@
-"""`break`, `delete`, `continue`, `interrupt`, `stepi`, `finish`, `until`: make the guest run and stop."""
+"""`break`, `delete`, `continue`, `interrupt`, `stepi`, `until`: make the guest run and stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.output.views import run as views
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.target.session import StopInfo
 
 SCRIPT_SECONDS = 300.0
@@ -71,26 +70,6 @@ def register(registry: Registry) -> None:
         repeats=True,
     )(stepi)
     add(
-        "nexti",
-        summary="Step one instruction, or N, over calls",
-        example="nexti",
-        needs=Needs.STOPPED,
-        configure=_configure_nexti,
-        details="A bl or blr runs until it has returned, whatever happens on the way: a breakpoint in it "
-        "stops first. There are no source lines here: n is the same.",
-        aliases=("ni", "n", "next"),
-        repeats=True,
-    )(nexti)
-    add(
-        "finish",
-        summary="Run until the current function has returned",
-        example="finish",
-        needs=Needs.STOPPED,
-        configure=_configure_finish,
-        aliases=("fin",),
-        repeats=True,
-    )(finish)
-    add(
         "until",
         summary="Run until an address is reached",
         example="until kpti_install_ng_mappings",
@@ -120,7 +99,8 @@ def _configure_delete(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("numbers", nargs="*", metavar="N", help="numbers of breakpoints, or: all")
 
 
-def _configure_wait(parser: argparse.ArgumentParser) -> None:
+def configure_wait(parser: argparse.ArgumentParser) -> None:
+    """Add `--timeout`."""
     parser.add_argument(
         "--timeout",
         type=argtypes.seconds,
@@ -129,34 +109,23 @@ def _configure_wait(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _configure_finish(parser: argparse.ArgumentParser) -> None:
-    _configure_wait(parser)
-    add_cpu_option(parser, "whose function (default: the CPU that stopped)")
-
-
 def _configure_continue(parser: argparse.ArgumentParser) -> None:
-    _configure_wait(parser)
+    configure_wait(parser)
     parser.add_argument("--background", "-b", action="store_true", help="do not wait until it stops")
 
 
 def _configure_stepi(parser: argparse.ArgumentParser) -> None:
     count = argtypes.whole(1, 1_000_000)
     parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
-    _configure_wait(parser)
+    configure_wait(parser)
     add_cpu_option(parser)
-
-
-def _configure_nexti(parser: argparse.ArgumentParser) -> None:
-    count = argtypes.whole(1, 10_000)
-    parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
-    _configure_finish(parser)
 
 
 def _configure_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=argtypes.ADDRESS_HELP
     )
-    _configure_wait(parser)
+    configure_wait(parser)
 
 
 def limit(ctx: Context, timeout: float | None) -> float:
@@ -257,54 +226,6 @@ def _stepped(ctx: Context, stop: StopInfo) -> Report:
     report = stopped(ctx, stop)
     note = () if held else (Note("under KVM interrupts are taken while stepping", "dim"),)
     return Report({**report.result, "interrupts_held": held}, (*report.body, *note))
-
-
-def finish(ctx: Context, args: argparse.Namespace) -> Report:
-    """Run until the function at the program counter has returned to its caller."""
-    from ptinspect.commands.frames import return_address
-
-    state = cpu_state(ctx, args.cpu)
-    back = return_address(ctx, state)
-    deadline = time.monotonic() + limit(ctx, args.timeout)
-    ctx.forget_stop()
-    return stopped(ctx, _return_to(ctx, back, state, deadline))
-
-
-def nexti(ctx: Context, args: argparse.Namespace) -> Report:
-    """Step instructions of one CPU; calls run until they have returned."""
-    session = ctx.stopped
-    cpu = cpu_state(ctx, args.cpu).cpu
-    deadline = time.monotonic() + limit(ctx, args.timeout)
-    for left in range(args.count - 1, -1, -1):
-        before = session.cpu_state(cpu)
-        call = is_call(ctx.code_at(before.pc, 4))
-        ctx.forget_stop()
-        if call:
-            stop = _return_to(ctx, before.pc + 4, before, deadline)
-            as_meant = stop.pc == before.pc + 4
-        else:
-            stop = session.step_instructions(1, cpu)
-            as_meant = stop.reason == "end-stepping-range"
-        if not left or not as_meant:
-            break
-    return stopped(ctx, stop)
-
-
-def is_call(code: bytes) -> bool:
-    """Tell whether an instruction is BL, BLR, or BLRA with a key. Source: Arm ARM, C4.1 (branches)."""
-    word = int.from_bytes(code, "little")
-    return word >> 26 == 0b100101 or word & 0xFFFF_FC1F == 0xD63F_0000 or word & 0xFEFF_F800 == 0xD63F_0800
-
-
-def _return_to(ctx: Context, back: int, before: CpuState, deadline: float) -> StopInfo:
-    """Run until this CPU is at `back`, not from a recursive call (a deeper stack), or stops elsewhere."""
-    session = ctx.stopped
-    while True:
-        stop = session.run_until([back], max(deadline - time.monotonic(), 0.1))
-        if stop.pc != back or (stop.cpu == before.cpu and session.cpu_state(stop.cpu).sp > before.sp - 16):
-            return stop
-        if time.monotonic() >= deadline:
-            raise TargetTimeout("the function did not return in time", "the guest is stopped in it")
 
 
 def until(ctx: Context, args: argparse.Namespace) -> Report:

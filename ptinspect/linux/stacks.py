@@ -9,7 +9,7 @@ from typing import Literal
 from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
-from ptinspect.linux.entry import EntryCode, recognise_code, recognise_entry
+from ptinspect.linux.entry import EL1H, EntryCode, recognise_code, recognise_entry
 from ptinspect.linux.kept import Kept
 from ptinspect.linux.tasks import Task, Tasks, per_cpu_offset
 from ptinspect.linux.view import GuestView
@@ -20,6 +20,11 @@ StackKind = Literal["task", "irq", "overflow", "sdei-normal", "sdei-critical", "
 STACK_END_MAGIC = 0x57AC6E9D
 """What the kernel writes to the lowest word of a task's stack (include/uapi/linux/magic.h)."""
 
+TABLE = 0x800
+"""Bytes of a vector table (Arm ARM VBAR_EL1)."""
+HARDENED = "__bp_harden_el1_vectors"
+"""Tables that the kernel uses instead where user code could train the branch predictor (entry.S)."""
+MAX_TABLES = 8
 _ENTRIES: Kept[EntryCode] = Kept()
 
 
@@ -106,6 +111,25 @@ class Stacks:
         if size is None:
             raise GuestError("the size of a stack is not known: the entry code does not test for overflow")
         return size
+
+    @cached_property
+    def vector_tables(self) -> tuple[int, ...]:
+        """Link-time addresses of the vector tables of kernel mode: `vectors`, and the hardened ones.
+
+        Those end where the code of their vectors is no longer that of `vectors`.
+        """
+        image, own = self.tasks.image, self.entry.sync.va
+        found = [own - EL1H]
+        for start in image.symbols.get(HARDENED, []):
+            for table in range(start, start + MAX_TABLES * TABLE, TABLE):
+                try:
+                    same = image.text_at(table + EL1H, 16) == image.text_at(own, 16)
+                except KernelFileError:
+                    break
+                if not same:
+                    break
+                found.append(table)
+        return tuple(found)
 
     @property
     def how_size(self) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64
+from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.errors import GuestError, KernelFileError, RegimeError
 from ptinspect.linux.entry import EL1H, SLOT
 from ptinspect.linux.stacks import Position, Stack, Stacks
 from ptinspect.linux.tasks import Task
+from ptinspect.linux.view import GuestView
 from ptinspect.stack.code import KernelCode
-from ptinspect.stack.frames import MAX_FRAMES, Unwinder
 from ptinspect.stack.model import RegsLayout, Unwound
+from ptinspect.stack.unwind import MAX_FRAMES, Caller, Unwinder
 
 _ADD_SP_X0 = 0x8B2063FF
 
@@ -53,11 +58,79 @@ def unwinder(stacks: Stacks, known: list[Stack], read: Callable[[int, int], byte
         KernelCode(view),
         known,
         regs_layout(stacks),
-        vectors=[entry.sync.va - EL1H + offset],
+        vectors=[(base + offset) & MASK64 for base in stacks.vector_tables],
         labels=[label + offset for label in entry.labels],
         bad_stack=None if entry.bad_stack is None else entry.bad_stack + offset,
-        va_bits=view.regime.va_bits,
+        va_bits=va_bits(view, view.states[0] if view.states else None),
     )
+
+
+def va_bits(view: GuestView, state: CpuState | None) -> tuple[int | None, int | None]:
+    """Return the VA sizes of the lower and of the upper half; None for one that is not set up."""
+    lower = upper = None
+    with contextlib.suppress(RegimeError):
+        upper = view.regime.va_bits
+        lower = None if state is None else regime_from_registers(state, False).va_bits
+    return lower, upper
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where unwinding a CPU begins, with what is known of its stacks and of the code."""
+
+    unwinder: Unwinder
+    """Over the stacks that are known."""
+    state: CpuState
+    """The registers, with SP as it is meant."""
+    elr: int | None = None
+    """Where the last exception came from."""
+    before: int | None = None
+    """What SP was before the exception entry changed to the overflow stack."""
+
+    def frames(self, limit: int = MAX_FRAMES) -> Unwound:
+        """Return the frames, the innermost first."""
+        return self.unwinder.unwind(*self._registers, elr=self.elr, before=self.before, limit=limit)
+
+    def caller(self) -> Caller | None:
+        """Return where the innermost function returns to; None if nothing tells, or to user mode."""
+        return self.unwinder.caller(*self._registers, elr=self.elr, before=self.before)
+
+    @property
+    def _registers(self) -> tuple[int, int, int, int]:
+        state = self.state
+        return state.pc, state.sp, state.x[29], state.x[30]
+
+
+def start_of_cpu(view: GuestView, state: CpuState) -> Start:
+    """Return where to begin, as far as anything is known: in user code, or early, the records alone count.
+
+    Raises TargetError.
+    """
+    try:
+        stacks = Stacks(view)
+        state = with_true_sp(stacks, state)
+        position = stacks.locate(state)
+        if state.el and position.stack is not None:
+            return _start(stacks, state, position)[0]
+    except (GuestError, KernelFileError):
+        pass
+    plain = Unwinder(view.read_virt, KernelCode(view), va_bits=va_bits(view, state))
+    return Start(plain, state)
+
+
+def _start(stacks: Stacks, state: CpuState, position: Position) -> tuple[Start, list[Stack]]:
+    """Return where to begin on a stack that is known, and the stacks that the chain may lead over."""
+    stack = position.stack
+    assert stack is not None
+    known = [stack, *stacks.of_cpu(state)]
+    if position.task is not None:
+        known.append(stacks.of_task(position.task))
+    unique = list({(s.base, s.kind): s for s in known}.values())
+    before = None
+    if stack.kind == "overflow":  # the entry keeps SP minus a frame there: kernel_ventry, entry.S
+        before = (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
+    elr = state.system.get(translation_register(state, "ELR"))
+    return Start(unwinder(stacks, unique), state, elr, before), unique
 
 
 def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> Depth:
@@ -70,22 +143,8 @@ def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> De
         return Depth(position, magic, Unwound((), "the CPU runs user code", True))
     if stack is None:
         return Depth(position, None, Unwound((), position.note))
-    known = [stack, *stacks.of_cpu(state)]
-    if position.task is not None:
-        known.append(stacks.of_task(position.task))
-    unique = list({(s.base, s.kind): s for s in known}.values())
-    before = None
-    if stack.kind == "overflow":  # the entry keeps SP minus a frame there: kernel_ventry, entry.S
-        before = (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
-    unwound = unwinder(stacks, unique).unwind(
-        state.pc,
-        state.sp,
-        state.x[29],
-        state.x[30],
-        elr=state.system.get(translation_register(state, "ELR")),
-        before=before,
-        limit=limit,
-    )
+    start, unique = _start(stacks, state, position)
+    unwound = start.frames(limit)
     used = {frame.stack for frame in unwound.frames}
     others = tuple(s for s in unique if s.kind in used and s.base != stack.base)
     return Depth(position, magic, unwound, others)
@@ -115,8 +174,9 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
     sp, x0; sub sp, sp, x0`; where the test fails: `msr tpidr_el0, x0; sub x0, sp, x0; …`.
     """
     entry, offset = stacks.entry, stacks.view.kaslr_offset
-    for vector in entry.vectors:
-        start = vector.va + offset
+    own = entry.sync.va - EL1H
+    for table, vector in itertools.product(stacks.vector_tables, entry.vectors):
+        start = (vector.va - own + table + offset) & MASK64
         if not start <= state.pc < start + SLOT or not state.el:
             continue
         words = KernelCode(stacks.view).words(start, SLOT // 4)

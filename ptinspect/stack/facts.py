@@ -15,7 +15,7 @@ from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.stack.depth import Depth, regs_layout
-from ptinspect.stack.frames import FRAME_POINTER
+from ptinspect.stack.unwind import FRAME_POINTER
 from ptinspect.stack.why import Change, Facts, Gone, path_changes
 
 STORES = 0x80

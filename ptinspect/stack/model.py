@@ -73,3 +73,5 @@ class Unwound:
     """Why there are no more."""
     complete: bool = False
     """True if the chain was followed to its own end."""
+    last: Frame | None = None
+    """Where the chain ends, without a frame of its own that is known: 0 bytes; None at a limit."""

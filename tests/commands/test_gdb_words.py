@@ -10,8 +10,8 @@ from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, te
 from ptinspect.commands import disassemble
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.fingers import INSTEAD
+from ptinspect.commands.finish import is_call
 from ptinspect.commands.info import WORDS
-from ptinspect.commands.run import is_call
 from ptinspect.errors import UserError
 
 

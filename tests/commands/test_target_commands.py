@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, FakeSession, State, Stop, context, cpu, kernel_tree, run, text
 
 from ptinspect.commands.context import Context
-from ptinspect.commands.frames import has_record, strip_pac
 from ptinspect.errors import MemoryReadError, MiError, TargetLost, TargetRunning, TargetTimeout, UserError
 
 
@@ -238,26 +235,6 @@ def test_continue_in_the_background(ctx: Context) -> None:
         run(ctx, "interrupt")
 
 
-def test_finish_at_the_first_instruction_uses_the_link_register() -> None:
-    tree = kernel_tree()
-    ctx = with_kernel(context(tree))
-    state = cpu(tree)
-    back = KERNEL + 0x20
-    before = type(state)(0, (*state.x[:30], back), state.sp, KERNEL + 0x1000, state.pstate, state.system)
-    after = type(state)(0, state.x, state.sp, back, state.pstate, state.system)
-    session = session_of(ctx)
-    session.cpus = [before]
-    original = session.run_until
-
-    def run_until(addresses: Any, timeout: float, **options: Any) -> Stop:
-        session.cpus = [after]
-        return original(addresses, timeout)
-
-    session.run_until = run_until  # type: ignore[method-assign]
-    assert run(ctx, "finish").result["pc"] == hex(back)
-    assert ("until", (back,)) in session.calls
-
-
 def test_backtrace_follows_frame_records() -> None:
     tree = kernel_tree()
     ctx = with_kernel(context(tree))
@@ -269,7 +246,7 @@ def test_backtrace_follows_frame_records() -> None:
     tree.memory.write(IMAGE + 0x1004, (0x9100_03FD).to_bytes(4, "little"))  # mov x29, sp
     state = cpu(tree)
     x = (*state.x[:29], record, 0xDEAD)
-    session_of(ctx).cpus = [type(state)(0, x, state.sp, KERNEL + 0x1010, state.pstate, state.system)]
+    session_of(ctx).cpus = [type(state)(0, x, record, KERNEL + 0x1010, state.pstate, state.system)]
     result = run(ctx, "bt").result
     assert [f["pc"] for f in result["frames"]] == [
         hex(KERNEL + 0x1010),
@@ -459,43 +436,3 @@ def test_a_register_that_holds_a_ttbr_is_a_root_without_asid_and_cnp() -> None:
     for root in ("$TTBR1_EL1", "ttbr1"):
         result = run(ctx, f"walk {KERNEL:#x} --root {root}").result
         assert (result["root"]["pa"], result["outcome"]) == (hex(tree.root), "mapped")
-
-
-@pytest.mark.parametrize(
-    ("signed", "plain"),
-    [
-        (0xFFFF_8000_1000_0000, 0xFFFF_8000_1000_0000),
-        (0x5AD7_8000_1000_0000 | 1 << 55, 0xFFFF_8000_1000_0000),
-        (0x0012_0000_0040_0000, 0x0000_0000_0040_0000),
-    ],
-)
-def test_pointer_authentication_codes_are_removed(signed: int, plain: int) -> None:
-    assert strip_pac(signed) == plain
-
-
-def test_finish_goes_on_when_a_recursive_call_returned() -> None:
-    tree = kernel_tree()
-    ctx = with_kernel(context(tree))
-    session = session_of(ctx)
-    base, back = cpu(tree), KERNEL + 0x20
-    session.cpus = [replace(base, x=(*base.x[:30], back), pc=KERNEL + 0x1000)]
-    sps = [base.sp - 0x40, base.sp - 0x20, base.sp]
-    original = session.run_until
-
-    def run_until(addresses: Any, timeout: float, **options: Any) -> Stop:
-        session.cpus = [replace(base, pc=back, sp=sps.pop(0))]
-        return original(addresses, timeout)
-
-    session.run_until = run_until  # type: ignore[method-assign]
-    assert run(ctx, "finish").result["pc"] == hex(back)
-    assert sps == []
-
-
-def test_at_a_ret_the_link_register_counts_again() -> None:
-    tree = kernel_tree()
-    ctx = with_kernel(context(tree))
-    for offset, word in ((4, 0x9100_03FD), (8, 0xD65F_03C0)):  # mov x29, sp; ret
-        tree.memory.write(IMAGE + 0x1000 + offset, word.to_bytes(4, "little"))
-    assert has_record(ctx, KERNEL + 0x100C)
-    assert not has_record(ctx, KERNEL + 0x1008)
-    assert not has_record(ctx, KERNEL + 0x1004)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 if TYPE_CHECKING:
+    from ptinspect.stack.model import Unwound
     from ptinspect.target.session import Breakpoint, StopInfo
 
 Place = Callable[[int], str]
 """Gives an address with its symbol."""
+
+
+class ReturnPlace(Protocol):
+    """Give an address with its symbol, and a return address with that of the call before it."""
+
+    def __call__(self, address: int, *, returns: bool = ...) -> str:
+        """Return `0x… (function+0x10)`."""
+        ...
 
 
 def stopped(stop: StopInfo, place: Place) -> Report:
@@ -51,20 +60,40 @@ def _breakpoint(found: Breakpoint, place: Place) -> dict[str, Any]:
     return {"id": found.id, "address": hex_address(found.address), "place": place(found.address)}
 
 
-def frames(rows: Sequence[tuple[int, int | None]], place: Place, ended: str) -> Report:
-    """Show a backtrace: (pc, address of the frame record) from the innermost frame on."""
+WHAT = {"exception": "exception", "user": "entry from user mode", "unwritten": "exceptions, not stored"}
+"""What a frame is that is no function's."""
+
+
+def frames(found: Unwound, place: ReturnPlace) -> Report:
+    """Show a backtrace, from the innermost frame on.
+
+    `record` is the frame record, or that of an exception, that an address was read from.
+    """
+    rows: list[tuple[int, str, str, int | None]] = []
+    record: int | None = None
+    for frame in found.frames:
+        if frame.kind != "end":
+            rows.append((frame.pc, place(frame.pc, returns=frame.returns), frame.kind, record))
+            record = frame.record
+    if found.last is not None:
+        rows.append((found.last.pc, place(found.last.pc, returns=found.last.returns), "function", record))
     table = Table(
-        (Column("#", "right"), Column("pc")),
-        [(str(number), place(pc)) for number, (pc, _) in enumerate(rows)],
+        (Column("#", "right"), Column("pc"), Column("")),
+        [(str(number), where, WHAT.get(kind, "")) for number, (_, where, kind, _) in enumerate(rows)],
     )
     result = {
         "frames": [
-            {"pc": hex_address(pc), "place": place(pc), "record": None if fp is None else hex_address(fp)}
-            for pc, fp in rows
+            {
+                "pc": hex_address(pc),
+                "place": where,
+                "record": None if fp is None else hex_address(fp),
+                "kind": kind,
+            }
+            for pc, where, kind, fp in rows
         ],
-        "ended": ended,
+        "ended": found.ended,
     }
-    return Report(result, (table, Note(f"the chain ends: {ended}", "dim")))
+    return Report(result, (table, Note(f"the chain ends: {escape(found.ended)}", "dim")))
 
 
 def memory(

@@ -1,16 +1,18 @@
-"""What is on a kernel stack: frame by frame, through exception frames and changes of stack.
+"""Unwind a stack: frame by frame, through exception frames and changes of stack. There is no other unwinder.
 
 The chain is that of frame records (AAPCS64 6.4.6), which the exception entry continues in pt_regs:
 `stackframe` holds x29 and ELR of what was interrupted (arch/arm64/kernel/entry.S, kernel_entry).
-Where a function's own frame ends is read from its prologue, as the compiler wrote it.
+Where a function's own frame ends is read from its prologue, as the compiler wrote it. Where stacks,
+code or pt_regs are not known, the records alone are followed, each of which must lie above the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ptinspect.arch.bits import MASK64, bit
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.entry import SLOT
 from ptinspect.linux.stacks import Stack
@@ -27,6 +29,41 @@ VECTORS = 0x800
 """Bytes of a vector table (Arm ARM, VBAR_EL1)."""
 
 
+def strip_pac(address: int, lower_bits: int | None, upper_bits: int | None) -> int:
+    """Remove the pointer authentication code of a code address.
+
+    The bits from the VA size up take the value of bit 55, which also names the half whose size counts
+    (64 minus T0SZ or T1SZ; None if it is not known, and the address is returned as it is). The top byte
+    is among them with TBI too: it is no part of the code then, but a branch gives it bit 55's value.
+    Source: Arm ARM, pseudocode Strip(), CalculateBottomPACBit(), AArch64.BranchAddr().
+    """
+    upper = bit(address, 55)
+    bits = upper_bits if upper else lower_bits
+    if bits is None:
+        return address
+    low = (1 << bits) - 1
+    return (address | ~low) & MASK64 if upper else address & low
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Where a function returns to, and the registers that tell that it was this call that returned."""
+
+    pc: int
+    """The return address; the interrupted instruction, of an exception."""
+    sp: int
+    """SP after the return."""
+    exact: bool
+    """True if SP is known exactly; else SP is not below that value."""
+    x29: int
+    """The caller's frame record, which x29 holds again after the return (AAPCS64 6.1.1)."""
+
+    def reached(self, state: CpuState) -> bool:
+        """Tell whether a CPU has come back from this very call, on the same stack and in the same frame."""
+        sp = state.sp == self.sp if self.exact else state.sp >= self.sp
+        return state.pc == self.pc and state.x[29] == self.x29 and sp
+
+
 @dataclass
 class _State:
     pc: int
@@ -40,6 +77,8 @@ class _State:
     """True if `pc` was interrupted there, in the middle of whatever it did."""
     returns: bool = False
     """True if `pc` is a return address."""
+    unframed: bool = False
+    """True if the chain has ended at a `pc` that has no frame of its own among them."""
 
 
 class Unwinder:
@@ -49,26 +88,28 @@ class Unwinder:
         self,
         read: Callable[[int, int], bytes],
         code: Code,
-        stacks: Sequence[Stack],
-        layout: RegsLayout,
+        stacks: Sequence[Stack] = (),
+        layout: RegsLayout | None = None,
         *,
         vectors: Sequence[int] = (),
         labels: Sequence[int] = (),
         bad_stack: int | None = None,
-        va_bits: int = 48,
+        va_bits: tuple[int | None, int | None] = (None, None),
     ) -> None:
-        """Prepare. `read` gives kernel memory and raises PtinspectError.
+        """Prepare. `read` gives memory by virtual address and raises PtinspectError.
 
         `vectors` are the addresses of vector tables, `labels` those at which they go on, `bad_stack`
-        the one at which they do if the stack is used up.
+        the one at which they do if the stack is used up; all without effect where `layout` is None.
+        `va_bits` are the sizes of the lower and of the upper half.
         """
         self._read = read
         self._code = code
         self._stacks = tuple(stacks)
-        self._labels = (*labels, *(() if bad_stack is None else (bad_stack,)))
+        known = layout is not None
+        self._labels = (*labels, *(() if bad_stack is None else (bad_stack,))) if known else ()
         self._bad_stack = bad_stack
-        self._vectors = tuple(vectors)
-        self._layout = layout
+        self._vectors = tuple(vectors) if known else ()
+        self._layout = layout or RegsLayout(0, 0, 0, 0, 0)
         self._va_bits = va_bits
 
     def unwind(
@@ -88,24 +129,60 @@ class Unwinder:
         stack's: they count where `pc` is in the exception entry and the frame is not stored yet.
         """
         state = _State(pc, sp, x29, x30)
-        if elr is not None and self._entering(pc):
-            self._add(state, sp + self._lowered(pc), None, "exception")
-            end = state.frames[-1].sp + state.frames[-1].size
-            state.pc, state.sp = elr, end if before is None else before
-            self._unwritten(state)
-        self._follow(state, limit)
+        if self._begin(state, elr, before):
+            self._follow(state, limit)
+        return self._unwound(state)
+
+    def caller(
+        self, pc: int, sp: int, x29: int, x30: int, *, elr: int | None = None, before: int | None = None
+    ) -> Caller | None:
+        """Return where the innermost frame returns to; None if nothing tells, or to user mode.
+
+        The arguments are those of `unwind`.
+        """
+        state = _State(pc, sp, x29, x30)
+        if not self._begin(state, elr, before) or (not state.frames and not self._innermost(state)):
+            return None
+        inner = state.frames[0]
+        exact = inner.exact and state.sp == inner.sp + inner.size
+        least = inner.sp if inner.record is None else max(inner.sp, inner.record + 16)
+        known = exact or self._stack(state.sp) is self._stack(inner.sp)
+        return Caller(state.pc, state.sp if exact else least if known else 0, exact, state.x29)
+
+    def _begin(self, state: _State, elr: int | None, before: int | None) -> bool:
+        """Add the frame of an exception that is not stored yet; False where nothing is on the stack."""
+        stack = self._stack(state.sp) or self._stack(state.sp - 1)
+        if stack is not None and stack.kind == "task" and state.sp == stack.top:
+            outside = self._entering(state.pc) or self._code.start(state.pc) is None
+            if outside or not bit(state.x30, 55):  # x30 is the user's, in the entry and the exit
+                return self._finish(state, "the stack is empty", complete=True)
+        if elr is None or not self._entering(state.pc):
+            return True
+        self._add(state, state.sp + self._lowered(state.pc), None, "exception")
+        end = state.frames[-1].sp + state.frames[-1].size
+        if stack is not None and end == stack.top and not bit(elr, 55):
+            state.frames[-1] = replace(state.frames[-1], kind="user")
+            state.sp = end
+            return self._finish(state, "the entry from user mode", complete=True, framed=True)
+        state.pc, state.sp = elr, end if before is None else before
+        self._unwritten(state)
+        return True
+
+    def _unwound(self, state: _State) -> Unwound:
         if state.complete:
             self._rest(state)
-        return Unwound(tuple(state.frames), state.ended, state.complete)
+        last = None
+        if state.unframed:
+            kind = "" if (stack := self._stack(state.sp)) is None else stack.kind
+            last = Frame(state.pc, state.sp, 0, "end", kind, returns=state.returns)
+        return Unwound(tuple(state.frames), state.ended, state.complete, last)
 
     def after_call(self, pc: int, sp: int, x29: int, *, limit: int = MAX_FRAMES) -> Unwound:
         """Return the frames of a task that was switched away: `pc` is a return address into its caller."""
         state = _State(pc, sp, x29, 0, returns=True)
         if self._by_record(state, self._frame_end(state)):
             self._follow(state, limit, interrupted=False)
-        if state.complete:
-            self._rest(state)
-        return Unwound(tuple(state.frames), state.ended, state.complete)
+        return self._unwound(state)
 
     # -- the innermost frame ----------------------------------------------------------------------
 
@@ -173,21 +250,23 @@ class Unwinder:
         stack = self._stack(record)
         if record == 0:
             return self._finish(state, "a frame record of zero", complete=True)
-        if record % 8 or stack is None:
-            return self._finish(state, f"x29 = {record:#x} is on no stack that is known")
+        if record % 8 or (stack is None and self._stack(state.sp) is not None):
+            where = "not aligned" if record % 8 else "on no stack that is known"
+            return self._finish(state, f"x29 = {record:#x} is {where}")
         if stack is self._stack(state.sp) and record < state.sp:
             return self._finish(state, f"x29 = {record:#x} lies below the frame: damage, or another stack")
         try:
             older, back = self._word(record), self._word(record + 8)
         except PtinspectError as error:
             return self._finish(state, error.message)
-        if back == 0 or (older and self._stack(older) is stack and older <= record):
+        if back == 0 or (older and stack and self._stack(older) is stack and older <= record):
             why = f"the next record, {older:#x}, does not lie above {record:#x}"
             return self._finish(
                 state, why if back else "the return address is zero", complete=not back and not older
             )
-        exact = end is not None and record < end <= stack.top and (not stack.holds_sp(older) or end <= older)
-        guess = older if stack.contains(older) else stack.top
+        low, high = (record, MASK64) if stack is None else (stack.base, stack.top)
+        exact = end is not None and record < end <= high and (not low <= older <= high or end <= older)
+        guess = older if low <= older < high else record + 16 if stack is None else high
         self._add(state, end if exact and end is not None else guess, record, "function", exact)
         state.pc, state.x29, state.returns = self._plain(back), older, True
         following = self._stack(older)
@@ -217,7 +296,9 @@ class Unwinder:
 
     def _plausible(self, regs: int) -> bool:
         stack = self._stack(regs)
-        if stack is None or regs % 16 or regs + self._layout.size > stack.top:
+        if regs % 16 or (stack is not None and regs + self._layout.size > stack.top):
+            return False
+        if stack is None and self._stacks:
             return False
         try:
             pc, pstate = self._word(regs + self._layout.pc), self._word(regs + self._layout.pstate)
@@ -237,7 +318,7 @@ class Unwinder:
         state.x29, state.x30 = self._word(regs + FRAME_POINTER), self._word(regs + LINK_REGISTER)
         if user:
             state.sp = end
-            return self._finish(state, "the entry from user mode", complete=True)
+            return self._finish(state, "the entry from user mode", complete=True, framed=True)
         state.interrupted, state.returns = True, False
         self._unwritten(state)
         return True
@@ -267,8 +348,8 @@ class Unwinder:
         size = max(end - state.sp, 0)
         state.frames.append(Frame(state.pc, state.sp, size, kind, name, record, exact, returns=state.returns))
 
-    def _finish(self, state: _State, why: str, *, complete: bool = False) -> bool:
-        state.ended, state.complete = why, complete
+    def _finish(self, state: _State, why: str, *, complete: bool = False, framed: bool = False) -> bool:
+        state.ended, state.complete, state.unframed = why, complete, not framed
         return False
 
     def _rest(self, state: _State) -> None:
@@ -288,6 +369,4 @@ class Unwinder:
         return int.from_bytes(self._read(address, 8), "little")
 
     def _plain(self, address: int) -> int:
-        """Remove a pointer authentication code: its bits take the value of bit 55 (Arm ARM D8.10)."""
-        low = (1 << self._va_bits) - 1
-        return (address | ~low) & MASK64 if bit(address, 55) else address & low
+        return strip_pac(address, *self._va_bits)

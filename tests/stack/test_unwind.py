@@ -240,7 +240,7 @@ def test_from_the_overflow_stack_back_to_the_lost_one(guest: Guest) -> None:
 
 @pytest.mark.parametrize(
     ("x29", "why"),
-    [(0x1234_5678, "no stack"), (0xFFFF_8000_1200_3F01, "no stack"), (-16, "below the frame")],
+    [(0x1234_5678, "no stack"), (0xFFFF_8000_1200_3F01, "not aligned"), (-16, "below the frame")],
 )
 def test_damaged_records_end_the_chain(guest: Guest, x29: int, why: str) -> None:
     sp = guest.chain()
