@@ -24,8 +24,9 @@ def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], d
     Raises UserError if the snapshot is of a part, of a lower half, or of an unknown kernel.
     """
     from ptinspect.linux.naming import LAYOUT
-    from ptinspect.linux.ptdump import ERAS, columns, era_of, markers, mask_of
+    from ptinspect.linux.ptdump import columns, form_of, markers, mask_of
     from ptinspect.linux.ptdumpfacts import facts_of
+    from ptinspect.linux.releases import TEXT_FORMS
     from ptinspect.output.ptdump import lines
     from ptinspect.paging.segments import segments
 
@@ -33,12 +34,12 @@ def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], d
     if not regime.upper or snapshot.va_range is not None or snapshot.truncated:
         raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
     extra = snapshot.meta.extra
-    era = ERAS[era_name] if era_name else era_of(snapshot.meta.kernel, extra.get(LAYOUT, ""))
-    facts, assumed = facts_of(snapshot, era)
-    attributes = columns(era, regime.mair)
+    form = TEXT_FORMS[era_name] if era_name else form_of(snapshot.meta.kernel, extra.get(LAYOUT, ""))
+    facts, assumed = facts_of(snapshot, form)
+    attributes = columns(form, regime.mair)
     found = segments(snapshot, mask_of(attributes))
-    made = lines(found, markers(era, regime, facts), attributes, era, regime)
-    return made, {"era": era.name, "assumed": assumed}
+    made = lines(found, markers(form, regime, facts), attributes, form, regime)
+    return made, {"era": form.name, "assumed": assumed}
 
 
 def is_kernel_text(ctx: Context, name: str) -> bool:

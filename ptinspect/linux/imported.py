@@ -6,7 +6,6 @@ VMCOREINFO, from the kernel file and its code in memory, or from the user; MAIR_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.errors import GuestError, MemoryReadError, UserError
 from ptinspect.linux import placement
 from ptinspect.linux.image import FIRST_CODE, KernelImage
+from ptinspect.linux.releases import image_in_upper_half, mair_el1, parse
 from ptinspect.linux.roots import VARIANTS_52
 from ptinspect.linux.vmcoreinfo import VmcoreInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -27,12 +27,6 @@ MAX_TABLES = 1024
 TG0 = {12: 0, 16: 1, 14: 2}
 TG1 = {12: 2, 14: 1, 16: 3}
 """TCR_EL1.TG0 and .TG1 by log2 of the granule (Arm ARM TCR_EL1)."""
-MAIRS = (
-    ((5, 14), 0x0000_0004_0044_FFFF),
-    ((5, 10), 0x000C_0400_BB44_FFFF),
-    ((4, 16), 0x0000_BBFF_440C_0400),
-)
-"""First release, MAIR_EL1 on a CPU without MTE (arch/arm64/mm/proc.S: MAIR_EL1_SET; asm/memory.h: MT_*)."""
 
 
 @dataclass(frozen=True)
@@ -219,13 +213,15 @@ def _tables_inside(memory: PhysicalMemory, image: KernelImage, image_pa: int) ->
 def _widths(text_va: int, wish: int | None, granule: int, banner: str) -> list[int]:
     """Return the address sizes that an image linked there may have, likely ones first.
 
-    From v5.4 on the image is in the upper half of the kernel's addresses, before in the lower one.
+    The half of the kernel's addresses that the image is in is told by the release.
     """
     if wish is not None:
         return [wish]
     ones = 64 - (~text_va & MASK64).bit_length()
-    version = _version(banner)
-    likely = [64 - ones + (version >= (5, 4))] if version > (0, 0) else [64 - ones + 1, 64 - ones]
+    release = parse(banner)
+    likely = [64 - ones + 1, 64 - ones]
+    if release is not None:
+        likely = [64 - ones + image_in_upper_half(release)]
     if likely[0] == (47 if granule == 16384 else 48):
         likely.append(52)
     return [bits for bits in likely if 25 <= bits <= 52]
@@ -254,21 +250,14 @@ def _from_info(info: VmcoreInfo, wishes: Wishes) -> Iterator[_Candidate]:
         yield _Candidate(root, name, shift, bits, info.release, said, proof)
 
 
-def _version(release: str) -> tuple[int, int]:
-    """Return the first two numbers of a release or a banner; zeros if it has none."""
-    found = re.search(r"(\d{1,3})\.(\d{1,3})", release)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
 def _mair(release: str, wish: int | None) -> tuple[int, str]:
     """Return MAIR_EL1 and why. Raises UserError if nothing tells it."""
     if wish is not None:
         return wish, "MAIR_EL1 is as given"
-    version = _version(release)
-    for since, mair in MAIRS:
-        if version >= since:
-            name = f"{since[0]}.{since[1]}"
-            return mair, f"MAIR_EL1 {mair:#x} is assumed: Linux from v{name} on sets it so, without MTE"
+    found = parse(release)
+    mair = mair_el1(found)
+    if mair is not None:
+        return mair, f"MAIR_EL1 {mair:#x} is assumed: Linux {found} sets it so, without MTE"
     raise UserError(
         "nothing tells MAIR_EL1: the kernel's release is not known",
         "--mair 0x…, or --kernel FILE; 0x40044ffff is Linux's from v5.14 on",

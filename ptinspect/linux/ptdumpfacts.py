@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptinspect.linux.ptdump import (
-    Era,
-    Facts,
+from ptinspect.linux.ptdump import Facts, least_bits, markers, shadow_places
+from ptinspect.linux.releases import (
+    EARLY_PAGE,
+    Release,
+    TextForm,
     has_data_slot,
-    least_bits,
-    markers,
-    shadow_places,
-    version_of,
+    has_early_page,
+    parse,
 )
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import are_leaves
@@ -19,18 +19,15 @@ from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 
 PXN = np.uint64(1 << 53)
-EARLY_PAGE = (6, 12, 111)
-"""First version known to have a page more in each slot of the fixmap for early mappings: "arm64: fixmap:
-Allow 256K early_ioremap() at any offset". Of releases behind 6.12 it is not known which is the first."""
 
 
-def facts_of(snapshot: Snapshot, era: Era) -> tuple[Facts, list[str]]:
+def facts_of(snapshot: Snapshot, form: TextForm) -> tuple[Facts, list[str]]:
     """Return the facts, and what had to be assumed."""
     regime = snapshot.regime
     memory = SnapshotMemory(snapshot)
-    shadow = shadow_places(era, regime)
+    shadow = shadow_places(form, regime)
     kasan = any(walk(memory, va, snapshot.root.pa, regime).pa is not None for va in shadow)
-    plain = {marker.name: marker.address for marker in markers(era, regime, Facts(kasan))}
+    plain = {marker.name: marker.address for marker in markers(form, regime, Facts(kasan))}
     low, top = plain["Fixmap start"] - (4 << 20), plain["Fixmap end"]
     tables = snapshot.tables
     size = regime.entry_size(3)
@@ -41,14 +38,14 @@ def facts_of(snapshot: Snapshot, era: Era) -> tuple[Facts, list[str]]:
     va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
     text = va[((raw & PXN) == 0) & (va >= np.uint64(low)) & (va < np.uint64(top))]
     assumed = []
-    if regime.va_bits > least_bits(regime) and era.since < (6, 9):
+    if regime.va_bits > least_bits(regime) and form.since < (6, 9):
         assumed.append("the kernel is taken to have been started on a CPU with all its address bits")
-    version = version_of(snapshot.meta.kernel) or (*era.since, 0)
-    early_page = version >= EARLY_PAGE
-    if version[:2] > EARLY_PAGE[:2]:
+    release = parse(snapshot.meta.kernel) or Release(*form.since, 0)
+    early_page = has_early_page(release)
+    if release.series > EARLY_PAGE[:2]:
         assumed.append("the slots for early mappings are taken to have the page that 6.12.111 gave them")
-    slot_behind = has_data_slot(snapshot.meta.kernel, era)
-    vmemmap = era.since >= (5, 17) or _in_use(snapshot, plain["vmemmap start"], plain["vmemmap end"])
+    slot_behind = has_data_slot(release)
+    vmemmap = form.since >= (5, 17) or _in_use(snapshot, plain["vmemmap start"], plain["vmemmap end"])
     if not text.size:
         assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
         return Facts(kasan, vmemmap=vmemmap, early_page=early_page), assumed

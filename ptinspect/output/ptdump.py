@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ptinspect.linux.ptdump import Column, Era, Marker, level_text
+from ptinspect.linux.ptdump import Column, Marker, level_text
+from ptinspect.linux.releases import TextForm
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -18,7 +19,7 @@ def lines(
     found: Iterable[Segment],
     markers: Sequence[Marker],
     attributes: Sequence[Column],
-    era: Era,
+    form: TextForm,
     regime: Regime,
 ) -> Iterator[str]:
     """Yield the lines, without line ends, of what a walk meets.
@@ -26,7 +27,7 @@ def lines(
     note_page() of arch/arm64/mm/ptdump.c is called once for each entry; here once for each stretch of
     equal ones, and at the entries where a marker is due.
     """
-    state = _State(markers, attributes, era, regime)
+    state = _State(markers, attributes, form, regime)
     for segment in found:
         step = regime.entry_size(segment.level)
         yield from state.note(segment.va, segment.level, segment.bits)
@@ -51,14 +52,14 @@ class _State:
     """Hold what struct pg_state holds."""
 
     def __init__(
-        self, markers: Sequence[Marker], attributes: Sequence[Column], era: Era, regime: Regime
+        self, markers: Sequence[Marker], attributes: Sequence[Column], form: TextForm, regime: Regime
     ) -> None:
         self._markers, self._attributes = markers, attributes
-        self._era, self._regime = era, regime
+        self._form, self._regime = form, regime
         self._at = 0
-        self._begun = era.zero
+        self._begun = form.zero
         self._start = 0
-        self._level: int | None = regime.start_level if era.zero else None
+        self._level: int | None = regime.start_level if form.zero else None
         self._prot = 0
         self._texts: dict[tuple[int | None, int], str] = {}
 
@@ -74,7 +75,7 @@ class _State:
             self._start, self._level, self._prot = addr, level, prot
             yield self._marker()
         elif prot != self._prot or level != self._level or self._reached(addr):
-            if self._prot or self._era.holes:
+            if self._prot or self._form.holes:
                 size = size_text(addr - self._start & (1 << 64) - 1)
                 yield f"0x{self._start:016x}-0x{addr:016x}   {size} {self._text()}"
             if self._reached(addr):

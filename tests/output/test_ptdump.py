@@ -15,8 +15,9 @@ from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBu
 from fakes import context, run
 
 from ptinspect.errors import SnapshotError, UserError
-from ptinspect.linux.ptdump import ERAS, Facts, columns, era_of, has_data_slot, markers, mask_of
+from ptinspect.linux.ptdump import Facts, columns, form_of, markers, mask_of
 from ptinspect.linux.ptdumpfacts import facts_of
+from ptinspect.linux.releases import TEXT_FORMS
 from ptinspect.output.ptdump import lines, size_text
 from ptinspect.paging.segments import segments
 from ptinspect.snapshot.store import load
@@ -40,7 +41,7 @@ def test_slots_for_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
     banner = snapshot.meta.kernel
     for version, page, notes in (("6.12.117", True, 0), ("6.12.110", False, 0), ("7.3", True, 1)):
         meta = dataclasses.replace(snapshot.meta, kernel=banner.replace("6.12.117", version))
-        facts, assumed = facts_of(dataclasses.replace(snapshot, meta=meta), ERAS["6.9"])
+        facts, assumed = facts_of(dataclasses.replace(snapshot, meta=meta), TEXT_FORMS["6.9"])
         assert (facts.early_page, len(assumed)) == (page, notes)
 
 
@@ -49,7 +50,7 @@ def test_there_are_pairs() -> None:
 
 
 def dump(tree: TreeBuilder, era: str, facts: Facts | None = None, mair: int = MTE) -> list[str]:
-    form = ERAS[era]
+    form = TEXT_FORMS[era]
     found = columns(form, mair)
     walked = segments(tree.snapshot(), mask_of(found))
     marked = markers(form, tree.regime, facts or Facts())
@@ -174,15 +175,15 @@ def test_sizes(size: int, text: str) -> None:
     ],
 )
 def test_the_era_is_told_by_the_kernel(banner: str, layout: str, era: str) -> None:
-    assert era_of(banner, layout).name == era
+    assert form_of(banner, layout).name == era
 
 
 def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not tell which kernel") as caught:
-        era_of("", "")
+        form_of("", "")
     assert "--era" in caught.value.hint
     with pytest.raises(UserError, match="older"):
-        era_of("Linux version 3.10.0", "")
+        form_of("Linux version 3.10.0", "")
     tree = TreeBuilder(REGIMES["4k-48"])
     tree.point(0xFFFF_0000_0000_0000, 1, OUTSIDE)
     ctx = context()
@@ -199,30 +200,10 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("banner", "slot"),
-    [
-        ("Linux version 5.10.223 (root@vm) (gcc (Debian 12.2.0-14) 12.2.0) #1 SMP Mon Nov 23", True),
-        (
-            "Linux version 5.10.0-32-arm64 (gcc-10 (Debian 10.2.1-6)) #1 SMP Debian 5.10.223-1 (2024-08-10)",
-            True,
-        ),
-        (
-            "Linux version 5.10.0-8-arm64 (gcc-10 (Debian 10.2.1-6)) #1 SMP Debian 5.10.46-4 (2021-08-03)",
-            False,
-        ),
-        ("Linux version 6.1.0-50-arm64 (gcc (Debian 12.2.0-14)) #1 SMP Debian 6.1.170-1 (2026-01-01)", False),
-        ("Linux version 5.18.0", True),
-    ],
-)
-def test_where_the_fixmap_begins_depends_on_the_stable_version(banner: str, slot: bool) -> None:
-    assert has_data_slot(banner, ERAS["5.8"]) is slot
-
-
 @pytest.mark.parametrize("kasan", [False, True])
 def test_markers_ascend(kasan: bool) -> None:
     """The kernel's note_page() needs them in order; where the arithmetic leaves no room they are equal."""
-    for era in ERAS.values():
+    for era in TEXT_FORMS.values():
         for regime in REGIMES.values():
             if regime.upper and (era.since >= (6, 9) or not regime.ds):
                 found = [marker.address for marker in markers(era, regime, Facts(kasan))]
@@ -230,6 +211,6 @@ def test_markers_ascend(kasan: bool) -> None:
 
 
 def test_the_command_offers_the_eras_that_there_are() -> None:
-    from ptinspect.commands.export import ERAS as OFFERED
+    from ptinspect.commands.export import ERAS
 
-    assert tuple(ERAS) == OFFERED
+    assert tuple(TEXT_FORMS) == ERAS

@@ -9,18 +9,8 @@ from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.linux.oops.model import Fault, StackRange
+from ptinspect.linux.releases import exception_frames, parse, releases_with_frame
 
-FRAME_SIZES: tuple[tuple[int, str, tuple[int, int], tuple[int, int]], ...] = (
-    (0x130, "4.14", (4, 8), (4, 14)),
-    (0x140, "4.14 to 5.9", (4, 14), (5, 9)),
-    (0x150, "5.10 and later", (5, 9), (7, 2)),
-    (0x140, "after 6.12", (6, 13), (99, 0)),
-)
-"""Bytes of an exception frame (sizeof(struct pt_regs)), the releases that have it, and their bounds.
-
-Linux arch/arm64/include/asm/ptrace.h: 0x140 in 4.17 to 5.4, 0x150 in 5.10 to 6.12, 0x140 again in 7.3;
-the bounds overlap where it is not known which release made the change.
-"""
 LARGEST_FRAME = 2048
 """Bytes of one C function's frame above which the build warns (CONFIG_FRAME_WARN on 64-bit kernels)."""
 CHAIN_AVERAGE = 512
@@ -35,7 +25,6 @@ _HANDLER = re.compile(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)\+")
 _REPORTING = re.compile(
     r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)\+"
 )
-_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})")
 
 
 @dataclass(frozen=True)
@@ -64,12 +53,6 @@ class Chain:
     """How often the most frequent function is in it."""
 
 
-def release_of(text: str) -> tuple[int, int] | None:
-    """Return major and minor number of a release such as `5.10.0-32-cloud-arm64`, or None."""
-    match = _RELEASE.match(text)
-    return (int(match[1]), int(match[2])) if match else None
-
-
 def at_exception_entry(symbol: str) -> bool:
     """Tell whether `symbol+0x…/0x…` is where an exception from EL1 begins to store its frame."""
     match = _ENTRY.match(symbol)
@@ -87,13 +70,6 @@ def stack_at(fault: Fault) -> StackRange | None:
     )
 
 
-def frame_sizes(release: str) -> tuple[int, ...]:
-    """Return the sizes that an exception frame can have in a release; all of them if it is unknown."""
-    version = release_of(release)
-    sizes = [size for size, _, low, high in FRAME_SIZES if version is None or low <= version <= high]
-    return tuple(dict.fromkeys(sizes or [size for size, *_ in FRAME_SIZES]))
-
-
 def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
     """Return the recursion of a fault in the exception entry itself, if the log proves one.
 
@@ -106,7 +82,7 @@ def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
     if not stack.contains(x29) or x29 <= sp:
         return None
     gap = x29 - sp
-    every = tuple(dict.fromkeys(size for size, *_ in FRAME_SIZES))
+    every = exception_frames(None)
     dividing = [size for size in every if gap % size == 0]
     traced = entries_in_trace(fault.trace)
     reasons = [f"x29 - SP = {x29:#x} - {sp:#x} = {gap:#x} = {gap} bytes"]
@@ -117,7 +93,7 @@ def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
         others = ", ".join(str(other) for other in every if other != size)
         reasons.append(f"of the sizes an exception frame has had, only {size} divides it (not {others})")
     else:
-        fitting = [size for size in dividing if size in frame_sizes(fault.release)]
+        fitting = [size for size in dividing if size in exception_frames(parse(fault.release))]
         named = [size for size in fitting if traced > 1 and abs(gap // size - traced) <= 1]
         if len(named or fitting) != 1:
             return None
@@ -134,7 +110,9 @@ def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
 
 def _by_trace(fault: Fault, gap: int, traced: int, reasons: list[str]) -> Recursion | None:
     """Count by the call trace where SP at the first fault was not at the frame record."""
-    sizes = [s for s in frame_sizes(fault.release) if traced * s <= gap < traced * s + LARGEST_FRAME]
+    sizes = [
+        s for s in exception_frames(parse(fault.release)) if traced * s <= gap < traced * s + LARGEST_FRAME
+    ]
     if traced < 3 or len(sizes) != 1:
         return None
     reasons.append(f"the call trace shows {traced} entries of the exception vector in a row")
@@ -146,12 +124,11 @@ def _by_trace(fault: Fault, gap: int, traced: int, reasons: list[str]) -> Recurs
 
 
 def _era(fault: Fault, size: int) -> list[str]:
-    version = release_of(fault.release)
-    if version is None:
+    release = parse(fault.release)
+    if release is None:
         return []
-    for known, name, low, high in FRAME_SIZES:
-        if known == size and low <= version <= high:
-            return [f"it is the size of releases {name}, and this is {fault.release}"]
+    if size in exception_frames(release):
+        return [f"it is the size of releases {releases_with_frame(size)}, and this is {fault.release}"]
     return [f"it is not the size expected of {fault.release}"]
 
 

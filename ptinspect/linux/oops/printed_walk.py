@@ -9,18 +9,11 @@ from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import RegimeError
-from ptinspect.linux.oops.depth import release_of
 from ptinspect.linux.oops.model import Fault, Incident, Pagetable
+from ptinspect.linux.releases import mair_el1, parse
 
 LEVEL_OF: Mapping[str, int] = {"pgd": -1, "p4d": 0, "pud": 1, "pmd": 2, "pte": 3}
 """Linux's name of a level -> its number where no level is folded: names count from the pages."""
-
-_MAIR: tuple[tuple[tuple[int, int], tuple[int, int], int], ...] = (
-    ((4, 16), (5, 4), 0xBBFF440C0400),
-    ((5, 10), (5, 14), 0x000C0400BB44FFFF),
-    ((5, 15), (6, 19), 0x000000040044FFFF),
-)
-"""First release, last release, MAIR_EL1 as arch/arm64/mm/proc.S sets it."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,7 @@ def regime_of(pagetable: Pagetable | None, release: str) -> Regime:
     granule_bits, va_bits = 12, 48
     if pagetable is not None:
         granule_bits, va_bits = pagetable.page_size.bit_length() - 1, pagetable.va_bits
-    version = release_of(release)
-    mair = next((value for low, high, value in _MAIR if version is not None and low <= version <= high), 0)
+    mair = mair_el1(parse(release)) or 0
     wide = va_bits > 48
     try:
         return Regime(
@@ -91,15 +83,8 @@ def incident_regime(incident: Incident) -> tuple[Regime, bool]:
     faults = (incident.first, *incident.later)
     lines = [fault.pagetable for fault in faults if fault.pagetable is not None]
     pagetable = next((line for line in lines if line.owner == "swapper"), lines[0] if lines else None)
-    release = next((fault.release for fault in faults if fault.release), "") or _banner_release(
-        incident.banner
-    )
+    release = next((fault.release for fault in faults if fault.release), "") or incident.banner
     return regime_of(pagetable, release), pagetable is None
-
-
-def _banner_release(banner: str) -> str:
-    words = banner.split(" ", 3)
-    return words[2] if len(words) > 2 else ""
 
 
 def path_of(fault: Fault, release: str) -> Path | None:

@@ -13,12 +13,12 @@ from ptinspect.linux.oops.depth import (
     Chain,
     Recursion,
     at_exception_entry,
-    frame_sizes,
     single_bit,
 )
 from ptinspect.linux.oops.model import Incident, StackRange
 from ptinspect.linux.oops.printed_walk import Path
 from ptinspect.linux.oops.rewrite import KptiRegisters
+from ptinspect.linux.releases import exception_frames, parse
 
 EC_PC_SP = 0x26
 """ESR_ELx.EC of an SP alignment fault (Arm ARM ESR_ELx)."""
@@ -169,7 +169,7 @@ def _ran_down(facts: Facts) -> Verdict | None:
     first, stack = facts.incident.first, facts.stack
     if stack is None or first.sp is None or at_exception_entry(first.pc):
         return None
-    largest = max(frame_sizes(first.release))
+    largest = max(exception_frames(parse(first.release)))
     far = None if stale(facts.esr) else first.far
     below = far is not None and stack.base - stack.size <= far < stack.base
     if not (below or first.sp < stack.base + largest):
