@@ -12,6 +12,7 @@ OPTIONS = {
     "mem": "--memory",
     "smp": "--smp",
     "machine": "--machine",
+    "qemu": "--qemu",
     "append": "--append-more",
 }
 """Keys of a matrix -> options of `launch`."""

@@ -15,7 +15,7 @@ MAX_RUNS = 1_000_000
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 CORES = {"a53", "a55", "a57", "a72", "a76", "a710"}
 """Names of cores that QEMU knows as cortex-…."""
-GUEST_KEYS = ("kernel", "cpu", "mem", "smp", "machine", "append")
+GUEST_KEYS = ("kernel", "cpu", "mem", "smp", "machine", "append", "qemu")
 """Keys of a matrix that say what is booted; all others are variables of the script only."""
 
 

@@ -29,10 +29,10 @@ INTERRUPTED = 130
 
 DETAILS = """\
 Each run is a process of its own with a fresh guest: `launch` with what the matrix says (kernel, cpu, mem,
-smp, machine; append adds words to the kernel's command line; var.NAME is a variable of the script), then
-the script, which sees the same values as variables, and ${run}, ${attempt}, ${home}. A script that launches
-guests itself is left to do so. It runs in a directory of its own, where what it saves under a relative
-name is kept; ${home} is the one that the campaign began in.
+smp, machine, qemu; append adds words to the kernel's command line; var.NAME is a variable of the script),
+then the script, which sees the same values as variables, and ${run}, ${attempt}, ${home}. A script that
+launches guests itself is left to do so. It runs in a directory of its own, where what it saves under a
+relative name is kept; ${home} is the one that the campaign began in.
 A run ends as pass, fail (a check did not hold), crash (the guest died), hang (the time was over), error (it
 could not be made) or bug (of ptinspect). What did not pass keeps its answers, snapshots and console, with
 `why`, `snap` and the end of the console as the guest stood; of what passed the first of each cell is kept.

@@ -29,7 +29,8 @@ def register(registry: Registry) -> None:
             "Without --yes nothing is changed; exit code 1 says that something is missing. QEMU and GDB "
             "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
             "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
-            "root, into the user's cache directory ($PTINSPECT_CACHE names another)."
+            "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
+            "QEMU, with its own loader and libraries: `launch --qemu newer` starts it."
         ),
     )(setup)
 
@@ -46,6 +47,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="a reference guest, instead of the default one; may be repeated",
     )
     add("--all", action="store_true", help="every reference guest but the large ones (debug symbols)")
+    add(
+        "--qemu",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also a QEMU beside the system's: newer (as --tests does)",
+    )
     add("--tests", action="store_true", help="also what the project's own tests need")
     add("--check", action="store_true", help="compare the guests' files with their hashes")
     add("--list", action="store_true", help="only list the reference guests")
@@ -73,14 +81,16 @@ def setup(ctx: Context, args: argparse.Namespace) -> Report:
     chosen = _chosen(args)
     if args.list:
         return _report([], [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests])
-    tools = system.check_tools(_find_gdb(ctx), tests=args.tests)
+    tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
     trouble: list[PtinspectError] = []
-    if args.yes and not all(tool.found for tool in tools):
+    lacking = [p for t in tools if not t.found for p in t.packages]
+    if args.yes and lacking:
         try:
-            system.install_packages([p for t in tools if not t.found for p in t.packages], ctx.progress)
+            system.install_packages(lacking, ctx.progress)
         except PtinspectError as error:
             trouble.append(error)
-        tools = system.check_tools(_find_gdb(ctx), tests=args.tests)
+        tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
+    tools += _emulators(ctx, args, trouble)
     states = [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests]
     if args.yes:
         states = _install_all(ctx, states)
@@ -106,6 +116,35 @@ def _find_gdb(ctx: Context) -> Probe:
         return gdb.path, gdb.version
 
     return probe
+
+
+def _find_qemu() -> tuple[str, str]:
+    from ptinspect.guests import system
+    from ptinspect.target.qemu import find_program
+
+    return system.find_program(find_program())
+
+
+def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectError]) -> list[Tool]:
+    """Look for the QEMUs beside the system's that are asked for or there; install what is asked for."""
+    from ptinspect.guests import data, emulator, system
+
+    table = data.load()
+    wanted = {table.emulator(name).name for name in args.qemu}
+    if args.tests:
+        wanted |= {spec.name for spec in table.emulators}
+    found = []
+    for spec in table.emulators:
+        tool = system.check_emulator(spec.name, thoroughly=args.check)
+        if args.yes and spec.name in wanted and not tool.found:
+            try:
+                emulator.install(spec.name, ctx.progress, again=True)
+            except PtinspectError as error:
+                trouble.append(error)
+            tool = system.check_emulator(spec.name)
+        if spec.name in wanted or tool.path:
+            found.append(tool)
+    return found
 
 
 def _look(spec: GuestSpec, chosen: bool, check: bool) -> _State:
@@ -226,7 +265,8 @@ def _guest_table(states: list[_State]) -> Table:
 
 def _advice(tools: list[Tool]) -> list[Note]:
     notes = [Note("setup --yes installs what is missing", "dim")]
-    notes.extend(Note(f"  or run: {tool.needed_command}", "dim") for tool in tools if not tool.found)
+    commands = [tool.needed_command for tool in tools if tool.needed_command]
+    notes.extend(Note(f"  or run: {command}", "dim") for command in commands)
     if any(tool.name == "gdb" and not tool.found for tool in tools):
         notes.append(Note("  a GDB comes from PyPI too: pip install 'ptinspect[gdb]'", "dim"))
     return notes

@@ -62,6 +62,7 @@ def _configure_launch(parser: argparse.ArgumentParser) -> None:
     add("--guest", type=argtypes.guest_name, metavar="NAME", help="a reference guest that setup installed")
     add("--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)")
     add("--no-initrd", action="store_true", help="start without an initial RAM disk")
+    add("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)")
     add("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)")
     add("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)")
     add("--smp", type=argtypes.whole(1, 512), metavar="N", help="number of CPUs (default 1)")
@@ -176,7 +177,9 @@ def _boot(ctx: Context, args: argparse.Namespace) -> Boot:
 def _options(boot: Boot, args: argparse.Namespace) -> LaunchOptions:
     from ptinspect.target.qemu import LaunchOptions
 
-    options = LaunchOptions(boot.kernel, boot.initrd, extra=tuple(args.extra))
+    options = LaunchOptions(
+        boot.kernel, boot.initrd, extra=tuple(args.extra), program=_program(args.qemu or "")
+    )
     if boot.cpu:
         options = replace(options, cpu=boot.cpu)
     chosen = {name: getattr(args, name) for name in ("machine", "cpu", "smp", "memory", "append")}
@@ -184,6 +187,15 @@ def _options(boot: Boot, args: argparse.Namespace) -> LaunchOptions:
     if args.append_more:
         options = replace(options, append=f"{options.append} {args.append_more}")
     return options
+
+
+def _program(chosen: str) -> str:
+    """Return the path of a QEMU that is named by path or as setup names it; nothing if none is."""
+    if not chosen or "/" in chosen:
+        return chosen
+    from ptinspect.guests import emulator
+
+    return str(emulator.find(chosen).program)
 
 
 def elf_file(kernel: Path | None) -> Path | None:

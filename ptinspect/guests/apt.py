@@ -1,4 +1,4 @@
-"""Debian's archive for arm64 through apt, without root: a private state under a directory of ours.
+"""Debian's archive through apt, without root: a private state under a directory of ours.
 
 apt checks the signature of the index with Debian's own keys and every file against the index. The
 archive's address comes from apt's configuration of the machine, and so do proxies.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
+from ptinspect.guests import deb
 from ptinspect.guests.process import Result, run
 
 Progress = Callable[[str, int, int], None]
@@ -50,6 +51,8 @@ class Package:
     """SHA-256 of the .deb, in hex, from the signed index."""
     size: int
     """Size of the .deb in bytes."""
+    depends: tuple[str, ...] = ()
+    """Names of the packages that it needs; the first of alternatives."""
 
 
 def archive_addresses() -> tuple[str, ...]:
@@ -125,12 +128,25 @@ def find_keyring() -> Path:
 
 
 class Suite:
-    """Use one suite of the archive, arm64, component main, with a private apt state in a directory."""
+    """Use one suite of the archive, component main, with a private apt state in a directory."""
 
-    def __init__(self, name: str, directory: Path, trust: str | None = None) -> None:
-        """Prepare the directory; `trust` replaces the option that names the keys."""
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        trust: str | None = None,
+        *,
+        architecture: str = "arm64",
+        beneath: Sequence[str] = (),
+    ) -> None:
+        """Prepare; `trust` replaces the option that names the keys.
+
+        `beneath` are suites that this one adds to, as backports do: their packages are here too.
+        """
         self.name = name
         self.directory = directory
+        self.architecture = architecture
+        self._suites = (name, *beneath)
         self._trust = trust
         self._ready = False
 
@@ -142,7 +158,8 @@ class Suite:
         reasons = []
         for address in addresses:
             progress(f"reading the index of {self.name}", 0, 0)
-            self._configure(f"deb [arch=arm64 {trust}] {address} {self.name} main\n")
+            options = f"arch={self.architecture} {trust}"
+            self._configure("".join(f"deb [{options}] {address} {suite} main\n" for suite in self._suites))
             reason = self._update()
             if not reason:
                 self._ready = True
@@ -162,7 +179,7 @@ class Suite:
             f'Dir::Etc::sourcelist "{base}/sources.list"; Dir::Etc::sourceparts "{base}/empty";',
             f'Dir::Etc::main "/dev/null"; Dir::Etc::parts "{base}/empty";',
             f'Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "{base}/empty";',
-            'APT::Architecture "arm64"; APT::Architectures { "arm64"; };',
+            f'APT::Architecture "{self.architecture}"; APT::Architectures {{ "{self.architecture}"; }};',
             'APT::Sandbox::User ""; APT::Update::Error-Mode "any"; APT::Get::AllowUnauthenticated "false";',
             'Acquire::AllowInsecureRepositories "false"; Acquire::AllowWeakRepositories "false";',
             'Acquire::AllowDowngradeToInsecureRepositories "false"; Acquire::Languages "none";',
@@ -184,13 +201,20 @@ class Suite:
             return result.last_words()
         listed = self._run("apt-get", "indextargets", "Created-By: Packages", "--format", "$(FILENAME)")
         if not listed.output.strip():
-            return "it has no packages for arm64"
+            return f"it has no packages for {self.architecture}"
         return ""
 
     def find(self, name: str, version: str = "") -> Package | None:
         """Return the package of this name and version (the newest if none is given), or None."""
         held = [p for p in self._show([name]) if not version or p.version == version]
         return held[0] if held else None
+
+    def newest(self, names: Sequence[str]) -> dict[str, Package]:
+        """Return the newest version of each package that is there, by name, in the order asked for."""
+        found: dict[str, Package] = {}
+        for package in self._show(names):
+            found.setdefault(package.name, package)
+        return {name: found[name] for name in names if name in found}
 
     def matching(self, pattern: str) -> list[Package]:
         """Return every version of the packages whose whole name matches the regular expression."""
@@ -203,7 +227,10 @@ class Suite:
         for fields in _stanzas(self._run("apt-cache", "show", *names).output):
             name, version, sha256 = (fields.get(key, "") for key in ("Package", "Version", "SHA256"))
             if name in names and version and re.fullmatch(r"[0-9a-f]{64}", sha256):
-                found.append(Package(name, version, sha256, int(fields.get("Size", "0"))))
+                depends = ",".join(fields.get(key, "") for key in ("Pre-Depends", "Depends"))
+                needed = dict.fromkeys(re.findall(r"(?:^|,)\s*([a-z0-9][\w.+-]*)", depends))
+                size = int(fields.get("Size", "0"))
+                found.append(Package(name, version, sha256, size, tuple(needed)))
         return found
 
     def download(self, package: Package, directory: Path, progress: Progress) -> Path:
@@ -211,25 +238,37 @@ class Suite:
 
         Raises TargetError if it cannot be had or is not what the index says.
         """
+        return self.download_all([package], directory, progress)[0]
+
+    def download_all(
+        self, packages: Sequence[Package], directory: Path, progress: Progress, what: str = ""
+    ) -> list[Path]:
+        """Download packages as `download` does, at one go, and return their paths in the same order."""
         partial = self.directory / "archives" / "partial"
+        total = sum(package.size for package in packages)
 
         def size() -> int:
             done = sum(f.stat().st_size for f in (*_files(partial), *_files(directory)))
-            progress(f"downloading {package.name}", min(done, package.size), package.size)
+            progress(f"downloading {what or packages[0].name}", min(done, total), total)
             return done
 
-        wanted = f"{package.name}={package.version}"
+        wanted = [f"{package.name}={package.version}" for package in packages]
         result = run(
-            ["apt-get", "-q", "download", wanted],
+            ["apt-get", "-q", "download", *wanted],
             timeout=DOWNLOAD_STALL,
             cwd=directory,
             environment={"APT_CONFIG": str(self.directory / "apt.conf")},
             watch=size,
         )
-        files = [path for path in directory.iterdir() if path.suffix == ".deb"]
-        if result.code or len(files) != 1:
-            raise TargetError(f"cannot download {wanted}: {result.last_words()}")
-        return files[0]
+        files = {path.name.partition("_")[0]: path for path in directory.iterdir() if path.suffix == ".deb"}
+        if result.code or files.keys() != {package.name for package in packages}:
+            raise TargetError(f"cannot download {what or wanted[0]}: {result.last_words()}")
+        found = [files[package.name] for package in packages]
+        for package, path in zip(packages, found, strict=True):
+            digest = deb.sha256(path)
+            if digest != package.sha256:
+                raise TargetError(f"{path.name} is not what the archive's index says: {digest}")
+        return found
 
 
 def _files(directory: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
-from ptinspect.guests import data, deb, store
+from ptinspect.guests import data, store
 from ptinspect.guests.apt import Progress
 from ptinspect.guests.data import DEFAULT_GUEST
 from ptinspect.guests.store import Manifest
@@ -93,12 +93,7 @@ def from_manifest(manifest: Manifest, note: str) -> Guest:
 def damage(name: str) -> str:
     """Return what is wrong with the files of an installed guest by their hashes; empty if nothing is."""
     manifest = store.read(name)
-    if manifest is None:
-        return "not installed"
-    for file in manifest.files.values():
-        if deb.sha256(store.guests_directory() / name / file.name) != file.sha256:
-            return f"{file.name} is not what was installed"
-    return ""
+    return "not installed" if manifest is None else store.damage(manifest)
 
 
 def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -> Guest:

@@ -63,6 +63,24 @@ class BusyboxSpec:
 
 
 @dataclass(frozen=True)
+class EmulatorSpec:
+    """Name what a QEMU beside the system's comes from."""
+
+    name: str
+    """What `setup --qemu` and `launch --qemu` call it."""
+    suites: tuple[tuple[str, ...], ...]
+    """Suites in the order in which they are tried, each with those that it adds to."""
+    package: str
+    """The package with the program."""
+    libraries: str
+    """Regular expression for the whole names of packages that may hold its libraries."""
+    data: tuple[str, ...]
+    """Packages that hold its firmware."""
+    files: tuple[str, ...]
+    """Patterns of the firmware's paths inside."""
+
+
+@dataclass(frozen=True)
 class ToolSpec:
     """Name the system packages that bring a tool."""
 
@@ -84,6 +102,8 @@ class Data:
     """What the system must have."""
     test_tools: tuple[ToolSpec, ...] = ()
     """What the project's own tests need besides; each is found by its name in PATH."""
+    emulators: tuple[EmulatorSpec, ...] = ()
+    """QEMUs to have beside the system's."""
 
     def guest(self, name: str) -> GuestSpec:
         """Return the guest of this name. Raises UserError."""
@@ -91,6 +111,13 @@ class Data:
             if spec.name == name:
                 return spec
         raise UserError(f"no guest {name!r}", f"one of: {', '.join(s.name for s in self.guests)}")
+
+    def emulator(self, name: str) -> EmulatorSpec:
+        """Return the emulator of this name. Raises UserError."""
+        for spec in self.emulators:
+            if spec.name == name:
+                return spec
+        raise UserError(f"no QEMU {name!r}", f"one of: {', '.join(s.name for s in self.emulators)}")
 
     def tool(self, name: str) -> ToolSpec:
         """Return the tool of this name; KeyError means that the table lacks it."""
@@ -126,6 +153,17 @@ def parse(table: dict[str, Any]) -> Data:
         ),
         tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table["tool"]),
         tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table.get("test_tool", ())),
+        tuple(
+            EmulatorSpec(
+                entry["name"],
+                tuple(map(tuple, entry["suites"])),
+                entry["package"],
+                entry["libraries"],
+                tuple(entry["data"]),
+                tuple(entry["files"]),
+            )
+            for entry in table.get("emulator", ())
+        ),
     )
 
 

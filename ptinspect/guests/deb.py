@@ -1,4 +1,4 @@
-"""Take single files out of a Debian package."""
+"""Take single files out of a Debian package, or all of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import IO
 
 from ptinspect.errors import TargetError
+from ptinspect.guests.process import run
 
 MAX_FILE = 4 << 30
 """Bytes above which no file of a package is unpacked."""
 CHUNK = 1 << 20
+UNPACK_TIMEOUT = 300.0
 
 
 def extract(
@@ -75,6 +77,13 @@ def _extract(
             wanted.remove(match)
             if not wanted:
                 return
+
+
+def unpack(package: Path, directory: Path) -> None:
+    """Unpack a whole package under a directory, which is made. Raises TargetError."""
+    result = run(["dpkg-deb", "-x", str(package), str(directory)], timeout=UNPACK_TIMEOUT)
+    if result.code:
+        raise TargetError(f"cannot unpack {package.name}: {result.last_words()}")
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The guests on disk: one directory each in the user's cache, with a manifest of what it holds."""
+"""Guests and emulators on disk: one directory each in the user's cache, with a manifest of what it holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import platformdirs
 
 from ptinspect.errors import TargetError, TargetTimeout
 from ptinspect.guests.apt import Progress
+from ptinspect.guests.deb import sha256
 
 FORMAT = 1
 """Version of the manifest."""
@@ -57,22 +58,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Describe an installed guest, or name the one that serves in its place."""
+    """Describe an installed guest or emulator, or name the guest that serves in a guest's place."""
 
     name: str
-    """The guest."""
+    """The guest, or the emulator."""
     instead: str = ""
     """Name of the guest that serves in its place; then there are no files."""
     note: str = ""
     """How it differs from what was asked for; empty if it does not."""
     version: str = ""
-    """Debian version of the kernel."""
+    """Debian version of the kernel, or of QEMU."""
     release: str = ""
     """What `uname -r` prints there."""
     cpu: str = ""
     """A QEMU CPU model on which it boots."""
     files: dict[str, StoredFile] = field(default_factory=dict)
-    """By use: `kernel`, `initrd`, `vmlinux`, `config`."""
+    """By use: `kernel`, `initrd`, `vmlinux`, `config`; of an emulator by path."""
     sources: tuple[Source, ...] = ()
     """The packages that it was made from."""
 
@@ -88,9 +89,14 @@ def guests_directory() -> Path:
     return cache_directory() / "guests"
 
 
-def read(name: str) -> Manifest | None:
-    """Return the manifest of a guest, or None if it is not installed or not complete."""
-    directory = guests_directory() / name
+def read(
+    name: str, where: Path | None = None, parts: Collection[str] = ("kernel", "initrd")
+) -> Manifest | None:
+    """Return the manifest of a guest, or of what else `where` holds; None if it is missing or not whole.
+
+    `parts` are the uses for which it must have files.
+    """
+    directory = (where or guests_directory()) / name
     try:
         table: dict[str, Any] = json.loads((directory / _MANIFEST).read_text("utf-8"))
         if table.pop("format") != FORMAT:
@@ -99,10 +105,18 @@ def read(name: str) -> Manifest | None:
         table["sources"] = tuple(Source(**entry) for entry in table["sources"])
         manifest = Manifest(**table)
         whole = all((directory / f.name).stat().st_size == f.size for f in manifest.files.values())
-        needed = set() if manifest.instead else {"kernel", "initrd"}
+        needed = set() if manifest.instead else set(parts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if whole and needed <= manifest.files.keys() else None
+
+
+def damage(manifest: Manifest, where: Path | None = None) -> str:
+    """Return what is wrong with the files of a manifest by their hashes; empty if nothing is."""
+    for file in manifest.files.values():
+        if sha256((where or guests_directory()) / manifest.name / file.name) != file.sha256:
+            return f"{file.name} is not what was installed"
+    return ""
 
 
 @contextmanager
@@ -132,9 +146,9 @@ def lock(progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def workspace(prefix: str) -> Iterator[Path]:
+def workspace(prefix: str, where: Path | None = None) -> Iterator[Path]:
     """Give a directory on the cache's file system that is removed afterwards; the lock must be held."""
-    parent = guests_directory()
+    parent = where or guests_directory()
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -145,14 +159,14 @@ def workspace(prefix: str) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def publish(directory: Path, manifest: Manifest) -> None:
-    """Put a finished directory in the guest's place, in one step; the lock must be held."""
+def publish(directory: Path, manifest: Manifest, where: Path | None = None) -> None:
+    """Put a finished directory where its manifest says, in one step; the lock must be held."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2)
     (directory / _MANIFEST).write_text(text + "\n", "utf-8")
     directory.chmod(0o755)
-    place = guests_directory() / manifest.name
+    place = (where or guests_directory()) / manifest.name
     old = Path(tempfile.mkdtemp(prefix=".old.", dir=place.parent))
     if place.exists():
-        place.rename(old / "guest")
+        place.rename(old / "was")
     directory.rename(place)
     shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ptinspect.errors import PtinspectError, TargetError
-from ptinspect.guests import data
+from ptinspect.guests import data, emulator
 from ptinspect.guests.apt import Progress
 from ptinspect.guests.process import Result, run
 
@@ -39,7 +39,7 @@ class Tool:
     problem: str
     """Why it cannot be used; empty if it can."""
     packages: tuple[str, ...]
-    """Debian packages that bring it."""
+    """Debian packages that bring it; none if setup brings it without the system's help."""
 
     @property
     def found(self) -> bool:
@@ -49,31 +49,41 @@ class Tool:
     @property
     def needed_command(self) -> str:
         """The command that installs it, or nothing if it is there."""
-        return "" if self.found else install_command(self.packages)
+        return "" if self.found or not self.packages else install_command(self.packages)
 
 
-def find_qemu() -> tuple[str, str]:
-    """Return path and version of the QEMU that emulates aarch64. Raises TargetError."""
-    path = shutil.which(QEMU)
-    if path is None:
-        raise TargetError("not installed")
-    result = run([path, "--version"], timeout=PROBE_TIMEOUT)
-    match = re.search(r"version (\d[\w.]*)", result.output)
-    if result.code or match is None:
-        raise TargetError(f"{path} does not run: {result.last_words()}")
-    return path, match[1]
+def check_tools(find_gdb: Probe, qemu: Probe | None = None, *, tests: bool = False) -> list[Tool]:
+    """Look for every tool, with `tests` also what the tests need.
 
-
-def check_tools(find_gdb: Probe, qemu: Probe = find_qemu, *, tests: bool = False) -> list[Tool]:
-    """Look for every tool, with `tests` also what the tests need; `find_gdb` knows which GDB serves."""
+    `find_gdb` knows which GDB serves, `qemu` which QEMU: the one in PATH if None.
+    """
     table = data.load()
-    found = [_check(table.tool(QEMU), qemu), _check(table.tool("gdb"), find_gdb)]
+    found = [
+        _check(table.tool(QEMU), qemu or partial(find_program, QEMU)),
+        _check(table.tool("gdb"), find_gdb),
+    ]
     more = table.test_tools if tests else ()
     return [*found, *(_check(spec, partial(find_program, spec.name)) for spec in more)]
 
 
+def check_emulator(name: str, *, thoroughly: bool = False) -> Tool:
+    """Look for a QEMU beside the system's, whether it runs, and `thoroughly` at the hashes of its files."""
+
+    def probe() -> tuple[str, str]:
+        program = emulator.find(name).program
+        problem = emulator.damage(name) if thoroughly else ""
+        if problem:
+            raise TargetError(problem)
+        return find_program(str(program))
+
+    return _check(data.ToolSpec(f"{QEMU} ({name})", ()), probe)
+
+
 def find_program(name: str) -> tuple[str, str]:
-    """Return path and version of a program that answers `--version`. Raises TargetError."""
+    """Return path and version of a program, in PATH or by path, that answers `--version`.
+
+    Raises TargetError.
+    """
     path = shutil.which(name)
     if path is None:
         raise TargetError("not installed")

@@ -16,6 +16,8 @@ from ptinspect.errors import TargetError
 from ptinspect.target.child import die_with_parent
 
 PROGRAM = "qemu-system-aarch64"
+PROGRAM_VARIABLE = "PTINSPECT_QEMU"
+"""Environment variable with the QEMU to start instead of the one in PATH."""
 START_SECONDS = 15.0
 SOCKET_PATH_LIMIT = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
@@ -41,6 +43,8 @@ class LaunchOptions:
     """The kernel's command line."""
     extra: Sequence[str] = ()
     """Further arguments of QEMU."""
+    program: str = ""
+    """QEMU itself, by path or by its name in PATH; empty for $PTINSPECT_QEMU, else the system's."""
 
 
 class Qemu:
@@ -105,11 +109,7 @@ def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool 
     without it, a new private one. Without `keep`, QEMU ends with the thread that calls this. Raises
     TargetError with the command line and QEMU's last words if it will not start.
     """
-    program = shutil.which(PROGRAM)
-    if program is None:
-        raise TargetError(
-            f"{PROGRAM} is not installed", "ptinspect setup --yes, or apt install qemu-system-arm"
-        )
+    program = find_program(options.program)
     folder = _private_directory(directory)
     words = _command_line(program, options, folder)
     try:
@@ -130,6 +130,22 @@ def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool 
         _wait_until_it_listens(qemu)
         undo.pop_all()
     return qemu
+
+
+def find_program(chosen: str = "") -> str:
+    """Return the path of the QEMU to start: `chosen`, else $PTINSPECT_QEMU, else the one in PATH.
+
+    Raises TargetError.
+    """
+    named = chosen or os.environ.get(PROGRAM_VARIABLE)
+    program = shutil.which(named or PROGRAM)
+    if program is None and named:
+        raise TargetError(f"no program {named}", f"--qemu or {PROGRAM_VARIABLE} names a {PROGRAM}")
+    if program is None:
+        raise TargetError(
+            f"{PROGRAM} is not installed", "ptinspect setup --yes, or apt install qemu-system-arm"
+        )
+    return program
 
 
 def _command_line(program: str, options: LaunchOptions, folder: Path) -> list[str]:

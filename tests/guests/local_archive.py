@@ -15,18 +15,21 @@ TRUST = "trusted=yes"
 
 
 class LocalArchive:
-    """Hold suites of packages for arm64, component main."""
+    """Hold suites of packages for one architecture, component main."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, architecture: str = "arm64") -> None:
         """Start an empty archive."""
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
             missing("apt")
         self.directory = directory
+        self.architecture = architecture
         self.address = f"file:{directory}"
         (directory / "pool").mkdir(parents=True)
         self._entries: dict[str, list[str]] = {}
 
-    def add(self, suite: str, package: str, version: str, files: Mapping[str, bytes | str]) -> str:
+    def add(
+        self, suite: str, package: str, version: str, files: Mapping[str, bytes | str], depends: str = ""
+    ) -> str:
         """Put a package in; a `str` makes a symbolic link. Returns the SHA-256 of the .deb."""
         tree = self.directory / "tree"
         for path, content in files.items():
@@ -36,13 +39,17 @@ class LocalArchive:
                 place.symlink_to(content)
             else:
                 place.write_bytes(content)
+                place.chmod(0o755)
         control = (
-            f"Package: {package}\nVersion: {version}\nArchitecture: arm64\n"
-            "Maintainer: Nobody <nobody@localhost>\nDescription: for tests\n"
+            f"Package: {package}\nVersion: {version}\nArchitecture: {self.architecture}\n"
+            + (f"Depends: {depends}\n" if depends else "")
+            + "Maintainer: Nobody <nobody@localhost>\nDescription: for tests\n"
         )
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "DEBIAN" / "control").write_text(control)
-        deb = self.directory / "pool" / f"{suite}_{package}_{version.replace(':', '.')}_arm64.deb"
+        deb = (
+            self.directory / "pool" / f"{suite}_{package}_{version.replace(':', '.')}_{self.architecture}.deb"
+        )
         command = ["dpkg-deb", "-Znone", "--root-owner-group", "-b", str(tree), str(deb)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(tree)
@@ -64,13 +71,13 @@ class LocalArchive:
 
     def _publish(self, suite: str) -> None:
         place = self.directory / "dists" / suite
-        index = place / "main" / "binary-arm64" / "Packages"
+        index = place / "main" / f"binary-{self.architecture}" / "Packages"
         index.parent.mkdir(parents=True, exist_ok=True)
         data = "\n".join(self._entries[suite]).encode()
         index.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         (place / "Release").write_text(
             f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\n"
-            "Date: Mon, 01 Jan 2024 00:00:00 UTC\nArchitectures: arm64\nComponents: main\n"
-            f"SHA256:\n {digest} {len(data)} main/binary-arm64/Packages\n"
+            "Date: Mon, 01 Jan 2024 00:00:00 UTC\nArchitectures: {self.architecture}\nComponents: main\n"
+            f"SHA256:\n {digest} {len(data)} main/binary-{self.architecture}/Packages\n"
         )

@@ -26,7 +26,7 @@ class Machine:
         self.installed: list[str] = []
         self.may_install = True
 
-    def check(self, find_gdb: system.Probe, *, tests: bool = False) -> list[Tool]:
+    def check(self, find_gdb: system.Probe, qemu: system.Probe, *, tests: bool = False) -> list[Tool]:
         return [
             Tool(name, "", "", "not installed", (f"{name}-package",))
             if name in self.missing
