@@ -106,6 +106,16 @@ def branch_ne(word: int, at: int) -> int | None:
     return at + 4 * _signed(word >> 5 & 0x7FFFF, 19) if word & 0xFF00001F == 0x54000001 else None
 
 
+def targets(word: int, at: int) -> tuple[int, ...]:
+    """Return where a branch at address `at` may lead, a call or a conditional one too; () for others."""
+    if word & 0x7C000000 == 0x14000000:  # b, bl
+        return (at + 4 * _signed(word & 0x3FFFFFF, 26),)
+    if word & 0xFF000000 == 0x54000000 or word & 0x7E000000 == 0x34000000:  # b.cond, bc.cond, cbz, cbnz
+        return (at + 4 * _signed(word >> 5 & 0x7FFFF, 19),)
+    tested = bit_branch(word, at)
+    return () if tested is None else (tested[3],)
+
+
 def branch_nonzero(word: int, at: int) -> tuple[int, int] | None:
     """Return (Rt, target) of `cbnz Wt` at address `at`, else None."""
     if word & 0xFF000000 != 0x35000000:

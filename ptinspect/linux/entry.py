@@ -13,7 +13,7 @@ detection") (in v4.14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ptinspect.arch.bits import MASK64
@@ -263,6 +263,28 @@ def moved_constant(word: int) -> int | None:
     if word & 0xFF800000 != 0xD2800000:
         return None
     return (word >> 5 & 0xFFFF) << 16 * (word >> 21 & 3)
+
+
+def code_length(words: Sequence[int]) -> int:
+    """Return how many of a vector's instructions are its code; what follows only fills the slot.
+
+    What fills it depends on the assembler and on how the slot is ended: zeros (`.org`, from Linux commit
+    4330e2c5c04c on, in v5.17), NOPs (`.align` of GNU as), other hints or traps. It fills only after a
+    branch that is always taken, and where no branch of the vector leads; else all words are code.
+    Source: Arm ARM C4.1.66 (hints), C6.2 (UDF, BRK).
+    """
+    length = len(words)
+    while length and _fills(words[length - 1]):
+        length -= 1
+    if not length or a64.branch(words[length - 1], 0) is None:
+        return len(words)
+    targets = (target // 4 for i, word in enumerate(words) for target in a64.targets(word, 4 * i))
+    return len(words) if any(length <= target < len(words) for target in targets) else length
+
+
+def _fills(word: int) -> bool:
+    """Tell whether an instruction is a hint (NOP and BTI among them), UDF or BRK."""
+    return word & 0xFFFFF01F == 0xD503201F or word < 1 << 16 or word & 0xFFE0001F == 0xD4200000
 
 
 def _tested_size(word: int) -> int | None:

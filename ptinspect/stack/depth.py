@@ -12,7 +12,7 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, RegimeError
-from ptinspect.linux.entry import EL1H, SLOT
+from ptinspect.linux.entry import EL1H, SLOT, code_length
 from ptinspect.linux.stacks import Position, Stack, Stacks
 from ptinspect.linux.tasks import Task
 from ptinspect.linux.view import GuestView
@@ -182,8 +182,8 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
         words = KernelCode(stacks.view).words(start, SLOT // 4)
         if _ADD_SP_X0 not in words:
             return state
-        if words[(state.pc - start) // 4] == 0:
-            return state  # behind the vector's own code, where a debugger has put some
+        if (state.pc - start) // 4 >= code_length(words):
+            return state  # past the vector's own code, where a debugger has put some
         step = (state.pc - start) // 4 - words.index(_ADD_SP_X0)
         failed = None if vector.overflow is None else (vector.overflow - vector.va) // 4
         sp = state.sp

@@ -3,7 +3,7 @@
 A breakpoint on the vector would stop the guest at every fault of a user access too, and a stop costs
 tens of milliseconds under TCG, because QEMU translates all code anew (gdbstub.c,
 gdb_vm_state_change: tb_flush); and one that is never hit still makes all code of its page slow. So
-the branch at the end of the vector is led through the unused rest of its 128 bytes:
+the branch at the end of the vector is led through the rest of its 128 bytes, which only fills them:
 
     msr par_el1, x0        a place to keep x0: the entry has no other register to spare
     mrs x0, far_el1
@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptinspect.linux import a64
-from ptinspect.linux.entry import lowers_sp
+from ptinspect.linux.entry import code_length, lowers_sp
 
 _MSR_PAR_X0 = 0xD5187400
 _MRS_X0_PAR = 0xD5387400
@@ -61,9 +61,7 @@ def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | 
     frame = next((size for word in words if (size := lowers_sp(word))), None)
     branch = next((i for i, word in enumerate(words) if a64.branch(word, 0) is not None), None)
     failed = next((i for i, word in enumerate(words) if a64.branch_ne(word, 0) is not None), None)
-    free = len(words)
-    while free and words[free - 1] == 0:
-        free -= 1
+    free = code_length(words)
     length = 1 if fault is None else _TEST + 1
     if None in (frame, branch, failed) or len(words) - free < length:
         return None
@@ -85,7 +83,7 @@ def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | 
         ]
     end = free + len(code)
     code.append(_to(va + 4 * end, net))
-    patches = [(4 * (free + i), 0, word) for i, word in enumerate(code)]
+    patches = [(4 * (free + i), words[free + i], word) for i, word in enumerate(code)]
     patches.append((4 * failed, words[failed], _B_NE | ((end - failed) & 0x7FFFF) << 5))
     if fault is not None:
         patches.append((4 * branch, words[branch], _to(4 * branch, 4 * free)))

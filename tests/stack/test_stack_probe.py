@@ -15,9 +15,12 @@ FAULT, NET = sg.KERNEL + 0x8_0000, sg.KERNEL + 0x8_0080
 FRAME = 0x150
 
 
-def vector(label: int = sg.EL1_SYNC, frame: int = FRAME) -> list[int]:
+UDF, BTI_C, BRK = 0, 0xD503245F, 0xD4200020
+
+
+def vector(label: int = sg.EL1_SYNC, frame: int = FRAME, fill: int = UDF) -> list[int]:
     words = sg.vector(AT, label, sg.OVERFLOW + 0x1000, frame=frame)
-    return words + [0] * (32 - len(words))
+    return words + [fill] * (32 - len(words))
 
 
 def patched(words: list[int], probe: Probe) -> list[int]:
@@ -73,12 +76,15 @@ class Cpu:
             raise AssertionError(f"{word:#x} is not expected here")
 
 
+@pytest.mark.parametrize("fill", [UDF, sg.NOP, BTI_C, BRK])
 @pytest.mark.parametrize("frame", [0x130, 0x140, 0x150])
 @pytest.mark.parametrize(
     ("offset", "end"), [(0, FAULT), (8, sg.EL1_SYNC), (-16, sg.EL1_SYNC), (1 << 40, sg.EL1_SYNC)]
 )
-def test_only_a_fault_of_the_entrys_own_store_is_led_away(frame: int, offset: int, end: int) -> None:
-    words = vector(frame=frame)
+def test_only_a_fault_of_the_entrys_own_store_is_led_away(
+    fill: int, frame: int, offset: int, end: int
+) -> None:
+    words = vector(frame=frame, fill=fill)
     probe = plan(words, AT, FAULT, NET)
     assert probe is not None
     before = 0xFFFF_8000_1200_3000
@@ -120,11 +126,22 @@ def test_the_vectors_of_interrupts_keep_their_branch() -> None:
     [
         [0] * 32,
         [sg.NOP] * 32,
-        [*vector()[:21], *[sg.NOP] * 11],
-        [*vector()[:21], *[sg.NOP] * 3, *[0] * 8],
+        [*vector()[:20], *[sg.NOP] * 12],
+        [*vector()[:20], sg.bl(0x50, 0), *[sg.NOP] * 11],
+        [*vector()[:16], 0x54000001 | 8 << 5, *vector()[17:21], *[sg.NOP] * 11],
+        [*vector()[:21], *[sg.movz(1, 1)] * 3, *[0] * 8],
         [sg.sub_sp(FRAME), sg.b(AT + 4, sg.EL1_SYNC), *[0] * 30],
         [sg.NOP, *vector()[1:]],
     ],
 )
 def test_a_vector_that_is_not_as_expected_is_left_alone(words: list[int]) -> None:
     assert plan(words, AT, FAULT, NET) is None
+
+
+def test_the_padding_of_a_kernel_before_5_17_is_nops() -> None:
+    """GNU as fills `.align 7` with them."""
+    words = vector(fill=sg.NOP)
+    probe = plan(words, AT, FAULT, NET)
+    assert probe is not None
+    assert {old for at, old, _ in probe.patches if at >= probe.first} == {sg.NOP}
+    assert probe.first == 4 * 21

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import stack_guest as sg
 from stack_guest import EL1_IRQ, EL1_SYNC, FRAME, IRQ_POINTER, KERNEL, SIZE, StackGuest
@@ -280,4 +282,31 @@ def test_a_task_that_sleeps(guest: Guest) -> None:
     stacks = Stacks(guest.view(guest.cpu(0, 0)))
     found = depth_of_task(stacks, stacks.tasks.read(guest.me))
     assert shape(found)[0] == (LR_MIDDLE, 64, "function")
+    check_sum(found)
+
+
+@pytest.mark.parametrize("fill", [0, sg.NOP, 0xD4200020])
+def test_past_the_code_of_a_vector_sp_is_what_it_says(guest: Guest, fill: int) -> None:
+    """Where the guard has put instructions of its own into what fills the slot."""
+    at = sg.VECTORS + 0x200
+    words = sg.vector(at, EL1_SYNC, sg.OVERFLOW + 0x1000)
+    guest.image.put(at + 4 * len(words), [fill] * (32 - len(words)))
+    sp = guest.chain()
+    found = guest.depth(sp - FRAME, pc=at + 4 * 25, x29=sp, x30=LR_MIDDLE, ELR_EL1=LR_MIDDLE)
+    assert found.position.sp == sp - FRAME
+    check_sum(found)
+
+
+def test_the_hardened_vectors_are_vectors_too(guest: Guest) -> None:
+    table = sg.KERNEL + 0x1_8000
+    for i in range(4):
+        at = table + 0x200 + 0x80 * i
+        guest.image.put(at, sg.vector(at, EL1_SYNC, sg.OVERFLOW + 0x1000))
+    guest.image.symbols["__bp_harden_el1_vectors"] = [table]
+    sp = guest.chain()
+    low = sp - FRAME
+    state = guest.cpu(guest.me, low + 0x1234, pc=table + 0x208, x29=sp, x30=LR_MIDDLE, ELR_EL1=LR_MIDDLE)
+    state = replace(state, x=(0x1234, *state.x[1:]))
+    found = depth_of_cpu(Stacks(guest.view(state)), state)
+    assert found.position.sp == low
     check_sum(found)
