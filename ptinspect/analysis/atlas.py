@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.analysis.changes import LevelDiff
+from ptinspect.analysis.compare import (
+    ATTRIBUTES,
+    ELSEWHERE,
+    KINDS,
+    LOST,
+    MARKED,
+    NEW,
+    NG_CLEARED,
+    NG_SET,
+    UNMARKED,
+)
+from ptinspect.analysis.comparison import Comparison
+from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
@@ -16,11 +32,12 @@ from ptinspect.snapshot.classify import (
     K_RESERVED,
     K_TABLE,
     KIND_NAMES,
-    address_bits,
+    are_tables,
     attribute_bits,
     kinds,
+    next_tables,
 )
-from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.index import TableIndex, take_rows
 from ptinspect.snapshot.model import Snapshot
 
 STATES = (
@@ -67,9 +84,25 @@ MAX_PATTERNS = 4096
 """How many different sets of attributes are explained."""
 
 Words = NDArray[np.uint64]
+Rows = NDArray[np.intp]
 States = NDArray[np.uint8]
 """Codes of STATES."""
 ADDRESS_FIELDS = ("output address", "next table")
+CHUNK_WORDS = 1 << 17
+"""Descriptors that are looked at in one go."""
+
+
+def _state_of_code(code: int) -> int:
+    """Return the one state that shows a change; what says more of what is mapped comes first."""
+    order = (
+        (LOST, S_LOST), (NEW, S_NEW), (ELSEWHERE, S_MOVED), (ATTRIBUTES, S_ATTRIBUTES), (MARKED, S_MARKED),
+        (UNMARKED, S_UNMARKED), (NG_SET, S_BECAME_NG), (NG_CLEARED, S_BECAME_GLOBAL),
+    )  # fmt: skip
+    return next((state for kind, state in order if code & kind), 0)
+
+
+STATE_OF_CODE = np.array([_state_of_code(code) for code in range(1 << len(KINDS))], dtype=np.uint8)
+"""State by change code (analysis.compare); 0 for one that changed nothing that is mapped."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +121,12 @@ class Pattern:
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """Hold the tables of a snapshot for a picture; arrays of one length but `raw` and `states`."""
+    """Hold tables for a picture, one row each, in order of level and va.
+
+    A picture of what changed has a row for each pair of tables that was compared, so that a table of the
+    later snapshot stands there once for each table whose place it takes; and one for each table that
+    only the later snapshot has.
+    """
 
     level: NDArray[np.int8]
     """Level of each table."""
@@ -98,69 +136,128 @@ class Atlas:
     """First address that it translates."""
     raw: Words
     """Descriptors, shape (tables, entries)."""
-    states: NDArray[np.uint8]
-    """State codes of the descriptors alone, same shape."""
+    states: States
+    """State of each descriptor, same shape."""
     patterns: tuple[Pattern, ...]
     """Every set of attributes that occurs, as far as MAX_PATTERNS allows."""
     left_out: int
-    """Tables that are not shown because there are more than MAX_TABLES."""
+    """Rows that are not shown because there are more than MAX_TABLES."""
+    counts: Mapping[int, Mapping[str, int]]
+    """By level: how many descriptors are in each state, by its name, empty ones left out; in all rows."""
+    changes: tuple[LevelDiff, ...] = ()
+    """What `diff` counts, where the picture is of what changed."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of the two snapshots."""
+
+    def below(self, row: int, index: int, regime: Regime) -> int | None:
+        """Return the row of the table that an entry points to; None if it is not shown.
+
+        Of several rows of one table that of the same address is meant, else the first one.
+        """
+        level = int(self.level[row])
+        entry = self.raw[row, index].reshape(1)
+        if not bool(are_tables(entry, level)[0]):
+            return None
+        va = (int(self.va[row]) + (index << regime.shift(level))) & MASK64
+        rows = np.flatnonzero((self.level == level + 1) & (self.pa == next_tables(entry, regime)[0]))
+        same = rows[self.va[rows] == np.uint64(va)]
+        return next((int(found[0]) for found in (same, rows) if found.size), None)
 
 
 def atlas(snapshot: Snapshot) -> Atlas:
     """Return the tables of a snapshot with the state of each descriptor."""
-    tables = snapshot.tables
-    count = min(len(tables), MAX_TABLES)
-    raw = tables.raw[:count]
-    states = np.zeros(raw.shape, dtype=np.uint8)
-    patterns: list[Pattern] = []
-    index = TableIndex(tables)
+    drawing = _Drawing(snapshot)
     for level in levels_of(snapshot.regime):
-        rows = index.rows(level)
-        part = slice(rows.start, min(rows.stop, count))
-        if part.start < part.stop:
-            states[part] = _states(raw[part], level, snapshot.regime)
-            patterns += _patterns(raw[part], level, snapshot.regime, MAX_PATTERNS - len(patterns))
-    states[~tables.readable[:count]] = S_UNREADABLE
-    return Atlas(
-        tables.level[:count],
-        tables.pa[:count],
-        tables.va[:count],
-        raw,
-        states,
-        tuple(patterns),
-        len(tables) - count,
-    )
+        drawing.rest(level)
+    return drawing.finish()
 
 
-def changes(before: Snapshot, after: Snapshot) -> NDArray[np.uint8]:
-    """Return the state of each descriptor of `after`, and where it changed since `before`, how.
+def changes(before: Snapshot, after: Snapshot) -> Atlas:
+    """Return the tables of `after` with the state of each descriptor, and where it changed, how.
 
-    Tables are paired by level and the first address that they translate; one that `before` does not
-    hold is shown as it stands. Shape: that of `atlas(after).states`.
+    What has changed, and which tables are compared, is what `diff` says. Raises SnapshotError if the two
+    have different geometries or no address in common.
     """
-    shown = atlas(after)
-    states = shown.states.copy()
-    index = TableIndex(before.tables)
+    comparison = Comparison(before, after)
+    drawing = _Drawing(after)
+    for level, steps in groupby(comparison.steps(), lambda step: step.level):
+        for step in steps:
+            drawing.add(level, step.chunk.pairs.b, step.chunk.pairs.va, step.codes())
+        drawing.rest(level)
     for level in levels_of(after.regime):
-        mine = np.nonzero(shown.level == level)[0]
-        rows = index.rows(level)
-        addresses = before.tables.va[rows]
-        if not mine.size or not addresses.size:
-            continue
-        slot = np.minimum(np.searchsorted(addresses, shown.va[mine]), addresses.size - 1)
-        theirs = rows.start + slot
-        found = (addresses[slot] == shown.va[mine]) & before.tables.readable[theirs]
-        found &= after.tables.readable[mine]
-        mine, theirs = mine[found], theirs[found]
-        changed = _changed(before.tables.raw[theirs], shown.raw[mine], level, after.regime)
-        states[mine] = np.where(changed > 0, changed, states[mine])
-    return states
+        drawing.rest(level)
+    return drawing.finish(tuple(comparison.levels), tuple(comparison.notes()))
 
 
-def count_states(states: States) -> dict[str, int]:
-    """Return how many descriptors are in each state, by its name; empty entries are left out."""
-    numbers = np.bincount(states.reshape(-1), minlength=len(STATES)).tolist()
-    counted = enumerate(zip(STATES, numbers, strict=True))
+class _Drawing:
+    """Collect the rows of a picture, level by level."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._index = TableIndex(snapshot.tables)
+        self._drawn = np.zeros(len(snapshot.tables), dtype=np.bool_)
+        self._parts: dict[int, list[tuple[Rows, Words, States]]] = {}
+        self._counts: dict[int, NDArray[np.int64]] = {}
+        self._shown = 0
+        self._left_out = 0
+
+    def add(self, level: int, rows: Rows, va: Words, codes: NDArray[np.uint16] | None = None) -> None:
+        """Draw tables at addresses, with the change codes of their descriptors."""
+        tables = self._snapshot.tables
+        states = _states(take_rows(tables.raw, rows), level, self._snapshot.regime)
+        states[~tables.readable[rows]] = S_UNREADABLE
+        if codes is not None:
+            changed = STATE_OF_CODE[codes]
+            states = np.where(changed > 0, changed, states)
+        self._drawn[rows] = True
+        counts = self._counts.setdefault(level, np.zeros(len(STATES), dtype=np.int64))
+        counts += np.bincount(states.reshape(-1), minlength=len(STATES))
+        room = min(MAX_TABLES - self._shown, rows.shape[0])
+        self._shown += room
+        self._left_out += rows.shape[0] - room
+        if room:
+            self._parts.setdefault(level, []).append((rows[:room], va[:room], states[:room]))
+
+    def rest(self, level: int) -> None:
+        """Draw the tables of a level that were not drawn, as they stand."""
+        tables = self._snapshot.tables
+        rows = np.arange(*self._index.rows(level).indices(len(tables)))
+        rows = rows[~self._drawn[rows]]
+        step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
+        for start in range(0, rows.shape[0], step):
+            part = rows[start : start + step]
+            self.add(level, part, tables.va[part])
+
+    def finish(self, changes: tuple[LevelDiff, ...] = (), notes: tuple[str, ...] = ()) -> Atlas:
+        """Return the picture."""
+        tables, regime = self._snapshot.tables, self._snapshot.regime
+        rows, va, states = [], [], []
+        patterns: list[Pattern] = []
+        for level in sorted(self._parts):
+            row_parts, va_parts, state_parts = zip(*self._parts[level], strict=True)
+            order = np.argsort(np.concatenate(va_parts), kind="stable")
+            rows.append(np.concatenate(row_parts)[order])
+            va.append(np.concatenate(va_parts)[order])
+            states.append(np.concatenate(state_parts)[order])
+            raw = take_rows(tables.raw, np.unique(rows[-1]))
+            patterns += _patterns(raw, level, regime, MAX_PATTERNS - len(patterns))
+        chosen = np.concatenate(rows)
+        return Atlas(
+            tables.level[chosen],
+            tables.pa[chosen],
+            np.concatenate(va),
+            tables.raw[chosen],
+            np.concatenate(states),
+            tuple(patterns),
+            self._left_out,
+            {level: _named(counts) for level, counts in sorted(self._counts.items())},
+            changes,
+            notes,
+        )
+
+
+def _named(counts: NDArray[np.int64]) -> dict[str, int]:
+    counted = enumerate(zip(STATES, counts.tolist(), strict=True))
     return {name: n for code, (name, n) in counted if n and code != S_INVALID}
 
 
@@ -182,32 +279,6 @@ def _states(raw: Words, level: int, regime: Regime) -> NDArray[np.uint8]:
     found = np.where(kind == K_TABLE, table, leaf)
     found = np.where(kind == K_INVALID, invalid, found)
     return np.where(kind == K_RESERVED, S_RESERVED, found).astype(np.uint8)
-
-
-def _changed(old: Words, new: Words, level: int, regime: Regime) -> NDArray[np.uint8]:
-    """Return a code for each descriptor that differs, 0 for the others."""
-    was, now = kinds(old, level, regime), kinds(new, level, regime)
-    valid_old, valid_new = _valid(was), _valid(now)
-    table, set_now = now == K_TABLE, (new & BIT11) != 0
-    mask = np.where(
-        table,
-        np.uint64(address_bits(level, regime, table=True)),
-        np.uint64(address_bits(level, regime)),
-    )
-    differs = old ^ new
-    found = np.where(table, np.where(set_now, S_MARKED, S_UNMARKED), 0)
-    found = np.where(~table, np.where(set_now, S_BECAME_NG, S_BECAME_GLOBAL), found)
-    found = np.where((differs & ~BIT11) != 0, S_ATTRIBUTES, found)
-    found = np.where(((differs & mask) != 0) | (was != now), S_MOVED, found)
-    found = np.where(valid_old & ~valid_new, S_LOST, found)
-    found = np.where(~valid_old & valid_new, S_NEW, found)
-    found = np.where(~valid_old & ~valid_new, S_NOT_ZERO, found)
-    return np.where(differs == 0, 0, found).astype(np.uint8)
-
-
-def _valid(kind: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = (kind != K_INVALID) & (kind != K_RESERVED)
-    return valid
 
 
 def _patterns(raw: Words, level: int, regime: Regime, room: int) -> list[Pattern]:

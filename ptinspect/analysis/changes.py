@@ -69,6 +69,8 @@ class Change:
     """Words of compare.KINDS, or `unreadable`."""
     descriptor_pa_after: PhysAddr
     """Where it is in the second snapshot; another address if its table moved."""
+    older: bool = False
+    """True if it leads elsewhere and its bit 11 is clear: an older value, if the rewrite lies between."""
     leaves_before: int = 0
     """Leaves at or below it in the first snapshot; counted where a mapping was lost, new or moved."""
     bytes_before: int = 0

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptinspect.analysis.changes import UNREADABLE, Change, Diff
+from ptinspect.analysis.changes import Change
 from ptinspect.analysis.check import PHASE, check
-from ptinspect.analysis.diff import diff
+from ptinspect.analysis.compare import ATTRIBUTES, ELSEWHERE, LOST, NG_CLEARED, UNMARKED, Compared
+from ptinspect.analysis.comparison import Comparison
 from ptinspect.analysis.findings import Finding, Findings, Severity
-from ptinspect.analysis.pairs import Descent, Pairs
 from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
-from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.paging.walk import walk
-from ptinspect.snapshot.classify import BIT11, address_bits, are_valid
-from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.classify import BIT11, are_valid
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
@@ -55,97 +53,84 @@ def check_pair(pair: Pair, findings: Findings | None = None) -> Findings:
     are warnings. Raises SnapshotError if the two cannot be compared.
     """
     out = check(pair.after, findings)
-    found = diff(pair.before, pair.after)
-    out.notes += found.notes
-    _changes(pair, found, out)
-    _marks(pair, out)
+    comparison = Comparison(pair.before, pair.after)
+    for step in comparison.steps():
+        _changes(pair, comparison, step, out)
+        _marks(pair, comparison, step, out)
+    out.notes += comparison.notes()
     check_stacks(pair.after, out, pair.before if pair.across else None)
     return out
 
 
-def _changes(pair: Pair, found: Diff, out: Findings) -> None:
-    for change in found.changes:
-        rule, why = _judge(pair, change)
-        if not rule:
-            continue
-        severity: Severity = "error" if pair.across or "early" in why else "warning"
-        out.add(
-            Finding(
-                rule, severity, change.va_start, change.va_end, change.level, change.descriptor_pa_after,
-                change.after, why,
-            )
-        )  # fmt: skip
+def _changes(pair: Pair, comparison: Comparison, step: Compared, out: Findings) -> None:
+    """Find the changes of a step that a rewrite does not make."""
+    found = step.beyond
+    elsewhere, lost = (found.codes & ELSEWHERE) != 0, (found.codes & LOST) != 0
+    changed = ~elsewhere & ~lost
+    if not pair.across:
+        changed &= (found.codes & ATTRIBUTES) != 0
+    for rule, which in (
+        ("entry-lost", lost),
+        ("entry-reverted", found.older),
+        ("entry-retargeted", elsewhere & ~found.older),
+        ("entry-changed", changed),
+    ):
+        chosen = found[which]
+        room = max(out.limit - out.totals.get(rule, 0), 0)
+        for change in comparison.changes(step, chosen[:room]):
+            out.add(_finding(pair, rule, change))
+        out.count(rule, len(chosen[room:]), "error" if pair.across else "warning")
 
 
-def _judge(pair: Pair, change: Change) -> tuple[str, str]:
-    """Return the rule that a change breaks and what shows it; empty if it breaks none."""
-    if UNREADABLE in change.kinds or change.before is None or change.after is None:
-        return "", ""
-    old, new = change.before, change.after
-    said = f"{old:#x} became {new:#x}"
-    if "lost" in change.kinds:
-        return (
-            "entry-lost",
-            f"{said}: {change.leaves_before} leaves with {change.bytes_before} bytes are gone",
-        )
-    if "retargeted" in change.kinds or "kind" in change.kinds:
-        regime = pair.before.regime
-        table = change.level != LEVEL_LAST and new & 3 == 3
-        address = address_bits(change.level, regime, table=table)
-        early = next(
-            (name for low, high, name in pair.early if table and low <= regime.next_table(new) < high), ""
-        )
-        if (old ^ new) & ~(address | int(BIT11)) == 0 and not new & int(BIT11):
-            where = f", which is a table of early boot ({early})" if early else ""
-            return "entry-reverted", f"{said}: the same without bit 11, and another address{where}"
-        return "entry-retargeted", f"{said}: it leads elsewhere"
-    if not pair.across and ("new" in change.kinds or "attributes" not in change.kinds):
-        return "", ""
-    return "entry-changed", f"{said}: {', '.join(change.kinds)}"
+def _finding(pair: Pair, rule: str, change: Change) -> Finding:
+    """Say what shows that a change breaks a rule."""
+    assert change.before is not None and change.after is not None
+    why = f"{change.before:#x} became {change.after:#x}: "
+    early = ""
+    if rule == "entry-lost":
+        why += f"{change.leaves_before} leaves with {change.bytes_before} bytes are gone"
+    elif rule == "entry-reverted":
+        early = _early(pair, change.after, change.level)
+        why += "without bit 11, and another address"
+        why += f", which is a table of early boot ({early})" if early else ""
+    else:
+        why += "it leads elsewhere" if rule == "entry-retargeted" else ", ".join(change.kinds)
+    severity: Severity = "error" if pair.across or early else "warning"
+    where = change.descriptor_pa_after
+    return Finding(rule, severity, change.va_start, change.va_end, change.level, where, change.after, why)
 
 
-def _marks(pair: Pair, out: Findings) -> None:
-    """Find entries that are valid in both and have lost bit 11, or should have it by now."""
-    before, after = pair.before, pair.after
-    regime = before.regime
-    window = _window(before, after)
-    index = TableIndex(before.tables), TableIndex(after.tables)
-    descent = Descent(*index, regime, window)
-    pairs = descent.root()
-    exact = after.meta.extra.get(PHASE) == "after"
-    for level in levels_of(regime):
-        pairs = pairs[descent.readable(pairs)]
-        below: list[Pairs] = [pairs[:0]]
-        for chunk in descent.chunks(pairs, level):
-            both = are_valid(chunk.raw_a, level, regime) & are_valid(chunk.raw_b, level, regime)
-            for part in chunk.outside:
-                both[0, part] = False
-            clear = both & ((chunk.raw_b & BIT11) == 0)
-            had = (chunk.raw_a & BIT11) != 0
-            same = np.uint64(address_bits(level, regime, table=level != LEVEL_LAST))
-            held = ((chunk.raw_a ^ chunk.raw_b) & same) == 0
-            bad = [("mark-lost", clear & had & held, "bit 11 was set and is clear again")]
-            if pair.done and not exact:
-                bad.append(("not-marked", clear & ~had, "bit 11 is clear, and the rewrite has ended"))
-            for rule, where, why in bad:
-                row, slot = np.nonzero(where)
-                for i in range(row.size):
-                    va = int(chunk.pairs.va[row[i]]) + (int(slot[i]) << regime.shift(level))
-                    at = int(after.tables.pa[chunk.pairs.b[row[i]]]) + 8 * int(slot[i])
-                    end = VirtAddr(va + regime.entry_size(level) - 1)
-                    value = int(chunk.raw_b[row[i], slot[i]])
-                    more = row.size - i - 1 if i + 1 >= out.limit else 0
-                    out.add(Finding(rule, "error", VirtAddr(va), end, level, PhysAddr(at), value, why), more)
-                    if more:
-                        break
-            if level < LEVEL_LAST:
-                below = descent.gather([*below, descent.children(chunk, level)], level)
-        pairs = descent.below(below, level)
+def _early(pair: Pair, raw: int, level: int) -> str:
+    """Return the name of the tables of early boot that an entry points into; empty if it does not."""
+    if level == LEVEL_LAST or raw & 3 != 3:
+        return ""
+    table = pair.after.regime.next_table(raw)
+    return next((name for low, high, name in pair.early if low <= table < high), "")
 
 
-def _window(a: Snapshot, b: Snapshot) -> Window:
-    one, other = Window.of(a.va_range, a.regime), Window.of(b.va_range, b.regime)
-    return Window(max(one.low, other.low), min(one.high, other.high), one.whole and other.whole)
+def _marks(pair: Pair, comparison: Comparison, step: Compared, out: Findings) -> None:
+    """Find entries that lead where they led and have lost bit 11, or should have it by now."""
+    after, regime, level = pair.after, comparison.regime, step.level
+    clear = (step.chunk.raw_b & BIT11) == 0
+    codes = step.codes()
+    cleared = (codes & (UNMARKED | NG_CLEARED)) != 0
+    bad = [("mark-lost", cleared & ((codes & ELSEWHERE) == 0), "bit 11 was set and is clear again")]
+    if pair.done and after.meta.extra.get(PHASE) != "after":  # else check() has asked for all marks
+        both = are_valid(step.chunk.raw_a, level, regime) & are_valid(step.chunk.raw_b, level, regime)
+        for part in step.chunk.outside:
+            both[0, part] = False
+        missing = both & clear & ((step.chunk.raw_a & BIT11) == 0)
+        bad.append(("not-marked", missing, "bit 11 is clear, and the rewrite has ended"))
+    pairs = step.chunk.pairs
+    for rule, where, why in bad:
+        row, slot = np.nonzero(where)
+        room = max(out.limit - out.totals.get(rule, 0), 0)
+        for i in range(min(row.size, room)):
+            va = VirtAddr(int(pairs.va[row[i]]) + (int(slot[i]) << regime.shift(level)))
+            at = PhysAddr(int(after.tables.pa[pairs.b[row[i]]]) + 8 * int(slot[i]))
+            end = VirtAddr(va + regime.entry_size(level) - 1)
+            out.add(Finding(rule, "error", va, end, level, at, int(step.chunk.raw_b[row[i], slot[i]]), why))
+        out.count(rule, max(row.size - room, 0), "error")
 
 
 def check_stacks(snapshot: Snapshot, out: Findings, before: Snapshot | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Compare descriptors by the array, and say in which ways they differ."""
+"""What changed between two descriptors: the only judge of it, for one pair and by the array."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ptinspect.snapshot.classify import (
     K_INVALID,
     K_RESERVED,
     K_TABLE,
+    Flags,
     address_bits,
     are_tables,
     are_valid,
@@ -39,10 +40,13 @@ MARKED, UNMARKED, NG_SET, NG_CLEARED, LOST, NEW, RETARGETED, ATTRIBUTES, KIND, I
     np.uint16(1 << i) for i in range(len(KINDS))
 )
 
-MAPPING = LOST | NEW | RETARGETED | KIND
+ELSEWHERE = RETARGETED | KIND
+"""The kinds of an entry that leads elsewhere."""
+MAPPING = LOST | NEW | ELSEWHERE
 """The kinds that change what is mapped."""
 
 Words = NDArray[np.uint64]
+Codes = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +59,65 @@ class Differences:
     """Index of the descriptor in its table."""
     before: Words
     after: Words
-    codes: NDArray[np.uint16]
+    codes: Codes
     """Which KINDS apply, a bit each."""
 
+    @property
+    def older(self) -> Flags:
+        """Tell which lead elsewhere with bit 11 clear, as an older value does if a rewrite lies between.
 
-def compare(
-    chunk: Chunk, level: int, regime: Regime, counts: NDArray[np.int64]
-) -> tuple[int, Differences | None]:
-    """Compare the two sides of a chunk.
+        The lost write of the LKML thread of June 2018: a table of early boot, in a marked tree.
+        """
+        found: Flags = ((self.codes & ELSEWHERE) != 0) & ((self.after & BIT11) == 0)
+        return found
 
-    Adds to `counts`, which has one number for each of KINDS. Returns how many descriptors differ,
-    and those that differ in more than bit 11, if any.
-    """
+    def __len__(self) -> int:
+        return int(self.row.shape[0])
+
+    def __getitem__(self, which: slice | Flags) -> Differences:
+        return Differences(
+            self.row[which], self.slot[which], self.before[which], self.after[which], self.codes[which]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Say what differs in a chunk of pairs of tables."""
+
+    level: int
+    """Level of the tables."""
+    chunk: Chunk
+    """The pairs, with their descriptors."""
+    changed: int
+    """Descriptors that differ in any way."""
+    counts: NDArray[np.int64]
+    """How many differ in each of KINDS."""
+    rows: NDArray[np.intp]
+    """The pairs of the chunk in which something differs."""
+    marks: Flags
+    """Where bit 11 alone of a valid descriptor changed; a row for each of `rows`."""
+    beyond: Differences
+    """What differs in more than bit 11."""
+
+    def codes(self) -> Codes:
+        """Return the change code of every descriptor of the chunk, 0 for equal ones; shape (pairs, words)."""
+        found = np.zeros(self.chunk.raw_b.shape, dtype=np.uint16)
+        now = self.chunk.raw_b[self.rows]
+        table, bit11 = are_tables(now, self.level), (now & BIT11) != 0
+        kind = np.where(table, np.where(bit11, MARKED, UNMARKED), np.where(bit11, NG_SET, NG_CLEARED))
+        found[self.rows] = np.where(self.marks, kind, np.uint16(0))
+        found[self.beyond.row, self.beyond.slot] = self.beyond.codes
+        return found
+
+
+def compare(chunk: Chunk, level: int, regime: Regime) -> Compared:
+    """Compare the two sides of a chunk."""
     a, b = chunk.raw_a, chunk.raw_b
+    counts = np.zeros(len(KINDS), dtype=np.int64)
     differ = a != b
     for part in chunk.outside:
         differ[0, part] = False
     rows = np.nonzero(differ.any(axis=1))[0]
-    if not rows.shape[0]:
-        return 0, None
     if rows.shape[0] < a.shape[0]:
         a, b, differ = a[rows], b[rows], differ[rows]
     changed = int(np.count_nonzero(differ))
@@ -82,14 +126,14 @@ def compare(
         mark &= differ
     _count_marks(b, mark, level, counts)
     differ ^= mark
-    if not differ.any():
-        return changed, None
     row, slot = np.nonzero(differ)
     before, after = a[row, slot], b[row, slot]
-    codes = _judge(before, after, level, regime)
-    for i in range(len(KINDS)):
-        counts[i] += np.count_nonzero(codes & np.uint16(1 << i))
-    return changed, Differences(rows[row], slot, before, after, codes)
+    codes = judge(before, after, level, regime)
+    if codes.shape[0]:
+        for i in range(len(KINDS)):
+            counts[i] += np.count_nonzero(codes & np.uint16(1 << i))
+    beyond = Differences(rows[row], slot, before, after, codes)
+    return Compared(level, chunk, changed, counts, rows, mark, beyond)
 
 
 def _count_marks(b: Words, mark: NDArray[np.bool_], level: int, counts: NDArray[np.int64]) -> None:
@@ -109,8 +153,8 @@ def _count_marks(b: Words, mark: NDArray[np.bool_], level: int, counts: NDArray[
     )
 
 
-def _judge(before: Words, after: Words, level: int, regime: Regime) -> NDArray[np.uint16]:
-    """Return the change code of each pair of different descriptors."""
+def judge(before: Words, after: Words, level: int, regime: Regime) -> Codes:
+    """Return the change code of each pair of different descriptors; all arrays have one shape."""
     kind_a, kind_b = kinds(before, level, regime), kinds(after, level, regime)
     valid_a = (kind_a != K_INVALID) & (kind_a != K_RESERVED)
     valid_b = (kind_b != K_INVALID) & (kind_b != K_RESERVED)
@@ -145,3 +189,16 @@ def _judge(before: Words, after: Words, level: int, regime: Regime) -> NDArray[n
 def names(code: int) -> tuple[str, ...]:
     """Return the words of a change code."""
     return tuple(name for i, name in enumerate(KINDS) if code >> i & 1)
+
+
+def kinds_of(before: int, after: int, level: int, regime: Regime) -> tuple[str, ...]:
+    """Return the words for one descriptor of a table at `level`; nothing if it did not change."""
+    if before == after:
+        return ()
+    one, other = np.array([before], dtype=np.uint64), np.array([after], dtype=np.uint64)
+    return names(int(judge(one, other, level, regime)[0]))
+
+
+def only_bit11(kinds_found: tuple[str, ...]) -> bool:
+    """Tell whether the words of a change say no more than that bit 11 of a valid descriptor changed."""
+    return set(kinds_found) <= set(KINDS[:4])

@@ -1,137 +1,149 @@
-"""Go down two captures at once, and count and list what differs."""
+"""Go down two captures at once: the one descent that diff, picture and check stand on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from numpy.typing import NDArray
 
 from ptinspect.analysis.changes import UNREADABLE, Change, LevelDiff
-from ptinspect.analysis.compare import KINDS, MAPPING, Differences, compare, names
-from ptinspect.analysis.pairs import Chunk, Descent, Pairs
+from ptinspect.analysis.compare import KINDS, MAPPING, Compared, Differences, compare, names
+from ptinspect.analysis.pairs import Descent, Pairs
 from ptinspect.analysis.subtree import Subtrees
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, levels_of
-from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.errors import SnapshotError
 from ptinspect.snapshot.index import TableIndex
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
 
 
 class Comparison:
-    """Go down the two trees and collect counts and changes."""
+    """Go down the two trees, table by table, from the root to the last level."""
 
-    def __init__(self, a: Snapshot, b: Snapshot, window: Window, max_changes: int) -> None:
-        self._a, self._b = a, b
-        self._regime = a.regime
-        self._index = TableIndex(a.tables), TableIndex(b.tables)
-        self._descent = Descent(*self._index, a.regime, window)
-        self._subtrees = tuple(Subtrees(index, a.regime) for index in self._index)
-        self._max = max_changes
-        self.changes: list[Change] = []
-        self.total = 0
+    def __init__(self, a: Snapshot, b: Snapshot) -> None:
+        """Pair the roots. Raises SnapshotError if geometries differ or there is no address in common."""
+        self.a, self.b, self.regime = a, b, a.regime
+        self.window, self._notes = _common(a, b)
+        index = TableIndex(a.tables), TableIndex(b.tables)
+        self._descent = Descent(*index, a.regime, self.window)
+        self._subtrees = tuple(Subtrees(each, a.regime) for each in index)
+        self.levels: list[LevelDiff] = []
+        """The counts of the levels that were gone through."""
+        self.unreadable: list[tuple[int, Pairs]] = []
+        """Level, and the pairs of it that cannot be compared."""
+
+    def steps(self) -> Iterator[Compared]:
+        """Compare all levels, some tables at a time; to be gone through once, to its end."""
+        pairs = self._descent.root()
+        for level in levels_of(self.regime):
+            good = self._descent.readable(pairs)
+            bad = pairs[~good]
+            self.unreadable.append((level, bad))
+            pairs = pairs[good] if len(bad) else pairs
+            changed, counts = 0, np.zeros(len(KINDS), dtype=np.int64)
+            below: list[Pairs] = [pairs[:0]]
+            for chunk in self._descent.chunks(pairs, level):
+                found = compare(chunk, level, self.regime)
+                changed += found.changed
+                counts += found.counts
+                if level < LEVEL_LAST:
+                    below = self._descent.gather([*below, self._descent.children(chunk, level)], level)
+                yield found
+            name = level_name(level, self.regime)
+            self.levels.append(LevelDiff(level, name, len(pairs), changed, *[*counts.tolist(), len(bad)]))
+            pairs = self._descent.below(below, level)
 
     @property
     def complete(self) -> bool:
-        """Tell whether all tables that both sides point to were compared."""
-        return not self._descent.not_captured and not self._descent.too_many
+        """Tell whether all tables that both sides point to were compared, once the steps have ended."""
+        missed = (
+            self._descent.not_captured or self._descent.too_many or any(len(p) for _, p in self.unreadable)
+        )
+        return not (missed or self.a.truncated or self.b.truncated)
 
     def notes(self) -> list[str]:
-        """Return what was not compared or not listed."""
-        found = []
+        """Return what a reader must know of the two, and what was not compared."""
+        found = list(self._notes)
         if self._descent.not_captured:
             found.append(f"{self._descent.not_captured} tables are not in both snapshots: not compared")
         if self._descent.too_many:
             found.append("too many ways through the tables: not all were compared")
-        if self.total > len(self.changes):
-            found.append(f"{len(self.changes)} of {self.total} changes are listed")
         return found
 
-    def run(self) -> tuple[LevelDiff, ...]:
-        """Compare all levels."""
-        levels = []
-        pairs = self._descent.root()
-        for level in levels_of(self._regime):
-            counts = np.zeros(len(KINDS), dtype=np.int64)
-            good = self._descent.readable(pairs)
-            bad = pairs[~good]
-            self._unreadable(bad, level)
-            pairs = pairs[good] if len(bad) else pairs
-            changed, following = self._level(pairs, level, counts)
-            levels.append(
-                LevelDiff(
-                    level,
-                    level_name(level, self._regime),
-                    len(pairs),
-                    changed,
-                    *[*counts.tolist(), len(bad)],
-                )
-            )
-            pairs = following
-        return tuple(levels)
-
-    def _level(self, pairs: Pairs, level: int, counts: NDArray[np.int64]) -> tuple[int, Pairs]:
-        """Compare the pairs of one level; returns how many descriptors differ, and the pairs below."""
-        changed = 0
-        below: list[Pairs] = [pairs[:0]]
-        for chunk in self._descent.chunks(pairs, level):
-            number, found = compare(chunk, level, self._regime, counts)
-            changed += number
-            if found is not None:
-                self._list(chunk, found, level)
-            if level < LEVEL_LAST:
-                below = self._descent.gather([*below, self._descent.children(chunk, level)], level)
-        return changed, self._descent.below(below, level)
-
-    def _list(self, chunk: Chunk, found: Differences, level: int) -> None:
-        """Add differences to the list as far as there is room."""
-        self.total += found.row.shape[0]
-        room = slice(0, max(self._max - len(self.changes), 0))
-        row, slot = found.row[room], found.slot[room]
-        if not row.shape[0]:
+    def changes(self, step: Compared, which: Differences) -> Iterator[Change]:
+        """Make the changes of some of the differences of a step."""
+        if not len(which):
             return
-        before, after, codes = found.before[room], found.after[room], found.codes[room]
-        moved = (codes & MAPPING) != 0
-        shift = np.uint64(self._regime.shift(level))
-        last = self._regime.entry_size(level) - 1
+        row, slot, level = which.row, which.slot, step.level
+        moved = (which.codes & MAPPING) != 0
+        shift = np.uint64(self.regime.shift(level))
+        last = self.regime.entry_size(level) - 1
         offset = slot.astype(np.uint64) * np.uint64(8)
+        pairs = step.chunk.pairs
         columns = (
-            chunk.pairs.va[row] + (slot.astype(np.uint64) << shift),
-            self._a.tables.pa[chunk.pairs.a[row]] + offset,
-            self._b.tables.pa[chunk.pairs.b[row]] + offset,
-            before,
-            after,
-            codes,
-            *self._subtrees[0].below(np.where(moved, before, 0), level),
-            *self._subtrees[1].below(np.where(moved, after, 0), level),
+            pairs.va[row] + (slot.astype(np.uint64) << shift),
+            self.a.tables.pa[pairs.a[row]] + offset,
+            self.b.tables.pa[pairs.b[row]] + offset,
+            which.before,
+            which.after,
+            which.codes,
+            which.older,
+            *self._subtrees[0].below(np.where(moved, which.before, 0), level),
+            *self._subtrees[1].below(np.where(moved, which.after, 0), level),
         )
-        for va, pa_a, pa_b, old, now, code, *weight in zip(*(c.tolist() for c in columns), strict=True):
-            self.changes.append(
-                Change(va, VirtAddr(va + last), level, pa_a, old, now, names(code), pa_b, *weight)
-            )
+        for va, pa_a, pa_b, old, now, code, *rest in zip(*(c.tolist() for c in columns), strict=True):
+            yield Change(va, VirtAddr(va + last), level, pa_a, old, now, names(code), pa_b, *rest)
 
-    def _unreadable(self, bad: Pairs, level: int) -> None:
-        """List tables that cannot be compared."""
-        self.total += len(bad)
-        start = self._regime.start_level
-        size = 1 << self._regime.va_bits if level == start else self._regime.entry_size(level - 1)
-        for i in range(min(len(bad), max(self._max - len(self.changes), 0))):
-            row_a, row_b = int(bad.a[i]), int(bad.b[i])
-            where = [
-                snapshot.name
-                for snapshot, row in ((self._a, row_a), (self._b, row_b))
-                if not snapshot.tables.readable[row]
-            ]
-            va = int(bad.va[i])
-            self.changes.append(
-                Change(
+    def unreadable_tables(self) -> Iterator[Change]:
+        """Make a change of each pair of tables that cannot be compared."""
+        for level, bad in self.unreadable:
+            start = self.regime.start_level
+            size = 1 << self.regime.va_bits if level == start else self.regime.entry_size(level - 1)
+            for va, row_a, row_b in zip(bad.va.tolist(), bad.a.tolist(), bad.b.tolist(), strict=True):
+                sides = ((self.a, row_a), (self.b, row_b))
+                where = [s.name for s, row in sides if not s.tables.readable[row]]
+                yield Change(
                     VirtAddr(va),
                     VirtAddr(va + size - 1),
                     level,
-                    PhysAddr(int(self._a.tables.pa[row_a])),
+                    PhysAddr(int(self.a.tables.pa[row_a])),
                     None,
                     None,
                     (UNREADABLE,),
-                    PhysAddr(int(self._b.tables.pa[row_b])),
+                    PhysAddr(int(self.b.tables.pa[row_b])),
                     note=f"the table could not be read in {' and '.join(where)}",
                 )
-            )
+
+
+def _common(a: Snapshot, b: Snapshot) -> tuple[Window, list[str]]:
+    """Return the part that both snapshots hold, and what the reader must know about the two."""
+    ra, rb = a.regime, b.regime
+    for what, this, that in (
+        ("granule", ra.granule, rb.granule),
+        ("VA size", ra.va_bits, rb.va_bits),
+        ("half", "upper" if ra.upper else "lower", "upper" if rb.upper else "lower"),
+        ("descriptor format", _format(ra), _format(rb)),
+    ):
+        if this != that:
+            raise SnapshotError(f"{a.name} and {b.name} cannot be compared: {what} {this} and {that}")
+    notes = []
+    if a.root.pa != b.root.pa:
+        notes.append(f"the roots differ: pa:{a.root.pa:#x} and pa:{b.root.pa:#x}")
+    if ra.mair != rb.mair:
+        notes.append(f"MAIR_EL1 differs: {ra.mair:#x} and {rb.mair:#x}")
+    for snapshot in (a, b):
+        if snapshot.truncated:
+            notes.append(f"{snapshot.name} is incomplete: {snapshot.truncated}")
+    one, other = Window.of(a.va_range, ra), Window.of(b.va_range, rb)
+    low, high = max(one.low, other.low), min(one.high, other.high)
+    if low > high:
+        raise SnapshotError(f"{a.name} and {b.name} have no address in common")
+    if not (one.whole and other.whole):
+        notes.append(f"only {low:#x}-{high:#x} is in both and was compared")
+    return Window(low, high, one.whole and other.whole), notes
+
+
+def _format(regime: Regime) -> str:
+    return "LPA2" if regime.ds else "LPA" if regime.wide_oa else "48-bit"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
+
+import numpy as np
+
 from ptinspect.analysis.changes import UNREADABLE, Change, Diff, LevelDiff
 from ptinspect.analysis.compare import KINDS
 from ptinspect.analysis.comparison import Comparison
-from ptinspect.arch.regime import Regime
-from ptinspect.errors import SnapshotError
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.window import Window
 
 __all__ = ["KINDS", "MAX_CHANGES", "UNREADABLE", "Change", "Diff", "LevelDiff", "diff"]
 
@@ -16,57 +18,39 @@ MAX_CHANGES = 10_000
 """How many changes are listed unless told otherwise; all are counted."""
 
 
-def diff(a: Snapshot, b: Snapshot, *, max_changes: int = MAX_CHANGES) -> Diff:
+def diff(
+    a: Snapshot, b: Snapshot, *, max_changes: int = MAX_CHANGES, kinds: Collection[str] = (*KINDS, UNREADABLE)
+) -> Diff:
     """Compare the trees of two snapshots, pairing tables by the addresses that they translate.
 
     Tables are paired by the entries that lead to them, also where the table itself moved. Below a
-    descriptor that is lost or new nothing is paired: the change says what hung there. Raises
-    SnapshotError if the two have different geometries or no address in common.
+    descriptor that is lost or new nothing is paired: the change says what hung there. Only changes that
+    have one of `kinds` are listed; all are counted. Raises SnapshotError if the two have different
+    geometries or no address in common.
     """
-    window, notes = _common(a, b)
-    worker = Comparison(a, b, window, max_changes)
-    levels = worker.run()
-    notes += worker.notes()
-    complete = worker.complete and not a.truncated and not b.truncated
+    worker = Comparison(a, b)
+    wanted = np.uint16(sum(1 << i for i, kind in enumerate(KINDS) if kind in kinds))
+    changes: list[Change] = []
+    total = 0
+    for step in worker.steps():
+        total += len(step.beyond)
+        room = max(max_changes - len(changes), 0)
+        if room and len(step.beyond):
+            chosen = step.beyond[(step.beyond.codes & wanted) != 0]
+            changes += worker.changes(step, chosen[:room])
+    blind = islice(worker.unreadable_tables(), max_changes if UNREADABLE in kinds else 0)
+    total += sum(len(pairs) for _, pairs in worker.unreadable)
+    changes = sorted([*changes, *blind], key=lambda change: (change.level, change.va_start))[:max_changes]
+    notes = worker.notes()
+    if total > len(changes) and set(kinds) >= {*KINDS}:
+        notes.append(f"{len(changes)} of {total} changes are listed")
     return Diff(
         a=a.name,
         b=b.name,
-        levels=levels,
-        changes=tuple(worker.changes),
-        changes_total=worker.total,
-        only_bit11=complete and worker.total == 0,
-        complete=complete,
+        levels=tuple(worker.levels),
+        changes=tuple(changes),
+        changes_total=total,
+        only_bit11=worker.complete and total == 0,
+        complete=worker.complete,
         notes=tuple(notes),
     )
-
-
-def _common(a: Snapshot, b: Snapshot) -> tuple[Window, list[str]]:
-    """Return the part that both snapshots hold, and what the reader must know about the two."""
-    ra, rb = a.regime, b.regime
-    for what, this, that in (
-        ("granule", ra.granule, rb.granule),
-        ("VA size", ra.va_bits, rb.va_bits),
-        ("half", "upper" if ra.upper else "lower", "upper" if rb.upper else "lower"),
-        ("descriptor format", _format(ra), _format(rb)),
-    ):
-        if this != that:
-            raise SnapshotError(f"{a.name} and {b.name} cannot be compared: {what} {this} and {that}")
-    notes = []
-    if a.root.pa != b.root.pa:
-        notes.append(f"the roots differ: pa:{a.root.pa:#x} and pa:{b.root.pa:#x}")
-    if ra.mair != rb.mair:
-        notes.append(f"MAIR_EL1 differs: {ra.mair:#x} and {rb.mair:#x}")
-    for snapshot in (a, b):
-        if snapshot.truncated:
-            notes.append(f"{snapshot.name} is incomplete: {snapshot.truncated}")
-    one, other = Window.of(a.va_range, ra), Window.of(b.va_range, rb)
-    low, high = max(one.low, other.low), min(one.high, other.high)
-    if low > high:
-        raise SnapshotError(f"{a.name} and {b.name} have no address in common")
-    if not (one.whole and other.whole):
-        notes.append(f"only {low:#x}-{high:#x} is in both and was compared")
-    return Window(low, high, one.whole and other.whole), notes
-
-
-def _format(regime: Regime) -> str:
-    return "LPA2" if regime.ds else "LPA" if regime.wide_oa else "48-bit"

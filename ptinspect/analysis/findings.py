@@ -18,7 +18,7 @@ RULES: dict[str, str] = {
     "writable-executable": "the kernel can write to no page that it can execute",
     "contiguous": "contiguous groups are uniform, aligned and follow each other",
     "entry-lost": "what was valid is still valid",
-    "entry-reverted": "no entry has its old attributes, without bit 11, and another address",
+    "entry-reverted": "no entry leads elsewhere and has bit 11 clear, as an older value has",
     "entry-retargeted": "each entry leads where it led before",
     "entry-changed": "nothing but bit 11 changed",
     "mark-lost": "bit 11, once set, stays set",
@@ -67,11 +67,15 @@ class Findings:
 
     def add(self, finding: Finding, more: int = 0) -> None:
         """Take a finding that stands for itself and `more` of its kind that are not listed."""
-        seen = self.totals.get(finding.rule, 0)
-        if seen < self.limit:
+        if self.totals.get(finding.rule, 0) < self.limit:
             self.kept.append(finding)
-        self.totals[finding.rule] = seen + 1 + more
-        self.errors += (1 + more) * (finding.severity == "error")
+        self.count(finding.rule, 1 + more, finding.severity)
+
+    def count(self, rule: str, number: int, severity: Severity) -> None:
+        """Count findings of a rule that are not listed."""
+        if number:
+            self.totals[rule] = self.totals.get(rule, 0) + number
+            self.errors += number * (severity == "error")
 
     @property
     def ok(self) -> bool:

@@ -87,12 +87,10 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
     for number, name in enumerate(names):
         ctx.progress("drawing", number, len(names))
         snapshot = ctx.snapshot_or_file(name)
-        shown = atlas(snapshot)
-        page.add_map(snapshot, shown, shown.states.tobytes(), snapshot.name)
+        page.add_map(snapshot, atlas(snapshot), snapshot.name)
         if before is not None:
             found = diff(before, snapshot)
-            states = changes(before, snapshot)
-            page.add_map(snapshot, shown, states.tobytes(), f"{before.name} → {snapshot.name}")
+            page.add_map(snapshot, changes(before, snapshot), f"{before.name} → {snapshot.name}")
             page.add_diff(
                 diff_report(found, before, snapshot, shown=0, regions=names_of(snapshot, before)[0])
             )

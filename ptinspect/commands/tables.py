@@ -124,11 +124,9 @@ def bars(ctx: Context, args: argparse.Namespace, va: int | None) -> Report:
     from ptinspect.output.views.bars import bars_report
 
     snapshot = snapshot_of(ctx, args, "map")
-    shown = atlas(snapshot)
-    states = shown.states
-    if args.against is not None:
-        states = changes(ctx.snapshot_or_file(args.against), snapshot)
-    return bars_report(snapshot, shown, states, va)
+    before = None if args.against is None else ctx.snapshot_or_file(args.against)
+    shown = atlas(snapshot) if before is None else changes(before, snapshot)
+    return bars_report(snapshot, shown, va)
 
 
 def _with_levels(ctx: Context, args: argparse.Namespace, wanted: MapFilter) -> tuple[Snapshot, MapFilter]:

@@ -46,8 +46,8 @@ class Page:
     campaigns: list[dict[str, Any]] = field(default_factory=list)
     """Tables of campaigns."""
 
-    def add_map(self, snapshot: Snapshot, shown: Atlas, states: bytes, title: str) -> None:
-        """Add a map: a snapshot with a state for each of its descriptors."""
+    def add_map(self, snapshot: Snapshot, shown: Atlas, title: str) -> None:
+        """Add a map: a snapshot, or what changed in it, with a state for each descriptor."""
         from ptinspect.analysis.atlas import delta_planes
 
         regime = snapshot.regime
@@ -73,7 +73,8 @@ class Page:
                 "va": [f"{va:x}" for va in shown.va.tolist()],
                 "entries": int(shown.raw.shape[1]),
                 "raw": packed(delta_planes(shown.raw)),
-                "states": packed(states),
+                "states": packed(shown.states.tobytes()),
+                "counts": {str(level): dict(counts) for level, counts in shown.counts.items()},
                 "patterns": [{**asdict(p), "bits": f"{p.bits:x}"} for p in shown.patterns],
                 "left_out": shown.left_out,
             }

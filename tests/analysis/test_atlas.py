@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -25,7 +26,11 @@ def tree(name: str = "4k-48", attributes: int = KERNEL_DATA) -> TreeBuilder:
 
 def states_of(snapshot: Snapshot) -> dict[str, int]:
     shown = atlas(snapshot)
-    return {STATES[code]: int((shown.states == code).sum()) for code in np.unique(shown.states).tolist()}
+    found = {STATES[code]: int((shown.states == code).sum()) for code in np.unique(shown.states).tolist()}
+    assert {k: n for k, n in found.items() if k != "invalid"} == sum(
+        map(Counter, shown.counts.values()), Counter()
+    )
+    return found
 
 
 @pytest.mark.parametrize("name", REGIMES)
@@ -53,7 +58,7 @@ def test_every_kind_of_change_has_its_state() -> None:
     above = made.slot(base, 2)
     made.set_word(above, made.word(above) | NG)
     after = made.snapshot("after")
-    found = changes(before, after)
+    found = changes(before, after).states
     told = {STATES[code] for code in np.unique(found).tolist()}
     assert {"became nG", "lost", "points elsewhere", "other attributes", "new", "marked"} <= told
     row = int(np.nonzero(after.tables.level == 3)[0][0])
@@ -64,8 +69,8 @@ def test_every_kind_of_change_has_its_state() -> None:
         "other attributes",
         "leaf, global",
     ]
-    assert [STATES[code] for code in changes(after, before)[row, :2].tolist()] == ["nG lost", "new"]
-    assert (changes(before, before) == atlas(before).states).all()
+    assert [STATES[code] for code in changes(after, before).states[row, :2].tolist()] == ["nG lost", "new"]
+    assert (changes(before, before).states == atlas(before).states).all()
 
 
 def test_an_unreadable_table_is_shown_as_such_and_compared_with_nothing() -> None:
@@ -74,8 +79,8 @@ def test_an_unreadable_table_is_shown_as_such_and_compared_with_nothing() -> Non
     readable[-1] = False
     blind = dataclasses.replace(snapshot, tables=dataclasses.replace(snapshot.tables, readable=readable))
     assert set(atlas(blind).states[-1].tolist()) == {module.S_UNREADABLE}
-    assert set(changes(snapshot, blind)[-1].tolist()) == {module.S_UNREADABLE}
-    assert (changes(blind, snapshot)[-1] == atlas(snapshot).states[-1]).all()
+    assert set(changes(snapshot, blind).states[-1].tolist()) == {module.S_UNREADABLE}
+    assert (changes(blind, snapshot).states[-1] == atlas(snapshot).states[-1]).all()
 
 
 def test_patterns_explain_every_valid_descriptor() -> None:
@@ -91,7 +96,10 @@ def test_too_many_tables_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatc
     snapshot = tree().snapshot()
     shown = atlas(snapshot)
     assert (len(shown.level), shown.left_out) == (2, len(snapshot.tables) - 2)
-    assert changes(snapshot, snapshot).shape[0] == 2
+    assert changes(snapshot, snapshot).states.shape[0] == 2
+    whole = dict(shown.counts)
+    monkeypatch.setattr(module, "MAX_TABLES", 1 << 20)
+    assert atlas(snapshot).counts == whole
 
 
 def test_packed_words_are_sums() -> None:

@@ -18,14 +18,14 @@ def test_the_tables_on_the_way_are_drawn_entry_by_entry() -> None:
     made.set(base, 3, 0)
     after = made.snapshot("after")
     shown = atlas(after)
-    report = bars_report(after, shown, shown.states, base)
+    report = bars_report(after, shown, base)
     assert [table["level"] for table in report.result["tables"]] == [0, 1, 2, 3]
     assert report.result["tables"][3]["letters"] == ".Ng" + "." * 509
-    lost = bars_report(after, shown, changes(before, after), base)
+    lost = bars_report(after, changes(before, after), base)
     assert lost.result["tables"][3]["letters"].startswith("LNg.")
     assert lost.result["levels"][3]["states"] == {"leaf, global": 1, "leaf, nG": 1, "lost": 1}
-    assert len(bars_report(after, shown, shown.states, None).result["tables"]) == 1
-    away = bars_report(after, shown, shown.states, base + (1 << 47)).result["tables"]
+    assert len(bars_report(after, shown, None).result["tables"]) == 1
+    away = bars_report(after, shown, base + (1 << 47)).result["tables"]
     assert [table["level"] for table in away] == [0]
 
 
@@ -36,7 +36,7 @@ def test_no_state_is_rounded_away_and_lines_fit_a_terminal() -> None:
     made.set(base, 3, made.get(base, 3) | NG)
     snapshot = made.snapshot()
     shown = atlas(snapshot)
-    report = bars_report(snapshot, shown, shown.states, base)
+    report = bars_report(snapshot, shown, base)
     text = render(report)
     last = next(line for line in text.splitlines() if line.startswith("pte 3"))
     bar = last.split()[2]

@@ -52,7 +52,12 @@
   class TableMap {
     constructor(facts, raw, states) {
       Object.assign(this, { facts, raw, states, row: 0 });
-      this.rows = new Map(facts.level.map((level, row) => [level + ":" + facts.pa[row], row]));
+      this.rows = new Map(); /* a table may stand in several rows: by its address too, else the first one */
+      facts.level.forEach((level, row) => {
+        const key = level + ":" + facts.pa[row];
+        if (!this.rows.has(key)) this.rows.set(key, row);
+        this.rows.set(key + ":" + facts.va[row], row);
+      });
       this.patterns = new Map(facts.patterns.map((p) => [`${p.level}:${p.kind}:${p.bits}`, p]));
       this.loud = this.findLoud();
     }
@@ -71,6 +76,10 @@
       const format = this.facts.regime.format;
       return format === "lpa2" ? 3n << 8n : format === "lpa" ? 15n << 12n : 0n;
     }
+    below(level, target, va) {
+      const key = level + 1 + ":" + target.toString(16);
+      return this.rows.get(key + ":" + va.toString(16)) ?? this.rows.get(key);
+    }
     entry(row, index) {
       const { facts } = this, level = facts.level[row];
       const word = this.raw[row * facts.entries + index], type = Number(word & 3n);
@@ -84,7 +93,7 @@
       return { row, index, level, word, va, end: (va + (1n << this.shift(level)) - 1n) & MASK, kind, target,
         pa: BigInt("0x" + facts.pa[row]) + BigInt(index * 8), state: this.states[row * facts.entries + index],
         pattern: this.patterns.get(`${level}:${kind}:${bits}`),
-        child: isTable ? this.rows.get(level + 1 + ":" + target.toString(16)) : undefined };
+        child: isTable ? this.below(level, target, va) : undefined };
     }
     findLoud() {
       /* Tables with a loud change in or below them, from the last level up. */
@@ -93,8 +102,7 @@
         for (let i = 0; i < facts.entries && !found[row]; i++) {
           if (LOUD.has(states[row * facts.entries + i])) found[row] = 1;
           else if (facts.level[row] < 3 && (this.raw[row * facts.entries + i] & 3n) === 3n) {
-            const target = this.address(this.raw[row * facts.entries + i], BigInt(facts.regime.granule_bits));
-            const child = this.rows.get(facts.level[row] + 1 + ":" + target.toString(16));
+            const child = this.entry(row, i).child;
             if (child > row && found[child]) found[row] = 1;
           }
         }
@@ -102,12 +110,9 @@
       return found;
     }
     counts() {
-      const counts = {};
-      this.facts.level.forEach((level, row) => {
-        counts[level] ??= new Array(data.states.length).fill(0);
-        for (let i = 0; i < this.facts.entries; i++) counts[level][this.states[row * this.facts.entries + i]]++;
-      });
-      return counts;
+      /* Of all tables, those included that a page has no room for. */
+      return Object.fromEntries(Object.entries(this.facts.counts).map(([level, counts]) =>
+        [level, data.states.map((name) => counts[name] ?? 0)]));
     }
   }
 

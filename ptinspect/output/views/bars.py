@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.output.model import Note, Report, Style, Styled, hex_address, spanned
+from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, hex_address, spanned
+from ptinspect.output.views.diff import counts_of, level_table
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.atlas import Atlas, States
+    from ptinspect.analysis.atlas import Atlas
     from ptinspect.snapshot.model import Snapshot
 
 LETTERS: Sequence[tuple[str, Style]] = (
@@ -35,33 +36,39 @@ COLUMNS = 64
 """Entries in a line: 64 of a 4K table's make eight lines, each an eighth of what it translates."""
 
 
-def bars_report(snapshot: Snapshot, shown: Atlas, states: States, va: int | None) -> Report:
+def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None) -> Report:
     """Draw a bar for each level, and the tables on the way to `va`, or the root."""
-    from ptinspect.analysis.atlas import count_states
     from ptinspect.arch.levels import level_name
 
     regime = snapshot.regime
-    body: list[Note] = [
+    body: list[Note | Table] = [
         Note(f"root pa:{snapshot.root.pa:#x}: {snapshot.root.provenance}", "dim"),
         Note("levels, all tables of each joined, empty entries left out:", "title"),
     ]
+    changed = {level.level: counts_of(level) for level in shown.changes}
     levels = []
-    for level in sorted(set(shown.level.tolist())):
-        counts = count_states(states[shown.level == level])
-        levels.append({"level": level, "name": level_name(level, regime), "states": counts})
-        body.append(_level_bar(f"{level_name(level, regime)} {level}", counts))
-    tables = [_table(row, shown, states) for row in _way(snapshot, shown, va)]
+    for level, counts in shown.counts.items():
+        name = level_name(level, regime)
+        levels.append({"level": level, "name": name, "states": dict(counts)})
+        if shown.changes:
+            levels[-1]["changes"] = changed[level]
+        body.append(_level_bar(f"{name} {level}", dict(counts)))
+    if shown.changes:
+        body += [
+            Note(""),
+            level_table(shown.changes),
+            *(Note(escape(note), "changed") for note in shown.notes),
+        ]
+    tables = [_table(row, shown) for row in _way(snapshot, shown, va)]
     for table in tables:
         level = table["level"]
         title = f"{level_name(level, regime)} {level} at pa:{table['pa']}, from {table['va']}"
         each = f"{regime.entry_size(level):#x} bytes an entry"
         body += [Note(""), Note(f"{title}, {each}", "title"), *_grid(table["letters"])]
     used = {letter for table in tables for letter in table["letters"]}
-    used |= {_letter(name) for level in levels for name in level["states"]}
+    used |= {_letter(name) for counts in shown.counts.values() for name in counts}
     body += [Note(""), *_legend(used)]
-    if shown.left_out:
-        body.append(Note(f"{shown.left_out} tables are left out", "changed"))
-    return Report({"levels": levels, "tables": tables}, body)
+    return Report({"levels": levels, "tables": tables, "notes": list(shown.notes)}, body)
 
 
 def _letter(name: str) -> str:
@@ -86,29 +93,21 @@ def _level_bar(title: str, counts: dict[str, int]) -> Note:
 
 def _way(snapshot: Snapshot, shown: Atlas, va: int | None) -> list[int]:
     """Return the rows of the tables on the way to an address, as far as they are there."""
-    from ptinspect.snapshot.classify import are_tables, next_tables
-    from ptinspect.snapshot.index import TableIndex
-
     rows, regime = [0], snapshot.regime
-    index = TableIndex(snapshot.tables)
     while va is not None and int(shown.level[rows[-1]]) < 3:
-        level = int(shown.level[rows[-1]])
-        entry = shown.raw[rows[-1], regime.index(va, level)].reshape(1)
-        if not bool(are_tables(entry, level)[0]):
-            break
-        below = int(index.find(level + 1, next_tables(entry, regime))[0])
-        if not 0 <= below < len(shown.level):
+        below = shown.below(rows[-1], regime.index(va, int(shown.level[rows[-1]])), regime)
+        if below is None:
             break
         rows.append(below)
     return rows
 
 
-def _table(row: int, shown: Atlas, states: States) -> dict[str, Any]:
+def _table(row: int, shown: Atlas) -> dict[str, Any]:
     return {
         "level": int(shown.level[row]),
         "pa": hex_address(int(shown.pa[row])),
         "va": hex_address(int(shown.va[row])),
-        "letters": "".join(LETTERS[state][0] for state in states[row].tolist()),
+        "letters": "".join(LETTERS[state][0] for state in shown.states[row].tolist()),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.descriptor import decode
@@ -52,7 +53,7 @@ def diff_report(
     body: list[Note | Table] = [
         Note(f"{diff.a} -> {diff.b}", "title"),
         *(_side(snapshot) for snapshot in (a, b)),
-        _levels(diff),
+        level_table(diff.levels),
         *(Note(escape(note), "changed") for note in diff.notes),
         _verdict(diff),
     ]
@@ -83,7 +84,7 @@ def _result(diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer) -> dict[
     return {
         "a": diff.a,
         "b": diff.b,
-        "levels": [_level(level) for level in diff.levels],
+        "levels": [{"level": level.level, "name": level.name, **counts_of(level)} for level in diff.levels],
         "changes": [
             {**_change(change, a.regime, b.regime), "region": regions(change.va_start)}
             for change in diff.changes
@@ -95,9 +96,9 @@ def _result(diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer) -> dict[
     }
 
 
-def _level(level: LevelDiff) -> dict[str, Any]:
-    counts = {field: getattr(level, field) for field, _, _ in COUNTS}
-    return {"level": level.level, "name": level.name, **counts}
+def counts_of(level: LevelDiff) -> dict[str, int]:
+    """Return the counts of a level, by the names that JSON has for them."""
+    return {field: getattr(level, field) for field, _, _ in COUNTS}
 
 
 def _change(change: Change, regime: Regime, after: Regime) -> dict[str, Any]:
@@ -120,10 +121,11 @@ def _change(change: Change, regime: Regime, after: Regime) -> dict[str, Any]:
     }
 
 
-def _levels(diff: Diff) -> Table:
-    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in diff.levels)]
+def level_table(levels: Sequence[LevelDiff]) -> Table:
+    """Return a table of the counts, a row for each level."""
+    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in levels)]
     rows = []
-    for level in diff.levels:
+    for level in levels:
         row: list[Cell] = [Styled(f"{level.name} {level.level}", "level")]
         for field, _, style in used:
             count = getattr(level, field)
