@@ -204,7 +204,7 @@ def _changes(
         if now is None or not _alike(snapshot.regime, stacks.view.regime):
             continue
         then = walk(SnapshotMemory(snapshot), address, snapshot.root.pa, snapshot.regime)
-        changes = path_changes(now, then, snapshot.name)
+        changes = path_changes(now, then, snapshot.name, snapshot.regime)
         if changes:
             return changes, then
     return (), None

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptinspect.arch.descriptor import BIT11
+from ptinspect.analysis.compare import kinds_of, only_bit11
 from ptinspect.arch.esr import Esr
+from ptinspect.arch.regime import Regime
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
 
@@ -38,6 +39,8 @@ class Change:
     """What memory holds now."""
     snapshot: str
     """Name of the snapshot."""
+    kinds: tuple[str, ...]
+    """In which ways it differs: words of analysis.compare.KINDS."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Why:
     """The descriptor that the verdict names."""
 
 
-def path_changes(now: Walk, then: Walk, snapshot: str) -> tuple[Change, ...]:
+def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[Change, ...]:
     """Return the first descriptor of a path that differs by more than bit 11, else nothing.
 
     Behind it the two paths lead through other tables: nothing there can be compared.
@@ -120,8 +123,9 @@ def path_changes(now: Walk, then: Walk, snapshot: str) -> tuple[Change, ...]:
     for new, old in zip(now.steps, then.steps, strict=False):
         if new.raw is None or old.raw is None or new.descriptor_pa != old.descriptor_pa:
             break
-        if (new.raw ^ old.raw) & ~BIT11:
-            return (Change(new.level, new.name, new.descriptor_pa, old.raw, new.raw, snapshot),)
+        kinds = kinds_of(old.raw, new.raw, new.level, regime)
+        if not only_bit11(kinds):
+            return (Change(new.level, new.name, new.descriptor_pa, old.raw, new.raw, snapshot, kinds),)
     return ()
 
 
@@ -194,15 +198,16 @@ def _lost(facts: Facts, evidence: tuple[str, ...]) -> Why:
         no_older = "which descriptor changed: no snapshot holds this path with other values"
         return Why("stack-mapping-lost", f"{healthy} mapping was lost{where}", evidence, (no_older,))
     change = changes[0]
-    code = "reverted-entry" if change.after & 1 else "lost-entry"
+    code = "lost-entry" if "lost" in change.kinds else "reverted-entry"
     text = (
         f"{healthy} mapping was lost at level {change.level} ({change.name}), descriptor "
         f"pa:{change.descriptor_pa:#x}: {change.after:#x}, which held {change.before:#x} in snapshot "
         f"{change.snapshot}"
     )
     unknown: tuple[str, ...] = ()
-    if code == "reverted-entry" and not change.before & 1:
-        code, unknown = "stack-mapping-lost", ("the entry is valid now and was not: not a reversal",)
+    if {"new", "invalid"} & set(change.kinds):
+        was = "the entry was not valid in the snapshot either: not a loss and not a reversal"
+        code, unknown = "stack-mapping-lost", (was,)
     return Why(code, text, evidence, unknown, change)
 
 

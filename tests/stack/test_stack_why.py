@@ -7,13 +7,16 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from builders import REGIMES
 
+from ptinspect.analysis.compare import kinds_of
 from ptinspect.arch.esr import decode_esr
 from ptinspect.linux.oops.codes import CODES
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
 from ptinspect.stack.why import Change, Facts, Gone, explain, path_changes
 
+REGIME = REGIMES["4k-48"]
 BASE = 0xFFFF_8000_1175_0000
 STACK = Stack("task", BASE, BASE + 0x4000)
 
@@ -45,7 +48,7 @@ def facts(**changed: Any) -> Facts:
 
 
 def change(after: int, before: int = 0x7FFF_A803) -> Change:
-    return Change(2, "pmd", 0x7FFF_E458, before, after, "after")
+    return Change(2, "pmd", 0x7FFF_E458, before, after, "after", kinds_of(before, after, 2, REGIME))
 
 
 def test_lost_entry_is_named_with_its_old_value() -> None:
@@ -81,8 +84,11 @@ def test_each_code_needs_its_evidence(changed: dict[str, Any], code: str) -> Non
 
 def test_paths_are_compared_up_to_the_first_other_entry() -> None:
     now, then = path(0x803, 0x411F_8003, 5), path(0x003, 0x7FFF_A803, 6)
-    assert path_changes(now, then, "s") == (Change(1, "l1", 0x2000, 0x7FFF_A803, 0x411F_8003, "s"),)
-    assert path_changes(path(0x803), path(0x003), "s") == ()
+    elsewhere = Change(1, "l1", 0x2000, 0x7FFF_A803, 0x411F_8003, "s", ("unmarked", "retargeted"))
+    assert path_changes(now, then, "s", REGIME) == (elsewhere,)
+    assert path_changes(path(0x803), path(0x003), "s", REGIME) == ()
+    assert path_changes(path(0x800), path(0x000), "s", REGIME)[0].kinds == ("invalid",)
+    assert path_changes(path(0x8801), path(0x8003), "s", REGIME)[0].kinds == ("lost",)
 
 
 def dead(**changed: Any) -> Facts:

@@ -84,22 +84,23 @@ def judge(
 
 def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
     """Look for entries that vanished, or lead elsewhere."""
-    found = diff(before, after)
-    reverted = [c for c in found.changes if _is_reverted(c)]
-    lost = [c for c in found.changes if "lost" in c.kinds or ("retargeted" in c.kinds and c not in reverted)]
+    found = diff(before, after, kinds=("lost", "retargeted"))
     notes: tuple[str, ...] = ()
     if not found.complete:
         notes = ("the two snapshots could not be compared as a whole",)
-    slots = _fixmap_slots(lost, before, after)
+    slots = _fixmap_slots([c for c in found.changes if not c.older], before, after)
     if slots:
-        lost = [c for c in lost if c not in slots]
         notes += (f"{len(slots)} slot(s) of the fixmap, which the kernel itself empties, are left out",)
-    if reverted:
-        return Verdict("reverted-entry", tuple(_said(c, before, after) for c in reverted[:LISTED]), notes)
-    if lost:
-        more = (f"and {len(lost) - LISTED} more",) if len(lost) > LISTED else ()
-        return Verdict("lost-write", (*(_said(c, before, after) for c in lost[:LISTED]), *more), notes)
-    return None
+    total = sum(level.lost + level.retargeted for level in found.levels) - len(slots)
+    if not total:
+        return None
+    empty = {(c.level, c.va_start) for c in slots}
+    damaged = [c for c in found.changes if (c.level, c.va_start) not in empty]
+    reverted = [c for c in damaged if c.older]
+    said = [_said(c, before, after) for c in (reverted or damaged)[:LISTED]]
+    if total > len(said):
+        said.append(f"and {total - len(said)} more that are lost or lead elsewhere")
+    return Verdict("reverted-entry" if reverted else "lost-write", tuple(said), notes)
 
 
 def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list[Change]:
@@ -112,11 +113,6 @@ def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list
         return []
     names = layout_of(before, after)
     return [c for c in pages if names.name(c.va_start) == FIXMAP]
-
-
-def _is_reverted(change: Change) -> bool:
-    """Tell whether a descriptor leads elsewhere and lacks the bit that the rewrite sets last of all."""
-    return "retargeted" in change.kinds and change.after is not None and not change.after & BIT11
 
 
 def _said(change: Change, before: Snapshot, after: Snapshot) -> str:
