@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -49,112 +51,122 @@ def find_pa(snapshot: Snapshot, pa: int, *, max_hits: int = MAX_HITS) -> Bounded
     """List every virtual address that maps `pa`, and every captured table that it lies in.
 
     Leaves come first, each kind in order of va. A table that is reached at several addresses gives
-    a hit for each. `truncated` of the result says so if there are more than `max_hits`.
+    a hit for each. `truncated` of the result says so if there are more than `max_hits`: the first of
+    them are listed then.
     """
     if not 0 <= pa < 1 << 64:
         return Bounded()
-    search = _Search(snapshot, pa, max_hits)
-    leaves, tables = search.leaves(), search.tables()
-    found = sorted(leaves, key=lambda hit: hit.va) + sorted(tables, key=lambda hit: hit.va)
+    search = _Search(snapshot, pa)
+    found = list(islice(search.leaves(), max_hits + 1))
+    found += islice(search.tables(), max_hits + 1 - len(found))
     reasons = [snapshot.truncated]
-    if search.more or len(found) > max_hits:
+    if len(found) > max_hits:
         reasons.append(f"more than {max_hits} ways lead there")
     return Bounded(found[:max_hits], "; ".join(reason for reason in reasons if reason))
+
+
+Slots = tuple[Rows, Rows]
+"""Entries of tables of one level: row and slot of each."""
 
 
 class _Search:
     """Look for one address in one snapshot."""
 
-    def __init__(self, snapshot: Snapshot, pa: int, max_hits: int) -> None:
-        self._snapshot = snapshot
+    def __init__(self, snapshot: Snapshot, pa: int) -> None:
         self._regime = snapshot.regime
         self._tables = snapshot.tables
         self._pa = pa
-        self._most = max_hits + 1
         self._index = TableIndex(snapshot.tables)
         self._window = Window.of(snapshot.va_range, snapshot.regime)
         self._links: dict[int, tuple[Rows, Rows, Rows]] = {}
-        self.more = False
 
-    def leaves(self) -> list[Hit]:
-        """Return the leaves that map the address."""
-        found: list[Hit] = []
+    def leaves(self) -> Iterator[Hit]:
+        """Yield the leaves that map the address, in order of va."""
+        found: dict[int, Slots] = {}
         for level in levels_of(self._regime):
             size = self._regime.entry_size(level)
             target = np.uint64(self._pa & ~(size - 1) & (1 << 64) - 1)
             rows = self._index.rows(level)
             step = max(CHUNK_WORDS // self._tables.raw.shape[1], 1)
+            parts: list[Slots] = []
             for start in range(rows.start, rows.stop, step):
                 raw = self._tables.raw[start : min(start + step, rows.stop)]
                 match = output_addresses(raw, level, self._regime) == target
                 match &= are_leaves(raw, level, self._regime)
                 row, slot = np.nonzero(match)
-                offset = slot * size + (self._pa & (size - 1))
-                found += self._hits("leaf", level, row=row + start, slot=slot, offset=offset)
-                if len(found) > self._most:
-                    self.more = True
-                    return found
-        return found
+                parts.append((row + start, slot))
+            found[level] = _joined(parts)
+        return self._hits("leaf", found)
 
-    def tables(self) -> list[Hit]:
-        """Return the descriptors that lie at the address."""
-        found: list[Hit] = []
-        regime = self._regime
-        for level in levels_of(regime):
+    def tables(self) -> Iterator[Hit]:
+        """Yield the descriptors that lie at the address, in order of va."""
+        found: dict[int, Slots] = {}
+        for level in levels_of(self._regime):
             rows = self._index.rows(level)
-            size = regime.entries(level) * 8
+            size = self._regime.entries(level) * 8
             start = self._tables.pa[rows]
             inside = (start <= np.uint64(self._pa)) & (np.uint64(self._pa) - start < np.uint64(size))
             inside &= self._tables.readable[rows]
             row = np.nonzero(inside)[0] + rows.start
-            slot = ((np.uint64(self._pa) - self._tables.pa[row]) >> np.uint64(3)).astype(np.intp)
-            found += self._hits("table", level, row=row, slot=slot, offset=slot << regime.shift(level))
-        return found
+            found[level] = row, ((np.uint64(self._pa) - self._tables.pa[row]) >> np.uint64(3)).astype(np.intp)
+        return self._hits("table", found)
 
-    def _hits(
-        self, kind: Literal["leaf", "table"], level: int, row: Rows, slot: Rows, offset: Rows
-    ) -> list[Hit]:
-        """Make a hit for each address at which these slots are reached."""
-        which, va = self._reach(row[: self._most], offset[: self._most], level)
-        self.more |= row.shape[0] > self._most
+    def _hits(self, kind: Kind, found: dict[int, Slots]) -> Iterator[Hit]:
+        """Yield a hit for each address at which these entries are reached, going down to them only."""
+        ways: dict[int, tuple[Rows, Rows, NDArray[np.bool_]]] = {}
+        below = np.zeros(0, dtype=np.intp)
+        for level in reversed(levels_of(self._regime)):
+            parent, slot, child = self._parents(level)
+            leads = np.isin(child, below)
+            row = np.concatenate([found[level][0], parent[leads]])
+            slots = np.concatenate([found[level][1], slot[leads]])
+            target = np.arange(row.shape[0]) < found[level][0].shape[0]
+            order = np.lexsort((~target, slots, row))
+            ways[level] = row[order], slots[order], target[order]
+            below = np.unique(row)
+        yield from self._below(kind, ways, 0, self._regime.start_level, int(self._regime.va_min))
+
+    def _below(
+        self,
+        kind: Kind,
+        ways: dict[int, tuple[Rows, Rows, NDArray[np.bool_]]],
+        row: int,
+        level: int,
+        va: int,
+    ) -> Iterator[Hit]:
+        """Yield the hits in a table that is reached at `va`, and in those below it."""
         size = self._regime.entry_size(level)
-        first = va & ~np.uint64(size - 1)
-        kept = self._window.touches(first, size)
-        which, va = which[kept], va[kept]
-        found = []
-        for i, address in zip(which.tolist(), va.tolist(), strict=True):
-            table, index = int(self._tables.pa[row[i]]), int(slot[i])
-            raw = int(self._tables.raw[row[i], index])
-            where = PhysAddr(table + 8 * index)
-            found.append(Hit(kind, VirtAddr(address), level, PhysAddr(table), index, where, raw, size))
-        return found
-
-    def _reach(self, row: Rows, offset: Rows, level: int) -> tuple[Rows, NDArray[np.uint64]]:
-        """Follow tables back to the root; returns, for each way, which one it was and the address."""
-        which = np.arange(row.shape[0])
-        place = offset.astype(np.uint64)
-        for above in range(level - 1, self._regime.start_level - 1, -1):
-            parent, slot, child = self._parents(above)
-            first = np.searchsorted(child, row, side="left")
-            count = np.searchsorted(child, row, side="right") - first
-            way = np.repeat(np.arange(row.shape[0]), count)
-            link = np.arange(way.shape[0]) - np.repeat(np.cumsum(count) - count, count) + first[way]
-            if link.shape[0] > self._most:
-                self.more = True
-                way, link = way[: self._most], link[: self._most]
-            shift = np.uint64(self._regime.shift(above))
-            place = place[way] + (slot[link].astype(np.uint64) << shift)
-            row, which = parent[link], which[way]
-        return which, place + np.uint64(int(self._regime.va_min))
+        rows, slots, target = ways[level]
+        first, last = np.searchsorted(rows, row, side="left"), np.searchsorted(rows, row, side="right")
+        for slot, hit in zip(slots[first:last].tolist(), target[first:last].tolist(), strict=True):
+            here = va + slot * size
+            if here > self._window.high or here + size - 1 < self._window.low:
+                continue
+            table, raw = int(self._tables.pa[row]), int(self._tables.raw[row, slot])
+            if hit:
+                at = here + (self._pa & (size - 1)) if kind == "leaf" else here
+                where = PhysAddr(table + 8 * slot)
+                yield Hit(kind, VirtAddr(at), level, PhysAddr(table), slot, where, raw, size)
+            else:
+                next_table = next_tables(np.array([raw], dtype=np.uint64), self._regime)
+                child = int(self._index.find(level + 1, next_table)[0])
+                yield from self._below(kind, ways, child, level + 1, here)
 
     def _parents(self, level: int) -> tuple[Rows, Rows, Rows]:
-        """Return all table descriptors of one level as (row, slot, row they point to), by the last."""
+        """Return all table descriptors of one level: row, slot, and the row that they point to."""
         if level not in self._links:
             rows = self._index.rows(level)
             row, slot = np.nonzero(are_tables(self._tables.raw[rows], level))
             row = row + rows.start
             child = self._index.find(level + 1, next_tables(self._tables.raw[row, slot], self._regime))
-            order = np.argsort(child, kind="stable")
-            order = order[child[order] >= 0]
-            self._links[level] = (row[order], slot[order], child[order])
+            kept = child >= 0
+            self._links[level] = row[kept], slot[kept], child[kept]
         return self._links[level]
+
+
+def _joined(parts: Sequence[Slots]) -> Slots:
+    """Return the slots of all parts."""
+    none = np.zeros(0, dtype=np.intp)
+    return np.concatenate([none, *(row for row, _ in parts)]), np.concatenate(
+        [none, *(slot for _, slot in parts)]
+    )

@@ -105,7 +105,7 @@ class _Joined:
     def __len__(self) -> int:
         return int(self.va.shape[0])
 
-    def __getitem__(self, which: NDArray[np.intp]) -> _Joined:
+    def __getitem__(self, which: slice | NDArray[np.intp]) -> _Joined:
         return _Joined(self.va[which], self.pa[which], self.span[which], self.kind[which], self.whole[which])
 
 
@@ -136,11 +136,11 @@ def runs(
         reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
     if expansion.unreadable:
         reasons.append(f"{expansion.unreadable} tables could not be read")
-    if collector.full or len(joined) > wanted.max_runs:
-        reasons.append(f"only the first {min(wanted.max_runs, len(joined))} runs are listed")
     namer = regions or half_namer(snapshot.regime)
     found = _by_region(_runs(joined, kinds, namer, wanted.max_runs), namer, edges)
-    return Bounded(found, "; ".join(reason for reason in reasons if reason))
+    if collector.full or max(len(joined), len(found)) > wanted.max_runs:
+        reasons.append(f"only the first {wanted.max_runs} runs are listed")
+    return Bounded(found[: wanted.max_runs], "; ".join(reason for reason in reasons if reason))
 
 
 def _window(snapshot: Snapshot, wanted: MapFilter) -> Window:
@@ -214,42 +214,52 @@ class _Collector:
         self._kinds = kinds
         self._wanted = wanted
         self._sizes = {level: regime.entry_size(level) for level in levels_of(regime)}
-        self._parts: list[_Joined] = []
+        self._done: list[_Joined] = []
         self._counts: dict[int, int] = {}
+        self._open: dict[int, _Joined] = {}
+        """The last one of each level, which the next chunk may go on with."""
         self.full = False
         """True if fragments were left out because there are more than can be listed."""
 
     def add(self, part: Fragments) -> bool:
-        """Take the fragments of one chunk; False if the level has more than can be listed."""
-        count = self._counts.get(part.level, 0)
+        """Take the fragments of one chunk; False once the level has all of its that can be listed."""
+        level = part.level
         if len(part):
             number = self._kinds.of(part)
             kept = np.nonzero(number >= 0)[0]
-            span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[part.level])
+            span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[level])
             whole = np.ones(kept.shape[0], dtype=np.bool_)
-            joined = self._merge(_Joined(part.va[kept], part.pa[kept], span, number[kept], whole))
-            self._parts.append(joined)
-            count = self._counts[part.level] = count + len(joined)
-        self.full |= count > self._wanted.max_runs
-        return count <= self._wanted.max_runs
+            found = _Joined(part.va[kept], part.pa[kept], span, number[kept], whole)
+            joined = self._merge(_concatenated([self._open.get(level, found[:0]), found]))
+            self._open[level] = joined[-1:]
+            self._done.append(joined[:-1])
+            self._counts[level] = self._counts.get(level, 0) + max(len(joined) - 1, 0)
+        more = self._counts.get(level, 0) < self._wanted.max_runs
+        self.full |= not more
+        return more
 
     def result(self) -> _Joined:
-        """Return all in order of va, those joined that met at the border of chunks."""
-        none = np.zeros(0, dtype=np.uint64)
-        flags = none.astype(np.bool_)
-        parts = [_Joined(none, none, none, none.astype(np.intp), flags), *self._parts]
-        joined = _Joined(
-            np.concatenate([part.va for part in parts]),
-            np.concatenate([part.pa for part in parts]),
-            np.concatenate([part.span for part in parts]),
-            np.concatenate([part.kind for part in parts]),
-            np.concatenate([part.whole for part in parts]),
-        )
-        return self._merge(joined[np.argsort(joined.va, kind="stable")])
+        """Return all in order of va."""
+        joined = _concatenated([*self._done, *self._open.values()])
+        return joined[np.argsort(joined.va, kind="stable")]
 
     def _merge(self, parts: _Joined) -> _Joined:
         parts = _merge(parts, strict=True)
         return _merge(parts, strict=False) if self._wanted.merge_pa else parts
+
+
+def _concatenated(parts: Sequence[_Joined]) -> _Joined:
+    """Return the parts one after the other."""
+    none = np.zeros(0, dtype=np.uint64)
+    flags = none.astype(np.bool_)
+    parts = [_Joined(none, none, none, none.astype(np.intp), flags), *parts]
+    return _Joined(
+        np.concatenate([part.va for part in parts]),
+        np.concatenate([part.pa for part in parts]),
+        np.concatenate([part.span for part in parts]),
+        np.concatenate([part.kind for part in parts]),
+        np.concatenate([part.whole for part in parts]),
+    )
 
 
 def _merge(parts: _Joined, *, strict: bool) -> _Joined:

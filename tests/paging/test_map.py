@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -306,6 +307,61 @@ def test_bounds_end_what_would_not_end_and_keep_the_lowest() -> None:
     assert len(hits) == 40 and "more than 40 ways" in hits.truncated
     one = runs(snapshot, MapFilter(merge_pa=True, max_visits=50))
     assert len(one) == 1 and one[0].count == 25600 and not one[0].pa_contiguous
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("name", ["4k-48", "16k-47", "64k-42"])
+def test_a_limit_lists_the_first_runs_whatever_the_chunks(
+    name: str, merge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on in the next table counts once, and ends where it ends without a limit."""
+    from ptinspect.paging import fragments
+
+    tree = mixed(name)
+    unit = tree.regime.entry_size(2)
+    start = int(tree.regime.va_min) + 16 * unit
+    tree.map(start, 0x8000_0000, size=5 * unit, attributes=KERNEL_DATA)
+    tree.map(start + 5 * unit, 0x8000_0000 + 5 * unit, size=unit, attributes=KERNEL_TEXT)
+    tree.map(start + 8 * unit, 0x1000_0000, size=3 * unit, attributes=KERNEL_DATA)
+    snapshot = tree.snapshot()
+    edges = [start + unit // 2, start + 2 * unit, start + 9 * unit]
+    names = dict(zip([0, *edges], "abcd", strict=True))
+    choices = (
+        MapFilter(merge_pa=merge),
+        MapFilter(merge_pa=merge, el1="w"),
+        MapFilter(merge_pa=merge, levels=frozenset([3])),
+        MapFilter(merge_pa=merge, va_range=(start + unit // 4, start + 9 * unit)),
+        MapFilter(merge_pa=merge, pa_range=(0x8000_0000 + unit // 2, 0x8000_0000 + 4 * unit)),
+    )
+    for chosen in choices:
+        for cuts in ((), edges):
+
+            def namer(va: int, cuts: Sequence[int] = cuts) -> str:
+                return names[max(at for at in (0, *cuts) if at <= va)]
+
+            monkeypatch.setattr(fragments, "CHUNK_WORDS", 1 << 17)
+            whole = runs(snapshot, chosen, namer, cuts)
+            assert whole and not whole.truncated
+            for words in (1 << 17, 1):
+                monkeypatch.setattr(fragments, "CHUNK_WORDS", words)
+                for limit in range(1, len(whole) + 2):
+                    found = runs(snapshot, replace(chosen, max_runs=limit), namer, cuts)
+                    assert found == whole[:limit], (chosen, cuts, limit, words)
+                    assert bool(found.truncated) == (limit < len(whole))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_limit_lists_the_first_hits_and_runs_of_tangled_tables(data: st.DataObject) -> None:
+    snapshot = data.draw(tangled())
+    whole = runs(snapshot)
+    limit = data.draw(st.integers(1, max(len(whole), 1)))
+    assert runs(snapshot, MapFilter(max_runs=limit)) == whole[:limit]
+    pas = sorted({int(run.pa_start) for run in whole} | {int(snapshot.root.pa)})
+    pa = data.draw(st.sampled_from(pas))
+    hits = find_pa(snapshot, pa, max_hits=100_000)
+    limit = data.draw(st.integers(1, max(len(hits), 1)))
+    assert find_pa(snapshot, pa, max_hits=limit) == hits[:limit]
 
 
 def test_regions_are_named_by_whoever_knows() -> None:
