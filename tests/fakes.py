@@ -79,6 +79,7 @@ class FakeSession:
     accel: str = "tcg"
     holds_interrupts: bool = True
     used: Any = None
+    stub: dict[str, int] = field(default_factory=dict)
     slots: FakeSlots = field(default_factory=FakeSlots)
     cpus: list[CpuState] = field(default_factory=list)
     breakpoints: list[Breakpoint] = field(default_factory=list)
@@ -92,6 +93,9 @@ class FakeSession:
 
     def cpu_state(self, cpu: int) -> CpuState:
         return self.cpus[cpu]
+
+    def registers(self, cpu: int) -> dict[str, int]:
+        return dict(self.stub)
 
     def slots_used(self) -> Any:
         return self.used

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bits, mask
-from ptinspect.arch.sysregs import PA_SIZES, CpuState, Tcr, decode_sctlr, decode_tcr, translation_register
+from ptinspect.arch.sysregs import (
+    PA_SIZES,
+    CpuState,
+    Tcr,
+    decode_sctlr,
+    decode_tcr,
+    needed,
+    translation_register,
+)
 from ptinspect.errors import RegimeError
 
 LEVEL_LAST = 3
@@ -184,14 +192,8 @@ def regime_from_registers(state: CpuState, upper: bool) -> Regime:
     Source: Arm ARM TCR_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR2_EL1; pseudocode AArch64.PhysicalAddressSize(),
     AArch64.S1MinTxSZ(), AArch64.MaxTxSZ().
     """
-    try:
-        tcr_name = translation_register(state, "TCR")
-        raw_tcr, raw_sctlr = state.system[tcr_name], state.system[translation_register(state, "SCTLR")]
-        mair = state.system[translation_register(state, "MAIR")]
-    except KeyError as error:
-        raise RegimeError(
-            f"the gdbstub does not offer {error.args[0]}", "is this QEMU, and an arm64 CPU?"
-        ) from None
+    raw_tcr, raw_sctlr, mair = (needed(state, stem) for stem in ("TCR", "SCTLR", "MAIR"))
+    tcr_name = translation_register(state, "TCR")
     tcr, sctlr = decode_tcr(raw_tcr), decode_sctlr(raw_sctlr)
     granule_bits = tcr.granule1_bits if upper else tcr.granule0_bits
     if not granule_bits:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, align_down, bit, bits
+from ptinspect.errors import RegimeError
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -33,22 +34,55 @@ SYSTEM_REGISTERS: tuple[str, ...] = (
 """What is read at every stop; those that a stub does not offer are left out of the state."""
 
 
+UNWRITTEN = 0x1DE7_EC7E_DBAD_C0DE
+"""What KVM gives for a system register that the guest has never written: poison, no data.
+
+Source: Linux arch/arm64/kvm/sys_regs.h, reset_unknown().
+"""
+
+
 @dataclass(frozen=True)
 class CpuState:
-    """Hold the registers of one stopped CPU."""
+    """Hold the registers of one stopped CPU; those that are not what they seem are put right.
+
+    A stub gives what is banked: of the stack pointers, the one in use is stale there while SP holds it.
+    """
 
     cpu: int
     """Index from 0; GDB's thread number minus one."""
     x: tuple[int, ...]
     """x0 to x30."""
     sp: int
-    """The stack pointer in use (SP_EL0 or SP_ELn by SPSel); SP_EL1 may be stale."""
+    """The stack pointer in use, which is SP_EL0 or SP_ELn by PSTATE.SP."""
     pc: int
     """The program counter: a physical address while the identity map runs."""
     pstate: int
     """CPSR as the gdbstub gives it: NZCV, DAIF, EL and SPSel."""
     system: Mapping[str, int]
-    """System registers under their Arm ARM names; one that the stub lacks is absent."""
+    """System registers under their Arm ARM names; one that the stub lacks, or nobody wrote, is absent."""
+    unwritten: tuple[str, ...] = ()
+    """System registers that the guest has never written, as KVM tells (UNWRITTEN)."""
+
+    def __post_init__(self) -> None:
+        """Leave out what was never written, and put the live SP in its place."""
+        never = tuple(name for name, value in self.system.items() if value == UNWRITTEN)
+        live = self.live_sp
+        stale = live in self.system and self.system[live] != self.sp
+        if never or stale:
+            system = {name: value for name, value in self.system.items() if name not in never}
+            object.__setattr__(self, "system", system | ({live: self.sp} if live in self.system else {}))
+            object.__setattr__(self, "unwritten", (*self.unwritten, *never))
+
+    @property
+    def live_sp(self) -> str:
+        """Name of the register that SP is: SP_EL0, or that of the exception level; empty in AArch32.
+
+        Source: Arm ARM D1.2.2 (stack pointer selection); QEMU's SP_ELx are env->sp_el[], written when
+        the bank changes (target/arm/internals.h, aarch64_save_sp).
+        """
+        if bit(self.pstate, 4):
+            return ""
+        return f"SP_EL{self.el if bit(self.pstate, 0) else 0}"
 
     @property
     def el(self) -> int:
@@ -70,9 +104,9 @@ def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:
 def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
     """Return the table address in the TTBR of the half that `regime` describes, aligned as the CPU does.
 
-    Raises KeyError if the stub does not offer the register. Source: Arm ARM AArch64.TTBaseAddress().
+    Raises RegimeError if the register is not known. Source: Arm ARM AArch64.TTBaseAddress().
     """
-    ttbr = state.system[translation_register(state, "TTBR1" if regime.upper else "TTBR0")]
+    ttbr = needed(state, "TTBR1" if regime.upper else "TTBR0")
     return PhysAddr(align_down(ttbr_base(ttbr, pa52=regime.wide_oa), regime.root_alignment))
 
 
@@ -85,6 +119,30 @@ def translation_register(state: CpuState, stem: str) -> str:
     hcr = state.system.get("HCR_EL2", 0)
     vhe = bit(hcr, 34) and (state.el == 2 or (state.el == 0 and bit(hcr, 27)))
     return f"{stem}_EL2" if vhe else f"{stem}_EL1"
+
+
+def needed(state: CpuState, stem: str) -> int:
+    """Return a translation register. Raises RegimeError if the stub lacks it, or it was never written."""
+    name = translation_register(state, stem)
+    if name in state.unwritten:
+        raise RegimeError(f"{name} was never written", "let the guest run until it has set up its tables")
+    if name not in state.system:
+        raise RegimeError(f"the gdbstub does not offer {name}", "is this QEMU, and an arm64 CPU?")
+    return state.system[name]
+
+
+def remarks(state: CpuState) -> Mapping[str, str]:
+    """Return what has to be known of registers that are easily misread: name -> remark."""
+    found = dict.fromkeys(state.unwritten, "never written")
+    if state.live_sp in state.system:
+        found[state.live_sp] = "in use: this is sp; a stub's own value of it is stale"
+    level = translation_register(state, "ELR")[4:]
+    for stem in ("ELR", "SPSR", "ESR", "FAR"):
+        if f"{stem}_{level}" in state.system:
+            found[f"{stem}_{level}"] = "of the last exception, which may be over"
+    if state.system.get(tcr := f"TCR_{level}") == 0:
+        found[tcr] = "0: translation is not set up yet"
+    return found
 
 
 _DEVICE = ("nGnRnE", "nGnRE", "nGRE", "GRE")

@@ -16,10 +16,11 @@ from ptinspect.commands.sources import (
     add_cpu_option,
     captured_cpu,
     cpu_state,
+    live_register,
     need_registers,
     register_of,
 )
-from ptinspect.errors import PtinspectError, RegimeError
+from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views.regime import mmu_on
 from ptinspect.output.views.target import registers
@@ -132,11 +133,24 @@ def regs(ctx: Context, args: argparse.Namespace) -> Report:
     if not args.snap:
         need_registers(ctx)
     if args.names:
-        chosen = {name: register_of(state, name) for name in args.names}
-        return registers(state.cpu, chosen, {}, label)
+        return registers(state, _chosen(ctx, state, args), {}, label)
     general = {f"x{n}": value for n, value in enumerate(state.x)}
     general |= {"sp": state.sp, "pc": state.pc, "pstate": state.pstate}
-    return registers(state.cpu, general, dict(sorted(state.system.items())), label)
+    return registers(state, general, dict(sorted(state.system.items())), label)
+
+
+def _chosen(ctx: Context, state: CpuState, args: argparse.Namespace) -> dict[str, int]:
+    """Return the registers that were named. Raises UserError with all names that mean none."""
+    found: dict[str, int] = {}
+    wrong: list[UserError] = []
+    for name in args.names:
+        try:
+            found[name] = register_of(state, name) if args.snap else live_register(ctx, state, name)
+        except UserError as error:
+            wrong.append(error)
+    if wrong:
+        raise UserError("; ".join(error.message for error in wrong), wrong[0].hint)
+    return found
 
 
 def regime(ctx: Context, args: argparse.Namespace) -> Report:

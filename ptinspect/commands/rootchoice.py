@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
-from ptinspect.errors import PtinspectError, RegimeError
+from ptinspect.errors import PtinspectError
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -103,8 +103,6 @@ def _by_register(ctx: Context, state: CpuState, upper: bool) -> Chosen:
 
     regime = regime_from_registers(state, upper)
     register = translation_register(state, f"TTBR{int(upper)}")
-    if register not in state.system:
-        raise RegimeError(f"the gdbstub does not offer {register}")
     pa, said = root_pa(state, regime), f"{register} of cpu {state.cpu}"
     half, mm = "", 0
     if not upper:

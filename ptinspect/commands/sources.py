@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.arch.sysregs import UNWRITTEN
 from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
 from ptinspect.commands.context import Context
@@ -90,7 +91,7 @@ class GuestNames:
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU."""
         need_registers(self._ctx)
-        return register_of(cpu_state(self._ctx, self._cpu), name)
+        return live_register(self._ctx, cpu_state(self._ctx, self._cpu), name)
 
 
 class SnapshotNames:
@@ -190,11 +191,32 @@ def register_of(state: CpuState, name: str) -> int:
         return value if low[0] == "x" else value & 0xFFFF_FFFF
     if low in ("cpsr", "pstate"):
         return state.pstate
-    system = {key.upper(): value for key, value in state.system.items()}
-    for candidate in (name.upper(), f"{name.upper()}_EL1"):
-        if candidate in system:
-            return system[candidate]
-    raise UserError(f"no register ${name}", "regs lists them")
+    found = _by_any_name(state.system, name)
+    if found is None and _by_any_name(dict.fromkeys(state.unwritten, 0), name) is not None:
+        raise UserError(f"${name} was never written: it holds no value yet", "let the guest run further")
+    if found is None:
+        raise UserError(f"no register ${name}", "regs lists them")
+    return found
+
+
+def live_register(ctx: Context, state: CpuState, name: str) -> int:
+    """Return a register of a stopped CPU by name, one that only the stub knows too.
+
+    Raises UserError if there is none, or nobody has written it yet.
+    """
+    try:
+        return register_of(state, name)
+    except UserError:
+        found = _by_any_name(ctx.stopped.registers(state.cpu), name)
+        if found is None or found == UNWRITTEN:
+            raise
+        return found
+
+
+def _by_any_name(registers: Mapping[str, int], name: str) -> int | None:
+    """Look a register up whatever its case, with _EL1 where that was left out; None if there is none."""
+    upper = {key.upper(): value for key, value in registers.items()}
+    return upper.get(name.upper(), upper.get(f"{name.upper()}_EL1"))
 
 
 def names(ctx: Context, args: argparse.Namespace) -> argtypes.Names:

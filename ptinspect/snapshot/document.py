@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
-from ptinspect.arch.sysregs import CpuState
+from ptinspect.arch.sysregs import UNWRITTEN, CpuState
 from ptinspect.errors import RegimeError, SnapshotError
 from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.model import Meta, Root, Snapshot
@@ -194,13 +194,14 @@ def _regime(fields: _Fields) -> Regime:
 
 
 def _cpu_out(state: CpuState) -> Mapping[str, object]:
+    system = {**state.system, **dict.fromkeys(state.unwritten, UNWRITTEN)}
     return {
         "cpu": state.cpu,
         "x": [hex(value) for value in state.x],
         "sp": hex(state.sp),
         "pc": hex(state.pc),
         "pstate": hex(state.pstate),
-        "system": {name: hex(value) for name, value in state.system.items()},
+        "system": {name: hex(value) for name, value in system.items()},
     }
 
 

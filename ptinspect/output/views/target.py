@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.sysregs import remarks
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
+
+if TYPE_CHECKING:
+    from ptinspect.arch.sysregs import CpuState
 
 STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead": "bad"}
 
@@ -188,16 +192,22 @@ def cpus(lines: Sequence[CpuLine], current: int, missing: str = "") -> Report:
     return Report(result, (Table(columns, rows), *note))
 
 
-def registers(cpu: int, general: Mapping[str, int], system: Mapping[str, int], label: str) -> Report:
-    """Show the registers of a CPU, three to a line."""
+def registers(state: CpuState, general: Mapping[str, int], system: Mapping[str, int], label: str) -> Report:
+    """Show registers of a CPU, three to a line, with a remark on those that are easily misread."""
+    shown = {name.upper() for name in (*general, *system, *(state.unwritten if system else ()))}
+    said = {name: text for name, text in remarks(state).items() if name.upper() in shown}
     result = {
-        "cpu": cpu,
+        "cpu": state.cpu,
         "registers": {name: hex_address(value) for name, value in {**general, **system}.items()},
         "source": label,
+        "remarks": said,
     }
-    body = [_grid(general, f"cpu {cpu} ({label})", 3)]
+    body: list[Table | Note] = [_grid(general, f"cpu {state.cpu} ({label})", 3)]
     if system:
         body.append(_grid(system, "system registers", 2))
+    for text in dict.fromkeys(said.values()):
+        names = ", ".join(name for name, about in said.items() if about == text)
+        body.append(Note(f"{names}: {text}", "dim"))
     return Report(result, body)
 
 
