@@ -57,7 +57,8 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.analysis.check import check as check_one
     from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
     from ptinspect.analysis.findings import RULES, Findings
-    from ptinspect.output.views.check import check_report
+    from ptinspect.linux.contents import Contents
+    from ptinspect.output.views.check import MOVED, check_report
 
     snapshot = snapshot_of(ctx, args, "check")
     found = Findings(limit=args.limit, shared=_shared(ctx, snapshot))
@@ -71,7 +72,10 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
         check_stacks(snapshot, found)
     failed = not found.ok or (args.expect_clean and bool(found.totals))
     namer = names_of(snapshot, before)[0]
-    return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK, namer)
+    held = None
+    if before is not None:
+        held = Contents(before, ((f.va_start, f.va_end) for f in found.kept if f.rule in MOVED))
+    return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK, regions=namer, contents=held)
 
 
 def _shared(ctx: Context, snapshot: Snapshot) -> frozenset[int]:

@@ -52,6 +52,7 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.analysis.diff import MAX_CHANGES
     from ptinspect.analysis.diff import diff as compare
     from ptinspect.commands.kerneltext import compare_texts, is_kernel_text
+    from ptinspect.linux.contents import Contents
     from ptinspect.output.files import form_of, write
     from ptinspect.output.views.diff import diff_report
 
@@ -69,11 +70,13 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     code = EXIT_CHECK if args.expect_only_bit11 and not found.only_bit11 else EXIT_OK
     shown = ctx.rows(SHOWN) if args.limit is None else args.limit
     namer = names_of(b, a)[0]
-    report = diff_report(found, a, b, shown=shown, exit_code=code, regions=namer)
+    held = Contents.of_changes(a, found.changes)
+    report = diff_report(found, a, b, shown=shown, exit_code=code, regions=namer, contents=held)
     if args.output is None:
         return report
     wide = args.output.suffix.lower() in (".csv", ".md")
     listed = len(found.changes)
-    write(diff_report(found, a, b, shown=listed, wide=wide, exit_code=code, regions=namer), args.output)
+    whole = diff_report(found, a, b, shown=listed, wide=wide, exit_code=code, regions=namer, contents=held)
+    write(whole, args.output)
     said = Note(f"written to {args.output}", "dim")
     return Report({**report.result, "file": str(args.output)}, (*report.body, said), code)

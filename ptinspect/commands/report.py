@@ -81,6 +81,7 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
     """Add each snapshot, and each against the one before it."""
     from ptinspect.analysis.atlas import atlas, changes
     from ptinspect.analysis.diff import diff
+    from ptinspect.linux.contents import Contents
     from ptinspect.output.views.diff import diff_report
 
     before = None
@@ -91,9 +92,8 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
         if before is not None:
             found = diff(before, snapshot)
             page.add_map(snapshot, changes(before, snapshot), f"{before.name} → {snapshot.name}")
-            page.add_diff(
-                diff_report(found, before, snapshot, shown=0, regions=names_of(snapshot, before)[0])
-            )
+            held, namer = Contents.of_changes(before, found.changes), names_of(snapshot, before)[0]
+            page.add_diff(diff_report(found, before, snapshot, shown=0, regions=namer, contents=held))
         before = snapshot
 
 

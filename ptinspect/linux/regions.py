@@ -38,6 +38,10 @@ class Layout:
         at = bisect_right(self.edges, va) - 1
         return self._pieces[at][1] if at >= 0 else ""
 
+    def between(self, first: int, last: int) -> list[int]:
+        """Return the addresses after `first`, up to `last`, at which another region begins."""
+        return self.edges[bisect_right(self.edges, first) : bisect_right(self.edges, last)]
+
     @cached_property
     def edges(self) -> list[int]:
         """The addresses at which another region begins, ascending."""

@@ -194,6 +194,11 @@
     return { map, counts, open: (index) => open(map.entry(path[path.length - 1][0], index)), side, path };
   }
 
+  const held = (change) => { /* what lay there before, the first names of it */
+    const names = (change.held || []).map((part) => part.name), more = change.held_total - 12;
+    return names.length ? names.slice(0, 12).join(", ") + (more > 0 ? ` and ${more} more` : "") : change.region || "";
+  };
+
   function drawDiff(diff, number) {
     const home = section(`diff${number}`, `difference ${diff.a} → ${diff.b}`);
     home.append(el("p", { class: diff.only_bit11 ? "good" : "bad" },
@@ -205,7 +210,7 @@
     if (!diff.changes.length) return;
     const text = (value) => value === null || value === undefined ? "unreadable" : String(value);
     const rows = diff.changes.map((c) => [c.kinds.join(", "), `${c.va_start} to ${c.va_end}`, String(c.level),
-      c.region || "", c.descriptor_pa, text(c.before), text(c.after)]);
+      held(c), c.descriptor_pa, text(c.before), text(c.after)]);
     const body = el("div", { class: "scroll" }), said = el("span", { class: "facts" });
     const draw = (wanted) => {
       const words = wanted.toLowerCase().split(/\s+/).filter(Boolean);

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
+from ptinspect.output.views.diff import held_json
 
 if TYPE_CHECKING:
     from ptinspect.analysis.findings import Finding, Findings
+    from ptinspect.linux.contents import Contents, Part
     from ptinspect.paging.regions import RegionNamer
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
+MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
+"""Rules whose findings say what lay in the range before."""
 SHOWN = 40
 """Findings shown to people; JSON has all that are kept."""
 
 
 def check_report(
-    found: Findings, label: str, rules: dict[str, str], exit_code: int, regions: RegionNamer
+    found: Findings,
+    label: str,
+    rules: dict[str, str],
+    exit_code: int,
+    *,
+    regions: RegionNamer,
+    contents: Contents | None = None,
 ) -> Report:
-    """Show what breaks which rule; `regions` names the addresses."""
+    """Show what breaks which rule.
+
+    `regions` names the addresses; `contents` says what lay before where entries were lost or moved.
+    """
+    from ptinspect.linux.contents import in_words
+
+    def held(finding: Finding) -> Sequence[Part]:
+        moved = contents is not None and finding.rule in MOVED
+        return contents.of(finding.va_start, finding.va_end) if contents and moved else ()
+
     result = {
         "ok": found.ok,
         "of": label,
-        "findings": [_json(finding, regions) for finding in found.kept],
+        "findings": [{**_json(finding, regions), **held_json(held(finding))} for finding in found.kept],
         "totals": dict(found.totals),
         "rules": list(rules),
         "notes": list(found.notes),
@@ -39,7 +59,7 @@ def check_report(
         (
             Styled(f.rule, STYLES[f.severity]),
             f"{f.va_start:#x}-{f.va_end:#x}",
-            escape(regions(f.va_start)),
+            escape(in_words(held(f)) or regions(f.va_start)),
             str(f.level),
             f"pa:{f.descriptor_pa:#x}" + ("" if f.raw is None else f" = {f.raw:#x}"),
             escape(f.evidence),

@@ -12,6 +12,7 @@ from ptinspect.output.views.descriptor import in_words
 if TYPE_CHECKING:
     from ptinspect.analysis.changes import Change, Diff, LevelDiff
     from ptinspect.arch.regime import Regime
+    from ptinspect.linux.contents import Contents, Part
     from ptinspect.paging.regions import RegionNamer
     from ptinspect.snapshot.model import Snapshot
 
@@ -31,6 +32,8 @@ COUNTS: tuple[tuple[str, str, Style], ...] = (
     ("unreadable", "unread.", "bad"),
 )
 """Field of LevelDiff, head of its column, and the style of a number that is not zero."""
+MAX_HELD = 256
+"""Names of what lay in a range that JSON has for each change."""
 OPTIONAL = {"kind", "invalid_changed", "unreadable"}
 """Columns that are shown only if they count something."""
 
@@ -42,13 +45,14 @@ def diff_report(
     *,
     shown: int,
     regions: RegionNamer,
+    contents: Contents | None = None,
     wide: bool = False,
     exit_code: int = 0,
 ) -> Report:
     """Show counts by level and the changes that are more than bit 11.
 
     `shown` limits the changes in the body, not in the result; `wide` makes them one row each.
-    `regions` names the addresses.
+    `regions` names the addresses; `contents` says what lay in the ranges that were lost or moved.
     """
     body: list[Note | Table] = [
         Note(f"{diff.a} -> {diff.b}", "title"),
@@ -58,20 +62,16 @@ def diff_report(
         _verdict(diff),
     ]
     listed = diff.changes[:shown]
-    if listed:
-        body.append(
-            _rows(listed, a.regime, regions) if wide else Note("changes that are more than bit 11:", "title")
-        )
-        if not wide:
-            body.extend(
-                note
-                for change in listed
-                for note in _block(change, a.regime, b.regime, regions(change.va_start))
-            )
+    if listed and wide:
+        body.append(_rows(listed, a.regime, regions, contents))
+    elif listed:
+        body.append(Note("changes that are more than bit 11:", "title"))
+        for change in listed:
+            body += _block(change, a.regime, b.regime, regions(change.va_start), contents)
     if len(diff.changes) > len(listed) or diff.changes_total > len(diff.changes):
         more = diff.changes_total - len(listed)
         body.append(Note(f"… and {more} more (--limit N shows more, -o FILE writes them)", "dim"))
-    return Report(_result(diff, a, b, regions), body, exit_code)
+    return Report(_result(diff, a, b, regions, contents), body, exit_code)
 
 
 def _side(snapshot: Snapshot) -> Note:
@@ -80,13 +80,19 @@ def _side(snapshot: Snapshot) -> Note:
     return Note(text, "dim")
 
 
-def _result(diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer) -> dict[str, Any]:
+def _result(
+    diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer, contents: Contents | None
+) -> dict[str, Any]:
     return {
         "a": diff.a,
         "b": diff.b,
         "levels": [{"level": level.level, "name": level.name, **counts_of(level)} for level in diff.levels],
         "changes": [
-            {**_change(change, a.regime, b.regime), "region": regions(change.va_start)}
+            {
+                **_change(change, a.regime, b.regime),
+                "region": regions(change.va_start),
+                **held_json(_held(change, contents)),
+            }
             for change in diff.changes
         ],
         "changes_total": diff.changes_total,
@@ -94,6 +100,19 @@ def _result(diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer) -> dict[
         "complete": diff.complete,
         "notes": list(diff.notes),
     }
+
+
+def _held(change: Change, contents: Contents | None) -> Sequence[Part]:
+    """Return what lay in the range of a change before, if it was taken away or leads elsewhere."""
+    from ptinspect.linux.contents import took
+
+    return contents.of(change.va_start, change.va_end) if contents is not None and took(change) else ()
+
+
+def held_json(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return the first MAX_HELD parts of a range, and how many there are."""
+    held = [{"name": part.name, "bytes": part.size} for part in parts[:MAX_HELD]]
+    return {"held": held, "held_total": len(parts)}
 
 
 def counts_of(level: LevelDiff) -> dict[str, int]:
@@ -155,11 +174,15 @@ def _verdict(diff: Diff) -> Note:
     return Note(f"{diff.changes_total} changes are more than bit 11: {what}", "bad")
 
 
-def _block(change: Change, regime: Regime, after: Regime, region: str) -> list[Note]:
+def _block(
+    change: Change, regime: Regime, after: Regime, region: str, contents: Contents | None
+) -> list[Note]:
     moved = change.descriptor_pa_after != change.descriptor_pa
     where = f"pa:{change.descriptor_pa:#x}" + (f" -> pa:{change.descriptor_pa_after:#x}" if moved else "")
     head = f"{', '.join(change.kinds)}: level {change.level}, {change.va_start:#x}..{change.va_end + 1:#x}"
     head += f" ({escape(region)})" if region else ""
+    from ptinspect.linux.contents import in_words
+
     lines = [
         Note(head, "bad"),
         Note(f"  descriptor at {where}{_weight(change)}"),
@@ -167,6 +190,9 @@ def _block(change: Change, regime: Regime, after: Regime, region: str) -> list[N
     for word, raw, geometry in (("before", change.before, regime), ("after ", change.after, after)):
         if raw is not None:
             lines.append(Note(f"  {word} {raw:#018x}  {_decoded(raw, change.level, geometry)}"))
+    parts = _held(change, contents)
+    if parts:
+        lines.append(Note(f"  there lay: {escape(in_words(parts))}", "changed"))
     if change.note:
         lines.append(Note(f"  {escape(change.note)}"))
     return lines
@@ -180,10 +206,14 @@ def _weight(change: Change) -> str:
     return ""
 
 
-def _rows(changes: tuple[Change, ...], regime: Regime, regions: RegionNamer) -> Table:
+def _rows(
+    changes: tuple[Change, ...], regime: Regime, regions: RegionNamer, contents: Contents | None
+) -> Table:
+    from ptinspect.linux.contents import in_words
+
     titles = (
         "va_start", "va_end", "level", "descriptor_pa", "kinds", "before", "after", "before decoded",
-        "after decoded", "note", "region",
+        "after decoded", "note", "region", "held before",
     )  # fmt: skip
     rows = [
         (
@@ -198,6 +228,7 @@ def _rows(changes: tuple[Change, ...], regime: Regime, regions: RegionNamer) -> 
             _decoded(c.after, c.level, regime) or "",
             c.note,
             escape(regions(c.va_start)),
+            escape(in_words(_held(c, contents))),
         )
         for c in changes
     ]
