@@ -24,6 +24,7 @@ from ptinspect.snapshot.classify import (
     next_tables,
     output_addresses,
 )
+from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 
@@ -49,6 +50,7 @@ def check(snapshot: Snapshot, findings: Findings | None = None, *, rewrite_done:
     `kpti run` says so itself.
     """
     out = findings or Findings()
+    out.unseen += unseen(snapshot)
     checker = _Checker(snapshot, out)
     checker.run()
     _writable_executable(snapshot, out)

@@ -16,6 +16,7 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import BIT11, are_valid
+from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
@@ -53,6 +54,7 @@ def check_pair(pair: Pair, findings: Findings | None = None) -> Findings:
     are warnings. Raises SnapshotError if the two cannot be compared.
     """
     out = check(pair.after, findings)
+    out.unseen += unseen(pair.before)
     comparison = Comparison(pair.before, pair.after)
     for step in comparison.steps():
         _changes(pair, comparison, step, out)
@@ -136,7 +138,10 @@ def _marks(pair: Pair, comparison: Comparison, step: Compared, out: Findings) ->
 def check_stacks(snapshot: Snapshot, out: Findings, before: Snapshot | None = None) -> None:
     """Ask that the stack pointer of every CPU that is in the kernel translates, and as in `before`."""
     regime = snapshot.regime
-    if not regime.upper or snapshot.truncated:
+    if not regime.upper:
+        return
+    if snapshot.truncated:
+        out.skipped["stack-lost"] = "a stack's tables may be among those that were not captured"
         return
     window = Window.of(snapshot.va_range, regime)
     memory = SnapshotMemory(snapshot)

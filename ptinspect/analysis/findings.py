@@ -63,7 +63,7 @@ class Findings:
     shared: frozenset[int] = frozenset()
     """Tables that many entries reach by design: nothing is said of these."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know: rules that could not be applied."""
+    """What a reader must know of two snapshots that were compared."""
 
     def add(self, finding: Finding, more: int = 0) -> None:
         """Take a finding that stands for itself and `more` of its kind that are not listed."""
@@ -77,7 +77,19 @@ class Findings:
             self.totals[rule] = self.totals.get(rule, 0) + number
             self.errors += number * (severity == "error")
 
+    partial: bool = False
+    """True if what was not captured does not matter."""
+    unseen: list[str] = field(default_factory=list)
+    """What was not captured: nothing can be said of it."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Rules that could not be applied, or do not hold yet, and why."""
+
+    @property
+    def complete(self) -> bool:
+        """True if all that the rules speak of was captured."""
+        return not self.unseen
+
     @property
     def ok(self) -> bool:
-        """True if nothing that was found is an error."""
-        return not self.errors
+        """True if nothing that was found is an error, and all was captured or need not be."""
+        return not self.errors and (self.complete or self.partial)

@@ -27,8 +27,10 @@ def register(registry: Registry) -> None:
         example="check --snap after --against before",
         configure=_configure,
         details=(
-            "Exit code 1 if a finding is an error; with --expect-clean, if there is any finding. With "
-            "--against, what was lost, reverted, moved or left unmarked since the earlier snapshot."
+            "Exit code 1 if a finding is an error, or not all was captured (a range, --max-tables, tables "
+            "that cannot be read; --partial: that alone is none); with --expect-clean, if there is any "
+            "finding. With --against, what was lost, reverted, moved or left unmarked since the earlier "
+            "snapshot."
         ),
     )(check)
 
@@ -42,6 +44,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the rewrite has ended: bit 11 must be set where it should",
     )
+    add("--partial", action="store_true", help="exit code 0 if what was captured is sound")
     add("--expect-clean", action="store_true", help="exit code 1 if there is any finding at all")
     add(
         "--limit",
@@ -61,7 +64,7 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.output.views.check import MOVED, check_report
 
     snapshot = snapshot_of(ctx, args, "check")
-    found = Findings(limit=args.limit, shared=_shared(ctx, snapshot))
+    found = Findings(limit=args.limit, shared=_shared(ctx, snapshot), partial=args.partial)
     label = snapshot.name
     before = ctx.snapshot_or_file(args.against) if args.against else None
     if before is not None:

@@ -58,6 +58,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def export(ctx: Context, args: argparse.Namespace) -> Report:
     """Write the file."""
+    from ptinspect.output.views.snapshot import seen, warnings
+
     form = _form(args)
     args.snap = args.name
     snapshot = ctx.snapshot_or_file(args.name)
@@ -68,10 +70,11 @@ def export(ctx: Context, args: argparse.Namespace) -> Report:
         found = {"rows": _write_rows(ctx, args, snapshot, form)}
     size = args.output.stat().st_size
     result = {"file": str(args.output), "format": form, **found, "bytes": size, "snapshot": snapshot.name}
+    result |= seen(snapshot)
     what = "lines" if form == "ptdump" else "descriptors"
     said = f"{found['rows']} {what} of {escape(snapshot.name)} written to {args.output}, {size / 1e6:.1f} MB"
     notes = [Note(text, "changed") for text in found.get("assumed", ())]
-    return Report(result, (Note(said), *notes))
+    return Report(result, (Note(said), *notes, *warnings(snapshot)))
 
 
 def _form(args: argparse.Namespace) -> str:

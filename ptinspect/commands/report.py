@@ -11,7 +11,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
-from ptinspect.output.model import Note, Report
+from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.output.html import Page
@@ -66,15 +66,18 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
     text = page.text()
     write_text(args.file, text)
     size = len(text.encode())
+    missing = list(dict.fromkeys(text for each in page.maps for text in each["unseen"]))
     result = {
         "file": str(args.file),
         "bytes": size,
         "maps": [each["title"] for each in page.maps],
+        "unseen": missing,
         "traces": [each["title"] for each in page.traces],
         "campaigns": [each["title"] for each in page.campaigns],
         "diffs": [{"a": each["a"], "b": each["b"]} for each in page.diffs],
     }
-    return Report(result, (Note(f"written to {args.file}, {size / 1e6:.1f} MB"),))
+    notes = [Note(escape(text), "bad") for text in missing]
+    return Report(result, (Note(f"written to {args.file}, {size / 1e6:.1f} MB"), *notes))
 
 
 def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:

@@ -49,6 +49,7 @@ class Page:
     def add_map(self, snapshot: Snapshot, shown: Atlas, title: str) -> None:
         """Add a map: a snapshot, or what changed in it, with a state for each descriptor."""
         from ptinspect.analysis.atlas import delta_planes
+        from ptinspect.snapshot.coverage import unseen
 
         regime = snapshot.regime
         self.maps.append(
@@ -77,6 +78,7 @@ class Page:
                 "counts": {str(level): dict(counts) for level, counts in shown.counts.items()},
                 "patterns": [{**asdict(p), "bits": f"{p.bits:x}"} for p in shown.patterns],
                 "left_out": shown.left_out,
+                "unseen": [*unseen(snapshot), *shown.notes],
             }
         )
 

@@ -130,7 +130,7 @@ def runs(
     expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits)
     expansion.run(collector.add)
     joined = collector.result()
-    reasons = [expansion.truncated]
+    reasons = [expansion.truncated, _uncaptured(snapshot, wanted)]
     if expansion.missing:
         why = f" ({snapshot.truncated})" if snapshot.truncated else ""
         reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
@@ -149,6 +149,15 @@ def _window(snapshot: Snapshot, wanted: MapFilter) -> Window:
     asked = Window.of(wanted.va_range, snapshot.regime)
     low, high = max(captured.low, asked.low), min(captured.high, asked.high)
     return Window(low, high, captured.whole and asked.whole)
+
+
+def _uncaptured(snapshot: Snapshot, wanted: MapFilter) -> str:
+    """Say that a part of what was asked for was not captured; empty if all of it was."""
+    captured = Window.of(snapshot.va_range, snapshot.regime)
+    asked = Window.of(wanted.va_range, snapshot.regime)
+    if captured.low <= asked.low and asked.high <= captured.high:
+        return ""
+    return f"only {captured.low:#x}..{captured.high + 1:#x} was captured"
 
 
 @dataclass(frozen=True)

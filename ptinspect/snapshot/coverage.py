@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.snapshot.classify import are_tables, next_tables
+from ptinspect.snapshot.index import TableIndex
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
 
@@ -11,17 +14,40 @@ from ptinspect.snapshot.window import Window
 def unseen(snapshot: Snapshot) -> tuple[str, ...]:
     """Return what was not captured, one sentence each; empty if every table under the root was read.
 
-    A snapshot lacks what lies outside its range of addresses, what was left out after so many tables or
-    below a level, and the contents of tables that could not be read.
+    A snapshot lacks what lies outside its range of addresses (B of A..B is not in it), what was left out
+    after so many tables or below a level, and the contents of tables that could not be read.
     """
     found = []
     window = Window.of(snapshot.va_range, snapshot.regime)
     if not window.whole:
-        found.append(f"{snapshot.name}: only {window.low:#x}..{window.high:#x} was captured")
+        found.append(f"{snapshot.name}: only {window.low:#x}..{window.high + 1:#x} was captured")
     if snapshot.truncated:
         found.append(f"{snapshot.name}: incomplete, {snapshot.truncated}")
+    count, first = _missing(snapshot, window)
+    if count:
+        entries = "1 entry points" if count == 1 else f"{count} entries point"
+        found.append(f"{snapshot.name}: {entries} to a table that is not in it, the first for {first:#x}")
     unreadable = int(np.count_nonzero(~snapshot.tables.readable))
     if unreadable:
         tables = "1 table" if unreadable == 1 else f"{unreadable} tables"
         found.append(f"{snapshot.name}: {tables} could not be read")
     return tuple(found)
+
+
+def _missing(snapshot: Snapshot, window: Window) -> tuple[int, int]:
+    """Count the entries within the window whose tables are not there; with the lowest address of one."""
+    tables, regime = snapshot.tables, snapshot.regime
+    index = TableIndex(tables)
+    count, lowest = 0, int(regime.va_max)
+    for level in range(regime.start_level, LEVEL_LAST):
+        rows = np.arange(*index.rows(level).indices(len(tables)))
+        rows = rows[tables.readable[rows]]
+        row, slot = np.nonzero(are_tables(tables.raw[rows], level))
+        va = tables.va[rows[row]] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        inside = window.touches(va, regime.entry_size(level))
+        row, slot, va = row[inside], slot[inside], va[inside]
+        gone = index.find(level + 1, next_tables(tables.raw[rows[row], slot], regime)) < 0
+        if gone.any():
+            count += int(np.count_nonzero(gone))
+            lowest = min(lowest, int(va[gone].min()))
+    return count, lowest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from builders import (
@@ -22,9 +23,11 @@ from builders import (
 
 from ptinspect.analysis.check import check
 from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
-from ptinspect.analysis.findings import Findings
+from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.memory.sparse import SparseMemory
+from ptinspect.output.text import render
+from ptinspect.output.views.check import check_report
 from ptinspect.snapshot.model import Snapshot
 
 VA = 0xFFFF_8000_1000_0000
@@ -258,3 +261,37 @@ def test_the_stack_pointer_of_an_empty_stack_is_its_top() -> None:
 def test_more_findings_than_are_listed_are_counted() -> None:
     out = check(tree().snapshot(), Findings(limit=3), rewrite_done=True)
     assert (len(out.kept), out.totals["not-marked"], out.errors) == (3, 36, 36)
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ({"va_range": (VA, VA + 0xFFFF)}, f"only {VA:#x}..{VA + 0x10000:#x} was captured"),
+        ({"max_tables": 3}, "more than 3 tables"),
+        ({"max_level": 2}, "1 entry points to a table that is not in it"),
+    ],
+)
+def test_of_a_part_nobody_says_that_every_rule_holds(cut: dict[str, object], said: str) -> None:
+    snapshot = tree().snapshot("part", **cut)
+    for partial, pair_of in itertools.product((False, True), (False, True)):
+        found = Findings(partial=partial)
+        whole = tree().snapshot("whole")
+        check_pair(Pair(snapshot, whole), found) if pair_of else check(snapshot, found)
+        assert (found.totals, found.complete, found.ok) == ({}, False, partial)
+        report = check_report(found, "x", RULES, int(not found.ok), regions=lambda va: "")
+        text = render(report)
+        assert "every" not in text and "no rule is broken in what was seen" in text
+        assert said in " ".join(text.split()) and said in str(report.result["unseen"])
+        assert report.result["complete"] is False and report.result["ok"] is partial
+
+
+def test_an_unreadable_table_is_an_error_and_not_seen() -> None:
+    made = tree()
+    made.point(VA + (4 << 30), 1, OUTSIDE)
+    found = check(made.snapshot(), Findings(partial=True))
+    assert not found.ok and not found.complete
+
+
+def test_of_the_whole_it_is_said() -> None:
+    found = check(tree().snapshot())
+    assert "every rule holds" in render(check_report(found, "x", RULES, 0, regions=lambda va: ""))

@@ -132,6 +132,7 @@
     fact(`root pa:${facts.root}: ${facts.provenance}`);
     fact([facts.where, facts.created].filter(Boolean).join(", "));
     fact(facts.kernel);
+    for (const text of facts.unseen) home.append(el("p", { class: "bad" }, text));
     if (facts.left_out) fact(`${facts.left_out} tables are not shown: too many for a page`);
     const counts = map.counts(), levels = Object.keys(counts).map(Number).sort((a, b) => a - b);
     const legend = el("div", { class: "legend" });
@@ -203,6 +204,7 @@
     const home = section(`diff${number}`, `difference ${diff.a} → ${diff.b}`);
     home.append(el("p", { class: diff.only_bit11 ? "good" : "bad" },
       diff.only_bit11 ? "only bit 11 changed" : `${diff.changes_total} changes are more than bit 11`));
+    for (const text of diff.unseen) home.append(el("p", { class: "bad" }, text));
     for (const note of diff.notes) home.append(el("p", { class: "facts" }, note));
     const columns = Object.keys(diff.levels[0] || {}).filter((key) => key !== "name" && key !== "level");
     home.append(table(["level", ...columns.map((c) => c.replaceAll("_", " "))],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, hex_address, spanned
 from ptinspect.output.views.diff import counts_of, level_table
+from ptinspect.output.views.snapshot import seen, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.atlas import Atlas
@@ -43,6 +44,7 @@ def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None) -> Report:
     regime = snapshot.regime
     body: list[Note | Table] = [
         Note(f"root pa:{snapshot.root.pa:#x}: {snapshot.root.provenance}", "dim"),
+        *warnings(snapshot),
         Note("levels, all tables of each joined, empty entries left out:", "title"),
     ]
     changed = {level.level: counts_of(level) for level in shown.changes}
@@ -68,7 +70,7 @@ def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None) -> Report:
     used = {letter for table in tables for letter in table["letters"]}
     used |= {_letter(name) for counts in shown.counts.values() for name in counts}
     body += [Note(""), *_legend(used)]
-    return Report({"levels": levels, "tables": tables, "notes": list(shown.notes)}, body)
+    return Report({"levels": levels, "tables": tables, "notes": list(shown.notes), **seen(snapshot)}, body)
 
 
 def _letter(name: str) -> str:

@@ -46,6 +46,9 @@ def check_report(
         "totals": dict(found.totals),
         "rules": list(rules),
         "notes": list(found.notes),
+        "complete": found.complete,
+        "unseen": list(found.unseen),
+        "skipped": dict(found.skipped),
     }
     columns = (
         Column("rule"),
@@ -75,9 +78,19 @@ def check_report(
     if found.totals:
         counts = ", ".join(f"{name} {count}" for name, count in found.totals.items())
         body.append(Note(counts, "bad" if found.errors else "changed"))
-    if found.ok:
-        body.append(Note("every rule holds" if not found.totals else "no errors", "good"))
+    body += [Note(f"{rule} was not asked: {escape(why)}", "dim") for rule, why in found.skipped.items()]
+    body += [Note(f"not seen: {escape(text)}", "bad") for text in found.unseen]
+    if not found.errors:
+        body.append(_verdict(found))
     return Report(result, body, exit_code)
+
+
+def _verdict(found: Findings) -> Note:
+    """Say what holds where no error was found; `every` only if all was seen and asked."""
+    what = "no errors" if found.totals else "no rule is broken"
+    if not found.complete:
+        return Note(f"{what} in what was seen", "good" if found.partial else "changed")
+    return Note(what if found.totals or found.skipped else "every rule holds", "good")
 
 
 def _json(finding: Finding, regions: RegionNamer) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.arch.descriptor import decode
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import in_words
+from ptinspect.output.views.snapshot import seen
 
 if TYPE_CHECKING:
     from ptinspect.analysis.changes import Change, Diff, LevelDiff
@@ -54,12 +55,14 @@ def diff_report(
     `shown` limits the changes in the body, not in the result; `wide` makes them one row each.
     `regions` names the addresses; `contents` says what lay in the ranges that were lost or moved.
     """
+    from ptinspect.snapshot.coverage import unseen
+
     body: list[Note | Table] = [
         Note(f"{diff.a} -> {diff.b}", "title"),
         *(_side(snapshot) for snapshot in (a, b)),
         level_table(diff.levels),
         *(Note(escape(note), "changed") for note in diff.notes),
-        _verdict(diff),
+        _verdict(diff, part=bool(unseen(a) or unseen(b))),
     ]
     listed = diff.changes[:shown]
     if listed and wide:
@@ -98,6 +101,7 @@ def _result(
         "changes_total": diff.changes_total,
         "only_bit11": diff.only_bit11,
         "complete": diff.complete,
+        "unseen": seen(a, b)["unseen"],
         "notes": list(diff.notes),
     }
 
@@ -153,18 +157,21 @@ def level_table(levels: Sequence[LevelDiff]) -> Table:
     return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
 
 
-def _verdict(diff: Diff) -> Note:
+def _verdict(diff: Diff, *, part: bool) -> Note:
+    where = " in the part that was compared" if part else ""
     marked = sum(level.marked for level in diff.levels)
     ng = sum(level.ng_set for level in diff.levels)
     if not diff.complete:
         found = f"; {diff.changes_total} changes that are more than bit 11" if diff.changes_total else ""
         return Note(f"not all could be compared{found}", "bad")
     if diff.only_bit11 and not diff.changed:
-        return Note("identical: no descriptor changed", "good")
+        return Note(f"identical{where}: no descriptor changed", "good")
     if diff.only_bit11:
         back = sum(level.unmarked + level.ng_cleared for level in diff.levels)
         cleared = f", {back} cleared" if back else ""
-        return Note(f"only bit 11 changed: {marked} tables marked, {ng} leaves became nG{cleared}", "good")
+        return Note(
+            f"only bit 11 changed{where}: {marked} tables marked, {ng} leaves became nG{cleared}", "good"
+        )
     kinds: dict[str, int] = {}
     for field in ("lost", "new", "retargeted", "attributes", "kind", "invalid_changed", "unreadable"):
         count = sum(getattr(level, field) for level in diff.levels)

@@ -23,6 +23,7 @@ def facts(snapshot: Snapshot) -> dict[str, Any]:
         "unreadable": _unreadable(snapshot),
         "va_range": None if snapshot.va_range is None else [hex_address(va) for va in snapshot.va_range],
         "truncated": snapshot.truncated,
+        **seen(snapshot),
         "created": meta.created,
         "tool_version": meta.tool_version,
         "where": meta.where,
@@ -48,16 +49,17 @@ def regime_facts(regime: Any) -> dict[str, Any]:
 
 def warnings(snapshot: Snapshot) -> list[Note]:
     """Return what is missing in a snapshot, so that nobody takes a part for the whole."""
-    found = []
-    if snapshot.truncated:
-        found.append(Note(f"incomplete: {escape(snapshot.truncated)}", "bad"))
-    unreadable = _unreadable(snapshot)
-    if unreadable:
-        found.append(Note(f"{unreadable} table(s) could not be read", "bad"))
-    if snapshot.va_range is not None:
-        low, high = snapshot.va_range
-        found.append(Note(f"only {low:#x}..{high + 1:#x} was captured", "changed"))
-    return found
+    from ptinspect.snapshot.coverage import unseen
+
+    return [Note(escape(text), "bad") for text in unseen(snapshot)]
+
+
+def seen(*snapshots: Snapshot) -> dict[str, Any]:
+    """Return what JSON says about what snapshots do not show."""
+    from ptinspect.snapshot.coverage import unseen
+
+    missing = [text for snapshot in snapshots for text in unseen(snapshot)]
+    return {"complete": not missing, "unseen": missing}
 
 
 def told(snapshot: Snapshot, verb: str, path: Path | None = None) -> Report:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.arch.levels import level_name, size_name
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import attributes_json
-from ptinspect.output.views.snapshot import regime_facts, warnings
+from ptinspect.output.views.snapshot import regime_facts, seen, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.summary import LevelSummary, Summary
@@ -64,6 +64,7 @@ def summary_report(snapshot: Snapshot, summary: Summary) -> Report:
             for level in summary.levels
         ],
         "truncated": snapshot.truncated,
+        **seen(snapshot),
         "snapshot": snapshot.name,
     }
     used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(x, c[0]) for x in summary.levels)]
@@ -75,6 +76,7 @@ def summary_report(snapshot: Snapshot, summary: Summary) -> Report:
     pointers = sum(x.table_descriptors for x in summary.levels)
     ng = sum(x.leaves_ng for x in summary.levels)
     said = f"{marked} of {pointers} table descriptors are marked, {ng} of {summary.leaves} leaves are nG"
+    said += "" if result["complete"] else ", of those that were captured"
     return Report(result, (*_heads(snapshot), head, table, Note(said)))
 
 
@@ -95,6 +97,7 @@ def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: i
         "root": _root(snapshot),
         "runs": [_run(run) for run in runs],
         "truncated": truncated,
+        "complete": not truncated,
         "snapshot": snapshot.name,
     }
     regions = len({run.region for run in runs}) > 1
@@ -178,6 +181,8 @@ def find_report(
     snapshot: Snapshot, pa: int, hits: Sequence[Hit], truncated: str, regions: RegionNamer
 ) -> Report:
     """List the ways to a physical address; `regions` names the addresses."""
+    from ptinspect.snapshot.coverage import unseen
+
     result = {
         "pa": hex_address(pa),
         "root": _root(snapshot),
@@ -196,6 +201,8 @@ def find_report(
             for hit in hits
         ],
         "truncated": truncated,
+        "complete": not truncated and not unseen(snapshot),
+        "unseen": list(unseen(snapshot)),
         "snapshot": snapshot.name,
     }
     columns = (
@@ -217,7 +224,8 @@ def find_report(
         )
         for hit in hits
     ]
-    empty = f"no address under this root maps pa:{pa:#x}"
+    where = "in what was captured" if result["unseen"] else "under this root"
+    empty = f"no address {where} maps pa:{pa:#x}"
     body: list[Note | Table] = [
         Note(f"pa:{pa:#x}", "title"),
         *_heads(snapshot),
