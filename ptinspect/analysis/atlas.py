@@ -24,6 +24,7 @@ from ptinspect.analysis.compare import (
 from ptinspect.analysis.comparison import Comparison
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Kind, decode
+from ptinspect.arch.explanation import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.classify import (
@@ -298,6 +299,6 @@ def _explained(bits: int, level: int, regime: Regime) -> tuple[tuple[str, str, s
     assert descriptor.kind is not Kind.INVALID
     return tuple(
         (field.name, field.bits, f"{field.value:#x}: {field.meaning}")
-        for field in descriptor.explain()
+        for field in explain(descriptor)
         if not field.name.startswith(ADDRESS_FIELDS)
     )

@@ -21,6 +21,7 @@ from ptinspect.snapshot.classify import (
     are_tables,
     are_valid,
     kinds,
+    memory_types,
     next_tables,
     output_addresses,
 )
@@ -143,10 +144,7 @@ class _Checker:
             "outside-ram", rows, bad,
             lambda value: f"its next table, pa:{regime.next_table(value):#x}, is not in RAM",
         )  # fmt: skip
-        kind = (np.uint64(regime.mair) >> ((raw >> np.uint64(2) & np.uint64(7)) << np.uint64(3))) & np.uint64(
-            0xF0
-        )
-        normal = are_leaves(raw, level, regime) & (kind != 0)
+        normal = are_leaves(raw, level, regime) & (memory_types(raw, regime) & 0xF0 != 0)
         bad = normal & ~_inside(output_addresses(raw, level, regime), regime.entry_size(level), ram)
         self._report(
             "outside-ram", rows, bad,
@@ -196,7 +194,7 @@ class _Checker:
 
     def _contiguous(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
         group = GROUPS.get((self.regime.granule_bits, level))
-        if group is None or not raw.size:
+        if group is None or not raw.size or self.regime.pnch:
             return
         regime = self.regime
         flagged = are_leaves(raw, level, regime) & ((raw & CONTIGUOUS) != 0)
@@ -206,8 +204,8 @@ class _Checker:
         if self.snapshot.meta.extra.get(PHASE) == "during":
             ignored |= int(BIT11)
         kept = np.uint64(~ignored & MASK64)
-        if regime.hd:  # the CPU makes one entry of a group dirty by clearing its AP[2] (Arm ARM D8.7.1)
-            words = np.where(words & DBM, words & ~READ_ONLY, words)
+        if regime.hd:  # the CPU makes one entry of a group dirty by clearing AP[2] or nDirty (Arm ARM D8.7.1)
+            words = np.where(regime.pie | (words & DBM != 0), words & ~READ_ONLY, words)
         mixed = ((words & kept) != (words[:, :1] & kept)).any(axis=1)
         address = output_addresses(words, level, regime)
         size = np.uint64(regime.entry_size(level))
@@ -242,7 +240,7 @@ def _writable_executable(snapshot: Snapshot, out: Findings) -> None:
     memory = SnapshotMemory(snapshot)
     for run in runs(snapshot, MapFilter(el1="wx", merge_pa=True)):
         last = walk(memory, run.va_start, snapshot.root.pa, snapshot.regime).steps[-1]
-        why = f"{run.count} leaves from here are {run.permissions.el1} for EL1"
+        why = f"{run.count} leaves from here are {run.permissions.el1} for {snapshot.regime.privileged}"
         out.add(
             Finding(
                 "writable-executable",

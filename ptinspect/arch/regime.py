@@ -1,23 +1,29 @@
-"""One half of the EL1&0 stage-1 translation regime, as the registers describe it."""
+"""One half of a stage 1 translation regime, EL1&0, EL2&0 or EL2, as the registers describe it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bits, mask
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit, bits, mask
 from ptinspect.arch.sysregs import (
     PA_SIZES,
     CpuState,
+    RegimeName,
     Tcr,
     decode_sctlr,
     decode_tcr,
+    decode_tcr2,
+    decode_tcr_el2,
+    kernel_regime,
     needed,
-    translation_register,
+    register_of_regime,
 )
 from ptinspect.errors import RegimeError
 
 LEVEL_LAST = 3
 """The level whose valid descriptors are pages (Arm ARM D8.2)."""
+
+NO_UPPER_HALF = "the EL2 regime has no upper half: HCR_EL2.E2H is 0"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Regime:
     ds: bool = False
     """TCR_EL1.DS in effect (FEAT_LPA2, 4K and 16K granules): descriptors hold 52-bit addresses."""
     hpd: bool = False
-    """TCR_EL1.HPDn: hierarchical permissions of table descriptors are ignored."""
+    """Hierarchical permissions of tables are ignored: TCR_EL1.HPDn, PIE or POE (R_JHSVW, R_BVXDG)."""
     epd: bool = False
     """TCR_EL1.EPDn: walks of this half are disabled; every access faults at level 0."""
     e0pd: bool = False
@@ -64,6 +70,32 @@ class Regime:
     """TCR_EL1.SHn: the shareability of leaves where descriptors have no SH field (LPA2)."""
     pa_max: int = 0
     """Width of the addresses that the CPU implements (PAMax); 0 if unknown, taken as `pa_bits`."""
+    name: RegimeName = "EL1&0"
+    """The regime of the root: who uses the table, and at how many levels of privilege."""
+    pie: bool = False
+    """TCR2_EL1.PIE: permissions are indirect (FEAT_S1PIE), and the bits of a leaf are an index."""
+    pir: int = 0
+    """PIR_EL1: sixteen fields of four bits, what the privileged level may do."""
+    pire0: int = 0
+    """PIRE0_EL1: the same for EL0."""
+    poe: bool = False
+    """TCR2_EL1.POE: `por` takes permissions away from the privileged level (FEAT_S1POE)."""
+    e0poe: bool = False
+    """TCR2_EL1.E0POE: `por0` takes permissions away from EL0."""
+    por: int = 0
+    """POR_EL1: sixteen fields of four bits."""
+    por0: int = 0
+    """POR_EL0; the kernel changes it with the task."""
+    aie: bool = False
+    """TCR2_EL1.AIE: bit 59 of a leaf is AttrIndx[3] (FEAT_AIE)."""
+    mair2: int = 0
+    """MAIR2_EL1, attribute bytes 8 to 15."""
+    pnch: bool = False
+    """TCR2_EL1.PnCH: bit 52 of a leaf is the Protected attribute, and no contiguous hint."""
+    nv1: bool = False
+    """HCR_EL2.NV and NV1: a hypervisor's tables at EL1; bit 54 is PXN, and EL0 has no access (FEAT_NV)."""
+    doubt: str = ""
+    """Why the permissions may be others than these; empty if nothing is in the way of knowing them."""
 
     def __post_init__(self) -> None:
         if self.granule_bits not in (12, 14, 16):
@@ -75,8 +107,19 @@ class Regime:
         if self.pa_bits not in PA_SIZES:
             raise RegimeError(f"{self.pa_bits}-bit physical addresses: not a size the architecture has")
         widest = 52 if self.ds or self.granule_bits == 16 else 48
+        if self.upper and self.name == "EL2":
+            raise RegimeError(NO_UPPER_HALF)
         if max(self.va_bits, self.pa_bits) > widest:
             raise RegimeError("addresses of more than 48 bits need the 64K granule or TCR_EL1.DS")
+
+    @property
+    def privileged(self) -> str:
+        """The level of privilege above EL0: EL1 or EL2."""
+        return "EL1" if self.name == "EL1&0" else "EL2"
+
+    def register(self, stem: str) -> str:
+        """Return the name of a translation register of this regime: `TCR_EL1` for `TCR`."""
+        return register_of_regime(self.name, stem)
 
     @property
     def granule(self) -> int:
@@ -182,27 +225,33 @@ class Regime:
         return PhysAddr(low)
 
 
-def regime_from_registers(state: CpuState, upper: bool) -> Regime:
-    """Return the half of the translation regime that the registers of a CPU describe.
+def regime_from_registers(state: CpuState, upper: bool, name: RegimeName | None = None) -> Regime:
+    """Return the half of a translation regime that the registers of a CPU describe; by default the kernel's.
 
     What the registers ask for is cut to what the CPU implements, as its ID registers tell; where the
     stub does not offer those, the registers are believed. TxSZ out of range takes the nearest size,
     which is one of the two things a CPU may do (the other is to fault at level 0).
-    Raises RegimeError if a register is missing or the granule is reserved, as before the kernel sets it.
-    Source: Arm ARM TCR_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR2_EL1; pseudocode AArch64.PhysicalAddressSize(),
-    AArch64.S1MinTxSZ(), AArch64.MaxTxSZ().
+    Raises RegimeError if a register is missing, the granule is reserved, as before the kernel sets it, or
+    descriptors have 128 bits.
+    Source: Arm ARM TCR_EL1, TCR_EL2, ID_AA64MMFR0_EL1 to 2; pseudocode AArch64.PhysicalAddressSize(),
+    AArch64.S1MinTxSZ(), AArch64.MaxTxSZ(), AArch64.GetS1TTWParams().
     """
-    raw_tcr, raw_sctlr, mair = (needed(state, stem) for stem in ("TCR", "SCTLR", "MAIR"))
-    tcr_name = translation_register(state, "TCR")
-    tcr, sctlr = decode_tcr(raw_tcr), decode_sctlr(raw_sctlr)
+    name = name or kernel_regime(state)
+    if upper and name == "EL2":
+        raise RegimeError(NO_UPPER_HALF)
+    raw_tcr, raw_sctlr, mair = (needed(state, stem, name) for stem in ("TCR", "SCTLR", "MAIR"))
+    tcr_name = register_of_regime(name, "TCR")
+    tcr, sctlr = decode_tcr_el2(raw_tcr) if name == "EL2" else decode_tcr(raw_tcr), decode_sctlr(raw_sctlr)
     granule_bits = tcr.granule1_bits if upper else tcr.granule0_bits
     if not granule_bits:
         raise RegimeError(f"{tcr_name}={raw_tcr:#x}: reserved granule; the tables are not set up yet")
-    mmfr0 = state.system.get("ID_AA64MMFR0_EL1")
+    mmfr0, mmfr1, mmfr2 = (state.system.get(f"ID_AA64MMFR{n}_EL1") for n in range(3))
     ds = tcr.ds and _has_lpa2(granule_bits, mmfr0)
-    smallest, largest = _txsz_range(granule_bits, ds, state.system.get("ID_AA64MMFR2_EL1"))
+    smallest, largest = _txsz_range(granule_bits, ds, mmfr2)
     pa_max = 0 if mmfr0 is None else PA_SIZES[min(bits(mmfr0, 3, 0), len(PA_SIZES) - 1)]
-    return Regime(
+    ha = tcr.ha and (mmfr1 is None or bits(mmfr1, 3, 0) >= 1)
+    e0pd = tcr.e0pd1 if upper else tcr.e0pd0
+    found = Regime(
         granule_bits=granule_bits,
         va_bits=64 - min(max(tcr.t1sz if upper else tcr.t0sz, smallest), largest),
         pa_bits=_pa_bits(tcr, 52 if ds or granule_bits == 16 else 48, pa_max),
@@ -210,16 +259,86 @@ def regime_from_registers(state: CpuState, upper: bool) -> Regime:
         ds=ds,
         hpd=tcr.hpd1 if upper else tcr.hpd0,
         epd=tcr.epd1 if upper else tcr.epd0,
-        e0pd=tcr.e0pd1 if upper else tcr.e0pd0,
+        e0pd=e0pd and (mmfr2 is None or bits(mmfr2, 63, 60) >= 1),
         tbi=tcr.tbi1 if upper else tcr.tbi0,
-        ha=tcr.ha,
-        hd=tcr.ha and tcr.hd,
+        ha=ha,
+        hd=ha and tcr.hd and (mmfr1 is None or bits(mmfr1, 3, 0) >= 2),
         wxn=sctlr.wxn,
         mair=mair,
         mmu_on=sctlr.m,
         sh=tcr.sh1 if upper else tcr.sh0,
         pa_max=pa_max,
+        name=name,
+        nv1=name == "EL1&0" and bits(state.system.get("HCR_EL2", 0), 43, 42) == 3,
     )
+    return _with_tcr2(found, state)
+
+
+def _with_tcr2(regime: Regime, state: CpuState) -> Regime:
+    """Add what TCR2 of a regime switches on, with the registers that it needs; without them, say so.
+
+    Source: Arm ARM TCR2_EL1, TCR2_EL2, PIR_EL1, POR_EL1, MAIR2_EL1; pseudocode IsTCR2EL1Enabled(),
+    AArch64.S1POEnabled(), AArch64.S1E0POEnabled().
+    """
+    system, tcr2_name = state.system, regime.register("TCR2")
+    if tcr2_name not in system:
+        why = "was never written" if tcr2_name in state.unwritten else "not readable"
+        doubt = f"permissions by the direct bits; {tcr2_name} {why}" if may_be_indirect(state) else ""
+        return replace(regime, doubt=doubt)
+    tcr2 = decode_tcr2(system[tcr2_name] if _tcr2_enabled(state, regime.name) else 0)
+    if tcr2.d128:
+        raise RegimeError(f"{tcr2_name}.D128: descriptors of 128 bits are not known here")
+    alone = regime.name == "EL2" or regime.nv1
+    wanted = {
+        "pir": (tcr2.pie, regime.register("PIR")),
+        "pire0": (tcr2.pie and not alone, regime.register("PIRE0")),
+        "por": (tcr2.poe, regime.register("POR")),
+        "por0": (tcr2.e0poe and not alone, "POR_EL0"),
+        "mair2": (tcr2.aie, regime.register("MAIR2")),
+    }
+    missing = [register for used, register in wanted.values() if used and register not in system]
+    doubt = f"{tcr2_name}={system[tcr2_name]:#x}, but not readable: {', '.join(missing)}" if missing else ""
+    value = {field: system.get(register, 0) if used else 0 for field, (used, register) in wanted.items()}
+    if not bit(system.get("SCR_EL3", 1 << 45), 45):
+        value |= {"pir": 0, "pire0": 0}
+    return replace(
+        regime,
+        hpd=regime.hpd or tcr2.pie or tcr2.poe or tcr2.e0poe,
+        pie=tcr2.pie,
+        poe=tcr2.poe,
+        e0poe=tcr2.e0poe and not alone,
+        aie=tcr2.aie,
+        pnch=tcr2.pnch,
+        doubt=doubt,
+        pir=value["pir"],
+        pire0=value["pire0"],
+        por=value["por"],
+        por0=value["por0"],
+        mair2=value["mair2"],
+    )
+
+
+def _tcr2_enabled(state: CpuState, name: RegimeName) -> bool:
+    """Tell whether TCR2 has effect: SCR_EL3.TCR2En, and for TCR2_EL1 HCRX_EL2.TCR2En, can switch it off.
+
+    QEMU 11 offers HCRX_EL2 of a CPU that has no EL2, but not HCR_EL2 (target/arm/helper.c).
+    """
+    system = state.system
+    if not bit(system.get("SCR_EL3", 1 << 43), 43):
+        return False
+    return name != "EL1&0" or "HCR_EL2" not in system or bit(system.get("HCRX_EL2", 1 << 14), 14)
+
+
+def may_be_indirect(state: CpuState) -> bool:
+    """Tell whether the CPU may have FEAT_S1PIE, as far as its ID registers tell.
+
+    ID_AA64MMFR3_EL1.S1PIE tells; without it, a CPU without FEAT_E0PD is older than Armv8.5, and FEAT_S1PIE
+    came with Armv8.8 (Arm ARM, ID_AA64MMFR2_EL1.E0PD).
+    """
+    mmfr3, mmfr2 = (state.system.get(f"ID_AA64MMFR{n}_EL1") for n in (3, 2))
+    if mmfr3 is not None:
+        return bits(mmfr3, 11, 8) > 0
+    return mmfr2 is None or bits(mmfr2, 63, 60) > 0
 
 
 def _has_lpa2(granule_bits: int, mmfr0: int | None) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.bits import PhysAddr, align_down, bit, bits
 from ptinspect.errors import RegimeError
@@ -18,16 +19,20 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "CPACR_EL1": ("CPACR_EL1", "CPACR"),
     "CNTKCTL_EL1": ("CNTKCTL_EL1", "CNTKCTL"),
     "AMAIR_EL1": ("AMAIR_EL1", "AMAIR0"),
+    "ID_AA64MMFR3_EL1": ("ID_AA64MMFR3_EL1", "ID_AA64MMFR3_EL1_RESERVED"),
 }
 """Arm ARM name -> the names that gdbstubs use, best first. Others are spelled as in the Arm ARM.
 
-Source: QEMU target/arm/helper.c: no suffix up to 10.1, _EL1 from 10.2 on.
+Source: QEMU target/arm/helper.c: no suffix up to 10.1, _EL1 from 10.2 on; _RESERVED while no field of
+ID_AA64MMFR3_EL1 was known.
 """
 
 SYSTEM_REGISTERS: tuple[str, ...] = (
     "TTBR0_EL1", "TTBR1_EL1", "TCR_EL1", "MAIR_EL1", "SCTLR_EL1", "VBAR_EL1", "ESR_EL1", "FAR_EL1",
     "ELR_EL1", "SPSR_EL1", "SP_EL0", "SP_EL1", "TPIDR_EL0", "TPIDR_EL1", "TPIDRRO_EL0", "CONTEXTIDR_EL1",
     "ID_AA64MMFR0_EL1", "ID_AA64MMFR1_EL1", "ID_AA64MMFR2_EL1", "ID_AA64PFR0_EL1", "HCR_EL2",
+    "ID_AA64MMFR3_EL1", "TCR2_EL1", "PIR_EL1", "PIRE0_EL1", "POR_EL0", "POR_EL1", "MAIR2_EL1",
+    "TCR2_EL2", "PIR_EL2", "PIRE0_EL2", "POR_EL2", "MAIR2_EL2", "HCRX_EL2", "SCR_EL3",
     "TTBR0_EL2", "TTBR1_EL2", "TCR_EL2", "MAIR_EL2", "SCTLR_EL2", "VBAR_EL2", "ESR_EL2", "FAR_EL2",
     "ELR_EL2", "SPSR_EL2", "TPIDR_EL2",
 )  # fmt: skip
@@ -106,24 +111,47 @@ def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
 
     Raises RegimeError if the register is not known. Source: Arm ARM AArch64.TTBaseAddress().
     """
-    ttbr = needed(state, "TTBR1" if regime.upper else "TTBR0")
+    ttbr = needed(state, "TTBR1" if regime.upper else "TTBR0", regime.name)
     return PhysAddr(align_down(ttbr_base(ttbr, pa52=regime.wide_oa), regime.root_alignment))
 
 
-def translation_register(state: CpuState, stem: str) -> str:
-    """Return the name of a translation register of the EL1&0 or EL2&0 regime, whichever runs the kernel.
+RegimeName = Literal["EL1&0", "EL2&0", "EL2"]
+"""A stage 1 translation regime of a kernel or a hypervisor (Arm ARM D8.1.2)."""
+
+
+def kernel_regime(state: CpuState) -> RegimeName:
+    """Return the regime that runs the kernel: EL2&0 where it uses VHE, else EL1&0.
 
     A kernel with VHE runs at EL2 with HCR_EL2.E2H (bit 34) set, its processes at EL0 with TGE (bit 27),
     and both use the _EL2 registers; the _EL1 ones are then a guest's (Arm ARM D8.1.2).
     """
     hcr = state.system.get("HCR_EL2", 0)
     vhe = bit(hcr, 34) and (state.el == 2 or (state.el == 0 and bit(hcr, 27)))
-    return f"{stem}_EL2" if vhe else f"{stem}_EL1"
+    return "EL2&0" if vhe else "EL1&0"
 
 
-def needed(state: CpuState, stem: str) -> int:
-    """Return a translation register. Raises RegimeError if the stub lacks it, or it was never written."""
-    name = translation_register(state, stem)
+def current_regime(state: CpuState) -> RegimeName:
+    """Return the regime in which a CPU runs: the kernel's, or EL2's own (HCR_EL2.E2H is 0)."""
+    alone = state.el == 2 and not bit(state.system.get("HCR_EL2", 0), 34)
+    return "EL2" if alone else kernel_regime(state)
+
+
+def register_of_regime(name: RegimeName, stem: str) -> str:
+    """Return the name of a translation register of a regime: `TCR_EL2` for `TCR` of EL2&0."""
+    return f"{stem}_EL1" if name == "EL1&0" else f"{stem}_EL2"
+
+
+def translation_register(state: CpuState, stem: str) -> str:
+    """Return the name of a translation register of the regime that runs the kernel."""
+    return register_of_regime(kernel_regime(state), stem)
+
+
+def needed(state: CpuState, stem: str, regime: RegimeName | None = None) -> int:
+    """Return a translation register of a regime, by default of the kernel's.
+
+    Raises RegimeError if the stub lacks it, or it was never written.
+    """
+    name = register_of_regime(regime or kernel_regime(state), stem)
     if name in state.unwritten:
         raise RegimeError(f"{name} was never written", "let the guest run until it has set up its tables")
     if name not in state.system:
@@ -281,6 +309,50 @@ def decode_tcr(tcr: int) -> Tcr:
         orgn0=bits(tcr, 11, 10),
         orgn1=bits(tcr, 27, 26),
     )
+
+
+def decode_tcr_el2(tcr: int) -> Tcr:
+    """Decode TCR_EL2 where HCR_EL2.E2H is 0: it has one half, which is told as the lower one.
+
+    Source: Arm ARM TCR_EL2.
+    """
+    return dataclasses.replace(
+        decode_tcr(0),
+        t0sz=bits(tcr, 5, 0),
+        irgn0=bits(tcr, 9, 8),
+        orgn0=bits(tcr, 11, 10),
+        sh0=bits(tcr, 13, 12),
+        granule0_bits={0: 12, 1: 16, 2: 14}.get(bits(tcr, 15, 14), 0),
+        ips=bits(tcr, 18, 16),
+        tbi0=bit(tcr, 20),
+        ha=bit(tcr, 21),
+        hd=bit(tcr, 22),
+        hpd0=bit(tcr, 24),
+        ds=bit(tcr, 32),
+    )
+
+
+@dataclass(frozen=True)
+class Tcr2:
+    """Give the fields of TCR2_EL1 or TCR2_EL2 that matter for a walk (Arm ARM TCR2_EL1, TCR2_EL2)."""
+
+    pnch: bool
+    """Bit 52 of a leaf is the Protected attribute, not the contiguous hint (FEAT_THE)."""
+    pie: bool
+    """Permissions are indirect, through PIR and PIRE0 (FEAT_S1PIE)."""
+    e0poe: bool
+    """POR_EL0 takes permissions away from EL0 (FEAT_S1POE)."""
+    poe: bool
+    """POR_EL1 or POR_EL2 takes permissions away from the privileged level (FEAT_S1POE)."""
+    aie: bool
+    """Bit 59 of a leaf is AttrIndx[3], and MAIR2 holds attributes 8 to 15 (FEAT_AIE)."""
+    d128: bool
+    """Descriptors have 128 bits (FEAT_D128)."""
+
+
+def decode_tcr2(tcr2: int) -> Tcr2:
+    """Decode TCR2_EL1 or TCR2_EL2."""
+    return Tcr2(*(bit(tcr2, position) for position in range(6)))
 
 
 @dataclass(frozen=True)

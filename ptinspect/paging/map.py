@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import PhysAddr, VirtAddr, align_up
 from ptinspect.arch.descriptor import Attributes, decode
 from ptinspect.arch.levels import levels_of
-from ptinspect.arch.perms import Permissions, effective
+from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
 from ptinspect.paging.bounded import Bounded
 from ptinspect.paging.fragments import MAX_VISITS, Expansion, Fragments

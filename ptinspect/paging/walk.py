@@ -8,7 +8,7 @@ from typing import Literal
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
-from ptinspect.arch.perms import Permissions, effective
+from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import MemoryReadError, UserError
 from ptinspect.memory.source import PhysicalMemory
@@ -78,6 +78,7 @@ def walk(memory: PhysicalMemory, va: int, root_pa: int, regime: Regime) -> Walk:
     start = VirtAddr(va & MASK64)
     if bit(start, 55) != regime.upper:
         half = "upper half, TTBR1" if regime.upper else "lower half, TTBR0"
+        half = "EL2 has a lower half only" if regime.name == "EL2" else half
         raise UserError(f"{start:#x} is not translated by this root ({half})", "choose the other half's root")
     if not regime.contains(start):
         reason = f"translation fault: {start:#x} is outside both halves ({regime.va_bits}-bit addresses)"
@@ -113,8 +114,8 @@ def _finish(start: VirtAddr, root_pa: int, steps: list[Step], regime: Regime) ->
     if wide:
         return _fault((start, root_pa, steps), level, wide, permissions)
     if regime.epd:
-        register = "EPD1" if regime.upper else "EPD0"
-        reason = f"translation fault: TCR_EL1.{register} disables walks of this half"
+        register = f"{regime.register('TCR')}.EPD{int(regime.upper)}"
+        reason = f"translation fault: {register} disables walks of this half"
         return _fault((start, root_pa, steps), 0, reason, permissions)
     if not last.raw >> 10 & 1 and not regime.ha:
         reason = f"Access flag fault: AF is clear at level {level}"

@@ -105,6 +105,16 @@ def attribute_bits(level: int, regime: Regime, *, table: bool = False) -> int:
     return ~(address_bits(level, regime, table=table) | 3) & MASK64
 
 
+def memory_types(raw: NDArray[np.uint64], regime: Regime) -> NDArray[np.uint8]:
+    """Return the attribute byte of MAIR_EL1, or with FEAT_AIE of MAIR2_EL1, that each leaf selects."""
+    index = raw >> np.uint64(2) & np.uint64(7)
+    if regime.aie:
+        index |= raw >> np.uint64(56) & np.uint64(8)
+    table = np.frombuffer((regime.mair2 << 64 | regime.mair).to_bytes(16, "little"), dtype=np.uint8)
+    found: NDArray[np.uint8] = table[index.astype(np.intp)]
+    return found
+
+
 def output_addresses(raw: NDArray[np.uint64], level: int, regime: Regime) -> NDArray[np.uint64]:
     """Return the output address of each block or page descriptor; same shape as `raw`."""
     return _addresses(raw, regime.shift(level), regime)

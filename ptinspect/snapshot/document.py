@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.regime import Regime
-from ptinspect.arch.sysregs import UNWRITTEN, CpuState
+from ptinspect.arch.regime import Regime, may_be_indirect
+from ptinspect.arch.sysregs import UNWRITTEN, CpuState, RegimeName, kernel_regime
 from ptinspect.errors import RegimeError, SnapshotError
 from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.model import Meta, Root, Snapshot
@@ -23,6 +23,8 @@ MAX_ITEMS = 65_536
 
 _HEX = re.compile(r"0x[0-9a-f]{1,16}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_WIDE = frozenset({"mair", "mair2", "pir", "pire0", "por", "por0"})
+"""Fields of Regime that are registers of 64 bits: written in hex."""
 _PA_BITS = (32, 36, 40, 42, 44, 48, 52, 56)
 
 
@@ -48,7 +50,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "version": VERSION,
         "name": snapshot.name,
         "root": {"pa": hex(snapshot.root.pa), "provenance": snapshot.root.provenance},
-        "regime": dataclasses.asdict(snapshot.regime) | {"mair": hex(snapshot.regime.mair)},
+        "regime": _regime_out(snapshot.regime),
         "cpus": [_cpu_out(state) for state in snapshot.cpus],
         "ram": [{"start": hex(b.start), "size": hex(b.size), "name": b.name} for b in snapshot.ram],
         "meta": {
@@ -84,12 +86,13 @@ def decode(data: bytes) -> Document:
             "use the version of ptinspect that wrote it, or a newer one",
         )
     root = top.fields("root")
-    regime = _regime(top.fields("regime"))
+    cpus = tuple(_cpu_in(item) for item in top.items("cpus"))
+    regime = _regime(top.fields("regime"), cpus)
     return Document(
         name=top.text("name"),
         root=Root(PhysAddr(root.hex("pa")), root.text("provenance")),
         regime=regime,
-        cpus=tuple(_cpu_in(item) for item in top.items("cpus")),
+        cpus=cpus,
         ram=tuple(_ram(item) for item in top.items("ram")),
         meta=_meta(top.fields("meta")),
         va_range=_range(top.get("va_range"), regime),
@@ -173,16 +176,30 @@ def _hex(value: object, path: str) -> int:
     return int(value, 16)
 
 
-def _regime(fields: _Fields) -> Regime:
+def _regime_out(regime: Regime) -> Mapping[str, object]:
+    values = dataclasses.asdict(regime)
+    return values | {name: hex(values[name]) for name in _WIDE}
+
+
+def _regime(fields: _Fields, cpus: Sequence[CpuState]) -> Regime:
+    """Read the regime; one from before indirect permissions were read says so if the CPU may have them."""
     known = set(fields.keys())
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Regime):
         if field.name not in known and field.default is not dataclasses.MISSING:
             continue
-        if field.name == "mair":
+        if field.name in _WIDE:
             values[field.name] = fields.hex(field.name)
+        elif field.name in ("name", "doubt"):
+            values[field.name] = fields.text(field.name)
         else:
             values[field.name] = (fields.flag if field.type == "bool" else fields.number)(field.name)
+    if cpus:
+        values.setdefault("name", kernel_regime(cpus[0]))
+    if values.get("name", "EL1&0") not in get_args(RegimeName):
+        raise SnapshotError("document.regime.name is not a regime that is known")
+    if "pie" not in known and (not cpus or may_be_indirect(cpus[0])):
+        values["doubt"] = "permissions by the direct bits; TCR2_EL1 was not captured"
     if values["pa_bits"] not in _PA_BITS:
         raise SnapshotError(f"{values['pa_bits']}-bit physical addresses: not a size the architecture has")
     if not 0 <= values.get("sh", 0) <= 3:

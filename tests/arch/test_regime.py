@@ -10,10 +10,13 @@ import pytest
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import (
     CpuState,
+    current_regime,
     decode_mair,
     decode_pstate,
     decode_sctlr,
     decode_tcr,
+    decode_tcr2,
+    decode_tcr_el2,
     decode_ttbr,
     describe_pstate,
     mair_type_name,
@@ -312,7 +315,7 @@ def test_a_register_of_el2_that_is_missing_is_not_replaced_by_one_of_el1() -> No
     with pytest.raises(RegimeError, match="TCR_EL2"):
         regime_from_registers(held, True)
     with pytest.raises(RegimeError):
-        root_pa(held, Regime(12, 48, 48, True))
+        root_pa(held, Regime(12, 48, 48, True, name="EL2&0"))
 
 
 @pytest.mark.parametrize("missing", ["TCR_EL1", "SCTLR_EL1", "MAIR_EL1"])
@@ -446,3 +449,127 @@ def test_halves() -> None:
     assert not upper.contains(0xFFFE000000000000)
     assert lower.contains(0xAB00_7FFF_FFFF_F000)
     assert not lower.contains(0x0001_0000_0000_0000)
+
+
+TCR_EL2_BITS: dict[int, dict[str, object]] = {
+    **{n: {"t0sz": 1 << n} for n in range(6)},
+    8: {"irgn0": 1}, 9: {"irgn0": 2}, 10: {"orgn0": 1}, 11: {"orgn0": 2}, 12: {"sh0": 1}, 13: {"sh0": 2},
+    14: {"granule0_bits": 16}, 15: {"granule0_bits": 14},
+    **{16 + n: {"ips": 1 << n} for n in range(3)},
+    20: {"tbi0": True}, 21: {"ha": True}, 22: {"hd": True}, 24: {"hpd0": True}, 32: {"ds": True},
+}  # fmt: skip
+TCR2_BITS = {0: "pnch", 1: "pie", 2: "e0poe", 3: "poe", 4: "aie", 5: "d128"}
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_every_bit_of_tcr_el2_and_of_tcr2(bit: int) -> None:
+    assert changed(decode_tcr_el2, bit) == TCR_EL2_BITS.get(bit, {})
+    assert changed(decode_tcr2, bit) == ({TCR2_BITS[bit]: True} if bit in TCR2_BITS else {})
+
+
+TCR = 2 << 30 | 16 << 16 | 16
+PIE_CPU = {"ID_AA64MMFR3_EL1": 0x1_1111, "PIR_EL1": 0xA5, "PIRE0_EL1": 0x5A}
+
+
+def test_el2_has_registers_and_a_layout_of_its_own() -> None:
+    """TTBR0_EL2 of a kernel at EL1 with KVM (nVHE): one half, and other places of PS, HA, HD, HPD."""
+    more = {
+        "TCR_EL2": 1 << 31 | 1 << 23 | 5 << 16 | 3 << 12 | 16 | 3 << 21 | 1 << 24,
+        "SCTLR_EL2": 1 | 1 << 19,
+    }
+    more |= {"MAIR_EL2": 0xFF44, "TTBR0_EL2": 0x4321_0001, "TTBR0_EL1": 0x5000_0000}
+    held = state(TCR, **more)
+    found = regime_from_registers(held, False, "EL2")
+    assert (found.granule_bits, found.va_bits, found.pa_bits, found.mair) == (12, 48, 48, 0xFF44)
+    assert (found.ha, found.hd, found.hpd, found.wxn, found.mmu_on) == (True,) * 5
+    assert (found.privileged, found.register("TTBR0"), root_pa(held, found)) == (
+        "EL2",
+        "TTBR0_EL2",
+        0x4321_0000,
+    )
+    assert regime_from_registers(held, False).name == "EL1&0"
+    with pytest.raises(RegimeError, match="no upper half"):
+        regime_from_registers(held, True, "EL2")
+    with pytest.raises(RegimeError, match="no upper half"):
+        Regime(12, 48, 48, True, name="EL2")
+    with pytest.raises(RegimeError, match="TCR_EL2"):
+        regime_from_registers(state(TCR), False, "EL2")
+
+
+def test_the_regime_in_which_a_cpu_runs() -> None:
+    assert current_regime(state(0, el=2 << 2)) == "EL2"
+    assert current_regime(state(0, el=2 << 2, HCR_EL2=1 << 34)) == "EL2&0"
+    assert current_regime(state(0)) == current_regime(state(0, el=0)) == "EL1&0"
+    assert current_regime(state(0, el=0, HCR_EL2=1 << 34 | 1 << 27)) == "EL2&0"
+
+
+def test_permissions_are_indirect_where_tcr2_says_so() -> None:
+    found = regime_from_registers(state(TCR, TCR2_EL1=2, **PIE_CPU), True)
+    assert (found.pie, found.pir, found.pire0, found.hpd, found.doubt) == (True, 0xA5, 0x5A, True, "")
+    off = regime_from_registers(state(TCR, TCR2_EL1=0, **PIE_CPU), True)
+    assert (off.pie, off.pir, off.hpd, off.doubt) == (False, 0, False, "")
+    el2 = {
+        "TCR_EL2": 5 << 16 | 16,
+        "SCTLR_EL2": 1,
+        "MAIR_EL2": 0,
+        "TCR2_EL2": 2,
+        "PIR_EL2": 7,
+        "PIRE0_EL2": 9,
+    }
+    alone = regime_from_registers(state(TCR, **el2), False, "EL2")
+    assert (alone.pie, alone.pir, alone.pire0) == (True, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "pie", "pir", "pire0"),
+    [
+        ({}, True, 0xA5, 0x5A),
+        ({"HCRX_EL2": 1 << 14, "HCR_EL2": 0}, True, 0xA5, 0x5A),
+        ({"HCRX_EL2": 0, "HCR_EL2": 0}, False, 0, 0),
+        ({"HCRX_EL2": 0}, True, 0xA5, 0x5A),
+        ({"SCR_EL3": 1 << 43 | 1 << 45}, True, 0xA5, 0x5A),
+        ({"SCR_EL3": 1 << 43}, True, 0, 0),
+        ({"SCR_EL3": 1 << 45}, False, 0, 0),
+        ({"HCR_EL2": 3 << 42}, True, 0xA5, 0),
+        ({"HCR_EL2": 1 << 42}, True, 0xA5, 0x5A),
+    ],
+)
+def test_who_can_switch_tcr2_off(more: dict[str, int], pie: bool, pir: int, pire0: int) -> None:
+    found = regime_from_registers(state(TCR, TCR2_EL1=2, **PIE_CPU, **more), True)
+    assert (found.pie, found.pir, found.pire0) == (pie, pir, pire0)
+
+
+def test_overlays_and_further_memory_types_of_tcr2() -> None:
+    more = {"POR_EL1": 0x70, "POR_EL0": 0x71, "MAIR2_EL1": 0x44}
+    found = regime_from_registers(state(TCR, TCR2_EL1=0x1D, **more), True)
+    assert (found.poe, found.e0poe, found.aie, found.pnch, found.hpd) == (True,) * 5
+    assert (found.por, found.por0, found.mair2, found.pie) == (0x70, 0x71, 0x44, False)
+    with pytest.raises(RegimeError, match="D128"):
+        regime_from_registers(state(TCR, TCR2_EL1=1 << 5), True)
+
+
+@pytest.mark.parametrize(
+    ("more", "doubt"),
+    [
+        ({"ID_AA64MMFR3_EL1": 0x100}, "permissions by the direct bits; TCR2_EL1 not readable"),
+        ({"ID_AA64MMFR3_EL1": 0}, ""),
+        ({"ID_AA64MMFR3_EL1": 0xF0FF}, ""),
+        ({"ID_AA64MMFR2_EL1": 1 << 60}, "permissions by the direct bits; TCR2_EL1 not readable"),
+        ({"ID_AA64MMFR2_EL1": 0}, ""),
+        ({}, "permissions by the direct bits; TCR2_EL1 not readable"),
+        ({"TCR2_EL1": 0}, ""),
+        ({"TCR2_EL1": 2, "PIR_EL1": 1}, "TCR2_EL1=0x2, but not readable: PIRE0_EL1"),
+        ({"TCR2_EL1": 0xC}, "TCR2_EL1=0xc, but not readable: POR_EL1, POR_EL0"),
+    ],
+)
+def test_what_is_not_known_of_permissions_is_said(more: dict[str, int], doubt: str) -> None:
+    assert regime_from_registers(state(TCR, **more), True).doubt == doubt
+
+
+@pytest.mark.parametrize("hafdbs", range(4))
+def test_controls_that_the_cpu_does_not_have_are_not_believed(hafdbs: int) -> None:
+    """TCR_EL1.HA and .HD without FEAT_HAFDBS, .E0PD1 without FEAT_E0PD."""
+    tcr = TCR | 3 << 39 | 1 << 56
+    found = regime_from_registers(state(tcr, ID_AA64MMFR1_EL1=hafdbs, ID_AA64MMFR2_EL1=0), True)
+    assert (found.ha, found.hd, found.e0pd) == (hafdbs >= 1, hafdbs >= 2, False)
+    assert regime_from_registers(state(tcr, ID_AA64MMFR2_EL1=1 << 60), True).e0pd

@@ -15,6 +15,7 @@ from conftest import missing
 
 from ptinspect.analysis.atlas import STATES
 from ptinspect.arch.descriptor import decode
+from ptinspect.arch.explanation import explain
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import UserError
@@ -163,7 +164,7 @@ def test_a_browser_shows_the_states_and_opens_tables(name: str, tmp_path: Path) 
     leaf = decode(made.get(int(regime.va_min), 3), 3, regime)
     assert int(said["first"], 16) == leaf.raw
     assert int(said["target"], 16) == leaf.output_address
-    assert said["fields"] == [f.name for f in leaf.explain() if not f.name.startswith("output address")]
+    assert said["fields"] == [f.name for f in explain(leaf) if not f.name.startswith("output address")]
     last = dict(zip(STATES, said["counts"]["3"], strict=True))
     assert (last["lost"], last["became nG"], last["leaf, global"], last["leaf, nG"]) == (1, 1, 3, 1)
     assert (said["lost"], said["none"], said["bold"]) == (1, 0, 0)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from ptinspect.arch.descriptor import Attributes, Descriptor, Kind, decode
 from ptinspect.arch.levels import levels_of
-from ptinspect.arch.perms import Permissions, effective
+from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.errors import UserError
 from ptinspect.paging.find import find_pa
 from ptinspect.paging.map import MapFilter, Run, runs

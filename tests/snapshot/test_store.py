@@ -201,6 +201,10 @@ DOCUMENT_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "pa bits": (lambda d: d["regime"].update(pa_bits=1 << 70), "physical addresses"),
     "flag": (lambda d: d["regime"].update(upper=1), "neither true nor false"),
     "regime type": (lambda d: d.update(regime=[]), "regime is not an object"),
+    "regime name": (lambda d: d["regime"].update(name="EL9"), "regime.name"),
+    "EL2's upper half": (lambda d: d["regime"].update(name="EL2"), "no upper half"),
+    "PIR": (lambda d: d["regime"].update(pir=5), "regime.pir is not a number of 64 bits"),
+    "doubt": (lambda d: d["regime"].update(doubt=5), "doubt is not a string"),
     "hex": (lambda d: d["root"].update(pa="41475000"), "in hex"),
     "long hex": (lambda d: d["root"].update(pa="0x1" + "0" * 16), "in hex"),
     "registers": (lambda d: d["cpus"][0].update(x=["0x0"] * 30), "30 general registers"),
@@ -368,3 +372,44 @@ def test_any_text_survives_a_round(tmp_path: Path, name: str, note: str, extra: 
     if printable:
         assert (found.name, found.meta.note) == (name, note)
         assert set(found.meta.extra) == set(extra)
+
+
+INDIRECT = {
+    "name": "EL2&0", "pie": True, "pir": (1 << 64) - 1, "pire0": 0x5010_9080_7032_0000, "hpd": True,
+    "poe": True, "e0poe": True, "por": 0x7 << 60, "por0": 0x1, "aie": True, "mair2": 0xFF, "pnch": True,
+    "nv1": True, "doubt": "TCR2_EL2=0x2, but not readable: PIR_EL2",
+}  # fmt: skip
+
+
+def test_indirect_permissions_survive_a_round(tmp_path: Path) -> None:
+    snapshot = sample()
+    regime = dataclasses.replace(snapshot.regime, **INDIRECT)  # type: ignore[arg-type]
+    save(dataclasses.replace(snapshot, regime=regime), tmp_path / "a.npz")
+    assert load(tmp_path / "a.npz").regime == regime
+
+
+@pytest.mark.parametrize(
+    ("system", "doubt", "name"),
+    [
+        ({}, "permissions by the direct bits; TCR2_EL1 was not captured", "EL1&0"),
+        ({"ID_AA64MMFR2_EL1": "0x1000000000000000"}, "TCR2_EL1 was not captured", "EL1&0"),
+        ({"ID_AA64MMFR2_EL1": "0x0"}, "", "EL1&0"),
+        ({"ID_AA64MMFR2_EL1": "0x0", "HCR_EL2": "0x408000000"}, "", "EL2&0"),
+    ],
+)
+def test_a_file_from_before_tcr2_was_read_says_so(
+    tmp_path: Path, system: dict[str, str], doubt: str, name: str
+) -> None:
+    """Files of earlier versions have none of these fields; the CPU's ID registers tell what they can."""
+
+    def as_before(document: dict[str, Any]) -> None:
+        for field in INDIRECT:
+            if field != "hpd":
+                document["regime"].pop(field)
+        document["cpus"][0].update(system=system, pstate="0x3c9" if name == "EL2&0" else "0x3c5")
+
+    save(sample(), tmp_path / "a.npz")
+    rewrite(tmp_path / "a.npz", document_change(as_before))
+    found = load(tmp_path / "a.npz").regime
+    assert doubt in found.doubt and bool(doubt) == bool(found.doubt)
+    assert (found.name, found.pie) == (name, False)

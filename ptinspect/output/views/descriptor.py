@@ -9,6 +9,7 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, h
 
 if TYPE_CHECKING:
     from ptinspect.arch.descriptor import Attributes, Descriptor
+    from ptinspect.arch.permissions import Permissions
     from ptinspect.arch.regime import Regime
 
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
@@ -16,12 +17,15 @@ KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "
 
 def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: bool = True) -> Report:
     """Explain a descriptor field by field; `source` says where the regime comes from."""
+    from ptinspect.arch.explanation import explain
+    from ptinspect.arch.permissions import effective
+
     kind = str(descriptor.kind)
     fields = []
     rows = []
-    for found in descriptor.explain():
+    for found in explain(descriptor):
         unnamed = found.name == "AttrIndx" and not mair_known
-        meaning = f"MAIR_EL1 attribute {found.value} (--mair names it)" if unnamed else found.meaning
+        meaning = f"{found.meaning.partition(':')[0]} (--mair names it)" if unnamed else found.meaning
         fields.append({"field": found.name, "bits": found.bits, "value": found.value, "meaning": meaning})
         rows.append((found.name, found.bits, hex_address(found.value), meaning))
     result: dict[str, Any] = {
@@ -37,8 +41,18 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
             "va_bits": regime.va_bits,
             "pa_bits": regime.pa_bits,
             "source": source,
+            "name": regime.name,
+            "indirect": regime.pie,
+            "doubt": regime.doubt,
         },
+        "permissions": None,
     }
+    alone = []
+    if descriptor.is_leaf:
+        may = effective(descriptor, [], regime)
+        result["permissions"] = permissions_json(may, regime)
+        hierarchy = "" if regime.hpd else ", if the tables above take nothing away"
+        alone = [Note(f"{permissions_text(may, regime)}{hierarchy}")]
     target = "" if descriptor.output_address is None else f" -> pa:{descriptor.output_address:#x}"
     head = f"{descriptor.raw:#018x} at level {descriptor.level}: {kind}{target}"
     columns = (Column("field"), Column("bits"), Column("value", "right"), Column("meaning"))
@@ -47,6 +61,8 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
         (
             Note(head, "bad" if kind == "reserved" else "title"),
             Table(columns, rows),
+            *alone,
+            *regime_notes(regime),
             Note(
                 f"{regime.granule >> 10}K granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA "
                 f"({source})",
@@ -54,6 +70,41 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
             ),
         ),
     )
+
+
+def permissions_json(found: Permissions, regime: Regime) -> dict[str, Any]:
+    """Return permissions by level; `el1` is the privileged level, which `privileged` names."""
+    return {
+        "el1": found.el1,
+        "el0": found.el0,
+        "privileged": regime.privileged,
+        "gcs": [
+            level for level, usable in ((regime.privileged, found.el1_gcs), ("EL0", found.el0_gcs)) if usable
+        ],
+        "writable_clean": found.writable_clean,
+    }
+
+
+def permissions_text(found: Permissions, regime: Regime) -> str:
+    """Write permissions as people do: `EL1 rw-, EL0 ---`; EL2's own regime has no EL0."""
+    parts = [f"{regime.privileged} {found.el1}" + (" (GCS)" if found.el1_gcs else "")]
+    if regime.name != "EL2":
+        parts.append(f"EL0 {found.el0}" + (" (GCS)" if found.el0_gcs else ""))
+    return ", ".join(parts)
+
+
+def regime_notes(regime: Regime) -> list[Note]:
+    """Say by which rules permissions were found, where these are not the usual ones or are in doubt."""
+    notes = []
+    if regime.name == "EL2":
+        notes.append(Note("regime EL2: one level of privilege, no EL0", "dim"))
+    if regime.pie:
+        by = f"{regime.register('PIR')} {regime.pir:#x}"
+        by += "" if regime.name == "EL2" else f", {regime.register('PIRE0')} {regime.pire0:#x}"
+        notes.append(Note(f"indirect permissions: {by}", "dim"))
+    if regime.doubt:
+        notes.append(Note(regime.doubt, "changed"))
+    return notes
 
 
 def kind_cell(kind: str) -> Styled:
@@ -72,9 +123,11 @@ ACCESS = ("EL1:rw", "EL1:rw,EL0:rw", "EL1:ro", "EL1:ro,EL0:ro")
 TABLE_ACCESS = ("", "APTable:EL0-none", "APTable:ro", "APTable:ro,EL0-none")
 
 
-def words(attributes: Attributes) -> str:
+def words(descriptor: Descriptor) -> str:
     """Return attributes in one line by the names that Arm and Linux use; bit 11 is always told."""
-    a = attributes
+    a, regime = descriptor.attributes, descriptor.regime
+    if a is None:
+        return ""
     if a.table_mark is not None:
         flags: tuple[tuple[str, object], ...] = (
             ("bit11:marked" if a.table_mark else "bit11:not-marked", True),
@@ -85,14 +138,19 @@ def words(attributes: Attributes) -> str:
             ("AF", a.af),
         )
         return " ".join(word for word, shown in flags if shown)
+    alone = regime.name == "EL2"
     flags = (
         ("nG" if a.ng else "global", True),
         ("AF" if a.af else "AF-clear", True),
         (SHAREABILITY[a.sh or 0], True),
-        (ACCESS[a.ap or 0], True),
+        (ACCESS[(a.ap or 0) & (2 if alone else 3)].replace("EL1", regime.privileged), a.ap is not None),
+        (f"PIIndex={a.pi_index}", a.pi_index is not None),
+        (f"POIndex={a.po_index}", a.po_index is not None),
+        ("nDirty", a.ndirty),
         ("PXN", a.pxn),
-        ("UXN", a.uxn),
+        ("XN" if alone else "UXN", a.uxn),
         ("Cont", a.contiguous),
+        ("Protected", a.protected),
         ("DBM", a.dbm),
         ("GP", a.gp),
         ("NS", a.ns),
@@ -104,6 +162,6 @@ def words(attributes: Attributes) -> str:
 
 def in_words(descriptor: Descriptor) -> str:
     """Return a descriptor in one line: kind, where it leads, attributes."""
-    if descriptor.output_address is None or descriptor.attributes is None:
+    if descriptor.output_address is None:
         return str(descriptor.kind)
-    return f"{descriptor.kind} -> pa:{descriptor.output_address:#x} {words(descriptor.attributes)}"
+    return f"{descriptor.kind} -> pa:{descriptor.output_address:#x} {words(descriptor)}"

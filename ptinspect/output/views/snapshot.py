@@ -44,6 +44,9 @@ def regime_facts(regime: Any) -> dict[str, Any]:
         "start_level": regime.start_level,
         "upper": regime.upper,
         "mmu_on": regime.mmu_on,
+        "name": regime.name,
+        "indirect": regime.pie,
+        "doubt": regime.doubt,
     }
 
 

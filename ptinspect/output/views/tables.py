@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.levels import level_name, size_name
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
-from ptinspect.output.views.descriptor import attributes_json
+from ptinspect.output.views.descriptor import attributes_json, permissions_json, regime_notes
 from ptinspect.output.views.snapshot import regime_facts, seen, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.summary import LevelSummary, Summary
     from ptinspect.arch.descriptor import Attributes
+    from ptinspect.arch.regime import Regime
     from ptinspect.paging.find import Hit
     from ptinspect.paging.map import Run
     from ptinspect.paging.regions import RegionNamer
@@ -95,26 +96,28 @@ def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: i
     """List runs; `shown` limits the rows, not the result."""
     result = {
         "root": _root(snapshot),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run, snapshot.regime) for run in runs],
         "truncated": truncated,
         "complete": not truncated,
         "snapshot": snapshot.name,
     }
+    regime = snapshot.regime
     regions = len({run.region for run in runs}) > 1
     columns = [
         Column("from"),
         Column("leads to pa", "right"),
         Column("size", "right"),
         Column("leaves", "right"),
-        Column("EL1"),
-        Column("EL0"),
+        Column(regime.privileged),
+        *([] if regime.name == "EL2" else [Column("EL0")]),
         Column("nG"),
         Column("attributes"),
         *([Column("region")] if regions else []),
     ]
-    rows = [_row(run, regions) for run in runs[:shown]]
+    rows = [_row(run, regions, regime) for run in runs[:shown]]
     body: list[Note | Table] = [
         *_heads(snapshot, part=False),
+        *regime_notes(regime),
         Table(columns, rows, empty="nothing is mapped there that passes the filters"),
     ]
     if len(runs) > shown:
@@ -124,7 +127,7 @@ def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: i
     return Report(result, body)
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run, regime: Regime) -> dict[str, Any]:
     return {
         "va_start": hex_address(run.va_start),
         "va_end": hex_address(run.va_end),
@@ -133,20 +136,24 @@ def _run(run: Run) -> dict[str, Any]:
         "leaf_size": run.leaf_size,
         "count": run.count,
         "attributes": attributes_json(run.attributes),
-        "permissions": {"el1": run.permissions.el1, "el0": run.permissions.el0},
+        "permissions": permissions_json(run.permissions, regime),
         "region": run.region,
         "pa_contiguous": run.pa_contiguous,
     }
 
 
-def _row(run: Run, regions: bool) -> list[Cell]:
+def _row(run: Run, regions: bool, regime: Regime) -> list[Cell]:
     return [
         Styled(f"{run.va_start:#018x}", "address"),
         f"{run.pa_start:#x}" + ("" if run.pa_contiguous else "…"),
         size_text(run.size),
         f"{run.count}x{size_name(run.leaf_size)}",
-        run.permissions.el1,
-        run.permissions.el0,
+        run.permissions.el1 + (" GCS" if run.permissions.el1_gcs else ""),
+        *(
+            []
+            if regime.name == "EL2"
+            else [run.permissions.el0 + (" GCS" if run.permissions.el0_gcs else "")]
+        ),
         Styled("nG", "changed") if run.attributes.ng else "",
         short_words(run.attributes),
         *([escape(run.region)] if regions else []),

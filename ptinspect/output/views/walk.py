@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
-from ptinspect.output.views.descriptor import attributes_json, kind_cell, words
+from ptinspect.output.views.descriptor import (
+    attributes_json,
+    kind_cell,
+    permissions_json,
+    permissions_text,
+    regime_notes,
+    words,
+)
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -34,7 +41,9 @@ def walked(walk: Walk, root: Root, regime: Regime, label: str, place: tuple[str,
         "outcome": walk.outcome,
         "pa": _hex(walk.pa),
         "fault_level": walk.fault_level,
-        "permissions": _permissions(walk),
+        "permissions": None if walk.permissions is None else permissions_json(walk.permissions, regime),
+        "regime": regime.name,
+        "doubt": regime.doubt,
         "reason": walk.reason,
         "mmu_on": regime.mmu_on,
         "source": label,
@@ -49,7 +58,8 @@ def walked(walk: Walk, root: Root, regime: Regime, label: str, place: tuple[str,
     if any(text for _, text in levels):
         rows = [(Styled(name, "level"), text) for name, text in levels if text]
         body.append(Table((Column("level"), Column("attributes")), rows))
-    body.append(_outcome(walk))
+    body.append(_outcome(walk, regime))
+    body.extend(regime_notes(regime))
     if not regime.mmu_on and walk.va >> 55 == 0:
         body.append(
             Note("the MMU is off: the CPU takes this address as a physical one, without tables", "dim")
@@ -91,9 +101,8 @@ def _row(step: Step) -> tuple[Styled | str, ...]:
     )
 
 
-def _outcome(walk: Walk) -> Note:
-    permissions = _permissions(walk)
-    may = "" if permissions is None else f", EL1 {permissions['el1']}, EL0 {permissions['el0']}"
+def _outcome(walk: Walk, regime: Regime) -> Note:
+    may = "" if walk.permissions is None else f", {permissions_text(walk.permissions, regime)}"
     if walk.pa is not None:
         return Note(f"mapped to pa:{walk.pa:#x}{may}", "good")
     reason = f": {walk.reason}" if walk.reason else ""
@@ -101,17 +110,10 @@ def _outcome(walk: Walk) -> Note:
     return Note(f"{walk.outcome}{level}{reason}", OUTCOME_STYLES[walk.outcome])
 
 
-def _permissions(walk: Walk) -> dict[str, str] | None:
-    found = walk.permissions
-    return None if found is None else {"el1": found.el1, "el0": found.el0}
-
-
 def attributes_text(step: Step) -> str:
     """Return the attributes of a step in one line; empty for an invalid descriptor."""
     found = step.descriptor
-    if found is None or found.attributes is None:
-        return step.error
-    return words(found.attributes)
+    return step.error if found is None else words(found)
 
 
 def _hex(value: int | None) -> str | None:
