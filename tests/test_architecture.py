@@ -54,7 +54,7 @@ THIRD_PARTY = {
     "snapshot": {"numpy"},
     "paging": {"numpy"},
     "analysis": {"numpy"},
-    "linux": {"numpy", "elftools", "vmlinux_to_elf", "platformdirs"},
+    "linux": {"numpy", "elftools", "vmlinux_to_elf", "platformdirs", "zstandard"},
     "stack": {"numpy"},
     "target": {"numpy", "pygdbmi", "platformdirs"},
     "output": {"tabulate", "pyarrow"},

@@ -99,11 +99,9 @@ Begun = tuple[Plan, tuple[int, int], Home]
 
 def death(console: bytes) -> str:
     """Return how a console says that the kernel died, or nothing."""
-    from ptinspect.linux.oops.deaths import read
-    from ptinspect.linux.oops.lines import decode
+    from ptinspect.linux.oops.logfile import read
 
-    incidents, _ = read(decode(console))
-    for incident in incidents:
+    for incident in read((console,)).finish():
         if incident.panic or incident.first.kind in CONSOLE_DEATHS:
             return " ".join(incident.message.split())
     return ""

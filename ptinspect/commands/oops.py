@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
@@ -28,8 +30,9 @@ def register(registry: Registry) -> None:
         example="oops console.log",
         configure=_configure,
         details=(
-            "Reads logs of arm64 kernels from 4.x on, with or without time stamps and loggers' prefixes, "
-            "up to 64 MiB. Each death gets one verdict, with what in the log supports it and what the log "
+            "Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, a mail "
+            "or a phone, with their prefixes, quotes and wrapped lines, also as .gz, .xz, .bz2 or .zst. Each "
+            "death gets one verdict, with what in the log supports it and what the log "
             f"cannot tell: {VERDICTS}."
         ),
     )(oops)
@@ -50,7 +53,12 @@ def oops(ctx: Context, args: argparse.Namespace) -> Report:
 
     if args.output is not None:
         form_of(args.output)
-    report = explained(analyse(_read(ctx, args.file)), "standard input" if args.file == "-" else args.file)
+    with _opened(ctx, args.file) as log:
+        try:
+            found = analyse(log)
+        except OSError as error:
+            raise _unreadable(args.file, error) from error
+    report = explained(found, "standard input" if args.file == "-" else args.file)
     if args.output is None:
         return report
     write(report, args.output)
@@ -60,16 +68,17 @@ def oops(ctx: Context, args: argparse.Namespace) -> Report:
     )
 
 
-def _read(ctx: Context, name: str) -> bytes:
-    """Return the log's bytes, one more than allowed if it is too large. Raises UserError."""
-    from ptinspect.linux.oops.lines import MAX_BYTES
-
+def _opened(ctx: Context, name: str) -> AbstractContextManager[BinaryIO]:
+    """Open a log. Raises UserError."""
     if name == "-":
         if ctx.interactive:
             raise UserError("oops -: standard input is the prompt's", "name a file")
-        return sys.stdin.buffer.read(MAX_BYTES + 1)
+        return nullcontext(sys.stdin.buffer)
     try:
-        with Path(name).expanduser().open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        return Path(name).expanduser().open("rb")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {escape(name)}: {getattr(error, 'strerror', None) or error}") from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> UserError:
+    return UserError(f"cannot read {escape(name)}: {getattr(error, 'strerror', None) or error}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.commands.oops import VERDICTS
 from ptinspect.errors import UserError
 from ptinspect.linux.oops.codes import CODES
-from ptinspect.linux.oops.lines import MAX_BYTES
 from ptinspect.output.json import answer
 from ptinspect.output.model import Report
 from ptinspect.output.text import render
@@ -129,12 +134,31 @@ def test_files_that_cannot_be_read_are_the_users_errors(tmp_path: Path) -> None:
             run(f"oops '{name}'")
 
 
-def test_a_log_that_is_too_large_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress, zstandard.compress])
+def test_compressed_logs_are_read(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "console.log.packed"
+    file.write_bytes(pack(REPORT.read_bytes()))
+    (panic,) = run(f"oops {file}").result["panics"]
+    assert panic["verdict"]["code"] == "reverted-entry"
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress, zstandard.compress])
+def test_a_compressed_log_that_ends_too_early_says_so(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "console.log.packed"
+    file.write_bytes(pack(REPORT.read_bytes() + os.urandom(200_000))[:-50_000])
+    report = run(f"oops {file}")
+    assert report.result["complete"] is False
+    assert "not read to its end" in render(report)
+
+
+def test_a_log_of_more_than_64_mib_is_read_to_its_end(tmp_path: Path) -> None:
     file = tmp_path / "large.log"
     with file.open("wb") as out:
-        out.truncate(MAX_BYTES + 1)
-    with pytest.raises(UserError, match="64 MiB"):
-        run(f"oops {file}")
+        for _ in range(66):
+            out.write(b"[    1.000000] usb 1-1: new high-speed USB device number 2 using xhci\n" * (1 << 14))
+        out.write(REPORT.read_bytes())
+    (panic,) = run(f"oops {file}").result["panics"]
+    assert panic["verdict"]["code"] == "reverted-entry"
 
 
 def test_nothing_found_is_an_answer(tmp_path: Path) -> None:

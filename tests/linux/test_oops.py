@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 from oops_logs import LOGS, bad_stack, log, paging_request, text
 
-from ptinspect.errors import UserError
 from ptinspect.linux.oops.analysis import Panic, analyse
 from ptinspect.linux.oops.codes import CODES
-from ptinspect.linux.oops.lines import MAX_BYTES
 
 
 def only(data: bytes) -> Panic:
@@ -333,11 +331,6 @@ def test_the_bad_stack_line_alone_proves_nothing() -> None:
     panic = only(b"Insufficient stack space to handle exception!\n")
     assert panic.verdict.code == "unknown"
     assert "SP" in panic.verdict.unknown[0]
-
-
-def test_a_log_that_is_too_large_is_refused() -> None:
-    with pytest.raises(UserError, match="64 MiB"):
-        analyse(b"\n" * (MAX_BYTES + 1))
 
 
 def test_a_log_with_nothing_in_it_has_no_panics() -> None:

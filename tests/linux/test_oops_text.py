@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ptinspect.linux.oops.lines import MAX_LINE, Line, decode, lines
+from ptinspect.linux.oops.analysis import analyse
+from ptinspect.linux.oops.lines import MAX_LINE, Line, lines
 
 FAR = "FAR: 0xffff0000093a80e0"
 
@@ -69,12 +70,13 @@ def test_a_long_line_is_cut() -> None:
     assert line.text == "x" * MAX_LINE
 
 
-def test_spans_limit_the_work_and_keep_the_numbers() -> None:
-    text = "one\ntwo\nthree\nfour\n"
-    assert [(line.number, line.text) for line in lines(text, [(4, 8), (14, 19)])] == [(2, "two"), (4, "four")]
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_read(encoding: str) -> None:
+    mark = "\ufeff".encode(encoding)
+    (panic,) = analyse(mark + "\nKernel panic - not syncing: VFS: no root\n".encode(encoding)).panics
+    assert panic.incident.panic == "VFS: no root"
 
 
-def test_utf16_is_read() -> None:
-    assert decode(b"\xff\xfe" + "Kernel".encode("utf-16-le")) == "Kernel"
-    assert decode(b"\xfe\xff" + "Kernel".encode("utf-16-be")) == "Kernel"
-    assert decode(b"a\xff\x00b") == "a�\x00b"
+def test_bytes_that_are_no_text_do_no_harm() -> None:
+    (panic,) = analyse(b"\xff\x00\xc3Kernel panic - not syncing: a\xff\x00b").panics
+    assert panic.incident.panic == "a\ufffd"

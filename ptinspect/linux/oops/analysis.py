@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO
 
 from ptinspect.arch.esr import decode_esr
-from ptinspect.errors import UserError
 from ptinspect.linux.oops.codes import Verdict
-from ptinspect.linux.oops.deaths import read
 from ptinspect.linux.oops.depth import chain, recursion, stack_at, used_before
-from ptinspect.linux.oops.lines import MAX_BYTES, decode
+from ptinspect.linux.oops.logfile import Log, read
 from ptinspect.linux.oops.model import Incident
 from ptinspect.linux.oops.printed_walk import Path, incident_regime, path_of
 from ptinspect.linux.oops.rewrite import ROLES, explain, in_kpti, kpti_registers
@@ -60,16 +61,15 @@ class Analysis:
     total: int
     """How many were found."""
     complete: bool = True
-    """False if there were so many that the log was not read to its end."""
+    """False if the log is damaged: a compressed file that ends too early. What came before that was read."""
 
 
-def analyse(data: bytes) -> Analysis:
-    """Explain a console log. Raises UserError if it is larger than MAX_BYTES; on nothing else."""
-    if len(data) > MAX_BYTES:
-        raise UserError(f"the log is larger than {MAX_BYTES >> 20} MiB", "cut out the part around the panic")
-    incidents, complete = read(decode(data))
-    explained = tuple(explain_incident(incident) for incident in incidents[:MAX_PANICS])
-    return Analysis(explained, len(incidents), complete)
+def analyse(log: bytes | BinaryIO) -> Analysis:
+    """Explain a console log: its bytes, or a file that is read as a stream. Raises OSError of the file's."""
+    source = Log(io.BytesIO(log) if isinstance(log, bytes) else log)
+    reader = read(source)
+    explained = tuple(explain_incident(incident) for incident in islice(reader.finish(), MAX_PANICS))
+    return Analysis(explained, reader.total, source.whole)
 
 
 def explain_incident(incident: Incident) -> Panic:

@@ -61,9 +61,11 @@ def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
             (f"the kernel reported: {first.headline}", _WHAT[first.kind]),
             ("why it happened",),
         )
-    if first.mixed:
+    if first.mixed and {"sp", "pc"} & {*first.doubtful}:
         unknown = ("lines of several CPUs are interleaved: a value may belong to another one",)
         return Verdict("unknown", (first.headline,), unknown)
+    if "esr" in first.doubtful:
+        esr = None
     if first.kind == "serror":
         return _ordinary(
             first, ["an SError is reported by the memory system or a device, not by a translation"]

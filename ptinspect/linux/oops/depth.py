@@ -21,9 +21,9 @@ CHAIN_REPEATS = 4
 _ENTRY = re.compile(
     r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/"
 )
-_HANDLER = re.compile(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)\+")
+_HANDLER = re.compile(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)(?:\+|$)")
 _REPORTING = re.compile(
-    r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)\+"
+    r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)(?:\+|$)"
 )
 
 

@@ -1,33 +1,58 @@
-"""The lines of a console log: bounded, without prefixes, time stamps and control codes."""
+"""The kernel's own lines in a console log: prefixes gone, lines that were wrapped joined, all bounded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-MAX_BYTES = 64 << 20
-"""The largest log that is read, in bytes."""
+from ptinspect.linux.oops.prefixes import ANCHOR, FRAME_LINE, STAMP, Columns, Peeled, peel, quotes
+
 MAX_LINE = 4096
 """Characters of a line that are looked at; the rest of it is left out."""
+NARROW = 66
+"""Columns below which a line was not wrapped: folds at 72 with a name in front that was made shorter."""
+WIDE = 100
+"""Columns above which a log was not wrapped."""
+SOFT = range(60, 78)
+"""Characters of a row of quoted-printable that ends with a soft break, the `=` included (RFC 2045: 76)."""
+MAX_ROWS = 12
+"""Rows of one wrapped line."""
 
-_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")
-_LINES = re.compile(r"[^\r\n\x00]+")
-_STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
-_STAMPED = re.compile(_STAMP)
-_SECONDS = re.compile(r"\[ *(\d+\.\d+)")
-_BEFORE = re.compile(r"^.{0,200}?(?=" + _STAMP + ")")
-_CALLER = re.compile(r"^ ?\[ {0,12}([TC]\d{1,9})\]")
-_TAGS = re.compile(r"^(?:\[[^\]\[]{0,60}\])+")
-_QUOTE = re.compile(r"^(?:[ \t]*>)+[ \t]?")
-_LEVEL = re.compile(r"^[ \t]*<\d{1,3}>")
-_KMSG = re.compile(r"^\d{1,3},\d{1,12},\d{1,20},[^;]{0,40};")
-_SYSLOG = re.compile(
-    r"^(?:<\d{1,3}>)?(?:\d+ )?(?:[A-Z][a-z]{2} +\d{1,2} +\d\d:\d\d:\d\d(?:\.\d+)?|"
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*)[ \t]+(?:\S{1,255}[ \t]+)?(?:kernel|linux)(?:\[\d+\])?:"
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])")
+_ROWS = re.compile(r"[^\r\n\x00]+")
+_STAMPED = re.compile(STAMP)
+_CHARACTERS = {
+    **dict.fromkeys((0xA0, 0x2007, 0x202F, 0x3000, *range(0x2000, 0x2007), *range(0x2008, 0x200B)), " "),
+    **dict.fromkeys((0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD), None),
+}
+_QUOTED_PRINTABLE = re.compile(r"=(?:3D|20|09|C2=A0)", re.IGNORECASE)
+_DECODED = {"=3d": "=", "=20": " ", "=09": "\t", "=c2=a0": " "}
+_ENTITIES = {"&gt;": ">", "&lt;": "<", "&nbsp;": " ", "&quot;": '"', "&amp;": "&"}
+_ENTITY = re.compile("|".join(_ENTITIES))
+_OPEN = re.compile(
+    r"(?:Internal error:|Kernel panic - not(?: syncing:?)?|not syncing: .{0,60}\b(?:in|at|the|to|by)|"
+    r"\b(?:pc|lr|sp|x\d{1,2}) ?:|(?:PC|LR) is at|Comm:|PID:|CPU:|UID:|Not|Not tainted|Tainted:(?: [A-Z])*|"
+    r"Unable to(?: handle(?: kernel.{0,50})?)?|virtual address|at virtual|paging request(?: at)?|"
+    r"\b(?:pgd|p4d|pud|pmd|pte) ?=|(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]{16},|pgdp? ?=|-bit VAs,|k pages,|"
+    r"pgtable:|ESR ?[:=]|FAR ?[:=]|EC =|code|Task stack:|IRQ stack:|Overflow stack:|-- [A-Z]\w{2,5}|"
+    r"kernel BUG at|Bad mode in(?: \w+){0,3}|exitcode=?|^\[[0-9a-f]{16}\]|x\d{1,2}: [0-9a-f]{1,15}|"
+    r"pstate:|\bdetected on)$"
 )
-_CLOCK = re.compile(r"^\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^\]\s]{0,20}\]?")
+"""What a line cannot end with: something has to follow."""
+_GOES_ON = re.compile(r",? ?\*?(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]")
+_WALK = re.compile(r"\bp[g4u]d ?=|^\[[0-9a-f]{8,16}\]$")
+_WHOLE = re.compile(
+    r"\bx\d{1,2} ?: [0-9a-f]{16}(?![0-9a-f])|\bsp : [0-9a-f]{16}(?![0-9a-f])|0x[0-9a-f]{16}(?![0-9a-f])|"
+    r"\bp[g4um]?[dt]e? ?= ?[0-9a-f]{16}(?![0-9a-f])|\+0x[0-9a-f]+/0x[0-9a-f]+(?![0-9a-f\w])|"
+    r"\baddress [0-9a-f]{16}(?![0-9a-f])|\[[0-9a-f]{16}\]|pstate: [0-9a-f]{8} |"
+    r"\b(?:Not tainted|Comm|PID|kernel stack overflow|handle exception|virtual address|dereference|"
+    r"paging request|syncing|Call trace|linux,dummy-virt|PREEMPT|SMP|tainted|current EL|DABT|stack|Task|"
+    r"Overflow|Hardware name|Internal error|Insufficient|exception|pages|pgtable|VAs|Tainted|space)\b"
+)
+"""Words and values of the kernel's that are whole: to tell a line that was cut from one that was folded."""
+ELISION = re.compile(r"(?:\.{3,}|…|\[ ?(?:\.{2,}|…|snip|cut)|<snip|\(many more)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,40 +64,197 @@ class Line:
     text: str
     """What the kernel said, prefixes removed; at most MAX_LINE characters."""
     caller: str = ""
-    """`T<pid>` or `C<cpu>` where the kernel prints it (CONFIG_PRINTK_CALLER), else empty."""
+    """`T<pid>` or `C<cpu>` where the log names it, else empty."""
     time: str = ""
     """The time stamp, seconds since boot as printed, or empty."""
 
 
-def decode(data: bytes) -> str:
-    """Return the text of a log; bytes that are no UTF-8 become replacement characters."""
-    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
-        if data.startswith(mark):
-            return data[2:].decode(encoding, errors="replace")
-    return data.decode("utf-8", errors="replace")
+@dataclass(frozen=True)
+class Row:
+    """A row of the file."""
+
+    number: int
+    """Line of the file, from 1."""
+    raw: str
+    """Its characters, the end of the line left out."""
 
 
-def lines(text: str, spans: Iterable[tuple[int, int]] | None = None) -> Iterator[Line]:
-    """Go through the messages in `text`, one at a time, in order.
+@dataclass
+class _Open:
+    """A line that may go on in the next row."""
 
-    CR, LF and any mixture of them end a line; a line that holds several time stamps is several
-    messages that ran together. Empty ones are left out. `spans` limits the work to parts of the
-    text: half-open ranges of characters, in order, that do not overlap.
-    """
+    number: int
+    text: str
+    width: int
+    peeled: Peeled
+    known: bool
+    rows: int = 1
+    flowed: bool = False
+    """True if the row ends with a space: a mailer's mark of a fold (RFC 3676)."""
+
+
+@dataclass
+class Normaliser:
+    """Turn rows into lines; what was learned from earlier rows is kept."""
+
+    columns: Columns = field(default_factory=Columns)
+    """Columns that stand in front of known lines."""
+    terminal: int = 0
+    """Columns at which rows are cut in the middle of words; 0 if they are not."""
+    pending: _Open | None = None
+
+    def lines(self, rows: Sequence[Row], *, last: bool = True) -> Iterator[Line]:
+        """Go through the lines in `rows`, which follow the ones given before; `last` if no more follow."""
+        pieces = self._whole([(row.number, piece) for row in rows for piece in _split(row.raw)])
+        for (number, text), line in zip(pieces, self._peeled([text for _, text in pieces]), strict=True):
+            yield from self._row(number, text, line)
+        if last:
+            yield from self._flush()
+
+    def _whole(self, pieces: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Join rows that were cut at a width: by a terminal, or by quoted-printable's soft breaks."""
+        found: list[tuple[int, str]] = []
+        soft = False
+        for number, raw in pieces:
+            text = _clean(raw)
+            if soft and found:
+                found[-1] = (found[-1][0], (found[-1][1] + text)[:MAX_LINE])
+            else:
+                found.append((number, text))
+            soft = text.endswith("=") and len(raw) in SOFT
+            if soft:
+                found[-1] = (found[-1][0], found[-1][1][:-1])
+        peeled = self._peeled([text for _, text in found])
+        self.terminal = _terminal([len(text) for _, text in found], peeled) or self.terminal
+        if not self.terminal:
+            return found
+        joined: list[tuple[int, str]] = []
+        full = False
+        for (number, text), line in zip(found, peeled, strict=True):
+            if full and not line.stamped and len(joined[-1][1]) < MAX_LINE:
+                joined[-1] = (joined[-1][0], joined[-1][1] + text)
+            else:
+                joined.append((number, text))
+            full = len(text) == self.terminal
+        return joined
+
+    def _peeled(self, texts: Sequence[str]) -> list[Peeled]:
+        """Take away what is in front of each row; columns are learned from them first."""
+        peeled = [peel(quotes(text)) for text in texts]
+        stamped = _stamped(peeled)
+        for line in peeled:
+            if line.stamped or not stamped:
+                self.columns.learn(line.text)
+        return [self._learned(line) for line in peeled] if self.columns.known else peeled
+
+    def _learned(self, line: Peeled) -> Peeled:
+        text = self.columns.strip(line.text)
+        if text is None:
+            return line
+        return Peeled(text, line.layers + 1, True, line.time, line.caller)
+
+    def _row(self, number: int, raw: str, line: Peeled) -> Iterator[Line]:
+        text = line.text.strip("\t ")
+        width = len(quotes(raw).rstrip())
+        width = width if width >= NARROW else len(raw.rstrip())
+        if not text:
+            if line.stamped or self.pending is None or not _OPEN.search(self.pending.text):
+                yield from self._flush()
+            if line.stamped:
+                self.pending = _Open(number, "", width, line, known=False)
+            return
+        known = _known(text)
+        before = self.pending
+        if before is not None and before.rows < MAX_ROWS and self._goes_on(before, line, text, known=known):
+            before.text = (before.text + _glue(before, text) + text)[:MAX_LINE]
+            before.width, before.rows, before.flowed = width, before.rows + 1, raw.endswith(" ")
+            return
+        yield from self._flush()
+        self.pending = _Open(number, text, width, line, known, flowed=raw.endswith(" "))
+
+    def _flush(self) -> Iterator[Line]:
+        done, self.pending = self.pending, None
+        if done is not None and done.text:
+            yield Line(done.number, done.text.rstrip(), done.peeled.caller, done.peeled.time)
+
+    def _goes_on(self, before: _Open, line: Peeled, text: str, *, known: bool) -> bool:
+        """Tell whether a row continues the line before it."""
+        fewer = before.peeled.stamped and not line.stamped
+        same = before.peeled.stamped == line.stamped
+        if not before.text:
+            return fewer
+        if _GOES_ON.match(text) and _WALK.search(before.text) and not line.time:
+            return True
+        if known and not (fewer and _wrapped_frame(before, text)):
+            return False
+        if _OPEN.search(before.text):
+            return (fewer or same) and not (same and line.time and line.time != before.peeled.time)
+        if not fewer and (line.stamped or not before.known):
+            return False
+        first = text.partition(" ")[0]
+        return before.width + 1 + len(first) >= NARROW and before.width <= WIDE
+
+
+def _glue(before: _Open, text: str) -> str:
+    """Return what stood between two rows: a space, or nothing where a word was cut."""
+    if text.startswith(",") and _GOES_ON.match(text):
+        return ""
+    cut, folded = before.text + text, f"{before.text} {text}"
+    edge = slice(max(0, len(before.text) - 60), len(before.text) + 80)
+    whole, parts = len(_WHOLE.findall(cut[edge])), len(_WHOLE.findall(folded[edge]))
+    return "" if whole > parts and not before.flowed else " "
+
+
+def _stamped(peeled: Sequence[Peeled]) -> bool:
+    """Tell whether the lines of a log have stamps, so that rows without one go on from the row before."""
+    return sum(line.stamped for line in peeled) > len(peeled) // 3
+
+
+def _terminal(widths: Sequence[int], peeled: Sequence[Peeled]) -> int:
+    """Return the width at which a terminal cut rows: all that go on have it, and none is longer."""
+    longest, stamped = max(widths, default=0), _stamped(peeled)
+    if not NARROW <= longest <= WIDE:
+        return 0
+    cut = [
+        width
+        for width, line, after in zip(widths, peeled, peeled[1:], strict=False)
+        if after.text.strip()
+        and (line.stamped and not after.stamped if stamped else not _known(after.text.strip()))
+    ]
+    return longest if len(cut) > 1 and sum(width == longest for width in cut) >= 0.9 * len(cut) else 0
+
+
+def _known(text: str) -> bool:
+    """Tell whether a line begins with words or a symbol that the kernel prints at the beginning of one."""
+    return any(known.match(text) is not None for known in (ANCHOR, FRAME_LINE, ELISION))
+
+
+def _wrapped_frame(before: _Open, text: str) -> bool:
+    """Tell whether a symbol stands on a row of its own because the words before it filled theirs."""
+    waits = re.search(r"\b(?:pc|lr) ?:$|is at$", before.text) is not None
+    return waits and FRAME_LINE.match(text) is not None
+
+
+def rows(text: str, number: int = 1) -> Iterator[Row]:
+    """Go through the rows of a text; CR, LF and any mixture of them end one, empty ones are kept as such."""
     ending = "\n" if "\n" in text else "\r"
-    position, number = 0, 1
-    for start, end in spans if spans is not None else ((0, len(text)),):
-        for match in _LINES.finditer(text, start, end):
-            number += text.count(ending, position, match.start())
-            position = match.start()
-            for piece in _split(match[0]):
-                line = _clean(piece, number)
-                if line.text:
-                    yield line
+    position = 0
+    for match in _ROWS.finditer(text):
+        passed = text.count(ending, position, match.start())
+        if passed > 1:
+            yield Row(number + passed - 1, "")
+        number += passed
+        position = match.start()
+        yield Row(number, match[0])
+
+
+def lines(text: str) -> Iterator[Line]:
+    """Go through the lines of a whole text."""
+    return Normaliser().lines(list(rows(text)))
 
 
 def _split(raw: str) -> list[str]:
-    """Cut a line where a further time stamp begins; cut what is longer than MAX_LINE."""
+    """Cut a row where a further time stamp begins; cut what is longer than MAX_LINE."""
     if raw.count("[") < 2:
         return [raw[:MAX_LINE]]
     starts = [match.start() for match in _STAMPED.finditer(raw)]
@@ -82,38 +264,13 @@ def _split(raw: str) -> list[str]:
     return [raw[a : min(b, a + MAX_LINE)] for a, b in pairwise(edges)]
 
 
-def _clean(raw: str, number: int) -> Line:
+def _clean(raw: str) -> str:
+    """Replace what terminals, browsers and mail programs made of the characters."""
     text = _ANSI.sub("", raw) if "\x1b" in raw else raw
-    text = _QUOTE.sub("", text)
-    time = ""
-    before = _BEFORE.match(text) if "[" in text else None
-    if before is not None:
-        rest = text[before.end() :]
-        stamp = _STAMPED.match(rest)
-        assert stamp is not None
-        if _is_prefix(before[0]):
-            seconds = _SECONDS.match(stamp[0])
-            time = "" if seconds is None else seconds[1]
-            text = rest[stamp.end() :]
-    if not time:
-        text = _strip_prefix(text)
-    caller = _CALLER.match(text)
-    if caller is not None:
-        text = text[caller.end() :]
-    elif time:
-        text = _TAGS.sub("", text)
-    text = text[1:] if text.startswith(" ") else text
-    return Line(number, text.rstrip(), caller[1] if caller is not None else "", time)
-
-
-def _is_prefix(text: str) -> bool:
-    """Tell whether what stands before a time stamp is a logger's prefix and nothing of the kernel's."""
-    return not text.strip() or not _strip_prefix(text).strip() or bool(re.search(r"[>:;|\]][ \t]*$", text))
-
-
-def _strip_prefix(text: str) -> str:
-    for pattern in (_KMSG, _SYSLOG, _CLOCK, _LEVEL):
-        match = pattern.match(text)
-        if match is not None:
-            text = text[match.end() :]
+    if not text.isascii():
+        text = text.translate(_CHARACTERS)
+    if "=" in text and _QUOTED_PRINTABLE.search(text) is not None:
+        text = _QUOTED_PRINTABLE.sub(lambda match: _DECODED[match[0].lower()], text)
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: _ENTITIES[match[0]], text)
     return text

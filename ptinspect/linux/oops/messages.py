@@ -15,7 +15,7 @@ HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
     ("bad-stack", re.compile(r"Insufficient stack space to handle exception")),
     (
         "fault",
-        re.compile(r"Unable to handle kernel [\w '/,-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)"),
+        re.compile(r"Unable to handle kernel [\w '/,=-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)"),
     ),
     ("fault", re.compile(r"BUG: (?:unable to handle|kernel NULL pointer dereference)")),
     ("oops", re.compile(r"Bad mode in .{1,60} handler detected")),
@@ -39,10 +39,29 @@ INTERNAL = re.compile(r"Internal error: (.{0,200})")
 BOOT = re.compile(r"(Booting Linux on physical CPU|Linux version \d)")
 END = re.compile(r"---\[ end (?:trace|Kernel panic)")
 CALL_TRACE = re.compile(r"Call trace:|Call Trace:|Backtrace:")
-FRAME = re.compile(
-    r"^\s*(?:\[?<[0-9a-fA-F]+>\]? ?)?(?:\? )?"
-    r"([A-Za-z_$][\w.$]{0,127}\+0x[0-9a-f]+/0x[0-9a-f]+|0x[0-9a-f]{1,16})(?:[\s(]|$)"
+_SYMBOLIC = r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
+_FRAME = re.compile(
+    r"(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
+    rf"(?:({_SYMBOLIC})(?=[\s(]|$)|(0x[0-9a-f]{{1,16}})(?: ?\(P\w?\))?$)"
 )
+_FRAME_AT_END = re.compile(rf"[\s\]>):;|]({_SYMBOLIC})(?: \[[^\]]{{1,90}}\])?(?: \(P?\w?\))?$")
+_SOURCE = r"\((?:[^()]{0,200}:(?:\d+|\?)[^()]{0,200}(?:\([^()]{0,40}\))?[^()]{0,200})\)"
+_DECODED_FRAME = re.compile(rf"(?:\? )?([A-Za-z_$][\w.$]{{0,250}}) {_SOURCE}(?: |$)")
+INLINE = re.compile(r"\[inline\]\s*$")
+"""A line that decode_stacktrace.sh or syzbot adds for a call that was inlined."""
+BROADCAST = re.compile(r"(?:Message from syslogd|Broadcast message from)")
+EXCEPTION_STACK = re.compile(r"Exception stack\(|[0-9a-f]{4}: (?: |[0-9a-f]{8,16} ?)+$")
+"""Lines inside of a call trace that show an exception frame (Linux up to 4.15, dump_mem)."""
+DROPPED = re.compile(r"\*\* \d+ printk messages dropped|callbacks suppressed")
+NOTES = re.compile(
+    r"(?:KASAN: .{1,60} in range \[|(?:Read|Write|Free) of (?:size \d+ )?at addr|(?:Read|Write) of size \d+ |"
+    r"The buggy address (?:belongs to|is located)|Invalid (?:read|write|free) at 0x|"
+    r"(?:Out-of-bounds|Use-after-free|Memory corruption).{0,20} at 0x|"
+    r"user address but active_mm|address between user and kernel).{0,200}"
+)
+"""What KASAN, KFENCE and the fault handler say about the address."""
+NUMBER = re.compile(r"\[#(\d{1,6})\]")
+"""The count of oopses since boot (kernel/panic.c, arm64 traps.c: die_counter)."""
 TRIGGERS = re.compile(
     "|".join(
         (
@@ -72,18 +91,21 @@ _HEX16 = r"([0-9a-fA-F]{16})(?![0-9a-fA-F])"
 _ESR = re.compile(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)")
 _CODE = re.compile(r"\bcode:? 0x([0-9a-fA-F]+) --")
 _ESR_LATE = re.compile(r", ESR:? 0x([0-9a-fA-F]+) --")
-_OOPS_ESR = re.compile(r"^(?:Oops(?: - [\w ]+)?|[A-Za-z][\w ()/-]*): ([0-9a-fA-F]{4,16})\b")
+_ESR_HYP = re.compile(r"\bPC:[0-9a-f]{16} ESR:(?:0x)?([0-9a-f]{8,16})\b")
+_OOPS_ESR = re.compile(r"^[A-Za-z][\w ()/:.'-]{0,80}: ([0-9a-fA-F]{8,16})(?= |$)")
 _FAR = re.compile(r"\bFAR(?::| =) ?0x([0-9a-fA-F]+)")
 _STACK = re.compile(
     r"\b(Task|IRQ|Overflow|SDEI[\w ]{0,20}?) ?stack:\s*\[0x([0-9a-fA-F]+)\.\.0x([0-9a-fA-F]+)\]"
 )
 _CPU = re.compile(
     r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?) (?:Kdump: loaded )?"
-    r"(?:Not tainted|Tainted: [A-Z ,=\[\]_]{1,200}?) *(\d\S{0,80})?(?: |$)"
+    r"(?:Not tainted|Tainted: (?:[A-Z-] *){1,80}(?=\s|$|\d))(?:\s+(\d+\.\d\S{0,100})|(?=\s|$))"
 )
+_CPU_BARE = re.compile(r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?)$")
 _PSTATE = re.compile(r"\bpstate: ([0-9a-fA-F]{8})(?![0-9a-fA-F])")
-_PC = re.compile(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,160})")
-_LR = re.compile(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,160})")
+_PC = re.compile(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,260})")
+_LR = re.compile(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,260})")
+_SOURCE_LINE = re.compile(r"\b(pc|lr) : ([A-Za-z_$][\w.$]{0,250}) " + _SOURCE)
 _PC_BARE = re.compile(r"\bpc : \[<([0-9a-f]{16})>\]")
 _LR_BARE = re.compile(r"\blr : \[<([0-9a-f]{16})>\]")
 _SP = re.compile(r"\bsp : " + _HEX16)
@@ -95,9 +117,7 @@ _PAGETABLE = re.compile(
 _PATH = re.compile(r"\[(?:0x)?([0-9a-fA-F]{8,16})\] \*?(?=pgd ?=)")
 _ENTRY = re.compile(r"\*?\b(pgd|p4d|pud|pmd|pte) ?= ?([0-9a-fA-F]+)")
 _LIMIT = re.compile(r"\bProcess (.{1,40}?) \(pid: (\d{1,10}), stack limit = 0x")
-_SYMBOL = re.compile(
-    r"[A-Za-z_$][\w.$]{0,127}\+0x[0-9a-f]+/0x[0-9a-f]+|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16}"
-)
+_SYMBOL = re.compile(_SYMBOLIC + r"|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16}")
 
 FOREIGN: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("x86", re.compile(r"\bRIP: 0010:|\bEIP: |\bCR2: [0-9a-f]{8}")),
@@ -142,12 +162,14 @@ def _registers(text: str, found: Values, damaged: list[str]) -> None:
             found[name] = symbol[1]
         elif (address := bare.search(text)) is not None:
             found[f"{name}:bare"] = f"0x{address[1]}"
+    for match in _SOURCE_LINE.finditer(text):
+        found.setdefault(match[1], match[2])
     if (state := _PSTATE.search(text)) is not None:
         found["pstate"] = int(state[1], 16)
 
 
 def _fault(text: str, found: Values, damaged: list[str]) -> None:
-    for pattern in (_ESR, _CODE, _ESR_LATE):
+    for pattern in (_ESR, _CODE, _ESR_LATE, _ESR_HYP):
         if (match := pattern.search(text)) is not None:
             if len(match[1]) in (8, 16):
                 found["esr"] = int(match[1], 16) & 0xFFFF_FFFF
@@ -174,6 +196,8 @@ def _fault(text: str, found: Values, damaged: list[str]) -> None:
 def _context(text: str, found: Values) -> None:
     if (match := _CPU.search(text)) is not None:
         found["cpu"] = (int(match[1]), int(match[2]), match[3], match[4] or "")
+    elif (match := _CPU_BARE.search(text)) is not None:
+        found["cpu"] = (int(match[1]), int(match[2]), match[3].partition(" ")[0], "")
     elif (match := _LIMIT.search(text)) is not None:
         found["process"] = (int(match[2]), match[1])
 
@@ -200,3 +224,12 @@ def oops_esr(internal: str) -> int | None:
     if match is None or len(match[1]) not in (8, 16):
         return None
     return int(match[1], 16) & 0xFFFF_FFFF
+
+
+def frame(text: str) -> str | None:
+    """Return the symbol or address of a line of a call trace, or None."""
+    match = _FRAME.match(text)
+    if match is not None:
+        return match[1] or match[2]
+    match = _DECODED_FRAME.match(text) or _FRAME_AT_END.search(text)
+    return match[1] if match is not None and "pc : " not in text and "lr : " not in text else None

@@ -31,7 +31,7 @@ class StackRange:
     base: int
     """The lowest address."""
     top: int
-    """The first address behind the stack."""
+    """The first address past the end of the stack."""
 
     @property
     def size(self) -> int:
@@ -119,13 +119,21 @@ class Fault:
     trace: tuple[str, ...] = ()
     """The call trace, innermost first: `symbol+0x0/0xb0`."""
     panic: str = ""
-    """The text behind `Kernel panic - not syncing: `, or empty."""
+    """The text after `Kernel panic - not syncing: `, or empty."""
     ended: bool = False
     """True if the end marker of the report was printed."""
     damaged: tuple[str, ...] = ()
     """Values whose digits are incomplete, by name."""
     mixed: bool = False
     """True if its lines are interleaved with those of another report."""
+    doubtful: tuple[str, ...] = ()
+    """Of a mixed report: the values that were not printed in one piece with SP and pc."""
+    elided: bool = False
+    """True if the call trace was cut: by `...`, by lost messages, or by a fault while it was printed."""
+    notes: tuple[str, ...] = ()
+    """What KASAN and the like say about the address: size, object, range."""
+    number: int | None = None
+    """The kernel's count of oopses, `[#1]`."""
 
     @property
     def task_stack(self) -> StackRange | None:
@@ -160,7 +168,5 @@ class Incident:
     @property
     def message(self) -> str:
         """The line that says best what happened: the panic's, or the fault's where the panic only follows."""
-        generic = self.panic.startswith(("Fatal exception", "Oops", "Attempted to kill init"))
-        if self.panic and not (generic and self.first.kind not in ("panic", "bad-stack")):
-            return self.panic
-        return self.first.headline
+        own = self.panic and self.first.kind in ("panic", "bad-stack", "lockup", "rcu-stall", "hung-task")
+        return self.panic if own else self.first.headline

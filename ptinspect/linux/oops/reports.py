@@ -3,150 +3,104 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ptinspect.linux.oops import messages as say
-from ptinspect.linux.oops.lines import Line
-from ptinspect.linux.oops.model import Fault, FaultKind, StackRange
+from ptinspect.linux.oops.draft import Draft
+from ptinspect.linux.oops.lines import ELISION, Line
+from ptinspect.linux.oops.model import FaultKind, StackRange
+from ptinspect.linux.oops.prefixes import ANCHOR
 
-MAX_FAULTS = 2048
-"""Reports that are read from one log; what comes after them is left out."""
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""
+MAX_NOTES = 8
+"""Lines of KASAN's that are kept."""
 REACH = 400
-"""Lines behind the last one of a report after which a line cannot belong to it."""
-BURST = 12
-"""Values that a report may have while another one that interleaves with it begins."""
+"""Lines after the last one of a report after which a line cannot belong to it."""
+NEAR = 64 << 10
+"""Bytes around SP in which its frame record lies."""
+TRACE_GAP = 8
+"""Lines without a frame after which a call trace is over."""
 
-_GENERIC = re.compile(
-    r"Fatal exception|Oops|Attempted to kill init! exitcode=0x000000[08][4-9a-f]\b|Attempted to kill the idle"
-)
-_FITS: dict[FaultKind, str] = {
+CONSEQUENCES: Mapping[str, str] = {
     "bad-stack": r"[Kk]ernel stack overflow",
-    "serror": r"Asynchronous SError|bad mode",
+    "serror": r"Asynchronous SError|[Bb]ad mode|Unhandled exception",
     "lockup": r"softlockup|soft lockup|LOCKUP|lockup",
     "rcu-stall": r"RCU Stall",
     "hung-task": r"hung_task",
     "kasan": r"panic_on_warn|KASAN|kasan",
-    "warning": r"panic_on_warn|WARNING|kernel: panic_on_warn",
+    "warning": r"panic_on_warn|WARNING",
 }
-"""Kind of a report -> the panics that are its consequence."""
+"""Kind of a report -> the panics that are its consequence, besides those of AFTERMATH."""
+AFTERMATH = re.compile(
+    r"(?:[\w ,'()/-]{1,60}: )?(?:Fatal exception|Fatal hardware error)|Oops|Attempted to kill the idle|"
+    r"[Bb]ad mode|Unhandled exception|Aiee, killing interrupt handler|"
+    r"Attempted to kill init! exitcode=0x000000[08][4-9a-f]\b|Unrecoverable exception"
+)
+"""Panics that an oops, a BUG or a fault ends in (kernel/exit.c, arm64 traps.c: die, arm64_notify_die)."""
+AFTERMATH_OF: frozenset[FaultKind] = frozenset({"fault", "oops", "bug", "serror"})
 
-
-@dataclass(eq=False)
-class Draft:
-    """A report while it is read."""
-
-    kind: FaultKind
-    headline: str
-    line: int
-    time: str
-    boot: int
-    last: int
-    slots: dict[str, Any] = field(default_factory=dict)
-    trace: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    panic: str = ""
-    ended: bool = False
-    mixed: bool = False
-    internal: bool = False
-    in_trace: int = 0
-    """Lines without a frame that the trace may still hold; 0 outside of a trace."""
-    caller: str = ""
-    seen: set[str] = field(default_factory=set)
-
-    def fault(self) -> Fault:
-        """Return what was read."""
-        slots = self.slots
-        cpu, pid, comm, release = slots.get("cpu", (None, None, "", ""))
-        if pid is None and "process" in slots:
-            pid, comm = slots["process"]
-        path_address, path = slots.get("path", (None, ()))
-        stacks = tuple(value for value in slots.values() if isinstance(value, StackRange))
-        registers = {
-            int(name[1:]): value for name, value in slots.items() if name[0] == "x" and name[1:].isdigit()
-        }
-        return Fault(
-            kind=self.kind,
-            headline=self.headline,
-            line=self.line,
-            time=self.time,
-            esr=slots.get("esr"),
-            far=slots.get("far"),
-            stacks=stacks,
-            cpu=cpu,
-            pid=pid,
-            comm=comm,
-            release=release,
-            pstate=slots.get("pstate"),
-            pc=slots.get("pc", slots.get("pc:bare", "")),
-            lr=slots.get("lr", slots.get("lr:bare", "")),
-            sp=slots.get("sp"),
-            registers=registers,
-            path_address=path_address,
-            path=path,
-            pagetable=slots.get("pagetable"),
-            trace=tuple(self.trace),
-            panic=self.panic,
-            ended=self.ended,
-            damaged=tuple(dict.fromkeys(name for name in self.damaged if name not in slots)),
-            mixed=self.mixed,
-        )
+_SEQUENCE = (
+    ("esr", "far", "stack:task", "stack:irq", "stack:overflow", "pagetable", "path", "cpu", "pstate"),
+    ("pc", "lr", "sp"),
+)
+_ORDER: Mapping[str, int] = {name: rank for rank, name in enumerate(n for part in _SEQUENCE for n in part)}
+_ABORT_INFO = re.compile(r"ESR = 0x|pgtable:|\] \*?pgd ?=")
+_BAD_STACK_INFO = re.compile(r"ESR: ?0x|FAR: ?0x|stack: *\[0x")
+_FAULT_WORDS = re.compile(
+    r"(?:Mem|Data) abort info|EC = |Exception class|SET = |EA = |FSC = |ISV = |CM = |GCS = "
+)
 
 
 @dataclass
-class Reader:
-    """Sort lines into reports; reports of one printing context at a time, several where they interleave."""
+class Sorter:
+    """Sort the lines of one stretch of a log into reports.
 
-    drafts: list[Draft] = field(default_factory=list)
-    open: dict[str, list[Draft]] = field(default_factory=dict)
-    deaths: dict[str, list[Draft]] = field(default_factory=dict)
-    """The last report of each context that was more than a warning."""
-    full: bool = False
-    """Set when a report began that is one too many."""
+    Where several CPUs print at the same time a line goes to the report that its values fit. Where they
+    fit several, it is the one that printed last, or, with `in_turn`, the one that waits for longest.
+    """
+
     boot: int = 0
-    banners: dict[int, str] = field(default_factory=dict)
-    boot_line: int = -REACH
-    foreign: dict[int, set[str]] = field(default_factory=dict)
+    in_turn: bool = False
+    drafts: list[Draft] = field(default_factory=list)
+    current: Draft | None = None
+    """The report that the last line went to."""
+    broadcast: int = -REACH
+    """The last line that says that what follows it is a copy, for everybody who is logged in."""
+    returns: int = 0
+    """How often a line went back to a report after another one had been printed in between."""
 
     def feed(self, line: Line) -> None:
         """Take one line."""
-        interesting = say.TRIGGERS.search(line.text) is not None
-        if interesting and self._boot(line):
+        if say.TRIGGERS.search(line.text) is not None and self._opening(line):
             return
-        self._architecture(line.text)
-        if interesting and self._opening(line):
-            return
+        if say.BROADCAST.match(line.text):
+            self.broadcast = line.number
         self._body(line)
 
-    def _boot(self, line: Line) -> bool:
-        match = say.BOOT.search(line.text)
-        if match is None:
-            return False
-        if line.number - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
-            self.boot += 1
-            self.open.clear()
-            self.deaths.clear()
-        self.boot_line = line.number
-        if match[1].startswith("Linux"):
-            self.banners[self.boot] = line.text[match.start() :][:200]
-        else:
-            self.banners.setdefault(self.boot, "")
-        return True
+    def alive(self, line: Line) -> list[Draft]:
+        """Return the reports that a line may belong to, the one that printed last at the end."""
+        found = [d for d in self.drafts[-64:] if not d.ended and line.number - d.last <= REACH]
+        return sorted((d for d in found if _heard(d, line.caller)), key=lambda d: d.last)
 
-    def _architecture(self, text: str) -> None:
-        if say.NATIVE.search(text):
-            self.foreign.setdefault(self.boot, set()).add("arm64")
-        for name, pattern in say.FOREIGN:
-            if pattern.search(text):
-                self.foreign.setdefault(self.boot, set()).add(name)
+    def score(self) -> int:
+        """Return how well the values of each report fit together."""
+        total = 0
+        for draft in self.drafts:
+            total += sum(_fit(draft, {name: value}) for name, value in draft.slots.items())
+            total += sum(name in draft.slots for name in ("cpu", "sp", "pc"))
+        return total
 
     def _opening(self, line: Line) -> bool:
         """Take a line that begins a report or says that the kernel gives up."""
         panic = say.PANIC.search(line.text)
-        if panic is not None and "end Kernel panic" not in line.text:
-            self._panic(line, panic[1].strip(), line.text[panic.start() :])
+        if panic is not None:
+            if "end Kernel panic" in line.text:
+                self._end(line, every=True)
+            else:
+                self._panic(line, panic[1].strip(), line.text[panic.start() :])
             return True
         internal = say.INTERNAL.search(line.text)
         if internal is not None:
@@ -154,120 +108,226 @@ class Reader:
             return True
         for kind, pattern in say.HEADLINES:
             match = pattern.search(line.text)
-            if match is not None:
-                draft = self._begin(kind, line, line.text[match.start() :])
-                if (
-                    draft is not None
-                    and kind == "fault"
-                    and match.groups()
-                    and match[1]
-                    and len(match[1]) in (8, 16)
-                ):
-                    draft.slots["far"] = int(match[1], 16)
-                if draft is not None:
-                    self._store(draft, line)
+            if match is None:
+                continue
+            headline = line.text[match.start() :]
+            if line.number - self.broadcast <= 2 and any(d.headline == headline for d in self.drafts[-8:]):
                 return True
+            draft = self._begin(kind, line, headline)
+            if kind == "fault" and match.groups() and match[1] and len(match[1]) in (8, 16):
+                draft.slots["far"] = int(match[1], 16)
+            self._store(draft, line)
+            return True
         return False
 
-    def _begin(self, kind: FaultKind, line: Line, headline: str) -> Draft | None:
-        if len(self.drafts) >= MAX_FAULTS:
-            self.full = True
-            return None
-        draft = Draft(
-            kind, headline[:300], line.number, line.time, self.boot, line.number, caller=line.caller
-        )
+    def _begin(self, kind: FaultKind, line: Line, headline: str) -> Draft:
+        for other in self.drafts[-64:]:
+            if other.in_trace and _heard(other, line.caller):
+                other.in_trace, other.elided = 0, True
+        draft = Draft(kind, headline[:300], line.number, line.time, self.boot, line.number)
         self.drafts.append(draft)
-        if kind != "warning":
-            self.deaths[line.caller] = [draft]
-        others = [
-            other
-            for other in self._alive(line)
-            if other.kind == kind and not other.panic and len(other.slots) < BURST
-        ]
-        if others and kind in ("bad-stack", "fault"):
-            for other in (*others, draft):
-                other.mixed = True
-            self.open[line.caller] = [*others, draft]
-        else:
-            self.open[line.caller] = [draft]
+        self._fed(draft, line)
         return draft
 
-    def _alive(self, line: Line) -> list[Draft]:
-        return [d for d in self.open.get(line.caller, []) if line.number - d.last <= REACH and not d.ended]
+    def _fed(self, draft: Draft, line: Line) -> None:
+        if self.current is not None and self.current is not draft and draft.rank >= 0:
+            self.returns += 1
+            draft.mixed = True
+            draft.run += 1
+        self.current, draft.last = draft, line.number
+        draft.rank = max(draft.rank, 0)
+        if line.caller:
+            draft.callers.add(line.caller)
 
     def _internal(self, line: Line, reason: str, headline: str) -> None:
-        esr = say.oops_esr(reason)
-        for draft in self._alive(line):
-            fits = draft.kind in ("fault", "oops", "bug", "serror") or (
+        esr, number = say.oops_esr(reason), say.NUMBER.search(reason)
+        count = int(number[1]) if number is not None else None
+        for draft in self.drafts[-64:]:
+            if count is not None and draft.number == count and _same(draft.slots.get("esr"), esr):
+                draft.last = max(draft.last, line.number) if not draft.ended else draft.last
+                return
+        alive = self.alive(line)
+        for draft in alive if self.in_turn else reversed(alive):
+            fits = draft.kind in AFTERMATH_OF or (
                 draft.kind == "bad-stack" and reason.startswith("kernel stack overflow")
             )
-            if fits and not draft.internal and not draft.panic:
-                draft.internal, draft.last = True, line.number
-                if esr is not None:
-                    draft.slots.setdefault("esr", esr)
-                return
-        new = self._begin("oops", line, headline)
-        if new is not None:
-            new.internal = True
-            if esr is not None:
-                new.slots["esr"] = esr
+            if fits and not draft.internal and not draft.panic and _same(draft.slots.get("esr"), esr):
+                break
+        else:
+            draft = self._begin("oops", line, headline)
+        draft.internal, draft.number = True, count
+        self._fed(draft, line)
+        if esr is not None:
+            draft.slots.setdefault("esr", esr)
 
     def _panic(self, line: Line, text: str, headline: str) -> None:
-        generic = _GENERIC.match(text) is not None
-        known = [*self.open.get(line.caller, []), *self.deaths.get(line.caller, [])]
-        alive = [d for d in known if line.number - d.last <= REACH and not d.panic]
-        for draft in alive:
-            fits = re.search(_FITS[draft.kind], text) is not None if draft.kind in _FITS else generic
-            if fits and not (
-                text.startswith("Attempted to kill init") and draft.slots.get("cpu", (0, 1))[1] != 1
-            ):
-                draft.panic, draft.last, draft.in_trace = text, line.number, 0
+        alive = [d for d in self.drafts[-64:] if line.number - d.last <= REACH and _heard(d, line.caller)]
+        for draft in sorted(alive, key=lambda d: (d is self.current, d.last), reverse=True):
+            if draft.panic and draft.panic == text:
                 return
-        draft_or_none = self._begin("panic", line, headline)
-        if draft_or_none is not None:
-            draft_or_none.panic = text
+            if not draft.panic and fits_panic(draft, text):
+                draft.panic, draft.in_trace = text, 0
+                if not draft.ended:
+                    self._fed(draft, line)
+                return
+        self._begin("panic", line, headline).panic = text
+
+    def _end(self, line: Line, *, every: bool = False) -> None:
+        alive = self.alive(line)
+        current = self.current if self.current in alive else None
+        for draft in alive if every else [current] if current is not None else alive[-1:]:
+            draft.ended, draft.in_trace = True, 0
 
     def _body(self, line: Line) -> None:
-        alive = self._alive(line)
+        alive = self.alive(line)
         if not alive:
             return
-        if say.END.search(line.text):
-            for draft in alive[:1]:
-                draft.ended, draft.in_trace = True, 0
-            return
-        if say.CALL_TRACE.search(line.text):
-            fresh = [d for d in alive if not d.trace]
-            for draft in fresh[:1] or alive[:1]:
-                draft.in_trace = 4 if not draft.trace else 0
-                draft.last = line.number
-            return
+        text = line.text
+        if say.END.search(text):
+            self._end(line)
+        elif say.CALL_TRACE.search(text):
+            fresh = [d for d in alive if not d.trace and not d.in_trace]
+            if fresh:
+                draft = self.current if self.current in fresh else fresh[-1]
+                for other in alive:
+                    if other.in_trace:
+                        other.mixed = other.elided = draft.mixed = draft.elided = True
+                draft.in_trace = TRACE_GAP
+                self._fed(draft, line)
+        elif not self._values(line, alive) and not self._frames(line, alive):
+            note = say.NOTES.search(text)
+            target = self.current if self.current in alive else None
+            if target is not None and (note is not None or ANCHOR.match(text) is not None):
+                if note is not None and len(target.notes) < MAX_NOTES and note[0] not in target.notes:
+                    target.notes.append(note[0])
+                if _FAULT_WORDS.match(text) is None or target.kind != "bad-stack":
+                    target.last = line.number
+
+    def _frames(self, line: Line, alive: list[Draft]) -> bool:
+        """Take a line of a call trace."""
         tracing = [d for d in alive if d.in_trace]
-        frame = say.FRAME.match(line.text)
-        if tracing and frame is not None:
-            for draft in tracing[:1] if not tracing[0].mixed else tracing:
-                if len(draft.trace) < MAX_FRAMES:
-                    draft.trace.append(frame[1])
-                draft.last, draft.in_trace = line.number, 4
-            return
-        for draft in tracing:
-            draft.in_trace = 0 if line.text.startswith("Code:") else draft.in_trace - 1
-        self._values(line, alive)
+        if not tracing:
+            return False
+        draft = tracing[-1]
+        symbol = say.frame(line.text)
+        if symbol is not None:
+            if len(draft.trace) < MAX_FRAMES:
+                draft.trace.append(symbol)
+            else:
+                draft.elided = True
+        elif ELISION.match(line.text) or say.DROPPED.search(line.text):
+            draft.elided = True
+        elif not (say.INLINE.search(line.text) or say.EXCEPTION_STACK.match(line.text)):
+            over = ANCHOR.match(line.text) is not None or line.text.startswith("Code:")
+            draft.in_trace = 0 if over else draft.in_trace - 1
+            return False
+        draft.in_trace = TRACE_GAP
+        self._fed(draft, line)
+        return True
 
     def _store(self, draft: Draft, line: Line) -> None:
         for name, value in say.values(line.text, draft.damaged).items():
             draft.slots.setdefault(name, value)
 
-    def _values(self, line: Line, alive: list[Draft]) -> None:
+    def _values(self, line: Line, alive: list[Draft]) -> bool:
+        """Give the values of a line to the report that they fit; False if there are none."""
         damaged: list[str] = []
         found = say.values(line.text, damaged)
         if not found and not damaged:
-            return
-        names = set(found) | set(damaged)
-        taker = next((d for d in alive if not names & d.seen), alive[0] if len(alive) == 1 else None)
-        if taker is None:
-            return
-        taker.last = line.number
-        taker.seen |= names
-        taker.damaged.extend(damaged)
+            return False
+        takers = [d for d in alive if _takes(d, line.text, found, damaged)]
+        rank = min((_rank(name) for name in (*found, *damaged)), default=0)
+        waiting = [d for d in takers if d.rank <= rank or d is self.current]
+        takers = waiting or takers
+        if not takers:
+            known = any(d.slots.get(name) == value for d in alive for name, value in found.items())
+            return known or bool(found)
+        best = max(_fit(d, found) for d in takers)
+        takers = [d for d in takers if _fit(d, found) == best]
+        draft = takers[0] if self.in_turn else takers[-1]
+        self._fed(draft, line)
+        draft.rank = max(draft.rank, rank)
+        draft.damaged.extend(damaged)
         for name, value in found.items():
-            taker.slots.setdefault(name, value)
+            draft.slots.setdefault(name, value)
+            draft.runs.setdefault(name, draft.run)
+        return True
+
+
+def sort(lines: Iterable[Line], boot: int = 0) -> list[Draft]:
+    """Return the reports in a stretch of a log: whichever way of sorting makes their values fit."""
+    kept = list(lines)
+    found = Sorter(boot)
+    for line in kept:
+        found.feed(line)
+    if found.returns:
+        turns = Sorter(boot, in_turn=True)
+        for line in kept:
+            turns.feed(line)
+        alternating = found.returns > 4 * len(found.drafts)
+        better = turns.score() - found.score()
+        found = turns if better > 0 or (alternating and better == 0) else found
+    return found.drafts
+
+
+def fits_panic(draft: Draft, text: str) -> bool:
+    """Tell whether a panic with this text is what a report ended in."""
+    special = CONSEQUENCES.get(draft.kind)
+    if special is not None and re.search(special, text):
+        return True
+    if draft.kind not in AFTERMATH_OF or AFTERMATH.match(text) is None:
+        return False
+    return not (text.startswith("Attempted to kill init") and draft.slots.get("cpu", (0, 1))[1] != 1)
+
+
+def _heard(draft: Draft, caller: str) -> bool:
+    """Tell whether a line with this caller's mark may be of a report."""
+    if not caller:
+        return True
+    if any(known[0] == caller[0] and known != caller for known in draft.callers):
+        return False
+    cpu, pid = draft.slots.get("cpu", (None, None))[:2]
+    owner = cpu if caller[0] == "C" else pid
+    return caller in draft.callers or owner is None or int(caller[1:]) == owner
+
+
+def _same(known: int | None, new: int | None) -> bool:
+    return known is None or new is None or known == new
+
+
+def _rank(name: str) -> int:
+    if name in _ORDER:
+        return _ORDER[name]
+    if name[0] == "x" and name[1:].isdigit():
+        return 50 - int(name[1:])
+    return 8
+
+
+def _takes(draft: Draft, text: str, found: Mapping[str, Any], damaged: Iterable[str]) -> bool:
+    """Tell whether a report has no other values yet for what a line says."""
+    if draft.kind == "bad-stack" and _ABORT_INFO.search(text) is not None:
+        return False
+    if draft.kind == "fault" and _BAD_STACK_INFO.search(text) is not None:
+        return False
+    if any(name in draft.slots and draft.slots[name] != value for name, value in found.items()):
+        return False
+    new = any(name not in draft.slots for name in found)
+    return new or any(name not in draft.slots for name in damaged)
+
+
+def _fit(draft: Draft, found: Mapping[str, Any]) -> int:
+    """Count what speaks for values being a report's: SP, FAR and x29 in its stacks, the CPU's number."""
+    slots = {**draft.slots, **found}
+    stacks = [value for value in slots.values() if isinstance(value, StackRange) and value.base]
+    sp, far, x29 = slots.get("sp"), slots.get("far"), slots.get("x29")
+    total = 0
+    if found.keys() & {"sp", "far", "stack:task", "stack:irq", "stack:overflow", "x29"}:
+        for value in (sp, far, x29):
+            if value is not None and any(s.base - s.size <= value <= s.top for s in stacks):
+                total += 2
+        for value in (far, x29):
+            if value is not None and sp is not None and abs(value - sp) < NEAR:
+                total += 1
+    if "cpu" in found and f"C{slots['cpu'][0]}" in draft.callers:
+        total += 2
+    return total

@@ -32,8 +32,9 @@ def explained(analysis: Analysis, name: str) -> Report:
         body.extend(_section(panic, number, analysis.total))
     left = analysis.total - len(analysis.panics)
     if left > 0:
-        more = "" if analysis.complete else ", and the rest of the log was not read"
-        body.append(Note(f"{left} more are left out{more}", "dim"))
+        body.append(Note(f"{left} more are left out", "dim"))
+    if not analysis.complete:
+        body.append(Note("the log was not read to its end: the compressed file ends too early", "bad"))
     return Report(result, body)
 
 

@@ -1,0 +1,207 @@
+"""A log as a stream: unpacked, decoded, and only read closely where the kernel reports something.
+
+Memory is bounded by CHUNK and BATCH, whatever the log's size.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+import zstandard
+
+from ptinspect.linux.oops import messages as say
+from ptinspect.linux.oops.deaths import Reader
+from ptinspect.linux.oops.lines import Normaliser, Row, rows
+
+CHUNK = 4 << 20
+"""Bytes that are unpacked and searched at a time."""
+BATCH = 24 << 10
+"""Bytes that are taken apart at a time while a report is open."""
+MAX_ROW = 1 << 20
+"""Bytes of a row that are kept while its end is looked for."""
+HEAD = 18
+"""Bytes that tell how a file is packed: the longest header of a Zstandard frame."""
+WORDS = (
+    b"panic",
+    b"Insufficient",
+    b"Unable",
+    b"Internal",
+    b"Bad",
+    b"Unhandled",
+    b"Unexpected",
+    b"SError",
+    b"BUG",
+    b"WARNING",
+    b"LOCKUP",
+    b"Watchdog:",
+    b"INFO: rcu",
+    b"INFO: task",
+    b"Booting",
+    b"Linux version",
+)
+"""Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
+
+_BLANK = re.compile(r"\s+")
+_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+
+
+class Log:
+    """The bytes of a log, unpacked if it is gzip, xz, bzip2 or Zstandard, as UTF-8."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.whole = True
+        """False once the file turned out to be damaged: what came before that was read."""
+        self._file = file
+        self._expected = -1
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Go through the log in chunks."""
+        stream = self._unpacked()
+        first = self._read(stream)
+        mark = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(first[:2])
+        decoder = codecs.getincrementaldecoder(mark)(errors="replace") if mark is not None else None
+        chunk = first[2:] if mark is not None else first
+        size = 0
+        feeds = b"\n" not in first and b"\r" in first
+        while chunk:
+            size += len(chunk)
+            text = chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
+            yield text.replace(b"\r", b"\n") if feeds and decoder is None else text
+            chunk = self._read(stream)
+        self.whole = self.whole and size >= self._expected
+
+    def _read(self, stream: BinaryIO) -> bytes:
+        if not self.whole:
+            return b""
+        try:
+            return stream.read(CHUNK)
+        except _DAMAGED:
+            self.whole = False
+        return b""
+
+    def _unpacked(self) -> BinaryIO:
+        head = self._file.read(HEAD)
+        joined = _opened(_Joined(head, self._file))
+        if head.startswith(b"\x1f\x8b"):
+            return _opened(gzip.GzipFile(fileobj=joined))
+        if head.startswith(b"\xfd7zXZ\x00"):
+            return _opened(lzma.LZMAFile(joined))
+        if head.startswith(b"BZh"):
+            return _opened(bz2.BZ2File(joined))
+        if head.startswith(b"\x28\xb5\x2f\xfd"):
+            frame = zstandard.get_frame_parameters(head)
+            self._expected = -1 if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN else frame.content_size
+            return _opened(zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True))
+        return joined
+
+
+def _opened(stream: object) -> BinaryIO:
+    return stream  # type: ignore[return-value]
+
+
+class _Joined(io.RawIOBase):
+    """A file whose first bytes were read already."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        if self._head:
+            data, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
+        else:
+            data = self._rest.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def read(chunks: Iterable[bytes]) -> Reader:
+    """Find the deaths in a log that comes in chunks, of any length each."""
+    search = _Search(Reader())
+    for chunk in chunks:
+        search.chunk(chunk)
+    search.end()
+    return search.reader
+
+
+class _Search:
+    """Go from one first line to the next, and through the lines of the reports between."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.normaliser = Normaliser()
+        self.kept = b""
+        self.number = 1
+
+    def chunk(self, chunk: bytes) -> None:
+        """Take the next bytes; a row that has no end yet is kept."""
+        data = self.kept + chunk
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) < MAX_ROW:
+            self.kept = data
+            return
+        self._go(data[: end or len(data)])
+        self.kept = data[end:] if end else b""
+
+    def end(self) -> None:
+        """Take what is left."""
+        if self.kept:
+            self._go(self.kept)
+        self._flush()
+
+    def _go(self, data: bytes) -> None:
+        position, hits = 0, dict.fromkeys(WORDS, -1)
+        while position < len(data):
+            if self.reader.idle:
+                start = _next(data, position, hits)
+                self.number += data.count(b"\n", position, start)
+                position = start
+                if position >= len(data):
+                    return
+            stop = data.find(b"\n", min(position + BATCH, len(data))) + 1 or len(data)
+            self._batch(data[position:stop])
+            position = stop
+
+    def _batch(self, data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        found = [Row(row.number, row.raw) for row in rows(text, self.number)]
+        self.number += data.count(b"\n")
+        for line in self.normaliser.lines(found, last=False):
+            self.reader.feed(line)
+        if self.reader.idle:
+            self._flush()
+
+    def _flush(self) -> None:
+        for line in self.normaliser.lines((), last=True):
+            self.reader.feed(line)
+
+
+def _next(data: bytes, position: int, hits: dict[bytes, int]) -> int:
+    """Return where the next row begins that may begin a report; `hits` are where the words are."""
+    while True:
+        for word, at in hits.items():
+            if 0 <= at < position or at == -1:
+                found = data.find(word, position)
+                hits[word] = found if found >= 0 else len(data)
+        at = min(hits.values())
+        if at >= len(data):
+            return len(data)
+        start = max(data.rfind(b"\n", position, at) + 1, position)
+        stop = data.find(b"\n", at)
+        stop = len(data) if stop < 0 else stop
+        after = data.find(b"\n", stop + 1)
+        two = data[max(start, at - 256) : min(after if after >= 0 else len(data), at + 512)]
+        if say.TRIGGERS.search(_BLANK.sub(" ", two.decode("utf-8", "replace"))) is not None:
+            return start
+        position = min(stop + 1, len(data))

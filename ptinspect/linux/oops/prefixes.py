@@ -1,0 +1,216 @@
+"""What loggers, terminals, phones and mailers put in front of the kernel's words, and where those begin.
+
+Two ways: layers whose form is known (time stamps, syslog, quotes, CPU and task tags), and columns that are
+learned from the log itself: what stands in front of lines that the kernel is known to print.
+Kernel: kernel/printk/printk.c (print_time, print_caller); util-linux dmesg; systemd logs-show.c; Android's
+logger and the vendors' printk (MediaTek, Qualcomm, Exynos, Samsung).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+MAX_COLUMN = 160
+"""Characters of a column that is learned."""
+SEEN_TWICE = 2
+"""Known lines with the same column before it is taken away from others."""
+
+_QUOTE = re.compile(r"[ \t]*(?:>|\|(?=[ \t]|$))[ \t]?")
+_KERNEL = r"(?:kernel|linux|KERNEL)"
+_NUMBERED = re.compile(r"[ \t]*\d{1,8}(?:\t|[:-](?=[<\[]))")
+_LEVEL = re.compile(r"[ \t]*<\d{1,3}>")
+_FACILITY = re.compile(r"(?:kern|user|daemon|syslog) *: *[a-z]{4,6} *: ?")
+_KMSG = re.compile(r"\d{1,3},\d{1,12},(?P<micro>\d{1,20}),[^;\n]{0,60};")
+_TIME = r"\d\d?:\d\d:\d\d(?:[.,]\d{1,9})?"
+_ZONE = r"(?: ?(?:Z|[A-Z]{2,5}|[+-]\d\d:?\d\d))?"
+_SYSLOG = re.compile(
+    r"(?:<\d{1,3}>\d? ?)?(?:"
+    rf"[^\s\d\[\]:=]{{2,12}} +\d{{1,2}} +{_TIME}|"
+    rf"\d{{1,2}}[^\s\d\[\]:=]{{1,3}} +\d{{1,2}} +{_TIME}|"
+    rf"(?:[^\s\[\]:=]{{1,12}} )?\d{{4}}-\d\d-\d\d[T ]{_TIME}{_ZONE}|"
+    r"\d{9,10}\.\d{3,9}|"
+    r"\[ *\d+\.\d{3,9}(?: <[^>]{0,20}>)?\]"
+    rf")[ \t]+(?:\S{{1,255}}[ \t]+)?{_KERNEL}(?:(?:\[\d+\])?:|(?: -| \d+){{2}} -)"
+)
+_LOGCAT = re.compile(
+    rf"\d\d-\d\d {_TIME} +(?:\w+ +)?\d+ +\d+ [VDIWEF] (?:KERNEL|kernel|auditd)? *:|[VDIWEF]/\w+ *\( *\d+\):"
+)
+_CLOCK = re.compile(
+    rf"[A-Z][a-z]{{2}} +\d{{1,2}} {_TIME}(?=[ \t]+\[)|"
+    rf"\[?\d{{4}}-\d\d-\d\d[T _]{_TIME}{_ZONE}\]?(?: \d\d[OE][ +])?|\[?{_TIME}\]?(?=[ \t]|\[)[ \t]*"
+)
+_BROADCAST = re.compile(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\S)")
+STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
+"""A time stamp of the kernel's: seconds since boot."""
+_STAMP = re.compile(STAMP)
+_RELATIVE = re.compile(
+    r"\[(?: *\+\d{1,8}\.\d{3,9}| *<? *\+?\d{1,8}\.\d{3,9} *>?|[^\]\[]{1,12}\d{1,2} \d\d:\d\d|"
+    r"[^\]\[\d]{1,12}[^\]\[]{0,12} +\d{1,2} \d\d:\d\d:\d\d \d{4})\]"
+)
+_BEFORE_STAMP = re.compile(rf"[^\[\]]{{1,100}}[>:;|][ \t]*(?={STAMP})")
+_SECONDS = re.compile(r"\[ *(\d+\.\d+)")
+_CALLER = re.compile(r" ?\[ {0,12}([TC]\d{1,9})\]")
+_CPU_TAG = re.compile(
+    r" ?(?:c(?P<c>\d{1,3})(?: +\d{1,7}(?= ))? {1,2}|(?P<rt>\d{3}): ?|-?\((?P<mtk>\d{1,2})\)\[[^\]\[]{1,40}\]|"
+    r"\[ *(?P<exynos>\d{1,3}): *[^\]\[:]{1,24}: *\d{1,7}\]|\(CPU:(?P<qcom>\d{1,3})-[^)]{1,40}\)|"
+    r"\[cpu ?(?P<cpu>\d{1,3})\])",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"(?:\[[^\]\[]{0,60}\])+")
+_VALUE = re.compile(r"[0-9a-f]{12}|0x[0-9a-f]|=|\+0x|(?:\S+ +){12}")
+_STEP = re.compile(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
+
+ANCHOR = re.compile(
+    r"(?<![\w.\"'(])(?:Insufficient stack space|Unable to handle|Internal error:|Kernel panic - not|"
+    r"kernel BUG at|BUG: |WARNING: |Bad mode in|Unhandled |Unexpected kernel|SError Interrupt|INFO: |"
+    r"Mem abort info|Data abort info|ESR: ?0x|ESR = 0x|EC = 0x|Exception class =|SET = \d|EA = \d|FSC = 0x|"
+    r"ISV = \d|CM = \d|GCS = \d|FAR: ?0x|(?:Task|IRQ|Overflow) stack: |"
+    r"(?:swapper|user|init|idmap) pgtable:|\[(?:0x)?[0-9a-f]{8,16}\] (?:\*?pgd|pgd ?=|user address|address )|"
+    r"CPU: \d|Tainted: \[|Hardware name: |Workqueue: |Modules linked in|Process \S+ ?\(pid|task: [0-9a-f]{8}|"
+    r"pstate: ?[0-9a-f]|PC is at |LR is at |pc : |lr : |sp : |x(?:[12]?[0-9]|30) ?: ?[0-9a-f]{5}|"
+    r"Call [Tt]race:|Backtrace:|Exception stack\(|Code: |---\[|-{8,12}\[|SMP: (?:stop|fail)|"
+    r"Kernel Offset: |CPU features: |Memory Limit|note: \S+\[\d|PHYS_OFFSET: |Starting crashdump|"
+    r"Rebooting in \d|Booting Linux on|Linux version \d|Fixing recursive fault|BUG_ON|"
+    r"(?:Read|Write) of size \d|The buggy address|KASAN: |Allocated by task|Freed by task|"
+    r"Message from syslogd|Broadcast message from|watchdog: |rcu: |\*\* \d+ printk messages)"
+)
+"""How the kernel begins the lines that a report is made of."""
+FRAME_LINE = re.compile(
+    r"(?:^|(?<=[\s\]>):;|]))(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
+    r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
+)
+"""A line of a call trace: `symbol+0x0/0x10`."""
+
+
+@dataclass(frozen=True)
+class Peeled:
+    """A line without what is in front of it."""
+
+    text: str
+    """What is left."""
+    layers: int = 0
+    """How many layers were taken away, quotes left out."""
+    stamped: bool = False
+    """True if one of them was a time or a logger's name."""
+    time: str = ""
+    """Seconds since boot, as printed, or empty."""
+    caller: str = ""
+    """`T<pid>` or `C<cpu>`, or empty."""
+
+
+@dataclass
+class Columns:
+    """The columns that were learned from a log."""
+
+    seen: Counter[str] = field(default_factory=Counter)
+    """Pattern of a column -> the known lines it stood in front of."""
+    known: list[re.Pattern[str]] = field(default_factory=list)
+    """Those that are taken away, the longest first."""
+
+    def learn(self, text: str) -> None:
+        """Look at a line whose known layers are gone: what stands before words that the kernel prints?"""
+        found = ANCHOR.search(text, 0, MAX_COLUMN) or FRAME_LINE.search(text, 0, 2 * MAX_COLUMN)
+        column = text[: found.start()] if found is not None else ""
+        if not column.strip() or len(column) > MAX_COLUMN or _VALUE.search(column) is not None:
+            return
+        pattern = _shape(column)
+        self.seen[pattern] += 1
+        if self.seen[pattern] == SEEN_TWICE:
+            self.known.append(re.compile(pattern))
+            self.known.sort(key=lambda known: -len(known.pattern))
+
+    def strip(self, text: str) -> str | None:
+        """Return the text behind a learned column; None if there is none."""
+        for known in self.known:
+            match = known.match(text)
+            if match is not None:
+                return text[match.end() :]
+        return None
+
+
+def _shape(column: str) -> str:
+    """Return a pattern for columns like this one: other numbers, other words, the same signs."""
+    parts = []
+    for match in _STEP.finditer(column):
+        step = match[0]
+        if step.isdigit():
+            parts.append(r"\d+")
+        elif step.isspace():
+            parts.append(r"\s+")
+        elif len(step) > 1 or step.isalpha():
+            parts.append(re.escape(step) if len(step) > 1 else r"[^\W\d_]")
+        else:
+            parts.append(re.escape(step))
+    if parts and parts[-1] == r"\s+":
+        parts[-1] = r"\s"
+    return "".join(parts)
+
+
+def quotes(text: str) -> str:
+    """Return a line without the quotes of mails and tables: `> `, `>> `, `| `."""
+    while text[:1] in " \t>|" and (match := _QUOTE.match(text)) is not None:
+        text = text[match.end() :]
+    return text
+
+
+def peel(text: str) -> Peeled:
+    """Take away the layers whose form is known."""
+    layers, stamped, time, caller = 0, False, "", ""
+    for _ in range(6):
+        match = _layer(text)
+        if match is None:
+            break
+        if match.re is _STAMP or (match.re is _SYSLOG and match[0].startswith("[")):
+            seconds = _SECONDS.match(match[0])
+            time = seconds[1] if seconds is not None else time
+        elif match.re is _KMSG:
+            micro = int(match["micro"])
+            time = f"{micro // 1_000_000}.{micro % 1_000_000:06}"
+        text = text[match.end() :]
+        layers += 1
+        stamped = stamped or match.re not in (_LEVEL, _NUMBERED)
+        if match.re in (_STAMP, _RELATIVE):
+            text, caller = _tags(text, caller)
+        if match.re in (_SYSLOG, _CLOCK, _LOGCAT, _FACILITY):
+            text = text[1:] if text.startswith(" ") and _layer(text.lstrip(" \t")) is None else text.lstrip()
+    return Peeled(text, layers, stamped, time, caller)
+
+
+def _layer(text: str) -> re.Match[str] | None:
+    """Return the known layer that a text begins with."""
+    first = text.lstrip(" \t")[:1]
+    patterns: tuple[re.Pattern[str], ...]
+    if first == "[":
+        patterns = (_SYSLOG, _STAMP, _RELATIVE, _CLOCK)
+        text_at = len(text) - len(text.lstrip(" \t"))
+    elif first == "<":
+        patterns, text_at = (_SYSLOG, _LEVEL), 0
+    elif first.isdigit():
+        patterns, text_at = (_SYSLOG, _NUMBERED, _LOGCAT, _KMSG, _CLOCK), 0
+    elif first.isalpha():
+        patterns, text_at = (_SYSLOG, _LOGCAT, _FACILITY, _BROADCAST), 0
+    else:
+        return None
+    for pattern in patterns:
+        match = pattern.match(text, text_at)
+        if match is not None:
+            return match
+    return _BEFORE_STAMP.match(text) if "[" in text[:110] else None
+
+
+def _tags(text: str, caller: str) -> tuple[str, str]:
+    """Take away what kernels and phones print behind a time stamp: the task, the CPU."""
+    match = _CALLER.match(text)
+    if match is not None:
+        return text[match.end() :], match[1]
+    match = _CPU_TAG.match(text)
+    if match is not None:
+        cpu = next(value for value in match.groups() if value is not None)
+        rest = text[match.end() :]
+        return rest, caller or f"C{int(cpu)}"
+    match = _TAG.match(text)
+    if match is not None and not re.match(r"\[(?:0x)?[0-9a-f]{8,16}\]|\[<", text):
+        return text[match.end() :], caller
+    return text, caller
