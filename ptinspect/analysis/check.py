@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.analysis.aliases import Places, check_mappings
 from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.memory.source import RamBlock
-from ptinspect.paging.map import MapFilter, runs
-from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import (
     BIT11,
     K_RESERVED,
@@ -26,7 +25,6 @@ from ptinspect.snapshot.classify import (
     output_addresses,
 )
 from ptinspect.snapshot.coverage import unseen
-from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 
 CONTIGUOUS = np.uint64(1 << 52)
@@ -44,8 +42,14 @@ Evidence = Callable[[int], str]
 """Says of a raw entry why it breaks a rule."""
 
 
-def check(snapshot: Snapshot, findings: Findings | None = None, *, rewrite_done: bool = False) -> Findings:
-    """Apply every rule that needs one snapshot.
+def check(
+    snapshot: Snapshot,
+    findings: Findings | None = None,
+    *,
+    rewrite_done: bool = False,
+    places: Places | None = None,
+) -> Findings:
+    """Apply every rule that needs one snapshot; rules on areas that `places` does not name are skipped.
 
     `rewrite_done` says that it was captured at the instant at which the rewrite ended; a capture of
     `kpti run` says so itself.
@@ -54,7 +58,7 @@ def check(snapshot: Snapshot, findings: Findings | None = None, *, rewrite_done:
     out.unseen += unseen(snapshot)
     checker = _Checker(snapshot, out)
     checker.run()
-    _writable_executable(snapshot, out)
+    check_mappings(snapshot, places or Places(), out)
     if rewrite_done or snapshot.meta.extra.get(PHASE) == "after":
         checker.marks()
     return out
@@ -231,25 +235,3 @@ def _inside(address: NDArray[np.uint64], size: int, ram: Sequence[RamBlock]) -> 
         if block.size >= size:
             result |= (address >= np.uint64(block.start)) & (address <= np.uint64(block.end - size))
     return result
-
-
-def _writable_executable(snapshot: Snapshot, out: Findings) -> None:
-    """Find what EL1 can write to and execute, the bits of the tables above considered."""
-    if not snapshot.regime.upper:
-        return
-    memory = SnapshotMemory(snapshot)
-    for run in runs(snapshot, MapFilter(el1="wx", merge_pa=True)):
-        last = walk(memory, run.va_start, snapshot.root.pa, snapshot.regime).steps[-1]
-        why = f"{run.count} leaves from here are {run.permissions.el1} for {snapshot.regime.privileged}"
-        out.add(
-            Finding(
-                "writable-executable",
-                "error",
-                run.va_start,
-                run.va_end,
-                run.level,
-                last.descriptor_pa,
-                last.raw,
-                why,
-            )
-        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ptinspect.analysis.aliases import Places
 from ptinspect.analysis.changes import Change
 from ptinspect.analysis.check import PHASE, check
 from ptinspect.analysis.compare import ATTRIBUTES, ELSEWHERE, LOST, NG_CLEARED, UNMARKED, Compared
@@ -34,6 +35,8 @@ class Pair:
     rewrite_done: bool = False
     """True if `after` was captured once the rewrite had ended."""
     early: Early = ()
+    places: Places | None = None
+    """Where areas of `after` lie, as far as they are known."""
 
     @property
     def across(self) -> bool:
@@ -53,7 +56,7 @@ def check_pair(pair: Pair, findings: Findings | None = None) -> Findings:
     Changes between captures that have more than the rewrite between them (the kernel maps and unmaps)
     are warnings. Raises SnapshotError if the two cannot be compared.
     """
-    out = check(pair.after, findings)
+    out = check(pair.after, findings, places=pair.places)
     out.unseen += unseen(pair.before)
     comparison = Comparison(pair.before, pair.after)
     for step in comparison.steps():

@@ -16,6 +16,9 @@ RULES: dict[str, str] = {
     "table-loop": "no table leads back to itself",
     "table-shared": "each table is reached by one entry; many neighbours that share one are only named",
     "writable-executable": "the kernel can write to no page that it can execute",
+    "user-access": "EL0 may read, write and execute nothing of the kernel's half",
+    "alias-attributes": "memory that is mapped twice has the same type, cacheability and shareability",
+    "writable-alias": "the kernel can write to its text and read-only data nowhere else",
     "contiguous": "contiguous groups are uniform, aligned and follow each other",
     "entry-lost": "what was valid is still valid",
     "entry-reverted": "no entry leads elsewhere and has bit 11 clear, as an older value has",
@@ -26,6 +29,26 @@ RULES: dict[str, str] = {
     "stack-lost": "the stack of every CPU is mapped, and where it was before",
 }
 """What holds on a healthy kernel, by the name of the rule."""
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Show one of the mappings that a finding is about."""
+
+    va: VirtAddr
+    """Where the memory is mapped."""
+    pa: PhysAddr
+    """Where it lies."""
+    level: int
+    """Level of the leaf."""
+    descriptor_pa: PhysAddr
+    """Where the leaf's descriptor is."""
+    raw: int
+    """The descriptor."""
+    text: str
+    """Memory type and permissions, the tables above considered."""
+    path: tuple[tuple[int, PhysAddr, int], ...]
+    """Level, place and value of each descriptor on the way, the root's first."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,8 @@ class Finding:
     """The entry; None where it could not be read."""
     evidence: str
     """What was seen, in one line."""
+    mappings: tuple[Mapping, ...] = ()
+    """The mappings that it is about, where it is about what is mapped; the one to blame first."""
 
 
 @dataclass

@@ -14,6 +14,8 @@ from ptinspect.errors import EXIT_CHECK, EXIT_OK, KernelFileError
 from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.aliases import Places
+    from ptinspect.linux.regions import Layout
     from ptinspect.snapshot.model import Snapshot
 
 ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")
@@ -66,12 +68,13 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     snapshot = snapshot_of(ctx, args, "check")
     found = Findings(limit=args.limit, shared=_shared(ctx, snapshot), partial=args.partial)
     label = snapshot.name
+    areas = _places(names_of(snapshot)[1])
     before = ctx.snapshot_or_file(args.against) if args.against else None
     if before is not None:
         label = f"{before.name} -> {snapshot.name}"
-        check_pair(Pair(before, snapshot, args.rewrite_done, _early(ctx, snapshot)), found)
+        check_pair(Pair(before, snapshot, args.rewrite_done, _early(ctx, snapshot), areas), found)
     else:
-        check_one(snapshot, found, rewrite_done=args.rewrite_done)
+        check_one(snapshot, found, rewrite_done=args.rewrite_done, places=areas)
         check_stacks(snapshot, found)
     failed = not found.ok or (args.expect_clean and bool(found.totals))
     namer = names_of(snapshot, before)[0]
@@ -79,6 +82,22 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     if before is not None:
         held = Contents(before, ((f.va_start, f.va_end) for f in found.kept if f.rule in MOVED))
     return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK, regions=namer, contents=held)
+
+
+def _places(names: Layout) -> Places:
+    """Return where the areas lie that rules speak of."""
+    from ptinspect.analysis.aliases import Places
+
+    def of(*wanted: str) -> tuple[tuple[int, int], ...]:
+        return tuple((region.start, region.end) for region in names.regions if region.name in wanted)
+
+    return Places(
+        text=of("kernel text"),
+        linear=of("linear map"),
+        vmalloc=of("vmalloc"),
+        modules=of("modules", "bpf"),
+        fixmap=of("fixmap"),
+    )
 
 
 def _shared(ctx: Context, snapshot: Snapshot) -> frozenset[int]:

@@ -62,7 +62,7 @@ class _Visits:
     def __len__(self) -> int:
         return int(self.row.shape[0])
 
-    def __getitem__(self, which: slice | NDArray[np.bool_]) -> _Visits:
+    def __getitem__(self, which: slice | NDArray[np.bool_] | Rows) -> _Visits:
         return _Visits(self.row[which], self.va[which], self.hierarchy[which])
 
 
@@ -76,13 +76,17 @@ class Expansion:
         pa_range: tuple[int, int] | None = None,
         levels: frozenset[int] | None = None,
         max_visits: int = MAX_VISITS,
+        *,
+        once: bool = False,
     ) -> None:
+        """Go through `window`; with `once`, a table once for each set of bits inherited, at its lowest va."""
         self._snapshot = snapshot
         self._regime = snapshot.regime
         self._window = window
         self._pa_range = pa_range
         self._levels = frozenset(levels_of(self._regime)) if levels is None else levels
         self._max_visits = max_visits
+        self._once = once and window.whole
         self._index = TableIndex(snapshot.tables)
         self.truncated = ""
         """Why not everything was followed; empty if it was."""
@@ -110,7 +114,7 @@ class Expansion:
             below: list[_Visits] = [visits[:0]]
             wanted = level in self._levels
             for start in range(0, len(visits), step):
-                descend = level < deepest and sum(len(v) for v in below) <= self._max_visits
+                descend = level < deepest and (self._once or sum(len(v) for v in below) <= self._max_visits)
                 if not wanted and not descend:
                     break
                 part = visits[start : start + step]
@@ -128,6 +132,9 @@ class Expansion:
             np.concatenate([v.va for v in below]),
             np.concatenate([v.hierarchy for v in below]),
         )
+        if self._once:
+            key = visits.row * (int(HIERARCHY_MASK) + 1) + visits.hierarchy
+            visits = visits[np.sort(np.unique(key, return_index=True)[1])]
         if len(visits) > self._max_visits:
             self.truncated = f"more than {self._max_visits} ways to reach a level {level + 1} table"
         return visits[: self._max_visits]

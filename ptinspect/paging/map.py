@@ -90,7 +90,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class _Joined:
+class Joined:
     """Fragments that the filter accepts."""
 
     va: NDArray[np.uint64]
@@ -105,8 +105,8 @@ class _Joined:
     def __len__(self) -> int:
         return int(self.va.shape[0])
 
-    def __getitem__(self, which: slice | NDArray[np.intp]) -> _Joined:
-        return _Joined(self.va[which], self.pa[which], self.span[which], self.kind[which], self.whole[which])
+    def __getitem__(self, which: slice | NDArray[np.intp]) -> Joined:
+        return Joined(self.va[which], self.pa[which], self.span[which], self.kind[which], self.whole[which])
 
 
 def runs(
@@ -125,8 +125,8 @@ def runs(
     """
     wanted = chosen or MapFilter()
     window = _window(snapshot, wanted)
-    kinds = _Kinds(snapshot.regime, wanted)
-    collector = _Collector(kinds, snapshot.regime, wanted)
+    kinds = Kinds(snapshot.regime, wanted)
+    collector = Collector(kinds, snapshot.regime, wanted)
     expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits)
     expansion.run(collector.add)
     joined = collector.result()
@@ -161,7 +161,7 @@ def _uncaptured(snapshot: Snapshot, wanted: MapFilter) -> str:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """One combination of level, attributes and hierarchical bits, decoded."""
 
     level: int
@@ -171,13 +171,13 @@ class _Kind:
     bits: int
 
 
-class _Kinds:
+class Kinds:
     """Decode each distinct combination of level, attributes and hierarchical bits once."""
 
     def __init__(self, regime: Regime, wanted: MapFilter) -> None:
         self._regime = regime
         self._wanted = wanted
-        self.decoded: list[_Kind] = []
+        self.decoded: list[Kind] = []
         self._known: dict[tuple[int, int, int], int] = {}
 
     def of(self, part: Fragments) -> NDArray[np.intp]:
@@ -200,7 +200,7 @@ class _Kinds:
             self._known[key] = len(self.decoded) if accepted else -1
             if accepted:
                 size = self._regime.entry_size(level)
-                self.decoded.append(_Kind(level, size, leaf.attributes, permissions, raw))
+                self.decoded.append(Kind(level, size, leaf.attributes, permissions, raw))
         return self._known[key]
 
     def _accepts(self, attributes: Attributes, permissions: Permissions) -> bool:
@@ -216,16 +216,16 @@ class _Kinds:
         )
 
 
-class _Collector:
+class Collector:
     """Take fragments, keep those that the filter accepts, joined as far as they can be."""
 
-    def __init__(self, kinds: _Kinds, regime: Regime, wanted: MapFilter) -> None:
+    def __init__(self, kinds: Kinds, regime: Regime, wanted: MapFilter) -> None:
         self._kinds = kinds
         self._wanted = wanted
         self._sizes = {level: regime.entry_size(level) for level in levels_of(regime)}
-        self._done: list[_Joined] = []
+        self._done: list[Joined] = []
         self._counts: dict[int, int] = {}
-        self._open: dict[int, _Joined] = {}
+        self._open: dict[int, Joined] = {}
         """The last one of each level, which the next chunk may go on with."""
         self.full = False
         """True if fragments were left out because there are more than can be listed."""
@@ -238,7 +238,7 @@ class _Collector:
             kept = np.nonzero(number >= 0)[0]
             span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[level])
             whole = np.ones(kept.shape[0], dtype=np.bool_)
-            found = _Joined(part.va[kept], part.pa[kept], span, number[kept], whole)
+            found = Joined(part.va[kept], part.pa[kept], span, number[kept], whole)
             joined = self._merge(_concatenated([self._open.get(level, found[:0]), found]))
             self._open[level] = joined[-1:]
             self._done.append(joined[:-1])
@@ -247,22 +247,22 @@ class _Collector:
         self.full |= not more
         return more
 
-    def result(self) -> _Joined:
+    def result(self) -> Joined:
         """Return all in order of va."""
         joined = _concatenated([*self._done, *self._open.values()])
         return joined[np.argsort(joined.va, kind="stable")]
 
-    def _merge(self, parts: _Joined) -> _Joined:
+    def _merge(self, parts: Joined) -> Joined:
         parts = _merge(parts, strict=True)
         return _merge(parts, strict=False) if self._wanted.merge_pa else parts
 
 
-def _concatenated(parts: Sequence[_Joined]) -> _Joined:
+def _concatenated(parts: Sequence[Joined]) -> Joined:
     """Return the parts one after the other."""
     none = np.zeros(0, dtype=np.uint64)
     flags = none.astype(np.bool_)
-    parts = [_Joined(none, none, none, none.astype(np.intp), flags), *parts]
-    return _Joined(
+    parts = [Joined(none, none, none, none.astype(np.intp), flags), *parts]
+    return Joined(
         np.concatenate([part.va for part in parts]),
         np.concatenate([part.pa for part in parts]),
         np.concatenate([part.span for part in parts]),
@@ -271,7 +271,7 @@ def _concatenated(parts: Sequence[_Joined]) -> _Joined:
     )
 
 
-def _merge(parts: _Joined, *, strict: bool) -> _Joined:
+def _merge(parts: Joined, *, strict: bool) -> Joined:
     """Join neighbours; `strict` asks for physical addresses that follow each other."""
     if not len(parts):
         return parts
@@ -282,7 +282,7 @@ def _merge(parts: _Joined, *, strict: bool) -> _Joined:
         same &= parts.whole[:-1] & parts.whole[1:]
     first = np.nonzero(np.concatenate([[True], ~same]))[0]
     alone = np.diff(np.append(first, len(parts))) == 1
-    return _Joined(
+    return Joined(
         va=parts.va[first],
         pa=parts.pa[first],
         span=np.add.reduceat(parts.span, first),
@@ -291,7 +291,7 @@ def _merge(parts: _Joined, *, strict: bool) -> _Joined:
     )
 
 
-def _runs(joined: _Joined, kinds: _Kinds, regions: RegionNamer, limit: int) -> list[Run]:
+def _runs(joined: Joined, kinds: Kinds, regions: RegionNamer, limit: int) -> list[Run]:
     """Make the objects that are shown."""
     found = []
     columns = (joined.va, joined.pa, joined.span, joined.kind, joined.whole)

@@ -65,7 +65,7 @@ def check_report(
             escape(in_words(held(f)) or regions(f.va_start)),
             str(f.level),
             f"pa:{f.descriptor_pa:#x}" + ("" if f.raw is None else f" = {f.raw:#x}"),
-            escape(f.evidence),
+            escape(f.evidence + _others(f, regions)),
         )
         for f in found.kept[:SHOWN]
     ]
@@ -83,6 +83,14 @@ def check_report(
     if not found.errors:
         body.append(_verdict(found))
     return Report(result, body, exit_code)
+
+
+def _others(finding: Finding, regions: RegionNamer) -> str:
+    """Say where the other mappings of a finding are."""
+    return "".join(
+        f"; {m.va:#x}: {regions(m.va)}, level {m.level}, pa:{m.descriptor_pa:#x} = {m.raw:#x}"
+        for m in finding.mappings[1:]
+    )
 
 
 def _verdict(found: Findings) -> Note:
@@ -104,4 +112,20 @@ def _json(finding: Finding, regions: RegionNamer) -> dict[str, object]:
         "descriptor_pa": hex_address(finding.descriptor_pa),
         "raw": None if finding.raw is None else hex_address(finding.raw),
         "evidence": finding.evidence,
+        "mappings": [
+            {
+                "va": hex_address(m.va),
+                "pa": hex_address(m.pa),
+                "region": regions(m.va),
+                "level": m.level,
+                "descriptor_pa": hex_address(m.descriptor_pa),
+                "raw": hex_address(m.raw),
+                "text": m.text,
+                "path": [
+                    {"level": level, "descriptor_pa": hex_address(pa), "raw": hex_address(raw)}
+                    for level, pa, raw in m.path
+                ],
+            }
+            for m in finding.mappings
+        ],
     }

@@ -1,0 +1,234 @@
+"""Rules on what is mapped, and on memory that two mappings lead to with attributes that do not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+
+from ptinspect.analysis.findings import Finding, Findings, Mapping
+from ptinspect.analysis.mappings import Mappings, Range, Ranges, mappings
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
+from ptinspect.paging.map import Kind
+from ptinspect.paging.walk import walk
+from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
+
+DEVICE, NON_CACHEABLE, WRITE_THROUGH, WRITE_BACK = "Device", "Non-cacheable", "Write-Through", "Write-Back"
+SPECIAL = {0xF0: WRITE_BACK, 0x40: NON_CACHEABLE, 0xA0: WRITE_THROUGH}
+"""Bytes of MAIR_EL1 that have a meaning as a whole: tagged memory, and memory with the XS attribute clear."""
+Sort = tuple[str, str]
+"""Type and cacheability of memory, and its shareability where that counts."""
+SHARES = ("Non-shareable", "reserved", "Outer Shareable", "Inner Shareable")
+"""Meaning of SH (Arm ARM D8.6.2)."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Name areas of the kernel's half; one that is not known is empty."""
+
+    text: tuple[Range, ...] = ()
+    """The image's text."""
+    linear: tuple[Range, ...] = ()
+    """The linear map."""
+    vmalloc: tuple[Range, ...] = ()
+    """The area in which vmap() and DMA pools map."""
+    modules: tuple[Range, ...] = ()
+    """Modules, and BPF programs where they lie with them."""
+    fixmap: tuple[Range, ...] = ()
+    """The fixmap, in which a page is mapped for a moment to be written."""
+
+
+def check_mappings(snapshot: Snapshot, places: Places, out: Findings) -> None:
+    """Apply the rules on mappings of one snapshot.
+
+    Two mappings of the same memory with other types, cacheability or shareability are mismatched (Arm ARM
+    B2.16, mismatched memory attributes). What the kernel itself does is known and no finding: DMA pools of
+    memory that the linear map holds as Write-Back (dma_common_contiguous_remap() in kernel/dma), and pages
+    that are written through the fixmap (patch_map() in arch/arm64, pgd_set_fixmap()).
+    """
+    found = mappings(snapshot)
+    if found.truncated:
+        out.unseen.append(f"{snapshot.name}: {found.truncated}")
+    judge = _Judge(snapshot, found, places, out)
+    judge.attributes()
+    if snapshot.regime.upper:
+        judge.writable_executable()
+        judge.user_access()
+        judge.writable_aliases()
+
+
+class _Judge:
+    """Judge the mappings of one snapshot."""
+
+    def __init__(self, snapshot: Snapshot, found: Mappings, places: Places, out: Findings) -> None:
+        self._snapshot, self._found, self._places, self._out = snapshot, found, places, out
+        self._memory = SnapshotMemory(snapshot)
+        self._regime = replace(snapshot.regime, e0pd=False)
+
+    # -- one mapping -----------------------------------------------------------------------------
+
+    def writable_executable(self) -> None:
+        """Find what EL1 can write to and execute, the bits of the tables above considered."""
+        bad = self._found.of_kind(lambda kind: {"w", "x"} <= set(kind.permissions.el1))
+        self._each("writable-executable", bad, "EL1 may write to it and execute it")
+
+    def user_access(self) -> None:
+        """Find what EL0 may read, write or execute in the kernel's half."""
+        bad = self._found.of_kind(lambda kind: kind.permissions.el0 != "---")
+        held = "; E0PD keeps EL0 out" if self._snapshot.regime.e0pd else ""
+        self._each("user-access", bad, f"EL0 has access to it{held}")
+
+    def _each(self, rule: str, bad: Mappings, why: str) -> None:
+        """Make a finding of each range of virtual addresses."""
+        ranges = bad.virtual if len(bad) else Ranges.of(bad.joined.va, bad.joined.span)
+        room = self._room(rule)
+        for start, end in ranges.pairs()[:room]:
+            self._add(rule, f"{end - start:#x} bytes, {{}}: {why}", end - start, (start,))
+        self._out.count(rule, max(len(ranges) - room, 0), "error")
+
+    # -- two mappings ----------------------------------------------------------------------------
+
+    def attributes(self) -> None:
+        """Find memory that is mapped with attributes that do not agree."""
+        rule = "alias-attributes"
+        if not self._snapshot.regime.mair:
+            self._out.skipped[rule] = "MAIR_EL1 is not known"
+            return
+        sorts = sorted({self._sort(kind) for kind in self._found.kinds})
+        found = [(sort, self._found.of_kind(partial(self._is, sort))) for sort in sorts]
+        for one, other in combinations(found, 2):
+            if DEVICE in (one[0][0], other[0][0]):
+                self._pair(rule, *(each[1] for each in sorted((one, other), key=lambda e: e[0][0] != DEVICE)))
+            else:
+                self._normals(one, other)
+
+    def _normals(
+        self, one: tuple[tuple[str, str], Mappings], other: tuple[tuple[str, str], Mappings]
+    ) -> None:
+        """Compare two sorts of Normal memory."""
+        rule = "alias-attributes"
+        (sort, first), (against, second) = one, other
+        if NON_CACHEABLE not in (sort[0], against[0]):
+            self._pair(rule, *sorted((first, second), key=lambda found: int(found.joined.span.sum())))
+            return
+        loose, cached = (first, second) if sort[0] == NON_CACHEABLE else (second, first)
+        places = self._places
+        if not places.linear or not places.vmalloc:
+            self._out.skipped[rule] = "of Non-cacheable memory: where DMA pools are mapped is not known"
+            return
+        pools = loose.within(places.vmalloc)
+        self._pair(rule, loose[~pools], cached)
+        self._pair(rule, loose[pools], cached[~cached.within(places.linear)])
+
+    def writable_aliases(self) -> None:
+        """Find kernel text and read-only data that can be written to elsewhere."""
+        rule, places = "writable-alias", self._places
+        kept = self._found.of_kind(lambda kind: "w" not in kind.permissions.el1)
+        code = kept.of_kind(lambda kind: "x" in kind.permissions.el1)
+        written = self._found.of_kind(lambda kind: "w" in kind.permissions.el1)
+        written = written[~written.within(places.fixmap)]
+        if not code.within(places.text).any():
+            self._out.skipped[rule] = "it is not known where the kernel's text lies"
+            return
+        if not places.fixmap:
+            self._out.skipped[rule] = "it is not known where the fixmap lies"
+            return
+        end = max(last for _, last in places.text)
+        pieces = [
+            piece
+            for piece in kept.virtual.pairs()
+            if any(a < piece[1] and piece[0] < b for a, b in places.text)
+        ]
+        image = kept[kept.within(pieces)]
+        data = image.of_kind(lambda kind: "x" not in kind.permissions.el1)
+        if not data.within([(end, MASK64 + 1)]).any():
+            self._out.skipped[rule] = "the kernel's rodata is still writable: its boot has not ended"
+            return
+        self._pair(rule, written, image)
+        modules = code[code.within(places.modules)]
+        aliases = self._found[self._found.within(places.linear)]
+        sealed = aliases.of_kind(lambda kind: "w" not in kind.permissions.el1)
+        if len(sealed.physical.common(modules.physical)):  # rodata=full: aliases follow their modules
+            self._pair(rule, written, modules)
+
+    def _pair(self, rule: str, one: Mappings, other: Mappings) -> None:
+        """Make a finding of each range of memory that both lead to."""
+        if not len(one) or not len(other):
+            return
+        both = one.physical.common(other.physical)
+        room = self._room(rule)
+        for start, end in both.pairs()[:room]:
+            places = one.leading_to(start), other.leading_to(start)
+            self._add(rule, f"pa:{start:#x}, {end - start:#x} bytes: {{}}", end - start, places)
+        self._out.count(rule, max(len(both) - room, 0), "error")
+
+    # -- evidence --------------------------------------------------------------------------------
+
+    def _room(self, rule: str) -> int:
+        return max(self._out.limit - self._out.totals.get(rule, 0), 0)
+
+    def _add(self, rule: str, why: str, size: int, addresses: Iterable[int]) -> None:
+        """Make a finding about memory that is mapped at some addresses, the first of which is to blame."""
+        seen = tuple(self._mapping(va) for va in addresses)
+        first = seen[0]
+        end = VirtAddr(min(first.va + size - 1, MASK64))
+        said = " and ".join(f"{m.text} at {m.va:#x}" for m in seen)
+        self._out.add(
+            Finding(
+                rule,
+                "error",
+                first.va,
+                end,
+                first.level,
+                first.descriptor_pa,
+                first.raw,
+                why.format(said),
+                seen,
+            )
+        )
+
+    def _mapping(self, va: int) -> Mapping:
+        """Show how an address is translated."""
+        found = walk(self._memory, va, self._snapshot.root.pa, self._regime)
+        last = found.steps[-1]
+        assert last.raw is not None and last.descriptor is not None and found.permissions is not None
+        attributes = last.descriptor.attributes
+        assert attributes is not None
+        sort = f"{attributes.memory_type}"
+        text = f"{sort} EL1 {found.permissions.el1} EL0 {found.permissions.el0}"
+        if attributes.sh is not None and not sort.startswith(DEVICE):
+            text += f" {SHARES[attributes.sh]}"
+        path = tuple((step.level, step.descriptor_pa, step.raw or 0) for step in found.steps)
+        pa = PhysAddr(self._regime.output_address(last.raw, last.level))
+        pa = pa if found.pa is None else found.pa
+        return Mapping(VirtAddr(va), pa, last.level, last.descriptor_pa, last.raw, text, path)
+
+    # -- sorts of memory -------------------------------------------------------------------------
+
+    def _is(self, sort: Sort, kind: Kind) -> bool:
+        return self._sort(kind) == sort
+
+    def _sort(self, kind: Kind) -> Sort:
+        """Return what must agree: type and cacheability, and shareability where it counts.
+
+        Device and Normal Non-cacheable memory is always Outer Shareable; hints on allocation, and tagging,
+        may differ (Arm ARM D8.6.1, D8.6.2).
+        """
+        a = kind.attributes
+        byte = self._snapshot.regime.mair >> 8 * (a.attr_index or 0) & 0xFF
+        if not byte & 0xF0:
+            return DEVICE, ""
+        outer, inner = (SPECIAL.get(byte) or _cached(bits) for bits in (byte >> 4, byte & 0xF))
+        if outer == inner == NON_CACHEABLE:
+            return NON_CACHEABLE, ""
+        named = outer if outer == inner else f"outer {outer}, inner {inner}"
+        return named, SHARES[a.sh or 0]
+
+
+def _cached(bits: int) -> str:
+    """Return the cacheability that four bits of a byte of MAIR_EL1 say (Arm ARM D19, MAIR_EL1)."""
+    if bits == 4:
+        return NON_CACHEABLE
+    return WRITE_BACK if bits & 4 else WRITE_THROUGH
