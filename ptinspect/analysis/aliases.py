@@ -72,7 +72,7 @@ class _Judge:
     def writable_executable(self) -> None:
         """Find what EL1 can write to and execute, the bits of the tables above considered."""
         bad = self._found.of_kind(lambda kind: {"w", "x"} <= set(kind.permissions.el1))
-        self._each("writable-executable", bad, "EL1 may write to it and execute it")
+        self._each("writable-executable", bad, f"{self._regime.privileged} may write to it and execute it")
 
     def user_access(self) -> None:
         """Find what EL0 may read, write or execute in the kernel's half."""
@@ -197,7 +197,7 @@ class _Judge:
         attributes = last.descriptor.attributes
         assert attributes is not None
         sort = f"{attributes.memory_type}"
-        text = f"{sort} EL1 {found.permissions.el1} EL0 {found.permissions.el0}"
+        text = f"{sort} {self._regime.privileged} {found.permissions.el1} EL0 {found.permissions.el0}"
         if attributes.sh is not None and not sort.startswith(DEVICE):
             text += f" {SHARES[attributes.sh]}"
         path = tuple((step.level, step.descriptor_pa, step.raw or 0) for step in found.steps)
