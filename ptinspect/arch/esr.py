@@ -86,6 +86,16 @@ ABORTS = frozenset({0x20, 0x21, 0x24, 0x25})
 
 EC_BRK = 0x3C
 """BRK from AArch64."""
+EC_SERROR = 0x2F
+"""SError interrupt."""
+_SERROR_STATES = {
+    0: "uncontainable",
+    1: "unrecoverable",
+    2: "restartable",
+    3: "recoverable",
+    6: "corrected",
+}
+"""AET, bits 12:10 (Arm ARM ESR_EL1, ISS encoding for an SError interrupt)."""
 
 _EXTERNAL_ABORT = 0x10
 """DFSC of a synchronous external abort that is not on a table walk."""
@@ -188,6 +198,23 @@ class Esr:
         return next((use for low, high, use in _BRK if low <= self.immediate <= high), "")
 
     @property
+    def serror(self) -> str:
+        """What the syndrome of an SError tells; empty for other classes.
+
+        Source: Arm ARM ESR_EL1, ISS encoding for an SError interrupt: IDS bit 24, AET bits 12:10, EA bit 9,
+        DFSC bits 5:0 (0x11 is an asynchronous SError; 0 has no syndrome).
+        """
+        if self.ec != EC_SERROR:
+            return ""
+        if bit(self.iss, 24):
+            return f"implementation defined syndrome {bits(self.iss, 23, 0):#x}"
+        status = bits(self.iss, 5, 0)
+        if status != 0x11:
+            return "uncategorized" if not status else f"reserved status {status:#x}"
+        state = _SERROR_STATES.get(bits(self.iss, 12, 10), "reserved state")
+        return f"asynchronous, {state}, external abort type {int(bit(self.iss, 9))}"
+
+    @property
     def text(self) -> str:
         """Say in one line what happened: `DABT (current EL): write, translation fault, level 2`."""
         parts = []
@@ -202,6 +229,8 @@ class Esr:
         if self.immediate is not None:
             use = self.brk_use
             parts.append(f"immediate {self.immediate:#x}" + (f" ({use})" if use else ""))
+        if self.serror:
+            parts.append(self.serror)
         return self.class_name + (f": {', '.join(parts)}" if parts else "")
 
     def explain(self) -> list[tuple[str, str, int, str]]:

@@ -19,7 +19,7 @@ VERDICTS = (
     "reverted-entry, lost-entry, stack-mapping-lost, deep-call-chain, guard-page-hit, sp-corrupted, "
     "stack-corruption, not-a-stack-problem, unknown"
 )
-"""The codes of ptinspect.linux.oops.codes, named here so that help needs no import of it."""
+"""The codes of ptinspect.linux.death, named here so that help needs no import of it."""
 
 
 def register(registry: Registry) -> None:

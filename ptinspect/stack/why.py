@@ -1,6 +1,6 @@
 """Why the kernel faulted: the syndrome, the stack and the tables joined into one verdict with its evidence.
 
-The codes are those of a console log (linux/oops/codes.py): here the guest itself can be asked.
+The codes are those of a console log (linux/death.py): here the guest itself can be asked.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Why:
     """The verdict."""
 
     code: str
-    """One of linux.oops.codes.CODES."""
+    """One of linux.death.CODES."""
     text: str
     """The verdict in one sentence."""
     evidence: tuple[str, ...]

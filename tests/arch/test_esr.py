@@ -170,3 +170,21 @@ def test_any_value_decodes_and_explains_itself(ec: int, low: int, iss2: int) -> 
         places.append(int(high))
     assert places[:3] == [31, 25, 24]
     assert places[3:] == sorted(places[3:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (0xBE000000, "uncategorized"),
+        (0xBE000011, "asynchronous, uncontainable, external abort type 0"),
+        (0xBE000411, "asynchronous, unrecoverable, external abort type 0"),
+        (0xBE000E11, "asynchronous, recoverable, external abort type 1"),
+        (0xBF000002, "implementation defined syndrome 0x2"),
+        (0x96000006, ""),
+    ],
+)
+def test_an_serrors_syndrome_is_told(raw: int, words: str) -> None:
+    """Arm ARM ESR_EL1, ISS encoding for an SError interrupt."""
+    esr = decode_esr(raw)
+    assert esr.serror == words
+    assert words in esr.text

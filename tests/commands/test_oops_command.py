@@ -18,7 +18,7 @@ from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.commands.oops import VERDICTS
 from ptinspect.errors import UserError
-from ptinspect.linux.oops.codes import CODES
+from ptinspect.linux.death import CODES
 from ptinspect.output.json import answer
 from ptinspect.output.model import Report
 from ptinspect.output.text import render

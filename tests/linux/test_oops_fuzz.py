@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oops_logs import LOGS, bad_stack, lines, paging_request
 
+from ptinspect.linux.death import CODES
 from ptinspect.linux.oops.analysis import Analysis, analyse
-from ptinspect.linux.oops.codes import CODES
 from ptinspect.output.files import to_csv, to_markdown
 from ptinspect.output.json import answer
 from ptinspect.output.text import render

@@ -11,7 +11,7 @@ from builders import REGIMES
 
 from ptinspect.analysis.compare import kinds_of
 from ptinspect.arch.esr import decode_esr
-from ptinspect.linux.oops.codes import CODES
+from ptinspect.linux.death import CODES
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
 from ptinspect.stack.why import Change, Facts, Gone, explain, path_changes

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from ptinspect.arch.esr import decode_esr
-from ptinspect.linux.oops.codes import Verdict
+from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import chain, recursion, stack_at, used_before
 from ptinspect.linux.oops.logfile import Log, read
 from ptinspect.linux.oops.model import Incident
@@ -75,21 +75,22 @@ def analyse(log: bytes | BinaryIO) -> Analysis:
 def explain_incident(incident: Incident) -> Panic:
     """Work out what one death was."""
     first = incident.first
+    about = incident.bad_stack or first
     regime, _ = incident_regime(incident)
-    esr = decode_esr(first.esr) if first.esr is not None else None
-    stack = stack_at(first)
-    nested = recursion(first, stack)
-    kpti = kpti_registers(first, regime)
+    esr = decode_esr(about.esr) if about.esr is not None else None
+    stack = stack_at(about)
+    nested = recursion(about, stack)
+    kpti = kpti_registers(about, regime)
     facts = Facts(
         incident=incident,
         esr=esr,
         stack=stack,
-        used=used_before(first, stack, nested),
+        used=used_before(about, stack, nested),
         recursion=nested,
-        chain=chain(first),
+        chain=chain(about),
         path=_path(incident),
         kpti=kpti,
-        kpti_place=in_kpti(first),
+        kpti_place=in_kpti(about),
     )
     notes: Mapping[int, tuple[str, str]] = {}
     if kpti is not None:

@@ -1,13 +1,16 @@
-"""Judge a death that did not come through the kernel's bad-stack path."""
+"""Judge a death that did not come through the kernel's bad-stack path, and say what supports it."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from ptinspect.arch.esr import Esr
-from ptinspect.linux.oops.codes import Verdict
+from ptinspect.arch.esr import EC_BRK, Esr
+from ptinspect.linux import death
+from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.model import Fault, Incident
+from ptinspect.linux.oops.printed_walk import Path, path_of
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""
@@ -15,157 +18,204 @@ STACK_ALIGN = 32 << 10
 """Bytes that a stack with a guard is aligned to, at least: twice THREAD_SIZE (THREAD_ALIGN, from 4.14 on)."""
 MIN_KERNEL = 1 << 63
 """Addresses of the kernel's half have bit 63 set."""
+EC_INSTRUCTION_ABORT = 0x21
+"""ESR_ELx.EC of an instruction abort from the current exception level."""
+MODE = 0xF
+"""PSTATE.M: 0 is EL0."""
 
 _CANARY = re.compile(r"stack-protector|[Kk]ernel stack is corrupted in")
 _END_MAGIC = re.compile(r"corrupted stack end detected")
 _OVERFLOW = re.compile(r"stack overflow|stack guard|[Ss]tack")
-_AFTERMATH = re.compile(r"Fatal exception|Oops|Attempted to kill the idle")
+_AFTERMATH = re.compile(
+    r"(?:[\w ,'()/-]{1,60}: )?Fatal exception|Oops|Attempted to kill the idle|Aiee|[Bb]ad mode|"
+    r"Unhandled exception|Asynchronous SError|HYP panic"
+)
 _KILLED = re.compile(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
-_STACK_KASAN = re.compile(r"KASAN: (?:stack|vmalloc)-out-of-bounds|KASAN: stack-")
+_KASAN = re.compile(r"KASAN: ([\w-]+)")
+_ON_STACK = re.compile(r"belongs to (?:the )?(?:stack|virtual mapping.*stack)|located in stack of")
 _OWN_EXIT = re.compile(r"(?:__arm64_sys_exit|do_group_exit|get_signal|sys_exit)")
-_DYING = re.compile(r"(?:^|\b)(?:die|make_task_dead|__do_kernel_fault|arm64_notify_die|bug_handler)\+")
-_WHAT = {
-    "lockup": "a CPU did not get away from what it was doing; it ran on its stack",
-    "rcu-stall": "RCU waited for a CPU; nothing faulted",
-    "hung-task": "a task slept for too long; nothing faulted",
-    "kasan": "KASAN or a tool like it reported an access to memory that is mapped",
+_DYING = re.compile(
+    r"(?:die|make_task_dead|__do_kernel_fault|arm64_notify_die|bug_handler|die_kernel_fault|"
+    r"el1(?:[ht]_64)?_sync|do_mem_abort|el1_abort|brk_handler|arm64_serror_panic)(?:\+|$)"
+)
+_LEVELS = {
+    "lockup": "a CPU did not get away from what it was doing; it ran on its stack, and nothing died",
+    "rcu-stall": "RCU waited for a CPU; nothing faulted, and nothing died",
+    "hung-task": "a task slept for too long; nothing faulted, and nothing died",
 }
-
-
-def interleaved(incident: Incident) -> list[str]:
-    """Return why the values of a report that is mixed with another one do not fit together."""
-    first = incident.first
-    task = first.task_stack
-    if first.kind == "bad-stack" and task is not None and first.sp is not None:
-        near = any(stack.base - stack.size <= first.sp <= stack.top for stack in first.stacks)
-        x29 = first.registers.get(29)
-        if not near and (x29 is None or not any(stack.contains(x29) for stack in first.stacks)):
-            return [
-                "lines of several reports are interleaved, and SP fits none of the stacks printed with it"
-            ]
-    return []
 
 
 def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
     """Return the verdict on a panic, an oops, a lockup and the like."""
     first = incident.first
+    if first.kind == "kasan":
+        return _sanitizer(first)
+    if first.kind in _LEVELS:
+        then = f": panic() was called because of it: {first.panic}" if first.panic else ""
+        text = _LEVELS[first.kind].replace(", and nothing died", "") if then else _LEVELS[first.kind]
+        found = _judged(f"{text}{then}", (f"the kernel reported: {first.headline}",))
+        return replace(found, unknown=("why it happened",))
     if first.kind in ("panic", "warning"):
         return _panic(first)
-    if first.kind == "kasan" and _STACK_KASAN.search(first.headline):
-        return Verdict(
-            "stack-corruption", (first.headline,), ("whether anything but this access went wrong",)
-        )
-    if first.kind in _WHAT:
-        return Verdict(
-            "not-a-stack-problem",
-            (f"the kernel reported: {first.headline}", _WHAT[first.kind]),
-            ("why it happened",),
-        )
     if first.mixed and {"sp", "pc"} & {*first.doubtful}:
         unknown = ("lines of several CPUs are interleaved: a value may belong to another one",)
         return Verdict("unknown", (first.headline,), unknown)
     if "esr" in first.doubtful:
         esr = None
-    if first.kind == "serror":
-        return _ordinary(
-            first, ["an SError is reported by the memory system or a device, not by a translation"]
+    path = path_of(first, first.release) if "path" not in first.doubtful else None
+    found = _fault(first, esr, path)
+    notes = tuple(first.notes)
+    return replace(found, evidence=tuple(dict.fromkeys((*found.evidence, *notes))))
+
+
+def _judged(ordinary: str, evidence: tuple[str, ...]) -> Verdict:
+    """Return the judge's verdict on a death with room on its stack."""
+    found = death.judge(death.Facts(ordinary=ordinary))
+    return replace(found, evidence=(*evidence, *found.evidence))
+
+
+def _sanitizer(first: Fault) -> Verdict:
+    """Judge a report of KASAN's or the like: did it write to a stack's data?"""
+    evidence = (f"the kernel reported: {first.headline}", *first.notes)
+    kind = _KASAN.search(first.headline)
+    said = "\n".join(first.notes)
+    written = "Write of size" in said or "Free of" in said
+    read = "Read of size" in said
+    on_stack = (kind is not None and kind[1].startswith("stack-")) or _ON_STACK.search(said) is not None
+    if on_stack and not read:
+        note = "the access was to data on a stack" + (": it was written to" if written else "")
+        found = Verdict("stack-corruption", (note,), ("whether anything but this access went wrong",))
+        return replace(found, evidence=(*evidence, *found.evidence))
+    if kind is not None and kind[1] == "vmalloc-out-of-bounds" and not on_stack:
+        return Verdict(
+            "unknown", evidence, ("whether the address is in a stack or its guard: the report does not say",)
         )
-    return _fault(first, esr)
+    what = "a read: nothing on a stack was overwritten by it" if read else "an access to other memory"
+    found = _judged(f"it is {what}, and the report was printed in the ordinary way", evidence)
+    return replace(found, unknown=("why it happened",))
 
 
 def _panic(first: Fault) -> Verdict:
+    """Judge a panic without a report before it."""
     text = first.panic
     caller = _caller(first)
-    evidence = [f"panic() was called with: {text}"] + ([f"by {caller}"] if caller else [])
+    evidence = (f"panic() was called with: {text}", *((f"by {caller}",) if caller else ()))
     killed = _KILLED.search(text)
-    if _CANARY.search(text):
-        return Verdict(
-            "stack-corruption", (*evidence, "the canary of a frame was overwritten"), ("what overwrote it",)
-        )
-    if _END_MAGIC.search(text):
-        note = "the marker at the base of the task's stack (STACK_END_MAGIC) was overwritten"
-        return Verdict(
-            "stack-corruption",
-            (*evidence, note),
-            ("whether the stack grew down to it, or a stray write did it",),
-        )
+    known = death.Facts(canary=bool(_CANARY.search(text)), end_mark=not _END_MAGIC.search(text))
+    found = death.judge(known)
+    if found.code != "unknown":
+        return replace(found, evidence=(*evidence, *found.evidence))
     if not text or _AFTERMATH.match(text):
-        return Verdict(
-            "unknown", tuple(evidence), ("the fault that led to this panic: it is not in the log",)
-        )
+        return Verdict("unknown", evidence, ("the fault that led to this panic: it is not in the log",))
     if _OVERFLOW.search(text):
         return Verdict(
-            "unknown",
-            tuple(evidence),
-            ("SP, the faulting address and the stacks' bounds: they are not in the log",),
+            "unknown", evidence, ("SP, the faulting address and the stacks' bounds: they are not in the log",)
         )
     if killed is not None:
         return _init_died(first, evidence, int(killed[1], 16))
-    evidence.append("the log holds no exception before it: the kernel gave up by itself")
-    return Verdict(
-        "not-a-stack-problem", tuple(evidence), ("what led to it: see the lines before the panic",)
-    )
+    faulted = next((frame for frame in first.trace if _DYING.match(frame)), "")
+    if faulted and not caller:
+        return Verdict("unknown", evidence, (f"the exception before it ({faulted}): it is not in the log",))
+    found = _judged("its text gives another reason than a fault of the stack", evidence)
+    unknown = ["what led to it: see the lines before the panic"]
+    if faulted or not caller:
+        unknown.append("whether an exception came before it: none is in the log")
+    return replace(found, unknown=tuple(unknown))
 
 
-def _init_died(first: Fault, evidence: list[str], code: int) -> Verdict:
+def _init_died(first: Fault, evidence: tuple[str, ...], code: int) -> Verdict:
     signal = code & 0x7F
-    evidence.append(
-        f"init was killed by signal {signal}" if signal else f"init left with status {code >> 8 & 0xFF}"
+    evidence = (
+        *evidence,
+        f"init was killed by signal {signal}" if signal else f"init left with status {code >> 8 & 0xFF}",
     )
-    if any(_DYING.search(frame) for frame in first.trace):
-        return Verdict(
-            "unknown",
-            tuple(evidence),
-            ("the fault inside of the kernel that killed init: it is not in the log",),
-        )
+    if any(_DYING.match(frame) for frame in first.trace):
+        unknown = "the fault inside of the kernel that killed init: it is not in the log"
+        return Verdict("unknown", evidence, (unknown,))
     if signal and not any(_OWN_EXIT.match(frame) for frame in first.trace):
-        return Verdict("unknown", tuple(evidence), ("whether a fault inside of the kernel killed init",))
-    evidence.append("it left by itself or by a signal of its own: the kernel did not fault")
-    return Verdict("not-a-stack-problem", tuple(evidence), ("why init ended",))
+        return Verdict("unknown", evidence, ("whether a fault inside of the kernel killed init",))
+    found = _judged("it left by itself or by a signal of its own: the kernel did not fault", evidence)
+    return replace(found, unknown=("why init ended",))
 
 
 def _caller(first: Fault) -> str:
     """Return the function that called panic(), from the call trace."""
     for index, frame in enumerate(first.trace[:-1]):
-        if frame.startswith(("panic+", "vpanic+")) and not first.trace[index + 1].startswith("panic+"):
-            return first.trace[index + 1]
+        after = first.trace[index + 1]
+        if re.match(r"v?panic(?:\+|$)", frame) and not re.match(r"v?panic(?:\+|$)", after):
+            return after
     return ""
 
 
-def _fault(first: Fault, esr: Esr | None) -> Verdict:  # noqa: PLR0911 (one return for each ground)
+def _fault(  # noqa: PLR0911 (one return for each ground)
+    first: Fault, esr: Esr | None, path: Path | None
+) -> Verdict:
     """Judge a fault or BUG that the kernel reported in the ordinary way."""
-    evidence = [first.headline]
-    if esr is not None and esr.fault:
-        evidence.append(f"ESR {esr.raw:#x}: {esr.class_text}, {esr.fault}")
+    evidence = (first.headline, *_syndrome(first, esr), *_walked(first, esr, path))
+    if first.kind == "serror":
+        if first.pstate is not None and first.pstate & MODE == 0:
+            found = _judged("the CPU was in user mode: the kernel's stack was empty", evidence)
+            return replace(found, unknown=("which device or memory reported the error",))
+        return _ordinary(first, evidence)
     if first.sp is None:
-        return Verdict("unknown", tuple(evidence), ("SP: not in the log, or damaged",))
-    zeros = [number for number in range(19, 30) if first.registers.get(number) == 0]
-    if len(zeros) == 11 and first.pc == first.lr == "0x0":
-        evidence.append(
-            "pc, lr and x19 to x29 are all zero: what was restored from the stack was a frame of zeros"
-        )
-        unknown = "whether the stack was overwritten, or its mapping leads to other memory now"
-        return Verdict("stack-corruption", tuple(evidence), (unknown,))
+        return Verdict("unknown", evidence, ("SP: not in the log, or damaged",))
+    zeros = sum(first.registers.get(number) == 0 for number in range(19, 30)) == 11
+    if zeros and first.pc == first.lr == "0x0":
+        found = death.judge(death.Facts(zeros=True))
+        return replace(found, evidence=(*evidence, *found.evidence))
     if at_exception_entry(first.pc):
-        evidence.append(f"pc {first.pc} is an exception entry")
-        return Verdict("unknown", tuple(evidence), ("why the entry faulted",))
+        unknown = ("why the entry faulted",)
+        return Verdict("unknown", (*evidence, f"pc {first.pc} is an exception entry"), unknown)
     guard = _below_base(first, esr)
     if guard is not None:
         return guard
-    if first.far is not None and abs(first.far - first.sp) <= NEAR:
-        evidence.append(f"FAR {first.far:#x} is {abs(first.far - first.sp)} bytes from SP {first.sp:#x}")
-        return Verdict(
-            "unknown",
-            tuple(evidence),
-            ("whether FAR is in the stack or in its guard: its bounds are not in the log",),
-        )
+    if first.far is not None and abs(first.far - first.sp) <= NEAR and first.far >= MIN_KERNEL:
+        near = f"FAR {first.far:#x} is {abs(first.far - first.sp)} bytes from SP {first.sp:#x}"
+        unknown = ("whether FAR is in the stack or in its guard: its bounds are not in the log",)
+        return Verdict("unknown", (*evidence, near), unknown)
     if first.far is not None:
-        evidence.append(f"FAR {first.far:#x} is nowhere near SP {first.sp:#x}{_kind_of(first.far)}")
+        where = f"FAR {first.far:#x} is nowhere near SP {first.sp:#x}{_kind_of(first.far)}"
+        evidence = (*evidence, where)
     if not re.match(r"[A-Za-z_]", first.pc) and not re.match(r"[A-Za-z_]", first.lr):
-        return Verdict(
-            "unknown", tuple(evidence), ("where the CPU came from: neither pc nor lr is in a known function",)
-        )
+        unknown = ("where the CPU came from: neither pc nor lr is in a known function",)
+        return Verdict("unknown", evidence, unknown)
     return _ordinary(first, evidence)
+
+
+def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
+    """Say what ESR tells."""
+    if esr is None:
+        return ()
+    if esr.fault:
+        return (f"ESR {esr.raw:#x}: {esr.class_text}, {esr.fault}",)
+    if esr.ec == EC_BRK:
+        use = f", which Linux uses for {esr.brk_use}" if esr.brk_use else ""
+        return (f"ESR {esr.raw:#x}: BRK with immediate {esr.immediate:#x}{use}",)
+    if first.kind == "serror":
+        kernel = first.pstate is None or first.pstate & MODE
+        mode = "" if first.pstate is None else f", taken from {'the kernel' if kernel else 'user mode'}"
+        by = "an SError is reported by the memory system or a device"
+        return (f"ESR {esr.raw:#x}: {esr.text}{mode}", by)
+    return (f"ESR {esr.raw:#x}: {esr.class_text}",)
+
+
+def _walked(first: Fault, esr: Esr | None, path: Path | None) -> tuple[str, ...]:
+    """Say what the printed walk shows of the fault."""
+    if path is None or not path.steps:
+        return ()
+    last = path.steps[-1].descriptor
+    fetch = esr is not None and esr.ec == EC_INSTRUCTION_ABORT
+    if fetch and last.is_leaf and last.attributes is not None and last.attributes.pxn:
+        return (
+            f"the walk of {path.address:#x} ends in a {last.kind} that the kernel may not execute (PXN): "
+            "the PC lies in it",
+        )
+    if last.raw & 3 == 2:
+        return (
+            f"the {path.steps[-1].name} entry of {path.address:#x} is {last.raw:#x}: bits [1:0] are 0b10, "
+            "it lost bit 0 or had it cleared",
+        )
+    return ()
 
 
 def _below_base(first: Fault, esr: Esr | None) -> Verdict | None:
@@ -196,14 +246,14 @@ def _kind_of(far: int) -> str:
     return ": not an address of the kernel's half" if far < MIN_KERNEL else ""
 
 
-def _ordinary(first: Fault, evidence: list[str]) -> Verdict:
+def _ordinary(first: Fault, evidence: tuple[str, ...]) -> Verdict:
     """Conclude from an ordinary report that the stack was there: the exception's frame was stored on it."""
     if first.sp is None or first.sp < MIN_KERNEL or first.sp % 16:
-        return Verdict("unknown", tuple(evidence), ("SP: it is no kernel stack pointer, or not in the log",))
-    evidence.append(
+        return Verdict("unknown", evidence, ("SP: it is no kernel stack pointer, or not in the log",))
+    found = _judged(
         f"the exception's frame was stored at SP {first.sp:#x} and the report printed in the "
-        "ordinary way: the stack was mapped and had room"
+        "ordinary way: the stack was mapped and had room",
+        evidence,
     )
-    if first.pc:
-        evidence.append(f"pc {first.pc}" + (f", called from {first.lr}" if first.lr else ""))
-    return Verdict("not-a-stack-problem", tuple(evidence), ("the cause of the fault itself",))
+    place = (f"pc {first.pc}" + (f", called from {first.lr}" if first.lr else ""),) if first.pc else ()
+    return replace(found, evidence=(*found.evidence, *place), unknown=("the cause of the fault itself",))

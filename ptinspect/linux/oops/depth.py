@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from ptinspect.arch.bits import MASK64
+from ptinspect.linux.death import ONE_STEP, Calls, holding, single_bit
 from ptinspect.linux.oops.model import Fault, StackRange
 from ptinspect.linux.releases import exception_frames, parse, releases_with_frame
-
-LARGEST_FRAME = 2048
-"""Bytes of one C function's frame above which the build warns (CONFIG_FRAME_WARN on 64-bit kernels)."""
-CHAIN_AVERAGE = 512
-"""Bytes for each frame up to which a call trace explains a full stack by itself."""
-CHAIN_REPEATS = 4
-"""Times that a function must be in a call trace to call it recursion."""
 
 _ENTRY = re.compile(
     r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/"
 )
+_VECTOR = re.compile(r"el1(?:[ht]_64)?_sync\+0x([4-9a-f][0-9a-f]|[1-9a-f][0-9a-f]{2})/")
 _HANDLER = re.compile(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)(?:\+|$)")
 _REPORTING = re.compile(
     r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)(?:\+|$)"
@@ -41,18 +35,6 @@ class Recursion:
     """Why this size, sentence by sentence."""
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The calls that were on the stack, as far as the log shows them."""
-
-    frames: tuple[str, ...]
-    """Functions with offsets, innermost first, the kernel's own reporting left out."""
-    cycle: tuple[str, ...] = ()
-    """The functions that call each other in a circle, innermost first; empty if none repeats."""
-    repeats: int = 0
-    """How often the most frequent function is in it."""
-
-
 def at_exception_entry(symbol: str) -> bool:
     """Tell whether `symbol+0x…/0x…` is where an exception from EL1 begins to store its frame."""
     match = _ENTRY.match(symbol)
@@ -61,13 +43,10 @@ def at_exception_entry(symbol: str) -> bool:
 
 def stack_at(fault: Fault) -> StackRange | None:
     """Return the printed stack that SP is on, or has run off by less than the stack's own size."""
-    sp = fault.sp
-    if sp is None:
+    if fault.sp is None:
         return None
-    inside = next((stack for stack in fault.stacks if stack.holds_sp(sp)), None)
-    return inside or next(
-        (stack for stack in fault.stacks if stack.base - stack.size <= sp < stack.base), None
-    )
+    found = holding(fault.sp, [stack for stack in fault.stacks if stack.base])
+    return found if isinstance(found, StackRange) else None
 
 
 def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
@@ -77,15 +56,20 @@ def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
     bytes between SP and x29 are a multiple of the exception frame's size.
     """
     x29, sp = fault.registers.get(29), fault.sp
-    if stack is None or x29 is None or sp is None or not at_exception_entry(fault.pc):
+    if x29 is None or sp is None or not at_exception_entry(fault.pc):
         return None
-    if not stack.contains(x29) or x29 <= sp:
+    wrong = _wrong_bit(fault, sp) if stack is None else None
+    stack = fault.task_stack if wrong is not None else stack
+    sp = sp if wrong is None else sp ^ 1 << wrong
+    if stack is None or not stack.contains(x29) or x29 <= sp:
         return None
     gap = x29 - sp
     every = exception_frames(None)
     dividing = [size for size in every if gap % size == 0]
     traced = entries_in_trace(fault.trace)
     reasons = [f"x29 - SP = {x29:#x} - {sp:#x} = {gap:#x} = {gap} bytes"]
+    if wrong is not None:
+        reasons.append(f"SP is taken with bit {wrong} put right: it was wrong before the first fault")
     if not dividing:
         return _by_trace(fault, gap, traced, reasons)
     if len(dividing) == 1:
@@ -108,11 +92,16 @@ def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
     return Recursion(count, size, gap, tuple(reasons))
 
 
+def _wrong_bit(fault: Fault, sp: int) -> int | None:
+    """Return the bit in which SP alone differs from an address of the task's stack."""
+    task = fault.task_stack
+    bit = single_bit(sp, task) if task is not None else None
+    return bit if bit is not None and task is not None and task.contains(sp ^ 1 << bit) else None
+
+
 def _by_trace(fault: Fault, gap: int, traced: int, reasons: list[str]) -> Recursion | None:
     """Count by the call trace where SP at the first fault was not at the frame record."""
-    sizes = [
-        s for s in exception_frames(parse(fault.release)) if traced * s <= gap < traced * s + LARGEST_FRAME
-    ]
+    sizes = [s for s in exception_frames(parse(fault.release)) if traced * s <= gap < traced * s + ONE_STEP]
     if traced < 3 or len(sizes) != 1:
         return None
     reasons.append(f"the call trace shows {traced} entries of the exception vector in a row")
@@ -141,8 +130,8 @@ def entries_in_trace(trace: Sequence[str]) -> int:
     return best
 
 
-def chain(fault: Fault) -> Chain:
-    """Return the calls below the kernel's own reporting, and the circle in them, if there is one."""
+def chain(fault: Fault) -> Calls:
+    """Return the calls below the kernel's own reporting, and what proves that they do not end."""
     frames = list(fault.trace)
     for index in range(len(frames) - 1, -1, -1):
         if _HANDLER.match(frames[index]):
@@ -152,19 +141,26 @@ def chain(fault: Fault) -> Chain:
         while frames and _REPORTING.match(frames[0]):
             frames = frames[1:]
     names = [frame.partition("+")[0] for frame in frames if not at_exception_entry(frame)]
-    counts = Counter(names)
-    if not counts:
-        return Chain(tuple(frames))
-    name, repeats = max(counts.items(), key=lambda item: item[1])
-    if repeats < CHAIN_REPEATS:
-        return Chain(tuple(frames), (), repeats)
-    first = names.index(name)
-    second = names.index(name, first + 1)
-    return Chain(tuple(frames), tuple(dict.fromkeys(names[first:second]))[:8], repeats)
+    return Calls(tuple(names), whole=not fault.elided, recursion=_same_exception(fault.pc, frames))
+
+
+def _same_exception(pc: str, frames: Sequence[str]) -> str:
+    """Say that an exception came at an instruction while one of the same instruction was being handled.
+
+    In a trace the interrupted instruction follows the frame of the vector's code that saved it.
+    """
+    interrupted = [after for frame, after in pairwise(frames) if _VECTOR.match(frame)]
+    if "+" not in pc or pc not in interrupted:
+        return ""
+    times = interrupted.count(pc) + 1
+    return f"the call trace shows an exception at {pc} inside of the handling of one at {pc}, {times} deep"
 
 
 def used_before(fault: Fault, stack: StackRange | None, nested: Recursion | None) -> int | None:
     """Return the bytes of `stack` that were in use when the first fault came; None if unknown."""
+    task = fault.task_stack
+    if stack is None and nested is not None and task is not None:
+        return task.top - fault.registers[29]
     if stack is None or fault.sp is None:
         return None
     if nested is not None:
@@ -173,10 +169,3 @@ def used_before(fault: Fault, stack: StackRange | None, nested: Recursion | None
         x29 = fault.registers.get(29, 0)
         return stack.top - x29 if stack.contains(x29) else None
     return stack.top - max(fault.sp, stack.base)
-
-
-def single_bit(sp: int, stack: StackRange) -> int | None:
-    """Return the bit in which `sp` differs from an address of `stack`, if it is exactly one."""
-    outside = ~(stack.size - 1) & MASK64
-    difference = (sp ^ stack.base) & outside
-    return difference.bit_length() - 1 if difference and difference & (difference - 1) == 0 else None

@@ -24,6 +24,8 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     panic: str = ""
     ended: bool = False
+    over: bool = False
+    """True if the kernel was stopped before this report came to its end."""
     mixed: bool = False
     elided: bool = False
     internal: bool = False

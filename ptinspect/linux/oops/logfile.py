@@ -13,6 +13,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 import zstandard
@@ -50,7 +51,7 @@ WORDS = (
 """Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
 
 _BLANK = re.compile(r"\s+")
-_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 class Log:
@@ -61,6 +62,7 @@ class Log:
         """False once the file turned out to be damaged: what came before that was read."""
         self._file = file
         self._expected = -1
+        self._packed = False
 
     def __iter__(self) -> Iterator[bytes]:
         """Go through the log in chunks."""
@@ -85,11 +87,16 @@ class Log:
             return stream.read(CHUNK)
         except _DAMAGED:
             self.whole = False
+        except OSError:
+            if not self._packed:
+                raise
+            self.whole = False
         return b""
 
     def _unpacked(self) -> BinaryIO:
         head = self._file.read(HEAD)
         joined = _opened(_Joined(head, self._file))
+        self._packed = True
         if head.startswith(b"\x1f\x8b"):
             return _opened(gzip.GzipFile(fileobj=joined))
         if head.startswith(b"\xfd7zXZ\x00"):
@@ -97,9 +104,11 @@ class Log:
         if head.startswith(b"BZh"):
             return _opened(bz2.BZ2File(joined))
         if head.startswith(b"\x28\xb5\x2f\xfd"):
-            frame = zstandard.get_frame_parameters(head)
-            self._expected = -1 if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN else frame.content_size
+            with suppress(zstandard.ZstdError):
+                size = zstandard.get_frame_parameters(head).content_size
+                self._expected = -1 if size == zstandard.CONTENTSIZE_UNKNOWN else size
             return _opened(zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True))
+        self._packed = False
         return joined
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import Esr, decode_esr
-from ptinspect.linux.oops.codes import Verdict
+from ptinspect.linux.death import Gone
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.model import Fault, Incident, StackRange
 from ptinspect.linux.oops.printed_walk import Path, PathStep
@@ -18,37 +18,50 @@ if TYPE_CHECKING:
 EC_DATA_ABORT = 0x25
 """ESR_ELx.EC of a data abort from the current exception level."""
 BOOT_TABLES = 8
-"""Pages behind swapper_pg_dir in which tables made by head.S may lie (Linux up to 4.19, vmlinux.lds.S)."""
+"""Pages after swapper_pg_dir in which tables made by head.S may lie (Linux up to 4.19, vmlinux.lds.S)."""
 
 
 def lost_address(incident: Incident, esr: Esr | None) -> tuple[int, int, StackRange] | None:
     """Return an address inside of a stack that did not translate, the fault's level and the stack.
 
-    The first fault's FAR, or that of a fault inside of its handling; None if there is none.
+    The FAR of the report of the stack, or of a fault inside of its handling; None if there is none.
     """
-    first = incident.first
-    reports: list[tuple[Fault, Esr | None]] = [(first, esr)]
+    bad = incident.bad_stack
+    if bad is None:
+        return None
+    reports: list[tuple[Fault, Esr | None]] = [(bad, esr)]
     reports += [(fault, decode_esr(fault.esr) if fault.esr is not None else None) for fault in incident.later]
     for fault, decoded in reports:
         if fault.far is None or decoded is None or decoded.ec != EC_DATA_ABORT or decoded.level is None:
             continue
-        stack = first.stack_of(fault.far)
-        if stack is not None and decoded.fault == "translation fault":
+        stack = bad.stack_of(fault.far)
+        if stack is not None and stack.base and decoded.fault == "translation fault":
             return fault.far, decoded.level, stack
     return None
 
 
-def judge(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
-    """Return the verdict on a translation fault at `address`, which lies in `stack`."""
+def lost_mapping(facts: Facts) -> Gone | None:
+    """Tell what became of the mapping of a stack, if an address in it did not translate."""
+    found = lost_address(facts.incident, facts.esr)
+    return None if found is None else _judged(facts, *found)
+
+
+def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Gone:
     evidence = _fault_evidence(facts, address, level, stack)
     unknown = ["what other addresses translate to: only one walk was printed"]
     path = facts.path
     end = path.end if path is not None else None
-    if path is None or end is None or not stack.contains(path.address):
+    which = "which entry is missing, and what it held before"
+    if path is None or not path.steps or not stack.contains(path.address):
         evidence.append("the log holds no walk of an address in this stack")
-        return Verdict(
-            "stack-mapping-lost", tuple(evidence), ("which entry is missing, and what it held before",)
+        return Gone("stack-mapping-lost", tuple(evidence), (which,))
+    if end is None:
+        last = path.steps[-1]
+        evidence.append(
+            f"the walk of {path.address:#x} is cut in the log: it goes to {last.name}, "
+            f"{last.descriptor.raw:#x}: {describe(last.descriptor, user=path.user)}"
         )
+        return Gone("stack-mapping-lost", tuple(evidence), (which,))
     evidence.append(
         f"the walk of {path.address:#x} ends at level {end.level} ({end.name}): {describe(end.descriptor)}"
     )
@@ -72,7 +85,7 @@ def judge(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
         )
     if path.assumed:
         unknown.append("granule and size of the addresses: not in the log, 4K and 48 bits are assumed")
-    return Verdict(
+    return Gone(
         "lost-entry",
         tuple(evidence),
         (f"what the {end.name} entry held before, and what cleared it", *unknown),
@@ -80,7 +93,7 @@ def judge(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
 
 
 def _fault_evidence(facts: Facts, address: int, level: int, stack: StackRange) -> list[str]:
-    first = facts.incident.first
+    first = facts.incident.bad_stack or facts.incident.first
     where = f"{address - stack.base:#x} above the base of the {stack.kind} stack"
     evidence = [
         f"translation fault at level {level} at {address:#x}, {where} "
@@ -88,9 +101,6 @@ def _fault_evidence(facts: Facts, address: int, level: int, stack: StackRange) -
     ]
     if first.far is not None and first.far == first.sp and at_exception_entry(first.pc):
         evidence.append(f"FAR is SP and pc is {first.pc}: the exception entry's own first store faulted")
-    if facts.recursion is not None:
-        r = facts.recursion
-        evidence.append(f"{r.count} nested exceptions of {r.frame_size} bytes: {'; '.join(r.reasons)}")
     if facts.used is not None and stack == facts.stack:
         evidence.append(
             f"{facts.used} of {stack.size} bytes were used before the first fault: no deep chain of calls"
@@ -116,7 +126,7 @@ def _finished(facts: Facts) -> list[str]:
 
 def _reverted(
     facts: Facts, path: Path, unmarked: list[PathStep], evidence: list[str], unknown: list[str]
-) -> Verdict:
+) -> Gone:
     top = unmarked[0]
     for step in unmarked:
         evidence.append(
@@ -154,4 +164,4 @@ def _reverted(
         evidence.append(f"the last tables that the walk went through lie elsewhere: {tables}")
     before = f"what the {top.name} entry held before the rewrite and after it: no earlier snapshot"
     how = "what undid the store: a lost cache line, cache maintenance or another writer; and at what moment"
-    return Verdict("reverted-entry", tuple(evidence), (before, how, *unknown))
+    return Gone("reverted-entry", tuple(evidence), (before, how, *unknown))

@@ -161,6 +161,22 @@ class Incident:
     """`arm64`, or `arm`, `riscv`, `x86` where the log shows those registers, or `unknown`."""
 
     @property
+    def bad_stack(self) -> Fault | None:
+        """The report of a stack without room, if this death is one."""
+        overflow = [
+            fault
+            for fault in (self.first, *self.later)
+            if fault.kind == "bad-stack" or "kernel stack overflow" in fault.panic
+        ]
+        return overflow[0] if overflow else None
+
+    @property
+    def release(self) -> str:
+        """The kernel's release, or its banner, or empty."""
+        faults = (self.first, *self.later)
+        return next((fault.release for fault in faults if fault.release), "") or self.banner
+
+    @property
     def panic(self) -> str:
         """The text of the panic, or empty."""
         return self.first.panic or next((fault.panic for fault in self.later if fault.panic), "")

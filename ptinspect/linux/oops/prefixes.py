@@ -64,7 +64,7 @@ _STEP = re.compile(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
 
 ANCHOR = re.compile(
     r"(?<![\w.\"'(])(?:Insufficient stack space|Unable to handle|Internal error:|Kernel panic - not|"
-    r"kernel BUG at|BUG: |WARNING: |Bad mode in|Unhandled |Unexpected kernel|SError Interrupt|INFO: |"
+    r"kernel BUG at|BUG: |WARNING: |Bad mode in|Unhandled |Unexpected kernel|SError Interrupt on|INFO: |"
     r"Mem abort info|Data abort info|ESR: ?0x|ESR = 0x|EC = 0x|Exception class =|SET = \d|EA = \d|FSC = 0x|"
     r"ISV = \d|CM = \d|GCS = \d|FAR: ?0x|(?:Task|IRQ|Overflow) stack: |"
     r"(?:swapper|user|init|idmap) pgtable:|\[(?:0x)?[0-9a-f]{8,16}\] (?:\*?pgd|pgd ?=|user address|address )|"

@@ -42,6 +42,8 @@ class Path:
     """True if the log does not name granule and size of addresses: 4K, 48 bits are assumed."""
     pgdp: int | None = None
     """Address of the root as printed; None if hidden or not printed."""
+    user: bool = False
+    """True if it goes through a task's tables, which the rewrite of the kernel's does not mark."""
 
     @property
     def end(self) -> PathStep | None:
@@ -83,8 +85,7 @@ def incident_regime(incident: Incident) -> tuple[Regime, bool]:
     faults = (incident.first, *incident.later)
     lines = [fault.pagetable for fault in faults if fault.pagetable is not None]
     pagetable = next((line for line in lines if line.owner == "swapper"), lines[0] if lines else None)
-    release = next((fault.release for fault in faults if fault.release), "") or incident.banner
-    return regime_of(pagetable, release), pagetable is None
+    return regime_of(pagetable, incident.release), pagetable is None
 
 
 def path_of(fault: Fault, release: str) -> Path | None:
@@ -110,4 +111,5 @@ def path_of(fault: Fault, release: str) -> Path | None:
     if not steps:
         return None
     pgdp = fault.pagetable.pgdp if fault.pagetable is not None else None
-    return Path(fault.path_address, tuple(steps), regime, fault.pagetable is None, pgdp)
+    user = not fault.path_address >> 55 & 1
+    return Path(fault.path_address, tuple(steps), regime, fault.pagetable is None, pgdp, user)

@@ -82,7 +82,7 @@ class Sorter:
 
     def alive(self, line: Line) -> list[Draft]:
         """Return the reports that a line may belong to, the one that printed last at the end."""
-        found = [d for d in self.drafts[-64:] if not d.ended and line.number - d.last <= REACH]
+        found = [d for d in self.drafts[-64:] if not (d.ended or d.over) and line.number - d.last <= REACH]
         return sorted((d for d in found if _heard(d, line.caller)), key=lambda d: d.last)
 
     def score(self) -> int:
@@ -176,7 +176,8 @@ class Sorter:
         alive = self.alive(line)
         current = self.current if self.current in alive else None
         for draft in alive if every else [current] if current is not None else alive[-1:]:
-            draft.ended, draft.in_trace = True, 0
+            draft.in_trace = 0
+            draft.over, draft.ended = every, not every
 
     def _body(self, line: Line) -> None:
         alive = self.alive(line)

@@ -157,15 +157,15 @@ def explain(number: int, walk: KptiRegisters) -> str:
     return f"{meaning}: {describe(level.last)}"
 
 
-def describe(d: Descriptor) -> str:
-    """Describe a descriptor in one line: kind, address, bit 11, attributes."""
+def describe(d: Descriptor, *, user: bool = False) -> str:
+    """Describe a descriptor in one line: kind, address, bit 11 (of the kernel's tables), attributes."""
     if d.kind is Kind.INVALID:
-        return "empty" if not d.raw else "invalid"
+        return _invalid(d)
     if d.output_address is None or d.attributes is None:
         return str(d.kind)
     if d.kind is Kind.TABLE:
-        mark = "marked (bit 11)" if d.raw & BIT11 else "not marked (bit 11 clear)"
-        return f"table at {d.output_address:#x}, {mark}"
+        mark = ", marked (bit 11)" if d.raw & BIT11 else ", not marked (bit 11 clear)"
+        return f"table at {d.output_address:#x}{'' if user else mark}"
     a = d.attributes
     size = {12: {1: "1 GiB ", 2: "2 MiB "}, 14: {2: "32 MiB "}, 16: {2: "512 MiB "}}
     what = f"{size.get(d.regime.granule_bits, {}).get(d.level, '')}{d.kind}"
@@ -187,3 +187,13 @@ def describe(d: Descriptor) -> str:
         if flag
     )
     return ", ".join([*parts, *a.software])
+
+
+def _invalid(d: Descriptor) -> str:
+    """Describe a descriptor without bit 0: what would it be with it?"""
+    if not d.raw:
+        return "empty"
+    valid = decode(d.raw | 1, d.level, d.regime)
+    if d.raw & 3 != 2 or valid.output_address is None:
+        return "invalid"
+    return f"invalid: bit 0 is clear, all else is a {valid.kind} at {valid.output_address:#x}"

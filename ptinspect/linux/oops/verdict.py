@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ptinspect.arch.esr import Esr
-from ptinspect.linux.oops.causes import interleaved, other_cause
-from ptinspect.linux.oops.codes import Verdict
-from ptinspect.linux.oops.depth import (
-    CHAIN_AVERAGE,
-    LARGEST_FRAME,
-    Chain,
-    Recursion,
-    at_exception_entry,
-    single_bit,
-)
+from ptinspect.arch.esr import EC_BRK, Esr
+from ptinspect.linux import death
+from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Calls, Verdict, holding, place
+from ptinspect.linux.oops.causes import other_cause
+from ptinspect.linux.oops.depth import Recursion, at_exception_entry
+from ptinspect.linux.oops.mapping import lost_mapping
 from ptinspect.linux.oops.model import Incident, StackRange
 from ptinspect.linux.oops.printed_walk import Path
 from ptinspect.linux.oops.rewrite import KptiRegisters
 from ptinspect.linux.releases import exception_frames, parse
 
-EC_PC_SP = 0x26
-"""ESR_ELx.EC of an SP alignment fault (Arm ARM ESR_ELx)."""
-EC_CURRENT = frozenset({0x21, 0x25})
-"""ESR_ELx.EC of instruction and data aborts from the current exception level."""
+REACHED = "the kernel's bad-stack path was reached: an exception found too little room on the stack"
+"""What the first line of panic_bad_stack means (arch/arm64/kernel/traps.c)."""
+NESTED = 3
+"""Faults, each inside of the handling of the one before, that show that it does not end."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,14 @@ class Facts:
     """Bytes of it in use before the first fault."""
     recursion: Recursion | None
     """The recursing fault, if it is proved."""
-    chain: Chain
+    chain: Calls
     """The calls in the trace."""
     path: Path | None
     """The printed walk of an address in the stack, or of the faulting address."""
     kpti: KptiRegisters | None
     """The rewrite's walk in the registers, if it is there."""
     kpti_place: str
-    """The symbol that places the fault in or behind the rewrite, or empty."""
+    """The symbol that places the fault in the rewrite or right after it, or empty."""
 
 
 def verdict(facts: Facts) -> Verdict:
@@ -56,162 +51,137 @@ def verdict(facts: Facts) -> Verdict:
     if incident.architecture not in ("arm64", "unknown") and incident.first.kind != "panic":
         note = f"the registers are those of {incident.architecture}, not of arm64"
         return Verdict("unknown", (note,), ("faults of other architectures are not explained",))
-    if incident.first.mixed and (wrong := interleaved(incident)):
-        return Verdict("unknown", tuple(wrong), ("which of the interleaved lines belongs to which CPU",))
-    if incident.first.kind != "bad-stack":
+    bad = incident.bad_stack
+    if bad is None:
         return other_cause(incident, facts.esr)
-    for rule in (_no_values, _sp_wrong, _mapping_gone, _ran_down):
-        found = rule(facts)
-        if found is not None:
-            return _cautious(found, incident)
-    return _cautious(
-        Verdict("unknown", tuple(_where(facts)), ("why the kernel found too little stack",)), incident
+    if bad.mixed and _foreign(facts):
+        wrong = "lines of several reports are interleaved, and SP fits none of the stacks printed with it"
+        return Verdict("unknown", (wrong,), ("which of the interleaved lines belongs to which CPU",))
+    found = death.judge(_known(facts))
+    evidence = dict.fromkeys((*_where(facts), *found.evidence))
+    unknown = list(found.unknown)
+    if found.code == "unknown":
+        unknown += _missing(facts) or ["why the kernel found too little stack"]
+    if bad.damaged:
+        unknown.append(f"digits are missing in the log: {', '.join(bad.damaged)}")
+    if bad.mixed and bad.doubtful:
+        unknown.append("lines of several CPUs are interleaved: a value may belong to another one")
+    return replace(found, evidence=tuple(evidence), unknown=tuple(unknown))
+
+
+def _foreign(facts: Facts) -> bool:
+    """Tell whether SP and x29 of an interleaved report are in none of the stacks printed with it."""
+    bad = facts.incident.bad_stack
+    if bad is None or bad.task_stack is None or bad.sp is None or facts.stack is not None:
+        return False
+    x29 = bad.registers.get(29)
+    return x29 is None or not any(stack.contains(x29) for stack in bad.stacks)
+
+
+def _known(facts: Facts) -> death.Facts:
+    """Return what the judge needs to know."""
+    bad = facts.incident.bad_stack
+    assert bad is not None
+    far = bad.far if _aborted(facts.esr) else None
+    stacks = [stack for stack in bad.stacks if stack.base]
+    stack = facts.stack
+    if stack is None and bad.sp is None and far is not None:
+        stack = next((s for s in stacks if s.base - s.size <= far < s.base), None)
+    entry = at_exception_entry(bad.pc) or (bad.pc.startswith("el1") and "+" not in bad.pc and far == bad.sp)
+    calls = facts.chain
+    nested = [fault for fault in (facts.incident.first, *facts.incident.later) if fault is not bad]
+    alike = {(fault.far, fault.esr) for fault in nested if fault.cpu is None and not fault.trace}
+    if len(nested) >= NESTED and len(alike) == 1 and facts.incident.first is not bad and not calls.names:
+        text = f"{len(nested)} times the same fault before it, each inside of the printing of the one before"
+        calls = replace(calls, recursion=text)
+    return death.Facts(
+        sp=bad.sp,
+        x29=bad.registers.get(29),
+        stacks=stacks,
+        stack=stack,
+        esr=facts.esr if _own(facts.esr) else None,
+        far=far,
+        frame=max(exception_frames(parse(bad.release or facts.incident.release))),
+        no_room=True,
+        in_entry=entry,
+        used=facts.used,
+        calls=calls,
+        gone=lost_mapping(facts),
     )
 
 
-def _cautious(found: Verdict, incident: Incident) -> Verdict:
-    unknown = list(found.unknown)
-    if incident.first.damaged:
-        unknown.append(f"digits are missing in the log: {', '.join(incident.first.damaged)}")
-    if incident.first.mixed:
-        unknown.append("lines of several CPUs are interleaved: a value may belong to another one")
-    return Verdict(found.code, found.evidence, tuple(unknown))
+def _aborted(esr: Esr | None) -> bool:
+    """Tell whether FAR is this exception's: neither an interrupt nor a BRK sets it."""
+    return esr is not None and (esr.ec in EC_CURRENT or esr.ec == EC_PC_SP)
 
 
-def _no_values(facts: Facts) -> Verdict | None:
-    first = facts.incident.first
-    if first.sp is not None and first.stacks:
-        return None
+def _own(esr: Esr | None) -> bool:
+    """Tell whether ESR is this exception's, and not left from an earlier one of a user's."""
+    if esr is None:
+        return False
+    return _aborted(esr) or (esr.ec == EC_BRK and esr.brk_use not in ("", "uprobe"))
+
+
+def _missing(facts: Facts) -> list[str]:
+    bad = facts.incident.bad_stack
+    assert bad is not None
     missing = [
         name
-        for name, there in (("SP", first.sp is not None), ("the stacks' bounds", bool(first.stacks)))
+        for name, there in (("SP", bad.sp is not None), ("the stacks' bounds", bool(bad.stacks)))
         if not there
     ]
-    evidence = ("the kernel's bad-stack path was reached: an exception found too little room on the stack",)
-    return Verdict(
-        "unknown",
-        evidence,
-        (f"{' and '.join(missing)}: not in the log, or damaged", "why there was too little room"),
-    )
+    if not missing:
+        return []
+    return [f"{' and '.join(missing)}: not in the log, or damaged", "why there was too little room"]
 
 
 def _where(facts: Facts) -> list[str]:
-    """Say where SP and FAR lie."""
-    first, stack = facts.incident.first, facts.stack
-    evidence = ["the kernel's bad-stack path was reached: an exception found too little room on the stack"]
-    if stack is not None and first.sp is not None:
-        evidence.append(f"SP {first.sp:#x} is {place(first.sp, stack)}")
-    if first.far is not None and not stale(facts.esr):
-        on = first.stack_of(first.far) or stack
+    """Say where SP and FAR lie, and whose ESR it is."""
+    incident, stack, esr = facts.incident, facts.stack, facts.esr
+    bad = incident.bad_stack
+    assert bad is not None
+    evidence = [REACHED if bad.kind == "bad-stack" else f"{REACHED} (panic: {bad.panic})"]
+    stacks = [s for s in bad.stacks if s.base]
+    if stack is not None and bad.sp is not None:
+        evidence.append(f"SP {bad.sp:#x} is {place(bad.sp, stack)}")
+    if bad.far is not None and _aborted(esr):
+        on = holding(bad.far, stacks) or stack
         if on is not None:
-            evidence.append(f"FAR {first.far:#x} is {place(first.far, on)}")
-    return evidence
-
-
-def place(address: int, stack: StackRange) -> str:
-    """Say where `address` lies relative to a stack."""
-    if stack.base <= address <= stack.top:
-        return f"in the {stack.kind} stack, {address - stack.base:#x} above its base"
-    if address < stack.base:
-        return f"{stack.base - address:#x} bytes below the base of the {stack.kind} stack"
-    return f"{address - stack.top:#x} bytes above the top of the {stack.kind} stack"
-
-
-def stale(esr: Esr | None) -> bool:
-    """Tell whether ESR and FAR are left from an earlier exception: an interrupt sets neither."""
-    return esr is None or (esr.ec not in EC_CURRENT and esr.ec != EC_PC_SP)
-
-
-def _sp_wrong(facts: Facts) -> Verdict | None:
-    first = facts.incident.first
-    assert first.sp is not None
-    unknown = ("what changed SP", "how deep the stack was: SP does not say it")
-    if first.sp % 16 and facts.esr is not None and facts.esr.ec == EC_PC_SP:
-        evidence = [
-            f"SP {first.sp:#x} is not a multiple of 16 and ESR says SP alignment fault: "
-            "every store to the stack faults"
-        ]
-        if at_exception_entry(first.pc):
-            evidence.append(f"pc {first.pc} is the exception entry: it faulted on its own first use of SP")
-        if first.registers.get(29) is not None and not any(
-            s.contains(first.registers[29]) for s in first.stacks
-        ):
-            evidence.append(f"x29 {first.registers[29]:#x} is in none of the printed stacks either")
-        return Verdict("sp-corrupted", tuple(evidence), unknown)
-    if facts.stack is not None:
-        return None
-    ranges = ", ".join(f"{s.kind} [{s.base:#x}..{s.top:#x}]" for s in first.stacks)
-    evidence = [f"SP {first.sp:#x} is in none of the stacks, nor within a stack's size below one: {ranges}"]
-    task = first.task_stack
-    bit = single_bit(first.sp, task) if task is not None else None
-    if task is not None and bit is not None:
-        evidence.append(f"it differs from an address of the task stack in bit {bit} alone")
-    x29 = first.registers.get(29)
-    if task is not None and x29 is not None and task.contains(x29):
+            evidence.append(f"FAR {bad.far:#x} is {place(bad.far, on)}")
+    evidence += _never_set_up(facts)
+    if esr is not None and esr.ec == EC_BRK and _own(esr):
         evidence.append(
-            f"x29 {x29:#x} is still in the task stack: {task.top - x29} bytes up to the last frame record"
+            f"ESR {esr.raw:#x} is of the exception that found no room: {esr.text}; FAR is not its"
         )
-    if at_exception_entry(first.pc):
-        evidence.append(f"pc {first.pc} is the exception entry: it faulted on its own first store")
-    return Verdict("sp-corrupted", tuple(evidence), unknown)
-
-
-def _mapping_gone(facts: Facts) -> Verdict | None:
-    """Judge a translation fault inside of the stack: its mapping is not there."""
-    from ptinspect.linux.oops.mapping import judge, lost_address
-
-    address = lost_address(facts.incident, facts.esr)
-    return None if address is None else judge(facts, *address)
-
-
-def _ran_down(facts: Facts) -> Verdict | None:
-    """Judge a stack that was used down to its base."""
-    first, stack = facts.incident.first, facts.stack
-    if stack is None or first.sp is None or at_exception_entry(first.pc):
-        return None
-    largest = max(exception_frames(parse(first.release)))
-    far = None if stale(facts.esr) else first.far
-    below = far is not None and stack.base - stack.size <= far < stack.base
-    if not (below or first.sp < stack.base + largest):
-        return None
-    evidence = _where(facts)
-    if stale(facts.esr):
+    elif esr is not None and not _own(esr):
         evidence.append(
             "ESR and FAR are of an earlier exception: what found no room was an interrupt, or an SError"
         )
-    elif below:
-        evidence.append(f"the access is below the {stack.kind} stack: its guard")
-    if first.sp < stack.base + largest:
-        evidence.append(f"an exception frame of {largest} bytes does not fit above the base")
-    return _who_used_it(facts, stack, first.sp, evidence)
+    if at_exception_entry(bad.pc):
+        evidence.append(f"pc {bad.pc} is the exception entry: it faulted on its own first use of SP")
+    if facts.recursion is not None:
+        nested = facts.recursion
+        evidence.append(
+            f"{nested.count} nested exceptions of {nested.frame_size} bytes: {'; '.join(nested.reasons)}"
+        )
+    if facts.used is not None and stack is not None and at_exception_entry(bad.pc):
+        evidence.append(f"{facts.used} of {stack.size} bytes were used before the first fault")
+    return evidence
 
 
-def _who_used_it(facts: Facts, stack: StackRange, sp: int, evidence: list[str]) -> Verdict:
-    """Tell a chain of calls from a single step down to the base."""
-    x29 = facts.incident.first.registers.get(29)
-    step = x29 - sp if x29 is not None and stack.contains(x29) else 0
-    calls = facts.chain
-    frames = len(calls.frames)
-    each = stack.size // frames if frames else 0
-    if step > LARGEST_FRAME:
-        evidence.append(
-            f"SP is {step} bytes below the last frame record (x29): one step, more than one function takes"
-        )
-        code, unknown = "guard-page-hit", "whether one function used that much, or SP was changed"
-    elif calls.cycle:
-        names = " <- ".join(calls.cycle)
-        evidence.append(f"the call trace holds {frames} frames; {calls.repeats} times over: {names}")
-        code, unknown = "deep-call-chain", "why the calls do not end"
-    elif frames and each <= CHAIN_AVERAGE:
-        evidence.append(
-            f"the call trace holds {frames} frames, {each} bytes each on average: they fill the stack"
-        )
-        code, unknown = "deep-call-chain", "which of the frames is larger than it should be"
-    elif frames:
-        evidence.append(
-            f"the call trace holds only {frames} frames: {each} bytes each, more than calls usually take"
-        )
-        code, unknown = "guard-page-hit", "which frame took so much, or whether SP was changed"
-    else:
-        code, unknown = "guard-page-hit", "what used the stack: the log holds no call trace"
-    return Verdict(code, tuple(evidence), (unknown,))
+def _never_set_up(facts: Facts) -> list[str]:
+    """Say of a stack that was printed at address 0 that it was not there yet."""
+    bad = facts.incident.bad_stack
+    assert bad is not None
+    found = []
+    for stack in bad.stacks:
+        if stack.base:
+            continue
+        text = f"the {stack.kind} stack was printed as [{stack.base:#x}..{stack.top:#x}]: it was never set up"
+        if bad.sp is not None and stack.holds_sp(bad.sp):
+            taken = stack.top - bad.sp
+            sizes = [size for size in exception_frames(parse(bad.release)) if taken and taken % size == 0]
+            many = f", {taken // sizes[0]} exception frames of {sizes[0]} bytes" if len(sizes) == 1 else ""
+            text += f", and SP {bad.sp:#x} comes from it: {taken} bytes below that top{many}"
+        found.append(text)
+    return found

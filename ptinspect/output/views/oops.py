@@ -9,12 +9,13 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 if TYPE_CHECKING:
     from ptinspect.arch.descriptor import Descriptor
     from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
+    from ptinspect.linux.oops.model import Fault
     from ptinspect.linux.oops.printed_walk import PathStep
     from ptinspect.linux.oops.rewrite import KptiRegisters
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
-FRAMES_SHOWN = 24
-"""Frames of a call trace that people are shown; JSON has all."""
+INNER, OUTER = 16, 8
+"""Frames of a call trace that people are shown: the innermost and the outermost ones; JSON has all."""
 
 
 def explained(analysis: Analysis, name: str) -> Report:
@@ -92,7 +93,7 @@ def _panic(panic: Panic) -> dict[str, Any]:
 
 
 def _summary(code: str) -> str:
-    from ptinspect.linux.oops.codes import CODES
+    from ptinspect.linux.death import CODES
 
     return CODES[code]
 
@@ -190,7 +191,7 @@ def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
         rows = [(escape(text),) for text in panic.verdict.unknown]
         body.append(Table((Column("what the log cannot tell"),), rows))
     if panic.facts.path is not None:
-        rows2 = [_walk_row(step) for step in panic.facts.path.steps]
+        rows2 = [_walk_row(step, user=panic.facts.path.user) for step in panic.facts.path.steps]
         title = f"walk of {panic.facts.path.address:#x}, as printed"
         body.append(
             Table((Column("level"), Column("raw", "right"), Column("kind"), Column("meaning")), rows2, title)
@@ -201,13 +202,19 @@ def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
         columns = (Column("register"), Column("value", "right"), Column("role"), Column("meaning"))
         body.append(Table(columns, rows3, "registers of idmap_kpti_install_ng_mappings"))
     if first.trace:
-        shown = [(escape(frame),) for frame in first.trace[:FRAMES_SHOWN]]
-        left = len(first.trace) - len(shown)
-        body.append(Table((Column("call trace"),), [*shown, (f"… {left} more",)] if left else shown))
+        body.append(Table((Column("call trace"),), [(text,) for text in _frames(first)]))
     return body
 
 
-def _walk_row(step: PathStep) -> tuple[Styled | str, ...]:
+def _frames(first: Fault) -> list[str]:
+    """Return the frames of a trace that are shown, what is left out counted."""
+    frames = [escape(frame) for frame in first.trace]
+    left = len(frames) - INNER - OUTER
+    shown = frames if left <= 1 else [*frames[:INNER], f"… {left} more", *frames[-OUTER:]]
+    return [*shown, "… the trace is cut in the log"] if first.elided else shown
+
+
+def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
     from ptinspect.linux.oops.rewrite import describe
 
     found = step.descriptor
@@ -215,7 +222,7 @@ def _walk_row(step: PathStep) -> tuple[Styled | str, ...]:
         Styled(f"{step.name} {step.level}", "level"),
         hex_address(found.raw),
         str(found.kind),
-        describe(found),
+        describe(found, user=user),
     )
 
 
