@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("csv", "jsonl", "parquet", "ptdump")
 """What --format takes, and the suffixes of files that say it."""
-ERAS = ("4.16", "5.4", "5.6", "5.8", "5.11", "5.17", "6.5", "6.9", "6.15")
-"""The forms of the kernel's own text, by the first release that has it (linux/ptdump.py)."""
+ERAS = (
+    "4.16", "5.0", "5.4", "5.6", "5.8", "5.10", "5.11", "5.12", "5.17", "6.4", "6.5", "6.9", "6.13", "6.15",
+)  # fmt: skip
+"""The forms of the kernel's own text, by the first release that has it (linux/releases.py)."""
 KINDS = ("table", "block", "page", "invalid", "reserved", "leaf", "valid")
 GROUPS = {"leaf": {"block", "page"}, "valid": {"table", "block", "page"}}
 

@@ -12,7 +12,7 @@ from ptinspect.output.model import Report
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ptinspect.linux.ptdumptext import Text
+    from ptinspect.linux.ptdump.text import Text
     from ptinspect.snapshot.model import Snapshot
 
 SHOWN = 200
@@ -23,9 +23,8 @@ def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], d
 
     Raises UserError if the snapshot is of a part, of a lower half, or of an unknown kernel.
     """
-    from ptinspect.linux.naming import LAYOUT
-    from ptinspect.linux.ptdump import columns, form_of, markers, mask_of
-    from ptinspect.linux.ptdumpfacts import facts_of
+    from ptinspect.linux.ptdump.columns import columns, mask_of
+    from ptinspect.linux.ptdump.markers import frame_of
     from ptinspect.linux.releases import TEXT_FORMS
     from ptinspect.output.ptdump import lines
     from ptinspect.paging.segments import segments
@@ -33,25 +32,23 @@ def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], d
     regime = snapshot.regime
     if not regime.upper or snapshot.va_range is not None or snapshot.truncated:
         raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
-    extra = snapshot.meta.extra
-    form = TEXT_FORMS[era_name] if era_name else form_of(snapshot.meta.kernel, extra.get(LAYOUT, ""))
-    facts, assumed = facts_of(snapshot, form)
-    attributes = columns(form, regime.mair)
+    frame = frame_of(snapshot, TEXT_FORMS[era_name] if era_name else None)
+    attributes = columns(frame.form, regime.mair)
     found = segments(snapshot, mask_of(attributes))
-    made = lines(found, markers(form, regime, facts), attributes, form, regime)
-    return made, {"era": form.name, "assumed": assumed}
+    made = lines(found, frame.markers, attributes, frame.form, regime)
+    return made, {"era": frame.form.name, "assumed": list(frame.assumed)}
 
 
 def is_kernel_text(ctx: Context, name: str) -> bool:
     """Tell whether a name is no snapshot in memory but a file with the kernel's text."""
-    from ptinspect.linux.ptdumptext import is_text
+    from ptinspect.linux.ptdump.text import is_text
 
     return name not in ctx.snapshots and Path(name).is_file() and is_text(Path(name))
 
 
 def show(ctx: Context, path: Path) -> Report:
     """List what a text says is mapped."""
-    from ptinspect.linux.ptdumptext import load
+    from ptinspect.linux.ptdump.text import load
     from ptinspect.output.views.ptdumptext import text_report
 
     return text_report(str(path), load(path), ctx.rows(SHOWN))
@@ -59,7 +56,7 @@ def show(ctx: Context, path: Path) -> Report:
 
 def compare_texts(ctx: Context, a: str, b: str, limit: int | None) -> Report:
     """Compare two texts, or a text and a snapshot, run by run."""
-    from ptinspect.linux.ptdumptext import compare
+    from ptinspect.linux.ptdump.text import compare
     from ptinspect.output.views.ptdumptext import differences_report
 
     first, second = _text(ctx, a), _text(ctx, b)
@@ -68,7 +65,7 @@ def compare_texts(ctx: Context, a: str, b: str, limit: int | None) -> Report:
 
 
 def _text(ctx: Context, name: str) -> Text:
-    from ptinspect.linux.ptdumptext import load, parse
+    from ptinspect.linux.ptdump.text import load, parse
 
     if is_kernel_text(ctx, name):
         return load(Path(name))

@@ -10,14 +10,14 @@ from ptinspect.errors import PtinspectError
 
 if TYPE_CHECKING:
     from ptinspect.commands.sources import Source
-    from ptinspect.linux.regions import Layout
+    from ptinspect.linux.layout.regions import Layout
     from ptinspect.paging.regions import RegionNamer
     from ptinspect.snapshot.model import Snapshot
 
 
 def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNamer, Layout]:
     """Return what names the addresses of a snapshot, and of an earlier one whose stacks count too."""
-    from ptinspect.linux.layout import region_namer
+    from ptinspect.linux.layout.choice import region_namer
     from ptinspect.linux.naming import layout_of
 
     made = layout_of(snapshot, also)
@@ -26,7 +26,7 @@ def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNa
 
 def name_of(ctx: Context, where: Source, va: int) -> str:
     """Return the name of the region of one address, of the guest or of a snapshot; empty if none."""
-    from ptinspect.linux.layout import region_namer
+    from ptinspect.linux.layout.choice import region_namer
     from ptinspect.linux.naming import layout_from
 
     if where.snapshot is not None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
-from ptinspect.linux.regions import Region
+from ptinspect.linux.layout.regions import Region
 from ptinspect.linux.types import Offsets
 from ptinspect.text import escape
 

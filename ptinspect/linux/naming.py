@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import PtinspectError
-from ptinspect.linux.layout import TOP, VARIANTS, layout, of_variant, view_layout
-from ptinspect.linux.regions import Layout, Region
+from ptinspect.linux.layout.choice import chosen, layout, of_variant, view_layout
+from ptinspect.linux.layout.geometry import TOP, Geometry, by_name, variant_of
+from ptinspect.linux.layout.regions import Layout, Region
+from ptinspect.linux.releases import parse
 from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.linux.view import GuestView
 from ptinspect.paging.capture import capture
@@ -102,6 +104,21 @@ def decode(text: str) -> list[Region]:
     return found
 
 
+def geometry_of(snapshot: Snapshot) -> Geometry | None:
+    """Return where the parts of a snapshot's address space lie: as it says itself, else as its tables tell.
+
+    None for a lower half, and where it says that nothing tells, or the tables tell nothing.
+    """
+    said = snapshot.meta.extra.get(LAYOUT)
+    if not snapshot.regime.upper or said == "":
+        return None
+    stored = by_name(said, snapshot.regime) if said else None
+    release = parse(snapshot.meta.kernel)
+    if stored is not None and (release is None or variant_of(release) is stored.variant):
+        return stored
+    return chosen(snapshot) or stored
+
+
 def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
     """Return the names that a snapshot knows, and behind them those of an earlier one.
 
@@ -111,6 +128,9 @@ def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
     extra = snapshot.meta.extra
     if snapshot.regime.upper and LAYOUT not in extra and snapshot.meta.kernel:
         return layout(snapshot)
+    made = geometry_of(snapshot)
+    if made is not None:
+        extra = {**extra, LAYOUT: made.name}
     return layout_from(snapshot.regime, extra, {} if also is None else also.meta.extra)
 
 
@@ -122,4 +142,4 @@ def layout_from(regime: Regime, extra: Mapping[str, str], also: Mapping[str, str
         return Layout((*areas, all_of_it), "the lower half", known=tuple(areas))
     name = extra.get(LAYOUT, "")
     known = (*decode(extra.get(REGIONS, "")), *decode(also.get(REGIONS, "")))
-    return of_variant(regime, name if name in {variant.name for variant in VARIANTS} else "", known)
+    return of_variant(regime, name, known)

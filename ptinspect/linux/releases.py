@@ -95,6 +95,21 @@ def image_in_upper_half(release: Release) -> bool:
     return release.series >= (5, 4)
 
 
+NO_BPF_REGION: Mapping[Series, int] = {(5, 15): 17, (5, 16): 3}
+"""Stable release -> its first version in which BPF programs have no part of the address space."""
+
+
+def has_bpf_region(release: Release) -> bool:
+    """Tell whether BPF programs have a part of the address space of their own.
+
+    Source: Linux commits 91fc957c9b1d ("arm64/bpf: don't allocate BPF JIT programs in module memory") (in
+    v5.0), b89ddf4cca43 ("arm64/bpf: Remove 128MB limit for BPF JIT programs") (in v5.17).
+    """
+    first = NO_BPF_REGION.get(release.series)
+    gone = first is not None and release.patch is not None and release.patch >= first
+    return (5, 0) <= release.series < (5, 17) and not gone
+
+
 # -- exceptions -------------------------------------------------------------------------------------
 
 EXCEPTION_FRAMES: tuple[tuple[Series, int], ...] = (
@@ -155,27 +170,39 @@ class TextForm:
     """There is a column for PTE_GP."""
     zero: bool = False
     """It begins at address 0, for its state is not set up: a line too many, and no first marker."""
+    capitals: bool = False
+    """Some markers are written in other letters: `vmalloc() Area`, `Linear Mapping`."""
+    bpf: bool = False
+    """There are markers for the part of BPF programs."""
+    all_fixmap: bool = False
+    """The fixmap's marker counts the slots for early mappings too (FIXADDR_TOT_START)."""
 
 
 TEXT_FORMS: Mapping[str, TextForm] = {
     form.name: form
     for form in (
-        TextForm("4.16", (4, 16), holes=False, gp=False),
+        TextForm("4.16", (4, 16), holes=False, gp=False, capitals=True),
+        TextForm("5.0", (5, 0), holes=False, gp=False),
         TextForm("5.4", (5, 4), holes=False, gp=False),
         TextForm("5.6", (5, 6), gp=False, zero=True),
         TextForm("5.8", (5, 8), zero=True),
-        TextForm("5.11", (5, 11)),
+        TextForm("5.10", (5, 10), zero=True, bpf=True),
+        TextForm("5.11", (5, 11), zero=True, bpf=True),
+        TextForm("5.12", (5, 12), bpf=True),
         TextForm("5.17", (5, 17)),
-        TextForm("6.5", (6, 5)),
-        TextForm("6.9", (6, 9)),
-        TextForm("6.15", (6, 15), sect=True),
+        TextForm("6.4", (6, 4), all_fixmap=True),
+        TextForm("6.5", (6, 5), all_fixmap=True),
+        TextForm("6.9", (6, 9), all_fixmap=True),
+        TextForm("6.13", (6, 13), all_fixmap=True, sect=True),
+        TextForm("6.15", (6, 15), all_fixmap=True, sect=True),
     )
 }
-"""By name, oldest first.
+"""By name, oldest first; those of which only the addresses differ (linux/layout/geometry.py) are here too.
 
-Sources: arch/arm64/mm/{dump,ptdump}.c of the releases: "arm64: mm: display non-present entries in ptdump" is
-in v5.6, the column GP in v5.8; Linux commits b89ddf4cca43 (no region for BPF, in v5.17), f5e93819e2cc
-("arm64/ptdump: Test PMD_TYPE_MASK for block mapping", in v6.15).
+Sources: arch/arm64/mm/{dump,ptdump}.c of v4.17 to v7.1, one by one: "arm64: mm: display non-present entries
+in ptdump" is in v5.6, the column GP in v5.8, the markers of BPF in v5.10, `.level = -1` in v5.12,
+FIXADDR_TOT_START in v6.4, dc9b74a76320 ("arm64/ptdump: Test both PTE_TABLE_BIT and PTE_VALID for block
+mappings") in v6.13.
 """
 
 
@@ -199,9 +226,10 @@ DATA_SLOT: Mapping[Series, int] = {
 Source: Linux commit bd09128d16fa ("arm64: Add percpu vectors for EL1") (in v5.17) and its kind in stable
 releases; 1c9a8e8768e4 ("arm64: entry: simplify trampoline data page") (in v6.0) undid the slot.
 """
-EARLY_PAGE = (6, 12, 111)
-"""First version known to have a page more in each slot of the fixmap for early mappings: "arm64: fixmap:
-Allow 256K early_ioremap() at any offset". Of releases after 6.12 it is not known which is the first."""
+EARLY_PAGE, EARLY_PAGE_STABLE = (7, 2), (6, 12, 111)
+"""Releases that have a page more in each slot of the fixmap for early mappings: "arm64: fixmap: Allow 256K
+early_ioremap() at any offset" (not in v7.1.3 and v6.18.2, in v7.2 and v6.12.111). Of stable releases between
+the two it is not known which have it."""
 
 
 def has_data_slot(release: Release) -> bool:
@@ -212,6 +240,10 @@ def has_data_slot(release: Release) -> bool:
     return first is not None and release.patch is not None and release.patch >= first
 
 
-def has_early_page(release: Release) -> bool:
-    """Tell whether each slot of the fixmap for early mappings has a page more than 256 KiB."""
-    return (*release.series, release.patch or 0) >= EARLY_PAGE
+def has_early_page(release: Release) -> bool | None:
+    """Tell whether each slot of the fixmap for early mappings has a page more than 256 KiB; None: unknown."""
+    if not EARLY_PAGE_STABLE[:2] <= release.series < EARLY_PAGE:
+        return release.series >= EARLY_PAGE
+    if release.series > EARLY_PAGE_STABLE[:2] or release.patch is None:
+        return None
+    return release.patch >= EARLY_PAGE_STABLE[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from builders import REGIMES, TreeBuilder, regime_4k
 
+from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.naming import LAYOUT, LOWER, REGIONS, decode, encode, layout_of
-from ptinspect.linux.regions import Layout, Region
 from ptinspect.paging.map import MapFilter, runs
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save

@@ -7,6 +7,7 @@ import pytest
 from ptinspect.linux.releases import (
     Release,
     exception_frames,
+    has_bpf_region,
     has_data_slot,
     has_early_page,
     image_in_upper_half,
@@ -60,27 +61,29 @@ BY_RELEASE = [
     ("4.16", OLDEST, 0x140, False, "4.16"),
     ("4.17", OLDEST, 0x140, False, "4.16"),
     ("4.19", OLDEST, 0x140, False, "4.16"),
-    ("5.3", OLDEST, 0x140, False, "4.16"),
+    ("5.0", OLDEST, 0x140, False, "5.0"),
+    ("5.3", OLDEST, 0x140, False, "5.0"),
     ("5.4", OLDEST, 0x140, True, "5.4"),
     ("5.5", OLDEST, 0x140, True, "5.4"),
     ("5.6", OLDEST, 0x140, True, "5.6"),
     ("5.7", OLDEST, 0x140, True, "5.6"),
     ("5.8", OLDEST, 0x140, True, "5.8"),
     ("5.9", OLDEST, 0x140, True, "5.8"),
-    ("5.10", MTE, 0x150, True, "5.8"),
+    ("5.10", MTE, 0x150, True, "5.10"),
     ("5.11", MTE, 0x150, True, "5.11"),
-    ("5.13", MTE, 0x150, True, "5.11"),
-    ("5.14", TODAY, 0x150, True, "5.11"),
-    ("5.15", TODAY, 0x150, True, "5.11"),
-    ("5.16", TODAY, 0x150, True, "5.11"),
+    ("5.12", MTE, 0x150, True, "5.12"),
+    ("5.13", MTE, 0x150, True, "5.12"),
+    ("5.14", TODAY, 0x150, True, "5.12"),
+    ("5.15", TODAY, 0x150, True, "5.12"),
+    ("5.16", TODAY, 0x150, True, "5.12"),
     ("5.17", TODAY, 0x150, True, "5.17"),
     ("6.1", TODAY, 0x150, True, "5.17"),
-    ("6.4", TODAY, 0x150, True, "5.17"),
+    ("6.4", TODAY, 0x150, True, "6.4"),
     ("6.5", TODAY, 0x150, True, "6.5"),
     ("6.8", TODAY, 0x150, True, "6.5"),
     ("6.9", TODAY, 0x150, True, "6.9"),
     ("6.12", TODAY, 0x150, True, "6.9"),
-    ("6.14", TODAY, 0x150, True, "6.9"),
+    ("6.14", TODAY, 0x150, True, "6.13"),
     ("6.15", TODAY, 0x150, True, "6.15"),
     ("6.17", TODAY, 0x150, True, "6.15"),
     ("6.18", TODAY, 0x140, True, "6.15"),
@@ -132,6 +135,21 @@ def test_the_fixmaps_slot_for_data_depends_on_the_stable_version(text: str, slot
     assert release is not None and has_data_slot(release) is slot
 
 
-def test_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
-    assert [has_early_page(Release(6, 12, patch)) for patch in (None, 110, 111)] == [False, False, True]
-    assert has_early_page(Release(7, 0, 0)) and not has_early_page(Release(6, 1, 200))
+def test_early_mappings_have_a_page_more_from_7_2_and_6_12_111_on() -> None:
+    found = {str(Release(*r)): has_early_page(Release(*r)) for r in (
+        (6, 1, 200), (6, 11, 9), (6, 12, 110), (6, 12, 111), (6, 18, 40), (7, 1, 3), (7, 2, 0), (7, 3, 1),
+    )}  # fmt: skip
+    assert list(found.values()) == [False, False, False, True, None, None, True, True]
+    assert has_early_page(Release(6, 12, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "bpf"),
+    [
+        ("4.20.1", False), ("5.0", True), ("5.3.18", True), ("5.10.223", True), ("5.15.16", True),
+        ("5.15.17", False), ("5.15.0-91-generic", True), ("5.16.3", False), ("5.17", False), ("6.12", False),
+    ],
+)  # fmt: skip
+def test_bpf_programs_have_a_part_of_their_own_from_5_0_to_5_16(text: str, bpf: bool) -> None:
+    release = parse(text)
+    assert release is not None and has_bpf_region(release) is bpf

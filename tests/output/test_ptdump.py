@@ -15,9 +15,10 @@ from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBu
 from fakes import context, run
 
 from ptinspect.errors import SnapshotError, UserError
-from ptinspect.linux.ptdump import Facts, columns, form_of, markers, mask_of
-from ptinspect.linux.ptdumpfacts import facts_of
-from ptinspect.linux.releases import TEXT_FORMS
+from ptinspect.linux.layout.geometry import GENERIC, by_name, geometries, geometry, variant_of
+from ptinspect.linux.ptdump.columns import columns, mask_of
+from ptinspect.linux.ptdump.markers import Facts, frame_of, markers, release_of
+from ptinspect.linux.releases import TEXT_FORMS, Release, text_form
 from ptinspect.output.ptdump import lines, size_text
 from ptinspect.paging.segments import segments
 from ptinspect.snapshot.store import load
@@ -33,27 +34,32 @@ def test_the_text_is_the_kernels_own(file: Path, tmp_path: Path) -> None:
     wanted = file.with_suffix(".txt").read_text()
     assert (tmp_path / "text").read_text() == wanted
     assert result["rows"] == len(wanted.splitlines()) > 60
-    assert result["era"] == {"5.10": "5.8", "6.1": "5.17", "6.12": "6.9"}[file.stem.partition("-")[0]]
+    assert result["era"] == {"5.10": "5.10", "6.1": "5.17", "6.12": "6.9"}[file.stem.partition("-")[0]]
 
 
 def test_slots_for_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
     snapshot = load(PAIRS[0].with_name("6.12-39bit.npz"))
     banner = snapshot.meta.kernel
-    for version, page, notes in (("6.12.117", True, 0), ("6.12.110", False, 0), ("7.3", True, 1)):
+    starts = []
+    for version, notes in (("6.12.117", 0), ("6.12.110", 0), ("6.18.40", 1), ("7.2", 0), ("7.3.1", 0)):
         meta = dataclasses.replace(snapshot.meta, kernel=banner.replace("6.12.117", version))
-        facts, assumed = facts_of(dataclasses.replace(snapshot, meta=meta), TEXT_FORMS["6.9"])
-        assert (facts.early_page, len(assumed)) == (page, notes)
+        found = frame_of(dataclasses.replace(snapshot, meta=meta))
+        assert len(found.assumed) == notes
+        starts += [marker.address for marker in found.markers if marker.name == "Fixmap start"]
+    assert [start - starts[0] for start in starts] == [0, 7 * 4096, 7 * 4096, 0, 0]
 
 
 def test_there_are_pairs() -> None:
     assert len(PAIRS) >= 8
 
 
-def dump(tree: TreeBuilder, era: str, facts: Facts | None = None, mair: int = MTE) -> list[str]:
+def dump(tree: TreeBuilder, era: str, *, scale: int = 0, mair: int = MTE) -> list[str]:
     form = TEXT_FORMS[era]
     found = columns(form, mair)
     walked = segments(tree.snapshot(), mask_of(found))
-    marked = markers(form, tree.regime, facts or Facts())
+    release = Release(*form.since, 0)
+    made = geometry(variant_of(release), tree.regime, scale=scale)
+    marked = markers(made, release, form, tree.regime, Facts())
     return list(lines(walked, marked, found, form, tree.regime))
 
 
@@ -122,7 +128,7 @@ def test_a_shadow_of_one_page_is_not_followed_page_by_page() -> None:
     for number in range(1, 64):
         tree.share(low + (number << 39), 0, low)
     assert sum(1 for _ in segments(tree.snapshot(), (1 << 64) - 1)) < 100
-    text = dump(tree, "5.8", Facts(kasan=True))
+    text = dump(tree, "5.10", scale=GENERIC)
     assert [line for line in text if "MEM" in line] == [
         "0xffff900000000000-0xffffa00000000000          16T PTE       ro NX SHD AF NG         UXN    MEM/NORMAL",
         "0xffffa00000000000-0xffffa00008000000         128M PTE       ro NX SHD AF NG         UXN    MEM/NORMAL",
@@ -136,17 +142,27 @@ def test_old_kernels_leave_holes_out() -> None:
     tree.map(0xFFFF_8000_0000_0000, 0x4000_0000, attributes=KERNEL_DATA | GP)
     text = dump(tree, "4.16", mair=0xBB_FF44_0C04_00)
     assert text[-2:] == [
-        "---[ Linear mapping ]---",
+        "---[ Linear Mapping ]---",
         "0xffff800000000000-0xffff800000001000           4K PTE       RW NX SHD AF            UXN DEVICE/nGnRnE",
     ]
     assert [line for line in text if not line.startswith("---")] == text[-1:]
+    assert {"---[ vmalloc() Area ]---", "---[ vmalloc() End ]---"} < set(text)
+    text = dump(tree, "5.0", mair=0xBB_FF44_0C04_00)
+    assert {"---[ vmalloc() area ]---", "---[ vmalloc() end ]---", "---[ Linear mapping ]---"} < set(text)
+
+
+def test_bpf_has_markers_from_5_10_to_5_16() -> None:
+    tree = TreeBuilder(REGIMES["4k-48"])
+    tree.map(0xFFFF_8000_0000_0000, 0x4000_0000)
+    said = {era: "---[ BPF start ]---" in dump(tree, era) for era in TEXT_FORMS}
+    assert [era for era, found in said.items() if found] == ["5.10", "5.11", "5.12"]
 
 
 def test_only_late_kernels_tell_blocks_by_both_bits() -> None:
     tree = TreeBuilder(REGIMES["4k-48"])
     tree.set(0xFFFF_0000_0000_0000, 3, KERNEL_DATA)
     assert " BLK " in dump(tree, "6.9")[1]
-    assert " BLK " not in dump(tree, "6.15")[1]
+    assert " BLK " not in dump(tree, "6.13")[1]
 
 
 @pytest.mark.parametrize(
@@ -167,24 +183,34 @@ def test_sizes(size: int, text: str) -> None:
     ("banner", "layout", "era"),
     [
         ("Linux version 6.1.0-50-cloud-arm64 (…)", "", "5.17"),
-        ("Linux version 5.10.223 (root@vm)", "v6.9 and later", "5.8"),
+        ("Linux version 5.10.223 (root@vm)", "v6.9 and later", "5.10"),
+        ("Linux version 5.9.0", "", "5.8"),
+        ("Linux version 5.11.22", "", "5.11"),
+        ("Linux version 5.13.0", "", "5.12"),
+        ("Linux version 6.4.6", "", "6.4"),
+        ("Linux version 6.14.0", "", "6.13"),
         ("Linux version 4.17.0", "", "4.16"),
         ("Linux version 6.12.117+deb13", "", "6.9"),
         ("", "v6.5 to v6.8", "6.5"),
-        ("", "v5.4 to v5.10", "5.8"),
+        ("", "v5.4 to v5.10", "5.10"),
+        ("", "v5.11 to v5.16, KASAN", "5.12"),
+        ("", "v4.16 to v5.3", "4.16"),
     ],
 )
 def test_the_era_is_told_by_the_kernel(banner: str, layout: str, era: str) -> None:
-    assert form_of(banner, layout).name == era
+    form = text_form(release_of(banner, by_name(layout, REGIMES["4k-48"])))
+    assert form is not None and form.name == era
 
 
 def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not tell which kernel") as caught:
-        form_of("", "")
+        release_of("", None)
     assert "--era" in caught.value.hint
-    with pytest.raises(UserError, match="older"):
-        form_of("Linux version 3.10.0", "")
     tree = TreeBuilder(REGIMES["4k-48"])
+    snapshot = tree.snapshot()
+    old = dataclasses.replace(snapshot.meta, kernel="Linux version 3.10.0")
+    with pytest.raises(UserError, match="older"):
+        frame_of(dataclasses.replace(snapshot, meta=old))
     tree.point(0xFFFF_0000_0000_0000, 1, OUTSIDE)
     ctx = context()
     ctx.snapshots["s"] = tree.snapshot("s")
@@ -200,14 +226,15 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kasan", [False, True])
-def test_markers_ascend(kasan: bool) -> None:
+def test_markers_ascend() -> None:
     """The kernel's note_page() needs them in order; where the arithmetic leaves no room they are equal."""
-    for era in TEXT_FORMS.values():
+    for form in TEXT_FORMS.values():
+        release = Release(*form.since, 0)
         for regime in REGIMES.values():
-            if regime.upper and (era.since >= (6, 9) or not regime.ds):
-                found = [marker.address for marker in markers(era, regime, Facts(kasan))]
-                assert found == sorted(found), (era, regime)
+            if regime.upper and (form.since >= (6, 9) or not regime.ds):
+                for made in geometries(variant_of(release), regime):
+                    found = [marker.address for marker in markers(made, release, form, regime, Facts())]
+                    assert found == sorted(found), (form, made)
 
 
 def test_the_command_offers_the_eras_that_there_are() -> None:

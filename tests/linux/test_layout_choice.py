@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from stopped_guest import SYMBOLS, Guest
 
 from ptinspect.arch.regime import Regime
 from ptinspect.linux.image import KernelImage
-from ptinspect.linux.layout import VARIANTS, Region, layout, region_namer, view_layout
+from ptinspect.linux.layout.choice import chosen, layout, region_namer, view_layout
+from ptinspect.linux.layout.geometry import GENERIC, SW_TAGS, VARIANTS, Geometry, geometry
+from ptinspect.linux.layout.regions import Region
 from ptinspect.snapshot.model import Snapshot
 
 BIG = 2 << 20
@@ -22,7 +25,7 @@ FULL = REGIMES["4k-52-lpa2"]
 # tables in Documentation/arch/arm64/memory.rst of their time.
 KERNELS: dict[str, tuple[str, Regime, int, dict[str, int]]] = {
     "4.17": (
-        "v4.16 to v5.3",
+        "v4.16 to v4.20",
         regime_4k(),
         0xFFFF_0000_0808_0000,
         {
@@ -31,6 +34,18 @@ KERNELS: dict[str, tuple[str, Regime, int, dict[str, int]]] = {
             "fixmap": 0xFFFF_7DFF_FE7F_9000,
             "PCI I/O": 0xFFFF_7DFF_FEE0_0000,
             "vmemmap": 0xFFFF_7E00_0000_0000,
+            "linear map": 0xFFFF_8000_0000_0000,
+        },
+    ),
+    "5.2": (
+        "v5.0 to v5.3",
+        regime_4k(),
+        0xFFFF_0000_1008_0000,
+        {
+            "bpf": 0xFFFF_0000_0012_3000,
+            "modules": 0xFFFF_0000_0923_0000,
+            "vmalloc": 0xFFFF_0000_2000_0000,
+            "fixmap": 0xFFFF_7DFF_FE7F_9000,
             "linear map": 0xFFFF_8000_0000_0000,
         },
     ),
@@ -221,17 +236,91 @@ def test_sections_of_the_image(tmp_path: Path) -> None:
         )
     }
     assert names == {
-        0x0: "vmalloc", 0x1_0000: "kernel text", 0x4_FFFF: "kernel text", 0x5_0000: "kernel rodata",
+        0x0: "kernel head", 0x1_0000: "kernel text", 0x4_FFFF: "kernel text", 0x5_0000: "kernel rodata",
         0x6_0000: "kernel init", 0x7_0000: "kernel data", 0x7_4000: "task stack", 0x7_8000: "kernel data",
         0x8_0800: "kernel image", 0x8_1000: "kernel bss",
     }  # fmt: skip
     assert made.name(TEXT_VA + 0x1_0000) != "kernel text", "it runs elsewhere"
-    guest.tree.map(TEXT_VA + offset, 0x4000_0000, size=0x1000, attributes=KERNEL_TEXT | PXN)
+    guest.tree.map(TEXT_VA + offset, 0x4800_0000, size=0x1000, attributes=KERNEL_TEXT | PXN)
     made = view_layout(guest.view(file), guest.tree.snapshot())
-    assert [made.name(TEXT_VA + offset + at) for at in (0, 0x1_0000)] == ["kernel image", "kernel text"]
-    guest.tree.map(TEXT_VA + offset, 0x4000_0000, size=0x1000, attributes=KERNEL_TEXT)
+    assert made.name(TEXT_VA + offset) == "vmalloc", "memory of vmalloc lies where nothing was mapped"
+    own = view.pa_of_link(TEXT_VA)
+    guest.tree.map(TEXT_VA + offset, own, size=0x1000, attributes=KERNEL_TEXT | PXN)
+    made = view_layout(guest.view(file), guest.tree.snapshot())
+    assert [made.name(TEXT_VA + offset + at) for at in (0, 0x1_0000)] == ["kernel head", "kernel text"]
+    guest.tree.map(TEXT_VA + offset, own, size=0x1000, attributes=KERNEL_TEXT)
     made = view_layout(guest.view(file), guest.tree.snapshot())
     assert made.name(TEXT_VA + offset) == "kernel text", "mapped up to v5.10"
+
+
+KASAN_PAGE = 0x4400_0000
+
+
+def kasan_guest(variant: int, bits: int, scale: int, *, tbi: bool = False) -> tuple[Geometry, Snapshot]:
+    """Map the shadow of the whole address space to one page, as KASAN does, and its beginning to another."""
+    regime = replace(regime_4k(bits), tbi=tbi)
+    made = geometry(VARIANTS[variant], regime, scale=scale)
+    tree = TreeBuilder(regime)
+    for va in (
+        made.linear.start,
+        made.vmemmap.start,
+        made.fixmap.end - 0x40_0000,
+        made.modules.end + 0x1_0000,
+    ):
+        tree.map(va, 0x4300_0000, size=0x1000)
+    tree.map(made.shadow.start, 0x4500_0000, size=0x1_0000)
+    tree.map(made.shadow.end - 0x20_0000, KASAN_PAGE, size=0x1000)
+    first = tree.table_at(made.shadow.end - 0x20_0000, 3)
+    tree.memory.write(first, tree.memory.read(first, 8) * 512)
+    return made, tree.snapshot()
+
+
+@pytest.mark.parametrize("variant", range(len(VARIANTS)))
+@pytest.mark.parametrize(("scale", "tbi"), [(0, False), (GENERIC, False), (GENERIC, True), (SW_TAGS, True)])
+def test_a_shadow_of_kasan_is_told_by_the_tables(variant: int, scale: int, tbi: bool) -> None:
+    if not variant and scale == SW_TAGS:
+        return
+    for bits in (39, 48):
+        made, snapshot = kasan_guest(variant, bits, scale or GENERIC, tbi=tbi)
+        if not scale:
+            made, regime = geometry(VARIANTS[variant], snapshot.regime), snapshot.regime
+            tree = TreeBuilder(regime)
+            for va in (made.linear.start, made.vmemmap.start, made.fixmap.end - 0x40_0000, made.modules.end):
+                tree.map(va, 0x4300_0000, size=0x1000)
+            snapshot = tree.snapshot()
+        release = f"Linux version {made.variant.usual[0]}.{made.variant.usual[1]}.0"
+        snapshot = replace(snapshot, meta=replace(snapshot.meta, kernel=release))
+        found = chosen(snapshot)
+        assert found == made, (found and found.name, made.name)
+
+
+def test_a_release_decides_what_the_tables_leave_open() -> None:
+    """v5.11 to v5.16 and v5.17 to v6.4 differ in what modules and BPF programs have, no more."""
+    regime = regime_4k()
+    tree = TreeBuilder(regime)
+    made = geometry(VARIANTS[3], regime)
+    for va in (made.linear.start, made.vmemmap.start, made.fixmap.end - 0x40_0000):
+        tree.map(va, 0x4300_0000, size=0x1000)
+    for name, variant in (("5.13.1", 3), ("5.15.200", 4), ("6.1.100", 4)):
+        snapshot = tree.snapshot()
+        snapshot = replace(snapshot, meta=replace(snapshot.meta, kernel=f"Linux version {name}"))
+        found = chosen(snapshot)
+        assert found is not None and found.variant is VARIANTS[variant]
+    snapshot = replace(snapshot, meta=replace(snapshot.meta, kernel="Linux version 6.12.1"))
+    found = chosen(snapshot)
+    assert found is not None and found.variant is not VARIANTS[6], "the tables contradict the release"
+
+
+def test_a_52_bit_kernel_of_before_6_9_on_48_bits() -> None:
+    regime = Regime(16, 48, 48, True)
+    made = geometry(VARIANTS[4], regime, kernel_bits=52)
+    tree = TreeBuilder(regime)
+    for va in (made.linear.start, made.vmemmap.end - 0x2_0000, made.fixmap.end - 0x40_0000):
+        tree.map(va, 0x4300_0000, size=0x1_0000)
+    snapshot = tree.snapshot()
+    snapshot = replace(snapshot, meta=replace(snapshot.meta, kernel="Linux version 6.1.50"))
+    assert chosen(snapshot) == made
+    assert layout(snapshot).name(made.vmemmap.end - 1) == "vmemmap"
 
 
 def test_a_view_without_a_file() -> None:

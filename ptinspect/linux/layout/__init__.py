@@ -1,0 +1,1 @@
+"""The kernel's half of the address space: its geometry, and the names of its parts."""

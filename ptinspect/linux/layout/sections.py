@@ -1,0 +1,137 @@
+"""The sections of the kernel's image, and what is told from tables alone: text and trampoline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.linux.image import KernelImage
+from ptinspect.linux.layout.geometry import KIB, TOP
+from ptinspect.linux.layout.regions import Region
+from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, kinds, output_addresses
+from ptinspect.snapshot.model import Snapshot
+
+PXN, READ_ONLY = np.uint64(1 << 53), np.uint64(1 << 7)
+SMALLEST_TEXT = 256 * KIB
+"""Executable memory in one piece that is taken for the kernel's text where no symbols are known."""
+SECTIONS = (
+    ("kernel text", "_stext", ("_etext",)),
+    ("kernel rodata", "__start_rodata", ("__init_begin", "__inittext_begin", "__end_rodata")),
+    ("kernel init", "__init_begin", ("__init_end",)),
+    ("kernel data", "_sdata", ("_edata",)),
+    ("kernel bss", "__bss_start", ("__bss_stop",)),
+)
+"""Name, first symbol, symbols one of which ends it (include/asm-generic/sections.h)."""
+HEAD = "kernel head"
+"""What lies before _stext: the header of the Image, and nothing that runs after boot."""
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Hold the leaves of a snapshot."""
+
+    va: NDArray[np.uint64]
+    """First address of each, ascending."""
+    pa: NDArray[np.uint64]
+    """Where it leads."""
+    size: NDArray[np.uint64]
+    """Bytes."""
+    executable: NDArray[np.bool_]
+    """EL1 may execute it, as far as its own descriptor tells."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Leaves:
+        """Collect the leaves of all tables, each table once."""
+        tables, regime = snapshot.tables, snapshot.regime
+        parts = []
+        for level in range(regime.start_level, LEVEL_LAST + 1):
+            rows = np.flatnonzero(tables.level == level)
+            raw = tables.raw[rows]
+            kind = kinds(raw, level, regime)
+            row, slot = np.nonzero((kind == K_BLOCK) | (kind == K_PAGE))
+            size = regime.entry_size(level)
+            va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
+            pa = output_addresses(raw[row, slot], level, regime)
+            parts.append((va, pa, np.full(va.shape, size, np.uint64), (raw[row, slot] & PXN) == 0))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        order = np.argsort(columns[0])
+        return cls(*(column[order] for column in columns))
+
+    def count(self, region: Region) -> int:
+        """Return how many begin in a region."""
+        first = int(np.searchsorted(self.va, np.uint64(region.start), side="left"))
+        return int(np.searchsorted(self.va, np.uint64(region.end - 1), side="right")) - first
+
+    def at(self, va: int) -> int | None:
+        """Return the number of the leaf that maps an address; None if none does."""
+        slot = int(np.searchsorted(self.va, np.uint64(va), side="right")) - 1
+        return slot if slot >= 0 and va - int(self.va[slot]) < int(self.size[slot]) else None
+
+    def translated(self, va: int) -> int | None:
+        """Return where an address leads; None if it is not mapped."""
+        slot = self.at(va)
+        return None if slot is None else int(self.pa[slot]) + va - int(self.va[slot])
+
+
+def image_regions(image: KernelImage | None, offset: int | None, leaves: Leaves) -> list[Region]:
+    """Return the sections of the image that symbols delimit, and after them the whole image.
+
+    `offset` is that of KASLR. From v5.11 on what lies before _stext is not text (Linux commit e2a073dde921,
+    "arm64: omit [_text, _stext) from permanent kernel mapping"): its addresses are left to vmalloc, until
+    later releases (seen in v6.18) map it again, read-only.
+    """
+    if image is None or offset is None:
+        return []
+    start, end = image.text_va + offset, image.text_va + offset + image.size
+    found = []
+    for name, first, ends in SECTIONS:
+        last = next((image.symbols[e][0] for e in ends if e in image.symbols), None)
+        if first in image.symbols and last is not None and image.symbols[first][0] < last:
+            found.append(Region(image.symbols[first][0] + offset, last + offset, name))
+    whole = Region(start, end, "kernel image")
+    text = image.symbols.get("_stext", (image.text_va, ""))[0] + offset
+    if text > start:
+        at, here, there = (
+            leaves.at(start % TOP),
+            leaves.translated(start % TOP),
+            leaves.translated(text % TOP),
+        )
+        own = here is not None and there is not None and there - here == text - start
+        if own and at is not None and leaves.executable[at] and found and found[0].start == text:
+            found[0] = Region(start, found[0].end, found[0].name)
+        elif own or here is None:
+            found.append(Region(start, text, HEAD))
+        else:
+            whole = Region(text, end, whole.name)
+    return [Region(r.start % TOP, (r.end - 1) % TOP + 1, r.name) for r in (*found, whole)]
+
+
+def text_by_tables(leaves: Leaves, linear: Region) -> list[Region]:
+    """Return the largest executable memory in one piece outside the linear map, if it is large enough."""
+    best: tuple[int, int] = (0, 0)
+    start = end = 0
+    for va, size in _executable(leaves):
+        start = start if va == end else va
+        end = va + size
+        if end - start > best[1] - best[0] and not linear.start <= start < linear.end:
+            best = (start, end)
+    return [Region(*best, "kernel text")] if best[1] - best[0] >= SMALLEST_TEXT else []
+
+
+def trampoline(leaves: Leaves, fixmap: Region) -> list[Region]:
+    """Return what is executable in the fixmap: FIX_ENTRY_TRAMP_TEXT*."""
+    return [
+        Region(va, va + size, "KPTI trampoline")
+        for va, size in _executable(leaves)
+        if fixmap.start <= va < fixmap.end
+    ]
+
+
+def _executable(leaves: Leaves) -> Sequence[tuple[int, int]]:
+    """Return address and size of each executable leaf."""
+    chosen = leaves.executable
+    return list(zip(leaves.va[chosen].tolist(), leaves.size[chosen].tolist(), strict=True))

@@ -1,0 +1,172 @@
+"""The markers of the kernel's text of its page tables, for a snapshot: its form, its geometry, its fixmap.
+
+Source: Linux arch/arm64/mm/ptdump.c (dump.c up to v5.5), arch/arm64/include/asm/fixmap.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptinspect.arch.regime import Regime
+from ptinspect.errors import UserError
+from ptinspect.linux.layout.choice import with_shadow
+from ptinspect.linux.layout.geometry import MIB, Geometry, geometry, least_bits, variant_of
+from ptinspect.linux.naming import geometry_of
+from ptinspect.linux.releases import (
+    TEXT_FORMS,
+    Release,
+    TextForm,
+    has_data_slot,
+    has_early_page,
+    parse,
+    text_form,
+)
+from ptinspect.snapshot.classify import are_leaves
+from ptinspect.snapshot.model import Snapshot
+
+PXN = np.uint64(1 << 53)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A line `---[ name ]---`, printed before the first entry at or above an address."""
+
+    address: int
+    """Where it belongs."""
+    name: str
+    """What stands in the brackets."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Hold what markers depend on besides geometry and release, all of it in the configuration."""
+
+    trampoline: int | None = None
+    """Lowest address of the KPTI trampoline's text in the fixmap."""
+    vmemmap: bool = True
+    """There is a vmemmap: from v5.13 on always."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Hold all that the text of a snapshot depends on besides its tables."""
+
+    form: TextForm
+    """Which lines and columns there are."""
+    markers: tuple[Marker, ...]
+    """In the order of the kernel's table, which is that of its addresses."""
+    assumed: tuple[str, ...]
+    """What had to be assumed, in sentences."""
+
+
+def frame_of(snapshot: Snapshot, form: TextForm | None = None) -> Frame:
+    """Return form and markers of a snapshot's text, of its own kernel's form or of another.
+
+    Where the configuration of the kernel was not that of its CPU (52-bit kernels on 48-bit CPUs before
+    v6.9) it begins as that of a kernel for the CPU does. Raises UserError if nothing tells which kernel
+    it is, and no form is given.
+    """
+    regime, made = snapshot.regime, geometry_of(snapshot)
+    release = Release(*form.since, 0) if form is not None else release_of(snapshot.meta.kernel, made)
+    if made is None or (form is not None and made.variant is not variant_of(release)):
+        made = geometry(variant_of(release), regime)
+    made = with_shadow(made, snapshot)
+    form = form or text_form(release)
+    if form is None:
+        raise UserError(f"Linux {release} is older than the oldest era, {next(iter(TEXT_FORMS))}")
+    assumed = []
+    if regime.va_bits > least_bits(regime.va_bits, regime) and release.series < (6, 9):
+        assumed.append("the kernel is taken to have been started on a CPU with all its address bits")
+    if has_early_page(release) is None:
+        assumed.append("the slots for early mappings are taken to have no page more than 256 KiB")
+    text = _trampoline(snapshot, made)
+    if text is None:
+        assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
+    vmemmap = release.series >= (5, 13) or _in_use(snapshot, made.vmemmap.start, made.vmemmap.end)
+    facts = Facts(text, vmemmap)
+    return Frame(form, markers(made, release, form, regime, facts), tuple(assumed))
+
+
+def release_of(banner: str, made: Geometry | None) -> Release:
+    """Return the release of a kernel: by its banner, else the usual one that has its geometry.
+
+    Raises UserError if neither tells.
+    """
+    release = parse(banner)
+    if release is None and made is not None:
+        release = Release(*made.variant.usual, 0)
+    if release is None:
+        raise UserError(
+            "the snapshot does not tell which kernel it is of", f"--era, one of: {', '.join(TEXT_FORMS)}"
+        )
+    return release
+
+
+def markers(
+    made: Geometry, release: Release, form: TextForm, regime: Regime, facts: Facts
+) -> tuple[Marker, ...]:
+    """Return the markers in the order of the kernel's table."""
+    kasan = _pair("Kasan shadow", made.shadow.start, made.shadow.end) if made.scale else ()
+    bpf = _pair("BPF", made.bpf.start, made.bpf.end) if form.bpf and made.variant.bpf else ()
+    area, end, linear = ("Area", "End", "Mapping") if form.capitals else ("area", "end", "mapping")
+    vmalloc = (
+        Marker(made.vmalloc.start, f"vmalloc() {area}"),
+        Marker(made.vmalloc.end, f"vmalloc() {end}"),
+    )
+    fix = _pair("Fixmap", _fixmap(made, release, form, regime, facts), made.fixmap.end)
+    pci = _pair("PCI I/O", made.pci.start, made.pci.end)
+    pages = _pair("vmemmap", made.vmemmap.start, made.vmemmap.end) if facts.vmemmap else ()
+    modules = _pair("Modules", made.modules.start, made.modules.end)
+    devices = (*fix, *pci, *pages) if release.series < (6, 9) else (*pages, *pci, *fix)
+    if not made.variant.flipped:
+        return (*kasan, *modules, *vmalloc, *devices, Marker(made.linear.start, f"Linear {linear}"))
+    ends = _pair("Linear Mapping", made.linear.start, made.linear.end)
+    return (*ends, *kasan, *bpf, *modules, *vmalloc, *devices)
+
+
+def _pair(name: str, start: int, end: int) -> Sequence[Marker]:
+    return Marker(start, f"{name} start"), Marker(end, f"{name} end")
+
+
+def _fixmap(made: Geometry, release: Release, form: TextForm, regime: Regime, facts: Facts) -> int:
+    """Return FIXADDR_START, or FIXADDR_TOT_START, which counts the temporary slots too.
+
+    How many permanent slots there are depends on the configuration. The trampoline has the last of them;
+    without one it is the hole, a device tree of 2 MiB and its margin (2 MiB, from v6.4 on two pages), the
+    early console and one slot for patching. Of the temporary ones there are seven of 256 KiB, and one for
+    tables of each level (from v6.9 on of five).
+    """
+    page, top = regime.granule, made.fixmap.end
+    if facts.trampoline is not None:
+        start = facts.trampoline - (2 if has_data_slot(release) else 1) * page
+    else:
+        tree = 4 * MIB // page if release.series < (6, 4) else 2 * MIB // page + 2
+        start = top - (tree + 3) * page
+    if form.all_fixmap:
+        early = max(256 * 1024 // page, 1) + bool(has_early_page(release))
+        start -= (7 * early + (4 if release.series < (6, 9) else 5)) * page
+    return start
+
+
+def _trampoline(snapshot: Snapshot, made: Geometry) -> int | None:
+    """Return the lowest address of executable pages in the fixmap; None if there are none."""
+    tables, regime = snapshot.tables, snapshot.regime
+    low, top = np.uint64(made.fixmap.start), np.uint64(made.fixmap.end)
+    size = regime.entry_size(3)
+    rows = np.flatnonzero((tables.level == 3) & (tables.va < top))
+    rows = rows[tables.va[rows] + np.uint64(size * regime.entries(3) - 1) >= low]
+    row, slot = np.nonzero(are_leaves(tables.raw[rows], 3, regime))
+    raw = tables.raw[rows][row, slot]
+    va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
+    text = va[((raw & PXN) == 0) & (va >= low) & (va < top)]
+    return int(text.min()) if text.size else None
+
+
+def _in_use(snapshot: Snapshot, low: int, high: int) -> bool:
+    """Tell whether a table of the last two levels begins in a range: something is mapped there."""
+    tables = snapshot.tables
+    chosen = (tables.level >= 2) & (tables.va >= np.uint64(low)) & (tables.va <= np.uint64(high - 1))
+    return bool(tables.raw[chosen].any())
