@@ -15,7 +15,7 @@ from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
     from ptinspect.analysis.aliases import Places
-    from ptinspect.linux.regions import Layout
+    from ptinspect.linux.layout.regions import Layout
     from ptinspect.snapshot.model import Snapshot
 
 ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")

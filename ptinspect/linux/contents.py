@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.analysis.changes import Change
-from ptinspect.linux.layout import region_namer
+from ptinspect.linux.layout.choice import region_namer
 from ptinspect.linux.naming import layout_of
 from ptinspect.paging.fragments import Expansion, Fragments
 from ptinspect.snapshot.model import Snapshot
