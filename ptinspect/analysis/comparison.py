@@ -131,8 +131,16 @@ def _common(a: Snapshot, b: Snapshot) -> tuple[Window, list[str]]:
     notes = []
     if a.root.pa != b.root.pa:
         notes.append(f"the roots differ: pa:{a.root.pa:#x} and pa:{b.root.pa:#x}")
-    if ra.mair != rb.mair:
-        notes.append(f"MAIR_EL1 differs: {ra.mair:#x} and {rb.mair:#x}")
+    if ra.name != rb.name:
+        notes.append(f"the regimes differ: {ra.name} and {rb.name}")
+    for stem, this, that in (
+        ("MAIR", ra.mair, rb.mair),
+        ("MAIR2", ra.mair2, rb.mair2),
+        ("PIR", ra.pir, rb.pir),
+        ("PIRE0", ra.pire0, rb.pire0),
+    ):
+        if this != that:
+            notes.append(f"{ra.register(stem)} differs: {this:#x} and {that:#x}")
     for snapshot in (a, b):
         if snapshot.truncated:
             notes.append(f"{snapshot.name} is incomplete: {snapshot.truncated}")

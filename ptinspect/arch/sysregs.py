@@ -132,8 +132,12 @@ def kernel_regime(state: CpuState) -> RegimeName:
 
 def current_regime(state: CpuState) -> RegimeName:
     """Return the regime in which a CPU runs: the kernel's, or EL2's own (HCR_EL2.E2H is 0)."""
-    alone = state.el == 2 and not bit(state.system.get("HCR_EL2", 0), 34)
-    return "EL2" if alone else kernel_regime(state)
+    return regime_at_el2(state) if state.el == 2 else kernel_regime(state)
+
+
+def regime_at_el2(state: CpuState) -> RegimeName:
+    """Return the regime that the _EL2 registers describe: EL2&0 with HCR_EL2.E2H, else EL2."""
+    return "EL2&0" if bit(state.system.get("HCR_EL2", 0), 34) else "EL2"
 
 
 def register_of_regime(name: RegimeName, stem: str) -> str:

@@ -13,6 +13,7 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views.descriptor import decoded
 
+BY_DIRECT_BITS = "permissions by the direct bits; --pir reads them as an index (FEAT_S1PIE)"
 _GRANULES = {4096: 12, 16384: 14, 65536: 16}
 
 
@@ -25,7 +26,8 @@ def register(registry: Registry) -> None:
         configure=_configure,
         details=(
             "Without options the regime is the attached guest's if it is stopped, else 4K granule, 48-bit "
-            "addresses. Memory types have names only if MAIR is known."
+            "addresses. Memory types have names only if MAIR is known. Permissions are those of the "
+            "descriptor alone, read as an index (FEAT_S1PIE) where the guest does so, or with --pir, --pire0."
         ),
     )(decode)
 
@@ -39,6 +41,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--va-bits", type=argtypes.whole(16, 55), help="width of virtual addresses: 48")
     parser.add_argument("--pa-bits", type=argtypes.whole(32, 52), help="width of physical addresses: 48")
     parser.add_argument("--ds", action="store_true", help="TCR_EL1.DS is set (LPA2: 52-bit addresses)")
+    parser.add_argument("--regime", choices=("el1", "el2"), help="el2: a table of EL2's own regime")
+    parser.add_argument("--pir", type=argtypes.number, help="PIR_EL1 or PIR_EL2: permissions are indirect")
+    parser.add_argument("--pire0", type=argtypes.number, help="PIRE0_EL1: what EL0 may do then (0)")
     parser.add_argument("--mair", type=argtypes.number, help="MAIR_EL1, which gives memory types their names")
 
 
@@ -59,7 +64,7 @@ def decode(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _regime(ctx: Context, args: argparse.Namespace) -> tuple[Regime, str]:
     chosen = args.granule or args.va_bits or args.pa_bits or args.ds
-    live = None if chosen else _guest_regime(ctx)
+    live = None if chosen else _guest_regime(ctx, args.regime)
     if live is not None:
         regime, source = live, "the guest's registers"
     else:
@@ -67,14 +72,29 @@ def _regime(ctx: Context, args: argparse.Namespace) -> tuple[Regime, str]:
         if granule not in _GRANULES:
             raise UserError(f"granule of {granule} bytes", "use 4K, 16K or 64K")
         wide = 52 if args.ds else 48
-        regime = Regime(_GRANULES[granule], args.va_bits or wide, args.pa_bits or wide, True, ds=args.ds)
+        regime = Regime(
+            _GRANULES[granule],
+            args.va_bits or wide,
+            args.pa_bits or wide,
+            args.regime != "el2",
+            ds=args.ds,
+            name="EL2" if args.regime == "el2" else "EL1&0",
+            doubt=BY_DIRECT_BITS,
+        )
         source = "options and defaults"
+    if args.pir is not None or args.pire0 is not None:
+        regime = replace(regime, pie=True, hpd=True, pir=args.pir or 0, pire0=args.pire0 or 0, doubt="")
     return (regime if args.mair is None else replace(regime, mair=args.mair)), source
 
 
-def _guest_regime(ctx: Context) -> Regime | None:
+def _guest_regime(ctx: Context, rules: str | None) -> Regime | None:
     if ctx.session is None or ctx.session.state.name != "STOPPED":
         return None
     from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.arch.sysregs import regime_at_el2
 
-    return regime_from_registers(ctx.session.cpu_state(ctx.session.current_cpu), True)
+    state = ctx.session.cpu_state(ctx.session.current_cpu)
+    if rules == "el2":
+        name = regime_at_el2(state)
+        return regime_from_registers(state, name != "EL2", name)
+    return regime_from_registers(state, True, None if rules is None else "EL1&0")

@@ -26,8 +26,8 @@ from ptinspect.output.views.regime import mmu_on
 from ptinspect.output.views.target import registers
 
 if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
-    from ptinspect.arch.sysregs import CpuState
+    from ptinspect.arch.sysregs import CpuState, RegimeName
+    from ptinspect.output.views.regime import Half
     from ptinspect.output.views.target import CpuLine, CpuStack
 
 
@@ -155,14 +155,51 @@ def _chosen(ctx: Context, state: CpuState, args: argparse.Namespace) -> dict[str
 
 def regime(ctx: Context, args: argparse.Namespace) -> Report:
     """Decode the translation registers."""
-    from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.arch.sysregs import kernel_regime
     from ptinspect.output.views.regime import RegimeFacts, regime_report
 
     state, label = _state(ctx, args, "regime")
-    halves: list[Regime | RegimeError] = []
-    for upper in (False, True):
-        try:
-            halves.append(regime_from_registers(state, upper))
-        except RegimeError as error:
-            halves.append(error)
-    return regime_report(RegimeFacts(state, halves[0], halves[1], label))
+    name = kernel_regime(state)
+    lower, upper = _half(state, name, False), _half(state, name, True)
+    if not args.snap:
+        lower, upper = _holding(ctx, state, lower), _holding(ctx, state, upper)
+    return regime_report(RegimeFacts(state, lower, upper, _own_of_el2(state), label))
+
+
+def _half(state: CpuState, name: RegimeName, upper: bool) -> Half:
+    from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.arch.sysregs import register_of_regime
+    from ptinspect.output.views.regime import Half
+
+    register = register_of_regime(name, "TTBR1" if upper else "TTBR0")
+    try:
+        return Half(register, regime_from_registers(state, upper, name))
+    except RegimeError as error:
+        return Half(register, error)
+
+
+def _own_of_el2(state: CpuState) -> Half | None:
+    """Return TTBR0_EL2 where EL2 has a regime of its own and has been set up."""
+    from ptinspect.arch.sysregs import regime_at_el2
+
+    if "TCR_EL2" not in state.system or regime_at_el2(state) != "EL2" or not state.system.get("TTBR0_EL2"):
+        return None
+    return _half(state, "EL2", False)
+
+
+def _holding(ctx: Context, state: CpuState, half: Half) -> Half:
+    """Add what a register of the guest holds, as far as something shows it."""
+    from ptinspect.arch.sysregs import root_pa
+    from ptinspect.linux.otherroots import lower_role
+    from ptinspect.linux.ttbr import ttbr1_role
+
+    if isinstance(half.regime, RegimeError):
+        return half
+    try:
+        if half.regime.upper:
+            role = ttbr1_role(ctx.view(), state)
+            return half if role.name == "unknown" else replace(half, holds=role.name, reason=role.reason)
+        found = lower_role(ctx.view(), state, root_pa(state, half.regime))
+        return replace(half, holds=found.holds, reason=found.reason)
+    except PtinspectError:
+        return half

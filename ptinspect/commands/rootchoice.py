@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
-from ptinspect.errors import PtinspectError
+from ptinspect.errors import PtinspectError, RegimeError, UserError
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
-    from ptinspect.arch.sysregs import CpuState
+    from ptinspect.arch.sysregs import CpuState, RegimeName
     from ptinspect.linux.otherroots import OtherRoot
     from ptinspect.snapshot.model import Root
 
-WORDS = ("ttbr0", "ttbr1", "swapper", "user", "idmap", "tramp", "trampoline")
+REGISTERS = ("ttbr0_el1", "ttbr1_el1", "ttbr0_el2", "ttbr1_el2")
+RULES = ("el1", "el2", *REGISTERS)
+RULES_HELP = "whose rules an address given as root is used by: el1, el2, or ttbr0_el2 and its like"
+WORDS = ("ttbr0", "ttbr1", *REGISTERS, "swapper", "user", "idmap", "tramp", "trampoline")
 ROOT_HELP = (
-    "swapper (default for kernel addresses), ttbr0 (default for others), ttbr1, user (tables of the "
-    "current task), task:PID, idmap, tramp, or the address of a table"
+    "swapper (default for kernel addresses), ttbr0 (default for others), ttbr1, ttbr0_el2 and its like, "
+    "user (tables of the current task), task:PID, idmap, tramp, or the address of a table"
 )
 LOWER = "linux.lower"
 """Name in Meta.extra of what a lower half is: user, identity map."""
@@ -50,20 +53,29 @@ def root_choice(text: str) -> str | argtypes.Address:
 argtypes.completes("root", root_choice)
 
 
-def choose(ctx: Context, choice: str | argtypes.Address | None, state: CpuState, va: int | None) -> Chosen:
+def choose(
+    ctx: Context,
+    choice: str | argtypes.Address | None,
+    state: CpuState,
+    va: int | None,
+    rules: str | None = None,
+) -> Chosen:
     """Return the root for an address of the stopped guest; kernel addresses without one.
 
-    Raises GuestError or RegimeError if there is no such table.
+    `rules` (RULES) says how a root given as an address is used; by default as the register that holds it
+    does. Raises GuestError or RegimeError if there is no such table, UserError for rules without address.
     """
     from ptinspect.arch.regime import regime_from_registers
 
-    upper = True if va is None else bit(va, 55)
     if isinstance(choice, argtypes.Address):
-        return Chosen(_by_address(ctx, choice, state), regime_from_registers(state, upper))
+        return _by_address(ctx, choice, state, va, rules)
+    if rules is not None:
+        raise UserError("--regime is for a root given as an address", "--root ADDRESS --regime el2")
+    upper = True if va is None else bit(va, 55)
     if choice == "swapper" or (choice is None and upper):
         return Chosen(ctx.view().swapper(), regime_from_registers(state, True))
-    if choice in ("ttbr0", "ttbr1", None):
-        return _by_register(ctx, state, choice == "ttbr1")
+    if choice is None or choice.startswith("ttbr"):
+        return _by_register(ctx, state, *_register(state, choice or "ttbr0"))
     found = _other(ctx, choice, state)
     return _named(ctx, found.root, found.regime, found.half, found.mm)
 
@@ -95,32 +107,54 @@ def _other(ctx: Context, choice: str, state: CpuState) -> OtherRoot:
     return task_tables(ctx.view(), state, int(choice.removeprefix("task:")))
 
 
-def _by_register(ctx: Context, state: CpuState, upper: bool) -> Chosen:
+def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
+    """Return the regime and the half of a register: `ttbr0` is that of the level at which the CPU runs."""
+    from ptinspect.arch.sysregs import current_regime, kernel_regime, regime_at_el2
+
+    upper = word.startswith("ttbr1")
+    if word.endswith("el1"):
+        return "EL1&0", upper
+    if word.endswith("el2"):
+        return regime_at_el2(state), upper
+    return kernel_regime(state) if upper else current_regime(state), upper
+
+
+def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
     from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import root_pa, translation_register
+    from ptinspect.arch.sysregs import root_pa
+
+    regime = regime_from_registers(state, upper, name)
+    said = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
+    return _told(ctx, root_pa(state, regime), said, regime, state)
+
+
+def _told(ctx: Context, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
+    """Join a root with its regime, and with what it is known to hold where it translates lower addresses."""
     from ptinspect.linux.otherroots import lower_role
     from ptinspect.snapshot.model import Root
 
-    regime = regime_from_registers(state, upper)
-    register = translation_register(state, f"TTBR{int(upper)}")
-    pa, said = root_pa(state, regime), f"{register} of cpu {state.cpu}"
-    half, mm = "", 0
-    if not upper:
-        try:
-            role, half, mm = lower_role(ctx.view(), state, pa)
-        except PtinspectError:
-            role = ""
-        said += f": {role}" if role else ""
-    return _named(ctx, Root(pa, said), regime, half, mm)
+    if regime.upper:
+        return Chosen(Root(pa, said), regime)
+    if regime.name == "EL2":
+        return Chosen(Root(pa, said), regime, {LOWER: "EL2"})
+    try:
+        found = lower_role(ctx.view(), state, pa)
+    except PtinspectError:
+        return Chosen(Root(pa, said), regime)
+    holds = f"{said}: {found.text}" if found.text else said
+    return _named(ctx, Root(pa, holds), regime, found.half, found.mm)
 
 
-def _by_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> Root:
-    """Return the table that a number, a symbol or a register names.
+def _by_address(
+    ctx: Context, choice: argtypes.Address, state: CpuState, va: int | None, rules: str | None
+) -> Chosen:
+    """Return the table that a number, a symbol or a register names, with the regime it is used by.
 
     A register that holds a TTBR value loses its ASID; an address in the kernel half is translated.
     """
+    from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.arch.sysregs import kernel_regime
     from ptinspect.commands.sources import GuestNames
-    from ptinspect.snapshot.model import Root
 
     if choice.physical or all(term.value is not None for term in choice.terms):
         pa = choice.value()
@@ -128,4 +162,41 @@ def _by_address(ctx: Context, choice: argtypes.Address, state: CpuState) -> Root
         pa = choice.value(GuestNames(ctx, state.cpu))
         kernel = bit(pa, 55) and pa >> 56 == 0xFF
         pa = ctx.view().pa_of(pa) if kernel else pa & 0x0000_FFFF_FFFF_FFFE
-    return Root(PhysAddr(pa), f"--root {choice.text}")
+    half = None if va is None else bit(va, 55)
+    said = f"--root {choice.text}"
+    if rules is not None:
+        name, upper = _register(state, rules if rules in REGISTERS else f"ttbr0_{rules}")
+        if rules not in REGISTERS:
+            upper = half is not False and name != "EL2"
+        return _told(
+            ctx, PhysAddr(pa), f"{said} --regime {rules}", regime_from_registers(state, upper, name), state
+        )
+    holder = _holder(ctx, pa, state, half)
+    if holder is not None:
+        return _told(ctx, PhysAddr(pa), f"{said}, as in {holder[1]}", holder[0], state)
+    regime = regime_from_registers(state, half is not False, kernel_regime(state))
+    return _told(ctx, PhysAddr(pa), said, regime, state)
+
+
+def _holder(ctx: Context, pa: int, state: CpuState, half: bool | None) -> tuple[Regime, str] | None:
+    """Return the regime of the register that holds a root, and its name; the given CPU's first.
+
+    Registers of the kernel's regime come before others; `half` leaves those of the other half out.
+    """
+    from ptinspect.arch.regime import regime_from_registers
+    from ptinspect.arch.sysregs import kernel_regime, regime_at_el2, root_pa
+
+    session = ctx.stopped
+    others = [session.cpu_state(n) for n in range(session.cpu_count) if n != state.cpu]
+    for held in (state, *others):
+        names: tuple[RegimeName, ...] = (kernel_regime(held), "EL1&0", regime_at_el2(held))
+        for name in dict.fromkeys(names):
+            for upper in (True, False):
+                try:
+                    regime = regime_from_registers(held, upper, name)
+                    base = root_pa(held, regime)
+                except RegimeError:
+                    continue
+                if base == pa and half in (None, upper):
+                    return regime, f"{regime.register(f'TTBR{int(upper)}')} of cpu {held.cpu}"
+    return None

@@ -10,7 +10,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.rootchoice import ROOT_HELP, root_choice
+from ptinspect.commands.rootchoice import ROOT_HELP, RULES, RULES_HELP, root_choice
 from ptinspect.commands.sources import add_cpu_option, range_of, source
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
@@ -63,6 +63,7 @@ def _configure_snap(parser: argparse.ArgumentParser) -> None:
         metavar="ROOT",
         help=ROOT_HELP,
     )
+    parser.add_argument("--regime", choices=RULES, help=RULES_HELP)
     add_cpu_option(parser)
     parser.add_argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot")
     parser.add_argument(

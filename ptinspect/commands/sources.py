@@ -14,7 +14,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs
-from ptinspect.commands.rootchoice import ROOT_HELP, choose, root_choice
+from ptinspect.commands.rootchoice import ROOT_HELP, RULES, RULES_HELP, choose, root_choice
 from ptinspect.errors import GuestError, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add_root_options(parser: argparse.ArgumentParser) -> None:
         metavar="ROOT",
         help=ROOT_HELP,
     )
+    parser.add_argument("--regime", choices=RULES, help=RULES_HELP)
     add_cpu_option(parser)
     parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
 
@@ -236,7 +237,7 @@ def source(ctx: Context, args: argparse.Namespace, name: str, va: int | None = N
         return _captured(ctx, args, va)
     ctx.check(Needs.STOPPED, name)
     state = cpu_state(ctx, args.cpu)
-    found = choose(ctx, args.root, state, va)
+    found = choose(ctx, args.root, state, va, getattr(args, "regime", None))
     return Source(ctx.stopped.memory, found.root, found.regime, f"guest, cpu {state.cpu}", None, found.facts)
 
 
@@ -245,6 +246,8 @@ def _captured(ctx: Context, args: argparse.Namespace, va: int | None) -> Source:
 
     snapshot = ctx.snapshot_or_file(args.snap)
     root = snapshot.root
+    if getattr(args, "regime", None):
+        raise UserError(f"snapshot {snapshot.name!r} was captured by the rules of {snapshot.regime.name}")
     if args.root is not None:
         root = _captured_root(ctx, args, snapshot)
     if va is not None and bit(va, 55) != snapshot.regime.upper:

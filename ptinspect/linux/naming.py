@@ -14,6 +14,7 @@ from ptinspect.linux.releases import parse
 from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.linux.view import GuestView
 from ptinspect.paging.capture import capture
+from ptinspect.paging.regions import half_namer
 from ptinspect.snapshot.model import Meta, Snapshot
 
 LAYOUT = "linux.layout"
@@ -138,7 +139,7 @@ def layout_from(regime: Regime, extra: Mapping[str, str], also: Mapping[str, str
     """Return the names that facts tell, and behind them those of other facts."""
     if not regime.upper:
         areas = decode(extra.get(AREAS, ""))
-        all_of_it = Region(0, 1 << regime.va_bits, extra.get(LOWER, "user"))
+        all_of_it = Region(0, 1 << regime.va_bits, extra.get(LOWER, half_namer(regime)(0)))
         return Layout((*areas, all_of_it), "the lower half", known=tuple(areas))
     name = extra.get(LAYOUT, "")
     known = (*decode(extra.get(REGIONS, "")), *decode(also.get(REGIONS, "")))

@@ -13,6 +13,7 @@ from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.roots import PAGES_APART
 from ptinspect.linux.tasks import Task, Tasks
+from ptinspect.linux.ttbr import by_symbol
 from ptinspect.linux.view import GuestView
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Root
@@ -176,31 +177,55 @@ def trampoline(view: GuestView) -> OtherRoot:
     raise GuestError("no trampoline table was found: KPTI is off, not set up yet, or not built in")
 
 
-def _valid(view: GuestView, pa: int) -> int:
-    regime = view.regime
+def _valid(view: GuestView, pa: int, half: Regime | None = None) -> int:
+    regime = half or view.regime
     raw = view.memory.read(pa, 8 * regime.entries(regime.start_level))
     return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
 
 
-def lower_role(view: GuestView, state: CpuState, pa: int) -> tuple[str, str, int]:
-    """Return what the table in TTBR0 of a CPU is, what its addresses are, and the mm_struct that has them.
+@dataclass(frozen=True)
+class LowerRole:
+    """Say what a table of the lower half is; empty as far as nothing shows it."""
 
-    Empty, empty and 0 if unknown.
+    holds: str = ""
+    """`identity map`, `user tables`, or `nothing`: no valid entry."""
+    reason: str = ""
+    """What shows it: whose tables, which symbol."""
+    half: str = ""
+    """What its addresses are: user, identity map."""
+    mm: int = 0
+    """Address of the mm_struct that describes its areas; 0 if there is none."""
+
+    @property
+    def text(self) -> str:
+        """What it is, for the reason of a root."""
+        if self.half == "user":
+            return self.reason
+        return f"the {self.holds}" if self.half else f"{self.holds}: {self.reason}" if self.holds else ""
+
+
+def lower_role(view: GuestView, state: CpuState, pa: int) -> LowerRole:
+    """Return what the table in TTBR0 of a CPU is: seen by address and by what it maps, else unknown.
+
+    A kernel thread, and a kernel that keeps user memory out of its reach (SW_TTBR0_PAN), have a table
+    without entries there: reserved_pg_dir, reserved_ttbr0 or empty_zero_page.
     """
     try:
-        if view.image is not None and identity_map(view, state).root.pa == pa:
-            return "the identity map", "identity map", 0
+        if view.image is not None and (found := identity_map(view, state)).root.pa == pa:
+            return LowerRole("identity map", found.root.provenance, "identity map")
     except PtinspectError:
         pass
     try:
         found = current_tables(view, state)
         if found.root.pa == pa:
-            return found.root.provenance, "user", found.mm
+            return LowerRole("user tables", found.root.provenance, "user", found.mm)
     except PtinspectError:
         pass
     try:
         regime = regime_from_registers(state, False)
-        raw = view.memory.read(pa, 8 * regime.entries(regime.start_level))
+        if _valid(view, pa, regime):
+            return LowerRole()
     except PtinspectError:
-        return "", "", 0
-    return "" if any(raw[::8]) else "reserved: it maps nothing", "", 0
+        return LowerRole()
+    role = by_symbol(view, pa)
+    return LowerRole("nothing", ("" if role is None else f"{role.reason}, ") + "no entry is valid")

@@ -48,10 +48,11 @@ def ttbr1_role(view: GuestView, state: CpuState) -> Role:
     if not state.system.get(translation_register(state, "TTBR1")):
         return Role("none", "the register is 0")
     pa = root_pa(state, view.regime)
-    return _by_symbol(view, pa) or _by_content(view, pa)
+    return by_symbol(view, pa) or _by_content(view, pa)
 
 
-def _by_symbol(view: GuestView, pa: int) -> Role | None:
+def by_symbol(view: GuestView, pa: int) -> Role | None:
+    """Return what a table is by the kernel's symbol for it; None where no symbol tells."""
     if view.image is None or "swapper_pg_dir" not in view.image.symbols:
         return None
     for name, role in NAMES.items():

@@ -40,15 +40,18 @@ FACTS = (
     "uxn_table",
     "pxn_table",
     "ns_table",
+    "pi_index",
+    "ndirty",
+    "po_index",
 )
 """Columns that are the same for all descriptors that differ in nothing but the address."""
 COLUMNS = ("va", "level", "name", "table_pa", "index", "raw", "output_address", "size", *FACTS, "region")
 """All columns, in order: a version adds some, and never renames one."""
 BOOLEANS = frozenset(
     {"bit11", "ng", "mark", "uxn", "pxn", "af", "contiguous", "dbm", "gp", "ns", "uxn_table", "pxn_table"}
-    | {"ns_table"}
+    | {"ns_table", "ndirty"}
 )
-NUMBERS = frozenset({"ap", "attr_index", "sh", "ap_table"})
+NUMBERS = frozenset({"ap", "attr_index", "sh", "ap_table", "pi_index", "po_index"})
 
 
 def facts_of(found: Descriptor) -> dict[str, Any]:
@@ -77,6 +80,9 @@ def facts_of(found: Descriptor) -> dict[str, Any]:
         "uxn_table": table and table.uxn_table,
         "pxn_table": table and table.pxn_table,
         "ns_table": table and table.ns_table,
+        "pi_index": leaf and leaf.pi_index,
+        "ndirty": leaf and leaf.ndirty,
+        "po_index": leaf and leaf.po_index,
     }
 
 

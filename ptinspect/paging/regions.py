@@ -15,5 +15,5 @@ RegionNamer = Callable[[int], str]
 
 def half_namer(regime: Regime) -> RegionNamer:
     """Return a namer that knows no more than which half an address lies in."""
-    name = "kernel" if regime.upper else "user"
+    name = "kernel" if regime.upper else "EL2" if regime.name == "EL2" else "lower half"
     return lambda va: name if regime.contains(va) else ""

@@ -375,6 +375,9 @@ def test_other_memory_types_are_noted() -> None:
     a = TreeBuilder(regime_4k(48)).snapshot("a")
     b = TreeBuilder(regime_4k(48, mair=1)).snapshot("b")
     assert any("MAIR_EL1" in note for note in diff(a, b).notes)
+    indirect = dataclasses.replace(a.regime, pie=True, pir=0xA5, hpd=True)
+    notes = diff(a, dataclasses.replace(a, regime=indirect)).notes
+    assert "PIR_EL1 differs: 0x0 and 0xa5" in notes, "equal bits, other permissions"
 
 
 def test_the_list_is_bounded_and_the_count_is_not() -> None:

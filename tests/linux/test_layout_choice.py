@@ -331,7 +331,7 @@ def test_a_view_without_a_file() -> None:
 
 def test_the_lower_half() -> None:
     made = layout(TreeBuilder(REGIMES["4k-48-user"]).snapshot())
-    assert (made.name(0x40_0000), made.name(0xFFFF_0000_0000_0000)) == ("user", "")
+    assert (made.name(0x40_0000), made.name(0xFFFF_0000_0000_0000)) == ("lower half", "")
 
 
 def test_the_namer_falls_back_to_the_half() -> None:

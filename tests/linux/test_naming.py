@@ -48,7 +48,7 @@ def test_stacks_of_the_earlier_snapshot_count_too() -> None:
 
 def test_the_lower_half_says_what_it_is() -> None:
     snapshot = TreeBuilder(REGIMES["4k-48-user"]).snapshot()
-    assert layout_of(snapshot).name(0x40_0000) == "user"
+    assert layout_of(snapshot).name(0x40_0000) == "lower half"
     idmap = replace(snapshot, meta=replace(snapshot.meta, extra={LOWER: "identity map"}))
     assert layout_of(idmap).name(0x40_0000) == "identity map"
 

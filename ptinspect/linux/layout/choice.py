@@ -50,7 +50,7 @@ def layout(
     """
     regime = snapshot.regime
     if not regime.upper:
-        return Layout((Region(0, 1 << regime.va_bits, "user"),), "the lower half")
+        return Layout((Region(0, 1 << regime.va_bits, half_namer(regime)(0)),), "the lower half")
     leaves = Leaves.of(snapshot)
     known = image_regions(image, kaslr_offset, leaves)
     best = _best(snapshot, image, leaves, used)

@@ -49,10 +49,10 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
     }
     alone = []
     if descriptor.is_leaf:
-        may = effective(descriptor, [], regime)
+        may = effective(descriptor, [], dataclasses.replace(regime, epd=False, e0pd=False))
         result["permissions"] = permissions_json(may, regime)
         hierarchy = "" if regime.hpd else ", if the tables above take nothing away"
-        alone = [Note(f"{permissions_text(may, regime)}{hierarchy}")]
+        alone = [Note(f"{permissions_text(may, regime)}{hierarchy}"), *regime_notes(regime)]
     target = "" if descriptor.output_address is None else f" -> pa:{descriptor.output_address:#x}"
     head = f"{descriptor.raw:#018x} at level {descriptor.level}: {kind}{target}"
     columns = (Column("field"), Column("bits"), Column("value", "right"), Column("meaning"))
@@ -62,7 +62,6 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
             Note(head, "bad" if kind == "reserved" else "title"),
             Table(columns, rows),
             *alone,
-            *regime_notes(regime),
             Note(
                 f"{regime.granule >> 10}K granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA "
                 f"({source})",

@@ -6,19 +6,37 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.sysregs import (
+    current_regime,
     decode_mair,
     decode_sctlr,
     decode_tcr,
     decode_ttbr,
     describe_pstate,
+    register_of_regime,
+    root_pa,
     translation_register,
 )
 from ptinspect.errors import RegimeError
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, hex_address
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, hex_address
+from ptinspect.output.views.descriptor import regime_notes
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
     from ptinspect.arch.sysregs import CpuState
+
+
+@dataclass(frozen=True)
+class Half:
+    """A TTBR, what it means, and what it holds."""
+
+    register: str
+    """Its name: `TTBR0_EL1`."""
+    regime: Regime | RegimeError
+    """The half that it translates, or why it makes no sense."""
+    holds: str = ""
+    """What the table is, as far as something shows it; else empty."""
+    reason: str = ""
+    """What shows it."""
 
 
 @dataclass(frozen=True)
@@ -27,70 +45,108 @@ class RegimeFacts:
 
     state: CpuState
     """The CPU's registers."""
-    lower: Regime | RegimeError
-    """The half of TTBR0, or why it makes no sense."""
-    upper: Regime | RegimeError
-    """The half of TTBR1, or why it makes no sense."""
+    lower: Half
+    """TTBR0 of the kernel's regime."""
+    upper: Half
+    """TTBR1 of the kernel's regime."""
+    el2: Half | None
+    """TTBR0_EL2 where EL2 has a regime of its own, and tables; else None."""
     label: str
     """`guest` or `snapshot NAME`."""
 
 
 def regime_report(facts: RegimeFacts) -> Report:
-    """Show the halves side by side, then MAIR and the controls."""
+    """Show the halves side by side, then MAIR, the controls and indirect permissions."""
     state = facts.state
     on = mmu_on(state)
-    halves = {"ttbr0": _half(state, facts.lower, False), "ttbr1": _half(state, facts.upper, True)}
+    halves = {"ttbr0": _half(state, facts.lower), "ttbr1": _half(state, facts.upper)}
     tcr = _register(state, "TCR")
     asid_from = "" if tcr is None else "ttbr1" if decode_tcr(tcr).a1 else "ttbr0"
-    mair = _register(state, "MAIR")
+    mair, mair2 = _register(state, "MAIR"), _register(state, "MAIR2")
     names = [] if mair is None else list(decode_mair(mair))
     result: dict[str, Any] = {
         "cpu": state.cpu,
         "el": state.el,
         "mmu_on": on,
         **halves,
+        "el2": None if facts.el2 is None else _half(state, facts.el2),
         "asid_from": asid_from,
         "tcr": None if tcr is None else hex_address(tcr),
         "sctlr": _hex(_register(state, "SCTLR")),
+        **{stem.lower(): _hex(_register(state, stem)) for stem in INDIRECT},
+        "por_el0": _hex(state.system.get("POR_EL0")),
         "mair": {"raw": _hex(mair), "types": names},
         "source": facts.label,
     }
     head = Note(f"cpu {state.cpu} ({facts.label}): {describe_pstate(state.pstate)}", "title")
     state_word = "unknown (no SCTLR)" if on is None else "on" if on else "off"
     note = Note(f"MMU {state_word}", "good" if on else "changed")
-    body: list[Note | Table] = [head, note, _halves(halves, asid_from), *_controls(state)]
-    if mair is not None:
-        rows = [
-            (str(index), f"{mair >> 8 * index & 0xFF:#04x}", name)
-            for index, name in enumerate(names)
-            if mair >> 8 * index & 0xFF or index == 0
-        ]
-        columns = (Column("AttrIndx", "right"), Column("byte"), Column("memory type"))
-        body.append(Table(columns, rows, f"MAIR {mair:#018x}"))
+    body: list[Note | Table] = [head, note, _halves(facts, asid_from), *_holds(facts), *_controls(state)]
+    body += _permissions(facts)
+    body += [] if mair is None else [_types(mair, "MAIR")]
+    body += [] if mair2 is None or not _has_aie(facts) else [_types(mair2, "MAIR2", 8)]
     return Report(result, body)
 
 
+INDIRECT = ("TCR2", "PIR", "PIRE0", "POR", "MAIR2")
+"""Registers of permissions and memory types that not every CPU has, without the level."""
+
+
+def _types(mair: int, name: str, first: int = 0) -> Table:
+    """List all attribute bytes: 0x00 is a memory type as good as any, which Linux uses."""
+    rows = [
+        (str(first + index), f"{mair >> 8 * index & 0xFF:#04x}", kind)
+        for index, kind in enumerate(decode_mair(mair))
+    ]
+    what = "" if mair else ": nothing is set up, all is Device-nGnRnE"
+    columns = (Column("AttrIndx", "right"), Column("byte"), Column("memory type"))
+    return Table(columns, rows, f"{name} {mair:#018x}{what}")
+
+
+def _has_aie(facts: RegimeFacts) -> bool:
+    return any(
+        not isinstance(half.regime, RegimeError) and half.regime.aie for half in (facts.lower, facts.upper)
+    )
+
+
+def _holds(facts: RegimeFacts) -> list[Note]:
+    """Say what shows that a register holds what its column says."""
+    return [
+        Note(f"{half.register} holds {half.holds}: {escape(half.reason)}", "dim")
+        for half in (facts.lower, facts.upper)
+        if half.holds and half.reason
+    ]
+
+
+def _permissions(facts: RegimeFacts) -> list[Note]:
+    """Say once by which rules each regime gives permissions, and which registers stand behind them."""
+    halves = (facts.upper, facts.lower, *([facts.el2] if facts.el2 else []))
+    found: dict[str, Note] = {}
+    for half in halves:
+        if not isinstance(half.regime, RegimeError):
+            for note in regime_notes(half.regime):
+                found.setdefault(note.text, note)
+    return list(found.values())
+
+
 def mmu_on(state: CpuState) -> bool | None:
-    """Tell whether the MMU is on for EL1&0; None where the stub does not offer SCTLR."""
-    value = _register(state, "SCTLR")
+    """Tell whether the MMU is on for the level a CPU runs at; None where the stub does not offer SCTLR."""
+    value = state.system.get(register_of_regime(current_regime(state), "SCTLR"))
     return None if value is None else decode_sctlr(value).m
 
 
 def _register(state: CpuState, stem: str) -> int | None:
-    try:
-        return state.system[translation_register(state, stem)]
-    except KeyError:
-        return None
+    return state.system.get(translation_register(state, stem))
 
 
-def _half(state: CpuState, regime: Regime | RegimeError, upper: bool) -> dict[str, Any]:
-    raw = _register(state, "TTBR1" if upper else "TTBR0")
-    found: dict[str, Any] = {"raw": _hex(raw)}
+def _half(state: CpuState, half: Half) -> dict[str, Any]:
+    regime, raw = half.regime, state.system.get(half.register)
+    found: dict[str, Any] = {"register": half.register, "raw": _hex(raw)}
     if isinstance(regime, RegimeError):
         return {**found, "error": regime.message}
     if raw is not None:
         ttbr = decode_ttbr(raw, pa52=regime.wide_oa)
-        found |= {"root_pa": hex_address(ttbr.base), "asid": ttbr.asid, "cnp": ttbr.cnp}
+        found |= {"root_pa": hex_address(root_pa(state, regime)), "asid": ttbr.asid, "cnp": ttbr.cnp}
     return found | {
         "granule": regime.granule,
         "va_bits": regime.va_bits,
@@ -104,17 +160,27 @@ def _half(state: CpuState, regime: Regime | RegimeError, upper: bool) -> dict[st
         "hpd": regime.hpd,
         "e0pd": regime.e0pd,
         "ds": regime.ds,
+        "regime": regime.name,
+        "mmu_on": regime.mmu_on,
+        "holds": half.holds,
+        "holds_reason": half.reason,
+        "indirect": regime.pie,
+        "doubt": regime.doubt,
     }
 
 
-def _halves(halves: dict[str, dict[str, Any]], asid_from: str) -> Table:
-    lower, upper = halves["ttbr0"], halves["ttbr1"]
-    rows: list[tuple[Cell, Cell, Cell]] = []
+def _halves(facts: RegimeFacts, asid_from: str) -> Table:
+    shown = [facts.lower, facts.upper, *([facts.el2] if facts.el2 else [])]
+    halves = [_half(facts.state, half) for half in shown]
+    rows: list[tuple[Cell, ...]] = []
     for label, key in (
+        ("holds", "holds"),
         ("raw", "raw"),
         ("root", "root_pa"),
         ("ASID", "asid"),
         ("CnP", "cnp"),
+        ("regime", "regime"),
+        ("MMU on", "mmu_on"),
         ("granule", "granule"),
         ("VA bits", "va_bits"),
         ("PA bits", "pa_bits"),
@@ -127,17 +193,17 @@ def _halves(halves: dict[str, dict[str, Any]], asid_from: str) -> Table:
         ("HPD", "hpd"),
         ("E0PD", "e0pd"),
         ("DS (LPA2)", "ds"),
+        ("PIE", "indirect"),
         ("problem", "error"),
     ):
-        if key not in lower and key not in upper:
+        cells = [_word(key, half.get(key)) for half in halves]
+        if not any(cells):
             continue
-        cells = [_word(key, half.get(key)) for half in (lower, upper)]
         if key == "asid":
-            cells = [
-                f"{c} (in use)" if n == asid_from and c else c for c, n in zip(cells, halves, strict=True)
-            ]
-        rows.append((Styled(label, "level"), cells[0], cells[1]))
-    return Table((Column(""), Column("TTBR0 (user)"), Column("TTBR1 (kernel)")), rows)
+            in_use = int(asid_from == "ttbr1")
+            cells = [f"{c} (in use)" if asid_from and c and n == in_use else c for n, c in enumerate(cells)]
+        rows.append((Styled(label, "level"), *cells))
+    return Table((Column(""), *(Column(half.register) for half in shown)), rows)
 
 
 def _word(key: str, value: object) -> str:
