@@ -64,14 +64,16 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.analysis.findings import RULES, Findings
     from ptinspect.linux.contents import Contents
     from ptinspect.output.views.check import MOVED, check_report
+    from ptinspect.output.views.snapshot import source_of
 
     snapshot = snapshot_of(ctx, args, "check")
     found = Findings(limit=args.limit, shared=_shared(ctx, snapshot), partial=args.partial)
-    label = snapshot.name
+    label, head = snapshot.name, source_of(snapshot)
     areas = _places(names_of(snapshot)[1])
     before = ctx.snapshot_or_file(args.against) if args.against else None
     if before is not None:
         label = f"{before.name} -> {snapshot.name}"
+        head = f"{source_of(before)} -> {source_of(snapshot)}"
         check_pair(Pair(before, snapshot, args.rewrite_done, _early(ctx, snapshot), areas), found)
     else:
         check_one(snapshot, found, rewrite_done=args.rewrite_done, places=areas)
@@ -81,7 +83,15 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     held = None
     if before is not None:
         held = Contents(before, ((f.va_start, f.va_end) for f in found.kept if f.rule in MOVED))
-    return check_report(found, label, RULES, EXIT_CHECK if failed else EXIT_OK, regions=namer, contents=held)
+    return check_report(
+        found,
+        label,
+        RULES,
+        EXIT_CHECK if failed else EXIT_OK,
+        source=head,
+        regions=namer,
+        contents=held,
+    )
 
 
 def _places(names: Layout) -> Places:

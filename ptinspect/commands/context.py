@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from ptinspect.target.session import Session
 
 
-LONGEST_FUNCTION = 0x1_0000
-"""Bytes; what lies so far behind a function is none of it: an Image has no symbols of data."""
-
-
 class Interaction(Protocol):
     """Talk with the user while a command runs."""
 
@@ -228,15 +224,6 @@ class Context:
         except KernelFileError:
             return None
         return self.kernel.nearest((address + offset) & MASK64)
-
-    def symbol_at(self, address: int) -> tuple[str, int] | None:
-        """Return the symbol that an address lies in, as `nearest`, but no function far below data."""
-        near = self.nearest(address)
-        kernel = self.kernel
-        if near is None or kernel is None:
-            return None
-        code = kernel.kind_of(near[0]).lower() in ("t", "w")
-        return None if code and near[1] >= LONGEST_FUNCTION else near
 
     def _offset(self, *, physical: bool) -> int:
         """Return what to add to a run-time address to get the link-time one; 0 where nobody knows.

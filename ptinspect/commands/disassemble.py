@@ -138,7 +138,7 @@ def named(ctx: Context, code: str) -> str:
 
 def _place(ctx: Context, address: int) -> str:
     """Return the symbol for an address that lies in it, else the address: data may have no symbols."""
-    near = ctx.symbol_at(address) if bit(address, 55) else None
+    near = ctx.nearest(address) if bit(address, 55) else None
     if near is None:
         return f"{address:#x}"
     return f"<{near[0]}{f'+{near[1]:#x}' if near[1] else ''}>"

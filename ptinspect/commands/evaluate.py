@@ -88,7 +88,7 @@ def _as(form: str, value: int, near: tuple[str, int] | None) -> str:
 
 def _nearest(ctx: Context, value: int) -> tuple[str, int] | None:
     try:
-        return ctx.symbol_at(value) if bit(value, 55) else None
+        return ctx.nearest(value) if bit(value, 55) else None
     except PtinspectError:
         return None
 

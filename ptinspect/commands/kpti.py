@@ -12,7 +12,7 @@ from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import GuestError, UserError
-from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
+from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, hex_address
 from ptinspect.target.slots import Purpose, fitting
 
 if TYPE_CHECKING:
@@ -199,11 +199,14 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say where the guest, or a snapshot, stands."""
     from ptinspect.commands.kpti_live import live_state
     from ptinspect.linux.kpti.state import state_from_tables
+    from ptinspect.output.views.snapshot import source_of
 
     cpus: list[dict[str, Any]] = []
-    lacks = ""
+    lacks = where = ""
     if args.snap:
-        state = state_from_tables(ctx.snapshot_or_file(args.snap))
+        snapshot = ctx.snapshot_or_file(args.snap)
+        state = state_from_tables(snapshot)
+        where = f" ({source_of(snapshot)})"
     else:
         ctx.check(Needs.STOPPED, "kpti status")
         state = live_state(ctx)
@@ -230,7 +233,7 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
         "cpus": cpus,
         "missing": lacks,
     }
-    body: list[Note | Table] = [Note(f"{state.state}: {state.reason}", "title")]
+    body: list[Note | Table] = [Note(f"{state.state}: {state.reason}{escape(where)}", "title")]
     if lacks:
         text = f"{lacks}: judged from the tables alone, without the code, its flag and the decision"
         body.append(Note(text, "changed"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -298,8 +298,3 @@ def snapshot_of(
 def range_of(ctx: Context, args: argparse.Namespace, chosen: argtypes.Range | None) -> tuple[int, int] | None:
     """Return the first and last address of a range argument, or None if none was given."""
     return None if chosen is None else chosen.value(names(ctx, args))
-
-
-def notes_about(found: Source | Snapshot) -> Sequence[str]:
-    """Return the line that says which root is looked at, and why."""
-    return (f"root pa:{found.root.pa:#x} ({found.root.provenance})",)

@@ -126,7 +126,7 @@ def bars(ctx: Context, args: argparse.Namespace, va: int | None) -> Report:
     snapshot = snapshot_of(ctx, args, "map")
     before = None if args.against is None else ctx.snapshot_or_file(args.against)
     shown = atlas(snapshot) if before is None else changes(before, snapshot)
-    return bars_report(snapshot, shown, va)
+    return bars_report(snapshot, shown, va, before)
 
 
 def _with_levels(ctx: Context, args: argparse.Namespace, wanted: MapFilter) -> tuple[Snapshot, MapFilter]:

@@ -138,7 +138,7 @@ class KernelImage:
         return "an Image names data only with CONFIG_KALLSYMS_ALL; a vmlinux names everything"
 
     def nearest(self, va: int) -> tuple[str, int] | None:
-        """Return the symbol that a link-time address falls behind, and the offset in bytes."""
+        """Return the symbol that a link-time address belongs to, and the offset in bytes."""
         if not self.text_va <= va < self.text_va + self.size:
             return None
         return self.table.nearest(va)

@@ -27,6 +27,23 @@ _SUFFIX = re.compile(r"\.(?:cfi|isra\.\d+|constprop\.\d+|part\.\d+|llvm\.\d+)(?:
 """What compilers append to the name of a function that they changed (GCC -fipa-sra, LLVM LTO and CFI)."""
 
 
+LONGEST_FUNCTION = 0x1_0000
+"""Bytes: what lies further behind the last known function than this does not belong to it."""
+ENDS = frozenset(
+    (
+        "_etext", "_einittext", "_edata", "_end", "__init_end", "__end_rodata", "__bss_stop",
+        "__inittext_end", "__initdata_end", "__entry_text_end", "__irqentry_text_end",
+        "__softirqentry_text_end", "__hyp_text_end", "__hyp_idmap_text_end", "__idmap_text_end",
+        "__entry_tramp_text_end", "__kprobes_text_end", "__sched_text_end", "__cpuidle_text_end",
+        "__lock_text_end", "__exittext_end", "__noinstr_text_end", "__mmuoff_data_end", "__per_cpu_end",
+        "idmap_pg_end", "init_pg_end", "init_idmap_pg_end", "swapper_pg_end",
+    )
+)  # fmt: skip
+"""Symbols that end a part of the image: no address after them belongs to them.
+
+Source: arch/arm64/kernel/vmlinux.lds.S, include/asm-generic/vmlinux.lds.h."""
+
+
 class SymbolTable:
     """Hold symbols in the order of their source, which prefers the earlier of two at one address."""
 
@@ -77,7 +94,12 @@ class SymbolTable:
         return self.addresses[order], order
 
     def nearest(self, address: int) -> tuple[str, int] | None:
-        """Return the symbol at or below `address` and the distance to it; None below the first."""
+        """Return the symbol that an address belongs to, as far as is known, and the offset in it.
+
+        It is the last one at or below the address. None below the first one, behind one that ends a part
+        of the image, and further behind a function than any is long: where a kernel file names no data,
+        data would have the name of some function far away.
+        """
         addresses, order = self._sorted
         slot = int(np.searchsorted(addresses, np.uint64(address), side="right")) - 1
         if slot < 0:
@@ -85,8 +107,12 @@ class SymbolTable:
         at = addresses[slot]
         first = int(np.searchsorted(addresses, at, side="left"))
         group = [int(i) for i in order[first : slot + 1]]
-        best = min(group, key=lambda i: (not self.kinds[i].isupper(), i))
-        return self.names[best], address - int(at)
+        best = min(group, key=lambda i: (self.names[i] in ENDS, not self.kinds[i].isupper(), i))
+        offset = address - int(at)
+        ended = offset > 0 and self.names[best] in ENDS
+        if ended or (offset >= LONGEST_FUNCTION and self.kinds[best] in "tTwW"):
+            return None
+        return self.names[best], offset
 
     def lookup(self, name: str) -> int:
         """Return the address of `name`; of several with that name the one that is meant.

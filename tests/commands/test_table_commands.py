@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,35 @@ def test_summary_counts_every_level(ctx: Context, tree: TreeBuilder) -> None:
         2 << 20,
     )
     assert (levels["pte"]["tables"], levels["pte"]["entries_valid"], levels["pte"]["leaves"]) == (2, 17, 17)
+
+
+@pytest.mark.parametrize(
+    ("line", "live"),
+    [
+        ("map", True), ("map --bar", True), ("map --bar 0xffff000000000000", True), ("summary", True),
+        ("find pa:0x80000000", True), ("walk 0xffff000000000000", True), ("check", False),
+        ("regs", False), ("regime", False), ("kpti status", None),
+    ],
+)  # fmt: skip
+def test_every_heading_names_its_snapshot(ctx: Context, line: str, live: bool | None) -> None:
+    """The root's line ends `(snapshot NAME)` or `(guest, cpu 0)`; the name is escaped."""
+    run(ctx, "snap one")
+    assert "snapshot one" in text(run(ctx, f"{line} --snap one"))
+    if live:
+        (root,) = [row for row in text(run(ctx, line)).splitlines() if row.startswith("root pa:")]
+        assert root.endswith("(guest, cpu 0)")
+    if live is not None:
+        assert "(guest" in text(run(ctx, line)) or "guest, cpu 0" in text(run(ctx, line))
+    ctx.snapshots["a\x1b[1m"] = replace(ctx.snapshots["one"], name="a\x1b[1m")
+    said = run(ctx, f"{line} --snap a\x1b[1m")
+    assert "\x1b" not in "".join(getattr(part, name, "") for part in said.body for name in ("text", "title"))
+
+
+def test_bars_say_since_when(ctx: Context) -> None:
+    run(ctx, "snap one")
+    run(ctx, "snap two")
+    shown = text(run(ctx, "map --bar --snap two --against one"))
+    assert "(snapshot two)" in shown and "changes since snapshot one" in shown
 
 
 def test_summary_says_root_and_totals(ctx: Context) -> None:

@@ -11,6 +11,24 @@ from ptinspect.linux.symbols import NO_SYMBOLS
 BASE = 0xFFFF_8000_1001_0000
 
 
+def test_what_ends_a_part_of_the_image_and_functions_far_away_name_nothing() -> None:
+    """As in Debian's 5.10, whose kallsyms names no data: its data was `_einittext+0x37bf68`."""
+    rows = [
+        ("_stext", BASE, "T"), ("last", BASE + 0x100, "t"), ("_etext", BASE + 0x1000, "T"),
+        ("begin", BASE + 0x1000, "D"), ("table", BASE + 0x2000, "d"),
+        ("_sinittext", BASE + 0x10_0000, "T"), ("_einittext", BASE + 0x11_0000, "T"),
+    ]  # fmt: skip
+    found = table(rows).nearest
+    assert found(BASE + 0x110) == ("last", 0x10)
+    assert found(BASE + 0x1008) == ("begin", 8), "what begins where another ends"
+    assert found(BASE + 0x8_0000) == ("table", 0x7_E000), "data may be large"
+    assert found(BASE + 0x10_FFFF) == ("_sinittext", 0xFFFF)
+    assert found(BASE + 0x11_0000) == ("_einittext", 0)
+    assert found(BASE + 0x11_0001) is None and found(BASE + 0x11_0000 + 0x37_BF68) is None
+    far = table([("f", BASE, "t"), ("g", BASE + 0x40_0000, "T")]).nearest
+    assert far(BASE + 0xFFFF) == ("f", 0xFFFF) and far(BASE + 0x1_0000) is None
+
+
 def test_nearest() -> None:
     symbols = table([("b", BASE + 0x20, "t"), ("a", BASE, "T"), ("abs", 5, "A"), ("c", BASE + 0x100, "d")])
     assert symbols.nearest(BASE) == ("a", 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, hex_address, spanned
 from ptinspect.output.views.diff import counts_of, level_table
-from ptinspect.output.views.snapshot import seen, warnings
+from ptinspect.output.views.snapshot import root_note, seen, source_of, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.atlas import Atlas
@@ -37,13 +37,17 @@ COLUMNS = 64
 """Entries in a line: 64 of a 4K table's make eight lines, each an eighth of what it translates."""
 
 
-def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None) -> Report:
-    """Draw a bar for each level, and the tables on the way to `va`, or the root."""
+def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None, before: Snapshot | None = None) -> Report:
+    """Draw a bar for each level, and the tables on the way to `va`, or the root.
+
+    `before` is the snapshot that the atlas holds the changes since.
+    """
     from ptinspect.arch.levels import level_name
 
     regime = snapshot.regime
     body: list[Note | Table] = [
-        Note(f"root pa:{snapshot.root.pa:#x}: {snapshot.root.provenance}", "dim"),
+        root_note(snapshot.root, source_of(snapshot), regime),
+        *([] if before is None else [Note(f"changes since {escape(source_of(before))}", "dim")]),
         *warnings(snapshot),
         Note("levels, all tables of each joined, empty entries left out:", "title"),
     ]

@@ -78,7 +78,7 @@ def regime_report(facts: RegimeFacts) -> Report:
         "mair": {"raw": _hex(mair), "types": names},
         "source": facts.label,
     }
-    head = Note(f"cpu {state.cpu} ({facts.label}): {describe_pstate(state.pstate)}", "title")
+    head = Note(f"cpu {state.cpu} ({escape(facts.label)}): {describe_pstate(state.pstate)}", "title")
     state_word = "unknown (no SCTLR)" if on is None else "on" if on else "off"
     note = Note(f"MMU {state_word}", "good" if on else "changed")
     body: list[Note | Table] = [head, note, _halves(facts, asid_from), *_holds(facts), *_controls(state)]

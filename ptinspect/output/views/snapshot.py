@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.snapshot.model import Snapshot
+    from ptinspect.arch.regime import Regime
+    from ptinspect.snapshot.model import Root, Snapshot
 
 
 def facts(snapshot: Snapshot) -> dict[str, Any]:
@@ -48,6 +49,21 @@ def regime_facts(regime: Any) -> dict[str, Any]:
         "indirect": regime.pie,
         "doubt": regime.doubt,
     }
+
+
+def source_of(snapshot: Snapshot) -> str:
+    """Return where the tables of a snapshot come from: `snapshot NAME`, or `guest, cpu 0`.
+
+    A capture that only one command looks at is named in parentheses after its guest.
+    """
+    name = snapshot.name
+    return name[1:-1] if name.startswith("(") and name.endswith(")") else f"snapshot {name}"
+
+
+def root_note(root: Root, source: str, regime: Regime) -> Note:
+    """Say which root is looked at and why, and whose tables they are."""
+    off = "" if regime.mmu_on else "; the MMU is off"
+    return Note(f"root pa:{root.pa:#x}: {escape(root.provenance)} ({escape(source)}{off})", "dim")
 
 
 def warnings(snapshot: Snapshot) -> list[Note]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.arch.levels import level_name, size_name
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import attributes_json, permissions_json, regime_notes
-from ptinspect.output.views.snapshot import regime_facts, seen, warnings
+from ptinspect.output.views.snapshot import regime_facts, root_note, seen, source_of, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.summary import LevelSummary, Summary
@@ -43,9 +43,8 @@ def _root(snapshot: Snapshot) -> dict[str, Any]:
 
 def _heads(snapshot: Snapshot, *, part: bool = True) -> list[Note]:
     """Say which root is looked at and why, and what is missing."""
-    off = "" if snapshot.regime.mmu_on else "; the MMU is off"
-    text = f"root pa:{snapshot.root.pa:#x}: {escape(snapshot.root.provenance)} {escape(snapshot.name)}{off}"
-    return [Note(text, "dim"), *(warnings(snapshot) if part else [])]
+    head = root_note(snapshot.root, source_of(snapshot), snapshot.regime)
+    return [head, *(warnings(snapshot) if part else [])]
 
 
 # -- summary ------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def registers(state: CpuState, general: Mapping[str, int], system: Mapping[str, 
         "source": label,
         "remarks": said,
     }
-    body: list[Table | Note] = [_grid(general, f"cpu {state.cpu} ({label})", 3)]
+    body: list[Table | Note] = [_grid(general, f"cpu {state.cpu} ({escape(label)})", 3)]
     if system:
         body.append(_grid(system, "system registers", 2))
     for text in dict.fromkeys(said.values()):

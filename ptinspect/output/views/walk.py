@@ -13,6 +13,7 @@ from ptinspect.output.views.descriptor import (
     regime_notes,
     words,
 )
+from ptinspect.output.views.snapshot import root_note
 
 if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
@@ -48,10 +49,9 @@ def walked(walk: Walk, root: Root, regime: Regime, label: str, place: tuple[str,
         "mmu_on": regime.mmu_on,
         "source": label,
     }
-    mmu = "" if regime.mmu_on else "; the MMU is off"
     body: list[Note | Table] = [
         Note(f"{said}: {escape(region)}" if region else said, "title"),
-        Note(f"root pa:{root.pa:#x}: {root.provenance} ({label}{mmu})", "dim"),
+        root_note(root, label, regime),
         Table(COLUMNS, [_row(step) for step in walk.steps], empty="no table was looked at"),
     ]
     levels = [(f"{step.name} {step.level}", attributes_text(step)) for step in walk.steps]
