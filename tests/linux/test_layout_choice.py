@@ -253,6 +253,20 @@ def test_sections_of_the_image(tmp_path: Path) -> None:
     assert made.name(TEXT_VA + offset) == "kernel text", "mapped up to v5.10"
 
 
+def test_sections_of_an_image_that_names_no_data(tmp_path: Path) -> None:
+    """As Debian's 5.10 and 6.1: what the symbols of text leave open has the name of the whole."""
+    (tmp_path / "Image").write_bytes(image())
+    file = KernelImage.open(tmp_path / "Image")
+    more = [("__init_begin", TEXT_VA + 0x6_0000, "T"), ("_einittext", TEXT_VA + 0x6_8000, "T")]
+    file.__dict__["_table"] = (table([*SYMBOLS, *more]), "")
+    guest = Guest()
+    made = view_layout(guest.view(file), guest.tree.snapshot())
+    names = [made.name(TEXT_VA + at) for at in (0x4_FFFF, 0x5_0000, 0x5_FFFF, 0x6_0000, 0x6_7FFF, 0x6_8000)]
+    assert names == [
+        "kernel text", "kernel rodata", "kernel rodata", "kernel init", "kernel init", "kernel image",
+    ]  # fmt: skip
+
+
 KASAN_PAGE = 0x4400_0000
 
 

@@ -19,13 +19,16 @@ PXN, READ_ONLY = np.uint64(1 << 53), np.uint64(1 << 7)
 SMALLEST_TEXT = 256 * KIB
 """Executable memory in one piece that is taken for the kernel's text where no symbols are known."""
 SECTIONS = (
-    ("kernel text", "_stext", ("_etext",)),
-    ("kernel rodata", "__start_rodata", ("__init_begin", "__inittext_begin", "__end_rodata")),
-    ("kernel init", "__init_begin", ("__init_end",)),
-    ("kernel data", "_sdata", ("_edata",)),
-    ("kernel bss", "__bss_start", ("__bss_stop",)),
+    ("kernel text", ("_stext",), ("_etext",)),
+    ("kernel rodata", ("__start_rodata", "_etext"), ("__init_begin", "__inittext_begin", "__end_rodata")),
+    ("kernel init", ("__init_begin",), ("__init_end", "_einittext")),
+    ("kernel data", ("_sdata",), ("_edata",)),
+    ("kernel bss", ("__bss_start",), ("__bss_stop",)),
 )
-"""Name, first symbol, symbols one of which ends it (include/asm-generic/sections.h)."""
+"""Name, symbols one of which begins it, and ends it (include/asm-generic/sections.h).
+
+The first symbol that is there counts. An Image whose kernel lacks CONFIG_KALLSYMS_ALL names no data.
+"""
 HEAD = "kernel head"
 """What lies before _stext: the header of the Image, and nothing that runs after boot."""
 
@@ -88,10 +91,11 @@ def image_regions(image: KernelImage | None, offset: int | None, leaves: Leaves)
         return []
     start, end = image.text_va + offset, image.text_va + offset + image.size
     found = []
-    for name, first, ends in SECTIONS:
-        last = next((image.symbols[e][0] for e in ends if e in image.symbols), None)
-        if first in image.symbols and last is not None and image.symbols[first][0] < last:
-            found.append(Region(image.symbols[first][0] + offset, last + offset, name))
+    for name, firsts, lasts in SECTIONS:
+        first = next((image.symbols[symbol][0] for symbol in firsts if symbol in image.symbols), None)
+        last = next((image.symbols[symbol][0] for symbol in lasts if symbol in image.symbols), None)
+        if first is not None and last is not None and first < last:
+            found.append(Region(first + offset, last + offset, name))
     whole = Region(start, end, "kernel image")
     text = image.symbols.get("_stext", (image.text_va, ""))[0] + offset
     if text > start:
