@@ -164,6 +164,7 @@ class FakeKernel:
         "start_kernel": [KERNEL + 0x1000],
         "swapper_pg_dir": [KERNEL + 0x10_0000],
     }
+    text_va, linked = KERNEL, True
 
     def lookup(self, name: str) -> int:
         if name not in self.symbols:
@@ -194,6 +195,9 @@ class FakeView:
     def __init__(self, tree: TreeBuilder) -> None:
         self._tree = tree
         self.regime, self.memory, self.states = tree.regime, tree.memory, ()
+
+    def pa_of_link(self, link_va: int) -> int:
+        return link_va - self.voffset
 
     def maps_kernel(self, pa: int) -> bool:
         return pa == self._tree.root

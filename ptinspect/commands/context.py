@@ -228,14 +228,19 @@ class Context:
     def _offset(self, *, physical: bool) -> int:
         """Return what to add to a run-time address to get the link-time one; 0 where nobody knows.
 
-        Raises KernelFileError if the file is another kernel's than the guest's.
+        Raises KernelFileError if the file is another kernel's than the guest's, and where nobody knows if it
+        does not tell where it is linked: its addresses are offsets then.
         """
         try:
-            view = self.view()
-            return (view.voffset if physical else 0) - view.kaslr_offset
+            view, kernel = self.view(), self.kernel
+            if physical and kernel is not None:
+                return kernel.text_va - view.pa_of_link(kernel.text_va)
+            return -view.kaslr_offset
         except KernelFileError:
             raise
-        except PtinspectError:
+        except PtinspectError as error:
+            if self.kernel is not None and not self.kernel.linked:
+                raise KernelFileError(f"{self.kernel.path.name} does not tell where it runs") from error
             return 0
 
     def place(self, address: int, *, returns: bool = False) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.sysregs import translation_register
 from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import mismatch
@@ -29,8 +30,11 @@ underscores and the other name runs once, before it.
 ANCHOR = "idmap_cpu_replace_ttbr1"
 """Runs from the identity map in paging_init(), early and with the final vectors installed: the first
 place where it can be known, at an address known in advance, where KASLR put the kernel."""
-MAX_ANCHORS = 16
-"""Stops at the anchor and its return after which it is given up."""
+FIRST_VIRTUAL = "start_kernel"
+"""The C function that a kernel enters first; without KASLR it runs where it was linked."""
+LOOK_SECONDS = 0.05
+"""How long the guest runs between two looks for the kernel while a firmware runs: the kernel needs some
+hundred milliseconds from its first instruction to the rewrite."""
 PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 """Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
@@ -128,29 +132,56 @@ class Runner:
         self.ctx.forget_stop()
         return stop
 
+    def run_for(self, addresses: Sequence[int], seconds: float) -> StopInfo | None:
+        """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
+        self.ctx.forget_stop()
+        try:
+            return self.session.run_until(list(addresses), min(seconds, self.left()), purpose=Purpose.REWRITE)
+        except TargetTimeout:
+            return None
+        finally:
+            self.ctx.forget_stop()
+
     def place_kernel(self) -> None:
         """Run until it is known where the kernel runs, if it is not known yet.
 
         The anchor changes TTBR1. In 5.10 and 6.1 the table before it maps the kernel already; in 6.12
         only the one after it does (arch/arm64/kernel/pi/map_kernel.c), so its return is looked at too.
+        A firmware or a boot loader may put the kernel anywhere: while one runs the guest is looked at every
+        LOOK_SECONDS, until the registers of a CPU lead into the image.
         """
-        if self.ctx.view().placed:
-            return
-        anchor = self.physical(self.kernel.lookup(ANCHOR))
-        wanted = [anchor]
-        for _ in range(MAX_ANCHORS):
-            self.ctx.progress(f"waiting for {ANCHOR}", 0, 0)
-            stop = self.run_to(wanted)
-            if stop.pc not in wanted:
+        more: list[int] = []
+        stop: StopInfo | None = None
+        while not self.placed():
+            anchor = self.anchor()
+            if anchor is None:
+                wanted = [self.kernel.lookup(FIRST_VIRTUAL)] if self.kernel.linked else []
+            else:
+                wanted = [anchor, *more]
+            self.ctx.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
+            stop = self.run_for(wanted, LOOK_SECONDS if anchor is None else 1.0)
+            if stop is not None and stop.pc not in wanted:
                 raise GuestError(
                     f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
                     "was the kernel file the one that was booted?",
                 )
-            if self.ctx.view().placed:
-                self.outcome.stops.append((ANCHOR, stop.pc))
-                return
-            wanted = [anchor, self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else [anchor]
-        raise GuestError(f"{ANCHOR} ran {MAX_ANCHORS} times, and no table maps the kernel file's code")
+            if stop is not None:
+                more = [self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else []
+        if stop is not None:
+            self.outcome.stops.append((ANCHOR, stop.pc))
+
+    def placed(self) -> bool:
+        """Tell whether it is known where the kernel runs: not before a CPU has tables for its addresses."""
+        states = [self.session.cpu_state(cpu) for cpu in range(self.session.cpu_count)]
+        begun = any(state.system.get(translation_register(state, "TTBR1")) for state in states)
+        return begun and self.ctx.view().placed
+
+    def anchor(self) -> int | None:
+        """Return where the anchor lies; None while it is not known where the image will be."""
+        try:
+            return self.physical(self.kernel.lookup(ANCHOR))
+        except GuestError:
+            return None
 
     def enter(self) -> bool:
         """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""

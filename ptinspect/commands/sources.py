@@ -146,14 +146,19 @@ def names_at_hand(ctx: Context, cpu: int | None = None, snap: str | None = None)
 def symbol(ctx: Context, name: str) -> int:
     """Return the run-time address of a symbol in the stopped guest; as linked while nobody knows better.
 
-    Raises UserError without a kernel file, KernelFileError if it has no such symbol.
+    Raises UserError without a kernel file, KernelFileError if it has no such symbol, GuestError while it
+    is not known where a kernel runs whose file does not tell where it is linked.
     """
     if ctx.kernel is None:
         raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
     try:
         return ctx.view().symbol(name)
-    except GuestError:
-        return ctx.kernel.lookup(name)
+    except GuestError as error:
+        link = ctx.kernel.lookup(name)
+        if not ctx.kernel.linked:
+            what = f"{name}: {ctx.kernel.path.name} does not tell where it is linked, and {error.message}"
+            raise GuestError(what, "let the guest run until the kernel has begun") from error
+        return link
 
 
 def cpu_state(ctx: Context, cpu: int | None) -> CpuState:

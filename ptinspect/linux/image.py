@@ -254,6 +254,27 @@ class KernelImage:
         return start - self.text_va, max(min(end, holder.va + holder.size) - start, 0)
 
     @cached_property
+    def code_pages(self) -> tuple[int, ...]:
+        """Offsets of code from the image's first byte: near its begin and its end, and between."""
+        begin, length = self.code_range
+        if not length:
+            return (FIRST_CODE,)
+        return tuple(begin + align_down((length - 4) * part // 4, 4) for part in range(5))
+
+    @cached_property
+    def data_pages(self) -> tuple[int, ...]:
+        """Offsets of data from the image's first byte: the last of .data that is stored, and the end of .bss.
+
+        Both stay mapped, as the memory for initialization does not (arch/arm64/mm/mmu.c: free_initmem). The
+        second is left out of a file that does not tell its size in memory.
+        """
+        code_end = sum(self.code_range)
+        stored = self.stored_size or code_end
+        if "_edata" in self.symbols:
+            stored = self.symbols["_edata"][0] - self.text_va
+        return tuple(at for at in dict.fromkeys((stored - 8, self.size - 8)) if at > code_end)
+
+    @cached_property
     def _banner(self) -> tuple[int, str]:
         if "linux_banner" in self.symbols:
             start = self.symbols["linux_banner"][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
@@ -15,6 +15,8 @@ from ptinspect.linux.placement import Found
 from ptinspect.linux.roots import Candidate, RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
+LOADER_SIZE = 4096
+"""Bytes at the start of RAM in which QEMU's loader stays."""
 MAX_RUNS = 256
 """Pieces of executable memory that are looked at in the search for the image; modules are further up."""
 
@@ -38,42 +40,74 @@ class Locator:
     _executable: dict[int, list[roots.Run]] = field(default_factory=dict)
 
     def find_image(self) -> Found | None:
-        """Find the image: by its header, by its code where tables map it, by its code in RAM, by prediction.
+        """Find the image: where registers lead, by its header, by its code where tables map it or in RAM.
 
-        If another kernel's code is where a header says that a kernel is, the answer does not agree.
+        There may be several copies: a firmware reads the image to one place, the EFI stub moves it to
+        another. The one that the CPUs use counts; before they use any the answer is not settled. If another
+        kernel's code is where a header says that a kernel is, the answer does not agree.
         """
         image = self.image
         if image is None:
             return None
-        found = placement.find_image(self.memory, image, self.ram, self.hint[0])
-        if found is not None and found.agrees:
-            return found
         try:
-            candidates = list(roots.candidate_roots(self.states, self.regime(), None, None))
+            candidates = list(roots.candidate_roots(self.memory, self.states, self.regime(), None, None))
         except RegimeError:
-            code = placement.find_code(self.memory, image, self.ram, self.hint[0])
-            return code or found or placement.predict(image, self.ram)
-        for pa, candidate in self._places(image, candidates):
+            candidates = []
+        found = self._matching(image, self._likely(image, candidates))
+        if found is not None:
+            return found
+        led = [pa for pa in roots.led_to(self.states) if any(b.writable and b.contains(pa) for b in self.ram)]
+        copy = placement.find_image(self.memory, image, self.ram, self.hint[0])
+        if copy is not None and copy.agrees and any(copy.pa <= pa < copy.pa + image.size for pa in led):
+            return copy
+        near = placement.find_near(self.memory, image, led)
+        if near is not None:
+            return near
+        if copy is None or not copy.agrees:
+            found = self._matching(image, self._mapped(candidates))
+            found = found or placement.find_code(self.memory, image, self.ram, self.hint[0])
+        found = found or copy
+        return None if found is None else replace(found, settled=not self._in_firmware(found.pa))
+
+    def _matching(self, image: KernelImage, places: Iterator[tuple[int, str]]) -> Found | None:
+        """Return the first of some places at which the image's code is."""
+        for pa, name in places:
             match = placement.compare(self.memory, image, pa)
             if match is not None and match >= placement.ENOUGH:
-                return Found(PhysAddr(pa), match, f"its code, mapped by {candidate.name}")
-        return placement.find_code(self.memory, image, self.ram, self.hint[0]) or found
+                return Found(PhysAddr(pa), match, f"its code, mapped by {name}")
+        return None
 
-    def _places(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, Candidate]]:
-        """Go through the places where a table maps code: as registers suggest first, then anywhere.
+    def _likely(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
+        """Go through the places that a table maps where, by registers or an earlier stop, the code runs."""
+        for candidate in candidates:
+            for offset in roots.likely_offsets(self.states, image, self.hint[1]):
+                pa = roots.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
+                if pa is not None:
+                    yield pa, candidate.name
+
+    def _mapped(self, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
+        """Go through the places where a table maps code.
 
         The header's memory is free after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
         from permanent kernel mapping") (in v5.11)), so that code is what is left to find.
         """
-        regime = self.regime()
-        for candidate in candidates:
-            for offset in roots.likely_offsets(self.states, image, self.hint[1]):
-                pa = roots.image_behind(self.memory, candidate.pa, regime, image, offset)
-                if pa is not None:
-                    yield pa, candidate
         for candidate in candidates:
             for run in self._runs(candidate.pa):
-                yield from ((pa, candidate) for pa in (run.pa - FIRST_CODE, run.pa) if pa > 0)
+                yield from ((pa, candidate.name) for pa in (run.pa - FIRST_CODE, run.pa) if pa > 0)
+
+    def _in_firmware(self, pa: int) -> bool:
+        """Tell whether something runs that may still move the image which lies at `pa`.
+
+        No CPU has tables for kernel addresses, and none is in the few instructions with which QEMU's own
+        loader begins, at the start of the RAM that holds the image (QEMU hw/arm/boot.c: bootloader_aarch64).
+        """
+        block = next((block for block in self.ram if block.contains(pa)), None)
+        for state in self.states:
+            if state.system.get(translation_register(state, "TTBR1")):
+                return False
+            if block is not None and block.start <= state.pc < min(block.start + LOADER_SIZE, pa):
+                return False
+        return True
 
     def _runs(self, root: int) -> list[roots.Run]:
         """Return the executable runs under a table, kept for this stop."""
@@ -90,7 +124,7 @@ class Locator:
         regime = self.regime()
         pa = None if known is None else known.pa
         candidates: dict[int, Candidate] = {}
-        for candidate in roots.candidate_roots(self.states, regime, self.image, pa):
+        for candidate in roots.candidate_roots(self.memory, self.states, regime, self.image, pa):
             candidates.setdefault(candidate.pa, candidate)
         for search in (self._confirm, self._scan):
             for candidate in candidates.values():
@@ -118,7 +152,7 @@ class Locator:
                 return RootFound(candidate.pa, f"{candidate.name}, which maps the exception vectors", None)
             return None
         for offset in roots.likely_offsets(self.states, image, self.hint[1]):
-            if roots.maps_image(self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset):
+            if roots.maps_kernel(self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset):
                 return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
         return None
 
@@ -127,13 +161,13 @@ class Locator:
         regime, image = self.regime(), self.image
         if image is None or known is None:
             return None
-        va = roots.image_in(self._runs(candidate.pa), known.pa)
-        if va is None or not roots.maps_throughout(
-            self.memory, candidate.pa, regime, image, image_pa=known.pa, va=va
-        ):
-            return None  # a table of a lower level, taken for a root, maps pieces of the image at odd places
-        offset = (va - image.text_va) & MASK64
-        return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
+        for va in roots.image_in(self._runs(candidate.pa), known.pa):
+            offset = (va - image.text_va) & MASK64
+            if roots.in_its_half(image, regime, va) and roots.maps_kernel(
+                self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset
+            ):
+                return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
+        return None
 
     def _unconfirmed(self, regime: Regime) -> RootFound:
         for state in self.states:

@@ -21,6 +21,9 @@ ENOUGH = 0.75
 """Share of instructions that must agree: alternatives, jump labels and ftrace patch some at boot."""
 LIKELY = 32
 """Candidates near the start of RAM that are looked at before all others."""
+EFI_BOUNDARY = 64 << 10
+"""What the EFI stub aligns a kernel to that it moves about (efistub.h: EFI_KIMG_ALIGN); a boot loader that
+keeps to booting.rst takes 2 MiB."""
 _MAGIC_WORD = int.from_bytes(b"ARMd", "little")
 
 
@@ -34,8 +37,8 @@ class Found:
     """Share of compared instructions at which file and memory agree; None if the file holds no code."""
     provenance: str
     """How it was found."""
-    predicted: bool = False
-    """True where nothing in memory confirms it: boot protocol and file say that it will be loaded there."""
+    settled: bool = True
+    """False while a firmware or a boot loader runs: what is in memory is a copy that it may yet move."""
 
     @property
     def agrees(self) -> bool:
@@ -68,43 +71,72 @@ def find_image(
 
 
 def find_code(
-    memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock], hint: int | None = None
+    memory: PhysicalMemory,
+    image: KernelImage,
+    ram: Sequence[RamBlock],
+    hint: int | None = None,
+    boundary: int = BOUNDARY,
 ) -> Found | None:
     """Find the image in guest RAM by its code alone, at `hint` first; None if it is nowhere."""
-    for pa in itertools.chain([] if hint is None else [hint], code_places(memory, image, ram)):
+    places = code_places(memory, image, ram, boundary)
+    for pa in itertools.chain([] if hint is None else [hint], places):
         match = compare(memory, image, pa)
         if match is not None and match >= ENOUGH:
             return Found(PhysAddr(pa), match, "its code in RAM")
     return None
 
 
-def code_places(memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock]) -> Iterator[int]:
+def code_places(
+    memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock], boundary: int = BOUNDARY
+) -> Iterator[int]:
     """Go through the places where an image may lie whose code memory seems to hold, wherever its header is.
 
     The header's page is free memory after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
     from permanent kernel mapping") (in v5.11)), and what is allocated first may be a table there.
     """
     begin, length = image.code_range
-    if length < PROBE_BYTES:
+    for block in ram:
+        places = _places(block, image.text_offset, begin + length, boundary)
+        yield from _with_code(memory, image, places)
+
+
+def find_near(memory: PhysicalMemory, image: KernelImage, addresses: Sequence[int]) -> Found | None:
+    """Find the image that one of these addresses lies in, by its code; None if there is none.
+
+    The EFI stub puts a kernel at a multiple of 64 KiB (EFI_BOUNDARY), not of 2 MiB, where it chooses freely.
+    """
+    shift, places = image.text_offset % EFI_BOUNDARY, set[int]()
+    for pa in addresses:
+        first = align_up(max(pa - shift - image.size + 1, 0), EFI_BOUNDARY) + shift
+        places.update(range(first, pa + 1, EFI_BOUNDARY))
+    for pa in _with_code(memory, image, sorted(places)):
+        match = compare(memory, image, pa)
+        if match is not None and match >= ENOUGH:
+            return Found(PhysAddr(pa), match, "its code, where registers lead")
+    return None
+
+
+def _with_code(memory: PhysicalMemory, image: KernelImage, places: list[int]) -> Iterator[int]:
+    """Go through those of these places where, if the image lay there, a piece of its code would be right."""
+    begin, length = image.code_range
+    if length < PROBE_BYTES or not places:
         return
     at = begin + (length // 2 & ~(PROBE_BYTES - 1))
     words = np.frombuffer(image.text_at(image.text_va + at, PROBE_BYTES), np.uint64)
-    for block in ram:
-        places = _places(block, image.text_offset, at + PROBE_BYTES)
-        if not places:
-            continue
-        addresses = np.array(places, dtype=np.uint64) + np.uint64(at)
-        raw, readable = memory.read_tables(addresses, PROBE_BYTES)
-        hits = readable & ((raw == words).mean(axis=1) >= ENOUGH)
-        yield from (places[row] for row in np.flatnonzero(hits).tolist())
+    addresses = np.array(places, dtype=np.uint64) + np.uint64(at)
+    raw, readable = memory.read_tables(addresses, PROBE_BYTES)
+    hits = readable & ((raw == words).mean(axis=1) >= ENOUGH)
+    yield from (places[row] for row in np.flatnonzero(hits).tolist())
 
 
-def _places(block: RamBlock, text_offset: int, length: int) -> list[int]:
+def _places(block: RamBlock, text_offset: int, length: int, boundary: int = BOUNDARY) -> list[int]:
     """Return where an Image may lie in a block that has `length` bytes of it, in ascending order.
 
-    It lies at a multiple of 2 MiB plus text_offset (Documentation/arch/arm64/booting.rst).
+    Not in flash. It lies at a multiple of 2 MiB plus text_offset (Documentation/arch/arm64/booting.rst).
     """
-    bases = range(align_up(block.start, BOUNDARY), block.end, BOUNDARY)
+    if not block.writable:
+        return []
+    bases = range(align_up(block.start, boundary), block.end, boundary)
     places = sorted({base + offset for base in bases for offset in {0, text_offset}})
     return [pa for pa in places if pa + length <= block.end]
 
@@ -155,20 +187,6 @@ def compare(memory: PhysicalMemory, image: KernelImage, pa: int) -> float | None
             continue
         same += int(np.count_nonzero(ours == theirs))
     return same / total if total else None
-
-
-def predict(image: KernelImage, ram: Sequence[RamBlock]) -> Found | None:
-    """Say where QEMU's loader will put the image: start of RAM plus text_offset.
-
-    An offset below 4 KiB leaves no room for QEMU's boot code, so that 2 MiB are added
-    (QEMU hw/arm/boot.c, load_aarch64_image). RAM is the largest block: flash is one too. None without any.
-    """
-    if not ram:
-        return None
-    start = max(ram, key=lambda block: (block.size, -block.start)).start
-    offset = image.text_offset if image.text_offset >= 4096 else image.text_offset + BOUNDARY
-    why = "predicted from the start of RAM and text_offset; not in memory yet"
-    return Found(PhysAddr(align_up(start, BOUNDARY) + offset), None, why, predicted=True)
 
 
 def mismatch(image: KernelImage, found: Found) -> KernelFileError:

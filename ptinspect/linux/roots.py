@@ -17,7 +17,7 @@ from ptinspect.paging.capture import capture
 from ptinspect.paging.walk import walk
 
 PXN = 1 << 53
-PAGES_APART = (1, 2, 3)
+PAGES_APART = (1, 2)
 """Pages from tramp_pg_dir to swapper_pg_dir: 1, or 2 with reserved_pg_dir (or reserved_ttbr0) between.
 
 Source: arch/arm64/kernel/vmlinux.lds.S; TRAMP_SWAPPER_OFFSET in arch/arm64/include/asm/asm-offsets.
@@ -39,8 +39,6 @@ class Candidate:
     """Its address."""
     name: str
     """Where the address comes from."""
-    guessed: bool = False
-    """True if it is only near what a register holds: worth trying, wrong unless confirmed."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,18 @@ class RootFound:
 
 
 def candidate_roots(
-    states: Sequence[CpuState], regime: Regime, image: KernelImage | None, image_pa: int | None
+    memory: PhysicalMemory,
+    states: Sequence[CpuState],
+    regime: Regime,
+    image: KernelImage | None,
+    image_pa: int | None,
 ) -> Iterator[Candidate]:
     """Go through the tables that may be swapper_pg_dir, best first.
 
     TTBR1 is the reserved table on CPUs that wait for the rewrite, a temporary one on the CPU that
     does it (which keeps swapper's value in x3: Linux commit 47546a1912fc, in v6.0), and
-    tramp_pg_dir in user mode with KPTI. x2 is swapper's address while the MMU is off (proc.S, v4.16
-    to v5.15). Which candidate is right is for the tables to tell.
+    tramp_pg_dir in user mode with KPTI; only there is swapper sought beyond it. x2 is swapper's address
+    while the MMU is off (proc.S, v4.16 to v5.15). Which candidate is right is for the tables to tell.
     """
     for state in states:
         name = translation_register(state, "TTBR1")
@@ -80,15 +82,34 @@ def candidate_roots(
             yield Candidate(PhysAddr(pa), "symbol swapper_pg_dir")
             if regime.granule_bits == 16 and regime.va_bits <= 48:
                 yield Candidate(PhysAddr(pa + VARIANTS_52), "symbol swapper_pg_dir, 48-bit part")
+            return
     for state in states:
         name = translation_register(state, "TTBR1")
-        if state.system.get(name):
+        if state.system.get(name) and _at_trampoline(memory, state, regime):
             base = root_pa(state, regime)
             for pages in PAGES_APART:
                 where = f"{pages} page{'s' if pages > 1 else ''} behind tramp_pg_dir in {name}"
-                yield Candidate(
-                    PhysAddr(base + pages * regime.granule), f"{where} of cpu {state.cpu}", guessed=True
-                )
+                yield Candidate(PhysAddr(base + pages * regime.granule), f"{where} of cpu {state.cpu}")
+
+
+def _at_trampoline(memory: PhysicalMemory, state: CpuState, regime: Regime) -> bool:
+    """Tell whether TTBR1 holds tramp_pg_dir: one entry at its root, and user code or the trampoline runs.
+
+    The boot's own table can have one entry too, and lower tables after it, which must not be taken for roots.
+    """
+    root = root_pa(state, regime)
+    if valid_entries(memory, root, regime) != 1:
+        return False
+    return state.el == 0 or (bit(state.pc, 55) and walk(memory, state.pc, root, regime).pa is not None)
+
+
+def valid_entries(memory: PhysicalMemory, root: int, regime: Regime) -> int:
+    """Return how many entries of a root table are valid; 0 if it cannot be read."""
+    try:
+        raw = memory.read(root, regime.root_size)
+    except MemoryReadError:
+        return 0
+    return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
 
 
 def _of_rewrite(state: CpuState, regime: Regime) -> Iterator[Candidate]:
@@ -108,22 +129,49 @@ def likely_offsets(states: Sequence[CpuState], image: KernelImage, hint: int | N
     found = [] if hint is None else [hint]
     if image.linked:
         found.append(0)
-        vectors = image.symbols.get("vectors")
-        for state in states:
-            vbar = state.system.get(translation_register(state, "VBAR"), 0)
-            if vectors and bit(vbar, 55):
-                found.append((vbar - vectors[0]) & MASK64)
+    vectors = image.symbols.get("vectors")
+    for state in states:
+        vbar = state.system.get(translation_register(state, "VBAR"), 0)
+        if vectors and bit(vbar, 55):
+            found.append((vbar - vectors[0]) & MASK64)
     return list(dict.fromkeys(found))
 
 
-def maps_image(
+def led_to(states: Sequence[CpuState]) -> list[int]:
+    """Return the physical addresses that the registers of CPUs lead to: of code that runs, and of tables.
+
+    The kernel's own tables for TTBR1, those that stand in for them, and the identity map are parts of its
+    image (vmlinux.lds.S). The code of a CPU that translates without TTBR1 is a firmware's, or that of the
+    EFI stub, which may run in another copy of the image.
+    """
+    found = []
+    for state in states:
+        tables = [state.system.get(translation_register(state, name), 0) for name in ("TTBR0", "TTBR1")]
+        if not state.system.get(translation_register(state, "SCTLR"), 0) & 1 and not bit(state.pc, 55):
+            found.append(state.pc)
+        if tables[1]:
+            found += [int(ttbr_base(table)) for table in tables if table]
+    return list(dict.fromkeys(found))
+
+
+def maps_kernel(
     memory: PhysicalMemory, root: int, regime: Regime, image: KernelImage, *, image_pa: int, offset: int
 ) -> bool:
-    """Tell whether a table maps the image's code where it would run with this offset."""
-    va = (image.text_va + offset + FIRST_CODE) & MASK64
-    if not (bit(va, 55) and regime.contains(va)):
-        return False
-    return walk(memory, va, root, regime).pa == image_pa + FIRST_CODE
+    """Tell whether a table maps the image, code and data, to where it lies, if it runs with this offset.
+
+    Pages from the first to the last of each are translated. One of the code's and one of the data's may be
+    missing: then the table is the right one and damaged.
+    """
+    for places in (image.code_pages, image.data_pages):
+        right = 0
+        for at in places:
+            va = (image.text_va + offset + at) & MASK64
+            if not (bit(va, 55) and regime.contains(va)):
+                return False
+            right += walk(memory, va, root, regime).pa == image_pa + at
+        if right < min(len(places), max(len(places) - 1, 1)):
+            return False
+    return True
 
 
 def image_behind(
@@ -177,21 +225,21 @@ def executable_runs(memory: PhysicalMemory, root: int, regime: Regime) -> list[R
     return runs
 
 
-def image_in(runs: list[Run], image_pa: int) -> int | None:
-    """Return the virtual address at which an image begins whose first code is in one of the runs."""
+def image_in(runs: list[Run], image_pa: int) -> Iterator[int]:
+    """Go through the virtual addresses at which an image begins whose first code is in one of the runs."""
     for run in runs:
         if run.pa <= image_pa + FIRST_CODE < run.pa + run.size:
-            return (run.va + image_pa - run.pa) & MASK64
-    return None
+            yield (run.va + image_pa - run.pa) & MASK64
 
 
-def maps_throughout(
-    memory: PhysicalMemory, root: int, regime: Regime, image: KernelImage, *, image_pa: int, va: int
-) -> bool:
-    """Tell whether an image that begins at `va` is mapped in one piece from its first code to its last."""
-    begin, length = image.code_range
-    places = (begin, begin + length // 3, begin + 2 * length // 3, begin + max(length - 4, 0))
-    return all(walk(memory, (va + at) & MASK64, root, regime).pa == image_pa + at for at in places)
+def in_its_half(image: KernelImage, regime: Regime, va: int) -> bool:
+    """Tell whether KASLR may have moved the image to `va`: it stays in its half of the kernel's addresses.
+
+    The other half is the linear map's (asm/memory.h: PAGE_END, KIMAGE_VADDR; before v5.4 the halves are
+    the other way round). True if the file does not tell where it is linked.
+    """
+    shift = min(regime.va_bits, 48) - 1
+    return not image.linked or va >> shift == image.text_va >> shift
 
 
 def maps_vectors(memory: PhysicalMemory, root: int, regime: Regime, states: Sequence[CpuState]) -> bool:
@@ -200,11 +248,7 @@ def maps_vectors(memory: PhysicalMemory, root: int, regime: Regime, states: Sequ
     For want of a kernel file. tramp_pg_dir has one valid entry at its root, and so has a
     temporary table; a kernel's own table has at least two: image and linear map.
     """
-    try:
-        raw = memory.read(root, 8 * regime.entries(regime.start_level))
-    except MemoryReadError:
-        return False
-    if np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)) < 2:
+    if valid_entries(memory, root, regime) < 2:
         return False
     vbars = (state.system.get(translation_register(state, "VBAR"), 0) for state in states)
     return any(

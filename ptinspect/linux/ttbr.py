@@ -90,7 +90,7 @@ def _by_content(view: GuestView, pa: int) -> Role:
         (view.confirmed and not distance, "swapper", "it maps the kernel"),
         (_in_rewrite(view, pa), "temporary", "x2 of a CPU in the rewrite"),
         (
-            valid == 1 and distance in [pages * regime.granule for pages in PAGES_APART],
+            view.confirmed and valid == 1 and distance in [pages * regime.granule for pages in PAGES_APART],
             "trampoline",
             f"one entry, {distance:#x} bytes below swapper",
         ),

@@ -13,7 +13,7 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, Ptins
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.locate import Locator
 from ptinspect.linux.placement import Found, mismatch
-from ptinspect.linux.roots import RootFound, maps_image
+from ptinspect.linux.roots import RootFound, maps_kernel
 from ptinspect.linux.types import Offsets
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
@@ -66,7 +66,7 @@ class GuestView:
         """Return image address, KASLR offset and root as far as this view, or an earlier one, found them."""
         pa, offset, table = self._previous or (None, None, None)
         found = self.__dict__.get("_placement")
-        if isinstance(found, Found) and not found.predicted:
+        if isinstance(found, Found) and found.settled:
             pa = int(found.pa)
         root = self.__dict__.get("_root")
         if isinstance(root, RootFound) and root.kaslr_offset is not None:
@@ -116,6 +116,9 @@ class GuestView:
         if found is None:
             raise GuestError(f"{self.image.path.name} was not found in guest memory", "is it loaded yet?")
         if not found.agrees and not self.force:
+            if not found.settled:
+                name = self.image.path.name
+                raise GuestError(f"{name} is not in guest memory as a whole: a firmware or boot loader runs")
             raise mismatch(self.image, found)
         return found
 
@@ -127,7 +130,7 @@ class GuestView:
     @cached_property
     def _root(self) -> RootFound:
         known = self._placement
-        if known is not None and (known.predicted or not (known.agrees or self.force)):
+        if known is not None and not (known.settled and (known.agrees or self.force)):
             known = None
         if self._given is None:
             return self._locator.find_root(known)
@@ -148,7 +151,7 @@ class GuestView:
         """Tell whether a table maps the kernel image where it runs; False where that is not known."""
         if not self.placed or self.image is None:
             return False
-        return maps_image(
+        return maps_kernel(
             self.memory, pa, self.regime, self.image, image_pa=self.image_pa, offset=self.kaslr_offset
         )
 
@@ -164,7 +167,7 @@ class GuestView:
     def placed(self) -> bool:
         """True if it is known where the kernel runs, physically and virtually."""
         try:
-            return self._root.kaslr_offset is not None and not self.placement.predicted
+            return self._root.kaslr_offset is not None and self.placement.settled
         except PtinspectError:
             return False
 
@@ -213,11 +216,17 @@ class GuestView:
     def pa_of_link(self, link_va: int) -> PhysAddr:
         """Return where a link-time address of the image lies; works before the MMU is on.
 
-        Before the image is in memory this is a prediction (`placement.predicted`).
+        Raises GuestError while a firmware runs that may still move the image, and as `placement` does.
         """
-        pa = self.image_pa
+        found = self.placement
         assert self.image is not None
-        return PhysAddr(pa + link_va - self.image.text_va)
+        if not found.settled:
+            raise GuestError(
+                f"a firmware or boot loader runs: {self.image.path.name} is at pa:{found.pa:#x}, "
+                "but may still be moved",
+                "let the guest run until the kernel has begun",
+            )
+        return PhysAddr(found.pa + link_va - self.image.text_va)
 
     def pa_of(self, va: int) -> PhysAddr:
         """Translate an address: kernel ones through the kernel's own table, user ones through TTBR0.

@@ -21,6 +21,8 @@ class RamBlock:
     """Length in bytes."""
     name: str = ""
     """QEMU's name of the memory region (`info mtree -f`)."""
+    writable: bool = True
+    """False for ROM and flash; flash reads as a device does while a firmware programs it."""
 
     @property
     def end(self) -> int:

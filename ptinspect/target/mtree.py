@@ -35,7 +35,7 @@ def parse_mtree(text: str) -> tuple[RamBlock, ...]:
         elif wanted and (found := _RANGE.match(line)) and found[3] in _MEMORY:
             start, last = int(found[1], 16), int(found[2], 16)
             name = re.sub(r" @[0-9a-f]{16}.*$| KVM$", "", found[4]).strip()
-            blocks.append(RamBlock(PhysAddr(start), last - start + 1, name))
+            blocks.append(RamBlock(PhysAddr(start), last - start + 1, name, found[3] == "ram"))
     if not blocks:
         what = "lists no RAM" if listed else "cannot be read"
         raise TargetError(f"QEMU's 'info mtree -f' {what}", "\n".join(text.splitlines()[:5]))

@@ -50,12 +50,16 @@ class Guest:
     memory: SparseMemory = field(default_factory=lambda: SparseMemory(RAM))
     text: Iterable[tuple[int, bytes]] = ()
     """Bytes at offsets in the image."""
+    image_pa: int = IMAGE_PA
+    """Where the image lies."""
 
     def __post_init__(self) -> None:
-        self.memory.write(IMAGE_PA, image(text=self.text))
-        self.tree = TreeBuilder(self.regime, memory=self.memory, tables_at=0x4400_0000, root=SWAPPER)
-        self.tree.map(self.va(0x1_0000), IMAGE_PA + 0x1_0000, size=TEXT_SIZE, attributes=KERNEL_TEXT)
-        self.tree.map(self.va(0x5_0000), IMAGE_PA + 0x5_0000, size=0x4_0000)
+        pa, root = self.image_pa, self.image_pa + SWAPPER - IMAGE_PA
+        self.memory.write(pa, image(text=self.text))
+        self.tree = TreeBuilder(self.regime, memory=self.memory, tables_at=0x4400_0000, root=root)
+        self.tree.map(self.va(0x1_0000), pa + 0x1_0000, size=TEXT_SIZE, attributes=KERNEL_TEXT)
+        self.tree.map(self.va(0x5_0000), pa + 0x5_0000, size=0x4_0000)
+        self.tree.map(self.va(0xF_F000), pa + 0xF_F000)
         self.tree.map(LINEAR, 0x4000_0000, size=64 << 20, level=2)
         self.tree.map(TRAMP_VA, IMAGE_PA + 0x3_0000, attributes=KERNEL_TEXT)
         tramp = TreeBuilder(self.regime, memory=self.memory, tables_at=0x4480_0000, root=TRAMP)
@@ -76,8 +80,9 @@ class Guest:
         **system: int,
     ) -> CpuState:
         """Registers of a CPU in the kernel, unless told otherwise."""
+        swapper = self.image_pa + SWAPPER - IMAGE_PA
         registers = {
-            "TTBR1_EL1": SWAPPER, "TTBR0_EL1": 0x4600_0000, "TCR_EL1": TCR[48], "MAIR_EL1": 0xFF44,
+            "TTBR1_EL1": swapper, "TTBR0_EL1": 0x4600_0000, "TCR_EL1": TCR[48], "MAIR_EL1": 0xFF44,
             "SCTLR_EL1": 1, "VBAR_EL1": self.va(0x1_0800),
         } | system  # fmt: skip
         general = tuple((x or {}).get(i, 0) for i in range(31))

@@ -46,7 +46,7 @@ def kernel(request: pytest.FixtureRequest, tmp_path: Path) -> KernelImage:
 def test_roles(kernel: KernelImage, root: int, name: str) -> None:
     guest = Guest(0x1000_0000)
     boot = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4701_0000, root=BOOT)
-    boot.map(guest.va(0x1_0000), IMAGE_PA + 0x1_0000, size=0x1_0000)
+    boot.map(guest.va(0), IMAGE_PA, size=0x10_0000)
     other = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4711_0000, root=0x4710_0000)
     other.map(TRAMP_VA, IMAGE_PA)
     asked = guest.cpu(1, TTBR1_EL1=root, pc=IMAGE_PA + 0x4_0600, x={2: TEMPORARY})
