@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -28,6 +29,10 @@ WINDOW = 16
 """Requests under way at once on the wire; small, so that neither side can block on a full buffer."""
 SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
+
+
+ORPHAN_SECONDS = 1.0
+"""How long after its first thread a process that was killed may hold its files."""
 
 
 class Cancelled(gdb.GdbError):
@@ -319,6 +324,48 @@ class VirtualCommand(gdb.MICommand):
         return {"wire": "no" if wire() is None else "yes"}
 
 
+_heir = []
+"""The command that leaves the guest as it was found when this GDB cannot."""
+
+
+class HeirCommand(gdb.MICommand):
+    """-ptinspect-heir WORD...: run this command if GDB has to end while the guest is in its hands."""
+
+    def invoke(self, argv):
+        _heir[:] = argv
+
+
+def _pass_on(event):
+    """Leave the guest to the heir, since GDB itself would let it run whether it ran before or not.
+
+    Whoever started this GDB looks after the guest; the heir is for when that process has died, which
+    closed its end of standard input. SIGTERM reaches Python as KeyboardInterrupt.
+    """
+    while _heir:
+        with contextlib.suppress(KeyboardInterrupt):
+            _hand_over()
+
+
+def _hand_over():
+    orphan = select.poll()
+    orphan.register(0, 0)
+    if orphan.poll(ORPHAN_SECONDS * 1000):
+        quiet = subprocess.DEVNULL
+        subprocess.Popen(_heir, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _disinherit(event):
+    """Forget the heir: the guest was left in order, or QEMU has ended."""
+    _heir.clear()
+
+
+if hasattr(gdb.events, "gdb_exiting") and hasattr(gdb.events, "connection_removed"):
+    for _ in range(2):  # an interrupt may hit the very first instruction
+        gdb.events.gdb_exiting.connect(_pass_on)
+    gdb.events.connection_removed.connect(_disinherit)
+
+
 class PhysicalCommand(gdb.Command):
     """Show guest-physical memory: ptinspect-physical ADDRESS [SIZE]"""
 
@@ -338,4 +385,5 @@ class PhysicalCommand(gdb.Command):
 ReadCommand("-ptinspect-read")
 WriteCommand("-ptinspect-write")
 VirtualCommand("-ptinspect-virtual")
+HeirCommand("-ptinspect-heir")
 PhysicalCommand()

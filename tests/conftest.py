@@ -34,6 +34,13 @@ if LIVE:  # a run that lets work in or not repeats the same examples; those at a
     settings.register_profile("repeatable", derandomize=True)
     settings.load_profile("repeatable")
 
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what ptinspect remembers of gdbstubs out of the user's own directory."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 _passed: set[str] = set()
 
 

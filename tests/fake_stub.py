@@ -35,7 +35,11 @@ class FakeStub:
         self.physical = False
         """The physical mode, as the clients left it."""
         self.ram = bytearray(bytes(range(256)) * 4096)
+        self.multiprocess = False
+        """A client has negotiated it; QEMU keeps that for all that come later (gdbstub, handle_detach)."""
         self.was_running = False
+        self.running = False
+        """A client has let the guest run, and none has stopped it since."""
         self.overrides: dict[str, str | None] = {}
         """Packet or its beginning -> the answer instead; None: never answer."""
         self._answer = answer
@@ -70,7 +74,7 @@ class FakeStub:
                 return
             with self._client, contextlib.suppress(OSError):
                 if self.was_running:
-                    self._send("T02thread:01;", acknowledge=False)
+                    self._send(f"T02thread:{self._cpu};", acknowledge=False)
                     self.was_running = False
                 self._talk(self._client)
 
@@ -78,12 +82,27 @@ class FakeStub:
         buffer = b""
         while data := client.recv(65536):
             buffer += data
-            while match := re.search(rb"\$([^#]*)#..", buffer):
+            while match := re.search(rb"\$([^#]*)#..|\x03", buffer):
+                self._bytes(buffer[: match.start()].replace(b"+", b"", 1))
                 buffer = buffer[match.end() :]
+                if match[1] is None:
+                    self._bytes(match[0])
+                    continue
                 body = match[1].decode("latin-1")
                 self.packets.append(body)
-                for reply in self._replies(body):
+                replies = self._replies(body)
+                self.running |= body == "D;1" and replies == ["OK"]
+                for reply in replies:
                     self._send(reply)
+            if b"$" not in buffer:
+                self._bytes(buffer.replace(b"+", b"", 1))
+                buffer = b""
+
+    def _bytes(self, data: bytes) -> None:
+        """Stop a guest that runs at any byte but the first acknowledgement (QEMU, gdb_read_byte)."""
+        if data and self.running:
+            self.running = False
+            self._send(f"T02thread:{self._cpu};", acknowledge=False)
 
     def _send(self, body: str, *, acknowledge: bool = True) -> None:
         assert self._client is not None
@@ -102,24 +121,31 @@ class FakeStub:
             return [*(["O" + text.encode().hex()] if text else []), "OK"]
         return [self._reply(body)]
 
+    @property
+    def _cpu(self) -> str:
+        return "p01.01" if self.multiprocess else "01"
+
     def _reply(self, body: str) -> str:
         fixed = {
-            "?": "T05thread:01;",
+            "?": f"T05thread:{self._cpu};",
             "qqemu.sstepbits": "ENABLE=1,NOIRQ=2,NOTIMER=4",
             "qqemu.Supported": "sstepbits;sstep;PhyMemMode",
             "qqemu.PhyMemMode": str(int(self.physical)),
-            "qfThreadInfo": "m01",
+            "qfThreadInfo": f"m{self._cpu}",
             "qsThreadInfo": "l",
-            "qC": "QC01",
+            "qC": f"QC{self._cpu}",
             "qAttached": "1",
+            "qAttached:1": "1",
             "vCont?": "vCont;c;C;s;S",
             "g": "0" * (33 * 16 + 8),
-            "D": "OK",
+            "D": "E22" if self.multiprocess else "OK",
+            "D;1": "OK",
         }
         if body in fixed:
             return fixed[body]
         if body.startswith("qSupported"):
-            return "PacketSize=1000;qXfer:features:read+"
+            self.multiprocess |= "multiprocess+" in body
+            return "PacketSize=1000;qXfer:features:read+" + (";multiprocess+" if self.multiprocess else "")
         if match := re.fullmatch(r"qXfer:features:read:target.xml:(\w+),(\w+)", body):
             start, size = int(match[1], 16), int(match[2], 16)
             part = ARM64_XML[start : start + size]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from builders import RAM, TreeBuilder, cpu_state, regime_4k
@@ -14,6 +17,8 @@ from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
 from ptinspect.output.model import Report
+from ptinspect.target.changes import Changes
+from ptinspect.target.journal import Journal
 
 TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
 """4K granules, 48-bit addresses in both halves, 48-bit output addresses."""
@@ -90,6 +95,11 @@ class FakeSession:
     @property
     def cpu_count(self) -> int:
         return len(self.cpus)
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What is changed, in a journal that is never written."""
+        return Changes(self, Journal(self.address, Path(os.devnull, "none")))  # type: ignore[arg-type]
 
     def cpu_state(self, cpu: int) -> CpuState:
         return self.cpus[cpu]

@@ -23,7 +23,7 @@ BELOW = {
     "analysis": {"errors", "arch", "memory", "snapshot", "paging"},
     "linux": {"errors", "arch", "memory", "paging", "snapshot", "analysis", "text"},
     "stack": {"errors", "arch", "memory", "paging", "snapshot", "analysis", "linux"},
-    "target": {"errors", "arch", "memory", "paging", "snapshot", "linux", "stack"},
+    "target": {"errors", "text", "arch", "memory", "paging", "snapshot", "linux", "stack"},
     "output": {
         "errors",
         "arch",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.commands.context import Context
 from ptinspect.errors import MiError, PtinspectError, TargetError
+from ptinspect.target.journal import GUARD, Change, Detour
 from ptinspect.target.slots import Purpose, largest_area
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ KEPT = "PAR_EL1"
 
 @dataclass
 class Patched:
-    """A probe that is in the guest."""
+    """A probe for one vector."""
 
     va: int
     """Run-time address of the vector."""
     pa: int
     """Its physical address."""
     probe: Probe
-    """What was written."""
+    """What is written."""
 
 
 def _wires() -> Wires:
@@ -52,12 +53,10 @@ class Armed:
 
     wires: Wires = field(default_factory=_wires)
     """Breakpoints and watchpoints."""
-    patched: list[Patched] = field(default_factory=list)
-    """Vectors with a probe."""
-    parking: tuple[int, ...] | None = None
+    changes: tuple[Change, ...] = ()
+    """The words of the probes."""
+    parking: tuple[int, int] | None = None
     """Addresses that the probes branch to: at a recursive fault, and where the stack is used up."""
-    bad_stack: int = 0
-    """Run-time address of `__bad_stack`."""
     entry: Entry = "breakpoint"
     """How the entry is guarded."""
     why: str = ""
@@ -74,7 +73,7 @@ def arm_entry(ctx: Context, stacks: Stacks, armed: Armed, wanted: Entry | None) 
     armed.why = "" if wanted == "breakpoint" else _put_probes(ctx, stacks, armed)
     if armed.why and wanted == "probe":
         raise TargetError(f"no probe: {armed.why}", "--entry breakpoint")
-    armed.entry = "probe" if armed.patched else "breakpoint"
+    armed.entry = "probe" if armed.changes else "breakpoint"
     if armed.entry == "probe":
         assert armed.parking is not None
         for address, way in zip(armed.parking, ("recursive-fault", "bad-stack"), strict=True):
@@ -138,48 +137,28 @@ def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
             if probe is None:
                 return f"the vector at {va + view.kaslr_offset:#x} is not as expected"
             planned.append(Patched((va + view.kaslr_offset) & MASK64, pa, probe))
-    armed.parking = tuple((park + view.kaslr_offset + at) & MASK64 for at in (0, SLOT))
-    armed.bad_stack = (stacks.entry.bad_stack + view.kaslr_offset) & MASK64
-    for patched in planned:
-        armed.patched.append(patched)
-        for at, _, new in patched.probe.patches:
-            session.write_physical(patched.pa + at, new.to_bytes(4, "little"))
+    parking = (park + view.kaslr_offset) & MASK64
+    armed.parking = (parking, parking + SLOT)
+    bad_stack = (stacks.entry.bad_stack + view.kaslr_offset) & MASK64
+    armed.changes = tuple(
+        Change(patched.pa + at, old, new, 4, what=GUARD)
+        for patched in planned
+        for at, old, new in patched.probe.patches
+    )
+    session.changes.make(armed.changes, _detours(planned, armed.parking, bad_stack))
     return ""
 
 
-def _take_probes(ctx: Context, armed: Armed) -> None:
-    """Write the vectors back; a CPU that is in the middle of a probe goes on where the vector left it."""
-    session = ctx.stopped
-    chosen = session.current_cpu
-    for cpu in range(session.cpu_count if armed.patched else 0):
-        found = _leave(armed, session.cpu_state(cpu).pc)
-        if found is None:
-            continue
-        session.current_cpu = cpu
-        if found[1]:
-            session.gdb_command(f"set $x0 = ${KEPT}")
-        session.gdb_command(f"set $pc = {found[0]:#x}")
-    for patched in armed.patched:
-        for at, old, _ in reversed(patched.probe.patches):
-            session.write_physical(patched.pa + at, old.to_bytes(4, "little"))
-    armed.patched.clear()
-    session.current_cpu = chosen
-
-
-def _leave(armed: Armed, pc: int) -> tuple[int, bool] | None:
-    """Return where a CPU in a probe goes on, and whether x0 has to be restored; None outside of them."""
-    if armed.parking is not None and pc in armed.parking:
-        first = armed.patched[0]
-        at_fault = pc == armed.parking[0]
-        return (first.va + first.probe.branch, True) if at_fault else (armed.bad_stack, False)
-    for patched in armed.patched:
-        probe, at = patched.probe, pc - patched.va
-        if not probe.first <= at < probe.end:
-            continue
-        if at == probe.end - 4:
-            return armed.bad_stack, False
-        return patched.va + probe.branch, at >= probe.first + 8
-    return None
+def _detours(planned: list[Patched], parking: tuple[int, int], bad_stack: int) -> Iterator[Detour]:
+    """Give, for every place in the probes, where the vector itself goes on from there."""
+    first = planned[0]
+    yield Detour(parking[0], first.va + first.probe.branch, KEPT)
+    yield Detour(parking[1], bad_stack)
+    for patched in planned:
+        probe = patched.probe
+        for at in range(probe.first, probe.end - 4, 4):
+            yield Detour(patched.va + at, patched.va + probe.branch, KEPT if at >= probe.first + 8 else "")
+        yield Detour(patched.va + probe.end - 4, bad_stack)
 
 
 def watch_stacks(ctx: Context, armed: Armed, wanted: Iterable[Stack], margin: int) -> None:
@@ -260,7 +239,8 @@ def disarm(ctx: Context, armed: Armed) -> None:
     with contextlib.suppress(PtinspectError):
         always_inserted(ctx, False)
     try:
-        _take_probes(ctx, armed)
+        ctx.stopped.changes.undo(armed.changes)
+        armed.changes = ()
     finally:
         ctx.forget_stop()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import weakref
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
@@ -11,9 +10,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, hex_address
-
-_DONE: weakref.WeakKeyDictionary[object, list[tuple[int, int, int]]] = weakref.WeakKeyDictionary()
-"""Session -> (address, old value, new value) of what was changed, the last one at the end."""
+from ptinspect.target.journal import POKE, Change
 
 
 def register(registry: Registry) -> None:
@@ -57,23 +54,21 @@ def write(ctx: Context, pa: int, value: int) -> int:
     """Write a descriptor, remember what was there, and return it."""
     session = ctx.stopped
     old = int.from_bytes(session.memory.read(pa, 8), "little")
-    session.write_physical(pa, value.to_bytes(8, "little"))
-    _DONE.setdefault(session, []).append((pa, old, value))
+    session.changes.make([Change(pa, old, value, what=POKE)])
     ctx.forget_stop()
     return old
 
 
 def undo(ctx: Context, args: argparse.Namespace) -> Report:
     """Write back what the last poke replaced, unless it was changed since."""
-    done = _DONE.get(ctx.stopped, [])
+    done = ctx.stopped.changes.made(POKE)
     if not done:
         raise UserError("nothing was poked")
-    pa, old, value = done[-1]
+    pa, old, value = done[-1].pa, done[-1].old, done[-1].new
     now = int.from_bytes(ctx.stopped.memory.read(pa, 8), "little")
     if now != value:
         raise UserError(f"pa:{pa:#x} holds {now:#x}, not {value:#x}: the guest changed it since")
-    ctx.stopped.write_physical(pa, old.to_bytes(8, "little"))
-    done.pop()
+    ctx.stopped.changes.undo([done[-1]])
     ctx.forget_stop()
     return _report(pa, value, old)
 

@@ -15,6 +15,7 @@ from ptinspect.commands.sources import GuestNames
 from ptinspect.commands.stack import open_stacks, task_of
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, hex_address
+from ptinspect.target.journal import PAINT, Change
 
 if TYPE_CHECKING:
     from ptinspect.linux.stacks import Stack, Stacks
@@ -117,23 +118,24 @@ def _scan(ctx: Context, wanted: list[Stack]) -> dict[int, HighWater]:
 @contextlib.contextmanager
 def _paint(ctx: Context, stacks: Stacks, wanted: list[Stack], paint: bool) -> Iterator[set[int]]:
     """Paint the free part of stacks, and take what is left of the paint out again at the end."""
-    from ptinspect.stack import highwater as marks
+    from ptinspect.stack.highwater import PAINT as VALUE
+    from ptinspect.stack.highwater import free_words
 
     painted: set[int] = set()
+    changes: list[Change] = []
+    for stack in wanted if paint else ():
+        sp = _lowest_sp(stacks, stack)
+        words = [] if sp is None else free_words(stacks.view, stack, sp)
+        changes += [Change(pa, 0, VALUE, count=count, what=PAINT) for pa, count in words]
+        painted |= {stack.base} if words else set()
     try:
-        for stack in wanted if paint else ():
-            sp = _lowest_sp(stacks, stack)
-            if sp is not None and marks.paint(stacks.view, ctx.stopped.write_physical, stack, sp):
-                painted.add(stack.base)
+        ctx.stopped.changes.make(changes)
         ctx.forget_stop()
         yield painted
     finally:
-        if painted and ctx.state == "stopped":
-            view = ctx.view()
-            for stack in wanted:
-                if stack.base in painted:
-                    with contextlib.suppress(PtinspectError):
-                        marks.unpaint(view, ctx.stopped.write_physical, stack)
+        if changes and ctx.state == "stopped":
+            with contextlib.suppress(PtinspectError):
+                ctx.stopped.changes.undo(changes)
             ctx.forget_stop()
 
 

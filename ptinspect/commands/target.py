@@ -13,7 +13,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
 from ptinspect.commands.status import status_report
 from ptinspect.errors import UserError
-from ptinspect.output.model import Note, Report
+from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.target.qemu import LaunchOptions
@@ -245,7 +245,11 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
         timeout=args.timeout or ctx.options.number("timeout-attach"),
     )
     ctx.open_session(session)
-    return status_report(ctx, f"attached to {address}")
+    report = status_report(ctx, f"attached to {address}")
+    if not session.left_behind:
+        return report
+    notes = (Note(escape(line), "changed") for line in session.left_behind)
+    return Report({**report.result, "left_behind": list(session.left_behind)}, (*notes, *report.body))
 
 
 def detach(ctx: Context, args: argparse.Namespace) -> Report:

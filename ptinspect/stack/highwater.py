@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ptinspect.linux.view import GuestView
 PAGE = 4096
 """Unit in which stacks are read."""
 PAINT = 0x5AA5_C3C3_5AA5_C3C3
-"""What `paint` fills the free part with: a value that no kernel stores, no address and no counter."""
+"""What free words are filled with: a value that no kernel stores, no address and no counter."""
 
 
 @dataclass(frozen=True)
@@ -80,32 +80,14 @@ def high_water(stack: Stack, words: NDArray[np.uint64] | None) -> HighWater:
     return HighWater(lowest, stack.top - lowest, how)
 
 
-Write = Callable[[int, bytes], None]
-"""Stores bytes at a physical address."""
-
-
-def paint(view: GuestView, write: Write, stack: Stack, sp: int) -> int:
-    """Fill the words of a stack below `sp` with PAINT, but the end mark; returns how many.
+def free_words(view: GuestView, stack: Stack, sp: int) -> list[tuple[int, int]]:
+    """Return where the words of a stack below `sp` lie, but the end mark: (physical address, words).
 
     Raises GuestError if a page of it is not mapped, TargetError.
     """
     start = stack.base + (8 if stack.kind == "task" else 0)
     count = max(sp - start, 0) // 8
-    for va, length in _pages(start, count * 8):
-        write(int(view.pa_of(va)), PAINT.to_bytes(8, "little") * (length // 8))
-    return count
-
-
-def unpaint(view: GuestView, write: Write, stack: Stack) -> None:
-    """Make the words that still hold PAINT zero, as the kernel hands stacks out."""
-    words = read_stacks(view, [stack]).get(stack.base)
-    if words is None:
-        return
-    left = np.flatnonzero(words == np.uint64(PAINT))
-    for part in np.split(left, np.flatnonzero(np.diff(left) != 1) + 1):
-        if len(part):
-            for va, length in _pages(stack.base + 8 * int(part[0]), 8 * len(part)):
-                write(int(view.pa_of(va)), bytes(length))
+    return [(int(view.pa_of(va)), length // 8) for va, length in _pages(start, count * 8)]
 
 
 def _pages(va: int, length: int) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,8 @@ class StubAddress:
 
         Raises UserError on anything else.
         """
+        if not text.isprintable():
+            raise UserError(f"{text!r} is no address of a gdbstub", "it holds a control character")
         if text.startswith("unix:"):
             return cls(path=_absolute(text.removeprefix("unix:").partition(",")[0]))
         if "/" in text or Path(text).is_socket():

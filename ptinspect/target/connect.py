@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ptinspect.errors import ConnectError, MiError, TargetError
@@ -17,10 +20,11 @@ from ptinspect.target.gdb import Gdb, find_gdb
 from ptinspect.target.gdblink import GdbLink
 from ptinspect.target.mitext import quote
 from ptinspect.target.mtree import parse_mtree
-from ptinspect.target.probe import StubFacts, leave_running, probe
+from ptinspect.target.peer import listeners
+from ptinspect.target.probe import StubFacts, leave, probe
 from ptinspect.target.process import GdbProcess
 from ptinspect.target.registers import RegisterReader
-from ptinspect.target.state import RunTracker
+from ptinspect.target.state import QEMU_GONE, RunTracker
 
 SETTINGS = (
     "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
@@ -33,6 +37,9 @@ KVM_SETTINGS = ("set breakpoint auto-hw on", "mem 0 0 ro")
 breakpoint, those of its own too, and never writes BRK into the guest (gdb/breakpoint.c)."""
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
+GDB_LEFT = "GDB has left the guest; a signal may have ended it"
+GONE_SECONDS = 0.3
+"""How long a process that ends may keep a socket open, after it has closed another."""
 _MTREE = "monitor info mtree -f"
 
 
@@ -85,6 +92,7 @@ def connect(
                 [gdb.path, "-nx", "-q", "--interpreter=mi3"],
                 on_event=tracker.event,
                 on_lost=tracker.lost,
+                why_gone=partial(why_gone, address),
                 files=[file],
             )
             undo.callback(process.kill, "attaching failed")
@@ -93,6 +101,7 @@ def connect(
             if facts.was_running:
                 undo.callback(_let_run, process, address)
             agent = _prepare(process, file, symbol_file, timeout)
+            agent.bequeath(heir(address, facts.was_running))
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
             for setting in KVM_SETTINGS if facts.accel == "kvm" else ():
@@ -119,10 +128,27 @@ def connect(
         raise ConnectError(f"{address}: {error.message}", error.hint) from error
 
 
+def why_gone(address: StubAddress) -> str:
+    """Tell whether it was QEMU that ended, or GDB that left it: QEMU listens on then."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while listeners(address):
+        if time.monotonic() > deadline:
+            return GDB_LEFT
+        time.sleep(0.02)
+    return QEMU_GONE
+
+
+def heir(address: StubAddress, running: bool) -> list[str]:
+    """Return the command that leaves the guest as it was found when ptinspect has died."""
+    how = "running" if running else "stopped"
+    return [sys.executable, "-m", "ptinspect.target.heir", str(address), how]
+
+
 def _let_run(process: GdbProcess, address: StubAddress) -> None:
     """Undo what attaching did to a guest that ran."""
     process.kill("attaching failed")
-    leave_running(address)
+    with contextlib.suppress(ConnectError):
+        leave(address, True)
 
 
 def _prepare(process: GdbProcess, file: int, symbol_file: Path | None, timeout: float) -> Agent:

@@ -204,11 +204,16 @@ class RunControl:
         elif self.state is RunState.STOPPED and self._gdb.busy:
             self._gdb.cancel()
 
+    def _aftermath(self) -> str:
+        """Return what became of the guest when the session was lost; empty where nothing was done."""
+        return ""
+
     def _need_alive(self) -> None:
         if self._left:
             raise TargetLost("the session was left already")
         if self._tracker.state is RunState.DEAD:
-            raise TargetLost(f"the session is over: {self._tracker.why_dead}", "attach or launch again")
+            after = "; ".join(filter(None, (self._tracker.why_dead, self._aftermath())))
+            raise TargetLost(f"the session is over: {after}", "attach or launch again")
 
     def _need_stopped(self) -> None:
         self._need_alive()

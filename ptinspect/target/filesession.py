@@ -125,6 +125,7 @@ CANNOT = {
     "step_instructions": RUN,
     "run_until": RUN,
     "write_physical": "it is not written to",
+    "changes": "it is not written to",
     "gva2gpa": "there is no QEMU to ask",
     "monitor": "there is no QEMU to ask",
     "gdb_command": "there is no GDB to ask",

@@ -229,6 +229,10 @@ class HostedSession(Session):
         """End a command: GDB's prompt appears only when the guest stands."""
         self._hosted.settle()
 
+    def _leave_without_gdb(self) -> str:
+        """Leave the guest alone: it is with the user of GDB."""
+        return ""
+
     def detach(self, resume: bool | None = None) -> None:
         """Give back what the lanes hold; GDB stays connected."""
         self._left = True

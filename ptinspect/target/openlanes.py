@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.target.address import StubAddress
 from ptinspect.target.laneerror import LaneError
-from ptinspect.target.peer import tcp_pids
+from ptinspect.target.peer import listeners
 
 if TYPE_CHECKING:
     from ptinspect.target.hostmem import HostMemory
@@ -29,7 +29,7 @@ def lanes(
     def saved() -> PhysicalMemory:
         from ptinspect.target.pmemsave import SavedMemory
 
-        if not address.path and not tcp_pids(address):
+        if not address.path and not listeners(address):
             raise LaneError("QEMU is not known to run on this machine")
         return SavedMemory(ram, monitor)
 
@@ -39,7 +39,7 @@ def lanes(
 def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor) -> HostMemory:
     from ptinspect.target.hostmem import HostMemory
 
-    pids = tcp_pids(address) if peer is None else [peer]
+    pids = listeners(address) if peer is None else [peer]
     if not pids:
         raise LaneError("no process of this machine is known to be behind the gdbstub")
     problem = LaneError("")

@@ -12,6 +12,7 @@ from ptinspect.target.address import StubAddress
 from ptinspect.target.busy import LOOPBACK
 
 _ESTABLISHED, _LISTEN = "01", "0A"
+_ACCEPTS = "00010000"  # __SO_ACCEPTCON
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -24,24 +25,41 @@ def socket_pid(sock: socket.socket) -> int | None:
     return pid if pid > 0 else None
 
 
-def tcp_pids(address: StubAddress, proc: Path = Path("/proc")) -> list[int]:
-    """Return the processes of this machine that hold a TCP port of the loopback interface.
+def listeners(address: StubAddress, proc: Path = Path("/proc")) -> list[int]:
+    """Return the processes of this machine that listen at an address, on a Unix socket or a port of loopback.
 
-    Empty if the address is not loopback's, or their descriptors cannot be listed. Source: proc(5).
+    Empty if they are elsewhere, or their descriptors cannot be listed. Source: proc(5).
     """
-    if address.host not in LOOPBACK:
-        return []
-    inodes = {f"socket:[{inode}]" for inode in _inodes(address.port, proc)}
+    found = _unix_inodes(address.path, proc) if address.path else _tcp_inodes(address, proc)
+    inodes = {f"socket:[{inode}]" for inode in found}
     return [int(folder.name) for folder in proc.glob("[0-9]*") if inodes and _holds(folder, inodes)]
 
 
-def _inodes(port: int, proc: Path) -> Iterator[str]:
-    for name in ("tcp", "tcp6"):
+def is_stopped(address: StubAddress, proc: Path = Path("/proc")) -> bool:
+    """Tell whether whoever listens at an address is held by a signal (SIGSTOP) or by a debugger."""
+    states = []
+    for pid in listeners(address, proc):
+        with contextlib.suppress(OSError):
+            words = (proc / str(pid) / "stat").read_text(errors="replace")
+            states.append(words[words.rfind(")") + 2 :][:1])
+    return bool(states) and all(state in ("T", "t") for state in states)
+
+
+def _unix_inodes(path: str, proc: Path) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for line in (proc / "net/unix").read_text(errors="replace").splitlines()[1:]:
+            row = line.split(maxsplit=7)
+            if row[7:] == [path] and row[3] == _ACCEPTS:
+                yield row[6]
+
+
+def _tcp_inodes(address: StubAddress, proc: Path) -> Iterator[str]:
+    for name in ("tcp", "tcp6") if address.host in LOOPBACK else ():
         with contextlib.suppress(OSError):
             for line in (proc / "net" / name).read_text().splitlines()[1:]:
                 row = line.split()
                 local = row[1].rpartition(":")[2]
-                if int(local, 16) == port and row[3] in (_ESTABLISHED, _LISTEN) and row[9] != "0":
+                if int(local, 16) == address.port and row[3] in (_ESTABLISHED, _LISTEN) and row[9] != "0":
                     yield row[9]
 
 

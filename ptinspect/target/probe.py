@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from ptinspect.errors import ConnectError
 from ptinspect.target.address import StubAddress
 from ptinspect.target.busy import is_busy
-from ptinspect.target.peer import socket_pid
+from ptinspect.target.peer import is_stopped, socket_pid
+from ptinspect.text import escape
 
 STOPS_UNASKED_UNTIL = (8, 1)
 """QEMU before this version announces that a connection stopped the guest (commit 758370052fb6
 "gdbstub: only send stop-reply packets when allowed to", in v8.1)."""
 PACKET_LIMIT = 1 << 20
+DETACH = "D;1"
+"""The request that lets the guest run and takes every breakpoint out of the stub. Once any connection
+has negotiated `multiprocess`, QEMU answers a `D` without process by an error (gdbstub, handle_detach)."""
+_STOP = b"+\x03"
+"""Acknowledges the reply to DETACH, and stops the guest again."""
+LEAVE_SECONDS = 5.0
+"""How long a stub may take to let a guest go."""
 FREE_SECONDS = 1.0
 """How long a connection that is just being closed may take to go."""
 
@@ -51,55 +59,66 @@ class StubFacts:
         announces stops has told; else `prelaunch` and `debug` are states of a guest that stood still,
         and plain `paused` is taken as ours, though a monitor's `stop` looks the same.
         """
-        if self.stopped_by_us:
-            return True
-        match = re.match(r"(\d+)\.(\d+)", self.version)
-        told = match is not None and (int(match[1]), int(match[2])) < STOPS_UNASKED_UNTIL
-        return not told and self.status == "paused"
+        return self.stopped_by_us or (self.status == "paused" and not _announces(self.version))
+
+
+def _announces(version: str) -> bool:
+    """Tell whether a QEMU of this version announces that a connection stopped the guest."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) < STOPS_UNASKED_UNTIL
 
 
 def probe(address: StubAddress, timeout: float) -> StubFacts:
     """Ask the stub for its facts and leave it, stopped. Raises ConnectError within about `timeout` s.
 
-    It must be QEMU's, of a whole machine, with an aarch64 CPU.
+    It must be QEMU's, of a whole machine, with an aarch64 CPU. If the questions end early, by Ctrl-C
+    too, the guest is left as it was found.
     """
     _wait_until_free(address, min(timeout, FREE_SECONDS))
+    if is_stopped(address):
+        raise ConnectError(f"{address}: the process that listens there is stopped", "kill -CONT its number")
     link = _Link(address, timeout)
     try:
-        link.ask("?")
-        stopped_by_us = any(re.match(rb"[ST]02", reply) for reply in link.unasked)
-        link.ask("qSupported:multiprocess+;xmlRegisters=arm")
-        stepping = link.ask("qqemu.sstepbits")
-        if b"ENABLE=" not in stepping:
-            link.leave_running()
-            raise ConnectError(f"{address}: a gdbstub, but not QEMU's", "ptinspect works on QEMU guests")
-        features = link.ask("qqemu.Supported").decode("latin-1")
-        if link.ask("qqemu.PhyMemMode") not in (b"0", b"1"):
-            link.leave_running()
-            raise ConnectError(
-                f"{address}: this QEMU's gdbstub cannot read physical memory",
-                "it is a user-mode QEMU, or older than 4.1",
-            )
-        description = link.ask("qXfer:features:read:target.xml:0,ffb").decode("latin-1")
-        found = re.search(r"<architecture>([^<]*)<", description)
-        architecture = found[1] if found else "unknown"
-        facts = StubFacts(
-            frozenset(features.split(";")) - {""},
-            architecture,
-            link.monitor("info version"),
-            link.monitor("info status").removeprefix("VM status: "),
-            stopped_by_us,
-            link.peer(),
-            accelerator(link.monitor),
-            b"NOIRQ" in stepping,
-        )
-        if architecture != "aarch64":
-            if facts.was_running:
-                link.leave_running()
-            raise ConnectError(f"{address}: the guest's CPU is {architecture}, not aarch64")
-        return facts
+        return _facts(link, address)
+    except BaseException as error:
+        link.close()
+        if not link.left and (link.heard or link.announced or not isinstance(error, ConnectError)):
+            with contextlib.suppress(ConnectError):
+                leave(address, True if link.announced else None, heard=link.heard)
+        raise
     finally:
         link.close()
+
+
+def _facts(link: _Link, address: StubAddress) -> StubFacts:
+    link.ask("?")
+    link.ask("qSupported:multiprocess+;xmlRegisters=arm")
+    stepping = link.ask("qqemu.sstepbits")
+    if b"ENABLE=" not in stepping:
+        link.detach()
+        raise ConnectError(f"{address}: a gdbstub, but not QEMU's", "ptinspect works on QEMU guests")
+    features = link.ask("qqemu.Supported").decode("latin-1")
+    if link.ask("qqemu.PhyMemMode") not in (b"0", b"1"):
+        link.detach()
+        raise ConnectError(
+            f"{address}: this QEMU's gdbstub cannot read physical memory",
+            "it is a user-mode QEMU, or older than 4.1",
+        )
+    description = link.ask("qXfer:features:read:target.xml:0,ffb").decode("latin-1")
+    found = re.search(r"<architecture>([^<]*)<", description)
+    architecture = found[1] if found else "unknown"
+    if architecture != "aarch64":
+        raise ConnectError(f"{address}: the guest's CPU is {escape(architecture)}, not aarch64")
+    return StubFacts(
+        frozenset(features.split(";")) - {""},
+        architecture,
+        link.monitor("info version"),
+        link.status(),
+        link.announced,
+        link.peer(),
+        accelerator(link.monitor),
+        b"NOIRQ" in stepping,
+    )
 
 
 def accelerator(monitor: Callable[[str], str]) -> str:
@@ -122,15 +141,38 @@ def _wait_until_free(address: StubAddress, timeout: float) -> None:
         time.sleep(0.02)
 
 
-def leave_running(address: StubAddress, timeout: float = 2.0) -> None:
-    """Resume a guest that an attempt to attach has stopped; errors are of no interest any more."""
-    with contextlib.suppress(ConnectError):
-        link = _Link(address, timeout)
-        try:
+def leave(
+    address: StubAddress,
+    running: bool | None,
+    *,
+    heard: bool = True,
+    clear: bool = False,
+) -> None:
+    """Leave a guest behind that nobody debugs any more, running or stopped. Raises ConnectError.
+
+    `running` None: as its monitor says that it was found. `heard` False: the stub had no time to announce
+    that it was stopped. `clear`: breakpoints of a debugger that died may be in the stub; removing them lets
+    the guest run for a moment. A stub that does not answer in LEAVE_SECONDS, because its process is
+    stopped, gets the request all the same, and acts on it when it goes on.
+    """
+    _wait_until_free(address, LEAVE_SECONDS)
+    link = _Link(address, LEAVE_SECONDS)
+    try:
+        if running is None:
             link.ask("?")
-            link.leave_running()
-        finally:
-            link.close()
+            told = heard and _announces(link.monitor("info version"))
+            running = link.announced or (link.status() == "paused" and not told)
+        words = [_packet("Qqemu.PhyMemMode:0")]
+        words += [_packet(DETACH)] if running or clear else []
+        words += [_STOP] if clear and not running else []
+        link.post(b"".join(words), len(words))
+    finally:
+        link.close()
+
+
+def _packet(body: str) -> bytes:
+    data = body.encode("latin-1")
+    return b"$%s#%02x" % (data, sum(data) & 0xFF)
 
 
 class _Link:
@@ -141,22 +183,34 @@ class _Link:
         self._deadline = time.monotonic() + timeout
         self._sock = address.connect(timeout)
         self._buffer = b""
-        self.unasked: list[bytes] = []
-        """Packets that came before the answer to the first question."""
-        self._asked = 0
+        self.announced = False
+        """The stub said, before it was asked anything, that the connection stopped the guest."""
+        self.heard = False
+        """The stub has answered."""
+        self.left = False
+        """Nothing is left to be done about the guest's run state."""
 
     def ask(self, body: str) -> bytes:
         """Send a packet and return the body of the answer."""
-        data = body.encode("latin-1")
-        self._send(b"$%s#%02x" % (data, sum(data) & 0xFF))
+        self._send(_packet(body))
         acknowledged = False
         while True:
             acknowledged, reply = self._receive(acknowledged)
             self._send(b"+")
-            if acknowledged or self._asked:
-                self._asked += 1
+            if acknowledged or self.heard:
+                self.heard = True
                 return reply
-            self.unasked.append(reply)
+            self.announced |= re.match(rb"[ST]02", reply) is not None
+
+    def post(self, data: bytes, replies: int) -> None:
+        """Send all of this at once and wait for the replies, which are not acknowledged.
+
+        A packet acknowledges the reply before it, and any other byte stops a guest that runs (QEMU
+        gdbstub, gdb_read_byte).
+        """
+        self._send(data)
+        for _ in range(replies):
+            self._receive(True)
 
     def monitor(self, command: str) -> str:
         """Run a monitor command and return its output; empty if the stub has no monitor."""
@@ -169,10 +223,16 @@ class _Link:
             self._send(b"+")
         return text.decode("utf-8", "replace").strip()
 
-    def leave_running(self) -> None:
-        """Detach, which lets the guest run."""
+    def status(self) -> str:
+        """Return how the guest stands: `running`, `paused`, `paused (debug)`, …"""
+        return self.monitor("info status").removeprefix("VM status: ")
+
+    def detach(self) -> None:
+        """Let the guest run; stubs that know no processes take the short form."""
+        self.left = True
         with contextlib.suppress(ConnectError):
-            self.ask("D")
+            if self.ask(DETACH) != b"OK":
+                self.ask("D")
 
     def peer(self) -> int | None:
         """Return the process at the other end, if it can be known."""

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout
@@ -32,7 +33,8 @@ USUAL = ("warning: No executable has been specified", "determining executable au
 LINE_LIMIT = 256 << 20
 """Longest line that is collected, bytes."""
 GONE_EVENT = "thread-group-exited"
-"""GDB reports it when the stub has gone; from then on it answers reads from the symbol file."""
+"""GDB reports it when the stub has gone; from then on it answers reads from the symbol file. A GDB that a
+signal ends reports it too, for it leaves the stub first."""
 
 
 @dataclass
@@ -54,13 +56,15 @@ class GdbProcess:
         *,
         on_event: Callable[[str, Mapping[str, Any]], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        why_gone: Callable[[], str] = lambda: QEMU_GONE,
         files: Sequence[int] = (),
     ) -> None:
-        """Start GDB; it ends with the thread that does this.
+        """Start GDB; it is told to end (SIGTERM) with the thread that does this, or when its input ends.
 
         `on_event(name, fields)` gets `*` and `=` records and results of class running, `on_lost(reason)`
         is called once at the end; both in the reader's thread, in GDB's order, and they must not send
-        commands. `files` are inherited. Raises TargetError if the program cannot be started.
+        commands. `why_gone` tells why the stub has left GDB, or GDB the stub. `files` are inherited.
+        Raises TargetError if the program cannot be started.
         """
         self.command_line = tuple(command_line)
         self._on_event, self._on_lost = on_event, on_lost
@@ -71,6 +75,7 @@ class GdbProcess:
         self._text: list[str] = []
         self._lost = ""
         self._leaving = False
+        self._why_gone = why_gone
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """Last lines that GDB wrote about itself: its log and what is no record."""
         try:
@@ -82,7 +87,7 @@ class GdbProcess:
                 start_new_session=True,
                 bufsize=0,
                 pass_fds=files,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - calls prctl only
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),  # noqa: PLW1509 - calls prctl only
             )
         except OSError as error:
             raise TargetError(
@@ -296,7 +301,9 @@ class GdbProcess:
 
     def _event(self, line: Line) -> None:
         if line.name == GONE_EVENT and not self._leaving:
-            self._lost = self._lost or QEMU_GONE
+            self._lost = self._lost or self._why_gone()
+            if self._on_lost is not None:
+                self._on_lost(self._lost)
         if self._on_event is None:
             return
         try:

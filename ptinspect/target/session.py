@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, TargetError, UserError
 from ptinspect.memory.source import RamBlock
 from ptinspect.target.address import StubAddress
+from ptinspect.target.changes import Changes, leave_as_found
 from ptinspect.target.connect import Link, connect
 from ptinspect.target.control import SECONDS, RunControl
 from ptinspect.target.hardware import HardwareSlots
+from ptinspect.target.journal import Journal, attaching, place
 from ptinspect.target.lanes import LaneMemory
 from ptinspect.target.mitext import quote
 from ptinspect.target.openlanes import lanes
 from ptinspect.target.passthrough import check_gdb_command, check_monitor_command
-from ptinspect.target.state import Breakpoint, RunState, StopInfo
+from ptinspect.target.state import QEMU_GONE, Breakpoint, RunState, StopInfo
 from ptinspect.target.stubmem import StubMemory
 
 __all__ = ["Breakpoint", "RunState", "Session", "StopInfo"]
@@ -53,6 +57,13 @@ class Session(RunControl):
         """Guest-physical memory, by the fastest way that can be trusted."""
         self.cpu_count: int = link.cpu_count
         """CPUs of the machine, powered off ones too."""
+        self.changes = Changes(self, Journal(str(link.address), place(link.address)).read())
+        """What ptinspect has changed in the guest's memory."""
+        self.left_behind: tuple[str, ...] = ()
+        """What an earlier session had left in the guest, and what became of it."""
+        self._recovery = threading.Lock()
+        self._recovered: str | None = None
+        self._tracker.listeners.append(self._lost)
 
     @classmethod
     def attach(
@@ -69,7 +80,14 @@ class Session(RunControl):
         information and all; without it everything but symbols in `gdb_command` works. Raises UserError
         on an address that makes no sense, ConnectError on everything else that fails.
         """
-        return cls(connect(StubAddress.parse(address), gdb_path, symbol_file, timeout))
+        where = StubAddress.parse(address)
+        with attaching(where, timeout):
+            session = cls(connect(where, gdb_path, symbol_file, timeout))
+        with contextlib.ExitStack() as undo:
+            undo.callback(session.close)
+            session.left_behind = tuple(session.changes.left_behind())
+            undo.pop_all()
+        return session
 
     # What it is
 
@@ -205,19 +223,42 @@ class Session(RunControl):
         if self._left:
             return
         running = self.was_running if resume is None else resume
+        done = False
         try:
             if self._tracker.state is not RunState.DEAD:
                 self.interrupt()
+                self.changes.undo_all()
                 self._gdb.request("-break-delete", SECONDS)
                 self._link.agent.leave_physical_mode()
                 self._left = True
                 self._gdb.expect_end()
                 self._gdb.request("-target-detach" if running else "-target-disconnect", SECONDS)
+                done = True
         finally:
             self._left = True
             self.memory.close()
             self._gdb.close()
             self._link.close()
+            if not done:
+                self._aftermath()
+
+    def _lost(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "lost" and not self._left:
+            threading.Thread(target=self._aftermath, name="aftermath", daemon=True).start()
+
+    def _aftermath(self) -> str:
+        """Leave the guest as it was found although GDB has ended, once; return what became of it."""
+        with self._recovery:
+            if self._recovered is None:
+                self._recovered = "" if self._tracker.why_dead == QEMU_GONE else self._leave_without_gdb()
+            return self._recovered
+
+    def _leave_without_gdb(self) -> str:
+        return leave_as_found(
+            self._link.address,
+            self.was_running,
+            lambda: Session.attach(self.address, gdb_path=self._link.gdb.path),
+        )
 
     def close(self) -> None:
         """Detach, and end GDB whatever happens; nothing is raised. Safe to call twice."""

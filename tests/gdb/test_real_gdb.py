@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
 from ptinspect.target import gdb as gdb_module
 from ptinspect.target.address import StubAddress
 from ptinspect.target.agent import script_path
+from ptinspect.target.busy import is_busy
 from ptinspect.target.gdb import Gdb, check_gdb, find_gdb
 from ptinspect.target.mitext import quote
 from ptinspect.target.probe import probe
@@ -113,7 +116,7 @@ def test_attaching_that_fails_late_leaves_the_guest_running(gdb: Gdb, stub: Fake
     stub.overrides[packet] = "E01"
     with pytest.raises(ConnectError):
         Session.attach(stub.address, gdb_path=gdb.path)
-    assert stub.packets[-1] == "D"
+    assert stub.packets[-1] == "D;1"
 
 
 def test_a_stub_that_hangs_gdb_is_given_up_in_time(gdb: Gdb, stub: FakeStub) -> None:
@@ -243,7 +246,7 @@ def test_detaching_from_a_guest_that_ran_resumes_it(gdb: Gdb, stub: FakeStub) ->
     session = Session.attach(stub.address, gdb_path=gdb.path)
     assert session.was_running
     session.detach()
-    assert stub.packets[-1] == "D"
+    assert stub.packets[-1] == "D;1"
 
 
 def test_gdb_ends_with_the_session(session: Session) -> None:
@@ -281,3 +284,58 @@ def test_text_of_a_command(session: Session) -> None:
     assert session.gdb_command('echo "x" é\\n') == '"x" é\n'
     with pytest.raises(MiError, match="Undefined command"):
         session.gdb_command("nonsense")
+
+
+# Somebody dies
+
+
+ATTACHED = """
+import sys, time
+from ptinspect.target.session import Session
+session = Session.attach(sys.argv[1], gdb_path=sys.argv[2])
+print(session._gdb.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_guest_whose_debugger_is_killed_is_left_as_it_was_found(
+    gdb: Gdb, stub: FakeStub, number: int, ran: bool
+) -> None:
+    stub.was_running = ran
+    command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        debugger = int(child.stdout.readline())
+        stub.packets.clear()
+        child.send_signal(number)
+        child.wait(20)
+    _wait_for(lambda: not Path(f"/proc/{debugger}").exists() and "Qqemu.PhyMemMode:0" in stub.packets)
+    _wait_for(lambda: not is_busy(StubAddress.parse(stub.address)))
+    assert stub.running is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_guest_whose_gdb_is_killed_is_left_as_it_was_found(
+    gdb: Gdb, stub: FakeStub, number: int, ran: bool
+) -> None:
+    stub.was_running = ran
+    session = Session.attach(stub.address, gdb_path=gdb.path)
+    os.kill(session._gdb.process.pid, number)  # type: ignore[attr-defined]
+    _wait_for(lambda: session.state is RunState.DEAD)
+    with pytest.raises(TargetLost, match="the guest was left " + ("running" if ran else "stopped")):
+        session.cpu_state(0)
+    assert stub.running is ran
+    with pytest.raises(TargetLost, match=r"GDB (ended|has left)"):
+        session.resume()
+    session.close()
+    assert stub.running is ran
+
+
+def _wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -20,7 +20,7 @@ from ptinspect.target.address import StubAddress
 from ptinspect.target.hostmem import HostMemory
 from ptinspect.target.laneerror import LaneError
 from ptinspect.target.lanes import LaneMemory
-from ptinspect.target.peer import tcp_pids
+from ptinspect.target.peer import listeners
 from ptinspect.target.pmemsave import SavedMemory
 
 LOW, HIGH = 0x4000_0000, 0x8000_0000
@@ -340,6 +340,6 @@ def test_the_process_behind_a_port_is_found_by_its_socket(tmp_path: Path) -> Non
     (tmp_path / "net/tcp").write_text("head\n" + row.format(4711) + "\n")
     (tmp_path / "7/fd/3").symlink_to("socket:[4712]")
     (tmp_path / "8/fd/3").symlink_to("socket:[4711]")
-    assert tcp_pids(StubAddress("localhost", 1234), tmp_path) == [8]
-    assert tcp_pids(StubAddress("localhost", 1235), tmp_path) == []
-    assert tcp_pids(StubAddress("example.org", 1234), tmp_path) == []
+    assert listeners(StubAddress("localhost", 1234), tmp_path) == [8]
+    assert listeners(StubAddress("localhost", 1235), tmp_path) == []
+    assert listeners(StubAddress("example.org", 1234), tmp_path) == []

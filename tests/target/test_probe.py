@@ -14,7 +14,7 @@ from ptinspect.errors import ConnectError, UserError
 from ptinspect.target import probe as module
 from ptinspect.target.address import StubAddress
 from ptinspect.target.busy import is_busy
-from ptinspect.target.probe import StubFacts, leave_running, probe
+from ptinspect.target.probe import StubFacts, leave, probe
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_gdbstub_of_somebody_else_is_left_running(stub: FakeStub) -> None:
     stub.overrides["qqemu"] = ""
     with pytest.raises(ConnectError, match="not QEMU's"):
         ask(stub)
-    assert stub.packets[-1] == "D"
+    assert stub.packets[-1] == "D;1" and stub.running
 
 
 def test_a_user_mode_qemu(stub: FakeStub) -> None:
@@ -71,11 +71,52 @@ def test_a_user_mode_qemu(stub: FakeStub) -> None:
         ask(stub)
 
 
-def test_another_architecture_is_named(stub: FakeStub) -> None:
-    stub.overrides["qXfer"] = "l<target><architecture>i386:x86-64</architecture></target>"
-    with pytest.raises(ConnectError, match="i386:x86-64, not aarch64"):
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    "description", ["l<target><architecture>i386:x86-64</architecture></target>", "l<target></target>"]
+)
+def test_a_guest_of_another_architecture_is_left_as_it_was_found(
+    stub: FakeStub, description: str, ran: bool
+) -> None:
+    stub.was_running = ran
+    stub.overrides["qXfer"] = description
+    with pytest.raises(ConnectError, match=r"the guest's CPU is (i386:x86-64|unknown), not aarch64"):
         ask(stub)
-    assert "D" not in stub.packets
+    assert ("D;1" in stub.packets) is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    "packet",
+    ["qSupported", "qqemu.sstepbits", "qXfer", "qRcmd,696e666f206b766d"],  # info kvm
+)
+def test_questions_that_are_interrupted_leave_the_guest_as_it_was_found(
+    stub: FakeStub, monkeypatch: pytest.MonkeyPatch, packet: str, ran: bool
+) -> None:
+    stub.was_running = ran
+    asked = module._Link.ask
+
+    def ask_until(link: module._Link, body: str) -> bytes:
+        if body.startswith(packet):
+            raise KeyboardInterrupt
+        return asked(link, body)
+
+    monkeypatch.setattr(module._Link, "ask", ask_until)
+    with pytest.raises(KeyboardInterrupt):
+        ask(stub)
+    assert ("D;1" in stub.packets) is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_stub_that_hangs_in_the_middle_gets_the_request_all_the_same(
+    stub: FakeStub, monkeypatch: pytest.MonkeyPatch, ran: bool
+) -> None:
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.3)
+    stub.was_running = ran
+    stub.overrides.update({"qXfer": None, "Qqemu.PhyMemMode:0": None, "qRcmd": None})
+    with pytest.raises(ConnectError, match="no answer"):
+        ask(stub, 0.3)
+    assert ("D;1" in stub.packets) is ran
 
 
 def test_a_stub_that_never_answers(stub: FakeStub) -> None:
@@ -156,13 +197,35 @@ def test_a_busy_stub_is_not_even_connected_to(
         ask(stub)
 
 
-def test_leave_running_detaches(stub: FakeStub) -> None:
-    leave_running(StubAddress.parse(stub.address))
-    assert stub.packets == ["?", "D"]
+@pytest.mark.parametrize(
+    ("running", "clear", "packets"),
+    [
+        (True, False, ["Qqemu.PhyMemMode:0", "D;1"]),
+        (True, True, ["Qqemu.PhyMemMode:0", "D;1"]),
+        (False, False, ["Qqemu.PhyMemMode:0"]),
+        (False, True, ["Qqemu.PhyMemMode:0", "D;1"]),
+    ],
+)
+def test_leaving(stub: FakeStub, running: bool, clear: bool, packets: list[str]) -> None:
+    stub.physical = True
+    leave(StubAddress.parse(stub.address), running, clear=clear)
+    assert stub.packets == packets and not stub.physical
+    assert stub.running is running
 
 
-def test_leave_running_of_nothing_is_quiet(tmp_path: Path) -> None:
-    leave_running(StubAddress(path=str(tmp_path / "gone")))
+def test_leaving_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="no such socket"):
+        leave(StubAddress(path=str(tmp_path / "gone")), True)
+
+
+def test_a_stub_whose_process_is_stopped_is_not_connected_to(
+    stub: FakeStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could be told to let the guest go on: a queued connection would stop it when QEMU goes on."""
+    monkeypatch.setattr(module, "is_stopped", lambda _: True)
+    with pytest.raises(ConnectError, match="the process that listens there is stopped"):
+        ask(stub)
+    assert stub.packets == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+"""Run by GDB when the ptinspect that had started it has died: leave the guest as it was found.
+
+`python -m ptinspect.target.heir ADDRESS running|stopped`
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ptinspect.target.address import StubAddress
+from ptinspect.target.changes import leave_as_found
+from ptinspect.target.session import Session
+
+
+def main(address: str, how: str) -> None:
+    """Leave the guest behind that stub."""
+    leave_as_found(StubAddress.parse(address), how == "running", lambda: Session.attach(address))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
