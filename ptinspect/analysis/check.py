@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ptinspect.analysis.aliases import Places, check_mappings
 from ptinspect.analysis.findings import Finding, Findings, Severity
+from ptinspect.analysis.groups import DBM, READ_ONLY, groups_of
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.memory.source import RamBlock
@@ -27,12 +28,7 @@ from ptinspect.snapshot.classify import (
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 
-CONTIGUOUS = np.uint64(1 << 52)
-READ_ONLY = np.uint64(1 << 7)
-DBM = np.uint64(1 << 51)
 ACCESS_FLAG = 1 << 10
-GROUPS = {(12, 1): 16, (12, 2): 16, (12, 3): 16, (14, 2): 32, (14, 3): 128, (16, 2): 32, (16, 3): 32}
-"""Entries of a contiguous group by granule bits and level (Arm ARM D8.7.1, the Contiguous bit)."""
 SHARED_BY_DESIGN = 4
 """References from which on a table that neighbours share is taken for a known one (KASAN's zero shadow)."""
 PHASE = "kpti.phase"
@@ -197,13 +193,9 @@ class _Checker:
         return False
 
     def _contiguous(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
-        group = GROUPS.get((self.regime.granule_bits, level))
-        if group is None or not raw.size or self.regime.pnch:
-            return
         regime = self.regime
-        flagged = are_leaves(raw, level, regime) & ((raw & CONTIGUOUS) != 0)
-        row, part = np.nonzero(flagged.reshape(raw.shape[0], -1, group).any(axis=2))
-        words = raw.reshape(raw.shape[0], -1, group)[row, part]
+        row, first, words = groups_of(raw, level, regime)
+        group = words.shape[1]
         ignored = address_bits(level, regime) | ACCESS_FLAG
         if self.snapshot.meta.extra.get(PHASE) == "during":
             ignored |= int(BIT11)
@@ -216,16 +208,14 @@ class _Checker:
         steps = np.arange(group, dtype=np.uint64) * size
         loose = (address != address[:, :1] + steps).any(axis=1)
         loose |= address[:, 0] % (size * np.uint64(group)) != 0
-        broken = np.flatnonzero(mixed | loose)
-        first = {(int(row[i]), int(part[i]) * group): bool(mixed[i]) for i in broken.tolist()}
-        for (at, slot), is_mixed in first.items():
+        for i in np.flatnonzero(mixed | loose).tolist():
             what = (
                 "differ in attributes or are not all there"
-                if is_mixed
+                if mixed[i]
                 else "do not follow each other or are not aligned"
             )
             why = f"the {group} entries of its contiguous group {what}"
-            self.out.add(self.finding("contiguous", (int(rows[at]), slot), why))
+            self.out.add(self.finding("contiguous", (int(rows[row[i]]), int(first[i])), why))
 
 
 def _inside(address: NDArray[np.uint64], size: int, ram: Sequence[RamBlock]) -> NDArray[np.bool_]:

@@ -29,7 +29,8 @@ def register(registry: Registry) -> None:
         example="map --level pmd --ng",
         configure=_configure_map,
         details="Only the tables of RANGE and of the chosen levels are read. --bar draws them in characters, "
-        "one for each entry; --against shows what changed.",
+        "one for each entry; --against shows what changed. --mixed lists contiguous groups whose entries "
+        "differ in AF, or in whether they are dirty: the CPU may set these one by one.",
     )(show_map)
     registry.command(
         "summary",
@@ -61,6 +62,7 @@ def _configure_map(parser: argparse.ArgumentParser) -> None:
     add("--cont", action="store_true", default=None, help="only leaves with the contiguous hint")
     add("--pa", type=argtypes.address_range, metavar="RANGE", help="only leaves that lead into this range")
     add("--bar", action="store_true", help="draw the tables entry by entry; RANGE: those on its way")
+    add("--mixed", action="store_true", help="contiguous groups whose entries differ in AF or dirty")
     add("--against", type=argtypes.snapshot, metavar="SNAP", help="with --bar: what changed since SNAP")
     add("--merge", action="store_true", help="join leaves whose physical addresses do not follow each other")
     add(
@@ -113,9 +115,23 @@ def show_map(ctx: Context, args: argparse.Namespace) -> Report:
         max_runs=args.limit or MAX_RUNS,
     )
     snapshot, wanted = _with_levels(ctx, args, wanted)
+    if args.mixed:
+        return _mixed(ctx, args, snapshot, wanted)
     namer, layout = names_of(snapshot)
     found = runs(snapshot, wanted, namer, layout.edges)
     return map_report(snapshot, found, found.truncated, args.limit or ctx.rows(SHOWN))
+
+
+def _mixed(ctx: Context, args: argparse.Namespace, snapshot: Snapshot, wanted: MapFilter) -> Report:
+    """List contiguous groups whose entries differ in AF or dirty."""
+    from itertools import islice
+
+    from ptinspect.analysis.groups import mixed_groups
+    from ptinspect.output.views.tables import groups_report
+
+    found = list(islice(mixed_groups(snapshot, wanted.va_range, wanted.levels), wanted.max_runs + 1))
+    shown = args.limit or ctx.rows(SHOWN)
+    return groups_report(snapshot, found[: wanted.max_runs], names_of(snapshot)[0], shown)
 
 
 def bars(ctx: Context, args: argparse.Namespace, va: int | None) -> Report:

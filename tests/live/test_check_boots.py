@@ -20,7 +20,7 @@ NUMBER = int(os.environ.get("PTINSPECT_CHECK_BOOTS", "3"))
 LIMIT = 120.0
 """Seconds that a boot may take to its shell."""
 READY = "ptinspect guest ready"
-GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10", "6.12-16k")
+GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10", "6.12-16k", "6.18-cloud", "7.3-cloud")
 MODELS = ("cortex-a57", "max", "cortex-a72", "neoverse-n1", "cortex-a76")
 MEMORY = (512, 1024, 2048)
 LINES = ("", "", "", KASLR_BOOT, "rdinit=/init console=ttyAMA0 kpti=off nokaslr")
@@ -46,7 +46,7 @@ def boots(number: int) -> list[Boot]:
     """Return the boots: each round goes over all guests, the rest moves on from round to round."""
     found = []
     for i in itertools.islice(itertools.count(), number):
-        guest, round_ = GUESTS[i % 5], i // 5
+        guest, round_ = GUESTS[i % len(GUESTS)], i // len(GUESTS)
         cpu = "max" if guest == "6.12-16k" else MODELS[(i + round_) % 5]
         found.append(
             Boot(guest, cpu, (1, 4)[(i + round_) % 2], MEMORY[(i + round_) % 3], LINES[(i + 2 * round_) % 5])
@@ -86,6 +86,7 @@ def test_a_healthy_boot_has_no_finding(boot: Boot) -> None:
             assert live("kpti verdict")["code"] == "normal"
         to_shell(live, boot)
         clean(live, "check")
+        assert live("check")["skipped"] == {}, "every rule was asked"
         if reached:
             found = live("check --against after --rewrite-done")
             assert found["ok"], found["findings"][:10]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ GUESTS = (
     ("6.12-cloud", "--cpu cortex-a72"),
     ("6.12-cloud", "--cpu max"),
     ("6.12-16k", ""),
+    ("6.18-cloud", "--cpu max"),
+    ("7.3-cloud", "--cpu cortex-a72"),
 )
 
 
@@ -78,3 +81,45 @@ def test_a_reverted_root_entry_is_named_and_the_stacks_that_it_took() -> None:
         live.ctx.latest = None
         assert broken(live("check --against after")) == {"mark-lost"}
         assert broken(live("check --against before --rewrite-done")) == {"not-marked"}
+
+
+DEVICE, NON_CACHEABLE = 0x04, 0x44
+"""Bytes of MAIR_EL1: Device-nGnRE and Normal Non-cacheable memory."""
+
+
+def changed(live: Live, line: str, change: Callable[[int], int]) -> set[str]:
+    """Return the rules that are broken while the leaf of an address, as `walk` finds it, is another."""
+    session = live.ctx.stopped
+    leaf = live(line)["steps"][-1]
+    at, raw = int(leaf["descriptor_pa"], 16), int(leaf["raw"], 16)
+    session.write_physical(at, change(raw).to_bytes(8, "little"))
+    live.ctx.latest = None
+    answer = live("check")
+    session.write_physical(at, raw.to_bytes(8, "little"))
+    live.ctx.latest = None
+    for finding in answer["findings"]:
+        if finding["rule"].startswith(("alias", "writable-alias")):
+            assert len({m["va"] for m in finding["mappings"]}) == 2
+            assert all(m["region"] for m in finding["mappings"])
+    return broken(answer) - {"contiguous"}
+
+
+@pytest.mark.parametrize(("guest", "options"), [*GUESTS, ("5.10-cloud", f"--append '{KASLR_BOOT}'")])
+def test_aliases_and_permissions_that_no_kernel_makes_are_named(guest: str, options: str) -> None:
+    with launched(guest, options) as live:
+        boot(live)
+        assert live("check")["skipped"] == {}
+        hits = live("find _stext")["hits"]
+        alias = next(int(h["va"], 16) for h in hits if h["kind"] == "leaf" and h["region"] == "linear map")
+        mair = live.ctx.stopped.cpu_state(0).system["MAIR_EL1"]
+        kinds = {mair >> 8 * i & 0xFF: i << 2 for i in range(8)}
+        other = ~(7 << 2)
+        assert changed(live, f"walk {alias:#x}", lambda raw: raw & ~(1 << 7)) == {"writable-alias"}
+        for memory in (DEVICE, NON_CACHEABLE):
+            bits = kinds[memory]
+            assert changed(live, f"walk {alias:#x}", lambda raw, b=bits: raw & other | b) == {
+                "alias-attributes"
+            }
+        assert "user-access" in changed(live, "walk $sp", lambda raw: raw | 1 << 6)
+        assert "user-access" in changed(live, "walk _stext", lambda raw: raw & ~(1 << 54))
+        clean(live, "check")

@@ -11,6 +11,7 @@ from ptinspect.output.views.descriptor import attributes_json, permissions_json,
 from ptinspect.output.views.snapshot import regime_facts, root_note, seen, source_of, warnings
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.groups import MixedGroup
     from ptinspect.analysis.summary import LevelSummary, Summary
     from ptinspect.arch.descriptor import Attributes
     from ptinspect.arch.regime import Regime
@@ -124,6 +125,62 @@ def map_report(snapshot: Snapshot, runs: Sequence[Run], truncated: str, shown: i
     if truncated:
         body.append(Note(f"incomplete: {truncated}", "bad"))
     return Report(result, body)
+
+
+def groups_report(
+    snapshot: Snapshot, groups: Sequence[MixedGroup], regions: RegionNamer, shown: int
+) -> Report:
+    """List contiguous groups whose entries differ; `shown` limits the rows, not the result."""
+    result = {
+        "root": _root(snapshot),
+        "groups": [
+            {
+                "va_start": hex_address(group.va),
+                "level": group.level,
+                "leaf_size": group.size,
+                "descriptor_pa": hex_address(group.descriptor_pa),
+                "entries": len(group.accessed),
+                "accessed": list(group.accessed),
+                "dirty": list(group.dirty),
+                "region": regions(group.va),
+            }
+            for group in groups
+        ],
+        **seen(snapshot),
+        "snapshot": snapshot.name,
+    }
+    columns = (
+        Column("from"),
+        Column("level"),
+        Column("region"),
+        Column("AF", "right"),
+        Column("dirty", "right"),
+        Column("entries"),
+    )
+    rows = [
+        (
+            Styled(f"{group.va:#018x}", "address"),
+            Styled(f"{level_name(group.level, snapshot.regime)} {group.level}", "level"),
+            escape(regions(group.va)),
+            f"{sum(group.accessed)} of {len(group.accessed)}",
+            f"{sum(group.dirty)} of {len(group.dirty)}",
+            entry_letters(group),
+        )
+        for group in groups[:shown]
+    ]
+    empty = "no contiguous group whose entries differ in AF or dirty"
+    body: list[Note | Table] = [*_heads(snapshot), Table(columns, rows, empty=empty)]
+    if rows:
+        body.append(Note("entries: a accessed, d dirty, D both, . neither", "dim"))
+    if len(groups) > shown:
+        body.append(Note(f"… and {len(groups) - shown} more groups (--limit N shows more)", "dim"))
+    return Report(result, body)
+
+
+def entry_letters(group: MixedGroup) -> str:
+    """Return a letter for each entry of a group."""
+    both = zip(group.accessed, group.dirty, strict=True)
+    return "".join(".adD"[accessed + 2 * dirty] for accessed, dirty in both)
 
 
 def _run(run: Run, regime: Regime) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""Contiguous groups: leaves that the CPU may hold in one entry of its TLB, and how far they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.classify import are_leaves
+from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.model import Snapshot
+from ptinspect.snapshot.window import Window
+
+CONTIGUOUS = np.uint64(1 << 52)
+READ_ONLY, DBM, ACCESSED, SOFTWARE_DIRTY = (np.uint64(1 << bit) for bit in (7, 51, 10, 55))
+"""AP[2], which with DBM set says that the page is clean; AF; Linux's own mark of a dirty page."""
+SIZES = {(12, 1): 16, (12, 2): 16, (12, 3): 16, (14, 2): 32, (14, 3): 128, (16, 2): 32, (16, 3): 32}
+"""Entries of a group by granule bits and level (Arm ARM D8.7.1, the Contiguous bit)."""
+CHUNK_WORDS = 1 << 17
+
+Rows = NDArray[np.intp]
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class MixedGroup:
+    """Show a group whose entries differ in AF or in whether they are dirty."""
+
+    va: VirtAddr
+    """First address."""
+    level: int
+    """Level of the leaves."""
+    descriptor_pa: PhysAddr
+    """Where the first of its entries is."""
+    size: int
+    """Bytes that each entry maps."""
+    accessed: tuple[bool, ...]
+    """Whether AF is set, by entry."""
+    dirty: tuple[bool, ...]
+    """Whether the entry is dirty: writable by DBM and AP[2], or marked by Linux (PTE_DIRTY, bit 55)."""
+
+
+def groups_of(raw: Words, level: int, regime: Regime) -> tuple[Rows, Rows, Words]:
+    """Return row and first slot of each group of some tables, and its entries, shape (groups, entries).
+
+    A group is one if any of its entries has the Contiguous bit. With FEAT_S1PIE's PnCH that bit means
+    something else, and there are none.
+    """
+    size = SIZES.get((regime.granule_bits, level), 1)
+    if size == 1 or not raw.size or regime.pnch:
+        none = np.zeros(0, dtype=np.intp)
+        return none, none, np.zeros((0, size), dtype=np.uint64)
+    flagged = are_leaves(raw, level, regime) & ((raw & CONTIGUOUS) != 0)
+    row, part = np.nonzero(flagged.reshape(raw.shape[0], -1, size).any(axis=2))
+    return row, part * size, raw.reshape(raw.shape[0], -1, size)[row, part]
+
+
+def mixed_groups(
+    snapshot: Snapshot, va_range: tuple[int, int] | None = None, levels: frozenset[int] | None = None
+) -> Iterator[MixedGroup]:
+    """Yield the groups whose entries differ in AF or dirty, by level and address.
+
+    The CPU may set AF, or make dirty, a single entry of a group: Linux reads and clears them together
+    (contpte, arch/arm64/mm/contpte.c). Source: Arm ARM D8.7.1. Raises UserError if `va_range` lies outside
+    the half.
+    """
+    tables, regime = snapshot.tables, snapshot.regime
+    window = Window.of(va_range, regime)
+    index = TableIndex(tables)
+    step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
+    for level in levels_of(regime):
+        if levels is not None and level not in levels:
+            continue
+        rows = np.arange(*index.rows(level).indices(len(tables)))
+        rows = rows[tables.readable[rows]]
+        for start in range(0, rows.shape[0], step):
+            part = rows[start : start + step]
+            row, slot, words = groups_of(tables.raw[part], level, regime)
+            accessed = (words & ACCESSED) != 0
+            dirty = ((words & DBM) != 0) & ((words & READ_ONLY) == 0) | ((words & SOFTWARE_DIRTY) != 0)
+            whole = are_leaves(words, level, regime).all(axis=1)
+            differ = (accessed != accessed[:, :1]).any(axis=1) | (dirty != dirty[:, :1]).any(axis=1)
+            size = regime.entry_size(level)
+            va = tables.va[part[row]] + slot.astype(np.uint64) * np.uint64(size)
+            shown = whole & differ & window.touches(va, size * max(words.shape[1], 1))
+            for i in np.flatnonzero(shown).tolist():
+                where = PhysAddr(int(tables.pa[part[row[i]]]) + 8 * int(slot[i]))
+                yield MixedGroup(
+                    VirtAddr(int(va[i])),
+                    level,
+                    where,
+                    size,
+                    tuple(accessed[i].tolist()),
+                    tuple(dirty[i].tolist()),
+                )
