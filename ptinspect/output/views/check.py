@@ -26,14 +26,14 @@ def check_report(
     rules: dict[str, str],
     exit_code: int,
     *,
-    source: str,
+    source: str = "",
     regions: RegionNamer,
     contents: Contents | None = None,
 ) -> Report:
     """Show what breaks which rule.
 
-    `source` says whose tables they are, `regions` names the addresses; `contents` says what lay before
-    where entries were lost or moved.
+    `source` says whose tables they are, `label` if it is empty; `regions` names the addresses; `contents`
+    says what lay before where entries were lost or moved.
     """
     from ptinspect.linux.contents import in_words
 
@@ -72,7 +72,7 @@ def check_report(
         for f in found.kept[:SHOWN]
     ]
     body: list[Note | Table] = [
-        Note(escape(source), "dim"),
+        Note(escape(source or label), "dim"),
         *(Note(escape(n), "changed") for n in found.notes),
     ]
     if rows:
