@@ -235,10 +235,12 @@ def _used_up(facts: Facts) -> Verdict | None:
     stack, sp = facts.stack, facts.sp
     if stack is None and sp is None and facts.no_room and (facts.calls.recursion or facts.calls.cycle):
         return Verdict("deep-call-chain", _calls_say(facts.calls)[:1], ("how deep the stack was", *ENDLESS))
-    if stack is None or facts.in_entry:
+    if stack is None:
         return None
     abort = facts.esr is not None and facts.esr.ec in EC_CURRENT
     below = facts.far is not None and abort and stack.base - stack.size <= facts.far < stack.base
+    if facts.in_entry and not below:
+        return None
     free = sp - stack.base if sp is not None else stack.size
     deep = facts.used is not None and facts.used >= stack.size * DEEP
     low = -stack.size < free < stack.size * (1 - DEEP) and deep

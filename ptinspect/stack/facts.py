@@ -10,6 +10,7 @@ from ptinspect.arch.esr import decode_esr
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError
+from ptinspect.linux.death import holding
 from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
@@ -102,8 +103,17 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
         dying,
         None if own is None or gone is not None else stacks.end_magic(own),
         saved is not None and far != saved.sp,
+        _nowhere(stacks, state, own, sp) if entering and saved is None else (),
         translation_register(state, "ESR")[4:],
     )
+
+
+def _nowhere(stacks: Stacks, state: CpuState, own: Stack | None, sp: int) -> Sequence[Stack]:
+    """Return a CPU's stacks if SP, at the exception entry, is on none of them; else nothing."""
+    known = stacks.of_cpu(state)
+    if own is None or not {"irq", "overflow"} <= {stack.kind for stack in known}:
+        return ()
+    return () if holding(sp, (own, *known)) is not None else (own, *known)
 
 
 def _entry_sp(stacks: Stacks, state: CpuState) -> int:

@@ -1,6 +1,6 @@
 """Why the kernel faulted: the syndrome, the stack and the tables joined into one verdict with its evidence.
 
-The codes are those of a console log (linux/death.py): here the guest itself can be asked.
+The judge is the one of console logs (linux/death.py): here the guest itself can be asked.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from ptinspect.analysis.compare import kinds_of, only_bit11
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
+from ptinspect.linux import death
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
 
-DEEP = 0.75
-"""Part of a stack that frames must fill to be called a deep call chain."""
-ONE_STEP = 2048
-"""Bytes that no single frame of a kernel takes; above them SP was moved, or a frame is far too large
-(CONFIG_FRAME_WARN, lib/Kconfig.debug)."""
 CANARY = "__stack_chk_fail"
 """Calls panic() where a function's canary was overwritten (kernel/panic.c)."""
 
@@ -95,6 +91,8 @@ class Facts:
     """Whether the stack's end mark is intact; None if it cannot be read."""
     earlier: bool = False
     """True if ESR and FAR may be of a later fault than the one that used the stack up."""
+    stacks: Sequence[Stack] = ()
+    """All stacks of this CPU, if SP may be on none of them; else empty."""
     level: str = "EL1"
     """EL1, or EL2 for a kernel with VHE: whose registers these are."""
 
@@ -118,7 +116,7 @@ class Why:
 def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[Change, ...]:
     """Return the first descriptor of a path that differs by more than bit 11, else nothing.
 
-    Behind it the two paths lead through other tables: nothing there can be compared.
+    Past it the two paths lead through other tables: nothing there can be compared.
     """
     for new, old in zip(now.steps, then.steps, strict=False):
         if new.raw is None or old.raw is None or new.descriptor_pa != old.descriptor_pa:
@@ -132,83 +130,96 @@ def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[
 def explain(facts: Facts) -> Why:
     """Judge. Every code is given only with what proves it; `unknown` says what is missing."""
     evidence = _evidence(facts)
-    on_stack = facts.stack is not None and facts.stack.contains(facts.far) and facts.esr.is_abort
-    lost = on_stack and facts.walk is not None and facts.walk.outcome == "fault"
-    if facts.gone is not None or (lost and (facts.handling or facts.in_entry)):
-        return _lost(facts, evidence)
-    missing: tuple[str, ...] = ("no exception is being handled: ESR and FAR are of an earlier one",)
-    found = None if facts.stack is None else _used_up(facts, facts.stack, evidence)
-    if found is None and facts.stack is not None:
-        found = _dead(facts, facts.stack, evidence, on_stack)
-    return found or Why(
-        "unknown", "nothing proves a fault of the stack", evidence, () if facts.handling else missing
+    gone = _gone(facts)
+    found = death.judge(_known(facts, None if gone is None else gone[0]))
+    unknown = found.unknown
+    if found.code == "unknown" and not facts.handling:
+        unknown = ("no exception is being handled: ESR and FAR are of an earlier one",)
+    text, change = (
+        gone[1:] if gone is not None and found.code == gone[0].code else (_text(facts, found), None)
+    )
+    told = tuple(dict.fromkeys((*evidence, *found.evidence)))
+    return Why(found.code, text, told, unknown, change)
+
+
+def _known(facts: Facts, gone: death.Gone | None) -> death.Facts:
+    """Return what the judge needs to know."""
+    stack = facts.stack
+    on_stack = stack is not None and stack.contains(facts.far) and facts.esr.is_abort
+    dead = bool(facts.dying)
+    room = stack is not None and facts.frame_size <= facts.sp - stack.base <= stack.size
+    ordinary = ""
+    if room and (dead or facts.handling) and not (on_stack and facts.handling):
+        ordinary = "the stack is mapped and has room" + (", and the kernel is dying" if dead else "")
+    return death.Facts(
+        sp=facts.sp,
+        stacks=facts.stacks,
+        stack=stack if not facts.stacks else death.holding(facts.sp, facts.stacks),
+        esr=facts.esr if facts.handling else None,
+        far=facts.far if facts.handling else None,
+        frame=facts.frame_size,
+        no_room=facts.handling,
+        in_entry=facts.in_entry and facts.handling,
+        used=facts.used_before,
+        calls=death.Calls([name for name, _ in facts.chain], [size for _, size in facts.chain]),
+        gone=gone,
+        canary=CANARY in facts.dying,
+        end_mark=facts.magic if dead else None,
+        ordinary=ordinary,
     )
 
 
-def _used_up(facts: Facts, stack: Stack, evidence: tuple[str, ...]) -> Why | None:
-    """Judge a stack that was used down to its base, or nearly."""
-    free, used = facts.sp - stack.base, facts.used_before
-    full = -stack.size < free < stack.size * (1 - DEEP) and used is not None and used >= stack.size * DEEP
-    below = facts.handling and facts.esr.is_abort and stack.base - stack.size <= facts.far < stack.base
-    largest = max(facts.chain, key=lambda frame: frame[1], default=("", 0))
-    one = largest[1] > max(ONE_STEP, stack.size // 4)
-    step = f"{largest[0]}'s frame takes {largest[1]} bytes: one function used that much, or SP was changed"
-    if full and facts.frames >= 3 and not (below and one):
-        names = [name for name, _ in facts.chain]
-        often = max(names, key=names.count, default="")
-        times = f", {often} {names.count(often)} times" if names.count(often) > facts.frames // 2 else ""
-        text = f"{facts.frames} frames fill the stack{times}"
-        return Why("deep-call-chain", text, evidence, (step,) if one else ())
-    if not below:
-        return None
-    text = f"the access was {stack.base - facts.far} bytes below the stack"
-    return Why("guard-page-hit", text, evidence, (step if one else "what made that address",))
-
-
-def _dead(facts: Facts, stack: Stack, evidence: tuple[str, ...], on_stack: bool) -> Why | None:
-    """Judge a death, or an exception, with room left on a stack that is mapped."""
-    if CANARY in facts.dying:
-        text = "a frame's canary was overwritten"
-        return Why("stack-corruption", text, (*evidence, f"panic() by {CANARY}"), ("what overwrote it",))
-    if facts.dying and facts.magic is False:
-        text = "the end mark of the stack was overwritten"
-        return Why("stack-corruption", text, evidence, ("whether the stack grew down to it",))
-    room = facts.frame_size <= facts.sp - stack.base <= stack.size
-    if not room or not (facts.handling or facts.dying) or (on_stack and facts.handling):
-        return None
-    what = "the kernel died of something else" if facts.dying else "the exception"
-    text = f"{what}, with room on the stack" if facts.dying else f"{what} has nothing to do with the stack"
-    return Why("not-a-stack-problem", text, evidence)
-
-
-def _lost(facts: Facts, evidence: tuple[str, ...]) -> Why:
-    """Judge a stack on a path that leads nowhere, or elsewhere."""
+def _text(facts: Facts, found: death.Verdict) -> str:
+    """Return a verdict in one sentence."""
     stack = facts.stack
+    if found.code == "deep-call-chain":
+        name, often = death.Calls([name for name, _ in facts.chain]).often
+        times = f", {name} {often} times" if often > len(facts.chain) // 2 else ""
+        return f"{len(facts.chain)} frames fill the stack{times}"
+    if found.code == "guard-page-hit" and stack is not None:
+        if stack.base - stack.size <= facts.far < stack.base and facts.esr.is_abort:
+            return f"the access was {stack.base - facts.far} bytes below the stack"
+        return f"no room for an exception is left above the base of the {stack.kind} stack"
+    if found.code == "not-a-stack-problem":
+        if facts.dying:
+            return "the kernel died of something else, with room on the stack"
+        return "the exception has nothing to do with the stack"
+    return found.evidence[0] if found.evidence else "nothing proves a fault of the stack"
+
+
+def _gone(facts: Facts) -> tuple[death.Gone, str, Change | None] | None:
+    """Return why the stack is on a path that leads nowhere or elsewhere, in a sentence; None if it is not."""
+    stack = facts.stack
+    on_stack = stack is not None and stack.contains(facts.far) and facts.esr.is_abort
+    lost = on_stack and facts.walk is not None and facts.walk.outcome == "fault"
+    if stack is None or (facts.gone is None and not (lost and (facts.handling or facts.in_entry))):
+        return None
     walk = facts.walk if facts.gone is None else facts.gone.walk
     changes = facts.changes if facts.gone is None else facts.gone.changes
-    assert stack is not None and walk is not None
     healthy = (
         f"the stack itself is healthy ({facts.used_before} bytes used); its"
-        if facts.used_before is not None and facts.used_before < stack.size * DEEP
+        if facts.used_before is not None and facts.used_before < stack.size * death.DEEP
         else "the stack's"
     )
     if not changes:
-        last = walk.steps[-1] if walk.steps else None
+        last = walk.steps[-1] if walk is not None and walk.steps else None
         where = "" if last is None else f" at level {last.level} ({last.name}), pa:{last.descriptor_pa:#x}"
         no_older = "which descriptor changed: no snapshot holds this path with other values"
-        return Why("stack-mapping-lost", f"{healthy} mapping was lost{where}", evidence, (no_older,))
+        return (
+            death.Gone("stack-mapping-lost", unknown=(no_older,)),
+            f"{healthy} mapping was lost{where}",
+            None,
+        )
     change = changes[0]
-    code = "lost-entry" if "lost" in change.kinds else "reverted-entry"
     text = (
         f"{healthy} mapping was lost at level {change.level} ({change.name}), descriptor "
         f"pa:{change.descriptor_pa:#x}: {change.after:#x}, which held {change.before:#x} in snapshot "
         f"{change.snapshot}"
     )
-    unknown: tuple[str, ...] = ()
     if {"new", "invalid"} & set(change.kinds):
         was = "the entry was not valid in the snapshot either: not a loss and not a reversal"
-        code, unknown = "stack-mapping-lost", (was,)
-    return Why(code, text, evidence, unknown, change)
+        return death.Gone("stack-mapping-lost", unknown=(was,)), text, change
+    return death.Gone("lost-entry" if "lost" in change.kinds else "reverted-entry"), text, change
 
 
 def _evidence(facts: Facts) -> tuple[str, ...]:

@@ -30,6 +30,9 @@ def path(*raws: int, outcome: str = "fault") -> Walk:
     return cast(Walk, found)
 
 
+FULL = {"far": 8, "sp": BASE + 64, "used_before": 0x3F00, "frames": 30, "in_entry": False}
+
+
 def facts(**changed: Any) -> Facts:
     lost = Facts(
         decode_esr(0x96000046),
@@ -70,8 +73,10 @@ def test_valid_but_other_entry_has_reverted() -> None:
         ({"far": BASE - 16, "walk": None}, "guard-page-hit"),
         ({"far": 8, "walk": None, "in_entry": False}, "not-a-stack-problem"),
         ({"handling": False, "in_entry": False}, "unknown"),
-        ({"far": 8, "sp": BASE + 64, "used_before": 0x3F00, "frames": 30}, "deep-call-chain"),
-        ({"far": 8, "sp": BASE + 64, "used_before": 0x3F00, "frames": 1}, "unknown"),
+        ({**FULL, "chain": [(f"f{n}", 0x200) for n in range(30)]}, "deep-call-chain"),
+        ({**FULL, "chain": [("f", 0x3F00)]}, "guard-page-hit"),
+        ({**FULL, "chain": [("f", 0x300)] * 3}, "guard-page-hit"),
+        ({**FULL, "chain": [("f", 0x40)] * 4}, "deep-call-chain"),
         ({"walk": path(1, 1, outcome="mapped")}, "unknown"),
     ],
 )
@@ -139,10 +144,16 @@ def test_one_step_down_to_the_guard_is_no_chain_of_calls() -> None:
     assert explain(facts(**full, chain=even)).code == "deep-call-chain"
     told = explain(facts(**full, chain=[*even, ("g", 0x3000)]))
     assert told.code == "guard-page-hit"
-    assert "g's frame takes 12288 bytes" in told.unknown[0]
-    margin = explain(facts(**{**full, "far": 8, "sp": BASE + 64}, chain=[*even, ("g", 0x3000)]))
-    assert margin.code == "deep-call-chain"
-    assert "SP was changed" in margin.unknown[0]
+    assert any("g's frame takes 12288 bytes" in line for line in told.evidence)
+    assert "SP was changed" in told.unknown[0]
+
+
+def test_an_sp_in_none_of_the_stacks_is_the_problem_itself() -> None:
+    other = Stack("irq", BASE - 0x10_0000, BASE - 0xF_C000)
+    far = {"far": BASE + 0x20_0000, "sp": BASE + 0x20_0000, "walk": None}
+    assert explain(facts(**far, stacks=(STACK, other))).code == "sp-corrupted"
+    assert explain(facts(**far)).code == "unknown"
+    assert explain(facts(**far, stacks=(STACK, other), handling=False)).code == "unknown"
 
 
 def test_registers_are_named_after_the_level_of_the_kernel() -> None:
