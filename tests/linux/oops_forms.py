@@ -18,7 +18,8 @@ Form = Callable[[Rows], list[str]]
 def rows(name: str) -> Rows:
     """Return the lines of a log of the tests, with their time stamps."""
     found, last = [], "0.000000"
-    for line in lines(name):
+    for raw in lines(name):
+        line = raw.replace("\x1b[6n", "")
         match = STAMPED.match(line)
         last = match[1] if match is not None else last
         found.append((last, match[2] if match is not None else line))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -17,6 +17,8 @@ WIDE = 100
 """Columns above which a log was not wrapped."""
 SOFT = range(60, 78)
 """Characters of a row of quoted-printable that ends with a soft break, the `=` included (RFC 2045: 76)."""
+MAX_WORDS = 1 << 14
+"""Words of a log that are remembered."""
 MAX_ROWS = 12
 """Rows of one wrapped line."""
 
@@ -28,17 +30,19 @@ _CHARACTERS = {
     **dict.fromkeys((0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD), None),
 }
 _QUOTED_PRINTABLE = re.compile(r"=(?:3D|20|09|C2=A0)", re.IGNORECASE)
+_ASSIGNED = re.compile(r"\b(?:pgdp?|p4d|pud|pmd|pte|ESR|FAR|EC|EA|SET|FnV|CM|WnR|ISV|ISS|FSC)\s?=$")
 _DECODED = {"=3d": "=", "=20": " ", "=09": "\t", "=c2=a0": " "}
 _ENTITIES = {"&gt;": ">", "&lt;": "<", "&nbsp;": " ", "&quot;": '"', "&amp;": "&"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 _OPEN = re.compile(
-    r"(?:Internal error:|Kernel panic - not(?: syncing:?)?|not syncing: .{0,60}\b(?:in|at|the|to|by)|"
-    r"\b(?:pc|lr|sp|x\d{1,2}) ?:|(?:PC|LR) is at|Comm:|PID:|CPU:|UID:|Not|Not tainted|Tainted:(?: [A-Z])*|"
+    r"(?:Internal error:|Kernel panic(?: -(?: not(?: syncing:?)?)?)?|"
+    r"not syncing: .{0,60}\b(?:in|at|the|to|by)|"
+    r"\b(?:pc|lr|sp|x\d{1,2}) ?:|(?:PC|LR) is at|Comm:|PID:|CPU:|UID:|Not|Not tainted|Tainted:[A-Z -]*|"
     r"Unable to(?: handle(?: kernel.{0,50})?)?|virtual address|at virtual|paging request(?: at)?|"
     r"\b(?:pgd|p4d|pud|pmd|pte) ?=|(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]{16},|pgdp? ?=|-bit VAs,|k pages,|"
     r"pgtable:|ESR ?[:=]|FAR ?[:=]|EC =|code|Task stack:|IRQ stack:|Overflow stack:|-- [A-Z]\w{2,5}|"
     r"kernel BUG at|Bad mode in(?: \w+){0,3}|exitcode=?|^\[[0-9a-f]{16}\]|x\d{1,2}: [0-9a-f]{1,15}|"
-    r"pstate:|\bdetected on)$"
+    r"pstate:|\bdetected on|corrupted(?: in:?)?)$"
 )
 """What a line cannot end with: something has to follow."""
 _GOES_ON = re.compile(r",? ?\*?(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]")
@@ -49,6 +53,9 @@ _WHOLE = re.compile(
     r"\baddress [0-9a-f]{16}(?![0-9a-f])|\[[0-9a-f]{16}\]|pstate: [0-9a-f]{8} |"
     r"\b(?:Not tainted|Comm|PID|kernel stack overflow|handle exception|virtual address|dereference|"
     r"paging request|syncing|Call trace|linux,dummy-virt|PREEMPT|SMP|tainted|current EL|DABT|stack|Task|"
+    r"corrupted|detected|inside|scheduler|interrupt|Fatal|Attempted|exitcode|memory|blocked|lockup|hung|tasks|"
+    r"Asynchronous|SError|Interrupt|unable|mount|system|working|found|enabled|killed|killing|init|handler|"
+    r"synchronous|external|abort|undefined|instruction|read-only|write|address|kernel|handle|Unable|panic|"
     r"Overflow|Hardware name|Internal error|Insufficient|exception|pages|pgtable|VAs|Tainted|space)\b"
 )
 """Words and values of the kernel's that are whole: to tell a line that was cut from one that was folded."""
@@ -99,33 +106,41 @@ class Normaliser:
 
     columns: Columns = field(default_factory=Columns)
     """Columns that stand in front of known lines."""
+    printable: bool = False
+    """True if the log is in quoted-printable: a `=` at the end of a row is a mailer's fold."""
+    words: set[str] = field(default_factory=set)
+    """Words that stand within rows: whole ones."""
     terminal: int = 0
     """Columns at which rows are cut in the middle of words; 0 if they are not."""
     pending: _Open | None = None
 
     def lines(self, rows: Sequence[Row], *, last: bool = True) -> Iterator[Line]:
         """Go through the lines in `rows`, which follow the ones given before; `last` if no more follow."""
-        pieces = self._whole([(row.number, piece) for row in rows for piece in _split(row.raw)])
-        for (number, text), line in zip(pieces, self._peeled([text for _, text in pieces]), strict=True):
-            yield from self._row(number, text, line)
+        pieces = [(at, piece, text) for at, text in self._whole(rows) for piece in _split(text)]
+        for (at, piece, row), line in zip(pieces, self._peeled([p for _, p, _ in pieces]), strict=True):
+            yield from self._row(at, row if row.endswith(piece) else piece, line)
         if last:
             yield from self._flush()
 
-    def _whole(self, pieces: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Join rows that were cut at a width: by a terminal, or by quoted-printable's soft breaks."""
+    def _whole(self, rows: Sequence[Row]) -> list[tuple[int, str]]:
+        """Join rows that were cut at a width: by quoted-printable's soft breaks, or by a terminal."""
         found: list[tuple[int, str]] = []
         soft = False
-        for number, raw in pieces:
-            text = _clean(raw)
-            if soft and found:
-                found[-1] = (found[-1][0], (found[-1][1] + text)[:MAX_LINE])
+        self.printable = self.printable or _quoted_printable(rows)
+        for row in rows:
+            text = _clean(row.raw[: 64 * MAX_LINE])
+            if soft:
+                found[-1] = (found[-1][0], found[-1][1] + text)
             else:
-                found.append((number, text))
-            soft = text.endswith("=") and len(raw) in SOFT
+                found.append((row.number, text))
+            soft = self.printable and text.endswith("=") and len(found[-1][1]) < MAX_LINE
             if soft:
                 found[-1] = (found[-1][0], found[-1][1][:-1])
-        peeled = self._peeled([text for _, text in found])
-        self.terminal = _terminal([len(text) for _, text in found], peeled) or self.terminal
+        texts = [text for _, text in found]
+        peeled = self._peeled(texts)
+        if len(self.words) < MAX_WORDS:
+            self.words.update(word for text in texts for word in text.split()[1:-1])
+        self.terminal = _terminal(texts, peeled, self.words) or self.terminal
         if not self.terminal:
             return found
         joined: list[tuple[int, str]] = []
@@ -185,7 +200,7 @@ class Normaliser:
             return fewer
         if _GOES_ON.match(text) and _WALK.search(before.text) and not line.time:
             return True
-        if known and not (fewer and _wrapped_frame(before, text)):
+        if known and not ((fewer or not line.stamped) and _wrapped_frame(before, text)):
             return False
         if _OPEN.search(before.text):
             return (fewer or same) and not (same and line.time and line.time != before.peeled.time)
@@ -199,10 +214,21 @@ def _glue(before: _Open, text: str) -> str:
     """Return what stood between two rows: a space, or nothing where a word was cut."""
     if text.startswith(",") and _GOES_ON.match(text):
         return ""
-    cut, folded = before.text + text, f"{before.text} {text}"
-    edge = slice(max(0, len(before.text) - 60), len(before.text) + 80)
-    whole, parts = len(_WHOLE.findall(cut[edge])), len(_WHOLE.findall(folded[edge]))
-    return "" if whole > parts and not before.flowed else " "
+    return "" if _cut_scores(before.text, text) > 0 and not before.flowed else " "
+
+
+def _cut_scores(before: str, text: str) -> int:
+    """Count the words and values that are whole if two rows are joined, less those that are with a space."""
+    edge = slice(max(0, len(before) - 60), len(before) + 80)
+    return len(_WHOLE.findall((before + text)[edge])) - len(_WHOLE.findall(f"{before} {text}"[edge]))
+
+
+def _quoted_printable(rows: Sequence[Row]) -> bool:
+    """Tell whether a log is in quoted-printable (RFC 2045)."""
+    ends = [row.raw for row in rows if row.raw.endswith("=") and len(row.raw) in SOFT]
+    if ends and any(_QUOTED_PRINTABLE.search(row.raw) for row in rows):
+        return True
+    return len(ends) > 1 and not any(_ASSIGNED.search(raw) for raw in ends)
 
 
 def _stamped(peeled: Sequence[Peeled]) -> bool:
@@ -210,18 +236,30 @@ def _stamped(peeled: Sequence[Peeled]) -> bool:
     return sum(line.stamped for line in peeled) > len(peeled) // 3
 
 
-def _terminal(widths: Sequence[int], peeled: Sequence[Peeled]) -> int:
+def _terminal(texts: Sequence[str], peeled: Sequence[Peeled], words: Set[str]) -> int:
     """Return the width at which a terminal cut rows: all that go on have it, and none is longer."""
-    longest, stamped = max(widths, default=0), _stamped(peeled)
+    longest, stamped = max(map(len, texts), default=0), _stamped(peeled)
     if not NARROW <= longest <= WIDE:
         return 0
     cut = [
-        width
-        for width, line, after in zip(widths, peeled, peeled[1:], strict=False)
-        if after.text.strip()
+        (text, after.text)
+        for text, line, after in zip(texts, peeled, peeled[1:], strict=False)
+        if len(text) >= NARROW
+        and after.text.strip()
         and (line.stamped and not after.stamped if stamped else not _known(after.text.strip()))
     ]
-    return longest if len(cut) > 1 and sum(width == longest for width in cut) >= 0.9 * len(cut) else 0
+    if len(cut) < 2 or any(len(text) < longest for text, _ in cut):
+        return 0
+    score = sum(_cut_scores(text, after) + _joined(words, text, after) for text, after in cut)
+    return longest if score > 0 or (score == 0 and len(cut) > 2) else 0
+
+
+def _joined(words: Set[str], text: str, after: str) -> int:
+    """Tell whether the word at the edge of two rows stands elsewhere: whole (1), or its halves do (-1)."""
+    if text.endswith(" ") or after.startswith(" "):
+        return 0
+    left, right = text.rpartition(" ")[2], after.partition(" ")[0]
+    return int(left + right in words) - int(left in words and right in words)
 
 
 def _known(text: str) -> bool:
@@ -231,7 +269,7 @@ def _known(text: str) -> bool:
 
 def _wrapped_frame(before: _Open, text: str) -> bool:
     """Tell whether a symbol stands on a row of its own because the words before it filled theirs."""
-    waits = re.search(r"\b(?:pc|lr) ?:$|is at$", before.text) is not None
+    waits = re.search(r"\b(?:pc|lr|in) ?:$|is at$|\bin$", before.text) is not None
     return waits and FRAME_LINE.match(text) is not None
 
 

@@ -47,6 +47,7 @@ WORDS = (
     b"INFO: task",
     b"Booting",
     b"Linux version",
+    b"Linux\xc2\xa0version",
 )
 """Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
 
@@ -211,6 +212,12 @@ def _next(data: bytes, position: int, hits: dict[bytes, int]) -> int:
         stop = len(data) if stop < 0 else stop
         after = data.find(b"\n", stop + 1)
         two = data[max(start, at - 256) : min(after if after >= 0 else len(data), at + 512)]
-        if say.TRIGGERS.search(_BLANK.sub(" ", two.decode("utf-8", "replace"))) is not None:
+        if _triggers(two.decode("utf-8", "replace")):
             return start
         position = min(stop + 1, len(data))
+
+
+def _triggers(rows: str) -> bool:
+    """Tell whether a row, joined with the next one in whichever way it was wrapped, may begin a report."""
+    folded, cut = _BLANK.sub(" ", rows), rows.replace("=\n", "").replace("\n", "")
+    return say.TRIGGERS.search(folded) is not None or say.TRIGGERS.search(cut) is not None

@@ -111,7 +111,7 @@ class Columns:
 
     def learn(self, text: str) -> None:
         """Look at a line whose known layers are gone: what stands before words that the kernel prints?"""
-        found = ANCHOR.search(text, 0, MAX_COLUMN) or FRAME_LINE.search(text, 0, 2 * MAX_COLUMN)
+        found = ANCHOR.search(text, 0, MAX_COLUMN)
         column = text[: found.start()] if found is not None else ""
         if not column.strip() or len(column) > MAX_COLUMN or _VALUE.search(column) is not None:
             return

@@ -1,0 +1,125 @@
+"""The form of a log changes nothing: prefixes, folds and coats of every real log give the same answers."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+
+import pytest
+from oops_forms import COATS, FOLDS, PREFIXES, rows
+from oops_logs import LOGS
+
+from ptinspect.linux.oops.analysis import Panic, analyse
+
+NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
+USUAL = ("console", "no stamps", "quoted", "journalctl")
+"""Prefixes that are combined with every fold and every coat."""
+WIDEST = 50
+"""Columns of a prefix with which lines are wrapped: beyond them nothing would be left beside it."""
+
+
+def facts(panic: Panic) -> dict[str, object]:
+    """Return what a death's report holds and what was concluded; where and when it was printed left out."""
+    incident, found = panic.incident, panic.facts
+    first = incident.first
+    values = {**vars(first), "line": 0, "time": "", "headline": ""}
+    return values | {
+        "message": incident.message,
+        "code": panic.verdict.code,
+        "panic": incident.panic,
+        "later": incident.later_count,
+        "architecture": incident.architecture,
+        "used": found.used,
+        "recursion": found.recursion,
+        "walk": found.path,
+        "calls": found.chain,
+    }
+
+
+def read(text: list[str]) -> list[dict[str, object]]:
+    return [facts(panic) for panic in analyse("\n".join(text).encode()).panics]
+
+
+@functools.cache
+def plain(name: str) -> list[dict[str, object]]:
+    return read(PREFIXES["console"](rows(name)))
+
+
+def width(prefix: str) -> int:
+    return len(PREFIXES[prefix]([("0.1", "")])[0])
+
+
+def different(name: str, fold: str, prefix: str, coat: str) -> dict[str, tuple[object, object]]:
+    """Return what differs in one form of a log."""
+    found = read(COATS[coat](FOLDS[fold](PREFIXES[prefix](rows(name)))))
+    if len(found) != len(plain(name)):
+        return {"deaths": (len(plain(name)), len(found))}
+    return {
+        key: (old[key], new[key])
+        for old, new in zip(plain(name), found, strict=True)
+        for key in old
+        if old[key] != new[key]
+    }
+
+
+def possible(fold: str, prefix: str, coat: str) -> bool:
+    """Tell whether a form leaves something to read: room beside the prefix, one fold, a mark of a cut."""
+    if fold == "not folded" and coat == "as it is":
+        return True
+    twice = fold != "not folded" and coat == "quoted-printable"
+    unmarked = fold.startswith("terminal") and "no stamps" in prefix
+    return width(prefix) <= WIDEST and not twice and not unmarked
+
+
+def wrong(names: list[str], forms: list[tuple[str, str, str]]) -> list[object]:
+    return [
+        (name, *form, what)
+        for name in names
+        for form in forms
+        if possible(*form) and (what := different(name, *form))
+    ]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_prefix_changes_nothing(prefix: str) -> None:
+    assert wrong(NAMES, [("not folded", prefix, "as it is")]) == []
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_a_fold_changes_nothing(fold: str) -> None:
+    assert wrong(NAMES, [(fold, prefix, "as it is") for prefix in USUAL]) == []
+
+
+@pytest.mark.parametrize("coat", COATS)
+def test_a_coat_changes_nothing(coat: str) -> None:
+    assert wrong(NAMES, [("not folded", prefix, coat) for prefix in USUAL]) == []
+
+
+@pytest.mark.parametrize("name", ["4.17-lkml-kpti", "6.12-recursion", "5.10-entry-reverted-8-cpus"])
+def test_every_combination_changes_nothing(name: str) -> None:
+    forms = [
+        (fold, prefix, coat)
+        for fold in FOLDS
+        for prefix in PREFIXES
+        for coat in COATS
+        if coat == "as it is" or prefix in USUAL
+    ]
+    assert wrong([name], forms) == []
+
+
+DECODED: Callable[[str], str] = functools.partial(
+    re.sub,
+    r"\b([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+",
+    r"\1 (kernel/file.c:123 (discriminator 2))",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decode_stacktrace_keeps_the_verdict_and_the_functions(name: str) -> None:
+    text = [DECODED(line) for line in PREFIXES["console"](rows(name))]
+    found = read(text)
+    for old, new in zip(plain(name), found, strict=True):
+        assert [f.partition("+")[0] for f in old["trace"]] == list(new["trace"])  # type: ignore[attr-defined]
+        if old["recursion"] is None:
+            assert old["code"] == new["code"]
