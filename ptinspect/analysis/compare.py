@@ -199,6 +199,11 @@ def kinds_of(before: int, after: int, level: int, regime: Regime) -> tuple[str, 
     return names(int(judge(one, other, level, regime)[0]))
 
 
+def is_older(before: int, after: int, level: int, regime: Regime) -> bool:
+    """Tell whether a descriptor leads elsewhere with bit 11 clear, as `Differences.older` does of many."""
+    return bool({"retargeted", "kind"} & {*kinds_of(before, after, level, regime)} and not after & int(BIT11))
+
+
 def only_bit11(kinds_found: tuple[str, ...]) -> bool:
     """Tell whether the words of a change say no more than that bit 11 of a valid descriptor changed."""
     return set(kinds_found) <= set(KINDS[:4])

@@ -10,6 +10,7 @@ from ptinspect.analysis.check_pair import Pair, check_pair
 from ptinspect.analysis.diff import diff
 from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.linux.contents import Contents, Part, in_words
+from ptinspect.linux.kpti.verdict import judge
 from ptinspect.linux.naming import LAYOUT, REGIONS
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
@@ -67,6 +68,12 @@ def test_check_names_what_was_lost_too() -> None:
     answer = next(f for f in report.result["findings"] if f["rule"] == "entry-lost")
     assert answer["held_total"] == STACKS + 2
     assert "15 task stacks" in " ".join(render(report).split())
+
+
+def test_the_verdict_names_what_hung_below() -> None:
+    told = judge(*kernel())
+    assert told.code == "lost-write"
+    assert "15 task stacks: 1 task/0" in told.evidence[0] and "IRQ stack of cpu 0" in told.evidence[0]
 
 
 def test_what_was_not_mapped_is_not_named_and_names_stand_once() -> None:

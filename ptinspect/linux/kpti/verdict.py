@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 
 from ptinspect.analysis.changes import Change
+from ptinspect.analysis.compare import is_older
 from ptinspect.analysis.diff import diff
 from ptinspect.arch.bits import MASK64
-from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.linux.contents import Contents, in_words, took
 from ptinspect.linux.kpti.code import KptiCode
 from ptinspect.linux.kpti.position import restores_tables
 from ptinspect.linux.kpti.state import MOSTLY, census, tables_by_level
@@ -97,7 +98,9 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
     empty = {(c.level, c.va_start) for c in slots}
     damaged = [c for c in found.changes if (c.level, c.va_start) not in empty]
     reverted = [c for c in damaged if c.older]
-    said = [_said(c, before, after) for c in (reverted or damaged)[:LISTED]]
+    named = (reverted or damaged)[:LISTED]
+    held = Contents.of_changes(before, named)
+    said = [_said(c, before, after, held) for c in named]
     if total > len(said):
         said.append(f"and {total - len(said)} more that are lost or lead elsewhere")
     return Verdict("reverted-entry" if reverted else "lost-write", tuple(said), notes)
@@ -115,10 +118,12 @@ def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list
     return [c for c in pages if names.name(c.va_start) == FIXMAP]
 
 
-def _said(change: Change, before: Snapshot, after: Snapshot) -> str:
+def _said(change: Change, before: Snapshot, after: Snapshot, held: Contents) -> str:
     old = "unreadable" if change.before is None else f"{change.before:#x}"
     now = "unreadable" if change.after is None else f"{change.after:#x}"
     weight = f", {change.leaves_before} leaves hung below it" if change.leaves_before else ""
+    parts = held.of(change.va_start, change.va_end) if took(change) else ()
+    weight += f": {in_words(parts)}" if parts else ""
     return (
         f"level {change.level}, descriptor pa:{change.descriptor_pa:#x} for {change.va_start:#x}: "
         f"{old} in {before.name}, {now} in {after.name}{weight}"
@@ -140,7 +145,7 @@ def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
         total += len(wrong)
         for at in wrong[: LISTED - len(said)].tolist():
             stored, holds = int(recording.new[last[at]]), int(now[at])
-            reverted = reverted or (holds & 1 == 1 and not holds & BIT11 and (holds ^ stored) & ~BIT11 != 0)
+            reverted = reverted or is_older(stored, holds, level, after.regime)
             said.append(
                 f"level {level}, descriptor pa:{int(recording.pa[last[at]]):#x} for "
                 f"{int(recording.va[last[at]]):#x}: the rewrite stored {stored:#x}, it holds {holds:#x}"
