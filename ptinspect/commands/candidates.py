@@ -55,6 +55,12 @@ SYSTEM: Mapping[str, str] = {
     "TPIDRRO": "software's own; kpti: x30 of EL0",
     "CONTEXTIDR": "context of the process",
     "HCR": "hypervisor configuration",
+    "HCRX": "more of it: who may use TCR2_EL1",
+    "TCR2": "indirect permissions, overlays, on or off",
+    "PIR": "what each index lets the kernel do",
+    "PIRE0": "what each index lets EL0 do",
+    "POR": "what an overlay leaves of permissions",
+    "MAIR2": "memory types 8 to 15",
 }
 """Name without the exception level -> what it is. Source: Arm ARM, chapter D23."""
 

@@ -16,7 +16,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.errors import GuestError, MemoryReadError, UserError
 from ptinspect.linux import placement
 from ptinspect.linux.image import FIRST_CODE, KernelImage
-from ptinspect.linux.releases import image_in_upper_half, mair_el1, parse
+from ptinspect.linux.releases import image_in_upper_half, indirect_permissions, mair_el1, parse
 from ptinspect.linux.roots import VARIANTS_52
 from ptinspect.linux.vmcoreinfo import VmcoreInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -130,6 +130,11 @@ class _Candidate:
         tcr = size | size << 16 | TG0[self.granule_bits] << 14 | TG1[self.granule_bits] << 30
         tcr |= 3 << 12 | 3 << 28 | (6 if regime.pa_bits == 52 else 5) << 32 | int(regime.ds) << 59
         system = {"TTBR1_EL1": self.root, "TCR_EL1": tcr, "MAIR_EL1": mair, "SCTLR_EL1": 1}
+        known = parse(self.release)
+        indirect = ", indirect permissions (TCR2_EL1)"
+        if known is not None and not indirect_permissions(known):
+            system["TCR2_EL1"] = 0
+            indirect = ""
         if self.va_bits > 48:
             width = "addresses of 52 bits in descriptors are assumed"
         else:
@@ -137,8 +142,8 @@ class _Candidate:
         said = (
             *self.said,
             why,
-            f"{width}; hardware management of the Access flag and of dirty state, WXN, TTBR0 and "
-            "the tasks that CPUs run (SP_EL0) are unknown",
+            f"{width}; hardware management of the Access flag and of dirty state, WXN{indirect}, "
+            "TTBR0 and the tasks that CPUs run (SP_EL0) are unknown",
         )
         return Derived(PhysAddr(self.root), self.provenance, system, said, self.release)
 

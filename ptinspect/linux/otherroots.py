@@ -53,8 +53,12 @@ def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
     pgd = _pgd(view, task, "mm")
     if pgd is None:
         raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))
-    root = Root(view.pa_of(pgd), f"mm->pgd of {_name(task)}")
-    return OtherRoot(root, regime_from_registers(state, False), "user", _mm(view, task, "mm"))
+    root, regime = Root(view.pa_of(pgd), f"mm->pgd of {_name(task)}"), regime_from_registers(state, False)
+    if regime.e0poe and task != tasks.current(state):
+        regime = replace(
+            regime, doubt=regime.doubt or "POR_EL0 is that of the task that runs, not of this one"
+        )
+    return OtherRoot(root, regime, "user", _mm(view, task, "mm"))
 
 
 def current_tables(view: GuestView, state: CpuState) -> OtherRoot:

@@ -95,6 +95,14 @@ def image_in_upper_half(release: Release) -> bool:
     return release.series >= (5, 4)
 
 
+def indirect_permissions(release: Release) -> bool:
+    """Tell whether the kernel uses indirect permissions where the CPU has them (FEAT_S1PIE).
+
+    Source: Linux commit 9e9bb6ede00a ("arm64: enable Permission Indirection Extension (PIE)") (in v6.5).
+    """
+    return release.series >= (6, 5)
+
+
 NO_BPF_REGION: Mapping[Series, int] = {(5, 15): 17, (5, 16): 3}
 """Stable release -> its first version in which BPF programs have no part of the address space."""
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers
-from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.arch.sysregs import CpuState, current_regime, root_pa, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.locate import Locator
@@ -245,12 +245,12 @@ class GuestView:
         return PhysAddr(self._pages[page] + va - page)
 
     def _lower(self, va: int) -> PhysAddr:
-        regime = regime_from_registers(self.state, False)
+        regime = regime_from_registers(self.state, False, current_regime(self.state))
         if not regime.mmu_on:
             return PhysAddr(va)
         found = walk(self.memory, va, root_pa(self.state, regime), regime)
         if found.pa is None:
-            raise GuestError(f"{va:#x} is not mapped under TTBR0: {found.reason}")
+            raise GuestError(f"{va:#x} is not mapped under {regime.register('TTBR0')}: {found.reason}")
         return found.pa
 
     def read_virt(self, va: int, length: int) -> bytes:

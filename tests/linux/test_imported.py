@@ -9,6 +9,8 @@ import pytest
 from builders import KERNEL_TEXT, REGIMES, TreeBuilder
 
 from ptinspect.arch.bits import PhysAddr
+from ptinspect.arch.regime import regime_from_registers
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
 from ptinspect.linux import imported, placement
 from ptinspect.linux.imported import Wishes, derive
@@ -92,3 +94,16 @@ def test_releases_tell_mair() -> None:
     assert imported._mair("Linux version 5.10.0-32", None)[0] == 0xC_0400_BB44_FFFF
     with pytest.raises(UserError, match="MAIR"):
         imported._mair("3.18", None)
+
+
+@pytest.mark.parametrize(
+    ("release", "doubt"), [("5.10.0", False), ("6.4.16", False), ("6.5.0", True), ("7.2.6", True), ("", True)]
+)
+def test_a_kernel_from_before_indirect_permissions_has_direct_ones(release: str, doubt: bool) -> None:
+    """Linux uses FEAT_S1PIE from v6.5 on; a dump does not tell whether the CPU has it."""
+    wishes = Wishes(mair=0xFF)
+    candidate = imported._Candidate(0x4000_0000, "", 12, 48, release, (), None)
+    found = candidate.derived(wishes)
+    state = CpuState(0, (0,) * 31, 0, 0, 0x3C5, found.system)
+    assert bool(regime_from_registers(state, True).doubt) == doubt
+    assert any("indirect permissions" in said for said in found.said) == doubt

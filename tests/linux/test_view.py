@@ -208,6 +208,18 @@ def test_user_addresses_go_through_ttbr0(kernel: KernelImage) -> None:
         view.pa_of(0x50_0000)
 
 
+def test_addresses_of_a_cpu_at_el2_go_through_its_own_table(kernel: KernelImage) -> None:
+    guest = Guest()
+    hyp = TreeBuilder(regime_4k(upper=False), memory=guest.memory, tables_at=0x4700_0000, root=0x4600_0000)
+    hyp.map(0x40_0000, 0x4111_1000)
+    el2 = {"TTBR0_EL2": 0x4600_0000, "TCR_EL2": 16 | 5 << 16, "SCTLR_EL2": 1, "MAIR_EL2": 0, "TTBR0_EL1": 0}
+    view = guest.view(kernel, dataclasses.replace(guest.cpu(**el2), pstate=0x3C9))
+    assert view.pa_of(0x40_0123) == 0x4111_1123
+    assert view.pa_of(guest.va(0x1_0800)) == IMAGE_PA + 0x1_0800
+    with pytest.raises(GuestError, match="not mapped under TTBR0_EL2"):
+        view.pa_of(0x50_0000)
+
+
 # -- before there is a kernel -------------------------------------------------------------------
 
 RESET = {"TTBR1_EL1": 0, "TCR_EL1": 0, "SCTLR_EL1": 0, "VBAR_EL1": 0, "TTBR0_EL1": 0}

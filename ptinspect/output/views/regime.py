@@ -10,6 +10,7 @@ from ptinspect.arch.sysregs import (
     decode_mair,
     decode_sctlr,
     decode_tcr,
+    decode_tcr2,
     decode_ttbr,
     describe_pstate,
     register_of_regime,
@@ -235,6 +236,11 @@ def _controls(state: CpuState) -> list[Note]:
         flags = {"A1": found.a1, "AS": found.asid16, "HA": found.ha, "HD": found.hd, "DS": found.ds}
         words = " ".join(f"{n}={int(v)}" for n, v in flags.items())
         notes.append(Note(f"TCR   {tcr:#018x}  T0SZ={found.t0sz} T1SZ={found.t1sz} IPS={found.ips} {words}"))
+    tcr2 = _register(state, "TCR2")
+    if tcr2 is not None:
+        more = decode_tcr2(tcr2)
+        flags = {"PIE": more.pie, "POE": more.poe, "E0POE": more.e0poe, "AIE": more.aie, "PnCH": more.pnch}
+        notes.append(Note(f"TCR2  {tcr2:#018x}  " + " ".join(f"{n}={int(v)}" for n, v in flags.items())))
     return notes
 
 
