@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import PtinspectError
-from ptinspect.linux.layout.choice import chosen, layout, of_variant, view_layout
+from ptinspect.linux.layout.choice import chosen, layout, of_variant, view_layout, with_shadow
 from ptinspect.linux.layout.geometry import TOP, Geometry, by_name, variant_of
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.releases import parse
@@ -116,7 +116,7 @@ def geometry_of(snapshot: Snapshot) -> Geometry | None:
     stored = by_name(said, snapshot.regime) if said else None
     release = parse(snapshot.meta.kernel)
     if stored is not None and (release is None or variant_of(release) is stored.variant):
-        return stored
+        return with_shadow(stored, snapshot)
     return chosen(snapshot) or stored
 
 

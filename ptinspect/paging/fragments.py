@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +46,22 @@ class Fragments:
     """The first descriptor."""
     hierarchy: NDArray[np.uint8]
     """Bits [62:59] of the tables above, combined by or; 0 if TCR_EL1.HPD switches them off."""
+    again: NDArray[np.bool_]
+    """True where all leaves lead to one page instead."""
 
     def __len__(self) -> int:
         return int(self.va.shape[0])
+
+    def __getitem__(self, which: Rows | NDArray[np.bool_]) -> Fragments:
+        return Fragments(
+            self.level,
+            self.va[which],
+            self.pa[which],
+            self.count[which],
+            self.raw[which],
+            self.hierarchy[which],
+            self.again[which],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +71,24 @@ class _Visits:
     row: Rows
     va: Words
     hierarchy: NDArray[np.uint8]
+    pages: NDArray[np.int64]
+    """0; else the row is of any level, and this many leaves are those of tables that repeat one page."""
 
     def __len__(self) -> int:
         return int(self.row.shape[0])
 
     def __getitem__(self, which: slice | NDArray[np.bool_] | Rows) -> _Visits:
-        return _Visits(self.row[which], self.va[which], self.hierarchy[which])
+        return _Visits(self.row[which], self.va[which], self.hierarchy[which], self.pages[which])
+
+    @staticmethod
+    def joined(parts: Sequence[_Visits]) -> _Visits:
+        """Return all of some parts, one after the other."""
+        return _Visits(
+            np.concatenate([part.row for part in parts]),
+            np.concatenate([part.va for part in parts]),
+            np.concatenate([part.hierarchy for part in parts]),
+            np.concatenate([part.pages for part in parts]),
+        )
 
 
 class Expansion:
@@ -78,8 +103,12 @@ class Expansion:
         max_visits: int = MAX_VISITS,
         *,
         once: bool = False,
+        repeated: bool = False,
     ) -> None:
-        """Go through `window`; with `once`, a table once for each set of bits inherited, at its lowest va."""
+        """Go through `window`; with `once`, a table once for each set of bits inherited, at its lowest va.
+
+        With `repeated`, tables all of whose entries are one page, or one such table, are one stretch.
+        """
         self._snapshot = snapshot
         self._regime = snapshot.regime
         self._window = window
@@ -88,6 +117,7 @@ class Expansion:
         self._max_visits = max_visits
         self._once = once and window.whole
         self._index = TableIndex(snapshot.tables)
+        self._repeats = _Repeats(snapshot, self._index) if repeated and not once else None
         self.truncated = ""
         """Why not everything was followed; empty if it was."""
         self.unreadable = 0
@@ -104,6 +134,7 @@ class Expansion:
             np.zeros(1, dtype=np.intp),
             np.array([int(self._regime.va_min)], dtype=np.uint64),
             np.zeros(1, dtype=np.uint8),
+            np.zeros(1, dtype=np.int64),
         )
         deepest = min(max(self._levels, default=self._regime.start_level - 1), LEVEL_LAST)
         step = max(CHUNK_WORDS // self._snapshot.tables.raw.shape[1], 1)
@@ -118,20 +149,20 @@ class Expansion:
                 if not wanted and not descend:
                     break
                 part = visits[start : start + step]
-                raw = take_rows(self._snapshot.tables.raw, part.row)
+                tables, alike = part[part.pages == 0], part[part.pages > 0]
+                raw = self._snapshot.tables.raw[:0]
+                if len(tables):
+                    raw = take_rows(self._snapshot.tables.raw, tables.row)
                 if wanted:
-                    wanted = collect(self._stretches(part, raw, level))
+                    wanted = collect(self._with_repeated(self._stretches(tables, raw, level), alike))
                 if descend:
-                    below.append(self._children(part, raw, level))
+                    found = _Visits.joined([self._children(tables, raw, level), alike])
+                    below.append(found[np.argsort(found.va, kind="stable")])
             visits = self._bounded(below, level)
 
     def _bounded(self, below: list[_Visits], level: int) -> _Visits:
         """Join the tables found below `level`, as many as are followed."""
-        visits = _Visits(
-            np.concatenate([v.row for v in below]),
-            np.concatenate([v.va for v in below]),
-            np.concatenate([v.hierarchy for v in below]),
-        )
+        visits = _Visits.joined(below)
         if self._once:
             key = visits.row * (int(HIERARCHY_MASK) + 1) + visits.hierarchy
             visits = visits[np.sort(np.unique(key, return_index=True)[1])]
@@ -161,7 +192,43 @@ class Expansion:
             count=end - slot + 1,
             raw=start,
             hierarchy=visits.hierarchy[row],
+            again=np.zeros(row.shape, dtype=np.bool_),
         )
+
+    def _with_repeated(self, found: Fragments, alike: _Visits) -> Fragments:
+        """Add the stretches of one page, as far as they are wanted; in order of va."""
+        if self._repeats is None or found.level < LEVEL_LAST or not len(alike):
+            return found
+        regime, window = self._regime, self._window
+        page = np.uint64(regime.granule)
+        last = alike.va + alike.pages.astype(np.uint64) * page - np.uint64(1)
+        first = np.maximum(alike.va, np.uint64(window.low & ~(regime.granule - 1)))
+        last = np.minimum(last, np.uint64(window.high))
+        raw = self._repeats.raw[alike.row]
+        pa = output_addresses(raw, LEVEL_LAST, regime)
+        kept = first <= last
+        if self._pa_range is not None:
+            low, high = (np.uint64(end) for end in self._pa_range)
+            kept &= (pa <= high) & (pa + page - np.uint64(1) >= low)
+        more = Fragments(
+            level=LEVEL_LAST,
+            va=first,
+            pa=pa,
+            count=((last - first) // page).astype(np.int64) + 1,
+            raw=raw,
+            hierarchy=alike.hierarchy,
+            again=np.ones(len(alike), dtype=np.bool_),
+        )[kept]
+        both = Fragments(
+            LEVEL_LAST,
+            np.concatenate([found.va, more.va]),
+            np.concatenate([found.pa, more.pa]),
+            np.concatenate([found.count, more.count]),
+            np.concatenate([found.raw, more.raw]),
+            np.concatenate([found.hierarchy, more.hierarchy]),
+            np.concatenate([found.again, more.again]),
+        )
+        return both[np.argsort(both.va, kind="stable")]
 
     def _restrict(self, leaf: NDArray[np.bool_], visits: _Visits, raw: Words, level: int) -> None:
         """Clear the flags of leaves outside the wanted virtual and physical addresses."""
@@ -193,4 +260,52 @@ class Expansion:
         hierarchy = visits.hierarchy[row]
         if not regime.hpd:
             hierarchy = hierarchy | ((entry >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK).astype(np.uint8)
-        return _Visits(child, va, hierarchy)[child >= 0]
+        pages = np.zeros(child.shape, dtype=np.int64)
+        found = _Visits(child, va, hierarchy, pages)[child >= 0]
+        return found if self._repeats is None else self._repeats.folded(found, level)
+
+
+class _Repeats:
+    """Know the tables all of whose entries are one page, or one table of which the same is true.
+
+    KASAN maps the shadow of all that has none of its own so (mm/kasan/init.c): terabytes, a page each.
+    """
+
+    def __init__(self, snapshot: Snapshot, index: TableIndex) -> None:
+        self._regime = snapshot.regime
+        tables, regime = snapshot.tables, snapshot.regime
+        self.raw = np.zeros(len(tables), dtype=np.uint64)
+        """The one page's descriptor; 0 for all other tables."""
+        self.hierarchy = np.zeros(len(tables), dtype=np.uint8)
+        """Bits [62:59] of the table descriptors below the table."""
+        alike = tables.readable & (tables.raw[:, 0] != 0) & (tables.raw[:, 0] == tables.raw[:, 1])
+        for level in range(LEVEL_LAST, regime.start_level, -1):
+            rows = np.flatnonzero(alike & (tables.level == level))
+            words = tables.raw[rows]
+            rows = rows[(words == words[:, :1]).all(axis=1)]
+            first = tables.raw[rows, 0]
+            if level == LEVEL_LAST:
+                self.raw[rows] = np.where(are_leaves(first, level, regime), first, np.uint64(0))
+                continue
+            good = are_tables(first, level)
+            rows, first = rows[good], first[good]
+            child = index.find(level + 1, next_tables(first, regime))
+            rows, first, child = rows[child >= 0], first[child >= 0], child[child >= 0]
+            self.raw[rows] = self.raw[child]
+            if not regime.hpd:
+                bits = (first >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK
+                self.hierarchy[rows] = self.hierarchy[child] | bits.astype(np.uint8)
+
+    def folded(self, visits: _Visits, above: int) -> _Visits:
+        """Return tables that entries at level `above` lead to, neighbours that repeat one page as one."""
+        alike = self.raw[visits.row] != 0
+        if not alike.any():
+            return visits
+        size = self._regime.entry_size(above)
+        same = (visits.va[:-1] + np.uint64(size) == visits.va[1:]) & alike[1:]
+        same &= (visits.row[:-1] == visits.row[1:]) & (visits.hierarchy[:-1] == visits.hierarchy[1:])
+        first = np.flatnonzero(np.concatenate([[True], ~same]))
+        many = np.diff(np.append(first, len(visits)))
+        pages = np.where(alike[first], many * (size // self._regime.granule), 0)
+        hierarchy = visits.hierarchy[first] | np.where(alike[first], self.hierarchy[visits.row[first]], 0)
+        return _Visits(visits.row[first], visits.va[first], hierarchy.astype(np.uint8), pages)

@@ -82,6 +82,8 @@ class Run:
     """False if the leaves were joined although their physical addresses do not follow each other."""
     bits: int = 0
     """The raw bits that all of them have: type and attributes, those without a name included."""
+    repeated: bool = False
+    """True if every leaf leads to `pa_start`: tables with one page in all entries (KASAN's zero shadow)."""
 
     @property
     def size(self) -> int:
@@ -101,12 +103,21 @@ class Joined:
     """Position in the list of distinct attributes; those of different levels are distinct."""
     whole: NDArray[np.bool_]
     """Whether the physical addresses follow each other."""
+    again: NDArray[np.bool_]
+    """Whether all leaves lead to one physical address; they are not `whole` then."""
 
     def __len__(self) -> int:
         return int(self.va.shape[0])
 
     def __getitem__(self, which: slice | NDArray[np.intp]) -> Joined:
-        return Joined(self.va[which], self.pa[which], self.span[which], self.kind[which], self.whole[which])
+        return Joined(
+            self.va[which],
+            self.pa[which],
+            self.span[which],
+            self.kind[which],
+            self.whole[which],
+            self.again[which],
+        )
 
 
 def runs(
@@ -118,16 +129,17 @@ def runs(
     """List runs of leaves in order of va, a shared table at each address that reaches it.
 
     Adjacent leaves are joined if size, attributes, permissions and, unless `merge_pa`, the step in
-    physical addresses agree; also across tables, but not (unless `merge_pa`) where the name of the
-    region changes, for which only the addresses `edges` (ascending) are looked at. `truncated` of the
-    result says why it is not complete: bounds that were hit, tables that are missing or could not be
-    read. Raises UserError if `va_range` lies outside the regime's half.
+    physical addresses agree, or tables repeat one page in all their entries; also across tables, but not
+    (unless `merge_pa`) where the name of the region changes, for which only the addresses `edges`
+    (ascending) are looked at. `truncated` of the result says why it is not complete: bounds that were
+    hit, tables that are missing or could not be read. Raises UserError if `va_range` lies outside the
+    regime's half.
     """
     wanted = chosen or MapFilter()
     window = _window(snapshot, wanted)
     kinds = Kinds(snapshot.regime, wanted)
     collector = Collector(kinds, snapshot.regime, wanted)
-    expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits)
+    expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits, repeated=True)
     expansion.run(collector.add)
     joined = collector.result()
     reasons = [expansion.truncated, _uncaptured(snapshot, wanted)]
@@ -237,8 +249,8 @@ class Collector:
             number = self._kinds.of(part)
             kept = np.nonzero(number >= 0)[0]
             span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[level])
-            whole = np.ones(kept.shape[0], dtype=np.bool_)
-            found = Joined(part.va[kept], part.pa[kept], span, number[kept], whole)
+            again = part.again[kept]
+            found = Joined(part.va[kept], part.pa[kept], span, number[kept], ~again, again)
             joined = self._merge(_concatenated([self._open.get(level, found[:0]), found]))
             self._open[level] = joined[-1:]
             self._done.append(joined[:-1])
@@ -261,13 +273,14 @@ def _concatenated(parts: Sequence[Joined]) -> Joined:
     """Return the parts one after the other."""
     none = np.zeros(0, dtype=np.uint64)
     flags = none.astype(np.bool_)
-    parts = [Joined(none, none, none, none.astype(np.intp), flags), *parts]
+    parts = [Joined(none, none, none, none.astype(np.intp), flags, flags), *parts]
     return Joined(
         np.concatenate([part.va for part in parts]),
         np.concatenate([part.pa for part in parts]),
         np.concatenate([part.span for part in parts]),
         np.concatenate([part.kind for part in parts]),
         np.concatenate([part.whole for part in parts]),
+        np.concatenate([part.again for part in parts]),
     )
 
 
@@ -278,8 +291,9 @@ def _merge(parts: Joined, *, strict: bool) -> Joined:
     same = (parts.va[:-1] + parts.span[:-1]) == parts.va[1:]
     same &= parts.kind[:-1] == parts.kind[1:]
     if strict:
-        same &= (parts.pa[:-1] + parts.span[:-1]) == parts.pa[1:]
-        same &= parts.whole[:-1] & parts.whole[1:]
+        follows = (parts.pa[:-1] + parts.span[:-1]) == parts.pa[1:]
+        follows &= parts.whole[:-1] & parts.whole[1:]
+        same &= follows | (parts.again[:-1] & parts.again[1:] & (parts.pa[:-1] == parts.pa[1:]))
     first = np.nonzero(np.concatenate([[True], ~same]))[0]
     alone = np.diff(np.append(first, len(parts))) == 1
     return Joined(
@@ -288,14 +302,15 @@ def _merge(parts: Joined, *, strict: bool) -> Joined:
         span=np.add.reduceat(parts.span, first),
         kind=parts.kind[first],
         whole=parts.whole[first] & (alone | strict),
+        again=parts.again[first] & (alone | strict),
     )
 
 
 def _runs(joined: Joined, kinds: Kinds, regions: RegionNamer, limit: int) -> list[Run]:
     """Make the objects that are shown."""
     found = []
-    columns = (joined.va, joined.pa, joined.span, joined.kind, joined.whole)
-    for va, pa, span, kind, whole in zip(*(c[:limit].tolist() for c in columns), strict=True):
+    columns = (joined.va, joined.pa, joined.span, joined.kind, joined.whole, joined.again)
+    for va, pa, span, kind, whole, again in zip(*(c[:limit].tolist() for c in columns), strict=True):
         distinct = kinds.decoded[kind]
         found.append(
             Run(
@@ -310,6 +325,7 @@ def _runs(joined: Joined, kinds: Kinds, regions: RegionNamer, limit: int) -> lis
                 region=regions(va),
                 pa_contiguous=whole,
                 bits=distinct.bits,
+                repeated=again,
             )
         )
     return found
@@ -320,7 +336,7 @@ def _by_region(found: list[Run], regions: RegionNamer, edges: Sequence[int]) -> 
     cut: list[Run] = []
     for run in found:
         inside = edges[bisect_right(edges, run.va_start) : bisect_right(edges, run.va_end)]
-        if not run.pa_contiguous:
+        if not run.pa_contiguous and not run.repeated:
             inside = ()
         rest = run
         for edge in inside:
@@ -330,7 +346,7 @@ def _by_region(found: list[Run], regions: RegionNamer, edges: Sequence[int]) -> 
                 continue
             leaves = (at - rest.va_start) // run.leaf_size
             cut.append(replace(rest, va_end=VirtAddr(at - 1), count=leaves))
-            pa = PhysAddr(rest.pa_start + leaves * run.leaf_size)
+            pa = PhysAddr(rest.pa_start + (0 if run.repeated else leaves * run.leaf_size))
             rest = replace(rest, va_start=VirtAddr(at), pa_start=pa, count=rest.count - leaves, region=name)
         cut.append(rest)
     return cut

@@ -35,6 +35,27 @@ def test_names_survive_a_file(tmp_path: Path) -> None:
     assert made.name(0xFFFF_0000_0000_0000) == "linear map"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "shadow"),
+    [
+        ("5.10-kasan", 0xFFFF_FFD0_1001_0000, 0xFFFF_FFC0_0000_0000),
+        ("6.1-48-kasan", 0xFFFF_8000_0801_0000, 0xFFFF_6000_0000_0000),
+    ],
+)
+def test_a_shadow_that_a_file_shows_has_a_name(name: str, text: int, shadow: int) -> None:
+    """Files of kernels with KASAN, captured where nothing said so."""
+    snapshot = load(Path(__file__).parents[1] / "data" / "ptdump" / f"{name}.npz")
+    made = layout_of(snapshot)
+    assert made.name(shadow) == "KASAN shadow" and made.name(shadow - 1) != "KASAN shadow"
+    assert made.name(text) in ("kernel text", "vmalloc")
+    found = runs(snapshot, None, made.name, made.edges)
+    assert not found.truncated and len(found) < 40_000
+    wide = [run for run in found if run.repeated]
+    assert sum(run.size for run in wide) > 1 << 34
+    assert {run.region for run in wide} == {"KASAN shadow"}
+    assert {run.permissions.el1 for run in wide} == {"r--"}
+
+
 def test_no_kernel_no_linux_names() -> None:
     assert layout_of(named()).name(BASE) == "kernel"
     assert layout_of(named(**{LAYOUT: "v9"})).name(BASE) == "kernel"

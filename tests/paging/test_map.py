@@ -297,16 +297,105 @@ def test_bounds_end_what_would_not_end_and_keep_the_lowest() -> None:
     tree = TreeBuilder(regime_4k(48))
     low = int(tree.regime.va_min)
     entry = tree.root | AF | 3
-    tree.memory.write(tree.root, np.full(512, entry, dtype="<u8").tobytes())
+    words = np.full(512, entry, dtype="<u8")
+    words[511] = 0  # tables that are all of one entry are taken as one
+    tree.memory.write(tree.root, words.tobytes())
     snapshot = tree.snapshot()
     found = runs(snapshot, MapFilter(max_visits=50, max_runs=1000))
     assert len(found) == 1000
     assert "more than 50 ways" in found.truncated and "the first 1000 runs" in found.truncated
-    assert [r.va_start for r in found] == [low + i * 0x1000 for i in range(1000)]
+    assert [r.va_start for r in found] == [low + (i // 511 * 512 + i % 511) * 0x1000 for i in range(1000)]
     hits = find_pa(snapshot, tree.root + 0x18, max_hits=40)
     assert len(hits) == 40 and "more than 40 ways" in hits.truncated
     one = runs(snapshot, MapFilter(merge_pa=True, max_visits=50))
-    assert len(one) == 1 and one[0].count == 25600 and not one[0].pa_contiguous
+    assert len(one) == 50 and one[0].count == 511 and not (one[0].pa_contiguous or one[0].repeated)
+
+
+def shadowed(name: str) -> tuple[TreeBuilder, int]:
+    """Map one page for several entries of the root, as KASAN's early shadow is; with real pages around."""
+    tree = mixed(name)
+    regime = tree.regime
+    unit = regime.entry_size(2)
+    low = int(regime.va_min) + 16 * unit
+    page = tree.leaf(0x4400_0000, 3, KERNEL_DATA)
+    tree.map(low - 2 * regime.granule, 0x4400_0000, size=2 * regime.granule, attributes=KERNEL_DATA)
+    for slot in range(regime.entries(3)):
+        tree.set(low + slot * regime.granule, 3, page)
+    for number in range(1, 5):
+        tree.share(low + number * unit, 2, low)
+    tree.map(low + 5 * unit, 0x4400_0000, attributes=KERNEL_DATA)
+    tree.share(low + 8 * unit, 2, low)
+    return tree, low
+
+
+def one_by_one(found: list[Run]) -> list[tuple[int, int, int, int]]:
+    """List the leaves of runs."""
+    leaves = []
+    for run in found:
+        step = 0 if run.repeated else run.leaf_size
+        for i in range(run.count):
+            leaves.append((run.va_start + i * run.leaf_size, run.pa_start + i * step, run.level, run.bits))
+    return leaves
+
+
+@pytest.mark.parametrize("name", ["4k-48", "4k-39", "16k-47", "64k-42"])
+def test_tables_that_repeat_one_page_are_one_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptinspect.paging import fragments
+
+    tree, low = shadowed(name)
+    snapshot, unit, page = tree.snapshot(), tree.regime.entry_size(2), tree.regime.granule
+    leaves = [(leaf.va, leaf.pa, leaf.level, leaf.bits) for leaf in slow_leaves(snapshot)]
+    found = runs(snapshot)
+    assert [(r.va_start - low, r.size) for r in found if r.repeated] == [(0, 5 * unit), (8 * unit, unit)]
+    assert all(r.pa_start == 0x4400_0000 and not r.pa_contiguous for r in found if r.repeated)
+    for words in (1 << 17, 1):
+        monkeypatch.setattr(fragments, "CHUNK_WORDS", words)
+        assert one_by_one(runs(snapshot)) == leaves
+        for limit in range(1, len(found) + 1):
+            assert runs(snapshot, MapFilter(max_runs=limit)) == found[:limit]
+        for first, last in (
+            (low + 3 * page, low + 2 * unit + 5),
+            (low - 1, low),
+            (low + 4 * unit, low + 9 * unit),
+        ):
+            inside = [leaf for leaf in leaves if leaf[0] <= last and leaf[0] + page > first]
+            assert one_by_one(runs(snapshot, MapFilter(va_range=(first, last)))) == inside
+            assert one_by_one(runs(tree.snapshot(va_range=(first, last)))) == inside
+        for pa in (0x4400_0000, 0x4400_0000 + page):
+            inside = [leaf for leaf in leaves if leaf[2] == 3 and leaf[1] <= pa < leaf[1] + page]
+            assert one_by_one(runs(snapshot, MapFilter(pa_range=(pa, pa), levels=frozenset([3])))) == inside
+    edges = [low + unit + 7 * page]
+    cut = runs(snapshot, None, lambda va: "a" if va < edges[0] else "b", edges)
+    assert one_by_one(cut) == leaves and edges[0] in {r.va_start for r in cut}
+
+
+def test_bits_inherited_of_tables_that_repeat_a_page_part_runs() -> None:
+    tree, low = shadowed("4k-48")
+    unit = tree.regime.entry_size(2)
+    tree.xor(low + 2 * unit, 2, 1 << 62)
+    found = [(r.va_start - low, r.size, r.permissions.el1) for r in runs(tree.snapshot()) if r.repeated]
+    assert found == [
+        (0, 2 * unit, "rw-"),
+        (2 * unit, unit, "r--"),
+        (3 * unit, 2 * unit, "rw-"),
+        (8 * unit, unit, "rw-"),
+    ]
+
+
+def test_terabytes_of_one_page_are_one_run() -> None:
+    """Tables of each level that lead to one table below, with bits to inherit in the middle."""
+    tree = TreeBuilder(regime_4k(48))
+    low = int(tree.regime.va_min)
+    tree.map(low, 0x4400_0000, attributes=KERNEL_DATA)
+    for level, bits in ((3, 0), (2, 1 << 62), (1, 0)):
+        table = tree.table_at(low, level)
+        word = int.from_bytes(tree.memory.read(table, 8), "little") | bits
+        tree.memory.write(table, word.to_bytes(8, "little") * 512)
+    for number in range(1, 64):
+        tree.share(low + (number << 39), 0, low)
+    (run,) = runs(tree.snapshot())
+    assert (run.va_start, run.size, run.count) == (low, 1 << 45, 1 << 33)
+    assert run.repeated and run.permissions.el1 == "r--"
 
 
 @pytest.mark.parametrize("merge", [False, True])

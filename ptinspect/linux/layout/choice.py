@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ptinspect.arch.regime import Regime
+import numpy as np
+
+from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.layout.geometry import (
@@ -68,11 +70,10 @@ def chosen(snapshot: Snapshot) -> Geometry | None:
 
 def with_shadow(made: Geometry, snapshot: Snapshot) -> Geometry:
     """Return a geometry with KASAN's shadow, if it has none but the snapshot's tables show one."""
-    leaves = Leaves.of(snapshot)
     shown = [
         other
         for other in geometries(made.variant, snapshot.regime)
-        if other.kernel_bits == made.kernel_bits and _shows_shadow(other, snapshot, leaves)
+        if other.kernel_bits == made.kernel_bits and _shows_shadow(other, snapshot)
     ]
     return made if made.scale else max(shown, key=lambda other: _RANK[other.scale])
 
@@ -126,7 +127,7 @@ def _best(
         made
         for variant in VARIANTS
         for made in geometries(variant, snapshot.regime)
-        if (made.scale == scale if scale is not None else _shows_shadow(made, snapshot, leaves))
+        if (made.scale == scale if scale is not None else _shows_shadow(made, snapshot))
     ]
 
     def score(made: Geometry) -> float:
@@ -155,12 +156,12 @@ def _scale_of(image: KernelImage) -> int:
     return SW_TAGS if "kasan_init_sw_tags" in image.symbols else GENERIC
 
 
-def _shows_shadow(made: Geometry, snapshot: Snapshot, leaves: Leaves) -> bool:
+def _shows_shadow(made: Geometry, snapshot: Snapshot) -> bool:
     """Tell whether what is mapped agrees with the geometry's shadow, if it has one.
 
     Its last page stands for the end of the address space and is mapped always, its middle (the shadow of
     memory of vmalloc) where CONFIG_KASAN_VMALLOC has nothing in use there. Without KASAN neither is mapped.
-    From v5.11 on both kinds of shadow end at one address: that of tags needs TCR_EL1.TBI1, and has nothing
+    From v5.11 on both kinds of shadow end at one address: that of tags needs TCR_EL1.TBI1, and has no tables
     where the other begins.
     """
     if not made.scale:
@@ -170,8 +171,15 @@ def _shows_shadow(made: Geometry, snapshot: Snapshot, leaves: Leaves) -> bool:
         return False
     middle = shadow.start + (shadow.end - shadow.start) // 2
     one_end = made.scale == GENERIC and made.variant.since >= (5, 11) and regime.tbi
-    if one_end and not leaves.count(Region(shadow.start, middle, "")):
+    if one_end and not _has_tables(snapshot, shadow.start, middle):
         return False
     memory = SnapshotMemory(snapshot)
     places = (shadow.end - regime.granule, middle)
     return any(walk(memory, place, snapshot.root.pa, regime).pa is not None for place in places)
+
+
+def _has_tables(snapshot: Snapshot, start: int, end: int) -> bool:
+    """Tell whether tables of the last two levels lie in a range of addresses."""
+    tables = snapshot.tables
+    inside = (tables.level >= LEVEL_LAST - 1) & (tables.va >= np.uint64(start)) & (tables.va < np.uint64(end))
+    return bool(tables.raw[inside].any())

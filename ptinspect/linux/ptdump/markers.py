@@ -72,8 +72,7 @@ def frame_of(snapshot: Snapshot, form: TextForm | None = None) -> Frame:
     regime, made = snapshot.regime, geometry_of(snapshot)
     release = Release(*form.since, 0) if form is not None else release_of(snapshot.meta.kernel, made)
     if made is None or (form is not None and made.variant is not variant_of(release)):
-        made = geometry(variant_of(release), regime)
-    made = with_shadow(made, snapshot)
+        made = with_shadow(geometry(variant_of(release), regime), snapshot)
     form = form or text_form(release)
     if form is None:
         raise UserError(f"Linux {release} is older than the oldest era, {next(iter(TEXT_FORMS))}")

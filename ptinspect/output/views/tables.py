@@ -195,13 +195,14 @@ def _run(run: Run, regime: Regime) -> dict[str, Any]:
         "permissions": permissions_json(run.permissions, regime),
         "region": run.region,
         "pa_contiguous": run.pa_contiguous,
+        "repeated": run.repeated,
     }
 
 
 def _row(run: Run, regions: bool, regime: Regime) -> list[Cell]:
     return [
         Styled(f"{run.va_start:#018x}", "address"),
-        f"{run.pa_start:#x}" + ("" if run.pa_contiguous else "…"),
+        f"{run.pa_start:#x}" + ("" if run.pa_contiguous else " all" if run.repeated else "…"),
         size_text(run.size),
         f"{run.count}x{size_name(run.leaf_size)}",
         run.permissions.el1 + (" GCS" if run.permissions.el1_gcs else ""),
