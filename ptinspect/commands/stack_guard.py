@@ -15,9 +15,10 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.stack import open_stacks, task_of
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report, hex_address
+from ptinspect.output.views.stack import named
 
 if TYPE_CHECKING:
-    from ptinspect.linux.stacks import Stacks
+    from ptinspect.linux.stacks import Stack, Stacks
     from ptinspect.linux.tasks import Task
     from ptinspect.stack.guard import Way
     from ptinspect.target.session import StopInfo
@@ -40,7 +41,8 @@ def register(registry: Registry) -> None:
         example="stack guard --margin 2048 --timeout 10",
         needs=Needs.STOPPED,
         configure=_configure,
-        details="Three wires: stores into the lowest part of the tasks' stacks; a fault of the exception "
+        details="Three wires: the first access to the lowest --margin bytes of a task's stack by a task that "
+        "has used all above; a fault of the exception "
         "entry itself (no store succeeds: the stack's mapping has gone); and the kernel's own overflow "
         "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
         "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
@@ -68,6 +70,8 @@ class Run:
     deadline: float
     armed: Armed = field(default_factory=Armed)
     looks: int = 0
+    near: Stack | None = None
+    """The stack whose margin was reached."""
 
     def tasks(self, stacks: Stacks) -> list[Task]:
         """Return the tasks to guard that are there now."""
@@ -122,6 +126,7 @@ class Run:
                 continue
             way = judge(wires, stop.breakpoint, session.cpu_state(stop.cpu), self.margin, entry)
             if way is not None:
+                self.near = wires.stacks.get(stop.breakpoint) if stop.breakpoint is not None else None
                 return way, stop
             wires.false_hits += 1
             if stop.breakpoint in wires.stacks:
@@ -169,7 +174,7 @@ def guard(ctx: Context, args: argparse.Namespace) -> Report:
     place = ctx.place(ctx.stopped.cpu_state(ctx.stopped.current_cpu).pc)
     result = _result(run, way, time.monotonic() - started, place)
     ctx.memo[LAST] = result
-    return _quiet(result, run, way) if result["quiet"] else _tripped(ctx, result)
+    return _quiet(result, run, way) if result["quiet"] else _tripped(ctx, run, result)
 
 
 def _result(run: Run, way: Way, seconds: float, place: str) -> dict[str, Any]:
@@ -208,14 +213,24 @@ def _cost(run: Run) -> Note:
     return Note(f"the entry was guarded by {entry}{why}; {false} stop(s) that were no alarm{more}", "dim")
 
 
-def _tripped(ctx: Context, result: dict[str, Any]) -> Report:
+def _tripped(ctx: Context, run: Run, result: dict[str, Any]) -> Report:
     from ptinspect.commands.why import verdict
 
     session = ctx.stopped
     cpu = session.current_cpu
     below = ctx.registry.run(ctx, f"stack --cpu {cpu}")
     told = verdict(ctx, cpu)
+    alarm = ""
+    if run.near is not None:
+        left = session.cpu_state(cpu).sp - run.near.base
+        room = f"{left} bytes are left" if left >= 0 else f"SP is {-left} bytes below the base"
+        alarm = f"{room} on the stack of {named(run.near.task)}, and the margin is {run.margin}"
+        if told.result["code"] == "unknown":
+            evidence = [Note(f"  - {line}") for line in told.result["evidence"]]
+            told = Report({**told.result, "text": f"no fault has happened: {alarm}", "unknown": []}, evidence)
+    result |= {"alarm": alarm} if alarm else {}
     result |= {"cpu": cpu, "pc": hex_address(session.cpu_state(cpu).pc), "why": dict(told.result)}
     result |= {"stack": dict(below.result)}
-    text = f"stopped, way {result['way']}, cpu {cpu} at {result['place']}"
-    return Report(result, (Note(text, "bad"), *below.body, *told.body), 1)
+    head = [Note(f"stopped, way {result['way']}, cpu {cpu} at {result['place']}", "bad")]
+    head += [Note(alarm, "bad")] if alarm else []
+    return Report(result, (*head, *below.body, *told.body), 1)

@@ -19,8 +19,8 @@ Way = Literal["margin", "recursive-fault", "bad-stack", "other", "time", "interr
 ALARMS: tuple[Way, ...] = ("margin", "recursive-fault", "bad-stack")
 END_MARK = 16
 """Lowest bytes that are left out: the kernel itself writes its end mark there."""
-REACH = 512
-"""Bytes above the margin that are watched too: a frame that is pushed there begins inside the margin."""
+ROOM = 1024
+"""Bytes of a stack that no margin may take: a task could not run with less."""
 MAX_STACKS = 1024
 """Stacks that are watched at most: each costs a comparison in every TLB miss of QEMU's."""
 BURST, PER_SECOND = 8.0, 3.0
@@ -33,14 +33,14 @@ def margin_bytes(text: str, size: int) -> int:
     """Read a margin in bytes, or in percent of a stack. Raises UserError if it leaves no room."""
     matched = re.fullmatch(r"(\d+)(%?)", text)
     value = 0 if matched is None else int(matched[1]) * (size if matched[2] else 100) // 100
-    if not END_MARK < value <= size - 2 * REACH:
-        raise UserError(f"--margin {text}: not between {END_MARK} and {size - 2 * REACH} bytes")
+    if not END_MARK < value <= size - ROOM:
+        raise UserError(f"--margin {text}: not between {END_MARK} and {size - ROOM} bytes")
     return value
 
 
 def watched(stack: Stack, margin: int) -> tuple[int, int]:
-    """Return the first watched address of a stack and the first behind it."""
-    return stack.base + END_MARK, stack.base + margin + REACH
+    """Return the first watched address of a stack and one past the last: the margin without the end mark."""
+    return stack.base + END_MARK, stack.base + margin
 
 
 def in_danger(stack: Stack, sp: int, margin: int) -> bool:

@@ -195,6 +195,17 @@ def test_a_store_into_the_margin(guest: Guest) -> None:
     report = run(guest.context(), "stack guard")
     assert (report.result["way"], report.result["stack"]["free"], report.exit_code) == ("margin", 0x700, 1)
     assert "way margin" in text(report)
+    said = "no fault has happened: 1792 bytes are left on the stack of "
+    assert report.result["why"]["text"].startswith(said), report.result["why"]
+    assert report.result["why"]["text"].endswith(", and the margin is 2048")
+    assert report.result["why"]["unknown"] == []
+    assert "nothing proves a fault" not in text(report)
+
+
+def test_above_the_margin_is_no_alarm(guest: Guest) -> None:
+    guest.session.stops = [guest.stop_at(101, sp=guest.base + 2048), guest.stop_at(77)]
+    found = run(guest.context(), "stack guard").result
+    assert (found["way"], found["false_hits"]) == ("other", 1)
 
 
 def test_memory_that_is_nobodys_stack_any_more_is_let_go(guest: Guest) -> None:
@@ -338,4 +349,4 @@ def test_stack_size_is_that_of_the_watch(guest: Guest) -> None:
     guest.session.stops = [guest.stop_at(77)]
     run(guest.context(), "stack guard --margin 25%")
     watch = next(line for line in guest.session.words if line.startswith("awatch"))
-    assert f"[{SIZE // 4 + 512 - 16}]" in watch
+    assert f"[{SIZE // 4 - 16}]" in watch

@@ -74,11 +74,14 @@ def test_a_chain_of_calls_into_the_margin_stops_the_guest(guest: str) -> None:
         live("until do_idle --timeout 20")
         before = live("stack")
         base = int(before["base"], 16)
-        live(f"gdb set $sp={base + MARGIN + 640:#x}")
+        live(f"gdb set $sp={base + MARGIN + 128:#x}")
         found = live("stack guard --timeout 20")
         assert found["way"] == "margin"
         assert found["stack"]["base"] == before["base"]
-        assert MARGIN <= found["stack"]["free"] < MARGIN + 640
+        assert MARGIN - 512 <= found["stack"]["free"] < MARGIN, "not before the margin, and soon after"
+        assert found["alarm"].startswith(f"{found['stack']['free']} bytes are left on the stack of swapper/")
+        assert found["why"]["code"] == "deep-call-chain"
+        assert live("stack")["free"] == found["stack"]["free"]
 
 
 def test_a_task_that_began_under_guard_is_guarded() -> None:

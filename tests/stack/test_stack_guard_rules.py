@@ -10,7 +10,6 @@ from ptinspect.linux.stacks import Stack
 from ptinspect.stack.guard import (
     BURST,
     PER_SECOND,
-    REACH,
     Budget,
     Wires,
     in_danger,
@@ -42,15 +41,15 @@ def test_margins_that_leave_no_room(text: str) -> None:
         margin_bytes(text, SIZE)
 
 
-def test_the_end_mark_is_left_out_and_a_frame_above_the_margin_counts() -> None:
-    assert watched(STACK, MARGIN) == (BASE + 16, BASE + MARGIN + REACH)
+def test_the_margin_is_watched_to_the_byte_and_the_end_mark_is_left_out() -> None:
+    assert watched(STACK, MARGIN) == (BASE + 16, BASE + MARGIN)
 
 
 @pytest.mark.parametrize(
     ("offset", "danger"),
     [
-        (MARGIN + REACH - 16, True),
-        (MARGIN + REACH, False),
+        (MARGIN - 16, True),
+        (MARGIN, False),
         (0, True),
         (-16, True),
         (-SIZE, True),
