@@ -12,7 +12,7 @@ from ptinspect.arch.regime import Regime
 _SOFTWARE_ERAS: dict[int, str] = {
     55: "Linux PTE_DIRTY: written to, as software keeps it",
     56: "Linux PTE_SPECIAL: no struct page behind it",
-    57: "Linux PTE_DEVMAP (from v5.3; gone by v7.3)",
+    57: "Linux PTE_DEVMAP (from v5.3; gone by v6.18)",
     58: "Linux PTE_UFFD_WP (from v6.10); on invalid entries PTE_PROT_NONE (to v6.9)",
     63: "no name in Linux",
 }

@@ -29,7 +29,8 @@ def register(registry: Registry) -> None:
         example="map --level pmd --ng",
         configure=_configure_map,
         details="Only the tables of RANGE and of the chosen levels are read. --bar draws them in characters, "
-        "one for each entry; --against shows what changed. --mixed lists contiguous groups whose entries "
+        "one for each entry; --against shows what changed. `all` after a physical address: every leaf leads "
+        "there; `…`: the others lead elsewhere. --mixed lists contiguous groups whose entries "
         "differ in AF, or in whether they are dirty: the CPU may set these one by one.",
     )(show_map)
     registry.command(

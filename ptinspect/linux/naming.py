@@ -8,7 +8,7 @@ from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.layout.choice import chosen, layout, of_variant, view_layout, with_shadow
-from ptinspect.linux.layout.geometry import TOP, Geometry, by_name, variant_of
+from ptinspect.linux.layout.geometry import TOP, Geometry, by_name, least_bits, variant_of
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.releases import parse
 from ptinspect.linux.stacks import Stack, Stacks
@@ -45,13 +45,23 @@ def facts(view: GuestView) -> dict[str, str]:
         if not view.confirmed:
             return {LAYOUT: ""}
         regime, root = view.regime, view.swapper()
-        low = TOP - (1 << min(regime.va_bits, 48) - 1)
-        upper, _ = capture(view.memory, root.pa, regime, va_range=(low, TOP - 1), max_tables=MAX_TABLES)
-        part = Snapshot("", root, regime, upper, view.states, view.ram, Meta("", ""))
+        half = _half_of_image(view, regime)
+        tables, _ = capture(view.memory, root.pa, regime, va_range=half, max_tables=MAX_TABLES)
+        part = Snapshot("", root, regime, tables, view.states, view.ram, Meta("", ""))
         made = view_layout(view, part, more=stacks(view), used=_used(view, regime, root.pa))
     except PtinspectError:
         return {LAYOUT: ""}
     return {LAYOUT: made.variant, REGIONS: encode(made.known)}
+
+
+def _half_of_image(view: GuestView, regime: Regime) -> tuple[int, int]:
+    """Return the half of the kernel's addresses that its code is in; the linear map has the other one."""
+    middle = TOP - (1 << least_bits(regime.va_bits, regime) - 1)
+    places = [state.system.get("VBAR_EL1", 0) for state in view.states]
+    if view.image is not None and view.image.linked:
+        places = [view.image.text_va]
+    below = any(regime.va_min <= place < middle for place in places)
+    return (int(regime.va_min), middle - 1) if below else (middle, TOP - 1)
 
 
 def _used(view: GuestView, regime: Regime, root: int) -> list[int]:

@@ -18,10 +18,13 @@ pytestmark = pytest.mark.live
 GUESTS = (
     ("5.10-cloud", "", "5.4 to v5.10"),
     ("5.10-cloud", f"--append '{KASLR_BOOT} kpti=on'", "5.4 to v5.10"),
+    ("5.10", "--memory 4096", "5.4 to v5.10"),
     ("6.1-cloud", "", "5.17 to v6.4"),
     ("6.12-cloud", "--cpu cortex-a72", "6.9 and later"),
     ("6.12-cloud", f"--cpu max --append '{KASLR_BOOT} kpti=on'", "6.9 and later"),
     ("6.12-16k", "", "6.9 and later"),
+    ("6.18-cloud", "", "6.9 and later"),
+    ("7.3-cloud", "--memory 4096", "6.9 and later"),
 )
 
 
@@ -48,7 +51,9 @@ def size_in(runs: list[dict[str, Any]], name: str) -> int:
 def test_every_leaf_has_a_name_and_it_is_the_kernels(
     guest: str, options: str, variant: str, tmp_path: Path
 ) -> None:
-    with launched(guest, f"--smp 2 --memory 512 {options}") as live:
+    memory = 4096 if "4096" in options else 512
+    options = options.replace("--memory 4096", "")
+    with launched(guest, f"--smp 2 --memory {memory} {options}") as live:
         boot(live)
         live("snap a")
         found = live("map --snap a")["runs"]
@@ -67,8 +72,23 @@ def test_every_leaf_has_a_name_and_it_is_the_kernels(
         first = view.symbol("_stext") - (0x10000 if guest.startswith("5.10") else 0)
         assert int(text[0]["va_start"], 16) == first
         assert int(text[-1]["va_end"], 16) == view.symbol("_etext") - 1
+        # what lies before _stext is the image's head, and data has the name of its section or of the image
+        head = "kernel text" if guest.startswith("5.10") else "kernel head"
+        assert name(view.symbol("_stext") - 4) == head
+        image = view.image
+        assert image is not None
+        data = image.text_va + view.kaslr_offset + image.size - view.regime.granule
+        assert name(data) in ("kernel image", "kernel bss")
+        sections = (("kernel data", "_sdata", "_edata"), ("kernel bss", "__bss_start", "__bss_stop"))
+        for part, first, last in sections if "_sdata" in image.symbols else ():
+            assert name(view.symbol(first)) == name(view.symbol(last) - 1) == part
+        if "_sdata" not in image.symbols:
+            assert live.ctx.place(data) == f"{data:#x}", "no function far away"
+        # a limit lists the first runs, as they are without one
+        for limit in (1, 7, 40, len(found) - 1):
+            assert live(f"map --snap a --limit {limit}")["runs"] == found[:limit]
         # the linear map maps every byte of RAM but what is held back (16K: whole), where RAM is
-        ram = 512 << 20
+        ram = memory << 20
         assert ram * 0.97 < size_in(found, "linear map") + size_in(found, "overflow") <= ram
         # without KASLR RAM begins where linear map and vmemmap do
         for part in ("linear map", "vmemmap") if "append" not in options else ():

@@ -122,7 +122,7 @@ def _best(
     release = release or parse(snapshot.meta.kernel)
     expected = None if release is None else variant_of(release)
     linked = image.text_va if image is not None and image.linked else None
-    scale = None if image is None or linked is None else _scale_of(image)
+    scale = None if image is None or "_stext" not in image.symbols else _scale_of(image)
     candidates = [
         made
         for variant in VARIANTS
