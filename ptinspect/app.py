@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ptinspect import __version__
-from ptinspect.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, PtinspectError, UserError
+from ptinspect.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, PtinspectError, UserError
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -31,23 +33,75 @@ AFTERWARDS_SECONDS = 30.0
 """Time for everything that --on-failure asks for."""
 
 EXIT_CODES = (
-    "exit codes: 0 done, 1 a check or expectation failed, 2 wrong usage, 3 target or guest error, "
-    "4 could not attach, 70 a bug in ptinspect"
+    "exit codes: 0 done, 1 a check or expectation failed, 2 wrong usage or a file that cannot be used, "
+    "3 target or guest error, 4 could not attach, 70 a bug in ptinspect, 130 interrupted, 129 and 143 "
+    "ended by SIGHUP and SIGTERM, 141 nobody reads the output"
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ptinspect and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without the letters gets their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
-        with _signals():
-            return _main(arguments)
+        with Signals() as signals:
+            code = _main(arguments, signals)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_PIPE
+    except OSError as error:
+        _discard_output()
+        sys.stderr.write(f"ptinspect: cannot write the output: {error.strerror or error}\n")
+        return EXIT_USAGE
 
 
-def _main(arguments: list[str]) -> int:
+def _discard_output() -> None:
+    """Send what is still to be written to standard output nowhere, so that Python's end does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class Signals:
+    """Make the first SIGINT, SIGTERM or SIGHUP an orderly end: detached, and QEMU ended.
+
+    Later ones change nothing: each step of that end has a time limit of its own.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        """Exit code of the signal that came, as a shell counts it; 0: none."""
+        self.closing = False
+        """The end is under way already, without any signal."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        """Take the signals."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                    self._before[number] = signal.signal(number, self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self.code or self.closing:
+            return
+        self.code = 128 + number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(self.code)
+
+
+def _main(arguments: list[str], signals: Signals) -> int:
     from ptinspect.commands.catalogue import build_registry
     from ptinspect.commands.context import Context, Settings
     from ptinspect.repl.printer import Printer
@@ -68,20 +122,22 @@ def _main(arguments: list[str]) -> int:
     _configure(printer)
     settings = Settings(kernel=options.kernel, gdb=options.gdb_path, debug=options.debug)
     ctx = Context(registry, settings, printer, json=options.json, options=printer.options)
+    code = EXIT_BUG
     try:
-        return _run(ctx, printer, options)
+        code = _run(ctx, printer, options, signals)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
+        code = EXIT_INTERRUPTED
+    except OSError:
         raise
     except PtinspectError as error:
         printer.error("", error)
-        return error.exit_code
+        code = error.exit_code
     except Exception as error:  # noqa: BLE001 (the bug net)
         report_bug(printer, error)
-        return EXIT_BUG
     finally:
-        _close(ctx, printer)
+        signals.closing = True
+        code = _close(ctx, printer) or code
+    return code
 
 
 def _configure(printer: Printer) -> None:
@@ -96,12 +152,12 @@ def _configure(printer: Printer) -> None:
         printer.say(f"ptinspect: {escape(error.message)}: the defaults hold")
 
 
-def _run(ctx: Context, printer: Printer, options: argparse.Namespace) -> int:
+def _run(ctx: Context, printer: Printer, options: argparse.Namespace, signals: Signals) -> int:
     from ptinspect.repl.player import Player, TimeUp
     from ptinspect.repl.reports import refused, reported
     from ptinspect.script.variables import definition
 
-    player = Player(ctx, printer, keep_going=options.keep_going)
+    player = Player(ctx, printer, keep_going=options.keep_going, ended=lambda: signals.code)
     try:
         player.variables.update(definition(text) for text in options.var or ())
         if options.kernel is not None and not options.kernel.is_file():
@@ -134,6 +190,8 @@ def _work(player: Player, options: argparse.Namespace, statements: list[Statemen
         if code != EXIT_OK and options.on_failure:
             player.afterwards(options.on_failure, AFTERWARDS_SECONDS)
         return code
+    if sys.stdin is None:
+        raise UserError("there is no standard input to read commands from", "-c 'COMMAND', or -x FILE")
     if options.json or not sys.stdin.isatty():
         return player.play(parse("stdin", _typed()))
     from ptinspect.repl.loop import Loop
@@ -302,26 +360,14 @@ def report_bug(printer: Printer, error: BaseException) -> None:
     printer.failure("", "bug", f"a bug in ptinspect: {type(error).__name__}: {error}{where}")
 
 
-def _close(ctx: Context, printer: Printer) -> None:
+def _close(ctx: Context, printer: Printer) -> int:
+    """Leave the guest; return the exit code of what went wrong with that."""
     try:
         ctx.close()
     except PtinspectError as error:
-        printer.say(f"ptinspect: while leaving: {error.message}")
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an orderly end: detached, and QEMU ended."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        printer.failure("", error.kind, f"while leaving: {error.message}", hint=error.hint)
+        return error.exit_code
+    return EXIT_OK
 
 
 if __name__ == "__main__":

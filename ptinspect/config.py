@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ptinspect.errors import UserError
+from ptinspect.files import replacing
 
 VARIABLE = "PTINSPECT_CONFIG"
 """Environment variable that names another file."""
@@ -61,12 +62,7 @@ def write(path: Path, values: Mapping[str, object]) -> None:
         for name, value in values.items():
             document[name] = value
         path.parent.mkdir(parents=True, exist_ok=True)
-        target = path.resolve()
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            part.write_text(tomlkit.dumps(document), "utf-8")
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with replacing(path) as file:
+        file.write(tomlkit.dumps(document).encode())

@@ -134,6 +134,7 @@ class Closing:
 
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
+        self.keep = False
 
     def close(self) -> None:
         self.log.append(self.name)
@@ -266,3 +267,107 @@ def test_colours_as_the_latest_word_has_it(
     monkeypatch.setenv("PTINSPECT_CONFIG", str(path))
     monkeypatch.setenv("NO_COLOR", no_colour)
     assert ("\x1b[" in run(*arguments).stdout) is coloured
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help", "--json version", "scripts"])
+def test_output_that_cannot_be_written_is_one_line(arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ptinspect", *arguments.split()],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "ptinspect: cannot write the output: No space left on device\n"
+
+
+def test_nothing_to_read_commands_from() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "ptinspect"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "no standard input" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["oops", "a" * 5000], ["oops", "a\nb"], ["oops", "~no-such-user/x"], ["diff", "~no-such-user/x", "y"],
+        ["load", "~no-such-user/x"], ["export", "~no-such-user/x", "-o", "x.csv"], ["-x", "~no-such-user/x"],
+        ["stack", "diff", "~no-such-user/x", "b"], ["import", "~no-such-user/x"], ["import", "a" * 5000],
+        ["oops", "a\udcffb"], ["--kernel", "a\udcffb", "version"], ["--gdb", "a\nshell false", "status"],
+        ["--gdb", "a\udcff/b", "status"], ["demo", "--directory", "/dev/null/x"],
+    ],
+)  # fmt: skip
+def test_a_path_that_can_be_none_is_one_line_and_no_bug(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode in (2, 3, 4), done.stderr
+    assert "Traceback" not in done.stderr and "a bug" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+def test_a_directory_that_was_removed(tmp_path: Path) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    for arguments, code in ((["decode", "3", "--level", "3"], 0), (["diff", "a", "b"], 2)):
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", sys.executable, "-m", "ptinspect", *arguments],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == code, done.stderr
+
+
+def test_a_fifo_that_nobody_writes_to_is_no_reason_to_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    path = str(tmp_path / "fifo")
+    for arguments in (["oops", path], ["-x", path], ["diff", path, path], ["stack", "diff", path, path],
+                      ["import", path], ["load", path], ["--kernel", path, "version"]):  # fmt: skip
+        assert run(*arguments).returncode in (0, 2), arguments
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("Internal error: Oops: 0000000096000005 [#1] SMP\n")
+    done = run("oops", str(log), "-o", "/dev/null")
+    assert Path("/dev/null").is_char_device(), "the device was replaced by a file"
+    assert done.returncode == 2 and "suffix" in done.stderr
+    done = run("--junit", "/dev/full", "-c", "version")
+    assert Path("/dev/full").is_char_device()
+    assert done.returncode == 2 and "cannot write /dev/full" in done.stderr
+
+
+TWICE = """
+import os, signal, sys, threading, time
+from ptinspect import app
+from ptinspect.commands.context import Context
+from ptinspect.repl.player import Player
+
+def close(self):
+    for _ in range(5):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(0.01)
+    print("left in order", flush=True)
+
+def play(self, statements):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(20)
+
+Context.close, Player.play = close, play
+sys.exit(app.main(["-c", "version"]))
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("later", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_further_signals_do_not_abort_the_orderly_end(first: int, later: int) -> None:
+    command = [sys.executable, "-c", TWICE, str(int(first)), str(int(later))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 128 + first
+    assert done.stdout == "left in order\n" and "Traceback" not in done.stderr

@@ -16,16 +16,18 @@ PACKAGE = ROOT / "ptinspect"
 BELOW = {
     "errors": set(),
     "text": set(),
+    "files": {"errors"},
     "arch": {"errors"},
     "memory": {"errors", "arch"},
-    "snapshot": {"errors", "arch", "memory"},
+    "snapshot": {"errors", "files", "arch", "memory"},
     "paging": {"errors", "arch", "memory", "snapshot"},
     "analysis": {"errors", "arch", "memory", "snapshot", "paging"},
-    "linux": {"errors", "arch", "memory", "paging", "snapshot", "analysis", "text"},
-    "stack": {"errors", "arch", "memory", "paging", "snapshot", "analysis", "linux"},
-    "target": {"errors", "text", "arch", "memory", "paging", "snapshot", "linux", "stack"},
+    "linux": {"errors", "files", "arch", "memory", "paging", "snapshot", "analysis", "text"},
+    "stack": {"errors", "files", "arch", "memory", "paging", "snapshot", "analysis", "linux"},
+    "target": {"errors", "files", "text", "arch", "memory", "paging", "snapshot", "linux", "stack"},
     "output": {
         "errors",
+        "files",
         "arch",
         "memory",
         "paging",
@@ -38,10 +40,10 @@ BELOW = {
         "text",
     },
     "guests": {"errors", "output"},
-    "script": {"errors"},
+    "script": {"errors", "files"},
     "campaign": {"errors", "script"},
     "repl": {"errors", "output", "commands", "script"},
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "formats": set(),
 }
 """Package -> packages of ptinspect that it may import, besides itself; the others may import all."""
@@ -49,6 +51,7 @@ BELOW = {
 THIRD_PARTY = {
     "errors": set(),
     "text": set(),
+    "files": set(),
     "arch": set(),
     "memory": {"numpy"},
     "snapshot": {"numpy"},

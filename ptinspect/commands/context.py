@@ -301,7 +301,10 @@ class Context:
             self.qemu = qemu
 
     def close(self) -> None:
-        """Detach and end the QEMU that was launched; every step is tried. Safe to call twice."""
+        """Detach and end the QEMU that was launched; every step is tried. Safe to call twice.
+
+        Raises TargetError if a guest that lives on could not be left as it was found by GDB.
+        """
         self.record.end()
         session, qemu = self.session, self.qemu
         follower, self.follower = self.follower, None
@@ -310,9 +313,11 @@ class Context:
         self.session, self.qemu, self._view = None, None, None
         self.memo.clear()
         try:
+            if session is not None and (qemu is None or qemu.keep):
+                session.detach()
+        finally:
             if session is not None:
                 session.close()
-        finally:
             if qemu is not None:
                 qemu.close()
 

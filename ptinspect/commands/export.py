@@ -92,7 +92,7 @@ def _form(args: argparse.Namespace) -> str:
 
 def _write_rows(ctx: Context, args: argparse.Namespace, snapshot: Snapshot, form: str) -> int:
     """Write one row for each descriptor; return how many."""
-    from ptinspect.output.files import replacing
+    from ptinspect.files import replacing
     from ptinspect.output.rows import WRITERS, Regions, pyarrow
     from ptinspect.paging.rows import batches
 
@@ -131,7 +131,7 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
 def _write_ptdump(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> dict[str, Any]:
     """Write the kernel's own text; return what to say about it."""
     from ptinspect.commands.kerneltext import lines_of
-    from ptinspect.output.files import replacing
+    from ptinspect.files import replacing
 
     chosen = [args.range, args.level, args.kind, args.ng is not None, args.type, args.cont, args.pa]
     if any(chosen):

@@ -11,6 +11,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.files import open_input
 from ptinspect.output.model import Note, Report, escape, hex_address
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def read(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _refuse_packed(path: Path) -> None:
     """Raise UserError for the compressed format of kdump, which is no image of RAM."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         head = file.read(16)
     if head.startswith((b"KDUMP   ", b"makedumpfile")):
         raise UserError(

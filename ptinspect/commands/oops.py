@@ -13,6 +13,7 @@ from typing import BinaryIO
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.files import open_input
 from ptinspect.output.model import Note, Report, escape
 
 VERDICTS = (
@@ -75,7 +76,7 @@ def _opened(ctx: Context, name: str) -> AbstractContextManager[BinaryIO]:
             raise UserError("oops -: standard input is the prompt's", "name a file")
         return nullcontext(sys.stdin.buffer)
     try:
-        return Path(name).expanduser().open("rb")
+        return open_input(Path(name).expanduser())
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
 

@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the usage as hint; for a misspelt option, with those that are meant."""
         named = "" if self.prog == PROGRAM else f"{self.prog}: "
-        raise UserError(f"{named}{message}", self._meant(message) or self.format_usage().strip())
+        raise UserError(f"{named}{message}", self._meant(message) or " ".join(self.format_usage().split()))
 
     def _meant(self, message: str) -> str:
         import difflib

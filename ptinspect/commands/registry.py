@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -264,13 +265,35 @@ class Registry:
             args = argparse.Namespace(line=rest)
         else:
             own, extra = divide(arguments) if command.extra else (arguments, [])
-            args = command.parser().parse_args(joined(own))
+            with _system_errors():
+                args = command.parser().parse_args(joined(own))
             if command.extra:
                 args.extra = extra
         ctx.check(command.needs, command.name)
-        report = _with_notices(ctx, command.handler(ctx, args))
+        with _system_errors():
+            report = _with_notices(ctx, command.handler(ctx, args))
         _remember(ctx, command.name, report)
         return report
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Make what the operating system refuses, or what can be no path, an error in one line."""
+    try:
+        yield
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        raise UserError(f"{named}{error.strerror or error}") from error
+    except UnicodeError as error:
+        raise UserError(f"no text (UTF-8): {error}") from error
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib, of ~nobody
+            raise
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        if "null" not in str(error):  # of a path; anything else is a bug
+            raise
+        raise UserError("a path cannot hold a NUL character") from error
 
 
 def stop_of(ctx: Context) -> object:

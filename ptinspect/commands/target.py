@@ -13,6 +13,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
 from ptinspect.commands.status import status_report
 from ptinspect.errors import UserError
+from ptinspect.files import open_input
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def elf_file(kernel: Path | None) -> Path | None:
     if kernel is None:
         return None
     try:
-        with kernel.open("rb") as file:
+        with open_input(kernel) as file:
             return kernel if file.read(4) == b"\x7fELF" else None
     except OSError as error:
         raise UserError(f"cannot read {kernel}: {error.strerror or error}") from error

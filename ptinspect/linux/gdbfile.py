@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ptinspect.files import open_input
 from ptinspect.linux.kallsyms import cache_directory, prune
 
 VERSION = 2
@@ -44,7 +45,7 @@ def gdb_file(path: Path) -> Path:
         if kept.is_file():
             os.utime(kept)
             return kept
-        with path.open("rb") as file:
+        with open_input(path) as file:
             parts = _parts(file)
         if parts is None:
             return path

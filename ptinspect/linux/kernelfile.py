@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ptinspect.errors import KernelFileError
+from ptinspect.files import open_input
 
 MAX_IMAGE = 512 << 20
 """Bytes of an Image, packed or not, that are accepted; real ones are below 100 MB."""
@@ -173,7 +174,7 @@ def open_bytes(path: Path) -> tuple[FileBytes, None] | tuple[Blob, ImageHeader]:
     Raises KernelFileError if it cannot be read or is neither.
     """
     try:
-        file = path.open("rb")
+        file = open_input(path)
         magic = file.read(4)
         if magic == b"\x7fELF":
             return FileBytes(file), None

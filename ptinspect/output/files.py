@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
 
 from ptinspect.errors import UserError
+from ptinspect.files import replacing
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Cell, Report, Table
 
@@ -30,41 +27,12 @@ def write_text(path: Path, data: str) -> None:
         file.write(data.encode())
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` at the end, unless an error ends the block.
-
-    Raises UserError if it cannot be written.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(
-            "wb", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                yield file
-                file.flush()
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def form_of(path: Path) -> Callable[[Report], str]:
     """Return the writer for the suffix of `path`. Raises UserError for an unknown one."""
     form = FORMS.get(path.suffix.lower())
     if form is None:
         raise UserError(f"{path}: unknown suffix {path.suffix!r}", f"use one of: {', '.join(FORMS)}")
     return form
-
-
-def _umask() -> int:
-    mask = os.umask(0o22)
-    os.umask(mask)
-    return mask
 
 
 def text(report: Report) -> str:

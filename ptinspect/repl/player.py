@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -49,6 +49,8 @@ class Player:
     """Go on after a failure; the exit code is that of the first."""
     outcomes: list[Outcome] | None = None
     """What came of each command, if somebody wants to know."""
+    ended: Callable[[], int] = int
+    """Returns the exit code of a signal that ended a command early, though it had an answer; else 0."""
     at: Line = field(default_factory=lambda: Line(""))
     """The command that runs, or ran last."""
     _actions: dict[str, OnStop] = field(default_factory=dict)
@@ -82,6 +84,8 @@ class Player:
             if statement is None:
                 break
             code = self._noted(statement) if self._depth == 0 else self._guarded(statement)
+            if self.ended():
+                return self.ended()
             if code != EXIT_OK and self._depth == 0:
                 self._after_failure()
             first = first or code

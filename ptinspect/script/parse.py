@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import UserError
+from ptinspect.files import open_input
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import NAME
 
@@ -33,7 +34,7 @@ def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
     in it is said with `file:line`.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UserError(f"the script {path} is larger than {MAX_BYTES >> 20} MiB", "is it a script?")

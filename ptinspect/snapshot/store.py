@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import zipfile
 import zlib
@@ -34,7 +33,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.errors import SnapshotError
+from ptinspect.errors import SnapshotError, UserError
+from ptinspect.files import replacing
 from ptinspect.snapshot import document
 from ptinspect.snapshot.checks import check_tables
 from ptinspect.snapshot.model import Snapshot, Tables
@@ -79,29 +79,25 @@ def save(snapshot: Snapshot, path: str | Path) -> None:
         "planes": np.ascontiguousarray(np.moveaxis(planes, -1, 0)),
     }
     path = Path(path)
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        _write(arrays, temporary)
-        temporary.replace(target)
-        _sync_directory(target.parent)
+        with replacing(path) as file:
+            _write(arrays, file)
+        if path.is_file():
+            _sync_directory(path.resolve().parent)
     except OSError as error:
         raise SnapshotError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    except UserError as error:
+        raise SnapshotError(error.message, error.hint) from error
 
 
-def _write(arrays: dict[str, _Array], path: Path) -> None:
-    with path.open("xb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, array in arrays.items():
-                entry = zipfile.ZipInfo(f"{name}.npy")
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry._compresslevel = 1  # type: ignore[attr-defined]
-                with archive.open(entry, "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+def _write(arrays: dict[str, _Array], file: IO[bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry._compresslevel = 1  # type: ignore[attr-defined]
+            with archive.open(entry, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
 
 
 def _sync_directory(path: Path) -> None:

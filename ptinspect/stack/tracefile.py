@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptinspect.errors import SnapshotError
+from ptinspect.files import open_input
 from ptinspect.stack.trace import UNITS, Deepest, Part, Point, Trace, TracedStack
 
 FORMAT, VERSION = "ptinspect-stack-trace", 1
@@ -67,7 +68,7 @@ def dumps(trace: Trace) -> str:
 def load(path: Path) -> Trace:
     """Read a trace. Raises SnapshotError that says what is wrong with the file."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SnapshotError(f"cannot read {path}: {error.strerror or error}") from error

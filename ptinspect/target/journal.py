@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ptinspect.errors import ConnectError
+from ptinspect.errors import ConnectError, UserError
+from ptinspect.files import replacing
 from ptinspect.target.address import StubAddress
 
 FORMAT = 1
@@ -109,15 +110,14 @@ class Journal:
 
     def _write(self) -> None:
         """Replace the file; a place that cannot be written is no reason not to debug."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             if not self.changes:
                 self.file.unlink(missing_ok=True)
                 return
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             table = {"format": FORMAT, "address": self.address, "changes": _rows(self.changes)}
-            part = self.file.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps({**table, "detours": _rows(self.detours)}), "utf-8")
-            part.replace(self.file)
+            with replacing(self.file) as file:
+                file.write(json.dumps({**table, "detours": _rows(self.detours)}).encode())
 
 
 GUARD, POKE, PAINT = "stack guard", "poke", "paint"

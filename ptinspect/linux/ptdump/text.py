@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptinspect.errors import UserError
+from ptinspect.files import open_input
 
 MAX_BYTES = 64 << 20
 MAX_LINES = 2_000_000
@@ -76,7 +78,7 @@ class TextDifference:
 def is_text(path: Path) -> bool:
     """Tell whether a file begins like the kernel's text of its page tables; console lines may precede it."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             head = file.read(16 << 10).decode("ascii", "replace")
     except OSError:
         return False
@@ -89,7 +91,7 @@ def load(path: Path) -> Text:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UserError(f"{path}: {size} bytes, more than {MAX_BYTES} are not read")
-        with path.open("r", encoding="utf-8", errors="replace") as file:
+        with io.TextIOWrapper(open_input(path), encoding="utf-8", errors="replace") as file:
             return parse(file, str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
