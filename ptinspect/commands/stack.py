@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
@@ -16,6 +17,7 @@ from ptinspect.output.views import stack as views
 if TYPE_CHECKING:
     from ptinspect.linux.stacks import Stacks
     from ptinspect.linux.tasks import Task
+    from ptinspect.stack.depth import Depth
 
 SHOWN = 20
 """Tasks shown to people unless --all."""
@@ -76,7 +78,8 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
     if args.task is not None:
         task = task_of(found, args.task)
         if task.cpu is None:
-            return _doubted(ctx, views.depths([depth_of_task(found, task, args.limit)], code))
+            depth = _compared(ctx, found, depth_of_task(found, task, args.limit))
+            return _doubted(ctx, views.depths([depth], code))
         args.cpu = task.cpu
     need_registers(ctx)
     if args.cpu == "all":
@@ -84,7 +87,20 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
     else:
         cpu = cpu_state(ctx, args.cpu).cpu
         cpus = range(cpu, cpu + 1)
-    return views.depths([depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus], code)
+    depths = [depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus]
+    return views.depths([_compared(ctx, found, depth) for depth in depths], code)
+
+
+def _compared(ctx: Context, found: Stacks, depth: Depth) -> Depth:
+    """Say of a stack without its end mark whether snapshots show that it led to other memory."""
+    from ptinspect.stack.facts import leads_elsewhere
+
+    stack = depth.position.stack
+    if depth.end_magic_intact is not False or stack is None:
+        return depth
+    newest = sorted(ctx.snapshots.values(), key=lambda s: s.meta.created, reverse=True)
+    text = leads_elsewhere(found, stack, newest)
+    return replace(depth, end_magic_intact=None, elsewhere=text) if text else depth
 
 
 UNSURE = "saved, unless it ran"
@@ -138,7 +154,7 @@ def tasks(ctx: Context, args: argparse.Namespace) -> Report:
         if here is None and task.cpu is not None:
             how = f"on another stack, cpu {task.cpu}"
         content = words.get(own.base)
-        magic = None if content is None else int(content[0]) == _magic()
+        magic = None if content is None else int(content[0]) == _magic() or found.end_magic(own)
         rows.append(TaskRow(task, own, sp, how, magic, high_water(own, content)))
     rows.sort(key=lambda row: (row.least, row.task.pid))
     if not rows:

@@ -184,7 +184,7 @@ def _entry_task(read: Read, vectors: int) -> int | None:
         except (GuestError, KernelFileError):
             return None
         for at, address, register in _pointer_loads(code, label):
-            if any(a64.system_write(word) == (SP_EL0, register) for word in code[at : at + 3]):
+            if any(a64.system_write(word) == (SP_EL0, register) for word in code[at:]):
                 return address
     return None
 

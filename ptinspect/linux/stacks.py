@@ -11,7 +11,8 @@ from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.entry import EL1H, EntryCode, recognise_code, recognise_entry
 from ptinspect.linux.kept import Kept
-from ptinspect.linux.tasks import Task, Tasks, per_cpu_offset
+from ptinspect.linux.stack_pages import Misled, misled
+from ptinspect.linux.tasks import Task, Tasks, at_user_border, per_cpu_offset
 from ptinspect.linux.view import GuestView
 
 StackKind = Literal["task", "irq", "overflow", "sdei-normal", "sdei-critical", "idmap", "user", "none"]
@@ -98,6 +99,7 @@ class Stacks:
         """Prepare. Raises GuestError or KernelFileError without a kernel file that has types."""
         self.view = view
         self.tasks = Tasks(view)
+        self._misled: dict[int, Misled | None] = {}
 
     @cached_property
     def entry(self) -> EntryCode:
@@ -180,9 +182,10 @@ class Stacks:
             return Position(state.cpu, kind, sp, stack, task, mmu_on, identity, note)
 
         candidates = ([] if task is None else [self.of_task(task)]) + self.of_cpu(state)
+        border = "at the border of user mode: SP_EL0 is the user's stack pointer, __entry_task names the task"
         for stack in candidates:
             if stack.holds_sp(sp):
-                return found(stack.kind, stack)
+                return found(stack.kind, stack, border if task is not None and at_user_border(state) else "")
         if task is not None and 0 < task.stack - sp <= self.thread_size:
             below = f"SP is {task.stack - sp} bytes below the base of the task's stack"
             return found("none", candidates[0], below)
@@ -216,16 +219,27 @@ class Stacks:
         return next((s for s in map(self.of_task, listed) if s.holds_sp(sp)), None)
 
     def end_magic(self, stack: Stack) -> bool | None:
-        """Tell whether the end mark of a task's stack is intact; None for other stacks, or if unreadable.
+        """Tell whether the end mark of a task's stack is intact.
 
+        None for other stacks, and where its address cannot be read or leads to other memory.
         Source: set_task_stack_end_magic, kernel/fork.c. The other stacks carry no mark.
         """
         if stack.kind != "task":
             return None
         try:
-            return self.view.read_u64(stack.base) == STACK_END_MAGIC
+            if self.view.read_u64(stack.base) == STACK_END_MAGIC:
+                return True
         except (GuestError, MemoryReadError):
             return None
+        return None if self.misled(stack) is not None else False
+
+    def misled(self, stack: Stack) -> Misled | None:
+        """Return where a task's stack leads to memory that is not its own; None if nothing tells so."""
+        if stack.task is None:
+            return None
+        if stack.base not in self._misled:
+            self._misled[stack.base] = misled(self.view, stack.task.address, stack.base, stack.size)
+        return self._misled[stack.base]
 
 
 def entry_of(view: GuestView) -> EntryCode:

@@ -125,7 +125,8 @@ class Tasks:
     def current(self, state: CpuState) -> Task | None:
         """Return the task that a CPU runs; None where that is not known (early boot, EL2, no sense).
 
-        In the kernel SP_EL0 holds it (asm/current.h); in user mode the per-CPU `__entry_task` does.
+        In the kernel SP_EL0 holds it (asm/current.h); in user mode, and at its border, where SP_EL0 is
+        the user's stack pointer still or again, the per-CPU `__entry_task` does (entry.S, kernel_entry).
         """
         address = self.current_address(state)
         if address is None:
@@ -137,12 +138,12 @@ class Tasks:
 
     def current_address(self, state: CpuState) -> int | None:
         """Return where the current task of a CPU should be, unchecked; None if nothing tells."""
-        if state.el == 0:
+        if state.el and not state.pstate & 1:
+            return None  # SP_EL0 is the stack pointer itself
+        if at_user_border(state):
             from ptinspect.linux.stacks import per_cpu_pointer
 
             return per_cpu_pointer(self.view, state, "__entry_task")
-        if not state.pstate & 1:
-            return None  # SP_EL0 is the stack pointer itself
         return state.system.get("SP_EL0")
 
     @cached_property
@@ -272,6 +273,15 @@ class Tasks:
         if not bit(va, 55):
             raise GuestError(f"{va:#x} is no address of the kernel's")
         return self.view.read_virt(va, length)
+
+
+def at_user_border(state: CpuState) -> bool:
+    """Tell whether SP_EL0 is a user's stack pointer: in user mode, in the entry from it and the exit to it.
+
+    There are the vectors, the trampoline of KPTI among them, and what follows up to `msr sp_el0`.
+    """
+    value = state.system.get("SP_EL0")
+    return state.el == 0 or (value is not None and not bit(value, 55))
 
 
 def per_cpu_offset(state: CpuState) -> int:

@@ -30,11 +30,13 @@ class Depth:
     position: Position
     """Which stack SP is on."""
     end_magic_intact: bool | None
-    """Whether the end mark is there; None for stacks without one."""
+    """Whether the end mark is there; None for stacks without one, and where that memory is another's."""
     unwound: Unwound
     """The frames."""
     other_stacks: tuple[Stack, ...] = ()
     """Stacks further up the chain, which were left for the one that SP is on."""
+    elsewhere: str = ""
+    """Where addresses of the stack lead to memory that is not the stack's; empty if nothing tells so."""
 
 
 def regs_layout(stacks: Stacks) -> RegsLayout:
@@ -147,7 +149,14 @@ def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> De
     unwound = start.frames(limit)
     used = {frame.stack for frame in unwound.frames}
     others = tuple(s for s in unique if s.kind in used and s.base != stack.base)
-    return Depth(position, magic, unwound, others)
+    return Depth(position, magic, unwound, others, _elsewhere(stacks, stack, magic))
+
+
+def _elsewhere(stacks: Stacks, stack: Stack, magic: bool | None) -> str:
+    found = stacks.misled(stack) if magic is None else None
+    if found is None:
+        return ""
+    return f"{found.address:#x} leads to pa:{found.pa:#x}, which is none of the pages that the kernel gave it"
 
 
 def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
@@ -164,7 +173,8 @@ def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
     holds = stack.holds_sp(task.saved_sp)
     position = Position(-1, "task" if holds else "none", task.saved_sp, stack, task, True, False)
     found = unwinder(stacks, [stack]).after_call(pc, task.saved_sp, x29, limit=limit)
-    return Depth(position, stacks.end_magic(stack), found)
+    magic = stacks.end_magic(stack)
+    return Depth(position, magic, found, elsewhere=_elsewhere(stacks, stack, magic))
 
 
 def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:

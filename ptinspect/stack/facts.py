@@ -11,6 +11,7 @@ from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.death import holding
+from ptinspect.linux.entry import EL1H, SLOT
 from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
@@ -170,8 +171,10 @@ def _dying(stacks: Stacks, depth: Depth) -> tuple[str, ...]:
 def _handling(stacks: Stacks, state: CpuState, ranges: Sequence[tuple[int, int]]) -> bool:
     """Tell whether the CPU is at the beginning of an exception, or where a bad stack is reported."""
     offset = stacks.view.kaslr_offset
-    first = (stacks.entry.vectors[0].va + offset) & MASK64
-    if first <= state.pc < first + 0x200 or any(low <= state.pc < high for low, high in ranges):
+    vectors = [(table + EL1H + offset) & MASK64 for table in stacks.vector_tables]
+    if any(low <= state.pc < low + 4 * SLOT for low in vectors):
+        return True
+    if any(low <= state.pc < high for low, high in ranges):
         return True
     image = stacks.tasks.image
     near = image.nearest((state.pc - offset) & MASK64)
@@ -180,8 +183,23 @@ def _handling(stacks: Stacks, state: CpuState, ranges: Sequence[tuple[int, int]]
     return at_label or (near is not None and near[0] in BAD_STACK)
 
 
+def leads_elsewhere(stacks: Stacks, stack: Stack, snapshots: Sequence[Snapshot]) -> str:
+    """Say where a stack leads to other memory than in a snapshot, by another table; empty if it does not.
+
+    `snapshots` with the newest first.
+    """
+    gone = _gone(stacks, None, stack, snapshots)
+    if gone is None or gone.pa is None or gone.walk.pa is None:
+        return ""
+    change = gone.changes[0]
+    return (
+        f"{gone.address:#x} leads to pa:{gone.walk.pa:#x}, and led to pa:{gone.pa:#x} in snapshot "
+        f"{change.snapshot}: the table of level {change.level} is another one"
+    )
+
+
 def _gone(
-    stacks: Stacks, state: CpuState, own: Stack, snapshots: Sequence[Snapshot], *, sure: bool
+    stacks: Stacks, state: CpuState | None, own: Stack, snapshots: Sequence[Snapshot], *, sure: bool = False
 ) -> Gone | None:
     """Find the lowest address of a stack that does not translate, or not to its own memory any more.
 
@@ -189,9 +207,10 @@ def _gone(
     before paging_init() that table is empty. What led to memory is compared by table descriptors
     alone, because a stack's own page entries are reused by later tasks.
     """
-    root = stacks.view.swapper().pa
-    if not sure and bits(state.system.get(translation_register(state, "TTBR1"), 0), 47, 1) << 1 != root:
-        return None
+    if state is not None and not sure:
+        ttbr = state.system.get(translation_register(state, "TTBR1"), 0)
+        if bits(ttbr, 47, 1) << 1 != stacks.view.swapper().pa:
+            return None
     for address in range(own.base, own.top, PAGE):
         now = _walk(stacks, address)
         if now is None or now.outcome not in ("fault", "mapped"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import stack_guest as sg
 from stack_guest import (
     ENTRY_TASK,
     IRQ_POINTER,
@@ -18,6 +19,7 @@ from stack_guest import (
 
 from ptinspect.errors import GuestError
 from ptinspect.linux.stacks import Position, Stacks
+from ptinspect.stack.depth import depth_of_cpu
 
 
 class Guest(StackGuest):
@@ -148,3 +150,34 @@ def test_no_vectors_at_all(guest: Guest) -> None:
     state = guest.cpu(guest.shell, guest.base + 0x3000, VBAR_EL1=0)
     with pytest.raises(GuestError, match="exception vectors"):
         Stacks(guest.view(state)).locate(state)
+
+
+@pytest.mark.parametrize(
+    ("pc", "used"),
+    [
+        (0xFFFF_FDFF_FE5F_A400, 0),  # the trampoline of KPTI
+        (sg.VECTORS + 0x400, 0),
+        (sg.VECTORS + 0x404, sg.FRAME),
+        (sg.EL0_SYNC + 8, sg.FRAME),
+    ],
+)
+def test_the_entry_from_user_mode_is_on_the_stack_of_its_task(guest: Guest, pc: int, used: int) -> None:
+    """SP_EL0 is the user's stack pointer until the entry has read __entry_task."""
+    guest.per_cpu_put(0, ENTRY_TASK, guest.shell)
+    sp = guest.base + SIZE - used
+    state = guest.cpu(0x7FFF_F000, sp, pc=pc, x29=0x7FFF_F100, ELR_EL1=0x40_1000)
+    stacks = Stacks(guest.view(state))
+    found = stacks.locate(state)
+    assert (found.kind, found.used) == ("task", used)
+    assert found.task is not None and found.task.comm == "sh"
+    assert "at the border of user mode" in found.note
+    assert stacks.tasks.read(guest.shell).cpu == 0
+    unwound = depth_of_cpu(stacks, state).unwound
+    assert [(f.kind, f.size) for f in unwound.frames] == ([("user", used)] if used else [])
+    assert unwound.complete
+    assert unwound.ended == ("the entry from user mode" if used else "the stack is empty")
+
+
+def test_before_there_are_tasks_none_is_named(guest: Guest) -> None:
+    guest.per_cpu_put(0, ENTRY_TASK, 0)
+    assert guest.at(guest.base + 0x3000, task=0).task is None

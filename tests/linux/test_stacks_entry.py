@@ -83,3 +83,10 @@ def test_a_vector_without_a_frame() -> None:
         image.put(VECTORS + slot, [sg.b(VECTORS + slot, sg.EL1_SYNC)])
     with pytest.raises(GuestError):
         recognise_code(image.text_at, VECTORS, {})
+
+
+def test_the_current_task_is_named_late_in_the_entry(image: Image) -> None:
+    """Before v5.0 or so SP_EL0 is written at the end of kernel_entry, after the registers are stored."""
+    at = sg.EL0_SYNC + 4 * 16
+    image.put(at + 16, [sg.NOP] * 30 + [sg.MSR_SP_EL0 | 28])
+    assert recognise_entry(image).pointers["__entry_task"] == sg.ENTRY_TASK  # type: ignore[arg-type]
