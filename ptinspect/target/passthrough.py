@@ -6,20 +6,32 @@ import re
 
 from ptinspect.errors import UserError
 
+_OUTPUT = "what it prints would mix with GDB's own answers"
 _GDB_REFUSED = {
-    "kill": "it would end QEMU; quit leaves ptinspect",
-    "quit": "quit without 'gdb' leaves ptinspect",
-    "exit": "quit without 'gdb' leaves ptinspect",
-    "detach": "detach without 'gdb' leaves the guest as it was found",
-    "disconnect": "detach --stop leaves the guest stopped",
-    "target": "attach connects to another guest",
-    "run": "continue makes the guest run",
-    "start": "continue makes the guest run",
-    "shell": "it has no terminal here",
-    "python-interactive": "it has no terminal here",
-    "inferior": "a session has one machine",
+    "kill": (1, "it would end QEMU; quit leaves ptinspect"),
+    "quit": (1, "quit without 'gdb' leaves ptinspect"),
+    "exit": (3, "quit without 'gdb' leaves ptinspect"),
+    "detach": (3, "detach without 'gdb' leaves the guest as it was found"),
+    "disconnect": (5, "detach --stop leaves the guest stopped"),
+    "target": (2, "attach connects to another guest"),
+    "run": (1, "continue makes the guest run"),
+    "starti": (4, "continue makes the guest run"),
+    "shell": (3, _OUTPUT),
+    "!": (1, _OUTPUT),
+    "make": (3, _OUTPUT),
+    "pipe": (3, _OUTPUT),
+    "|": (1, _OUTPUT),
+    "python-interactive": (8, "it has no terminal here"),
+    "pi": (2, "it has no terminal here"),
+    "inferior": (6, "a session has one machine"),
 }
-_GDB_SHORT = {"q": "quit", "k": "kill", "r": "run", "pi": "python-interactive", "!": "shell", "tar": "target"}
+"""Command -> how many of its letters GDB takes for it, and why it is not passed on."""
+_OTHERS = re.compile(
+    r"(?:(?:with|w)\s.*?\s--|(?:thread|frame)\s+apply\s+\S+(?:\s+-\S+)*|t?faas|taas|"
+    r"interpreter-exec\s+\S+|while\s.*|if\s.*)\s+(.+)",
+    re.DOTALL,
+)
+"""Commands that run another one."""
 _PACKET = re.compile(r"^maint(enance)?\s+packet\s+(k|vKill|D|R|r|bs|bc|Qqemu\.PhyMemMode:[^0])")
 _MONITOR_REFUSED = {
     "cont": "continue makes the guest run, and GDB knows of it",
@@ -47,14 +59,25 @@ _MONITOR_LOOKS = frozenset(
 
 def check_gdb_command(line: str) -> None:
     """Raise UserError on a command that would end the session or QEMU behind its back."""
-    words = line.split()
-    if not words:
+    line = line.strip()
+    if not line:
         raise UserError("gdb: which command?")
-    name = _GDB_SHORT.get(words[0], words[0])
-    if name in _GDB_REFUSED:
-        raise UserError(f"gdb {name} is not passed on", _GDB_REFUSED[name])
-    if _PACKET.match(line.strip()):
+    _check_text(line)
+    word = re.match(r"[!|]|[\w-]+", line)
+    for name, (letters, why) in _GDB_REFUSED.items():
+        if word is not None and name.startswith(word[0]) and len(word[0]) >= letters:
+            raise UserError(f"gdb {name} is not passed on", why)
+    if _PACKET.match(line):
         raise UserError("this packet is not passed on", "it would end QEMU, the session, or mix up addresses")
+    inner = _OTHERS.match(line)
+    if inner is not None:
+        check_gdb_command(inner[1].strip("\"'"))
+
+
+def _check_text(line: str) -> None:
+    """Raise UserError where a line would be more than one."""
+    if any(ord(character) < 32 and character != "\t" for character in line):
+        raise UserError(f"{line!r} holds a control character", "one command, on one line")
 
 
 def check_monitor_command(line: str) -> bool:
@@ -62,6 +85,7 @@ def check_monitor_command(line: str) -> bool:
     words = line.split()
     if not words:
         raise UserError("monitor: which command?")
+    _check_text(line)
     if words[0] in _MONITOR_REFUSED:
         raise UserError(f"monitor {words[0]} is not passed on", _MONITOR_REFUSED[words[0]])
     return words[0] in _MONITOR_LOOKS

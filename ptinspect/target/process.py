@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout
+from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.target.child import die_with_parent
 from ptinspect.target.mi import LINK_ERRORS, Reply, error_message, parse_payload
 from ptinspect.target.mitext import Line, c_string, split_line
@@ -201,6 +201,8 @@ class GdbProcess:
                     stream.close()
 
     def _send(self, command: str) -> _Pending:
+        if "\n" in command or "\r" in command:
+            raise UserError(f"{_short(command)} holds a line break", "it would be two commands to GDB")
         pending = _Pending(command)
         with self._lock:
             if self._lost:

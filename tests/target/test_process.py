@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from gdb_starter import fake_gdbs
 
-from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout
+from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.target import process
 from ptinspect.target.process import GdbProcess
 
@@ -164,3 +164,10 @@ def test_close_ends_a_gdb_that_does_not_want_to(fake_gdb: Start) -> None:
     gdb.close(timeout=0.2)
     gdb.close()
     assert gdb.process.poll() is not None
+
+
+def test_a_line_break_would_be_a_second_command(fake_gdb: Callable[..., GdbProcess]) -> None:
+    gdb = fake_gdb([(".*", "{t}^done\n")])
+    for command in ("-target-select remote a\nshell false", "x\ry"):
+        with pytest.raises(UserError, match="line break"):
+            gdb.request(command, 5)

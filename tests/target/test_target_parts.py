@@ -264,14 +264,59 @@ def test_breakpoints_as_gdb_lists_them(fake_gdb: Callable[..., GdbProcess]) -> N
 
 
 @pytest.mark.parametrize(
-    "line", ["kill", "k", "quit", "detach", "target remote :1", "maint packet k", "maintenance packet bs", ""]
+    "line",
+    [
+        "kill",
+        "k",
+        "kil",
+        "quit",
+        "detach",
+        "det",
+        "target remote :1",
+        "maint packet k",
+        "maintenance packet bs",
+        "",
+        "!ls",
+        "! ls",
+        "she ls",
+        "make all",
+        "| p 1 | sh",
+        "pipe p 1 | sh",
+        "with print pretty on -- kill",
+        "w print pretty on -- quit",
+        "thread apply all -q shell ls",
+        "frame apply all kill",
+        "faas k",
+        "taas q",
+        'interpreter-exec console "kill"',
+        "if 1 quit",
+        "info registers\nkill",
+        "p 1\rq",
+        "p 1\0",
+    ],
 )
 def test_commands_that_end_the_session_are_refused(line: str) -> None:
     with pytest.raises(UserError):
         check_gdb_command(line)
 
 
-@pytest.mark.parametrize("line", ["x/i $pc", "bt", "maint packet qqemu.PhyMemMode", "info registers"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x/i $pc",
+        "bt",
+        "maint packet qqemu.PhyMemMode",
+        "info registers",
+        "disassemble",
+        "rwatch x",
+        "stepi",
+        "python print(1)",
+        "with print pretty on -- p $x0",
+        "thread apply all bt",
+        "taas bt",
+        "disable 1",
+    ],
+)
 def test_other_commands_are_passed_on(line: str) -> None:
     check_gdb_command(line)
 
@@ -279,6 +324,6 @@ def test_other_commands_are_passed_on(line: str) -> None:
 def test_monitor_commands() -> None:
     assert check_monitor_command("info mtree -f")
     assert not check_monitor_command("system_reset")
-    for line in ("cont", "c", ""):
+    for line in ("cont", "c", "", "info status\nquit"):
         with pytest.raises(UserError):
             check_monitor_command(line)
