@@ -239,7 +239,9 @@ def regime_from_registers(state: CpuState, upper: bool, name: RegimeName | None 
     name = name or kernel_regime(state)
     if upper and name == "EL2":
         raise RegimeError(NO_UPPER_HALF)
-    raw_tcr, raw_sctlr, mair = (needed(state, stem, name) for stem in ("TCR", "SCTLR", "MAIR"))
+    raw_tcr, raw_sctlr = needed(state, "TCR", name), needed(state, "SCTLR", name)
+    early = not bit(raw_sctlr, 0) and register_of_regime(name, "MAIR") in state.unwritten
+    mair = 0 if early else needed(state, "MAIR", name)  # without the MMU it has no effect
     tcr_name = register_of_regime(name, "TCR")
     tcr, sctlr = decode_tcr_el2(raw_tcr) if name == "EL2" else decode_tcr(raw_tcr), decode_sctlr(raw_sctlr)
     granule_bits = tcr.granule1_bits if upper else tcr.granule0_bits

@@ -106,6 +106,7 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
         saved is not None and far != saved.sp,
         _nowhere(stacks, state, own, sp) if entering and saved is None else (),
         translation_register(state, "ESR")[4:],
+        [name for stem in ("ESR", "FAR") if (name := translation_register(state, stem)) in state.unwritten],
     )
 
 

@@ -95,6 +95,8 @@ class Facts:
     """All stacks of this CPU, if SP may be on none of them; else empty."""
     level: str = "EL1"
     """EL1, or EL2 for a kernel with VHE: whose registers these are."""
+    unwritten: Sequence[str] = ()
+    """ESR and FAR, as far as the guest has never written them: what stands here for them is no data."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,10 @@ def _gone(facts: Facts) -> tuple[death.Gone, str, Change | None] | None:
 def _evidence(facts: Facts) -> tuple[str, ...]:
     esr, stack = facts.esr, facts.stack
     later = " (of the last fault: the first one may have been another)" if facts.earlier else ""
-    found = [f"ESR_{facts.level} {esr.raw:#x}: {esr.text}{later}"]
+    if facts.unwritten:
+        found = [f"{' and '.join(facts.unwritten)} never written: this CPU has taken no such exception yet"]
+    else:
+        found = [f"ESR_{facts.level} {esr.raw:#x}: {esr.text}{later}"]
     place = ""
     if stack is not None:
         bounds = f"the {stack.kind} stack [{stack.base:#x}..{stack.top:#x}]"
@@ -235,7 +240,8 @@ def _evidence(facts: Facts) -> tuple[str, ...]:
             place = f": {stack.base - facts.far} bytes below {bounds}"
         else:
             place = f": not in {bounds}"
-    found.append(f"FAR_{facts.level} {facts.far:#x}{place}")
+    if f"FAR_{facts.level}" not in facts.unwritten:
+        found.append(f"FAR_{facts.level} {facts.far:#x}{place}")
     if stack is not None:
         near = stack.base - stack.size <= facts.sp <= stack.top
         room = f"{facts.sp - stack.base} bytes free" if near else f"not on the {stack.kind} stack"

@@ -62,6 +62,13 @@ def test_a_walk_does_not_begin_at_it() -> None:
             root_pa(early, regime_from_registers(early, True))
 
 
+def test_without_the_mmu_the_memory_types_do_not_matter() -> None:
+    """A guest of KVM at reset: its memory is read at physical addresses all the same."""
+    tree = kernel_tree()
+    early = cpu(tree, MAIR_EL1=UNWRITTEN, TTBR1_EL1=UNWRITTEN, SCTLR_EL1=0)
+    assert not regime_from_registers(early, False).mmu_on
+
+
 def test_commands_say_so() -> None:
     tree = kernel_tree()
     ctx = context(tree)
@@ -79,7 +86,9 @@ def test_commands_say_so() -> None:
             run(ctx, line)
     with pytest.raises(RegimeError, match="TTBR1_EL1 was never written"):
         run(ctx, "walk 0xffff800010000000 --root ttbr1")
-    assert run(ctx, "regime").result["ttbr1"]["raw"] is None
+    report = run(ctx, "regime")
+    assert report.result["ttbr1"]["raw"] is None
+    assert "never written: TTBR1_EL1" in text(report)
 
 
 def test_every_name_that_means_nothing_is_told() -> None:

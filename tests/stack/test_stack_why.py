@@ -158,3 +158,10 @@ def test_an_sp_in_none_of_the_stacks_is_the_problem_itself() -> None:
 
 def test_registers_are_named_after_the_level_of_the_kernel() -> None:
     assert any("ESR_EL2" in line for line in explain(facts(level="EL2")).evidence)
+
+
+def test_registers_that_nobody_wrote_are_no_evidence() -> None:
+    """Under KVM: nothing was ever stored in ESR_EL1, so that what stands for it is not a syndrome."""
+    told = explain(facts(unwritten=("ESR_EL1", "FAR_EL1")))
+    assert told.evidence[0] == "ESR_EL1 and FAR_EL1 never written: this CPU has taken no such exception yet"
+    assert not any("ESR_EL1 0x" in line or "FAR_EL1 0x" in line for line in told.evidence)

@@ -85,10 +85,14 @@ def regime_report(facts: RegimeFacts) -> Report:
     body: list[Note | Table] = [head, note, _halves(facts, asid_from), *_holds(facts), *_controls(state)]
     body += _permissions(facts)
     body += [] if mair is None else [_types(mair, "MAIR")]
+    never = [name for name in state.unwritten if name.partition("_")[0] in (*SHOWN, *INDIRECT)]
+    body += [Note(f"never written: {', '.join(never)}", "changed")] if never else []
     body += [] if mair2 is None or not _has_aie(facts) else [_types(mair2, "MAIR2", 8)]
     return Report(result, body)
 
 
+SHOWN = ("TTBR0", "TTBR1", "TCR", "SCTLR", "MAIR")
+"""Registers that every CPU has, without the level."""
 INDIRECT = ("TCR2", "PIR", "PIRE0", "POR", "MAIR2")
 """Registers of permissions and memory types that not every CPU has, without the level."""
 
