@@ -244,6 +244,7 @@ def test_sections_of_the_image(tmp_path: Path) -> None:
     guest.tree.map(TEXT_VA + offset, 0x4800_0000, size=0x1000, attributes=KERNEL_TEXT | PXN)
     made = view_layout(guest.view(file), guest.tree.snapshot())
     assert made.name(TEXT_VA + offset) == "vmalloc", "memory of vmalloc lies where nothing was mapped"
+    assert made.name(TEXT_VA + offset + 0x1000) == "kernel head"
     own = view.pa_of_link(TEXT_VA)
     guest.tree.map(TEXT_VA + offset, own, size=0x1000, attributes=KERNEL_TEXT | PXN)
     made = view_layout(guest.view(file), guest.tree.snapshot())

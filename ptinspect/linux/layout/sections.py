@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.image import KernelImage
-from ptinspect.linux.layout.geometry import KIB, TOP
+from ptinspect.linux.layout.geometry import KIB, MIB, TOP
 from ptinspect.linux.layout.regions import Region
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, kinds, output_addresses
 from ptinspect.snapshot.model import Snapshot
@@ -29,6 +29,7 @@ SECTIONS = (
 
 The first symbol that is there counts. An Image whose kernel lacks CONFIG_KALLSYMS_ALL names no data.
 """
+PAGE, LARGEST_HEAD = 4096, 2 * MIB
 HEAD = "kernel head"
 """What lies before _stext: the header of the Image, and nothing that runs after boot."""
 
@@ -84,8 +85,8 @@ def image_regions(image: KernelImage | None, offset: int | None, leaves: Leaves)
     """Return the sections of the image that symbols delimit, and after them the whole image.
 
     `offset` is that of KASLR. From v5.11 on what lies before _stext is not text (Linux commit e2a073dde921,
-    "arm64: omit [_text, _stext) from permanent kernel mapping"): its addresses are left to vmalloc, until
-    later releases (seen in v6.18) map it again, read-only.
+    "arm64: omit [_text, _stext) from permanent kernel mapping"): its addresses are left to vmalloc, whose
+    memory begins there, until later releases (seen in v6.18) map it again, read-only.
     """
     if image is None or offset is None:
         return []
@@ -96,22 +97,31 @@ def image_regions(image: KernelImage | None, offset: int | None, leaves: Leaves)
         last = next((image.symbols[symbol][0] for symbol in lasts if symbol in image.symbols), None)
         if first is not None and last is not None and first < last:
             found.append(Region(first + offset, last + offset, name))
-    whole = Region(start, end, "kernel image")
     text = image.symbols.get("_stext", (image.text_va, ""))[0] + offset
-    if text > start:
-        at, here, there = (
-            leaves.at(start % TOP),
-            leaves.translated(start % TOP),
-            leaves.translated(text % TOP),
-        )
-        own = here is not None and there is not None and there - here == text - start
-        if own and at is not None and leaves.executable[at] and found and found[0].start == text:
-            found[0] = Region(start, found[0].end, found[0].name)
-        elif own or here is None:
-            found.append(Region(start, text, HEAD))
+    at = leaves.at(start % TOP)
+    own = _own_pages(start, text, leaves)
+    begun = at is not None and leaves.executable[at] and own == [(start, text)]
+    if begun and found and found[0].start == text:
+        found[0] = Region(start, found[0].end, found[0].name)
+    else:
+        found += [Region(first, last, HEAD) for first, last in own]
+    found.append(Region(text, end, "kernel image"))
+    return [Region(r.start % TOP, (r.end - 1) % TOP + 1, r.name) for r in found]
+
+
+def _own_pages(start: int, text: int, leaves: Leaves) -> list[tuple[int, int]]:
+    """Return the parts of [start, text) that are not mapped, or to the bytes of the image that lie there."""
+    there = leaves.translated(text % TOP)
+    found: list[tuple[int, int]] = []
+    for va in range(start, min(text, start + LARGEST_HEAD), PAGE):
+        here = leaves.translated(va % TOP)
+        if here is not None and (there is None or there - here != text - va):
+            continue
+        if found and found[-1][1] == va:
+            found[-1] = (found[-1][0], va + PAGE)
         else:
-            whole = Region(text, end, whole.name)
-    return [Region(r.start % TOP, (r.end - 1) % TOP + 1, r.name) for r in (*found, whole)]
+            found.append((va, va + PAGE))
+    return found
 
 
 def text_by_tables(leaves: Leaves, linear: Region) -> list[Region]:
