@@ -134,7 +134,7 @@ def explain(facts: Facts) -> Why:
     evidence = _evidence(facts)
     gone = _gone(facts)
     found = death.judge(_known(facts, None if gone is None else gone[0]))
-    unknown = found.unknown
+    unknown = tuple(text for text in found.unknown if text not in death.ENDLESS)
     if found.code == "unknown" and not facts.handling:
         unknown = ("no exception is being handled: ESR and FAR are of an earlier one",)
     text, change = (

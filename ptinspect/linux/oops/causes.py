@@ -158,7 +158,7 @@ def _fault(  # noqa: PLR0911 (one return for each ground)
             return replace(found, unknown=("which device or memory reported the error",))
         return _ordinary(first, evidence)
     if first.sp is None:
-        return Verdict("unknown", evidence, ("SP: not in the log, or damaged",))
+        return _without_sp(first, evidence)
     zeros = sum(first.registers.get(number) == 0 for number in range(19, 30)) == 11
     if zeros and first.pc == first.lr == "0x0":
         found = death.judge(death.Facts(zeros=True))
@@ -180,6 +180,18 @@ def _fault(  # noqa: PLR0911 (one return for each ground)
         unknown = ("where the CPU came from: neither pc nor lr is in a known function",)
         return Verdict("unknown", evidence, unknown)
     return _ordinary(first, evidence)
+
+
+def _without_sp(first: Fault, evidence: tuple[str, ...]) -> Verdict:
+    """Judge a report whose SP was cut out: it was printed, and what it is about is no address of a stack."""
+    elsewhere = first.far is None or first.far < MIN_KERNEL
+    if not elsewhere or not first.trace or not re.match(r"[A-Za-z_]", first.pc) or "sp" in first.damaged:
+        return Verdict("unknown", evidence, ("SP: not in the log, or damaged",))
+    if first.far is not None:
+        evidence = (*evidence, f"FAR {first.far:#x} is in no stack{_kind_of(first.far)}")
+    text = "the report was printed in the ordinary way, registers and calls: the exception's frame was stored"
+    found = _judged(text, (*evidence, f"pc {first.pc}"))
+    return replace(found, unknown=("the cause of the fault itself", "SP: not in the log"))
 
 
 def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from ptinspect.linux.oops.reports import AFTERMATH, AFTERMATH_OF, REACH, Sorter,
 
 MAX_DEATHS = 2048
 """Deaths that are kept; those after them are counted."""
+MAX_BOOTS = 4096
+"""Banners of boots that are kept."""
 MAX_STALLS = 256
 """Stalls, lockups and sanitizer reports that are kept beside them."""
 MAX_LATER = 16
@@ -58,6 +60,8 @@ class Reader:
     """How many there were, the kept ones included."""
     boot: int = 0
     banners: dict[int, str] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
+    """The boots whose banner is in the log."""
     seen: dict[int, set[str]] = field(default_factory=dict)
     """Boot -> architectures whose registers its lines show."""
     stretch: list[Line] = field(default_factory=list)
@@ -70,6 +74,8 @@ class Reader:
     """True after the end marker of a panic: what follows is another boot."""
     warning: Draft | None = None
     """The last warning: it is a death only if a panic follows from it."""
+    marks: dict[tuple[str, str], Death] = field(default_factory=dict)
+    """Time and first line -> the death: the same log may stand in a mail twice."""
     recent: Death | None = None
     """The last death, kept or not."""
     latest: Death | None = None
@@ -130,11 +136,12 @@ class Reader:
         if line.number - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
             self._next_boot()
         self.boot_line = line.number
+        self.begun.add(self.boot)
         if match[1].startswith("Linux"):
             self.banners[self.boot] = line.text[match.start() :][:200]
         else:
             self.banners.setdefault(self.boot, "")
-        if len(self.banners) > MAX_DEATHS:
+        if len(self.banners) > MAX_BOOTS:
             self.banners.pop(min(self.banners))
         return True
 
@@ -170,38 +177,63 @@ class Reader:
             drafts = sort(lines, self.boot)
         self.sorter = Sorter(self.boot)
         for index, draft in enumerate(drafts):
-            self._join(draft, drafts[index + 1 :])
+            self._join(draft, drafts[index + 1 :], lines[0].number)
 
-    def _join(self, draft: Draft, following: list[Draft]) -> None:
+    def _join(self, draft: Draft, following: list[Draft], first_line: int) -> None:
         """Add a report to the death that it is of, or begin another death."""
         last = self.recent
         if draft.kind == "warning" and not draft.panic:
             self.warning = draft
             return
         before = [death for death in dict.fromkeys((self.latest, last)) if death is not None]
-        if any(self._again(death, draft) for death in before):
-            return
-        titled = next((death for death in before if _title(death.first, draft)), None)
+        known = self._copied(draft, first_line) or any(self._again(death, draft) for death in before)
+        titled = next((death for death in before if not known and _title(death.first, draft)), None)
         if titled is not None:
             titled.reports[0] = draft
+            self._mark(titled, draft)
             self.recent = titled if draft.kind in FATAL else self.recent
-            return
-        if draft.kind == "panic" and self._consequence(draft):
+        if known or titled is not None or (draft.kind == "panic" and self._consequence(draft)):
             return
         if last is not None and (_inside(last, draft) or _cut_off(last, draft, following)):
-            last.add(draft)
+            self._add(last, draft)
             return
-        stalled = draft.kind in STALLS and not draft.panic
-        if stalled and (known := self._stall(draft)) is not None:
-            known.add(draft)
-            return
-        self._begin(draft)
+        stalled = self._stall(draft) if draft.kind in STALLS and not draft.panic else None
+        if stalled is not None:
+            self._add(stalled, draft)
+        else:
+            self._begin(draft)
+
+    def _copied(self, draft: Draft, first_line: int) -> bool:
+        """Take a report of a log that stands in a mail twice: the same line with the same stamp."""
+        marks = [mark for mark in ((draft.time, draft.headline), draft.error) if mark[0]]
+        known = next((self.marks[mark] for mark in marks if mark in self.marks), None)
+        if known is None or max(report.last for report in known.reports) >= first_line:
+            return False
+        if {known.first.boot, draft.boot} <= self.begun:
+            return False
+        old = next((d for d in known.reports if d.headline == draft.headline), known.first)
+        if "sp" in draft.slots and "sp" not in old.slots and old is known.first:
+            draft.panic = draft.panic or old.panic
+            known.reports[0] = draft
+        else:
+            _complete(old, draft)
+        return True
+
+    def _mark(self, death: Death, draft: Draft) -> None:
+        for mark in ((draft.time, draft.headline), draft.error):
+            if mark[0] and len(self.marks) < 4 * MAX_DEATHS:
+                self.marks.setdefault(mark, death)
+
+    def _add(self, death: Death, draft: Draft) -> None:
+        death.add(draft)
+        self._mark(death, draft)
 
     def _begin(self, draft: Draft) -> None:
         death = Death([draft])
         fatal = draft.kind in FATAL or bool(draft.panic)
         self.total += 1
         self.latest = death
+        self._mark(death, draft)
         self.recent = death if fatal else self.recent
         if self.kept[fatal] < (MAX_DEATHS if fatal else MAX_STALLS):
             self.kept[fatal] += 1
@@ -224,10 +256,7 @@ class Reader:
             panic = draft.kind == "panic" and bool(draft.panic) and draft.panic == known.panic
             same = panic and (draft.bare or known.bare or draft.cpu == known.cpu) and draft.boot == known.boot
             if number or (title and not known.bare) or same:
-                for name, value in draft.slots.items():
-                    known.slots.setdefault(name, value)
-                known.trace = known.trace or draft.trace
-                known.panic = known.panic or draft.panic
+                _complete(known, draft)
                 return True
         return False
 
@@ -247,9 +276,20 @@ class Reader:
                 return True
         busy = last is not None and last.first.boot == draft.boot and bool(last.first.panic)
         if last is not None and busy and last.first.kind in FATAL and AFTERMATH.match(text):
-            last.add(draft)
+            self._add(last, draft)
             return True
         return False
+
+
+def _complete(known: Draft, copy: Draft) -> None:
+    """Take from another copy of a report what the first one does not hold."""
+    if copy.slots.get("cpu", known.slots.get("cpu")) != known.slots.get("cpu", copy.slots.get("cpu")):
+        return
+    for name, value in copy.slots.items():
+        known.slots.setdefault(name, value)
+    known.trace = known.trace or copy.trace
+    known.panic = known.panic or copy.panic
+    known.number = known.number if known.number is not None else copy.number
 
 
 def _title(first: Draft, draft: Draft) -> bool:
@@ -269,9 +309,13 @@ def _title(first: Draft, draft: Draft) -> bool:
 def _inside(last: Death, draft: Draft) -> bool:
     """Tell whether `draft` happened while the kernel was busy with a death."""
     first = last.first
-    if draft.boot != first.boot or draft.kind in ("bad-stack", "panic") or draft.kind not in FATAL:
+    if draft.boot != first.boot or draft.kind == "panic" or draft.kind not in FATAL:
+        return False
+    if draft.kind == "bad-stack" and (draft.cpu is None or all(draft.cpu != d.cpu for d in last.reports)):
         return False
     if first.kind not in FATAL or draft.line - max(d.last for d in last.reports) > 4 * REACH:
+        return False
+    if draft.mixed and (draft.cpu is None or draft.cpu not in {d.cpu for d in last.reports}):
         return False
     cpus = {d.cpu for d in (*last.reports, draft)} - {None}
     pids = {d.slots["cpu"][1] for d in (*last.reports, draft) if "cpu" in d.slots}

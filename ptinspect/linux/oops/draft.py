@@ -30,6 +30,8 @@ class Draft:
     elided: bool = False
     internal: bool = False
     number: int | None = None
+    error: tuple[str, str] = ("", "")
+    """Time and text of `Internal error:`."""
     in_trace: int = 0
     """Lines without a frame that the trace may still hold; 0 outside of a trace."""
     callers: set[str] = field(default_factory=set)

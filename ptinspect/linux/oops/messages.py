@@ -45,11 +45,17 @@ _FRAME = re.compile(
     rf"(?:({_SYMBOLIC})(?=[\s(]|$)|(0x[0-9a-f]{{1,16}})(?: ?\(P\w?\))?$)"
 )
 _FRAME_AT_END = re.compile(rf"[\s\]>):;|]({_SYMBOLIC})(?: \[[^\]]{{1,90}}\])?(?: \(P?\w?\))?$")
-_SOURCE = r"\((?:[^()]{0,200}:(?:\d+|\?)[^()]{0,200}(?:\([^()]{0,40}\))?[^()]{0,200})\)"
-_DECODED_FRAME = re.compile(rf"(?:\? )?([A-Za-z_$][\w.$]{{0,250}}) {_SOURCE}(?: |$)")
+_SOURCE = r"\((?:[^()\s]{1,200}:(?:\d+|\?)|\?\?:)"
+_DECODED_FRAME = re.compile(rf"(?:\? )?([A-Za-z_$][\w.$]{{0,250}}) {_SOURCE}")
+_BARE_FRAME = re.compile(r"(?:\? )?([A-Za-z_][\w.]{2,250})(?: \[\w+\])?$")
 INLINE = re.compile(r"\[inline\]\s*$")
 """A line that decode_stacktrace.sh or syzbot adds for a call that was inlined."""
 BROADCAST = re.compile(r"(?:Message from syslogd|Broadcast message from)")
+SOURCE_CODE = re.compile(
+    r"[\"'`](?:Internal error|Unable to handle|Kernel panic|Insufficient|BUG: )|"
+    r"(?:pr_\w+|printk\w*|panic|die|WARN\w*|BUG\w*|dev_\w+)\(.{0,40}\"|\\n\""
+)
+"""A line of a patch or a program that prints such a message."""
 EXCEPTION_STACK = re.compile(r"Exception stack\(|[0-9a-f]{4}: (?: |[0-9a-f]{8,16} ?)+$")
 """Lines inside of a call trace that show an exception frame (Linux up to 4.15, dump_mem)."""
 DROPPED = re.compile(r"\*\* \d+ printk messages dropped|callbacks suppressed")
@@ -99,12 +105,14 @@ _STACK = re.compile(
 )
 _CPU = re.compile(
     r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?) (?:Kdump: loaded )?"
-    r"(?:Not tainted|Tainted: (?:[A-Z-] *){1,80}(?=\s|$|\d))(?:\s+(\d+\.\d\S{0,100})|(?=\s|$))"
+    r"(?:Not tainted|Tainted: (?:[A-Z-] *){1,80}(?=\s|$|\d))"
+    r"(?:\s+(\d+\.\d\S{0,100}|\d\S{0,100}(?= #))|(?=\s|$))"
 )
 _CPU_BARE = re.compile(r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?)$")
 _PSTATE = re.compile(r"\bpstate: ([0-9a-fA-F]{8})(?![0-9a-fA-F])")
 _PC = re.compile(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,260})")
 _LR = re.compile(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,260})")
+_BARE_SYMBOL = re.compile(r"\b(pc|lr) : ([A-Za-z_][\w.]{2,250})$")
 _SOURCE_LINE = re.compile(r"\b(pc|lr) : ([A-Za-z_$][\w.$]{0,250}) " + _SOURCE)
 _PC_BARE = re.compile(r"\bpc : \[<([0-9a-f]{16})>\]")
 _LR_BARE = re.compile(r"\blr : \[<([0-9a-f]{16})>\]")
@@ -162,7 +170,7 @@ def _registers(text: str, found: Values, damaged: list[str]) -> None:
             found[name] = symbol[1]
         elif (address := bare.search(text)) is not None:
             found[f"{name}:bare"] = f"0x{address[1]}"
-    for match in _SOURCE_LINE.finditer(text):
+    for match in (*_SOURCE_LINE.finditer(text), *_BARE_SYMBOL.finditer(text)):
         found.setdefault(match[1], match[2])
     if (state := _PSTATE.search(text)) is not None:
         found["pstate"] = int(state[1], 16)
@@ -231,5 +239,5 @@ def frame(text: str) -> str | None:
     match = _FRAME.match(text)
     if match is not None:
         return match[1] or match[2]
-    match = _DECODED_FRAME.match(text) or _FRAME_AT_END.search(text)
+    match = _DECODED_FRAME.match(text) or _FRAME_AT_END.search(text) or _BARE_FRAME.match(text)
     return match[1] if match is not None and "pc : " not in text and "lr : " not in text else None

@@ -95,6 +95,8 @@ class Sorter:
 
     def _opening(self, line: Line) -> bool:
         """Take a line that begins a report or says that the kernel gives up."""
+        if say.SOURCE_CODE.search(line.text) is not None:
+            return False
         panic = say.PANIC.search(line.text)
         if panic is not None:
             if "end Kernel panic" in line.text:
@@ -132,7 +134,7 @@ class Sorter:
     def _fed(self, draft: Draft, line: Line) -> None:
         if self.current is not None and self.current is not draft and draft.rank >= 0:
             self.returns += 1
-            draft.mixed = True
+            draft.mixed = draft.mixed or not line.caller
             draft.run += 1
         self.current, draft.last = draft, line.number
         draft.rank = max(draft.rank, 0)
@@ -147,7 +149,8 @@ class Sorter:
                 draft.last = max(draft.last, line.number) if not draft.ended else draft.last
                 return
         alive = self.alive(line)
-        for draft in alive if self.in_turn else reversed(alive):
+        order = alive if self.in_turn else alive[::-1]
+        for draft in sorted(order, key=lambda d: d is not self.current):
             fits = draft.kind in AFTERMATH_OF or (
                 draft.kind == "bad-stack" and reason.startswith("kernel stack overflow")
             )
@@ -155,7 +158,8 @@ class Sorter:
                 break
         else:
             draft = self._begin("oops", line, headline)
-        draft.internal, draft.number = True, count
+        draft.error = (line.time, headline[:300])
+        draft.internal, draft.number = count is not None or esr is not None, count
         self._fed(draft, line)
         if esr is not None:
             draft.slots.setdefault("esr", esr)
@@ -329,6 +333,8 @@ def _fit(draft: Draft, found: Mapping[str, Any]) -> int:
         for value in (far, x29):
             if value is not None and sp is not None and abs(value - sp) < NEAR:
                 total += 1
+    if "path" in found and far is not None:
+        total += 3 if slots["path"][0] == far else -6
     if "cpu" in found and f"C{slots['cpu'][0]}" in draft.callers:
         total += 2
     return total

@@ -141,6 +141,8 @@ def _where(facts: Facts) -> list[str]:
     bad = incident.bad_stack
     assert bad is not None
     evidence = [REACHED if bad.kind == "bad-stack" else f"{REACHED} (panic: {bad.panic})"]
+    if incident.first is not bad:
+        evidence.append(f"it came while the kernel reported: {incident.first.headline}")
     stacks = [s for s in bad.stacks if s.base]
     if stack is not None and bad.sp is not None:
         evidence.append(f"SP {bad.sp:#x} is {place(bad.sp, stack)}")
