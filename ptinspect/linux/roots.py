@@ -12,6 +12,7 @@ from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import CpuState, root_pa, translation_register, ttbr_base
 from ptinspect.errors import MemoryReadError
 from ptinspect.linux.image import FIRST_CODE, KernelImage
+from ptinspect.linux.layout.geometry import least_bits
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.paging.capture import capture
 from ptinspect.paging.walk import walk
@@ -238,7 +239,7 @@ def in_its_half(image: KernelImage, regime: Regime, va: int) -> bool:
     The other half is the linear map's (asm/memory.h: PAGE_END, KIMAGE_VADDR; before v5.4 the halves are
     the other way round). True if the file does not tell where it is linked.
     """
-    shift = min(regime.va_bits, 48) - 1
+    shift = least_bits(regime.va_bits, regime) - 1
     return not image.linked or va >> shift == image.text_va >> shift
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
-from ptinspect.snapshot.classify import address_bits, are_leaves, next_tables, output_addresses
+from ptinspect.snapshot.classify import address_bits, are_leaves, are_tables, next_tables, output_addresses
 from ptinspect.snapshot.index import TableIndex, take_rows
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
@@ -75,8 +76,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the descriptors of every table that are not zero, level by level, in order of va.
 
-    A table that several ways lead to is listed once, at the lowest address. Tables that could not be
-    read have no rows. Raises UserError if `va_range` lies outside the regime's half.
+    A table that several ways lead to is listed once, at the lowest address in `va_range`. Tables that could
+    not be read have no rows. Raises UserError if `va_range` lies outside the regime's half.
     """
     wanted = chosen or RowFilter()
     tables, regime = snapshot.tables, snapshot.regime
@@ -87,22 +88,59 @@ def batches(
     sorts = _Sorts(snapshot, wanted)
     step = max(BATCH_WORDS // max(tables.raw.shape[1], 1), 1)
     done, total = 0, len(tables)
-    for level in levels_of(regime):
-        rows = np.arange(*index.rows(level).indices(total))
-        done += rows.shape[0]
-        if wanted.levels is not None and level not in wanted.levels:
-            continue
-        span = regime.entries(level) * regime.entry_size(level)
-        rows = rows[tables.readable[rows] & window.touches(tables.va[rows], span)]
-        for start in range(0, rows.shape[0], step):
-            part = rows[start : start + step]
-            if progress is not None:
-                progress(done - rows.shape[0] + start, total)
-            batch = sorts.batch(part, level, window)
-            if len(batch):
-                yield batch
+    for level, found, begin in _all(snapshot, index) if window.whole else _reached(snapshot, index, window):
+        if wanted.levels is None or level in wanted.levels:
+            good = tables.readable[found]
+            rows, va = found[good], begin[good]
+            for start in range(0, rows.shape[0], step):
+                if progress is not None:
+                    progress(done + start, total)
+                part = slice(start, start + step)
+                batch = sorts.batch(rows[part], va[part], level, window)
+                if len(batch):
+                    yield batch
+        done += found.shape[0]
     if progress is not None:
         progress(total, total)
+
+
+Placed = tuple[int, NDArray[np.intp], NDArray[np.uint64]]
+"""A level, rows of tables of it, and the first address that each translates; in order of va."""
+
+
+def _all(snapshot: Snapshot, index: TableIndex) -> Iterator[Placed]:
+    """Yield all tables, each at its lowest address."""
+    for level in levels_of(snapshot.regime):
+        rows = np.arange(*index.rows(level).indices(len(snapshot.tables)))
+        yield level, rows, snapshot.tables.va[rows]
+
+
+def _reached(snapshot: Snapshot, index: TableIndex, window: Window) -> Iterator[Placed]:
+    """Yield the tables that translate an address of the window.
+
+    Each is at the lowest address at which all of it lies in the window; one that never does, at each
+    address at which a part of it does.
+    """
+    regime = snapshot.regime
+    rows, va = np.zeros(1, dtype=np.intp), np.array([int(regime.va_min)], dtype=np.uint64)
+    for level in levels_of(regime):
+        yield level, rows, va
+        if level == LEVEL_LAST or not rows.size:
+            return
+        raw = take_rows(snapshot.tables.raw, rows)
+        at, slot = np.nonzero(are_tables(raw, level) & snapshot.tables.readable[rows][:, np.newaxis])
+        below = va[at] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        child = index.find(level + 1, next_tables(raw[at, slot], regime))
+        size = regime.entry_size(level)
+        kept = (child >= 0) & window.touches(below, size)
+        child, below = child[kept], below[kept]
+        order = np.argsort(below, kind="stable")
+        child, below = child[order], below[order]
+        whole = np.flatnonzero(window.covers(below, size))
+        first = whole[np.unique(child[whole], return_index=True)[1]]
+        parted = np.flatnonzero(~np.isin(child, child[whole]))
+        chosen = np.sort(np.concatenate([first, parted]))
+        rows, va = child[chosen], below[chosen]
 
 
 class _Sorts:
@@ -112,14 +150,14 @@ class _Sorts:
         self._tables, self._regime, self._wanted = snapshot.tables, snapshot.regime, wanted
         self._known: dict[tuple[int, int], Descriptor | None] = {}
 
-    def batch(self, rows: NDArray[np.intp], level: int, window: Window) -> Batch:
-        """Return what the filter accepts of the tables in these rows, which are in order of va."""
+    def batch(self, rows: NDArray[np.intp], begin: NDArray[np.uint64], level: int, window: Window) -> Batch:
+        """Return what the filter accepts of the tables in these rows, which `begin` at ascending va."""
         regime, tables = self._regime, self._tables
         words = take_rows(tables.raw, rows)[:, : regime.entries(level)]
         row, slot = np.nonzero(words)
         raw = words[row, slot]
         size = regime.entry_size(level)
-        va = tables.va[rows][row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        va = begin[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
         leaf = are_leaves(raw, level, regime)
         next_table = ((raw & np.uint64(3)) == np.uint64(3)) & ~leaf
         output = np.where(leaf, output_addresses(raw, level, regime), np.uint64(0))
