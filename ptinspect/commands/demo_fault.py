@@ -54,10 +54,9 @@ def demo_fault(ctx: Context, args: argparse.Namespace, launch: list[str]) -> Rep
     early = ctx.stopped.cpu_state(ctx.stopped.current_cpu).system.get("TTBR1_EL1", 0)
     if not runner.enter():
         raise GuestError(runner.outcome.reason)
-    root = ctx.view().swapper()
-    runner.capture("before", root)
+    runner.capture("before")
     stop = runner.run_to([runner.point("after_writes")])
-    runner.capture("after", root)
+    runner.capture("after")
     pa, value = _target(ctx, ctx.stopped.cpu_state(stop.cpu).sp, args.fault, early)
     old = write(ctx, pa, value)
     said = f"pa:{pa:#x}: {old:#x} -> {value:#x}"

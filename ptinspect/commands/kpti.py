@@ -17,6 +17,8 @@ from ptinspect.target.slots import Purpose, fitting
 
 if TYPE_CHECKING:
     from ptinspect.commands.kpti_run import Outcome
+    from ptinspect.linux.kpti.position import Frontier
+    from ptinspect.linux.kpti.state import KptiState
 
 RUN_SECONDS = 180.0
 
@@ -37,7 +39,8 @@ def register(registry: Registry) -> None:
         needs=Needs.STOPPED,
         configure=_configure_run,
         details="The captures are kept as snapshots: before, during, after. Exit code 1 if the kernel "
-        "does not rewrite its tables; kpti status says why.",
+        "does not rewrite its tables; kpti status says why. In the middle of the rewrite it captures what is "
+        "left: during, where the guest stands, and after.",
     )(run)
     registry.command(
         "kpti status",
@@ -63,7 +66,7 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
         type=argtypes.whole(0, 100),
         default=50,
         metavar="N",
-        help="how many percent of the pmd entries are to be written at `during` (default 50)",
+        help="how many percent of the pmd entries that are to be rewritten are so at `during` (default 50)",
     )
     parser.add_argument("--replace", action="store_true", help="replace snapshots of these names")
 
@@ -144,11 +147,11 @@ def run(ctx: Context, args: argparse.Namespace) -> Report:
         )
     outcome = run_through(ctx, timeout=args.timeout, percent=args.percent)
     if not outcome.reached:
-        from ptinspect.commands.kpti_live import live_state
+        from ptinspect.commands.kpti_live import look
 
-        state = live_state(ctx)
+        state = look(ctx, "(kpti run)").state
         off = "this CPU does not need KPTI, or it is switched off (kpti=, mitigations=)"
-        why = f"{off}; {state.census}" if state.state == "before" else state.reason
+        why = f"{off}; {state.counts.marks}" if state.state == "before" else state.reason
         outcome.reason = f"{outcome.reason}; {why}"
     return ran(outcome)
 
@@ -159,14 +162,13 @@ def ran(outcome: Outcome) -> Report:
 
     rows = []
     for name, snapshot in outcome.snapshots.items():
-        levels = summarize(snapshot).levels
-        tables = sum(v.table_descriptors for v in levels)
+        counts = summarize(snapshot)
         rows.append(
             (
                 Styled(name, "title"),
                 str(len(snapshot.tables)),
-                _share(sum(v.table_descriptors_marked for v in levels), tables),
-                _share(sum(v.leaves_ng for v in levels), sum(v.leaves for v in levels)),
+                _share(counts.table_descriptors_marked, counts.table_descriptors),
+                _share(counts.leaves_ng, counts.leaves),
                 snapshot.meta.where,
             )
         )
@@ -181,13 +183,15 @@ def ran(outcome: Outcome) -> Report:
         "reached": outcome.reached,
         "reason": outcome.reason,
         "algorithm": outcome.algorithm,
+        "whole": outcome.whole,
         "snapshots": list(outcome.snapshots),
         "stops": [{"point": point, "pc": hex_address(pc)} for point, pc in outcome.stops],
     }
-    body: list[Note | Table] = [Note(outcome.reason, "good" if outcome.reached else "changed")]
+    body: list[Note | Table] = [Note(outcome.reason, "good" if outcome.whole else "changed")]
     if rows:
         body.append(Table(columns, rows))
-        body.append(Note("diff before after says what changed; save NAME FILE keeps a snapshot", "dim"))
+        compare = "diff before after says what changed; " if outcome.whole else ""
+        body.append(Note(f"{compare}save NAME FILE keeps a snapshot", "dim"))
     return Report(result, body, 0 if outcome.reached else 1)
 
 
@@ -197,39 +201,32 @@ def _share(part: int, whole: int) -> str:
 
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say where the guest, or a snapshot, stands."""
-    from ptinspect.commands.kpti_live import live_state
-    from ptinspect.linux.kpti.state import state_from_tables
+    from ptinspect.commands.kpti_live import look, snapshot_state
     from ptinspect.output.views.snapshot import source_of
 
     cpus: list[dict[str, Any]] = []
     lacks = where = ""
     if args.snap:
         snapshot = ctx.snapshot_or_file(args.snap)
-        state = state_from_tables(snapshot)
+        state = snapshot_state(ctx, snapshot)
         where = f" ({source_of(snapshot)})"
     else:
         ctx.check(Needs.STOPPED, "kpti status")
-        state = live_state(ctx)
-        cpus = _cpus(ctx, args.cpu)
+        state = look(ctx, "(kpti status)").state
+        cpus = _cpus(ctx, state, args.cpu)
         lacks = missing(ctx)
-    frontier, counts = state.frontier, state.census
+    frontier, counts = state.frontier, state.counts
     result = {
         "state": state.state,
         "reason": state.reason,
         "algorithm": state.algorithm or None,
-        "frontier": None
-        if frontier is None
-        else {
-            "va": hex_address(frontier.va),
-            "level": frontier.level,
-            "descriptor_pa": None if frontier.descriptor_pa is None else hex_address(frontier.descriptor_pa),
-            "source": frontier.source,
-        },
-        "table_descriptors": counts.tables,
-        "table_descriptors_marked": counts.marked,
+        "frontier": frontier_json(frontier),
+        "table_descriptors": counts.table_descriptors,
+        "table_descriptors_marked": counts.table_descriptors_marked,
         "leaves": counts.leaves,
-        "leaves_ng": counts.ng,
+        "leaves_ng": counts.leaves_ng,
         "decision": state.decision,
+        "unseen": list(state.unseen),
         "cpus": cpus,
         "missing": lacks,
     }
@@ -240,20 +237,29 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
     if state.algorithm:
         body.append(Note(f"algorithm: {state.algorithm}"))
     if frontier is not None:
-        at = "" if frontier.descriptor_pa is None else f", descriptor at pa:{frontier.descriptor_pa:#x}"
-        text = f"frontier: {frontier.va:#x}, level {frontier.level}{at} (from the {frontier.source})"
-        body.append(Note(text, "address"))
+        body.append(Note(f"frontier: {frontier_text(frontier)} (from the {frontier.source})", "address"))
     if args.cpu is not None or any(cpu["role"] not in ("elsewhere", "unknown") for cpu in cpus):
         body.append(cpu_table(cpus))
     return Report(result, body)
 
 
-def _cpus(ctx: Context, only: int | None) -> list[dict[str, Any]]:
+def _cpus(ctx: Context, state: KptiState, only: int | None) -> list[dict[str, Any]]:
     """Say what every CPU does, as far as the rewrite goes."""
-    from ptinspect.linux.kpti import running_code
-
-    view = ctx.view()
     try:
-        return cpus_in(ctx, view, running_code(view), only)
+        return cpus_in(ctx, ctx.view(), state.code, only)
     except GuestError:
         return []
+
+
+def frontier_json(found: Frontier | None) -> dict[str, Any] | None:
+    """Return a frontier as JSON has it."""
+    if found is None:
+        return None
+    pa = None if found.descriptor_pa is None else hex_address(found.descriptor_pa)
+    return {"va": hex_address(found.va), "level": found.level, "descriptor_pa": pa, "source": found.source}
+
+
+def frontier_text(found: Frontier) -> str:
+    """Return a frontier in words."""
+    at = "" if found.descriptor_pa is None else f", descriptor at pa:{found.descriptor_pa:#x}"
+    return f"{found.va:#x}, level {found.level}{at}"

@@ -13,11 +13,13 @@ from ptinspect.output.views.regime import mmu_on
 
 if TYPE_CHECKING:
     from ptinspect.arch.sysregs import CpuState
-    from ptinspect.linux.kpti import KptiCode
+    from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.view import GuestView
 
 HELD = ("multi_cpu_stop", "stop_machine_yield", "rcu_momentary_dyntick_idle", "rcu_momentary_eqs")
 """Functions in which CPUs wait for each other before and after the rewrite (kernel/stop_machine.c)."""
+BOOT = {"before": "about to rewrite", "walking": "rewrites", "done": "has rewritten"}
+"""What the boot CPU does in the function, by phase."""
 
 
 def cpus_in(
@@ -53,6 +55,8 @@ def _cpu(ctx: Context, view: GuestView, code: KptiCode | None, state: CpuState) 
 
 
 def _role(ctx: Context, view: GuestView, code: KptiCode, state: CpuState) -> str:
+    from ptinspect.linux.kpti.position import position
+
     entry = view.pa_of_link(code.entry_va)
     if not code.contains(state.pc, entry):
         near = ctx.nearest(state.pc)
@@ -60,7 +64,9 @@ def _role(ctx: Context, view: GuestView, code: KptiCode, state: CpuState) -> str
     if code.secondary(state.pc, entry):
         return "waits for the flag"
     parted = state.pc - entry > code.points.get("parting", 0)
-    return "about to wait" if not parted and state.x[0] & 0xFFFF_FFFF else "rewrites"
+    if not parted and state.x[0] & 0xFFFF_FFFF:
+        return "about to wait"
+    return BOOT[position(state, code, view.regime, view.memory).phase]
 
 
 def cpu_table(cpus: Sequence[dict[str, Any]]) -> Table:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kpti import frontier_json, frontier_text
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames, add_cpu_option
-from ptinspect.errors import GuestError, UserError
+from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 if TYPE_CHECKING:
+    from ptinspect.commands.kpti_live import Look
     from ptinspect.commands.kpti_run import Runner
-    from ptinspect.linux.kpti import KptiCode, Position
-    from ptinspect.linux.kpti.position import Frontier, Progress
-    from ptinspect.linux.kpti.target import Target
-    from ptinspect.snapshot.model import Snapshot
+    from ptinspect.linux.kpti.state import KptiState
+    from ptinspect.linux.kpti.work import Target, Work
 
 SECONDS = 180.0
 _LEVEL = re.compile(r"([a-z0-9-]+):([0-9]+)$", re.IGNORECASE)
@@ -42,9 +42,9 @@ def register(registry: Registry) -> None:
         example="kpti until 50%",
         needs=Needs.STOPPED,
         configure=_configure,
-        details="PERCENT%: so many of all descriptors are done. VA: the leaf that maps it is next. LEVEL:N: "
-        "the descriptor number N, from 1, of those of that level that are left (pmd:10). The guest stands "
-        "where the descriptor is about to be loaded or stored.",
+        details="PERCENT%: so many of the descriptors that the walk has to rewrite are done. VA: the leaf "
+        "that maps it is next. LEVEL:N: the descriptor number N, from 1, of those of that level that are "
+        "left (pmd:10). The guest stands where the descriptor is about to be loaded or stored.",
     )(until)
 
 
@@ -67,107 +67,120 @@ argtypes.completes("address", place)
 
 def progress(ctx: Context, args: argparse.Namespace) -> Report:
     """Say how far the rewrite is."""
-    from ptinspect.commands.kpti_inside import tables_now
+    from ptinspect.commands.kpti_live import look
     from ptinspect.commands.kpti_run import Runner
-    from ptinspect.linux.kpti import agrees, boot_cpu, flag_value, position, running_code
-    from ptinspect.linux.kpti.position import leaves_marks
-    from ptinspect.linux.kpti.position import progress as marks
 
-    runner = Runner(ctx, SECONDS)
-    view = ctx.view()
-    runner.code = running_code(view) or runner.code
-    try:
-        snapshot = tables_now(runner, "(kpti progress)")
-    except GuestError as error:
-        raise GuestError(
-            f"the kernel has no tables yet: {error.message}", "kpti until, or kpti run"
-        ) from error
-    boot = boot_cpu(view, runner.code)
-    where = None if boot is None else position(boot, runner.code, view.regime, view.memory)
-    found = marks(snapshot, runner.code.algorithm)
-    marked = leaves_marks(runner.code)
-    doubts = agrees(snapshot, runner.code.algorithm, where) if where and marked else []
-    cpus = cpus_in(ctx, view, runner.code, getattr(args, "cpu", None))
-    flag = flag_value(view, runner.code)
-    return _report(runner.code, snapshot, where, found, doubts=doubts, cpus=cpus, flag=flag)
+    Runner(ctx, SECONDS)  # there is a kernel file, it is this kernel's, and its rewrite is a known one
+    found = look(ctx, "(kpti progress)")
+    cpus = cpus_in(ctx, ctx.view(), found.state.code, getattr(args, "cpu", None))
+    return _report(found, cpus, _flag(ctx, found.state))
 
 
-def _frontier(found: Frontier | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    pa = None if found.descriptor_pa is None else hex_address(found.descriptor_pa)
-    return {"va": hex_address(found.va), "level": found.level, "descriptor_pa": pa, "source": found.source}
+def _report(found: Look, cpus: list[dict[str, Any]], flag: str) -> Report:
+    from ptinspect.linux.kpti.position import algorithm_of, reached
 
-
-def _report(
-    code: KptiCode,
-    snapshot: Snapshot,
-    where: Position | None,
-    found: Progress,
-    *,
-    doubts: list[str],
-    cpus: list[dict[str, Any]],
-    flag: int | None,
-) -> Report:
-    from ptinspect.linux.kpti.position import leaves_marks
-    from ptinspect.paging.regions import level_name
-
+    state, work, snapshot = found.state, found.work, found.tables
+    where = state.position
     levels = [
-        {"level": v.level, "name": level_name(v.level, snapshot.regime), "valid": v.valid, "marked": v.marked}
-        for v in found.levels
+        {
+            "level": level.level,
+            "name": level.name,
+            "valid": level.entries_valid,
+            "marked": level.table_descriptors_marked + level.leaves_ng,
+        }
+        for level in state.counts.levels
+        if level.tables
     ]
     phase = "outside" if where is None else where.phase
-    percent = 100 * found.marked / found.valid if found.valid else 0.0
-    walking = where is not None and where.phase == "walking"
-    marks_tables = leaves_marks(code)
-    agree = not doubts if walking and marks_tables else None
+    walking = state.state == "in-progress"
+    marks = reached(snapshot, algorithm_of(snapshot), tables=state.marks_tables)
+    by_tables = marks.frontier if walking or state.doubts else None
     by_registers = None if where is None else where.frontier
+    asked = phase == "walking" and (state.marks_tables or state.doubts)
+    agree = not state.doubts if asked else None
     result = {
         "phase": phase,
-        "algorithm": code.algorithm,
-        "marks_tables": marks_tables,
-        "percent": round(percent, 3),
+        "state": state.state,
+        "algorithm": state.algorithm,
+        "marks_tables": state.marks_tables,
+        "percent": round(work.percent, 3),
+        "to_rewrite": work.total,
+        "left": work.left,
+        "seen_to_begin": work.seen,
         "levels": levels,
-        "frontier": {"registers": _frontier(by_registers), "tables": _frontier(found.frontier)},
+        "frontier": {"registers": frontier_json(by_registers), "tables": frontier_json(by_tables)},
         "agree": agree,
-        "doubts": doubts,
-        "gaps": found.gaps if marks_tables else None,
-        "flag": flag,
+        "doubts": list(state.doubts),
+        "gaps": marks.gaps if state.marks_tables else None,
+        "unseen": list(state.unseen),
+        "flag": state.flag.value,
         "cpus": cpus,
     }
-    said = {
-        "outside": "no CPU is in the rewrite",
-        "before": "the boot CPU is in it; nothing is written yet",
-        "walking": "the boot CPU is in the middle of the walk",
-        "done": "the walk is over",
-    }[phase]
     body: list[Note | Table] = [
-        Note(f"{said}; {found.marked} of {found.valid} descriptors have bit 11 ({percent:.1f} %)", "title"),
+        Note(f"{_said(phase, state.state)}; {_share(work, state)}", "title"),
         Table(
             (Column("level"), Column("valid", "right"), Column("bit 11", "right"), Column("", "right")),
             [_level_row(level) for level in levels],
         ),
+        *(Note(f"not seen: {part}", "changed") for part in state.unseen),
     ]
-    for title, frontier in (("by the registers", by_registers), ("by the tables", found.frontier)):
+    for title, frontier in (("by the registers", by_registers), ("by the tables", by_tables)):
         if frontier is not None:
-            body.append(Note(f"frontier {title}: {_where(frontier)}", "address"))
-    if agree is not None:
-        body.append(
-            Note("registers and tables agree" if agree else "; ".join(doubts), "good" if agree else "bad")
-        )
-    elif walking:
+            body.append(Note(f"frontier {title}: {frontier_text(frontier)}", "address"))
+    if state.doubts:
+        body.append(Note("; ".join(state.doubts), "bad"))
+    elif agree:
+        body.append(Note("registers and tables agree", "good"))
+    elif phase == "walking":
         body.append(Note("the code does not mark tables: registers and tables cannot be compared", "changed"))
     body.append(cpu_table(cpus))
-    body.append(Note(f"flag: {_flag(flag)}; algorithm {code.algorithm}", "dim"))
-    return Report(result, body, 1 if doubts else 0)
+    body.append(Note(f"flag: {flag}; algorithm {state.algorithm}", "dim"))
+    return Report(result, body, 1 if state.doubts else 0)
 
 
-def _flag(flag: int | None) -> str:
-    if flag is None:
+def _said(phase: str, state: str) -> str:
+    if phase != "outside":
+        return {
+            "before": "the boot CPU is in it; nothing is written yet",
+            "walking": "the boot CPU is in the middle of the walk",
+            "done": "the walk is over",
+        }[phase]
+    words = {
+        "before": "the rewrite has not begun",
+        "in-progress": "no CPU was seen in the rewrite, which is not over by the tables",
+        "after": "the rewrite has finished",
+        "not-needed": "nothing is rewritten here",
+    }
+    return words.get(state, "no CPU is in the rewrite")
+
+
+def _share(work: Work, state: KptiState) -> str:
+    """Say how much of the work is done."""
+    if state.state == "not-needed":
+        return state.counts.marks
+    if state.state == "after" and state.position is None:
+        return f"{work.left} descriptors have no bit 11" if work.left else "all descriptors have bit 11"
+    done, most = work.total - work.left, "" if work.seen else "at most "
+    text = f"{done} of {work.total} descriptors are rewritten ({most}{work.percent:.1f} %)"
+    if not work.seen:
+        text += "; the walk was not seen to begin, and what was nG before it is counted as done"
+    return text
+
+
+def _flag(ctx: Context, state: KptiState) -> str:
+    """Say what the flag says, which depends on where the rewrite is."""
+    value, position = state.flag.value, state.position
+    if value is None:
         return "unknown"
-    return {0: "0, the rewrite has finished", 1: "1, no other CPU is ready yet"}.get(
-        flag, f"{flag} CPUs are ready"
-    )
+    if not value:
+        after = state.state == "after"
+        return "0, the rewrite has finished" if after else "0, it is not in use"
+    if position is None:
+        return f"{value}, as before the rewrite" if value == 1 else f"{value} CPUs are ready"
+    alone = ctx.stopped.cpu_count == 1
+    if position.phase == "before" and not alone:
+        return "1, no other CPU is ready yet" if value == 1 else f"{value} CPUs are ready"
+    return "1, no other CPU takes part" if value == 1 else f"all {value} CPUs that take part are ready"
 
 
 def _level_row(level: dict[str, Any]) -> tuple[str | Styled, ...]:
@@ -181,24 +194,19 @@ def _level_row(level: dict[str, Any]) -> tuple[str | Styled, ...]:
     )
 
 
-def _where(found: Frontier) -> str:
-    at = "" if found.descriptor_pa is None else f", descriptor at pa:{found.descriptor_pa:#x}"
-    return f"{found.va:#x}, level {found.level}{at}"
-
-
 def until(ctx: Context, args: argparse.Namespace) -> Report:
     """Run to a point of the rewrite, and say how far it is there."""
-    from ptinspect.commands.kpti_inside import reach, tables_now
+    from ptinspect.commands.kpti_live import look
     from ptinspect.commands.kpti_run import Runner
 
     _check(args.where)
     runner = Runner(ctx, args.timeout)
-    if not reach(runner):
+    if not runner.reach():
         reason = runner.outcome.reason
         return Report({"reached": False, "reason": reason}, [Note(reason, "changed")], 1)
-    snapshot = tables_now(runner, "(kpti until)")
-    target = _choose(ctx, runner, snapshot, args.where)
-    _go(runner, target)
+    found = look(ctx, "(kpti until)")
+    target = _choose(ctx, found, args.where)
+    _go(runner, found.state, target)
     said = progress(ctx, args)
     frontier = {"va": hex_address(target.va), "level": target.level}
     result = {"reached": True, "target": {**frontier, "descriptor_pa": hex_address(target.descriptor_pa)}}
@@ -211,10 +219,10 @@ def _check(where: str) -> None:
         raise UserError(f"{where!r}: PERCENT%, an address, or LEVEL:N", "kpti until 50%, kpti until pmd:10")
 
 
-def _choose(ctx: Context, runner: Runner, snapshot: Snapshot, where: str) -> Target:
-    from ptinspect.linux.kpti.target import by_address, by_number, by_percent
+def _choose(ctx: Context, found: Look, where: str) -> Target:
+    from ptinspect.linux.kpti.work import by_address, by_number, by_percent
 
-    algorithm = runner.code.algorithm
+    snapshot, state = found.tables, found.state
     if where.endswith("%"):
         try:
             percent = float(where[:-1])
@@ -222,35 +230,33 @@ def _choose(ctx: Context, runner: Runner, snapshot: Snapshot, where: str) -> Tar
             percent = -1.0
         if not 0 <= percent <= 100:
             raise UserError(f"{where!r}: 0% to 100%")
-        return by_percent(snapshot, algorithm, percent)
-    found = _LEVEL.match(where)
-    if found is not None and not where.startswith("pa:"):
-        level = argtypes.level_number(argtypes.level(found[1]), snapshot.regime.start_level)
-        return by_number(snapshot, algorithm, level, int(found[2]))
-    return by_address(snapshot, algorithm, argtypes.address(where).value(GuestNames(ctx)))
+        return by_percent(snapshot, state, percent, found.total)
+    match = _LEVEL.match(where)
+    if match is not None and not where.startswith("pa:"):
+        level = argtypes.level_number(argtypes.level(match[1]), snapshot.regime.start_level)
+        return by_number(snapshot, state, level, int(match[2]))
+    return by_address(snapshot, state, argtypes.address(where).value(GuestNames(ctx)))
 
 
-def _go(runner: Runner, target: Target) -> None:
+def _go(runner: Runner, state: KptiState, target: Target) -> None:
     """Run until the boot CPU is about to deal with a descriptor.
 
     With the MMU off descriptors are reached by their physical address, which can be watched. Otherwise the
     stores are counted: those of the level above up to the table, then those of the table.
     """
     from ptinspect.arch.regime import LEVEL_LAST
-    from ptinspect.commands.kpti_inside import run_to_store
-    from ptinspect.commands.kpti_run import POST_ORDER
-    from ptinspect.linux.kpti import running_code
+    from ptinspect.linux.kpti.code import POST_ORDER
 
-    if runner.code.algorithm == POST_ORDER and target.level == LEVEL_LAST:
+    if state.algorithm == POST_ORDER and target.level == LEVEL_LAST:
         runner.run_to_access(target.descriptor_pa)
         return
-    if not (running_code(runner.ctx.view()) or runner.code).marks_tables:
+    if state.code is not None and state.code.tables == "never-written":
         raise UserError(
             "this kernel's code never writes tables, so that its stores do not tell where it is",
             "kpti writes records them",
         )
     if target.level == LEVEL_LAST and target.parent is not None:
-        run_to_store(runner, target.level - 1, target.parent)
-        run_to_store(runner, target.level, target.within)
+        runner.run_to_store(target.level - 1, target.parent)
+        runner.run_to_store(target.level, target.within)
         return
-    run_to_store(runner, target.level, target.ordinal)
+    runner.run_to_store(target.level, target.ordinal)

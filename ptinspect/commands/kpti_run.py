@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.sysregs import translation_register
-from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import mismatch
-from ptinspect.commands.sources import Source
+from ptinspect.commands.kpti_live import Look, look
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.target.slots import Purpose
 
 if TYPE_CHECKING:
+    from ptinspect.arch.sysregs import CpuState
     from ptinspect.linux.image import KernelImage
-    from ptinspect.linux.kpti import KptiCode
-    from ptinspect.snapshot.model import Root, Snapshot
+    from ptinspect.linux.kpti.code import KptiCode
+    from ptinspect.linux.kpti.position import Phase
+    from ptinspect.snapshot.model import Snapshot
     from ptinspect.target.session import Session, StopInfo
 
 C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
@@ -39,10 +40,6 @@ PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 """Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
 
-
-POST_ORDER = "mmu-off-post-order"
-"""The algorithm (KptiCode) that stores a descriptor after all those below it, by physical address."""
-
 PHASES = ("before", "during", "after")
 """Names of the captures."""
 
@@ -61,6 +58,8 @@ class Outcome:
     """The captures by phase: before, during, after."""
     stops: list[tuple[str, int]] = field(default_factory=list)
     """The points that were reached, with the program counter."""
+    whole: bool = False
+    """True if it was seen from before its first store."""
 
 
 class Runner:
@@ -78,7 +77,7 @@ class Runner:
         if wrong is not None:
             raise wrong
         self.kernel: KernelImage = kernel
-        from ptinspect.linux.kpti import recognise
+        from ptinspect.linux.kpti.code import recognise
 
         self.code: KptiCode = recognise(kernel)
         self.outcome = Outcome(False, "", self.code.algorithm)
@@ -216,58 +215,99 @@ class Runner:
         state = self.session.cpu_state(self.session.current_cpu)
         return bool(state.pc == entry and state.x[0] & 0xFFFF_FFFF == 0)
 
+    # -- where it stands ------------------------------------------------------------------------
+
+    def boot(self) -> CpuState | None:
+        """Return the registers of the CPU that does the rewrite; None if none is in it."""
+        from ptinspect.linux.kpti.evidence import boot_cpu
+
+        return boot_cpu(self.ctx.view(), self.code)
+
+    def phase(self) -> Phase | None:
+        """Return where the CPU that does the rewrite stands in it; None if none is in it."""
+        from ptinspect.linux.kpti.position import position
+
+        state, view = self.boot(), self.ctx.view()
+        return None if state is None else position(state, self.code, view.regime, view.memory).phase
+
+    def reach(self, *, written: bool = False) -> bool:
+        """Have the boot CPU inside the rewrite, before its last store; False if the kernel does none.
+
+        Nothing runs if it is there already. Raises UserError if the rewrite is over; where all is written
+        and the CPU is still inside, only unless `written` is wanted.
+        """
+        from ptinspect.linux.kpti.evidence import flag_of, past_boot
+
+        view, state = self.ctx.view(), self.boot()
+        if state is not None:
+            if self.phase() == "done" and not written:
+                raise UserError("all descriptors are written already", "kpti progress; a fresh guest: launch")
+            self.session.current_cpu = state.cpu
+            return True
+        if view.placed:
+            flag = flag_of(view, self.code)
+            if flag.finished or (flag.value == 0 and look(self.ctx, "(kpti)").state.state == "after"):
+                raise UserError("the rewrite has finished (its flag is 0)", "a fresh guest: launch")
+            if past := past_boot(view):
+                self.outcome.reason = (
+                    f"{past}: the kernel is past the place where it would rewrite its tables"
+                )
+                return False
+        self.place_kernel()
+        return self.enter()
+
     # -- capturing ------------------------------------------------------------------------------
 
-    def capture(self, phase: str, root: Root) -> Snapshot:
+    def capture(self, phase: str) -> Look:
         """Capture the tables under swapper and keep them under the name of the phase."""
-        from ptinspect.arch.regime import regime_from_registers
-
-        session = self.session
-        state = session.cpu_state(session.current_cpu)
-        source = Source(session.memory, root, regime_from_registers(state, True), "guest")
-        extra = {"kpti.phase": phase, "kpti.algorithm": self.code.algorithm}
-        snapshot = capture_snapshot(self.ctx, source, phase, extra=extra)
-        self.ctx.snapshots[phase] = snapshot
-        self.outcome.snapshots[phase] = snapshot
-        return snapshot
+        found = look(self.ctx, phase, {"kpti.phase": phase})
+        self.ctx.snapshots[phase] = self.outcome.snapshots[phase] = found.tables
+        return found
 
     def through(self, percent: int) -> None:
-        """Go from the entry to the return, capturing before, during and after."""
-        root = self.ctx.view().swapper()
-        before = self.capture("before", root)
-        self.middle(before, percent)
-        self.capture("during", root)
-        for name, phase in (("after_writes", "after"), ("return", "")):
-            at = self.point(name)
-            stop = self.run_to([at])
-            if stop.pc != at:
-                raise GuestError(f"the guest stopped at {stop.pc:#x} before the end of the rewrite")
-            self.outcome.stops.append((name, stop.pc))
-            if phase:
-                self.capture(phase, root)
+        """Go from where the boot CPU stands to the return, capturing what is still to be had."""
+        begun = self.phase()
+        if begun == "before":
+            self.middle(self.capture("before"), percent)
+            self.capture("during")
+        elif begun == "walking":
+            self.capture("during")
+        left = [(name, self.point(name)) for name in ("after_writes", "return")]
+        if begun == "done":
+            self.capture("after")
+            left = left[1:]
+        for name, at in left:
+            if self.session.cpu_state(self.session.current_cpu).pc != at:
+                stop = self.run_to([at])
+                if stop.pc != at:
+                    raise GuestError(f"the guest stopped at {stop.pc:#x} before the end of the rewrite")
+            self.outcome.stops.append((name, at))
+            if name == "after_writes":
+                self.capture("after")
 
-    def middle(self, before: Snapshot, percent: int) -> None:
-        """Run until about `percent` of the last table level's parents have been written."""
-        from ptinspect.analysis.summary import summarize
+    def middle(self, before: Look, percent: int) -> None:
+        """Run until about `percent` of the last table level's parents that are to be stored have been."""
         from ptinspect.arch.regime import LEVEL_LAST
-        from ptinspect.snapshot.index import valid_entry
+        from ptinspect.linux.kpti.code import POST_ORDER
+        from ptinspect.linux.kpti.work import by_number, left_of
 
-        valid = next(v.entries_valid for v in summarize(before).levels if v.level == LEVEL_LAST - 1)
-        skip = max(min(valid * percent // 100, valid - 1), 0)
-        self.ctx.progress(f"waiting for {skip + 1} of {valid} pmd entries", 0, 0)
-        site = self.physical(self.code.entry_va + self.code.store_offset(LEVEL_LAST - 1))
-        entry = valid_entry(before, LEVEL_LAST - 1, skip)
-        if self.code.algorithm == POST_ORDER and entry is not None:
-            self.run_to_access(entry)
-            stop = self.run_to([site])
-        else:
-            stop = self.run_to_store(site, skip)
-        if stop.pc != site:
-            raise GuestError(
-                f"the guest stopped at {stop.pc:#x} in the middle of the rewrite",
-                "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
-            )
-        self.outcome.stops.append(("during", stop.pc))
+        level, left = LEVEL_LAST - 1, left_of(before.tables, before.state, LEVEL_LAST - 1)
+        if not left:
+            level, left = LEVEL_LAST, left_of(before.tables, before.state, LEVEL_LAST)
+        skip = max(min(left * percent // 100, left - 1), 0)
+        self.ctx.progress(f"waiting for {skip + 1} of {left} entries of level {level}", 0, 0)
+        if self.code.algorithm == POST_ORDER and left:
+            self.run_to_access(by_number(before.tables, before.state, level, skip + 1).descriptor_pa)
+            skip = 0
+        self.run_to_store(level, skip)
+        self.outcome.stops.append(("during", self.site_of(level)))
+
+    def site_of(self, level: int) -> int:
+        """Return the address of the store of a level. Raises UserError if the level is never written."""
+        for store in self.code.stores:
+            if store.level == level:
+                return self.physical(self.code.entry_va + store.offset)
+        raise UserError(f"the kernel's code never writes descriptors of level {level}")
 
     def run_to_access(self, entry: int) -> None:
         """Run until the rewrite, its MMU off, loads this descriptor: it stores it when all below it is done.
@@ -275,36 +315,66 @@ class Runner:
         A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
         """
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
-        self.run_to_stop(number)
-
-    def run_to_store(self, site: int, skip: int) -> StopInfo:
-        """Run until the store at `site` is reached for the time number `skip` + 1; GDB counts the others."""
-        number = self.session.set_breakpoint(site, purpose=Purpose.REWRITE).id
-        self.session.gdb_command(f"ignore {number} {skip}")
-        return self.run_to_stop(number)
-
-    def run_to_stop(self, number: int) -> StopInfo:
-        """Run until the guest stops, for the breakpoint or watchpoint `number`, which is deleted then."""
         self.ctx.forget_stop()
         try:
             self.session.resume()
-            return self.session.wait_stop(self.left())
+            self.session.wait_stop(self.left())
         finally:
             if self.session.state.name == "STOPPED":
                 self.session.delete_breakpoint(number)
             self.ctx.forget_stop()
 
+    def run_to_store(self, level: int, skip: int) -> None:
+        """Run until the store of a level is reached for the time number `skip` + 1; GDB counts the others.
+
+        Raises GuestError if the guest stops elsewhere, TargetTimeout.
+        """
+        site, session = self.site_of(level), self.session
+        state = self.boot()
+        if state is not None and state.pc == site:  # GDB steps over a breakpoint where the CPU stands
+            if not skip:
+                return
+            skip -= 1
+        found = session.set_breakpoint(site, purpose=Purpose.REWRITE)
+        try:
+            if skip:
+                session.gdb_command(f"ignore {found.id} {skip}")
+            self.ctx.forget_stop()
+            stop = session.run_until([self.point("after_writes")], self.left())
+        except TargetTimeout as error:
+            raise TargetTimeout(f"level {level}: the store was not reached in time", error.hint) from error
+        finally:
+            self.ctx.forget_stop()
+            if session.state.name == "STOPPED":
+                session.delete_breakpoint(found.id)
+        if stop.pc != site:
+            raise GuestError(
+                f"the guest stopped at {stop.pc:#x} in the middle of the rewrite, before that store",
+                "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
+            )
+
 
 def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:
     """Run the guest through the rewrite and capture before, during and after it.
 
-    Raises UserError without a kernel file, TargetTimeout after `timeout` seconds, GuestError if the
-    guest stops for a reason of its own. If the kernel does not rewrite its tables, the outcome says so.
+    Where it is in the rewrite already, what has passed is left out, and the outcome says so; snapshots of
+    the names that are left out are dropped, for they are of another run. Raises UserError without a kernel
+    file or after the rewrite, TargetTimeout after `timeout` seconds, GuestError if the guest stops for a
+    reason of its own. If the kernel does not rewrite its tables, the outcome says so.
     """
     runner = Runner(ctx, timeout)
-    runner.place_kernel()
-    if runner.enter():
-        runner.outcome.reached = True
-        runner.outcome.reason = f"rewrite seen from entry to return ({runner.code.algorithm})"
-        runner.through(percent)
-    return runner.outcome
+    outcome = runner.outcome
+    if not runner.reach(written=True):
+        return outcome
+    phase = runner.phase()
+    outcome.reached, outcome.whole = True, phase == "before"
+    outcome.reason = f"rewrite seen from entry to return ({runner.code.algorithm})"
+    if phase != "before":
+        where = "the guest stood in the middle of the rewrite" if phase == "walking" else "all was written"
+        lacks = "before" if phase == "walking" else "before and during"
+        during = "; during is where it stood" if phase == "walking" else ""
+        outcome.reason = f"{where} when this began: no capture from {lacks}{during} ({runner.code.algorithm})"
+        for name in lacks.split(" and "):
+            ctx.snapshots.pop(name, None)
+    runner.through(percent)
+    return outcome

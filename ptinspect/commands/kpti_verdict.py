@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kernel import mismatch
 from ptinspect.commands.registry import Registry
-from ptinspect.errors import EXIT_CHECK, EXIT_OK, PtinspectError, UserError
+from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
-    from ptinspect.linux.kpti import KptiCode
+    from ptinspect.linux.kpti.code import KptiCode
+    from ptinspect.linux.kpti.state import KptiState
     from ptinspect.linux.kpti.stores import Recording
     from ptinspect.linux.kpti.verdict import Verdict
     from ptinspect.snapshot.model import Snapshot
 
 FINE = ("normal", "not-run")
+LIVE = "the guest"
+"""What the tables of the guest as it stands are called."""
 
 
 def register(registry: Registry) -> None:
@@ -30,7 +34,7 @@ def register(registry: Registry) -> None:
         details="From the tables before and after (the snapshots before and after, unless others are named; "
         "the guest as it stands if there is none from after), the stores that kpti writes recorded, and the "
         "kernel's code. Codes: normal, no-table-marks, toggle-write-back, lost-write, reverted-entry, "
-        "not-run, unknown. Exit code 1 unless it is normal or not-run.",
+        "not-run, unknown. A capture that is cut is never normal. Exit code 1 unless normal or not-run.",
     )(verdict)
 
 
@@ -48,16 +52,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def verdict(ctx: Context, args: argparse.Namespace) -> Report:
     """Judge, and say what it rests on."""
-    from ptinspect.linux.kpti.verdict import judge
+    from ptinspect.linux.kpti.verdict import Verdict, judge
 
     before = _snapshot(ctx, args.before, "before")
-    after, live = _after(ctx, args)
     recording = _recording(ctx)
-    phase = _phase(ctx) if live else _phase_of(after)
-    finished = phase == "done" and (not live or recording is None or recording.whole)
-    code = _code(ctx)
-    found = judge(before, after, recording, code, finished=finished, walking=phase == "walking")
-    return report(found, None if before is None else before.name, after.name, recording, code)
+    after, state, finished = _after(ctx, args, recording)
+    if after is None:
+        found = Verdict("not-run", (state.reason,))
+    else:
+        found = judge(before, after, state, recording, finished=finished)
+    named = None if before is None else before.name
+    return report(found, named, LIVE if after is None else after.name, recording, state.code)
 
 
 def report(
@@ -93,57 +98,34 @@ def _snapshot(ctx: Context, name: str | None, default: str) -> Snapshot | None:
     return ctx.snapshots.get(default)
 
 
-def _after(ctx: Context, args: argparse.Namespace) -> tuple[Snapshot, bool]:
-    """Return the tables after the rewrite, and whether they are the guest's as it stands."""
+def _after(
+    ctx: Context, args: argparse.Namespace, recording: Recording | None
+) -> tuple[Snapshot | None, KptiState, bool]:
+    """Return the tables after the rewrite, where it stood then, and if it had just ended.
+
+    No tables if the guest's kernel has none yet.
+    """
+    from ptinspect.commands.kpti_live import look, snapshot_state
+
     stopped = ctx.state == "stopped"
     if args.live and not stopped:
         raise UserError("there is no stopped guest", "--after SNAP")
     if not args.live:
-        recorded = args.after is None and _recording(ctx) is not None and stopped
+        recorded = args.after is None and recording is not None and stopped
         found = None if recorded else _snapshot(ctx, args.after, "after")
         if found is not None:
-            return found, False
+            return found, snapshot_state(ctx, found), found.meta.extra.get("kpti.phase") == "after"
     if not stopped:
         raise UserError("there are no tables from after the rewrite", "--after SNAP, or kpti run on a guest")
-    from ptinspect.commands.kpti_inside import tables_now
-    from ptinspect.commands.kpti_run import Runner
-
-    return tables_now(Runner(ctx, 10.0), "the guest"), True
+    wrong = mismatch(ctx)
+    if wrong is not None:
+        raise wrong
+    now = look(ctx, LIVE)
+    where = now.state.position
+    return now.snapshot, now.state, where is not None and where.phase == "done"
 
 
 def _recording(ctx: Context) -> Recording | None:
     from ptinspect.commands.kpti_writes import RECORDINGS
 
     return None if ctx.session is None else RECORDINGS.get(ctx.session)
-
-
-def _phase(ctx: Context) -> str:
-    """Return where the boot CPU is in the rewrite: before, walking, done; an empty string if nowhere in it.
-
-    Where it is done, nothing was created in the tables since.
-    """
-    from ptinspect.linux.kpti import boot_cpu, position, running_code
-
-    view = ctx.view()
-    code = running_code(view)
-    state = None if code is None else boot_cpu(view, code)
-    if code is None or state is None:
-        return ""
-    return position(state, code, view.regime, view.memory).phase
-
-
-def _phase_of(snapshot: Snapshot) -> str:
-    """Return the same of a snapshot: kpti run notes it."""
-    return {"during": "walking", "after": "done"}.get(str(snapshot.meta.extra.get("kpti.phase")), "")
-
-
-def _code(ctx: Context) -> KptiCode | None:
-    """Return the rewrite as the kernel has it: in memory, else in its file."""
-    from ptinspect.linux.kpti import recognise, running_code
-
-    try:
-        if ctx.state == "stopped":
-            return running_code(ctx.view())
-        return None if ctx.kernel is None else recognise(ctx.kernel)
-    except PtinspectError:
-        return None

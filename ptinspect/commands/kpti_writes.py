@@ -55,7 +55,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def writes(ctx: Context, args: argparse.Namespace) -> Report:
     """Record, and report."""
-    from ptinspect.commands.kpti_inside import reach
     from ptinspect.commands.kpti_run import Runner
 
     if args.output is not None:
@@ -63,7 +62,7 @@ def writes(ctx: Context, args: argparse.Namespace) -> Report:
 
         form_of(args.output)
     runner = Runner(ctx, args.timeout or SECONDS)
-    if not reach(runner):
+    if not runner.reach():
         return Report(
             {"reached": False, "reason": runner.outcome.reason}, [Note(runner.outcome.reason, "changed")], 1
         )
@@ -77,19 +76,18 @@ def writes(ctx: Context, args: argparse.Namespace) -> Report:
 
 def record(runner: Runner, levels: list[int | str], timeout: float | None = None) -> Recording:
     """Record from here, inside the rewrite, to behind its last store. Raises GuestError, TargetError."""
-    from ptinspect.commands.kpti_inside import boot_state, standing, tables_now
-    from ptinspect.linux.kpti.position import progress
+    from ptinspect.commands.kpti_live import look
     from ptinspect.linux.kpti.stores import recording
+    from ptinspect.linux.kpti.work import left_of
     from ptinspect.target.recorder import StoreRecorder
 
-    state = boot_state(runner)
-    assert state is not None
-    whole = standing(runner, state).phase == "before"
-    before = tables_now(runner, "(before kpti writes)")
+    found_before = look(runner.ctx, "(before kpti writes)")
+    before, where = found_before.tables, found_before.state.position
+    whole = where is not None and where.phase == "before"
     stores = _stores(runner, _levels(levels, before.regime.start_level))
     places = {store.pc: place for store, place in stores}
     if any(level == LEVEL_LAST for _, level in places.values()):
-        count = sum(v.valid for v in progress(before, runner.code.algorithm).levels if v.level == LEVEL_LAST)
+        count = left_of(before, found_before.state, LEVEL_LAST)
         text = f"recording up to {count} stores to pages: about {count // RATE + 1} seconds"
         runner.ctx.progress(text, 0, 0)
         if timeout is None:

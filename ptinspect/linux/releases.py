@@ -118,6 +118,15 @@ def has_bpf_region(release: Release) -> bool:
     return (5, 0) <= release.series < (5, 17) and not gone
 
 
+def kaslr_needs_no_rewrite(release: Release) -> bool:
+    """Tell whether a kernel that KASLR moved makes its mappings nG from the start, for KPTI.
+
+    Source: Linux commit b89d82ef01b3 ("arm64: kpti: Avoid rewriting early page tables when KASLR is
+    enabled") (in v5.0).
+    """
+    return release.series >= (5, 0)
+
+
 # -- exceptions -------------------------------------------------------------------------------------
 
 EXCEPTION_FRAMES: tuple[tuple[Series, int], ...] = (

@@ -15,6 +15,7 @@ from ptinspect.analysis.check_pair import Pair, check_pair
 from ptinspect.analysis.diff import Diff, diff
 from ptinspect.analysis.findings import Findings
 from ptinspect.errors import SnapshotError
+from ptinspect.linux.kpti.state import state_from_tables
 from ptinspect.linux.kpti.verdict import judge
 from ptinspect.output.views.bars import bars_report
 from ptinspect.output.views.diff import diff_report
@@ -60,7 +61,7 @@ def assert_one_answer(a: Snapshot, b: Snapshot) -> Diff:
         assert rules.get("mark-lost", 0) == total(found, "unmarked", "ng_cleared") - moved
         beyond = found.changes_total - total(found, "unreadable", "lost", "retargeted", "kind")
         assert rules.get("entry-changed", 0) == beyond
-    damaged = judge(a, b).code in ("lost-write", "reverted-entry")
+    damaged = judge(a, b, state_from_tables(b)).code in ("lost-write", "reverted-entry")
     assert damaged == bool(total(found, "lost", "retargeted"))
     return found
 

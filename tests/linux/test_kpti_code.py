@@ -32,7 +32,7 @@ def test_the_old_algorithm() -> None:
         (0, 0x58, 7, 5, 0), (1, 0xC8, 10, 8, 0), (2, 0x108, 13, 11, 0), (3, 0x144, 16, 14, 0),
     ]  # fmt: skip
     assert found.flag_va == ENTRY - 4
-    assert (found.size, found.marks_tables, found.toggles) == (0x1A8, True, False)
+    assert (found.size, found.tables, found.toggles) == (0x1A8, "marked", False)
     pgd, pte = found.levels[0], found.levels[3]
     assert (pgd.begin, pgd.load, pgd.mark, pgd.advance, pgd.closing) == (0x3C, 0x44, 0x54, 0x64, 0x6C)
     assert (pgd.descend, pgd.skip, pgd.back) == (0xA4, 0x64, None)
@@ -47,7 +47,7 @@ def test_the_new_algorithm() -> None:
     ]  # fmt: skip
     assert [(s.level, s.offset) for s in found.stores] == [(0, 0xA0), (1, 0x12C), (2, 0x18C), (3, 0x1EC)]
     assert found.flag_va == 0xFFFF_8000_0981_E46C
-    assert (found.size, found.marks_tables) == (0x248, True)
+    assert (found.size, found.tables) == (0x248, "marked")
 
 
 def test_five_levels_and_cursors_that_are_advanced_by_the_load() -> None:
@@ -80,8 +80,8 @@ def test_tables_that_are_not_tracked() -> None:
         for at, to in ((0xE0, 0x64), (0x120, 0xD4), (0x15C, 0x114))
     ]
     found = changed(KERNEL_5_10, *to_skip)
-    assert found.marks_tables is False
-    assert changed(KERNEL_5_10, to_skip[2]).marks_tables is False
+    assert found.tables == "never-written"
+    assert changed(KERNEL_5_10, to_skip[2]).tables == "never-written"
     assert found.levels[1].back == 0x64
 
 
@@ -89,13 +89,13 @@ def test_toggling_instead_of_setting() -> None:
     """The second debug patch: `eor` for `orr`."""
     found = changed(KERNEL_5_10, (0x54, 0xD27500E7), (0xC4, 0xD275014A))
     assert [s.toggles for s in found.stores] == [True, True, False, False]
-    assert found.toggles and found.marks_tables
+    assert found.toggles and found.tables == "written-back"
 
 
 def test_a_level_that_is_never_written() -> None:
     found = changed(KERNEL_5_10, (0xC8, 0xD503201F))
     assert [s.level for s in found.stores] == [0, 2, 3]
-    assert found.marks_tables is False
+    assert found.tables == "never-written"
 
 
 def test_folded_levels() -> None:
@@ -109,7 +109,7 @@ def test_folded_levels() -> None:
     found = recognise_code(b"".join(word.to_bytes(4, "little") for word in words), ENTRY)
     assert [(s.level, s.register) for s in found.stores] == [(1, 7), (2, 13), (3, 16)]
     assert found.levels[1].back == 0x54
-    assert found.marks_tables
+    assert found.tables == "marked"
 
 
 @pytest.mark.parametrize(

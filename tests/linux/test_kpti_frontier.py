@@ -10,8 +10,8 @@ from builders import NG, TreeBuilder, regime_4k, snapshot_of
 from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, Rewrite, patched, rewrite
 from kpti_patches import apply, not_tracked, written_back
 
-from ptinspect.linux.kpti import agrees, cursors, frontier_of, position, progress
-from ptinspect.linux.kpti.position import restores_tables
+from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER
+from ptinspect.linux.kpti.position import agrees, cursors, frontier_of, position, reached
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 from ptinspect.snapshot.model import Snapshot
@@ -66,7 +66,7 @@ def test_registers_and_tables_agree_at_every_instruction(case: Case) -> None:
         here = where.frontier
         steps = walk(guest.tree.memory, here.va, guest.tree.root, guest.regime).steps
         assert here.descriptor_pa in [step.descriptor_pa for step in steps if step.level == here.level]
-        marks = progress(snapshot, guest.code.algorithm)
+        marks = reached(snapshot, guest.code.algorithm)
         assert marks.gaps == 0
         if marks.frontier is not None and guest.code.algorithm == "temp-pgd-pre-order":
             assert marks.frontier.va >= here.va
@@ -76,7 +76,7 @@ def test_registers_and_tables_agree_at_every_instruction(case: Case) -> None:
     assert seen > 200
     after = descriptors(capture(guest))
     assert after == {key: raw | NG for key, raw in before.items()}
-    assert progress(capture(guest), guest.code.algorithm).frontier is None
+    assert reached(capture(guest), guest.code.algorithm).frontier is None
     final = {pa for pa, value in guest.machine.stores if value & NG and pa in {pa for _, pa in before}}
     assert final == {pa for (_, pa), raw in before.items() if not raw & NG}
 
@@ -85,13 +85,13 @@ def test_registers_and_tables_agree_at_every_instruction(case: Case) -> None:
 def test_the_points_are_where_they_say(case: Case) -> None:
     guest = rewrite(case)
     points = guest.code.points
-    total = progress(capture(guest), guest.code.algorithm).valid
+    total = len(descriptors(capture(guest)))
     marked: dict[str, int] = {}
     for pc in guest.machine.run():
         for name in ("before_first_write", "after_writes", "flag_cleared", "return"):
             if pc == guest.entry + points[name]:
                 assert name not in marked, "each point is passed once"
-                marked[name] = progress(capture(guest), guest.code.algorithm).marked
+                marked[name] = sum(1 for raw in descriptors(capture(guest)).values() if raw & NG)
                 if name == "flag_cleared":
                     assert guest.tree.memory.read(guest.code.flag_va or 0, 4) == b"\1\0\0\0"
     assert list(marked.items()) == [
@@ -116,7 +116,7 @@ def test_code_that_tracks_no_tables_leaves_them_unmarked(case: Case, patch: bool
         pass
     for (level, _), value in descriptors(capture(guest)).items():
         assert bool(value & NG) == (value & 3 == 1 or level == 3)
-    assert not guest.code.marks_tables and not restores_tables(guest.code)
+    assert guest.code.tables == "never-written"
 
 
 @pytest.mark.parametrize(("case", "patch"), PATCHED + compiled(TOGGLED))
@@ -132,7 +132,7 @@ def test_code_that_writes_tables_back_is_told_from_code_that_does_not(case: Case
     after = descriptors(capture(guest))
     assert tables and all(after[key] == before[key] for key in tables)
     assert all(value & NG for key, value in after.items() if key not in tables)
-    assert guest.code.marks_tables and restores_tables(guest.code)
+    assert guest.code.tables == "written-back"
     assert {pa for pa, _ in guest.machine.stores} >= {pa for _, pa in tables}
 
 
@@ -158,7 +158,7 @@ def test_a_lost_mark_contradicts_the_registers(case: Case) -> None:
     assert agrees(capture(guest), guest.code.algorithm, where) == [
         "1 descriptors that the walk has passed are not marked"
     ]
-    assert progress(capture(guest), guest.code.algorithm).gaps == 1
+    assert reached(capture(guest), guest.code.algorithm).gaps == 1
     guest.tree.xor(first, 3, NG)
     guest.tree.xor((guest.regime.va_min + guest.regime.va_max) // 2 + 1, 1, NG)
     assert agrees(capture(guest), guest.code.algorithm, where) == [
@@ -193,22 +193,24 @@ def test_a_position_in_the_middle_of_the_old_walk_knows_that_only_the_entry_is_l
     assert (where.frontier.va, where.frontier.level) == (guest.regime.va_min, 2)
 
 
-def test_progress_counts_by_level() -> None:
+def test_the_first_descriptor_without_a_mark_is_the_frontier() -> None:
     tree = TreeBuilder(regime_4k(39))
     low = tree.regime.va_min
     tree.map(low, 0x4200_0000, size=4 * 4096)
     tree.map(low + (2 << 20), 0x4400_0000, level=2)
     tree.xor(low, 3, NG)
     tree.xor(low + 4096, 3, NG)
-    found = progress(tree.snapshot(), "mmu-off-post-order")
-    assert [(v.level, v.valid, v.marked) for v in found.levels] == [(1, 1, 0), (2, 2, 0), (3, 4, 2)]
-    assert (found.valid, found.marked, found.gaps) == (7, 2, 0)
+    found = reached(tree.snapshot(), POST_ORDER)
+    assert (found.gaps, found.ahead) == (0, 0)
     assert found.frontier is not None
     assert (found.frontier.va, found.frontier.level, found.frontier.source) == (low + 2 * 4096, 3, "tables")
     assert found.frontier.descriptor_pa == tree.slot(low + 2 * 4096, 3)
-    pre = progress(tree.snapshot(), "temp-pgd-pre-order")
+    pre = reached(tree.snapshot(), PRE_ORDER)
     assert pre.frontier is not None
     assert (pre.frontier.va, pre.frontier.level, pre.gaps) == (low, 1, 0), "tables come first there"
+    assert pre.ahead == 2
+    tree.xor(low + 3 * 4096, 3, NG)
+    assert reached(tree.snapshot(), POST_ORDER).ahead == 1
 
 
 def test_two_cpus_at_different_points_have_different_positions() -> None:

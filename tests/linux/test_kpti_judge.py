@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +17,16 @@ from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, TRAMP_VA, Guest
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.linux.image import KernelImage
-from ptinspect.linux.kpti import KptiState, boot_cpu, flag_value, kpti_state, recognise, running_code
+from ptinspect.linux.kpti import KptiState, boot_cpu, flag_of, kpti_state, recognise, running_code
+from ptinspect.linux.kpti.evidence import Flag
+from ptinspect.linux.kpti.state import OFFSET, state_from_tables
 from ptinspect.linux.view import GuestView
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
 
 AT = 0x4_0510
 ENTRY_PA = IMAGE_PA + AT
 TEXT = [(AT - 4, struct.pack("<I", 1)), (AT, code(KERNEL_5_10))]
+SHARED = [(AT - 4, bytes(4)), (AT, code(KERNEL_5_10))]
 FORCED, USE_NG, COMMAND_LINE = 0x6_1000, 0x6_1008, 0x6_1010
 VARIABLES = [
     ("__kpti_forced", TEXT_VA + FORCED, "d"),
@@ -32,12 +36,22 @@ VARIABLES = [
 ]
 
 
-@pytest.fixture
-def kernel(tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image(text=TEXT))
-    found = KernelImage.open(tmp_path / "Image")
+def opened(path: Path, text: list[tuple[int, bytes]]) -> KernelImage:
+    path.write_bytes(image(text=text))
+    found = KernelImage.open(path)
     found.__dict__["_table"] = (table(SYMBOLS), "")
     return found
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> KernelImage:
+    return opened(tmp_path / "Image", TEXT)
+
+
+@pytest.fixture
+def shared_flag(tmp_path: Path) -> KernelImage:
+    """A kernel whose flag is 0 from the start, as from 6.18 on."""
+    return opened(tmp_path / "Image", SHARED)
 
 
 def with_data_symbols(kernel: KernelImage) -> KernelImage:
@@ -212,7 +226,7 @@ def test_marks_without_an_end(kernel: KernelImage) -> None:
     found = judge(guest, kernel)
     assert found.state == "unknown"
     assert "tables are marked although the rewrite has not finished (its flag is 1)" in found.reason
-    assert flag_value(guest.view(kernel), recognise(kernel)) == 1
+    assert flag_of(guest.view(kernel), recognise(kernel)) == Flag(1, 1)
 
 
 def test_without_a_kernel_file_the_tables_must_do() -> None:
@@ -242,10 +256,95 @@ def test_code_that_was_changed_in_memory_is_seen(kernel: KernelImage) -> None:
     def tracks(view: GuestView) -> bool:
         found = running_code(view)
         assert found is not None
-        return found.marks_tables
+        return found.tables == "marked"
 
     assert tracks(guest.view(kernel))
     guest.memory.write(ENTRY_PA + 0x15C, struct.pack("<I", 0x14000000 | (0x114 - 0x15C) // 4 & 0x3FFFFFF))
     assert not tracks(guest.view(kernel))
     guest.memory.write(ENTRY_PA, bytes(0x200))
     assert tracks(guest.view(kernel)), "what the file says is better than nothing"
+
+
+def test_a_flag_that_is_0_from_the_start_proves_no_end(shared_flag: KernelImage) -> None:
+    guest = Guest(text=SHARED)
+    kpti = recognise(shared_flag)
+    assert flag_of(guest.view(shared_flag), kpti) == Flag(0, 0)
+    found = judge(guest, shared_flag)
+    assert (found.state, found.decision) == ("before", "unknown")
+    assert found.reason.startswith(
+        "the rewrite has not begun (its flag is 0, before the rewrite and after it); it may turn out"
+    )
+    user = judge(guest, shared_flag, guest.cpu(), guest.cpu(1, el=0, pc=0x40_0000))
+    assert (user.state, user.reason[:22]) == ("not-needed", "cpu 1 runs user code, ")
+    set_flag(guest, 1)  # the kernel sets it just before it is used, for splitting the linear map too
+    assert judge(guest, shared_flag).state == "before"
+    set_flag(guest, 0)
+    mark(guest, leaves)
+    assert judge(guest, shared_flag).state == "not-needed", "nG from the start"
+    mark(guest, every)
+    found = judge(guest, shared_flag)
+    assert found.state == "after"
+    assert found.reason.startswith("tables are marked, as by the rewrite (its flag is 0, before")
+
+
+def test_through_the_rewrite_with_a_flag_that_was_0(shared_flag: KernelImage) -> None:
+    guest = Guest(text=SHARED)
+    states = []
+    set_flag(guest, 1)
+    for offset, state in machine(guest):
+        if offset in (0x34, 0x58, 0x70, 0xA0):
+            found = judge(guest, shared_flag, state)
+            if not states or states[-1] != (found.state, found.decision):
+                states.append((found.state, found.decision))
+    assert states == [("before", "on"), ("in-progress", "on"), ("after", "on")]
+    assert judge(guest, shared_flag).state == "after"
+
+
+def test_code_that_leaves_no_marks_and_a_flag_that_proves_nothing(tmp_path: Path) -> None:
+    """What was nG from the start and what was rewritten differ by KASLR alone."""
+    raw = bytearray(code(KERNEL_5_10))
+    for at, to in ((0xE0, 0x64), (0x120, 0xD4), (0x15C, 0x114)):
+        raw[at : at + 4] = struct.pack("<I", 0x14000000 | (to - at) // 4 & 0x3FFFFFF)
+    text = [(AT - 4, bytes(4)), (AT, bytes(raw))]
+    kernel = opened(tmp_path / "Image", text)
+    for offset, wanted in ((0, "after"), (0x1000_0000, "not-needed")):
+        guest = Guest(offset, text=text)
+        assert judge(guest, kernel).state == "before"
+        mark(guest, leaves)
+        found = judge(guest, kernel)
+        assert found.state == wanted and not found.marks_tables
+
+
+def test_a_kernel_without_the_function_never_rewrites(kernel: KernelImage) -> None:
+    guest = Guest(text=TEXT)
+    kernel.__dict__["_table"] = (table([s for s in SYMBOLS if "kpti" not in s[0]]), "")
+    found = judge(guest, kernel)
+    assert found.state == "not-needed" and "it never rewrites" in found.reason
+
+
+def test_what_is_left_out_when_all_is_written_is_a_doubt(kernel: KernelImage) -> None:
+    guest = Guest(text=TEXT)
+    for offset, state in machine(guest):
+        if offset == 0x70:
+            assert judge(guest, kernel, state).doubts == ()
+            guest.tree.xor(guest.va(0x1_0000), 3, NG)
+            found = judge(guest, kernel, state)
+            break
+    assert found.state == "after"
+    assert found.doubts == ("1 descriptors that the walk has passed are not marked",)
+
+
+def test_a_snapshot_of_a_kernel_that_kaslr_moved_needs_no_file() -> None:
+    guest = Guest(0x1000_0000, text=TEXT)
+    mark(guest, leaves)
+    snapshot = snapshot_of(guest.memory, SWAPPER, guest.regime)
+
+    def noted(kernel: str, offset: str) -> str:
+        meta = dataclasses.replace(snapshot.meta, kernel=kernel, extra={OFFSET: offset})
+        return state_from_tables(dataclasses.replace(snapshot, meta=meta)).state
+
+    assert noted("Linux version 5.10.0-32-arm64", "0x10000000") == "not-needed"
+    assert noted("Linux version 5.10.0-32-arm64", "0x0") == "unknown", "code that leaves no marks"
+    assert noted("Linux version 4.19.13", "0x10000000") == "unknown", "it rewrites all the same"
+    assert noted("", "0x10000000") == "unknown"
+    assert noted("Linux version 7.3.4", "0xffff800080000000") == "unknown", "linked at 0"

@@ -6,21 +6,47 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import NG, REGIMES, TreeBuilder, copy_tables
+from builders import NG, OUTSIDE, REGIMES, TreeBuilder, copy_tables
+from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, patched, rewrite
 
-from ptinspect.errors import UserError
-from ptinspect.linux.kpti.position import order_keys
+from ptinspect.linux.kpti.code import KptiCode, TablesAre, recognise_code
+from ptinspect.linux.kpti.state import KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
-from ptinspect.linux.kpti.target import by_address, by_number, by_percent
-from ptinspect.linux.kpti.verdict import MEANING, judge
+from ptinspect.linux.kpti.verdict import MEANING, Verdict
+from ptinspect.linux.kpti.verdict import judge as judge_state
 from ptinspect.linux.naming import LAYOUT, REGIONS
 from ptinspect.snapshot.classify import are_leaves, are_tables
 from ptinspect.snapshot.model import Snapshot
 
-POST, PRE = "mmu-off-post-order", "temp-pgd-pre-order"
+POST = "mmu-off-post-order"
 REGIME = REGIMES["4k-48"]
 BASE = int(REGIME.va_min)
 FAR = BASE + (1 << 39)
+
+
+def code_of(case: Case) -> KptiCode:
+    return recognise_code(patched(case), case.in_page)
+
+
+MARKS = code_of(CASES[0])
+CODES: dict[TablesAre, KptiCode] = {
+    "marked": MARKS,
+    "never-written": code_of(NOT_TRACKED[0]),
+    "written-back": code_of(TOGGLED[0]),
+}
+
+
+def judge(
+    old: Snapshot | None,
+    new: Snapshot,
+    recording: Recording | None = None,
+    code: KptiCode | None = None,
+    *,
+    finished: bool = True,
+    state: KptiState | None = None,
+) -> Verdict:
+    """Judge two snapshots, by the tables alone unless the code or the state is given."""
+    return judge_state(old, new, state or state_from_tables(new, code), recording, finished=finished)
 
 
 def before() -> Snapshot:
@@ -77,11 +103,11 @@ def test_the_codes_that_the_tables_alone_tell() -> None:
     old = before()
     assert judge(old, marked(old)).code == "normal"
     assert judge(None, marked(old)).code == "normal"
-    assert judge(old, copy_tables(old, "after")).code == "not-run"
+    assert judge(old, copy_tables(old, "after"), finished=False).code == "not-run"
     nothing = judge(old, marked(old, tables=False))
     assert nothing.code == "unknown" and "toggle-write-back" in nothing.unknown[0]
     early = marked(old, tables=False, name="before")
-    kaslr = judge(early, copy_tables(early, "after"))
+    kaslr = judge(early, copy_tables(early, "after"), finished=False)
     assert kaslr.code == "not-run" and "nG from the start" in kaslr.evidence[-1]
     assert judge(old, marked(old, leaves=False)).code == "unknown"
 
@@ -90,11 +116,11 @@ def test_in_the_walk_only_damage_is_told() -> None:
     old, new = before(), marked(before())
     row, slot = place(new, 2, BASE)
     new.tables.raw[row, slot] ^= NG
-    assert judge(old, new, finished=False).code == "normal", "a table may have been made later"
-    found = judge(old, new, finished=False, walking=True)
+    walking = dataclasses.replace(state_from_tables(new), state="in-progress")
+    found = judge(old, new, finished=False, state=walking)
     assert (found.code, len(found.unknown)) == ("unknown", 1)
     new.tables.raw[row, slot] = 0
-    assert judge(old, new, finished=False, walking=True).code == "lost-write"
+    assert judge(old, new, finished=False, state=walking).code == "lost-write"
 
 
 def test_a_lost_entry_and_a_reverted_one_are_named() -> None:
@@ -136,76 +162,113 @@ def test_a_store_that_did_not_last_is_found_without_a_snapshot_from_before() -> 
     assert found.code == "reverted-entry" and f"stored {stored[0][2]:#x}" in found.evidence[0]
 
 
-def test_tables_made_later_are_no_miss_unless_the_walk_has_just_ended() -> None:
+def test_a_table_without_a_mark_was_made_later_only_if_it_was_not_there_before() -> None:
     old, new = before(), marked(before())
     row, slot = place(new, 2, FAR)
     new.tables.raw[row, slot] &= ~np.uint64(NG)
-    changed = dataclasses.replace(new)
-    assert judge(None, changed, finished=False).code == "normal"
-    assert judge(None, changed, finished=True).code == "unknown"
-    assert judge(old, changed, finished=True).code in ("unknown", "lost-write")
+    pa = int(new.tables.pa[row]) + 8 * slot
+    for code in (None, MARKS):
+        guess = judge(None, new, None, code, finished=False)
+        assert guess.code == "unknown" and "made later, or missed" in guess.unknown[0]
+        for found in (judge(None, new, None, code), judge(old, new, None, code, finished=False)):
+            assert found.code == "unknown" and "the walk has passed" in found.unknown[0]
+            assert f"level 2, descriptor pa:{pa:#x} for {FAR:#x}" in found.evidence[1]
+    old.tables.raw[row, slot] = 0
+    found = judge(old, new, None, MARKS, finished=False)
+    assert found.code == "normal"
+    assert found.evidence[1] == "1 descriptors without bit 11 were made later: before does not have them"
+
+
+def test_a_leaf_that_the_walk_left_out_is_named() -> None:
+    old, new = before(), marked(before())
+    row, slot = place(new, 3, FAR)
+    new.tables.raw[row, slot] &= ~np.uint64(NG)
+    found = judge(old, new)
+    assert found.code == "unknown" and f"for {FAR:#x}" in found.evidence[2]
+
+
+def test_the_code_decides_what_the_tables_do_not_tell() -> None:
+    old, new = before(), marked(before(), tables=False)
+    for known, code in (("no-table-marks", "never-written"), ("toggle-write-back", "written-back")):
+        for first in (old, None):
+            assert judge(first, new, None, CODES[code]).code == known  # type: ignore[index]
+    kaslr = judge(None, new, None, MARKS, finished=False)
+    assert kaslr.code == "not-run" and "nG from the start (KASLR)" in kaslr.evidence[0]
+    unknown = judge(None, new, finished=False)
+    assert unknown.code == "unknown" and "not-run (KASLR)" in unknown.unknown[0]
+    both = marked(before())
+    for code in ("never-written", "written-back"):
+        found = judge(None, both, None, CODES[code], finished=False)  # type: ignore[index]
+        assert found.code == "unknown" and "who marked tables" in found.unknown[0]
+
+
+def test_some_leaves_were_ng_before_kernels_up_to_5_4_detect_kpti() -> None:
+    early = before()
+    row, _ = place(early, 3, FAR)
+    early.tables.raw[row][:4] |= np.uint64(NG)
+    found = judge(None, early, None, MARKS, finished=False)
+    assert found.code == "not-run" and "would have marked tables too" in found.evidence[0]
+
+
+@pytest.mark.parametrize("with_before", [False, True])
+def test_a_toggle_with_three_levels_is_known_by_its_code(with_before: bool) -> None:
+    """The toggle's `eor pgd` is not compiled in there: only the root's tables keep their mark."""
+    guest = rewrite(TOGGLED[1])
+    old = guest.tree.snapshot("before")
+    for _ in guest.machine.run():
+        pass
+    new = guest.tree.snapshot("after")
+    for finished in (False, True):
+        found = judge(old if with_before else None, new, None, guest.code, finished=finished)
+        assert found.code == "toggle-write-back"
+        assert "folded" in found.evidence[1] and found.evidence[2] == "the kernel's code toggles bit 11 twice"
+
+
+@pytest.mark.parametrize("case", [*CASES, *NOT_TRACKED, *TOGGLED], ids=lambda case: case.name)
+def test_before_and_after_the_walk_of_each_kernel(case: Case) -> None:
+    guest = rewrite(case)
+    old = guest.tree.snapshot("before")
+    early = "not-run" if guest.code.tables == "marked" else "unknown"  # a leaf is nG already
+    assert judge(None, old, None, guest.code, finished=False).code == early
+    for _ in guest.machine.run():
+        pass
+    new = guest.tree.snapshot("after")
+    meant = {"marked": "normal", "never-written": "no-table-marks", "written-back": "toggle-write-back"}
+    for first in (old, None):
+        assert judge(first, new, None, guest.code).code == meant[guest.code.tables]
+
+
+def test_what_was_not_captured_is_said_and_nothing_is_claimed_of_it() -> None:
+    made = TreeBuilder(REGIME)
+    made.map(BASE, 0x4400_0000, size=8 << 12)
+    made.map(FAR, 0x4900_0000, size=4 << 12)
+    old = made.snapshot("before")
+    for va, size in ((BASE, 8), (FAR, 4)):
+        for level in (0, 1, 2):
+            made.xor(va, level, NG)
+        for page in range(size):
+            made.xor(va + (page << 12), 3, NG)
+    assert judge(old, made.snapshot("after"), None, MARKS).code == "normal"
+    part = made.snapshot("after", va_range=(BASE, BASE + (1 << 39) - 1))
+    few = made.snapshot("after", max_tables=4)
+    made.point(FAR + (1 << 40), 0, OUTSIDE, NG)
+    unread = made.snapshot("after")
+    for cut, lack in ((part, "was captured"), (few, "more than 4 tables"), (unread, "could not be read")):
+        for first in (None, old):
+            for code in (None, MARKS):
+                found = judge(first, cut, None, code)
+                assert found.code == "unknown", (found, lack)
+                assert any(lack in text for text in found.unknown), found
+    whole = marked(old)
+    cut_before = dataclasses.replace(old, truncated="more than 4 tables: stopped at level 2")
+    assert judge(cut_before, whole, None, MARKS).code == "unknown"
+    assert judge(None, part, None, MARKS, finished=False).code == "unknown"
+    untouched = dataclasses.replace(old, truncated="more than 4 tables: stopped at level 2")
+    assert judge(None, untouched, None, MARKS, finished=False).code == "unknown", "not seen to be not run"
 
 
 def test_every_code_has_a_meaning() -> None:
     assert all(MEANING.values())
-
-
-@pytest.mark.parametrize("algorithm", [POST, PRE])
-def test_a_target_counts_what_is_stored_before_it(algorithm: str) -> None:
-    old = before()
-    target = by_address(old, algorithm, FAR + 0x2000)  # type: ignore[arg-type]
-    assert (target.level, target.va, target.within) == (3, FAR + 0x2000, 2)
-    assert target.ordinal == 8 + 2
-    assert target.parent == 2, "the other subtree's table, and the block"
-    block = by_address(old, algorithm, BASE + (4 << 21) + 5)  # type: ignore[arg-type]
-    assert (block.level, block.ordinal) == (2, 1)
-    assert by_number(old, algorithm, 3, 9).va == FAR  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("algorithm", [POST, PRE])
-def test_a_percentage_is_a_place_in_the_order_of_the_walk(algorithm: str) -> None:
-    old = before()
-    total = 13 + 2 + 2 + 2
-    keys = {}
-    for percent in (0, 25, 50, 75, 100):
-        target = by_percent(old, algorithm, percent)  # type: ignore[arg-type]
-        at = np.array([target.va], dtype=np.uint64)
-        keys[percent] = int(order_keys(at, 1, target.level, REGIME, algorithm)[0, 0])  # type: ignore[arg-type]
-    assert list(keys.values()) == sorted(keys.values())
-    assert by_percent(old, algorithm, 0).ordinal == 0  # type: ignore[arg-type]
-    assert total == 19
-
-
-def test_places_that_are_done_or_not_there_are_refused() -> None:
-    old, new = before(), marked(before())
-    for where in (lambda s: by_address(s, POST, FAR), lambda s: by_percent(s, POST, 50)):
-        with pytest.raises(UserError):
-            where(new)
-    with pytest.raises(UserError):
-        by_address(old, POST, BASE + (1 << 30))
-    with pytest.raises(UserError):
-        by_address(old, POST, 0x1000)
-    with pytest.raises(UserError):
-        by_number(old, POST, 3, 13)
-
-
-def test_a_toggle_whose_first_level_is_folded() -> None:
-    """With three levels the toggle's `eor pgd` is not compiled in: only the root's tables keep their mark."""
-    old = before()
-    after = marked(old, tables=False)
-    top = int(after.tables.level.min())
-    for row in np.flatnonzero(after.tables.level == top).tolist():
-        raw = after.tables.raw[row]
-        raw[are_tables(raw, top)] |= np.uint64(NG)
-    toggles = dataclasses.make_dataclass("Code", ["toggles", "levels", "marks_tables"])(True, (), True)
-    found = judge(old, after, None, toggles)
-    assert found.code == "toggle-write-back" and "folded" in found.evidence[1]
-    plain = dataclasses.make_dataclass("Code", ["toggles", "levels", "marks_tables"])(False, (), True)
-    assert judge(old, after, None, plain).code == "unknown"
-    raw[are_tables(raw, top)] &= ~np.uint64(NG)
-    low = int(np.flatnonzero(after.tables.level == top + 1)[0])
-    after.tables.raw[low][are_tables(after.tables.raw[low], top + 1)] |= np.uint64(NG)
-    assert judge(old, after, None, toggles).code == "unknown"
 
 
 def test_a_fixmap_slot_that_another_cpu_was_patching_through_is_not_lost() -> None:

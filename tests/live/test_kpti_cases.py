@@ -12,7 +12,6 @@ from ptinspect.commands.kpti_run import Runner
 from ptinspect.commands.kpti_writes import RECORDINGS
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti import KptiCode, running_code
-from ptinspect.linux.kpti.position import restores_tables
 
 pytestmark = pytest.mark.live
 
@@ -65,7 +64,7 @@ def test_tables_that_are_not_tracked(guest: str, options: str) -> None:
     """The first debug patch: `b next_X` becomes `b skip_X`; the new algorithm branches before it marks."""
     with launched(guest, f"--memory 256 --smp 2 {options}") as live:
         code = patch(live, not_tracked)
-        assert not code.marks_tables and not restores_tables(code)
+        assert code.tables == "never-written"
         if code.algorithm == "mmu-off-post-order":
             middle = live("kpti until 40%")
             assert middle["agree"] is None and not middle["marks_tables"]
@@ -92,7 +91,7 @@ def test_tables_that_are_written_back_unchanged(guest: str, options: str) -> Non
     """What the second debug patch does: each table is stored with the value that it had."""
     with launched(guest, f"--memory 256 {options}") as live:
         code = patch(live, written_back)
-        assert code.marks_tables and restores_tables(code)
+        assert code.tables == "written-back"
         found = live("kpti writes")
         assert sum(level["tables"] for level in found["levels"]) > 50
         assert sum(level["tables_changed"] for level in found["levels"]) == 0

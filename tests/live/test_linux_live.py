@@ -8,7 +8,7 @@ import pytest
 from session import KASLR_BOOT, Live, launched, need_guest
 
 from ptinspect.linux.image import KernelImage
-from ptinspect.linux.kpti import agrees, kpti_state, position, progress, recognise
+from ptinspect.linux.kpti import agrees, kpti_state, position, reached, recognise
 from ptinspect.paging.capture import capture
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.model import Meta, Snapshot
@@ -93,7 +93,7 @@ def look(live: Live) -> tuple[str, list[str], Snapshot]:
         steps = walk(memory, here.va, root.pa, regime).steps
         if here.descriptor_pa not in [step.descriptor_pa for step in steps if step.level == here.level]:
             doubts.append(f"the descriptor of {here.va:#x} is not at {here.descriptor_pa}")
-        if progress(snapshot, code.algorithm).gaps:
+        if reached(snapshot, code.algorithm).gaps:
             doubts.append("gaps")
     return where.phase, doubts, snapshot
 
@@ -140,8 +140,8 @@ def test_registers_and_marks_agree_at_single_instructions(at_entry: Live) -> Non
         ctx.forget_stop()
         phase, doubts, snapshot = look(at_entry)
         assert (phase, doubts) == ("done", [])
-        marks = progress(snapshot, code.algorithm)
-        assert marks.frontier is None and marks.marked == marks.valid
+        marks = reached(snapshot, code.algorithm)
+        assert marks.frontier is None
         states.append(kpti_state(ctx.view(), snapshot).state)
     assert states == ["after", "after"]
 

@@ -28,6 +28,13 @@ from ptinspect.linux import a64
 from ptinspect.linux.image import KernelImage
 
 Algorithm = Literal["mmu-off-post-order", "temp-pgd-pre-order"]
+POST_ORDER: Algorithm = "mmu-off-post-order"
+"""Up to 5.15: a table's descriptor is stored after all below it, by its physical address."""
+PRE_ORDER: Algorithm = "temp-pgd-pre-order"
+"""From 6.0: before all below it, through a temporary pgd."""
+TablesAre = Literal["marked", "never-written", "written-back"]
+"""What the walk does to descriptors of tables: sets bit 11; nothing (the debug patch that does not track
+tables); stores the value that they had (the one that toggles bit 11 twice)."""
 ENTRY = "idmap_kpti_install_ng_mappings"
 MAX_CODE = 0x800
 """Bytes from the entry that are looked at; the longest known function takes 0x304 (6.12)."""
@@ -111,7 +118,7 @@ class KptiCode:
     levels: tuple[LevelCode, ...]
     """The loops, root first."""
     flag_va: int | None
-    """Link-time address of the flag: 1 before, counts CPUs meanwhile, 0 afterwards."""
+    """Link-time address of the flag that counts the CPUs that are ready (`evidence.flag_of`)."""
     size: int
     """Bytes from the entry to the end of the function."""
 
@@ -138,18 +145,26 @@ class KptiCode:
         return self.levels[-regime.levels :]
 
     @property
-    def marks_tables(self) -> bool:
-        """True if descriptors of tables are written, as in all released kernels.
+    def tables(self) -> TablesAre:
+        """What the walk does to descriptors of tables; all released kernels mark them.
 
-        False for the debug patch that does not track tables: when a subtree is done, the code goes on
-        behind the store of the entry above it.
+        They are not written if the code goes on past the store when a subtree is done. They are written
+        back if bit 11 is toggled, or if tables come to the store by a way around the instruction that sets
+        it, back from a subtree or before they go into it.
         """
-        return all(
+        pairs = tuple(pairwise(self.levels))
+        if not all(
             above.store is not None
             and above.branch is not None
             and (above.store < above.branch or (below.back is not None and below.back <= above.store))
-            for above, below in pairwise(self.levels)
+            for above, below in pairs
+        ):
+            return "never-written"
+        around = any(
+            above.bypass or (above.mark is not None and above.mark < (below.back or 0) <= (above.store or 0))
+            for above, below in pairs
         )
+        return "written-back" if self.toggles or around else "marked"
 
     @property
     def toggles(self) -> bool:
@@ -216,9 +231,9 @@ def recognise_code(code: bytes, entry_va: int) -> KptiCode:
     ttbr1 = [4 * i for i, word in enumerate(words[: root.load // 4]) if _writes(word, a64.TTBR1_EL1)]
     algorithm: Algorithm
     if sctlr:
-        algorithm, ready = "mmu-off-post-order", sctlr[-1]
+        algorithm, ready = POST_ORDER, sctlr[-1]
     elif ttbr1:
-        algorithm, ready = "temp-pgd-pre-order", ttbr1[-1]
+        algorithm, ready = PRE_ORDER, ttbr1[-1]
     else:
         raise _unknown("it changes neither SCTLR_EL1 nor TTBR1_EL1 before it walks")
     ready += 4

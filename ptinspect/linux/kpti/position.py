@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -13,13 +13,17 @@ from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
-from ptinspect.linux.kpti.code import Algorithm, KptiCode, LevelCode
+from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode, LevelCode
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.paging.walk import walk
-from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
+from ptinspect.snapshot.classify import are_tables, are_valid
 from ptinspect.snapshot.model import Snapshot
 
 Phase = Literal["before", "walking", "done"]
+NOTED = "kpti.algorithm"
+"""Name in Meta.extra of the order of the walk."""
+CHUNK_WORDS = 1 << 20
+"""Descriptors that are looked at in one go."""
 _PLACE = 0xFFFF
 """Physical and link-time addresses of code agree in these bits: images lie at multiples of 64 KiB."""
 
@@ -80,7 +84,7 @@ def cursors(state: CpuState, code: KptiCode, regime: Regime) -> tuple[Cursor, ..
     offset = (state.pc - code.entry_va) & _PLACE
     levels = code.levels_of(regime)
     depth = _depth(levels, offset)
-    pre_order = code.algorithm == "temp-pgd-pre-order"
+    pre_order = code.algorithm == PRE_ORDER
     return tuple(
         _cursor(state, regime, level, offset if i == depth else None, pre_order=pre_order)
         for i, level in enumerate(levels[: depth + 1])
@@ -154,7 +158,7 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
     va = frontier_of(tuple(open_), regime)
     assert va is not None
     pa = _descriptor_pa(state, code, regime, memory, last)
-    old = code.algorithm == "mmu-off-post-order"
+    old = code.algorithm == POST_ORDER
     frontier = Frontier(VirtAddr(va), last.level, pa, "walk registers")
     return Position("walking", found, frontier, subtree_done and old)
 
@@ -163,145 +167,147 @@ def _descriptor_pa(
     state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMemory, last: Cursor
 ) -> PhysAddr | None:
     address = last.table + 8 * last.index
-    if code.algorithm == "mmu-off-post-order":
+    if code.algorithm == POST_ORDER:
         return PhysAddr(address)
     if not regime.contains(address):
         return None
     return walk(memory, address, ttbr_base(state.x[2], pa52=regime.wide_oa), regime).pa
 
 
-def restores_tables(code: KptiCode) -> bool:
-    """Tell whether descriptors of tables are written with the value that they had.
-
-    So does the debug patch that toggles bit 11 twice; so does code in which tables come to the store by a
-    way around the instruction that sets the bit, back from a subtree or before they go into it.
-    """
-    return code.toggles or any(
-        above.bypass or (above.mark is not None and above.mark < (below.back or 0) <= (above.store or 0))
-        for above, below in pairwise(code.levels)
-    )
-
-
-def leaves_marks(code: KptiCode) -> bool:
-    """Tell whether tables bear bit 11 afterwards, so that registers and tables can be compared."""
-    return code.marks_tables and not restores_tables(code)
-
-
 # -- marks in the tables ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LevelProgress:
-    """Count the entries of one level."""
+@dataclass(frozen=True, eq=False)
+class LevelMarks:
+    """Hold descriptors of one level and which of them have bit 11. Arrays have the shape (rows, slots)."""
 
     level: int
     """The level."""
-    valid: int
-    """Valid descriptors: tables, blocks and pages."""
-    marked: int
-    """Those with bit 11."""
+    rows: NDArray[np.intp]
+    """Rows of the capture."""
+    valid: NDArray[np.bool_]
+    """Tables, blocks and pages."""
+    marked: NDArray[np.bool_]
+    """Those of them with bit 11."""
+    table: NDArray[np.bool_]
+    """Those that point to a table."""
+    key: NDArray[np.uint64]
+    """Grows in the order of the walk."""
+
+    def open(self, *, tables: bool = True) -> NDArray[np.bool_]:
+        """Tell which descriptors lack bit 11; without `tables` only blocks and pages are asked."""
+        found = self.valid & ~self.marked
+        return found if tables else found & ~self.table
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Say how far the marks in the tables go."""
-
-    levels: tuple[LevelProgress, ...]
-    """Counts by level, the root first."""
-    frontier: Frontier | None
-    """The first unmarked descriptor in the order of the walk; None if all are marked."""
-    gaps: int
-    """Unmarked descriptors that the walk has passed, as the last marked table tells: 0 if all is well."""
-
-    @property
-    def valid(self) -> int:
-        """Valid descriptors of all levels."""
-        return sum(level.valid for level in self.levels)
-
-    @property
-    def marked(self) -> int:
-        """Those of them with bit 11."""
-        return sum(level.marked for level in self.levels)
-
-
-def progress(snapshot: Snapshot, algorithm: Algorithm) -> Progress:
-    """Count marks and find the first descriptor without one, in the order in which the walk visits them.
-
-    Both walks go through addresses in ascending order; the old one visits a table's descriptor
-    after the subtree, the new one before it.
-    """
+def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
+    """Yield the descriptors of a snapshot, root first, a bounded number of tables at a time."""
     tables, regime = snapshot.tables, snapshot.regime
-    counts: list[LevelProgress] = []
-    keys: list[tuple[int, Frontier]] = []
-    open_keys: list[NDArray[np.uint64]] = []
-    last_marked = -1
-    for level in sorted({int(v) for v in np.unique(tables.level)}):
-        rows = np.flatnonzero(tables.level == level)
-        valid, marked, tabled = marks_of(tables.raw[rows], level, regime)
-        counts.append(LevelProgress(level, int(np.count_nonzero(valid)), int(np.count_nonzero(marked))))
-        key = order_keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
-        if tabled.any():
-            last_marked = max(last_marked, int(key[tabled].max()))
-        unmarked = valid & ~marked
-        if unmarked.any():
-            row, slot = (
-                int(v) for v in np.unravel_index(int(np.where(unmarked, key, MASK64).argmin()), key.shape)
-            )
-            va = (int(tables.va[rows[row]]) + (slot << regime.shift(level))) & MASK64
-            pa = PhysAddr(int(tables.pa[rows[row]]) + 8 * slot)
-            keys.append((int(key[row, slot]), Frontier(VirtAddr(va), level, pa, "tables")))
-            open_keys.append(key[unmarked])
-    gaps = sum(int(np.count_nonzero(k < np.uint64(max(last_marked, 0)))) for k in open_keys)
-    first = min(keys, key=lambda item: item[0])[1] if keys else None
-    return Progress(tuple(counts), first, gaps)
+    step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
+    for level in np.unique(tables.level).tolist():
+        every = np.flatnonzero((tables.level == level) & tables.readable)
+        for start in range(0, len(every), step):
+            rows = every[start : start + step]
+            raw = tables.raw[rows]
+            valid = are_valid(raw, level, regime)
+            key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
+            marked = valid & ((raw & np.uint64(BIT11)) != 0)
+            yield LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
 
 
 def order_keys(
     va: NDArray[np.uint64], slots: int, level: int, regime: Regime, algorithm: Algorithm
 ) -> NDArray[np.uint64]:
-    """Return for every entry a number that grows in the order of the walk; shape (rows, slots)."""
+    """Return for every entry a number that grows in the order of the walk; shape (rows, slots).
+
+    Both walks go through addresses in ascending order; the old one stores a table's descriptor after the
+    subtree, the new one before it.
+    """
     size = regime.entry_size(level)
     start = (va - np.uint64(regime.va_min))[:, None] + np.arange(slots, dtype=np.uint64) * np.uint64(size)
-    if algorithm == "mmu-off-post-order":
+    if algorithm == POST_ORDER:
         return (start + np.uint64(size)) * np.uint64(16) - np.uint64(level + 1)
     return start * np.uint64(16) + np.uint64(level + 1)
 
 
-def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position) -> list[str]:
+def key_of(frontier: Frontier, regime: Regime, algorithm: Algorithm) -> int:
+    """Return the number of a frontier's descriptor in the order of the walk."""
+    at = np.array([frontier.va], dtype=np.uint64)
+    return int(order_keys(at, 1, frontier.level, regime, algorithm)[0, 0])
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Say how far the marks in the tables go."""
+
+    frontier: Frontier | None
+    """The first descriptor without bit 11 in the order of the walk; None if all have it."""
+    gaps: int
+    """Descriptors without it that the walk has passed, as the last marked table tells: 0 if all is well."""
+    ahead: int
+    """Descriptors with it beyond the frontier: leaves that were made nG, or the reverse of gaps."""
+
+
+def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) -> Reached:
+    """Find the first descriptor without bit 11, in the order in which the walk stores them.
+
+    With `tables` false only blocks and pages are looked at: the code leaves no marks in tables.
+    """
+    first: tuple[int, Frontier] | None = None
+    last_table = -1
+    for at in marks(snapshot, algorithm):
+        passed = at.key[at.marked & at.table]
+        if passed.size:
+            last_table = max(last_table, int(passed.max()))
+        open_ = at.open(tables=tables)
+        if not open_.any():
+            continue
+        nearest = int(np.where(open_, at.key, np.uint64(MASK64)).argmin())
+        row, slot = (int(v) for v in np.unravel_index(nearest, at.key.shape))
+        key, entry = int(at.key[row, slot]), int(at.rows[row])
+        if first is None or key < first[0]:
+            va = (int(snapshot.tables.va[entry]) + (slot << snapshot.regime.shift(at.level))) & MASK64
+            pa = PhysAddr(int(snapshot.tables.pa[entry]) + 8 * slot)
+            first = key, Frontier(VirtAddr(va), at.level, pa, "tables")
+    if first is None:
+        return Reached(None, 0, 0)
+    gaps = ahead = 0
+    for at in marks(snapshot, algorithm):
+        gaps += int(np.count_nonzero(at.open(tables=tables) & (at.key < np.uint64(max(last_table, 0)))))
+        done = at.marked if tables else at.marked & ~at.table
+        ahead += int(np.count_nonzero(done & (at.key > np.uint64(first[0]))))
+    return Reached(first[1], gaps if tables else 0, ahead)
+
+
+def algorithm_of(snapshot: Snapshot) -> Algorithm:
+    """Return the order of the walk: as noted at the capture, else the one that the marks fit better."""
+    noted = snapshot.meta.extra.get(NOTED)
+    for known in (POST_ORDER, PRE_ORDER):
+        if noted == known:
+            return known
+    return min((POST_ORDER, PRE_ORDER), key=lambda order: reached(snapshot, order).gaps)
+
+
+def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position, *, tables: bool = True) -> list[str]:
     """Compare a position read from registers with the marks; return what contradicts it.
 
-    Every valid descriptor before it must be marked, no table behind it may be. The descriptor at the
-    frontier itself may be either: it is being written. Empty if nothing contradicts, or unless the
-    position is one in the middle of the walk.
+    Every valid descriptor before it must be marked, no table past it may be. The descriptor at the
+    frontier itself may be either: it is being written. With `tables` false only blocks and pages are asked.
     """
-    if where.frontier is None:
+    if where.phase == "before":
         return []
-    regime, tables, here = snapshot.regime, snapshot.tables, where.frontier
-    at = np.array([here.va], dtype=np.uint64)
-    last = int(order_keys(at, 1, here.level, regime, algorithm)[0, 0])
-    first = last
-    if algorithm == "mmu-off-post-order" and not where.subtree_done:
+    regime, here = snapshot.regime, where.frontier
+    last = first = MASK64 if here is None else key_of(here, regime, algorithm)
+    if here is not None and algorithm == POST_ORDER and not where.subtree_done:
         first -= (regime.entry_size(here.level)) * 16 - (here.level + 1)
     missed = early = 0
-    for level in sorted({int(v) for v in np.unique(tables.level)}):
-        rows = np.flatnonzero(tables.level == level)
-        valid, marked, tabled = marks_of(tables.raw[rows], level, regime)
-        key = order_keys(tables.va[rows], valid.shape[1], level, regime, algorithm)
-        missed += int(np.count_nonzero(valid & ~marked & (key < np.uint64(max(first, 0)))))
-        early += int(np.count_nonzero(tabled & (key > np.uint64(last))))
+    for at in marks(snapshot, algorithm):
+        missed += int(np.count_nonzero(at.open(tables=tables) & (at.key < np.uint64(max(first, 0)))))
+        if tables:
+            early += int(np.count_nonzero(at.marked & at.table & (at.key > np.uint64(last))))
     found = []
     if missed:
         found.append(f"{missed} descriptors that the walk has passed are not marked")
     if early:
         found.append(f"{early} tables that the walk has not reached are marked")
     return found
-
-
-def marks_of(
-    raw: NDArray[np.uint64], level: int, regime: Regime
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which entries are valid descriptors, which of those have bit 11, which of these are tables."""
-    kind = kinds(raw, level, regime)
-    valid = (kind == K_TABLE) | (kind == K_BLOCK) | (kind == K_PAGE)
-    marked = valid & ((raw & np.uint64(BIT11)) != 0)
-    return valid, marked, marked & (kind == K_TABLE)

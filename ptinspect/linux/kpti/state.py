@@ -1,42 +1,44 @@
-"""How far the rewrite of the kernel's tables is, judged from the tables alone."""
+"""Where a guest or a snapshot stands with respect to the rewrite, and what that is concluded from."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
-from ptinspect.arch.descriptor import BIT11
-from ptinspect.linux.kpti.position import Frontier
-from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
+from ptinspect.analysis.summary import Summary, summarize
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.linux.kpti.code import ENTRY, KptiCode
+from ptinspect.linux.kpti.decision import Decision, decision
+from ptinspect.linux.kpti.evidence import (
+    Flag,
+    boot_cpu,
+    flag_of,
+    kaslr_offset,
+    past_boot,
+    running_code,
+    why_not,
+)
+from ptinspect.linux.kpti.position import (
+    Frontier,
+    Position,
+    Reached,
+    agrees,
+    algorithm_of,
+    position,
+    reached,
+)
+from ptinspect.linux.releases import kaslr_needs_no_rewrite, parse
+from ptinspect.linux.view import GuestView
+from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 
-__all__ = ["Census", "Frontier", "KptiState", "State", "census", "state_from_tables"]
-
 State = Literal["before", "in-progress", "after", "not-needed", "unknown"]
+OFFSET = "kernel.offset"
+"""Name in Meta.extra of how far KASLR moved the kernel, in hex."""
+NO_FLAG = Flag(None, None)
 MOSTLY = 0.99
-"""Share of nG leaves from which a marked tree counts as finished: what is created later stays global."""
-
-
-@dataclass(frozen=True)
-class Census:
-    """Count bit 11 over all levels."""
-
-    tables: int
-    """Table descriptors."""
-    marked: int
-    """Those with bit 11."""
-    leaves: int
-    """Blocks and pages."""
-    ng: int
-    """Those with bit 11."""
-
-    def __str__(self) -> str:
-        """Write the counts as people read them."""
-        tables = f"{self.marked} of {self.tables} table descriptors are marked"
-        return f"{self.ng} of {self.leaves} leaves are nG, {tables}"
+"""Share of nG leaves from which a tree counts as finished: what is created later may be global."""
 
 
 @dataclass(frozen=True)
@@ -47,89 +49,191 @@ class KptiState:
     """before, in-progress, after, not-needed or unknown."""
     reason: str
     """What it was concluded from."""
-    census: Census
+    counts: Summary
     """The counts behind it."""
     algorithm: str = ""
-    """The algorithm of the kernel, where its code is known."""
+    """The order of the walk, where it is known."""
     frontier: Frontier | None = None
     """Where the rewrite stands while it is in progress."""
-    decision: Literal["on", "off", "open", "unknown"] = "unknown"
+    decision: Decision = "unknown"
     """Whether the kernel has decided for KPTI, against it, not yet; unknown."""
     doubts: tuple[str, ...] = ()
     """What in the tables contradicts the registers of the walk."""
+    unseen: tuple[str, ...] = ()
+    """What of the tables was not captured."""
+    code: KptiCode | None = None
+    """The rewrite as the kernel has it."""
+    flag: Flag = NO_FLAG
+    """The flag through which the CPUs wait for each other."""
+    position: Position | None = None
+    """Where the CPU that does the rewrite stands, by its registers; None if none is in it."""
+
+    @property
+    def marks_tables(self) -> bool:
+        """True if the code sets bit 11 in tables, as that of all released kernels does."""
+        return self.code is None or self.code.tables == "marked"
+
+    @property
+    def mostly_ng(self) -> bool:
+        """True if there are leaves, and as good as all of them are nG."""
+        return 0 < self.counts.leaves * MOSTLY <= self.counts.leaves_ng
 
 
-def census(snapshot: Snapshot) -> Census:
-    """Count table descriptors and leaves, with and without bit 11."""
-    counts = [0, 0, 0, 0]
-    for level, raw in _levels(snapshot):
-        kind = kinds(raw, level, snapshot.regime)
-        bit11 = (raw & np.uint64(BIT11)) != 0
-        table = kind == K_TABLE
-        leaf = (kind == K_BLOCK) | (kind == K_PAGE)
-        for i, chosen in enumerate((table, table & bit11, leaf, leaf & bit11)):
-            counts[i] += int(np.count_nonzero(chosen))
-    return Census(*counts)
+def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiState:
+    """Judge from the tables alone, and the code that would have rewritten them if it is known.
 
-
-def tables_by_level(snapshot: Snapshot) -> dict[int, tuple[int, int]]:
-    """Return for each level that has table descriptors how many, and how many of them have bit 11."""
-    counts: dict[int, tuple[int, int]] = {}
-    for level, raw in _levels(snapshot):
-        table = kinds(raw, level, snapshot.regime) == K_TABLE
-        if table.any():
-            marked = table & ((raw & np.uint64(BIT11)) != 0)
-            counts[level] = int(table.sum()), int(marked.sum())
-    return counts
-
-
-def _levels(snapshot: Snapshot) -> list[tuple[int, np.ndarray[tuple[int, ...], np.dtype[np.uint64]]]]:
-    tables = snapshot.tables
-    return [(int(v), tables.raw[tables.level == v]) for v in np.unique(tables.level)]
-
-
-def frontier_from_tables(snapshot: Snapshot) -> Frontier | None:
-    """Return the leaf with the lowest address that is not nG; None if all are.
-
-    Both algorithms visit leaves in ascending order, so that this is where an unfinished one stands.
-    Whatever is global on purpose (the trampoline's pages) is found as well when all else is done.
+    Leaves that are nG although no table is marked were made that way, by a kernel that KASLR moved (Linux
+    commit b89d82ef01b3, in v5.0), or up to v5.4 while KPTI was detected (PTE_MAYBE_NG in
+    asm/pgtable-prot.h); unless the code leaves no marks. A capture that is cut shows no state: what it
+    lacks may be what is left to do.
     """
-    tables, regime = snapshot.tables, snapshot.regime
-    best: Frontier | None = None
-    for level in np.unique(tables.level):
-        rows = np.flatnonzero(tables.level == level)
-        raw = tables.raw[rows]
-        kind = kinds(raw, int(level), regime)
-        open_ = ((kind == K_BLOCK) | (kind == K_PAGE)) & ((raw & np.uint64(BIT11)) == 0)
-        row_has = open_.any(axis=1)
-        if not row_has.any():
-            continue
-        first = int(np.flatnonzero(row_has)[0])  # rows of a level are sorted by address
-        slot = int(np.flatnonzero(open_[first])[0])
-        row = int(rows[first])
-        va = (int(tables.va[row]) + (slot << regime.shift(int(level)))) & MASK64
-        if best is None or va < best.va:
-            best = Frontier(VirtAddr(va), int(level), PhysAddr(int(tables.pa[row]) + 8 * slot), "tables")
-    return best
+    counts = summarize(snapshot)
+    found = KptiState("unknown", counts.marks, counts, unseen=unseen(snapshot), code=code)
+    if not counts.leaves:
+        return _with(found, "unknown", "the tables map nothing")
+    if found.unseen:
+        return _with(found, "unknown", *(f"not seen: {part}" for part in found.unseen))
+    if not counts.leaves_ng and not counts.table_descriptors_marked:
+        return _with(found, "before", "the rewrite has not begun, or is not needed here")
+    order = code.algorithm if code is not None else algorithm_of(snapshot)
+    marks = reached(snapshot, order, tables=found.marks_tables)
+    verdict, why = _partly(found, marks, _moved(snapshot))
+    return dataclasses.replace(
+        _with(found, verdict, *why), frontier=marks.frontier if verdict == "in-progress" else None
+    )
 
 
-def state_from_tables(snapshot: Snapshot) -> KptiState:
-    """Judge from the tables alone.
+def _partly(state: KptiState, marks: Reached, moved: bool) -> tuple[State, tuple[str, ...]]:
+    """Judge tables in which some descriptors have bit 11, and say why unless the counts do."""
+    if state.counts.table_descriptors_marked:
+        return "after" if state.mostly_ng else "in-progress", ()
+    bears = state.code is not None and state.marks_tables
+    if state.mostly_ng:
+        why = "made nG from the start (KASLR)"
+        if bears or (state.code is None and moved):
+            then = "the rewrite would have marked the tables too" if bears else "the kernel was moved"
+            return "not-needed", (f"{why}: {then}",)
+        return "unknown", (f"{why}, or by code that leaves no marks in tables",)
+    if not marks.ahead:
+        return "in-progress", ()
+    if bears:
+        return "before", ("the rewrite has not begun: it would have marked tables too",)
+    return "unknown", ("leaves past the first that is global are nG, and no table is marked",)
 
-    Tells `before` from `not-needed` only where leaves are nG although no table was marked: the
-    mappings were made that way (KASLR; Linux commit b89d82ef01b3, in v5.0).
+
+def _moved(snapshot: Snapshot) -> bool:
+    """Tell whether a snapshot notes that KASLR moved its kernel, one that rewrites nothing then.
+
+    A kernel file that is linked at 0 leaves it open: the note is then the address at which it ran.
     """
-    c = census(snapshot)
-    if not c.leaves:
-        return KptiState("unknown", "the tables map nothing", c)
-    share = str(c)
-    if not c.marked:
-        if not c.ng:
-            return KptiState("before", f"{share}: the rewrite has not begun, or is not needed here", c)
-        if c.ng >= c.leaves * MOSTLY:
-            why = "made nG from the start (KASLR), or by a kernel that marks no tables"
-            return KptiState("not-needed", f"{share}: {why}", c)
-        return KptiState("unknown", share, c)
-    if c.ng >= c.leaves * MOSTLY:
-        return KptiState("after", share, c)
-    return KptiState("in-progress", share, c, frontier=frontier_from_tables(snapshot))
+    release = parse(snapshot.meta.kernel)
+    try:
+        offset = int(snapshot.meta.extra.get(OFFSET, "0"), 16)
+    except ValueError:
+        return False
+    return release is not None and kaslr_needs_no_rewrite(release) and 0 < offset < 1 << 48
+
+
+def kpti_state(view: GuestView, snapshot: Snapshot) -> KptiState:
+    """Judge where the guest stands, from all that can be seen of it at this stop.
+
+    `snapshot` holds the tables under `view.swapper()`. In order of weight: the program counter of the
+    boot CPU inside the function, the flag that the rewrite clears as its last step, the marks in the
+    tables, and, for why there was no rewrite, the kernel's variables and the CPU's registers. Raises
+    TargetError if the link to the guest failed.
+    """
+    code = running_code(view)
+    state = dataclasses.replace(state_from_tables(snapshot, code), decision=decision(view))
+    if code is None:
+        return _without_code(view, state)
+    boot, flag = boot_cpu(view, code), flag_of(view, code)
+    state = dataclasses.replace(state, algorithm=code.algorithm, flag=flag)
+    if boot is not None or flag.finished:  # up to 6.6 the rewrite comes before the patches
+        state = dataclasses.replace(state, decision="on")
+    if boot is not None:
+        return _inside(view, code, snapshot, state, boot)
+    return _outside(view, code, state)
+
+
+def _inside(
+    view: GuestView, code: KptiCode, snapshot: Snapshot, state: KptiState, boot: CpuState
+) -> KptiState:
+    """Judge with the boot CPU in the function."""
+    offset = boot.pc - view.pa_of_link(code.entry_va)
+    where = position(boot, code, view.regime, view.memory)
+    state = dataclasses.replace(state, position=where)
+    place = f"cpu {boot.cpu} is at +{offset:#x} of {ENTRY}"
+    if where.phase == "before":
+        return _with(state, "before", f"{place}: nothing is written yet")
+    doubts = tuple(agrees(snapshot, code.algorithm, where, tables=state.marks_tables))
+    state = dataclasses.replace(state, doubts=doubts)
+    but = "; but " + ", and ".join(doubts) if doubts else ""
+    if where.phase == "done":
+        flushed = "TLB not flushed yet" if offset == code.points["after_writes"] else "on its way out"
+        return _with(state, "after", f"{place}: all is written, {flushed}{but}")
+    agree = ", and the marks in the tables agree" if state.marks_tables and not state.unseen else ""
+    found = _with(state, "in-progress", f"{place}: the walk is in the middle{but or agree}")
+    return dataclasses.replace(found, frontier=where.frontier)
+
+
+def _outside(view: GuestView, code: KptiCode, state: KptiState) -> KptiState:
+    """Judge with no CPU in the function."""
+    flag, counts = state.flag, state.counts
+    if flag.finished:
+        return _with(state, "after", "the rewrite has finished (its flag is 0)")
+    if counts.table_descriptors_marked:
+        return state if flag.value is None else _marked(state, flag)
+    if code.tables != "marked" and counts.leaves_ng and not flag.untouched:
+        if state.mostly_ng and kaslr_offset(view) == 0:
+            return _with(state, "after", f"leaves are nG although KASLR did not move the kernel{flag}")
+        if not (state.mostly_ng and kaslr_offset(view)):
+            return state
+    if state.unseen and not flag.untouched:
+        return state
+    return _not_begun(view, state)
+
+
+def _marked(state: KptiState, flag: Flag) -> KptiState:
+    """Judge where tables are marked, which only the rewrite does, and its end is not proven."""
+    if not flag.value:
+        if state.mostly_ng:
+            return _with(state, "after", f"tables are marked, as by the rewrite{flag}")
+        return _with(state, "unknown", f"tables are marked, and leaves are left that are not nG{flag}")
+    if state.state == "in-progress":
+        return dataclasses.replace(state, reason=f"no CPU was seen in the rewrite{flag}; {state.reason}")
+    return _with(state, "unknown", f"tables are marked although the rewrite has not finished{flag}")
+
+
+def _without_code(view: GuestView, state: KptiState) -> KptiState:
+    """Judge where the rewrite's code is not known."""
+    image = view.image
+    if image is not None and image.symbols and ENTRY not in image.symbols and view.placed:
+        return _with(state, "not-needed", f"the kernel has no {ENTRY}: it never rewrites its tables")
+    if state.counts.table_descriptors_marked or state.counts.leaves_ng or state.unseen:
+        return state
+    return _not_begun(view, state)
+
+
+def _not_begun(view: GuestView, state: KptiState) -> KptiState:
+    """Judge where nothing was rewritten: is it still to come?"""
+    hints, flag = why_not(view), state.flag
+    if state.mostly_ng:
+        why = f"mappings are nG from the start, so that nothing is rewritten{flag}"
+        return _with(state, "not-needed", why, *hints)
+    past = past_boot(view)
+    if past:
+        return _with(state, "not-needed", f"{past}, and nothing was rewritten{flag}", *hints)
+    if state.decision == "off":
+        why = f"the kernel has decided against KPTI and patched its code so{flag}"
+        return _with(state, "not-needed", why, *hints)
+    rest = {
+        "on": "the kernel has decided for KPTI",
+        "open": "the kernel has not decided yet whether it is needed",
+    }.get(state.decision, "it may turn out not to be needed")
+    return _with(state, "before", f"the rewrite has not begun{flag}; {rest}", *hints)
+
+
+def _with(state: KptiState, verdict: State, *reasons: str) -> KptiState:
+    """Return the state with another verdict, and its reasons in front of the counts."""
+    reason = "; ".join([*reasons, state.counts.marks])
+    return dataclasses.replace(state, state=verdict, reason=reason, frontier=None)

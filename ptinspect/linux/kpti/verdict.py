@@ -1,7 +1,8 @@
 """Tell the ways apart in which the rewrite can have gone: the cases of the LKML thread of June 2018.
 
-Four can be told from the tables before and after. Whether tables were never written, or written with the
-value that they had, cannot: it takes the recorded stores, or the kernel's code.
+Damage, a normal rewrite and none at all can be told from the tables before and after. Whether tables were
+never written, or written with the value that they had, cannot: it takes the recorded stores, or the
+kernel's code, which decides where it is known.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import numpy as np
 from ptinspect.analysis.changes import Change
 from ptinspect.analysis.compare import is_older
 from ptinspect.analysis.diff import diff
+from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.contents import Contents, in_words, took
-from ptinspect.linux.kpti.code import KptiCode
-from ptinspect.linux.kpti.position import restores_tables
-from ptinspect.linux.kpti.state import MOSTLY, census, tables_by_level
+from ptinspect.linux.kpti.code import TablesAre
+from ptinspect.linux.kpti.position import algorithm_of, marks
+from ptinspect.linux.kpti.state import MOSTLY, KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.naming import layout_of
+from ptinspect.snapshot.classify import are_valid
+from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.index import TableIndex
 from ptinspect.snapshot.model import Snapshot
 
@@ -62,25 +66,29 @@ class Verdict:
 def judge(
     before: Snapshot | None,
     after: Snapshot,
+    state: KptiState | None = None,
     recording: Recording | None = None,
-    code: KptiCode | None = None,
     *,
-    finished: bool = True,
-    walking: bool = False,
+    finished: bool = False,
 ) -> Verdict:
-    """Judge from the tables before and after, the recorded stores and the kernel's code, as far as known.
+    """Judge from the tables before and after, where the guest stood then, and the recorded stores.
 
-    `finished`: the tables are those of the instant at which the walk has ended; nothing in them was created
-    later. `walking`: they are those of an instant in the walk, and tell nothing but damage. Damage is told
-    first: it does not matter then how tables are marked.
+    `state` is that of `after`, with the code as the kernel has it; what the tables tell alone by default.
+    `finished`: the tables
+    are those of the instant at which the walk has ended; nothing in them was created later. Damage is told
+    first: it does not matter then how tables are marked. What was not captured is said, and nothing is
+    claimed of it.
     """
     before = before if before is not None or recording is None else recording.before
-    damaged = _lost_stores(recording, after) if recording is not None else None
-    damaged = damaged or (_damage(before, after) if before is not None else None)
-    if damaged is None and walking:
-        why = "the rewrite is not over: kpti progress says how far it is"
-        return Verdict("unknown", (f"{after.name}: {census(after)}",), (why,))
-    return damaged or _marking(before, after, recording, code, finished)
+    state = state or state_from_tables(after)
+    lacks = (*state.unseen, *(() if before is None else unseen(before)))
+    found = _lost_stores(recording, after) if recording is not None else None
+    found = found or (_damage(before, after) if before is not None else None)
+    found = found or _not_over(before, after, state, finished=finished)
+    found = found or _marking(before, after, state, recording, finished=finished)
+    if found.code == "normal" and lacks:
+        return Verdict("unknown", found.evidence, lacks)
+    return Verdict(found.code, found.evidence, (*found.unknown, *lacks)) if lacks else found
 
 
 def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
@@ -168,102 +176,147 @@ def _values(
     return values, known & snapshot.tables.readable[np.where(known, rows, 0)]
 
 
-def _marking(
-    before: Snapshot | None,
-    after: Snapshot,
-    recording: Recording | None,
-    code: KptiCode | None,
-    finished: bool,
-) -> Verdict:
-    """Judge by which descriptors have bit 11, and by the stores to tables."""
-    c = census(after)
-    share = f"{after.name}: {c}"
-    early = _not_run(before, after, share)
-    if early is not None:
-        return early
-    if before is None and not c.marked and recording is None and code is None:
-        return Verdict("unknown", (share,), ("KASLR, or no marks in tables: a snapshot from before tells",))
-    if c.ng < c.leaves * (1 if finished else MOSTLY):
-        why = "the rewrite is not over, or left leaves out: kpti progress, check"
-        return Verdict("unknown", (share, f"{c.leaves - c.ng} leaves are not nG"), (why,))
-    if not c.marked and c.tables:
-        return _unmarked(share, recording, code)
-    later = c.tables - c.marked
-    if later and finished:
-        return _partly_marked(after, share, recording, code, later)
-    made = (f"{later} tables without a mark were made later",) if later else ()
-    return Verdict("normal", (share, *made, *_stores_said(recording)))
-
-
-def _not_run(before: Snapshot | None, after: Snapshot, share: str) -> Verdict | None:
-    """Tell whether nothing was rewritten."""
-    c = census(after)
-    if not c.leaves:
-        return Verdict("unknown", (share,), ("the tables map nothing",))
-    if not c.ng and not c.marked:
-        return Verdict("not-run", (share, "no descriptor has bit 11"))
-    if before is None:
+def _not_over(
+    before: Snapshot | None, after: Snapshot, state: KptiState, *, finished: bool
+) -> Verdict | None:
+    """Tell whether nothing was rewritten, or not all yet."""
+    if finished:
         return None
-    had = census(before)
-    if had.ng >= had.leaves * MOSTLY and c.marked == had.marked:
-        first = f"{before.name}: {had}"
-        return Verdict("not-run", (first, share, "mappings were nG from the start (KASLR)"))
+    said = f"{after.name}: {state.reason}"
+    if state.state == "in-progress":
+        return Verdict("unknown", (said,), ("the rewrite is not over: kpti progress says how far it is",))
+    if state.state in ("before", "not-needed"):
+        return Verdict("not-run", (said,))
+    if before is None or state.unseen or unseen(before):
+        return None
+    had = summarize(before)
+    same = had.table_descriptors_marked == state.counts.table_descriptors_marked
+    if same and 0 < had.leaves * MOSTLY <= had.leaves_ng:
+        why = "mappings were nG from the start (KASLR)"
+        return Verdict("not-run", (f"{before.name}: {had.marks}", said, why))
     return None
 
 
-def _partly_marked(
-    after: Snapshot, share: str, recording: Recording | None, code: KptiCode | None, missing: int
+def _marking(
+    before: Snapshot | None,
+    after: Snapshot,
+    state: KptiState,
+    recording: Recording | None,
+    *,
+    finished: bool,
 ) -> Verdict:
-    """Judge where only some of the tables are marked."""
-    top = _marked_at_the_top(after)
-    if top is None or code is None or not restores_tables(code):
-        return Verdict("unknown", (share,), (f"{missing} table descriptors are not marked: check",))
+    """Judge by which descriptors have bit 11, by the stores to tables, and by the kernel's code."""
+    c = state.counts
+    stores = _stores_said(recording) if recording is not None and recording.whole else ()
+    share = (f"{after.name}: {c.marks}", *stores)
+    treated = _by_stores(recording) if state.code is None else state.code.tables
+    if not c.leaves:
+        return Verdict("unknown", share, ("the tables map nothing",))
+    if c.leaves_ng < c.leaves * (1 if finished else MOSTLY):
+        why = "the rewrite is not over, or left leaves out: kpti progress, check"
+        listed = _missed(None, after, tables=False)[1] if finished else []
+        return Verdict("unknown", (*share, f"{c.leaves - c.leaves_ng} leaves are not nG", *listed), (why,))
+    if treated in ("never-written", "written-back"):
+        return _unmarked(state, treated, share)
+    if c.table_descriptors_marked or not c.table_descriptors:
+        return _marked(None if finished else before, after, share, finished=finished)
+    if treated == "marked":
+        return Verdict("unknown", share, ("the kernel's code marks tables, and none is marked: check",))
+    why = "no-table-marks or toggle-write-back" + ("" if before is not None else ", or not-run (KASLR)")
+    return Verdict("unknown", share, (f"{why}: kpti writes on a fresh boot, or the kernel file, tells",))
+
+
+def _marked(before: Snapshot | None, after: Snapshot, share: tuple[str, ...], *, finished: bool) -> Verdict:
+    """Judge where the rewrite marked tables: did it pass all that were there?"""
+    missed, listed = _missed(before, after)
+    if not missed:
+        every = 0 if before is None else _missed(None, after)[0]
+        if before is None or not every:
+            return Verdict("normal", share)
+        later = f"{every} descriptors without bit 11 were made later: {before.name} does not have them"
+        return Verdict("normal", (*share, later))
+    more = (f"and {missed - len(listed)} more",) if missed > len(listed) else ()
+    why = f"{missed} descriptors without bit 11 were made later, or missed: a snapshot from before tells"
+    if finished or before is not None:
+        why = f"{missed} descriptors that the walk has passed are not marked: check"
+    return Verdict("unknown", (*share, *listed, *more), (why,))
+
+
+def _missed(before: Snapshot | None, after: Snapshot, *, tables: bool = True) -> tuple[int, list[str]]:
+    """Count valid descriptors without bit 11 that were valid before, and describe the first ones.
+
+    Without `before` all count; without `tables` only blocks and pages.
+    """
+    index = None if before is None else TableIndex(before.tables)
+    total, said = 0, list[str]()
+    for at in marks(after, algorithm_of(after)):
+        wrong, rows = at.open(tables=tables), at.rows
+        if before is not None and index is not None:
+            old = index.find(at.level, after.tables.pa[rows])
+            wrong &= (old >= 0)[:, None] & are_valid(
+                before.tables.raw[np.maximum(old, 0)], at.level, before.regime
+            )
+        total += int(np.count_nonzero(wrong))
+        row, slot = (part[: LISTED - len(said)].tolist() for part in np.nonzero(wrong))
+        for r, s in zip(row, slot, strict=True):
+            pa = int(after.tables.pa[rows[r]]) + 8 * s
+            va = int(after.tables.va[rows[r]]) + (s << after.regime.shift(at.level))
+            raw = int(after.tables.raw[rows[r], s])
+            said.append(f"level {at.level}, descriptor pa:{pa:#x} for {va:#x}: {raw:#x} has no bit 11")
+    return total, said
+
+
+def _by_stores(recording: Recording | None) -> TablesAre | None:
+    """Tell from the recorded stores what the walk does to tables; None if they are not all there.
+
+    The debug patch that writes tables back leaves the mark in those of the root where levels are folded.
+    """
+    if recording is None or not recording.whole or not len(recording):
+        return None
+    levels = recording.by_level()
+    if not any(level.tables for level in levels):
+        return "never-written"
+    below = [level for level in levels if level.level > recording.before.regime.start_level]
+    return "marked" if any(level.tables_changed for level in below or levels) else "written-back"
+
+
+def _unmarked(state: KptiState, treated: TablesAre, evidence: tuple[str, ...]) -> Verdict:
+    """Judge where all leaves are nG, and the code, or its stores, leave no marks in tables."""
+    c, code = state.counts, state.code
+    if treated == "never-written":
+        how = () if code is None else ("the kernel's code has no store for tables",)
+        if c.table_descriptors_marked:
+            return Verdict("unknown", (*evidence, *how), ("who marked tables: check",))
+        return Verdict("no-table-marks", (*evidence, *how))
+    how = ()
+    if code is not None:
+        does = "toggles bit 11 twice" if code.toggles else "stores tables without setting bit 11"
+        how = (f"the kernel's code {does}",)
+    if not c.table_descriptors_marked:
+        return Verdict("toggle-write-back", (*evidence, *how))
+    top = _marked_at_the_top(c)
+    if top is None:
+        return Verdict("unknown", (*evidence, *how), ("who marked tables: check",))
     once = (
         f"level {top}: all table descriptors are marked, none below: the walk enters the next level without "
         "the toggle that would take the mark back, as where levels are folded"
     )
-    return Verdict("toggle-write-back", (share, once, *_stores_said(recording)))
+    return Verdict("toggle-write-back", (*evidence, once, *how))
 
 
-def _marked_at_the_top(snapshot: Snapshot) -> int | None:
+def _marked_at_the_top(counts: Summary) -> int | None:
     """Return the root's level if all its table descriptors are marked and no others; None otherwise."""
-    counts = tables_by_level(snapshot)
-    top = min(counts, default=None)
-    if top is None or counts[top][0] != counts[top][1]:
+    top, *below = counts.levels
+    if top.table_descriptors != top.table_descriptors_marked:
         return None
-    return None if any(marked for level, (_, marked) in counts.items() if level != top) else top
+    return None if any(level.table_descriptors_marked for level in below) else top.level
 
 
-def _unmarked(share: str, recording: Recording | None, code: KptiCode | None) -> Verdict:
-    """Tell the two cases apart in which leaves are nG and no table is marked."""
-    if recording is not None and recording.whole and len(recording):
-        table = recording.is_table()
-        stores, changed = int(table.sum()), int((table & (recording.old != recording.new)).sum())
-        said = (share, *_stores_said(recording))
-        if not stores:
-            return Verdict("no-table-marks", said)
-        if not changed:
-            return Verdict("toggle-write-back", said)
-        return Verdict(
-            "lost-write", said, (f"{changed} tables were marked by a store, and none is marked now",)
-        )
-    if code is not None and not code.marks_tables:
-        return Verdict("no-table-marks", (share, "the kernel's code has no store for tables"))
-    if code is not None and restores_tables(code):
-        how = "toggles bit 11 twice" if code.toggles else "stores tables without setting bit 11"
-        return Verdict("toggle-write-back", (share, f"the kernel's code {how}"))
-    why = "no-table-marks or toggle-write-back: kpti writes on a fresh boot, or the kernel file, tells"
-    return Verdict("unknown", (share,), (why,))
-
-
-def _stores_said(recording: Recording | None) -> tuple[str, ...]:
-    if recording is None or not len(recording):
-        return ()
+def _stores_said(recording: Recording) -> tuple[str, ...]:
     parts = []
     for level in recording.by_level():
         parts.append(
             f"level {level.level}: {level.stores} stores, {level.tables} to table descriptors, "
             f"{level.tables_changed} of these changed them"
         )
-    whole = () if recording.whole else ("the recording is not of the whole rewrite",)
-    return (*parts, *whole)
+    return tuple(parts)
