@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptinspect.arch.bits import MASK64, bit, bits
+from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.esr import decode_esr
 from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.arch.sysregs import CpuState, translation_register
-from ptinspect.errors import PtinspectError
+from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.linux.death import holding
 from ptinspect.linux.entry import EL1H, SLOT
 from ptinspect.linux.stacks import Stack, Stacks
@@ -209,8 +209,11 @@ def _gone(
     alone, because a stack's own page entries are reused by later tasks.
     """
     if state is not None and not sure:
-        ttbr = state.system.get(translation_register(state, "TTBR1"), 0)
-        if bits(ttbr, 47, 1) << 1 != stacks.view.swapper().pa:
+        try:
+            root = root_pa(state, stacks.view.regime)
+        except RegimeError:
+            return None
+        if root != stacks.view.swapper().pa:
             return None
     for address in range(own.base, own.top, PAGE):
         now = _walk(stacks, address)
