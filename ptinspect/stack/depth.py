@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, RegimeError
-from ptinspect.linux.entry import EL1H, SLOT, code_length
-from ptinspect.linux.stacks import Position, Stack, Stacks
+from ptinspect.linux import a64
+from ptinspect.linux.entry import SLOT, code_length
+from ptinspect.linux.stacks import TABLE, Position, Stack, Stacks
 from ptinspect.linux.tasks import Task
 from ptinspect.linux.view import GuestView
 from ptinspect.stack.code import KernelCode
@@ -183,26 +183,24 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
     Source: arch/arm64/kernel/entry.S, kernel_ventry: `add sp, sp, x0; sub x0, sp, x0; tbnz …; sub x0,
     sp, x0; sub sp, sp, x0`; where the test fails: `msr tpidr_el0, x0; sub x0, sp, x0; …`.
     """
-    entry, offset = stacks.entry, stacks.view.kaslr_offset
-    own = entry.sync.va - EL1H
-    for table, vector in itertools.product(stacks.vector_tables, entry.vectors):
-        start = (vector.va - own + table + offset) & MASK64
-        if not start <= state.pc < start + SLOT or not state.el:
-            continue
-        words = KernelCode(stacks.view).words(start, SLOT // 4)
-        if _ADD_SP_X0 not in words:
-            return state
-        if (state.pc - start) // 4 >= code_length(words):
-            return state  # past the vector's own code, where a debugger has put some
-        step = (state.pc - start) // 4 - words.index(_ADD_SP_X0)
-        failed = None if vector.overflow is None else (vector.overflow - vector.va) // 4
-        sp = state.sp
-        if failed is not None and (state.pc - start) // 4 >= failed:
-            late = (state.pc - start) // 4 > failed
-            sp = state.system.get("TPIDR_EL0", state.sp) if late else state.x[0]
-        elif step in (1, 4):
-            sp = (state.sp - state.x[0]) & MASK64
-        elif step in (2, 3):
-            sp = state.x[0]
-        return dataclasses.replace(state, sp=sp)
-    return state
+    offset = stacks.view.kaslr_offset
+    tables = [(table + offset) & MASK64 for table in stacks.vector_tables]
+    table = next((table for table in tables if table <= state.pc < table + TABLE), None)
+    if table is None or not state.el:
+        return state
+    start = table + (state.pc - table) // SLOT * SLOT
+    words = KernelCode(stacks.view).words(start, SLOT // 4)
+    at = (state.pc - start) // 4
+    if _ADD_SP_X0 not in words or at >= code_length(words):
+        return state  # past the vector's own code a debugger may have put some
+    first = words.index(_ADD_SP_X0)
+    tested = a64.bit_branch(words[first + 2], 4 * (first + 2)) if first + 2 < len(words) else None
+    failed = len(words) if tested is None else tested[3] // 4
+    sp = state.sp
+    if at >= failed:
+        sp = state.system.get("TPIDR_EL0", state.sp) if at > failed else state.x[0]
+    elif at - first in (1, 4):
+        sp = (state.sp - state.x[0]) & MASK64
+    elif at - first in (2, 3):
+        sp = state.x[0]
+    return dataclasses.replace(state, sp=sp)

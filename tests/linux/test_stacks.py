@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import stack_guest as sg
 from stack_guest import (
@@ -176,6 +178,22 @@ def test_the_entry_from_user_mode_is_on_the_stack_of_its_task(guest: Guest, pc: 
     assert [(f.kind, f.size) for f in unwound.frames] == ([("user", used)] if used else [])
     assert unwound.complete
     assert unwound.ended == ("the entry from user mode" if used else "the stack is empty")
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_the_vectors_of_user_mode_scramble_sp_too(guest: Guest, step: int) -> None:
+    at = sg.VECTORS + 0x400
+    guest.image.put(at, sg.vector(at, sg.EL0_SYNC, OVERFLOW + 0x1000))
+    guest.per_cpu_put(0, ENTRY_TASK, guest.shell)
+    low, x0 = guest.base + SIZE - sg.FRAME, 0x1234
+    sp, x0 = [(low, x0), (low + x0, x0), (low + x0, low), (low + x0, low), (low + x0, x0), (low, x0)][
+        step - 1
+    ]
+    state = guest.cpu(0x7FFF_F000, sp, pc=at + 4 * step, x29=0x7FFF_F100, ELR_EL1=0x40_1000)
+    state = replace(state, x=(x0, *state.x[1:]))
+    found = depth_of_cpu(Stacks(guest.view(state)), state)
+    assert (found.position.kind, found.position.used) == ("task", sg.FRAME)
+    assert [f.kind for f in found.unwound.frames] == ["user"]
 
 
 def test_before_there_are_tasks_none_is_named(guest: Guest) -> None:
