@@ -134,13 +134,14 @@ def task_of(found: Stacks, pid: int) -> Task:
 def tasks(ctx: Context, args: argparse.Namespace) -> Report:
     """List the stacks of all tasks."""
     from ptinspect.output.views.stack import TaskRow
+    from ptinspect.stack.depth import with_true_sp
     from ptinspect.stack.highwater import high_water, read_stacks
 
     found = open_stacks(ctx)
     listed = found.tasks.all()
     live = {}
     for state in found.view.states:
-        position = found.locate(state)
+        position = found.locate(with_true_sp(found, state))
         if position.stack is not None and position.stack.kind == "task":
             live[position.stack.base] = position
     stacks = [found.of_task(task) for task in listed.tasks]
