@@ -315,7 +315,8 @@ def _inside(last: Death, draft: Draft) -> bool:
         return False
     if first.kind not in FATAL or draft.line - max(d.last for d in last.reports) > 4 * REACH:
         return False
-    if draft.mixed and (draft.cpu is None or draft.cpu not in {d.cpu for d in last.reports}):
+    mixed = draft.mixed or any(report.mixed for report in last.reports)
+    if mixed and (draft.cpu is None or draft.cpu not in {d.cpu for d in last.reports}):
         return False
     cpus = {d.cpu for d in (*last.reports, draft)} - {None}
     pids = {d.slots["cpu"][1] for d in (*last.reports, draft) if "cpu" in d.slots}
@@ -331,7 +332,8 @@ def _cut_off(last: Death, draft: Draft, following: list[Draft]) -> bool:
     The stack that has no room is then the same task's: nobody else died at that moment, and the report
     before it never came to name its CPU.
     """
-    if draft.kind != "bad-stack" or draft.boot != last.first.boot or last.first.panic:
+    overflow = draft.kind == "bad-stack" or (draft.kind == "panic" and "kernel stack overflow" in draft.panic)
+    if not overflow or draft.boot != last.first.boot or last.first.panic:
         return False
     cut = [d for d in last.reports if d.kind == "fault" and not d.internal and d.cpu is None and not d.bare]
     if len(cut) != len(last.reports) or any(d.kind in ("bad-stack", "fault") for d in following):

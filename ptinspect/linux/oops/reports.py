@@ -171,7 +171,9 @@ class Sorter:
                 return
             if not draft.panic and fits_panic(draft, text):
                 draft.panic, draft.in_trace = text, 0
-                if not draft.ended:
+                if draft.ended:
+                    self.current, draft.last = draft, line.number
+                else:
                     self._fed(draft, line)
                 return
         self._begin("panic", line, headline).panic = text
@@ -190,6 +192,8 @@ class Sorter:
         text = line.text
         if say.END.search(text):
             self._end(line)
+        elif say.CALL_TRACE.search(text) and self._of_the_panic(line):
+            pass
         elif say.CALL_TRACE.search(text):
             fresh = [d for d in alive if not d.trace and not d.in_trace]
             if fresh:
@@ -207,6 +211,15 @@ class Sorter:
                     target.notes.append(note[0])
                 if _FAULT_WORDS.match(text) is None or target.kind != "bad-stack":
                     target.last = line.number
+
+    def _of_the_panic(self, line: Line) -> bool:
+        """Take the calls that panic() prints: they are the dead report's, if it has none of its own."""
+        draft = self.current
+        if draft is None or not draft.panic or line.number - draft.last > TRACE_GAP:
+            return False
+        if not draft.trace and not draft.ended:
+            draft.in_trace = TRACE_GAP
+        return True
 
     def _frames(self, line: Line, alive: list[Draft]) -> bool:
         """Take a line of a call trace."""
@@ -230,6 +243,11 @@ class Sorter:
         self._fed(draft, line)
         return True
 
+    def _repeated(self, found: Mapping[str, Any]) -> bool:
+        """Tell whether the report that printed last says again what it said: a panic names CPU and task."""
+        known = self.current
+        return known is not None and bool(known.panic) and known.slots.get("cpu") == found.get("cpu", "")
+
     def _store(self, draft: Draft, line: Line) -> None:
         for name, value in say.values(line.text, draft.damaged).items():
             draft.slots.setdefault(name, value)
@@ -240,6 +258,9 @@ class Sorter:
         found = say.values(line.text, damaged)
         if not found and not damaged:
             return False
+        if found and self.current is not None and self._repeated(found):
+            self._fed(self.current, line)
+            return True
         takers = [d for d in alive if _takes(d, line.text, found, damaged)]
         rank = min((_rank(name) for name in (*found, *damaged)), default=0)
         waiting = [d for d in takers if d.rank <= rank or d is self.current]

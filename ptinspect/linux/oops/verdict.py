@@ -90,9 +90,9 @@ def _known(facts: Facts) -> death.Facts:
     entry = at_exception_entry(bad.pc) or (bad.pc.startswith("el1") and "+" not in bad.pc and far == bad.sp)
     calls = facts.chain
     nested = [fault for fault in (facts.incident.first, *facts.incident.later) if fault is not bad]
-    alike = {(fault.far, fault.esr) for fault in nested if fault.cpu is None and not fault.trace}
-    if len(nested) >= NESTED and len(alike) == 1 and facts.incident.first is not bad and not calls.names:
-        text = f"{len(nested)} times the same fault before it, each inside of the printing of the one before"
+    cut = all(fault.cpu is None and not fault.trace and not fault.mixed for fault in nested)
+    if len(nested) >= NESTED and cut and facts.incident.first is not bad and not calls.names:
+        text = f"{len(nested)} faults before it, each inside of the printing of the one before"
         calls = replace(calls, recursion=text)
     return death.Facts(
         sp=bad.sp,
