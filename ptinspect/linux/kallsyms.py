@@ -20,6 +20,7 @@ from ptinspect.linux.symbols import NO_SYMBOLS, SymbolTable
 
 VERSION = 1
 """Version of the cache's format; another one is recovered anew."""
+NOT_INSTALLED = "vmlinux-to-elf is not installed: pip install --no-deps vmlinux-to-elf"
 TIMEOUT = 300.0
 """Seconds that a recovery may take; it needs about 3 on an ordinary machine."""
 MAX_FILES = 48
@@ -66,7 +67,9 @@ def _run(data: bytes) -> tuple[SymbolTable, str]:
         return NO_SYMBOLS, f"the search for kallsyms did not start: {error}"
     if run.returncode != 0:
         last = run.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
-        return NO_SYMBOLS, f"no kallsyms table was found in the image: {last[0][:200]}"
+        missing = "No module named 'vmlinux_to_elf'" in last[0]
+        no_table = f"no kallsyms table was found in the image: {last[0][:200]}"
+        return NO_SYMBOLS, NOT_INSTALLED if missing else no_table
     try:
         found = json.loads(run.stdout)
         names = [str(name).replace("\n", " ") for name in found["names"]]

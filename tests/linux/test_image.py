@@ -249,6 +249,14 @@ def test_a_search_that_answers_nonsense(tmp_path: Path, monkeypatch: pytest.Monk
         assert kernel.symbols_missing
 
 
+def test_without_the_library_that_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b"Traceback\nModuleNotFoundError: No module named 'vmlinux_to_elf'\n"
+    monkeypatch.setattr(
+        kallsyms.subprocess, "run", lambda *a, **k: kallsyms.subprocess.CompletedProcess(a, 1, b"", said)
+    )
+    assert kallsyms._run(b"")[1] == ("vmlinux-to-elf is not installed: pip install --no-deps vmlinux-to-elf")
+
+
 def test_a_search_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kallsyms, "TIMEOUT", 0.01)
     kernel = KernelImage.open(write(tmp_path, image()))
