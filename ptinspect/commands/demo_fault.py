@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti_run import Runner
 from ptinspect.commands.poke import write
 from ptinspect.errors import GuestError, TargetError, TargetTimeout
 from ptinspect.output.model import Note, Report, hex_address
+
+if TYPE_CHECKING:
+    from ptinspect.linux.view import GuestView
 
 FAULTS = ("lost", "reverted")
 GUARD_SECONDS = 12
@@ -51,13 +54,14 @@ def demo_fault(ctx: Context, args: argparse.Namespace, launch: list[str]) -> Rep
     run("launch", *launch)
     runner = Runner(ctx, args.timeout)
     runner.place_kernel()
-    early = ctx.stopped.cpu_state(ctx.stopped.current_cpu).system.get("TTBR1_EL1", 0)
+    boot = _boot_root(ctx)
     if not runner.enter():
         raise GuestError(runner.outcome.reason)
     runner.capture("before")
     stop = runner.run_to([runner.point("after_writes")])
     runner.capture("after")
-    pa, value = _target(ctx, ctx.stopped.cpu_state(stop.cpu).sp, args.fault, early)
+    sp = ctx.stopped.cpu_state(stop.cpu).sp
+    pa, value = _lost(ctx.view(), sp) if args.fault == "lost" else _reverted(ctx.view(), sp, boot)
     old = write(ctx, pa, value)
     said = f"pa:{pa:#x}: {old:#x} -> {value:#x}"
     ctx.step(f"poke descriptor pa:{pa:#x} {value:#x} --yes", Report({}, (Note(said, "changed"),)))
@@ -80,41 +84,53 @@ def demo_fault(ctx: Context, args: argparse.Namespace, launch: list[str]) -> Rep
     return Report(result, (Note(text, "good" if ok else "bad"),), 0 if ok else 1)
 
 
-def _target(ctx: Context, sp: int, fault: str, early: int) -> tuple[int, int]:
-    """Return the descriptor to change on the path of the running stack, and its new value.
+def _boot_root(ctx: Context) -> bytes:
+    """Return the root table in TTBR1 as it is now, before paging_init() makes the kernel's own.
 
-    `early` is TTBR1_EL1 when paging_init() began: the boot's own table (init_pg_dir), which is still
-    intact. Raises GuestError if that value makes no difference.
+    Its address would not do: up to v5.3 the boot's own root is swapper_pg_dir itself, into which
+    paging_init() copies the new one (arch/arm64/mm/mmu.c; head.S puts the boot's lower tables behind it).
     """
-    from ptinspect.arch.bits import MASK64, bits
+    from ptinspect.arch.sysregs import root_pa
+
+    view = ctx.view()
+    return view.memory.read(root_pa(view.state, view.regime), view.regime.root_size)
+
+
+def _lost(view: GuestView, sp: int) -> tuple[int, int]:
+    """Return the descriptor that leads to the stack alone, and zero."""
+    from ptinspect.arch.bits import MASK64
+    from ptinspect.paging.walk import walk
+
+    root, image = view.swapper().pa, view.image
+    assert image is not None
+    text = (image.text_va + image.code_range[0] + view.kaslr_offset) & MASK64
+    code = walk(view.memory, text, root, view.regime)
+    both = {s.descriptor_pa for s in code.steps}  # with 64K pages a pmd entry maps stacks and code alike
+    path = walk(view.memory, sp, root, view.regime)
+    lost = next((s for s in path.steps if s.level >= PMD and s.descriptor_pa not in both), None)
+    if lost is None:
+        raise GuestError(f"no entry maps the stack at {sp:#x} without mapping the kernel's code too")
+    return lost.descriptor_pa, 0
+
+
+def _reverted(view: GuestView, sp: int, boot: bytes) -> tuple[int, int]:
+    """Return the root descriptor of the stack, and the value that it had in the boot's root table.
+
+    Raises GuestError if that value makes no difference.
+    """
     from ptinspect.arch.descriptor import BIT11
     from ptinspect.paging.walk import walk
 
-    view = ctx.view()
-    root = view.swapper().pa
-    path = walk(view.memory, sp, root, view.regime)
-    if fault == "lost":
-        image = view.image
-        assert image is not None
-        code = walk(
-            view.memory, (image.text_va + image.code_range[0] + view.kaslr_offset) & MASK64, root, view.regime
-        )
-        both = {s.descriptor_pa for s in code.steps}  # with 64K pages a pmd entry maps stacks and code alike
-        lost = next((s for s in path.steps if s.level >= PMD and s.descriptor_pa not in both), None)
-        if lost is None:
-            raise GuestError(f"no entry maps the stack at {sp:#x} without mapping the kernel's code too")
-        return lost.descriptor_pa, 0
-    step = path.steps[0]
-    boot = bits(early, 47, 1) << 1
-    value = int.from_bytes(view.memory.read(boot + 8 * step.index, 8), "little")
-    if step.raw is not None and value & 1 and not (value ^ step.raw) & ~BIT11:
+    step = walk(view.memory, sp, view.swapper().pa, view.regime).steps[0]
+    value = int.from_bytes(boot[8 * step.index : 8 * step.index + 8], "little")
+    if not value & 1:
+        raise GuestError(f"the boot's own table had no root entry for the stack at {sp:#x}", "--fault lost")
+    if step.raw is not None and not (value ^ step.raw) & ~BIT11:
         raise GuestError(
             f"the root entry pa:{step.descriptor_pa:#x} had the same value at boot but for bit 11: "
             "this kernel goes on with the boot's tables, so that nothing would be lost if it reverted",
             "--fault lost, or an older kernel",
         )
-    if boot == root or not value & 1:
-        raise GuestError("the root entry's value at boot is not known for this kernel", "--fault lost")
     return step.descriptor_pa, value
 
 
