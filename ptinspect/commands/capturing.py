@@ -10,7 +10,7 @@ from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.context import Context
-from ptinspect.errors import GuestError, KernelFileError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KERNEL_OFFSET = "kernel.offset"
 """Name in Meta.extra of what to add to a link-time address to get the run-time one, in hex."""
+FEW = 4
+"""Tables that cannot be read and prove nothing yet."""
 NAMING = "naming"
 """Where Context.memo keeps the names of the addresses at one stop."""
 
@@ -37,7 +39,8 @@ def capture_snapshot(
     """Capture the tables under a root down to `max_level`, the whole half or `va_range` (ends included).
 
     `extra` adds facts to the snapshot's own. Raises TargetError if the link fails; tables that cannot
-    be read are marked in the snapshot.
+    be read are marked in the snapshot. Raises GuestError if that is most of them: what was taken for a
+    root is none, and other bytes were taken for descriptors.
     """
     from ptinspect.paging.capture import capture
     from ptinspect.snapshot.model import Snapshot
@@ -62,11 +65,29 @@ def capture_snapshot(
             name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
         )
     session = ctx.stopped
+    _refuse_no_table(ctx, source, len(tables), len(tables) - int(tables.readable.sum()))
     known = getattr(session, "has_registers", True)
     cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count if known else 0))
     meta = _meta(ctx, source, note, {**source.facts, **(extra or {})})
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
+    )
+
+
+def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None:
+    """Raise GuestError if most tables cannot be read, unless the root is known to be the kernel's own."""
+    if bad < FEW or 2 * bad <= count:
+        return
+    try:
+        view = ctx.view()
+        if view.confirmed and view.swapper().pa == source.root.pa:
+            return
+    except PtinspectError:
+        pass
+    raise GuestError(
+        f"pa:{source.root.pa:#x} ({source.root.provenance}) is no root table: {bad} of the {count} "
+        "tables that it leads to are not in memory",
+        "regime says what the registers hold; walk ADDR shows one way through these tables",
     )
 
 

@@ -15,7 +15,7 @@ from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import GuestError, MemoryReadError, UserError
 from ptinspect.linux import placement
-from ptinspect.linux.image import FIRST_CODE, KernelImage
+from ptinspect.linux.image import KernelImage
 from ptinspect.linux.releases import image_in_upper_half, indirect_permissions, mair_el1, parse
 from ptinspect.linux.roots import VARIANTS_52
 from ptinspect.linux.vmcoreinfo import VmcoreInfo
@@ -100,8 +100,8 @@ class _Candidate:
     va_bits: int
     release: str
     said: tuple[str, ...]
-    proof: tuple[int, int] | None
-    """An address, and where it must lead; None to believe it."""
+    proof: tuple[tuple[int, int], ...]
+    """Addresses, and where they must lead, all but one in four; none to believe it."""
 
     @property
     def regime(self) -> Regime:
@@ -115,10 +115,9 @@ class _Candidate:
         try:
             if self.root % self.regime.root_alignment:
                 return False
-            if self.proof is None:
-                memory.read(self.root, self.regime.root_size)
-                return True
-            return walk(memory, self.proof[0], self.root, self.regime).pa == self.proof[1]
+            memory.read(self.root, self.regime.root_size)
+            right = sum(walk(memory, va, self.root, self.regime).pa == pa for va, pa in self.proof)
+            return right >= len(self.proof) - len(self.proof) // 4
         except (MemoryReadError, GuestError):
             return False
 
@@ -155,7 +154,7 @@ def _given(wishes: Wishes, image: KernelImage | None) -> Iterator[_Candidate]:
     release = "" if image is None else image.banner
     said = ("root, granule and address size are as given",)
     yield _Candidate(
-        wishes.root, "--root", wishes.granule.bit_length() - 1, wishes.va_bits, release, said, None
+        wishes.root, "--root", wishes.granule.bit_length() - 1, wishes.va_bits, release, said, ()
     )
 
 
@@ -167,7 +166,8 @@ def _from_image(
         return
     found = placement.find_image(memory, image, ram)
     if found is None or not found.agrees:
-        found = placement.find_code(memory, image, ram) or found
+        find = placement.find_code
+        found = find(memory, image, ram) or find(memory, image, ram, boundary=placement.EFI_BOUNDARY) or found
     if found is None:
         raise UserError(f"{image.path.name} is not in this memory", "is it the kernel that ran there?")
     if not found.agrees:
@@ -180,7 +180,8 @@ def _from_image(
     if not roots:
         roots = [(pa, "a table in the image") for pa in _tables_inside(memory, image, found.pa)]
     granules = [wishes.granule or page] if wishes.granule or page else [4096, 65536, 16384]
-    proof = (image.text_va + FIRST_CODE, found.pa + FIRST_CODE)
+    pages = (*image.code_pages, *image.data_pages)
+    proof = tuple((image.text_va + at, found.pa + at) for at in pages)
     for root, name in roots:
         for granule in granules:
             for bits in _widths(image.text_va, wishes.va_bits, granule, image.banner):
@@ -242,7 +243,7 @@ def _from_info(info: VmcoreInfo, wishes: Wishes) -> Iterator[_Candidate]:
         return
     offset = info.voffset or 0
     pa = info.swapper - offset & MASK64
-    proof = None if info.voffset is None else (info.swapper, pa)
+    proof = () if info.voffset is None else ((info.swapper, pa),)
     said = (
         f"VMCOREINFO in {info.where}: Linux {info.release}, {granule >> 10}K pages, {bits}-bit addresses",
     )

@@ -11,7 +11,7 @@ from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
-from ptinspect.linux.roots import PAGES_APART
+from ptinspect.linux.roots import PAGES_APART, executable_runs
 from ptinspect.linux.tasks import Task, Tasks
 from ptinspect.linux.ttbr import by_symbol
 from ptinspect.linux.view import GuestView
@@ -20,6 +20,8 @@ from ptinspect.snapshot.model import Root
 
 IDMAP_BITS = (48, 52, 47, 42, 39, 36)
 """Widths that the identity map may have where it has not that of user addresses (Linux: IDMAP_VA_BITS)."""
+TRAMP_PAGES = 3
+"""Pages of code that the trampoline has at most (arch/arm64/kernel/vmlinux.lds.S, ASSERT)."""
 IDMAP_PAGES = range(1, 12)
 """Pages from the identity map's root to swapper_pg_dir that are tried without symbols: it lies before
 tramp_pg_dir, with its lower tables up to v5.19 (arch/arm64/kernel/vmlinux.lds.S, IDMAP_DIR_SIZE)."""
@@ -130,6 +132,7 @@ def identity_map(view: GuestView, state: CpuState) -> OtherRoot:
     if image is None or "__idmap_text_start" not in image.symbols:
         raise GuestError("the identity map is found by the kernel file", "--kernel FILE, or --root ADDRESS")
     text = view.pa_of_link(image.lookup("__idmap_text_start"))
+    end = view.pa_of_link(image.lookup("__idmap_text_end")) - 4
     own = regime_from_registers(state, False)
     candidates = list(_idmap_candidates(view))
     # Width first: a lower table of the identity map is a root for narrower addresses, and maps the same.
@@ -137,10 +140,10 @@ def identity_map(view: GuestView, state: CpuState) -> OtherRoot:
         for pa, why in candidates:
             try:
                 regime = replace(own, va_bits=bits, epd=False)
-                found = walk(view.memory, text, pa, regime)
+                same = all(walk(view.memory, at, pa, regime).pa == at for at in (text, end))
             except PtinspectError:
                 continue
-            if found.pa == text:
+            if same:
                 said = f"{why}; maps the identity text at pa:{text:#x} to itself, {bits}-bit addresses"
                 return OtherRoot(Root(PhysAddr(pa), said), regime, "identity map")
     raise GuestError("no table was found that maps the kernel's identity text to itself")
@@ -164,8 +167,8 @@ def _idmap_candidates(view: GuestView) -> Iterator[tuple[int, str]]:
 def trampoline(view: GuestView) -> OtherRoot:
     """Return the table that TTBR1 holds in user mode with KPTI: tramp_pg_dir.
 
-    By symbol, else as the page below swapper_pg_dir that has one entry. Raises GuestError if there is
-    none, or if it maps nothing, as where KPTI is off.
+    By symbol, else as the page below swapper_pg_dir that has one entry and maps code of the image alone.
+    Raises GuestError if there is none, or if it maps nothing, as where KPTI is off.
     """
     image, regime, swapper = view.image, view.regime, view.swapper().pa
     if image is not None and "tramp_pg_dir" in image.symbols:
@@ -175,10 +178,21 @@ def trampoline(view: GuestView) -> OtherRoot:
         return OtherRoot(Root(pa, "symbol tramp_pg_dir"), regime, "")
     for pages in PAGES_APART:
         pa = PhysAddr(swapper - pages * regime.granule)
-        if _valid(view, pa) == 1:
+        if _valid(view, pa) == 1 and _maps_vectors_alone(view, pa):
             why = f"{pages} page{'s' if pages > 1 else ''} below swapper_pg_dir, one entry"
             return OtherRoot(Root(pa, why), regime, "")
     raise GuestError("no trampoline table was found: KPTI is off, not set up yet, or not built in")
+
+
+def _maps_vectors_alone(view: GuestView, pa: int) -> bool:
+    """Tell whether all code that a table maps is the trampoline's; not to be told without a kernel file."""
+    image = view.image
+    if image is None or "tramp_vectors" not in image.symbols:
+        return True
+    vectors = view.pa_of_link(image.lookup("tramp_vectors"))
+    runs = executable_runs(view.memory, pa, view.regime)
+    few = len(runs) == 1 and runs[0].size <= TRAMP_PAGES * view.regime.granule
+    return few and runs[0].pa <= vectors < runs[0].pa + runs[0].size
 
 
 def _valid(view: GuestView, pa: int, half: Regime | None = None) -> int:

@@ -148,7 +148,8 @@ def led_to(states: Sequence[CpuState]) -> list[int]:
     found = []
     for state in states:
         tables = [state.system.get(translation_register(state, name), 0) for name in ("TTBR0", "TTBR1")]
-        if not state.system.get(translation_register(state, "SCTLR"), 0) & 1 and not bit(state.pc, 55):
+        sctlr = "SCTLR_EL2" if state.el == 2 else translation_register(state, "SCTLR")
+        if not state.system.get(sctlr, 0) & 1 and not bit(state.pc, 55):
             found.append(state.pc)
         if tables[1]:
             found += [int(ttbr_base(table)) for table in tables if table]

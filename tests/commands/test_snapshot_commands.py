@@ -12,7 +12,7 @@ from builders import NG, TreeBuilder
 from fakes import IMAGE, KERNEL, FakeKernel, context, cpu, kernel_tree, run, text
 
 from ptinspect.commands.context import Context
-from ptinspect.errors import SnapshotError, UserError
+from ptinspect.errors import GuestError, SnapshotError, UserError
 
 
 @pytest.fixture
@@ -46,6 +46,20 @@ def test_snap_keeps_tables_registers_and_where(ctx: Context) -> None:
     assert snapshot.meta.where == f"cpu 0 at {KERNEL + 0x1_0000:#x} (start_kernel+0xf000)"
     assert snapshot.cpus[0].system["SCTLR_EL1"] == 1
     assert "before" in text(run(ctx, "snaps"))
+
+
+def test_what_is_no_table_is_not_captured(ctx: Context, tree: TreeBuilder) -> None:
+    """Of other bytes taken for descriptors most lead out of memory."""
+    code = IMAGE + 0x1000
+    for slot in range(8):
+        tree.set_word(code + 8 * slot, 0x9_0000_0003 + (slot << 16))
+    for line in ("snap x", "map", "summary", "check"):
+        with pytest.raises(GuestError, match=f"pa:{code:#x} .*is no root table: 8 of the 9 tables"):
+            run(ctx, f"{line} --root pa:{code:#x}")
+    assert "x" not in ctx.snapshots
+    for slot in range(3, 8):
+        tree.set_word(code + 8 * slot, 0)
+    assert run(ctx, f"snap x --root pa:{code:#x}").result["tables"] == 4
 
 
 def test_a_name_is_not_taken_twice(ctx: Context) -> None:

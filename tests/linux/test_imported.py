@@ -28,6 +28,8 @@ class Image:
     header = None
     size = SIZE
     path = Path("Image")
+    code_pages = (0x1_0000, 0x8_0000, 0xF_FFFC)
+    data_pages = (0x17_FFF8, SIZE - 8)
     symbols: ClassVar[dict[str, list[int]]] = {}
 
     def __init__(self, text_va: int, release: str = "6.1.0") -> None:
@@ -89,6 +91,14 @@ def test_a_table_that_maps_other_code_is_not_taken() -> None:
         derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
 
 
+def test_a_table_that_maps_the_first_code_alone_is_not_taken() -> None:
+    tree = guest("4k-48", 0xFFFF_8000_0800_0000)
+    tree.map(0xFFFF_8000_0802_0000, IMAGE + 0x1000, size=SIZE - 0x2_0000)
+    image: Any = Image(0xFFFF_8000_0800_0000)
+    with pytest.raises(UserError, match="a table in the image"):
+        derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
+
+
 def test_releases_tell_mair() -> None:
     assert imported._mair("6.12.1", None)[0] == 0x4_0044_FFFF
     assert imported._mair("Linux version 5.10.0-32", None)[0] == 0xC_0400_BB44_FFFF
@@ -102,7 +112,7 @@ def test_releases_tell_mair() -> None:
 def test_a_kernel_from_before_indirect_permissions_has_direct_ones(release: str, doubt: bool) -> None:
     """Linux uses FEAT_S1PIE from v6.5 on; a dump does not tell whether the CPU has it."""
     wishes = Wishes(mair=0xFF)
-    candidate = imported._Candidate(0x4000_0000, "", 12, 48, release, (), None)
+    candidate = imported._Candidate(0x4000_0000, "", 12, 48, release, (), ())
     found = candidate.derived(wishes)
     state = CpuState(0, (0,) * 31, 0, 0, 0x3C5, found.system)
     assert bool(regime_from_registers(state, True).doubt) == doubt

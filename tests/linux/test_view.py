@@ -305,6 +305,16 @@ def test_a_table_that_maps_the_code_elsewhere_in_part_is_no_root(kernel: KernelI
     assert not view.confirmed
 
 
+def test_a_firmware_at_el2_runs_in_a_copy(kernel: KernelImage) -> None:
+    """Its MMU is on by SCTLR_EL2; SCTLR_EL1 says nothing."""
+    guest = Guest()
+    system = RESET | {"SCTLR_EL2": 1, "HCR_EL2": 0, "TTBR0_EL2": 0x47FF_F000}
+    state = dataclasses.replace(guest.cpu(pc=IMAGE_PA + 0x4_0000, **system), pstate=0x3C9)
+    assert not guest.view(kernel, state).placement.settled
+    entered = dataclasses.replace(state, system=state.system | {"SCTLR_EL2": 0})
+    assert guest.view(kernel, entered).placement.settled
+
+
 def test_tables_that_map_nothing_yet(kernel: KernelImage) -> None:
     guest = Guest()
     view = guest.view(kernel, guest.cpu(**RESET | {"TCR_EL1": TCR[48]}))

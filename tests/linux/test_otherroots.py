@@ -1,0 +1,53 @@
+"""Root tables besides the kernel's own, proved by what they map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import KERNEL_TEXT, TreeBuilder, regime_4k
+from kernels import TEXT_VA, image, table
+from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, Guest
+
+from ptinspect.errors import GuestError
+from ptinspect.linux.image import KernelImage
+from ptinspect.linux.otherroots import identity_map, trampoline
+
+MORE = [
+    ("tramp_vectors", TEXT_VA + 0x3_0000, "t"),
+    ("__idmap_text_start", TEXT_VA + 0x4_0000, "T"),
+    ("__idmap_text_end", TEXT_VA + 0x4_1800, "T"),
+]
+IDMAP = SWAPPER - 0x3000
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> KernelImage:
+    (tmp_path / "Image").write_bytes(image())
+    found = KernelImage.open(tmp_path / "Image")
+    found.__dict__["_table"] = (table(SYMBOLS + MORE), "")
+    return found
+
+
+def test_the_trampoline_is_told_by_its_code(kernel: KernelImage) -> None:
+    guest = Guest(0x1000_0000)
+    found = trampoline(guest.view(kernel))
+    assert (found.root.pa, found.root.provenance) == (TRAMP, "2 pages below swapper_pg_dir, one entry")
+    other = Guest(0x1000_0000)
+    other.memory.write(TRAMP, bytes(4096))
+    one = TreeBuilder(other.regime, memory=other.memory, tables_at=0x44A0_0000, root=SWAPPER - 0x1000)
+    one.map(0xFFFF_8000_4000_0000, IMAGE_PA + 0x1_0000, size=0x3_0000, attributes=KERNEL_TEXT)
+    with pytest.raises(GuestError, match="no trampoline table was found"):
+        trampoline(other.view(kernel))
+
+
+def test_the_identity_map_maps_all_of_its_text(kernel: KernelImage) -> None:
+    guest = Guest()
+    lower = regime_4k(upper=False)
+    tree = TreeBuilder(lower, memory=guest.memory, tables_at=0x44B0_0000, root=IDMAP)
+    tree.map(IMAGE_PA + 0x4_0000, IMAGE_PA + 0x4_0000, attributes=KERNEL_TEXT)
+    view = guest.view(kernel)
+    with pytest.raises(GuestError, match="no table was found that maps the kernel's identity text"):
+        identity_map(view, view.state)
+    tree.map(IMAGE_PA + 0x4_1000, IMAGE_PA + 0x4_1000, attributes=KERNEL_TEXT)
+    assert identity_map(view, view.state).root.pa == IDMAP

@@ -1,0 +1,125 @@
+"""Ways to boot: directly and by UEFI, with and without KASLR; `kpti run` finds the kernel on all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from conftest import missing
+from session import KASLR_BOOT, Live, launched
+
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.errors import GuestError, TargetError
+from ptinspect.guests import emulator
+
+pytestmark = pytest.mark.live
+
+GUESTS = (
+    "5.10-cloud",
+    "6.1-cloud",
+    "6.12-cloud",
+    "6.12-cloud --cpu max",
+    "6.12-16k",
+    "6.18-cloud",
+    "7.3-cloud",
+)
+REWRITES = f'--append "{KASLR_BOOT} nokaslr kpti=on"'
+MOVES = f'--append "{KASLR_BOOT}"'
+RUN = "kpti run --timeout 150"
+
+
+@contextmanager
+def booted(guest: str, options: str, *, uefi: bool = False) -> Iterator[Live]:
+    """Launch a guest; with `uefi` the firmware boots it, and a random number generator lets it use KASLR."""
+    name, _, cpu = guest.partition(" ")
+    more = ""
+    if uefi:
+        try:
+            firmware = emulator.find("newer").share / "QEMU_EFI.fd"
+        except TargetError:
+            missing("the firmware of the newer QEMU")
+        more = f"-- -bios {firmware} -device virtio-rng-pci,romfile="
+    with launched(name, f"{cpu} {options} {more}") as live:
+        yield live
+
+
+def translates(live: Live, uefi: bool) -> None:
+    """Compare what ptinspect says with QEMU's own walk: of code, and of the tables' own root."""
+    view = live.ctx.view()
+    assert view.placed and view.confirmed
+    assert view.symbol("vectors") == live.ctx.stopped.cpu_state(0).system["VBAR_EL1"]
+    pa = view.pa_of_link(view.image.lookup("vectors"))  # type: ignore[union-attr]
+    assert live.ctx.stopped.gva2gpa(view.symbol("vectors")) == pa
+    assert uefi == (view.image_pa != 0x4020_0000)
+
+
+@pytest.mark.parametrize("uefi", [False, True], ids=["direct", "uefi"])
+@pytest.mark.parametrize("guest", GUESTS)
+def test_with_kaslr_nothing_is_rewritten(guest: str, uefi: bool) -> None:
+    with booted(guest, MOVES, uefi=uefi) as live:
+        done = live(RUN)
+        assert not done["reached"], done
+        assert "without a rewrite" in done["reason"]
+        assert live.ctx.view().kaslr_offset % 0x1_0000 == 0 != live.ctx.view().kaslr_offset
+        translates(live, uefi)
+        assert "unconfirmed" not in live("map --limit 1")["root"]["provenance"]
+
+
+@pytest.mark.parametrize("uefi", [False, True], ids=["direct", "uefi"])
+@pytest.mark.parametrize("guest", ["6.18-cloud", "7.3-cloud"])
+def test_the_rewrite_of_newer_kernels(guest: str, uefi: bool) -> None:
+    rewritten(guest, uefi)
+
+
+@pytest.mark.parametrize("guest", ["5.10-cloud", "6.1-cloud", "6.12-cloud", "6.12-16k"])
+def test_the_rewrite_after_a_firmware(guest: str) -> None:
+    rewritten(guest, True)
+
+
+def rewritten(guest: str, uefi: bool) -> None:
+    with booted(guest, REWRITES, uefi=uefi) as live:
+        done = live(RUN)
+        assert done["reached"], done
+        live("diff before after --expect-only-bit11")
+        for level in live("summary --snap after")["levels"]:
+            assert level["leaves_ng"] == level["leaves"]
+            assert level["table_descriptors_marked"] == level["table_descriptors"]
+        translates(live, uefi)
+
+
+def test_attach_in_the_firmware_and_in_the_kernel() -> None:
+    """Somebody else's guest: while the firmware runs nothing is claimed; then the kernel is found."""
+    with booted("5.10-cloud", MOVES, uefi=True) as live:
+        assert live.ctx.qemu is not None
+        other = Live(Context(build_registry()))
+        socket, kernel = live.ctx.qemu.gdb_socket, live.ctx.kernel
+        assert kernel is not None
+        live.ctx.drop_session()
+        for _ in range(60):
+            other(f"attach {socket}")
+            other.ctx.use_kernel(kernel.path)
+            state = other.ctx.stopped.cpu_state(0)
+            if state.system.get("TTBR1_EL1"):
+                break
+            with pytest.raises(GuestError):
+                other.ctx.view().pa_of_link(kernel.lookup("vectors"))
+            assert not other.ctx.view().placed
+            other("detach --resume")
+            time.sleep(0.1)
+        else:
+            pytest.fail("the kernel did not begin")
+        done = other(RUN)
+        assert not done["reached"], done
+        translates(other, True)
+        other.ctx.close()
+
+
+@pytest.mark.parametrize("guest", ["5.10-cloud", "7.3-cloud"])
+def test_the_guard_finds_the_kernel_behind_the_firmware(guest: str) -> None:
+    with booted(guest, REWRITES, uefi=True) as live:
+        found = live("stack guard --timeout 8")
+        assert found["quiet"], found
+        translates(live, True)
