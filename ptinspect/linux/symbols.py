@@ -36,12 +36,17 @@ ENDS = frozenset(
         "__softirqentry_text_end", "__hyp_text_end", "__hyp_idmap_text_end", "__idmap_text_end",
         "__entry_tramp_text_end", "__kprobes_text_end", "__sched_text_end", "__cpuidle_text_end",
         "__lock_text_end", "__exittext_end", "__noinstr_text_end", "__mmuoff_data_end", "__per_cpu_end",
+        "relr_end", "__rela_end", "__alt_instructions_end", "__stop_notes",
         "idmap_pg_end", "init_pg_end", "init_idmap_pg_end", "swapper_pg_end",
     )
 )  # fmt: skip
-"""Symbols that end a part of the image: no address after them belongs to them.
+"""Symbols that end a part of the image: no address after them belongs to them. With a prefix (COPIES) too.
 
 Source: arch/arm64/kernel/vmlinux.lds.S, include/asm-generic/vmlinux.lds.h."""
+
+
+COPIES = re.compile(r"^(?:__pi_|__kvm_nvhe_)+")
+"""Prefixes of what is linked a second time: for code that runs before relocation, and for EL2."""
 
 
 class SymbolTable:
@@ -107,9 +112,9 @@ class SymbolTable:
         at = addresses[slot]
         first = int(np.searchsorted(addresses, at, side="left"))
         group = [int(i) for i in order[first : slot + 1]]
-        best = min(group, key=lambda i: (self.names[i] in ENDS, not self.kinds[i].isupper(), i))
+        best = min(group, key=lambda i: (_ends(self.names[i]), not self.kinds[i].isupper(), i))
         offset = address - int(at)
-        ended = offset > 0 and self.names[best] in ENDS
+        ended = offset > 0 and _ends(self.names[best])
         if ended or (offset >= LONGEST_FUNCTION and self.kinds[best] in "tTwW"):
             return None
         return self.names[best], offset
@@ -143,6 +148,11 @@ class SymbolTable:
             if other.startswith(name) and _SUFFIX.fullmatch(other, len(name))
             for address in addresses
         ]
+
+
+def _ends(name: str) -> bool:
+    """Tell whether a symbol ends a part of the image."""
+    return COPIES.sub("", name) in ENDS
 
 
 NO_SYMBOLS = SymbolTable((), np.zeros(0, np.uint64), "")

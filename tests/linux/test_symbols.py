@@ -25,6 +25,9 @@ def test_what_ends_a_part_of_the_image_and_functions_far_away_name_nothing() -> 
     assert found(BASE + 0x10_FFFF) == ("_sinittext", 0xFFFF)
     assert found(BASE + 0x11_0000) == ("_einittext", 0)
     assert found(BASE + 0x11_0001) is None and found(BASE + 0x11_0000 + 0x37_BF68) is None
+    ends = ("__kvm_nvhe___hyp_text_end", BASE, "T"), ("__pi_relr_end", BASE + 0x1000, "R")
+    copies = table([*ends]).nearest
+    assert copies(BASE) is not None and copies(BASE + 4) is None and copies(BASE + 0x1004) is None
     far = table([("f", BASE, "t"), ("g", BASE + 0x40_0000, "T")]).nearest
     assert far(BASE + 0xFFFF) == ("f", 0xFFFF) and far(BASE + 0x1_0000) is None
 
