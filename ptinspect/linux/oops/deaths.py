@@ -207,7 +207,10 @@ class Reader:
         """Take a report of a log that stands in a mail twice: the same line with the same stamp."""
         marks = [mark for mark in ((draft.time, draft.headline), draft.error) if mark[0]]
         known = next((self.marks[mark] for mark in marks if mark in self.marks), None)
-        if known is None or max(report.last for report in known.reports) >= first_line:
+        if known is None:
+            return False
+        end = max(report.last for report in known.reports)
+        if end >= (draft.line if known.first.ended else first_line):
             return False
         if {known.first.boot, draft.boot} <= self.begun:
             return False
@@ -252,6 +255,7 @@ class Reader:
         """Take a report that was printed twice: by syslogd's broadcast, on two consoles, quoted below."""
         for known in last.reports:
             number = draft.number is not None and draft.number == known.number and draft.boot == known.boot
+            number = number and not _contradict(known, draft)
             title = draft.bare and draft.kind != "panic" and draft.headline == known.headline
             panic = draft.kind == "panic" and bool(draft.panic) and draft.panic == known.panic
             same = panic and (draft.bare or known.bare or draft.cpu == known.cpu) and draft.boot == known.boot
@@ -279,6 +283,12 @@ class Reader:
             self._add(last, draft)
             return True
         return False
+
+
+def _contradict(known: Draft, other: Draft) -> bool:
+    """Tell whether two reports say different things about the same fault."""
+    names = {"esr", "far", "cpu", "sp", "pc"} & known.slots.keys() & other.slots.keys()
+    return any(known.slots[name] != other.slots[name] for name in names)
 
 
 def _complete(known: Draft, copy: Draft) -> None:

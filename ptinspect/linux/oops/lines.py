@@ -35,7 +35,7 @@ _DECODED = {"=3d": "=", "=20": " ", "=09": "\t", "=c2=a0": " "}
 _ENTITIES = {"&gt;": ">", "&lt;": "<", "&nbsp;": " ", "&quot;": '"', "&amp;": "&"}
 _ENTITY = re.compile("|".join(_ENTITIES))
 _OPEN = re.compile(
-    r"(?:Internal error:|Kernel panic(?: -(?: not(?: syncing:?)?)?)?|"
+    r"(?:Internal error:(?: [A-Za-z][\w -]*:?)?|Kernel panic(?: -(?: not(?: syncing:?)?)?)?|"
     r"not syncing: .{0,60}\b(?:in|at|the|to|by)|"
     r"\b(?:pc|lr|sp|x\d{1,2}) ?:|(?:PC|LR) is at|Comm:|PID:|CPU:|UID:|Not|Not tainted|Tainted:[A-Z -]*|"
     r"Unable to(?: handle(?: kernel.{0,50})?)?|virtual address|at virtual|paging request(?: at)?|"
@@ -113,6 +113,11 @@ class Normaliser:
     terminal: int = 0
     """Columns at which rows are cut in the middle of words; 0 if they are not."""
     pending: _Open | None = None
+
+    @property
+    def waits(self) -> bool:
+        """True if the last row is of a line that goes on in the next one."""
+        return self.pending is not None and _OPEN.search(self.pending.text) is not None
 
     def lines(self, rows: Sequence[Row], *, last: bool = True) -> Iterator[Line]:
         """Go through the lines in `rows`, which follow the ones given before; `last` if no more follow."""

@@ -28,6 +28,8 @@ BATCH = 24 << 10
 """Bytes that are taken apart at a time while a report is open."""
 MAX_ROW = 1 << 20
 """Bytes of a row that are kept while its end is looked for."""
+TOGETHER = 4
+"""Rows at the end of a chunk that wait for the next one: a line may be wrapped there."""
 HEAD = 18
 """Bytes that tell how a file is packed: the longest header of a Zstandard frame."""
 WORDS = (
@@ -128,10 +130,9 @@ class _Joined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        if self._head:
-            data, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
-        else:
-            data = self._rest.read(len(buffer))
+        data = self._head[: len(buffer)]
+        self._head = self._head[len(buffer) :]
+        data += self._rest.read(len(buffer) - len(data))
         buffer[: len(data)] = data
         return len(data)
 
@@ -158,6 +159,8 @@ class _Search:
         """Take the next bytes; a row that has no end yet is kept."""
         data = self.kept + chunk
         end = data.rfind(b"\n") + 1
+        for _ in range(TOGETHER):
+            end = data.rfind(b"\n", 0, max(end - 1, 0)) + 1 or end
         if not end and len(data) < MAX_ROW:
             self.kept = data
             return
@@ -173,7 +176,7 @@ class _Search:
     def _go(self, data: bytes) -> None:
         position, hits = 0, dict.fromkeys(WORDS, -1)
         while position < len(data):
-            if self.reader.idle:
+            if self._idle:
                 start = _next(data, position, hits)
                 self.number += data.count(b"\n", position, start)
                 position = start
@@ -189,8 +192,13 @@ class _Search:
         self.number += data.count(b"\n")
         for line in self.normaliser.lines(found, last=False):
             self.reader.feed(line)
-        if self.reader.idle:
+        if self._idle:
             self._flush()
+
+    @property
+    def _idle(self) -> bool:
+        """True if the next rows matter only from the next first line on."""
+        return self.reader.idle and not self.normaliser.waits
 
     def _flush(self) -> None:
         for line in self.normaliser.lines((), last=True):
