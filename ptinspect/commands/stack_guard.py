@@ -13,7 +13,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.guard_wires import Armed
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.stack import open_stacks, task_of
-from ptinspect.errors import PtinspectError, TargetTimeout, UserError
+from ptinspect.errors import KernelFileError, PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.output.views.stack import named
 
@@ -70,6 +70,8 @@ class Run:
     deadline: float
     armed: Armed = field(default_factory=Armed)
     looks: int = 0
+    blind: str = ""
+    """Why the last look found no tasks."""
     near: Stack | None = None
     """The stack whose margin was reached."""
 
@@ -96,11 +98,12 @@ class Run:
             stacks = open_stacks(self.ctx)
             found = guard_wires.stacks_of(stacks, self.tasks(stacks))
             guard_wires.watch_stacks(self.ctx, self.armed, found, self.margin)
-        except UserError:
-            raise
-        except PtinspectError:
-            if self.whose != "any":
+            self.blind = ""
+        except PtinspectError as error:
+            later = not isinstance(error, UserError) or isinstance(error, KernelFileError)
+            if self.whose != "any" or not later:
                 raise
+            self.blind = error.message
         self.looks += 1
 
     def run(self) -> tuple[Way, StopInfo]:
@@ -210,6 +213,7 @@ def _cost(run: Run) -> Note:
     false = run.armed.wires.false_hits
     skipped = run.armed.wires.skipped
     more = f"; {skipped} stacks were too many to watch" if skipped else ""
+    more += f"; tasks are not known: {run.blind}" if run.blind else ""
     return Note(f"the entry was guarded by {entry}{why}; {false} stop(s) that were no alarm{more}", "dim")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -233,12 +234,18 @@ class Stacks:
             return None
         return None if self.misled(stack) is not None else False
 
+    def _bases(self, but: int) -> Iterator[tuple[int, int]]:
+        """Go through task and base of all stacks of tasks but one."""
+        return ((task.address, task.stack) for task in self.tasks.all().tasks if task.stack != but)
+
     def misled(self, stack: Stack) -> Misled | None:
         """Return where a task's stack leads to memory that is not its own; None if nothing tells so."""
         if stack.task is None:
             return None
         if stack.base not in self._misled:
-            self._misled[stack.base] = misled(self.view, stack.task.address, stack.base, stack.size)
+            self._misled[stack.base] = misled(
+                self.view, stack.task.address, stack.base, stack.size, lambda: self._bases(stack.base)
+            )
         return self._misled[stack.base]
 
 

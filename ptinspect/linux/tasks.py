@@ -76,13 +76,20 @@ class Tasks:
     """Read tasks through the kernel's own tables, at one stop."""
 
     def __init__(self, view: GuestView) -> None:
-        """Prepare. Raises GuestError without a kernel file, KernelFileError if it describes no types."""
+        """Prepare. Raises GuestError without a kernel file.
+
+        Whatever asks for a task raises KernelFileError as long as neither the file nor memory tells where
+        it keeps what.
+        """
         if view.image is None:
             raise GuestError("tasks need the kernel file: its types say where a task keeps what", "--kernel")
         self.view = view
         self.image: KernelImage = view.image
-        offset = view.types.offset
-        self._at = _Offsets(
+
+    @cached_property
+    def _at(self) -> _Offsets:
+        offset = self.view.types.offset
+        return _Offsets(
             offset("task_struct.stack"),
             offset("task_struct.comm"),
             offset("task_struct.pid"),

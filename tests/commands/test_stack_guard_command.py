@@ -350,3 +350,13 @@ def test_stack_size_is_that_of_the_watch(guest: Guest) -> None:
     run(guest.context(), "stack guard --margin 25%")
     watch = next(line for line in guest.session.words if line.startswith("awatch"))
     assert f"[{SIZE // 4 - 16}]" in watch
+
+
+def test_before_tasks_are_known_the_entry_is_guarded_all_the_same(guest: Guest) -> None:
+    """A kernel file without types, early in the boot: memory does not tell yet where a task keeps what."""
+    guest.image.types = sg.Types({})
+    guest.session.stops = [guest.stop_at(77)]
+    report = run(guest.context(), "stack guard")
+    found = report.result
+    assert (found["way"], found["entry"], found["stacks_watched"]) == ("other", "probe", 0)
+    assert "tasks are not known: no task_struct.stack" in " ".join(text(report).split())

@@ -15,7 +15,6 @@ from ptinspect.linux.stacks import Stacks
 from ptinspect.linux.types import Types
 from ptinspect.stack.depth import depth_of_cpu
 
-Types.register(sg.Types)
 STRUCT_PAGE = 64
 VMEMMAP = 0xFFFF_FDFF_FE00_0000 - (0x4000_0000 >> 12) * STRUCT_PAGE
 FIELDS = {
@@ -26,6 +25,13 @@ FIELDS = {
 OTHER = 0x6123_4000
 
 
+class Btf(sg.Types):
+    """The types of a kernel file."""
+
+
+Types.register(Btf)
+
+
 class Guest(StackGuest):
     """A task whose stack is in vmalloc space, with what the kernel keeps of it."""
 
@@ -34,7 +40,7 @@ class Guest(StackGuest):
         self.base = self.new_stack()
         self.me = self.task(0, "swapper/0", self.base)
         self.link_tasks([self.me])
-        self.image.types = sg.Types({**sg.OFFSETS, **FIELDS})
+        self.image.types = Btf({**sg.OFFSETS, **FIELDS})
         self.image.types.size = {"page": STRUCT_PAGE}.__getitem__  # type: ignore[attr-defined]
         self.image.symbols["vmemmap_populate"] = [sg.KERNEL + 0x9000]
         self.area = sg.LINEAR + 0x1800_0000
@@ -82,7 +88,7 @@ def test_nothing_is_claimed_where_the_kernel_does_not_tell(guest: Guest, lacking
     guest.move(0, OTHER)
     fields = {name: at for name, at in {**sg.OFFSETS, **FIELDS}.items() if name != lacking}
     sizes = {} if lacking == "page" else {"page": STRUCT_PAGE}
-    guest.image.types = sg.Types(fields)
+    guest.image.types = Btf(fields)
 
     def size(name: str) -> int:
         from ptinspect.errors import KernelFileError
@@ -126,3 +132,26 @@ def test_stack_says_so(guest: Guest) -> None:
     shown = text(run(ctx, "stack"))
     assert "THE MAPPING LEADS ELSEWHERE" in shown and "END MARK" not in shown
     assert run(ctx, "stack tasks").result["tasks"][0]["end_magic_intact"] is None
+
+
+def test_a_kernel_file_without_types_is_read_as_far_as_memory_tells(guest: Guest) -> None:
+    """The vm_struct is what a task points to that names its stack; another stack has to fit."""
+    other = guest.new_stack()
+    task = guest.task(9, "other", other, parent=guest.me)
+    area = guest.area + 0x1000
+    guest.put(task + 40, area)
+    guest.put(guest.area + 16, SIZE + 4096)
+    view = guest.view()
+    pages = [view.pa_of(other + i) for i in range(0, SIZE, 4096)]
+    guest.put(area + 8, other, SIZE)
+    guest.put(area + 32, area + 0x100)
+    guest.put(area + 0x100, *(VMEMMAP + (pa >> 12) * STRUCT_PAGE for pa in pages))
+    guest.move(0, OTHER)
+    guest.image.types = sg.Types(sg.OFFSETS)  # type: ignore[assignment]
+    view = guest.view()
+    assert misled(view, guest.me, guest.base, SIZE) is None, "no other stack is known to fit"
+    found = misled(view, guest.me, guest.base, SIZE, lambda: [(task, other)])
+    assert found is not None and found.pa == OTHER
+    assert misled(view, task, other, SIZE, lambda: [(guest.me, guest.base)]) is None
+    guest.put(area + 0x100, VMEMMAP + 8)
+    assert misled(view, guest.me, guest.base, SIZE, lambda: [(task, other)]) is None
