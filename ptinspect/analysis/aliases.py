@@ -82,7 +82,7 @@ class _Judge:
 
     def _each(self, rule: str, bad: Mappings, why: str) -> None:
         """Make a finding of each range of virtual addresses."""
-        ranges = bad.virtual if len(bad) else Ranges.of(bad.joined.va, bad.joined.span)
+        ranges = bad.virtual
         room = self._room(rule)
         for start, end in ranges.pairs()[:room]:
             self._add(rule, f"{end - start:#x} bytes, {{}}: {why}", end - start, (start,))
@@ -104,9 +104,7 @@ class _Judge:
             else:
                 self._normals(one, other)
 
-    def _normals(
-        self, one: tuple[tuple[str, str], Mappings], other: tuple[tuple[str, str], Mappings]
-    ) -> None:
+    def _normals(self, one: tuple[Sort, Mappings], other: tuple[Sort, Mappings]) -> None:
         """Compare two sorts of Normal memory."""
         rule = "alias-attributes"
         (sort, first), (against, second) = one, other
@@ -129,18 +127,14 @@ class _Judge:
         code = kept.of_kind(lambda kind: "x" in kind.permissions.el1)
         written = self._found.of_kind(lambda kind: "w" in kind.permissions.el1)
         written = written[~written.within(places.fixmap)]
-        if not code.within(places.text).any():
+        if not len(code.virtual.common(Ranges.of_pairs(places.text))):
             self._out.skipped[rule] = "it is not known where the kernel's text lies"
             return
         if not places.fixmap:
             self._out.skipped[rule] = "it is not known where the fixmap lies"
             return
         end = max(last for _, last in places.text)
-        pieces = [
-            piece
-            for piece in kept.virtual.pairs()
-            if any(a < piece[1] and piece[0] < b for a, b in places.text)
-        ]
+        pieces = [p for p in kept.virtual.pairs() if any(a < p[1] and p[0] < b for a, b in places.text)]
         image = kept[kept.within(pieces)]
         data = image.of_kind(lambda kind: "x" not in kind.permissions.el1)
         if not data.within([(end, MASK64 + 1)]).any():
@@ -175,19 +169,8 @@ class _Judge:
         first = seen[0]
         end = VirtAddr(min(first.va + size - 1, MASK64))
         said = " and ".join(f"{m.text} at {m.va:#x}" for m in seen)
-        self._out.add(
-            Finding(
-                rule,
-                "error",
-                first.va,
-                end,
-                first.level,
-                first.descriptor_pa,
-                first.raw,
-                why.format(said),
-                seen,
-            )
-        )
+        where, raw = first.descriptor_pa, first.raw
+        self._out.add(Finding(rule, "error", first.va, end, first.level, where, raw, why.format(said), seen))
 
     def _mapping(self, va: int) -> Mapping:
         """Show how an address is translated."""

@@ -41,6 +41,12 @@ class Ranges:
         ends = np.roll(begins, -1)
         return cls(start[begins], last[ends])
 
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[Range]) -> Ranges:
+        """Join pairs of a first address and the first past the end."""
+        start = np.array([low for low, _ in pairs], dtype=np.uint64)
+        return cls.of(start, np.array([high - low for low, high in pairs], dtype=np.uint64))
+
     def common(self, other: Ranges) -> Ranges:
         """Return what lies in both."""
         first = np.searchsorted(other.last, self.start, side="left")
