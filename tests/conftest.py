@@ -30,6 +30,25 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"{what} is missing; 'ptinspect setup --yes' installs it")
 
 
+def newer_qemu() -> str:
+    """Return the path of a QEMU that is newer than the system's; fail or skip where it is missing."""
+    from ptinspect.errors import TargetError
+    from ptinspect.guests import emulator
+
+    try:
+        return str(emulator.find("newer").program)
+    except TargetError:
+        missing("the newer QEMU (setup --tests)")
+
+
+@pytest.fixture(params=["system", "newer"])
+def each_qemu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test twice: what it launches is started by the system's QEMU, then by the newer one."""
+    if request.param == "newer":
+        monkeypatch.setenv("PTINSPECT_QEMU", newer_qemu())
+    return str(request.param)
+
+
 if LIVE:  # a run that lets work in or not repeats the same examples; those at a desk look for new ones
     settings.register_profile("repeatable", derandomize=True)
     settings.load_profile("repeatable")

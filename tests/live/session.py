@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from conftest import missing
+import pytest
+from conftest import missing, newer_qemu
 from fakes import wider
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
 from ptinspect.errors import TargetError
 from ptinspect.guests import archive
+from ptinspect.guests.initrd import READY
 
 GUESTS_OF_TESTS: dict[str, set[str]] = {}
 """Guests that a test has asked for, by its node id; what a shared fixture asks for counts for the first."""
 KASLR_BOOT = "rdinit=/init console=ttyAMA0 earlycon=pl011,0x9000000"
+NEWER = "--qemu newer"
+"""Option of `launch` for a QEMU that is newer than the system's."""
+BOOT_SECONDS = 400.0
+"""What a boot may take on a machine that is busy with other things; nothing waits that long if it is not."""
 
 
 class Live:
@@ -50,10 +57,42 @@ def need_guest(name: str) -> archive.Guest:
     return guest
 
 
+def is_ready(live: Live) -> bool:
+    """Tell whether the guest's first process has said that it is ready."""
+    assert live.ctx.qemu is not None
+    return READY in live.ctx.qemu.console.read_text("utf-8", "replace")
+
+
+def to_shell(live: Live) -> None:
+    """Let a stopped guest run until its first process is ready, and stop it."""
+    if live.ctx.state == "stopped":
+        live("continue --background")
+    deadline = time.monotonic() + BOOT_SECONDS
+    while not is_ready(live):
+        if time.monotonic() > deadline or live.ctx.state != "running":
+            pytest.fail(f"the guest did not reach its shell: {live('status')['state']}")
+        time.sleep(0.1)
+    live("interrupt")
+
+
+def guarded_to_shell(live: Live) -> dict[str, Any]:
+    """Let a stopped guest boot under `stack guard`, which must stay quiet; return its last answer."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    while True:
+        quiet = live("stack guard --timeout 3")
+        assert quiet["quiet"] and quiet["way"] == "time", quiet
+        if is_ready(live):
+            return quiet
+        if time.monotonic() > deadline:
+            pytest.fail("the guest did not reach its shell under guard")
+
+
 @contextmanager
 def launched(guest: str, options: str = "") -> Iterator[Live]:
     """Launch a guest, stopped at reset, and end it afterwards."""
     need_guest(guest)
+    if NEWER in options:
+        newer_qemu()
     ctx = Context(build_registry())
     live = Live(ctx)
     try:

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from dataclasses import dataclass
 
 import pytest
-from conftest import missing
-from session import KASLR_BOOT, Live, launched
+from session import KASLR_BOOT, Live, launched, to_shell
 
 pytestmark = pytest.mark.live
 
 NUMBER = int(os.environ.get("PTINSPECT_CHECK_BOOTS", "3"))
-LIMIT = 120.0
-"""Seconds that a boot may take to its shell."""
-READY = "ptinspect guest ready"
 GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10", "6.12-16k", "6.18-cloud", "7.3-cloud")
 MODELS = ("cortex-a57", "max", "cortex-a72", "neoverse-n1", "cortex-a76")
 MEMORY = (512, 1024, 2048)
@@ -59,18 +54,6 @@ def clean(live: Live, line: str) -> None:
     assert answer["totals"] == {}, (line, answer["findings"][:10])
 
 
-def to_shell(live: Live, boot: Boot) -> None:
-    assert live.ctx.qemu is not None
-    console, deadline = live.ctx.qemu.console, time.monotonic() + LIMIT
-    if live.ctx.state == "stopped":
-        live("continue --background")
-    while READY not in console.read_text("utf-8", "replace"):
-        if time.monotonic() > deadline:
-            missing(f"time for {boot}")
-        time.sleep(0.25)
-    live("interrupt")
-
-
 @pytest.mark.parametrize(
     "boot", boots(NUMBER), ids=lambda b: f"{b.guest}-{b.cpu}-{b.smp}-{b.memory}-{b.line[-12:]}"
 )
@@ -84,7 +67,7 @@ def test_a_healthy_boot_has_no_finding(boot: Boot) -> None:
             clean(live, "check --snap after")
             clean(live, "check --snap after --against before --rewrite-done")
             assert live("kpti verdict")["code"] == "normal"
-        to_shell(live, boot)
+        to_shell(live)
         clean(live, "check")
         assert live("check")["skipped"] == {}, "every rule was asked"
         if reached:

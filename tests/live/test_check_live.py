@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, Live, launched
+from session import KASLR_BOOT, Live, launched, to_shell
 
 pytestmark = pytest.mark.live
 
@@ -20,18 +19,6 @@ GUESTS = (
     ("6.18-cloud", "--cpu max"),
     ("7.3-cloud", "--cpu cortex-a72"),
 )
-
-
-def boot(live: Live) -> None:
-    """Let the guest run to its shell, and stop it."""
-    live("continue --background")
-    for _ in range(240):
-        time.sleep(0.5)
-        if any("ptinspect guest ready" in line for line in live("console -n 30")["lines"]):
-            break
-    else:
-        pytest.fail("the guest did not reach its shell")
-    live("interrupt")
 
 
 def clean(live: Live, line: str) -> None:
@@ -47,7 +34,7 @@ def test_a_healthy_guest_breaks_no_rule(guest: str, options: str) -> None:
         clean(live, "check --snap during --against before")
         clean(live, "check --snap after")
         clean(live, "check --snap after --against before")
-        boot(live)
+        to_shell(live)
         clean(live, "check")
         found = live("check --against after --rewrite-done")
         assert found["ok"], found["findings"][:10]
@@ -55,7 +42,7 @@ def test_a_healthy_guest_breaks_no_rule(guest: str, options: str) -> None:
 
 def test_a_kaslr_boot_breaks_no_rule() -> None:
     with launched("5.10-cloud", f"--append '{KASLR_BOOT}'") as live:
-        boot(live)
+        to_shell(live)
         clean(live, "check")
 
 

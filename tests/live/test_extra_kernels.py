@@ -66,7 +66,7 @@ def live(kernel: Path, tmp_path: Path) -> Iterator[Live]:
 def test_the_rewrite(live: Live, kernel: Path) -> None:
     wanted = expected(kernel)
     verdict = wanted.get("verdict", "normal")
-    done = live("kpti run --timeout 240")
+    done = live("kpti run --timeout 300")
     assert done["reached"], done["reason"]
     live("diff before after --expect-only-bit11")
     before, after = live("summary --snap before"), live("summary --snap after")

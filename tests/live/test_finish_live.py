@@ -38,7 +38,7 @@ def sleeping(guest: str, tmp_path: Path) -> Iterator[Live]:
     initrd.write_bytes(need_guest(name).initrd.read_bytes() + compress(cpio([script])))
     words = f"{KASLR_BOOT.replace('/init ', '/sleepers ')} nokaslr"
     with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
-        live("until do_nanosleep --timeout 120")
+        live("until do_nanosleep --timeout 300")
         yield live
 
 
@@ -68,7 +68,7 @@ def test_finish_and_nexti_stay_in_the_task_that_slept(guest: str, tmp_path: Path
             assert found["returned"] and after.pc == caller
             assert whose(live, found["cpu"]) == task
             assert (after.sp, after.x[29]) == (before.sp, before.x[29]), "do_nanosleep was at its beginning"
-            live("until do_nanosleep --timeout 60")
+            live("until do_nanosleep --timeout 300")
         task = whose(live, session.current_cpu)
         for _ in range(200):
             state = session.cpu_state(session.current_cpu)

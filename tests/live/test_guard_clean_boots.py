@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 
 import pytest
-from conftest import missing
-from session import launched
+from session import guarded_to_shell, launched
 
 pytestmark = pytest.mark.live
 
 BOOTS = int(os.environ.get("PTINSPECT_CLEAN_BOOTS", "3"))
 """Boots that must give no alarm; 50 before a release."""
-LIMIT = 150.0
-"""Seconds that one boot may take."""
-READY = "ptinspect guest ready"
 KERNELS = (
     ("5.10-cloud", ("cortex-a57", "cortex-a72", "max")),
     ("6.1-cloud", ("cortex-a72", "max", "cortex-a57")),
@@ -46,14 +41,6 @@ def boots(number: int) -> list[tuple[str, str, int]]:
     ids=[f"{i}-{'-'.join(map(str, boot))}" for i, boot in enumerate(boots(BOOTS))],
 )
 def test_a_clean_boot_is_no_alarm(guest: str, cpu: str, smp: int) -> None:
-    deadline = time.monotonic() + LIMIT
     with launched(guest, f"--cpu {cpu} --smp {smp}") as live:
-        assert live.ctx.qemu is not None
-        console = live.ctx.qemu.console
-        while READY not in console.read_text("utf-8", "replace"):
-            if time.monotonic() > deadline:
-                missing(f"time for {guest} to boot on {smp} {cpu}")
-            quiet = live("stack guard --timeout 3")
-            assert quiet["quiet"] and quiet["way"] == "time", quiet
-            assert quiet["entry"] == "probe"
+        assert guarded_to_shell(live)["entry"] == "probe"
         assert live("stack tasks")["tasks"][0]["free"] > 2048

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from session import KASLR_BOOT, Live, launched
-from test_regions_live import boot
+from session import KASLR_BOOT, Live, launched, to_shell
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -38,7 +37,7 @@ def without(result: dict[str, Any]) -> dict[str, Any]:
 def test_a_dump_is_the_guest(guest: str, options: str, tmp_path: Path) -> None:
     """Tables bit by bit, and what commands say of them, with the kernel file and without any."""
     with launched(guest, f"--memory 256 {options}") as live:
-        boot(live)
+        to_shell(live)
         live("snap a")
         wanted = {line: without(live(line)) for line in SAME}
         stacks = live("stack tasks")

@@ -164,7 +164,7 @@ def test_a_boot_without_a_rewrite() -> None:
     with launched(
         "5.10-cloud", '--memory 256 --append "rdinit=/init console=ttyAMA0 kpti=off nokaslr"'
     ) as live:
-        live("until driver_init --timeout 60")
+        live("until driver_init --timeout 300")
         live("snap before")
         assert live("kpti verdict")["code"] == "not-run"
         assert live("kpti progress")["phase"] == "outside"

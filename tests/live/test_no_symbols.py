@@ -74,7 +74,7 @@ def test_the_tables_are_read_and_what_is_missing_is_said(guest: str, other: str)
             live.ctx.use_kernel(None)
             live("snap middle")
             back = live("bt")["frames"][1]["pc"]
-            assert live(f"until {back} --timeout 60")["pc"] == back
+            assert live(f"until {back} --timeout 300")["pc"] == back
             live("snap later")
             levels = live("diff middle later")["levels"]
             assert sum(level["ng_set"] for level in levels) > 10_000

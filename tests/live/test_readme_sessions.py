@@ -99,7 +99,7 @@ def test_a_guest_of_ones_own(tmp_path: Path, stub: str) -> None:
     lines = [line for line in typed("$ ", "A first session") if "--gdb" in line]
     assert len(lines) == 2
     for line in lines:
-        typed_in = "until rcu_end_inkernel_boot --timeout 60\nstatus\n"
+        typed_in = "until rcu_end_inkernel_boot --timeout 300\nstatus\n"
         done = shell(line.replace("--gdb :1234", f"--gdb {stub}"), tmp_path, typed_in)
         assert done.returncode == 0, line + done.stdout + done.stderr
     other = need_guest("6.1-cloud").kernel

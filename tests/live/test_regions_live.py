@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, Live, launched
+from session import KASLR_BOOT, launched, to_shell
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -32,17 +31,6 @@ STACKS = (("task stack", "rw-"), ("IRQ stack", "rw-"), ("vmemmap", "rw-"), ("PCI
 RAM_ONLY = ("linear map", "kernel text", "kernel rodata", "kernel data", "vmemmap")
 
 
-def boot(live: Live) -> None:
-    live("continue --background")
-    for _ in range(240):
-        time.sleep(0.25)
-        if any("ptinspect guest ready" in line for line in live("console -n 30")["lines"]):
-            break
-    else:
-        pytest.fail("the guest did not reach its shell")
-    live("interrupt")
-
-
 def size_in(runs: list[dict[str, Any]], name: str) -> int:
     return sum(int(r["count"]) * int(r["leaf_size"]) for r in runs if str(r["region"]).startswith(name))
 
@@ -54,7 +42,7 @@ def test_every_leaf_has_a_name_and_it_is_the_kernels(
     memory = 4096 if "4096" in options else 512
     options = options.replace("--memory 4096", "")
     with launched(guest, f"--smp 2 --memory {memory} {options}") as live:
-        boot(live)
+        to_shell(live)
         live("snap a")
         found = live("map --snap a")["runs"]
         assert variant in live.ctx.snapshots["a"].meta.extra["linux.layout"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from session import Live, launched, need_guest
+from session import Live, guarded_to_shell, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -25,8 +25,8 @@ def split(guest: str) -> tuple[str, str]:
 
 def to_idle(live: Live) -> int:
     """Boot until the idle task is at the entry of do_idle; return the base of its stack."""
-    assert live("stack guard --timeout 6")["quiet"]
-    live("until do_idle --timeout 90")
+    guarded_to_shell(live)
+    live("until do_idle --timeout 300")
     return int(live("stack")["base"], 16)
 
 
@@ -50,7 +50,7 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
     with launched(name, options) as live:
         base = to_idle(live)
         recurse(live, "do_idle")
-        found = live(f"stack guard --margin {MARGIN} --timeout 90")
+        found = live(f"stack guard --margin {MARGIN} --timeout 300")
         assert found["way"] == "margin", found
         assert int(found["stack"]["base"], 16) == base
         assert found["stack"]["free"] >= MARGIN
@@ -70,7 +70,7 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
     with launched(name, options) as live:
         base = to_idle(live)
         live(f"gdb set $sp={base:#x}")
-        found = live("stack guard --task 1 --timeout 90")  # the idle task's stack is not watched
+        found = live("stack guard --task 1 --timeout 300")  # the idle task's stack is not watched
         assert found["way"] == "bad-stack", found
         assert "bad_stack" in found["place"]
         why = found["why"]
@@ -90,7 +90,7 @@ def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
     with launched(name, options) as live:
         to_idle(live)
         recurse(live, "do_idle")
-        found = live("stack guard --task 1 --timeout 90")
+        found = live("stack guard --task 1 --timeout 300")
         assert found["way"] == "bad-stack", found
         assert found["why"]["code"] == "deep-call-chain", found["why"]
         assert found["why"]["frames"] > 50
@@ -102,7 +102,7 @@ def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
     with launched(name, options) as live:
         to_idle(live)
         recurse(live, "do_idle")
-        live("until panic --timeout 90")
+        live("until panic --timeout 300")
         told = live("why")
         assert told["code"] == "deep-call-chain", told
         assert told["dying"]
@@ -135,7 +135,7 @@ def test_a_reverted_entry_that_does_not_fault_is_named() -> None:
 
 def test_a_panic_without_a_fault_is_no_stack_problem() -> None:
     with launched("6.1-cloud", '--append-more "rdinit=/nothing root=/dev/none"') as live:
-        live("until panic --timeout 40")
+        live("until panic --timeout 300")
         told = live("why")
         assert told["code"] == "not-a-stack-problem", told
         assert told["dying"][0] == "panic"
@@ -143,7 +143,7 @@ def test_a_panic_without_a_fault_is_no_stack_problem() -> None:
 
 def test_a_poke_is_asked_for_and_undone() -> None:
     with launched("5.10-cloud") as live:
-        assert live("stack guard --timeout 5")["quiet"]
+        guarded_to_shell(live)
         sp = live("stack --task 1")["sp"]
         step = live(f"walk {sp}")["steps"][2]
         at = f"pa:{step['descriptor_pa']}"

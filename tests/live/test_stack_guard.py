@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import missing
-from session import Live, launched, need_guest
+from session import Live, guarded_to_shell, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -52,13 +51,9 @@ def test_the_injected_fault_is_caught_and_explained(fault: str, entry: str) -> N
 def test_a_clean_boot_is_quiet_and_leaves_no_trace(guest: str) -> None:
     name, options = split(guest)
     with launched(name, options) as live:
-        quiet = live("stack guard --timeout 12")
-        assert quiet["quiet"] and quiet["way"] == "time", quiet
+        quiet = guarded_to_shell(live)
         assert quiet["entry"] == "probe"
         assert quiet["stacks_watched"] > 10
-        assert live.ctx.qemu is not None
-        if "ptinspect guest ready" not in live.ctx.qemu.console.read_text("utf-8", "replace"):
-            missing(f"time for {guest} to boot")
         image, view = live.ctx.kernel, live.ctx.view()
         assert image is not None
         at = view.symbol("vectors") + EL1H
@@ -70,12 +65,12 @@ def test_a_clean_boot_is_quiet_and_leaves_no_trace(guest: str) -> None:
 def test_a_chain_of_calls_into_the_margin_stops_the_guest(guest: str) -> None:
     name, options = split(guest)
     with launched(name, options) as live:
-        assert live("stack guard --timeout 8")["quiet"]
-        live("until do_idle --timeout 20")
+        guarded_to_shell(live)
+        live("until do_idle --timeout 300")
         before = live("stack")
         base = int(before["base"], 16)
         live(f"gdb set $sp={base + MARGIN + 128:#x}")
-        found = live("stack guard --timeout 20")
+        found = live("stack guard --timeout 300")
         assert found["way"] == "margin"
         assert found["stack"]["base"] == before["base"]
         assert MARGIN - 512 <= found["stack"]["free"] < MARGIN, "not before the margin, and soon after"
@@ -87,24 +82,18 @@ def test_a_chain_of_calls_into_the_margin_stops_the_guest(guest: str) -> None:
 def test_a_task_that_began_under_guard_is_guarded() -> None:
     with launched("5.10-cloud") as live:
         first = live("stack guard --timeout 0.6")
-        later = live("stack guard --timeout 4")
+        later = guarded_to_shell(live)
         assert later["stacks_watched"] > first["stacks_watched"]
 
 
 def test_a_stack_that_loses_its_mapping_later_on() -> None:
     with launched("5.10-cloud") as live:
-        for _ in range(
-            12
-        ):  # until all that boots is done: a test of the kernel's own may be the first victim
-            assert live("stack guard --timeout 5")["quiet"]
-            assert live.ctx.qemu is not None
-            if "ptinspect guest ready" in live.ctx.qemu.console.read_text("utf-8", "replace"):
-                break
+        guarded_to_shell(live)  # all that boots is done: a test of the kernel's own could be the first victim
         live("snap healthy")
         sp = live("stack --task 1")["sp"]
         steps = live(f"walk {sp}")["steps"]
         live(f"poke descriptor pa:{steps[2]['descriptor_pa']} 0 --yes")
-        found = live("stack guard --timeout 10")
+        found = live("stack guard --timeout 300")
         assert found["way"] == "recursive-fault"
         assert found["why"]["code"] == "lost-entry"
         assert found["why"]["descriptor"]["descriptor_pa"] == steps[2]["descriptor_pa"]

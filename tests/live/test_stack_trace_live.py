@@ -20,7 +20,7 @@ pytestmark = pytest.mark.live
 @pytest.mark.parametrize("guest", ["5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10-cloud-dbg"])
 def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> None:
     with launched(guest, "--memory 256 --smp 2") as live:
-        live("until driver_init --timeout 60")
+        live("until driver_init --timeout 300")
         cpu = live.ctx.stopped.current_cpu
         file = tmp_path / "a.trace"
         before = live("stack")["cpus"][0]
@@ -37,7 +37,7 @@ def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> 
 
 def test_stepping_records_what_gdb_would_have_seen() -> None:
     with launched("5.10-cloud", "--memory 256") as live:
-        live("until kpti_install_ng_mappings --timeout 60")
+        live("until kpti_install_ng_mappings --timeout 300")
         first = live.ctx.stopped.cpu_state(0)
         session = live.ctx.stopped
         trace = live("stack trace --steps 30")
@@ -54,10 +54,10 @@ def test_stepping_records_what_gdb_would_have_seen() -> None:
 def test_a_ladder_and_the_high_water_mark_agree(guest: str, smp: int) -> None:
     """Two ways that share nothing: watchpoints in the stub, and the words that are not zero any more."""
     with launched(guest, f"--memory 256 --smp {smp}") as live:
-        live("until driver_init --timeout 60")
+        live("until driver_init --timeout 300")
         pid = live("stack")["cpus"][0]["task"]["pid"]
         assert pid == 1
-        trace = live("stack trace --timeout 90 --task 1 free_initmem")
+        trace = live("stack trace --timeout 300 --task 1 free_initmem")
         assert trace["ended"].startswith("reached")
         (deepest,) = [d for d in trace["deepest"] if trace["stacks"][d["stack"]]["owner"].endswith("(1)")]
         assert deepest["used"] > 2000
@@ -72,7 +72,7 @@ def test_a_ladder_and_the_high_water_mark_agree(guest: str, smp: int) -> None:
 
 def test_highwater_paints_and_leaves_no_paint_behind() -> None:
     with launched("5.10-cloud", "--memory 256 --smp 2") as live:
-        live("until driver_init --timeout 60")
+        live("until driver_init --timeout 300")
         with pytest.raises(UserError, match="nothing was painted"):
             live("stack highwater --paint")
         plain = live("stack highwater --timeout 1")
@@ -96,7 +96,7 @@ def test_highwater_paints_and_leaves_no_paint_behind() -> None:
 def test_watch_adds_the_depth_to_each_stop() -> None:
     with launched("5.10-cloud", "--memory 256") as live:
         live("stack watch on")
-        stop = live("until kpti_install_ng_mappings --timeout 60")
+        stop = live("until kpti_install_ng_mappings --timeout 300")
         used = live("stack")["cpus"][0]["used"]
         assert re.search(rf"task stack of migration/0: {used} of 16384 used", stop["stack"])
         live("stack watch off")
@@ -128,8 +128,8 @@ def test_a_ladder_agrees_with_the_guests_own_stack_tracer(tmp_path: Path) -> Non
     initrd.write_bytes(guest.initrd.read_bytes() + compress(cpio([script])))
     words = "rdinit=/tracer console=ttyAMA0 earlycon=pl011,0x9000000 nokaslr kpti=on stacktrace"
     with launched("5.10", f'--memory 256 --initrd {initrd} --append "{words}"') as live:
-        live("until stack_trace_init --timeout 90")
-        trace = live("stack trace --task 1 --timeout 90 free_initmem")
+        live("until stack_trace_init --timeout 300")
+        trace = live("stack trace --task 1 --timeout 300 free_initmem")
         assert trace["ended"].startswith("reached")
         (deepest,) = [d for d in trace["deepest"] if trace["stacks"][d["stack"]]["owner"].endswith("(1)")]
         names = [name for name, _ in deepest["chain"]]
@@ -163,7 +163,7 @@ def _tracers_own(live: Live) -> tuple[int, list[tuple[int, str]]]:
 def test_the_bounds_of_all_stacks_are_those_of_the_symbols(guest: str) -> None:
     """By __per_cpu_offset and symbols of data, which the tool does not use where code tells."""
     with launched(guest, "--memory 256 --smp 4") as live:
-        live("until driver_init --timeout 90")
+        live("until driver_init --timeout 300")
         view = live.ctx.view()
         stacks = Stacks(view)
         for state in view.states:
