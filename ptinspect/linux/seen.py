@@ -36,6 +36,8 @@ PT_REGS = {"sp": 248, "pc": 256, "pstate": 264}
 """Offsets in struct pt_regs, which begins with struct user_pt_regs (uapi/asm/ptrace.h)."""
 SWITCH_BYTES = 0x400
 ENTRY_WORDS = 96
+FRAME_RECORDS = (0xA900_5BFD, 0xA900_7FFF)
+"""stp x29, x22, [sp, #imm] and stp xzr, xzr, [sp, #imm], without the offset (Arm ARM C6.2, STP)."""
 
 
 _LEARNED: Kept[dict[str, int]] = Kept()
@@ -250,12 +252,16 @@ class SeenTypes:
 
     @cached_property
     def _stackframe(self) -> int | None:
-        """Where the entry stores x29 and the interrupted pc (x22): `kernel_entry`, entry.S."""
+        """Where the entry stores x29 and the interrupted pc (x22), or zeros: `kernel_entry`, entry.S.
+
+        Zeros since c2c6b27b5aa1 ("arm64: stacktrace: unwind exception boundaries", v6.13), which lets the
+        record's type say that registers lie around it.
+        """
         entry = entry_of(self._view)
         offset = self._view.kaslr_offset
         code = self._view.read_virt((entry.sync.label + offset) & MASK64, 4 * ENTRY_WORDS)
         for word in a64.words(code):
-            if word & 0xFFC0_7FFF == 0xA900_5BFD:  # stp x29, x22, [sp, #imm]
+            if word & 0xFFC0_7FFF in FRAME_RECORDS:
                 at = (word >> 15 & 0x7F) * 8
                 return at if at + 16 <= entry.frame_size else None
         return None

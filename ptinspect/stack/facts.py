@@ -23,8 +23,11 @@ from ptinspect.stack.why import Change, Facts, Gone, path_changes
 STORES = 0x80
 """Bytes behind a label of the exception entry in which it stores the interrupted registers."""
 BAD_STACK = ("handle_bad_stack", "panic_bad_stack")
-DYING = ("panic", "die", "make_task_dead", *BAD_STACK)
-"""Functions that a CPU never returns from into what it died of (kernel/panic.c, arm64 traps.c)."""
+DYING = ("panic", "vpanic", "die", "make_task_dead", *BAD_STACK)
+"""Functions that a CPU never returns from into what it died of (kernel/panic.c, arm64 traps.c).
+
+`vpanic` is what panic() and, in 7.x, nmi_panic() end in: an overflow never comes to panic() there.
+"""
 CALLERS = 4
 """Functions named on the way to a death."""
 PAGE = 4096

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 import pytest
-from session import KASLR_BOOT, Live, launched, to_shell
+from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
 pytestmark = pytest.mark.live
 
@@ -18,6 +18,7 @@ NUMBER = int(os.environ.get("PTINSPECT_CHECK_BOOTS", "3"))
 GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10", "6.12-16k", "6.18-cloud", "7.3-cloud")
 MODELS = ("cortex-a57", "max", "cortex-a72", "neoverse-n1", "cortex-a76")
 MEMORY = (512, 1024, 2048)
+QEMUS = ("", "", NEWER)
 LINES = ("", "", "", KASLR_BOOT, "rdinit=/init console=ttyAMA0 kpti=off nokaslr")
 """Command lines: as the guest has it (nokaslr kpti=1) three times of five."""
 
@@ -31,10 +32,11 @@ class Boot:
     smp: int
     memory: int
     line: str
+    qemu: str
 
     def options(self) -> str:
         append = f" --append '{self.line}'" if self.line else ""
-        return f"--cpu {self.cpu} --smp {self.smp} --memory {self.memory}{append}"
+        return f"--cpu {self.cpu} --smp {self.smp} --memory {self.memory} {self.qemu}{append}"
 
 
 def boots(number: int) -> list[Boot]:
@@ -44,7 +46,14 @@ def boots(number: int) -> list[Boot]:
         guest, round_ = GUESTS[i % len(GUESTS)], i // len(GUESTS)
         cpu = "max" if guest == "6.12-16k" else MODELS[(i + round_) % 5]
         found.append(
-            Boot(guest, cpu, (1, 4)[(i + round_) % 2], MEMORY[(i + round_) % 3], LINES[(i + 2 * round_) % 5])
+            Boot(
+                guest,
+                cpu,
+                (1, 4)[(i + round_) % 2],
+                MEMORY[(i + round_) % 3],
+                LINES[(i + 2 * round_) % 5],
+                QEMUS[(i + 2 * round_) % 3],
+            )
         )
     return found
 

@@ -9,7 +9,7 @@ import itertools
 import os
 
 import pytest
-from session import guarded_to_shell, launched
+from session import NEWER, guarded_to_shell, launched
 
 pytestmark = pytest.mark.live
 
@@ -21,26 +21,27 @@ KERNELS = (
     ("6.12-cloud", ("max", "cortex-a57", "cortex-a72")),
     ("6.12-16k", ("max",)),
     ("5.10", ("cortex-a72", "cortex-a57", "max")),
+    ("7.3-cloud", ("cortex-a72", "max", "cortex-a57")),
 )
 """Guests, and the CPU models that they run on; with pages of 16 KiB QEMU has only `max`."""
 
 
-def boots(number: int) -> list[tuple[str, str, int]]:
-    """Return guest, CPU model and number of CPUs of each boot: neighbours differ in all of them."""
+def boots(number: int) -> list[tuple[str, str, int, str]]:
+    """Return guest, CPU model, number of CPUs and QEMU of each boot: neighbours differ in the first three."""
     found = []
     for i in itertools.islice(itertools.count(), number):
         name, models = KERNELS[i % len(KERNELS)]
         round_ = i // len(KERNELS)
-        found.append((name, models[round_ % len(models)], (1, 4)[i % 2]))
+        found.append((name, models[round_ % len(models)], (1, 4)[i % 2], ("", "", NEWER)[(i + round_) % 3]))
     return found
 
 
 @pytest.mark.parametrize(
-    ("guest", "cpu", "smp"),
+    ("guest", "cpu", "smp", "qemu"),
     boots(BOOTS),
     ids=[f"{i}-{'-'.join(map(str, boot))}" for i, boot in enumerate(boots(BOOTS))],
 )
-def test_a_clean_boot_is_no_alarm(guest: str, cpu: str, smp: int) -> None:
-    with launched(guest, f"--cpu {cpu} --smp {smp}") as live:
+def test_a_clean_boot_is_no_alarm(guest: str, cpu: str, smp: int, qemu: str) -> None:
+    with launched(guest, f"--cpu {cpu} --smp {smp} {qemu}") as live:
         assert guarded_to_shell(live)["entry"] == "probe"
         assert live("stack tasks")["tasks"][0]["free"] > 2048

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from session import launched
+from session import NEWER, launched
 
 pytestmark = pytest.mark.live
 
@@ -15,6 +15,7 @@ CASES = [
     ("6.1-cloud", "--memory 512 --smp 2"),
     ("6.12-cloud", "--memory 512 --cpu cortex-a72"),
     ("6.12-cloud", "--memory 512 --cpu max"),
+    ("7.3-cloud", f"--memory 512 --cpu max {NEWER}"),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, Live, launched, need_guest
+from session import KASLR_BOOT, NEWER, Live, launched, need_guest
 
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.kpti import agrees, kpti_state, position, reached, recognise
@@ -15,7 +15,7 @@ from ptinspect.snapshot.model import Meta, Snapshot
 
 pytestmark = pytest.mark.live
 
-GUESTS = ("5.10-cloud", "5.10", "6.1-cloud", "6.12-cloud", "6.12-16k")
+GUESTS = ("5.10-cloud", "5.10", "6.1-cloud", "6.12-cloud", "6.12-16k", "6.18-cloud", "7.3-cloud")
 SECONDS = 120.0
 
 
@@ -74,6 +74,7 @@ CASES = [
     ("6.12-cloud", "--memory 512 --cpu cortex-a72 --smp 2"),
     ("6.12-cloud", "--memory 512 --cpu max"),
     ("6.12-16k", "--memory 1024 --cpu max"),
+    ("7.3-cloud", f"--memory 512 --cpu max {NEWER}"),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from session import KASLR_BOOT, Live, launched
+from session import KASLR_BOOT, NEWER, Live, launched
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.paging.sample import sample_leaves
@@ -18,12 +18,15 @@ pytestmark = pytest.mark.live
 
 MATRIX = [
     ("5.10-cloud", "--memory 1024"),
-    ("5.10-cloud", "--memory 512 --smp 4 --cpu cortex-a57"),
+    ("5.10-cloud", f"--memory 512 --smp 4 --cpu cortex-a57 {NEWER}"),
     ("5.10", "--memory 2048 --cpu neoverse-n1"),
     ("6.1-cloud", "--memory 1024 --smp 2"),
     ("6.12-cloud", "--memory 1024 --cpu cortex-a72"),
     ("6.12-cloud", "--memory 1024 --cpu max --smp 2"),
-    ("6.12-16k", "--memory 1024 --cpu max"),
+    ("6.12-16k", f"--memory 1024 --cpu max {NEWER}"),
+    ("6.18-cloud", "--memory 1024"),
+    ("7.3-cloud", "--memory 1024"),
+    ("7.3-cloud", f"--memory 1024 --cpu max --smp 2 {NEWER}"),
 ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, launched, to_shell
+from session import KASLR_BOOT, NEWER, launched, to_shell
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -23,7 +23,7 @@ GUESTS = (
     ("6.12-cloud", f"--cpu max --append '{KASLR_BOOT} kpti=on'", "6.9 and later"),
     ("6.12-16k", "", "6.9 and later"),
     ("6.18-cloud", "", "6.9 and later"),
-    ("7.3-cloud", "--memory 4096", "6.9 and later"),
+    ("7.3-cloud", f"--memory 4096 --cpu max {NEWER}", "6.9 and later"),
 )
 
 

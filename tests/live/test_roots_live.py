@@ -43,7 +43,7 @@ def busy_initrd(original: Path, directory: Path) -> Path:
 def maps(live: Live, begin: str = "MAPS", end: str = "END") -> list[tuple[int, int, str, str]]:
     """Wait for the maps that the first process prints, and read one of them."""
     assert live.ctx.qemu is not None
-    for _ in range(240):
+    for _ in range(1600):
         time.sleep(0.25)
         text = live.ctx.qemu.console.read_text("utf-8", "replace")
         if READY in text:

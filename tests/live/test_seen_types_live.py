@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from session import launched, need_guest
+from session import NEWER, launched, need_guest
 
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image import KernelImage
@@ -36,6 +36,7 @@ PATHS = (
         ("5.10-cloud-dbg", "--memory 512 --smp 2"),
         ("6.12-cloud", "--memory 512 --cpu max"),
         ("6.12-16k", "--memory 1024 --cpu max"),
+        ("7.3-cloud", f"--memory 512 --cpu max {NEWER}"),
     ],
 )
 def test_what_memory_tells_is_what_the_kernel_says(name: str, options: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from session import Live, guarded_to_shell, launched, need_guest
+from session import NEWER, Live, guarded_to_shell, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -12,7 +12,7 @@ from ptinspect.errors import GuestError, UserError
 pytestmark = pytest.mark.live
 
 MARGIN = 2048
-GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", "6.12-cloud --cpu max"]
+GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", f"7.3-cloud --cpu max {NEWER}"]
 VHE = "5.10-cloud --cpu max --machine virt,gic-version=3,virtualization=on"
 CALL = 0x94000000
 """`bl` to itself, without its displacement (Arm ARM C6.2.34)."""
@@ -52,7 +52,9 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
         recurse(live, "do_idle")
         found = live(f"stack guard --margin {MARGIN} --timeout 300")
         assert found["way"] == "margin", found
-        assert int(found["stack"]["base"], 16) == base
+        # of several CPUs, which are all idle, another one may come there first
+        assert int(found["stack"]["base"], 16) == base or "--smp" in options
+        assert found["stack"]["task"]["comm"].startswith("swapper/")
         assert found["stack"]["free"] >= MARGIN
         why = found["why"]
         assert why["code"] == "deep-call-chain", why
@@ -102,7 +104,9 @@ def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
     with launched(name, options) as live:
         to_idle(live)
         recurse(live, "do_idle")
-        live("until panic --timeout 300")
+        assert live.ctx.kernel is not None
+        last = "vpanic" if "vpanic" in live.ctx.kernel.symbols else "panic"
+        live(f"until {last} --timeout 300")
         told = live("why")
         assert told["code"] == "deep-call-chain", told
         assert told["dying"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from session import Live, guarded_to_shell, launched, need_guest
+from session import NEWER, Live, guarded_to_shell, launched, need_guest
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -14,7 +14,7 @@ from ptinspect.linux.entry import EL1H
 pytestmark = pytest.mark.live
 
 MARGIN = 2048
-GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", "6.12-cloud --cpu max --smp 2"]
+GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", "6.12-cloud --cpu max --smp 2", f"7.3-cloud --cpu max {NEWER}"]
 
 
 def split(guest: str) -> tuple[str, str]:
