@@ -14,11 +14,11 @@ from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
 pytestmark = pytest.mark.live
 
-NUMBER = int(os.environ.get("PTINSPECT_CHECK_BOOTS", "3"))
+NUMBER = int(os.environ.get("PTINSPECT_CHECK_BOOTS", "7"))
 GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10", "6.12-16k", "6.18-cloud", "7.3-cloud")
 MODELS = ("cortex-a57", "max", "cortex-a72", "neoverse-n1", "cortex-a76")
 MEMORY = (512, 1024, 2048)
-QEMUS = ("", "", NEWER)
+QEMUS = (NEWER, "", "")
 LINES = ("", "", "", KASLR_BOOT, "rdinit=/init console=ttyAMA0 kpti=off nokaslr")
 """Command lines: as the guest has it (nokaslr kpti=1) three times of five."""
 
@@ -64,7 +64,7 @@ def clean(live: Live, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "boot", boots(NUMBER), ids=lambda b: f"{b.guest}-{b.cpu}-{b.smp}-{b.memory}-{b.line[-12:]}"
+    "boot", boots(NUMBER), ids=lambda b: f"{b.guest}-{b.cpu}-{b.smp}-{b.memory}-{b.line[-12:]}-{b.qemu[-5:]}"
 )
 def test_a_healthy_boot_has_no_finding(boot: Boot) -> None:
     with launched(boot.guest, boot.options()) as live:

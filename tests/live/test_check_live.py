@@ -1,4 +1,4 @@
-"""The rules of `check` on real kernels: silent while they are healthy, and each injected fault named."""
+"""The rules of `check` on real kernels: each fault is named. Healthy boots: test_check_boots."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ pytestmark = pytest.mark.live
 GUESTS = (
     ("5.10-cloud", ""),
     ("6.1-cloud", ""),
-    ("6.12-cloud", "--cpu cortex-a72"),
     ("6.12-cloud", "--cpu max"),
     ("6.12-16k", ""),
-    ("6.18-cloud", "--cpu max"),
     ("7.3-cloud", f"--cpu max {NEWER}"),
 )
 
@@ -24,26 +22,6 @@ GUESTS = (
 def clean(live: Live, line: str) -> None:
     answer = live(line)
     assert answer["totals"] == {}, answer["findings"][:10]
-
-
-@pytest.mark.parametrize(("guest", "options"), GUESTS)
-def test_a_healthy_guest_breaks_no_rule(guest: str, options: str) -> None:
-    with launched(guest, f"--smp 2 {options}") as live:
-        live("kpti run")
-        clean(live, "check --snap before")
-        clean(live, "check --snap during --against before")
-        clean(live, "check --snap after")
-        clean(live, "check --snap after --against before")
-        to_shell(live)
-        clean(live, "check")
-        found = live("check --against after --rewrite-done")
-        assert found["ok"], found["findings"][:10]
-
-
-def test_a_kaslr_boot_breaks_no_rule() -> None:
-    with launched("5.10-cloud", f"--append '{KASLR_BOOT}'") as live:
-        to_shell(live)
-        clean(live, "check")
 
 
 def broken(answer: dict[str, Any]) -> set[str]:

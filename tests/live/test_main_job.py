@@ -68,6 +68,7 @@ def test_everything_is_marked_and_nothing_else_changes(rewritten: Live) -> None:
     assert total(diff, "changed") == total(before, "leaves") + total(before, "table_descriptors")
     assert total(diff, "marked") == total(before, "table_descriptors")
     assert total(diff, "ng_set") == total(before, "leaves")
+    assert rewritten("kpti verdict")["code"] == "normal"
 
 
 def test_during_is_in_the_middle(rewritten: Live) -> None:

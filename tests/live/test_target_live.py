@@ -514,6 +514,7 @@ def test_a_guest_that_switches_itself_off(session: Session) -> None:
     assert lost == ["running", "stopped", "running", "lost"]
 
 
+@pytest.mark.parametrize("each_qemu", ["system"], indirect=True)
 def test_a_qemu_that_hangs(qemu: Qemu, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "BASE_SECONDS", 0.5)
     monkeypatch.setattr(process_module, "CANCEL_SECONDS", 0.5)
