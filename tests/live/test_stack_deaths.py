@@ -55,7 +55,7 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
         # of several CPUs, which are all idle, another one may come there first
         assert int(found["stack"]["base"], 16) == base or "--smp" in options
         assert found["stack"]["task"]["comm"].startswith("swapper/")
-        assert found["stack"]["free"] >= MARGIN
+        assert MARGIN - 512 <= found["stack"]["free"] < MARGIN
         why = found["why"]
         assert why["code"] == "deep-call-chain", why
         assert why["frames"] > 50
