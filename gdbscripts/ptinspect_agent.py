@@ -13,6 +13,7 @@ without RAM gives zeros: the caller knows the RAM blocks.
 import base64
 import binascii
 import contextlib
+import hashlib
 import os
 import select
 import signal
@@ -29,6 +30,8 @@ WINDOW = 16
 """Requests under way at once on the wire; small, so that neither side can block on a full buffer."""
 SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
+LOOK_SECONDS = 1.0
+"""How long a stub may take to say that the guest stands."""
 
 
 ORPHAN_SECONDS = 1.0
@@ -83,6 +86,10 @@ def physical_mode():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Silent(LinkLost):
+    """The stub did not answer in time."""
+
+
 class Wire:
     """Send many read requests on GDB's own socket before waiting for the first reply.
 
@@ -118,11 +125,37 @@ class Wire:
             raise cancelled
         return replies
 
-    def _receive(self):
-        deadline = time.monotonic() + SILENCE_SECONDS
+    def monitor(self, command, seconds=SILENCE_SECONDS):
+        """Return what a command of QEMU's monitor prints; None if the answer is that the guest ran.
+
+        A guest that somebody else let run is stopped by the first byte, which is lost with its packet
+        (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others say nothing.
+        """
+        self.sock.sendall(packet(b"qRcmd," + binascii.hexlify(command)))
+        text, buffer = b"", b""
+        while True:
+            try:
+                buffer += self._receive(seconds)
+            except Silent:
+                if seconds == SILENCE_SECONDS:
+                    raise
+                return None
+            replies = []
+            buffer = self._take(buffer, (), replies)
+            for reply in replies:
+                if reply == b"OK":
+                    self.sock.sendall(b"+")
+                    return text
+                if reply[:1] in (b"T", b"S"):
+                    self.sock.sendall(b"+")
+                    return None
+                text += binascii.unhexlify(reply[1:])
+
+    def _receive(self, seconds=SILENCE_SECONDS):
+        deadline = time.monotonic() + seconds
         while True:
             if not self.poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise LinkLost("Remote communication error: the stub is silent")
+                raise Silent("Remote communication error: the stub is silent")
             with contextlib.suppress(BlockingIOError, InterruptedError):
                 data = self.sock.recv(1 << 18)
                 if not data:
@@ -366,6 +399,30 @@ if hasattr(gdb.events, "gdb_exiting") and hasattr(gdb.events, "connection_remove
     gdb.events.connection_removed.connect(_disinherit)
 
 
+class LookCommand(gdb.MICommand):
+    """-ptinspect-look: tell how the machine stands, by all that its monitor says of the CPUs.
+
+    Replies with `stood` or, though GDB had stopped it, `ran` (it is stopped then), and a digest; with none
+    where the wire cannot be used.
+    """
+
+    def invoke(self, argv):
+        lane = wire()
+        if lane is None:
+            return {"looked": "stood "}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            status = lane.monitor(b"info status", LOOK_SECONDS)
+            ran = status is None or b"running" in status
+            status = lane.monitor(b"info status") if status is None else status
+            digest = hashlib.sha256(status + lane.monitor(b"info registers -a")).hexdigest()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ran:
+            flush()
+        return {"looked": f"{'ran' if ran else 'stood'} {digest}"}
+
+
 class PhysicalCommand(gdb.Command):
     """Show guest-physical memory: ptinspect-physical ADDRESS [SIZE]"""
 
@@ -386,4 +443,5 @@ ReadCommand("-ptinspect-read")
 WriteCommand("-ptinspect-write")
 VirtualCommand("-ptinspect-virtual")
 HeirCommand("-ptinspect-heir")
+LookCommand("-ptinspect-look")
 PhysicalCommand()

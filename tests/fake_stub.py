@@ -40,6 +40,10 @@ class FakeStub:
         self.was_running = False
         self.running = False
         """A client has let the guest run, and none has stopped it since."""
+        self.announces = True
+        """It reports each stop, as QEMU before 8.1 does."""
+        self.status, self.registers = "paused", "CPU#0\r\n PC=0000000040000000\r\n"
+        """What its monitor says of the machine and of the CPUs."""
         self.overrides: dict[str, str | None] = {}
         """Packet or its beginning -> the answer instead; None: never answer."""
         self._answer = answer
@@ -81,28 +85,28 @@ class FakeStub:
     def _talk(self, client: socket.socket) -> None:
         buffer = b""
         while data := client.recv(65536):
-            buffer += data
-            while match := re.search(rb"\$([^#]*)#..|\x03", buffer):
-                self._bytes(buffer[: match.start()].replace(b"+", b"", 1))
+            buffer = self._stop(buffer + data)
+            while match := re.search(rb"\$([^#]*)#..", buffer):
                 buffer = buffer[match.end() :]
-                if match[1] is None:
-                    self._bytes(match[0])
-                    continue
                 body = match[1].decode("latin-1")
                 self.packets.append(body)
                 replies = self._replies(body)
                 self.running |= body == "D;1" and replies == ["OK"]
                 for reply in replies:
                     self._send(reply)
+                buffer = self._stop(buffer)
             if b"$" not in buffer:
-                self._bytes(buffer.replace(b"+", b"", 1))
                 buffer = b""
 
-    def _bytes(self, data: bytes) -> None:
-        """Stop a guest that runs at any byte but the first acknowledgement (QEMU, gdb_read_byte)."""
-        if data and self.running:
-            self.running = False
+    def _stop(self, data: bytes) -> bytes:
+        """Stop a guest that runs at the first byte but an acknowledgement; it is lost (gdb_read_byte)."""
+        rest = data.removeprefix(b"+")
+        if not self.running or not rest:
+            return data
+        self.running = False
+        if self.announces:
             self._send(f"T02thread:{self._cpu};", acknowledge=False)
+        return rest[1:]
 
     def _send(self, body: str, *, acknowledge: bool = True) -> None:
         assert self._client is not None
@@ -173,10 +177,10 @@ class FakeStub:
         inside = 0 <= start <= len(self.ram) - size
         return bytes(self.ram[start : start + size]).hex() if inside else "00" * size
 
-    @staticmethod
-    def _monitor(command: str) -> str:
+    def _monitor(self, command: str) -> str:
         return {
             "info version": "7.2.22Debian 1:7.2\r\n",
-            "info status": "VM status: paused\r\n",
+            "info status": f"VM status: {self.status}\r\n",
+            "info registers -a": self.registers,
             "info mtree -f": MTREE.replace("\n", "\r\n"),
         }.get(command, "")

@@ -83,8 +83,7 @@ class KvmStub(FakeStub):
                 return "T05thread:01;"
         return "T02thread:01;"
 
-    @staticmethod
-    def _monitor(command: str) -> str:
+    def _monitor(self, command: str) -> str:
         if command == "info kvm":
             return "kvm support: enabled\r\n"
-        return FakeStub._monitor(command)
+        return super()._monitor(command)

@@ -329,6 +329,15 @@ class Context:
         if session is not None:
             session.close()
 
+    def look(self) -> str:
+        """Notice what somebody else did to the guest meanwhile; return what to say about it."""
+        look = getattr(self.session, "look", None)
+        said: str = look() if look is not None else ""
+        if said:
+            self.forget_stop()
+            self.memo.clear()
+        return said
+
     def forget_stop(self) -> None:
         """Forget what was derived from the guest as it stood; where its kernel lies remains a hint."""
         if self._view is not None:

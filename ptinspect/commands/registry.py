@@ -270,8 +270,9 @@ class Registry:
             if command.extra:
                 args.extra = extra
         ctx.check(command.needs, command.name)
+        changed = ctx.look()
         with _system_errors():
-            report = _with_notices(ctx, command.handler(ctx, args))
+            report = _with_notices(ctx, command.handler(ctx, args), changed)
         _remember(ctx, command.name, report)
         return report
 
@@ -313,10 +314,10 @@ def _remember(ctx: Context, name: str, report: Report) -> None:
         kept[name] = (stop_of(ctx), report.result)
 
 
-def _with_notices(ctx: Context, report: Report) -> Report:
-    """Add what happened to the lanes to guest memory while the command ran."""
+def _with_notices(ctx: Context, report: Report, changed: str) -> Report:
+    """Add what somebody else did to the guest, and what happened to the lanes while the command ran."""
     take = getattr(getattr(ctx.session, "memory", None), "take_notices", None)
-    notices = take() if take is not None else ()
+    notices = [*([changed] if changed else []), *(take() if take is not None else ())]
     if not notices:
         return report
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))

@@ -75,6 +75,18 @@ class Agent:
         """Switch the stub to virtual addresses and flush GDB's caches; return whether pipelining works."""
         return self._gdb.request("-ptinspect-virtual", BASE_SECONDS).field("wire") == b"yes"
 
+    def look(self) -> tuple[bytes, bool]:
+        """Return a digest of how all CPUs stand, and whether the guest was found running and stopped.
+
+        The digest is empty where the stub's socket is not known. Raises TargetError.
+        """
+        how, _, digest = self._gdb.request("-ptinspect-look", BASE_SECONDS).field("looked").partition(b" ")
+        return digest, how == b"ran"
+
+    def flush(self) -> None:
+        """Make GDB forget registers and memory that it read before."""
+        self.leave_physical_mode()
+
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it ends with the guest in its hands and nobody to tell it to leave."""
         self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)

@@ -9,8 +9,11 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.target.address import StubAddress
-from ptinspect.target.journal import GUARD, PAINT, POKE, Change, Detour, Journal, place
+from ptinspect.target.journal import GUARD, PAINT, POKE, Change, Detour, Journal, attaching, place
 from ptinspect.target.probe import leave
+
+LOCK_SECONDS = 30.0
+"""How long somebody who attaches at the same moment may take."""
 
 
 class Guest(Protocol):
@@ -140,7 +143,8 @@ def leave_as_found(address: StubAddress, running: bool, attach: Callable[[], Lea
         if any(change.what != POKE for change in journal.changes):
             attach().detach(running)
         else:
-            leave(address, running, clear=True)
+            with attaching(address, LOCK_SECONDS):
+                leave(address, running, clear=True)
     except PtinspectError as error:
         return f"the guest is not as it was found: {error.message}"
     return f"the guest was left {'running' if running else 'stopped'}"

@@ -225,6 +225,10 @@ class HostedSession(Session):
             self._tracker.touch()
         self._tracker.cpu = cpu
 
+    def look(self) -> str:
+        """Look at nothing: the user of GDB may have let the guest run, and `begin` says so."""
+        return ""
+
     def settle(self) -> None:
         """End a command: GDB's prompt appears only when the guest stands."""
         self._hosted.settle()

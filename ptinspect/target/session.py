@@ -61,6 +61,8 @@ class Session(RunControl):
         """What ptinspect has changed in the guest's memory."""
         self.left_behind: tuple[str, ...] = ()
         """What an earlier session had left in the guest, and what became of it."""
+        self._looked: tuple[int, bytes] = (-1, b"")
+        """The stop at which all CPUs were looked at last, and the digest of how they stood."""
         self._recovery = threading.Lock()
         self._recovered: str | None = None
         self._tracker.listeners.append(self._lost)
@@ -139,6 +141,24 @@ class Session(RunControl):
         self._need_stopped()
         self._gdb.request(f"-thread-select {cpu + 1}", SECONDS)
         self._tracker.cpu = cpu
+
+    def look(self) -> str:
+        """Notice what somebody else did to a guest that ptinspect had stopped; return what to say about it.
+
+        Others can let it run, stop it, reset it or load another state, by QEMU's monitor. What was read
+        before is forgotten then.
+        """
+        if self.state is not RunState.STOPPED or not self._link.pipelined:
+            return ""
+        digest, ran = self._link.agent.look()
+        before, self._looked = self._looked, (self._tracker.token, digest)
+        if not ran and (before[0] != self._tracker.token or before[1] == digest):
+            return ""
+        self._link.agent.flush()
+        self._tracker.touch()
+        self._looked = (self._tracker.token, digest)
+        how = "was running, and was stopped again" if ran else "is not where it stood"
+        return f"the guest {how}: somebody else uses QEMU's monitor; what was read before is forgotten"
 
     # Registers and memory
 

@@ -339,3 +339,39 @@ def _wait_for(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+# Others at the same guest
+
+
+def test_a_guest_that_stands_as_it_stood(session: Session) -> None:
+    assert session.look() == ""
+    token = session.stop_token
+    assert session.look() == "" and session.stop_token == token
+
+
+@pytest.mark.parametrize("announces", [False, True])
+def test_a_guest_that_somebody_else_let_run_is_noticed_and_stands(
+    session: Session, stub: FakeStub, announces: bool
+) -> None:
+    assert session.look() == ""
+    token = session.stop_token
+    stub.announces, stub.running = announces, True
+    assert session.look().startswith("the guest was running, and was stopped again")
+    assert not stub.running and session.stop_token > token
+    assert session.look() == ""
+    assert session.memory.read(RAM_START, PAGE) == page(RAM_START)
+    assert session.cpu_state(0).x == (0,) * 31
+
+
+@pytest.mark.parametrize("change", [{"registers": "CPU#0\r\n PC=0\r\n"}, {"status": "paused (prelaunch)"}])
+def test_a_guest_that_somebody_else_reset_is_noticed(
+    session: Session, stub: FakeStub, change: dict[str, str]
+) -> None:
+    assert session.look() == ""
+    token = session.stop_token
+    for name, value in change.items():
+        setattr(stub, name, value)
+    assert session.look().startswith("the guest is not where it stood")
+    assert session.stop_token > token
+    assert session.look() == ""

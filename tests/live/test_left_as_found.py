@@ -1,0 +1,174 @@
+"""Whatever dies, the guest is left as it was found: it runs or stands, and its code is what it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from session import need_guest
+
+from ptinspect.guests.initrd import READY
+from ptinspect.target import qemu as launcher
+
+pytestmark = pytest.mark.live
+PATIENCE = 120.0
+TEXT = (0x4021_0000, 0x40000)
+"""Where the kernel's vectors and entry code lie, and bytes."""
+STAGES = {
+    "prompt": [],
+    "continue": ["-c", "continue --timeout 300"],
+    "guard": ["-c", "stack guard --timeout 300"],
+    "paint": ["-c", "stack highwater --paint --yes --timeout 300"],
+}
+
+
+class Machine:
+    """A QEMU with a guest at its shell, and a monitor that is nobody else's."""
+
+    def __init__(self, folder: Path) -> None:
+        guest = need_guest("5.10-cloud")
+        self.kernel = guest.kernel
+        monitor = folder / "qmp"
+        options = launcher.LaunchOptions(
+            guest.kernel, guest.initrd, extra=("-qmp", f"unix:{monitor},server=on,wait=off"), memory=512
+        )
+        self.qemu = launcher.launch(options, directory=folder)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(monitor))
+        self._lines = self._socket.makefile("rw")
+        self._lines.readline()
+        self("qmp_capabilities")
+        self("cont")
+        wait_for(lambda: READY.encode() in self.qemu.console.read_bytes())
+
+    def __call__(self, command: str, **arguments: object) -> Any:
+        """Run a command of QMP."""
+        self._lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self._lines.flush()
+        while True:
+            answer = json.loads(self._lines.readline())
+            if "return" in answer:
+                return answer["return"]
+            assert "error" not in answer, answer
+
+    @property
+    def runs(self) -> bool:
+        """Tell whether the guest runs."""
+        return bool(self("query-status")["running"])
+
+    def text(self, folder: Path) -> bytes:
+        """Return the kernel's entry code as it stands in memory."""
+        file = folder / "text"
+        self("pmemsave", val=TEXT[0], size=TEXT[1], filename=str(file))
+        return file.read_bytes()
+
+    def close(self) -> None:
+        """End it."""
+        self._lines.close()
+        self._socket.close()
+        self.qemu.end()
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    found = Machine(tmp_path_factory.mktemp("machine"))
+    yield found
+    found.close()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("ran", [True, False], ids=["ran", "stood"])
+@pytest.mark.parametrize(
+    ("stage", "victim", "number", "code"),
+    [
+        ("prompt", "ptinspect", signal.SIGKILL, -9),
+        ("prompt", "gdb", signal.SIGKILL, 3),
+        ("continue", "ptinspect", signal.SIGKILL, -9),
+        ("continue", "ptinspect", signal.SIGINT, 130),
+        ("continue", "gdb", signal.SIGTERM, 3),
+        ("guard", "ptinspect", signal.SIGKILL, -9),
+        ("guard", "ptinspect", signal.SIGINT, 130),
+        ("guard", "gdb", signal.SIGKILL, 3),
+        ("paint", "ptinspect", signal.SIGHUP, 129),
+    ],
+)
+def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
+    machine: Machine, tmp_path: Path, stage: str, victim: str, number: int, code: int, ran: bool
+) -> None:
+    machine("cont" if ran else "stop")
+    before = machine.text(tmp_path)
+    words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel), *STAGES[stage]]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ptinspect", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        wait_for(lambda: bool(children(process.pid)))
+        [debugger] = children(process.pid)
+        if stage == "prompt":
+            assert process.stdout.readline().startswith("attached to")
+        elif stage == "guard":
+            wait_for(lambda: machine.text(tmp_path) != before)
+            wait_for(lambda: machine.runs)
+        else:
+            wait_for(lambda: not machine.runs) if ran else None
+            wait_for(lambda: machine.runs)
+        os.kill(process.pid if victim == "ptinspect" else debugger, number)
+        if stage == "prompt" and victim == "gdb":
+            process.stdin.write("regs pc\n")
+        process.stdin.close()
+        said = process.stdout.read()
+        assert process.wait(PATIENCE) == code, said
+    wait_for(lambda: ended(debugger))
+    wait_for(lambda: machine.runs is ran)
+    time.sleep(1.0)  # nobody changes that again
+    assert machine.runs is ran
+    assert machine.text(tmp_path) == before
+    assert "Traceback" not in said and "a bug" not in said
+
+
+def test_a_monitor_that_lets_the_guest_run_is_noticed(machine: Machine) -> None:
+    from ptinspect.api import Guest
+
+    machine("cont")
+    with Guest.attach(str(machine.qemu.gdb_socket), kernel=machine.kernel, timeout=PATIENCE) as guest:
+        guest.command("regs pc")
+        machine("cont")
+        wait_for(lambda: machine.runs)
+        token = guest.session.stop_token
+        guest.command("regs pc")
+        assert not machine.runs and guest.session.stop_token > token
+        machine("system_reset")
+        assert int(guest.command("regs pc")["registers"]["pc"], 16) == 0x4000_0000
