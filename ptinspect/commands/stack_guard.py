@@ -14,7 +14,7 @@ from ptinspect.commands.guard_wires import Armed
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.stack import open_stacks, task_of
 from ptinspect.errors import KernelFileError, PtinspectError, TargetTimeout, UserError
-from ptinspect.output.model import Note, Report, hex_address
+from ptinspect.output.model import Note, Report, escape, hex_address
 from ptinspect.output.views.stack import named
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _cost(run: Run) -> Note:
     false = run.armed.wires.false_hits
     skipped = run.armed.wires.skipped
     more = f"; {skipped} stacks were too many to watch" if skipped else ""
-    more += f"; tasks are not known: {run.blind}" if run.blind else ""
+    more += f"; tasks are not known: {escape(run.blind)}" if run.blind else ""
     return Note(f"the entry was guarded by {entry}{why}; {false} stop(s) that were no alarm{more}", "dim")
 
 
