@@ -82,7 +82,7 @@ def nexti(ctx: Context, args: argparse.Namespace) -> Report:
     for left in range(args.count - 1, -1, -1):
         before = session.cpu_state(cpu)
         if is_call(ctx.code_at(before.pc, 4)):
-            caller = Caller(before.pc + 4, before.sp, exact=True, x29=before.x[29])
+            caller = Caller(before.pc + 4, before.sp, before.sp, before.x[29])
             stop, back = _return_to(ctx, caller, before, deadline)
             if not left or not back:
                 return _came_back(ctx, stop, back)

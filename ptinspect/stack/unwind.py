@@ -51,17 +51,17 @@ class Caller:
 
     pc: int
     """The return address; the interrupted instruction, of an exception."""
-    sp: int
-    """SP after the return."""
-    exact: bool
-    """True if SP is known exactly; else SP is not below that value."""
+    lowest: int
+    """The lowest that SP can be after the return: past the record of the function that returns."""
+    highest: int
+    """The highest: the caller's own record, or the same as the lowest where SP is known exactly."""
     x29: int
     """The caller's frame record, which x29 holds again after the return (AAPCS64 6.1.1)."""
 
     def reached(self, state: CpuState) -> bool:
         """Tell whether a CPU has come back from this very call, on the same stack and in the same frame."""
-        sp = state.sp == self.sp if self.exact else state.sp >= self.sp
-        return state.pc == self.pc and state.x[29] == self.x29 and sp
+        on_it = self.lowest <= state.sp <= self.highest
+        return state.pc == self.pc and state.x[29] == self.x29 and on_it
 
 
 @dataclass
@@ -144,10 +144,15 @@ class Unwinder:
         if not self._begin(state, elr, before) or (not state.frames and not self._innermost(state)):
             return None
         inner = state.frames[0]
-        exact = inner.exact and state.sp == inner.sp + inner.size
-        least = inner.sp if inner.record is None else max(inner.sp, inner.record + 16)
-        known = exact or self._stack(state.sp) is self._stack(inner.sp)
-        return Caller(state.pc, state.sp if exact else least if known else 0, exact, state.x29)
+        if inner.kind != "function":
+            return Caller(state.pc, state.sp, state.sp, state.x29)
+        end = inner.sp + inner.size
+        if inner.record is None:
+            return Caller(state.pc, end, end, state.x29)
+        stack = self._stack(inner.sp)
+        same = state.x29 and self._stack(state.x29) is stack
+        highest = state.x29 if same else MASK64 if stack is None else stack.top
+        return Caller(state.pc, inner.record + 16, highest, state.x29)
 
     def _begin(self, state: _State, elr: int | None, before: int | None) -> bool:
         """Add the frame of an exception that is not stored yet; False where nothing is on the stack."""

@@ -108,7 +108,7 @@ def test_a_new_task_in_the_same_memory_is_another_one(at_middle: Finish) -> None
         at_middle.run("finish", back)
 
 
-@pytest.mark.parametrize(("sp", "x29"), [(-64, -64), (0, -64), (64, 64), (4096, 0)])
+@pytest.mark.parametrize(("sp", "x29"), [(-64, -64), (0, -64), (64, 64), (4096, 0), (-64, 0)])
 def test_another_frame_of_the_same_task_goes_on(at_middle: Finish, sp: int, x29: int) -> None:
     """A deeper call of the same function, and one that was left by another way."""
     back = returned(at_middle)
@@ -165,20 +165,20 @@ def test_in_prologue_and_epilogue(guest: Guest, pc: int, lowered: int, own: bool
     x29 = caller - 64 if own else caller
     state = guest.cpu(guest.me, caller - lowered, pc=pc, x29=x29, x30=LR_OUTER)
     found = start_of_cpu(guest.view(state), state).caller()
-    assert found == Caller(LR_OUTER, caller, True, caller)
+    assert found == Caller(LR_OUTER, caller if not own else x29 + 16, caller, caller)
 
 
 def test_a_leaf_returns_by_x30(guest: Guest) -> None:
     sp = guest.chain()
     state = guest.cpu(guest.me, sp, pc=LEAF + 8, x29=sp, x30=LR_MIDDLE)
-    assert start_of_cpu(guest.view(state), state).caller() == Caller(LR_MIDDLE, sp, True, sp)
+    assert start_of_cpu(guest.view(state), state).caller() == Caller(LR_MIDDLE, sp, sp, sp)
 
 
 def test_without_symbols_the_frame_record_tells(guest: Guest) -> None:
     sp = guest.chain()
     state = guest.cpu(guest.me, sp, pc=0xFFFF_8000_0900_0000, x29=sp)
     found = start_of_cpu(guest.view(state), state).caller()
-    assert found == Caller(LR_OUTER, sp + 16, False, sp + 64)
+    assert found == Caller(LR_OUTER, sp + 16, sp + 64, sp + 64)
     back = replace(state, pc=LR_OUTER, sp=sp + 48, x=(*state.x[:29], sp + 64, 0))
     assert found.reached(back)
     assert not found.reached(replace(back, sp=sp - 16))
@@ -248,7 +248,7 @@ def test_big_frames_end_where_their_prologue_says(guest: Guest) -> None:
     sp = caller - 0x1000
     guest.put(sp + 16, caller, LR_MIDDLE)
     state = guest.cpu(guest.me, sp, pc=LR_BIG, x29=sp + 16)
-    assert start_of_cpu(guest.view(state), state).caller() == Caller(LR_MIDDLE, caller, True, caller)
+    assert start_of_cpu(guest.view(state), state).caller() == Caller(LR_MIDDLE, sp + 32, caller, caller)
     assert KERNEL < LR_BIG
 
 
