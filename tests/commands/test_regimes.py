@@ -160,7 +160,7 @@ def test_ttbr0_says_what_it_holds_by_evidence() -> None:
     report = run(ctx, "regime")
     assert report.result["ttbr0"]["holds"] == "nothing"
     assert "no entry is valid" in report.result["ttbr0"]["holds_reason"]
-    assert "user" not in text(report)
+    assert "user" not in text(report) and "TTBR0_EL1 holds nothing: no entry is valid" in text(report)
     tree.memory.write(empty, (0x4700_0003).to_bytes(8, "little"))
     ctx.forget_stop()
     assert run(ctx, "regime").result["ttbr0"]["holds"] == ""
