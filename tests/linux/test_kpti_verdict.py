@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import NG, OUTSIDE, REGIMES, TreeBuilder, copy_tables
+from builders import KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder, copy_tables
 from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, patched, rewrite
 
 from ptinspect.linux.kpti.code import KptiCode, TablesAre, recognise_code
@@ -290,3 +290,10 @@ def test_a_fixmap_slot_that_another_cpu_was_patching_through_is_not_lost() -> No
     found = judge(old, after)
     assert found.code == "lost-write" and len(found.evidence) == 1 and f"{page:#x}" in found.evidence[0]
     assert "1 slot(s) of the fixmap" in found.unknown[0]
+
+
+def test_user_tables_tell_nothing_of_the_rewrite() -> None:
+    made = TreeBuilder(REGIMES["4k-48-user"])
+    made.map(0x40_0000, 0x4400_0000, size=8 << 12, attributes=KERNEL_DATA | NG)
+    found = judge(None, made.snapshot(), None, MARKS, finished=False)
+    assert found.code == "unknown" and "lower half" in found.unknown[0]

@@ -210,8 +210,8 @@ def _marking(
     stores = _stores_said(recording) if recording is not None and recording.whole else ()
     share = (f"{after.name}: {c.marks}", *stores)
     treated = _by_stores(recording) if state.code is None else state.code.tables
-    if not c.leaves:
-        return Verdict("unknown", share, ("the tables map nothing",))
+    if not c.leaves or not after.regime.upper:
+        return Verdict("unknown", share, (state.reason,))
     if c.leaves_ng < c.leaves * (1 if finished else MOSTLY):
         why = "the rewrite is not over, or left leaves out: kpti progress, check"
         listed = _missed(None, after, tables=False)[1] if finished else []
