@@ -159,7 +159,9 @@ def _share(work: Work, state: KptiState) -> str:
     if state.state == "not-needed":
         return state.counts.marks
     if state.state == "after" and state.position is None:
-        return f"{work.left} descriptors have no bit 11" if work.left else "all descriptors have bit 11"
+        c = state.counts
+        tables = c.table_descriptors - c.table_descriptors_marked
+        return f"{c.leaves - c.leaves_ng} leaves are global, {tables} tables have no mark"
     done, most = work.total - work.left, "" if work.seen else "at most "
     text = f"{done} of {work.total} descriptors are rewritten ({most}{work.percent:.1f} %)"
     if not work.seen:

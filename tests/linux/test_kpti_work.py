@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from builders import NG, TreeBuilder, copy_tables
@@ -10,7 +12,7 @@ from test_kpti_verdict import BASE, FAR, REGIME, before, marked, place
 
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti.code import Algorithm, KptiCode
-from ptinspect.linux.kpti.position import key_of, position
+from ptinspect.linux.kpti.position import Frontier, Position, key_of, position
 from ptinspect.linux.kpti.state import KptiState, state_from_tables
 from ptinspect.linux.kpti.work import Work, by_address, by_number, by_percent, left_of, work
 from ptinspect.snapshot.model import Snapshot
@@ -27,8 +29,6 @@ def begun(snapshot: Snapshot, code: KptiCode | None) -> KptiState:
 
 def state_of(guest: Rewrite, snapshot: Snapshot) -> KptiState:
     """The state by the registers, as the live one is."""
-    import dataclasses
-
     where = position(guest.machine.state(), guest.code, guest.regime, guest.tree.memory)
     words = {"before": "before", "walking": "in-progress", "done": "after"}
     found = state_from_tables(snapshot, guest.code)
@@ -57,8 +57,6 @@ def test_a_percentage_is_a_place_in_the_order_of_the_walk(code: KptiCode) -> Non
     keys = []
     for percent in (0, 25, 50, 75, 100):
         target = by_percent(old, state, percent)
-        from ptinspect.linux.kpti.position import Frontier
-
         keys.append(key_of(Frontier(target.va, target.level, None, ""), REGIME, algorithm))
     assert keys == sorted(keys)
     assert by_percent(old, state, 0).ordinal == 0
@@ -149,3 +147,13 @@ def test_a_number_that_was_counted_for_another_boot_is_not_exceeded() -> None:
     row, slot = place(copy, 3, FAR)
     copy.tables.raw[row, slot] |= np.uint64(NG)
     assert work(copy, begun(copy, CODES["5.10"])).left == 18
+
+
+def test_what_was_made_after_the_walk_is_not_its_work() -> None:
+    new = marked(before())
+    row, slot = place(new, 2, FAR)
+    new.tables.raw[row, slot] &= ~np.uint64(NG)
+    state = dataclasses.replace(state_from_tables(new, CODES["5.10"]), state="after")
+    assert work(new, state) == Work(18, 0, seen=False)
+    inside = dataclasses.replace(state, position=Position("done", (), None))
+    assert work(new, inside).left == 1, "there it was missed"

@@ -70,7 +70,7 @@ def work(snapshot: Snapshot, state: KptiState, total: int | None = None) -> Work
     """Count what is to be done and what is left, by the tables and where the walk stands in them.
 
     `total` is what was counted when nothing was written yet, if anybody did. Leaves that are nG before
-    the walk begins are not its work.
+    the walk begins are not its work, nor is what lacks bit 11 when the boot CPU has left it.
     """
     order, place = _order(snapshot, state), _place(snapshot, state)
     left = passed = 0
@@ -81,6 +81,8 @@ def work(snapshot: Snapshot, state: KptiState, total: int | None = None) -> Work
             if not state.marks_tables and state.code is not None and state.code.tables == "never-written":
                 done &= ~at.table
             passed += int(np.count_nonzero(done))
+    if state.state == "after" and state.position is None:
+        left = 0
     if total is None:
         return Work(left + passed, left, seen=not place)
     return Work(max(total, left), left, seen=True)
