@@ -90,8 +90,8 @@ def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiS
     counts = summarize(snapshot)
     found = KptiState("unknown", counts.marks, counts, unseen=unseen(snapshot), code=code)
     if not counts.leaves or not snapshot.regime.upper:
-        why = "the tables map nothing" if snapshot.regime.upper else "these are tables of the lower half"
-        return _with(found, "unknown", why)
+        other = "these are tables of the lower half"
+        return _with(found, "unknown", "the tables map nothing" if snapshot.regime.upper else other)
     if found.unseen:
         return _with(found, "unknown", *(f"not seen: {part}" for part in found.unseen))
     if not counts.leaves_ng and not counts.table_descriptors_marked:
