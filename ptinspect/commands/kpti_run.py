@@ -36,6 +36,8 @@ FIRST_VIRTUAL = "start_kernel"
 LOOK_SECONDS = 0.05
 """How long the guest runs between two looks for the kernel while a firmware runs: the kernel needs some
 hundred milliseconds from its first instruction to the rewrite."""
+SLICE_SECONDS = 2.0
+"""How long it runs at most, at breakpoints that it may have passed already, before it is looked at again."""
 PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 """Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
@@ -131,11 +133,12 @@ class Runner:
         self.ctx.forget_stop()
         return stop
 
-    def run_for(self, addresses: Sequence[int], seconds: float) -> StopInfo | None:
+    def run_for(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo | None:
         """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
         self.ctx.forget_stop()
+        seconds = min(seconds, self.left())
         try:
-            return self.session.run_until(list(addresses), min(seconds, self.left()), purpose=Purpose.REWRITE)
+            return self.session.run_until(list(addresses), seconds, purpose=Purpose.REWRITE, needed=needed)
         except TargetTimeout:
             return None
         finally:
@@ -151,14 +154,13 @@ class Runner:
         """
         more: list[int] = []
         stop: StopInfo | None = None
-        while not self.placed():
-            anchor = self.anchor()
-            if anchor is None:
-                wanted = [self.kernel.lookup(FIRST_VIRTUAL)] if self.kernel.linked else []
-            else:
-                wanted = [anchor, *more]
+        first: int | None = None
+        while not self.placed(at_stop=stop is not None):
+            anchor, first = self.anchor(), self.first()
+            wanted = [*([] if anchor is None else [anchor]), *([] if first is None else [first]), *more]
             self.ctx.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
-            stop = self.run_for(wanted, LOOK_SECONDS if anchor is None else 1.0)
+            often = anchor is None or self.ctx.view().placed
+            stop = self.run_for(wanted, LOOK_SECONDS if often else SLICE_SECONDS)
             if stop is not None and stop.pc not in wanted:
                 raise GuestError(
                     f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
@@ -167,13 +169,29 @@ class Runner:
             if stop is not None:
                 more = [self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else []
         if stop is not None:
-            self.outcome.stops.append((ANCHOR, stop.pc))
+            self.outcome.stops.append((FIRST_VIRTUAL if stop.pc == first else ANCHOR, stop.pc))
 
-    def placed(self) -> bool:
-        """Tell whether it is known where the kernel runs: not before a CPU has tables for its addresses."""
+    def placed(self, *, at_stop: bool) -> bool:
+        """Tell whether it is known where the kernel runs: not before a CPU has tables for its addresses.
+
+        With KASLR a kernel up to v6.5 runs where it was linked for a while before it moves (head.S,
+        __primary_switched). It stays when it is stopped at the anchor or at its first function, and when
+        its table has more in it than the image.
+        """
+        from ptinspect.linux.roots import valid_entries
+
         states = [self.session.cpu_state(cpu) for cpu in range(self.session.cpu_count)]
-        begun = any(state.system.get(translation_register(state, "TTBR1")) for state in states)
-        return begun and self.ctx.view().placed
+        if not any(state.system.get(translation_register(state, "TTBR1")) for state in states):
+            return False
+        view = self.ctx.view()
+        return view.placed and (at_stop or valid_entries(view.memory, view.swapper().pa, view.regime) > 1)
+
+    def first(self) -> int | None:
+        """Return the address of the kernel's first function: as linked while it is not known otherwise."""
+        view = self.ctx.view()
+        if view.placed:
+            return view.symbol(FIRST_VIRTUAL)
+        return self.kernel.lookup(FIRST_VIRTUAL) if self.kernel.linked else None
 
     def anchor(self) -> int | None:
         """Return where the anchor lies; None while it is not known where the image will be."""
@@ -184,6 +202,8 @@ class Runner:
 
     def enter(self) -> bool:
         """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""
+        from ptinspect.linux.kpti.evidence import past_boot
+
         entry = self.point("entry")
         if self.at_entry(entry):
             return True
@@ -191,7 +211,12 @@ class Runner:
         past = self.runtime(PAST[:1]) or self.runtime(PAST)
         returns: set[int] = set()
         while True:
-            stop = self.run_to([entry, *past, *functions, *returns], 1 + len(past))
+            stop = self.run_for([entry, *past, *functions, *returns], SLICE_SECONDS, 1 + len(past))
+            if stop is None:
+                if said := past_boot(self.ctx.view()):
+                    self.outcome.reason = f"{said}: the kernel went on without a rewrite"
+                    return False
+                continue
             state = self.session.cpu_state(stop.cpu)
             if stop.pc == entry:
                 if self.at_entry(entry):

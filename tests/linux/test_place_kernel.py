@@ -1,0 +1,120 @@
+"""`kpti run` waits for the kernel: how often it looks, and what it takes for its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from builders import TreeBuilder
+from kernels import TEXT_VA, image, table
+from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.commands import kpti_run
+from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.context import Context
+from ptinspect.commands.kpti_run import Runner
+from ptinspect.errors import TargetTimeout
+from ptinspect.linux.image import KernelImage
+from ptinspect.memory.sparse import SparseMemory
+
+FIRST = TEXT_VA + 0x2_0000
+ANCHOR = TEXT_VA + 0x4_0000
+MORE = [("start_kernel", FIRST, "T"), ("idmap_cpu_replace_ttbr1", ANCHOR, "T")]
+MOVED = 0x1000_0000
+WHERE = 0x4C23_0000
+BOOT = 0x4700_0000
+FIRMWARE = {"TTBR1_EL1": 0, "TTBR0_EL1": 0x47FF_F000, "VBAR_EL1": 0x4800}
+
+
+class Scripted:
+    """A session that goes from one state to the next whenever the guest is to run."""
+
+    cpu_count, current_cpu, ram = 1, 0, RAM
+    state = SimpleNamespace(name="STOPPED")
+    address = ""
+
+    def __init__(self, memory: SparseMemory, states: Sequence[tuple[CpuState, int | None]]) -> None:
+        self.memory, self._states, self.stop_token = memory, list(states), 0
+        self.asked: list[tuple[list[int], float]] = []
+
+    def cpu_state(self, cpu: int) -> CpuState:
+        return self._states[0][0]
+
+    def run_until(self, addresses: list[int], timeout: float, **_: object) -> object:
+        self.asked.append((addresses, timeout))
+        self.stop_token += 1
+        del self._states[0]
+        pc = self._states[0][1]
+        if pc is None:
+            raise TargetTimeout("it runs")
+        return SimpleNamespace(pc=pc, cpu=0, reason="breakpoint-hit")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> KernelImage:
+    (tmp_path / "Image").write_bytes(image())
+    found = KernelImage.open(tmp_path / "Image")
+    found.__dict__["_table"] = (table(SYMBOLS + MORE), "")
+    return found
+
+
+def runner(
+    monkeypatch: pytest.MonkeyPatch, kernel: KernelImage, session: Scripted
+) -> tuple[Runner, Context, Scripted]:
+    monkeypatch.setattr("ptinspect.linux.kpti.code.recognise", lambda kernel: SimpleNamespace(algorithm=""))
+    ctx = Context(build_registry())
+    fake: Any = session
+    ctx.session, ctx._kernel = fake, kernel
+    return Runner(ctx, 60), ctx, session
+
+
+def moved_by_a_firmware() -> tuple[Guest, CpuState, CpuState, CpuState]:
+    """The firmware, the kernel where it is linked, the kernel where it stays."""
+    guest = Guest(MOVED, image_pa=WHERE)
+    early = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4710_0000, root=BOOT)
+    early.map(TEXT_VA, WHERE, size=0x10_0000)
+    firmware = guest.cpu(pc=0x47F0_0000, **FIRMWARE)
+    linked = guest.cpu(pc=TEXT_VA + 0x1_0100, TTBR1_EL1=BOOT, VBAR_EL1=TEXT_VA + 0x1_0800)
+    return guest, firmware, linked, guest.cpu()
+
+
+def test_a_kernel_that_moves_itself_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, kernel: KernelImage
+) -> None:
+    guest, firmware, linked, stays = moved_by_a_firmware()
+    script = [(firmware, None), (firmware, None), (linked, None), (stays, None)]
+    run, ctx, session = runner(monkeypatch, kernel, Scripted(guest.memory, script))
+    run.place_kernel()
+    assert ctx.view().kaslr_offset == MOVED and ctx.view().image_pa == WHERE
+    looks = [(addresses, seconds) for addresses, seconds in session.asked]
+    assert looks[0] == ([FIRST], kpti_run.LOOK_SECONDS) == looks[1]
+    assert looks[2][0] == [WHERE + ANCHOR - TEXT_VA, FIRST]
+
+
+def test_the_first_function_is_enough_without_kaslr(
+    monkeypatch: pytest.MonkeyPatch, kernel: KernelImage
+) -> None:
+    guest, firmware, linked, _ = moved_by_a_firmware()
+    script = [(firmware, None), (linked, FIRST)]
+    run, ctx, _ = runner(monkeypatch, kernel, Scripted(guest.memory, script))
+    run.place_kernel()
+    assert ctx.view().kaslr_offset == 0
+    assert run.outcome.stops == [("start_kernel", FIRST)]
+
+
+def test_direct_boots_stop_at_the_anchor(monkeypatch: pytest.MonkeyPatch, kernel: KernelImage) -> None:
+    guest = Guest(MOVED)
+    early = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4710_0000, root=BOOT)
+    early.map(guest.va(0), IMAGE_PA, size=0x10_0000)
+    anchor = IMAGE_PA + ANCHOR - TEXT_VA
+    reset = guest.cpu(pc=0x4000_0000, TTBR1_EL1=0, TCR_EL1=0, SCTLR_EL1=0, VBAR_EL1=0, TTBR0_EL1=0)
+    at = guest.cpu(pc=anchor, TTBR1_EL1=BOOT, VBAR_EL1=guest.va(0x1_0800))
+    run, ctx, session = runner(monkeypatch, kernel, Scripted(guest.memory, [(reset, None), (at, anchor)]))
+    run.place_kernel()
+    assert ctx.view().kaslr_offset == MOVED
+    assert session.asked == [([anchor, FIRST], kpti_run.SLICE_SECONDS)]
+    assert run.outcome.stops == [("idmap_cpu_replace_ttbr1", anchor)]
