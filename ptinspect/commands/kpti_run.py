@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ptinspect.arch.sysregs import translation_register
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import mismatch
 from ptinspect.commands.kpti_live import Look, look
@@ -159,7 +158,7 @@ class Runner:
             anchor, first = self.anchor(), self.first()
             wanted = [*([] if anchor is None else [anchor]), *([] if first is None else [first]), *more]
             self.ctx.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
-            often = anchor is None or self.ctx.view().placed
+            often = anchor is None or self.ctx.view().placed  # it may have passed both already
             stop = self.run_for(wanted, LOOK_SECONDS if often else SLICE_SECONDS)
             if stop is not None and stop.pc not in wanted:
                 raise GuestError(
@@ -180,25 +179,24 @@ class Runner:
         """
         from ptinspect.linux.roots import valid_entries
 
-        states = [self.session.cpu_state(cpu) for cpu in range(self.session.cpu_count)]
-        if not any(state.system.get(translation_register(state, "TTBR1")) for state in states):
+        view = self.ctx.view()
+        if not (view.entered and view.placed):
             return False
-        view = self.ctx.view()
-        return view.placed and (at_stop or valid_entries(view.memory, view.swapper().pa, view.regime) > 1)
-
-    def first(self) -> int | None:
-        """Return the address of the kernel's first function: as linked while it is not known otherwise."""
-        view = self.ctx.view()
-        if view.placed:
-            return view.symbol(FIRST_VIRTUAL)
-        return self.kernel.lookup(FIRST_VIRTUAL) if self.kernel.linked else None
+        return at_stop or valid_entries(view.memory, view.swapper().pa, view.regime) > 1
 
     def anchor(self) -> int | None:
         """Return where the anchor lies; None while it is not known where the image will be."""
         try:
-            return self.physical(self.kernel.lookup(ANCHOR))
+            return self.physical(self.kernel.lookup(ANCHOR)) if self.ctx.view().entered else None
         except GuestError:
             return None
+
+    def first(self) -> int | None:
+        """Return the address of the kernel's first function: as linked while it is not known otherwise."""
+        view = self.ctx.view()
+        if view.entered and view.placed:
+            return view.symbol(FIRST_VIRTUAL)
+        return self.kernel.lookup(FIRST_VIRTUAL) if self.kernel.linked else None
 
     def enter(self) -> bool:
         """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""

@@ -56,7 +56,7 @@ class Locator:
         found = self._matching(image, self._likely(image, candidates))
         if found is not None:
             return found
-        led = [pa for pa in roots.led_to(self.states) if any(b.writable and b.contains(pa) for b in self.ram)]
+        led = self.led()
         copy = placement.find_image(self.memory, image, self.ram, self.hint[0])
         if copy is not None and copy.agrees and any(copy.pa <= pa < copy.pa + image.size for pa in led):
             return copy
@@ -68,6 +68,11 @@ class Locator:
             found = found or placement.find_code(self.memory, image, self.ram, self.hint[0])
         found = found or copy
         return None if found is None else replace(found, settled=not self._in_firmware(found.pa))
+
+    def led(self) -> list[int]:
+        """Return the addresses in RAM that the registers lead to; none while nothing but a firmware runs."""
+        ram = [block for block in self.ram if block.writable]
+        return [pa for pa in roots.led_to(self.states) if any(block.contains(pa) for block in ram)]
 
     def _matching(self, image: KernelImage, places: Iterator[tuple[int, str]]) -> Found | None:
         """Return the first of some places at which the image's code is."""

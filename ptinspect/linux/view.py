@@ -105,6 +105,11 @@ class GuestView:
         return self._locator.find_image()
 
     @property
+    def entered(self) -> bool:
+        """True if a CPU may run a kernel: its registers lead to code or tables in RAM. Nothing is read."""
+        return bool(self._locator.led())
+
+    @property
     def placement(self) -> Found:
         """Where the image lies in memory, and how that is known.
 
