@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -107,6 +108,14 @@ PREFIXES: dict[str, Form] = {
     "RT": each("[{time}] 006: {text}"),
     "kmsg": each("0,{number},{micro},-;{text}"),
     "kmsg, caller": each("0,{number},{micro},-,caller=T747;{text}"),
+    "journalctl -o json": lambda rows: [
+        json.dumps({"__CURSOR": "s=1", "PRIORITY": "4", "MESSAGE": text, "_TRANSPORT": "kernel"})
+        for _, text in rows
+    ],
+    "LAVA's own log": lambda rows: [
+        "- " + json.dumps({"dt": "2025-06-16T10:00:09", "lvl": "target", "msg": f"[{time}] {text}"})
+        for time, text in rows
+    ],
     "unknown logger": each("board7/ttyS0~ {text}"),
     "unknown logger, numbers": each("{{{number}}} node-12 @@ {text}"),
 }

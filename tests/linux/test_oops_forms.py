@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from oops_forms import COATS, FOLDS, PREFIXES, rows
@@ -110,6 +113,27 @@ def test_every_combination_changes_nothing(name: str) -> None:
         if coat == "as it is" or prefix in USUAL
     ]
     assert wrong([name], forms) == []
+
+
+DMESG = shutil.which("dmesg") or ""
+OPTIONS = ["", "-T", "-H", "-x", "-x -T", "-d", "-e", "-r", "-t", "--time-format iso", "--color=always -x"]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_real_dmesg_changes_nothing(options: str, tmp_path: Path) -> None:
+    """util-linux prints the logs itself, with each of its own forms."""
+    version = subprocess.run([DMESG or "false", "--version"], capture_output=True, text=True, check=False)
+    if "util-linux" not in version.stdout:
+        pytest.skip("there is no dmesg of util-linux")
+    for name in NAMES:
+        file = tmp_path / "raw.log"
+        file.write_text("".join(f"<4>[{float(time):12.6f}] {text}\n" for time, text in rows(name)))
+        command = [DMESG, "-F", str(file), *options.split()]
+        printed = subprocess.run(
+            command, capture_output=True, check=True, env={"TZ": "UTC", "LC_ALL": "C.UTF-8"}
+        )
+        found = [facts(panic) for panic in analyse(printed.stdout).panics]
+        assert found == plain(name), (name, printed.stdout[:400])
 
 
 DECODED: Callable[[str], str] = functools.partial(

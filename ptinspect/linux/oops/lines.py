@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ MAX_ROWS = 12
 """Rows of one wrapped line."""
 
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])")
+_JSON = re.compile(r'^[\s\-,\[]*\{.*"(?:MESSAGE|msg)"\s*:\s*("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")')
+"""A line of `journalctl -o json`, or of LAVA's own log."""
 _ROWS = re.compile(r"[^\r\n\x00]+")
 _STAMPED = re.compile(STAMP)
 _CHARACTERS = {
@@ -308,8 +311,10 @@ def _split(raw: str) -> list[str]:
 
 
 def _clean(raw: str) -> str:
-    """Replace what terminals, browsers and mail programs made of the characters."""
+    """Replace what terminals, browsers, mail programs and JSON made of the characters."""
     text = _ANSI.sub("", raw) if "\x1b" in raw else raw
+    if (message := _JSON.search(text)) is not None:
+        text = json.loads(message[1], strict=False).partition("\n")[0]
     if not text.isascii():
         text = text.translate(_CHARACTERS)
     if "=" in text and _QUOTED_PRINTABLE.search(text) is not None:

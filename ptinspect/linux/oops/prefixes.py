@@ -41,6 +41,7 @@ _CLOCK = re.compile(
     rf"[A-Z][a-z]{{2}} +\d{{1,2}} {_TIME}(?=[ \t]+\[)|"
     rf"\[?\d{{4}}-\d\d-\d\d[T _]{_TIME}{_ZONE}\]?(?: \d\d[OE][ +])?|\[?{_TIME}\]?(?=[ \t]|\[)[ \t]*"
 )
+_EXPORTED = re.compile(r"[ \t]*MESSAGE=")
 _BROADCAST = re.compile(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\S)")
 STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
 """A time stamp of the kernel's: seconds since boot."""
@@ -190,7 +191,7 @@ def _layer(text: str) -> re.Match[str] | None:
     elif first.isdigit():
         patterns, text_at = (_SYSLOG, _NUMBERED, _LOGCAT, _KMSG, _CLOCK), 0
     elif first.isalpha():
-        patterns, text_at = (_SYSLOG, _LOGCAT, _FACILITY, _BROADCAST), 0
+        patterns, text_at = (_SYSLOG, _LOGCAT, _FACILITY, _EXPORTED, _BROADCAST), 0
     else:
         return None
     for pattern in patterns:
