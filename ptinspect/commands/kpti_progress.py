@@ -73,7 +73,7 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
     Runner(ctx, SECONDS)  # there is a kernel file, it is this kernel's, and its rewrite is a known one
     found = look(ctx, "(kpti progress)")
     cpus = cpus_in(ctx, ctx.view(), found.state.code, getattr(args, "cpu", None))
-    return _report(found, cpus, _flag(ctx, found.state))
+    return _report(found, cpus, flag_text(found.state, ctx.stopped.cpu_count))
 
 
 def _report(found: Look, cpus: list[dict[str, Any]], flag: str) -> Report:
@@ -169,18 +169,16 @@ def _share(work: Work, state: KptiState) -> str:
     return text
 
 
-def _flag(ctx: Context, state: KptiState) -> str:
+def flag_text(state: KptiState, cpu_count: int) -> str:
     """Say what the flag says, which depends on where the rewrite is."""
     value, position = state.flag.value, state.position
     if value is None:
         return "unknown"
     if not value:
-        after = state.state == "after"
-        return "0, the rewrite has finished" if after else "0, it is not in use"
+        return "0, the rewrite has finished" if state.state == "after" else "0, it is not in use"
     if position is None:
         return f"{value}, as before the rewrite" if value == 1 else f"{value} CPUs are ready"
-    alone = ctx.stopped.cpu_count == 1
-    if position.phase == "before" and not alone:
+    if position.phase == "before" and cpu_count > 1:
         return "1, no other CPU is ready yet" if value == 1 else f"{value} CPUs are ready"
     return "1, no other CPU takes part" if value == 1 else f"all {value} CPUs that take part are ready"
 
