@@ -33,8 +33,9 @@ def test_the_text_is_the_kernels_own(file: Path, tmp_path: Path) -> None:
     result = run(context(), f"export {file} --format ptdump -o {tmp_path}/text").result
     wanted = file.with_suffix(".txt").read_text()
     assert (tmp_path / "text").read_text() == wanted
-    assert result["rows"] == len(wanted.splitlines()) > 60
-    assert result["era"] == {"5.10": "5.10", "6.1": "5.17", "6.12": "6.9"}[file.stem.partition("-")[0]]
+    assert result["rows"] == len(wanted.splitlines()) > 40
+    eras = {"4.17": "4.16", "5.10": "5.10", "6.1": "5.17", "6.12": "6.9"}
+    assert result["era"] == eras[file.stem.partition("-")[0]]
 
 
 def test_slots_for_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
@@ -50,7 +51,7 @@ def test_slots_for_early_mappings_have_a_page_more_from_6_12_111_on() -> None:
 
 
 def test_there_are_pairs() -> None:
-    assert len(PAIRS) >= 8
+    assert len(PAIRS) >= 12
 
 
 def dump(tree: TreeBuilder, era: str, *, scale: int = 0, mair: int = MTE) -> list[str]:
