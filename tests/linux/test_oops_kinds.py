@@ -194,6 +194,14 @@ def test_a_walk_goes_to_the_fault_whose_address_it_is_of() -> None:
     assert [(p.incident.first.far, p.incident.first.cpu) for p in deaths] == [(0x29F63007, 3), (0x9, 1)]
 
 
+def test_after_internal_error_one_cpu_prints_alone() -> None:
+    """die() holds a lock from there to the end of the trace: only what comes before is interleaved."""
+    one, other = fault(0x30, cpu=1), fault(0x30, cpu=0, number=2)
+    deaths = found([one[0], other[0], one[1], one[2], other[1]], one[3:5], [other[2]], one[5:], other[3:])
+    codes = {p.incident.first.cpu: (p.verdict.code, len(p.incident.first.trace)) for p in deaths}
+    assert codes == dict.fromkeys((0, 1), ("not-a-stack-problem", 2))
+
+
 def test_eight_blocks_that_follow_each_other_are_eight_deaths_and_not_mixed() -> None:
     blocks = [
         bad_stack(cpu=n, base=BASE + n * 0x8000, far=BASE + n * 0x8000 + 0x60, sp=BASE + n * 0x8000 + 0x60)

@@ -54,8 +54,11 @@ class Draft:
         return found
 
     def _doubtful(self) -> tuple[str, ...]:
-        """Return the values that stand in other pieces than SP and pc: they may be another CPU's."""
-        if not self.mixed:
+        """Return the values that stand in other pieces than SP and pc: they may be another CPU's.
+
+        None after `Internal error:`, which names ESR and is printed under a lock, as is what follows it.
+        """
+        if not self.mixed or self.internal:
             return ()
         pieces = {self.runs.get(name, 0) for name in ("sp", "pc", "cpu", "x29") if name in self.slots}
         return tuple(n for n, run in self.runs.items() if len(pieces) != 1 or run not in pieces)

@@ -115,20 +115,39 @@ class Normaliser:
     """Words that stand within rows: whole ones."""
     terminal: int = 0
     """Columns at which rows are cut in the middle of words; 0 if they are not."""
+    held: list[Row] = field(default_factory=list)
+    """The last rows, which may be cut at a width."""
     pending: _Open | None = None
 
     @property
     def waits(self) -> bool:
         """True if the last row is of a line that goes on in the next one."""
-        return self.pending is not None and _OPEN.search(self.pending.text) is not None
+        if self.pending is not None and _OPEN.search(self.pending.text) is not None:
+            return True
+        last = _clean(self.held[-1].raw).rstrip() if self.held else ""
+        cut = last.endswith("=") or (bool(self.terminal) and len(last) == self.terminal)
+        return cut or (bool(last) and _OPEN.search(last) is not None)
 
     def lines(self, rows: Sequence[Row], *, last: bool = True) -> Iterator[Line]:
         """Go through the lines in `rows`, which follow the ones given before; `last` if no more follow."""
+        rows = [*self.held, *rows]
+        self.held = [] if last else self._unfinished(rows)
+        rows = rows[: len(rows) - len(self.held)]
         pieces = [(at, piece, text) for at, text in self._whole(rows) for piece in _split(text)]
         for (at, piece, row), line in zip(pieces, self._peeled([p for _, p, _ in pieces]), strict=True):
             yield from self._row(at, row if row.endswith(piece) else piece, line)
         if last:
             yield from self._flush()
+
+    def _unfinished(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows at the end that may go on in rows that are not here yet."""
+        count = min(len(rows), 1)
+        while count < min(len(rows), MAX_ROWS):
+            raw = rows[-count - 1].raw
+            if not (raw.endswith("=") or (self.terminal and len(_clean(raw)) == self.terminal)):
+                break
+            count += 1
+        return list(rows[len(rows) - count :])
 
     def _whole(self, rows: Sequence[Row]) -> list[tuple[int, str]]:
         """Join rows that were cut at a width: by quoted-printable's soft breaks, or by a terminal."""

@@ -47,6 +47,9 @@ _SEQUENCE = (
     ("pc", "lr", "sp"),
 )
 _ORDER: Mapping[str, int] = {name: rank for rank, name in enumerate(n for part in _SEQUENCE for n in part)}
+_BEFORE_DIE = {"esr", "far", "pagetable", "path"}
+"""Values of a fault's report before `Internal error:`. What follows that line is printed under die_lock
+(arch/arm64/kernel/traps.c, die): by one CPU alone, until the end of its trace."""
 _ABORT_INFO = re.compile(r"ESR = 0x|pgtable:|\] \*?pgd ?=")
 _BAD_STACK_INFO = re.compile(r"ESR: ?0x|FAR: ?0x|stack: *\[0x")
 _FAULT_WORDS = re.compile(
@@ -262,6 +265,8 @@ class Sorter:
             self._fed(self.current, line)
             return True
         takers = [d for d in alive if _takes(d, line.text, found, damaged)]
+        if any(d.internal and not d.ended for d in alive) and not _BEFORE_DIE.issuperset(found):
+            takers = [d for d in takers if d.internal or d.kind not in AFTERMATH_OF or d.kind == "serror"]
         rank = min((_rank(name) for name in (*found, *damaged)), default=0)
         waiting = [d for d in takers if d.rank <= rank or d is self.current]
         takers = waiting or takers

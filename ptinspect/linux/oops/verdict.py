@@ -8,7 +8,7 @@ from ptinspect.arch.esr import EC_BRK, Esr
 from ptinspect.linux import death
 from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Calls, Verdict, holding, place
 from ptinspect.linux.oops.causes import other_cause
-from ptinspect.linux.oops.depth import Recursion, at_exception_entry
+from ptinspect.linux.oops.depth import Recursion, at_exception_entry, entries_in_trace
 from ptinspect.linux.oops.mapping import lost_mapping
 from ptinspect.linux.oops.model import Incident, StackRange
 from ptinspect.linux.oops.printed_walk import Path
@@ -165,6 +165,12 @@ def _where(facts: Facts) -> list[str]:
         nested = facts.recursion
         evidence.append(
             f"{nested.count} nested exceptions of {nested.frame_size} bytes: {'; '.join(nested.reasons)}"
+        )
+    entries = entries_in_trace(bad.trace)
+    if facts.recursion is None and entries > 1:
+        evidence.append(
+            f"the call trace shows {entries} entries of the exception vector in a row: "
+            "each faulted on its own first store"
         )
     if facts.used is not None and stack is not None and at_exception_entry(bad.pc):
         evidence.append(f"{facts.used} of {stack.size} bytes were used before the first fault")

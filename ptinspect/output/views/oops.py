@@ -73,6 +73,9 @@ def _panic(panic: Panic) -> dict[str, Any]:
         "registers": {note.name: _register(note, facts.kpti) for note in panic.registers},
         "kpti": _kpti(facts.kpti) if facts.kpti is not None else None,
         "trace": [escape(frame) for frame in first.trace],
+        "trace_cut": first.elided,
+        "interleaved": first.mixed,
+        "notes": [escape(note) for note in first.notes],
         "later": [
             {
                 "message": escape(fault.headline),
