@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder, copy_tables
+from builders import KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder, copy_tables, cpu_state
 from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, patched, rewrite
 
 from ptinspect.linux.kpti.code import KptiCode, TablesAre, recognise_code
@@ -297,3 +297,15 @@ def test_user_tables_tell_nothing_of_the_rewrite() -> None:
     made.map(0x40_0000, 0x4400_0000, size=8 << 12, attributes=KERNEL_DATA | NG)
     found = judge(None, made.snapshot(), None, MARKS, finished=False)
     assert found.code == "unknown" and "lower half" in found.unknown[0]
+
+
+def test_what_the_kernel_unmapped_after_its_boot_is_no_damage_of_the_rewrite() -> None:
+    """Seen on a healthy 5.10: the memory of the init code is gone when the shell runs."""
+    old, new = before(), marked(before())
+    row, slot = place(new, 2, BASE)
+    new.tables.raw[row, slot] = 0
+    assert judge(old, new, finished=False).code == "lost-write"
+    user = dataclasses.replace(cpu_state(), pstate=0)
+    found = judge(old, dataclasses.replace(new, cpus=(user,)), finished=False)
+    assert found.code == "unknown" and "cpu 0 runs user code" in found.unknown[0]
+    assert "8 leaves hung below it" in found.evidence[0]

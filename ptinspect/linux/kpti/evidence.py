@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import bits
@@ -118,13 +119,16 @@ def _in_file(image: KernelImage, va: int) -> int | None:
 # -- hints --------------------------------------------------------------------------------------
 
 
+def user_code(states: Iterable[CpuState]) -> str:
+    """Say which CPU runs user code, which is after the boot; else empty."""
+    return next((f"cpu {state.cpu} runs user code" for state in states if state.el == 0), "")
+
+
 def past_boot(view: GuestView) -> str:
     """Say by what the kernel is known to be past its boot, where CPU features are enabled; else empty."""
-    for state in view.states:
-        if state.el == 0:
-            return f"cpu {state.cpu} runs user code"
-    if view.image is None:
-        return ""
+    user = user_code(view.states)
+    if user or view.image is None:
+        return user
     for name in INIT_FUNCTIONS:
         if name not in view.image.symbols:
             continue

@@ -17,6 +17,7 @@ from ptinspect.linux.kpti.evidence import (
     kaslr_offset,
     past_boot,
     running_code,
+    user_code,
     why_not,
 )
 from ptinspect.linux.kpti.position import (
@@ -67,6 +68,8 @@ class KptiState:
     """The flag through which the CPUs wait for each other."""
     position: Position | None = None
     """Where the CPU that does the rewrite stands, by its registers; None if none is in it."""
+    past: str = ""
+    """By what the kernel is known to be past its boot; empty if it is not."""
 
     @property
     def marks_tables(self) -> bool:
@@ -88,7 +91,8 @@ def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiS
     lacks may be what is left to do.
     """
     counts = summarize(snapshot)
-    found = KptiState("unknown", counts.marks, counts, unseen=unseen(snapshot), code=code)
+    past = user_code(snapshot.cpus)
+    found = KptiState("unknown", counts.marks, counts, unseen=unseen(snapshot), code=code, past=past)
     if not counts.leaves or not snapshot.regime.upper:
         other = "these are tables of the lower half"
         return _with(found, "unknown", "the tables map nothing" if snapshot.regime.upper else other)
@@ -144,7 +148,8 @@ def kpti_state(view: GuestView, snapshot: Snapshot) -> KptiState:
     TargetError if the link to the guest failed.
     """
     code = running_code(view)
-    state = dataclasses.replace(state_from_tables(snapshot, code), decision=decision(view))
+    state = state_from_tables(snapshot, code)
+    state = dataclasses.replace(state, decision=decision(view), past=past_boot(view))
     if code is None:
         return _without_code(view, state)
     boot, flag = boot_cpu(view, code), flag_of(view, code)
@@ -221,9 +226,8 @@ def _not_begun(view: GuestView, state: KptiState) -> KptiState:
     if state.mostly_ng:
         why = f"mappings are nG from the start, so that nothing is rewritten{flag}"
         return _with(state, "not-needed", why, *hints)
-    past = past_boot(view)
-    if past:
-        return _with(state, "not-needed", f"{past}, and nothing was rewritten{flag}", *hints)
+    if state.past:
+        return _with(state, "not-needed", f"{state.past}, and nothing was rewritten{flag}", *hints)
     if state.decision == "off":
         why = f"the kernel has decided against KPTI and patched its code so{flag}"
         return _with(state, "not-needed", why, *hints)

@@ -76,14 +76,17 @@ def judge(
     `state` is that of `after`, with the code as the kernel has it; what the tables tell alone by default.
     `finished`: the tables
     are those of the instant at which the walk has ended; nothing in them was created later. Damage is told
-    first: it does not matter then how tables are marked. What was not captured is said, and nothing is
-    claimed of it.
+    first: it does not matter then how tables are marked; unless the kernel has gone on for so long that it
+    may be its own doing. What was not captured is said, and nothing is claimed of it.
     """
     before = before if before is not None or recording is None else recording.before
     state = state or state_from_tables(after)
     lacks = (*state.unseen, *(() if before is None else unseen(before)))
     found = _lost_stores(recording, after) if recording is not None else None
     found = found or (_damage(before, after) if before is not None else None)
+    if found is not None and state.past:
+        why = f"{state.past}: the kernel may have changed these itself since, kpti run on a fresh boot tells"
+        found = Verdict("unknown", found.evidence, (*found.unknown, why))
     found = found or _not_over(before, after, state, finished=finished)
     found = found or _marking(before, after, state, recording, finished=finished)
     if found.code == "normal" and lacks:
