@@ -218,8 +218,10 @@ def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
 
 def _typed() -> Iterator[str]:
     """Return the lines of standard input. Raises UserError if it is no text."""
+    from ptinspect.script.variables import LONGEST
+
     try:
-        for line in sys.stdin:
+        while line := sys.stdin.readline(LONGEST + 2):
             line.encode()  # in some locales Python makes surrogates of what is no text
             yield line
     except UnicodeError as error:

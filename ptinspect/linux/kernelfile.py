@@ -17,8 +17,8 @@ from typing import BinaryIO
 from ptinspect.errors import KernelFileError
 from ptinspect.files import open_input
 
-MAX_IMAGE = 512 << 20
-"""Bytes of an Image, packed or not, that are accepted; real ones are below 100 MB."""
+MAX_IMAGE = 384 << 20
+"""Bytes that an Image may have; real ones are below 100 MB. Unpacking takes twice that."""
 HEADER_SIZE = 64
 _MAGIC = b"ARMd"
 _PAGE_SIZES = {1: 4096, 2: 16384, 3: 65536}

@@ -24,7 +24,7 @@ ET_CORE, EM_AARCH64, PT_LOAD, PT_NOTE = 4, 183, 1, 4
 NT_PRSTATUS = 1
 PN_XNUM = 0xFFFF
 MAX_NOTES = 16 << 20
-"""Bytes of notes that are read at most."""
+"""Bytes of notes that are read at most, all together."""
 MAX_CPUS = 1024
 PRSTATUS_SIZE = 392
 """struct aarch64_prstatus of QEMU, struct elf_prstatus of Linux: the registers begin at byte 112."""
@@ -87,10 +87,11 @@ def _programs(path: Path, number: int) -> Iterator[tuple[int, ...]]:
 def _notes(path: Path, number: int, programs: list[tuple[int, ...]]) -> Notes:
     cpus: list[CpuState] = []
     info = ""
+    total = sum(program[5] for program in programs)
+    if total > MAX_NOTES:
+        raise UserError(f"{path}: {total} bytes of notes, more than {MAX_NOTES}")
     for program in programs:
         offset, size = program[2], program[5]
-        if size > MAX_NOTES:
-            raise UserError(f"{path}: {size} bytes of notes, more than {MAX_NOTES}")
         data = os.pread(number, size, offset) if offset < 1 << 62 else b""
         if len(data) != size:
             raise UserError(f"{path} is truncated: its notes are missing")

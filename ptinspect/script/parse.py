@@ -11,7 +11,7 @@ from pathlib import Path
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
-from ptinspect.script.variables import NAME
+from ptinspect.script.variables import LONGEST, NAME
 
 MAX_BYTES = 1 << 20
 MAX_LINES = 20_000
@@ -105,6 +105,8 @@ def _logical(name: str, lines: Iterable[str]) -> Iterator[_Logical]:
         if number > MAX_LINES:
             raise ScriptError(f"{name}:{number}", f"more than {MAX_LINES} lines")
         line = raw.rstrip("\r\n")
+        if len(line) + sum(map(len, held)) > LONGEST:
+            raise ScriptError(f"{name}:{number}", f"a line of more than {LONGEST} characters")
         if not held:
             stripped = line.strip()
             if not stripped or stripped.startswith("#"):

@@ -11,7 +11,8 @@ from ptinspect.errors import UserError
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 """What may be the name of a variable."""
 _USE = re.compile(r"\$\{([^{}]*)\}")
-_LONGEST = 65536
+LONGEST = 65536
+"""Longest line of a script, characters."""
 
 
 def definition(text: str) -> tuple[str, str]:
@@ -110,8 +111,8 @@ def _replace(text: str, value_of: Callable[[str], str]) -> str:
             parts.append(char)
             at += 1
     out = "".join(parts)
-    if len(out) > _LONGEST:
-        raise UserError(f"a line of {len(out)} characters", f"at most {_LONGEST}")
+    if len(out) > LONGEST:
+        raise UserError(f"a line of {len(out)} characters", f"at most {LONGEST}")
     return out
 
 

@@ -18,7 +18,11 @@ _SIMPLE = {
     b"a": b"\a",
     b"e": b"\x1b",
 }
-_PAIRS = {ord("]"): ord("["), ord("}"): ord("{")}
+_ITEM = rb'[\w.-]+="'
+_INNERMOST = re.compile(rb'\{(?:%b(?:,%b)*)?\}|\[(?:(?:[\w.-]+=)?"(?:,(?:[\w.-]+=)?")*)?\]' % (_ITEM, _ITEM))
+_RESULTS = re.compile(rb'(?:%b(?:,(?:[\w.-]+=)?")*)?' % _ITEM)
+MAX_DEPTH = 32
+"""Lists and tuples within each other; GDB's own records have 6 at most."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +92,14 @@ def string_field(body: bytes, name: bytes) -> bytes | None:
 
 
 def well_formed(body: bytes) -> bool:
-    """Tell whether quotes and brackets match and every `=` has a value.
+    """Tell whether this is a list of results, as GDB/MI's grammar has it (GDB manual, GDB/MI Output Syntax).
 
-    pygdbmi's parser does not return from a list that is cut short, so it is given nothing else.
+    pygdbmi's parser does not return from some that are not, so it is given nothing else.
     """
-    bare = _STRING.sub(b"s", body)
-    if b'"' in bare or re.search(rb"=(?![s\[{])|\\", bare):
-        return False
-    open_ones: list[int] = []
-    for char in bare:
-        if char in b"[{":
-            open_ones.append(char)
-        elif char in _PAIRS and (not open_ones or open_ones.pop() != _PAIRS[char]):
-            return False
-    return not open_ones
+    bare = _STRING.sub(b'"', body)
+    for _ in range(MAX_DEPTH):
+        shorter = _INNERMOST.sub(b'"', bare)
+        if shorter == bare:
+            break
+        bare = shorter
+    return _RESULTS.fullmatch(bare) is not None

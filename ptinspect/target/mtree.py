@@ -34,6 +34,10 @@ def parse_mtree(text: str) -> tuple[RamBlock, ...]:
             listed = True
         elif wanted and (found := _RANGE.match(line)) and found[3] in _MEMORY:
             start, last = int(found[1], 16), int(found[2], 16)
+            if last < start:
+                raise TargetError(
+                    "QEMU's 'info mtree -f' lists memory that ends before it begins", line.strip()
+                )
             name = re.sub(r" @[0-9a-f]{16}.*$| KVM$", "", found[4]).strip()
             blocks.append(RamBlock(PhysAddr(start), last - start + 1, name, found[3] == "ram"))
     if not blocks:

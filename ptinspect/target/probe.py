@@ -183,6 +183,8 @@ class _Link:
         self._deadline = time.monotonic() + timeout
         self._sock = address.connect(timeout)
         self._buffer = b""
+        self._searched = 0
+        """Bytes of it in which no packet ends."""
         self.announced = False
         """The stub said, before it was asked anything, that the connection stopped the guest."""
         self.heard = False
@@ -254,11 +256,14 @@ class _Link:
     def _receive(self, acknowledged: bool) -> tuple[bool, bytes]:
         """Return whether an acknowledgement came before the next packet, and that packet's body."""
         while True:
-            match = re.search(rb"\$([^#]*)#[0-9a-fA-F]{2}", self._buffer)
-            if match is not None:
-                acknowledged |= b"+" in self._buffer[: match.start()]
-                self._buffer = self._buffer[match.end() :]
-                return acknowledged, match[1]
+            end = self._buffer.find(b"#", self._searched)
+            start = self._buffer.rfind(b"$", 0, max(end, 0))
+            if start >= 0 and len(self._buffer) >= end + 3:
+                acknowledged |= b"+" in self._buffer[:start]
+                reply = self._buffer[start + 1 : end]
+                self._buffer, self._searched = self._buffer[end + 3 :], 0
+                return acknowledged, reply
+            self._searched = len(self._buffer) if end < 0 else end
             if len(self._buffer) > PACKET_LIMIT or (len(self._buffer) > 64 and b"$" not in self._buffer):
                 raise ConnectError(f"{self._address}: what listens there is no gdbstub")
             try:

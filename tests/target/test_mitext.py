@@ -65,3 +65,29 @@ def test_payload_of_a_small_record() -> None:
     payload = parse_payload(line)
     assert payload["bkpt"]["addr"] == "0x10"
     assert payload["l"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"a=[,=\\"x"',
+        b'a="x"b="y"',
+        b'a="x",,b="y"',
+        b'a=[{b="x"]',
+        b"a=[",
+        b'a={"x"}',
+        b"a=",
+        b'"x"',
+        b'a="x",',
+        b'a=[b="x"="y"]',
+        b'"=""[=[=[\\"x"b="a{b"',
+        b"a=" + b"[" * 50 + b"]" * 50,
+    ],
+)
+def test_what_is_no_list_of_results(body: bytes) -> None:
+    """pygdbmi's parser does not return from some of these."""
+    assert not well_formed(body)
+
+
+def test_records_with_brackets_in_strings() -> None:
+    assert well_formed(b'a="[{",b={c="}\\"]",d=[]},e=[{f="x"},g={}],h=["x","y"]')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -145,6 +146,23 @@ def test_a_server_of_something_else() -> None:
     thread.start()
     with server, pytest.raises(ConnectError, match="no gdbstub"):
         probe(StubAddress.parse(f":{server.getsockname()[1]}"), 5)
+    thread.join(5)
+
+
+def test_a_server_that_sends_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKET_LIMIT", 1 << 16)
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            while True:
+                client.sendall(b"$" * 4096)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with server, pytest.raises(ConnectError, match="no gdbstub"):
+        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 30)
     thread.join(5)
 
 

@@ -260,6 +260,12 @@ def test_breakpoints_as_gdb_lists_them(fake_gdb: Callable[..., GdbProcess]) -> N
     assert list_breakpoints(gdb) == (found,)
 
 
+def test_memory_that_ends_before_it_begins() -> None:
+    text = 'FlatView #0\n AS "memory", root: system\n  0000000040000000-000000003fffffff (prio 0, ram): x\n'
+    with pytest.raises(TargetError, match="ends before it begins"):
+        parse_mtree(text)
+
+
 # What is passed on
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 24 << 20
+"""A larger file is none; a kernel with KASAN prints some hundred kilobytes."""
 MAX_LINES = 2_000_000
 TOP = 1 << 64
 _RUN = re.compile(
@@ -25,7 +26,7 @@ UNKNOWN = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextRun:
     """Describe one line."""
 
@@ -61,7 +62,7 @@ class Text:
     """Lines that are none of the kernel's: prompts, messages of a console."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextDifference:
     """A range in which two texts say different things."""
 
@@ -101,6 +102,7 @@ def parse(lines: Iterable[str], name: str) -> Text:
     """Read lines. Raises UserError as `load` does."""
     runs: list[TextRun] = []
     marker, skipped = "", 0
+    words: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, 1):
         if number > MAX_LINES:
             raise UserError(f"{name}: more than {MAX_LINES} lines")
@@ -110,7 +112,9 @@ def parse(lines: Iterable[str], name: str) -> Text:
             start, end = int(found[1], 16), int(found[2], 16) or TOP
             if start >= end or (runs and start < runs[-1].end):
                 raise UserError(f"{name}:{number}: {text[:60]!r} is not behind the line before it")
-            runs.append(TextRun(start, end, found[3], tuple(found[4].split()), marker))
+            if found[4] not in words:
+                words[found[4]] = tuple(found[4].split())
+            runs.append(TextRun(start, end, found[3], words[found[4]], marker))
         elif (mark := _MARKER.fullmatch(text)) is not None:
             marker = mark[1]
         elif text.strip():
