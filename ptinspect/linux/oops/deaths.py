@@ -104,7 +104,7 @@ class Reader:
             self._close()
 
     def _open(self, line: Line) -> bool:
-        return any(line.number - d.last <= (48 if d.ended else REACH) for d in self.sorter.drafts[-64:])
+        return any(line.number - d.last <= (48 if d.ended else REACH) for d in self.sorter.drafts[:-9:-1])
 
     def finish(self) -> Iterator[Incident]:
         """Go through the deaths, in order."""
@@ -163,6 +163,8 @@ class Reader:
         return any(old.text == line.text and old.time == line.time for old in self.stretch[-REACH:])
 
     def _architecture(self, text: str) -> None:
+        if "arm64" in self.seen.get(self.boot, ()):
+            return
         if say.NATIVE.search(text):
             self.seen.setdefault(self.boot, set()).add("arm64")
         for name, pattern in say.FOREIGN:
@@ -177,7 +179,7 @@ class Reader:
             drafts = sort(lines, self.boot)
         self.sorter = Sorter(self.boot)
         for index, draft in enumerate(drafts):
-            self._join(draft, drafts[index + 1 :], lines[0].number)
+            self._join(draft, drafts[index + 1 : index + 9], lines[0].number)
 
     def _join(self, draft: Draft, following: list[Draft], first_line: int) -> None:
         """Add a report to the death that it is of, or begin another death."""

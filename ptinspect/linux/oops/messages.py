@@ -146,6 +146,8 @@ Values = dict[str, object]
 def values(text: str, damaged: list[str]) -> Values:
     """Return what one line says, by name; names of values whose digits are cut go to `damaged`."""
     found: Values = {}
+    if ":" not in text and "=" not in text and " is at " not in text and "code" not in text:
+        return found
     _registers(text, found, damaged)
     _fault(text, found, damaged)
     _context(text, found)
