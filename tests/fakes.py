@@ -175,6 +175,7 @@ class FakeKernel:
         "swapper_pg_dir": [KERNEL + 0x10_0000],
     }
     text_va, linked = KERNEL, True
+    banner = ""
 
     def lookup(self, name: str) -> int:
         if name not in self.symbols:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.commands.context import Context
+from ptinspect.commands.context import KERNEL_OFFSET, Context
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.output.model import escape
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ptinspect.commands.sources import Source
     from ptinspect.snapshot.model import Meta, Snapshot
 
-KERNEL_OFFSET = "kernel.offset"
-"""Name in Meta.extra of what to add to a link-time address to get the run-time one, in hex."""
 FEW = 4
 """Tables that cannot be read and prove nothing yet."""
 NAMING = "naming"

@@ -10,7 +10,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.commands.options import Options
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
-from ptinspect.output.model import Report
+from ptinspect.output.model import Report, escape
 from ptinspect.script.record import Record
 
 if TYPE_CHECKING:
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
     from ptinspect.target.qemu import Qemu
     from ptinspect.target.session import Session
+
+
+KERNEL_OFFSET = "kernel.offset"
+"""Name in Meta.extra of what to add to a link-time address to get the run-time one, in hex."""
+
+
+def kernel_offset(snapshot: Snapshot) -> int:
+    """Return what to add to a link-time address to get that of a snapshot; 0 where it does not tell."""
+    try:
+        return int(snapshot.meta.extra.get(KERNEL_OFFSET, "0"), 16)
+    except ValueError:
+        return 0
 
 
 class Interaction(Protocol):
@@ -211,16 +223,22 @@ class Context:
             self._view = (session.stop_token, view)
         return self._view[1]
 
-    def nearest(self, address: int) -> tuple[str, int] | None:
+    def nearest(self, address: int, snapshot: Snapshot | None = None) -> tuple[str, int] | None:
         """Return the symbol at or below a code address and the distance to it; None if none is known.
 
         A physical address stands for the code that the identity map runs there. The file of another kernel
-        than the one that runs knows none.
+        than the one that runs, or than that of `snapshot`, knows none.
         """
         if self.kernel is None:
             return None
         try:
-            offset = self._offset(physical=not bit(address, 55))
+            if snapshot is None:
+                offset = self._offset(physical=not bit(address, 55))
+            else:
+                said, own = snapshot.meta.kernel, escape(self.kernel.banner)
+                if not (said.startswith(own) or own.startswith(said)):  # either may be short or empty
+                    return None
+                offset = -kernel_offset(snapshot)
         except KernelFileError:
             return None
         return self.kernel.nearest((address + offset) & MASK64)
@@ -243,14 +261,15 @@ class Context:
                 raise KernelFileError(f"{self.kernel.path.name} does not tell where it runs") from error
             return 0
 
-    def place(self, address: int, *, returns: bool = False) -> str:
+    def place(self, address: int, *, returns: bool = False, snapshot: Snapshot | None = None) -> str:
         """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`.
 
-        `returns`: it is a return address, which may lie past the end of the function that called.
+        `returns`: it is a return address, which may lie past the end of the function that called. It is one
+        of the guest's, or of a snapshot's.
         """
         back = 4 if returns else 0
         try:
-            near = self.nearest(address - back)
+            near = self.nearest(address - back, snapshot)
         except PtinspectError:
             near = None
         return f"{address:#x}" if near is None else f"{address:#x} ({near[0]}+{near[1] + back:#x})"

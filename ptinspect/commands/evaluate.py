@@ -50,8 +50,8 @@ def evaluate(ctx: Context, args: argparse.Namespace) -> Report:
     """Evaluate an expression."""
     address = argtypes.address(" ".join(args.expression))
     value = address.value(names_at_hand(ctx, args.cpu, args.snap))
-    near = None if address.physical else _nearest(ctx, value)
-    region = "" if address.physical or args.snap else _region(ctx, value)
+    near = None if address.physical else _nearest(ctx, value, args.snap)
+    region = "" if address.physical else _region(ctx, value, args.snap)
     result = {
         "expression": address.text,
         "value": hex_address(value),
@@ -86,22 +86,23 @@ def _as(form: str, value: int, near: tuple[str, int] | None) -> str:
     return {"x": f"{value:#x}", "u": str(value), "t": f"{value:#b}"}[form]
 
 
-def _nearest(ctx: Context, value: int) -> tuple[str, int] | None:
+def _nearest(ctx: Context, value: int, snap: str | None) -> tuple[str, int] | None:
     try:
-        return ctx.nearest(value) if bit(value, 55) else None
+        snapshot = ctx.snapshot_or_file(snap) if snap else None
+        return ctx.nearest(value, snapshot) if bit(value, 55) else None
     except PtinspectError:
         return None
 
 
-def _region(ctx: Context, value: int) -> str:
-    """Return the name of the part of the kernel's address space, where a stopped guest tells."""
-    if ctx.state != "stopped" or not bit(value, 63) or value > MASK64:
+def _region(ctx: Context, value: int, snap: str | None) -> str:
+    """Return the name of the part of the kernel's address space, where a guest or a snapshot tells."""
+    if (ctx.state != "stopped" and not snap) or not bit(value, 63) or value > MASK64:
         return ""
     from ptinspect.commands.regions import name_of
     from ptinspect.commands.sources import source
 
     try:
-        where = source(ctx, argparse.Namespace(snap=None, root=None, cpu=None), "print", value)
+        where = source(ctx, argparse.Namespace(snap=snap, root=None, cpu=None), "print", value)
         return name_of(ctx, where, VirtAddr(value))
     except PtinspectError:
         return ""

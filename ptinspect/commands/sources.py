@@ -11,8 +11,8 @@ from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import UNWRITTEN
 from ptinspect.commands import argtypes
-from ptinspect.commands.capturing import KERNEL_OFFSET, capture_snapshot
-from ptinspect.commands.context import Context
+from ptinspect.commands.capturing import capture_snapshot
+from ptinspect.commands.context import Context, kernel_offset
 from ptinspect.commands.registry import Needs
 from ptinspect.commands.rootchoice import ROOT_HELP, RULES, RULES_HELP, choose, root_choice
 from ptinspect.errors import GuestError, UserError
@@ -108,8 +108,7 @@ class SnapshotNames:
         kernel = self._ctx.kernel
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
-        offset = int(self._snapshot.meta.extra.get(KERNEL_OFFSET, "0"), 16)
-        return (kernel.lookup(name) + offset) & MASK64
+        return (kernel.lookup(name) + kernel_offset(self._snapshot)) & MASK64
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU at the time of the capture."""

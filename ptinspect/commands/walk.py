@@ -49,5 +49,5 @@ def walk(ctx: Context, args: argparse.Namespace) -> Report:
         where.root,
         where.regime,
         where.label,
-        (ctx.place(va), name_of(ctx, where, va)),
+        (ctx.place(va, snapshot=where.snapshot), name_of(ctx, where, va)),
     )

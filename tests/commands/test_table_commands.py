@@ -84,6 +84,25 @@ def test_every_heading_names_its_snapshot(ctx: Context, line: str, live: bool | 
     assert "\x1b" not in "".join(getattr(part, name, "") for part in said.body for name in ("text", "title"))
 
 
+def test_symbols_of_a_snapshot_are_where_its_kernel_was(ctx: Context) -> None:
+    """A snapshot of a boot with KASLR, looked at with another guest or with none."""
+    kernel = FakeKernel()
+    ctx._kernel = kernel  # type: ignore[assignment]
+    run(ctx, "snap one")
+    one = ctx.snapshots["one"]
+    for offset, said in (("0x200000", "(start_kernel+0x4)"), ("0x0", ""), ("nonsense", "")):
+        meta = replace(one.meta, extra={**one.meta.extra, "kernel.offset": offset})
+        ctx.snapshots["one"] = replace(one, meta=meta)
+        place = text(run(ctx, f"walk {KERNEL + 0x20_1004:#x} --snap one")).splitlines()[0]
+        assert (said in place) if said else ("+0x" not in place), place
+    assert run(ctx, f"print {KERNEL + 0x1004:#x} --snap one").result["symbol"] == "start_kernel"
+    other = replace(one.meta, kernel="Linux version 6.1.0")
+    kernel.banner = "Linux version 6.2.0"
+    ctx.snapshots["one"] = replace(one, meta=other)
+    shown = text(run(ctx, f"walk {KERNEL + 0x1004:#x} --snap one"))
+    assert "start_kernel" not in shown, "the file is another kernel's"
+
+
 def test_bars_say_since_when(ctx: Context) -> None:
     run(ctx, "snap one")
     run(ctx, "snap two")
