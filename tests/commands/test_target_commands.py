@@ -5,10 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import IMAGE, KERNEL, FakeKernel, FakeSession, State, Stop, context, cpu, kernel_tree, run, text
+from fakes import (
+    IMAGE,
+    KERNEL,
+    FakeKernel,
+    FakeSession,
+    FakeView,
+    State,
+    Stop,
+    context,
+    cpu,
+    kernel_tree,
+    run,
+    text,
+)
 
 from ptinspect.commands.context import Context
-from ptinspect.errors import MemoryReadError, MiError, TargetLost, TargetRunning, TargetTimeout, UserError
+from ptinspect.errors import (
+    GuestError,
+    MemoryReadError,
+    MiError,
+    TargetLost,
+    TargetRunning,
+    TargetTimeout,
+    UserError,
+)
 
 
 @pytest.fixture
@@ -201,6 +222,24 @@ def test_break_at_a_symbol_and_at_a_physical_address(ctx: Context) -> None:
     assert [call[1] for call in calls] == [KERNEL + 0x1000, 0x40201000]
     assert [call[2]["temporary"] for call in calls] == [False, True]
     assert "0x40201000 (start_kernel+0x0)" in text(run(ctx, "break"))
+
+
+def test_break_where_nothing_tells_the_address_yet(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Image of v7.0 or later does not tell where it is linked: its addresses are offsets."""
+
+    def unknown(*_: object) -> int:
+        raise GuestError("it is not known where the kernel runs")
+
+    monkeypatch.setattr(FakeView, "symbol", unknown)
+    monkeypatch.setattr(FakeView, "pa_of_link", unknown)
+    monkeypatch.setattr(FakeView, "placed", False)
+    monkeypatch.setattr(FakeKernel, "path", Path("Image"), raising=False)
+    with_kernel(ctx)
+    assert run(ctx, "break start_kernel").result["as_linked"]
+    monkeypatch.setattr(FakeKernel, "linked", False)
+    with pytest.raises(GuestError, match="start_kernel: Image does not tell where it is linked, and it is"):
+        run(ctx, "break start_kernel")
+    assert ctx.place(0x40_0000) == "0x400000"
 
 
 def test_delete(ctx: Context) -> None:
