@@ -112,7 +112,7 @@ class Locator:
                 return False
             if block is not None and block.start <= state.pc < min(block.start + LOADER_SIZE, pa):
                 return False
-        return True
+        return bool(self.states)
 
     def _runs(self, root: int) -> list[roots.Run]:
         """Return the executable runs under a table, kept for this stop."""

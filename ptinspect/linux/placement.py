@@ -105,14 +105,13 @@ def find_near(memory: PhysicalMemory, image: KernelImage, addresses: Sequence[in
 
     The EFI stub puts a kernel at a multiple of 64 KiB (EFI_BOUNDARY), not of 2 MiB, where it chooses freely.
     """
-    shift, places = image.text_offset % EFI_BOUNDARY, set[int]()
-    for pa in addresses:
-        first = align_up(max(pa - shift - image.size + 1, 0), EFI_BOUNDARY) + shift
-        places.update(range(first, pa + 1, EFI_BOUNDARY))
-    for pa in _with_code(memory, image, sorted(places)):
-        match = compare(memory, image, pa)
-        if match is not None and match >= ENOUGH:
-            return Found(PhysAddr(pa), match, "its code, where registers lead")
+    shift = image.text_offset % EFI_BOUNDARY
+    for inside in addresses:
+        first = align_up(max(inside - shift - image.size + 1, 0), EFI_BOUNDARY) + shift
+        for pa in _with_code(memory, image, list(range(first, inside + 1, EFI_BOUNDARY))):
+            match = compare(memory, image, pa)
+            if match is not None and match >= ENOUGH:
+                return Found(PhysAddr(pa), match, "its code, where registers lead")
     return None
 
 

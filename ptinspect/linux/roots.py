@@ -143,17 +143,18 @@ def led_to(states: Sequence[CpuState]) -> list[int]:
 
     The kernel's own tables for TTBR1, those that stand in for them, and the identity map are parts of its
     image (vmlinux.lds.S). The code of a CPU that translates without TTBR1 is a firmware's, or that of the
-    EFI stub, which may run in another copy of the image.
+    EFI stub, which may run in another copy of the image. Those that say most come first.
     """
-    found = []
+    code, upper, lower = [], [], []
     for state in states:
-        tables = [state.system.get(translation_register(state, name), 0) for name in ("TTBR0", "TTBR1")]
+        ttbr0, ttbr1 = (state.system.get(translation_register(state, name), 0) for name in ("TTBR0", "TTBR1"))
         sctlr = "SCTLR_EL2" if state.el == 2 else translation_register(state, "SCTLR")
         if not state.system.get(sctlr, 0) & 1 and not bit(state.pc, 55):
-            found.append(state.pc)
-        if tables[1]:
-            found += [int(ttbr_base(table)) for table in tables if table]
-    return list(dict.fromkeys(found))
+            code.append(state.pc)
+        if ttbr1:
+            upper.append(int(ttbr_base(ttbr1)))
+            lower.append(int(ttbr_base(ttbr0)))
+    return list(dict.fromkeys((*upper, *code, *lower)))
 
 
 def maps_kernel(
