@@ -131,7 +131,7 @@ def geometry_of(snapshot: Snapshot) -> Geometry | None:
 
 
 def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
-    """Return the names that a snapshot knows, and behind them those of an earlier one.
+    """Return the names that a snapshot knows, and after them those of an earlier one.
 
     Without facts of its own (older files) a snapshot of a Linux kernel is named by its tables; one of
     anything else has only the names of the halves.
@@ -146,7 +146,7 @@ def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
 
 
 def layout_from(regime: Regime, extra: Mapping[str, str], also: Mapping[str, str]) -> Layout:
-    """Return the names that facts tell, and behind them those of other facts."""
+    """Return the names that facts tell, and after them those of other facts."""
     if not regime.upper:
         areas = decode(extra.get(AREAS, ""))
         all_of_it = Region(0, 1 << regime.va_bits, extra.get(LOWER, half_namer(regime)(0)))

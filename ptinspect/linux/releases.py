@@ -48,7 +48,7 @@ def parse(text: str) -> Release | None:
     """Read a release (`6.12.111+deb13-arm64`, `v5.10`) or a whole banner (`Linux version …`).
 
     The names of distributions' kernels stay at patch level 0 (`5.10.0-32-arm64`, `5.15.0-91-generic`);
-    Debian's and Ubuntu's banners tell the true one behind. None if the text does not begin with a release.
+    Debian's and Ubuntu's banners tell the true one at their end. None if the text begins with no release.
     """
     banner = _BANNER.search(text)
     if banner is not None and (true := _DISTRIBUTION.search(text, banner.end())) is not None:

@@ -28,7 +28,7 @@ _SUFFIX = re.compile(r"\.(?:cfi|isra\.\d+|constprop\.\d+|part\.\d+|llvm\.\d+)(?:
 
 
 LONGEST_FUNCTION = 0x1_0000
-"""Bytes: what lies further behind the last known function than this does not belong to it."""
+"""Bytes: what lies this far past the beginning of a function does not belong to it."""
 ENDS = frozenset(
     (
         "_etext", "_einittext", "_edata", "_end", "__init_end", "__end_rodata", "__bss_stop",
@@ -101,9 +101,9 @@ class SymbolTable:
     def nearest(self, address: int) -> tuple[str, int] | None:
         """Return the symbol that an address belongs to, as far as is known, and the offset in it.
 
-        It is the last one at or below the address. None below the first one, behind one that ends a part
-        of the image, and further behind a function than any is long: where a kernel file names no data,
-        data would have the name of some function far away.
+        It is the last one at or below the address. None below the first one, after one that ends a part
+        of the image, and further past the beginning of a function than any is long: where a kernel file
+        names no data, data would have the name of some function far away.
         """
         addresses, order = self._sorted
         slot = int(np.searchsorted(addresses, np.uint64(address), side="right")) - 1

@@ -92,7 +92,7 @@ class Geometry:
     bpf: Region
     """BPF programs; empty where they have no place of their own."""
     modules: Region
-    """Modules; the image is linked behind them (KIMAGE_VADDR), if it is not moved by KASLR."""
+    """Modules; the image is linked at their end (KIMAGE_VADDR), and runs there unless KASLR moves it."""
     vmalloc: Region
     """Memory of vmalloc, and the image."""
     vmemmap: Region

@@ -15,7 +15,7 @@ class Region:
     start: int
     """First address."""
     end: int
-    """First address behind it; 2^64 at the top."""
+    """First address past the end; 2^64 at the top."""
     name: str
     """What Linux calls it."""
 

@@ -33,7 +33,7 @@ class TextRun:
     start: int
     """First address."""
     end: int
-    """First address behind it; 2^64 at the top."""
+    """First address past the end; 2^64 at the top."""
     level: str
     """PGD, P4D, PUD, PMD or PTE."""
     words: tuple[str, ...]
@@ -69,7 +69,7 @@ class TextDifference:
     start: int
     """First address."""
     end: int
-    """First address behind it."""
+    """First address past the end."""
     a: TextRun | None
     """What the first says; None where nothing is mapped."""
     b: TextRun | None
