@@ -97,7 +97,7 @@ def test_a_capture_that_is_cut_is_never_normal(guest: str) -> None:
         assert live("kpti verdict")["code"] == "normal"
         live("snap few --max-tables 40")
         first = live("map")["runs"][0]["va_start"]
-        live(f"snap part {first}..0xffffffffffff0000")
+        live(f"snap part --range {first}..0xffffffffffff0000")
         for name in ("few", "part"):
             for before in ("", "--before before"):
                 found = live(f"kpti verdict --after {name} {before}")
