@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import TABLES_AT, TreeBuilder, regime_4k
+from builders import NG, TABLES_AT, TreeBuilder, regime_4k
 from fakes import context, run, text
 
 from ptinspect.commands.context import Context
@@ -151,3 +151,25 @@ def test_files_that_are_neither(tmp_path: Path) -> None:
         run(ctx, f"import {tmp_path}/none")
     with pytest.raises(UserError, match="no regular file"):
         run(ctx, f"import {tmp_path}")
+
+
+def test_a_dump_has_a_verdict_about_the_rewrite(tmp_path: Path) -> None:
+    """Without registers, and with KASLR told by the dump's own notes."""
+
+    def verdict(tree: TreeBuilder, **change: str) -> tuple[str, int]:
+        path = put(tmp_path / "ram", ram(tree, info(tree, **change)))
+        ctx = context()
+        run(ctx, f"import {path} --base pa:{TABLES_AT:#x}")
+        found = run(ctx, "kpti verdict --live")
+        return found.result["code"], found.exit_code
+
+    tree = guest()
+    assert verdict(tree) == ("not-run", 0)
+    for va in (IMAGE_VA, 0xFFFF_0000_0000_0000):
+        for page in range(SIZE >> 12):
+            tree.xor(va + (page << 12), 3, NG)
+    assert verdict(tree)[0] == "unknown", "made nG from the start, or by code that leaves no marks"
+    for va in (IMAGE_VA, 0xFFFF_0000_0000_0000):
+        for level in (0, 1, 2):
+            tree.xor(va, level, NG)
+    assert verdict(tree) == ("normal", 0)

@@ -272,7 +272,7 @@ def test_a_flag_that_is_0_from_the_start_proves_no_end(shared_flag: KernelImage)
     found = judge(guest, shared_flag)
     assert (found.state, found.decision) == ("before", "unknown")
     assert found.reason.startswith(
-        "the rewrite has not begun (its flag is 0, before the rewrite and after it); it may turn out"
+        "the rewrite has not begun (its flag is 0, as it is before the rewrite and after it); it may turn out"
     )
     user = judge(guest, shared_flag, guest.cpu(), guest.cpu(1, el=0, pc=0x40_0000))
     assert (user.state, user.reason[:22]) == ("not-needed", "cpu 1 runs user code, ")
@@ -284,7 +284,7 @@ def test_a_flag_that_is_0_from_the_start_proves_no_end(shared_flag: KernelImage)
     mark(guest, every)
     found = judge(guest, shared_flag)
     assert found.state == "after"
-    assert found.reason.startswith("tables are marked, as by the rewrite (its flag is 0, before")
+    assert found.reason.startswith("tables are marked, as by the rewrite (its flag is 0, as it is before")
 
 
 def test_through_the_rewrite_with_a_flag_that_was_0(shared_flag: KernelImage) -> None:

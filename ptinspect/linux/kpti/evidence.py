@@ -92,7 +92,7 @@ class Flag:
         """Write it as a remark in brackets; nothing if it is not known."""
         if self.value is None:
             return ""
-        both = ", before the rewrite and after it" if not self.value and not self.finished else ""
+        both = ", as it is before the rewrite and after it" if not self.value and not self.finished else ""
         return f" (its flag is {self.value}{both})"
 
 
