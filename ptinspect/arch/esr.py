@@ -226,12 +226,18 @@ class Esr:
             parts.append(self.fault if self.level is None else f"{self.fault}, level {self.level}")
         if self.s1ptw:
             parts.append("stage 2 fault on a stage 1 walk")
+        parts += [name for name, _, _ in self.second_syndrome]
         if self.immediate is not None:
             use = self.brk_use
             parts.append(f"immediate {self.immediate:#x}" + (f" ({use})" if use else ""))
         if self.serror:
             parts.append(self.serror)
         return self.class_name + (f": {', '.join(parts)}" if parts else "")
+
+    @property
+    def second_syndrome(self) -> tuple[tuple[str, int, str], ...]:
+        """What ISS2 says of an abort: name, position and meaning of each bit that is set."""
+        return tuple(row for row in _ISS2 if self.status is not None and bit(self.raw, row[1]))
 
     def explain(self) -> list[tuple[str, str, int, str]]:
         """List the fields: name, bits, value, meaning."""
@@ -251,6 +257,7 @@ class Esr:
             ("S1PTW", "7", self.s1ptw, "stage 2 fault on a stage 1 walk", "no fault on a stage 1 walk"),
             ("WnR", "6", self.wnr, "write", "read"),
         )
+        rows += [(name, str(at), 1, said) for name, at, said in self.second_syndrome]
         rows += [
             (name, where, int(v), yes if v else no) for name, where, v, yes, no in flags if v is not None
         ]
@@ -277,11 +284,17 @@ def fault_status(status: int) -> tuple[str, int | None]:
     return _STATUS.get(status, (f"reserved fault status {status:#04x}", None))
 
 
-def decode_esr(esr: int) -> Esr:
-    """Decode ESR_EL1, 32 or 64 bits wide.
+_ISS2 = (
+    ("GCS", 40, "an access to a guarded control stack"),
+    ("AssuredOnly", 39, "a translation that has to be protected (FEAT_THE)"),
+    ("Overlay", 38, "the overlay takes the permission (POR_EL0, POR_EL1)"),
+    ("DirtyBit", 37, "the page is clean (nDirty), and the CPU does not make it dirty"),
+)
+"""Bits of ISS2 of an abort (Arm ARM ESR_EL1, ISS2 of a Data Abort)."""
 
-    Bits 63:32 (ISS2) are kept in `raw` only.
-    """
+
+def decode_esr(esr: int) -> Esr:
+    """Decode ESR_EL1, 32 or 64 bits wide; of bits 63:32 (ISS2) those that tell of permissions."""
     ec, iss = bits(esr, 31, 26), bits(esr, 24, 0)
     name, text = CLASSES.get(ec, (UNRECOGNIZED, f"reserved exception class {ec:#04x}"))
     if ec in ABORTS:

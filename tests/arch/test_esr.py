@@ -155,6 +155,16 @@ def test_words_of_other_aborts() -> None:
     assert decode_esr(0x26 << 26).text == "SP Alignment"
 
 
+def test_the_second_syndrome_tells_of_indirect_permissions_and_overlays() -> None:
+    """A write to a clean page with FEAT_S1PIE, as QEMU 11 gives it; a protection key; a shadow stack."""
+    assert decode_esr(1 << 37 | 0x25 << 26 | 0x4F).text == (
+        "DABT (current EL): write, permission fault, level 3, DirtyBit"
+    )
+    assert decode_esr(1 << 38 | 0x24 << 26 | 0x0F).text.endswith("permission fault, level 3, Overlay")
+    assert decode_esr(1 << 40 | 0x24 << 26 | 0x4F).text.endswith("level 3, GCS")
+    assert decode_esr(1 << 37 | 0x15 << 26).text == decode_esr(0x15 << 26).text, "no abort has none"
+
+
 @given(st.integers(0, 63), st.integers(0, (1 << 26) - 1), st.integers(0, (1 << 24) - 1))
 def test_any_value_decodes_and_explains_itself(ec: int, low: int, iss2: int) -> None:
     raw = iss2 << 32 | ec << 26 | low
