@@ -63,14 +63,21 @@ def assembled(directory: Path, source: str, *, link: bool = False, **values: int
 
 
 @contextmanager
-def started(kernel: Path, files: Mapping[int, bytes], directory: Path) -> Iterator[Live]:
+def started(
+    kernel: Path,
+    files: Mapping[int, bytes],
+    directory: Path,
+    *,
+    machine: str = "virt,gic-version=3",
+) -> Iterator[Live]:
     """Start a guest with a `max` CPU and contents of memory (address -> bytes), stopped at reset."""
     extra = []
     for address, data in files.items():
         file = directory / f"{address:x}"
         file.write_bytes(data)
         extra += ["-device", f"loader,file={file},addr={address:#x},force-raw=on"]
-    qemu = launch(LaunchOptions(kernel, cpu="max", memory=128, append="", extra=tuple(extra)))
+    options = LaunchOptions(kernel, cpu="max", memory=128, append="", extra=tuple(extra), machine=machine)
+    qemu = launch(options)
     ctx = Context(build_registry())
     try:
         ctx.open_session(Session.attach(str(qemu.gdb_socket)), qemu)

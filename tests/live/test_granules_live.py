@@ -168,6 +168,7 @@ def group_of(live: Live, leaf: Leaf) -> None:
     assert live("check --root ttbr1")["totals"] == before
 
 
+@pytest.mark.usefixtures("each_qemu")
 @pytest.mark.parametrize("name", REGIMES)
 def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path) as (live, high, low, count):
