@@ -189,6 +189,7 @@ COATS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "no-break spaces": coat(lambda line: line.replace("  ", " \u00a0")),
     "only no-break spaces": coat(lambda line: line.replace(" ", "\u00a0")),
     "CR": coat(lambda line: line + "\r"),
+    "CR that a program shows": coat(lambda line: line + "^M"),
     "colours": coat(lambda line: "\x1b[32m" + line.replace("] ", "] \x1b[0m\x1b[1;31m", 1) + "\x1b[0m"),
     "HTML": coat(lambda line: line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")),
     "quoted-printable": soft_breaks,

@@ -20,6 +20,8 @@ MIN_KERNEL = 1 << 63
 """Addresses of the kernel's half have bit 63 set."""
 EC_INSTRUCTION_ABORT = 0x21
 """ESR_ELx.EC of an instruction abort from the current exception level."""
+SERROR = "an SError is reported by the memory system or a device"
+"""What an SError is (Arm ARM, asynchronous exceptions)."""
 MODE = 0xF
 """PSTATE.M: 0 is EL0."""
 
@@ -28,7 +30,7 @@ _END_MAGIC = re.compile(r"corrupted stack end detected")
 _OVERFLOW = re.compile(r"stack overflow|stack guard|[Ss]tack")
 _AFTERMATH = re.compile(
     r"(?:[\w ,'()/-]{1,60}: )?Fatal exception|Oops|Attempted to kill the idle|Aiee|[Bb]ad mode|"
-    r"Unhandled exception|Asynchronous SError|HYP panic"
+    r"Unhandled exception|HYP panic"
 )
 _KILLED = re.compile(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
 _KASAN = re.compile(r"KASAN: ([\w-]+)")
@@ -100,6 +102,8 @@ def _panic(first: Fault) -> Verdict:
     text = first.panic
     caller = _caller(first)
     evidence = (f"panic() was called with: {text}", *((f"by {caller}",) if caller else ()))
+    if text.startswith("Asynchronous SError"):
+        evidence = (*evidence, SERROR)
     killed = _KILLED.search(text)
     known = death.Facts(canary=bool(_CANARY.search(text)), end_mark=not _END_MAGIC.search(text))
     found = death.judge(known)
@@ -206,8 +210,7 @@ def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
     if first.kind == "serror":
         kernel = first.pstate is None or first.pstate & MODE
         mode = "" if first.pstate is None else f", taken from {'the kernel' if kernel else 'user mode'}"
-        by = "an SError is reported by the memory system or a device"
-        return (f"ESR {esr.raw:#x}: {esr.text}{mode}", by)
+        return (f"ESR {esr.raw:#x}: {esr.text}{mode}", SERROR)
     return (f"ESR {esr.raw:#x}: {esr.class_text}",)
 
 
