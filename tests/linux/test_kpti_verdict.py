@@ -309,3 +309,29 @@ def test_what_the_kernel_unmapped_after_its_boot_is_no_damage_of_the_rewrite() -
     found = judge(old, dataclasses.replace(new, cpus=(user,)), finished=False)
     assert found.code == "unknown" and "cpu 0 runs user code" in found.unknown[0]
     assert "8 leaves hung below it" in found.evidence[0]
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=lambda case: case.name)
+def test_a_walk_that_is_almost_over_is_not_over(case: Case) -> None:
+    """Its place tells, not its share; what was made later lies among what is marked."""
+    made = TreeBuilder(REGIME)
+    made.map(BASE, 0x4400_0000, size=4096 << 12)
+    made.map(FAR, 0x4900_0000, size=16 << 12)
+    post, code = case is CASES[0], code_of(case)
+    for table in range(8):
+        made.xor(BASE + (table << 21), 2, NG)
+    for level, va in ((1, BASE), (0, BASE), *(() if post else ((0, FAR), (1, FAR), (2, FAR)))):
+        made.xor(va, level, NG)
+    for va in (*(BASE + (page << 12) for page in range(4096)), *(FAR + (page << 12) for page in range(6))):
+        made.xor(va, 3, NG)
+    for known in (code, None):
+        found = state_from_tables(made.snapshot(), known)
+        assert found.mostly_ng and found.state == "in-progress"
+        assert found.frontier is not None and (found.frontier.va, found.frontier.level) == (FAR + 0x6000, 3)
+        assert judge(None, made.snapshot(), None, known, finished=False).code == "unknown"
+    for page in range(6, 16):
+        made.xor(FAR + (page << 12), 3, NG)
+    for level in (0, 1, 2) if post else ():
+        made.xor(FAR, level, NG)
+    made.map(BASE + (100 << 21), 0x4A00_0000, size=8 << 12)
+    assert state_from_tables(made.snapshot(), code).state == "after"

@@ -40,6 +40,8 @@ OFFSET = "kernel.offset"
 NO_FLAG = Flag(None, None)
 MOSTLY = 0.99
 """Share of nG leaves from which a tree counts as finished: what is created later may be global."""
+TRAMPOLINE = 5
+"""Pages of the trampoline that are global on purpose, at most: they may be the last ones of all."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,11 @@ def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiS
 
 def _partly(state: KptiState, marks: Reached, moved: bool) -> tuple[State, tuple[str, ...]]:
     """Judge tables in which some descriptors have bit 11, and say why unless the counts do."""
-    if state.counts.table_descriptors_marked:
-        return "after" if state.mostly_ng else "in-progress", ()
+    c = state.counts
+    if c.table_descriptors_marked:
+        left = c.table_descriptors - c.table_descriptors_marked + c.leaves - c.leaves_ng
+        stands = left > TRAMPOLINE and not marks.gaps and not marks.ahead
+        return "in-progress" if stands or not state.mostly_ng else "after", ()
     bears = state.code is not None and state.marks_tables
     if state.mostly_ng:
         why = "made nG from the start (KASLR)"
