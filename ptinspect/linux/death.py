@@ -43,8 +43,6 @@ EC_PC_SP = 0x26
 """ESR_ELx.EC of an SP alignment fault (Arm ARM ESR_ELx)."""
 EC_CURRENT = frozenset({0x21, 0x25})
 """ESR_ELx.EC of instruction and data aborts from the current exception level."""
-SYNCHRONOUS = frozenset({0x0D, 0x0E, 0x00, 0x1C, 0x22, 0x3C, *EC_CURRENT, EC_PC_SP})
-"""Classes of exceptions that the kernel's own code takes: ESR is this exception's, not a system call's."""
 
 
 class Bounds(Protocol):

@@ -62,7 +62,7 @@ _WHOLE = re.compile(
     r"Overflow|Hardware name|Internal error|Insufficient|exception|pages|pgtable|VAs|Tainted|space)\b"
 )
 """Words and values of the kernel's that are whole: to tell a line that was cut from one that was folded."""
-ELISION = re.compile(r"(?:\.{3,}|…|\[ ?(?:\.{2,}|…|snip|cut)|<snip|\(many more)", re.IGNORECASE)
+ELISION = re.compile(r"(?:\.{3,}|…|\[ ?(?:\.{2,}|…|snip|cut)|<(?:snip|trim)|\(many more)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
