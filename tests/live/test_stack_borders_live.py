@@ -89,7 +89,7 @@ def test_a_stack_that_leads_elsewhere_is_told_from_a_destroyed_mark(guest: str) 
         task = next(t for t in stacks.tasks.all().tasks if t.pid > 1 and t.cpu is None)
         step = live(f"walk {task.stack:#x}")["steps"][-1]
         raw = int(step["raw"], 16)
-        wrong = (raw & ~0xFFFF_FFFF_F000) | int(live("walk _text")["pa"], 16) & ~0x3FFF
+        wrong = (raw & ~0xFFFF_FFFF_F000) | int(live("walk $pc")["pa"], 16) & ~0x3FFF
         live(f"poke descriptor pa:{step['descriptor_pa']} {wrong:#x} --yes")
         found = live(f"stack --task {task.pid}")
         assert found["end_magic_intact"] is None
