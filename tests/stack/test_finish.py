@@ -276,5 +276,5 @@ def test_bt_names_the_function_that_called_last(guest: Guest) -> None:
     guest.put(sp, sp + 64, HANDLER)
     guest.image.symbols["middle"] = [HANDLER - 8]
     case = Finish(guest, guest.cpu(guest.me, sp, pc=LR_MIDDLE, x29=sp))
-    case.ctx.nearest = guest.image.nearest  # type: ignore[method-assign]
+    case.ctx.nearest = lambda va, snapshot=None: guest.image.nearest(va)  # type: ignore[method-assign]
     assert case.run("bt")["frames"][1]["place"] == f"{HANDLER:#x} (middle+0x8)"
