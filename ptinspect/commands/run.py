@@ -10,7 +10,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
-from ptinspect.errors import TargetTimeout, UserError
+from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.output.views import run as views
 
@@ -230,10 +230,20 @@ def _stepped(ctx: Context, stop: StopInfo) -> Report:
 
 def until(ctx: Context, args: argparse.Namespace) -> Report:
     """Run until one of the addresses is reached."""
-    session = ctx.stopped
-    addresses = [address.value(GuestNames(ctx)) for address in args.addresses]
+    session, seconds = ctx.stopped, limit(ctx, args.timeout)
+    try:
+        addresses = [address.value(GuestNames(ctx)) for address in args.addresses]
+    except GuestError:
+        if ctx.kernel is None or ctx.kernel.linked:
+            raise
+        from ptinspect.commands.kpti_run import Runner
+
+        begun = time.monotonic()
+        Runner(ctx, seconds).place_kernel()  # until then nobody can say where its symbols will be
+        seconds = max(seconds - (time.monotonic() - begun), 1.0)
+        addresses = [address.value(GuestNames(ctx)) for address in args.addresses]
     ctx.forget_stop()
-    stop = session.run_until(addresses, limit(ctx, args.timeout))
+    stop = session.run_until(addresses, seconds)
     report = stopped(ctx, stop)
     if stop.pc in addresses:
         return report

@@ -156,7 +156,7 @@ def symbol(ctx: Context, name: str) -> int:
         link = ctx.kernel.lookup(name)
         if not ctx.kernel.linked:
             what = f"{name}: {ctx.kernel.path.name} does not tell where it is linked, and {error.message}"
-            raise GuestError(what, "let the guest run until the kernel has begun") from error
+            raise GuestError(what, "until start_kernel runs to where that is known") from error
         return link
 
 

@@ -18,7 +18,7 @@ from ptinspect.target.child import die_with_parent
 PROGRAM = "qemu-system-aarch64"
 PROGRAM_VARIABLE = "PTINSPECT_QEMU"
 """Environment variable with the QEMU to start instead of the one in PATH."""
-START_SECONDS = 15.0
+START_SECONDS = 60.0
 SOCKET_PATH_LIMIT = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
 

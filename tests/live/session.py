@@ -14,7 +14,6 @@ from fakes import wider
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
-from ptinspect.commands.kpti_run import Runner
 from ptinspect.errors import TargetError
 from ptinspect.guests import archive
 from ptinspect.guests.initrd import READY
@@ -56,11 +55,6 @@ def need_guest(name: str) -> archive.Guest:
     if guest.name != name:
         missing(f"the guest {name}")
     return guest
-
-
-def placed(live: Live) -> None:
-    """Let a guest at reset run until it is known where its kernel lies: 7.x kernels' files do not tell."""
-    Runner(live.ctx, BOOT_SECONDS).place_kernel()
 
 
 def is_ready(live: Live) -> bool:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from session import BOOT_SECONDS, Live, launched, need_guest, placed
+from session import BOOT_SECONDS, Live, launched, need_guest
 
 from ptinspect.errors import UserError
 from ptinspect.guests.initrd import Entry, compress, cpio
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.live
 @pytest.mark.parametrize("guest", ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud", "5.10-cloud-dbg"])
 def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> None:
     with launched(guest, "--memory 256 --smp 2") as live:
-        placed(live)
         live("until driver_init --timeout 300")
         cpu = live.ctx.stopped.current_cpu
         file = tmp_path / "a.trace"
@@ -55,7 +54,6 @@ def test_stepping_records_what_gdb_would_have_seen() -> None:
 def test_a_ladder_and_the_high_water_mark_agree(guest: str, smp: int) -> None:
     """Two ways that share nothing: watchpoints in the stub, and the words that are not zero any more."""
     with launched(guest, f"--memory 256 --smp {smp}") as live:
-        placed(live)
         live("until driver_init --timeout 300")
         pid = live("stack")["cpus"][0]["task"]["pid"]
         assert pid == 1
