@@ -144,6 +144,8 @@ class Facts:
     """True if a function found its canary overwritten (`__stack_chk_fail`)."""
     end_mark: bool | None = None
     """False if the marker at the stack's base was overwritten (STACK_END_MAGIC) and the kernel died."""
+    damage: str = ""
+    """What shows that an access went to data on a stack that is not its own (KASAN)."""
     zeros: bool = False
     """True if what was restored from the stack was a frame of zeros."""
     ordinary: str = ""
@@ -319,6 +321,9 @@ def _corrupted(facts: Facts) -> Verdict | None:
         return Verdict(
             "stack-corruption", (note,), ("whether the stack grew down to it, or a stray write did it",)
         )
+    if facts.damage:
+        unknown = "whether anything but this access went wrong"
+        return Verdict("stack-corruption", (facts.damage,), (unknown,))
     if facts.zeros:
         note = "pc, lr and x19 to x29 are all zero: what was restored from the stack was a frame of zeros"
         unknown = "whether the stack was overwritten, or its mapping leads to other memory now"

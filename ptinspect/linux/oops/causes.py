@@ -9,7 +9,7 @@ from ptinspect.arch.esr import EC_BRK, Esr
 from ptinspect.linux import death
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
-from ptinspect.linux.oops.model import Fault, Incident
+from ptinspect.linux.oops.model import Fault, Incident, StackRange
 from ptinspect.linux.oops.printed_walk import Path, path_of
 
 NEAR = 64 << 10
@@ -86,7 +86,7 @@ def _sanitizer(first: Fault) -> Verdict:
     on_stack = (kind is not None and kind[1].startswith("stack-")) or _ON_STACK.search(said) is not None
     if on_stack and not read:
         note = "the access was to data on a stack" + (": it was written to" if written else "")
-        found = Verdict("stack-corruption", (note,), ("whether anything but this access went wrong",))
+        found = death.judge(death.Facts(damage=note))
         return replace(found, evidence=(*evidence, *found.evidence))
     if kind is not None and kind[1] == "vmalloc-out-of-bounds" and not on_stack:
         return Verdict(
@@ -252,7 +252,9 @@ def _below_base(first: Fault, esr: Esr | None) -> Verdict | None:
         f"SP itself is {first.sp - base} bytes above the base: a pointer left the stack, not its depth",
     ]
     unknown = ("which pointer it was: see the code at pc", "the stack's bounds as the kernel has them")
-    return Verdict("guard-page-hit", (first.headline, *evidence), unknown)
+    stack = StackRange("task", base, base + STACK_ALIGN)
+    known = death.Facts(sp=first.sp, stacks=(stack,), stack=stack, esr=esr, far=first.far, no_room=True)
+    return replace(death.judge(known), evidence=(first.headline, *evidence), unknown=unknown)
 
 
 def _kind_of(far: int) -> str:
