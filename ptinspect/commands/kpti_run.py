@@ -182,7 +182,7 @@ class Runner:
         view = self.ctx.view()
         if not (view.entered and view.placed):
             return False
-        return at_stop or valid_entries(view.memory, view.swapper().pa, view.regime) > 1
+        return at_stop or (valid_entries(view.memory, view.swapper().pa, view.regime) or 0) > 1
 
     def anchor(self) -> int | None:
         """Return where the anchor lies; None while it is not known where the image will be."""

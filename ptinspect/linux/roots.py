@@ -67,7 +67,7 @@ def candidate_roots(
 
     TTBR1 is the reserved table on CPUs that wait for the rewrite, a temporary one on the CPU that
     does it (which keeps swapper's value in x3: Linux commit 47546a1912fc, in v6.0), and
-    tramp_pg_dir in user mode with KPTI; only there is swapper sought beyond it. x2 is swapper's address
+    tramp_pg_dir in user mode with KPTI; only behind those is swapper sought. x2 is swapper's address
     while the MMU is off (proc.S, v4.16 to v5.15). Which candidate is right is for the tables to tell.
     """
     for state in states:
@@ -86,30 +86,33 @@ def candidate_roots(
             return
     for state in states:
         name = translation_register(state, "TTBR1")
-        if state.system.get(name) and _at_trampoline(memory, state, regime):
-            base = root_pa(state, regime)
-            for pages in PAGES_APART:
-                where = f"{pages} page{'s' if pages > 1 else ''} behind tramp_pg_dir in {name}"
-                yield Candidate(PhysAddr(base + pages * regime.granule), f"{where} of cpu {state.cpu}")
+        stands_in, distances = _stands_in(memory, state, regime) if state.system.get(name) else ("", ())
+        for pages in distances:
+            where = f"{pages} page{'s' if pages > 1 else ''} behind {stands_in} in {name} of cpu {state.cpu}"
+            yield Candidate(PhysAddr(root_pa(state, regime) + pages * regime.granule), where)
 
 
-def _at_trampoline(memory: PhysicalMemory, state: CpuState, regime: Regime) -> bool:
-    """Tell whether TTBR1 holds tramp_pg_dir: one entry at its root, and user code or the trampoline runs.
+def _stands_in(memory: PhysicalMemory, state: CpuState, regime: Regime) -> tuple[str, tuple[int, ...]]:
+    """Return which table stands in for swapper_pg_dir in TTBR1, and how many pages below it that may lie.
 
-    The boot's own table can have one entry too, and lower tables after it, which must not be taken for roots.
+    tramp_pg_dir has one entry at its root, and user code or the trampoline runs; reserved_pg_dir has none
+    (v5.10 and later; before, it is elsewhere). The boot's own table can have one entry too, and lower tables
+    after it, which must not be taken for roots.
     """
     root = root_pa(state, regime)
-    if valid_entries(memory, root, regime) != 1:
-        return False
-    return state.el == 0 or (bit(state.pc, 55) and walk(memory, state.pc, root, regime).pa is not None)
+    valid = valid_entries(memory, root, regime)
+    if valid == 0:
+        return "reserved_pg_dir", (1,)
+    runs = state.el == 0 or (bit(state.pc, 55) and walk(memory, state.pc, root, regime).pa is not None)
+    return ("tramp_pg_dir", PAGES_APART) if valid == 1 and runs else ("", ())
 
 
-def valid_entries(memory: PhysicalMemory, root: int, regime: Regime) -> int:
-    """Return how many entries of a root table are valid; 0 if it cannot be read."""
+def valid_entries(memory: PhysicalMemory, root: int, regime: Regime) -> int | None:
+    """Return how many entries of a root table are valid; None if it cannot be read."""
     try:
         raw = memory.read(root, regime.root_size)
     except MemoryReadError:
-        return 0
+        return None
     return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
 
 
@@ -251,7 +254,7 @@ def maps_vectors(memory: PhysicalMemory, root: int, regime: Regime, states: Sequ
     For want of a kernel file. tramp_pg_dir has one valid entry at its root, and so has a
     temporary table; a kernel's own table has at least two: image and linear map.
     """
-    if valid_entries(memory, root, regime) < 2:
+    if (valid_entries(memory, root, regime) or 0) < 2:
         return False
     vbars = (state.system.get(translation_register(state, "VBAR"), 0) for state in states)
     return any(

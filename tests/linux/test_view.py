@@ -177,6 +177,16 @@ def test_in_the_rewrite_when_the_root_does_not_map_the_kernel_any_more(kernel: K
     assert guest.view(kernel, elsewhere, previous=sound).swapper().pa == TEMPORARY
 
 
+def test_in_the_rewrite_without_a_file_another_cpu_tells(kernel: KernelImage) -> None:
+    """A CPU that waits has reserved_pg_dir, which lies a page below swapper_pg_dir."""
+    guest = Guest()
+    boot = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: TEMPORARY, 3: SWAPPER}, TTBR1_EL1=TEMPORARY)
+    waits = guest.cpu(1, pc=IMAGE_PA + 0x4_0600, TTBR1_EL1=RESERVED)
+    view = guest.view(None, boot, waits)
+    assert (view.swapper().pa, view.confirmed) == (SWAPPER, True)
+    assert view.swapper().provenance.startswith("1 page behind reserved_pg_dir in TTBR1_EL1 of cpu 1, which")
+
+
 def test_registers_that_lead_nowhere(kernel: KernelImage, symbols: list[tuple[str, int, str]]) -> None:
     guest = Guest()
     lost = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: 0x4600_0000, 3: 0x9_9999_0000}, TTBR1_EL1=0x4700_0000)

@@ -134,7 +134,7 @@ def past_boot(view: GuestView) -> str:
             continue
         try:
             view.pa_of(view.symbol(name))
-        except MemoryReadError:
+        except (MemoryReadError, KernelFileError):
             return ""
         except GuestError as error:
             return "the init code is gone" if "not mapped" in error.message else ""
