@@ -56,10 +56,10 @@ def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
     if pgd is None:
         raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))
     root, regime = Root(view.pa_of(pgd), f"mm->pgd of {_name(task)}"), regime_from_registers(state, False)
-    if regime.e0poe and task != tasks.current(state):
-        regime = replace(
-            regime, doubt=regime.doubt or "POR_EL0 is that of the task that runs, not of this one"
-        )
+    runs = tasks.current(state)
+    if regime.e0poe and (runs is None or runs.address != task.address):
+        doubt = f"POR_EL0 is that of {_name(runs)}, not of this task" if runs else "POR_EL0 is another task's"
+        regime = replace(regime, doubt=regime.doubt or doubt)
     return OtherRoot(root, regime, "user", _mm(view, task, "mm"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from builders import KERNEL_TEXT, TreeBuilder, regime_4k
@@ -10,8 +11,9 @@ from kernels import TEXT_VA, image, table
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, Guest
 
 from ptinspect.errors import GuestError
+from ptinspect.linux import otherroots
 from ptinspect.linux.image import KernelImage
-from ptinspect.linux.otherroots import identity_map, trampoline
+from ptinspect.linux.otherroots import identity_map, task_tables, trampoline
 
 MORE = [
     ("tramp_vectors", TEXT_VA + 0x3_0000, "t"),
@@ -51,3 +53,22 @@ def test_the_identity_map_maps_all_of_its_text(kernel: KernelImage) -> None:
         identity_map(view, view.state)
     tree.map(IMAGE_PA + 0x4_1000, IMAGE_PA + 0x4_1000, attributes=KERNEL_TEXT)
     assert identity_map(view, view.state).root.pa == IDMAP
+
+
+@pytest.mark.parametrize(
+    ("pid", "doubt"), [(1, ""), (2, "POR_EL0 is that of task 1 (init), not of this task")]
+)
+def test_an_overlay_is_that_of_the_task_that_runs(
+    kernel: KernelImage, monkeypatch: pytest.MonkeyPatch, pid: int, doubt: str
+) -> None:
+    """The kernel changes POR_EL0 with the task (FEAT_S1POE); the register says nothing of others' tables."""
+    guest = Guest()
+    tasks = tuple(SimpleNamespace(pid=n, address=0x1000 * n, comm=c) for n, c in ((1, "init"), (2, "sh")))
+    listed = SimpleNamespace(tasks=tasks, incomplete="")
+    known = SimpleNamespace(all=lambda: listed, current=lambda state: tasks[0])
+    monkeypatch.setattr(otherroots, "Tasks", lambda view: known)
+    monkeypatch.setattr(otherroots, "_pgd", lambda view, task, member: guest.va(0x1_0000))
+    monkeypatch.setattr(otherroots, "_mm", lambda view, task, member: 0)
+    view = guest.view(kernel, guest.cpu(TCR2_EL1=1 << 2, POR_EL0=0x7))
+    found = task_tables(view, view.state, pid).regime
+    assert (found.e0poe, found.por0, found.doubt) == (True, 7, doubt)
