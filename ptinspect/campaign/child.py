@@ -44,7 +44,7 @@ class Child:
     """A process in a session of its own, with a directory of its own as its working directory.
 
     QEMU and GDB end with it however it ends: each has the kernel kill it with its parent
-    (target/child.py). Raises TargetError if the program cannot be started.
+    (processes.py). Raises TargetError if the program cannot be started.
     """
 
     def __init__(

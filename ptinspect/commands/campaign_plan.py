@@ -57,7 +57,7 @@ class Home:
 
     def starter(self, ctx: Context, plan: Plan) -> Callable[[Run, int, Path], Child]:
         """Return what starts an attempt in a directory; it refuses a script that has changed meanwhile."""
-        from ptinspect.target.child import die_with_parent
+        from ptinspect.processes import die_with_parent
 
         place = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ptinspect.linux.symbols import NO_SYMBOLS, SymbolTable
+from ptinspect.processes import die_with_parent
 
 VERSION = 1
 """Version of the cache's format; another one is recovered anew."""
@@ -59,7 +60,12 @@ def _run(data: bytes) -> tuple[SymbolTable, str]:
     script = Path(__file__).with_name("recover.py")
     try:
         run = subprocess.run(
-            [sys.executable, "-P", str(script)], input=data, capture_output=True, timeout=TIMEOUT, check=False
+            [sys.executable, "-P", str(script)],
+            input=data,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+            preexec_fn=die_with_parent,
         )
     except subprocess.TimeoutExpired:
         return NO_SYMBOLS, f"the search for kallsyms took more than {TIMEOUT:.0f} seconds"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +11,7 @@ from numpy.typing import NDArray
 from ptinspect.errors import MemoryReadError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
+from ptinspect.processes import PrivateDirectory
 from ptinspect.target.laneerror import LaneError
 
 GAP = 96 << 10
@@ -30,12 +27,7 @@ class SavedMemory:
         """Make the directory and try it. Raises LaneError if QEMU does not write there, TargetError."""
         self._monitor = monitor
         self._ranges = Ranges(ram)
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix="ptinspect-", dir=memory))
-        except OSError as error:
-            raise LaneError(f"no directory for QEMU's files: {error.strerror}") from error
-        self._file = self._folder / "memory"
+        self._folder = _directory()
         try:
             self._save(ram[0].start, min(8, ram[0].size))
         except BaseException:
@@ -49,8 +41,7 @@ class SavedMemory:
 
     def close(self) -> None:
         """Remove the directory. Safe to call twice."""
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self._folder)
+        self._folder.remove()
 
     def read(self, pa: int, length: int) -> bytes:
         """Return `length` bytes at `pa`. Raises MemoryReadError outside RAM, LaneError, TargetError."""
@@ -93,13 +84,25 @@ class SavedMemory:
 
     def _save(self, pa: int, length: int) -> bytes:
         """Have QEMU write a range and return it. Raises LaneError, TargetError."""
-        self._file.unlink(missing_ok=True)
-        said = self._monitor(f'pmemsave {pa:#x} {length} "{self._file}"').strip()
+        if not self._folder.path.is_dir():  # somebody tidied up
+            self._folder.remove()
+            self._folder = _directory()
+        path = self._folder.path / "memory"
+        path.unlink(missing_ok=True)
+        said = self._monitor(f'pmemsave {pa:#x} {length} "{path}"').strip()
         try:
-            with self._file.open("rb") as file:
+            with path.open("rb") as file:
                 data = file.read(length + 1)
         except OSError as error:
             raise LaneError(f"QEMU does not write files here: {said or error.strerror}") from error
         if said or len(data) != length:
             raise LaneError(f"QEMU wrote {len(data)} bytes instead of {length}: {said}")
         return data
+
+
+def _directory() -> PrivateDirectory:
+    """Make a directory for QEMU's files, in memory if there is a place for that. Raises LaneError."""
+    try:
+        return PrivateDirectory("/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None)
+    except OSError as error:
+        raise LaneError(f"no directory for QEMU's files: {error.strerror}") from error

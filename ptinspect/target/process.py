@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
-from ptinspect.target.child import die_with_parent
+from ptinspect.processes import die_with_parent
 from ptinspect.target.mi import LINK_ERRORS, Reply, error_message, parse_payload
 from ptinspect.target.mitext import Line, c_string, split_line
 from ptinspect.target.state import QEMU_GONE

@@ -6,14 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
-from ptinspect.target.child import die_with_parent
+from ptinspect.processes import PrivateDirectory, die_with_parent
 
 PROGRAM = "qemu-system-aarch64"
 PROGRAM_VARIABLE = "PTINSPECT_QEMU"
@@ -51,12 +50,19 @@ class Qemu:
     """A QEMU that ptinspect started."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], command_line: Sequence[str], directory: Path, *, keep: bool
+        self,
+        process: subprocess.Popen[bytes],
+        command_line: Sequence[str],
+        directory: Path,
+        *,
+        keep: bool,
+        own: PrivateDirectory | None = None,
     ) -> None:
         self.process = process
         self.command_line = tuple(command_line)
         self.directory = directory
         """Private directory with the socket, the console and QEMU's own messages."""
+        self._own = own
         self.keep = keep
         """Leave it running when ptinspect ends."""
 
@@ -100,6 +106,8 @@ class Qemu:
             self.process.wait(10)
         if remove:
             shutil.rmtree(self.directory, ignore_errors=True)
+        if self._own is not None:
+            self._own.release()
 
 
 def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool = False) -> Qemu:
@@ -110,7 +118,11 @@ def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool 
     TargetError with the command line and QEMU's last words if it will not start.
     """
     program = find_program(options.program)
-    folder = _private_directory(directory)
+    own, folder = None, directory
+    if folder is None:
+        own = _own_directory()
+        folder = own.path
+    folder = _prepared(folder)
     words = _command_line(program, options, folder)
     try:
         with (folder / "qemu.log").open("wb") as log:
@@ -120,11 +132,12 @@ def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool 
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=() if own is None else (own.lock,),
                 preexec_fn=None if keep else die_with_parent,  # noqa: PLW1509 - calls prctl only
             )
     except OSError as error:
         raise TargetError(f"cannot start {program}: {error.strerror or error}") from error
-    qemu = Qemu(process, words, folder, keep=keep)
+    qemu = Qemu(process, words, folder, keep=keep, own=own)
     with contextlib.ExitStack() as undo:
         undo.callback(qemu.end)
         _wait_until_it_listens(qemu)
@@ -166,15 +179,20 @@ def _escape(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _private_directory(directory: Path | None) -> Path:
+def _own_directory() -> PrivateDirectory:
     try:
-        if directory is None:
-            folder = Path(tempfile.mkdtemp(prefix="ptinspect-"))
-        else:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = directory.absolute()
-            for name in ("gdb.sock", "console.log", "qemu.log"):
-                (folder / name).unlink(missing_ok=True)
+        return PrivateDirectory()
+    except OSError as error:
+        raise TargetError(f"no directory for QEMU's files: {error.strerror or error}") from error
+
+
+def _prepared(directory: Path) -> Path:
+    """Make the directory, or empty it of what an earlier QEMU left. Raises TargetError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = directory.absolute()
+        for name in ("gdb.sock", "console.log", "qemu.log"):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise TargetError(f"cannot use {directory}: {error.strerror or error}") from error
     if len(os.fsencode(folder / "gdb.sock")) > SOCKET_PATH_LIMIT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,17 @@ def saver(memory: SparseMemory, asked: list[str]) -> Any:
     return monitor
 
 
+def test_saved_memory_makes_a_new_directory_where_somebody_tidied_up() -> None:
+    truth = store()
+    memory = SavedMemory(RAM, saver(truth, []))
+    first = memory._folder.path
+    shutil.rmtree(first)
+    assert memory.read(LOW, 8) == truth.read(LOW, 8)
+    assert memory._folder.path != first
+    memory.close()
+    assert not memory._folder.path.exists()
+
+
 def test_saved_memory_joins_what_lies_close() -> None:
     truth, asked = store(), list[str]()
     memory = SavedMemory(RAM, saver(truth, asked))
@@ -317,7 +329,7 @@ def test_saved_memory_joins_what_lies_close() -> None:
     assert memory.read(HIGH + 3, 9) == truth.read(HIGH + 3, 9)
     with pytest.raises(MemoryReadError):
         memory.read(LOW + SIZE, 1)
-    folder = memory._folder
+    folder = memory._folder.path
     assert folder.stat().st_mode & 0o777 == 0o700
     memory.close()
     memory.close()

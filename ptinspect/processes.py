@@ -1,0 +1,71 @@
+"""Programs that ptinspect starts and directories that it makes: nothing is left of a run that was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+PREFIX = "ptinspect-"
+_LOCK = ".lock"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this new process a signal when the thread that started it ends.
+
+    Runs between fork and exec, so it does nothing but one system call.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+class PrivateDirectory:
+    """A new directory that is removed in the end; if nobody is left to do so, by who makes the next one.
+
+    A lock in it (flock(2)) is held as long as a process has `lock` open: this one, and those that inherit it.
+    """
+
+    def __init__(self, parent: str | None = None) -> None:
+        """Make it, with mode 0700, in `parent` or where temporary files belong. Raises OSError."""
+        where = Path(parent or tempfile.gettempdir())
+        _sweep(where)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
+        try:
+            new = self.path / f"{_LOCK}.new"
+            self.lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+            new.rename(self.path / _LOCK)
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def release(self) -> None:
+        """Leave the directory to the processes that inherited its lock. Safe to call twice."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+    def remove(self) -> None:
+        """Remove the directory. Safe to call twice."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+
+def _sweep(where: Path) -> None:
+    """Remove the directories of ours that no process holds any more."""
+    for folder in where.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            number = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(number)
