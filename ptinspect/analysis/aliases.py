@@ -53,8 +53,9 @@ def check_mappings(snapshot: Snapshot, places: Places, out: Findings) -> None:
         out.unseen.append(f"{snapshot.name}: {found.truncated}")
     judge = _Judge(snapshot, found, places, out)
     judge.attributes()
-    if snapshot.regime.upper:
+    if snapshot.regime.upper or snapshot.regime.name == "EL2":
         judge.writable_executable()
+    if snapshot.regime.upper:
         judge.user_access()
         judge.writable_aliases()
 
@@ -70,7 +71,7 @@ class _Judge:
     # -- one mapping -----------------------------------------------------------------------------
 
     def writable_executable(self) -> None:
-        """Find what EL1 can write to and execute, the bits of the tables above considered."""
+        """Find what EL1, or EL2 in its own tables, can write to and execute, the tables above considered."""
         bad = self._found.of_kind(lambda kind: {"w", "x"} <= set(kind.permissions.el1))
         self._each("writable-executable", bad, f"{self._regime.privileged} may write to it and execute it")
 

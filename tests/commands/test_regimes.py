@@ -106,6 +106,13 @@ def test_a_cpu_at_el2_uses_its_own_table_for_lower_addresses() -> None:
     assert run(ctx, f"walk {EL2_VA:#x} --root ttbr0_el1").result["regime"] == "EL1&0"
 
 
+def test_what_el2_can_write_to_and_execute_is_found() -> None:
+    ctx, _, hyp = guest()
+    found = run(ctx, f"check --root pa:{hyp.root:#x}").result["findings"]
+    assert [(f["rule"], f["va_start"]) for f in found] == [("writable-executable", hex(EL2_VA + 0x1000))]
+    assert "EL2 may write to it and execute it" in found[0]["evidence"]
+
+
 def test_with_vhe_the_registers_of_el2_are_the_kernels() -> None:
     ctx, tree, hyp = guest()
     vhe = {"HCR_EL2": 1 << 34 | 1 << 27, "TCR_EL2": TCR_48, "TTBR1_EL2": tree.root, "TTBR1_EL1": 0x4700_0000}
