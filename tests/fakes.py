@@ -200,7 +200,7 @@ class FakeView:
     placement = None
     voffset = KERNEL - IMAGE
     image = None
-    confirmed = True
+    confirmed = is_kernels = True
     ram = ()
 
     def __init__(self, tree: TreeBuilder) -> None:

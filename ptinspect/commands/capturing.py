@@ -73,12 +73,15 @@ def capture_snapshot(
 
 
 def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None:
-    """Raise GuestError if most tables cannot be read, unless the root is known to be the kernel's own."""
+    """Raise GuestError if most tables cannot be read, unless the root is known to be the kernel's own.
+
+    That one may be damaged, which is what is to be seen.
+    """
     if bad < FEW or 2 * bad <= count:
         return
     try:
         view = ctx.view()
-        if view.confirmed and view.swapper().pa == source.root.pa:
+        if view.is_kernels and view.swapper().pa == source.root.pa:
             return
     except PtinspectError:
         pass

@@ -147,7 +147,7 @@ class Locator:
         if found is None:
             return None
         doubt = "which mapped the kernel image at an earlier stop and does not any more"
-        return RootFound(found.pa, f"{found.name}, {doubt}", None, confirmed=False)
+        return RootFound(found.pa, f"{found.name}, {doubt}", None, confirmed=False, damaged=True)
 
     def _confirm(self, candidate: Candidate, known: Found | None) -> RootFound | None:
         """Return the root if it maps the kernel, with what that tells about KASLR."""

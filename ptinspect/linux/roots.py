@@ -54,6 +54,8 @@ class RootFound:
     """Run-time minus link-time address, modulo 2^64; None if the table could not tell."""
     confirmed: bool = True
     """True if it was seen to map the kernel."""
+    damaged: bool = False
+    """True if it mapped the kernel at an earlier stop, and does not any more."""
 
 
 def candidate_roots(

@@ -169,6 +169,14 @@ class GuestView:
             return False
 
     @property
+    def is_kernels(self) -> bool:
+        """True if the table of `swapper` maps the kernel, or did at an earlier stop: it may be damaged."""
+        try:
+            return self._root.confirmed or self._root.damaged
+        except GuestError:
+            return False
+
+    @property
     def placed(self) -> bool:
         """True if it is known where the kernel runs, physically and virtually."""
         try:

@@ -169,12 +169,14 @@ def test_in_the_rewrite_when_the_root_does_not_map_the_kernel_any_more(kernel: K
     damaged = guest.view(kernel, boot, previous=sound)
     for view in (damaged, guest.view(kernel, boot, previous=damaged)):
         assert view.swapper().pa == SWAPPER and not view.confirmed
+        assert view.is_kernels, "its tables are captured, however damaged"
         assert view.swapper().provenance.endswith("at an earlier stop and does not any more")
     guest.memory.write(SWAPPER + 8 * 256, root.to_bytes(8, "little"))
     assert guest.view(kernel, boot, previous=damaged).confirmed
     elsewhere = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: TEMPORARY}, TTBR1_EL1=TEMPORARY)
     guest.memory.write(SWAPPER + 8 * 256, bytes(8))
-    assert guest.view(kernel, elsewhere, previous=sound).swapper().pa == TEMPORARY
+    other = guest.view(kernel, elsewhere, previous=sound)
+    assert other.swapper().pa == TEMPORARY and not other.is_kernels
 
 
 def test_in_the_rewrite_without_a_file_another_cpu_tells(kernel: KernelImage) -> None:
