@@ -90,3 +90,33 @@ def test_aliases_and_permissions_that_no_kernel_makes_are_named(guest: str, opti
         assert changed(live, to_alias, lambda raw: raw | 1 << 6) == {"user-access"}
         changed(live, "walk _stext", lambda raw: raw & ~(1 << 54))  # tables above may keep EL0 out
         clean(live, "check")
+
+
+@pytest.mark.parametrize(
+    ("guest", "options"), [("5.10-cloud", "--smp 2"), ("7.3-cloud", "--cpu max --smp 2")]
+)
+def test_a_lost_range_is_named_by_the_stacks_that_lay_in_it(guest: str, options: str) -> None:
+    with launched(guest, options) as live:
+        to_shell(live)
+        live("snap before")
+        tasks = live("stack tasks")["tasks"]
+        stack = int(tasks[len(tasks) // 2]["base"], 16)
+        entry = live(f"walk {stack:#x}")["steps"][-2]
+        at, raw = int(entry["descriptor_pa"], 16), int(entry["raw"], 16)
+        size = 1 << live.ctx.view().regime.shift(entry["level"])
+        live.ctx.stopped.write_physical(at, bytes(8))
+        live.ctx.latest = None
+        live("snap after")
+        live.ctx.stopped.write_physical(at, raw.to_bytes(8, "little"))
+        (change,) = live("diff before after")["changes"]
+        first = stack & -size
+        lay = {
+            f"task stack ({task['pid']} {task['comm']})"
+            for task in tasks
+            if first <= int(task["base"], 16) < first + size
+        }
+        held = {part["name"] for part in change["held"]}
+        assert change["kinds"] == ["lost"] and int(change["va_start"], 16) == first
+        assert lay and lay <= held and change["held_total"] == len(change["held"])
+        findings = live("check --snap after --against before")["findings"]
+        assert [f["held"] for f in findings if f["rule"] == "entry-lost"] == [change["held"]]
