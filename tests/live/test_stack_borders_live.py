@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from session import KASLR_BOOT, Live, launched, need_guest
+from session import KASLR_BOOT, Live, launched, need_guest, placed
 
 from ptinspect.errors import TargetTimeout
 from ptinspect.guests.initrd import Entry, compress, cpio
@@ -43,7 +43,7 @@ def busy(live: Live) -> int:
 
 
 @pytest.mark.parametrize(
-    "guest", ["5.10-cloud --smp 2", "6.1-cloud --smp 2 --cpu cortex-a76", "6.12-cloud --cpu max"]
+    "guest", ["5.10-cloud --smp 2", "6.1-cloud --smp 2 --cpu cortex-a76", "6.12-cloud --cpu max", "7.3-cloud"]
 )
 def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_path: Path) -> None:
     name, _, options = guest.partition(" ")
@@ -75,9 +75,10 @@ def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_pat
         assert state.system["SP_EL0"] == int(first["task"]["address"], 16)
 
 
-@pytest.mark.parametrize("guest", ["5.10-cloud", "6.12-cloud", "6.12-16k"])
+@pytest.mark.parametrize("guest", ["5.10-cloud", "6.12-cloud", "6.12-16k", "7.3-cloud"])
 def test_a_stack_that_leads_elsewhere_is_told_from_a_destroyed_mark(guest: str) -> None:
     with launched(guest, "--memory 512") as live:
+        placed(live)
         live("until free_initmem --timeout 120")
         stacks = Stacks(live.ctx.view())
         known = 0
