@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from ptinspect.arch.bits import align_down
+from ptinspect.arch.bits import align_down, align_up
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.btf import BtfTypes, find_btf
 from ptinspect.linux.dwarf import DwarfTypes
@@ -20,6 +20,8 @@ from ptinspect.linux.vmlinux import Vmlinux
 
 BOUNDARY = 2 << 20
 """An Image is linked, like it is loaded, at a multiple of 2 MiB plus text_offset (booting.rst)."""
+SEGMENT = 1 << 16
+"""Segments of the image begin at multiples of this (vmlinux.lds.S: SEGMENT_ALIGN)."""
 MAX_BTF = 64 << 20
 MAX_NOTES = 1 << 20
 MAX_BANNER_SEARCH = 64 << 20
@@ -263,16 +265,17 @@ class KernelImage:
 
     @cached_property
     def data_pages(self) -> tuple[int, ...]:
-        """Offsets of data from the image's first byte: the last of .data that is stored, and the end of .bss.
+        """Offsets of data from the image's first byte: the first of .rodata, the last of .data and of .bss.
 
-        Both stay mapped, as the memory for initialization does not (arch/arm64/mm/mmu.c: free_initmem). The
-        second is left out of a file that does not tell its size in memory.
+        These stay mapped, as the memory for initialization does not (arch/arm64/mm/mmu.c: free_initmem).
+        The last is left out of a file that does not tell its size in memory.
         """
         code_end = sum(self.code_range)
         stored = self.stored_size or code_end
         if "_edata" in self.symbols:
             stored = self.symbols["_edata"][0] - self.text_va
-        return tuple(at for at in dict.fromkeys((stored - 8, self.size - 8)) if at > code_end)
+        places = (align_up(code_end, SEGMENT) + 8, stored - 8, self.size - 8)
+        return tuple(at for at in dict.fromkeys(places) if code_end < at < self.size)
 
     @cached_property
     def _banner(self) -> tuple[int, str]:

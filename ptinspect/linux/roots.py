@@ -167,17 +167,17 @@ def maps_kernel(
 ) -> bool:
     """Tell whether a table maps the image, code and data, to where it lies, if it runs with this offset.
 
-    Pages from the first to the last of each are translated. One of the code's and one of the data's may be
-    missing: then the table is the right one and damaged.
+    Pages from the first to the last of each are translated. One of the code's may be missing, and all but
+    one of the data's, whose end shares a 2 MiB entry with stacks: the right table may be damaged.
     """
-    for places in (image.code_pages, image.data_pages):
+    for places, enough in ((image.code_pages, len(image.code_pages) - 1), (image.data_pages, 1)):
         right = 0
         for at in places:
             va = (image.text_va + offset + at) & MASK64
             if not (bit(va, 55) and regime.contains(va)):
                 return False
             right += walk(memory, va, root, regime).pa == image_pa + at
-        if right < min(len(places), max(len(places) - 1, 1)):
+        if right < min(len(places), max(enough, 1)):
             return False
     return True
 

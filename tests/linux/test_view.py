@@ -189,6 +189,15 @@ def test_in_the_rewrite_without_a_file_another_cpu_tells(kernel: KernelImage) ->
     assert view.swapper().provenance.startswith("1 page behind reserved_pg_dir in TTBR1_EL1 of cpu 1, which")
 
 
+def test_a_root_that_has_lost_the_end_of_the_image_is_the_root(kernel: KernelImage) -> None:
+    """The 2 MiB that hold the end of .data and .bss hold stacks too: a loss there is what people look for."""
+    guest = Guest(0x1000_0000)
+    guest.tree.set(guest.va(0x7_F000), 3, 0)
+    guest.tree.set(guest.va(0xF_F000), 3, 0)
+    view = guest.view(kernel)
+    assert (view.swapper().pa, view.confirmed, view.placed) == (SWAPPER, True, True)
+
+
 def test_registers_that_lead_nowhere(kernel: KernelImage, symbols: list[tuple[str, int, str]]) -> None:
     guest = Guest()
     lost = guest.cpu(pc=IMAGE_PA + 0x4_0600, x={2: 0x4600_0000, 3: 0x9_9999_0000}, TTBR1_EL1=0x4700_0000)
