@@ -20,7 +20,7 @@ BELOW = {
     "processes": set(),
     "arch": {"errors"},
     "memory": {"errors", "arch"},
-    "snapshot": {"errors", "files", "arch", "memory"},
+    "snapshot": {"errors", "files", "text", "arch", "memory"},
     "paging": {"errors", "arch", "memory", "snapshot"},
     "analysis": {"errors", "arch", "memory", "snapshot", "paging"},
     "linux": {"errors", "files", "processes", "arch", "memory", "paging", "snapshot", "analysis", "text"},

@@ -10,7 +10,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
-from ptinspect.output.model import Note, Report
+from ptinspect.output.model import Note, Report, escape
 
 SHOWN = 20
 """Changes shown to people unless --limit says otherwise; files and JSON hold up to MAX_CHANGES."""
@@ -78,5 +78,5 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     listed = len(found.changes)
     whole = diff_report(found, a, b, shown=listed, wide=wide, exit_code=code, regions=namer, contents=held)
     write(whole, args.output)
-    said = Note(f"written to {args.output}", "dim")
+    said = Note(f"written to {escape(str(args.output))}", "dim")
     return Report({**report.result, "file": str(args.output)}, (*report.body, said), code)

@@ -74,7 +74,8 @@ def export(ctx: Context, args: argparse.Namespace) -> Report:
     result = {"file": str(args.output), "format": form, **found, "bytes": size, "snapshot": snapshot.name}
     result |= seen(snapshot)
     what = "lines" if form == "ptdump" else "descriptors"
-    said = f"{found['rows']} {what} of {escape(snapshot.name)} written to {args.output}, {size / 1e6:.1f} MB"
+    target = escape(str(args.output))
+    said = f"{found['rows']} {what} of {escape(snapshot.name)} written to {target}, {size / 1e6:.1f} MB"
     notes = [Note(text, "changed") for text in found.get("assumed", ())]
     return Report(result, (Note(said), *notes, *warnings(snapshot)))
 

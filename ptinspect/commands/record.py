@@ -9,7 +9,7 @@ from pathlib import Path
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
-from ptinspect.output.model import Note, Report
+from ptinspect.output.model import Note, Report, escape
 
 DETAILS = """\
 From now on, or with --all from the beginning, every line that succeeds is written to FILE as it was typed;
@@ -41,7 +41,7 @@ def record(ctx: Context, args: argparse.Namespace) -> Report:
     path = ctx.record.path
     if args.file is not None and str(args.file) != "off":
         ctx.record.begin(args.file, _head(ctx, args), everything=args.all, force=args.force)
-        return _report(ctx, f"recording into {args.file}", args.file)
+        return _report(ctx, f"recording into {escape(str(args.file))}", args.file)
     if args.file is None:
         return _report(ctx, "nothing is recorded" if path is None else f"recording into {path}", path)
     if path is None:

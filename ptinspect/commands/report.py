@@ -77,7 +77,7 @@ def report(ctx: Context, args: argparse.Namespace) -> Report:
         "diffs": [{"a": each["a"], "b": each["b"]} for each in page.diffs],
     }
     notes = [Note(escape(text), "bad") for text in missing]
-    return Report(result, (Note(f"written to {args.file}, {size / 1e6:.1f} MB"), *notes))
+    return Report(result, (Note(f"written to {escape(str(args.file))}, {size / 1e6:.1f} MB"), *notes))
 
 
 def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:

@@ -8,7 +8,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.options import OPTIONS, find, option_name, option_value, written
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Table
+from ptinspect.output.model import Column, Note, Report, Table, escape
 
 
 def register(registry: Registry) -> None:
@@ -72,7 +72,7 @@ def _said(ctx: Context, names: list[str], path: str) -> Report:
     values = {name: ctx.options[name] for name in names}
     lines = [f"{name} is {_shown(ctx, name)}" for name in names]
     if path:
-        lines.append(f"saved in {path}")
+        lines.append(f"saved in {escape(str(path))}")
     return Report({"options": values, "saved": path or None}, (Note("\n".join(lines)),))
 
 

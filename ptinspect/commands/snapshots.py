@@ -13,7 +13,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.rootchoice import ROOT_HELP, RULES, RULES_HELP, root_choice
 from ptinspect.commands.sources import add_cpu_option, range_of, source
 from ptinspect.errors import UserError
-from ptinspect.output.model import Report
+from ptinspect.output.model import Report, escape
 from ptinspect.output.views.snapshot import listed, told
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def save(ctx: Context, args: argparse.Namespace) -> Report:
     snapshot = ctx.snapshot_or_file(args.name)
     path: Path = args.file if args.file.suffix else args.file.with_suffix(SUFFIX)
     store(snapshot, path)
-    return told(snapshot, f"saved in {path},", path=path)
+    return told(snapshot, f"saved in {escape(str(path))},", path=path)
 
 
 def load(ctx: Context, args: argparse.Namespace) -> Report:

@@ -12,7 +12,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
 from ptinspect.commands.stack import open_stacks, task_of
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, OutOfSlots, PtinspectError
-from ptinspect.output.model import Note, Report
+from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.linux.stacks import Stack, Stacks
@@ -87,7 +87,7 @@ def trace(ctx: Context, args: argparse.Namespace) -> Report:
     if args.output is None:
         return report
     write_text(args.output, dumps(found))
-    said = Note(f"written to {args.output}", "dim")
+    said = Note(f"written to {escape(str(args.output))}", "dim")
     return Report({**report.result, "file": str(args.output)}, (*report.body, said))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ptinspect.text import escape as escape  # noqa: PLC0414 - all that prints takes it from here
@@ -75,6 +75,29 @@ class Report:
     body: Sequence[Table | Note] = field(default_factory=tuple)
     exit_code: int = 0
     """1 when a check that the command was asked to make did not hold."""
+
+    def __post_init__(self) -> None:
+        """Escape what no terminal should get: names come from guests, files and snapshots."""
+        object.__setattr__(self, "body", tuple(_printable(part) for part in self.body))
+
+
+def _printable(part: Table | Note) -> Table | Note:
+    if isinstance(part, Note):
+        if part.text.isprintable():
+            return part
+        spans = tuple(replace(span, text=escape(span.text)) for span in part.spans)
+        return replace(part, text="\n".join(map(_line, part.text.split("\n"))), spans=spans)
+    if part.title.isprintable() and all(str(cell).isprintable() for row in part.rows for cell in row):
+        return part
+    return replace(part, title=escape(part.title), rows=[[_cell(cell) for cell in row] for row in part.rows])
+
+
+def _line(text: str) -> str:
+    return "\t".join(map(escape, text.split("\t")))
+
+
+def _cell(cell: Cell) -> Cell:
+    return escape(cell) if isinstance(cell, str) else replace(cell, text=escape(cell.text))
 
 
 def hex_address(value: int) -> str:

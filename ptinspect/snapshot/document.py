@@ -15,6 +15,7 @@ from ptinspect.arch.sysregs import UNWRITTEN, CpuState, RegimeName, kernel_regim
 from ptinspect.errors import RegimeError, SnapshotError
 from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.model import Meta, Root, Snapshot
+from ptinspect.text import escape
 
 FORMAT = "ptinspect-snapshot"
 VERSION = 1
@@ -22,7 +23,6 @@ MAX_ITEMS = 65_536
 """Upper bound on the entries of any list or mapping in a document."""
 
 _HEX = re.compile(r"0x[0-9a-f]{1,16}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WIDE = frozenset({"mair", "mair2", "pir", "pire0", "por", "por0"})
 """Fields of Regime that are registers of 64 bits: written in hex."""
 _PA_BITS = (32, 36, 40, 42, 44, 48, 52, 56)
@@ -145,7 +145,7 @@ class _Fields:
         value = self.get(key)
         if not isinstance(value, str):
             raise SnapshotError(f"{self._path}.{key} is not a string")
-        return _clean(value)
+        return escape(value)
 
     def number(self, key: str) -> int:
         """Return an integer."""
@@ -164,10 +164,6 @@ class _Fields:
     def hex(self, key: str) -> int:
         """Return a 64-bit number written in hex."""
         return _hex(self.get(key), f"{self._path}.{key}")
-
-
-def _clean(text: str) -> str:
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _hex(value: object, path: str) -> int:
@@ -233,7 +229,7 @@ def _cpu_in(fields: _Fields) -> CpuState:
         sp=fields.hex("sp"),
         pc=fields.hex("pc"),
         pstate=fields.hex("pstate"),
-        system={_clean(name): system.hex(name) for name in system.keys()},  # noqa: SIM118
+        system={escape(name): system.hex(name) for name in system.keys()},  # noqa: SIM118
     )
 
 
@@ -250,7 +246,7 @@ def _meta(fields: _Fields) -> Meta:
         kernel=fields.text("kernel"),
         source=fields.text("source"),
         note=fields.text("note"),
-        extra={_clean(name): extra.text(name) for name in extra.keys()},  # noqa: SIM118
+        extra={escape(name): extra.text(name) for name in extra.keys()},  # noqa: SIM118
     )
 
 

@@ -145,6 +145,8 @@ def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
         else:
             wait_for(lambda: not machine.runs) if ran else None
             wait_for(lambda: machine.runs)
+        wait_for(lambda: bool(children(process.pid)))
+        [debugger] = children(process.pid)
         os.kill(process.pid if victim == "ptinspect" else debugger, number)
         if stage == "prompt" and victim == "gdb":
             process.stdin.write("regs pc\n")
