@@ -108,8 +108,12 @@ class Runner:
         """Return the seconds that are left; raises TargetTimeout when there are none."""
         left = self.deadline - time.monotonic()
         if left <= 0:
+            where = ""
+            if self.ctx.state == "stopped":
+                state = self.session.cpu_state(self.session.current_cpu)
+                where = f": cpu {state.cpu} is at {self.ctx.place(state.pc)}"
             raise TargetTimeout(
-                "the guest did not reach the rewrite in time",
+                f"the guest did not reach the rewrite in time{where}",
                 "a longer --timeout, or look where it stands: interrupt, bt, console",
             )
         return left

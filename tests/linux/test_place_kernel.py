@@ -118,3 +118,15 @@ def test_direct_boots_stop_at_the_anchor(monkeypatch: pytest.MonkeyPatch, kernel
     assert ctx.view().kaslr_offset == MOVED
     assert session.asked == [([anchor, FIRST], kpti_run.SLICE_SECONDS)]
     assert run.outcome.stops == [("idmap_cpu_replace_ttbr1", anchor)]
+
+
+def test_a_kernel_that_does_not_begin_is_shown_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch, kernel: KernelImage
+) -> None:
+    """As one that the CPU's granules do not suit, which stays in head.S."""
+    guest = Guest()
+    parked = guest.cpu(pc=IMAGE_PA + 0x1_0840, TTBR1_EL1=0, TCR_EL1=0, SCTLR_EL1=0, VBAR_EL1=0)
+    run, _, _ = runner(monkeypatch, kernel, Scripted(guest.memory, [(parked, None), (parked, None)]))
+    run.deadline = 0
+    with pytest.raises(TargetTimeout, match=r"in time: cpu 0 is at 0x40210840 \(vectors\+0x40\)"):
+        run.place_kernel()
