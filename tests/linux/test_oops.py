@@ -46,6 +46,7 @@ REAL = {
     "6.1-stack-protector": "stack-corruption",
     "6.12-brk": "not-a-stack-problem",
     "6.12-bug": "not-a-stack-problem",
+    "6.12-execute-data": "not-a-stack-problem",
     "6.12-init-exit": "not-a-stack-problem",
     "6.12-no-rootfs": "not-a-stack-problem",
     "6.12-null-dereference": "not-a-stack-problem",
@@ -61,6 +62,10 @@ REAL = {
 }
 
 
+EIGHT = ("5.10-entry-reverted-8-cpus", "5.10-entry-reverted-all-8-cpus")
+"""Deaths of several CPUs in one log."""
+
+
 @pytest.mark.parametrize(("name", "code"), REAL.items())
 def test_each_death_has_its_verdict_and_evidence(name: str, code: str) -> None:
     verdict = only(log(name)).verdict
@@ -70,7 +75,7 @@ def test_each_death_has_its_verdict_and_evidence(name: str, code: str) -> None:
 
 
 def test_every_log_is_used() -> None:
-    assert {path.stem for path in LOGS.glob("*.log")} == {*REAL, "5.10-entry-reverted-8-cpus"}
+    assert {path.stem for path in LOGS.glob("*.log")} == {*REAL, *EIGHT}
 
 
 def test_the_report_is_explained() -> None:
@@ -143,6 +148,23 @@ def test_other_cpus_of_a_reverted_entry_lost_their_mapping() -> None:
     assert {p.incident.first.comm for p in lost} == {"migration/5", "migration/6", "migration/7"}
     corrupted = [p for p in analysis.panics if p.verdict.code == "stack-corruption"]
     assert corrupted and "a frame of zeros" in said(corrupted[0])
+
+
+def test_each_of_eight_cpus_that_print_at_once_is_explained() -> None:
+    """Two print faults at the same time, six have no stack: every block holds its SP, FAR and stacks."""
+    panics = analyse(log("5.10-entry-reverted-all-8-cpus")).panics
+    assert {p.incident.first.cpu: p.verdict.code for p in panics} == {
+        **dict.fromkeys(range(2), "stack-corruption"),
+        **dict.fromkeys(range(2, 8), "stack-mapping-lost"),
+    }
+    for panic in panics[2:]:
+        first = panic.incident.first
+        assert not first.mixed and first.far == first.sp and panic.facts.used == 832
+        assert first.task_stack is not None and first.task_stack.contains(first.far or 0)
+
+
+def test_a_pc_in_data_is_named_by_the_walk() -> None:
+    assert "may not execute (PXN): the PC lies in it" in said(only(log("6.12-execute-data")))
 
 
 def test_a_recursion_names_its_circle() -> None:
