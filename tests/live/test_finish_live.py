@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, Live, launched, need_guest, placed
+from session import KASLR_BOOT, NEWER, Live, launched, need_guest
 
 from ptinspect.guests.initrd import Entry, compress, cpio
 
@@ -26,7 +26,7 @@ while [ $i -lt 12 ]; do
 done
 while :; do sleep 0.05; done
 """
-GUESTS = ["5.10-cloud --smp 4", "6.1-cloud --smp 2", "6.12-cloud --smp 4 --cpu max", "7.3-cloud --smp 2"]
+GUESTS = ["5.10-cloud --smp 4", "6.1-cloud --smp 2", "6.12-cloud --smp 4 --cpu max", f"7.3-cloud --smp 2 {NEWER}"]
 
 
 @contextmanager
@@ -38,7 +38,6 @@ def sleeping(guest: str, tmp_path: Path) -> Iterator[Live]:
     initrd.write_bytes(need_guest(name).initrd.read_bytes() + compress(cpio([script])))
     words = f"{KASLR_BOOT.replace('/init ', '/sleepers ')} nokaslr"
     with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
-        placed(live)
         live("until do_nanosleep --timeout 300")
         yield live
 

@@ -173,7 +173,7 @@ def group_of(live: Live, leaf: Leaf) -> None:
 def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path) as (live, high, low, count):
         session = live.ctx.stopped
-        stop = session.run_until([DONE, BAD], 20)
+        stop = session.run_until([DONE, BAD], 300)
         live.ctx.forget_stop()
         assert (stop.pc, session.cpu_state(0).x[20]) == (DONE, count)
         same(live, "ttbr1", high, name)

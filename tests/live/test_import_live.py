@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from session import KASLR_BOOT, Live, launched, to_shell
+from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.context import Context
@@ -32,7 +32,7 @@ def without(result: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("guest", "options"),
-    [("5.10-cloud-dbg", ""), ("6.12-cloud", f"--cpu max --append '{KASLR_BOOT} kpti=on'")],
+    [("5.10-cloud-dbg", ""), ("7.3-cloud", f"--cpu max {NEWER} --append '{KASLR_BOOT} kpti=on'")],
 )
 def test_a_dump_is_the_guest(guest: str, options: str, tmp_path: Path) -> None:
     """Tables bit by bit, and what commands say of them, with the kernel file and without any."""

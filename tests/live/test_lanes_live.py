@@ -69,7 +69,7 @@ def test_what_is_written_is_seen_on_every_lane(pair: tuple[Qemu, Session]) -> No
     _, session = pair
     for number, lane in enumerate(LANES):
         session.memory.choose(lane)
-        session.run_until([LOOP], 20)
+        session.run_until([LOOP], 300)
         session.write_physical(LOAD + 0x1000, bytes([number + 1] * 16))
         assert session.memory.read(LOAD + 0x1000, 16) == bytes([number + 1] * 16)
 
@@ -122,9 +122,9 @@ def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
     pair: tuple[Qemu, Session],
 ) -> None:
     qemu, session = pair
-    session.run_until([LOOP], 20)
+    session.run_until([LOOP], 300)
     session.memory.choose("host")
-    session.run_until([LOOP], 20)
+    session.run_until([LOOP], 300)
     os.kill(qemu.pid, signal.SIGSTOP)
     stat = Path(f"/proc/{qemu.pid}/stat")
     end = time.monotonic() + SOON

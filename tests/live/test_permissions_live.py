@@ -248,13 +248,13 @@ def answers(
     session = live.ctx.stopped
     told = []
     for _ in configs:
-        assert session.run_until([READY, LOAD + 0x500], 60).pc == READY
+        assert session.run_until([READY, LOAD + 0x500], 300).pc == READY
         live.ctx.forget_stop()
         told.append({va: may for root in roots for va, may in said(live, root).items()})
         for va in vas[7::401]:
             walked = live(f"walk {va:#x}")
             found = {**walked["permissions"], "type": walked["steps"][-1]["attributes"]["memory_type"]}
             assert found == told[-1][va], hex(va)
-    assert session.run_until([DONE, LOAD + 0x500], 120).pc == DONE
+    assert session.run_until([DONE, LOAD + 0x500], 300).pc == DONE
     raw = session.memory.read(RESULTS, 2 * len(configs) * len(vas))
     return told, iter(struct.unpack(f"<{len(raw) // 2}H", raw))

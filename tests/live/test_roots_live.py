@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pytest
 from bare import assembled
-from session import Live, launched, need_guest
+from session import NEWER, Live, launched, need_guest
 
 from ptinspect.errors import GuestError
 from ptinspect.guests.initrd import INIT, READY, Entry, compress, cpio
 from ptinspect.linux.tasks import Tasks
 
 pytestmark = pytest.mark.live
-GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud --cpu cortex-a72", "6.12-cloud --cpu max", "6.12-16k")
+GUESTS = (
+    "5.10-cloud",
+    "6.1-cloud",
+    "6.12-cloud --cpu cortex-a72",
+    f"7.3-cloud --cpu max {NEWER}",
+    "6.12-16k",
+)
 SPIN = f"""mkdir -p "/d/e f" /m; mount -t tmpfs none /m
 echo 1 > "/d/e f/gone"; echo 2 > "$(printf '/m/a\\033\\nb')"
 /many "/d/e f/gone" /m/* &
