@@ -26,7 +26,12 @@ while [ $i -lt 12 ]; do
 done
 while :; do sleep 0.05; done
 """
-GUESTS = ["5.10-cloud --smp 4", "6.1-cloud --smp 2", "6.12-cloud --smp 4 --cpu max", f"7.3-cloud --smp 2 {NEWER}"]
+GUESTS = [
+    "5.10-cloud --smp 4",
+    "6.1-cloud --smp 2",
+    "6.12-cloud --smp 4 --cpu max",
+    f"7.3-cloud --smp 2 {NEWER}",
+]
 
 
 @contextmanager
