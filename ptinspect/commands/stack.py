@@ -100,7 +100,7 @@ def _compared(ctx: Context, found: Stacks, depth: Depth) -> Depth:
         return depth
     newest = sorted(ctx.snapshots.values(), key=lambda s: s.meta.created, reverse=True)
     text = leads_elsewhere(found, stack, newest)
-    return replace(depth, end_magic_intact=None, elsewhere=text) if text else depth
+    return replace(depth, end_magic_intact=None, doubt="", elsewhere=text) if text else depth
 
 
 UNSURE = "saved, unless it ran"

@@ -65,9 +65,18 @@ def misled(
         return None
 
 
+def is_own(view: GuestView, task: int, base: int, size: int) -> bool:
+    """Tell whether it is known that a stack leads to its own memory; False where nothing tells."""
+    try:
+        return _struct_page(view) is not None and _fits(view, task, base, size)
+    except (GuestError, KernelFileError):
+        return False
+
+
 def _fits(view: GuestView, task: int, base: int, size: int) -> bool:
     try:
-        return bool(_pages(view, task, base, size)) and _misled(view, task, base, size, STRUCT_PAGE) is None
+        length = _struct_page(view) or STRUCT_PAGE
+        return bool(_pages(view, task, base, size)) and _misled(view, task, base, size, length) is None
     except (GuestError, KernelFileError):
         return False
 

@@ -12,7 +12,7 @@ from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.entry import EL1H, EntryCode, recognise_code, recognise_entry
 from ptinspect.linux.kept import Kept
-from ptinspect.linux.stack_pages import Misled, misled
+from ptinspect.linux.stack_pages import Misled, is_own, misled
 from ptinspect.linux.tasks import Task, Tasks, at_user_border, per_cpu_offset
 from ptinspect.linux.view import GuestView
 
@@ -233,6 +233,10 @@ class Stacks:
         except (GuestError, MemoryReadError):
             return None
         return None if self.misled(stack) is not None else False
+
+    def is_own(self, stack: Stack) -> bool:
+        """Tell whether a task's stack is known to lead to its own memory."""
+        return stack.task is not None and is_own(self.view, stack.task.address, stack.base, stack.size)
 
     def _bases(self, but: int) -> Iterator[tuple[int, int]]:
         """Go through task and base of all stacks of tasks but one."""

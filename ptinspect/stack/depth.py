@@ -35,6 +35,8 @@ class Depth:
     """The frames."""
     other_stacks: tuple[Stack, ...] = ()
     """Stacks further up the chain, which were left for the one that SP is on."""
+    doubt: str = ""
+    """Why a missing end mark need not be a destroyed one; empty if it is there, or is destroyed."""
     elsewhere: str = ""
     """Where addresses of the stack lead to memory that is not the stack's; empty if nothing tells so."""
 
@@ -149,7 +151,16 @@ def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> De
     unwound = start.frames(limit)
     used = {frame.stack for frame in unwound.frames}
     others = tuple(s for s in unique if s.kind in used and s.base != stack.base)
-    return Depth(position, magic, unwound, others, _elsewhere(stacks, stack, magic))
+    return Depth(
+        position, magic, unwound, others, _doubt(stacks, stack, magic), _elsewhere(stacks, stack, magic)
+    )
+
+
+def _doubt(stacks: Stacks, stack: Stack, magic: bool | None) -> str:
+    """Say that nothing tells whether memory without an end mark is the stack's own."""
+    if magic is not False or stacks.is_own(stack):
+        return ""
+    return "overwritten, or the mapping leads to other memory: which pages are its own is not known"
 
 
 def _elsewhere(stacks: Stacks, stack: Stack, magic: bool | None) -> str:
@@ -174,7 +185,8 @@ def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
     position = Position(-1, "task" if holds else "none", task.saved_sp, stack, task, True, False)
     found = unwinder(stacks, [stack]).after_call(pc, task.saved_sp, x29, limit=limit)
     magic = stacks.end_magic(stack)
-    return Depth(position, magic, found, elsewhere=_elsewhere(stacks, stack, magic))
+    doubt, elsewhere = _doubt(stacks, stack, magic), _elsewhere(stacks, stack, magic)
+    return Depth(position, magic, found, doubt=doubt, elsewhere=elsewhere)
 
 
 def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:

@@ -13,6 +13,8 @@ from ptinspect.commands.context import Context
 from ptinspect.linux.stack_pages import misled
 from ptinspect.linux.stacks import Stacks
 from ptinspect.linux.types import Types
+from ptinspect.output.views.stack import depths
+from ptinspect.stack.code import KernelCode
 from ptinspect.stack.depth import depth_of_cpu
 
 STRUCT_PAGE = 64
@@ -118,7 +120,12 @@ def test_a_destroyed_mark_is_told_all_the_same(guest: Guest) -> None:
     state = guest.cpu(guest.me, guest.base + SIZE - sg.FRAME)
     guest.put(guest.base, 0)
     found = depth_of_cpu(Stacks(guest.view(state)), state)
-    assert (found.end_magic_intact, found.elsewhere) == (False, "")
+    assert "END MARK DESTROYED" in text(depths([found], KernelCode(guest.view(state))))
+    assert (found.end_magic_intact, found.elsewhere, found.doubt) == (False, "", "")
+    del guest.image.symbols["vmemmap_populate"]
+    found = depth_of_cpu(Stacks(guest.view(state)), state)
+    assert found.end_magic_intact is False
+    assert "or the mapping leads to other memory" in found.doubt
 
 
 def test_stack_says_so(guest: Guest) -> None:

@@ -64,6 +64,7 @@ def depth_json(depth: Depth, code: KernelCode) -> dict[str, Any]:
         "end_magic_intact": depth.end_magic_intact,
         "mmu_on": position.mmu_on,
         "identity_map": position.identity,
+        "end_mark_doubt": depth.doubt,
         "elsewhere": depth.elsewhere,
         "how": "" if stack is None else stack.how,
         "note": position.note,
@@ -107,7 +108,8 @@ def depth_body(depth: Depth, code: KernelCode) -> list[Note | Table]:
     if position.stack is not None:
         stack = position.stack
         text = f"{stack.base:#x} to {stack.top:#x}, {stack.size} bytes; SP {position.sp:#x}"
-        magic = {True: "; end mark intact", False: "; END MARK DESTROYED", None: ""}[depth.end_magic_intact]
+        lost = f"; NO END MARK: {depth.doubt}" if depth.doubt else "; END MARK DESTROYED"
+        magic = {True: "; end mark intact", False: lost, None: ""}[depth.end_magic_intact]
         body.append(Note(text + magic, "bad" if depth.end_magic_intact is False else "plain"))
         if depth.elsewhere:
             body.append(Note(f"THE MAPPING LEADS ELSEWHERE: {depth.elsewhere}; it is not the stack", "bad"))
