@@ -181,6 +181,15 @@ def test_many_warnings_hide_no_panic() -> None:
     assert analysis.panics[0].verdict.code == "stack-mapping-lost"
 
 
+def test_a_banner_inside_of_a_warning_is_no_boot() -> None:
+    panic = only(
+        ["WARNING: CPU: 0 PID: 1 at Linux version 6.12.117 (gcc):12 f+0x8/0x298", "Modules linked in:"],
+        ["Kernel panic - not syncing: kernel: panic_on_warn set", "..."],
+    )
+    assert panic.incident.first.kind == "warning"
+    assert panic.incident.panic == "kernel: panic_on_warn set ..."
+
+
 def test_nothing_died_of_a_stall() -> None:
     panic = only(["rcu: INFO: rcu_sched self-detected stall on CPU"] * 3)
     assert panic.verdict.code == "not-a-stack-problem" and panic.incident.later_count == 2

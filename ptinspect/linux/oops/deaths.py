@@ -9,6 +9,7 @@ from ptinspect.linux.oops import messages as say
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.lines import Line
 from ptinspect.linux.oops.model import FaultKind, Incident
+from ptinspect.linux.oops.prefixes import ANCHOR
 from ptinspect.linux.oops.reports import AFTERMATH, AFTERMATH_OF, REACH, Sorter, fits_panic, sort
 
 MAX_DEATHS = 2048
@@ -131,7 +132,7 @@ class Reader:
 
     def _banner(self, line: Line) -> bool:
         match = say.BOOT.search(line.text)
-        if match is None:
+        if match is None or (match.start() and ANCHOR.match(line.text)):
             return False
         if line.number - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
             self._next_boot()

@@ -225,7 +225,8 @@ class Normaliser:
         same = before.peeled.stamped == line.stamped
         if not before.text:
             return fewer
-        if _GOES_ON.match(text) and _WALK.search(before.text) and not line.time:
+        walk = _GOES_ON.match(text) and _WALK.search(before.text)
+        if not line.time and (walk or (text == "..." and "not syncing" in before.text)):
             return True
         if known and not ((fewer or not line.stamped) and _wrapped_frame(before, text)):
             return False

@@ -42,7 +42,7 @@ _CLOCK = re.compile(
     rf"\[?\d{{4}}-\d\d-\d\d[T _]{_TIME}{_ZONE}\]?(?: \d\d[OE][ +])?|\[?{_TIME}\]?(?=[ \t]|\[)[ \t]*"
 )
 _EXPORTED = re.compile(r"[ \t]*MESSAGE=")
-_BROADCAST = re.compile(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\S)")
+_BROADCAST = re.compile(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\[|[A-Z])")
 STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
 """A time stamp of the kernel's: seconds since boot."""
 _STAMP = re.compile(STAMP)
