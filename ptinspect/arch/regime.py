@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit, bits, mask
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, align_down, bit, bits, mask
 from ptinspect.arch.sysregs import (
     PA_SIZES,
     CpuState,
@@ -17,6 +17,7 @@ from ptinspect.arch.sysregs import (
     kernel_regime,
     needed,
     register_of_regime,
+    ttbr_base,
 )
 from ptinspect.errors import RegimeError
 
@@ -274,6 +275,15 @@ def regime_from_registers(state: CpuState, upper: bool, name: RegimeName | None 
         nv1=name == "EL1&0" and bits(state.system.get("HCR_EL2", 0), 43, 42) == 3,
     )
     return _with_tcr2(found, state)
+
+
+def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
+    """Return the table address in the TTBR of the half that `regime` describes, aligned as the CPU does.
+
+    Raises RegimeError if the register is not known. Source: Arm ARM AArch64.TTBaseAddress().
+    """
+    ttbr = needed(state, "TTBR1" if regime.upper else "TTBR0", regime.name)
+    return PhysAddr(align_down(ttbr_base(ttbr, pa52=regime.wide_oa), regime.root_alignment))
 
 
 def _with_tcr2(regime: Regime, state: CpuState) -> Regime:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ptinspect.arch.bits import PhysAddr, align_down, bit, bits
+from ptinspect.arch.bits import PhysAddr, bit, bits
 from ptinspect.errors import RegimeError
-
-if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "SCTLR_EL1": ("SCTLR_EL1", "SCTLR"),
@@ -104,15 +101,6 @@ def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:
     if pa52:
         return PhysAddr((ttbr & 0x0000_FFFF_FFFF_FFC0) | bits(ttbr, 5, 2) << 48)
     return PhysAddr(ttbr & 0x0000_FFFF_FFFF_FFFE)
-
-
-def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
-    """Return the table address in the TTBR of the half that `regime` describes, aligned as the CPU does.
-
-    Raises RegimeError if the register is not known. Source: Arm ARM AArch64.TTBaseAddress().
-    """
-    ttbr = needed(state, "TTBR1" if regime.upper else "TTBR0", regime.name)
-    return PhysAddr(align_down(ttbr_base(ttbr, pa52=regime.wide_oa), regime.root_alignment))
 
 
 RegimeName = Literal["EL1&0", "EL2&0", "EL2"]

@@ -90,7 +90,7 @@ def _boot_root(ctx: Context) -> bytes:
     Its address would not do: up to v5.3 the boot's own root is swapper_pg_dir itself, into which
     paging_init() copies the new one (arch/arm64/mm/mmu.c; head.S puts the boot's lower tables behind it).
     """
-    from ptinspect.arch.sysregs import root_pa
+    from ptinspect.arch.regime import root_pa
 
     view = ctx.view()
     return view.memory.read(root_pa(view.state, view.regime), view.regime.root_size)

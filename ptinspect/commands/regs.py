@@ -189,7 +189,7 @@ def _own_of_el2(state: CpuState) -> Half | None:
 
 def _holding(ctx: Context, state: CpuState, half: Half) -> Half:
     """Add what a register of the guest holds, as far as something shows it."""
-    from ptinspect.arch.sysregs import root_pa
+    from ptinspect.arch.regime import root_pa
     from ptinspect.linux.otherroots import lower_role
     from ptinspect.linux.ttbr import ttbr1_role
 

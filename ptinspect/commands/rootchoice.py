@@ -120,8 +120,7 @@ def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
 
 
 def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
-    from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import root_pa
+    from ptinspect.arch.regime import regime_from_registers, root_pa
 
     regime = regime_from_registers(state, upper, name)
     said = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
@@ -183,8 +182,8 @@ def _holder(ctx: Context, pa: int, state: CpuState, half: bool | None) -> tuple[
 
     Registers of the kernel's regime come before others; `half` leaves those of the other half out.
     """
-    from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import kernel_regime, regime_at_el2, root_pa
+    from ptinspect.arch.regime import regime_from_registers, root_pa
+    from ptinspect.arch.sysregs import kernel_regime, regime_at_el2
 
     session = ctx.stopped
     others = [session.cpu_state(n) for n in range(session.cpu_count) if n != state.cpu]

@@ -1,4 +1,4 @@
-"""The reference guests: install them from Debian's archive, and find those that are installed."""
+"""The reference guests that are installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ptinspect.errors import TargetError
 from ptinspect.guests import data, store
-from ptinspect.guests.apt import Progress
 from ptinspect.guests.data import DEFAULT_GUEST
 from ptinspect.guests.store import Manifest
 
@@ -36,17 +35,13 @@ class Guest:
     """How it differs from what was asked for; empty if it does not."""
 
 
-def no_progress(what: str, done: int, total: int) -> None:
-    """Show nothing."""
-
-
 def guest(name: str = DEFAULT_GUEST) -> Guest:
     """Return an installed guest, or the one that serves in its place.
 
     Raises UserError for an unknown name, TargetError if it is not installed.
     """
     data.load().guest(name)
-    found = _installed(name)
+    found = installed(name)
     if found is None:
         raise TargetError(
             f"the guest {name} is not installed", f"ptinspect setup --yes --guest {name} installs it"
@@ -56,11 +51,12 @@ def guest(name: str = DEFAULT_GUEST) -> Guest:
 
 def installed_guests() -> list[Guest]:
     """Return the guests whose own files are installed, the default one first."""
-    guests = [_installed(spec.name) for spec in data.load().guests]
+    guests = [installed(spec.name) for spec in data.load().guests]
     return [g for spec, g in zip(data.load().guests, guests, strict=True) if g and g.name == spec.name]
 
 
-def _installed(name: str) -> Guest | None:
+def installed(name: str) -> Guest | None:
+    """Return an installed guest, or the one that serves in its place; None if there is neither."""
     manifest = store.read(name)
     if manifest is None:
         return None
@@ -94,18 +90,3 @@ def damage(name: str) -> str:
     """Return what is wrong with the files of an installed guest by their hashes; empty if nothing is."""
     manifest = store.read(name)
     return "not installed" if manifest is None else store.damage(manifest)
-
-
-def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -> Guest:
-    """Install a guest unless it is there, and return it; a stand-in where the archive lacks it.
-
-    Raises UserError for an unknown name, TargetError if neither it nor a stand-in can be installed.
-    """
-    from ptinspect.guests.install import Installer
-
-    data.load().guest(name)
-    found = _installed(name)
-    if found is not None and found.name == name:
-        return found
-    with Installer(progress) as installer:
-        return installer.install(name)

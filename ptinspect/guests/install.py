@@ -12,9 +12,13 @@ from pathlib import Path, PurePosixPath
 from ptinspect.errors import TargetError
 from ptinspect.guests import apt, data, deb, initrd, store
 from ptinspect.guests.apt import Package, Progress, Suite, SuiteUnavailable
-from ptinspect.guests.archive import Guest, from_manifest, no_progress
-from ptinspect.guests.data import GuestSpec, PinnedPackage
+from ptinspect.guests.archive import Guest, from_manifest, installed
+from ptinspect.guests.data import DEFAULT_GUEST, GuestSpec, PinnedPackage
 from ptinspect.guests.store import Manifest, Source, StoredFile
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
 
 
 class Installer:
@@ -199,6 +203,19 @@ class Installer:
         )
         path.unlink()
         return [found.get(pattern) for pattern in patterns]
+
+
+def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -> Guest:
+    """Install a guest unless it is there, and return it; a stand-in where the archive lacks it.
+
+    Raises UserError for an unknown name, TargetError if neither it nor a stand-in can be installed.
+    """
+    data.load().guest(name)
+    found = installed(name)
+    if found is not None and found.name == name:
+        return found
+    with Installer(progress) as installer:
+        return installer.install(name)
 
 
 def _apt_directory() -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ptinspect.arch.bits import MASK64, PhysAddr
-from ptinspect.arch.regime import Regime
-from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.arch.regime import Regime, root_pa
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, RegimeError
 from ptinspect.linux import placement, roots
 from ptinspect.linux.image import FIRST_CODE, KernelImage

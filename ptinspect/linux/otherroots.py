@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ptinspect.arch.bits import PhysAddr, bit
-from ptinspect.arch.regime import Regime, regime_from_registers
-from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.roots import PAGES_APART, executable_runs
 from ptinspect.linux.tasks import Task, Tasks

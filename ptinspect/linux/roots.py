@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
-from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.arch.sysregs import CpuState, root_pa, translation_register, ttbr_base
+from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
+from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
 from ptinspect.errors import MemoryReadError
 from ptinspect.linux.image import FIRST_CODE, KernelImage
 from ptinspect.linux.layout.geometry import least_bits

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from ptinspect.arch.bits import bit
-from ptinspect.arch.sysregs import CpuState, root_pa, translation_register, ttbr_base
+from ptinspect.arch.regime import root_pa
+from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.roots import PAGES_APART
 from ptinspect.linux.view import GuestView

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
-from ptinspect.arch.regime import Regime, regime_from_registers
-from ptinspect.arch.sysregs import CpuState, current_regime, root_pa, translation_register
+from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
+from ptinspect.arch.sysregs import CpuState, current_regime, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.locate import Locator

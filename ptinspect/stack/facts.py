@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.esr import decode_esr
-from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.arch.sysregs import CpuState, root_pa, translation_register
+from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.linux.death import holding
 from ptinspect.linux.entry import EL1H, SLOT

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ptinspect.arch.regime import Regime, regime_from_registers
+from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import (
     CpuState,
     current_regime,
@@ -20,7 +20,6 @@ from ptinspect.arch.sysregs import (
     decode_ttbr,
     describe_pstate,
     mair_type_name,
-    root_pa,
     translation_register,
     ttbr_base,
 )

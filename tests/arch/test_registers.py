@@ -8,8 +8,8 @@ import pytest
 from builders import snapshot_of
 from fakes import context, cpu, kernel_tree, run, text
 
-from ptinspect.arch.regime import regime_from_registers
-from ptinspect.arch.sysregs import UNWRITTEN, CpuState, remarks, root_pa
+from ptinspect.arch.regime import regime_from_registers, root_pa
+from ptinspect.arch.sysregs import UNWRITTEN, CpuState, remarks
 from ptinspect.errors import RegimeError, UserError
 from ptinspect.snapshot.store import load, save
 

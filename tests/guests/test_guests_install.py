@@ -15,7 +15,7 @@ from ptinspect.errors import TargetError, UserError
 from ptinspect.guests import archive as guests
 from ptinspect.guests import data, store
 from ptinspect.guests.data import BusyboxSpec, Data, GuestSpec, PinnedPackage
-from ptinspect.guests.install import Installer
+from ptinspect.guests.install import Installer, install_guest
 
 KERNEL = b"kernel of 5.10 " * 100
 SHELL = b"static shell"
@@ -162,7 +162,7 @@ def test_what_is_installed_needs_no_lock(world: World, monkeypatch: pytest.Monke
     first = world.install()
     monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.3)
     with world.installer():
-        assert guests.install_guest("5.10-cloud") == first
+        assert install_guest("5.10-cloud") == first
 
 
 def test_the_debug_guest_has_its_vmlinux(world: World) -> None:
@@ -370,6 +370,6 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_an_unknown_guest_is_wrong_usage(world: World) -> None:
-    for call in (guests.guest, guests.install_guest, world.install):
+    for call in (guests.guest, install_guest, world.install):
         with pytest.raises(UserError, match=r"no guest '4\.9'"):
             call("4.9")

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
-from ptinspect.arch.esr import decode_esr
 from ptinspect.linux.death import Verdict
-from ptinspect.linux.oops.depth import chain, recursion, stack_at, used_before
+from ptinspect.linux.oops.evidence import Facts, facts_of
 from ptinspect.linux.oops.logfile import Log, read
 from ptinspect.linux.oops.model import Incident
-from ptinspect.linux.oops.printed_walk import Path, incident_regime, path_of
-from ptinspect.linux.oops.rewrite import ROLES, explain, in_kpti, kpti_registers
-from ptinspect.linux.oops.verdict import Facts, verdict
+from ptinspect.linux.oops.rewrite import ROLES, explain
+from ptinspect.linux.oops.verdict import verdict
 
 MAX_PANICS = 256
 """Deaths of one log that are explained; the rest is counted."""
@@ -75,23 +73,8 @@ def analyse(log: bytes | BinaryIO) -> Analysis:
 def explain_incident(incident: Incident) -> Panic:
     """Work out what one death was."""
     first = incident.first
-    about = incident.bad_stack or first
-    regime, _ = incident_regime(incident)
-    esr = decode_esr(about.esr) if about.esr is not None else None
-    stack = stack_at(about)
-    nested = recursion(about, stack)
-    kpti = kpti_registers(about, regime)
-    facts = Facts(
-        incident=incident,
-        esr=esr,
-        stack=stack,
-        used=used_before(about, stack, nested),
-        recursion=nested,
-        chain=chain(about),
-        path=_path(incident),
-        kpti=kpti,
-        kpti_place=in_kpti(about),
-    )
+    facts = facts_of(incident)
+    kpti = facts.kpti
     notes: Mapping[int, tuple[str, str]] = {}
     if kpti is not None:
         known = {number for step in kpti.levels for number in range(step.first, step.first + 3)}
@@ -104,13 +87,3 @@ def explain_incident(incident: Incident) -> Panic:
     if first.sp is not None:
         registers.append(RegisterNote("sp", first.sp))
     return Panic(facts, tuple(registers), verdict(facts))
-
-
-def _path(incident: Incident) -> Path | None:
-    """Return the printed walk that says most: one of an address in the dead CPU's stacks, else the first."""
-    paths = [
-        path_of(fault, fault.release or incident.first.release) for fault in (incident.first, *incident.later)
-    ]
-    there = [path for path in paths if path is not None]
-    inside = [path for path in there if incident.first.stack_of(path.address) is not None]
-    return next(iter([*inside, *there]), None)

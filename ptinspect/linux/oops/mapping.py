@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import Esr, decode_esr
 from ptinspect.linux.death import Gone
 from ptinspect.linux.oops.depth import at_exception_entry
+from ptinspect.linux.oops.evidence import Facts
 from ptinspect.linux.oops.model import Fault, Incident, StackRange
 from ptinspect.linux.oops.printed_walk import Path, PathStep
 from ptinspect.linux.oops.rewrite import describe
-
-if TYPE_CHECKING:
-    from ptinspect.linux.oops.verdict import Facts
 
 EC_DATA_ABORT = 0x25
 """ESR_ELx.EC of a data abort from the current exception level."""

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ptinspect.arch.esr import EC_BRK, Esr
 from ptinspect.linux import death
-from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Calls, Verdict, holding, place
+from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Verdict, holding, place
 from ptinspect.linux.oops.causes import other_cause
-from ptinspect.linux.oops.depth import Recursion, at_exception_entry, entries_in_trace
+from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
+from ptinspect.linux.oops.evidence import Facts
 from ptinspect.linux.oops.mapping import lost_mapping
-from ptinspect.linux.oops.model import Incident, StackRange
-from ptinspect.linux.oops.printed_walk import Path
-from ptinspect.linux.oops.rewrite import KptiRegisters
 from ptinspect.linux.releases import exception_frames, parse
 
 REACHED = "the kernel's bad-stack path was reached: an exception found too little room on the stack"
 """What the first line of panic_bad_stack means (arch/arm64/kernel/traps.c)."""
 NESTED = 3
 """Faults, each inside of the handling of the one before, that show that it does not end."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that was worked out from one death's log."""
-
-    incident: Incident
-    """The values as printed."""
-    esr: Esr | None
-    """The first fault's ESR, decoded."""
-    stack: StackRange | None
-    """The stack SP is on, or has run off."""
-    used: int | None
-    """Bytes of it in use before the first fault."""
-    recursion: Recursion | None
-    """The recursing fault, if it is proved."""
-    chain: Calls
-    """The calls in the trace."""
-    path: Path | None
-    """The printed walk of an address in the stack, or of the faulting address."""
-    kpti: KptiRegisters | None
-    """The rewrite's walk in the registers, if it is there."""
-    kpti_place: str
-    """The symbol that places the fault in the rewrite or right after it, or empty."""
 
 
 def verdict(facts: Facts) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.regime import root_pa
 from ptinspect.arch.sysregs import (
     current_regime,
     decode_mair,
@@ -14,7 +15,6 @@ from ptinspect.arch.sysregs import (
     decode_ttbr,
     describe_pstate,
     register_of_regime,
-    root_pa,
     translation_register,
 )
 from ptinspect.errors import RegimeError
