@@ -145,7 +145,7 @@ def _run(ctx: Context, args: argparse.Namespace, directory: Path, begun: Begun, 
     runner = Runner(
         plan,
         directory,
-        home.starter(ctx, plan),
+        home.starter(plan),
         home.judge(),
         jobs=args.jobs,
         keep_all=args.keep_all,

@@ -55,7 +55,7 @@ class Home:
 
         write_text(directory / FILE, json.dumps(asdict(self)) + "\n")
 
-    def starter(self, ctx: Context, plan: Plan) -> Callable[[Run, int, Path], Child]:
+    def starter(self, plan: Plan) -> Callable[[Run, int, Path], Child]:
         """Return what starts an attempt in a directory; it refuses a script that has changed meanwhile."""
         from ptinspect.processes import die_with_parent
 

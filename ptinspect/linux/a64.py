@@ -12,7 +12,6 @@ from typing import Literal
 RET = 0xD65F03C0
 BTI_C = 0xD503245F
 ISB = 0xD5033FDF
-TLBI_VMALLE1IS = 0xD508831F
 SCTLR_EL1 = 0x181000
 """`msr`/`mrs` operand fields [20:5] of SCTLR_EL1, with bits 4:0 clear."""
 TTBR1_EL1 = 0x182020
@@ -133,11 +132,6 @@ def add_immediate(word: int) -> tuple[int, int, int] | None:
     if word & 0xFF800000 != 0x91000000:
         return None
     return word & 0x1F, word >> 5 & 0x1F, (word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)
-
-
-def moves(word: int) -> tuple[int, int] | None:
-    """Return (Rd, Rm) of `mov Xd, Xm`, else None."""
-    return (word & 0x1F, word >> 16 & 0x1F) if word & 0xFFE0FFE0 == 0xAA0003E0 else None
 
 
 def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int] | None:

@@ -138,20 +138,3 @@ class BtfTypes(Types):
         """Return the size that a type carries; a pointer carries none."""
         kind, _, _, size, _, _ = self._head(type_id)
         return 8 if kind == PTR else size
-
-    def enumerators(self, name: str) -> dict[str, int]:
-        """Return the constants of an enum by name. Raises KernelFileError if there is no such enum."""
-        kind, count, flag, _, _, at = self._head(self._resolve(self._find(name)))
-        if kind not in (ENUM, ENUM64):
-            raise KernelFileError(f"{name!r} is no enum")
-        found = {}
-        for i in range(count):
-            if kind == ENUM:
-                text, low = struct.unpack_from("<Ii" if flag else "<II", self._types, at + 12 + 8 * i)
-                found[self._string(text)] = low
-            else:
-                text, low, high = struct.unpack_from(
-                    "<IIi" if flag else "<III", self._types, at + 12 + 12 * i
-                )
-                found[self._string(text)] = low | high << 32
-        return found

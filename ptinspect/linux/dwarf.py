@@ -105,17 +105,6 @@ class DwarfTypes(Types):
         entry = self._entries.entry(type_id)
         return _number(entry, "DW_AT_byte_size") or (8 if entry.tag == "DW_TAG_pointer_type" else 0)
 
-    def enumerators(self, name: str) -> dict[str, int]:
-        """Return the constants of an enum by name. Raises KernelFileError if there is no such enum."""
-        entry = self._entries.entry(self._resolve(self._find(name)))
-        if entry.tag != "DW_TAG_enumeration_type":
-            raise KernelFileError(f"{name!r} is no enum")
-        return {
-            entry_name(child): _number(child, "DW_AT_const_value")
-            for child in self._entries.children(entry)
-            if child.tag == "DW_TAG_enumerator" and "DW_AT_name" in child.attributes
-        }
-
 
 def _number(entry: Any, name: str) -> int:
     """Return an attribute that is a constant; 0 if it is not there. Raises KernelFileError for others."""

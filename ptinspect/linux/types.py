@@ -65,10 +65,6 @@ class Types(ABC):
     def _plain_size(self, type_id: int) -> int:
         """Return the bytes of a resolved type that is no array."""
 
-    @abstractmethod
-    def enumerators(self, name: str) -> dict[str, int]:
-        """Return the constants of an enum by name. Raises KernelFileError if there is no such enum."""
-
     # -- what is asked ---------------------------------------------------------------------------
 
     def size(self, name: str) -> int:

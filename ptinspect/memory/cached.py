@@ -31,10 +31,6 @@ class CachedMemory:
         """Name the memory behind."""
         return self._memory.label
 
-    def forget(self) -> None:
-        """Drop everything: the guest's memory was written by ptinspect itself."""
-        self._pages.clear()
-
     def read(self, pa: int, length: int) -> bytes:
         """Return `length` bytes at `pa`; errors are those of the memory behind."""
         token = self._token()

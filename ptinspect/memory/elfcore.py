@@ -26,11 +26,9 @@ PN_XNUM = 0xFFFF
 MAX_NOTES = 16 << 20
 """Bytes of notes that are read at most, all together."""
 MAX_CPUS = 1024
-PRSTATUS_SIZE = 392
-"""struct aarch64_prstatus of QEMU, struct elf_prstatus of Linux: the registers begin at byte 112."""
 REGISTERS = struct.Struct("<34Q")
 REGISTERS_AT = 112
-PID_AT = 32
+"""In struct aarch64_note of QEMU and struct elf_prstatus of Linux."""
 
 
 @dataclass(frozen=True)

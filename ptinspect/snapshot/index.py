@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.snapshot.classify import are_valid
-from ptinspect.snapshot.model import Snapshot, Tables
+from ptinspect.snapshot.model import Tables
 
 LOWEST_LEVEL = -1
 
@@ -56,16 +55,6 @@ class TableIndex:
         rows = below[order]
         addresses, first = np.unique(self.tables.pa[rows], return_index=True)
         return addresses, rows[first]
-
-
-def valid_entry(snapshot: Snapshot, level: int, number: int) -> int | None:
-    """Return the physical address of one of the valid descriptors of a level, counted from 0 by va."""
-    tables = snapshot.tables
-    rows = TableIndex(tables).rows(level)
-    row, slot = np.nonzero(are_valid(tables.raw[rows], level, snapshot.regime))
-    if not 0 <= number < row.shape[0]:
-        return None
-    return int(tables.pa[rows][row[number]]) + 8 * int(slot[number])
 
 
 def take_rows(raw: NDArray[np.uint64], rows: NDArray[np.intp]) -> NDArray[np.uint64]:

@@ -78,13 +78,6 @@ def test_sizes(types: BtfTypes) -> None:
     assert (types.size("task_struct"), types.size("thread_t"), types.size("long")) == (256, 32, 8)
 
 
-def test_enums(types: BtfTypes) -> None:
-    assert types.enumerators("zone") == {"ZONE_A": 3, "ZONE_B": -1}
-    assert types.enumerators("wide") == {"WIDE": 5 | 1 << 32}
-    with pytest.raises(KernelFileError, match="no enum"):
-        types.enumerators("task_struct")
-
-
 @pytest.mark.parametrize(
     "path",
     ["nothing", "task_struct.nothing", "task_struct.comm[16]", "task_struct.stack[0]", "task_struct.comm[x]",

@@ -68,11 +68,6 @@ def test_the_root_level_is_left_out_where_the_cpu_has_48_bits() -> None:
     assert [level.register for level in wide.levels_of(Regime(14, 47, 48, True))] == [10, 13, 16]
 
 
-def test_a_store_is_found_for_every_level_asked_for() -> None:
-    found = recognise_code(code(KERNEL_6_1), ENTRY)
-    assert [found.store_offset(level) for level in (-1, 0, 2, 3)] == [0xA0, 0xA0, 0x18C, 0x1EC]
-
-
 def test_tables_that_are_not_tracked() -> None:
     """The first debug patch of the thread: `b next_X` becomes `b skip_X` at the end of each subtree."""
     to_skip = [

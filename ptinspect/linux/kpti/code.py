@@ -131,11 +131,6 @@ class KptiCode:
             if c.store is not None
         )
 
-    def store_offset(self, level: int) -> int:
-        """Return the offset of the store for a level, or for the next level down that has one."""
-        sites = sorted(self.stores, key=lambda site: site.level)
-        return next((site for site in sites if site.level >= level), sites[-1]).offset
-
     def levels_of(self, regime: Regime) -> tuple[LevelCode, ...]:
         """Return the loops that run under this regime, root first.
 

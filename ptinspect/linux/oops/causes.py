@@ -155,7 +155,7 @@ def _fault(  # noqa: PLR0911 (one return for each ground)
     first: Fault, esr: Esr | None, path: Path | None
 ) -> Verdict:
     """Judge a fault or BUG that the kernel reported in the ordinary way."""
-    evidence = (first.headline, *_syndrome(first, esr), *_walked(first, esr, path))
+    evidence = (first.headline, *_syndrome(first, esr), *_walked(esr, path))
     if first.kind == "serror":
         if first.pstate is not None and first.pstate & MODE == 0:
             found = _judged("the CPU was in user mode: the kernel's stack was empty", evidence)
@@ -214,7 +214,7 @@ def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
     return (f"ESR {esr.raw:#x}: {esr.class_text}",)
 
 
-def _walked(first: Fault, esr: Esr | None, path: Path | None) -> tuple[str, ...]:
+def _walked(esr: Esr | None, path: Path | None) -> tuple[str, ...]:
     """Say what the printed walk shows of the fault."""
     if path is None or not path.steps:
         return ()
