@@ -164,6 +164,6 @@ def tasks(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def _magic() -> int:
-    from ptinspect.linux.stacks import STACK_END_MAGIC
+    from ptinspect.linux.seen import STACK_END_MAGIC
 
     return STACK_END_MAGIC

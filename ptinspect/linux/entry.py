@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from ptinspect.arch.bits import MASK64
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux import a64
 from ptinspect.linux.image import KernelImage
+from ptinspect.linux.kept import Kept
 
 Read = Callable[[int, int], bytes]
 """Gives bytes of code by address. Raises KernelFileError or GuestError where there are none."""
@@ -84,6 +87,66 @@ class EntryCode:
     def sync(self) -> Vector:
         """The vector of synchronous exceptions."""
         return self.vectors[0]
+
+
+class RunningKernel(Protocol):
+    """A running kernel with its file, as far as its code and its memory are read here."""
+
+    @property
+    def image(self) -> KernelImage | None:
+        """Its file."""
+        ...
+
+    @property
+    def states(self) -> Sequence[CpuState]:
+        """The registers of the CPUs."""
+        ...
+
+    @property
+    def kaslr_offset(self) -> int:
+        """Run-time minus link-time address, modulo 2^64. Raises GuestError if unknown."""
+        ...
+
+    def symbol(self, name: str) -> int:
+        """Return the run-time address of a symbol. Raises KernelFileError or GuestError."""
+        ...
+
+    def read_virt(self, va: int, length: int) -> bytes:
+        """Read memory by virtual address. Raises GuestError, MemoryReadError."""
+        ...
+
+    def read_u64(self, va: int) -> int:
+        """Read eight bytes at a virtual address as a number."""
+        ...
+
+
+_ENTRIES: Kept[EntryCode] = Kept()
+
+
+def entry_of(view: RunningKernel) -> EntryCode:
+    """Return the entry code of the running kernel, at link-time addresses; kept for each kernel file.
+
+    From the file by the symbol `vectors`; else from memory at VBAR_EL1. Raises GuestError, KernelFileError.
+    """
+    image = view.image
+    if image is None:
+        raise GuestError("the kernel's stacks are found by its file", "--kernel FILE")
+    kept = _ENTRIES.get(image)
+    if kept is not None:
+        return kept
+    if "vectors" in image.symbols:
+        code = recognise_entry(image)
+    else:
+        vbar = next(
+            (s.system.get("VBAR_EL1", 0) for s in view.states if bit(s.system.get("VBAR_EL1", 0), 55)), 0
+        )
+        if not vbar:
+            raise GuestError(
+                "no CPU has its exception vectors in the kernel yet", "let the guest run further"
+            )
+        offset = view.kaslr_offset
+        code = recognise_code(lambda va, n: view.read_virt((va + offset) & MASK64, n), vbar - offset, {})
+    return _ENTRIES.put(image, code)
 
 
 def recognise_entry(image: KernelImage) -> EntryCode:

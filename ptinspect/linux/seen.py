@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +16,17 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux import a64
+from ptinspect.linux.entry import RunningKernel, entry_of
 from ptinspect.linux.kept import Kept
-from ptinspect.linux.stacks import STACK_END_MAGIC, entry_of
-from ptinspect.linux.tasks import COMM_BYTES
-
-if TYPE_CHECKING:
-    from ptinspect.linux.view import GuestView
 
 MOST_BYTES = 0x4000
 """Bytes of init_task that are looked at; a task_struct with everything turned on is about 10 KiB."""
 STACK_WITHIN = 0x100
 """The stack's address follows thread_info and the task's state (include/linux/sched.h)."""
+COMM_BYTES = 16
+"""TASK_COMM_LEN, include/linux/sched.h."""
+STACK_END_MAGIC = 0x57AC6E9D
+"""What the kernel writes to the lowest word of a task's stack (include/uapi/linux/magic.h)."""
 SOME = 8
 """Tasks that have to agree."""
 CPU_CONTEXT = {"fp": 80, "sp": 88, "pc": 96}
@@ -47,7 +46,7 @@ _LEARNED: Kept[dict[str, int]] = Kept()
 class SeenTypes:
     """Answer for member offsets, as far as the memory of a stopped guest tells them."""
 
-    def __init__(self, view: GuestView) -> None:
+    def __init__(self, view: RunningKernel) -> None:
         """Prepare; memory is read when something is asked."""
         self._view = view
 

@@ -10,24 +10,22 @@ from typing import Literal
 from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
-from ptinspect.linux.entry import EL1H, EntryCode, recognise_code, recognise_entry
-from ptinspect.linux.kept import Kept
+from ptinspect.linux.entry import EL1H, EntryCode, entry_of
+from ptinspect.linux.percpu import per_cpu_offset, per_cpu_pointer
+from ptinspect.linux.seen import STACK_END_MAGIC
 from ptinspect.linux.stack_pages import Misled, is_own, misled
-from ptinspect.linux.tasks import Task, Tasks, at_user_border, per_cpu_offset
+from ptinspect.linux.tasks import Task, Tasks, at_user_border
 from ptinspect.linux.view import GuestView
 
 StackKind = Literal["task", "irq", "overflow", "sdei-normal", "sdei-critical", "idmap", "user", "none"]
 """Which stack SP is on. `idmap`: on no stack that is known, with the MMU off or in the identity map;
 `user`: the CPU runs user code, and `none`: nowhere that makes sense."""
-STACK_END_MAGIC = 0x57AC6E9D
-"""What the kernel writes to the lowest word of a task's stack (include/uapi/linux/magic.h)."""
 
 TABLE = 0x800
 """Bytes of a vector table (Arm ARM VBAR_EL1)."""
 HARDENED = "__bp_harden_el1_vectors"
 """Tables that the kernel uses instead where user code could train the branch predictor (entry.S)."""
 MAX_TABLES = 8
-_ENTRIES: Kept[EntryCode] = Kept()
 
 
 @dataclass(frozen=True)
@@ -251,44 +249,3 @@ class Stacks:
                 self.view, stack.task.address, stack.base, stack.size, lambda: self._bases(stack.base)
             )
         return self._misled[stack.base]
-
-
-def entry_of(view: GuestView) -> EntryCode:
-    """Return the entry code of the running kernel, at link-time addresses; kept for each kernel file.
-
-    From the file by the symbol `vectors`; else from memory at VBAR_EL1. Raises GuestError, KernelFileError.
-    """
-    image = view.image
-    if image is None:
-        raise GuestError("the kernel's stacks are found by its file", "--kernel FILE")
-    kept = _ENTRIES.get(image)
-    if kept is not None:
-        return kept
-    if "vectors" in image.symbols:
-        code = recognise_entry(image)
-    else:
-        vbar = next(
-            (s.system.get("VBAR_EL1", 0) for s in view.states if bit(s.system.get("VBAR_EL1", 0), 55)), 0
-        )
-        if not vbar:
-            raise GuestError(
-                "no CPU has its exception vectors in the kernel yet", "let the guest run further"
-            )
-        offset = view.kaslr_offset
-        code = recognise_code(lambda va, n: view.read_virt((va + offset) & MASK64, n), vbar - offset, {})
-    return _ENTRIES.put(image, code)
-
-
-def per_cpu_pointer(
-    view: GuestView, state: CpuState, name: str, entry: EntryCode | None = None
-) -> int | None:
-    """Return the value of a per-CPU pointer of the kernel's; None if it is not known where it lies."""
-    try:
-        link = (entry or entry_of(view)).pointers.get(name)
-        if link is None and view.image is not None and name in view.image.symbols:
-            link = view.image.lookup(name)
-        if link is None:
-            return None
-        return view.read_u64((link + view.kaslr_offset + per_cpu_offset(state)) & MASK64)
-    except (GuestError, KernelFileError):
-        return None

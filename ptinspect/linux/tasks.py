@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, bit
-from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux import a64
 from ptinspect.linux.image import KernelImage
+from ptinspect.linux.percpu import per_cpu_offset, per_cpu_pointer
+from ptinspect.linux.seen import COMM_BYTES
 from ptinspect.linux.view import GuestView
 
 MAX_TASKS = 32_768
 """Tasks that a walk of the list collects at most (Linux PID_MAX_DEFAULT)."""
 MAX_PARENTS = 4_096
-COMM_BYTES = 16
-"""TASK_COMM_LEN, include/linux/sched.h."""
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT, include/linux/threads.h."""
 IDLE_CODE_BYTES = 0x40
@@ -148,8 +148,6 @@ class Tasks:
         if state.el and not state.pstate & 1:
             return None  # SP_EL0 is the stack pointer itself
         if at_user_border(state):
-            from ptinspect.linux.stacks import per_cpu_pointer
-
             return per_cpu_pointer(self.view, state, "__entry_task")
         return state.system.get("SP_EL0")
 
@@ -289,15 +287,6 @@ def at_user_border(state: CpuState) -> bool:
     """
     value = state.system.get("SP_EL0")
     return state.el == 0 or (value is not None and not bit(value, 55))
-
-
-def per_cpu_offset(state: CpuState) -> int:
-    """Return what to add to a per-CPU symbol's address for one CPU: TPIDR_EL1, TPIDR_EL2 under VHE.
-
-    Source: arch/arm64/include/asm/percpu.h (__my_cpu_offset).
-    """
-    name = translation_register(state, "TPIDR")
-    return state.system.get(name, 0)
 
 
 def idle_pointer(image: KernelImage) -> int | None:

@@ -14,6 +14,7 @@ from ptinspect.linux.image import KernelImage
 from ptinspect.linux.locate import Locator
 from ptinspect.linux.placement import Found, mismatch
 from ptinspect.linux.roots import RootFound, maps_kernel
+from ptinspect.linux.seen import SeenTypes
 from ptinspect.linux.types import Offsets
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.paging.walk import walk
@@ -214,8 +215,6 @@ class GuestView:
         try:
             return self.image.types
         except KernelFileError:
-            from ptinspect.linux.seen import SeenTypes
-
             return SeenTypes(self)
 
     # -- symbols and memory ---------------------------------------------------------------------

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import GuestError
-from ptinspect.linux.stacks import STACK_END_MAGIC, Stack
+from ptinspect.linux.seen import STACK_END_MAGIC
+from ptinspect.linux.stacks import Stack
 from ptinspect.linux.view import GuestView
 
 PAGE = 4096
