@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.esr import Esr
+from ptinspect.linux.stack_range import StackRange
 
 CODES: Mapping[str, str] = {
     "reverted-entry": "the stack lost its mapping: a table entry on its path went back to an older value",
@@ -43,26 +44,6 @@ EC_PC_SP = 0x26
 """ESR_ELx.EC of an SP alignment fault (Arm ARM ESR_ELx)."""
 EC_CURRENT = frozenset({0x21, 0x25})
 """ESR_ELx.EC of instruction and data aborts from the current exception level."""
-
-
-class Bounds(Protocol):
-    """A stack: where it lies."""
-
-    @property
-    def kind(self) -> str:
-        """`task`, `irq`, `overflow`, …."""
-
-    @property
-    def base(self) -> int:
-        """The lowest address."""
-
-    @property
-    def top(self) -> int:
-        """The first address past the end."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +101,9 @@ class Facts:
     """SP at the exception that found the stack as it is."""
     x29: int | None = None
     """The frame pointer then."""
-    stacks: Sequence[Bounds] = ()
+    stacks: Sequence[StackRange] = ()
     """The stacks of this CPU."""
-    stack: Bounds | None = None
+    stack: StackRange | None = None
     """The one that SP is on, or has run off."""
     esr: Esr | None = None
     """The syndrome of that exception; None if it is an earlier one's, or not known."""
@@ -173,22 +154,16 @@ def judge(facts: Facts) -> Verdict:
     return Verdict("unknown", ())
 
 
-def place(address: int, stack: Bounds) -> str:
+def place(address: int, stack: StackRange) -> str:
     """Say where `address` lies relative to a stack."""
-    if stack.base <= address <= stack.top:
+    if stack.holds_sp(address):
         return f"in the {stack.kind} stack, {address - stack.base:#x} above its base"
     if address < stack.base:
         return f"{stack.base - address:#x} bytes below the base of the {stack.kind} stack"
     return f"{address - stack.top:#x} bytes above the top of the {stack.kind} stack"
 
 
-def holding(address: int, stacks: Sequence[Bounds]) -> Bounds | None:
-    """Return the stack that `address` is on, or has run off by less than the stack's own size."""
-    inside = next((stack for stack in stacks if stack.base <= address <= stack.top), None)
-    return inside or next((s for s in stacks if s.base - s.size <= address < s.base), None)
-
-
-def single_bit(sp: int, stack: Bounds) -> int | None:
+def single_bit(sp: int, stack: StackRange) -> int | None:
     """Return the bit in which `sp` differs from an address of `stack`, if it is exactly one."""
     outside = ~(stack.size - 1) & MASK64
     difference = (sp ^ stack.base) & outside
@@ -207,7 +182,7 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
             f"SP {sp:#x} is not a multiple of 16 and ESR says SP alignment fault: "
             "every store to the stack faults"
         )
-        if x29 is not None and not any(s.base <= x29 < s.top for s in facts.stacks):
+        if x29 is not None and not any(s.contains(x29) for s in facts.stacks):
             grounds.append(f"x29 {x29:#x} is in none of the stacks either")
         return Verdict("sp-corrupted", tuple(grounds), unknown)
     if facts.stack is not None:
@@ -218,7 +193,7 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
     bit = single_bit(sp, task) if task is not None else None
     if bit is not None:
         grounds.append(f"it differs from an address of the task stack in bit {bit} alone")
-    if task is not None and x29 is not None and task.base <= x29 < task.top:
+    if task is not None and x29 is not None and task.contains(x29):
         grounds.append(
             f"x29 {x29:#x} is still in the task stack: {task.top - x29} bytes up to the last frame record"
         )
@@ -238,7 +213,7 @@ def _used_up(facts: Facts) -> Verdict | None:
     if stack is None:
         return None
     abort = facts.esr is not None and facts.esr.ec in EC_CURRENT
-    below = facts.far is not None and abort and stack.base - stack.size <= facts.far < stack.base
+    below = facts.far is not None and abort and stack.below(facts.far)
     if facts.in_entry and not below:
         return None
     free = sp - stack.base if sp is not None else stack.size
@@ -260,19 +235,19 @@ def _used_up(facts: Facts) -> Verdict | None:
     return None
 
 
-def _step(facts: Facts, stack: Bounds) -> str:
+def _step(facts: Facts, stack: StackRange) -> str:
     """Say what moved SP by more than calls do, or return nothing."""
     limit = max(ONE_STEP, stack.size // 4)
     name, largest = facts.calls.largest
     if largest > limit:
         return f"{name}'s frame takes {largest} bytes: one function used that much, or SP was changed"
     gap = facts.x29 - facts.sp if facts.x29 is not None and facts.sp is not None else 0
-    if gap > limit and facts.x29 is not None and stack.base <= facts.x29 < stack.top:
+    if gap > limit and facts.x29 is not None and stack.contains(facts.x29):
         return f"SP is {gap} bytes below the last frame record (x29): one step, more than one function takes"
     return ""
 
 
-def _chain(facts: Facts, stack: Bounds) -> tuple[tuple[str, ...], bool]:
+def _chain(facts: Facts, stack: StackRange) -> tuple[tuple[str, ...], bool]:
     """Return what the calls tell, and whether they explain that the stack is full."""
     calls = facts.calls
     count = len(calls.names)
@@ -302,7 +277,7 @@ def _calls_say(calls: Calls) -> tuple[str, ...]:
     return (held,) if calls.whole else (f"{held}: how many used the stack up is not told",)
 
 
-def _open_question(facts: Facts, stack: Bounds) -> str:
+def _open_question(facts: Facts, stack: StackRange) -> str:
     if _step(facts, stack):
         return "whether one function used that much, or SP was changed"
     if not facts.calls.names:

@@ -14,6 +14,7 @@ from ptinspect.linux.entry import EL1H, EntryCode, entry_of
 from ptinspect.linux.percpu import per_cpu_offset, per_cpu_pointer
 from ptinspect.linux.seen import STACK_END_MAGIC
 from ptinspect.linux.stack_pages import Misled, is_own, misled
+from ptinspect.linux.stack_range import StackRange
 from ptinspect.linux.tasks import Task, Tasks, at_user_border
 from ptinspect.linux.view import GuestView
 
@@ -29,34 +30,17 @@ MAX_TABLES = 8
 
 
 @dataclass(frozen=True)
-class Stack:
-    """The bounds of one stack."""
+class Stack(StackRange):
+    """A stack of the guest: whose it is, and how its bounds are known."""
 
     kind: StackKind
     """Which one it is."""
-    base: int
-    """Its lowest address."""
-    top: int
-    """The first address behind it: SP of an empty stack."""
     cpu: int | None = None
     """The CPU that it belongs to; None for a task's."""
     task: Task | None = None
     """The task that it belongs to; None for a CPU's."""
     how: str = ""
     """How its bounds are known."""
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return self.top - self.base
-
-    def contains(self, address: int) -> bool:
-        """Tell whether `address` is a byte of the stack."""
-        return self.base <= address < self.top
-
-    def holds_sp(self, sp: int) -> bool:
-        """Tell whether `sp` is a stack pointer of this stack; the top itself is an empty stack."""
-        return self.base <= sp <= self.top
 
 
 @dataclass(frozen=True)

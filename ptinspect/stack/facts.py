@@ -10,8 +10,8 @@ from ptinspect.arch.esr import decode_esr
 from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError, RegimeError
-from ptinspect.linux.death import holding
 from ptinspect.linux.entry import EL1H, SLOT
+from ptinspect.linux.stack_range import holding
 from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
@@ -66,8 +66,9 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
     stack, sp, x29 = own, state.sp, state.x[29]
     saved = None
     entering = _handling(stacks, state, ranges)
-    if position.kind == "overflow" and entering and _near(own, tpidr := _entry_sp(stacks, state)):
-        sp = tpidr
+    at_entry = _entry_sp(stacks, state)
+    if position.kind == "overflow" and entering and own is not None and own.near(at_entry):
+        sp = at_entry
     elif own is not None and (position.kind == "overflow" or any(f.stack == "overflow" for f in frames)):
         saved = _saved(stacks, state, own)
         if saved is not None:
@@ -126,10 +127,6 @@ def _entry_sp(stacks: Stacks, state: CpuState) -> int:
     return (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
 
 
-def _near(stack: Stack | None, sp: int) -> bool:
-    return stack is not None and stack.base - stack.size <= sp <= stack.top
-
-
 def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Saved | None:
     """Read struct pt_regs at the top of the overflow stack, where `__bad_stack` puts it (entry.S).
 
@@ -147,7 +144,7 @@ def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Saved | None:
     except PtinspectError:
         return None
     fits = not mode >> 32 and mode & 0xF in KERNEL_MODES and bit(pc, 55) and pc % 4 == 0
-    return Saved(sp, pc, x29) if fits and _near(own, sp) else None
+    return Saved(sp, pc, x29) if fits and own.near(sp) else None
 
 
 def _name(stacks: Stacks, pc: int) -> str:

@@ -12,6 +12,7 @@ from ptinspect.analysis.compare import kinds_of, only_bit11
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
 from ptinspect.linux import death
+from ptinspect.linux.stack_range import holding
 from ptinspect.linux.stacks import Stack
 from ptinspect.paging.walk import Walk
 
@@ -156,7 +157,7 @@ def _known(facts: Facts, gone: death.Gone | None) -> death.Facts:
     return death.Facts(
         sp=facts.sp,
         stacks=facts.stacks,
-        stack=stack if not facts.stacks else death.holding(facts.sp, facts.stacks),
+        stack=stack if not facts.stacks else holding(facts.sp, facts.stacks),
         esr=facts.esr if facts.handling else None,
         far=facts.far if facts.handling else None,
         frame=facts.frame_size,
@@ -179,7 +180,7 @@ def _text(facts: Facts, found: death.Verdict) -> str:
         times = f", {name} {often} times" if often > len(facts.chain) // 2 else ""
         return f"{len(facts.chain)} frames fill the stack{times}"
     if found.code == "guard-page-hit" and stack is not None:
-        if stack.base - stack.size <= facts.far < stack.base and facts.esr.is_abort:
+        if stack.below(facts.far) and facts.esr.is_abort:
             return f"the access was {stack.base - facts.far} bytes below the stack"
         return f"no room for an exception is left above the base of the {stack.kind} stack"
     if found.code == "not-a-stack-problem":
@@ -236,15 +237,15 @@ def _evidence(facts: Facts) -> tuple[str, ...]:
         bounds = f"the {stack.kind} stack [{stack.base:#x}..{stack.top:#x}]"
         if stack.contains(facts.far):
             place = f": in {bounds}, {facts.far - stack.base} bytes above its base"
-        elif stack.base - stack.size <= facts.far < stack.base:
+        elif stack.below(facts.far):
             place = f": {stack.base - facts.far} bytes below {bounds}"
         else:
             place = f": not in {bounds}"
     if f"FAR_{facts.level}" not in facts.unwritten:
         found.append(f"FAR_{facts.level} {facts.far:#x}{place}")
     if stack is not None:
-        near = stack.base - stack.size <= facts.sp <= stack.top
-        room = f"{facts.sp - stack.base} bytes free" if near else f"not on the {stack.kind} stack"
+        free = f"{facts.sp - stack.base} bytes free"
+        room = free if stack.near(facts.sp) else f"not on the {stack.kind} stack"
         found.append(f"SP {facts.sp:#x}: {room}")
     if facts.used_before is not None:
         by = f", by {facts.frames} frames" if facts.frames else " (x29 tells: the frames cannot be read)"

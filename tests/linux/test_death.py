@@ -10,6 +10,7 @@ from oops_logs import bad_stack, text
 from ptinspect.arch.esr import decode_esr
 from ptinspect.linux import death
 from ptinspect.linux.oops.analysis import analyse
+from ptinspect.linux.stack_range import holding
 from ptinspect.linux.stacks import Stack
 from ptinspect.stack import why
 
@@ -82,7 +83,7 @@ def of_guest(far: int, sp: int, chain: list[tuple[str, int]], used: int) -> str:
     facts = why.Facts(
         decode_esr(0x96000047), far, False, True, STACK, sp, 0x150, used, 0, len(chain), chain=chain
     )
-    known = death.holding(sp, (STACK, IRQ))
+    known = holding(sp, (STACK, IRQ))
     return why.explain(replace(facts, stacks=() if known else (STACK, IRQ))).code
 
 

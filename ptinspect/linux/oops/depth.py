@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ptinspect.linux.death import ONE_STEP, Calls, holding, single_bit
-from ptinspect.linux.oops.model import Fault, StackRange
+from ptinspect.linux.death import ONE_STEP, Calls, single_bit
+from ptinspect.linux.oops.model import Fault
 from ptinspect.linux.releases import exception_frames, parse, releases_with_frame
+from ptinspect.linux.stack_range import StackRange, holding
 
 _ENTRY = re.compile(
     r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/"
@@ -45,8 +46,7 @@ def stack_at(fault: Fault) -> StackRange | None:
     """Return the printed stack that SP is on, or has run off by less than the stack's own size."""
     if fault.sp is None:
         return None
-    found = holding(fault.sp, [stack for stack in fault.stacks if stack.base])
-    return found if isinstance(found, StackRange) else None
+    return holding(fault.sp, (stack for stack in fault.stacks if stack.base))
 
 
 def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:

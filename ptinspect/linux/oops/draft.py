@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptinspect.linux.oops.model import Fault, FaultKind, StackRange
+from ptinspect.linux.oops.model import Fault, FaultKind
+from ptinspect.linux.stack_range import StackRange
 
 
 @dataclass(eq=False)

@@ -7,9 +7,10 @@ from ptinspect.arch.esr import Esr, decode_esr
 from ptinspect.linux.death import Gone
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.evidence import Facts
-from ptinspect.linux.oops.model import Fault, Incident, StackRange
+from ptinspect.linux.oops.model import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, PathStep
 from ptinspect.linux.oops.rewrite import describe
+from ptinspect.linux.stack_range import StackRange
 
 EC_DATA_ABORT = 0x25
 """ESR_ELx.EC of a data abort from the current exception level."""

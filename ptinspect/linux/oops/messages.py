@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from ptinspect.linux.oops.model import FaultKind, Pagetable, PathEntry, StackRange
+from ptinspect.linux.oops.model import FaultKind, Pagetable, PathEntry
+from ptinspect.linux.stack_range import StackRange
 
 PANIC = re.compile(r"Kernel panic - not syncing:? ?(.{0,300})")
 HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ptinspect.linux.stack_range import StackRange
+
 FaultKind = Literal[
     "bad-stack",
     "fault",
@@ -20,31 +22,6 @@ FaultKind = Literal[
     "warning",
 ]
 """How the kernel introduced a report: by its first line."""
-
-
-@dataclass(frozen=True)
-class StackRange:
-    """One stack of the CPU that died, as the kernel printed its bounds."""
-
-    kind: str
-    """`task`, `irq`, `overflow`, or another name in lower case."""
-    base: int
-    """The lowest address."""
-    top: int
-    """The first address past the end of the stack."""
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return self.top - self.base
-
-    def contains(self, address: int) -> bool:
-        """Tell whether `address` is a byte of the stack."""
-        return self.base <= address < self.top
-
-    def holds_sp(self, sp: int) -> bool:
-        """Tell whether `sp` is a stack pointer of this stack: the top itself is an empty stack."""
-        return self.base <= sp <= self.top
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 from ptinspect.linux.oops import messages as say
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.lines import ELISION, Line
-from ptinspect.linux.oops.model import FaultKind, StackRange
+from ptinspect.linux.oops.model import FaultKind
 from ptinspect.linux.oops.prefixes import ANCHOR
+from ptinspect.linux.stack_range import StackRange
 
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""
@@ -354,7 +355,7 @@ def _fit(draft: Draft, found: Mapping[str, Any]) -> int:
     total = 0
     if found.keys() & {"sp", "far", "stack:task", "stack:irq", "stack:overflow", "x29"}:
         for value in (sp, far, x29):
-            if value is not None and any(s.base - s.size <= value <= s.top for s in stacks):
+            if value is not None and any(s.near(value) for s in stacks):
                 total += 2
         for value in (far, x29):
             if value is not None and sp is not None and abs(value - sp) < NEAR:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from ptinspect.arch.esr import EC_BRK, Esr
 from ptinspect.linux import death
-from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Verdict, holding, place
+from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Verdict, place
 from ptinspect.linux.oops.causes import other_cause
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
 from ptinspect.linux.oops.evidence import Facts
 from ptinspect.linux.oops.mapping import lost_mapping
 from ptinspect.linux.releases import exception_frames, parse
+from ptinspect.linux.stack_range import holding
 
 REACHED = "the kernel's bad-stack path was reached: an exception found too little room on the stack"
 """What the first line of panic_bad_stack means (arch/arm64/kernel/traps.c)."""
@@ -60,7 +61,7 @@ def _known(facts: Facts) -> death.Facts:
     stacks = [stack for stack in bad.stacks if stack.base]
     stack = facts.stack
     if stack is None and bad.sp is None and far is not None:
-        stack = next((s for s in stacks if s.base - s.size <= far < s.base), None)
+        stack = next((s for s in stacks if s.below(far)), None)
     entry = at_exception_entry(bad.pc) or (bad.pc.startswith("el1") and "+" not in bad.pc and far == bad.sp)
     calls = facts.chain
     nested = [fault for fault in (facts.incident.first, *facts.incident.later) if fault is not bad]
