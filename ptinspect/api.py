@@ -148,7 +148,7 @@ class Guest:
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol. Raises UserError, KernelFileError."""
-        from ptinspect.commands.sources import symbol
+        from ptinspect.commands.names import symbol
 
         return symbol(self.context, name)
 

@@ -268,7 +268,7 @@ def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int
     return EXIT_OK
 
 
-def join(registry: Registry, words: list[str]) -> str:
+def join(registry: Registry[Context], words: list[str]) -> str:
     """Make one line of the process's arguments; what is passed through keeps its own quotes."""
     try:
         command, _ = registry.resolve(words)
@@ -279,7 +279,7 @@ def join(registry: Registry, words: list[str]) -> str:
     return shlex.join(words)
 
 
-def _epilog(registry: Registry) -> str:
+def _epilog(registry: Registry[Context]) -> str:
     commands = [f"  {command.name:<16} {command.summary}" for command in registry]
     return "\n".join(["commands (help COMMAND explains one):", *commands, "", EXIT_CODES])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,50 @@ def test_imports_follow_the_table(path: Path) -> None:
 )
 def test_a_wrong_import_is_found(file: str, source: str) -> None:
     assert wrong_imports(PACKAGE / file, source)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_cycle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a ring, from one of them back to it; none if no import leads back.
+
+    Every import counts, those for type checkers and those inside of functions too. That of a package by
+    a module in it does not, which only reaches other modules in it.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        names = set(imports(ast.parse(source)))
+        names |= {name.rpartition(".")[0] for name in names}
+        graph[module] = {name for name in names & sources.keys() if not f"{module}.".startswith(f"{name}.")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_by_others() -> None:
+    ring = import_cycle({module_name(path): path.read_text() for path in modules()})
+    assert not ring, " imports ".join(ring)
+
+
+@pytest.mark.parametrize(
+    ("sources", "ring"),
+    [
+        ({"a": "import b", "b": "import c", "c": "from d import x", "d": ""}, set()),
+        ({"a": "import b", "b": "import a"}, {"a", "b"}),
+        ({"a": "from b import x", "b": "from c import x", "c": "from a import x", "d": ""}, {"a", "b", "c"}),
+        ({"a": "import b", "b": "if TYPE_CHECKING:\n    from a import A"}, {"a", "b"}),
+        ({"a": "import b", "b": "def f():\n    from a import g"}, {"a", "b"}),
+        ({"p": "", "p.a": "from p import b", "p.b": "from p import a"}, {"p.a", "p.b"}),
+        ({"p": "from p import a", "p.a": "from p import version"}, set()),
+        ({"p": "from q import a", "q": "", "q.a": "import p"}, {"p", "q.a"}),
+    ],
+)
+def test_a_cycle_is_found(sources: dict[str, str], ring: set[str]) -> None:
+    assert set(import_cycle(sources)) == ring
 
 
 def test_every_package_is_in_the_table() -> None:

@@ -6,13 +6,14 @@ import argparse
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import cpu_state, need_registers
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.output.model import Report
 from ptinspect.output.views import run as views
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `bt`."""
     registry.command(
         "bt",

@@ -41,7 +41,7 @@ Results are lines of JSON in DIR/results.jsonl. Ctrl-C stops; --resume goes on, 
 besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `campaign` and `campaign report`."""
     registry.command(
         "campaign",

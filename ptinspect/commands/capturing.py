@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,11 +11,11 @@ from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.context import KERNEL_OFFSET, Context
+from ptinspect.commands.sources import Source, source
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
-    from ptinspect.commands.sources import Source
     from ptinspect.snapshot.model import Meta, Snapshot
 
 FEW = 4
@@ -70,6 +71,33 @@ def capture_snapshot(
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
     )
+
+
+def snapshot_of(
+    ctx: Context,
+    args: argparse.Namespace,
+    name: str,
+    va_range: tuple[int, int] | None = None,
+    *,
+    max_level: int = LEVEL_LAST,
+) -> Snapshot:
+    """Return the snapshot that `--snap` names, or a capture of the guest.
+
+    A whole capture is kept until the guest runs; a part is read each time.
+    """
+    found = source(ctx, args, name, None if va_range is None else va_range[0])
+    if found.snapshot is not None and args.root is None:
+        return found.snapshot
+    label = f"({found.label})"
+    if found.snapshot is not None:
+        return capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
+    key = (ctx.stopped.stop_token, found.root.pa, found.regime)
+    if ctx.latest is not None and ctx.latest[0] == key:
+        return ctx.latest[1]
+    snapshot = capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
+    if va_range is None and max_level == LEVEL_LAST:
+        ctx.latest = (key, snapshot)
+    return snapshot
 
 
 def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
+from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 
 MODULES: Mapping[str, str] = {
@@ -58,9 +59,9 @@ Each must import cheaply: numpy, elftools, pygdbmi and prompt_toolkit only insid
 """
 
 
-def build_registry() -> Registry:
+def build_registry() -> Registry[Context]:
     """Return a registry with every command; its modules are imported as they are needed."""
-    registry = Registry()
+    registry: Registry[Context] = Registry()
     for module, names in MODULES.items():
         registry.declare(names, Load(registry, module))
     return registry
@@ -69,7 +70,7 @@ def build_registry() -> Registry:
 class Load:
     """Import a module and have it register its commands; the second time does nothing."""
 
-    def __init__(self, registry: Registry, module: str) -> None:
+    def __init__(self, registry: Registry[Context], module: str) -> None:
         self._registry, self._module = registry, module
         self._done = False
 

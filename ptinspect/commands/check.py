@@ -6,10 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
+from ptinspect.commands.capturing import snapshot_of
 from ptinspect.commands.context import Context
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import add_root_options, snapshot_of
+from ptinspect.commands.sources import add_root_options
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, KernelFileError
 from ptinspect.output.model import Report
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `check`."""
     registry.command(
         "check",

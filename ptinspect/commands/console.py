@@ -28,7 +28,7 @@ AHEAD = 5
 """Lines shown before it begins to follow."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `console`."""
     registry.command(
         "console",

@@ -14,7 +14,6 @@ from ptinspect.output.model import Report, escape
 from ptinspect.script.record import Record
 
 if TYPE_CHECKING:
-    from ptinspect.commands.console import Follower
     from ptinspect.linux.image import KernelImage
     from ptinspect.linux.view import GuestView
     from ptinspect.snapshot.model import Snapshot
@@ -71,6 +70,14 @@ class Silent:
         """Show nothing."""
 
 
+class Follower(Protocol):
+    """Show the guest's console as it comes, beside the prompt."""
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+
 @dataclass
 class Settings:
     """Hold what the user chose for the whole run."""
@@ -89,7 +96,7 @@ class Settings:
 class Context:
     """Hold the state that commands share; closed at the end of the process."""
 
-    registry: Registry
+    registry: Registry[Context]
     """The commands, for `help` and for commands that run others."""
     settings: Settings = field(default_factory=Settings)
     """What the user chose."""

@@ -17,7 +17,7 @@ BY_DIRECT_BITS = "permissions by the direct bits; --pir reads them as an index (
 _GRANULES = {4096: 12, 16384: 14, 65536: 16}
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `decode`."""
     registry.command(
         "decode",

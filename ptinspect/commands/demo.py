@@ -19,7 +19,7 @@ SAMPLES = 64
 """Addresses that QEMU's own MMU is asked to translate."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `demo`."""
     registry.command(
         "demo",

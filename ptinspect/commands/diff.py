@@ -16,7 +16,7 @@ SHOWN = 20
 """Changes shown to people unless --limit says otherwise; files and JSON hold up to MAX_CHANGES."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `diff`."""
     registry.command(
         "diff",

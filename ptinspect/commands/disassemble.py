@@ -8,8 +8,9 @@ import re
 from ptinspect.arch.bits import bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames, cpu_state
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.output.model import Note, Report, Styled, Table, escape, hex_address, spanned
 
@@ -25,7 +26,7 @@ _LINE = re.compile(r"(?:=>)?\s*(0x[0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
 _TARGET = re.compile(r"(0x[0-9a-f]{9,16})(?: <[^>]*>)?")
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `disassemble`."""
     registry.command(
         "disassemble",

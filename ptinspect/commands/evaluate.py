@@ -7,15 +7,16 @@ import argparse
 from ptinspect.arch.bits import MASK64, VirtAddr, bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import names_at_hand
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, names_at_hand
+from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 FORMATS = {"x": "hexadecimal", "d": "signed", "u": "unsigned", "t": "binary", "c": "character", "a": "place"}
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `print`."""
     registry.command(
         "print",

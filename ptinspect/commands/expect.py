@@ -33,7 +33,7 @@ OP is one of == != < <= > >= in contains; without OP the value must be true. VAL
 Exit code 1 where it does not hold."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Register `expect`."""
     registry.command(
         "expect",

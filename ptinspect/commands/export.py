@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import range_of
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import range_of
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
@@ -28,7 +28,7 @@ KINDS = ("table", "block", "page", "invalid", "reserved", "leaf", "valid")
 GROUPS = {"leaf": {"block", "page"}, "valid": {"table", "block", "page"}}
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `export`."""
     registry.command(
         "export",

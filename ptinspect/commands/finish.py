@@ -10,9 +10,10 @@ from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import translation_register
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import cpu_state
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.run import configure_wait, limit, stopped
-from ptinspect.commands.sources import add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ptinspect.target.session import StopInfo
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `finish` and `nexti`."""
     add = registry.command
     add(

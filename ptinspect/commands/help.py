@@ -26,7 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 OTHERS = "Session"
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `help` and `version`."""
     registry.command(
         "help",
@@ -68,7 +68,7 @@ def show_help(ctx: Context, args: argparse.Namespace) -> Report:
     return explain(command, group)
 
 
-def _list(commands: list[Command], title: str) -> Report:
+def _list(commands: list[Command[Context]], title: str) -> Report:
     rows: list[tuple[Cell, Cell]] = []
     for name in sorted({group_of(c) for c in commands}, key=[*GROUPS, OTHERS].index):
         group = [c for c in commands if group_of(c) == name]
@@ -79,17 +79,17 @@ def _list(commands: list[Command], title: str) -> Report:
     return Report(result, (Table((Column(""), Column("")), rows, title),))
 
 
-def group_of(command: Command) -> str:
+def group_of(command: Command[Context]) -> str:
     """Return the name of the group that a command is listed in."""
     module = command.handler.__module__.rpartition(".")[2]
     return next((name for name, modules in GROUPS.items() if module in modules), OTHERS)
 
 
-def _summary(command: Command) -> str:
+def _summary(command: Command[Context]) -> str:
     return command.summary + (f" ({', '.join(command.aliases)})" if command.aliases else "")
 
 
-def explain(command: Command, group: list[Command] | None = None) -> Report:
+def explain(command: Command[Context], group: list[Command[Context]] | None = None) -> Report:
     """Explain one command; `group` are those with the same first words."""
     body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(usage(command))]
     rows = [(name, text) for name, text in _arguments(command)]
@@ -105,14 +105,14 @@ def explain(command: Command, group: list[Command] | None = None) -> Report:
     return Report(_facts(command), body)
 
 
-def usage(command: Command) -> str:
+def usage(command: Command[Context]) -> str:
     """Return the usage line of a command."""
     if command.passthrough:
         return f"usage: {command.name} TEXT…"
     return " ".join(command.parser().format_usage().split())
 
 
-def _arguments(command: Command) -> list[tuple[str, str]]:
+def _arguments(command: Command[Context]) -> list[tuple[str, str]]:
     if command.passthrough:
         return []
     rows = []
@@ -126,7 +126,7 @@ def _arguments(command: Command) -> list[tuple[str, str]]:
     return rows
 
 
-def _facts(command: Command) -> dict[str, object]:
+def _facts(command: Command[Context]) -> dict[str, object]:
     return {
         "command": command.name,
         "summary": command.summary,

@@ -10,7 +10,7 @@ from ptinspect.commands.registry import Registry
 from ptinspect.output.model import Column, Report, Styled, Table, escape
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `history`."""
     registry.command(
         "history",

@@ -26,7 +26,7 @@ EL1H = 0x3C5
 """PSTATE of a CPU whose registers are not known: EL1, SP_EL1."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `import`."""
     registry.command(
         "import",

@@ -30,7 +30,7 @@ WORDS: Mapping[str, str] = {
 """GDB's word -> our command."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `info`."""
     registry.command(
         "info",

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import names_at_hand
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import names_at_hand
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `kernel` and `symbol`."""
     registry.command(
         "kernel",

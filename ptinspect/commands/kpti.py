@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RUN_SECONDS = 180.0
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add the commands about the rewrite."""
     registry.command(
         "kpti break",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.context import Context
-from ptinspect.commands.sources import cpu_state
+from ptinspect.commands.names import cpu_state
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import Column, Table, hex_address
 from ptinspect.output.views.regime import mmu_on

@@ -10,8 +10,9 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti import frontier_json, frontier_text
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
+from ptinspect.commands.names import GuestNames
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames, add_cpu_option
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
@@ -25,7 +26,7 @@ SECONDS = 180.0
 _LEVEL = re.compile(r"([a-z0-9-]+):([0-9]+)$", re.IGNORECASE)
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `kpti progress` and `kpti until`."""
     registry.command(
         "kpti progress",

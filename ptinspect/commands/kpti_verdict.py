@@ -24,7 +24,7 @@ LIVE = "the guest"
 """What the tables of the guest as it stands are called."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `kpti verdict`."""
     registry.command(
         "kpti verdict",

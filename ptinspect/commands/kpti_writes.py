@@ -32,7 +32,7 @@ RECORDINGS: weakref.WeakKeyDictionary[object, Recording] = weakref.WeakKeyDictio
 """Session -> what was recorded last, for `kpti verdict`."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `kpti writes`."""
     registry.command(
         "kpti writes",

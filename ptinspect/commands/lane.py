@@ -11,7 +11,7 @@ from ptinspect.output.model import Report
 LANES = ("auto", "host", "pmemsave", "gdbstub")
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `lane`."""
     registry.command(
         "lane",

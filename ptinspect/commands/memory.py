@@ -10,8 +10,9 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.disassemble import named
+from ptinspect.commands.names import GuestNames
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames, add_cpu_option
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Note, Report, escape
 from ptinspect.output.views import run as views
@@ -38,7 +39,7 @@ class Follows:
     """The same as if it had been typed; physical or not."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `x`."""
     registry.command(
         "x",

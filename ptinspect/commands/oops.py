@@ -23,7 +23,7 @@ VERDICTS = (
 """The codes of ptinspect.linux.death, named here so that help needs no import of it."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `oops`."""
     registry.command(
         "oops",

@@ -20,7 +20,7 @@ _LOADS = re.compile(r"\s*(add-symbol-file|symbol-file|file)\b")
 _LOADED = "gdb has debug information"
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `gdb` and `monitor`."""
     registry.command(
         "gdb",

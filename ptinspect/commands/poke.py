@@ -6,14 +6,14 @@ import argparse
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.target.journal import POKE, Change
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add the commands that write to tables."""
     registry.command(
         "poke descriptor",

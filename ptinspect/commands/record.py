@@ -18,7 +18,7 @@ file runs again with -x. 'record off' ends it, as the end of ptinspect does; 're
 stands. help, history, quit and record itself are left out."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `record`."""
     registry.command(
         "record",

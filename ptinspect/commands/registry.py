@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from ptinspect.commands.parser import Parser, divide, joined
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
-if TYPE_CHECKING:
-    from ptinspect.commands.context import Context
-
-Handler = Callable[["Context", argparse.Namespace], Report]
 Configure = Callable[[argparse.ArgumentParser], None]
 
 RESULTS = "results"
@@ -40,13 +36,40 @@ class Needs(Enum):
     """An attached and stopped guest."""
 
 
+class State(Protocol):
+    """What running a line needs of the state that commands share."""
+
+    @property
+    def session(self) -> object:
+        """The attached session, or None."""
+        ...
+
+    @property
+    def memo(self) -> dict[str, object]:
+        """What commands remember for each other."""
+        ...
+
+    def check(self, needs: Needs, name: str) -> None:
+        """Raise UserError, TargetRunning or TargetLost unless `needs` of the command `name` is met."""
+        ...
+
+    def look(self) -> str:
+        """Notice what somebody else did to the guest meanwhile; return what to say about it."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+"""The state that a registry's commands take: `commands.context.Context`."""
+Handler = Callable[[S, argparse.Namespace], Report]
+
+
 @dataclass(frozen=True)
-class Command:
+class Command(Generic[S]):
     """Declare a command."""
 
     words: tuple[str, ...]
     """The words that name it: `("walk",)`, `("kpti", "run")`."""
-    handler: Handler
+    handler: Handler[S]
     configure: Configure
     needs: Needs
     summary: str
@@ -85,11 +108,11 @@ def no_arguments(parser: argparse.ArgumentParser) -> None:
     """Configure a command that takes none."""
 
 
-class Commands(MutableMapping[tuple[str, ...], Command]):
+class Commands(MutableMapping[tuple[str, ...], Command[S]]):
     """Commands by their words. A declared one is loaded when it is looked up, not when it is counted."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[str, ...], Command] = {}
+        self._loaded: dict[tuple[str, ...], Command[S]] = {}
         self._declared: dict[tuple[str, ...], Callable[[], None]] = {}
 
     def declare(self, words: tuple[str, ...], load: Callable[[], None]) -> None:
@@ -100,13 +123,13 @@ class Commands(MutableMapping[tuple[str, ...], Command]):
         """Tell whether the command is here already."""
         return words in self._loaded
 
-    def __getitem__(self, words: tuple[str, ...]) -> Command:
+    def __getitem__(self, words: tuple[str, ...]) -> Command[S]:
         """Return a command. Raises KeyError if there is none of these words."""
         if words not in self._loaded and words in self._declared:
             self._declared[words]()
         return self._loaded[words]
 
-    def __setitem__(self, words: tuple[str, ...], command: Command) -> None:
+    def __setitem__(self, words: tuple[str, ...], command: Command[S]) -> None:
         """Store a command."""
         self._loaded[words] = command
 
@@ -128,10 +151,10 @@ class Commands(MutableMapping[tuple[str, ...], Command]):
 
 
 @dataclass
-class Registry:
+class Registry(Generic[S]):
     """Hold the commands by name."""
 
-    commands: Commands = field(default_factory=Commands)
+    commands: Commands[S] = field(default_factory=Commands)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def declare(self, names: str, load: Callable[[], None]) -> None:
@@ -159,10 +182,10 @@ class Registry:
         extra: bool = False,
         slash: str = "",
         again: str = "",
-    ) -> Callable[[Handler], Handler]:
+    ) -> Callable[[Handler[S]], Handler[S]]:
         """Register the decorated handler under `name` (words separated by spaces)."""
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: Handler[S]) -> Handler[S]:
             words = tuple(name.split())
             if self.commands.loaded(words):
                 raise ValueError(f"command {name!r} is registered twice")
@@ -189,11 +212,11 @@ class Registry:
 
         return register
 
-    def __iter__(self) -> Iterator[Command]:
+    def __iter__(self) -> Iterator[Command[S]]:
         """Go through the commands by name."""
         return iter(sorted(self.commands.values(), key=lambda c: c.words))
 
-    def split(self, line: str) -> tuple[Command, list[str], str]:
+    def split(self, line: str) -> tuple[Command[S], list[str], str]:
         """Find the command that `line` names.
 
         Returns the command, its arguments split as a shell splits words, and the unsplit rest of
@@ -218,7 +241,7 @@ class Registry:
             return words
         return [name, command.slash, form, *words[1:]]
 
-    def resolve(self, words: Sequence[str]) -> tuple[Command, int]:
+    def resolve(self, words: Sequence[str]) -> tuple[Command[S], int]:
         """Return the command that the first words name, and how many of them do.
 
         An exact name wins over an alias, an alias over an unambiguous abbreviation.
@@ -258,7 +281,7 @@ class Registry:
         hint = instead or (f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list")
         raise UserError(f"no command {words[0]!r}", hint)
 
-    def run(self, ctx: Context, line: str) -> Report:
+    def run(self, ctx: S, line: str) -> Report:
         """Parse and run one line. Raises PtinspectError; nothing else unless ptinspect has a bug."""
         command, arguments, rest = self.split(line)
         if command.passthrough:
@@ -297,12 +320,12 @@ def _system_errors() -> Iterator[None]:
         raise UserError("a path cannot hold a NUL character") from error
 
 
-def stop_of(ctx: Context) -> object:
+def stop_of(ctx: State) -> object:
     """Return what tells this stop of the guest from others; None without a guest."""
     return getattr(ctx.session, "stop_token", None)
 
 
-def _remember(ctx: Context, name: str, report: Report) -> None:
+def _remember(ctx: State, name: str, report: Report) -> None:
     """Keep the result of a command for `expect`; forget those that it may have made wrong."""
     kept = ctx.memo.setdefault(RESULTS, {})
     if not isinstance(kept, dict):
@@ -314,7 +337,7 @@ def _remember(ctx: Context, name: str, report: Report) -> None:
         kept[name] = (stop_of(ctx), report.result)
 
 
-def _with_notices(ctx: Context, report: Report, changed: str) -> Report:
+def _with_notices(ctx: State, report: Report, changed: str) -> Report:
     """Add what somebody else did to the guest, and what happened to the lanes while the command ran."""
     take = getattr(getattr(ctx.session, "memory", None), "take_notices", None)
     notices = [*([changed] if changed else []), *(take() if take is not None else ())]

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import missing
+from ptinspect.commands.names import captured_cpu, cpu_state, live_register, need_registers, register_of
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import (
-    CPU_NUMBER,
-    SNAPSHOT_HELP,
-    add_cpu_option,
-    captured_cpu,
-    cpu_state,
-    live_register,
-    need_registers,
-    register_of,
-)
+from ptinspect.commands.sources import CPU_NUMBER, SNAPSHOT_HELP, add_cpu_option
 from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views.regime import mmu_on
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
     from ptinspect.output.views.target import CpuLine, CpuStack
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `regs`, `regime` and `cpu`."""
     registry.command(
         "regs",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ptinspect.output.html import Page
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `report`."""
     registry.command(
         "report",

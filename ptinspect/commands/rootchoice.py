@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames
 from ptinspect.errors import PtinspectError, RegimeError, UserError
 
 if TYPE_CHECKING:
@@ -153,7 +154,6 @@ def _by_address(
     """
     from ptinspect.arch.regime import regime_from_registers
     from ptinspect.arch.sysregs import kernel_regime
-    from ptinspect.commands.sources import GuestNames
 
     if choice.physical or all(term.value is not None for term in choice.terms):
         pa = choice.value()

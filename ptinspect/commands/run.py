@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames, cpu_state
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.output.views import run as views
@@ -25,7 +26,7 @@ STEPS_AT_ONCE = 256
 """Steps that GDB gets at once: it takes no interrupt in the middle of them."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add the commands of run control."""
     add = registry.command
     add(

@@ -58,7 +58,7 @@ the current directory. It sees the variables of the script that calls it, and th
 """Name -> summary, example, details."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add the commands."""
     registry.command(
         "scripts", summary="List the scripts that come with ptinspect", example="scripts", details=LANGUAGE

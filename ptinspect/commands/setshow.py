@@ -11,7 +11,7 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `set` and `show`."""
     registry.command(
         "set",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ptinspect.guests.system import Probe, Tool
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `setup`."""
     registry.command(
         "setup",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import range_of
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.rootchoice import ROOT_HELP, RULES, RULES_HELP, root_choice
-from ptinspect.commands.sources import add_cpu_option, range_of, source
+from ptinspect.commands.sources import add_cpu_option, source
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report, escape
 from ptinspect.output.views.snapshot import listed, told
@@ -23,7 +24,7 @@ SUFFIX = ".npz"
 """Suffix of snapshot files, added where the user gives none."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add the commands about snapshots."""
     add = registry.command
     add(

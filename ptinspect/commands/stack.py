@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import cpu_state, need_registers
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Note, Report
 from ptinspect.output.views import stack as views
@@ -23,7 +24,7 @@ SHOWN = 20
 """Tasks shown to people unless --all."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `stack` and `stack tasks`."""
     add = registry.command
     add(

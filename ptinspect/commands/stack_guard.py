@@ -33,7 +33,7 @@ LAST = "guard"
 """Name in Context.memo of what the last guard said, for `expect guard quiet`."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `stack guard`."""
     registry.command(
         "stack guard",

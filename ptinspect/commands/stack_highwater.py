@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames
 from ptinspect.commands.stack import open_stacks, task_of
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, hex_address
@@ -28,7 +28,7 @@ WATCH = "stack watch"
 LINE = "stack watch line"
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `stack highwater` and `stack watch`."""
     registry.command(
         "stack highwater",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames, cpu_state
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import GuestNames, add_cpu_option, cpu_state
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.commands.stack import open_stacks, task_of
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, OutOfSlots, PtinspectError
 from ptinspect.output.model import Note, Report, escape
@@ -23,7 +24,7 @@ MOST_STEPS = 1_000_000
 EVERY = 0.05
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `stack trace` and `stack diff`."""
     registry.command(
         "stack trace",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptinspect.commands.context import Context
-from ptinspect.commands.sources import cpu_state
+from ptinspect.commands.names import cpu_state
 from ptinspect.errors import KernelFileError, PtinspectError
 from ptinspect.output.model import Report
 from ptinspect.output.views import target as views

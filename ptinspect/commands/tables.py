@@ -6,10 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ptinspect.commands import argtypes
+from ptinspect.commands.capturing import snapshot_of
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import names, range_of
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import add_root_options, names, range_of, snapshot_of, source
+from ptinspect.commands.sources import add_root_options, source
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Report
 
@@ -21,7 +23,7 @@ SHOWN = 200
 """Runs shown unless --limit says otherwise."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `map`, `summary` and `find`."""
     registry.command(
         "map",

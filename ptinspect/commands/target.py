@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ptinspect.target.qemu import LaunchOptions
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add the commands about the target as a whole."""
     add = registry.command
     add(

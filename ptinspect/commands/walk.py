@@ -7,14 +7,15 @@ import argparse
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import names
 from ptinspect.commands.regions import name_of
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_root_options, names, source
+from ptinspect.commands.sources import add_root_options, source
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `walk`."""
     registry.command(
         "walk",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import cpu_state, need_registers
 from ptinspect.commands.registry import Needs, Registry
-from ptinspect.commands.sources import add_cpu_option, cpu_state, need_registers
+from ptinspect.commands.sources import add_cpu_option
 from ptinspect.commands.stack import open_stacks
 from ptinspect.output.model import Note, Report, Table, hex_address
 
@@ -14,7 +15,7 @@ TELLING = ("reverted-entry", "lost-entry", "stack-mapping-lost", "deep-call-chai
 """Verdicts on a stack itself: of several CPUs, the first one with such a verdict is reported."""
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry[Context]) -> None:
     """Add `why`."""
     registry.command(
         "why",

@@ -50,7 +50,7 @@ class CommandCompleter(Completer):
             yield from self._arguments(command, words[used:], now)
 
     def _names(self, words: list[str], now: Typed) -> Iterator[Completion]:
-        found: dict[str, list[Command]] = {}
+        found: dict[str, list[Command[Context]]] = {}
         for command in self._ctx.registry:
             if len(command.words) > len(words) and all(
                 full.startswith(word) for full, word in zip(command.words, words, strict=False)
@@ -62,7 +62,7 @@ class CommandCompleter(Completer):
                 further = ", ".join(c.words[len(words) + 1] for c in commands if c not in own)
                 yield _offer(now, word, own[0].summary if own else further)
 
-    def _arguments(self, command: Command, before: list[str], now: Typed) -> Iterator[Completion]:
+    def _arguments(self, command: Command[Context], before: list[str], now: Typed) -> Iterator[Completion]:
         actions = command.parser().actions()
         options = {name: a for a in actions for name in a.option_strings}
         pending, given = _pending(before, options)

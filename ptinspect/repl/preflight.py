@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
@@ -21,7 +22,7 @@ MOST_SCRIPTS = 1000
 class Preflight:
     """Go through statements in the order in which they run, as far as that is known beforehand."""
 
-    registry: Registry
+    registry: Registry[Context]
     """The commands that there are."""
     known: dict[str, str | None]
     """Variables; None where the value is known only when the script runs."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.names import GuestNames
 from ptinspect.commands.run import limit
-from ptinspect.commands.sources import GuestNames
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.repl.runner import name_of
 from ptinspect.script.model import Line, OnStop, Statement

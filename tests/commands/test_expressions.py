@@ -9,8 +9,8 @@ from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.names import GuestNames
 from ptinspect.commands.registry import Command
-from ptinspect.commands.sources import GuestNames
 from ptinspect.errors import UserError
 
 FORMS = {
