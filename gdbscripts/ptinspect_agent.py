@@ -110,7 +110,7 @@ class Wire:
         while len(replies) < len(packets):
             if sent < len(packets) and sent - len(replies) <= WINDOW // 2:
                 upto = min(len(replies) + WINDOW, len(packets))
-                self.sock.sendall(b"".join(packets[sent:upto]))
+                self._send(b"".join(packets[sent:upto]))
                 sent = upto
             buffer += self._receive()
             buffer = self._take(buffer, sizes, replies)
@@ -120,7 +120,7 @@ class Wire:
                 except Cancelled as error:
                     cancelled = error
                     packets = packets[:sent]
-        self.sock.sendall(b"+")
+        self._send(b"+")
         if cancelled is not None:
             raise cancelled
         return replies
@@ -131,7 +131,7 @@ class Wire:
         A guest that somebody else let run is stopped by the first byte, which is lost with its packet
         (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others say nothing.
         """
-        self.sock.sendall(packet(b"qRcmd," + binascii.hexlify(command)))
+        self._send(packet(b"qRcmd," + binascii.hexlify(command)))
         text, buffer = b"", b""
         while True:
             try:
@@ -144,12 +144,18 @@ class Wire:
             buffer = self._take(buffer, (), replies)
             for reply in replies:
                 if reply == b"OK":
-                    self.sock.sendall(b"+")
+                    self._send(b"+")
                     return text
                 if reply[:1] in (b"T", b"S"):
-                    self.sock.sendall(b"+")
+                    self._send(b"+")
                     return None
                 text += binascii.unhexlify(reply[1:])
+
+    def _send(self, data):
+        try:
+            self.sock.sendall(data)
+        except OSError:
+            raise LinkLost("Remote connection closed") from None
 
     def _receive(self, seconds=SILENCE_SECONDS):
         deadline = time.monotonic() + seconds
@@ -157,7 +163,10 @@ class Wire:
             if not self.poll.poll(max(deadline - time.monotonic(), 0) * 1000):
                 raise Silent("Remote communication error: the stub is silent")
             with contextlib.suppress(BlockingIOError, InterruptedError):
-                data = self.sock.recv(1 << 18)
+                try:
+                    data = self.sock.recv(1 << 18)
+                except ConnectionError:
+                    data = b""
                 if not data:
                     raise LinkLost("Remote connection closed")
                 return data

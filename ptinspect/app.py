@@ -78,9 +78,11 @@ class Signals:
         self.closing = False
         """The end is under way already, without any signal."""
         self._before: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Signals:
-        """Take the signals."""
+        """Take the signals; one that comes in a finalizer, where Python raises nothing, is not reported."""
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
@@ -89,8 +91,13 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         """Give them back."""
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
+        if not isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
+            self._hook(found)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         if self.code or self.closing:

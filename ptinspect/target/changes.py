@@ -133,8 +133,10 @@ def _bytes(value: int, change: Change) -> bytes:
     return value.to_bytes(change.width, "little")
 
 
-def leave_as_found(address: StubAddress, running: bool, attach: Callable[[], Leaver]) -> str:
+def leave_as_found(address: StubAddress, running: bool | None, attach: Callable[[], Leaver]) -> str:
     """Leave a guest whose debugger has died: what was changed is put back, and it runs if it ran.
+
+    `running` None: the debugger died before it knew; the guest's monitor tells as well as it can.
 
     `attach` opens a session where registers may have to be changed. Returns what became of the guest.
     """
@@ -144,7 +146,7 @@ def leave_as_found(address: StubAddress, running: bool, attach: Callable[[], Lea
             attach().detach(running)
         else:
             with attaching(address, LOCK_SECONDS):
-                leave(address, running, clear=True)
+                leave(address, running, heard=running is not None, clear=running is not None)
     except PtinspectError as error:
         return f"the guest is not as it was found: {error.message}"
     return f"the guest was left {'running' if running else 'stopped'}"

@@ -97,10 +97,11 @@ def connect(
             )
             undo.callback(process.kill, "attaching failed")
             undo.callback(tracker.lost, "attaching failed")
+            agent = _prepare(process, file, symbol_file, timeout)
+            agent.bequeath(heir(address, None))
             facts = probe(address, timeout)
             if facts.was_running:
                 undo.callback(_let_run, process, address)
-            agent = _prepare(process, file, symbol_file, timeout)
             agent.bequeath(heir(address, facts.was_running))
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
@@ -138,9 +139,9 @@ def why_gone(address: StubAddress) -> str:
     return QEMU_GONE
 
 
-def heir(address: StubAddress, running: bool) -> list[str]:
-    """Return the command that leaves the guest as it was found when ptinspect has died."""
-    how = "running" if running else "stopped"
+def heir(address: StubAddress, running: bool | None) -> list[str]:
+    """Return the command that leaves the guest as it was found; None: how that is, is not known yet."""
+    how = {True: "running", False: "stopped", None: "unknown"}[running]
     return [sys.executable, "-m", "ptinspect.target.heir", str(address), how]
 
 

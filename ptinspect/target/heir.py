@@ -1,6 +1,6 @@
 """Run by GDB when the ptinspect that had started it has died: leave the guest as it was found.
 
-`python -m ptinspect.target.heir ADDRESS running|stopped`
+`python -m ptinspect.target.heir ADDRESS running|stopped|unknown`
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from ptinspect.target.session import Session
 
 def main(address: str, how: str) -> None:
     """Leave the guest behind that stub."""
-    leave_as_found(StubAddress.parse(address), how == "running", lambda: Session.attach(address))
+    running = {"running": True, "stopped": False}.get(how)
+    leave_as_found(StubAddress.parse(address), running, lambda: Session.attach(address))
 
 
 if __name__ == "__main__":
