@@ -160,8 +160,7 @@ def _configure(printer: Printer) -> None:
 
 
 def _run(ctx: Context, printer: Printer, options: argparse.Namespace, signals: Signals) -> int:
-    from ptinspect.repl.player import Player, TimeUp
-    from ptinspect.repl.reports import refused, reported
+    from ptinspect.repl.player import Player, TimeUp, refused, reported
     from ptinspect.script.variables import definition
 
     player = Player(ctx, printer, keep_going=options.keep_going, ended=lambda: signals.code)

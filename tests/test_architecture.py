@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def module_name(path: Path) -> str:
 
 
 def import_cycle(sources: Mapping[str, str]) -> list[str]:
-    """Modules that import each other in a ring, from one of them back to it; none if no import leads back.
+    """Modules of which each imports the next, from one of them back to it; none if no import leads back.
 
     Every import counts, those for type checkers and those inside of functions too. That of a package by
     a module in it does not, which only reaches other modules in it.
@@ -194,7 +195,7 @@ def import_cycle(sources: Mapping[str, str]) -> list[str]:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        return list(error.args[1])
+        return list(reversed(error.args[1]))
     return []
 
 
@@ -217,7 +218,9 @@ def test_no_module_imports_itself_by_others() -> None:
     ],
 )
 def test_a_cycle_is_found(sources: dict[str, str], ring: set[str]) -> None:
-    assert set(import_cycle(sources)) == ring
+    found = import_cycle(sources)
+    assert set(found) == ring
+    assert all(after.rpartition(".")[2] in sources[one] for one, after in pairwise(found))
 
 
 def test_every_package_is_in_the_table() -> None:

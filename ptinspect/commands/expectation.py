@@ -21,7 +21,17 @@ ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "contains")
+OPERATORS: Mapping[str, str] = {
+    "==": "equal",
+    "!=": "different",
+    "<": "less",
+    "<=": "at most",
+    ">": "more",
+    ">=": "at least",
+    "in": "one of values with commas between",
+    "contains": "a text or a list has it",
+}
+"""What may stand between path and value, and what it asks."""
 
 
 @dataclass(frozen=True)

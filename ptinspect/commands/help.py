@@ -6,7 +6,7 @@ import argparse
 import platform
 from collections.abc import Mapping
 
-from ptinspect import __version__
+from ptinspect import __version__, formats
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Command, Registry
@@ -24,6 +24,20 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Titles in the list of commands, and the modules of their commands."""
 OTHERS = "Session"
+TOPIC = "formats"
+FORMATS = (
+    ("snapshot", 1, ".npz", "a zip of numpy arrays, read by numpy.load: ptinspect/snapshot/store.py"),
+    ("stack trace", 1, ".json", "one JSON document: ptinspect/stack/tracefile.py"),
+    ("result", 1, "--json", "one JSON object a line: command, ok, result or error, line, place"),
+    ("rows", 1, ".csv .jsonl .parquet", "export: one row for each descriptor that is not zero"),
+    ("ptdump", 1, "text", "the kernel's own kernel_page_tables, in the form of its release"),
+)
+"""Name, version, where it is seen, and what it is."""
+PROMISE = (
+    "Within a version fields and columns are added, never renamed or removed; read what you know and "
+    "ignore the rest. Addresses and raw descriptors are hex texts, counts and sizes numbers, levels "
+    "numbers from -1 to 3; in Parquet addresses are unsigned 64-bit numbers."
+)
 
 
 def register(registry: Registry[Context]) -> None:
@@ -51,9 +65,7 @@ def show_help(ctx: Context, args: argparse.Namespace) -> Report:
     words = tuple(args.words)
     if not words:
         return _list(list(ctx.registry), "Commands (help COMMAND explains one)")
-    if words == ("formats",):
-        from ptinspect.commands.formats_topic import formats_report
-
+    if words == (TOPIC,):
         return formats_report()
     try:
         command, used = ctx.registry.resolve(words)
@@ -146,3 +158,30 @@ def version(ctx: Context, args: argparse.Namespace) -> Report:
     result = {"version": __version__, "python": platform.python_version(), "gdb_script": scripts}
     said = f"ptinspect {__version__} (Python {result['python']})"
     return Report(result, (Note(said), Note(f"inside GDB: source {scripts}")))
+
+
+def formats_report() -> Report:
+    """Say which formats there are."""
+    from ptinspect.output.rows import COLUMNS
+
+    known = formats.names()
+    result = {
+        "topic": TOPIC,
+        "formats": [
+            {"name": name, "version": version, "seen": seen, "what": what}
+            for name, version, seen, what in FORMATS
+        ],
+        "columns": list(COLUMNS),
+        "schemas": known,
+        "folder": str(formats.FOLDER),
+    }
+    columns = (Column("format"), Column("version", "right"), Column("seen as"), Column("what it is"))
+    rows = [(name, str(version), seen, what) for name, version, seen, what in FORMATS]
+    body = (
+        Table(columns, rows, "Formats"),
+        Note(PROMISE),
+        Note(f"Columns of export: {', '.join(COLUMNS)}."),
+        Note("They are empty where a descriptor has no such field: ng only leaves, mark only tables."),
+        Note(f"JSON Schemas of results, in {formats.FOLDER}: {', '.join(known)}."),
+    )
+    return Report(result, body)

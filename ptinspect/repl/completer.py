@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -14,17 +17,82 @@ from prompt_toolkit.document import Document
 from ptinspect.commands.argtypes import completion_kind
 from ptinspect.commands.candidates import Candidate, candidates, symbol_meaning
 from ptinspect.commands.context import Context
-from ptinspect.commands.expect_words import expect_words
+from ptinspect.commands.expect import expect_words
 from ptinspect.commands.registry import Command
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
-from ptinspect.repl.symbols import SymbolIndex
-from ptinspect.repl.words import Typed, typed
 
 LIMIT = 60
 """Symbols offered at once."""
 FILES = 200
 """Files offered at once."""
+END = "\U0010ffff"
+"""Sorts behind every letter of a name."""
+_PLAIN = re.compile(r"[^\s'\"\\#]+")
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What stands before the cursor."""
+
+    words: tuple[str, ...]
+    """The whole words before the one at the cursor, their quotes removed."""
+    raw: str
+    """The piece at the cursor as typed."""
+    text: str
+    """What the piece means: quotes and backslashes removed."""
+    quote: str
+    """The quote that is still open, or nothing."""
+
+    def written(self, text: str, *, whole: bool = True) -> str:
+        """Return `text` as it is to be typed instead of the piece; `whole` closes its quote."""
+        quote = self.quote or ("" if _PLAIN.fullmatch(text) else "'" if "'" not in text else '"')
+        if quote == "'" and "'" in text:
+            quote = '"'
+        if quote == '"':
+            text = text.replace("\\", "\\\\").replace('"', '\\"')
+        return quote + text + (quote if whole else "")
+
+
+def typed(line: str) -> Typed:
+    """Split the text before the cursor the way a shell does, with the last word as it stands."""
+    words: list[str] = []
+    start, text, quote, inside = 0, "", "", False
+    position = 0
+    while position < len(line):
+        letter = line[position]
+        position += 1
+        if not inside and letter.isspace():
+            start = position
+            continue
+        inside = True
+        if letter == "\\" and quote != "'":
+            text += line[position : position + 1]
+            position += 1
+        elif quote:
+            quote, text = ("", text) if letter == quote else (quote, text + letter)
+        elif letter in "'\"":
+            quote = letter
+        elif letter.isspace():
+            words.append(text)
+            start, text, inside = position, "", False
+        else:
+            text += letter
+    return Typed(tuple(words), line[start:], text, quote)
+
+
+class SymbolIndex:
+    """Hold names sorted once; a look-up bisects."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = sorted(names)
+
+    def with_prefix(self, prefix: str, limit: int) -> tuple[list[str], int]:
+        """Return the first `limit` names that begin with `prefix`, and how many more there are."""
+        first = bisect.bisect_left(self._names, prefix)
+        last = bisect.bisect_left(self._names, prefix + END, first)
+        shown = min(last, first + limit)
+        return self._names[first:shown], last - shown
 
 
 class CommandCompleter(Completer):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from ptinspect.repl.preflight import MAX_DEPTH, Preflight
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
-from ptinspect.script.outcome import AFTERWARDS, Outcome
+from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
 from ptinspect.script.parse import parse_line
 from ptinspect.script.ready import open_script
 from ptinspect.script.variables import expand, words
@@ -295,3 +296,31 @@ class Player:
         """Look at statements before any runs. Raises ScriptError for the first that cannot work."""
         known: dict[str, str | None] = dict(self.variables)
         Preflight(self.ctx.registry, known, self._depth).check(statements)
+
+
+@contextmanager
+def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
+    """Write the report at the end, however that comes; None: no report.
+
+    Raises UserError before the work begins if it cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    from ptinspect.output.files import write_text
+
+    write_text(path, junit(name, ()))
+    player.outcomes = []
+    try:
+        yield
+    finally:
+        write_text(path, junit(name, player.outcomes or ()))
+
+
+def refused(path: Path | None, name: str, error: UserError) -> None:
+    """Write the report of a script that was not run: the one that is there may be an older one."""
+    if path is not None:
+        from ptinspect.output.files import write_text
+
+        place = str(getattr(error, "place", ""))
+        write_text(path, junit(name, [Outcome("", "", place, error.exit_code, error.message)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ from ptinspect.errors import EXIT_OK, UserError
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.parse import parse
 from ptinspect.script.variables import used
-from ptinspect.script.write import definition_of, lines_of
 
 MOST = 10_000
 """Statements that are remembered for `record FILE --all`."""
+INDENT = "    "
 
 
 @dataclass(frozen=True)
@@ -140,3 +141,28 @@ def _used(statement: Statement) -> Iterator[str]:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def lines_of(statement: Statement, indent: str = "") -> list[str]:
+    """Return the lines that `parse` makes this statement of, its place aside."""
+    match statement:
+        case Line(text):
+            return [indent + text]
+        case Var(name, value):
+            return [f"{indent}var {name} = {value}"]
+        case Source(path):
+            return [f"{indent}source {path}"]
+        case Repeat(count, counter, body):
+            head = f"{indent}repeat {count}{f' as {counter}' if counter else ''}:"
+        case OnStop(where, body):
+            head = f"{indent}on stop {where}:"
+        case OnFailure(body):
+            head = f"{indent}on failure:"
+    if not body:
+        return [f"{head} off"]
+    return [head, *(line for inner in body for line in lines_of(inner, indent + INDENT))]
+
+
+def definition_of(name: str, value: str) -> str:
+    """Return the line that gives a variable this very value; `$` in it stands for itself."""
+    return f"var {name} = {shlex.quote(value)}"

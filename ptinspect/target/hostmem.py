@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -16,8 +17,7 @@ from numpy.typing import NDArray
 from ptinspect.errors import MemoryReadError, TargetError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
-from ptinspect.target.laneerror import LaneError
-from ptinspect.target.procstat import ProcessState
+from ptinspect.target.laneerror import GONE, LaneError
 from ptinspect.target.vmread import copy, copy_few, reason
 
 FEW = 16
@@ -28,6 +28,42 @@ PAGE = 4096
 
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is (0x[0-9a-f]+)")
 _MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
+
+
+class ProcessState:
+    """Follow one process; a later one of the same number is not taken for it.
+
+    The open file of proc(5) stands for the process, not for its number: it cannot be read any more
+    when that one has ended (ESRCH), whoever has the number then.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Open its file. Raises LaneError if there is no such process."""
+        self.pid = pid
+        try:
+            self._file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._gone() from error
+
+    def read(self) -> str:
+        """Return the letter of the state (proc(5), stat). Raises LaneError if the process has gone."""
+        try:
+            words = os.pread(self._file, 1024, 0)
+        except OSError as error:
+            raise self._gone() from error
+        state = words[words.rfind(b")") + 2 :][:1].decode("ascii", "replace")
+        if state in "ZX":
+            raise self._gone()
+        return state
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _gone(self) -> LaneError:
+        return LaneError(f"QEMU (pid {self.pid}) {GONE}")
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,29 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, TargetError, UserError
-from ptinspect.memory.source import RamBlock
+from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.target.address import StubAddress
 from ptinspect.target.changes import Changes, leave_as_found
 from ptinspect.target.connect import Link, connect
 from ptinspect.target.control import SECONDS, RunControl
 from ptinspect.target.hardware import HardwareSlots
 from ptinspect.target.journal import Journal, attaching, place
-from ptinspect.target.lanes import LaneMemory
+from ptinspect.target.laneerror import LaneError
+from ptinspect.target.lanes import LaneMemory, Open
 from ptinspect.target.mitext import quote
-from ptinspect.target.openlanes import lanes
 from ptinspect.target.passthrough import check_gdb_command, check_monitor_command
+from ptinspect.target.peer import listeners
 from ptinspect.target.state import QEMU_GONE, Breakpoint, RunState, StopInfo
 from ptinspect.target.stubmem import StubMemory
+
+if TYPE_CHECKING:
+    from ptinspect.target.hostmem import HostMemory
 
 __all__ = ["Breakpoint", "RunState", "Session", "StopInfo"]
 
@@ -31,6 +35,8 @@ DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
 """Names of the register that says how many hardware breakpoints there are."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
+Monitor = Callable[[str], str]
+"""Runs a command of QEMU's monitor and returns what it prints."""
 
 
 class Session(RunControl):
@@ -50,7 +56,7 @@ class Session(RunControl):
         """RAM and ROM of the machine, by address."""
         self.memory = LaneMemory(
             StubMemory(link.agent, self.ram, self._need_stopped),
-            lanes(link.address, link.facts.peer, self.ram, self._ask),
+            _lanes(link.address, link.facts.peer, self.ram, self._ask),
             lambda: self._tracker.token,
             self._need_stopped,
         )
@@ -290,3 +296,36 @@ class Session(RunControl):
         self._tracker.touch()
         with contextlib.suppress(MiError):
             self._link.agent.leave_physical_mode()
+
+
+def _lanes(
+    address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor
+) -> dict[str, Open]:
+    """Return the lanes beside the gdbstub, fastest first; `peer` is the process behind a Unix socket."""
+
+    def host() -> PhysicalMemory:
+        return _host(address, peer, ram, monitor)
+
+    def saved() -> PhysicalMemory:
+        from ptinspect.target.pmemsave import SavedMemory
+
+        if not address.path and not listeners(address):
+            raise LaneError("QEMU is not known to run on this machine")
+        return SavedMemory(ram, monitor)
+
+    return {"host": host, "pmemsave": saved}
+
+
+def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor) -> HostMemory:
+    from ptinspect.target.hostmem import HostMemory
+
+    pids = listeners(address) if peer is None else [peer]
+    if not pids:
+        raise LaneError("no process of this machine is known to be behind the gdbstub")
+    problem = LaneError("")
+    for pid in pids:
+        try:
+            return HostMemory(pid, ram, monitor)
+        except LaneError as error:
+            problem = error
+    raise problem

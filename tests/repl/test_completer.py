@@ -10,9 +10,7 @@ from prompt_toolkit.document import Document
 
 from ptinspect.commands.catalogue import build_registry
 from ptinspect.commands.registry import RESULTS, Command, stop_of
-from ptinspect.repl.completer import LIMIT, CommandCompleter
-from ptinspect.repl.symbols import SymbolIndex
-from ptinspect.repl.words import Typed, typed
+from ptinspect.repl.completer import LIMIT, CommandCompleter, SymbolIndex, Typed, typed
 
 
 def offered(line: str, ctx: Any = None) -> list[Completion]:

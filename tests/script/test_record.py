@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from ptinspect.errors import UserError
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.parse import parse
-from ptinspect.script.record import Record
+from ptinspect.script.record import Record, definition_of, lines_of
 from ptinspect.script.variables import words
-from ptinspect.script.write import definition_of, lines_of
 
 LINES = st.sampled_from(["version", "x/8gx pa:0x1000", "snap 'a; b'", "walk ${a}", "gdb p 1 # 2"]).map(Line)
 STATEMENTS: st.SearchStrategy[Statement] = st.recursive(
