@@ -68,6 +68,11 @@ def test_the_report_in_utf16() -> None:
     assert facts(only(data)) == REPORT
 
 
+def test_letters_before_a_cr_that_a_program_shows_are_kept() -> None:
+    (found,) = analyse(b"[    1.0] Kernel panic - not syncing: no more room for MM^M^M\n").panics
+    assert found.incident.panic == "no more room for MM"
+
+
 def test_new_messages_of_the_same_death() -> None:
     data = log("4.17-lkml-kpti").replace(b"ESR: 0x96000046", b"ESR: 0x0000000096000046")
     data = data.replace(b"ESR = 0x96000006", b"ESR = 0x0000000096000006")

@@ -335,8 +335,8 @@ def _clean(raw: str) -> str:
     text = _ANSI.sub("", raw) if "\x1b" in raw else raw
     if (message := _JSON.search(text)) is not None:
         text = json.loads(message[1], strict=False).partition("\n")[0]
-    if text.endswith("^M"):
-        text = text.rstrip("^M")
+    while text.endswith("^M"):
+        text = text[:-2]
     if not text.isascii():
         text = text.translate(_CHARACTERS)
     if "=" in text and _QUOTED_PRINTABLE.search(text) is not None:
