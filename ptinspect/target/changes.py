@@ -65,7 +65,7 @@ class Changes:
 
         A CPU that stands in code that goes takes its detour first. Raises TargetError.
         """
-        if any(change.what == GUARD for change in changes):
+        if any(change.what == GUARD and self._holds(change) for change in changes):
             self._lead_out()
         count = sum(self._put_back(change) for change in reversed(changes))
         self._journal.remove(changes)

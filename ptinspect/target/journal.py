@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -91,9 +92,9 @@ class Journal:
             table: dict[str, Any] = json.loads(data) if len(data) <= MAX_BYTES else {}
             if table["format"] == FORMAT and table["address"] == self.address:
                 changes = tuple(Change(**entry) for entry in table["changes"])
-                if all(_sane(change) for change in changes):
-                    self.changes = changes
-                    self.detours = tuple(Detour(**entry) for entry in table["detours"])
+                detours = tuple(Detour(**entry) for entry in table["detours"])
+                if all(map(_sane, changes)) and all(map(_leads, detours)):
+                    self.changes, self.detours = changes, detours
         return self
 
     def add(self, changes: Iterable[Change], detours: Iterable[Detour] = ()) -> None:
@@ -154,11 +155,19 @@ def _rows(values: Sequence[Change] | Sequence[Detour]) -> list[dict[str, Any]]:
 
 
 def _sane(change: Change) -> bool:
-    numbers = (change.pa, change.old, change.new)
     return (
-        all(isinstance(number, int) and 0 <= number < 1 << 64 for number in numbers)
+        _are_words(change.pa, change.old, change.new)
         and change.width in (4, 8)
         and max(change.old, change.new) < 1 << 8 * change.width
         and 0 < change.count <= MAX_WORDS
         and isinstance(change.what, str)
     )
+
+
+def _leads(detour: Detour) -> bool:
+    named = isinstance(detour.x0, str) and re.fullmatch(r"\w{0,32}", detour.x0) is not None
+    return named and _are_words(detour.pc, detour.to)
+
+
+def _are_words(*numbers: int) -> bool:
+    return all(isinstance(number, int) and 0 <= number < 1 << 64 for number in numbers)

@@ -107,6 +107,12 @@ def test_another_guest_behind_the_same_stub_is_left_alone(file: Path) -> None:
     assert other.memory.data == before and not file.exists()
 
 
+def test_a_cpu_of_another_guest_that_stands_where_a_probe_was_stays_there(file: Path) -> None:
+    session(Guest(), file).make(PROBE, [Detour(0x1000, 0x2000)])
+    other = Guest(cpus=[replace(cpu_state(), pc=0x1000)])
+    assert session(other, file).left_behind() == [] and other.commands == []
+
+
 def test_a_machine_with_less_memory(file: Path) -> None:
     Journal(":1234", file).add([Change(BASE + 0x9000, 1, 2, what=GUARD)])
     assert session(Guest(), file).left_behind() == []
@@ -149,6 +155,16 @@ def test_a_journal_with_an_absurd_change_says_nothing(file: Path, wrong: dict[st
     for change, read in (({}, 1), (wrong, 0)):
         file.write_text(json.dumps({**table, "changes": [{"pa": 8, "old": 0, "new": 1, **change}]}))
         assert len(Journal(":1234", file).read().changes) == read
+
+
+@pytest.mark.parametrize("wrong", [{"to": "0x2000"}, {"pc": -1}, {"x0": "x1; kill"}, {"x0": 7}, {"more": 1}])
+def test_a_journal_with_an_absurd_detour_says_nothing(file: Path, wrong: dict[str, object]) -> None:
+    file.parent.mkdir()
+    table = {"format": 1, "address": ":1234", "changes": [{"pa": 8, "old": 0, "new": 1, "what": GUARD}]}
+    for detour, read in (({}, 1), (wrong, 0)):
+        file.write_text(json.dumps({**table, "detours": [{"pc": 4, "to": 8, "x0": "PAR_EL1", **detour}]}))
+        found = Journal(":1234", file).read()
+        assert (len(found.changes), len(found.detours)) == (read, read)
 
 
 def test_a_journal_that_cannot_be_written_is_no_reason_not_to_debug(tmp_path: Path) -> None:
