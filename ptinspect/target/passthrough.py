@@ -63,15 +63,20 @@ def check_gdb_command(line: str) -> None:
     if not line:
         raise UserError("gdb: which command?")
     _check_text(line)
+    _check_one(line)
+    while (inner := _OTHERS.match(line)) is not None:
+        line = inner[1].strip("\"' \t")
+        _check_one(line)
+
+
+def _check_one(line: str) -> None:
+    """Raise UserError on a command that is not passed on, whatever it runs besides itself."""
     word = re.match(r"[!|]|[\w-]+", line)
     for name, (letters, why) in _GDB_REFUSED.items():
         if word is not None and name.startswith(word[0]) and len(word[0]) >= letters:
             raise UserError(f"gdb {name} is not passed on", why)
     if _PACKET.match(line):
         raise UserError("this packet is not passed on", "it would end QEMU, the session, or mix up addresses")
-    inner = _OTHERS.match(line)
-    if inner is not None:
-        check_gdb_command(inner[1].strip("\"'"))
 
 
 def _check_text(line: str) -> None:

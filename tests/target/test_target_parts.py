@@ -296,6 +296,7 @@ def test_memory_that_ends_before_it_begins() -> None:
         "taas q",
         'interpreter-exec console "kill"',
         "if 1 quit",
+        "faas " * 4000 + "kill",
         "info registers\nkill",
         "p 1\rq",
         "p 1\0",
@@ -320,6 +321,7 @@ def test_commands_that_end_the_session_are_refused(line: str) -> None:
         "with print pretty on -- p $x0",
         "thread apply all bt",
         "taas bt",
+        "faas " * 4000 + "bt",
         "disable 1",
     ],
 )
