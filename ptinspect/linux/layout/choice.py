@@ -171,15 +171,15 @@ def _shows_shadow(made: Geometry, snapshot: Snapshot) -> bool:
         return False
     middle = shadow.start + (shadow.end - shadow.start) // 2
     one_end = made.scale == GENERIC and made.variant.since >= (5, 11) and regime.tbi
-    if one_end and not _has_tables(snapshot, shadow.start, middle):
+    if one_end and not has_tables(snapshot, shadow.start, middle):
         return False
     memory = SnapshotMemory(snapshot)
     places = (shadow.end - regime.granule, middle)
     return any(walk(memory, place, snapshot.root.pa, regime).pa is not None for place in places)
 
 
-def _has_tables(snapshot: Snapshot, start: int, end: int) -> bool:
-    """Tell whether tables of the last two levels lie in a range of addresses."""
+def has_tables(snapshot: Snapshot, start: int, end: int) -> bool:
+    """Tell whether tables of the last two levels begin in [start, end), and not all are empty."""
     tables = snapshot.tables
-    inside = (tables.level >= LEVEL_LAST - 1) & (tables.va >= np.uint64(start)) & (tables.va < np.uint64(end))
-    return bool(tables.raw[inside].any())
+    inside = (tables.va >= np.uint64(start)) & (tables.va <= np.uint64(end - 1))
+    return bool(tables.raw[(tables.level >= LEVEL_LAST - 1) & inside].any())

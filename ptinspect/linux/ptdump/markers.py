@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
-from ptinspect.linux.layout.choice import with_shadow
+from ptinspect.linux.layout.choice import has_tables, with_shadow
 from ptinspect.linux.layout.geometry import MIB, Geometry, geometry, least_bits, variant_of
+from ptinspect.linux.layout.sections import Leaves, trampoline
 from ptinspect.linux.naming import geometry_of
 from ptinspect.linux.releases import (
     TEXT_FORMS,
@@ -24,10 +23,7 @@ from ptinspect.linux.releases import (
     parse,
     text_form,
 )
-from ptinspect.snapshot.classify import are_leaves
 from ptinspect.snapshot.model import Snapshot
-
-PXN = np.uint64(1 << 53)
 
 
 @dataclass(frozen=True)
@@ -81,10 +77,10 @@ def frame_of(snapshot: Snapshot, form: TextForm | None = None) -> Frame:
         assumed.append("the kernel is taken to have been started on a CPU with all its address bits")
     if has_early_page(release) is None:
         assumed.append("the slots for early mappings are taken to have no page more than 256 KiB")
-    text = _trampoline(snapshot, made)
+    text = min((part.start for part in trampoline(Leaves.of(snapshot), made.fixmap)), default=None)
     if text is None:
         assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
-    vmemmap = release.series >= (5, 13) or _in_use(snapshot, made.vmemmap.start, made.vmemmap.end)
+    vmemmap = release.series >= (5, 13) or has_tables(snapshot, made.vmemmap.start, made.vmemmap.end)
     facts = Facts(text, vmemmap)
     return Frame(form, markers(made, release, form, regime, facts), tuple(assumed))
 
@@ -148,24 +144,3 @@ def _fixmap(made: Geometry, release: Release, form: TextForm, regime: Regime, fa
         early = max(256 * 1024 // page, 1) + bool(has_early_page(release))
         start -= (7 * early + (4 if release.series < (6, 9) else 5)) * page
     return start
-
-
-def _trampoline(snapshot: Snapshot, made: Geometry) -> int | None:
-    """Return the lowest address of executable pages in the fixmap; None if there are none."""
-    tables, regime = snapshot.tables, snapshot.regime
-    low, top = np.uint64(made.fixmap.start), np.uint64(made.fixmap.end)
-    size = regime.entry_size(3)
-    rows = np.flatnonzero((tables.level == 3) & (tables.va < top))
-    rows = rows[tables.va[rows] + np.uint64(size * regime.entries(3) - 1) >= low]
-    row, slot = np.nonzero(are_leaves(tables.raw[rows], 3, regime))
-    raw = tables.raw[rows][row, slot]
-    va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
-    text = va[((raw & PXN) == 0) & (va >= low) & (va < top)]
-    return int(text.min()) if text.size else None
-
-
-def _in_use(snapshot: Snapshot, low: int, high: int) -> bool:
-    """Tell whether a table of the last two levels begins in a range: something is mapped there."""
-    tables = snapshot.tables
-    chosen = (tables.level >= 2) & (tables.va >= np.uint64(low)) & (tables.va <= np.uint64(high - 1))
-    return bool(tables.raw[chosen].any())
