@@ -32,8 +32,6 @@ SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
 LOOK_SECONDS = 1.0
 """How long a stub may take to say that the guest stands."""
-
-
 ORPHAN_SECONDS = 1.0
 """How long after its first thread a process that was killed may hold its files."""
 

@@ -89,6 +89,12 @@ class Findings:
     """Tables that many entries reach by design: nothing is said of these."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know of two snapshots that were compared."""
+    partial: bool = False
+    """True if what was not captured does not matter."""
+    unseen: list[str] = field(default_factory=list)
+    """What was not captured: nothing can be said of it."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Rules that could not be applied, or do not hold yet, and why."""
 
     def add(self, finding: Finding, more: int = 0) -> None:
         """Take a finding that stands for itself and `more` of its kind that are not listed."""
@@ -101,13 +107,6 @@ class Findings:
         if number:
             self.totals[rule] = self.totals.get(rule, 0) + number
             self.errors += number * (severity == "error")
-
-    partial: bool = False
-    """True if what was not captured does not matter."""
-    unseen: list[str] = field(default_factory=list)
-    """What was not captured: nothing can be said of it."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Rules that could not be applied, or do not hold yet, and why."""
 
     @property
     def complete(self) -> bool:
