@@ -195,7 +195,10 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
     Source: arch/arm64/kernel/entry.S, kernel_ventry: `add sp, sp, x0; sub x0, sp, x0; tbnz …; sub x0,
     sp, x0; sub sp, sp, x0`; where the test fails: `msr tpidr_el0, x0; sub x0, sp, x0; …`.
     """
-    offset = stacks.view.kaslr_offset
+    try:
+        offset = stacks.view.kaslr_offset
+    except GuestError:  # the tables are damaged: where the vectors run is not known, and SP is as it is
+        return state
     tables = [(table + offset) & MASK64 for table in stacks.vector_tables]
     table = next((table for table in tables if table <= state.pc < table + TABLE), None)
     if table is None or not state.el:

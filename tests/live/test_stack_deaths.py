@@ -79,7 +79,8 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
         # an interrupt may come before the first store: no address faults then
         assert why["code"] in ("guard-page-hit", "deep-call-chain"), why
         if why["code"] == "guard-page-hit":
-            assert base - 0x200 < int(why["far"], 16) < base
+            below = base - 0x200 < int(why["far"], 16) < base
+            assert below or any("does not fit above the base" in line for line in why["evidence"]), why
             assert base - 0x200 < int(why["sp"], 16) <= base
         assert any("SP was changed" in text for text in why["unknown"]), why
         assert live.ctx.qemu is not None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import stack_guest as sg
+from builders import cpu_state
 from stack_guest import EL1_IRQ, EL1_SYNC, FRAME, IRQ_POINTER, KERNEL, SIZE, StackGuest
 
+from ptinspect.errors import GuestError
 from ptinspect.linux.stacks import Stacks
-from ptinspect.stack.depth import Depth, depth_of_cpu, depth_of_task
+from ptinspect.stack.depth import Depth, depth_of_cpu, depth_of_task, with_true_sp
 
 OUTER, MIDDLE, LEAF, BIG, HANDLER = (KERNEL + 0x5000 + 0x1000 * i for i in range(5))
 LR_OUTER, LR_MIDDLE, LR_BIG = OUTER + 0x20, MIDDLE + 0x20, BIG + 0x20
@@ -310,3 +314,14 @@ def test_the_hardened_vectors_are_vectors_too(guest: Guest) -> None:
     found = depth_of_cpu(Stacks(guest.view(state)), state)
     assert found.position.sp == low
     check_sum(found)
+
+
+def test_sp_is_as_it_is_where_nobody_knows_where_the_vectors_run() -> None:
+    class Damaged:
+        @property
+        def kaslr_offset(self) -> int:
+            raise GuestError("no table was found that maps it")
+
+    state = cpu_state()
+    stacks: Any = SimpleNamespace(view=Damaged(), vector_tables=[KERNEL])
+    assert with_true_sp(stacks, state) is state
