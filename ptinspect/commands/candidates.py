@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
+from ptinspect.arch.sysregs import SYSTEM_REGISTERS
 from ptinspect.commands.context import Context
 from ptinspect.commands.options import OPTIONS, find, written
 from ptinspect.commands.registry import RESULTS, stop_of
@@ -130,7 +131,6 @@ def registers(ctx: Context) -> Iterator[Candidate]:
     yield from REGISTERS.items()
     if ctx.session is None:
         return
-    from ptinspect.arch.sysregs import SYSTEM_REGISTERS
 
     for name in SYSTEM_REGISTERS:
         stem, _, level = name.rpartition("_")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ptinspect.arch.regime import Regime
+from ptinspect.arch.regime import Regime, regime_from_registers
+from ptinspect.arch.sysregs import regime_at_el2
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
@@ -90,8 +91,6 @@ def _regime(ctx: Context, args: argparse.Namespace) -> tuple[Regime, str]:
 def _guest_regime(ctx: Context, rules: str | None) -> Regime | None:
     if ctx.session is None or ctx.session.state.name != "STOPPED":
         return None
-    from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import regime_at_el2
 
     state = ctx.session.cpu_state(ctx.session.current_cpu)
     if rules == "el2":

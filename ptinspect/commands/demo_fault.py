@@ -7,6 +7,9 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.bits import MASK64
+from ptinspect.arch.descriptor import BIT11
+from ptinspect.arch.regime import root_pa
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti_run import Runner
 from ptinspect.commands.poke import write
@@ -90,15 +93,12 @@ def _boot_root(ctx: Context) -> bytes:
     Its address would not do: up to v5.3 the boot's own root is swapper_pg_dir itself, into which
     paging_init() copies the new one (arch/arm64/mm/mmu.c; head.S puts the boot's lower tables behind it).
     """
-    from ptinspect.arch.regime import root_pa
-
     view = ctx.view()
     return view.memory.read(root_pa(view.state, view.regime), view.regime.root_size)
 
 
 def _lost(view: GuestView, sp: int) -> tuple[int, int]:
     """Return the descriptor that leads to the stack alone, and zero."""
-    from ptinspect.arch.bits import MASK64
     from ptinspect.paging.walk import walk
 
     root, image = view.swapper().pa, view.image
@@ -118,7 +118,6 @@ def _reverted(view: GuestView, sp: int, boot: bytes) -> tuple[int, int]:
 
     Raises GuestError if that value makes no difference.
     """
-    from ptinspect.arch.descriptor import BIT11
     from ptinspect.paging.walk import walk
 
     step = walk(view.memory, sp, view.swapper().pa, view.regime).steps[0]

@@ -9,7 +9,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import names_at_hand
 from ptinspect.commands.registry import Registry
-from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option
+from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, source
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
@@ -100,7 +100,6 @@ def _region(ctx: Context, value: int, snap: str | None) -> str:
     if (ctx.state != "stopped" and not snap) or not bit(value, 63) or value > MASK64:
         return ""
     from ptinspect.commands.regions import name_of
-    from ptinspect.commands.sources import source
 
     try:
         where = source(ctx, argparse.Namespace(snap=snap, root=None, cpu=None), "print", value)

@@ -12,6 +12,7 @@ from ptinspect.commands.names import range_of
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.files import replacing
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ def _form(args: argparse.Namespace) -> str:
 
 def _write_rows(ctx: Context, args: argparse.Namespace, snapshot: Snapshot, form: str) -> int:
     """Write one row for each descriptor; return how many."""
-    from ptinspect.files import replacing
     from ptinspect.output.rows import WRITERS, Regions, pyarrow
     from ptinspect.paging.rows import batches
 
@@ -132,7 +132,6 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
 def _write_ptdump(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> dict[str, Any]:
     """Write the kernel's own text; return what to say about it."""
     from ptinspect.commands.kerneltext import lines_of
-    from ptinspect.files import replacing
 
     chosen = [args.range, args.level, args.kind, args.ng is not None, args.type, args.cont, args.pa]
     if any(chosen):

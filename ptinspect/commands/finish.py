@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import bit, bits
-from ptinspect.arch.sysregs import translation_register
+from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import cpu_state
@@ -18,7 +18,6 @@ from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.stack.unwind import Caller
     from ptinspect.target.session import StopInfo
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
@@ -15,7 +16,6 @@ from ptinspect.files import open_input
 from ptinspect.output.model import Note, Report, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.linux.imported import Derived
     from ptinspect.linux.vmcoreinfo import VmcoreInfo
     from ptinspect.memory.dumpfile import DumpFile
@@ -108,7 +108,6 @@ def _open(
         raise
     from dataclasses import replace
 
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.linux.roots import RootFound
     from ptinspect.target.filesession import FileSession
 

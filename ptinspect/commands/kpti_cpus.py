@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import cpu_state
 from ptinspect.errors import PtinspectError
@@ -12,7 +13,6 @@ from ptinspect.output.model import Column, Table, hex_address
 from ptinspect.output.views.regime import mmu_on
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.view import GuestView
 

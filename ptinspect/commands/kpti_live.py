@@ -12,6 +12,7 @@ from ptinspect.commands.capturing import capture_snapshot
 from ptinspect.commands.context import Context
 from ptinspect.commands.sources import Source
 from ptinspect.errors import GuestError, PtinspectError
+from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
@@ -92,7 +93,6 @@ def code_of(ctx: Context, snapshot: Snapshot) -> KptiCode | None:
     """
     from ptinspect.linux.kpti.code import recognise
     from ptinspect.linux.kpti.evidence import running_code
-    from ptinspect.output.model import escape
 
     theirs = snapshot.meta.kernel
     try:

@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti import frontier_json, frontier_text
@@ -245,7 +246,6 @@ def _go(runner: Runner, state: KptiState, target: Target) -> None:
     With the MMU off descriptors are reached by their physical address, which can be watched. Otherwise the
     stores are counted: those of the level above up to the table, then those of the table.
     """
-    from ptinspect.arch.regime import LEVEL_LAST
     from ptinspect.linux.kpti.code import POST_ORDER
 
     if state.algorithm == POST_ORDER and target.level == LEVEL_LAST:

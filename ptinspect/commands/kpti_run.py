@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import mismatch
 from ptinspect.commands.kpti_live import Look, look
@@ -14,7 +16,6 @@ from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.target.slots import Purpose
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.linux.image import KernelImage
     from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.kpti.position import Phase
@@ -314,7 +315,6 @@ class Runner:
 
     def middle(self, before: Look, percent: int) -> None:
         """Run until about `percent` of the last table level's parents that are to be stored have been."""
-        from ptinspect.arch.regime import LEVEL_LAST
         from ptinspect.linux.kpti.code import POST_ORDER
         from ptinspect.linux.kpti.work import by_number, left_of
 

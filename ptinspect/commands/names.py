@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.arch.sysregs import UNWRITTEN
+from ptinspect.arch.sysregs import UNWRITTEN, CpuState
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context, kernel_offset
 from ptinspect.errors import GuestError, UserError
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.snapshot.model import Snapshot
 
 

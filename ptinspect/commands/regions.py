@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands.capturing import naming_facts
 from ptinspect.commands.context import Context
+from ptinspect.commands.sources import Source
 from ptinspect.errors import PtinspectError
 
 if TYPE_CHECKING:
-    from ptinspect.commands.sources import Source
     from ptinspect.linux.layout.regions import Layout
     from ptinspect.paging.regions import RegionNamer
     from ptinspect.snapshot.model import Snapshot

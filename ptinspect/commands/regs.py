@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from ptinspect.arch.regime import regime_from_registers, root_pa
+from ptinspect.arch.sysregs import CpuState, RegimeName, kernel_regime, regime_at_el2, register_of_regime
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import missing
@@ -14,13 +15,8 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import CPU_NUMBER, SNAPSHOT_HELP, add_cpu_option
 from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.output.model import Report
-from ptinspect.output.views.regime import mmu_on
-from ptinspect.output.views.target import registers
-
-if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState, RegimeName
-    from ptinspect.output.views.regime import Half
-    from ptinspect.output.views.target import CpuLine, CpuStack
+from ptinspect.output.views.regime import Half, RegimeFacts, mmu_on, regime_report
+from ptinspect.output.views.target import CpuLine, CpuStack, cpus, registers
 
 
 def register(registry: Registry[Context]) -> None:
@@ -68,8 +64,6 @@ def _configure_cpu(parser: argparse.ArgumentParser) -> None:
 
 def cpu(ctx: Context, args: argparse.Namespace) -> Report:
     """List the CPUs, or choose one."""
-    from ptinspect.output.views.target import cpus
-
     session = ctx.stopped
     if args.number is not None:
         session.current_cpu = cpu_state(ctx, args.number).cpu
@@ -81,7 +75,6 @@ def _line(ctx: Context, number: int) -> CpuLine:
     """Say what is known of a CPU: where it stands, its tables, its task and stack."""
     from ptinspect.linux.tasks import Tasks
     from ptinspect.linux.ttbr import upper_root
-    from ptinspect.output.views.target import CpuLine
 
     state = ctx.stopped.cpu_state(number)
     line = CpuLine(number, state.pc, ctx.place(state.pc), state.el, mmu_on(state))
@@ -103,7 +96,6 @@ def _line(ctx: Context, number: int) -> CpuLine:
 def _stack(ctx: Context, state: CpuState) -> CpuStack:
     """Say which stack SP is on. Raises GuestError, KernelFileError, UserError."""
     from ptinspect.commands.stack import open_stacks
-    from ptinspect.output.views.target import CpuStack
     from ptinspect.stack.depth import with_true_sp
 
     stacks = open_stacks(ctx)
@@ -147,9 +139,6 @@ def _chosen(ctx: Context, state: CpuState, args: argparse.Namespace) -> dict[str
 
 def regime(ctx: Context, args: argparse.Namespace) -> Report:
     """Decode the translation registers."""
-    from ptinspect.arch.sysregs import kernel_regime
-    from ptinspect.output.views.regime import RegimeFacts, regime_report
-
     state, label = _state(ctx, args, "regime")
     name = kernel_regime(state)
     lower, upper = _half(state, name, False), _half(state, name, True)
@@ -159,10 +148,6 @@ def regime(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def _half(state: CpuState, name: RegimeName, upper: bool) -> Half:
-    from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import register_of_regime
-    from ptinspect.output.views.regime import Half
-
     register = register_of_regime(name, "TTBR1" if upper else "TTBR0")
     try:
         return Half(register, regime_from_registers(state, upper, name))
@@ -172,8 +157,6 @@ def _half(state: CpuState, name: RegimeName, upper: bool) -> Half:
 
 def _own_of_el2(state: CpuState) -> Half | None:
     """Return TTBR0_EL2 where EL2 has a regime of its own and has been set up."""
-    from ptinspect.arch.sysregs import regime_at_el2
-
     if "TCR_EL2" not in state.system or regime_at_el2(state) != "EL2" or not state.system.get("TTBR0_EL2"):
         return None
     return _half(state, "EL2", False)
@@ -181,7 +164,6 @@ def _own_of_el2(state: CpuState) -> Half | None:
 
 def _holding(ctx: Context, state: CpuState, half: Half) -> Half:
     """Add what a register of the guest holds, as far as something shows it."""
-    from ptinspect.arch.regime import root_pa
     from ptinspect.linux.otherroots import lower_role
     from ptinspect.linux.ttbr import ttbr1_role
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
+from ptinspect.arch.sysregs import CpuState, RegimeName, current_regime, kernel_regime, regime_at_el2
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import GuestNames
 from ptinspect.errors import PtinspectError, RegimeError, UserError
 
 if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
-    from ptinspect.arch.sysregs import CpuState, RegimeName
     from ptinspect.linux.otherroots import OtherRoot
     from ptinspect.snapshot.model import Root
 
@@ -66,8 +66,6 @@ def choose(
     `rules` (RULES) says how a root given as an address is used; by default as the register that holds it
     does. Raises GuestError or RegimeError if there is no such table, UserError for rules without address.
     """
-    from ptinspect.arch.regime import regime_from_registers
-
     if isinstance(choice, argtypes.Address):
         return _by_address(ctx, choice, state, va, rules)
     if rules is not None:
@@ -110,8 +108,6 @@ def _other(ctx: Context, choice: str, state: CpuState) -> OtherRoot:
 
 def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
     """Return the regime and the half of a register: `ttbr0` is that of the level at which the CPU runs."""
-    from ptinspect.arch.sysregs import current_regime, kernel_regime, regime_at_el2
-
     upper = word.startswith("ttbr1")
     if word.endswith("el1"):
         return "EL1&0", upper
@@ -121,8 +117,6 @@ def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
 
 
 def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
-    from ptinspect.arch.regime import regime_from_registers, root_pa
-
     regime = regime_from_registers(state, upper, name)
     said = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
     return _told(ctx, root_pa(state, regime), said, regime, state)
@@ -152,9 +146,6 @@ def _by_address(
 
     A register that holds a TTBR value loses its ASID; an address in the kernel half is translated.
     """
-    from ptinspect.arch.regime import regime_from_registers
-    from ptinspect.arch.sysregs import kernel_regime
-
     if choice.physical or all(term.value is not None for term in choice.terms):
         pa = choice.value()
     else:
@@ -182,9 +173,6 @@ def _holder(ctx: Context, pa: int, state: CpuState, half: bool | None) -> tuple[
 
     Registers of the kernel's regime come before others; `half` leaves those of the other half out.
     """
-    from ptinspect.arch.regime import regime_from_registers, root_pa
-    from ptinspect.arch.sysregs import kernel_regime, regime_at_el2
-
     session = ctx.stopped
     others = [session.cpu_state(n) for n in range(session.cpu_count) if n != state.cpu]
     for held in (state, *others):

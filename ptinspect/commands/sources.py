@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.regime import Regime
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import SnapshotNames, cpu_state
@@ -16,7 +17,6 @@ from ptinspect.commands.rootchoice import ROOT_HELP, RULES, RULES_HELP, choose, 
 from ptinspect.errors import UserError
 
 if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
     from ptinspect.memory.source import PhysicalMemory
     from ptinspect.snapshot.model import Root, Snapshot
 

@@ -134,7 +134,6 @@ def task_of(found: Stacks, pid: int) -> Task:
 
 def tasks(ctx: Context, args: argparse.Namespace) -> Report:
     """List the stacks of all tasks."""
-    from ptinspect.output.views.stack import TaskRow
     from ptinspect.stack.depth import with_true_sp
     from ptinspect.stack.highwater import high_water, read_stacks
 
@@ -157,7 +156,7 @@ def tasks(ctx: Context, args: argparse.Namespace) -> Report:
             how = f"on another stack, cpu {task.cpu}"
         content = words.get(own.base)
         magic = None if content is None else int(content[0]) == _magic() or found.end_magic(own)
-        rows.append(TaskRow(task, own, sp, how, magic, high_water(own, content)))
+        rows.append(views.TaskRow(task, own, sp, how, magic, high_water(own, content)))
     rows.sort(key=lambda row: (row.least, row.task.pid))
     if not rows:
         raise GuestError("no task was found")

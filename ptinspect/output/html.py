@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report, escape
 
@@ -140,8 +141,6 @@ def state_names() -> Sequence[str]:
 
 def level_names(snapshot: Snapshot) -> dict[str, str]:
     """Return Linux's name of each level."""
-    from ptinspect.arch.levels import level_name, levels_of
-
     return {str(n): level_name(n, snapshot.regime) for n in levels_of(snapshot.regime)}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.regime import Regime
 from ptinspect.linux.ptdump.columns import Column, level_text
 from ptinspect.linux.ptdump.markers import Marker
 from ptinspect.linux.releases import TextForm
 
 if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
     from ptinspect.paging.segments import Segment
 
 UNITS = "KMGTPE"

@@ -9,12 +9,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from ptinspect.arch.descriptor import Descriptor
 from ptinspect.arch.levels import level_name
+from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
 
 if TYPE_CHECKING:
-    from ptinspect.arch.descriptor import Descriptor
-    from ptinspect.arch.regime import Regime
     from ptinspect.paging.rows import Batch
 
 ADDRESSES = ("va", "table_pa", "raw", "output_address")

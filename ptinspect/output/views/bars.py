@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.levels import level_name
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, hex_address, spanned
 from ptinspect.output.views.diff import counts_of, level_table
 from ptinspect.output.views.snapshot import root_note, seen, source_of, warnings
@@ -42,8 +43,6 @@ def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None, before: Snapsh
 
     `before` is the snapshot that the atlas holds the changes since.
     """
-    from ptinspect.arch.levels import level_name
-
     regime = snapshot.regime
     body: list[Note | Table] = [
         root_note(snapshot.root, source_of(snapshot), regime),

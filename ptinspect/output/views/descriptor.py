@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ptinspect.arch.descriptor import Attributes, Descriptor
+from ptinspect.arch.explanation import explain
+from ptinspect.arch.permissions import Permissions, effective
+from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
-
-if TYPE_CHECKING:
-    from ptinspect.arch.descriptor import Attributes, Descriptor
-    from ptinspect.arch.permissions import Permissions
-    from ptinspect.arch.regime import Regime
 
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
 
 
 def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: bool = True) -> Report:
     """Explain a descriptor field by field; `source` says where the regime comes from."""
-    from ptinspect.arch.explanation import explain
-    from ptinspect.arch.permissions import effective
-
     kind = str(descriptor.kind)
     fields = []
     rows = []

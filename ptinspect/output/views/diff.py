@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.descriptor import decode
+from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import in_words
 from ptinspect.output.views.snapshot import seen
 
 if TYPE_CHECKING:
     from ptinspect.analysis.changes import Change, Diff, LevelDiff
-    from ptinspect.arch.regime import Regime
     from ptinspect.linux.contents import Contents, Part
     from ptinspect.paging.regions import RegionNamer
     from ptinspect.snapshot.model import Snapshot

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.descriptor import Descriptor
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.arch.descriptor import Descriptor
     from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
     from ptinspect.linux.oops.model import Fault
     from ptinspect.linux.oops.printed_walk import PathStep

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ptinspect.linux.ptdump.text import UNKNOWN
+from ptinspect.linux.ptdump.text import UNKNOWN, Text, TextDifference, TextRun
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, hex_address
 from ptinspect.output.views.tables import size_text
-
-if TYPE_CHECKING:
-    from ptinspect.linux.ptdump.text import Text, TextDifference, TextRun
 
 
 def text_report(file: str, text: Text, shown: int) -> Report:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ptinspect.arch.regime import root_pa
+from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import (
+    CpuState,
     current_regime,
     decode_mair,
     decode_sctlr,
@@ -20,10 +21,6 @@ from ptinspect.arch.sysregs import (
 from ptinspect.errors import RegimeError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import regime_notes
-
-if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
-    from ptinspect.arch.sysregs import CpuState
 
 
 @dataclass(frozen=True)

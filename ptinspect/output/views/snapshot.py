@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
     from ptinspect.snapshot.model import Root, Snapshot
 
 

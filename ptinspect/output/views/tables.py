@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.descriptor import Attributes
 from ptinspect.arch.levels import level_name, size_name
+from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import attributes_json, permissions_json, regime_notes
 from ptinspect.output.views.snapshot import regime_facts, root_note, seen, source_of, warnings
@@ -13,8 +15,6 @@ from ptinspect.output.views.snapshot import regime_facts, root_note, seen, sourc
 if TYPE_CHECKING:
     from ptinspect.analysis.groups import MixedGroup
     from ptinspect.analysis.summary import LevelSummary, Summary
-    from ptinspect.arch.descriptor import Attributes
-    from ptinspect.arch.regime import Regime
     from ptinspect.paging.find import Hit
     from ptinspect.paging.map import Run
     from ptinspect.paging.regions import RegionNamer

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ptinspect.arch.sysregs import remarks
+from ptinspect.arch.sysregs import CpuState, remarks
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
-
-if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
 
 STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead": "bad"}
 

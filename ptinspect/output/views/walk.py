@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import (
     attributes_json,
@@ -16,7 +17,6 @@ from ptinspect.output.views.descriptor import (
 from ptinspect.output.views.snapshot import root_note
 
 if TYPE_CHECKING:
-    from ptinspect.arch.regime import Regime
     from ptinspect.paging.walk import Step, Walk
     from ptinspect.snapshot.model import Root
 
