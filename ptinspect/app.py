@@ -232,6 +232,8 @@ def _typed() -> Iterator[str]:
             yield line
     except UnicodeError as error:
         raise UserError("standard input is no text (UTF-8)") from error
+    except OSError as error:
+        raise UserError(f"cannot read standard input: {error.strerror or error}") from error
 
 
 @contextmanager

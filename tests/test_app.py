@@ -293,6 +293,15 @@ def test_nothing_to_read_commands_from() -> None:
     assert done.returncode == 2 and "no standard input" in done.stderr
 
 
+def test_input_that_cannot_be_read_is_one_line() -> None:
+    with Path("/proc/self/mem").open() as unreadable:
+        done = subprocess.run(
+            [sys.executable, "-m", "ptinspect"], check=False, stdin=unreadable, capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "ptinspect: cannot read standard input: Input/output error\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -30,10 +30,9 @@ def register(registry: Registry[Context]) -> None:
         example="check --snap after --against before",
         configure=_configure,
         details=(
-            "Exit code 1 if a finding is an error, or not all was captured (a range, --max-tables, tables "
-            "that cannot be read; --partial: that alone is none); with --expect-clean, if there is any "
-            "finding. With --against, what was lost, reverted, moved or left unmarked since the earlier "
-            "snapshot."
+            "Exit code 1 if a finding is an error, or if not all was captured (a range, --max-tables, tables "
+            "that cannot be read), which --partial allows; with --expect-clean, if there is any finding. "
+            "With --against, what was lost, reverted, moved or left unmarked since the earlier snapshot."
         ),
     )(check)
 

@@ -33,7 +33,8 @@ def register(registry: Registry[Context]) -> None:
         summary="Decode TTBR0/1, TCR, MAIR and SCTLR of a CPU",
         example="regime --cpu 0",
         configure=_configure,
-        details="Says the granule, address sizes, start level, ASID, CnP, and whether the MMU is on.",
+        details="Says the granule, address sizes, start level, ASID and CnP of each half, what its table is, "
+        "and whether the MMU is on; EL2's own table where there is one, and where permissions come from.",
     )(regime)
     registry.command(
         "cpu",

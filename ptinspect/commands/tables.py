@@ -59,8 +59,14 @@ def _configure_map(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--global", dest="ng", action="store_false", help="only leaves without nG")
     for who in ("el1", "el0"):
         level = who.upper()
-        add(f"--{who}", type=_letters, default="", metavar="RWX", help=f"only what {level} may do these with")
-        add(f"--{who}-not", type=_letters, default="", metavar="RWX", help=f"only what {level} may not …")
+        add(f"--{who}", type=_letters, default="", metavar="RWX", help=f"what {level} must be allowed")
+        add(
+            f"--{who}-not",
+            type=_letters,
+            default="",
+            metavar="RWX",
+            help=f"what {level} must not be allowed",
+        )
     add("--type", default="", metavar="TYPE", help="part of the memory type: device, normal, nc")
     add("--cont", action="store_true", default=None, help="only leaves with the contiguous hint")
     add("--pa", type=argtypes.address_range, metavar="RANGE", help="only leaves that lead into this range")

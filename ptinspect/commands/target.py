@@ -38,7 +38,8 @@ def register(registry: Registry[Context]) -> None:
         example="attach :1234",
         configure=_configure_attach,
         details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
-        "The guest is stopped while ptinspect is attached and left as it was found.",
+        "The guest is stopped while ptinspect is attached and left as it was found. What an earlier session "
+        "that was killed has left in its memory is put back, and said.",
     )(attach)
     add(
         "detach",

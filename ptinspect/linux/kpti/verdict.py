@@ -74,10 +74,9 @@ def judge(
     """Judge from the tables before and after, where the guest stood then, and the recorded stores.
 
     `state` is that of `after`, with the code as the kernel has it; what the tables tell alone by default.
-    `finished`: the tables
-    are those of the instant at which the walk has ended; nothing in them was created later. Damage is told
-    first: it does not matter then how tables are marked; unless the kernel has gone on for so long that it
-    may be its own doing. What was not captured is said, and nothing is claimed of it.
+    `finished`: the tables are those of the instant at which the walk has ended; nothing in them was created
+    later. Damage is told first: it does not matter then how tables are marked; unless the kernel has gone on
+    for so long that it may be its own doing. What was not captured is said, and nothing is claimed of it.
     """
     before = before if before is not None or recording is None else recording.before
     state = state or state_from_tables(after)
