@@ -38,7 +38,7 @@ from ptinspect.snapshot.classify import (
     kinds,
     next_tables,
 )
-from ptinspect.snapshot.index import TableIndex, take_rows
+from ptinspect.snapshot.index import TableIndex, in_parts, take_rows
 from ptinspect.snapshot.model import Snapshot
 
 STATES = (
@@ -222,11 +222,8 @@ class _Drawing:
     def rest(self, level: int) -> None:
         """Draw the tables of a level that were not drawn, as they stand."""
         tables = self._snapshot.tables
-        rows = np.arange(*self._index.rows(level).indices(len(tables)))
-        rows = rows[~self._drawn[rows]]
-        step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
-        for start in range(0, rows.shape[0], step):
-            part = rows[start : start + step]
+        rows = self._index.numbers(level)
+        for part in in_parts(rows[~self._drawn[rows]], tables, CHUNK_WORDS):
             self.add(level, part, tables.va[part])
 
     def finish(self, changes: tuple[LevelDiff, ...] = (), notes: tuple[str, ...] = ()) -> Atlas:

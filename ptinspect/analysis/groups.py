@@ -12,7 +12,7 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.classify import are_leaves
-from ptinspect.snapshot.index import TableIndex
+from ptinspect.snapshot.index import TableIndex, in_parts
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window
 
@@ -72,14 +72,11 @@ def mixed_groups(
     tables, regime = snapshot.tables, snapshot.regime
     window = Window.of(va_range, regime)
     index = TableIndex(tables)
-    step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
     for level in levels_of(regime):
         if levels is not None and level not in levels:
             continue
-        rows = np.arange(*index.rows(level).indices(len(tables)))
-        rows = rows[tables.readable[rows]]
-        for start in range(0, rows.shape[0], step):
-            part = rows[start : start + step]
+        rows = index.numbers(level)
+        for part in in_parts(rows[tables.readable[rows]], tables, CHUNK_WORDS):
             row, slot, words = groups_of(tables.raw[part], level, regime)
             accessed = (words & ACCESSED) != 0
             dirty = ((words & DBM) != 0) & ((words & READ_ONLY) == 0) | ((words & SOFTWARE_DIRTY) != 0)

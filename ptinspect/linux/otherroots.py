@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
-from ptinspect.linux.roots import PAGES_APART, executable_runs
+from ptinspect.linux.roots import PAGES_APART, executable_runs, valid_entries
 from ptinspect.linux.tasks import Task, Tasks
 from ptinspect.linux.ttbr import by_symbol
 from ptinspect.linux.view import GuestView
@@ -173,12 +171,12 @@ def trampoline(view: GuestView) -> OtherRoot:
     image, regime, swapper = view.image, view.regime, view.swapper().pa
     if image is not None and "tramp_pg_dir" in image.symbols:
         pa = view.pa_of_link(image.lookup("tramp_pg_dir"))
-        if not _valid(view, pa):
+        if valid_entries(view.memory, pa, regime) == 0:
             raise GuestError("tramp_pg_dir maps nothing: KPTI is off, or not set up yet")
         return OtherRoot(Root(pa, "symbol tramp_pg_dir"), regime, "")
     for pages in PAGES_APART:
         pa = PhysAddr(swapper - pages * regime.granule)
-        if _valid(view, pa) == 1 and _maps_vectors_alone(view, pa):
+        if valid_entries(view.memory, pa, regime) == 1 and _maps_vectors_alone(view, pa):
             why = f"{pages} page{'s' if pages > 1 else ''} below swapper_pg_dir, one entry"
             return OtherRoot(Root(pa, why), regime, "")
     raise GuestError("no trampoline table was found: KPTI is off, not set up yet, or not built in")
@@ -193,12 +191,6 @@ def _maps_vectors_alone(view: GuestView, pa: int) -> bool:
     runs = executable_runs(view.memory, pa, view.regime)
     few = len(runs) == 1 and runs[0].size <= TRAMP_PAGES * view.regime.granule
     return few and runs[0].pa <= vectors < runs[0].pa + runs[0].size
-
-
-def _valid(view: GuestView, pa: int, half: Regime | None = None) -> int:
-    regime = half or view.regime
-    raw = view.memory.read(pa, 8 * regime.entries(regime.start_level))
-    return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
 
 
 @dataclass(frozen=True)
@@ -241,7 +233,7 @@ def lower_role(view: GuestView, state: CpuState, pa: int) -> LowerRole:
         pass
     try:
         regime = regime_from_registers(state, False)
-        if _valid(view, pa, regime):
+        if valid_entries(view.memory, pa, regime) != 0:
             return LowerRole()
     except PtinspectError:
         return LowerRole()

@@ -111,7 +111,7 @@ Placed = tuple[int, NDArray[np.intp], NDArray[np.uint64]]
 def _all(snapshot: Snapshot, index: TableIndex) -> Iterator[Placed]:
     """Yield all tables, each at its lowest address."""
     for level in levels_of(snapshot.regime):
-        rows = np.arange(*index.rows(level).indices(len(snapshot.tables)))
+        rows = index.numbers(level)
         yield level, rows, snapshot.tables.va[rows]
 
 

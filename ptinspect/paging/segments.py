@@ -59,7 +59,7 @@ class _Walk:
 
     def _find_uniform(self, level: int) -> None:
         """Note which tables of a level have nothing but equal pages below them."""
-        rows = np.arange(*self._index.rows(level).indices(len(self._tables)))
+        rows = self._index.numbers(level)
         rows = rows[self._tables.readable[rows]]
         words = self._tables.raw[rows][:, : self._regime.entries(level)]
         if level == LEVEL_LAST:

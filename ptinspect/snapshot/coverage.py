@@ -40,7 +40,7 @@ def _missing(snapshot: Snapshot, window: Window) -> tuple[int, int]:
     index = TableIndex(tables)
     count, lowest = 0, int(regime.va_max)
     for level in range(regime.start_level, LEVEL_LAST):
-        rows = np.arange(*index.rows(level).indices(len(tables)))
+        rows = index.numbers(level)
         rows = rows[tables.readable[rows]]
         row, slot = np.nonzero(are_tables(tables.raw[rows], level))
         va = tables.va[rows[row]] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +28,11 @@ class TableIndex:
         if not LOWEST_LEVEL <= level <= LEVEL_LAST:
             return slice(0, 0)
         return slice(self._bounds[level - LOWEST_LEVEL], self._bounds[level - LOWEST_LEVEL + 1])
+
+    def numbers(self, level: int) -> NDArray[np.intp]:
+        """Return the rows of one level by their numbers."""
+        part = self.rows(level)
+        return np.arange(part.start, part.stop)
 
     def find(self, level: int, pa: NDArray[np.uint64]) -> NDArray[np.intp]:
         """Return the row of the table at each address, -1 where it was not captured; same shape."""
@@ -55,6 +61,13 @@ class TableIndex:
         rows = below[order]
         addresses, first = np.unique(self.tables.pa[rows], return_index=True)
         return addresses, rows[first]
+
+
+def in_parts(rows: NDArray[np.intp], tables: Tables, words: int) -> Iterator[NDArray[np.intp]]:
+    """Cut rows into parts of no more than `words` descriptors, of one row at least."""
+    step = max(words // tables.raw.shape[1], 1)
+    for start in range(0, rows.shape[0], step):
+        yield rows[start : start + step]
 
 
 def take_rows(raw: NDArray[np.uint64], rows: NDArray[np.intp]) -> NDArray[np.uint64]:

@@ -17,6 +17,7 @@ from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import are_tables, are_valid
+from ptinspect.snapshot.index import in_parts
 from ptinspect.snapshot.model import Snapshot
 
 Phase = Literal["before", "walking", "done"]
@@ -203,11 +204,9 @@ class LevelMarks:
 def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
     """Yield the descriptors of a snapshot, root first, a bounded number of tables at a time."""
     tables, regime = snapshot.tables, snapshot.regime
-    step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
     for level in np.unique(tables.level).tolist():
         every = np.flatnonzero((tables.level == level) & tables.readable)
-        for start in range(0, len(every), step):
-            rows = every[start : start + step]
+        for rows in in_parts(every, tables, CHUNK_WORDS):
             raw = tables.raw[rows]
             valid = are_valid(raw, level, regime)
             key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
