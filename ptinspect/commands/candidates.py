@@ -12,7 +12,7 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import SYSTEM_REGISTERS
 from ptinspect.commands.context import Context
 from ptinspect.commands.options import OPTIONS, find, written
-from ptinspect.commands.registry import RESULTS, stop_of
+from ptinspect.commands.registry import RESULTS
 from ptinspect.errors import UserError
 from ptinspect.output.model import escape
 
@@ -160,7 +160,7 @@ def _tasks(ctx: Context) -> Iterator[Candidate]:
     """Return the tasks that a listing at this stop has shown."""
     kept = ctx.memo.get(RESULTS)
     stop, result = kept.get("stack tasks", (None, None)) if isinstance(kept, dict) else (None, None)
-    if not isinstance(result, Mapping) or stop != stop_of(ctx):
+    if not isinstance(result, Mapping) or stop != ctx.stop_token:
         return
     for task in result.get("tasks", ()):
         yield f"{task['pid']}", escape(f"{task['comm']}")

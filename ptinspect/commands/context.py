@@ -355,6 +355,16 @@ class Context:
         if session is not None:
             session.close()
 
+    @property
+    def stop_token(self) -> object:
+        """What tells this stop of the guest from others; None without a guest."""
+        return None if self.session is None else self.session.stop_token
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what happened to the lanes to memory since it was asked last."""
+        take = getattr(getattr(self.session, "memory", None), "take_notices", None)
+        return () if take is None else tuple(take())
+
     def look(self) -> str:
         """Notice what somebody else did to the guest meanwhile; return what to say about it."""
         look = getattr(self.session, "look", None)

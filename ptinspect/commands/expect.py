@@ -16,7 +16,7 @@ from ptinspect.commands.expectation import (
     parse,
     resolve,
 )
-from ptinspect.commands.registry import EXPECTABLE, RESULTS, Registry, stop_of
+from ptinspect.commands.registry import EXPECTABLE, RESULTS, Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
@@ -111,7 +111,7 @@ def _answer(ctx: Context, name: str) -> Mapping[str, object]:
         return found
     kept = ctx.memo.get(RESULTS)
     entry = kept.get(name) if isinstance(kept, dict) else None
-    if entry is not None and (name == "diff" or entry[0] == stop_of(ctx)):
+    if entry is not None and (name == "diff" or entry[0] == ctx.stop_token):
         return entry[1]  # type: ignore[no-any-return]
     if name not in EXPECTABLE:
         raise UserError(

@@ -40,8 +40,8 @@ class State(Protocol):
     """What running a line needs of the state that commands share."""
 
     @property
-    def session(self) -> object:
-        """The attached session, or None."""
+    def stop_token(self) -> object:
+        """What tells this stop of the guest from others; None without a guest."""
         ...
 
     @property
@@ -55,6 +55,10 @@ class State(Protocol):
 
     def look(self) -> str:
         """Notice what somebody else did to the guest meanwhile; return what to say about it."""
+        ...
+
+    def notices(self) -> Sequence[str]:
+        """Return what happened to the lanes to memory since it was asked last."""
         ...
 
 
@@ -320,11 +324,6 @@ def _system_errors() -> Iterator[None]:
         raise UserError("a path cannot hold a NUL character") from error
 
 
-def stop_of(ctx: State) -> object:
-    """Return what tells this stop of the guest from others; None without a guest."""
-    return getattr(ctx.session, "stop_token", None)
-
-
 def _remember(ctx: State, name: str, report: Report) -> None:
     """Keep the result of a command for `expect`; forget those that it may have made wrong."""
     kept = ctx.memo.setdefault(RESULTS, {})
@@ -334,13 +333,12 @@ def _remember(ctx: State, name: str, report: Report) -> None:
         for old in [key for key in kept if key != "diff"]:
             del kept[old]
     if name != "expect":
-        kept[name] = (stop_of(ctx), report.result)
+        kept[name] = (ctx.stop_token, report.result)
 
 
 def _with_notices(ctx: State, report: Report, changed: str) -> Report:
     """Add what somebody else did to the guest, and what happened to the lanes while the command ran."""
-    take = getattr(getattr(ctx.session, "memory", None), "take_notices", None)
-    notices = [*([changed] if changed else []), *(take() if take is not None else ())]
+    notices = [*([changed] if changed else []), *ctx.notices()]
     if not notices:
         return report
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))

@@ -9,7 +9,7 @@ from prompt_toolkit.completion import CompleteEvent, Completion
 from prompt_toolkit.document import Document
 
 from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.registry import RESULTS, Command, stop_of
+from ptinspect.commands.registry import RESULTS, Command
 from ptinspect.repl.completer import LIMIT, CommandCompleter, SymbolIndex, Typed, typed
 
 
@@ -82,7 +82,7 @@ def test_tasks_that_were_listed_at_this_stop() -> None:
     ctx = context(kernel_tree())
     assert complete("walk --root task:", ctx) == ["walk --root task:"]
     tasks = {"tasks": [{"pid": 1, "comm": "init\x1b"}, {"pid": 12, "comm": "sh"}]}
-    ctx.memo[RESULTS] = {"stack tasks": (stop_of(ctx), tasks)}
+    ctx.memo[RESULTS] = {"stack tasks": (ctx.stop_token, tasks)}
     assert complete("walk --root task:1", ctx) == ["walk --root task:1", "walk --root task:12"]
     assert offered("walk --root task:1", ctx)[0].display_meta_text == "init\\x1b"
     ctx.session.stop_token += 1  # type: ignore[union-attr]
@@ -93,7 +93,7 @@ def test_paths_of_expect() -> None:
     ctx = context(kernel_tree())
     assert "expect summary" in complete("expect s", ctx)
     levels = [{"level": 3, "leaves": 7}, {"level": 2}]
-    ctx.memo[RESULTS] = {"summary": (stop_of(ctx), {"levels": levels, "total": 9, "name": "x\x1b"})}
+    ctx.memo[RESULTS] = {"summary": (ctx.stop_token, {"levels": levels, "total": 9, "name": "x\x1b"})}
     assert complete("expect summary l", ctx) == ["expect summary levels"]
     assert complete("expect summary levels l", ctx) == [
         f"expect summary levels {n}" for n in ("level", "leaves")
