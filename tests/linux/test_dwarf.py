@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux import answers
+from ptinspect.linux import dwarf
 from ptinspect.linux.dwarf import DwarfTypes
 
 SOURCE = """
@@ -209,7 +209,7 @@ def test_answers_are_kept(file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         kept.write_bytes(damage)
         with pytest.raises(KernelFileError):
             DwarfTypes(tmp_path / "no such file", "key").offset("task_struct.comm")
-    kept.write_text(json.dumps({"version": answers.VERSION, "answers": {"field task_struct.comm": [1]}}))
+    kept.write_text(json.dumps({"version": dwarf.VERSION, "answers": {"field task_struct.comm": [1]}}))
     assert DwarfTypes(file, "key").offset("task_struct.comm") == 8, (
         "an answer of the wrong length is asked anew"
     )
