@@ -185,7 +185,7 @@ def _table(found: list[Write], title: str = "") -> Table:
 def _report(found: Recording, output: Path | None) -> Report:
     from itertools import islice
 
-    from ptinspect.paging.regions import level_name
+    from ptinspect.arch.levels import level_name
 
     rate = len(found) / found.seconds if found.seconds else 0.0
     levels = [

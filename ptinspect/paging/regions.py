@@ -1,13 +1,10 @@
-"""Names for levels and for parts of the address space."""
+"""Names for parts of the address space."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ptinspect.arch.levels import level_name, levels_of, size_name
 from ptinspect.arch.regime import Regime
-
-__all__ = ["RegionNamer", "half_namer", "level_name", "levels_of", "size_name"]
 
 RegionNamer = Callable[[int], str]
 """Gives the name of the region that a virtual address lies in; empty if it has none."""

@@ -204,3 +204,17 @@ class _Sorts:
             return False
         name = "" if a is None or a.memory_type is None else a.memory_type
         return not wanted.memory_type or wanted.memory_type.lower() in name.lower()
+
+
+def sample_leaves(snapshot: Snapshot, count: int) -> list[tuple[int, int]]:
+    """Return pairs of virtual and physical address, at most `count` for each level, evenly spread."""
+    tables, regime = snapshot.tables, snapshot.regime
+    found: list[tuple[int, int]] = []
+    for level in np.unique(tables.level).tolist():
+        rows = np.flatnonzero(tables.level == level)
+        at, slots = np.nonzero(are_leaves(tables.raw[rows], level, regime))
+        for i in np.linspace(0, max(len(at) - 1, 0), min(count, len(at)), dtype=int).tolist():
+            row, slot = int(rows[at[i]]), int(slots[i])
+            va = (int(tables.va[row]) + (slot << regime.shift(level))) & MASK64
+            found.append((va, int(regime.output_address(int(tables.raw[row, slot]), level))))
+    return found

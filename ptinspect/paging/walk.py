@@ -8,11 +8,11 @@ from typing import Literal
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
+from ptinspect.arch.levels import level_name
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import MemoryReadError, UserError
 from ptinspect.memory.source import PhysicalMemory
-from ptinspect.paging.regions import level_name
 
 Outcome = Literal["mapped", "fault", "unreadable"]
 

@@ -10,7 +10,7 @@ import pytest
 from session import NEWER, Live, launched
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.paging.sample import sample_leaves
+from ptinspect.paging.rows import sample_leaves
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, kinds
 from ptinspect.snapshot.model import Snapshot
 
