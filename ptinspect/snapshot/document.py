@@ -142,10 +142,17 @@ class _Fields:
 
     def text(self, key: str) -> str:
         """Return a string; control codes, which no honest file has, are shown as escapes."""
+        return escape(self._string(key))
+
+    def lines(self, key: str) -> str:
+        """Return a string that may have several lines, each as `text` gives it."""
+        return "\n".join(map(escape, self._string(key).split("\n")))
+
+    def _string(self, key: str) -> str:
         value = self.get(key)
         if not isinstance(value, str):
             raise SnapshotError(f"{self._path}.{key} is not a string")
-        return escape(value)
+        return value
 
     def number(self, key: str) -> int:
         """Return an integer."""
@@ -246,7 +253,7 @@ def _meta(fields: _Fields) -> Meta:
         kernel=fields.text("kernel"),
         source=fields.text("source"),
         note=fields.text("note"),
-        extra={escape(name): extra.text(name) for name in extra.keys()},  # noqa: SIM118
+        extra={escape(name): extra.lines(name) for name in extra.keys()},  # noqa: SIM118
     )
 
 
