@@ -26,13 +26,12 @@ from ptinspect.snapshot.classify import (
     output_addresses,
 )
 from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.facts import PHASE
 from ptinspect.snapshot.model import Snapshot
 
 ACCESS_FLAG = 1 << 10
 SHARED_BY_DESIGN = 4
 """References from which on a table that neighbours share is taken for a known one (KASAN's zero shadow)."""
-PHASE = "kpti.phase"
-"""Name in Meta.extra of where in the rewrite a capture was made: before, during, after."""
 
 Evidence = Callable[[int], str]
 """Says of a raw entry why it breaks a rule."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ptinspect.analysis.aliases import Places
 from ptinspect.analysis.changes import Change
-from ptinspect.analysis.check import PHASE, check
+from ptinspect.analysis.check import check
 from ptinspect.analysis.compare import ATTRIBUTES, ELSEWHERE, LOST, NG_CLEARED, UNMARKED, Compared
 from ptinspect.analysis.comparison import Comparison
 from ptinspect.analysis.findings import Finding, Findings, Severity
@@ -18,6 +18,7 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import BIT11, are_valid
 from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.facts import PHASE
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.window import Window

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.commands.context import KERNEL_OFFSET, Context
+from ptinspect.commands.context import Context
 from ptinspect.commands.sources import Source, source
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.output.model import escape
+from ptinspect.snapshot.facts import KERNEL_OFFSET
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Meta, Snapshot

@@ -12,6 +12,7 @@ from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.output.model import Report, escape
 from ptinspect.script.record import Record
+from ptinspect.snapshot.facts import kernel_offset
 
 if TYPE_CHECKING:
     from ptinspect.linux.image import KernelImage
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
     from ptinspect.target.qemu import Qemu
     from ptinspect.target.session import Session
-
-
-KERNEL_OFFSET = "kernel.offset"
-"""Name in Meta.extra of what to add to a link-time address to get the run-time one, in hex."""
-
-
-def kernel_offset(snapshot: Snapshot) -> int:
-    """Return what to add to a link-time address to get that of a snapshot; 0 where it does not tell."""
-    try:
-        return int(snapshot.meta.extra.get(KERNEL_OFFSET, "0"), 16)
-    except ValueError:
-        return 0
 
 
 class Interaction(Protocol):
@@ -245,7 +234,7 @@ class Context:
                 said, own = snapshot.meta.kernel, escape(self.kernel.banner)
                 if not (said.startswith(own) or own.startswith(said)):  # either may be short or empty
                     return None
-                offset = -kernel_offset(snapshot)
+                offset = -kernel_offset(snapshot.meta.extra)
         except KernelFileError:
             return None
         return self.kernel.nearest((address + offset) & MASK64)

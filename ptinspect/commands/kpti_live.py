@@ -13,6 +13,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.sources import Source
 from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.output.model import escape
+from ptinspect.snapshot.facts import ALGORITHM
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
@@ -53,7 +54,6 @@ class Look:
 def look(ctx: Context, name: str, extra: Mapping[str, str] | None = None) -> Look:
     """Capture the kernel's tables, whole, and judge. Raises TargetError if the link to the guest failed."""
     from ptinspect.analysis.summary import Summary
-    from ptinspect.linux.kpti.position import NOTED
     from ptinspect.linux.kpti.state import KptiState, kpti_state
     from ptinspect.linux.kpti.work import work
 
@@ -67,7 +67,7 @@ def look(ctx: Context, name: str, extra: Mapping[str, str] | None = None) -> Loo
     snapshot = capture_snapshot(ctx, source, name, extra=extra)
     state = kpti_state(view, snapshot)
     if state.algorithm:
-        noted = {**snapshot.meta.extra, NOTED: state.algorithm}
+        noted = {**snapshot.meta.extra, ALGORITHM: state.algorithm}
         snapshot = dataclasses.replace(snapshot, meta=dataclasses.replace(snapshot.meta, extra=noted))
     if state.position is not None and state.position.phase == "before":
         TOTALS[ctx.stopped] = work(snapshot, state).total

@@ -13,6 +13,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import mismatch
 from ptinspect.commands.kpti_live import Look, look
 from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.snapshot.facts import PHASE
 from ptinspect.target.slots import Purpose
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ class Runner:
 
     def capture(self, phase: str) -> Look:
         """Capture the tables under swapper and keep them under the name of the phase."""
-        found = look(self.ctx, phase, {"kpti.phase": phase})
+        found = look(self.ctx, phase, {PHASE: phase})
         self.ctx.snapshots[phase] = self.outcome.snapshots[phase] = found.tables
         return found
 

@@ -11,6 +11,7 @@ from ptinspect.commands.kernel import mismatch
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.output.model import Note, Report, escape
+from ptinspect.snapshot.facts import PHASE
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
@@ -114,7 +115,7 @@ def _after(
         recorded = args.after is None and recording is not None and stopped
         found = None if recorded else _snapshot(ctx, args.after, "after")
         if found is not None:
-            return found, snapshot_state(ctx, found), found.meta.extra.get("kpti.phase") == "after"
+            return found, snapshot_state(ctx, found), found.meta.extra.get(PHASE) == "after"
     if not stopped:
         raise UserError("there are no tables from after the rewrite", "--after SNAP, or kpti run on a guest")
     wrong = mismatch(ctx)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import UNWRITTEN, CpuState
 from ptinspect.commands import argtypes
-from ptinspect.commands.context import Context, kernel_offset
+from ptinspect.commands.context import Context
 from ptinspect.errors import GuestError, UserError
+from ptinspect.snapshot.facts import kernel_offset
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
@@ -46,7 +47,7 @@ class SnapshotNames:
         kernel = self._ctx.kernel
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
-        return (kernel.lookup(name) + kernel_offset(self._snapshot)) & MASK64
+        return (kernel.lookup(name) + kernel_offset(self._snapshot.meta.extra)) & MASK64
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU at the time of the capture."""

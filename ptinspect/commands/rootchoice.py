@@ -14,6 +14,7 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import GuestNames
 from ptinspect.errors import PtinspectError, RegimeError, UserError
+from ptinspect.snapshot.facts import AREAS, LOWER
 
 if TYPE_CHECKING:
     from ptinspect.linux.otherroots import OtherRoot
@@ -27,8 +28,6 @@ ROOT_HELP = (
     "swapper (default for kernel addresses), ttbr0 (default for others), ttbr1, ttbr0_el2 and its like, "
     "user (tables of the current task), task:PID, idmap, tramp, or the address of a table"
 )
-LOWER = "linux.lower"
-"""Name in Meta.extra of what a lower half is: user, identity map."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def choose(
 def _named(ctx: Context, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
     """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
     from ptinspect.linux.areas import areas_of
-    from ptinspect.linux.naming import AREAS, encode
+    from ptinspect.linux.naming import encode
 
     if not half or not mm:
         return Chosen(root, regime, {LOWER: half} if half else {})

@@ -15,16 +15,9 @@ from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.linux.view import GuestView
 from ptinspect.paging.capture import capture
 from ptinspect.paging.regions import half_namer
+from ptinspect.snapshot.facts import AREAS, LAYOUT, LOWER, REGIONS
 from ptinspect.snapshot.model import Meta, Snapshot
 
-LAYOUT = "linux.layout"
-"""Name in Meta.extra of the variant of the address space's arithmetic."""
-REGIONS = "linux.regions"
-"""Name in Meta.extra of the regions that are not arithmetic, one a line: `first-last name`, hex."""
-LOWER = "linux.lower"
-"""Name in Meta.extra of what the lower half is, where the tables are those of a lower half."""
-AREAS = "linux.areas"
-"""Name in Meta.extra of the areas of a user address space, as REGIONS has them."""
 MAX_TABLES = 16_384
 """Tables that are read at most to learn the layout."""
 MAX_REGIONS = 65_536

@@ -65,7 +65,7 @@ class Meta:
     note: str = ""
     """Free text of the user's."""
     extra: Mapping[str, str] = field(default_factory=dict)
-    """Further facts by name: `kpti.algorithm`, `kpti.phase`, …"""
+    """Further facts by name; snapshot/facts.py has the names."""
 
 
 @dataclass(frozen=True, eq=False)

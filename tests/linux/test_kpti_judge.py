@@ -19,9 +19,10 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.linux.image import KernelImage
 from ptinspect.linux.kpti import KptiState, boot_cpu, flag_of, kpti_state, recognise, running_code
 from ptinspect.linux.kpti.evidence import Flag
-from ptinspect.linux.kpti.state import OFFSET, state_from_tables
+from ptinspect.linux.kpti.state import state_from_tables
 from ptinspect.linux.view import GuestView
 from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
+from ptinspect.snapshot.facts import KERNEL_OFFSET
 
 AT = 0x4_0510
 ENTRY_PA = IMAGE_PA + AT
@@ -340,7 +341,7 @@ def test_a_snapshot_of_a_kernel_that_kaslr_moved_needs_no_file() -> None:
     snapshot = snapshot_of(guest.memory, SWAPPER, guest.regime)
 
     def noted(kernel: str, offset: str) -> str:
-        meta = dataclasses.replace(snapshot.meta, kernel=kernel, extra={OFFSET: offset})
+        meta = dataclasses.replace(snapshot.meta, kernel=kernel, extra={KERNEL_OFFSET: offset})
         return state_from_tables(dataclasses.replace(snapshot, meta=meta)).state
 
     assert noted("Linux version 5.10.0-32-arm64", "0x10000000") == "not-needed"

@@ -14,8 +14,8 @@ from ptinspect.linux.kpti.state import KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.kpti.verdict import MEANING, Verdict
 from ptinspect.linux.kpti.verdict import judge as judge_state
-from ptinspect.linux.naming import LAYOUT, REGIONS
 from ptinspect.snapshot.classify import are_leaves, are_tables
+from ptinspect.snapshot.facts import LAYOUT, REGIONS
 from ptinspect.snapshot.model import Snapshot
 
 POST = "mmu-off-post-order"

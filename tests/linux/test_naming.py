@@ -9,8 +9,9 @@ import pytest
 from builders import REGIMES, TreeBuilder, regime_4k
 
 from ptinspect.linux.layout.regions import Layout, Region
-from ptinspect.linux.naming import LAYOUT, LOWER, REGIONS, decode, encode, layout_of
+from ptinspect.linux.naming import decode, encode, layout_of
 from ptinspect.paging.map import MapFilter, runs
+from ptinspect.snapshot.facts import LAYOUT, LOWER, REGIONS
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
 

@@ -17,12 +17,11 @@ from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.paging.walk import walk
 from ptinspect.snapshot.classify import are_tables, are_valid
+from ptinspect.snapshot.facts import ALGORITHM
 from ptinspect.snapshot.index import in_parts
 from ptinspect.snapshot.model import Snapshot
 
 Phase = Literal["before", "walking", "done"]
-NOTED = "kpti.algorithm"
-"""Name in Meta.extra of the order of the walk."""
 CHUNK_WORDS = 1 << 20
 """Descriptors that are looked at in one go."""
 _PLACE = 0xFFFF
@@ -280,7 +279,7 @@ def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) ->
 
 def algorithm_of(snapshot: Snapshot) -> Algorithm:
     """Return the order of the walk: as noted at the capture, else the one that the marks fit better."""
-    noted = snapshot.meta.extra.get(NOTED)
+    noted = snapshot.meta.extra.get(ALGORITHM)
     for known in (POST_ORDER, PRE_ORDER):
         if noted == known:
             return known

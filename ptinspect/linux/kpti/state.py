@@ -32,11 +32,10 @@ from ptinspect.linux.kpti.position import (
 from ptinspect.linux.releases import kaslr_needs_no_rewrite, parse
 from ptinspect.linux.view import GuestView
 from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.facts import kernel_offset
 from ptinspect.snapshot.model import Snapshot
 
 State = Literal["before", "in-progress", "after", "not-needed", "unknown"]
-OFFSET = "kernel.offset"
-"""Name in Meta.extra of how far KASLR moved the kernel, in hex."""
 NO_FLAG = Flag(None, None)
 MOSTLY = 0.99
 """Share of nG leaves from which a tree counts as finished: what is created later may be global."""
@@ -137,10 +136,7 @@ def _moved(snapshot: Snapshot) -> bool:
     A kernel file that is linked at 0 leaves it open: the note is then the address at which it ran.
     """
     release = parse(snapshot.meta.kernel)
-    try:
-        offset = int(snapshot.meta.extra.get(OFFSET, "0"), 16)
-    except ValueError:
-        return False
+    offset = kernel_offset(snapshot.meta.extra)
     return release is not None and kaslr_needs_no_rewrite(release) and 0 < offset < 1 << 48
 
 
