@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import textwrap
@@ -16,6 +17,7 @@ Rows = list[tuple[str, str]]
 Form = Callable[[Rows], list[str]]
 
 
+@functools.cache
 def rows(name: str) -> Rows:
     """Return the lines of a log of the tests, with their time stamps."""
     found, last = [], "0.000000"

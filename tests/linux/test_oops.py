@@ -20,6 +20,8 @@ def said(panic: Panic) -> str:
 
 
 REAL = {
+    "4.17-entry-lost": "lost-entry",
+    "4.17-entry-reverted": "reverted-entry",
     "4.17-lkml-kpti": "reverted-entry",
     "5.10-brk": "not-a-stack-problem",
     "5.10-external-abort": "not-a-stack-problem",
@@ -34,6 +36,7 @@ REAL = {
     "5.10-sp-lowered": "guard-page-hit",
     "5.10-stack-end": "stack-corruption",
     "5.10-stack-protector": "stack-corruption",
+    "5.10-sysrq": "not-a-stack-problem",
     "6.1-brk": "not-a-stack-problem",
     "6.1-init-exit": "not-a-stack-problem",
     "6.1-no-rootfs": "not-a-stack-problem",
@@ -59,11 +62,20 @@ REAL = {
     "6.12-sp-lowered": "guard-page-hit",
     "6.12-stack-protector": "stack-corruption",
     "6.12-wild-pointer": "not-a-stack-problem",
+    "6.12-write-read-only": "not-a-stack-problem",
+    "7.3-sysrq": "not-a-stack-problem",
 }
 
 
-EIGHT = ("5.10-entry-reverted-8-cpus", "5.10-entry-reverted-all-8-cpus")
-"""Deaths of several CPUs in one log."""
+EIGHT = {
+    "4.17-entry-lost-8-cpus": "lost-entry",
+    "4.17-entry-reverted-8-cpus": "reverted-entry",
+    "5.10-entry-reverted-8-cpus": "",
+    "5.10-entry-reverted-all-8-cpus": "",
+}
+"""Deaths of several CPUs in one log, and what each of them was where all are alike."""
+WARNINGS = ("7.3-warning",)
+"""Reports that nothing died of."""
 
 
 @pytest.mark.parametrize(("name", "code"), REAL.items())
@@ -75,7 +87,7 @@ def test_each_death_has_its_verdict_and_evidence(name: str, code: str) -> None:
 
 
 def test_every_log_is_used() -> None:
-    assert {path.stem for path in LOGS.glob("*.log")} == {*REAL, *EIGHT}
+    assert {path.stem for path in LOGS.glob("*.log")} == {*REAL, *EIGHT, *WARNINGS}
 
 
 def test_the_report_is_explained() -> None:
@@ -161,6 +173,81 @@ def test_each_of_eight_cpus_that_print_at_once_is_explained() -> None:
         first = panic.incident.first
         assert not first.mixed and first.far == first.sp and panic.facts.used == 832
         assert first.task_stack is not None and first.task_stack.contains(first.far or 0)
+
+
+@pytest.mark.parametrize(("name", "code"), [pair for pair in EIGHT.items() if pair[1]])
+def test_what_one_cpu_prints_of_the_tables_explains_all(name: str, code: str) -> None:
+    """CPU 0 has the rewrite's registers, one other printed a walk: the eight have the same tables."""
+    panics = analyse(log(name)).panics
+    assert sorted(p.incident.first.cpu or 0 for p in panics) == [*range(8)]
+    assert {p.verdict.code for p in panics} == {code}
+    walker = next(p for p in panics if p.facts.kpti is not None)
+    printer = next(p for p in panics if p.facts.path is not None)
+    assert walker.incident.first.cpu == 0 and printer is not walker
+    for panic in panics:
+        first = panic.incident.first
+        assert panic.facts.used == 720 and panic.facts.recursion is not None
+        assert (panic.facts.recursion.count, panic.facts.recursion.frame_size) == (48, 320)
+        if panic is not walker:
+            assert f"CPU 0 (line {walker.incident.first.line}) did the rewrite" in said(panic)
+        if panic is not printer:
+            by = f"which CPU {printer.incident.first.cpu} (line {printer.incident.first.line}) printed"
+            assert f"{by}, ends at level 2 (pmd): empty" in said(panic)
+            assert f"{first.far or 0:#x} uses the same pmd entry" in said(panic)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"pgd=00000000403e6003", b"pgd=00000000403e6803"),
+        (b"x2 : 00000000403e5000", b"x2 : 00000000403e4000"),
+        (b"x6 : 00000000403e6000", b"x6 : 00000000403e6008"),
+    ],
+)
+def test_what_does_not_fit_together_explains_no_other_cpu(old: bytes, new: bytes) -> None:
+    data = log("4.17-entry-reverted-8-cpus").replace(old, new)
+    panics = analyse(data.replace(b"pud=00000000403e7003", b"pud=00000000403e7803")).panics
+    assert "reverted-entry" not in {p.verdict.code for p in panics if p.incident.first.cpu}
+
+
+def test_another_boots_walk_is_not_this_ones() -> None:
+    """The lines of CPU 4 alone, after another boot of the same kernel died in the same way."""
+    lines = log("4.17-entry-reverted-8-cpus").decode().splitlines()
+    begins = [n for n, line in enumerate(lines) if "Insufficient" in line]
+    alone = next(n for n in begins if any("migration/4" in line for line in lines[n : n + 8]))
+    again = [lines[0], *lines[alone : alone + 27]]
+    panics = analyse("\n".join([*lines, *again]).encode()).panics
+    assert [p.verdict.code for p in panics] == ["reverted-entry"] * 8 + ["stack-mapping-lost"]
+
+
+def test_a_hidden_root_still_tells_the_granule() -> None:
+    """4.17 prints `pgdp =         (ptrval)`, the hash of an address that it has no key for yet."""
+    path = only(log("4.17-entry-lost")).facts.path
+    assert path is not None and not path.assumed and path.pgdp is None
+
+
+def test_a_store_to_read_only_memory_is_named_by_the_walk() -> None:
+    text = said(only(log("6.12-write-read-only")))
+    assert "ends in a block that is read-only: pc stored to it" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "caller"),
+    [
+        ("5.10-sysrq", "the function right before sysrq_reset_seq_param_set"),
+        ("7.3-sysrq", "sysrq_handle_crash"),
+    ],
+)
+def test_a_panic_by_sysrq_was_asked_for(name: str, caller: str) -> None:
+    """5.10's sysrq_handle_crash ends with its call of panic(): the return address is the next function's."""
+    text = said(only(log(name)))
+    assert f"by {caller}" in text
+    assert "it was asked for: sh wrote to /proc/sysrq-trigger" in text
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_a_warning_is_no_death(name: str) -> None:
+    assert analyse(log(name)).panics == ()
 
 
 def test_a_pc_in_data_is_named_by_the_walk() -> None:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.evidence import Facts, facts_of
 from ptinspect.linux.oops.logfile import Log, read
+from ptinspect.linux.oops.mapping import joined
 from ptinspect.linux.oops.model import Incident
 from ptinspect.linux.oops.rewrite import ROLES, explain
 from ptinspect.linux.oops.verdict import verdict
@@ -66,14 +67,13 @@ def analyse(log: bytes | BinaryIO) -> Analysis:
     """Explain a console log: its bytes, or a file that is read as a stream. Raises OSError of the file's."""
     source = Log(io.BytesIO(log) if isinstance(log, bytes) else log)
     reader = read(source)
-    explained = tuple(explain_incident(incident) for incident in islice(reader.finish(), MAX_PANICS))
-    return Analysis(explained, reader.total, source.whole)
+    deaths = [facts_of(incident) for incident in islice(reader.finish(), MAX_PANICS)]
+    return Analysis(tuple(explain_death(facts) for facts in joined(deaths)), reader.total, source.whole)
 
 
-def explain_incident(incident: Incident) -> Panic:
+def explain_death(facts: Facts) -> Panic:
     """Work out what one death was."""
-    first = incident.first
-    facts = facts_of(incident)
+    first = facts.incident.first
     kpti = facts.kpti
     notes: Mapping[int, tuple[str, str]] = {}
     if kpti is not None:

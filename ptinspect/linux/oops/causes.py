@@ -21,8 +21,12 @@ MIN_KERNEL = 1 << 63
 """Addresses of the kernel's half have bit 63 set."""
 EC_INSTRUCTION_ABORT = 0x21
 """ESR_ELx.EC of an instruction abort from the current exception level."""
+ASKED_FOR = "sysrq triggered crash"
+"""What sysrq_handle_crash panics with (Linux drivers/tty/sysrq.c)."""
 SERROR = "an SError is reported by the memory system or a device"
 """What an SError is (Arm ARM, asynchronous exceptions)."""
+READ_ONLY = 2
+"""AP[2:1] of a descriptor: bit 1 forbids stores (Arm ARM, D8.4)."""
 MODE = 0xF
 """PSTATE.M: 0 is EL0."""
 
@@ -123,6 +127,11 @@ def _panic(first: Fault) -> Verdict:
         return Verdict("unknown", evidence, (f"the exception before it ({faulted}): it is not in the log",))
     found = _judged("its text gives another reason than a fault of the stack", evidence)
     unknown = ["what led to it: see the lines before the panic"]
+    if text == ASKED_FOR:
+        written = any(frame.startswith("write_sysrq_trigger") for frame in first.trace)
+        who = f"{first.comm or 'a task'} wrote to /proc/sysrq-trigger" if written else "sysrq's key c"
+        found = replace(found, evidence=(*found.evidence, f"it was asked for: {who}"))
+        unknown = ["why it was asked for"]
     if faulted or not caller:
         unknown.append("whether an exception came before it: none is in the log")
     return replace(found, unknown=tuple(unknown))
@@ -148,7 +157,8 @@ def _caller(first: Fault) -> str:
     for index, frame in enumerate(first.trace[:-1]):
         after = first.trace[index + 1]
         if re.match(r"v?panic(?:\+|$)", frame) and not re.match(r"v?panic(?:\+|$)", after):
-            return after
+            # the address after a call that does not return may be the next function's first
+            return f"the function right before {after.split('+')[0]}" if "+0x0/" in after else after
     return ""
 
 
@@ -220,6 +230,9 @@ def _walked(esr: Esr | None, path: Path | None) -> tuple[str, ...]:
     if path is None or not path.steps:
         return ()
     last = path.steps[-1].descriptor
+    stored = esr is not None and esr.wnr and esr.fault == "permission fault"
+    if stored and last.is_leaf and last.attributes is not None and (last.attributes.ap or 0) & READ_ONLY:
+        return (f"the walk of {path.address:#x} ends in a {last.kind} that is read-only: pc stored to it",)
     fetch = esr is not None and esr.ec == EC_INSTRUCTION_ABORT
     if fetch and last.is_leaf and last.attributes is not None and last.attributes.pxn:
         return (

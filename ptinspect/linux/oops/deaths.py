@@ -122,6 +122,7 @@ class Reader:
                 death.later,
                 self.banners.get(boot, ""),
                 "arm64" if native else other,
+                boot,
             )
 
     def _next_boot(self) -> None:

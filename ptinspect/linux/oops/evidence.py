@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ptinspect.arch.esr import Esr, decode_esr
 from ptinspect.linux.death import Calls
 from ptinspect.linux.oops.depth import Recursion, chain, recursion, stack_at, used_before
-from ptinspect.linux.oops.model import Incident
+from ptinspect.linux.oops.model import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, incident_regime, path_of
 from ptinspect.linux.oops.rewrite import KptiRegisters, in_kpti, kpti_registers
 from ptinspect.linux.stack_range import StackRange
@@ -35,6 +35,10 @@ class Facts:
     """The rewrite's walk in the registers, if it is there."""
     kpti_place: str
     """The symbol that places the fault in the rewrite or right after it, or empty."""
+    other_path: tuple[Path, Fault] | None = None
+    """A walk through the entry at which this death's fault ended, and the other CPU's report that has it."""
+    other_kpti: tuple[KptiRegisters, Fault] | None = None
+    """The rewrite's walk in the registers of the CPU that did it, if another one, and its report."""
 
 
 def facts_of(incident: Incident) -> Facts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import Esr, decode_esr
 from ptinspect.linux.death import Gone
@@ -9,7 +12,7 @@ from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.evidence import Facts
 from ptinspect.linux.oops.model import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, PathStep
-from ptinspect.linux.oops.rewrite import describe
+from ptinspect.linux.oops.rewrite import KptiRegisters, describe
 from ptinspect.linux.stack_range import StackRange
 
 EC_DATA_ABORT = 0x25
@@ -37,6 +40,37 @@ def lost_address(incident: Incident, esr: Esr | None) -> tuple[int, int, StackRa
     return None
 
 
+def joined(deaths: Sequence[Facts]) -> list[Facts]:
+    """Give each CPU that died after the rewrite what the others of the same boot printed about the tables.
+
+    One CPU rewrites, the others wait for it, and all have the same tables: the registers of the one
+    say of all that the rewrite was finished (its x2, the root's address, is an argument on each CPU),
+    and a walk that ends in an entry explains each address that uses it.
+    """
+    return [_with_others(death, deaths) for death in deaths]
+
+
+def _with_others(death: Facts, deaths: Sequence[Facts]) -> Facts:
+    found = lost_address(death.incident, death.esr)
+    if not death.kpti_place or found is None:
+        return death
+    address, level, _ = found
+    about = death.incident.bad_stack or death.incident.first
+    for other in deaths:
+        if other is death or not other.kpti_place or other.incident.boot != death.incident.boot:
+            continue
+        report = other.incident.bad_stack or other.incident.first
+        kpti, path = other.kpti, other.path
+        root = kpti.swapper_pa if kpti is not None else None
+        missing = death.kpti is None and death.other_kpti is None
+        if missing and kpti is not None and root is not None and root == about.registers.get(2):
+            death = replace(death, other_kpti=(kpti, report))
+        ends = path is not None and path.end is not None and path.end.level == level
+        if death.other_path is None and path is not None and ends and path.same_entry(address, level):
+            death = replace(death, other_path=(path, report))
+    return death
+
+
 def lost_mapping(facts: Facts) -> Gone | None:
     """Tell what became of the mapping of a stack, if an address in it did not translate."""
     found = lost_address(facts.incident, facts.esr)
@@ -46,10 +80,12 @@ def lost_mapping(facts: Facts) -> Gone | None:
 def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Gone:
     evidence = _fault_evidence(facts, address, level, stack)
     unknown = ["what other addresses translate to: only one walk was printed"]
-    path = facts.path
+    path, by = facts.path, ""
+    if facts.other_path is not None and (path is None or not stack.contains(path.address)):
+        path, by = facts.other_path[0], f", which {_who(facts.other_path[1])} printed,"
     end = path.end if path is not None else None
     which = "which entry is missing, and what it held before"
-    if path is None or not path.steps or not stack.contains(path.address):
+    if path is None or not path.steps or not (by or stack.contains(path.address)):
         evidence.append("the log holds no walk of an address in this stack")
         return Gone("stack-mapping-lost", tuple(evidence), (which,))
     if end is None:
@@ -59,9 +95,8 @@ def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Gone:
             f"{last.descriptor.raw:#x}: {describe(last.descriptor, user=path.user)}"
         )
         return Gone("stack-mapping-lost", tuple(evidence), (which,))
-    evidence.append(
-        f"the walk of {path.address:#x} ends at level {end.level} ({end.name}): {describe(end.descriptor)}"
-    )
+    ends = f"ends at level {end.level} ({end.name}): {describe(end.descriptor)}"
+    evidence.append(f"the walk of {path.address:#x}{by} {ends}")
     if end.level == level and path.same_entry(address, level):
         evidence.append(
             f"{address:#x} uses the same {end.name} entry, and its fault was at level {level}: they agree"
@@ -109,13 +144,27 @@ def _fault_evidence(facts: Facts, address: int, level: int, stack: StackRange) -
     return evidence
 
 
+def _who(report: Fault) -> str:
+    """Name the CPU of another report."""
+    return f"CPU {'?' if report.cpu is None else report.cpu} (line {report.line})"
+
+
+def _rewrite(facts: Facts) -> tuple[KptiRegisters | None, str]:
+    """Return the rewrite's walk, and whose registers have it if not this death's."""
+    if facts.kpti is None and facts.other_kpti is not None:
+        return facts.other_kpti[0], _who(facts.other_kpti[1])
+    return facts.kpti, ""
+
+
 def _finished(facts: Facts) -> list[str]:
     """Return what shows that the rewrite had been completed, or nothing."""
-    walk = facts.kpti
+    walk, who = _rewrite(facts)
     if walk is None or not walk.complete or not any(leaf.last.raw & BIT11 for leaf in walk.leaves):
         return []
     pairs = ", ".join(f"{step.name} {step.current:#x}" for step in walk.levels)
     found = [f"the rewrite's walk was complete, cursor and end are equal at every level: {pairs}"]
+    if who:
+        found.insert(0, f"{who} did the rewrite: its registers show it, and x2 of both is the root's address")
     for leaf in walk.leaves:
         found.append(f"x{leaf.first + 2}, the last {leaf.name} it read, is {describe(leaf.last)}")
     return found
@@ -130,7 +179,8 @@ def _reverted(
             f"{step.name} is {step.descriptor.raw:#x}: {describe(step.descriptor)}, "
             "although the walk had marked every table"
         )
-    swapper = facts.kpti.swapper_pa if facts.kpti is not None else None
+    walk, _ = _rewrite(facts)
+    swapper = walk.swapper_pa if walk is not None else None
     named = "x2" if swapper is not None else "pgdp"
     swapper = swapper if swapper is not None else path.pgdp
     page = path.regime.granule
@@ -156,8 +206,8 @@ def _reverted(
             "it has gone back to an older value"
         )
         unknown.insert(0, "that the value is the boot's: the address of the boot's tables is not in the log")
-    if facts.kpti is not None and top.name in near:
-        tables = ", ".join(f"{step.name} {step.table:#x}" for step in facts.kpti.levels[1:])
+    if walk is not None and top.name in near:
+        tables = ", ".join(f"{step.name} {step.table:#x}" for step in walk.levels[1:])
         evidence.append(f"the last tables that the walk went through lie elsewhere: {tables}")
     before = f"what the {top.name} entry held before the rewrite and after it: no earlier snapshot"
     how = "what undid the store: a lost cache line, cache maintenance or another writer; and at what moment"

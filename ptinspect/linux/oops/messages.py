@@ -121,7 +121,7 @@ _SP = re.compile(r"\bsp : " + _HEX16)
 _REGISTER = re.compile(r"\bx([0-9]|[12][0-9]|30)\s?: ([0-9a-fA-F]+)(?![0-9a-fA-F])")
 _PAGETABLE = re.compile(
     r"\b(swapper|user|init|idmap) pgtable: (\d{1,2})k pages, (\d{2})-bit VAs, "
-    r"pgdp? ?= ?(?:0x)?([0-9a-fA-F]+|\S+)"
+    r"pgdp? ?= {0,24}(?:0x)?([0-9a-fA-F]+|\S+)"
 )
 _PATH = re.compile(r"\[(?:0x)?([0-9a-fA-F]{8,16})\] \*?(?=pgd ?=)")
 _ENTRY = re.compile(r"\*?\b(pgd|p4d|pud|pmd|pte) ?= ?([0-9a-fA-F]+)")

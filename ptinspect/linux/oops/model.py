@@ -136,6 +136,8 @@ class Incident:
     """`Linux version …` of this boot, or empty."""
     architecture: str = "arm64"
     """`arm64`, or `arm`, `riscv`, `x86` where the log shows those registers, or `unknown`."""
+    boot: int = 0
+    """Which of the log's boots it is of, from 0."""
 
     @property
     def bad_stack(self) -> Fault | None:
