@@ -6,7 +6,7 @@ import functools
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from ptinspect.linux.oops.analysis import Panic, analyse
 
 NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
 USUAL = ("console", "no stamps", "quoted", "journalctl")
-"""Prefixes that are combined with every fold and every coat."""
+"""Prefixes that are combined with every fold and every coat; of a log they take turns."""
 TAGGED = ("printk.caller", "Android", "MediaTek", "Qualcomm", "Exynos", "Samsung", "RT", "kmsg, caller")
 """Prefixes that name the task or the CPU, here one for all lines: only a log of one CPU can have them."""
 WIDEST = 50
@@ -77,42 +77,52 @@ def possible(fold: str, prefix: str, coat: str) -> bool:
     return width(prefix) <= WIDEST and not twice and not unmarked
 
 
-def wrong(names: list[str], forms: list[tuple[str, str, str]]) -> list[object]:
+def wrong(pairs: Iterable[tuple[str, tuple[str, str, str]]]) -> list[object]:
+    """Return the logs and forms that do not give what the plain log gives."""
     return [
         (name, *form, what)
-        for name in names
-        for form in forms
-        if possible(*form)
+        for name, form in pairs
+        if form != ("not folded", "console", "as it is")
+        and possible(*form)
         and not ("cpus" in name and form[1].startswith(TAGGED))
         and (what := different(name, *form))
     ]
 
 
+def turns(start: int) -> Iterator[tuple[str, str]]:
+    """Return each log with one of the usual prefixes, another one for each `start`."""
+    return ((name, USUAL[(start + index) % len(USUAL)]) for index, name in enumerate(NAMES))
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_changes_nothing(prefix: str) -> None:
-    assert wrong(NAMES, [("not folded", prefix, "as it is")]) == []
+    assert wrong((name, ("not folded", prefix, "as it is")) for name in NAMES) == []
+
+
+@pytest.mark.parametrize("fold", [fold for fold in FOLDS if fold != "not folded"])
+def test_a_fold_changes_nothing(fold: str) -> None:
+    assert wrong((name, (fold, prefix, "as it is")) for name, prefix in turns([*FOLDS].index(fold))) == []
+
+
+@pytest.mark.parametrize("coat", [coat for coat in COATS if coat != "as it is"])
+def test_a_coat_changes_nothing(coat: str) -> None:
+    assert wrong((name, ("not folded", prefix, coat)) for name, prefix in turns([*COATS].index(coat))) == []
+
+
+COMBINED = ("4.17-lkml-kpti", "6.12-recursion", "5.10-entry-reverted-8-cpus")
+"""Logs among which every combination of a fold, a prefix and a coat is shared out."""
 
 
 @pytest.mark.parametrize("fold", FOLDS)
-def test_a_fold_changes_nothing(fold: str) -> None:
-    assert wrong(NAMES, [(fold, prefix, "as it is") for prefix in USUAL]) == []
-
-
-@pytest.mark.parametrize("coat", COATS)
-def test_a_coat_changes_nothing(coat: str) -> None:
-    assert wrong(NAMES, [("not folded", prefix, coat) for prefix in USUAL]) == []
-
-
-@pytest.mark.parametrize("name", ["4.17-lkml-kpti", "6.12-recursion", "5.10-entry-reverted-8-cpus"])
-def test_every_combination_changes_nothing(name: str) -> None:
+def test_every_combination_changes_nothing(fold: str) -> None:
     forms = [
         (fold, prefix, coat)
-        for fold in FOLDS
         for prefix in PREFIXES
         for coat in COATS
-        if coat == "as it is" or prefix in USUAL
+        if (coat == "as it is" or prefix in USUAL) and (fold, coat) != ("not folded", "as it is")
     ]
-    assert wrong([name], forms) == []
+    start = [*FOLDS].index(fold)
+    assert wrong((COMBINED[(start + n) % len(COMBINED)], form) for n, form in enumerate(forms)) == []
 
 
 DMESG = shutil.which("dmesg") or ""
