@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
+from ptinspect.commands.campaign_compare import compared
+from ptinspect.commands.campaign_plan import Begun
 from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.output.files import form_of, write, write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
     from ptinspect.campaign.runner import Work
     from ptinspect.campaign.statistics import Merged
-    from ptinspect.commands.campaign_plan import Begun
 
 SECONDS = 300.0
 SHOWN, IN_FILES = 20, 10_000
@@ -161,7 +163,6 @@ def _run(ctx: Context, args: argparse.Namespace, directory: Path, begun: Begun, 
 def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Report:
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
-    from ptinspect.commands.campaign_compare import compared
     from ptinspect.output.views.campaign import campaign_report
 
     merged = merge([results.load(directory)], only_shards=True)
@@ -177,8 +178,6 @@ def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Re
 
 def report(ctx: Context, args: argparse.Namespace) -> Report:
     """Report one or several directories."""
-    from ptinspect.output.files import form_of, write, write_text
-
     page = args.output is not None and args.output.suffix.lower() in (".html", ".htm")
     if args.output is not None and not page:
         form_of(args.output)
@@ -207,7 +206,6 @@ def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:
 def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged]:
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
-    from ptinspect.commands.campaign_compare import compared
     from ptinspect.output.views.campaign import campaign_report
 
     merged = merge([results.load(directory) for directory in directories])

@@ -21,6 +21,7 @@ from ptinspect.campaign.results import Record, Results
 from ptinspect.campaign.statistics import same_campaign
 from ptinspect.commands.context import Context
 from ptinspect.errors import UserError
+from ptinspect.output.files import write_text
 from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement
 from ptinspect.script.ready import open_script, path_of
 from ptinspect.script.variables import definition
@@ -51,8 +52,6 @@ class Home:
 
     def save(self, directory: Path) -> None:
         """Write it into the campaign's directory. Raises UserError."""
-        from ptinspect.output.files import write_text
-
         write_text(directory / FILE, json.dumps(asdict(self)) + "\n")
 
     def starter(self, plan: Plan) -> Callable[[Run, int, Path], Child]:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kerneltext import compare_texts, is_kernel_text
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
+from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Note, Report, escape
 
 SHOWN = 20
@@ -51,9 +53,7 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two snapshots."""
     from ptinspect.analysis.diff import MAX_CHANGES
     from ptinspect.analysis.diff import diff as compare
-    from ptinspect.commands.kerneltext import compare_texts, is_kernel_text
     from ptinspect.linux.contents import Contents
-    from ptinspect.output.files import form_of, write
     from ptinspect.output.views.diff import diff_report
 
     if args.output is not None:

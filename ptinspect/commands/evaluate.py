@@ -8,6 +8,7 @@ from ptinspect.arch.bits import MASK64, VirtAddr, bit
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.names import names_at_hand
+from ptinspect.commands.regions import name_of
 from ptinspect.commands.registry import Registry
 from ptinspect.commands.sources import SNAPSHOT_HELP, add_cpu_option, source
 from ptinspect.errors import PtinspectError
@@ -99,7 +100,6 @@ def _region(ctx: Context, value: int, snap: str | None) -> str:
     """Return the name of the part of the kernel's address space, where a guest or a snapshot tells."""
     if (ctx.state != "stopped" and not snap) or not bit(value, 63) or value > MASK64:
         return ""
-    from ptinspect.commands.regions import name_of
 
     try:
         where = source(ctx, argparse.Namespace(snap=snap, root=None, cpu=None), "print", value)

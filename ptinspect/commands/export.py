@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kerneltext import lines_of
 from ptinspect.commands.names import range_of
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
@@ -131,8 +132,6 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
 
 def _write_ptdump(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> dict[str, Any]:
     """Write the kernel's own text; return what to say about it."""
-    from ptinspect.commands.kerneltext import lines_of
-
     chosen = [args.range, args.level, args.kind, args.ng is not None, args.type, args.cont, args.pa]
     if any(chosen):
         raise UserError("the kernel's text is of all its tables: no filters with --format ptdump")

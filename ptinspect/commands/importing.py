@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kerneltext import is_kernel_text, show
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
@@ -53,7 +54,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def read(ctx: Context, args: argparse.Namespace) -> Report:
     """Open the file."""
-    from ptinspect.commands.kerneltext import is_kernel_text, show
     from ptinspect.memory.elfcore import is_elf
 
     if is_kernel_text(ctx, str(args.file)):

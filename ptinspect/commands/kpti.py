@@ -9,6 +9,8 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import missing
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
+from ptinspect.commands.kpti_live import look, snapshot_state
+from ptinspect.commands.kpti_run import C_FUNCTIONS, PHASES, Outcome, Runner
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
 from ptinspect.errors import GuestError, UserError
@@ -16,7 +18,6 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, 
 from ptinspect.target.slots import Purpose, fitting
 
 if TYPE_CHECKING:
-    from ptinspect.commands.kpti_run import Outcome
     from ptinspect.linux.kpti.position import Frontier
     from ptinspect.linux.kpti.state import KptiState
 
@@ -93,8 +94,6 @@ IMPORTANT = ("entry", "after_writes", "before_first_write", "return")
 
 def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
     """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
-    from ptinspect.commands.kpti_run import C_FUNCTIONS, Runner
-
     runner = Runner(ctx, RUN_SECONDS)
     rows: list[tuple[str, str, str]] = []
     listed: list[dict[str, Any]] = []
@@ -137,7 +136,6 @@ def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
 
 def run(ctx: Context, args: argparse.Namespace) -> Report:
     """Run through the rewrite and capture."""
-    from ptinspect.commands.kpti_run import PHASES
     from ptinspect.commands.kpti_run import run as run_through
 
     taken = [name for name in PHASES if name in ctx.snapshots]
@@ -147,8 +145,6 @@ def run(ctx: Context, args: argparse.Namespace) -> Report:
         )
     outcome = run_through(ctx, timeout=args.timeout, percent=args.percent)
     if not outcome.reached:
-        from ptinspect.commands.kpti_live import look
-
         state = look(ctx, "(kpti run)").state
         off = "this CPU does not need KPTI, or it is switched off (kpti=, mitigations=)"
         why = f"{off}; {state.counts.marks}" if state.state == "before" else state.reason
@@ -201,7 +197,6 @@ def _share(part: int, whole: int) -> str:
 
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say where the guest, or a snapshot, stands."""
-    from ptinspect.commands.kpti_live import look, snapshot_state
     from ptinspect.output.views.snapshot import source_of
 
     cpus: list[dict[str, Any]] = []

@@ -11,6 +11,8 @@ from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kpti import frontier_json, frontier_text
 from ptinspect.commands.kpti_cpus import cpu_table, cpus_in
+from ptinspect.commands.kpti_live import Look, look
+from ptinspect.commands.kpti_run import Runner
 from ptinspect.commands.names import GuestNames
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
@@ -18,8 +20,6 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.commands.kpti_live import Look
-    from ptinspect.commands.kpti_run import Runner
     from ptinspect.linux.kpti.state import KptiState
     from ptinspect.linux.kpti.work import Target, Work
 
@@ -69,9 +69,6 @@ argtypes.completes("address", place)
 
 def progress(ctx: Context, args: argparse.Namespace) -> Report:
     """Say how far the rewrite is."""
-    from ptinspect.commands.kpti_live import look
-    from ptinspect.commands.kpti_run import Runner
-
     Runner(ctx, SECONDS)  # there is a kernel file, it is this kernel's, and its rewrite is a known one
     found = look(ctx, "(kpti progress)")
     cpus = cpus_in(ctx, ctx.view(), found.state.code, getattr(args, "cpu", None))
@@ -198,9 +195,6 @@ def _level_row(level: dict[str, Any]) -> tuple[str | Styled, ...]:
 
 def until(ctx: Context, args: argparse.Namespace) -> Report:
     """Run to a point of the rewrite, and say how far it is there."""
-    from ptinspect.commands.kpti_live import look
-    from ptinspect.commands.kpti_run import Runner
-
     _check(args.where)
     runner = Runner(ctx, args.timeout)
     if not runner.reach():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
 from ptinspect.commands.kernel import mismatch
+from ptinspect.commands.kpti_live import look, snapshot_state
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.output.model import Note, Report, escape
@@ -106,8 +107,6 @@ def _after(
 
     No tables if the guest's kernel has none yet.
     """
-    from ptinspect.commands.kpti_live import look, snapshot_state
-
     stopped = ctx.state == "stopped"
     if args.live and not stopped:
         raise UserError("there is no stopped guest", "--after SNAP")

@@ -8,11 +8,14 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands import argtypes
 from ptinspect.commands.context import Context
+from ptinspect.commands.kpti_live import look
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.errors import UserError
+from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Table, hex_address
 
 if TYPE_CHECKING:
@@ -58,8 +61,6 @@ def writes(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.commands.kpti_run import Runner
 
     if args.output is not None:
-        from ptinspect.output.files import form_of
-
         form_of(args.output)
     runner = Runner(ctx, args.timeout or SECONDS)
     if not runner.reach():
@@ -68,15 +69,12 @@ def writes(ctx: Context, args: argparse.Namespace) -> Report:
         )
     found = record(runner, args.level or [], args.timeout)
     if args.output is not None:
-        from ptinspect.output.files import write
-
         write(Report({"writes": [row(w) for w in found]}, [_table(list(found))]), args.output)
     return _report(found, args.output)
 
 
 def record(runner: Runner, levels: list[int | str], timeout: float | None = None) -> Recording:
     """Record from here, inside the rewrite, to behind its last store. Raises GuestError, TargetError."""
-    from ptinspect.commands.kpti_live import look
     from ptinspect.linux.kpti.stores import recording
     from ptinspect.linux.kpti.work import left_of
     from ptinspect.target.recorder import StoreRecorder
@@ -166,8 +164,8 @@ def _table(found: list[Write], title: str = "") -> Table:
         Column(name) for name in ("site", "level", "va", "descriptor", "before", "stored", "changed")
     )
     rows = []
-    for write in found:
-        r = row(write)
+    for one in found:
+        r = row(one)
         rows.append(
             (
                 r["site"],
@@ -184,8 +182,6 @@ def _table(found: list[Write], title: str = "") -> Table:
 
 def _report(found: Recording, output: Path | None) -> Report:
     from itertools import islice
-
-    from ptinspect.arch.levels import level_name
 
     rate = len(found) / found.seconds if found.seconds else 0.0
     levels = [

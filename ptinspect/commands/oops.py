@@ -14,6 +14,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
+from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Note, Report, escape
 
 VERDICTS = (
@@ -49,7 +50,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def oops(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain a console log."""
     from ptinspect.linux.oops.analysis import analyse
-    from ptinspect.output.files import form_of, write
     from ptinspect.output.views.oops import explained
 
     if args.output is not None:

@@ -11,6 +11,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.regions import names_of
 from ptinspect.commands.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.output.files import write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def report(ctx: Context, args: argparse.Namespace) -> Report:
     """Write the page."""
-    from ptinspect.output.files import write_text
     from ptinspect.output.html import Page
 
     if args.file.suffix.lower() not in (".html", ".htm"):

@@ -10,6 +10,7 @@ from ptinspect.commands.context import Context
 from ptinspect.commands.registry import Registry, no_arguments
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+from ptinspect.script.ready import ready
 
 WORDS = {
     "var": (
@@ -109,8 +110,6 @@ record FILE makes a script of what is typed."""
 
 def scripts(ctx: Context, args: argparse.Namespace) -> Report:
     """List the scripts that come with ptinspect."""
-    from ptinspect.script.ready import ready
-
     found = ready()
     rows: list[tuple[Cell, ...]] = []
     for script in found:

@@ -12,7 +12,9 @@ from ptinspect.commands.names import GuestNames, cpu_state
 from ptinspect.commands.registry import Needs, Registry
 from ptinspect.commands.sources import add_cpu_option
 from ptinspect.commands.stack import open_stacks, task_of
+from ptinspect.commands.trace_ways import Limits, Way
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, OutOfSlots, PtinspectError
+from ptinspect.output.files import write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
@@ -69,8 +71,6 @@ def _configure_diff(parser: argparse.ArgumentParser) -> None:
 
 def trace(ctx: Context, args: argparse.Namespace) -> Report:
     """Follow SP and say what was found."""
-    from ptinspect.commands.trace_ways import Limits, Way
-    from ptinspect.output.files import write_text
     from ptinspect.output.views.trace import trace_report
     from ptinspect.stack.tracefile import dumps
 
