@@ -135,6 +135,7 @@ class Closing:
     def __init__(self, log: list[str], name: str) -> None:
         self.log, self.name = log, name
         self.keep = False
+        self.stop_token = 0
 
     def close(self) -> None:
         self.log.append(self.name)
