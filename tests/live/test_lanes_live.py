@@ -209,7 +209,7 @@ def test_a_qemu_that_stands_still_is_told_at_once_and_may_go_on(pair: tuple[Qemu
 def test_no_file_is_left_behind(pair: tuple[Qemu, Session]) -> None:
     _, session = pair
     session.memory.choose("pmemsave")
-    folder = session.memory._lanes["pmemsave"].memory._folder  # type: ignore[union-attr]
+    folder = session.memory._lanes["pmemsave"].memory._folder.path  # type: ignore[union-attr]
     assert folder.is_dir()
     session.close()
     assert not folder.exists()
