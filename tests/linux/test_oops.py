@@ -63,6 +63,7 @@ REAL = {
     "6.12-stack-protector": "stack-corruption",
     "6.12-wild-pointer": "not-a-stack-problem",
     "6.12-write-read-only": "not-a-stack-problem",
+    "7.3-panic-on-warn": "not-a-stack-problem",
     "7.3-sysrq": "not-a-stack-problem",
 }
 
@@ -243,6 +244,16 @@ def test_a_panic_by_sysrq_was_asked_for(name: str, caller: str) -> None:
     text = said(only(log(name)))
     assert f"by {caller}" in text
     assert "it was asked for: sh wrote to /proc/sysrq-trigger" in text
+
+
+def test_a_warning_that_panics_is_told_with_its_place() -> None:
+    """Linux 7.3 names the CPU at the end: `WARNING: file.c:28 at symbol, CPU#0: sh/94`."""
+    panic = only(log("7.3-panic-on-warn"))
+    first = panic.incident.first
+    assert first.kind == "warning" and first.pc == first.lr == "refcount_warn_saturate+0xf4/0x148"
+    assert (first.cpu, first.pid, first.comm) == (0, 94, "sh")
+    assert "the kernel warned before it at pc refcount_warn_saturate+0xf4/0x148: WARNING: lib/" in said(panic)
+    assert panic.verdict.unknown == ("why it warned",)
 
 
 @pytest.mark.parametrize("name", WARNINGS)

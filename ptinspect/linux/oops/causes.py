@@ -127,12 +127,16 @@ def _panic(first: Fault) -> Verdict:
         return Verdict("unknown", evidence, (f"the exception before it ({faulted}): it is not in the log",))
     found = _judged("its text gives another reason than a fault of the stack", evidence)
     unknown = ["what led to it: see the lines before the panic"]
-    if text == ASKED_FOR:
+    if first.kind == "warning":
+        at = f" at pc {first.pc}" if first.pc else ""
+        warned = f"the kernel warned before it{at}: {first.headline}"
+        found, unknown = replace(found, evidence=(*found.evidence, warned)), ["why it warned"]
+    elif text == ASKED_FOR:
         written = any(frame.startswith("write_sysrq_trigger") for frame in first.trace)
         who = f"{first.comm or 'a task'} wrote to /proc/sysrq-trigger" if written else "sysrq's key c"
-        found = replace(found, evidence=(*found.evidence, f"it was asked for: {who}"))
-        unknown = ["why it was asked for"]
-    if faulted or not caller:
+        asked = f"it was asked for: {who}"
+        found, unknown = replace(found, evidence=(*found.evidence, asked)), ["why it was asked for"]
+    elif faulted or not caller:
         unknown.append("whether an exception came before it: none is in the log")
     return replace(found, unknown=tuple(unknown))
 

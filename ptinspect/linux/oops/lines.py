@@ -44,6 +44,7 @@ _OPEN = re.compile(
     r"Unable to(?: handle(?: kernel.{0,50})?)?|virtual address|at virtual|paging request(?: at)?|"
     r"\b(?:pgd|p4d|pud|pmd|pte) ?=|(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]{16},|pgdp? ?=|-bit VAs,|k pages,|"
     r"pgtable:|ESR ?[:=]|FAR ?[:=]|EC =|code|Task stack:|IRQ stack:|Overflow stack:|-- [A-Z]\w{2,5}|"
+    r"WARNING:(?: \S{1,200}:\d{1,7}(?: at)?)?|"
     r"kernel BUG at|Bad mode in(?: \w+){0,3}|exitcode=?|^\[[0-9a-f]{16}\]|x\d{1,2}: [0-9a-f]{1,15}|"
     r"pstate:|\bdetected on|corrupted(?: in:?)?)$"
 )
@@ -297,7 +298,7 @@ def _known(text: str) -> bool:
 
 def _wrapped_frame(before: _Open, text: str) -> bool:
     """Tell whether a symbol stands on a row of its own because the words before it filled theirs."""
-    waits = re.search(r"\b(?:pc|lr|in) ?:$|is at$|\bin$", before.text) is not None
+    waits = re.search(r"\b(?:pc|lr|in) ?:$|is at$|\bin$|:\d{1,7} at$", before.text) is not None
     return waits and FRAME_LINE.match(text) is not None
 
 

@@ -7,6 +7,8 @@ to 6.12; kernel/panic.c, kernel/watchdog.c, kernel/rcu/tree_stall.h, mm/kasan/re
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 
 from ptinspect.linux.oops.model import FaultKind, Pagetable, PathEntry
 from ptinspect.linux.stack_range import StackRange
@@ -32,7 +34,7 @@ HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
     ),
     ("rcu-stall", re.compile(r"INFO: (?:rcu\w* .{0,20}?detected .{0,20}?stall|.{0,20}?self-detected stall)")),
     ("hung-task", re.compile(r"INFO: task .{1,40} blocked for more than")),
-    ("warning", re.compile(r"WARNING: (?:CPU: \d|at )")),
+    ("warning", re.compile(r"WARNING: (?:CPU: \d|at |\S{1,200}\.[chS]:\d{1,7}(?: at\b|$))")),
     ("warning", re.compile(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )")),
 )
 """Kind of a report -> what its first line looks like, most telling first."""
@@ -144,16 +146,17 @@ Values = dict[str, object]
 """Values of one line by slot: `esr`, `far`, `stack:task`, `x29`, `path`, …"""
 
 
-def values(text: str, damaged: list[str]) -> Values:
-    """Return what one line says, by name; names of values whose digits are cut go to `damaged`."""
+@lru_cache(maxsize=4096)  # lines of CPUs that print at once are read for each way of sorting them
+def values(text: str) -> tuple[Mapping[str, object], tuple[str, ...]]:
+    """Return what one line says, by name, and the names of values whose digits are cut."""
     found: Values = {}
-    if ":" not in text and "=" not in text and " is at " not in text and "code" not in text:
-        return found
-    _registers(text, found, damaged)
-    _fault(text, found, damaged)
-    _context(text, found)
-    _walk(text, found, damaged)
-    return found
+    damaged: list[str] = []
+    if ":" in text or "=" in text or " is at " in text or "code" in text:
+        _registers(text, found, damaged)
+        _fault(text, found, damaged)
+        _context(text, found)
+        _walk(text, found, damaged)
+    return found, tuple(damaged)
 
 
 def _registers(text: str, found: Values, damaged: list[str]) -> None:
@@ -163,9 +166,9 @@ def _registers(text: str, found: Values, damaged: list[str]) -> None:
                 found[f"x{match[1]}"] = int(match[2], 16)
             elif len(match[2]) > 8:
                 damaged.append(f"x{match[1]}")
-    if (pointer := _SP.search(text)) is not None:
+    if "sp : " in text and (pointer := _SP.search(text)) is not None:
         found["sp"] = int(pointer[1], 16)
-    elif re.search(r"\bsp : [0-9a-fA-F]", text):
+    elif "sp : " in text and re.search(r"\bsp : [0-9a-fA-F]", text):
         damaged.append("sp")
     for name, pattern, bare in (("pc", _PC, _PC_BARE), ("lr", _LR, _LR_BARE)):
         symbol = pattern.search(text)

@@ -253,13 +253,14 @@ class Sorter:
         return known is not None and bool(known.panic) and known.slots.get("cpu") == found.get("cpu", "")
 
     def _store(self, draft: Draft, line: Line) -> None:
-        for name, value in say.values(line.text, draft.damaged).items():
+        found, damaged = say.values(line.text)
+        draft.damaged.extend(damaged)
+        for name, value in found.items():
             draft.slots.setdefault(name, value)
 
     def _values(self, line: Line, alive: list[Draft]) -> bool:
         """Give the values of a line to the report that they fit; False if there are none."""
-        damaged: list[str] = []
-        found = say.values(line.text, damaged)
+        found, damaged = say.values(line.text)
         if not found and not damaged:
             return False
         if found and self.current is not None and self._repeated(found):
@@ -274,8 +275,9 @@ class Sorter:
         if not takers:
             known = any(d.slots.get(name) == value for d in alive for name, value in found.items())
             return known or bool(found)
-        best = max(_fit(d, found) for d in takers)
-        takers = [d for d in takers if _fit(d, found) == best]
+        if len(takers) > 1:
+            fits = [_fit(d, found) for d in takers]
+            takers = [d for d, fit in zip(takers, fits, strict=True) if fit == max(fits)]
         draft = takers[0] if self.in_turn else takers[-1]
         self._fed(draft, line)
         draft.rank = max(draft.rank, rank)
@@ -347,13 +349,21 @@ def _takes(draft: Draft, text: str, found: Mapping[str, Any], damaged: Iterable[
     return new or any(name not in draft.slots for name in damaged)
 
 
+_PLACES = frozenset({"sp", "far", "stack:task", "stack:irq", "stack:overflow", "x29"})
+"""Values that lie in a report's stacks, or are their bounds."""
+_FITTING = _PLACES | {"path", "cpu"}
+"""Values that can speak for a report."""
+
+
 def _fit(draft: Draft, found: Mapping[str, Any]) -> int:
     """Count what speaks for values being a report's: SP, FAR and x29 in its stacks, the CPU's number."""
+    if _FITTING.isdisjoint(found):
+        return 0
     slots = {**draft.slots, **found}
     stacks = [value for value in slots.values() if isinstance(value, StackRange) and value.base]
     sp, far, x29 = slots.get("sp"), slots.get("far"), slots.get("x29")
     total = 0
-    if found.keys() & {"sp", "far", "stack:task", "stack:irq", "stack:overflow", "x29"}:
+    if not _PLACES.isdisjoint(found):
         for value in (sp, far, x29):
             if value is not None and any(s.near(value) for s in stacks):
                 total += 2
