@@ -21,6 +21,8 @@ _WRITE, _ALLOC, _EXEC = 1, 2, 4
 _NOBITS = 8
 MAX_TABLE = 256 << 20
 """Bytes of a symbol or string table that are accepted."""
+MAX_SEGMENT = 1 << 30
+"""Bytes that a part of a kernel may have; all of one are below 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Vmlinux:
             raise KernelFileError(f"{path}: a damaged ELF file: {error}") from error
         if not self.segments:
             raise KernelFileError(f"{path}: an ELF file with nothing to load, no vmlinux")
+        largest = max(segment.size for segment in self.segments)
+        if largest > MAX_SEGMENT:
+            raise KernelFileError(f"{path}: a segment of {largest} bytes, more than {MAX_SEGMENT}: damaged")
         text = self.section(".text")
         self.has_code = text is None or text.kind != _NOBITS
         """False for a file that keeps only debug information."""

@@ -301,6 +301,13 @@ def test_a_vmlinux_of_an_old_kernel_tells_text_offset_by_its_address(tmp_path: P
     assert (kernel.text_va, kernel.text_offset) == (old, 0x8_0000)
 
 
+def test_a_vmlinux_with_an_absurd_segment(tmp_path: Path) -> None:
+    data = bytearray(vmlinux())
+    data[64 + 32 : 64 + 40] = (1 << 62).to_bytes(8, "little")  # p_filesz
+    with pytest.raises(KernelFileError, match="a segment of 4611686018427387904 bytes"):
+        KernelImage.open(write(tmp_path, bytes(data)))
+
+
 def test_a_stripped_vmlinux(tmp_path: Path) -> None:
     data = bytearray(vmlinux())
     kernel = KernelImage.open(write(tmp_path, bytes(data)))
