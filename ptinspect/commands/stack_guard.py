@@ -229,9 +229,10 @@ def _tripped(ctx: Context, run: Run, result: dict[str, Any]) -> Report:
         left = session.cpu_state(cpu).sp - run.near.base
         room = f"{left} bytes are left" if left >= 0 else f"SP is {-left} bytes below the base"
         alarm = f"{room} on the stack of {named(run.near.task)}, and the margin is {run.margin}"
-        if told.result["code"] == "unknown":
+        if told.result["code"] in ("unknown", "not-a-stack-problem"):
             evidence = [Note(f"  - {line}") for line in told.result["evidence"]]
-            told = Report({**told.result, "text": f"no fault has happened: {alarm}", "unknown": []}, evidence)
+            text = f"no fault of the stack has happened: {alarm}"
+            told = Report({**told.result, "text": text, "unknown": []}, evidence)
     result |= {"alarm": alarm} if alarm else {}
     result |= {"cpu": cpu, "pc": hex_address(session.cpu_state(cpu).pc), "why": dict(told.result)}
     result |= {"stack": dict(below.result)}

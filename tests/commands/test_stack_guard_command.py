@@ -195,7 +195,7 @@ def test_a_store_into_the_margin(guest: Guest) -> None:
     report = run(guest.context(), "stack guard")
     assert (report.result["way"], report.result["stack"]["free"], report.exit_code) == ("margin", 0x700, 1)
     assert "way margin" in text(report)
-    said = "no fault has happened: 1792 bytes are left on the stack of "
+    said = "no fault of the stack has happened: 1792 bytes are left on the stack of "
     assert report.result["why"]["text"].startswith(said), report.result["why"]
     assert report.result["why"]["text"].endswith(", and the margin is 2048")
     assert report.result["why"]["unknown"] == []

@@ -54,7 +54,7 @@ def test_a_chain_of_calls_into_the_margin_stops_the_guest(guest: str) -> None:
         assert found["stack"]["base"] == before["base"]
         assert MARGIN - 512 <= found["stack"]["free"] < MARGIN, "not before the margin, and soon after"
         assert found["alarm"].startswith(f"{found['stack']['free']} bytes are left on the stack of swapper/")
-        assert found["why"]["text"] == f"no fault has happened: {found['alarm']}"
+        assert found["why"]["text"] == f"no fault of the stack has happened: {found['alarm']}"
         assert live("stack")["free"] == found["stack"]["free"]
 
 
