@@ -16,7 +16,7 @@ from ptinspect.linux.stacks import Stack, Stacks
 from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.stack.depth import Depth, regs_layout
+from ptinspect.stack.depth import Depth, regs_layout, with_true_sp
 from ptinspect.stack.unwind import FRAME_POINTER
 from ptinspect.stack.why import Change, Facts, Gone, path_changes
 
@@ -56,6 +56,7 @@ def entry_ranges(stacks: Stacks) -> list[tuple[int, int]]:
 
 def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[Snapshot]) -> Facts:
     """Read the facts of one CPU; `snapshots` with the newest first."""
+    state = with_true_sp(stacks, state)
     system = state.system
     esr = decode_esr(system.get(translation_register(state, "ESR"), 0))
     far, elr = (system.get(translation_register(state, stem), 0) for stem in ("FAR", "ELR"))
