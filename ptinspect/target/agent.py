@@ -83,10 +83,6 @@ class Agent:
         how, _, digest = self._gdb.request("-ptinspect-look", BASE_SECONDS).field("looked").partition(b" ")
         return digest, how == b"ran"
 
-    def flush(self) -> None:
-        """Make GDB forget registers and memory that it read before."""
-        self.leave_physical_mode()
-
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it ends with the guest in its hands and nobody to tell it to leave."""
         self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)

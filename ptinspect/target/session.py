@@ -160,8 +160,7 @@ class Session(RunControl):
         before, self._looked = self._looked, (self._tracker.token, digest)
         if not ran and (before[0] != self._tracker.token or before[1] == digest):
             return ""
-        self._link.agent.flush()
-        self._tracker.touch()
+        self._forget()
         self._looked = (self._tracker.token, digest)
         how = "was running, and was stopped again" if ran else "is not where it stood"
         return f"the guest {how}: somebody else uses QEMU's monitor; what was read before is forgotten"
