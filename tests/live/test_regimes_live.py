@@ -45,6 +45,7 @@ def test_the_tables_of_a_kernels_hypervisor_have_the_rules_of_el2() -> None:
         live("until start_kernel")
         assert live("regime")["ttbr0"]["holds"] == "identity map"
         to_shell(live)
+        live("until cpu_do_idle")  # in user mode it is the trampoline that TTBR1 holds
         regime = live("regime")
         assert regime["ttbr0"]["holds"] in ("nothing", "user tables"), "of an idle CPU"
         assert regime["ttbr1"]["holds"] == "swapper"
