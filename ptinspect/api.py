@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any, Self
 from ptinspect.analysis.check import check
 from ptinspect.analysis.diff import Diff, diff
 from ptinspect.analysis.findings import Finding, Findings
+from ptinspect.analysis.map import MapFilter, Run, runs
 from ptinspect.analysis.summary import Summary, summarize
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context, Settings
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context, Settings
 from ptinspect.errors import UserError
-from ptinspect.paging.map import MapFilter, Run, runs
-from ptinspect.paging.walk import Walk, walk
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import Walk, walk
 
 if TYPE_CHECKING:
-    from ptinspect.linux.view import GuestView
+    from ptinspect.link.session import Session, StopInfo
+    from ptinspect.linux.running.view import GuestView
     from ptinspect.stack.depth import Depth
-    from ptinspect.target.session import Session, StopInfo
 
 __all__ = [
     "Diff",
@@ -148,7 +148,7 @@ class Guest:
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol. Raises UserError, KernelFileError."""
-        from ptinspect.commands.names import symbol
+        from ptinspect.commands.framework.names import symbol
 
         return symbol(self.context, name)
 
@@ -164,14 +164,14 @@ class Guest:
 
     def walk(self, va: int, *, cpu: int | None = None) -> Walk:
         """Translate an address by the live tables, step by step."""
-        from ptinspect.commands.sources import source
+        from ptinspect.commands.framework.sources import source
 
         found = source(self.context, argparse.Namespace(snap=None, root=None, cpu=cpu), "walk", va)
         return walk(found.memory, va, found.root.pa, found.regime)
 
     def stack(self, cpu: int | None = None) -> Depth:
         """Examine the kernel stack of a CPU (default: the one that stopped): bounds, use, frames."""
-        from ptinspect.commands.stack import open_stacks
+        from ptinspect.commands.stack.stack import open_stacks
         from ptinspect.stack.depth import depth_of_cpu
 
         session = self.context.stopped

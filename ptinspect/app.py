@@ -20,8 +20,8 @@ from ptinspect.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Pt
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
-    from ptinspect.commands.context import Context
-    from ptinspect.commands.registry import Registry
+    from ptinspect.commands.framework.context import Context
+    from ptinspect.commands.framework.registry import Registry
     from ptinspect.repl.player import Player
     from ptinspect.repl.printer import Printer
     from ptinspect.script.model import Statement
@@ -109,8 +109,8 @@ class Signals:
 
 
 def _main(arguments: list[str], signals: Signals) -> int:
-    from ptinspect.commands.catalogue import build_registry
-    from ptinspect.commands.context import Context, Settings
+    from ptinspect.commands.framework.catalogue import build_registry
+    from ptinspect.commands.framework.context import Context, Settings
     from ptinspect.repl.printer import Printer
 
     registry = build_registry()
@@ -293,7 +293,7 @@ def _epilog(registry: Registry[Context]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ptinspect.commands.parser import Parser
+    from ptinspect.commands.framework.parser import Parser
 
     parser = Parser(
         prog="ptinspect",
@@ -352,7 +352,7 @@ def _file(text: str) -> tuple[str, str]:
 
 
 def _seconds(text: str) -> float:
-    from ptinspect.commands.argtypes import seconds
+    from ptinspect.commands.framework.argtypes import seconds
 
     value = seconds(text)
     if not 0 < value < 1e8:

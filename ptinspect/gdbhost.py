@@ -1,7 +1,7 @@
 """The composition root inside a GDB that the user started: `pt COMMAND` runs one command line here.
 
 `gdbscripts/ptinspect.py` starts `python -m ptinspect.gdbhost` and speaks to it over two pipes, see
-ptinspect/target/hosted.py. Snapshots stay in this process until GDB ends.
+ptinspect/link/gdb/hosted.py. Snapshots stay in this process until GDB ends.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ptinspect.errors import EXIT_BUG, PtinspectError, TargetLost, UserError
 from ptinspect.repl.printer import Printer
 
 if TYPE_CHECKING:
-    from ptinspect.commands.context import Context
-    from ptinspect.target.hosted import Host, HostedSession
+    from ptinspect.commands.framework.context import Context
+    from ptinspect.link.gdb.hosted import Host, HostedSession
 
 NOT_HERE = {
     "attach": "use GDB's own: target remote :1234",
@@ -70,8 +70,8 @@ class Server:
     """Run command lines for one GDB."""
 
     def __init__(self, host: Host) -> None:
-        from ptinspect.commands.catalogue import build_registry
-        from ptinspect.commands.context import Context
+        from ptinspect.commands.framework.catalogue import build_registry
+        from ptinspect.commands.framework.context import Context
 
         self._host = host
         self.ctx: Context = Context(build_registry())
@@ -141,7 +141,7 @@ class Server:
 
     def _follow(self, message: Mapping[str, Any]) -> None:
         """Follow what the user of GDB did since the last command."""
-        from ptinspect.target.hosted import open_session
+        from ptinspect.link.gdb.hosted import open_session
 
         cwd, program = message.get("cwd"), message.get("program")
         if cwd:
@@ -174,7 +174,7 @@ class Server:
 
 def main() -> int:
     """Serve the GDB that started this process until it ends."""
-    from ptinspect.target.hosted import Host
+    from ptinspect.link.gdb.hosted import Host
 
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

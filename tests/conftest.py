@@ -33,7 +33,7 @@ def missing(what: str) -> NoReturn:
 def newer_qemu() -> str:
     """Return the path of a QEMU that is newer than the system's; fail or skip where it is missing."""
     from ptinspect.errors import TargetError
-    from ptinspect.guests import emulator
+    from ptinspect.reference import emulator
 
     try:
         return str(emulator.find("newer").program)
@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     from tabulate import tabulate
 
-    from ptinspect.guests import data
+    from ptinspect.reference import data
 
     guests = [spec.name for spec in data.load().guests]
     cells: Counter[tuple[str, str]] = Counter()

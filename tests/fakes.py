@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 from builders import RAM, TreeBuilder, cpu_state, regime_4k
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
+from ptinspect.link.changes import Changes
+from ptinspect.link.journal import Journal
 from ptinspect.output.model import Report
-from ptinspect.target.changes import Changes
-from ptinspect.target.journal import Journal
 
 TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
 """4K granules, 48-bit addresses in both halves, 48-bit output addresses."""
@@ -221,7 +221,7 @@ class FakeView:
 
     def read_virt(self, va: int, length: int) -> bytes:
         from ptinspect.errors import GuestError
-        from ptinspect.paging.walk import walk
+        from ptinspect.tables.walk import walk
 
         found = walk(self._tree.memory, va, self._tree.root, self._tree.regime)
         if found.pa is None:
@@ -230,7 +230,7 @@ class FakeView:
 
     def swapper(self) -> Any:
         from ptinspect.arch.bits import PhysAddr
-        from ptinspect.snapshot.model import Root
+        from ptinspect.tables.model import Root
 
         return Root(PhysAddr(self._tree.root), "TTBR1_EL1 of cpu 0")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ptinspect.linux.a64 import words
+from ptinspect.arch.a64 import words
 from ptinspect.linux.kpti.code import KptiCode, LevelCode
 
 SKIPS_MARKED = 0x37580000

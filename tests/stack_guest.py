@@ -20,8 +20,8 @@ from builders import TreeBuilder, cpu_state, regime_4k
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.paging.walk import walk
-from ptinspect.snapshot.model import Root
+from ptinspect.tables.model import Root
+from ptinspect.tables.walk import walk
 
 KERNEL = 0xFFFF_8000_1000_0000
 IMAGE = 0x4020_0000

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from ptinspect import __version__, app
-from ptinspect.commands import catalogue
-from ptinspect.commands.context import Context
-from ptinspect.commands.registry import Registry
+from ptinspect.commands.framework import catalogue
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import ConnectError, MemoryReadError
 from ptinspect.output.model import Note, Report
 
@@ -161,7 +161,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
             )(lambda ctx, args: fail(ConnectError("refused")))
             return registry
 
-        monkeypatch.setattr("ptinspect.commands.catalogue.build_registry", build)
+        monkeypatch.setattr("ptinspect.commands.framework.catalogue.build_registry", build)
         return closed
 
     return install
@@ -356,7 +356,7 @@ def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
 TWICE = """
 import os, signal, sys, threading, time
 from ptinspect import app
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.repl.player import Player
 
 def close(self):

@@ -22,38 +22,27 @@ BELOW = {
     "processes": set(),
     "arch": {"errors"},
     "memory": {"errors", "arch"},
-    "snapshot": {"errors", "files", "text", "arch", "memory"},
-    "paging": {"errors", "arch", "memory", "snapshot"},
-    "analysis": {"errors", "arch", "memory", "snapshot", "paging"},
-    "linux": {"errors", "files", "processes", "arch", "memory", "paging", "snapshot", "analysis", "text"},
-    "stack": {"errors", "files", "arch", "memory", "paging", "snapshot", "analysis", "linux"},
-    "target": {
-        "errors",
-        "files",
-        "processes",
-        "text",
-        "arch",
-        "memory",
-        "paging",
-        "snapshot",
-        "linux",
-        "stack",
-    },
+    "tables": {"errors", "arch", "memory"},
+    "snapshot": {"errors", "files", "text", "arch", "memory", "tables"},
+    "analysis": {"errors", "arch", "memory", "tables", "snapshot"},
+    "linux": {"errors", "files", "processes", "text", "arch", "memory", "tables", "snapshot", "analysis"},
+    "stack": {"errors", "files", "arch", "memory", "tables", "snapshot", "analysis", "linux"},
+    "link": {"errors", "files", "processes", "text", "arch", "memory", "linux", "stack"},
     "output": {
         "errors",
         "files",
+        "text",
         "arch",
         "memory",
-        "paging",
+        "tables",
         "snapshot",
         "analysis",
         "linux",
         "stack",
-        "target",
+        "link",
         "campaign",
-        "text",
     },
-    "guests": {"errors", "output"},
+    "reference": {"errors", "output"},
     "script": {"errors", "files"},
     "campaign": {"errors", "script"},
     "repl": {"errors", "output", "commands", "script"},
@@ -70,15 +59,15 @@ THIRD_PARTY = {
     "arch": set(),
     "memory": {"numpy"},
     "snapshot": {"numpy"},
-    "paging": {"numpy"},
+    "tables": {"numpy"},
     "analysis": {"numpy"},
     "linux": {"numpy", "elftools", "vmlinux_to_elf", "platformdirs", "zstandard"},
     "stack": {"numpy"},
-    "target": {"numpy", "pygdbmi", "platformdirs"},
+    "link": {"numpy", "pygdbmi", "platformdirs"},
     "output": {"tabulate", "pyarrow"},
     "script": set(),
     "campaign": set(),
-    "guests": {"platformdirs"},
+    "reference": {"platformdirs"},
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},
     "config": {"platformdirs", "tomlkit"},
@@ -92,12 +81,12 @@ THIRD_PARTY = {
 """Package -> libraries that it may import."""
 
 ONE_PLACE = {
-    "pygdbmi": {"target/mi.py"},
+    "pygdbmi": {"link/gdb/mi.py"},
     "tabulate": {"output/text.py"},
     "tomlkit": {"config.py"},
     "pyarrow": {"output/rows.py"},
-    "elftools": {"linux/*"},
-    "vmlinux_to_elf": {"linux/*"},
+    "elftools": {"linux/image/*"},
+    "vmlinux_to_elf": {"linux/image/*"},
 }
 """Library -> the only files that may import it."""
 
@@ -140,9 +129,9 @@ def wrong_imports(path: Path, source: str) -> list[str]:
             allowed = BELOW.get(package)
             if other != package and allowed is not None and other not in allowed:
                 found.append(f"{relative} imports {name}")
-            if package == "guests" and other == "output" and not name.startswith("ptinspect.output.model"):
+            if package == "reference" and other == "output" and not name.startswith("ptinspect.output.model"):
                 found.append(f"{relative} imports {name}")
-            if other == "guests" and package not in ("guests", "commands"):
+            if other == "reference" and package not in ("reference", "commands"):
                 found.append(f"{relative} imports {name}")
         elif top not in sys.stdlib_module_names:
             places = ONE_PLACE.get(top)
@@ -162,14 +151,14 @@ def test_imports_follow_the_table(path: Path) -> None:
     [
         ("arch/bits.py", "import numpy"),
         ("arch/bits.py", "from ptinspect.memory.source import RamBlock"),
-        ("paging/walk.py", "from ptinspect.target.session import Session"),
-        ("repl/loop.py", "from ptinspect.target import session"),
-        ("repl/loop.py", "def f():\n    import ptinspect.target.session"),
-        ("target/session.py", "import pygdbmi.gdbmiparser"),
+        ("tables/walk.py", "from ptinspect.link.session import Session"),
+        ("repl/loop.py", "from ptinspect.link import session"),
+        ("repl/loop.py", "def f():\n    import ptinspect.link.session"),
+        ("link/session.py", "import pygdbmi.gdbmiparser"),
         ("output/json.py", "from tabulate import tabulate"),
         ("commands/walk.py", "import prompt_toolkit"),
-        ("guests/archive.py", "from ptinspect.output.text import render"),
-        ("target/qemu.py", "from ptinspect.guests.archive import guest"),
+        ("reference/archive.py", "from ptinspect.output.text import render"),
+        ("link/qemu/machine.py", "from ptinspect.reference.archive import guest"),
         ("commands/walk.py", "import gdb"),
     ],
 )

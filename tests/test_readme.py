@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.registry import Command
-from ptinspect.commands.scripting import WORDS
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.registry import Command
+from ptinspect.commands.session.scripting import WORDS
 from ptinspect.script.model import Line
 from ptinspect.script.parse import parse_line
 

@@ -8,12 +8,12 @@ from functools import partial
 from itertools import combinations
 
 from ptinspect.analysis.findings import Finding, Findings, Mapping
+from ptinspect.analysis.map import Kind
 from ptinspect.analysis.mappings import Mappings, Range, Ranges, mappings
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
-from ptinspect.paging.map import Kind
-from ptinspect.paging.walk import walk
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
 
 DEVICE, NON_CACHEABLE, WRITE_THROUGH, WRITE_BACK = "Device", "Non-cacheable", "Write-Through", "Write-Back"
 SPECIAL = {0xF0: WRITE_BACK, 0x40: NON_CACHEABLE, 0xA0: WRITE_THROUGH}

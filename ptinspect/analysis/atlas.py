@@ -27,7 +27,8 @@ from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.explanation import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
-from ptinspect.snapshot.classify import (
+from ptinspect.tables.index import TableIndex, in_parts, take_rows
+from ptinspect.tables.kinds import (
     BIT11,
     K_INVALID,
     K_RESERVED,
@@ -38,8 +39,7 @@ from ptinspect.snapshot.classify import (
     kinds,
     next_tables,
 )
-from ptinspect.snapshot.index import TableIndex, in_parts, take_rows
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 STATES = (
     "invalid",

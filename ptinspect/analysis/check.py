@@ -13,7 +13,9 @@ from ptinspect.analysis.groups import DBM, READ_ONLY, groups_of
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.memory.source import RamBlock
-from ptinspect.snapshot.classify import (
+from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.facts import PHASE
+from ptinspect.tables.kinds import (
     BIT11,
     K_RESERVED,
     address_bits,
@@ -25,9 +27,7 @@ from ptinspect.snapshot.classify import (
     next_tables,
     output_addresses,
 )
-from ptinspect.snapshot.coverage import unseen
-from ptinspect.snapshot.facts import PHASE
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 ACCESS_FLAG = 1 << 10
 SHARED_BY_DESIGN = 4

@@ -15,13 +15,13 @@ from ptinspect.analysis.comparison import Comparison
 from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.paging.walk import walk
-from ptinspect.snapshot.classify import BIT11, are_valid
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.facts import PHASE
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.window import Window
+from ptinspect.tables.kinds import BIT11, are_valid
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
+from ptinspect.tables.window import Window
 
 Early = Sequence[tuple[int, int, str]]
 """Physical ranges (first, one past the last, name) of tables of early boot, now out of use."""

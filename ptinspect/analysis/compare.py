@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptinspect.analysis.pairs import Chunk
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime
-from ptinspect.snapshot.classify import (
+from ptinspect.tables.kinds import (
     BIT11,
     K_INVALID,
     K_RESERVED,

@@ -14,10 +14,10 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import SnapshotError
-from ptinspect.snapshot.classify import are_leaves, are_tables, next_tables
-from ptinspect.snapshot.index import TableIndex
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.window import Window
+from ptinspect.tables.index import TableIndex
+from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
 
 _STEP = 256
 

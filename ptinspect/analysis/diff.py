@@ -10,7 +10,7 @@ import numpy as np
 from ptinspect.analysis.changes import UNREADABLE, Change, Diff, LevelDiff
 from ptinspect.analysis.compare import KINDS
 from ptinspect.analysis.comparison import Comparison
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 __all__ = ["KINDS", "MAX_CHANGES", "UNREADABLE", "Change", "Diff", "LevelDiff", "diff"]
 

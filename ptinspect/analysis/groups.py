@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
-from ptinspect.snapshot.classify import are_leaves
-from ptinspect.snapshot.index import TableIndex, in_parts
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.window import Window
+from ptinspect.tables.index import TableIndex, in_parts
+from ptinspect.tables.kinds import are_leaves
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
 
 CONTIGUOUS = np.uint64(1 << 52)
 READ_ONLY, DBM, ACCESSED, SOFTWARE_DIRTY = (np.uint64(1 << bit) for bit in (7, 51, 10, 55))

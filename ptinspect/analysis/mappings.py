@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.paging.fragments import Expansion
-from ptinspect.paging.map import Collector, Joined, Kind, Kinds, MapFilter
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.window import Window
+from ptinspect.analysis.fragments import Expansion
+from ptinspect.analysis.map import Collector, Joined, Kind, Kinds, MapFilter
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
 
 Flags = NDArray[np.bool_]
 Range = tuple[int, int]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import Regime
-from ptinspect.snapshot.classify import are_tables, next_tables
-from ptinspect.snapshot.index import TableIndex, take_rows
-from ptinspect.snapshot.window import Window
+from ptinspect.tables.index import TableIndex, take_rows
+from ptinspect.tables.kinds import are_tables, next_tables
+from ptinspect.tables.window import Window
 
 CHUNK_WORDS = 1 << 14
 """Descriptors that are compared in one go: the arrays about them take 6 MiB, and stay in the cache."""

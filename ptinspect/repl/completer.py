@@ -14,11 +14,11 @@ from pathlib import Path
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from ptinspect.commands.argtypes import completion_kind
-from ptinspect.commands.candidates import Candidate, candidates, symbol_meaning
-from ptinspect.commands.context import Context
-from ptinspect.commands.expect import expect_words
-from ptinspect.commands.registry import Command
+from ptinspect.commands.framework.argtypes import completion_kind
+from ptinspect.commands.framework.candidates import Candidate, candidates, symbol_meaning
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Command
+from ptinspect.commands.session.expect import expect_words
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
 

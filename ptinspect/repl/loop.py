@@ -19,7 +19,7 @@ from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from ptinspect import __version__
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import PtinspectError, TargetError, UserError
 from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter

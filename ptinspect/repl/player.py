@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ptinspect.commands import argtypes
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.repl import stops
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ptinspect.commands.context import Context
-from ptinspect.commands.registry import Registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.ready import open_script

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from ptinspect.commands.options import Options
+from ptinspect.commands.framework.options import Options
 from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report, escape

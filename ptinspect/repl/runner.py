@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import time
 
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer

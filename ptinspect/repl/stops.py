@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from ptinspect.commands import argtypes
-from ptinspect.commands.context import Context
-from ptinspect.commands.names import GuestNames
-from ptinspect.commands.run import limit
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.names import GuestNames
+from ptinspect.commands.run.run import limit
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.repl.runner import name_of
 from ptinspect.script.model import Line, OnStop, Statement

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ptinspect.commands.context import Context
-from ptinspect.commands.stack_highwater import watched
-from ptinspect.commands.status import collect
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.stack_highwater import watched
+from ptinspect.commands.target.status import collect
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.snapshot.classify import are_tables, next_tables
-from ptinspect.snapshot.index import TableIndex
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.window import Window
+from ptinspect.tables.index import TableIndex
+from ptinspect.tables.kinds import are_tables, next_tables
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
 
 
 def unseen(snapshot: Snapshot) -> tuple[str, ...]:

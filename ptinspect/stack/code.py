@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import KernelFileError, PtinspectError
-from ptinspect.linux import a64
-from ptinspect.linux.view import GuestView
+from ptinspect.linux.running.view import GuestView
 
 
 class KernelCode:

@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, RegimeError
-from ptinspect.linux import a64
-from ptinspect.linux.entry import SLOT, code_length
-from ptinspect.linux.stacks import TABLE, Position, Stack, Stacks
-from ptinspect.linux.tasks import Task
-from ptinspect.linux.view import GuestView
+from ptinspect.linux.image.entry import SLOT, code_length
+from ptinspect.linux.running.stacks import TABLE, Position, Stack, Stacks
+from ptinspect.linux.running.tasks import Task
+from ptinspect.linux.running.view import GuestView
 from ptinspect.stack.code import KernelCode
 from ptinspect.stack.model import RegsLayout, Unwound
 from ptinspect.stack.unwind import MAX_FRAMES, Caller, Unwinder

@@ -10,15 +10,15 @@ from ptinspect.arch.esr import decode_esr
 from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError, RegimeError
-from ptinspect.linux.entry import EL1H, SLOT
-from ptinspect.linux.stack_range import holding
-from ptinspect.linux.stacks import Stack, Stacks
-from ptinspect.paging.walk import Walk, walk
+from ptinspect.linux.image.entry import EL1H, SLOT
+from ptinspect.linux.running.stack_range import holding
+from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
 from ptinspect.stack.depth import Depth, regs_layout, with_true_sp
 from ptinspect.stack.unwind import FRAME_POINTER
 from ptinspect.stack.why import Change, Facts, Gone, path_changes
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import Walk, walk
 
 STORES = 0x80
 """Bytes behind a label of the exception entry in which it stores the interrupted registers."""

@@ -11,7 +11,7 @@ from typing import Literal
 from ptinspect.arch.esr import decode_esr
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import UserError
-from ptinspect.linux.stacks import Stack
+from ptinspect.linux.running.stacks import Stack
 
 Way = Literal["margin", "recursive-fault", "bad-stack", "other", "time", "interrupted"]
 """`margin`: a store into the guarded part; `recursive-fault`: the exception entry's own store faulted;

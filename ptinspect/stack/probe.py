@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptinspect.linux import a64
-from ptinspect.linux.entry import code_length, lowers_sp
+from ptinspect.arch import a64
+from ptinspect.linux.image.entry import code_length, lowers_sp
 
 _MSR_PAR_X0 = 0xD5187400
 _MRS_X0_PAR = 0xD5387400

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import PtinspectError
-from ptinspect.linux.entry import SLOT
-from ptinspect.linux.stacks import Stack
+from ptinspect.linux.image.entry import SLOT
+from ptinspect.linux.running.stacks import Stack
 from ptinspect.stack.model import Code, Frame, FrameKind, RegsLayout, Unwound
 from ptinspect.stack.prologue import MAX_TAIL, MAX_WORDS, epilogue, prologue
 

@@ -6,7 +6,7 @@ from builders import NG, OUTSIDE, REGIMES, TreeBuilder
 from hypothesis import strategies as st
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 
 @st.composite

@@ -28,7 +28,7 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.memory.sparse import SparseMemory
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 VA = 0xFFFF_8000_1000_0000
 PA = 0x4100_0000

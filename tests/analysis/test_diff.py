@@ -26,7 +26,7 @@ from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import SnapshotError
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 COUNTS = [f.name for f in dataclasses.fields(LevelDiff) if f.name not in ("level", "name", "tables")]
 VALID = (Kind.TABLE, Kind.BLOCK, Kind.PAGE)

@@ -19,7 +19,7 @@ from ptinspect.linux.kpti.state import state_from_tables
 from ptinspect.linux.kpti.verdict import judge
 from ptinspect.output.views.bars import bars_report
 from ptinspect.output.views.diff import diff_report
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 
 def total(found: Diff, *fields: str) -> int:

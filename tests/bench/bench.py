@@ -31,15 +31,15 @@ from session import Live, launched
 from timing import Row, median_ms, process_ms, prompt_ms, table
 
 from ptinspect.analysis.diff import diff
+from ptinspect.analysis.map import runs
 from ptinspect.analysis.summary import summarize
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.guests import archive
-from ptinspect.paging.capture import capture
-from ptinspect.paging.map import runs
-from ptinspect.paging.walk import walk
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.link.gdb.program import find_gdb
+from ptinspect.reference import archive
 from ptinspect.snapshot.store import load, save
-from ptinspect.target.gdb import find_gdb
+from ptinspect.tables.capture import capture
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
 
 MARKER = b"Run /init"
 """What the kernel writes when its boot is over (init/main.c)."""

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from session import Live, launched
 
-from ptinspect.commands.kpti_run import Runner
+from ptinspect.commands.kpti.kpti_run import Runner
 
 READY = b"ptinspect guest ready"
 SECONDS = 90

@@ -25,14 +25,14 @@ from builders import EL0, NG, TABLES_AT, TreeBuilder, copy_tables, regime_4k
 from numpy.typing import NDArray
 
 from ptinspect.analysis.diff import diff
+from ptinspect.analysis.find import find_pa
+from ptinspect.analysis.map import runs
 from ptinspect.analysis.summary import summarize
 from ptinspect.memory.sparse import SparseMemory
-from ptinspect.paging.find import find_pa
-from ptinspect.paging.map import runs
-from ptinspect.paging.walk import walk
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
 
 ARENA = 32 << 20
 LEAF = 1 << 12

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from timing import Row, median_ms, process_ms
 
-from ptinspect.paging.walk import walk
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
 
 DRGN_WALKS = 2000
 

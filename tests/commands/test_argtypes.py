@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptinspect.commands import argtypes
+from ptinspect.commands.framework import argtypes
 from ptinspect.errors import UserError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fakes import context, run, text
 
-from ptinspect.commands import console
-from ptinspect.commands.context import Silent
+from ptinspect.commands.framework.context import Silent
+from ptinspect.commands.target import console
 from ptinspect.errors import UserError
 from ptinspect.repl.printer import Printer
 

@@ -8,7 +8,7 @@ import pytest
 from builders import OUTSIDE
 from fakes import KERNEL, context, kernel_tree, run, text
 
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 
 CUTS = {
     "range": (f"--range {KERNEL:#x}+2M", "only 0xffff800010000000..0xffff800010200000 was captured"),

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ptinspect.commands import expect
-from ptinspect.commands.context import Context
-from ptinspect.commands.registry import Registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
+from ptinspect.commands.session import expect
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 

@@ -13,7 +13,7 @@ from builders import CONTIGUOUS, KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder
 from fakes import KERNEL, context, kernel_tree, run
 
 from ptinspect.arch.descriptor import decode
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.rows import ADDRESSES, BOOLEANS, COLUMNS, NUMBERS
 

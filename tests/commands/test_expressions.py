@@ -7,10 +7,10 @@ import argparse
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
 
-from ptinspect.commands import argtypes
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.names import GuestNames
-from ptinspect.commands.registry import Command
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.names import GuestNames
+from ptinspect.commands.framework.registry import Command
 from ptinspect.errors import UserError
 
 FORMS = {

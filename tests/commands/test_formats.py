@@ -12,7 +12,7 @@ from fakes import KERNEL, FakeKernel, context, kernel_tree, run, text
 from test_import import guest, info, put, ram
 
 from ptinspect import formats
-from ptinspect.commands.catalogue import build_registry
+from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
 from ptinspect.output.rows import COLUMNS

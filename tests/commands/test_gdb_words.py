@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, text
 
-from ptinspect.commands import disassemble
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.fingers import INSTEAD
-from ptinspect.commands.finish import is_call
-from ptinspect.commands.info import WORDS
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.fingers import INSTEAD
+from ptinspect.commands.look import disassemble
+from ptinspect.commands.look.info import WORDS
+from ptinspect.commands.run.finish import is_call
 from ptinspect.errors import UserError
 
 

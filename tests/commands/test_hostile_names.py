@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from builders import REGIMES, TreeBuilder, snapshot_of
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.output.text import render
-from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import save
+from ptinspect.tables.model import Snapshot
 
 EVIL = "\x1b[31mX\nY\u202e"
 VA = 0xFFFF_8000_1000_0000

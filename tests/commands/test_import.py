@@ -10,7 +10,7 @@ import pytest
 from builders import NG, TABLES_AT, TreeBuilder, regime_4k
 from fakes import context, run, text
 
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import MemoryReadError, UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "memory"))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from builders import NG, REGIMES, TreeBuilder
 
-from ptinspect.commands import kpti_writes
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.kpti import kpti_writes
 from ptinspect.errors import PtinspectError, UserError
+from ptinspect.link.gdb.recorder import RECORD
 from ptinspect.linux.kpti.stores import Recording, recording
 from ptinspect.output.text import render
-from ptinspect.target.recorder import RECORD
 
 REGIME = REGIMES["4k-48"]
 BASE = int(REGIME.va_min)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.commands.oops import VERDICTS
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.oops import VERDICTS
 from ptinspect.errors import UserError
 from ptinspect.linux.death import CODES
 from ptinspect.output.json import answer

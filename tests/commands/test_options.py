@@ -6,7 +6,7 @@ import pytest
 from fakes import context, kernel_tree, run, text
 
 from ptinspect import config
-from ptinspect.commands.options import OPTIONS, Options, find, written
+from ptinspect.commands.framework.options import OPTIONS, Options, find, written
 from ptinspect.errors import UserError
 
 

@@ -10,7 +10,7 @@ from builders import AF, SH, UXN, TreeBuilder, regime_4k
 from fakes import KERNEL, TCR_48, FakeSession, context, kernel_tree, run, text
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import RegimeError, UserError
 
 EL2_VA, RODATA = 0x8000_1000, 0x4030_0000

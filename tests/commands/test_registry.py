@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ptinspect.commands import catalogue
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.commands.registry import Needs, Registry
+from ptinspect.commands.framework import catalogue
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 
@@ -124,11 +124,11 @@ def test_the_catalogue_names_what_the_modules_register() -> None:
 def test_a_command_imports_its_own_module_only() -> None:
     code = (
         "import sys; from ptinspect.app import main; main(['-c', 'b']) == 2 or sys.exit('not run');"
-        "print(*sorted(m.split('.')[2] for m in sys.modules if m.startswith('ptinspect.commands.')))"
+        "print(*sorted(m.split('.', 2)[2] for m in sys.modules if m.startswith('ptinspect.commands.')))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
-    assert loaded & set(catalogue.MODULES) == {"run"}, run.stderr
+    assert loaded & set(catalogue.MODULES) == {"run.run"}, run.stderr
 
 
 def test_looking_a_command_up_loads_it_and_counting_does_not() -> None:

@@ -11,7 +11,7 @@ import pytest
 from builders import NG, TreeBuilder
 from fakes import IMAGE, KERNEL, FakeKernel, context, cpu, kernel_tree, run, text
 
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, SnapshotError, UserError
 
 

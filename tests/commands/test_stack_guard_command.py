@@ -11,10 +11,10 @@ import stack_guest as sg
 from fakes import FakeSession, FakeSlots, State, Stop, run, text
 from stack_guest import KERNEL, SIZE, VECTORS, StackGuest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import TargetError, TargetTimeout, UserError
-from ptinspect.target.slots import watch_fault
+from ptinspect.link.gdb.slots import watch_fault
 
 PARK = KERNEL + 0x9_0000
 SYNC = VECTORS + 0x200

@@ -10,7 +10,7 @@ import pytest
 from builders import NG, TreeBuilder
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run, text
 
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, KernelFileError, UserError
 from ptinspect.output.views.tables import size_text
 

@@ -20,7 +20,7 @@ from fakes import (
     text,
 )
 
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import (
     GuestError,
     MemoryReadError,

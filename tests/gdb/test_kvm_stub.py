@@ -11,10 +11,10 @@ from fake_stub import RAM_START
 from kvm_stub import KvmStub
 
 from ptinspect.errors import OutOfSlots, TargetError
-from ptinspect.target.gdb import find_gdb
-from ptinspect.target.session import Session
-from ptinspect.target.slots import Purpose
-from ptinspect.target.state import RunState
+from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.gdb.slots import Purpose
+from ptinspect.link.session import Session
+from ptinspect.link.state import RunState
 
 pytestmark = pytest.mark.gdb
 CODE = RAM_START + 0x1000

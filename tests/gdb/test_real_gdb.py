@@ -17,15 +17,15 @@ from conftest import missing
 from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
-from ptinspect.target import gdb as gdb_module
-from ptinspect.target.address import StubAddress
-from ptinspect.target.agent import script_path
-from ptinspect.target.busy import is_busy
-from ptinspect.target.gdb import Gdb, check_gdb, find_gdb
-from ptinspect.target.mitext import quote
-from ptinspect.target.probe import probe
-from ptinspect.target.process import GdbProcess
-from ptinspect.target.session import RunState, Session
+from ptinspect.link.address import StubAddress
+from ptinspect.link.gdb import program as gdb_module
+from ptinspect.link.gdb.agent import script_path
+from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.process import GdbProcess
+from ptinspect.link.gdb.program import Gdb, check_gdb, find_gdb
+from ptinspect.link.qemu.busy import is_busy
+from ptinspect.link.qemu.stub_probe import probe
+from ptinspect.link.session import RunState, Session
 
 pytestmark = pytest.mark.gdb
 PAGE = 4096
@@ -291,7 +291,7 @@ def test_text_of_a_command(session: Session) -> None:
 
 ATTACHED = """
 import sys, time
-from ptinspect.target.session import Session
+from ptinspect.link.session import Session
 session = Session.attach(sys.argv[1], gdb_path=sys.argv[2])
 print(session._gdb.process.pid, flush=True)
 time.sleep(60)

@@ -12,7 +12,7 @@ from ptinspect.arch.bits import MASK64, bit, bits
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
 from ptinspect.memory.sparse import SparseMemory
-from ptinspect.paging.walk import walk
+from ptinspect.tables.walk import walk
 
 RET = 0xD65F03C0
 ID_AA64MMFR2 = 0x180740

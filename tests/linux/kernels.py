@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ptinspect.linux.symbols import SymbolTable
+from ptinspect.linux.image.symbols import SymbolTable
 
 BANNER = b"Linux version 5.10.0-test (builder@host) (gcc) #1 SMP Test\n"
 TEXT_VA = 0xFFFF_8000_1000_0000

@@ -11,8 +11,8 @@ from kernels import TEXT_SIZE, TEXT_VA, image
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.view import GuestView
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running.view import GuestView
 from ptinspect.memory.source import RamBlock
 from ptinspect.memory.sparse import SparseMemory
 

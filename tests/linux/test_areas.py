@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import pytest
 
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.linux import areas
-from ptinspect.linux.areas import areas_of
+from ptinspect.linux.running import areas
+from ptinspect.linux.running.areas import areas_of
 
 BASE = 0xFFFF_0000_1000_0000
 LIST = {"mm_struct.mmap": 0, "vm_area_struct.vm_next": 16}

@@ -8,7 +8,7 @@ import pytest
 from kernels import BtfBuilder
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux.btf import BtfTypes, find_btf
+from ptinspect.linux.image.btf import BtfTypes, find_btf
 
 
 def sample() -> BtfBuilder:

@@ -9,9 +9,9 @@ from builders import TreeBuilder
 from kernels import image, table
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, Guest
 
-from ptinspect.commands.demo_fault import _reverted
+from ptinspect.commands.target.demo_fault import _reverted
 from ptinspect.errors import GuestError
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 
 STACK = 0xFFFF_8000_1140_3CC0
 BIT11 = 1 << 11

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux import dwarf
-from ptinspect.linux.dwarf import DwarfTypes
+from ptinspect.linux.image import dwarf
+from ptinspect.linux.image.dwarf import DwarfTypes
 
 SOURCE = """
 struct later;

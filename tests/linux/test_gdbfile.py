@@ -10,8 +10,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from kernels import TEXT_VA, vmlinux
 
-from ptinspect.linux import gdbfile
-from ptinspect.linux.gdbfile import gdb_file
+from ptinspect.linux.image import gdbfile
+from ptinspect.linux.image.gdbfile import gdb_file
 
 ELF = vmlinux(
     symbols=[("_text", TEXT_VA, 0x10, 1), ("start_kernel", TEXT_VA + 0x100, 0x12, 1), ("x", 7, 0x10, 0xFFF1)],

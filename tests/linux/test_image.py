@@ -11,10 +11,11 @@ import pytest
 from kernels import BANNER, SYMBOLS, TEXT_VA, BtfBuilder, image, packed, table, vmlinux, zboot
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux import kallsyms, kernelfile
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.kernelfile import parse_header
-from ptinspect.linux.symbols import NO_SYMBOLS, SymbolTable
+from ptinspect.linux.image import container as kernelfile
+from ptinspect.linux.image import kallsyms
+from ptinspect.linux.image.container import parse_header
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 
 
 @pytest.fixture(autouse=True)

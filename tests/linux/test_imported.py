@@ -12,9 +12,9 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
-from ptinspect.linux import imported, placement
-from ptinspect.linux.imported import Wishes, derive
-from ptinspect.linux.placement import Found
+from ptinspect.linux.running import imported, placement
+from ptinspect.linux.running.imported import Wishes, derive
+from ptinspect.linux.running.placement import Found
 
 IMAGE = 0x4020_0000
 SIZE = 0x20_0000

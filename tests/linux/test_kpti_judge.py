@@ -16,13 +16,13 @@ from kpti_words import KERNEL_5_10, code
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, TRAMP_VA, Guest
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.kpti import KptiState, boot_cpu, flag_of, kpti_state, recognise, running_code
 from ptinspect.linux.kpti.evidence import Flag
 from ptinspect.linux.kpti.state import state_from_tables
-from ptinspect.linux.view import GuestView
-from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, K_TABLE, kinds
+from ptinspect.linux.running.view import GuestView
 from ptinspect.snapshot.facts import KERNEL_OFFSET
+from ptinspect.tables.kinds import K_BLOCK, K_PAGE, K_TABLE, kinds
 
 AT = 0x4_0510
 ENTRY_PA = IMAGE_PA + AT

@@ -15,7 +15,7 @@ from ptinspect.linux.kpti.code import Algorithm, KptiCode
 from ptinspect.linux.kpti.position import Frontier, Position, key_of, position
 from ptinspect.linux.kpti.state import KptiState, state_from_tables
 from ptinspect.linux.kpti.work import Work, by_address, by_number, by_percent, left_of, work
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 CODES = {case.name.split()[0]: rewrite(case).code for case in CASES[:2]}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from builders import NG, OUTSIDE, REGIMES, TreeBuilder
 
+from ptinspect.link.gdb.recorder import RECORD
 from ptinspect.linux.kpti.stores import Recording, Write, recording
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.target.recorder import RECORD
+from ptinspect.tables.model import Snapshot
 
 REGIME = REGIMES["4k-48"]
 BASE = int(REGIME.va_min)

@@ -12,11 +12,11 @@ from kernels import TEXT_VA, image, table
 from stopped_guest import SYMBOLS, Guest
 
 from ptinspect.arch.regime import Regime
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.choice import chosen, layout, region_namer, view_layout
 from ptinspect.linux.layout.geometry import GENERIC, SW_TAGS, VARIANTS, Geometry, geometry
 from ptinspect.linux.layout.regions import Region
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 BIG = 2 << 20
 FULL = REGIMES["4k-52-lpa2"]

@@ -11,9 +11,9 @@ from kernels import TEXT_VA, image, table
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, Guest
 
 from ptinspect.errors import GuestError
-from ptinspect.linux import otherroots
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.otherroots import identity_map, task_tables, trampoline
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running import otherroots
+from ptinspect.linux.running.otherroots import identity_map, task_tables, trampoline
 
 MORE = [
     ("tramp_vectors", TEXT_VA + 0x3_0000, "t"),

@@ -13,12 +13,12 @@ from kernels import TEXT_VA, image, table
 from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands import kpti_run
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.commands.kpti_run import Runner
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.kpti import kpti_run
+from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.errors import TargetTimeout
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.memory.sparse import SparseMemory
 
 FIRST = TEXT_VA + 0x2_0000

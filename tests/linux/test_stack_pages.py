@@ -9,10 +9,10 @@ import stack_guest as sg
 from fakes import FakeSession, build_registry, run, text
 from stack_guest import SIZE, StackGuest
 
-from ptinspect.commands.context import Context
-from ptinspect.linux.stack_pages import misled
-from ptinspect.linux.stacks import Stacks
-from ptinspect.linux.types import Types
+from ptinspect.commands.framework.context import Context
+from ptinspect.linux.image.types import Types
+from ptinspect.linux.running.stack_pages import misled
+from ptinspect.linux.running.stacks import Stacks
 from ptinspect.output.views.stack import depths
 from ptinspect.stack.code import KernelCode
 from ptinspect.stack.depth import depth_of_cpu

@@ -20,7 +20,7 @@ from stack_guest import (
 )
 
 from ptinspect.errors import GuestError
-from ptinspect.linux.stacks import Position, Stacks
+from ptinspect.linux.running.stacks import Position, Stacks
 from ptinspect.stack.depth import depth_of_cpu
 
 

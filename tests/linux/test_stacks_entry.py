@@ -7,7 +7,7 @@ import stack_guest as sg
 from stack_guest import KERNEL, VECTORS, Image, StackGuest
 
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.linux.entry import recognise_code, recognise_entry
+from ptinspect.linux.image.entry import recognise_code, recognise_entry
 
 
 @pytest.fixture

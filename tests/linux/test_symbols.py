@@ -6,7 +6,7 @@ import pytest
 from kernels import table
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux.symbols import NO_SYMBOLS
+from ptinspect.linux.image.symbols import NO_SYMBOLS
 
 BASE = 0xFFFF_8000_1001_0000
 

@@ -7,7 +7,7 @@ import stack_guest as sg
 from stack_guest import LINEAR, OFFSETS, SIZE, StackGuest
 
 from ptinspect.errors import GuestError
-from ptinspect.linux.tasks import Task, TaskList, Tasks, idle_pointer
+from ptinspect.linux.running.tasks import Task, TaskList, Tasks, idle_pointer
 
 TASKS = OFFSETS["task_struct.tasks"]
 

@@ -9,8 +9,8 @@ from builders import TreeBuilder
 from kernels import TEXT_VA, image, table
 from stopped_guest import IMAGE_PA, RESERVED, SWAPPER, SYMBOLS, TEMPORARY, TRAMP, TRAMP_VA, Guest
 
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.ttbr import Role, ttbr1_role, upper_root
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running.ttbr import Role, ttbr1_role, upper_root
 
 BOOT = 0x4700_0000
 NAMED = [

@@ -24,9 +24,9 @@ from stopped_guest import (
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, RegimeError
-from ptinspect.linux import kallsyms
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.symbols import SymbolTable
+from ptinspect.linux.image import kallsyms
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.memory.sparse import SparseMemory
 
 

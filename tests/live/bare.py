@@ -12,10 +12,10 @@ from pathlib import Path
 from conftest import missing
 from session import Live
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.target.qemu import LaunchOptions, launch
-from ptinspect.target.session import Session
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.link.qemu.machine import LaunchOptions, launch
+from ptinspect.link.session import Session
 
 LOAD = 0x4008_0000
 """Where QEMU's `virt` puts a kernel that is no Image."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptinspect.guests import initrd
+from ptinspect.reference import initrd
 
 BEGIN, END = "ptdump begins", "ptdump ends"
 _LINE = re.compile(r"0x([0-9a-f]{16})-0x([0-9a-f]{16})\s+\d+[KMGTPE] (?:PGD|P4D|PUD|PMD|PTE)\b(.*)")

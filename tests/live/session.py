@@ -12,11 +12,11 @@ import pytest
 from conftest import missing, newer_qemu
 from fakes import wider
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import TargetError
-from ptinspect.guests import archive
-from ptinspect.guests.initrd import READY
+from ptinspect.reference import archive
+from ptinspect.reference.initrd import READY
 
 GUESTS_OF_TESTS: dict[str, set[str]] = {}
 """Guests that a test has asked for, by its node id; what a shared fixture asks for counts for the first."""

@@ -10,10 +10,10 @@ import pytest
 from conftest import missing
 from session import BOOT_SECONDS, KASLR_BOOT, NEWER, Live, guarded_to_shell, launched
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, TargetError
-from ptinspect.guests import emulator
+from ptinspect.reference import emulator
 
 pytestmark = pytest.mark.live
 

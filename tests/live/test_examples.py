@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from session import need_guest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.link.qemu.machine import LaunchOptions, launch
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse_line
-from ptinspect.target.qemu import LaunchOptions, launch
 
 pytestmark = pytest.mark.live
 GUEST = "5.10-cloud"

@@ -24,8 +24,8 @@ import pytest
 from ptdump_oracle import END, account, differences, with_ptdump
 from session import Live, need_guest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 
 pytestmark = pytest.mark.live
 

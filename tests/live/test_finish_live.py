@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from session import KASLR_BOOT, NEWER, Live, launched, need_guest
 
-from ptinspect.guests.initrd import Entry, compress, cpio
+from ptinspect.reference.initrd import Entry, compress, cpio
 
 pytestmark = pytest.mark.live
 

@@ -11,7 +11,7 @@ import os
 import pytest
 from session import NEWER, guarded_to_shell, launched
 
-from ptinspect.linux.entry import EL1H
+from ptinspect.linux.image.entry import EL1H
 
 pytestmark = pytest.mark.live
 

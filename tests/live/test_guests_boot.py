@@ -10,7 +10,7 @@ import pytest
 from conftest import missing
 
 from ptinspect.errors import TargetError
-from ptinspect.guests import archive, data, initrd
+from ptinspect.reference import archive, data, initrd
 
 pytestmark = pytest.mark.live
 

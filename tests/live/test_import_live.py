@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.commands.stack import UNSURE
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.stack import UNSURE
+from ptinspect.tables.model import Snapshot
 
 pytestmark = pytest.mark.live
 

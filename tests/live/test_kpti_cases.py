@@ -8,8 +8,8 @@ import pytest
 from kpti_patches import not_tracked, written_back
 from session import NEWER, Live, launched
 
-from ptinspect.commands.kpti_run import Runner
-from ptinspect.commands.kpti_writes import RECORDINGS
+from ptinspect.commands.kpti.kpti_run import Runner
+from ptinspect.commands.kpti.kpti_writes import RECORDINGS
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti import KptiCode, running_code
 

@@ -15,10 +15,10 @@ from conftest import missing
 from kvm_proxy import KvmProxy
 from session import Live, need_guest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import OutOfSlots
-from ptinspect.target.qemu import LaunchOptions, launch
+from ptinspect.link.qemu.machine import LaunchOptions, launch
 
 pytestmark = pytest.mark.live
 

@@ -18,10 +18,10 @@ from conftest import missing
 from session import launched
 
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost
-from ptinspect.paging.capture import capture
-from ptinspect.target.gdb import find_gdb
-from ptinspect.target.qemu import LaunchOptions, Qemu, find_program, launch
-from ptinspect.target.session import RunState, Session
+from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
+from ptinspect.link.session import RunState, Session
+from ptinspect.tables.capture import capture
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
 LANES = ("host", "pmemsave", "gdbstub")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from session import need_guest
 
-from ptinspect.guests.initrd import READY
-from ptinspect.target import qemu as launcher
+from ptinspect.link.qemu import machine as launcher
+from ptinspect.reference.initrd import READY
 
 pytestmark = pytest.mark.live
 PATIENCE = 120.0

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from session import NEWER, Live, launched, need_guest
 
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.kpti import agrees, kpti_state, position, reached, recognise
-from ptinspect.paging.capture import capture
-from ptinspect.paging.walk import walk
-from ptinspect.snapshot.model import Meta, Snapshot
+from ptinspect.tables.capture import capture
+from ptinspect.tables.model import Meta, Snapshot
+from ptinspect.tables.walk import walk
 
 pytestmark = pytest.mark.live
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from session import NEWER, Live, launched
 
+from ptinspect.analysis.rows import sample_leaves
 from ptinspect.arch.bits import MASK64
-from ptinspect.paging.rows import sample_leaves
-from ptinspect.snapshot.classify import K_BLOCK, K_PAGE, kinds
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.kinds import K_BLOCK, K_PAGE, kinds
+from ptinspect.tables.model import Snapshot
 
 pytestmark = pytest.mark.live
 
@@ -160,7 +160,7 @@ def test_a_zeroed_pmd_entry_is_named(tmp_path: Path) -> None:
 
 def test_the_walk_works_with_the_mmu_off() -> None:
     with launched("5.10-cloud") as live:
-        from ptinspect.commands.kpti_run import Runner
+        from ptinspect.commands.kpti.kpti_run import Runner
 
         runner = Runner(live.ctx, 120.0)
         runner.place_kernel()

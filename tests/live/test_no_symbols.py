@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from session import Live, need_guest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import KernelFileError, UserError
-from ptinspect.target.qemu import LaunchOptions, Qemu, launch
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 
 pytestmark = pytest.mark.live
 SHARED = ("levels", "table_descriptors", "table_descriptors_marked", "leaves", "leaves_ng")

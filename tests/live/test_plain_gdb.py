@@ -16,10 +16,10 @@ import pytest
 from conftest import missing
 from session import need_guest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.target.gdb import find_gdb
-from ptinspect.target.qemu import LaunchOptions, Qemu, launch
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 
 pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]

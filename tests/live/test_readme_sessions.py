@@ -18,7 +18,7 @@ import pytest
 from conftest import missing
 from session import need_guest
 
-from ptinspect.target.qemu import LaunchOptions, launch
+from ptinspect.link.qemu.machine import LaunchOptions, launch
 
 pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]

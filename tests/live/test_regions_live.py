@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from session import KASLR_BOOT, NEWER, launched, to_shell
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
-from ptinspect.linux.tasks import Tasks
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
+from ptinspect.linux.running.tasks import Tasks
 
 pytestmark = pytest.mark.live
 

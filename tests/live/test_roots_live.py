@@ -13,8 +13,8 @@ from bare import assembled
 from session import NEWER, Live, launched, need_guest
 
 from ptinspect.errors import GuestError
-from ptinspect.guests.initrd import INIT, READY, Entry, compress, cpio
-from ptinspect.linux.tasks import Tasks
+from ptinspect.linux.running.tasks import Tasks
+from ptinspect.reference.initrd import INIT, READY, Entry, compress, cpio
 
 pytestmark = pytest.mark.live
 GUESTS = (

@@ -17,8 +17,8 @@ import pytest
 from session import launched, need_guest
 
 from ptinspect import app
-from ptinspect.commands.demo_fault import _lost
-from ptinspect.commands.poke import write
+from ptinspect.commands.tables.poke import write
+from ptinspect.commands.target.demo_fault import _lost
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.model import Line

@@ -6,8 +6,8 @@ import pytest
 from session import NEWER, launched, need_guest
 
 from ptinspect.errors import KernelFileError
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.seen import SeenTypes
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running.member_offsets import SeenTypes
 
 pytestmark = pytest.mark.live
 

@@ -10,10 +10,10 @@ import pytest
 from session import KASLR_BOOT, Live, launched, need_guest
 
 from ptinspect.errors import TargetTimeout
-from ptinspect.guests.initrd import Entry, compress, cpio
-from ptinspect.linux.entry import EL0, SLOT
-from ptinspect.linux.stack_pages import _pages
-from ptinspect.linux.stacks import Stacks
+from ptinspect.linux.image.entry import EL0, SLOT
+from ptinspect.linux.running.stack_pages import _pages
+from ptinspect.linux.running.stacks import Stacks
+from ptinspect.reference.initrd import Entry, compress, cpio
 
 pytestmark = pytest.mark.live
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from session import NEWER, Live, guarded_to_shell, launched, need_guest
 
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 
 pytestmark = pytest.mark.live
 

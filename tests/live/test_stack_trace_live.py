@@ -11,8 +11,8 @@ import pytest
 from session import BOOT_SECONDS, Live, launched, need_guest
 
 from ptinspect.errors import UserError
-from ptinspect.guests.initrd import Entry, compress, cpio
-from ptinspect.linux.stacks import Stacks
+from ptinspect.linux.running.stacks import Stacks
+from ptinspect.reference.initrd import Entry, compress, cpio
 
 pytestmark = pytest.mark.live
 

@@ -27,12 +27,12 @@ from ptinspect.errors import (
     TargetTimeout,
     UserError,
 )
-from ptinspect.target import agent as agent_module
-from ptinspect.target import process as process_module
-from ptinspect.target.gdb import find_gdb
-from ptinspect.target.probe import STOPS_UNASKED_UNTIL
-from ptinspect.target.qemu import LaunchOptions, Qemu, find_program, launch
-from ptinspect.target.session import RunState, Session
+from ptinspect.link.gdb import agent as agent_module
+from ptinspect.link.gdb import process as process_module
+from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
+from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
+from ptinspect.link.session import RunState, Session
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
 DATA = 0x4600_0000
@@ -131,7 +131,7 @@ def test_a_chosen_directory_with_awkward_characters(tmp_path: Path, attach: Atta
 @pytest.mark.parametrize("keep", [False, True])
 def test_qemu_outlives_ptinspect_only_if_asked(tmp_path: Path, keep: bool) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from ptinspect.target.qemu import *;"
+        "import os, sys; from pathlib import Path; from ptinspect.link.qemu.machine import *;"
         f"q = launch(LaunchOptions(Path({str(bare_kernel(tmp_path))!r}), memory=128), keep={keep});"
         "print(q.pid, q.directory, flush=True); os._exit(0)"
     )

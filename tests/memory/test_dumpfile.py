@@ -10,7 +10,7 @@ from builders import RAM, TABLES_AT, TreeBuilder, regime_4k
 
 from ptinspect.errors import MemoryReadError, UserError
 from ptinspect.memory.dumpfile import DumpFile
-from ptinspect.paging.capture import capture
+from ptinspect.tables.capture import capture
 
 
 def test_tables_in_an_image_are_those_of_the_guest(tmp_path: Path) -> None:

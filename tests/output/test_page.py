@@ -16,11 +16,11 @@ from conftest import missing
 from ptinspect.analysis.atlas import STATES
 from ptinspect.arch.descriptor import decode
 from ptinspect.arch.explanation import explain
-from ptinspect.commands.catalogue import build_registry
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.html import Page, as_script
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 BROWSER = "chromium"
 OPTIONS = (

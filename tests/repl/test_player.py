@@ -377,7 +377,7 @@ def test_a_script_that_comes_slowly_is_ended_in_time() -> None:
 
 
 def test_the_script_in_the_help_is_one() -> None:
-    from ptinspect.commands.scripting import EXAMPLE
+    from ptinspect.commands.session.scripting import EXAMPLE
 
     subject = player(context())
     subject.check(parse("help", EXAMPLE.splitlines()))

@@ -12,7 +12,7 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Kind, decode, kind
 from ptinspect.arch.levels import level_name, levels_of, size_name
 from ptinspect.arch.regime import Regime
-from ptinspect.snapshot import classify
+from ptinspect.tables import kinds as classify
 
 EVERY = [(name, level) for name, regime in REGIMES.items() for level in levels_of(regime)]
 

@@ -7,8 +7,8 @@ import pytest
 from builders import OUTSIDE, REGIMES, TreeBuilder, regime_4k
 
 from ptinspect.errors import MemoryReadError
-from ptinspect.paging.capture import capture
 from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.tables.capture import capture
 
 
 @pytest.mark.parametrize("name", REGIMES)

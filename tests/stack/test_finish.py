@@ -12,7 +12,7 @@ from stack_guest import FRAME, KERNEL, SIZE
 from test_unwind import HANDLER, LEAF, LR_BIG, LR_MIDDLE, LR_OUTER, MIDDLE, OUTER, Guest
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.context import Context
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import TargetTimeout, UserError
 from ptinspect.stack.depth import start_of_cpu
 from ptinspect.stack.unwind import Caller, strip_pac

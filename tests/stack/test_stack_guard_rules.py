@@ -6,7 +6,7 @@ import pytest
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
-from ptinspect.linux.stacks import Stack
+from ptinspect.linux.running.stacks import Stack
 from ptinspect.stack.guard import (
     BURST,
     PER_SECOND,

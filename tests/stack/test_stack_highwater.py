@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stack_guest import MAGIC, SIZE, StackGuest
 
-from ptinspect.linux.stacks import Stack
+from ptinspect.linux.running.stacks import Stack
 from ptinspect.stack.highwater import PAINT, high_water, read_stacks
 
 BASE = 0xFFFF_8000_1200_0000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import stack_guest as sg
 
-from ptinspect.linux import a64
+from ptinspect.arch import a64
 from ptinspect.stack.probe import Probe, plan
 
 AT = sg.VECTORS + 0x200

@@ -12,9 +12,9 @@ from builders import REGIMES
 from ptinspect.analysis.compare import kinds_of
 from ptinspect.arch.esr import decode_esr
 from ptinspect.linux.death import CODES
-from ptinspect.linux.stacks import Stack
-from ptinspect.paging.walk import Walk
+from ptinspect.linux.running.stacks import Stack
 from ptinspect.stack.why import Change, Facts, Gone, explain, path_changes
+from ptinspect.tables.walk import Walk
 
 REGIME = REGIMES["4k-48"]
 BASE = 0xFFFF_8000_1175_0000

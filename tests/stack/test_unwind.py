@@ -12,7 +12,7 @@ from builders import cpu_state
 from stack_guest import EL1_IRQ, EL1_SYNC, FRAME, IRQ_POINTER, KERNEL, SIZE, StackGuest
 
 from ptinspect.errors import GuestError
-from ptinspect.linux.stacks import Stacks
+from ptinspect.linux.running.stacks import Stacks
 from ptinspect.stack.depth import Depth, depth_of_cpu, depth_of_task, with_true_sp
 
 OUTER, MIDDLE, LEAF, BIG, HANDLER = (KERNEL + 0x5000 + 0x1000 * i for i in range(5))

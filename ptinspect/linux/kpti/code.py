@@ -21,11 +21,11 @@ from typing import Literal
 
 import numpy as np
 
+from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import KernelFileError
-from ptinspect.linux import a64
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 
 Algorithm = Literal["mmu-off-post-order", "temp-pgd-pre-order"]
 POST_ORDER: Algorithm = "mmu-off-post-order"

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ptinspect.arch import a64
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
-from ptinspect.linux import a64
-from ptinspect.linux.image import KernelImage
-from ptinspect.linux.view import GuestView
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running.view import GuestView
 
 Decision = Literal["on", "off", "open", "unknown"]
 """KPTI is on; it is off; the kernel has not decided; it is not known."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ptinspect.arch.bits import bits
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.kpti.code import KptiCode, recognise, recognise_code
-from ptinspect.linux.view import GuestView
+from ptinspect.linux.running.view import GuestView
 
 INIT_FUNCTIONS = ("start_kernel", "_sinittext")
 """Code of the init section, unmapped by free_initmem() at the end of the boot (init/main.c)."""

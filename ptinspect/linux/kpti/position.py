@@ -15,11 +15,11 @@ from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode, LevelCode
 from ptinspect.memory.source import PhysicalMemory
-from ptinspect.paging.walk import walk
-from ptinspect.snapshot.classify import are_tables, are_valid
 from ptinspect.snapshot.facts import ALGORITHM
-from ptinspect.snapshot.index import in_parts
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.index import in_parts
+from ptinspect.tables.kinds import are_tables, are_valid
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
 
 Phase = Literal["before", "walking", "done"]
 CHUNK_WORDS = 1 << 20

@@ -30,10 +30,10 @@ from ptinspect.linux.kpti.position import (
     reached,
 )
 from ptinspect.linux.releases import kaslr_needs_no_rewrite, parse
-from ptinspect.linux.view import GuestView
+from ptinspect.linux.running.view import GuestView
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.facts import kernel_offset
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
 
 State = Literal["before", "in-progress", "after", "not-needed", "unknown"]
 NO_FLAG = Flag(None, None)

@@ -18,16 +18,16 @@ from ptinspect.analysis.diff import diff
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.linux.contents import Contents, in_words, took
 from ptinspect.linux.kpti.code import TablesAre
 from ptinspect.linux.kpti.position import algorithm_of, marks
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
-from ptinspect.linux.naming import layout_of
-from ptinspect.snapshot.classify import are_valid
+from ptinspect.linux.running.contents import Contents, in_words, took
+from ptinspect.linux.running.naming import layout_of
 from ptinspect.snapshot.coverage import unseen
-from ptinspect.snapshot.index import TableIndex
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.index import TableIndex
+from ptinspect.tables.kinds import are_valid
+from ptinspect.tables.model import Snapshot
 
 Code = Literal[
     "normal", "no-table-marks", "toggle-write-back", "lost-write", "reverted-entry", "not-run", "unknown"

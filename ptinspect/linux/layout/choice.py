@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ptinspect.analysis.regions import RegionNamer, half_namer
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import PtinspectError
-from ptinspect.linux.image import KernelImage
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.geometry import (
     GENERIC,
     MIB,
@@ -23,11 +24,10 @@ from ptinspect.linux.layout.geometry import (
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.layout.sections import Leaves, image_regions, text_by_tables, trampoline
 from ptinspect.linux.releases import parse
-from ptinspect.linux.view import GuestView
-from ptinspect.paging.regions import RegionNamer, half_namer
-from ptinspect.paging.walk import walk
+from ptinspect.linux.running.view import GuestView
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.walk import walk
 
 LINK_SLACK = 16 * MIB
 """Bytes after KIMAGE_VADDR in which an image is linked: TEXT_OFFSET of kernels before v5.8."""

@@ -11,7 +11,7 @@ from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.model import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, path_of
-from ptinspect.linux.stack_range import StackRange
+from ptinspect.linux.running.stack_range import StackRange
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""

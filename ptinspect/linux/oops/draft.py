@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptinspect.linux.oops.model import Fault, FaultKind
-from ptinspect.linux.stack_range import StackRange
+from ptinspect.linux.running.stack_range import StackRange
 
 
 @dataclass(eq=False)

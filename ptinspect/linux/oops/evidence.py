@@ -10,7 +10,7 @@ from ptinspect.linux.oops.depth import Recursion, chain, recursion, stack_at, us
 from ptinspect.linux.oops.model import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, incident_regime, path_of
 from ptinspect.linux.oops.rewrite import KptiRegisters, in_kpti, kpti_registers
-from ptinspect.linux.stack_range import StackRange
+from ptinspect.linux.running.stack_range import StackRange
 
 
 @dataclass(frozen=True)

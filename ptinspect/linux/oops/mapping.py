@@ -13,7 +13,7 @@ from ptinspect.linux.oops.evidence import Facts
 from ptinspect.linux.oops.model import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, PathStep
 from ptinspect.linux.oops.rewrite import KptiRegisters, describe
-from ptinspect.linux.stack_range import StackRange
+from ptinspect.linux.running.stack_range import StackRange
 
 EC_DATA_ABORT = 0x25
 """ESR_ELx.EC of a data abort from the current exception level."""

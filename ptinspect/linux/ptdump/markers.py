@@ -13,7 +13,6 @@ from ptinspect.errors import UserError
 from ptinspect.linux.layout.choice import has_tables, with_shadow
 from ptinspect.linux.layout.geometry import MIB, Geometry, geometry, least_bits, variant_of
 from ptinspect.linux.layout.sections import Leaves, trampoline
-from ptinspect.linux.naming import geometry_of
 from ptinspect.linux.releases import (
     TEXT_FORMS,
     Release,
@@ -23,7 +22,8 @@ from ptinspect.linux.releases import (
     parse,
     text_form,
 )
-from ptinspect.snapshot.model import Snapshot
+from ptinspect.linux.running.naming import geometry_of
+from ptinspect.tables.model import Snapshot
 
 
 @dataclass(frozen=True)

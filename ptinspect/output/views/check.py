@@ -10,8 +10,8 @@ from ptinspect.output.views.diff import held_json
 
 if TYPE_CHECKING:
     from ptinspect.analysis.findings import Finding, Findings
-    from ptinspect.linux.contents import Contents, Part
-    from ptinspect.paging.regions import RegionNamer
+    from ptinspect.analysis.regions import RegionNamer
+    from ptinspect.linux.running.contents import Contents, Part
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
 MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
@@ -35,7 +35,7 @@ def check_report(
     `source` says whose tables they are, `label` if it is empty; `regions` names the addresses; `contents`
     says what lay before where entries were lost or moved.
     """
-    from ptinspect.linux.contents import in_words
+    from ptinspect.linux.running.contents import in_words
 
     def held(finding: Finding) -> Sequence[Part]:
         moved = contents is not None and finding.rule in MOVED

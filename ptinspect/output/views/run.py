@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 if TYPE_CHECKING:
+    from ptinspect.link.session import Breakpoint, StopInfo
     from ptinspect.stack.model import Unwound
-    from ptinspect.target.session import Breakpoint, StopInfo
 
 Place = Callable[[int], str]
 """Gives an address with its symbol."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.linux.stacks import Position, Stack
-    from ptinspect.linux.tasks import Task
+    from ptinspect.linux.running.stacks import Position, Stack
+    from ptinspect.linux.running.tasks import Task
     from ptinspect.stack.code import KernelCode
     from ptinspect.stack.depth import Depth
     from ptinspect.stack.highwater import HighWater

@@ -17,8 +17,8 @@ from ptinspect.output.views.descriptor import (
 from ptinspect.output.views.snapshot import root_note
 
 if TYPE_CHECKING:
-    from ptinspect.paging.walk import Step, Walk
-    from ptinspect.snapshot.model import Root
+    from ptinspect.tables.model import Root
+    from ptinspect.tables.walk import Step, Walk
 
 COLUMNS = (
     Column("level"),

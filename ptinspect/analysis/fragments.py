@@ -1,0 +1,311 @@
+"""Stretches of leaves that lie side by side in one table, for every address at which it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.bits import mask
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.tables.index import TableIndex, take_rows
+from ptinspect.tables.kinds import (
+    HIERARCHY_SHIFT,
+    are_leaves,
+    are_tables,
+    next_tables,
+    output_addresses,
+)
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
+
+MAX_VISITS = 262_144
+"""How many ways to reach a table are followed unless told otherwise."""
+CHUNK_WORDS = 1 << 17
+HIERARCHY_MASK = np.uint64(0xF)
+
+Words = NDArray[np.uint64]
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments:
+    """Hold stretches of leaves of one level with equal attributes and successive addresses."""
+
+    level: int
+    va: Words
+    """First virtual address."""
+    pa: Words
+    """First physical address."""
+    count: NDArray[np.int64]
+    """How many leaves."""
+    raw: Words
+    """The first descriptor."""
+    hierarchy: NDArray[np.uint8]
+    """Bits [62:59] of the tables above, combined by or; 0 if TCR_EL1.HPD switches them off."""
+    again: NDArray[np.bool_]
+    """True where all leaves lead to one page instead."""
+
+    def __len__(self) -> int:
+        return int(self.va.shape[0])
+
+    def __getitem__(self, which: Rows | NDArray[np.bool_]) -> Fragments:
+        return Fragments(
+            self.level,
+            self.va[which],
+            self.pa[which],
+            self.count[which],
+            self.raw[which],
+            self.hierarchy[which],
+            self.again[which],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Visits:
+    """Tables of one level, once for each address at which they are reached; in order of va."""
+
+    row: Rows
+    va: Words
+    hierarchy: NDArray[np.uint8]
+    pages: NDArray[np.int64]
+    """0; else the row is of any level, and this many leaves are those of tables that repeat one page."""
+
+    def __len__(self) -> int:
+        return int(self.row.shape[0])
+
+    def __getitem__(self, which: slice | NDArray[np.bool_] | Rows) -> _Visits:
+        return _Visits(self.row[which], self.va[which], self.hierarchy[which], self.pages[which])
+
+    @staticmethod
+    def joined(parts: Sequence[_Visits]) -> _Visits:
+        """Return all of some parts, one after the other."""
+        return _Visits(
+            np.concatenate([part.row for part in parts]),
+            np.concatenate([part.va for part in parts]),
+            np.concatenate([part.hierarchy for part in parts]),
+            np.concatenate([part.pages for part in parts]),
+        )
+
+
+class Expansion:
+    """Go through a snapshot by virtual address, shared tables at each address that reaches them."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        window: Window,
+        pa_range: tuple[int, int] | None = None,
+        levels: frozenset[int] | None = None,
+        max_visits: int = MAX_VISITS,
+        *,
+        once: bool = False,
+        repeated: bool = False,
+    ) -> None:
+        """Go through `window`; with `once`, a table once for each set of bits inherited, at its lowest va.
+
+        With `repeated`, tables all of whose entries are one page, or one such table, are one stretch.
+        """
+        self._snapshot = snapshot
+        self._regime = snapshot.regime
+        self._window = window
+        self._pa_range = pa_range
+        self._levels = frozenset(levels_of(self._regime)) if levels is None else levels
+        self._max_visits = max_visits
+        self._once = once and window.whole
+        self._index = TableIndex(snapshot.tables)
+        self._repeats = _Repeats(snapshot, self._index) if repeated and not once else None
+        self.truncated = ""
+        """Why not everything was followed; empty if it was."""
+        self.unreadable = 0
+        """Ways that lead to a table which could not be read."""
+        self.missing = 0
+        """Ways that lead to a table which is not in the snapshot."""
+
+    def run(self, collect: Callable[[Fragments], bool]) -> None:
+        """Hand the stretches to `collect`, level by level, in order of va within a level.
+
+        When `collect` returns False, the rest of that level is left out.
+        """
+        visits = _Visits(
+            np.zeros(1, dtype=np.intp),
+            np.array([int(self._regime.va_min)], dtype=np.uint64),
+            np.zeros(1, dtype=np.uint8),
+            np.zeros(1, dtype=np.int64),
+        )
+        deepest = min(max(self._levels, default=self._regime.start_level - 1), LEVEL_LAST)
+        step = max(CHUNK_WORDS // self._snapshot.tables.raw.shape[1], 1)
+        for level in range(self._regime.start_level, deepest + 1):
+            good = self._snapshot.tables.readable[visits.row]
+            self.unreadable += int(np.count_nonzero(~good))
+            visits = visits[good]
+            below: list[_Visits] = [visits[:0]]
+            wanted = level in self._levels
+            for start in range(0, len(visits), step):
+                descend = level < deepest and (self._once or sum(len(v) for v in below) <= self._max_visits)
+                if not wanted and not descend:
+                    break
+                part = visits[start : start + step]
+                tables, alike = part[part.pages == 0], part[part.pages > 0]
+                raw = self._snapshot.tables.raw[:0]
+                if len(tables):
+                    raw = take_rows(self._snapshot.tables.raw, tables.row)
+                if wanted:
+                    wanted = collect(self._with_repeated(self._stretches(tables, raw, level), alike))
+                if descend:
+                    found = _Visits.joined([self._children(tables, raw, level), alike])
+                    below.append(found[np.argsort(found.va, kind="stable")])
+            visits = self._bounded(below, level)
+
+    def _bounded(self, below: list[_Visits], level: int) -> _Visits:
+        """Join the tables found below `level`, as many as are followed."""
+        visits = _Visits.joined(below)
+        if self._once:
+            key = visits.row * (int(HIERARCHY_MASK) + 1) + visits.hierarchy
+            visits = visits[np.sort(np.unique(key, return_index=True)[1])]
+        if len(visits) > self._max_visits:
+            self.truncated = f"more than {self._max_visits} ways to reach a level {level + 1} table"
+        return visits[: self._max_visits]
+
+    def _stretches(self, visits: _Visits, raw: Words, level: int) -> Fragments:
+        """Find the stretches in the tables of a chunk: raw has one row for each visit."""
+        regime = self._regime
+        leaf = are_leaves(raw, level, regime)
+        self._restrict(leaf, visits, raw, level)
+        low = mask(49 if regime.ds else 47, regime.shift(level))
+        joined = (raw[:, 1:] - raw[:, :-1]) == np.uint64(regime.entry_size(level))
+        joined &= leaf[:, 1:] & leaf[:, :-1]
+        joined &= (raw[:, 1:] & np.uint64(low)) != 0
+        first, last = leaf.copy(), leaf
+        first[:, 1:] &= ~joined
+        last[:, :-1] &= ~joined
+        row, slot = np.nonzero(first)
+        end = np.nonzero(last)[1]
+        start = raw[row, slot]
+        return Fragments(
+            level=level,
+            va=visits.va[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level))),
+            pa=output_addresses(start, level, regime),
+            count=end - slot + 1,
+            raw=start,
+            hierarchy=visits.hierarchy[row],
+            again=np.zeros(row.shape, dtype=np.bool_),
+        )
+
+    def _with_repeated(self, found: Fragments, alike: _Visits) -> Fragments:
+        """Add the stretches of one page, as far as they are wanted; in order of va."""
+        if self._repeats is None or found.level < LEVEL_LAST or not len(alike):
+            return found
+        regime, window = self._regime, self._window
+        page = np.uint64(regime.granule)
+        last = alike.va + alike.pages.astype(np.uint64) * page - np.uint64(1)
+        first = np.maximum(alike.va, np.uint64(window.low & ~(regime.granule - 1)))
+        last = np.minimum(last, np.uint64(window.high))
+        raw = self._repeats.raw[alike.row]
+        pa = output_addresses(raw, LEVEL_LAST, regime)
+        kept = first <= last
+        if self._pa_range is not None:
+            low, high = (np.uint64(end) for end in self._pa_range)
+            kept &= (pa <= high) & (pa + page - np.uint64(1) >= low)
+        more = Fragments(
+            level=LEVEL_LAST,
+            va=first,
+            pa=pa,
+            count=((last - first) // page).astype(np.int64) + 1,
+            raw=raw,
+            hierarchy=alike.hierarchy,
+            again=np.ones(len(alike), dtype=np.bool_),
+        )[kept]
+        both = Fragments(
+            LEVEL_LAST,
+            np.concatenate([found.va, more.va]),
+            np.concatenate([found.pa, more.pa]),
+            np.concatenate([found.count, more.count]),
+            np.concatenate([found.raw, more.raw]),
+            np.concatenate([found.hierarchy, more.hierarchy]),
+            np.concatenate([found.again, more.again]),
+        )
+        return both[np.argsort(both.va, kind="stable")]
+
+    def _restrict(self, leaf: NDArray[np.bool_], visits: _Visits, raw: Words, level: int) -> None:
+        """Clear the flags of leaves outside the wanted virtual and physical addresses."""
+        regime, window = self._regime, self._window
+        size = regime.entry_size(level)
+        if not window.whole:
+            span = regime.entries(level) * size
+            for at in np.nonzero(~window.covers(visits.va, span))[0].tolist():
+                low, high = window.slots(int(visits.va[at]), level, regime)
+                leaf[at, :low] = False
+                leaf[at, high + 1 :] = False
+        if self._pa_range is not None:
+            pa = output_addresses(raw, level, regime)
+            leaf &= (pa <= np.uint64(self._pa_range[1])) & (
+                pa + np.uint64(size - 1) >= np.uint64(self._pa_range[0])
+            )
+
+    def _children(self, visits: _Visits, raw: Words, level: int) -> _Visits:
+        """Return the tables below, as far as the window goes."""
+        regime = self._regime
+        row, slot = np.nonzero(are_tables(raw, level))
+        va = visits.va[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        if not self._window.whole:
+            kept = self._window.touches(va, regime.entry_size(level))
+            row, slot, va = row[kept], slot[kept], va[kept]
+        entry = raw[row, slot]
+        child = self._index.find(level + 1, next_tables(entry, regime))
+        self.missing += int(np.count_nonzero(child < 0))
+        hierarchy = visits.hierarchy[row]
+        if not regime.hpd:
+            hierarchy = hierarchy | ((entry >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK).astype(np.uint8)
+        pages = np.zeros(child.shape, dtype=np.int64)
+        found = _Visits(child, va, hierarchy, pages)[child >= 0]
+        return found if self._repeats is None else self._repeats.folded(found, level)
+
+
+class _Repeats:
+    """Know the tables all of whose entries are one page, or one table of which the same is true.
+
+    KASAN maps the shadow of all that has none of its own so (mm/kasan/init.c): terabytes, a page each.
+    """
+
+    def __init__(self, snapshot: Snapshot, index: TableIndex) -> None:
+        self._regime = snapshot.regime
+        tables, regime = snapshot.tables, snapshot.regime
+        self.raw = np.zeros(len(tables), dtype=np.uint64)
+        """The one page's descriptor; 0 for all other tables."""
+        self.hierarchy = np.zeros(len(tables), dtype=np.uint8)
+        """Bits [62:59] of the table descriptors below the table."""
+        alike = tables.readable & (tables.raw[:, 0] != 0) & (tables.raw[:, 0] == tables.raw[:, 1])
+        for level in range(LEVEL_LAST, regime.start_level, -1):
+            rows = np.flatnonzero(alike & (tables.level == level))
+            words = tables.raw[rows]
+            rows = rows[(words == words[:, :1]).all(axis=1)]
+            first = tables.raw[rows, 0]
+            if level == LEVEL_LAST:
+                self.raw[rows] = np.where(are_leaves(first, level, regime), first, np.uint64(0))
+                continue
+            good = are_tables(first, level)
+            rows, first = rows[good], first[good]
+            child = index.find(level + 1, next_tables(first, regime))
+            rows, first, child = rows[child >= 0], first[child >= 0], child[child >= 0]
+            self.raw[rows] = self.raw[child]
+            if not regime.hpd:
+                bits = (first >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK
+                self.hierarchy[rows] = self.hierarchy[child] | bits.astype(np.uint8)
+
+    def folded(self, visits: _Visits, above: int) -> _Visits:
+        """Return tables that entries at level `above` lead to, neighbours that repeat one page as one."""
+        alike = self.raw[visits.row] != 0
+        if not alike.any():
+            return visits
+        size = self._regime.entry_size(above)
+        same = (visits.va[:-1] + np.uint64(size) == visits.va[1:]) & alike[1:]
+        same &= (visits.row[:-1] == visits.row[1:]) & (visits.hierarchy[:-1] == visits.hierarchy[1:])
+        first = np.flatnonzero(np.concatenate([[True], ~same]))
+        many = np.diff(np.append(first, len(visits)))
+        pages = np.where(alike[first], many * (size // self._regime.granule), 0)
+        hierarchy = visits.hierarchy[first] | np.where(alike[first], self.hierarchy[visits.row[first]], 0)
+        return _Visits(visits.row[first], visits.va[first], hierarchy.astype(np.uint8), pages)

@@ -1,0 +1,352 @@
+"""List what a snapshot maps, as runs of equal attributes."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.analysis.bounded import Bounded
+from ptinspect.analysis.fragments import MAX_VISITS, Expansion, Fragments
+from ptinspect.analysis.regions import RegionNamer, half_namer
+from ptinspect.arch.bits import PhysAddr, VirtAddr, align_up
+from ptinspect.arch.descriptor import Attributes, decode
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.permissions import Permissions, effective
+from ptinspect.arch.regime import Regime
+from ptinspect.tables.kinds import HIERARCHY_SHIFT, address_bits
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
+
+MAX_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class MapFilter:
+    """Choose what is listed; everything is, by default."""
+
+    levels: frozenset[int] | None = None
+    """Only leaves of these levels."""
+    ng: bool | None = None
+    """Only leaves whose nG is this."""
+    el1: str = ""
+    """Letters of rwx that EL1 must be allowed."""
+    el1_not: str = ""
+    """Letters that EL1 must not be allowed."""
+    el0: str = ""
+    """Letters that EL0 must be allowed."""
+    el0_not: str = ""
+    """Letters that EL0 must not be allowed."""
+    memory_type: str = ""
+    """Part of the memory type's name, in any case: `device`, `normal`, `nc`."""
+    contiguous: bool | None = None
+    """Only leaves whose contiguous hint is this."""
+    va_range: tuple[int, int] | None = None
+    """Only leaves that touch these virtual addresses, both ends included; only their tables are read."""
+    pa_range: tuple[int, int] | None = None
+    """Only leaves that touch these physical addresses, both ends included."""
+    merge_pa: bool = False
+    """Join leaves that follow each other in VA but not in PA."""
+    max_runs: int = MAX_RUNS
+    """List no more than this."""
+    max_visits: int = MAX_VISITS
+    """Follow no more than this many ways to reach a table, at each level."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Describe leaves of one size and equal attributes that follow each other."""
+
+    va_start: VirtAddr
+    """First address."""
+    va_end: VirtAddr
+    """Last address."""
+    pa_start: PhysAddr
+    """Where the first address leads."""
+    level: int
+    """Level of the leaves."""
+    leaf_size: int
+    """Bytes that each leaf maps."""
+    count: int
+    """How many leaves."""
+    attributes: Attributes
+    """Attributes that all of them have."""
+    permissions: Permissions
+    """What EL1 and EL0 may do, the tables above considered."""
+    region: str
+    """Name of the region that it lies in; empty if unknown."""
+    pa_contiguous: bool = True
+    """False if the leaves were joined although their physical addresses do not follow each other."""
+    bits: int = 0
+    """The raw bits that all of them have: type and attributes, those without a name included."""
+    repeated: bool = False
+    """True if every leaf leads to `pa_start`: tables with one page in all entries (KASAN's zero shadow)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that the run maps."""
+        return self.count * self.leaf_size
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Fragments that the filter accepts."""
+
+    va: NDArray[np.uint64]
+    pa: NDArray[np.uint64]
+    span: NDArray[np.uint64]
+    """Bytes that they map."""
+    kind: NDArray[np.intp]
+    """Position in the list of distinct attributes; those of different levels are distinct."""
+    whole: NDArray[np.bool_]
+    """Whether the physical addresses follow each other."""
+    again: NDArray[np.bool_]
+    """Whether all leaves lead to one physical address; they are not `whole` then."""
+
+    def __len__(self) -> int:
+        return int(self.va.shape[0])
+
+    def __getitem__(self, which: slice | NDArray[np.intp]) -> Joined:
+        return Joined(
+            self.va[which],
+            self.pa[which],
+            self.span[which],
+            self.kind[which],
+            self.whole[which],
+            self.again[which],
+        )
+
+
+def runs(
+    snapshot: Snapshot,
+    chosen: MapFilter | None = None,
+    regions: RegionNamer | None = None,
+    edges: Sequence[int] = (),
+) -> Bounded[Run]:
+    """List runs of leaves in order of va, a shared table at each address that reaches it.
+
+    Adjacent leaves are joined if size, attributes, permissions and, unless `merge_pa`, the step in
+    physical addresses agree, or tables repeat one page in all their entries; also across tables, but not
+    (unless `merge_pa`) where the name of the region changes, for which only the addresses `edges`
+    (ascending) are looked at. `truncated` of the result says why it is not complete: bounds that were
+    hit, tables that are missing or could not be read. Raises UserError if `va_range` lies outside the
+    regime's half.
+    """
+    wanted = chosen or MapFilter()
+    window = _window(snapshot, wanted)
+    kinds = Kinds(snapshot.regime, wanted)
+    collector = Collector(kinds, snapshot.regime, wanted)
+    expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits, repeated=True)
+    expansion.run(collector.add)
+    joined = collector.result()
+    reasons = [expansion.truncated, _uncaptured(snapshot, wanted)]
+    if expansion.missing:
+        why = f" ({snapshot.truncated})" if snapshot.truncated else ""
+        reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
+    if expansion.unreadable:
+        reasons.append(f"{expansion.unreadable} tables could not be read")
+    namer = regions or half_namer(snapshot.regime)
+    found = _by_region(_runs(joined, kinds, namer, wanted.max_runs), namer, edges)
+    if collector.full or max(len(joined), len(found)) > wanted.max_runs:
+        reasons.append(f"only the first {wanted.max_runs} runs are listed")
+    return Bounded(found[: wanted.max_runs], "; ".join(reason for reason in reasons if reason))
+
+
+def _window(snapshot: Snapshot, wanted: MapFilter) -> Window:
+    """Return the part to list: what was asked for, as far as it was captured."""
+    captured = Window.of(snapshot.va_range, snapshot.regime)
+    asked = Window.of(wanted.va_range, snapshot.regime)
+    low, high = max(captured.low, asked.low), min(captured.high, asked.high)
+    return Window(low, high, captured.whole and asked.whole)
+
+
+def _uncaptured(snapshot: Snapshot, wanted: MapFilter) -> str:
+    """Say that a part of what was asked for was not captured; empty if all of it was."""
+    captured = Window.of(snapshot.va_range, snapshot.regime)
+    asked = Window.of(wanted.va_range, snapshot.regime)
+    if captured.low <= asked.low and asked.high <= captured.high:
+        return ""
+    return f"only {captured.low:#x}..{captured.high + 1:#x} was captured"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One combination of level, attributes and hierarchical bits, decoded."""
+
+    level: int
+    size: int
+    attributes: Attributes
+    permissions: Permissions
+    bits: int
+
+
+class Kinds:
+    """Decode each distinct combination of level, attributes and hierarchical bits once."""
+
+    def __init__(self, regime: Regime, wanted: MapFilter) -> None:
+        self._regime = regime
+        self._wanted = wanted
+        self.decoded: list[Kind] = []
+        self._known: dict[tuple[int, int, int], int] = {}
+
+    def of(self, part: Fragments) -> NDArray[np.intp]:
+        """Return the number of each fragment's combination, -1 where the filter rejects it."""
+        keep = np.uint64(~address_bits(part.level, self._regime) & (1 << 64) - 1)
+        bits, inverse = np.unique(part.raw & keep, return_inverse=True)
+        code = inverse.reshape(-1) * 16 + part.hierarchy
+        codes, inverse = np.unique(code, return_inverse=True)
+        numbers = [self._number(part.level, int(bits[c >> 4]), c & 15) for c in codes.tolist()]
+        return np.array(numbers, dtype=np.intp)[inverse.reshape(-1)]
+
+    def _number(self, level: int, raw: int, hierarchy: int) -> int:
+        key = (level, raw, hierarchy)
+        if key not in self._known:
+            leaf = decode(raw, level, self._regime)
+            above = decode(hierarchy << HIERARCHY_SHIFT | 3, self._regime.start_level, self._regime)
+            assert leaf.attributes is not None
+            permissions = effective(leaf, [above], self._regime)
+            accepted = self._accepts(leaf.attributes, permissions)
+            self._known[key] = len(self.decoded) if accepted else -1
+            if accepted:
+                size = self._regime.entry_size(level)
+                self.decoded.append(Kind(level, size, leaf.attributes, permissions, raw))
+        return self._known[key]
+
+    def _accepts(self, attributes: Attributes, permissions: Permissions) -> bool:
+        wanted = self._wanted
+        return (
+            wanted.ng in (None, attributes.ng)
+            and wanted.contiguous in (None, attributes.contiguous)
+            and wanted.memory_type.lower() in (attributes.memory_type or "").lower()
+            and set(wanted.el1) <= set(permissions.el1)
+            and set(wanted.el0) <= set(permissions.el0)
+            and not set(wanted.el1_not) & set(permissions.el1)
+            and not set(wanted.el0_not) & set(permissions.el0)
+        )
+
+
+class Collector:
+    """Take fragments, keep those that the filter accepts, joined as far as they can be."""
+
+    def __init__(self, kinds: Kinds, regime: Regime, wanted: MapFilter) -> None:
+        self._kinds = kinds
+        self._wanted = wanted
+        self._sizes = {level: regime.entry_size(level) for level in levels_of(regime)}
+        self._done: list[Joined] = []
+        self._counts: dict[int, int] = {}
+        self._open: dict[int, Joined] = {}
+        """The last one of each level, which the next chunk may go on with."""
+        self.full = False
+        """True if fragments were left out because there are more than can be listed."""
+
+    def add(self, part: Fragments) -> bool:
+        """Take the fragments of one chunk; False once the level has all of its that can be listed."""
+        level = part.level
+        if len(part):
+            number = self._kinds.of(part)
+            kept = np.nonzero(number >= 0)[0]
+            span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[level])
+            again = part.again[kept]
+            found = Joined(part.va[kept], part.pa[kept], span, number[kept], ~again, again)
+            joined = self._merge(_concatenated([self._open.get(level, found[:0]), found]))
+            self._open[level] = joined[-1:]
+            self._done.append(joined[:-1])
+            self._counts[level] = self._counts.get(level, 0) + max(len(joined) - 1, 0)
+        more = self._counts.get(level, 0) < self._wanted.max_runs
+        self.full |= not more
+        return more
+
+    def result(self) -> Joined:
+        """Return all in order of va."""
+        joined = _concatenated([*self._done, *self._open.values()])
+        return joined[np.argsort(joined.va, kind="stable")]
+
+    def _merge(self, parts: Joined) -> Joined:
+        parts = _merge(parts, strict=True)
+        return _merge(parts, strict=False) if self._wanted.merge_pa else parts
+
+
+def _concatenated(parts: Sequence[Joined]) -> Joined:
+    """Return the parts one after the other."""
+    none = np.zeros(0, dtype=np.uint64)
+    flags = none.astype(np.bool_)
+    parts = [Joined(none, none, none, none.astype(np.intp), flags, flags), *parts]
+    return Joined(
+        np.concatenate([part.va for part in parts]),
+        np.concatenate([part.pa for part in parts]),
+        np.concatenate([part.span for part in parts]),
+        np.concatenate([part.kind for part in parts]),
+        np.concatenate([part.whole for part in parts]),
+        np.concatenate([part.again for part in parts]),
+    )
+
+
+def _merge(parts: Joined, *, strict: bool) -> Joined:
+    """Join neighbours; `strict` asks for physical addresses that follow each other."""
+    if not len(parts):
+        return parts
+    same = (parts.va[:-1] + parts.span[:-1]) == parts.va[1:]
+    same &= parts.kind[:-1] == parts.kind[1:]
+    if strict:
+        follows = (parts.pa[:-1] + parts.span[:-1]) == parts.pa[1:]
+        follows &= parts.whole[:-1] & parts.whole[1:]
+        same &= follows | (parts.again[:-1] & parts.again[1:] & (parts.pa[:-1] == parts.pa[1:]))
+    first = np.nonzero(np.concatenate([[True], ~same]))[0]
+    alone = np.diff(np.append(first, len(parts))) == 1
+    return Joined(
+        va=parts.va[first],
+        pa=parts.pa[first],
+        span=np.add.reduceat(parts.span, first),
+        kind=parts.kind[first],
+        whole=parts.whole[first] & (alone | strict),
+        again=parts.again[first] & (alone | strict),
+    )
+
+
+def _runs(joined: Joined, kinds: Kinds, regions: RegionNamer, limit: int) -> list[Run]:
+    """Make the objects that are shown."""
+    found = []
+    columns = (joined.va, joined.pa, joined.span, joined.kind, joined.whole, joined.again)
+    for va, pa, span, kind, whole, again in zip(*(c[:limit].tolist() for c in columns), strict=True):
+        distinct = kinds.decoded[kind]
+        found.append(
+            Run(
+                va_start=VirtAddr(va),
+                va_end=VirtAddr(va + span - 1),
+                pa_start=PhysAddr(pa),
+                level=distinct.level,
+                leaf_size=distinct.size,
+                count=span // distinct.size,
+                attributes=distinct.attributes,
+                permissions=distinct.permissions,
+                region=regions(va),
+                pa_contiguous=whole,
+                bits=distinct.bits,
+                repeated=again,
+            )
+        )
+    return found
+
+
+def _by_region(found: list[Run], regions: RegionNamer, edges: Sequence[int]) -> list[Run]:
+    """Cut runs where another region begins; a leaf has the name of its first byte."""
+    cut: list[Run] = []
+    for run in found:
+        inside = edges[bisect_right(edges, run.va_start) : bisect_right(edges, run.va_end)]
+        if not run.pa_contiguous and not run.repeated:
+            inside = ()
+        rest = run
+        for edge in inside:
+            at = align_up(edge, run.leaf_size)
+            name = regions(at) if at <= run.va_end else rest.region
+            if name == rest.region:
+                continue
+            leaves = (at - rest.va_start) // run.leaf_size
+            cut.append(replace(rest, va_end=VirtAddr(at - 1), count=leaves))
+            pa = PhysAddr(rest.pa_start + (0 if run.repeated else leaves * run.leaf_size))
+            rest = replace(rest, va_start=VirtAddr(at), pa_start=pa, count=rest.count - leaves, region=name)
+        cut.append(rest)
+    return cut

@@ -1,0 +1,220 @@
+"""Descriptors of a snapshot one by one, in batches: what `export` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.arch.descriptor import Descriptor, Kind, decode
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.errors import UserError
+from ptinspect.tables.index import TableIndex, take_rows
+from ptinspect.tables.kinds import address_bits, are_leaves, are_tables, next_tables, output_addresses
+from ptinspect.tables.model import Snapshot
+from ptinspect.tables.window import Window
+
+BATCH_WORDS = 1 << 17
+"""At most this many descriptors are looked at in one batch: a few MiB, whatever the guest's size."""
+Progress = Callable[[int, int], None]
+"""Called with the number of tables done, and the number of all."""
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Choose which descriptors are listed; all that are not zero are, by default."""
+
+    levels: frozenset[int] | None = None
+    """Only entries of tables of these levels."""
+    kinds: frozenset[str] | None = None
+    """Only these kinds: invalid, table, block, page, reserved."""
+    bit11: bool | None = None
+    """Only descriptors whose bit 11 (nG, or KPTI's mark) is this."""
+    memory_type: str = ""
+    """Part of the memory type's name, in any case; leaves only."""
+    contiguous: bool | None = None
+    """Only leaves whose contiguous hint is this."""
+    va_range: tuple[int, int] | None = None
+    """Only entries that translate an address of this range, both ends included."""
+    pa_range: tuple[int, int] | None = None
+    """Only leaves that lead into these physical addresses, both ends included."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Hold some descriptors of one level in order of va; all arrays have shape (n,)."""
+
+    level: int
+    """Level of the tables that they stand in."""
+    size: int
+    """Bytes of address space that each translates."""
+    va: NDArray[np.uint64]
+    """First address that each translates, canonical."""
+    table_pa: NDArray[np.uint64]
+    """Physical address of its table."""
+    index: NDArray[np.intp]
+    """Its slot in that table."""
+    raw: NDArray[np.uint64]
+    """The eight bytes."""
+    output: NDArray[np.uint64]
+    """Next table, block or page; 0 where the descriptor is not valid."""
+    fact: NDArray[np.intp]
+    """Position in `facts`: descriptors that are equal but for the address."""
+    facts: tuple[Descriptor, ...]
+    """One decoded descriptor of each sort; its raw value and output address are without the address bits."""
+
+    def __len__(self) -> int:
+        return int(self.va.shape[0])
+
+
+def batches(
+    snapshot: Snapshot, chosen: RowFilter | None = None, progress: Progress | None = None
+) -> Iterator[Batch]:
+    """Yield the descriptors of every table that are not zero, level by level, in order of va.
+
+    A table that several ways lead to is listed once, at the lowest address in `va_range`. Tables that could
+    not be read have no rows. Raises UserError if `va_range` lies outside the regime's half.
+    """
+    wanted = chosen or RowFilter()
+    tables, regime = snapshot.tables, snapshot.regime
+    window = Window.of(wanted.va_range, regime)
+    if wanted.kinds is not None and wanted.kinds - {str(kind) for kind in Kind}:
+        raise UserError(f"no kind of descriptor: {', '.join(sorted(wanted.kinds - set(Kind)))}")
+    index = TableIndex(tables)
+    sorts = _Sorts(snapshot, wanted)
+    step = max(BATCH_WORDS // max(tables.raw.shape[1], 1), 1)
+    done, total = 0, len(tables)
+    for level, found, begin in _all(snapshot, index) if window.whole else _reached(snapshot, index, window):
+        if wanted.levels is None or level in wanted.levels:
+            good = tables.readable[found]
+            rows, va = found[good], begin[good]
+            for start in range(0, rows.shape[0], step):
+                if progress is not None:
+                    progress(done + start, total)
+                part = slice(start, start + step)
+                batch = sorts.batch(rows[part], va[part], level, window)
+                if len(batch):
+                    yield batch
+        done += found.shape[0]
+    if progress is not None:
+        progress(total, total)
+
+
+Placed = tuple[int, NDArray[np.intp], NDArray[np.uint64]]
+"""A level, rows of tables of it, and the first address that each translates; in order of va."""
+
+
+def _all(snapshot: Snapshot, index: TableIndex) -> Iterator[Placed]:
+    """Yield all tables, each at its lowest address."""
+    for level in levels_of(snapshot.regime):
+        rows = index.numbers(level)
+        yield level, rows, snapshot.tables.va[rows]
+
+
+def _reached(snapshot: Snapshot, index: TableIndex, window: Window) -> Iterator[Placed]:
+    """Yield the tables that translate an address of the window.
+
+    Each is at the lowest address at which all of it lies in the window; one that never does, at each
+    address at which a part of it does.
+    """
+    regime = snapshot.regime
+    rows, va = np.zeros(1, dtype=np.intp), np.array([int(regime.va_min)], dtype=np.uint64)
+    for level in levels_of(regime):
+        yield level, rows, va
+        if level == LEVEL_LAST or not rows.size:
+            return
+        raw = take_rows(snapshot.tables.raw, rows)
+        at, slot = np.nonzero(are_tables(raw, level) & snapshot.tables.readable[rows][:, np.newaxis])
+        below = va[at] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        child = index.find(level + 1, next_tables(raw[at, slot], regime))
+        size = regime.entry_size(level)
+        kept = (child >= 0) & window.touches(below, size)
+        child, below = child[kept], below[kept]
+        order = np.argsort(below, kind="stable")
+        child, below = child[order], below[order]
+        whole = np.flatnonzero(window.covers(below, size))
+        first = whole[np.unique(child[whole], return_index=True)[1]]
+        parted = np.flatnonzero(~np.isin(child, child[whole]))
+        chosen = np.sort(np.concatenate([first, parted]))
+        rows, va = child[chosen], below[chosen]
+
+
+class _Sorts:
+    """Decode each distinct combination of bits that are no address once."""
+
+    def __init__(self, snapshot: Snapshot, wanted: RowFilter) -> None:
+        self._tables, self._regime, self._wanted = snapshot.tables, snapshot.regime, wanted
+        self._known: dict[tuple[int, int], Descriptor | None] = {}
+
+    def batch(self, rows: NDArray[np.intp], begin: NDArray[np.uint64], level: int, window: Window) -> Batch:
+        """Return what the filter accepts of the tables in these rows, which `begin` at ascending va."""
+        regime, tables = self._regime, self._tables
+        words = take_rows(tables.raw, rows)[:, : regime.entries(level)]
+        row, slot = np.nonzero(words)
+        raw = words[row, slot]
+        size = regime.entry_size(level)
+        va = begin[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        leaf = are_leaves(raw, level, regime)
+        next_table = ((raw & np.uint64(3)) == np.uint64(3)) & ~leaf
+        output = np.where(leaf, output_addresses(raw, level, regime), np.uint64(0))
+        output = np.where(next_table, next_tables(raw, regime), output)
+        kept = np.ones(raw.shape, dtype=np.bool_) if window.whole else window.touches(va, size)
+        if self._wanted.pa_range is not None:
+            low, high = (np.uint64(end) for end in self._wanted.pa_range)
+            kept &= leaf & (output <= high) & (output + np.uint64(size - 1) >= low)
+        keep = np.full(raw.shape, MASK64, dtype=np.uint64)
+        keep[leaf] = np.uint64(~address_bits(level, regime) & MASK64)
+        keep[next_table] = np.uint64(~address_bits(level, regime, table=True) & MASK64)
+        keep[~leaf & ~next_table] = np.uint64(0x803)
+        distinct, fact = np.unique(raw & keep, return_inverse=True)
+        found = [self._decoded(level, bits) for bits in distinct.tolist()]
+        kept &= np.array([sort is not None for sort in found], dtype=np.bool_)[fact.reshape(-1)]
+        number = np.cumsum([sort is not None for sort in found]) - 1
+        return Batch(
+            level=level,
+            size=size,
+            va=va[kept],
+            table_pa=tables.pa[rows][row[kept]],
+            index=slot[kept],
+            raw=raw[kept],
+            output=output[kept],
+            fact=number[fact.reshape(-1)[kept]].astype(np.intp),
+            facts=tuple(sort for sort in found if sort is not None),
+        )
+
+    def _decoded(self, level: int, raw: int) -> Descriptor | None:
+        """Return the descriptor, or None if the filter rejects it."""
+        key = (level, raw)
+        if key not in self._known:
+            found = decode(raw, level, self._regime)
+            self._known[key] = found if self._accepts(found) else None
+        return self._known[key]
+
+    def _accepts(self, found: Descriptor) -> bool:
+        wanted, a = self._wanted, found.attributes
+        if wanted.kinds is not None and str(found.kind) not in wanted.kinds:
+            return False
+        if wanted.bit11 is not None and bool(found.raw >> 11 & 1) != wanted.bit11:
+            return False
+        if wanted.contiguous is not None and (a is None or a.contiguous != wanted.contiguous):
+            return False
+        name = "" if a is None or a.memory_type is None else a.memory_type
+        return not wanted.memory_type or wanted.memory_type.lower() in name.lower()
+
+
+def sample_leaves(snapshot: Snapshot, count: int) -> list[tuple[int, int]]:
+    """Return pairs of virtual and physical address, at most `count` for each level, evenly spread."""
+    tables, regime = snapshot.tables, snapshot.regime
+    found: list[tuple[int, int]] = []
+    for level in np.unique(tables.level).tolist():
+        rows = np.flatnonzero(tables.level == level)
+        at, slots = np.nonzero(are_leaves(tables.raw[rows], level, regime))
+        for i in np.linspace(0, max(len(at) - 1, 0), min(count, len(at)), dtype=int).tolist():
+            row, slot = int(rows[at[i]]), int(slots[i])
+            va = (int(tables.va[row]) + (slot << regime.shift(level))) & MASK64
+            found.append((va, int(regime.output_address(int(tables.raw[row, slot]), level))))
+    return found

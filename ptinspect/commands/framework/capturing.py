@@ -1,0 +1,164 @@
+"""Make snapshots of the guest, and keep the latest capture of a stop for the commands that follow."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ptinspect import __version__
+from ptinspect.arch.bits import MASK64, VirtAddr
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.sources import Source, source
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.output.model import escape
+from ptinspect.snapshot.facts import KERNEL_OFFSET
+
+if TYPE_CHECKING:
+    from ptinspect.tables.model import Meta, Snapshot
+
+FEW = 4
+"""Tables that cannot be read and prove nothing yet."""
+NAMING = "naming"
+"""Where Context.memo keeps the names of the addresses at one stop."""
+
+
+def capture_snapshot(
+    ctx: Context,
+    source: Source,
+    name: str,
+    *,
+    va_range: tuple[int, int] | None = None,
+    max_level: int = LEVEL_LAST,
+    max_tables: int = 262_144,
+    note: str = "",
+    extra: Mapping[str, str] | None = None,
+) -> Snapshot:
+    """Capture the tables under a root down to `max_level`, the whole half or `va_range` (ends included).
+
+    `extra` adds facts to the snapshot's own. Raises TargetError if the link fails; tables that cannot
+    be read are marked in the snapshot. Raises GuestError if that is most of them: what was taken for a
+    root is none, and other bytes were taken for descriptors.
+    """
+    from ptinspect.tables.capture import capture
+    from ptinspect.tables.model import Snapshot
+
+    wanted = None if va_range is None else (VirtAddr(va_range[0]), VirtAddr(va_range[1]))
+
+    def progress(done: int, total: int) -> None:
+        ctx.progress("reading tables", done, total)
+
+    tables, truncated = capture(
+        source.memory,
+        source.root.pa,
+        source.regime,
+        va_range=wanted,
+        max_level=max_level,
+        max_tables=max_tables,
+        progress=progress,
+    )
+    if source.snapshot is not None:
+        old = source.snapshot
+        return Snapshot(
+            name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
+        )
+    session = ctx.stopped
+    _refuse_no_table(ctx, source, len(tables), len(tables) - int(tables.readable.sum()))
+    known = getattr(session, "has_registers", True)
+    cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count if known else 0))
+    meta = _meta(ctx, source, note, {**source.facts, **(extra or {})})
+    return Snapshot(
+        name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
+    )
+
+
+def snapshot_of(
+    ctx: Context,
+    args: argparse.Namespace,
+    name: str,
+    va_range: tuple[int, int] | None = None,
+    *,
+    max_level: int = LEVEL_LAST,
+) -> Snapshot:
+    """Return the snapshot that `--snap` names, or a capture of the guest.
+
+    A whole capture is kept until the guest runs; a part is read each time.
+    """
+    found = source(ctx, args, name, None if va_range is None else va_range[0])
+    if found.snapshot is not None and args.root is None:
+        return found.snapshot
+    label = f"({found.label})"
+    if found.snapshot is not None:
+        return capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
+    key = (ctx.stopped.stop_token, found.root.pa, found.regime)
+    if ctx.latest is not None and ctx.latest[0] == key:
+        return ctx.latest[1]
+    snapshot = capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
+    if va_range is None and max_level == LEVEL_LAST:
+        ctx.latest = (key, snapshot)
+    return snapshot
+
+
+def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None:
+    """Raise GuestError if most tables cannot be read, unless the root is known to be the kernel's own.
+
+    That one may be damaged, which is what is to be seen.
+    """
+    if bad < FEW or 2 * bad <= count:
+        return
+    try:
+        view = ctx.view()
+        if view.is_kernels and view.swapper().pa == source.root.pa:
+            return
+    except PtinspectError:
+        pass
+    raise GuestError(
+        f"pa:{source.root.pa:#x} ({source.root.provenance}) is no root table: {bad} of the {count} "
+        "tables that it leads to are not in memory",
+        "regime says what the registers hold; walk ADDR shows one way through these tables",
+    )
+
+
+def naming_facts(ctx: Context) -> dict[str, str]:
+    """Return what gives names to the addresses of the guest at this stop; found once for each stop."""
+    from ptinspect.linux.running.naming import facts
+
+    token = ctx.stopped.stop_token
+    kept = ctx.memo.get(NAMING)
+    if isinstance(kept, tuple) and kept[0] == token:
+        return dict(kept[1])
+    found = facts(ctx.view())
+    ctx.memo[NAMING] = (token, found)
+    return found
+
+
+def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> Meta:
+    from ptinspect.tables.model import Meta
+
+    session = ctx.stopped
+    state = session.cpu_state(session.current_cpu)
+    extra = dict(more)
+    banner = ""
+    try:
+        view = ctx.view()
+        banner = view.banner()
+        extra |= {**naming_facts(ctx), **extra}
+        if ctx.kernel is not None:
+            extra[KERNEL_OFFSET] = f"{view.kaslr_offset & MASK64:#x}"
+    except (GuestError, KernelFileError):
+        pass  # a guest without a recognisable kernel is captured all the same
+    where = f"cpu {state.cpu} at {ctx.place(state.pc)}"
+    if not getattr(session, "has_registers", True):
+        where = f"{session.address}, registers unknown"
+    banner = banner or getattr(session, "banner", "")
+    return Meta(
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        tool_version=__version__,
+        where=where,
+        kernel=escape(banner),
+        source=source.memory.label,
+        note=note,
+        extra=extra,
+    )

@@ -1,0 +1,38 @@
+"""Names of the parts of the address space, for commands that show addresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptinspect.commands.framework.capturing import naming_facts
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.sources import Source
+from ptinspect.errors import PtinspectError
+
+if TYPE_CHECKING:
+    from ptinspect.analysis.regions import RegionNamer
+    from ptinspect.linux.layout.regions import Layout
+    from ptinspect.tables.model import Snapshot
+
+
+def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNamer, Layout]:
+    """Return what names the addresses of a snapshot, and of an earlier one whose stacks count too."""
+    from ptinspect.linux.layout.choice import region_namer
+    from ptinspect.linux.running.naming import layout_of
+
+    made = layout_of(snapshot, also)
+    return region_namer(made, snapshot.regime), made
+
+
+def name_of(ctx: Context, where: Source, va: int) -> str:
+    """Return the name of the region of one address, of the guest or of a snapshot; empty if none."""
+    from ptinspect.linux.layout.choice import region_namer
+    from ptinspect.linux.running.naming import layout_from
+
+    if where.snapshot is not None:
+        return names_of(where.snapshot)[0](va)
+    try:
+        facts = {**naming_facts(ctx), **where.facts}
+    except PtinspectError:
+        facts = dict(where.facts)
+    return region_namer(layout_from(where.regime, facts, {}), where.regime)(va)

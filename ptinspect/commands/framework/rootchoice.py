@@ -1,0 +1,188 @@
+"""`--root`: which root table a command begins at, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
+from ptinspect.arch.sysregs import CpuState, RegimeName, current_regime, kernel_regime, regime_at_el2
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.names import GuestNames
+from ptinspect.errors import PtinspectError, RegimeError, UserError
+from ptinspect.snapshot.facts import AREAS, LOWER
+
+if TYPE_CHECKING:
+    from ptinspect.linux.running.otherroots import OtherRoot
+    from ptinspect.tables.model import Root
+
+REGISTERS = ("ttbr0_el1", "ttbr1_el1", "ttbr0_el2", "ttbr1_el2")
+RULES = ("el1", "el2", *REGISTERS)
+RULES_HELP = "whose rules an address given as root is used by: el1, el2, or ttbr0_el2 and its like"
+WORDS = ("ttbr0", "ttbr1", *REGISTERS, "swapper", "user", "idmap", "tramp", "trampoline")
+ROOT_HELP = (
+    "swapper (default for kernel addresses), ttbr0 (default for others), ttbr1, ttbr0_el2 and its like, "
+    "user (tables of the current task), task:PID, idmap, tramp, or the address of a table"
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Join a root with the regime under which it is used."""
+
+    root: Root
+    """The table, and why."""
+    regime: Regime
+    """The half that it translates."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What a snapshot of it keeps in Meta.extra."""
+
+
+def root_choice(text: str) -> str | argtypes.Address:
+    """Read a word of WORDS, `task:PID`, or the address of a table."""
+    word = text.lower()
+    if word in WORDS or re.fullmatch(r"task:\d{1,7}", word):
+        return word
+    return argtypes.address(text)
+
+
+argtypes.completes("root", root_choice)
+
+
+def choose(
+    ctx: Context,
+    choice: str | argtypes.Address | None,
+    state: CpuState,
+    va: int | None,
+    rules: str | None = None,
+) -> Chosen:
+    """Return the root for an address of the stopped guest; kernel addresses without one.
+
+    `rules` (RULES) says how a root given as an address is used; by default as the register that holds it
+    does. Raises GuestError or RegimeError if there is no such table, UserError for rules without address.
+    """
+    if isinstance(choice, argtypes.Address):
+        return _by_address(ctx, choice, state, va, rules)
+    if rules is not None:
+        raise UserError("--regime is for a root given as an address", "--root ADDRESS --regime el2")
+    upper = True if va is None else bit(va, 55)
+    if choice == "swapper" or (choice is None and upper):
+        return Chosen(ctx.view().swapper(), regime_from_registers(state, True))
+    if choice is None or choice.startswith("ttbr"):
+        return _by_register(ctx, state, *_register(state, choice or "ttbr0"))
+    found = _other(ctx, choice, state)
+    return _named(ctx, found.root, found.regime, found.half, found.mm)
+
+
+def _named(ctx: Context, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
+    """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
+    from ptinspect.linux.running.areas import areas_of
+    from ptinspect.linux.running.naming import encode
+
+    if not half or not mm:
+        return Chosen(root, regime, {LOWER: half} if half else {})
+    kept, token = ctx.memo.get(AREAS), (ctx.stopped.stop_token, mm)
+    found = kept[1] if isinstance(kept, tuple) and kept[0] == token else areas_of(ctx.view(), mm)
+    ctx.memo[AREAS] = (token, found)
+    if found.incomplete:
+        root = replace(root, provenance=f"{root.provenance}; {found.incomplete}")
+    return Chosen(root, regime, {LOWER: half, AREAS: encode(found.areas)})
+
+
+def _other(ctx: Context, choice: str, state: CpuState) -> OtherRoot:
+    from ptinspect.linux.running.otherroots import current_tables, identity_map, task_tables, trampoline
+
+    if choice == "idmap":
+        return identity_map(ctx.view(), state)
+    if choice.startswith("tramp"):
+        return trampoline(ctx.view())
+    if choice == "user":
+        return current_tables(ctx.view(), state)
+    return task_tables(ctx.view(), state, int(choice.removeprefix("task:")))
+
+
+def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
+    """Return the regime and the half of a register: `ttbr0` is that of the level at which the CPU runs."""
+    upper = word.startswith("ttbr1")
+    if word.endswith("el1"):
+        return "EL1&0", upper
+    if word.endswith("el2"):
+        return regime_at_el2(state), upper
+    return kernel_regime(state) if upper else current_regime(state), upper
+
+
+def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
+    regime = regime_from_registers(state, upper, name)
+    said = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
+    return _told(ctx, root_pa(state, regime), said, regime, state)
+
+
+def _told(ctx: Context, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
+    """Join a root with its regime, and with what it is known to hold where it translates lower addresses."""
+    from ptinspect.linux.running.otherroots import lower_role
+    from ptinspect.tables.model import Root
+
+    if regime.upper:
+        return Chosen(Root(pa, said), regime)
+    if regime.name == "EL2":
+        return Chosen(Root(pa, said), regime, {LOWER: "EL2"})
+    try:
+        found = lower_role(ctx.view(), state, pa)
+    except PtinspectError:
+        return Chosen(Root(pa, said), regime)
+    holds = f"{said}: {found.text}" if found.text else said
+    return _named(ctx, Root(pa, holds), regime, found.half, found.mm)
+
+
+def _by_address(
+    ctx: Context, choice: argtypes.Address, state: CpuState, va: int | None, rules: str | None
+) -> Chosen:
+    """Return the table that a number, a symbol or a register names, with the regime it is used by.
+
+    A register that holds a TTBR value loses its ASID; an address in the kernel half is translated.
+    """
+    if choice.physical or all(term.value is not None for term in choice.terms):
+        pa = choice.value()
+    else:
+        pa = choice.value(GuestNames(ctx, state.cpu))
+        kernel = bit(pa, 55) and pa >> 56 == 0xFF
+        pa = ctx.view().pa_of(pa) if kernel else pa & 0x0000_FFFF_FFFF_FFFE
+    half = None if va is None else bit(va, 55)
+    said = f"--root {choice.text}"
+    if rules is not None:
+        name, upper = _register(state, rules if rules in REGISTERS else f"ttbr0_{rules}")
+        if rules not in REGISTERS:
+            upper = half is not False and name != "EL2"
+        return _told(
+            ctx, PhysAddr(pa), f"{said} --regime {rules}", regime_from_registers(state, upper, name), state
+        )
+    holder = _holder(ctx, pa, state, half)
+    if holder is not None:
+        return _told(ctx, PhysAddr(pa), f"{said}, as in {holder[1]}", holder[0], state)
+    regime = regime_from_registers(state, half is not False, kernel_regime(state))
+    return _told(ctx, PhysAddr(pa), said, regime, state)
+
+
+def _holder(ctx: Context, pa: int, state: CpuState, half: bool | None) -> tuple[Regime, str] | None:
+    """Return the regime of the register that holds a root, and its name; the given CPU's first.
+
+    Registers of the kernel's regime come before others; `half` leaves those of the other half out.
+    """
+    session = ctx.stopped
+    others = [session.cpu_state(n) for n in range(session.cpu_count) if n != state.cpu]
+    for held in (state, *others):
+        names: tuple[RegimeName, ...] = (kernel_regime(held), "EL1&0", regime_at_el2(held))
+        for name in dict.fromkeys(names):
+            for upper in (True, False):
+                try:
+                    regime = regime_from_registers(held, upper, name)
+                    base = root_pa(held, regime)
+                except RegimeError:
+                    continue
+                if base == pa and half in (None, upper):
+                    return regime, f"{regime.register(f'TTBR{int(upper)}')} of cpu {held.cpu}"
+    return None

@@ -1,0 +1,1 @@
+"""Commands on the rewrite of the kernel's own tables."""

@@ -1,0 +1,108 @@
+"""Where the guest, or a snapshot, stands with respect to the rewrite: what every command about it asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ptinspect.commands.framework.capturing import capture_snapshot
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.sources import Source
+from ptinspect.errors import GuestError, PtinspectError
+from ptinspect.output.model import escape
+from ptinspect.snapshot.facts import ALGORITHM
+
+if TYPE_CHECKING:
+    from ptinspect.linux.kpti.code import KptiCode
+    from ptinspect.linux.kpti.state import KptiState
+    from ptinspect.linux.kpti.work import Work
+    from ptinspect.tables.model import Snapshot
+
+TOTALS: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+"""Session -> how many descriptors the walk had to store when it was seen before its first store."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Join the kernel's tables as they are now and where the guest stands."""
+
+    state: KptiState
+    """Where it stands."""
+    snapshot: Snapshot | None
+    """The tables; None if the kernel has none yet."""
+    total: int | None
+    """How many descriptors the walk has to store; None if it was not seen before its first store."""
+
+    @property
+    def tables(self) -> Snapshot:
+        """The tables. Raises GuestError if the kernel has none yet."""
+        if self.snapshot is None:
+            raise GuestError(self.state.reason, "kpti until, or kpti run")
+        return self.snapshot
+
+    @property
+    def work(self) -> Work:
+        """What the walk has to do and what is left. Raises GuestError if the kernel has no tables yet."""
+        from ptinspect.linux.kpti.work import work
+
+        return work(self.tables, self.state, self.total)
+
+
+def look(ctx: Context, name: str, extra: Mapping[str, str] | None = None) -> Look:
+    """Capture the kernel's tables, whole, and judge. Raises TargetError if the link to the guest failed."""
+    from ptinspect.analysis.summary import Summary
+    from ptinspect.linux.kpti.state import KptiState, kpti_state
+    from ptinspect.linux.kpti.work import work
+
+    view = ctx.view()
+    try:
+        root = view.swapper()
+    except GuestError as error:
+        why = f"the kernel has no tables yet: {error.message}"
+        return Look(KptiState("before", why, Summary(())), None, None)
+    source = Source(ctx.stopped.memory, root, view.regime, "guest")
+    snapshot = capture_snapshot(ctx, source, name, extra=extra)
+    state = kpti_state(view, snapshot)
+    if state.algorithm:
+        noted = {**snapshot.meta.extra, ALGORITHM: state.algorithm}
+        snapshot = dataclasses.replace(snapshot, meta=dataclasses.replace(snapshot.meta, extra=noted))
+    if state.position is not None and state.position.phase == "before":
+        TOTALS[ctx.stopped] = work(snapshot, state).total
+    elif state.position is None:
+        TOTALS.pop(ctx.stopped, None)
+    return Look(state, snapshot, TOTALS.get(ctx.stopped))
+
+
+def snapshot_state(ctx: Context, snapshot: Snapshot) -> KptiState:
+    """Judge a snapshot from its tables, and the kernel's code where it is known."""
+    from ptinspect.linux.kpti.state import state_from_tables
+
+    code = code_of(ctx, snapshot)
+    state = state_from_tables(snapshot, code)
+    return state if code is None else dataclasses.replace(state, algorithm=code.algorithm)
+
+
+def code_of(ctx: Context, snapshot: Snapshot) -> KptiCode | None:
+    """Return the rewrite as the kernel of a snapshot has it; None if that is not known.
+
+    It is read from the guest if it runs that kernel, else from the kernel file. A snapshot that names no
+    kernel is taken to be of the one at hand.
+    """
+    from ptinspect.linux.kpti.code import recognise
+    from ptinspect.linux.kpti.evidence import running_code
+
+    theirs = snapshot.meta.kernel
+    try:
+        if ctx.state == "stopped":
+            view = ctx.view()
+            if theirs in ("", view.banner()):
+                return running_code(view)
+        kernel = ctx.kernel
+        if kernel is None or (theirs and kernel.banner and escape(kernel.banner) != theirs):
+            return None
+        return recognise(kernel)
+    except PtinspectError:
+        return None

@@ -1,0 +1,408 @@
+"""Go through the rewrite of the kernel's tables, stop at the points that matter, and capture at each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.kpti.kpti_live import Look, look
+from ptinspect.commands.target.kernel import mismatch
+from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.link.gdb.slots import Purpose
+from ptinspect.snapshot.facts import PHASE
+
+if TYPE_CHECKING:
+    from ptinspect.link.session import Session, StopInfo
+    from ptinspect.linux.image.image import KernelImage
+    from ptinspect.linux.kpti.code import KptiCode
+    from ptinspect.linux.kpti.position import Phase
+    from ptinspect.tables.model import Snapshot
+
+C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
+"""The C function that calls the identity-mapped one, per CPU.
+
+Source: arch/arm64/kernel/cpufeature.c (mm/mmu.c from 7.x); since 6.12 the per-CPU part has two
+underscores and the other name runs once, before it.
+"""
+ANCHOR = "idmap_cpu_replace_ttbr1"
+"""Runs from the identity map in paging_init(), early and with the final vectors installed: the first
+place where it can be known, at an address known in advance, where KASLR put the kernel."""
+FIRST_VIRTUAL = "start_kernel"
+"""The C function that a kernel enters first; without KASLR it runs where it was linked."""
+LOOK_SECONDS = 0.05
+"""How long the guest runs between two looks for the kernel while a firmware runs: the kernel needs some
+hundred milliseconds from its first instruction to the rewrite."""
+SLICE_SECONDS = 2.0
+"""How long it runs at most, at breakpoints that it may have passed already, before it is looked at again."""
+PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
+"""Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
+kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
+
+PHASES = ("before", "during", "after")
+"""Names of the captures."""
+
+
+@dataclass
+class Outcome:
+    """Say how a run through the rewrite ended."""
+
+    reached: bool
+    """True if the rewrite was entered."""
+    reason: str
+    """What was seen, in one line."""
+    algorithm: str = ""
+    """The algorithm that the kernel's code shows."""
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    """The captures by phase: before, during, after."""
+    stops: list[tuple[str, int]] = field(default_factory=list)
+    """The points that were reached, with the program counter."""
+    whole: bool = False
+    """True if it was seen from before its first store."""
+
+
+class Runner:
+    """Drive one guest through the rewrite on its boot CPU."""
+
+    def __init__(self, ctx: Context, timeout: float) -> None:
+        """Prepare; `timeout` is the limit in seconds for the whole run."""
+        self.ctx = ctx
+        self.session: Session = ctx.stopped
+        self.deadline = time.monotonic() + timeout
+        kernel = ctx.kernel
+        if kernel is None:
+            raise UserError("the rewrite is found in the kernel file", "--kernel FILE, or kernel FILE")
+        wrong = mismatch(ctx)
+        if wrong is not None:
+            raise wrong
+        self.kernel: KernelImage = kernel
+        from ptinspect.linux.kpti.code import recognise
+
+        self.code: KptiCode = recognise(kernel)
+        self.outcome = Outcome(False, "", self.code.algorithm)
+
+    # -- places ---------------------------------------------------------------------------------
+
+    def physical(self, link_va: int) -> int:
+        """Return where a link-time address lies in guest-physical memory."""
+        return self.ctx.view().pa_of_link(link_va)
+
+    def point(self, name: str) -> int:
+        """Return the physical address of a point of the identity-mapped function."""
+        return self.physical(self.code.entry_va + self.code.points[name])
+
+    def runtime(self, names: Sequence[str]) -> list[int]:
+        """Return the run-time addresses of those symbols that the kernel has."""
+        view = self.ctx.view()
+        found = []
+        for name in names:
+            if name in self.kernel.symbols:
+                found.append(view.symbol(name))
+        return found
+
+    # -- running --------------------------------------------------------------------------------
+
+    def left(self) -> float:
+        """Return the seconds that are left; raises TargetTimeout when there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            where = ""
+            if self.ctx.state == "stopped":
+                state = self.session.cpu_state(self.session.current_cpu)
+                where = f": cpu {state.cpu} is at {self.ctx.place(state.pc)}"
+            raise TargetTimeout(
+                f"the guest did not reach the rewrite in time{where}",
+                "a longer --timeout, or look where it stands: interrupt, bt, console",
+            )
+        return left
+
+    def run_to(self, addresses: Sequence[int], needed: int | None = None) -> StopInfo:
+        """Let the guest run until it stands at one of `addresses`, or stops for another reason.
+
+        Under KVM those behind the first `needed` are left out where the CPU has no breakpoint for them.
+        """
+        self.ctx.forget_stop()
+        try:
+            stop = self.session.run_until(
+                list(addresses), self.left(), purpose=Purpose.REWRITE, needed=needed
+            )
+        except TargetTimeout as error:
+            raise TargetTimeout(
+                "the guest did not get there in time: " + error.message,
+                "a longer --timeout, or look where it stands: bt, console",
+            ) from None
+        self.ctx.forget_stop()
+        return stop
+
+    def run_for(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo | None:
+        """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
+        self.ctx.forget_stop()
+        seconds = min(seconds, self.left())
+        try:
+            return self.session.run_until(list(addresses), seconds, purpose=Purpose.REWRITE, needed=needed)
+        except TargetTimeout:
+            return None
+        finally:
+            self.ctx.forget_stop()
+
+    def place_kernel(self) -> None:
+        """Run until it is known where the kernel runs, if it is not known yet.
+
+        The anchor changes TTBR1. In 5.10 and 6.1 the table before it maps the kernel already; in 6.12
+        only the one after it does (arch/arm64/kernel/pi/map_kernel.c), so its return is looked at too.
+        A firmware or a boot loader may put the kernel anywhere: while one runs the guest is looked at every
+        LOOK_SECONDS, until the registers of a CPU lead into the image.
+        """
+        more: list[int] = []
+        stop: StopInfo | None = None
+        first: int | None = None
+        while not self.placed(at_stop=stop is not None):
+            anchor, first = self.anchor(), self.first()
+            wanted = [*([] if anchor is None else [anchor]), *([] if first is None else [first]), *more]
+            self.ctx.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
+            often = anchor is None or self.ctx.view().placed  # it may have passed both already
+            stop = self.run_for(wanted, LOOK_SECONDS if often else SLICE_SECONDS)
+            if stop is not None and stop.pc not in wanted:
+                raise GuestError(
+                    f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
+                    "was the kernel file the one that was booted?",
+                )
+            if stop is not None:
+                more = [self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else []
+        if stop is not None:
+            self.outcome.stops.append((FIRST_VIRTUAL if stop.pc == first else ANCHOR, stop.pc))
+
+    def placed(self, *, at_stop: bool) -> bool:
+        """Tell whether it is known where the kernel runs: not before a CPU has tables for its addresses.
+
+        With KASLR a kernel up to v6.5 runs where it was linked for a while before it moves (head.S,
+        __primary_switched). It stays when it is stopped at the anchor or at its first function, and when
+        its table has more in it than the image.
+        """
+        from ptinspect.linux.running.roots import valid_entries
+
+        view = self.ctx.view()
+        if not (view.entered and view.placed):
+            return False
+        return at_stop or (valid_entries(view.memory, view.swapper().pa, view.regime) or 0) > 1
+
+    def anchor(self) -> int | None:
+        """Return where the anchor lies; None while it is not known where the image will be."""
+        try:
+            return self.physical(self.kernel.lookup(ANCHOR)) if self.ctx.view().entered else None
+        except GuestError:
+            return None
+
+    def first(self) -> int | None:
+        """Return the address of the kernel's first function: as linked while it is not known otherwise."""
+        view = self.ctx.view()
+        if view.entered and view.placed:
+            return view.symbol(FIRST_VIRTUAL)
+        return self.kernel.lookup(FIRST_VIRTUAL) if self.kernel.linked else None
+
+    def enter(self) -> bool:
+        """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""
+        from ptinspect.linux.kpti.evidence import past_boot
+
+        entry = self.point("entry")
+        if self.at_entry(entry):
+            return True
+        functions = self.runtime(C_FUNCTIONS)
+        past = self.runtime(PAST[:1]) or self.runtime(PAST)
+        returns: set[int] = set()
+        while True:
+            stop = self.run_for([entry, *past, *functions, *returns], SLICE_SECONDS, 1 + len(past))
+            if stop is None:
+                if said := past_boot(self.ctx.view()):
+                    self.outcome.reason = f"{said}: the kernel went on without a rewrite"
+                    return False
+                continue
+            state = self.session.cpu_state(stop.cpu)
+            if stop.pc == entry:
+                if self.at_entry(entry):
+                    self.outcome.stops.append(("entry", stop.pc))
+                    return True
+            elif stop.pc in functions:
+                if stop.cpu == 0:
+                    returns.add(state.x[30])
+                    self.outcome.stops.append(("kpti_install_ng_mappings", stop.pc))
+            elif stop.pc in returns and stop.cpu == 0:
+                self.outcome.reason = "kpti_install_ng_mappings returned without a rewrite"
+                return False
+            elif stop.pc in past:
+                self.outcome.reason = "the kernel went on without a rewrite"
+                return False
+            elif stop.pc not in returns:
+                raise GuestError(f"the guest stopped at {stop.pc:#x} for another reason: {stop.reason}")
+
+    def at_entry(self, entry: int) -> bool:
+        """Tell whether the boot CPU stands at the entry (w0, the CPU number, is 0)."""
+        state = self.session.cpu_state(self.session.current_cpu)
+        return bool(state.pc == entry and state.x[0] & 0xFFFF_FFFF == 0)
+
+    # -- where it stands ------------------------------------------------------------------------
+
+    def boot(self) -> CpuState | None:
+        """Return the registers of the CPU that does the rewrite; None if none is in it."""
+        from ptinspect.linux.kpti.evidence import boot_cpu
+
+        return boot_cpu(self.ctx.view(), self.code)
+
+    def phase(self) -> Phase | None:
+        """Return where the CPU that does the rewrite stands in it; None if none is in it."""
+        from ptinspect.linux.kpti.position import position
+
+        state, view = self.boot(), self.ctx.view()
+        return None if state is None else position(state, self.code, view.regime, view.memory).phase
+
+    def reach(self, *, written: bool = False) -> bool:
+        """Have the boot CPU inside the rewrite, before its last store; False if the kernel does none.
+
+        Nothing runs if it is there already. Raises UserError if the rewrite is over; where all is written
+        and the CPU is still inside, only unless `written` is wanted.
+        """
+        from ptinspect.linux.kpti.evidence import flag_of, past_boot
+
+        view, state = self.ctx.view(), self.boot()
+        if state is not None:
+            if self.phase() == "done" and not written:
+                raise UserError("all descriptors are written already", "kpti progress; a fresh guest: launch")
+            self.session.current_cpu = state.cpu
+            return True
+        if view.placed:
+            flag = flag_of(view, self.code)
+            if flag.finished or (flag.value == 0 and look(self.ctx, "(kpti)").state.state == "after"):
+                raise UserError("the rewrite has finished (its flag is 0)", "a fresh guest: launch")
+            if past := past_boot(view):
+                self.outcome.reason = (
+                    f"{past}: the kernel is past the place where it would rewrite its tables"
+                )
+                return False
+        self.place_kernel()
+        return self.enter()
+
+    # -- capturing ------------------------------------------------------------------------------
+
+    def capture(self, phase: str) -> Look:
+        """Capture the tables under swapper and keep them under the name of the phase."""
+        found = look(self.ctx, phase, {PHASE: phase})
+        self.ctx.snapshots[phase] = self.outcome.snapshots[phase] = found.tables
+        return found
+
+    def through(self, percent: int) -> None:
+        """Go from where the boot CPU stands to the return, capturing what is still to be had."""
+        begun = self.phase()
+        if begun == "before":
+            self.middle(self.capture("before"), percent)
+            self.capture("during")
+        elif begun == "walking":
+            self.capture("during")
+        left = [(name, self.point(name)) for name in ("after_writes", "return")]
+        if begun == "done":
+            self.capture("after")
+            left = left[1:]
+        for name, at in left:
+            if self.session.cpu_state(self.session.current_cpu).pc != at:
+                stop = self.run_to([at])
+                if stop.pc != at:
+                    raise GuestError(f"the guest stopped at {stop.pc:#x} before the end of the rewrite")
+            self.outcome.stops.append((name, at))
+            if name == "after_writes":
+                self.capture("after")
+
+    def middle(self, before: Look, percent: int) -> None:
+        """Run until about `percent` of the last table level's parents that are to be stored have been."""
+        from ptinspect.linux.kpti.code import POST_ORDER
+        from ptinspect.linux.kpti.work import by_number, left_of
+
+        level, left = LEVEL_LAST - 1, left_of(before.tables, before.state, LEVEL_LAST - 1)
+        if not left:
+            level, left = LEVEL_LAST, left_of(before.tables, before.state, LEVEL_LAST)
+        skip = max(min(left * percent // 100, left - 1), 0)
+        self.ctx.progress(f"waiting for {skip + 1} of {left} entries of level {level}", 0, 0)
+        if self.code.algorithm == POST_ORDER and left:
+            self.run_to_access(by_number(before.tables, before.state, level, skip + 1).descriptor_pa)
+            skip = 0
+        self.run_to_store(level, skip)
+        self.outcome.stops.append(("during", self.site_of(level)))
+
+    def site_of(self, level: int) -> int:
+        """Return the address of the store of a level. Raises UserError if the level is never written."""
+        for store in self.code.stores:
+            if store.level == level:
+                return self.physical(self.code.entry_va + store.offset)
+        raise UserError(f"the kernel's code never writes descriptors of level {level}")
+
+    def run_to_access(self, entry: int) -> None:
+        """Run until the rewrite, its MMU off, loads this descriptor: it stores it when all below it is done.
+
+        A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
+        """
+        number = self.session.watch_access(entry, 8, Purpose.REWRITE)
+        self.ctx.forget_stop()
+        try:
+            self.session.resume()
+            self.session.wait_stop(self.left())
+        finally:
+            if self.session.state.name == "STOPPED":
+                self.session.delete_breakpoint(number)
+            self.ctx.forget_stop()
+
+    def run_to_store(self, level: int, skip: int) -> None:
+        """Run until the store of a level is reached for the time number `skip` + 1; GDB counts the others.
+
+        Raises GuestError if the guest stops elsewhere, TargetTimeout.
+        """
+        site, session = self.site_of(level), self.session
+        state = self.boot()
+        if state is not None and state.pc == site:  # GDB steps over a breakpoint where the CPU stands
+            if not skip:
+                return
+            skip -= 1
+        found = session.set_breakpoint(site, purpose=Purpose.REWRITE)
+        try:
+            if skip:
+                session.gdb_command(f"ignore {found.id} {skip}")
+            self.ctx.forget_stop()
+            stop = session.run_until([self.point("after_writes")], self.left())
+        except TargetTimeout as error:
+            raise TargetTimeout(f"level {level}: the store was not reached in time", error.hint) from error
+        finally:
+            self.ctx.forget_stop()
+            if session.state.name == "STOPPED":
+                session.delete_breakpoint(found.id)
+        if stop.pc != site:
+            raise GuestError(
+                f"the guest stopped at {stop.pc:#x} in the middle of the rewrite, before that store",
+                "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
+            )
+
+
+def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:
+    """Run the guest through the rewrite and capture before, during and after it.
+
+    Where it is in the rewrite already, what has passed is left out, and the outcome says so; snapshots of
+    the names that are left out are dropped, for they are of another run. Raises UserError without a kernel
+    file or after the rewrite, TargetTimeout after `timeout` seconds, GuestError if the guest stops for a
+    reason of its own. If the kernel does not rewrite its tables, the outcome says so.
+    """
+    runner = Runner(ctx, timeout)
+    outcome = runner.outcome
+    if not runner.reach(written=True):
+        return outcome
+    phase = runner.phase()
+    outcome.reached, outcome.whole = True, phase == "before"
+    outcome.reason = f"rewrite seen from entry to return ({runner.code.algorithm})"
+    if phase != "before":
+        where = "the guest stood in the middle of the rewrite" if phase == "walking" else "all was written"
+        lacks = "before" if phase == "walking" else "before and during"
+        during = "; during is where it stood" if phase == "walking" else ""
+        outcome.reason = f"{where} when this began: no capture from {lacks}{during} ({runner.code.algorithm})"
+        for name in lacks.split(" and "):
+            ctx.snapshots.pop(name, None)
+    runner.through(percent)
+    return outcome

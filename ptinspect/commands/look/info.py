@@ -1,0 +1,80 @@
+"""`info`: the words that GDB's users type, as the commands that answer them here."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Column, Note, Report, Styled, Table
+
+WORDS: Mapping[str, str] = {
+    "address": "symbol",
+    "all-registers": "regs",
+    "breakpoints": "break",
+    "files": "kernel",
+    "frame": "stack",
+    "line": "symbol",
+    "mem": "map",
+    "registers": "regs",
+    "stack": "bt",
+    "symbol": "symbol",
+    "target": "status",
+    "threads": "cpu",
+    "watchpoints": "break",
+}
+"""GDB's word -> our command."""
+
+
+def register(registry: Registry[Context]) -> None:
+    """Add `info`."""
+    registry.command(
+        "info",
+        summary="Answer GDB's info: registers, breakpoints, threads, symbol …",
+        example="info registers x0 sp",
+        configure=_configure,
+        details="; ".join(f"{word}: {ours}" for word, ours in WORDS.items())
+        + ". Words may be abbreviated (i r). What else there is, is GDB's: gdb info …",
+        aliases=("i",),
+    )(info)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", type=info_word, metavar="WHAT", help="none: list them")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="arguments of that command")
+
+
+def info_word(text: str) -> str:
+    """Read a word of GDB's."""
+    return text
+
+
+argtypes.completes("info", info_word)
+
+
+def info(ctx: Context, args: argparse.Namespace) -> Report:
+    """Run the command that answers."""
+    if args.what is None:
+        rows = [(Styled(f"info {word}", "level"), ours) for word, ours in WORDS.items()]
+        return Report({"words": dict(WORDS)}, (Table((Column("GDB"), Column("here")), rows),))
+    ours = find(args.what)
+    report = ctx.registry.run(ctx, shlex.join([ours, *args.rest]))
+    said = shlex.join([ours, *args.rest])
+    return Report(report.result, (*report.body, Note(f"({said})", "dim")), report.exit_code)
+
+
+def find(word: str) -> str:
+    """Return our command for a word of GDB's, or for its beginning. Raises UserError."""
+    if word in WORDS:
+        return WORDS[word]
+    short = {"r": "registers", "b": "breakpoints", "s": "stack", "f": "frame"}  # as in GDB
+    begins = [name for name in WORDS if name.startswith(word)]
+    if word in short or len({WORDS[name] for name in begins}) == 1:
+        return WORDS[short.get(word) or begins[0]]
+    if begins:
+        raise UserError(f"info {word} is ambiguous", f"one of: {', '.join(begins)}")
+    raise UserError(f"info {word}: not answered here", f"one of: {', '.join(WORDS)}; or: gdb info {word}")

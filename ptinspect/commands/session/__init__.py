@@ -1,0 +1,1 @@
+"""Commands of the session itself: help, options, scripts, campaigns."""

@@ -1,0 +1,162 @@
+"""`expect`: hold a value of a command's JSON result against what it should be."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import EXPECTABLE, RESULTS, Registry
+from ptinspect.commands.session.expectation import (
+    OPERATORS,
+    Expectation,
+    fields_of,
+    holds,
+    literal,
+    parse,
+    resolve,
+)
+from ptinspect.errors import UserError
+from ptinspect.output.model import Note, Report, escape
+
+GUARD = "guard"
+"""Name in Context.memo of what the last guard said (commands/stack_guard.py writes it)."""
+
+DETAILS = """\
+PATH begins with a command's name (summary, stack, kpti status), followed by fields of what the command
+prints with --json, with spaces or dots between. An entry of a list is meant by its number, by its
+name, by levelN, or not at all where there is only one, or one of the current vCPU.
+The command's last answer at this stop is used; else it runs, with no arguments. `diff` and `guard`
+(the last `stack guard`) are never run by this: they mean the last answer.
+OP is one of == != < <= > >= in contains; without OP the value must be true. VALUE is a number (decimal,
+0x…, with K or M), true, false, null, a text or another PATH; the values of `in` have commas between.
+Exit code 1 where it does not hold."""
+
+
+def register(registry: Registry[Context]) -> None:
+    """Register `expect`."""
+    registry.command(
+        "expect",
+        summary="Fail unless a value of a command's answer is as expected",
+        example="expect stack free >= 4096",
+        details=DETAILS,
+        passthrough=True,
+    )(_expect)
+
+
+def _expect(ctx: Context, args: argparse.Namespace) -> Report:
+    try:
+        words = shlex.split(args.line, comments=True)
+    except ValueError as error:
+        raise UserError(f"{args.line}: {error}", "close the quotes") from error
+    expected = parse(words)
+    left = _value(ctx, expected.left)
+    right, ok = _right(ctx, expected)
+    ok = left is True if not expected.operation else ok and holds(left, expected.operation, right)
+    shown = " ".join(words)
+    values = f"{left!r}" if not expected.operation else f"{left!r} {expected.operation} {right!r}"
+    result = {
+        "ok": ok,
+        "expectation": shown,
+        "operator": expected.operation or "is",
+        "left": left,
+        "right": right,
+    }
+    text = escape(f"{'holds' if ok else 'does not hold'}: {shown} ({values})")
+    return Report(result, (Note(text, "good" if ok else "bad"),), 0 if ok else 1)
+
+
+def _right(ctx: Context, expected: Expectation) -> tuple[object, bool]:
+    """Return what stands on the right, and True."""
+    words = expected.right
+    if not expected.operation:
+        return True, True
+    if expected.operation == "in" and (len(words) > 1 or "," in words[0]):
+        return [literal(part) for word in words for part in word.split(",") if part], True
+    steps = fields_of(words)
+    if len(steps) > 1 and _source(ctx, steps) is not None:
+        return _value(ctx, words), True
+    if len(words) > 1:
+        raise UserError(f"{' '.join(words)!r} is no value and no path", "put a text into quotes")
+    return literal(words[0]), True
+
+
+def _source(ctx: Context, steps: Sequence[str]) -> tuple[str, int] | None:
+    """Return the command that a path begins with and how many steps name it."""
+    if steps[0] == "guard":
+        return "guard", 1
+    for used in range(min(3, len(steps)), 0, -1):
+        if tuple(steps[:used]) in ctx.registry.commands:
+            return " ".join(steps[:used]), used
+    return None
+
+
+def _value(ctx: Context, words: Sequence[str]) -> object:
+    steps = fields_of(words)
+    source = _source(ctx, steps) if steps else None
+    if source is None:
+        raise UserError(f"{' '.join(words)!r} begins with no command's name", "expect stack free >= 4096")
+    name, used = source
+    cpu = ctx.session.current_cpu if ctx.session is not None and ctx.state == "stopped" else 0
+    return resolve(_answer(ctx, name), steps[used:], name, cpu)
+
+
+def _answer(ctx: Context, name: str) -> Mapping[str, object]:
+    """Return the last answer of a command at this stop, or run it."""
+    if name == "guard":
+        found = ctx.memo.get(GUARD)
+        if not isinstance(found, Mapping):
+            raise UserError("no 'stack guard' has run on this guest", "stack guard")
+        return found
+    kept = ctx.memo.get(RESULTS)
+    entry = kept.get(name) if isinstance(kept, dict) else None
+    if entry is not None and (name == "diff" or entry[0] == ctx.stop_token):
+        return entry[1]  # type: ignore[no-any-return]
+    if name not in EXPECTABLE:
+        raise UserError(
+            f"'{name}' has not run at this stop",
+            f"run it first; run by expect itself: {', '.join(EXPECTABLE)}",
+        )
+    return ctx.registry.run(ctx, name).result
+
+
+def expect_words(ctx: Context, before: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Return what may stand behind the words `before`, each with a word about it; the guest is not asked."""
+    kept = ctx.memo.get(RESULTS)
+    known: dict[str, object] = dict.fromkeys(EXPECTABLE)
+    if isinstance(kept, dict):
+        known |= {name: result for name, (_, result) in kept.items()}
+    for name in sorted(known):
+        words = name.split()
+        if list(before) == words[: len(before)] and len(words) > len(before):
+            yield words[len(before)], f"answer of {name}" if known[name] is not None else f"runs {name}"
+    for used in range(min(2, len(before)), 0, -1):
+        name = " ".join(before[:used])
+        if name in known:
+            yield from _fields(known[name], before[used:])
+            return
+
+
+def _fields(value: object, steps: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for step in steps:
+        if isinstance(value, list):
+            value = value[int(step)] if step.isdigit() and int(step) < len(value) else next(iter(value), None)
+        if isinstance(value, Mapping) and not step.isdigit():
+            if step not in value:
+                return
+            value = value[step]
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    if isinstance(value, Mapping):
+        yield from ((str(key), _short(found)) for key, found in value.items())
+    elif value is not None:
+        yield from OPERATORS.items()
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"{len(value)} entries"
+    if isinstance(value, Mapping):
+        return "fields"
+    return escape(f"{value}")[:40] or "empty"

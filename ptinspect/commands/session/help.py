@@ -1,0 +1,187 @@
+"""`help` and `version`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Mapping
+
+from ptinspect import __version__, formats
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Command, Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Guest": ("target", "importing", "console", "kernel", "lane", "setup", "demo", "passthrough"),
+    "Run and stop": ("run",),
+    "Look": ("regs", "memory", "evaluate", "disassemble", "frames", "info"),
+    "Tables": ("walk", "tables", "check", "decode", "poke"),
+    "Snapshots": ("snapshots", "diff", "export", "report"),
+    "KPTI": ("kpti", "kpti_writes", "kpti_progress", "kpti_verdict"),
+    "Stack": ("stack", "stack_guard", "stack_trace", "stack_highwater", "why", "oops"),
+}
+"""Titles in the list of commands, and the modules of their commands."""
+OTHERS = "Session"
+TOPIC = "formats"
+FORMATS = (
+    ("snapshot", 1, ".npz", "a zip of numpy arrays, read by numpy.load: ptinspect/snapshot/store.py"),
+    ("stack trace", 1, ".json", "one JSON document: ptinspect/stack/tracefile.py"),
+    ("result", 1, "--json", "one JSON object a line: command, ok, result or error, line, place"),
+    ("rows", 1, ".csv .jsonl .parquet", "export: one row for each descriptor that is not zero"),
+    ("ptdump", 1, "text", "the kernel's own kernel_page_tables, in the form of its release"),
+)
+"""Name, version, where it is seen, and what it is."""
+PROMISE = (
+    "Within a version fields and columns are added, never renamed or removed; read what you know and "
+    "ignore the rest. Addresses and raw descriptors are hex texts, counts and sizes numbers, levels "
+    "numbers from -1 to 3; in Parquet addresses are unsigned 64-bit numbers."
+)
+
+
+def register(registry: Registry[Context]) -> None:
+    """Add `help` and `version`."""
+    registry.command(
+        "help",
+        summary="List the commands, or explain one",
+        example="help walk",
+        configure=_configure,
+        details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "
+        "the JSON that ptinspect writes, and what is promised about them.",
+        aliases=("?",),
+    )(show_help)
+    registry.command("version", summary="Say which version of ptinspect this is", example="version")(version)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", type=argtypes.command_word, metavar="COMMAND", help="the command to explain"
+    )
+
+
+def show_help(ctx: Context, args: argparse.Namespace) -> Report:
+    """List all commands, those that begin with the given words, or explain one."""
+    words = tuple(args.words)
+    if not words:
+        return _list(list(ctx.registry), "Commands (help COMMAND explains one)")
+    if words == (TOPIC,):
+        return formats_report()
+    try:
+        command, used = ctx.registry.resolve(words)
+    except UserError:
+        group = [c for c in ctx.registry if c.words[: len(words)] == words]
+        if not group:
+            raise
+        return _list(group, f"Commands that begin with {' '.join(words)!r}")
+    if used < len(words):
+        raise UserError(f"no command {' '.join(words)!r}", f"help {command.name}")
+    group = [c for c in ctx.registry if c.words[: len(words)] == words and c is not command]
+    return explain(command, group)
+
+
+def _list(commands: list[Command[Context]], title: str) -> Report:
+    rows: list[tuple[Cell, Cell]] = []
+    for name in sorted({group_of(c) for c in commands}, key=[*GROUPS, OTHERS].index):
+        group = [c for c in commands if group_of(c) == name]
+        if len(group) < len(commands):
+            rows += [("", ""), (Styled(name, "title"), "")]
+        rows.extend((Styled(c.name, "level"), _summary(c)) for c in group)
+    result = {"commands": [{**_facts(c), "group": group_of(c)} for c in commands]}
+    return Report(result, (Table((Column(""), Column("")), rows, title),))
+
+
+def group_of(command: Command[Context]) -> str:
+    """Return the name of the group that a command is listed in."""
+    module = command.handler.__module__.rpartition(".")[2]
+    return next((name for name, modules in GROUPS.items() if module in modules), OTHERS)
+
+
+def _summary(command: Command[Context]) -> str:
+    return command.summary + (f" ({', '.join(command.aliases)})" if command.aliases else "")
+
+
+def explain(command: Command[Context], group: list[Command[Context]] | None = None) -> Report:
+    """Explain one command; `group` are those with the same first words."""
+    body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(usage(command))]
+    rows = [(name, text) for name, text in _arguments(command)]
+    if rows:
+        body.append(Table((Column("argument"), Column("meaning")), rows))
+    if command.details:
+        body.append(Note(command.details))
+    if command.aliases:
+        body.append(Note(f"short: {', '.join(command.aliases)}"))
+    body.append(Note(f"example: {command.example}"))
+    if group:
+        body.append(Note(f"see also: {', '.join(c.name for c in group)}", "dim"))
+    return Report(_facts(command), body)
+
+
+def usage(command: Command[Context]) -> str:
+    """Return the usage line of a command."""
+    if command.passthrough:
+        return f"usage: {command.name} TEXT…"
+    return " ".join(command.parser().format_usage().split())
+
+
+def _arguments(command: Command[Context]) -> list[tuple[str, str]]:
+    if command.passthrough:
+        return []
+    rows = []
+    for action in command.parser().actions():
+        value = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+        if action.choices is not None and not isinstance(action.metavar, str):
+            value = "|".join(str(c) for c in action.choices)
+        names = ", ".join(action.option_strings)
+        label = value if not names else names if action.nargs == 0 else f"{names} {value}"
+        rows.append((label, action.help or ""))
+    return rows
+
+
+def _facts(command: Command[Context]) -> dict[str, object]:
+    return {
+        "command": command.name,
+        "summary": command.summary,
+        "usage": usage(command),
+        "arguments": [{"name": name, "meaning": text} for name, text in _arguments(command)],
+        "details": command.details,
+        "example": command.example,
+        "aliases": list(command.aliases),
+    }
+
+
+def version(ctx: Context, args: argparse.Namespace) -> Report:
+    """Say the version of ptinspect and of the Python that runs it, and where the scripts for GDB are."""
+    from ptinspect.link.gdb.agent import script_path
+
+    scripts = str(script_path().with_name("ptinspect.py"))
+    result = {"version": __version__, "python": platform.python_version(), "gdb_script": scripts}
+    said = f"ptinspect {__version__} (Python {result['python']})"
+    return Report(result, (Note(said), Note(f"inside GDB: source {scripts}")))
+
+
+def formats_report() -> Report:
+    """Say which formats there are."""
+    from ptinspect.output.rows import COLUMNS
+
+    known = formats.names()
+    result = {
+        "topic": TOPIC,
+        "formats": [
+            {"name": name, "version": version, "seen": seen, "what": what}
+            for name, version, seen, what in FORMATS
+        ],
+        "columns": list(COLUMNS),
+        "schemas": known,
+        "folder": str(formats.FOLDER),
+    }
+    columns = (Column("format"), Column("version", "right"), Column("seen as"), Column("what it is"))
+    rows = [(name, str(version), seen, what) for name, version, seen, what in FORMATS]
+    body = (
+        Table(columns, rows, "Formats"),
+        Note(PROMISE),
+        Note(f"Columns of export: {', '.join(COLUMNS)}."),
+        Note("They are empty where a descriptor has no such field: ng only leaves, mark only tables."),
+        Note(f"JSON Schemas of results, in {formats.FOLDER}: {', '.join(known)}."),
+    )
+    return Report(result, body)

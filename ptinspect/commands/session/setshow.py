@@ -1,0 +1,109 @@
+"""`set` and `show`: the options."""
+
+from __future__ import annotations
+
+import argparse
+
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
+from ptinspect.commands.framework.registry import Registry
+from ptinspect.errors import UserError
+from ptinspect.output.model import Column, Note, Report, Table, escape
+
+
+def register(registry: Registry[Context]) -> None:
+    """Add `set` and `show`."""
+    registry.command(
+        "set",
+        summary="Choose an option for this session, or for good with --save",
+        example="set pager off",
+        configure=_configure_set,
+        details="Without VALUE: shows it; the word default takes the choice back. --save writes it to the "
+        "configuration file too (PTINSPECT_CONFIG names another); alone, it writes all set in this session. "
+        "What is set here wins over --plain and the like, those over NO_COLOR, and that over the file.",
+    )(set_option)
+    registry.command(
+        "show",
+        summary="Show the options, where each comes from, and what it does",
+        example="show pager",
+        configure=_configure_show,
+    )(show)
+
+
+def _configure_set(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", nargs="?", type=option_name, metavar="NAME", help="the option; show lists them")
+    add("value", nargs="*", type=option_value, metavar="VALUE", help="its value, or: default")
+    add("--save", action="store_true", help="keep it in the configuration file")
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", type=option_name, metavar="NAME", help="only this option")
+
+
+def set_option(ctx: Context, args: argparse.Namespace) -> Report:
+    """Choose an option, show it, or save."""
+    if args.name is None:
+        return _save(ctx, None) if args.save else _table(ctx, tuple(OPTIONS))
+    name = find(args.name).name
+    if not args.value:
+        return _save(ctx, [name]) if args.save else _table(ctx, (name,))
+    text = " ".join(args.value)
+    if text == "default":
+        ctx.options.chosen[name] = (OPTIONS[name].default, "session")
+    else:
+        ctx.options.set(name, text, "session")
+    return _save(ctx, [name]) if args.save else _said(ctx, [name], "")
+
+
+def _save(ctx: Context, names: list[str] | None) -> Report:
+    from ptinspect import config
+
+    if names is None:
+        names = [name for name in OPTIONS if ctx.options.origin(name) == "session"]
+        if not names:
+            raise UserError("nothing was set in this session", "set NAME VALUE, or set --save NAME VALUE")
+    path = config.config_file()
+    config.write(path, {name: ctx.options[name] for name in names})
+    return _said(ctx, names, str(path))
+
+
+def _said(ctx: Context, names: list[str], path: str) -> Report:
+    values = {name: ctx.options[name] for name in names}
+    lines = [f"{name} is {_shown(ctx, name)}" for name in names]
+    if path:
+        lines.append(f"saved in {escape(str(path))}")
+    return Report({"options": values, "saved": path or None}, (Note("\n".join(lines)),))
+
+
+def _shown(ctx: Context, name: str) -> str:
+    value = written(ctx.options[name])
+    return repr(value) if value != value.strip() else value
+
+
+def show(ctx: Context, args: argparse.Namespace) -> Report:
+    """Show one option, or all."""
+    return _table(ctx, tuple(OPTIONS) if args.name is None else (find(args.name).name,))
+
+
+def _table(ctx: Context, names: tuple[str, ...]) -> Report:
+    from ptinspect import config
+
+    rows = [(name, _shown(ctx, name), ctx.options.origin(name), OPTIONS[name].meaning) for name in names]
+    columns = (Column("option"), Column("value"), Column("from"), Column("what it does"))
+    path = str(config.config_file())
+    result = {
+        "options": [
+            {
+                "name": name,
+                "value": ctx.options[name],
+                "from": ctx.options.origin(name),
+                "default": OPTIONS[name].default,
+                "meaning": OPTIONS[name].meaning,
+                "choices": list(OPTIONS[name].choices),
+            }
+            for name in names
+        ],
+        "file": path,
+    }
+    return Report(result, (Table(columns, rows), Note(f"the file is {path}", "dim")))

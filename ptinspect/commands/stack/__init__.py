@@ -1,0 +1,1 @@
+"""Commands on kernel stacks, faults and console logs."""

@@ -1,0 +1,1 @@
+"""Commands on translation tables and their snapshots."""

@@ -1,0 +1,1 @@
+"""Commands that open, show and leave a guest."""

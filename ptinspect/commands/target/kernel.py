@@ -1,0 +1,121 @@
+"""`kernel` and `symbol`: the kernel file, and what it knows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.names import names_at_hand
+from ptinspect.commands.framework.registry import Registry
+from ptinspect.errors import KernelFileError, PtinspectError, UserError
+from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
+
+
+def register(registry: Registry[Context]) -> None:
+    """Add `kernel` and `symbol`."""
+    registry.command(
+        "kernel",
+        summary="Name the guest's kernel file, or show it",
+        example="kernel vmlinux",
+        configure=_configure_kernel,
+        details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
+        "another kernel than the one in the stopped guest is refused (their code is compared).",
+    )(kernel)
+    registry.command(
+        "symbol",
+        summary="Find a symbol, or what lies at an address",
+        example="symbol kpti_install_ng_mappings",
+        configure=_configure_symbol,
+        details="With a stopped guest, addresses are those at run time, KASLR included; pa: where it lies.",
+        aliases=("sym",),
+    )(symbol)
+
+
+def _configure_kernel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="Image, vmlinuz, or vmlinux")
+    parser.add_argument("--force", action="store_true", help="use it even if the guest runs another kernel")
+
+
+def _configure_symbol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", type=argtypes.address, metavar="SYMBOL|ADDR", help=argtypes.ADDRESS_HELP)
+
+
+def kernel(ctx: Context, args: argparse.Namespace) -> Report:
+    """Name or show the kernel file."""
+    if args.file is not None:
+        if not args.file.is_file():
+            raise UserError(f"no file {args.file}")
+        before = ctx.settings.kernel, ctx.settings.force_kernel
+        ctx.use_kernel(args.file, force=args.force)
+        wrong = mismatch(ctx)
+        if wrong is not None:
+            ctx.use_kernel(before[0], force=before[1])
+            raise wrong
+    found = ctx.kernel
+    if found is None:
+        return Report({"file": None}, (Note("no kernel file; 'kernel FILE' names one", "dim"),))
+    result = {
+        "file": str(found.path),
+        "banner": escape(found.banner),
+        "symbols": len(found.symbols),
+        "text": hex_address(found.text_va),
+        "size": found.size,
+    }
+    rows = [
+        ("file", str(found.path)),
+        ("banner", escape(found.banner)),
+        ("symbols", str(len(found.symbols))),
+        ("linked at", f"{f'{found.text_va:#x}' if found.linked else 'not known'}, {found.size} bytes"),
+    ]
+    return Report(result, (Table((Column(""), Column("")), rows),))
+
+
+def mismatch(ctx: Context) -> KernelFileError | None:
+    """Return why the kernel file is not that of the stopped guest; None if it is, or nobody can tell yet."""
+    if ctx.state != "stopped" or ctx.kernel is None:
+        return None
+    try:
+        ctx.view().placement  # noqa: B018
+    except KernelFileError as error:
+        return error
+    except PtinspectError:
+        return None
+    return None
+
+
+def missing(ctx: Context) -> str:
+    """Say that there is no kernel file, or one of another kernel; empty if there is a good one."""
+    if ctx.kernel is None:
+        return "no kernel file is named (kernel FILE)"
+    wrong = mismatch(ctx)
+    return "" if wrong is None else wrong.message
+
+
+def symbol(ctx: Context, args: argparse.Namespace) -> Report:
+    """Find a symbol by name or by address."""
+    file = ctx.kernel
+    if file is None:
+        raise UserError("symbols need the kernel file", "kernel FILE, or --kernel FILE")
+    live = ctx.session is not None and ctx.session.state.name == "STOPPED"
+    address = args.what.value(names_at_hand(ctx))
+    near = ctx.nearest(address)
+    name = "" if near is None else near[0]
+    offset = None if near is None else near[1]
+    pa = _physical(ctx, address) if live and not args.what.physical else None
+    result = {
+        "address": hex_address(address),
+        "symbol": name,
+        "offset": offset,
+        "pa": None if pa is None else hex_address(pa),
+    }
+    where = f", pa:{pa:#x}" if pa is not None else ""
+    return Report(result, (Note(ctx.place(address) + where + ("" if name else ": no symbol there")),))
+
+
+def _physical(ctx: Context, address: int) -> int | None:
+    try:
+        return ctx.view().pa_of(address)
+    except PtinspectError:
+        return None

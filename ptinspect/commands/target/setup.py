@@ -1,0 +1,272 @@
+"""`setup`: say which tools and reference guests are there, and install what is missing."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
+from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
+from ptinspect.output.model import Column, Note, Report, Styled, Table
+
+if TYPE_CHECKING:
+    from ptinspect.reference.archive import Guest
+    from ptinspect.reference.data import GuestSpec
+    from ptinspect.reference.install import Installer
+    from ptinspect.reference.system import Probe, Tool
+
+
+def register(registry: Registry[Context]) -> None:
+    """Add `setup`."""
+    registry.command(
+        "setup",
+        summary="Check for QEMU, GDB and the reference guests, and install what is missing",
+        example="setup --yes --guest 6.1-cloud",
+        configure=_configure,
+        details=(
+            "Without --yes nothing is changed; exit code 1 says that something is missing. QEMU and GDB "
+            "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
+            "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
+            "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
+            "QEMU, with its own loader and libraries: `launch --qemu newer` starts it."
+        ),
+    )(setup)
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--yes", "-y", action="store_true", help="install what is missing")
+    add(
+        "--guest",
+        "-g",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a reference guest, instead of the default one; may be repeated",
+    )
+    add("--all", action="store_true", help="every reference guest but the large ones (debug symbols)")
+    add(
+        "--qemu",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also a QEMU beside the system's: newer (as --tests does)",
+    )
+    add("--tests", action="store_true", help="also what the project's own tests need")
+    add("--check", action="store_true", help="compare the guests' files with their hashes")
+    add("--list", action="store_true", help="only list the reference guests")
+
+
+@dataclass(frozen=True)
+class _State:
+    """Say how one guest stands."""
+
+    spec: GuestSpec
+    chosen: bool
+    guest: Guest | None
+    problem: str
+    hint: str = ""
+
+    @property
+    def missing(self) -> bool:
+        return self.chosen and (self.guest is None or bool(self.problem))
+
+
+def setup(ctx: Context, args: argparse.Namespace) -> Report:
+    """Check, and with `--yes` install."""
+    from ptinspect.reference import data, system
+
+    chosen = _chosen(args)
+    if args.list:
+        return _report([], [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests])
+    tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
+    trouble: list[PtinspectError] = []
+    lacking = [p for t in tools if not t.found for p in t.packages]
+    if args.yes and lacking:
+        try:
+            system.install_packages(lacking, ctx.progress)
+        except PtinspectError as error:
+            trouble.append(error)
+        tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
+    tools += _emulators(ctx, args, trouble)
+    states = [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests]
+    if args.yes:
+        states = _install_all(ctx, states)
+        trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
+    return _report(tools, states, trouble, installing=args.yes)
+
+
+def _chosen(args: argparse.Namespace) -> set[str]:
+    from ptinspect.reference import data
+
+    table = data.load()
+    names = {table.guest(name).name for name in args.guest}
+    if args.all:
+        names |= {spec.name for spec in table.guests if not spec.large}
+    return names or {data.DEFAULT_GUEST}
+
+
+def _find_gdb(ctx: Context) -> Probe:
+    def probe() -> tuple[str, str]:
+        from ptinspect.link.gdb.program import find_gdb
+
+        gdb = find_gdb(ctx.settings.gdb)
+        return gdb.path, gdb.version
+
+    return probe
+
+
+def _find_qemu() -> tuple[str, str]:
+    from ptinspect.link.qemu.machine import find_program
+    from ptinspect.reference import system
+
+    return system.find_program(find_program())
+
+
+def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectError]) -> list[Tool]:
+    """Look for the QEMUs beside the system's that are asked for or there; install what is asked for."""
+    from ptinspect.reference import data, emulator, system
+
+    table = data.load()
+    wanted = {table.emulator(name).name for name in args.qemu}
+    if args.tests:
+        wanted |= {spec.name for spec in table.emulators}
+    found = []
+    for spec in table.emulators:
+        tool = system.check_emulator(spec.name, thoroughly=args.check)
+        if args.yes and spec.name in wanted and not tool.found:
+            try:
+                emulator.install(spec.name, ctx.progress, again=True)
+            except PtinspectError as error:
+                trouble.append(error)
+            tool = system.check_emulator(spec.name)
+        if spec.name in wanted or tool.path:
+            found.append(tool)
+    return found
+
+
+def _look(spec: GuestSpec, chosen: bool, check: bool) -> _State:
+    from ptinspect.reference import archive
+
+    try:
+        guest = archive.guest(spec.name)
+    except PtinspectError as error:
+        return _State(spec, chosen, None, error.message, error.hint)
+    return _State(spec, chosen, guest, archive.damage(guest.name) if check else "")
+
+
+def _wanted(state: _State) -> bool:
+    """Tell whether to install: missing, damaged, or only a stand-in for what was chosen."""
+    return state.missing or (state.chosen and state.guest is not None and state.guest.name != state.spec.name)
+
+
+def _install_all(ctx: Context, states: list[_State]) -> list[_State]:
+    from ptinspect.reference.install import Installer
+
+    if not any(_wanted(state) for state in states):
+        return states
+    with Installer(ctx.progress) as installer:
+        return [_install(installer, state) if _wanted(state) else state for state in states]
+
+
+def _install(installer: Installer, state: _State) -> _State:
+    try:
+        guest = installer.install(state.spec.name, again=bool(state.guest and state.problem))
+    except PtinspectError as error:
+        return _State(state.spec, state.chosen, state.guest, error.message, error.hint)
+    return _State(state.spec, state.chosen, guest, "")
+
+
+def _report(
+    tools: list[Tool],
+    states: list[_State],
+    trouble: list[PtinspectError] | None = None,
+    *,
+    installing: bool = False,
+) -> Report:
+    missing = any(not tool.found for tool in tools) or any(state.missing for state in states)
+    result = {
+        "tools": [_tool_fields(tool) for tool in tools],
+        "guests": [_guest_fields(state) for state in states],
+        "complete": not missing,
+    }
+    body: list[Table | Note] = []
+    if tools:
+        body.append(_tool_table(tools))
+    body.append(_guest_table(states))
+    for error in trouble or ():
+        body.append(Note(error.message, "bad"))
+        if error.hint:
+            body.append(Note(f"  {error.hint}", "dim"))
+    if not tools:
+        return Report(result, body)
+    if missing and not installing:
+        body.extend(_advice(tools))
+    code = EXIT_OK if not missing else EXIT_TARGET if installing else EXIT_CHECK
+    return Report(result, body, code)
+
+
+def _tool_fields(tool: Tool) -> dict[str, Any]:
+    return {
+        "name": tool.name,
+        "found": tool.found,
+        "path": tool.path,
+        "version": tool.version,
+        "problem": tool.problem,
+        "needed_command": tool.needed_command,
+    }
+
+
+def _guest_fields(state: _State) -> dict[str, Any]:
+    guest = state.guest
+    return {
+        "name": state.spec.name,
+        "description": state.spec.description,
+        "chosen": state.chosen,
+        "installed": guest is not None and not state.problem,
+        "version": guest.version if guest else "",
+        "release": guest.release if guest else "",
+        "kernel": str(guest.kernel) if guest else "",
+        "initrd": str(guest.initrd) if guest else "",
+        "vmlinux": str(guest.vmlinux) if guest and guest.vmlinux else "",
+        "cpu": state.spec.cpu if guest is None else guest.cpu,
+        "serves": guest.name if guest else "",
+        "note": guest.note if guest and not state.problem else state.problem,
+    }
+
+
+def _tool_table(tools: list[Tool]) -> Table:
+    rows = [
+        (
+            tool.name,
+            Styled(tool.version, "good") if tool.found else Styled("missing", "bad"),
+            tool.path or tool.problem,
+        )
+        for tool in tools
+    ]
+    return Table((Column("tool"), Column("version"), Column("where")), rows)
+
+
+def _guest_table(states: list[_State]) -> Table:
+    rows = []
+    for state in states:
+        guest = state.guest
+        if guest is not None and not state.problem:
+            status = Styled(guest.version, "good" if not guest.note else "changed")
+            about = guest.note or f"{state.spec.description}; {guest.kernel}"
+        else:
+            status = Styled("missing", "bad") if state.chosen else Styled("-", "dim")
+            about = state.problem if guest is not None else state.spec.description
+        rows.append((state.spec.name, status, about))
+    return Table((Column("guest"), Column("version"), Column("")), rows)
+
+
+def _advice(tools: list[Tool]) -> list[Note]:
+    notes = [Note("setup --yes installs what is missing", "dim")]
+    commands = [tool.needed_command for tool in tools if tool.needed_command]
+    notes.extend(Note(f"  or run: {command}", "dim") for command in commands)
+    if any(tool.name == "gdb" and not tool.found for tool in tools):
+        notes.append(Note("  a GDB comes from PyPI too: pip install 'ptinspect[gdb]'", "dim"))
+    return notes

@@ -1,0 +1,63 @@
+"""What stands where: the facts that `status`, `launch` and `attach` show."""
+
+from __future__ import annotations
+
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.names import cpu_state
+from ptinspect.errors import KernelFileError, PtinspectError
+from ptinspect.output.model import Report
+from ptinspect.output.views import target as views
+from ptinspect.output.views.regime import mmu_on
+
+
+def status_report(ctx: Context, headline: str, cpu: int | None = None) -> Report:
+    """Show the session, QEMU, kernel and snapshots as they are now. Raises TargetError."""
+    return views.status_report(collect(ctx, cpu), headline)
+
+
+def collect(ctx: Context, chosen: int | None = None) -> views.Status:
+    """Ask the session and QEMU for the facts, a CPU's too. Raises TargetError, UserError."""
+    session, qemu = ctx.session, ctx.qemu
+    facts: dict[str, object] = {
+        "kernel": "" if ctx.settings.kernel is None else str(ctx.settings.kernel),
+        "snapshots": tuple(ctx.snapshots),
+    }
+    if qemu is not None:
+        facts |= {"pid": qemu.pid, "console": str(qemu.console)}
+    if session is not None:
+        state = ctx.state
+        facts |= {"address": session.address, "state": state}
+        if state != "dead":
+            facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
+            facts["accel"] = session.accel
+        if state == "stopped" and not getattr(session, "has_registers", True):
+            facts["memory"] = session.memory.label
+        elif state == "stopped":
+            cpu = cpu_state(ctx, chosen)
+            facts |= {
+                "cpu": cpu.cpu,
+                "pc": cpu.pc,
+                "place": ctx.place(cpu.pc),
+                "el": cpu.el,
+                "mmu_on": mmu_on(cpu),
+                "reason": str(session.stop.reason),
+                "memory": session.memory.label,
+                "refused": _refused(ctx),
+            }
+            found = session.slots_used()
+            if found is not None:
+                facts |= {"slots": found.as_json(), "slots_text": str(found)}
+    return views.Status(**facts)  # type: ignore[arg-type]
+
+
+def _refused(ctx: Context) -> str:
+    """Return why the kernel file is not used, or nothing."""
+    if ctx.settings.kernel is None:
+        return ""
+    try:
+        _ = ctx.view().placement
+    except KernelFileError as error:
+        return error.message
+    except PtinspectError:  # it is not in memory yet
+        pass
+    return ""

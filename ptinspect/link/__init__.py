@@ -1,0 +1,1 @@
+"""Adapters to what runs: GDB, QEMU, the ways to memory, and the session that joins them."""

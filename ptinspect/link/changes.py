@@ -1,0 +1,160 @@
+"""What a session changes in the guest's memory, and how it comes out again: by it, or by a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import GuestError, PtinspectError
+from ptinspect.link.address import StubAddress
+from ptinspect.link.journal import GUARD, PAINT, POKE, Change, Detour, Journal, attaching, place
+from ptinspect.link.qemu.stub_probe import leave
+from ptinspect.memory.source import PhysicalMemory
+
+LOCK_SECONDS = 30.0
+"""How long somebody who attaches at the same moment may take."""
+
+
+class Guest(Protocol):
+    """The part of a session that changing needs."""
+
+    current_cpu: int
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        """Guest-physical memory."""
+        ...
+
+    @property
+    def cpu_count(self) -> int:
+        """CPUs of the machine."""
+        ...
+
+    def cpu_state(self, cpu: int) -> CpuState:
+        """Return the registers of a CPU."""
+        ...
+
+    def write_physical(self, pa: int, data: bytes) -> None:
+        """Write to RAM."""
+        ...
+
+    def gdb_command(self, line: str) -> str:
+        """Run a command of GDB's."""
+        ...
+
+
+class Changes:
+    """Change words of a stopped guest; each change is written down before it is made."""
+
+    def __init__(self, guest: Guest, journal: Journal) -> None:
+        self._guest, self._journal = guest, journal
+
+    def made(self, what: str) -> tuple[Change, ...]:
+        """Return the changes of one kind that are in the guest, the oldest first."""
+        return tuple(change for change in self._journal.changes if change.what == what)
+
+    def make(self, changes: Sequence[Change], detours: Iterable[Detour] = ()) -> None:
+        """Change words, in this order. Raises TargetError, UserError."""
+        self._journal.add(changes, detours)
+        for change in changes:
+            self._guest.write_physical(change.pa, _bytes(change.new, change) * change.count)
+
+    def undo(self, changes: Sequence[Change]) -> int:
+        """Put back the words that still hold what was written, in the opposite order; return how many.
+
+        A CPU that stands in code that goes takes its detour first. Raises TargetError.
+        """
+        if any(change.what == GUARD and self._holds(change) for change in changes):
+            self._lead_out()
+        count = sum(self._put_back(change) for change in reversed(changes))
+        self._journal.remove(changes)
+        return count
+
+    def undo_all(self) -> Mapping[str, int]:
+        """Put back all but pokes; return how many words of each kind there were. Raises TargetError."""
+        counts = {what: self.undo(found) for what in (GUARD, PAINT) if (found := self.made(what))}
+        return {what: count for what, count in counts.items() if count}
+
+    def left_behind(self) -> list[str]:
+        """Put back what an earlier session left in this guest; return what to say about it.
+
+        A guest that holds none of it is another one, or was started anew. Raises TargetError.
+        """
+        said = [
+            f"put back: {count} words of the {what} of an earlier session, which had no time to"
+            for what, count in self.undo_all().items()
+        ]
+        for change in self.made(POKE):
+            if self._holds(change):
+                said.append(
+                    f"pa:{change.pa:#x} holds {change.new:#x}, which an earlier session poked there "
+                    f"in place of {change.old:#x}; poke undo takes it back"
+                )
+            else:
+                self._journal.remove([change])
+        return said
+
+    def _holds(self, change: Change) -> bool:
+        try:
+            return self._guest.memory.read(change.pa, change.width) == _bytes(change.new, change)
+        except GuestError:
+            return False
+
+    def _put_back(self, change: Change) -> int:
+        """Put back the words of one change that hold what was written; return how many did."""
+        try:
+            now = self._guest.memory.read(change.pa, change.width * change.count)
+        except GuestError:  # no RAM there: another machine
+            return 0
+        old, new = _bytes(change.old, change), _bytes(change.new, change)
+        words = [now[at : at + change.width] for at in range(0, len(now), change.width)]
+        count = words.count(new)
+        if count:
+            self._guest.write_physical(change.pa, b"".join(old if word == new else word for word in words))
+        return count
+
+    def _lead_out(self) -> None:
+        """Let every CPU that stands in code of ours go on where the kernel's own code does."""
+        guest, detours = self._guest, {detour.pc: detour for detour in self._journal.detours}
+        chosen = guest.current_cpu
+        for cpu in range(guest.cpu_count if detours else 0):
+            detour = detours.get(guest.cpu_state(cpu).pc)
+            if detour is None:
+                continue
+            guest.current_cpu = cpu
+            if detour.x0:
+                guest.gdb_command(f"set $x0 = ${detour.x0}")
+            guest.gdb_command(f"set $pc = {detour.to:#x}")
+        guest.current_cpu = chosen
+
+
+def _bytes(value: int, change: Change) -> bytes:
+    return value.to_bytes(change.width, "little")
+
+
+def leave_as_found(address: StubAddress, running: bool | None, attach: Callable[[], Leaver]) -> str:
+    """Leave a guest whose debugger has died: what was changed is put back, and it runs if it ran.
+
+    `running` None: the debugger died before it knew; the guest's monitor tells as well as it can.
+
+    `attach` opens a session where registers may have to be changed. Returns what became of the guest.
+    """
+    journal = Journal(str(address), place(address)).read()
+    try:
+        if any(change.what != POKE for change in journal.changes):
+            attach().detach(running)
+        else:
+            with attaching(address, LOCK_SECONDS):
+                leave(address, running, heard=running is not None, clear=running is not None)
+    except PtinspectError as error:
+        return f"the guest is not as it was found: {error.message}"
+    return f"the guest was left {'running' if running else 'stopped'}"
+
+
+class Leaver(Protocol):
+    """A session, as far as leaving it is concerned."""
+
+    def detach(self, resume: bool | None = None) -> None:
+        """Leave the guest running or stopped."""
+        ...

@@ -1,0 +1,88 @@
+"""The other side of gdbscripts/ptinspect_agent.py, which runs inside GDB."""
+
+from __future__ import annotations
+
+import binascii
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ptinspect.errors import MiError, TargetError
+from ptinspect.link.gdb.connection import GdbLink
+from ptinspect.link.gdb.mi import Reply
+from ptinspect.link.gdb.mitext import quote
+
+SCRIPT = "ptinspect_agent.py"
+BYTES_PER_SECOND = 500_000
+"""Slowest link for which a batch is given time."""
+BASE_SECONDS = 10.0
+WRITE_CHUNK = 64 << 10
+
+
+def script_path() -> Path:
+    """Return the script for GDB: in the installed package, or beside it in a source tree.
+
+    Raises TargetError if it is in neither place.
+    """
+    package = Path(__file__).resolve().parents[2]
+    for folder in (package / "gdbscripts", package.parent / "gdbscripts"):
+        if (folder / SCRIPT).is_file():
+            return folder / SCRIPT
+    raise TargetError(f"{SCRIPT} is missing from this installation of ptinspect")
+
+
+class Agent:
+    """Read and write guest-physical memory in batches."""
+
+    def __init__(self, gdb: GdbLink, file: int | None = None) -> None:
+        """Load the script into GDB; `file` is a file that GDB has inherited. Raises TargetError."""
+        self._gdb = gdb
+        self._file = file
+        self.pipelined = True
+        """Use the socket's pipeline where the script finds the socket; False: GDB's own requests."""
+        gdb.request(f"-interpreter-exec console {quote(f'source {script_path()}')}", BASE_SECONDS)
+
+    def read(self, ranges: Sequence[tuple[int, int]]) -> bytes:
+        """Return the bytes of the ranges (pa, size), one behind the other, in one round trip.
+
+        An address without RAM reads as zeros: check before. Raises TargetError.
+        """
+        total = sum(size for _, size in ranges)
+        words = ["-ptinspect-read", ",".join(f"{pa:x}:{size:x}" for pa, size in ranges)]
+        words += [] if self.pipelined else ["gdb"]
+        words += [] if self._file is None else [f"file={self._file}"]
+        reply = self._gdb.request(" ".join(words), BASE_SECONDS + total / BYTES_PER_SECOND)
+        data = self._decode(reply)
+        if len(data) != total:
+            raise MiError(f"GDB's answer to a read of {total} bytes holds {len(data)}")
+        return data
+
+    def _decode(self, reply: Reply) -> bytes:
+        try:
+            if self._file is None:
+                return binascii.a2b_base64(reply.field("data"), strict_mode=True)
+            return os.pread(self._file, int(reply.field("size")), 0)
+        except (ValueError, OSError) as error:
+            raise MiError(f"GDB's answer to a read is damaged: {error}") from error
+
+    def write(self, pa: int, data: bytes) -> None:
+        """Write bytes at a guest-physical address. Raises TargetError."""
+        for start in range(0, len(data), WRITE_CHUNK):
+            part = data[start : start + WRITE_CHUNK]
+            self._gdb.request(f"-ptinspect-write {pa + start:x} {part.hex()}", BASE_SECONDS)
+
+    def leave_physical_mode(self) -> bool:
+        """Switch the stub to virtual addresses and flush GDB's caches; return whether pipelining works."""
+        return self._gdb.request("-ptinspect-virtual", BASE_SECONDS).field("wire") == b"yes"
+
+    def look(self) -> tuple[bytes, bool]:
+        """Return a digest of how all CPUs stand, and whether the guest was found running and stopped.
+
+        The digest is empty where the stub's socket is not known. Raises TargetError.
+        """
+        how, _, digest = self._gdb.request("-ptinspect-look", BASE_SECONDS).field("looked").partition(b" ")
+        return digest, how == b"ran"
+
+    def bequeath(self, words: Sequence[str]) -> None:
+        """Have GDB run this command if it ends with the guest in its hands and nobody to tell it to leave."""
+        self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)

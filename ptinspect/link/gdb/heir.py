@@ -1,0 +1,22 @@
+"""Run by GDB when the ptinspect that had started it has died: leave the guest as it was found.
+
+`python -m ptinspect.link.gdb.heir ADDRESS running|stopped|unknown`
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ptinspect.link.address import StubAddress
+from ptinspect.link.changes import leave_as_found
+from ptinspect.link.session import Session
+
+
+def main(address: str, how: str) -> None:
+    """Leave the guest behind that stub."""
+    running = {"running": True, "stopped": False}.get(how)
+    leave_as_found(StubAddress.parse(address), running, lambda: Session.attach(address))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

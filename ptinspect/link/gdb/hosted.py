@@ -1,0 +1,300 @@
+"""A session in a GDB that somebody else started: its Python carries MI commands to it and back.
+
+`gdbscripts/ptinspect.py` and `ptinspect_mi.py` run inside that GDB and start this package in a process
+of its own, so that GDB's Python needs nothing installed. The two exchange one JSON object per line;
+every question has a number, and an answer to an older question is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, TargetTimeout
+from ptinspect.link.address import StubAddress
+from ptinspect.link.connect import Link, count_cpus
+from ptinspect.link.gdb.agent import Agent
+from ptinspect.link.gdb.mi import LINK_ERRORS, Reply, error_message
+from ptinspect.link.gdb.mitext import Line, c_string, quote, split_line
+from ptinspect.link.gdb.program import Gdb
+from ptinspect.link.gdb.registers import RegisterReader
+from ptinspect.link.gdb.slots import REFUSED
+from ptinspect.link.qemu.mtree import parse_mtree
+from ptinspect.link.qemu.stub_probe import StubFacts, accelerator
+from ptinspect.link.session import Session
+from ptinspect.link.state import QEMU_GONE, RunState, RunTracker, StopInfo
+
+LINE_LIMIT = 64 << 20
+"""Longest line from GDB, bytes."""
+STOP_SECONDS = 10.0
+"""How long GDB may take to stop the guest after SIGINT."""
+SETTINGS_SECONDS = 10.0
+_STEP = re.compile(r"-exec-step-instruction --thread (\d+) (\d+)")
+
+
+class Host:
+    """The GDB at the other end of the two pipes."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO, pid: int) -> None:
+        """`pid` is GDB's process, to which SIGINT is sent when the guest must stop."""
+        self._source, self._sink, self.pid = source, sink, pid
+        self._buffer = b""
+        self._number = 0
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message that needs no answer. Raises TargetLost."""
+        try:
+            self._sink.write(json.dumps(message).encode() + b"\n")
+            self._sink.flush()
+        except OSError as error:
+            raise TargetLost("GDB has gone") from error
+
+    def receive(self, timeout: float | None) -> dict[str, Any] | None:
+        """Return the next message; None if none came in `timeout` seconds. Raises TargetLost at the end."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while b"\n" not in self._buffer:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            if not select.select([self._source], [], [], left)[0]:
+                return None
+            data = os.read(self._source.fileno(), 1 << 20)
+            if not data or len(self._buffer) > LINE_LIMIT:
+                raise TargetLost("GDB has gone")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise TargetLost(f"GDB's Python sent a line that cannot be read: {error}") from error
+        return message if isinstance(message, dict) else {}
+
+    def ask(self, message: Mapping[str, Any], timeout: float, after: float = 0.0) -> dict[str, Any] | None:
+        """Send a question and return its answer; None if there is none in time.
+
+        With `after`, GDB then gets SIGINT and that many more seconds. Raises TargetLost.
+        """
+        self._number += 1
+        self.send({**message, "number": self._number})
+        answer = self._answer(timeout)
+        if answer is None and after:
+            os.kill(self.pid, signal.SIGINT)
+            answer = self._answer(after)
+            if answer is not None:
+                answer["late"] = True
+        return answer
+
+    def _answer(self, timeout: float) -> dict[str, Any] | None:
+        deadline = time.monotonic() + timeout
+        while (answer := self.receive(max(deadline - time.monotonic(), 0))) is not None:
+            if answer.get("number") == self._number:
+                return answer
+        return None
+
+
+class HostedGdb:
+    """Speak MI with the host; commands that make the guest run wait until the tracker is asked."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.on_event = RunTracker().event
+        """Gets `running` and `stopped`."""
+        self._run: list[str] = []
+        self._late: dict[str, Any] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a command waits for its reply: never for long."""
+        return False
+
+    def request(self, command: str, timeout: float, *, check: bool = True) -> Reply:
+        """Send one MI command and return its reply; see GdbLink."""
+        step = _STEP.fullmatch(command)
+        if command == "-exec-continue" or step:
+            self._run = [f"thread {step[1]}", f"stepi {step[2]}"] if step else ["continue"]
+            self.on_event("running", {})
+            return Reply("running", Line(None, "^", "running", b""), "")
+        if command == "-exec-interrupt":
+            self._interrupt()
+            return Reply("done", Line(None, "^", "done", b""), "")
+        answer = self._host.ask({"mi": command}, timeout, STOP_SECONDS)
+        if answer is None:
+            raise TargetLost(f"GDB did not answer {command[:60]!r} within {timeout:g} s")
+        reply = _reply(str(answer.get("out", "")))
+        if reply.name == "error":
+            message = error_message(reply)
+            if LINK_ERRORS.search(message):
+                raise TargetLost(f"the link to QEMU failed: {message}")
+            if check:
+                raise MiError(message)
+        return reply
+
+    def wait(self, timeout: float) -> None:
+        """Run the guest as asked before, until it stops. Raises TargetTimeout: it is held stopped then."""
+        if self._late is not None:
+            raise TargetTimeout(f"the guest did not stop within {timeout:g} s", "")
+        commands, self._run = self._run, []
+        if not commands:
+            return
+        try:
+            answer = self._host.ask({"go": commands}, timeout, STOP_SECONDS)
+        except KeyboardInterrupt:
+            self._late = {"reason": "signal-received", "signal-name": "SIGINT"}
+            raise
+        if answer is None:
+            raise TargetLost("GDB could not stop the guest", "QEMU may hang")
+        error = str(answer.get("error", ""))
+        if "stop" not in answer and REFUSED.search(error):
+            self.on_event("refused", {"text": error})
+            return
+        if "stop" not in answer:
+            raise TargetLost(str(answer.get("error") or QEMU_GONE))
+        if answer.get("late"):
+            self._late = answer["stop"]
+            raise TargetTimeout(f"the guest did not stop within {timeout:g} s", "it was stopped")
+        self.on_event("stopped", answer["stop"])
+
+    def settle(self) -> None:
+        """Tell the tracker that the guest stands: in the host's GDB it never runs behind a prompt."""
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        stop, self._late = self._late, None
+        if self._run and stop is None:  # it was never let go
+            self._run, stop = [], {"reason": "signal-received", "signal-name": "SIGINT"}
+        if stop is not None:
+            self.on_event("stopped", stop)
+
+    def post(self, command: str) -> bool:
+        """Do nothing: Ctrl-C reaches GDB by itself."""
+        return False
+
+    def cancel(self) -> None:
+        """Do nothing: GDB cancels what it does by itself."""
+
+    def expect_end(self) -> None:
+        """Do nothing: the session belongs to the user of GDB."""
+
+    def close(self) -> None:
+        """Do nothing: the GDB belongs to its user."""
+
+
+class HostedTracker(RunTracker):
+    """Let the guest run only while somebody waits for it."""
+
+    def __init__(self, gdb: HostedGdb) -> None:
+        super().__init__()
+        self._gdb = gdb
+        gdb.on_event = self.event
+
+    def wait(self, timeout: float) -> StopInfo:
+        """Run the guest until it stops. Raises TargetTimeout, TargetLost."""
+        if self.state is RunState.RUNNING:
+            try:
+                self._gdb.wait(timeout)
+            except TargetLost as error:
+                self.lost(error.message)
+                raise
+        return super().wait(0)
+
+
+class HostedSession(Session):
+    """A session whose GDB is the user's own; leaving it changes nothing there."""
+
+    def __init__(self, link: Link, gdb: HostedGdb) -> None:
+        super().__init__(link)
+        self._hosted = gdb
+
+    @property
+    def was_running(self) -> bool:
+        """The user of GDB stopped the guest."""
+        return False
+
+    def begin(self, cpu: int, changed: bool, stop: Mapping[str, Any] | None = None) -> None:
+        """Take over what the user of GDB did since the last command: which CPU is chosen, what moved.
+
+        `stop` has MI's fields of the last stop, if GDB knows why the guest stopped.
+        """
+        if changed and stop:
+            self._tracker.event("stopped", stop)
+        elif changed:
+            self._tracker.touch()
+        self._tracker.cpu = cpu
+
+    def look(self) -> str:
+        """Look at nothing: the user of GDB may have let the guest run, and `begin` says so."""
+        return ""
+
+    def settle(self) -> None:
+        """End a command: GDB's prompt appears only when the guest stands."""
+        self._hosted.settle()
+
+    def _leave_without_gdb(self) -> str:
+        """Leave the guest alone: it is with the user of GDB."""
+        return ""
+
+    def detach(self, resume: bool | None = None) -> None:
+        """Give back what the lanes hold; GDB stays connected."""
+        self._left = True
+        self.memory.close()
+
+
+def open_session(host: Host, details: str, version: str) -> HostedSession:
+    """Return a session on the stub that the host's GDB is connected to. Raises ConnectError."""
+    address = StubAddress.parse(details)
+    gdb = HostedGdb(host)
+    tracker = HostedTracker(gdb)
+
+    def monitor(command: str) -> str:
+        line = quote(f"monitor {command}")
+        return gdb.request(f"-interpreter-exec console {line}", SETTINGS_SECONDS).text
+
+    try:
+        agent = Agent(gdb)
+        pipelined = agent.leave_physical_mode()
+        peer = host.ask({"peer": True}, SETTINGS_SECONDS)
+        pid = (peer or {}).get("pid")
+        facts = StubFacts(
+            frozenset(),
+            "aarch64",
+            monitor("info version").strip(),
+            monitor("info status").strip().removeprefix("VM status: "),
+            False,
+            pid if isinstance(pid, int) else None,
+            accel := accelerator(monitor),
+            accel != "kvm",
+        )
+        link = Link(
+            address,
+            Gdb("", version),
+            gdb,
+            agent,
+            facts,
+            tracker,
+            RegisterReader(gdb),
+            pipelined,
+            parse_mtree(monitor("info mtree -f")),
+            count_cpus(gdb, SETTINGS_SECONDS),
+            lambda: None,
+        )
+    except TargetError as error:
+        raise ConnectError(f"{details}: {error.message}", error.hint) from error
+    return HostedSession(link, gdb)
+
+
+def _reply(out: str) -> Reply:
+    """Parse what GDB printed for one MI command."""
+    result, text = Line(None, "^", "done", b""), []
+    for raw in out.encode("utf-8", "surrogateescape").split(b"\n"):
+        line = split_line(raw)
+        if line.kind == "^":
+            result = line
+        elif line.kind in ("~", "@", "&"):
+            text.append(c_string(line.body))
+        elif not line.kind and raw:
+            text.append(raw.decode("utf-8", "replace") + "\n")
+    return Reply(result.name, result, "".join(text))

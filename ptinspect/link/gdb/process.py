@@ -1,0 +1,337 @@
+"""One GDB process, spoken to over GDB/MI.
+
+Replies are matched to commands by token, so a late or missing reply never becomes the reply to
+another command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
+from ptinspect.link.gdb.mi import LINK_ERRORS, Reply, error_message, parse_payload
+from ptinspect.link.gdb.mitext import Line, c_string, split_line
+from ptinspect.link.state import QEMU_GONE
+from ptinspect.processes import die_with_parent
+
+PIPE_BYTES = 1 << 20
+CANCEL_SECONDS = 2.0
+"""How long GDB may take to give up a command after SIGINT before it is killed."""
+TAIL_LINES = 40
+USUAL = ("warning: No executable has been specified", "determining executable automatically")
+"""Beginnings of what GDB says whenever it connects to a stub; it explains nothing."""
+LINE_LIMIT = 256 << 20
+"""Longest line that is collected, bytes."""
+GONE_EVENT = "thread-group-exited"
+"""GDB reports it when the stub has gone; from then on it answers reads from the symbol file. A GDB that a
+signal ends reports it too, for it leaves the stub first."""
+
+
+@dataclass
+class _Pending:
+    """One command that waits for its reply."""
+
+    command: str
+    event: threading.Event = field(default_factory=threading.Event)
+    reply: Reply | None = None
+    lost: str = ""
+
+
+class GdbProcess:
+    """Run a GDB and exchange commands and records with it; used by several threads."""
+
+    def __init__(
+        self,
+        command_line: Sequence[str],
+        *,
+        on_event: Callable[[str, Mapping[str, Any]], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+        why_gone: Callable[[], str] = lambda: QEMU_GONE,
+        files: Sequence[int] = (),
+    ) -> None:
+        """Start GDB; it is told to end (SIGTERM) with the thread that does this, or when its input ends.
+
+        `on_event(name, fields)` gets `*` and `=` records and results of class running, `on_lost(reason)`
+        is called once at the end; both in the reader's thread, in GDB's order, and they must not send
+        commands. `why_gone` tells why the stub has left GDB, or GDB the stub. `files` are inherited.
+        Raises TargetError if the program cannot be started.
+        """
+        self.command_line = tuple(command_line)
+        self._on_event, self._on_lost = on_event, on_lost
+        self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._token = 0
+        self._pending: dict[int, _Pending] = {}
+        self._text: list[str] = []
+        self._lost = ""
+        self._leaving = False
+        self._why_gone = why_gone
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        """Last lines that GDB wrote about itself: its log and what is no record."""
+        try:
+            self.process = subprocess.Popen(
+                self.command_line,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                bufsize=0,
+                pass_fds=files,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),  # noqa: PLW1509 - calls prctl only
+            )
+        except OSError as error:
+            raise TargetError(
+                f"cannot start GDB: {self.command_line[0]}: {error.strerror or error}"
+            ) from error
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._input, self._output = self.process.stdin.fileno(), self.process.stdout.fileno()
+        for pipe in (self._input, self._output):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._reader = threading.Thread(target=self._read, name="gdb-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """GDB's process number."""
+        return self.process.pid
+
+    @property
+    def lost(self) -> str:
+        """Why GDB can be used no more; empty while it can."""
+        return self._lost
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a command waits for its reply."""
+        return bool(self._pending)
+
+    def request(self, command: str, timeout: float, *, check: bool = True) -> Reply:
+        """Send one MI command (or CLI command) and return its reply.
+
+        Raises MiError if GDB answers with an error (unless not `check`), TargetTimeout if there is
+        no answer in `timeout` seconds, TargetLost if GDB has gone. On a timeout, or when the caller
+        is interrupted, the command is cancelled; a GDB that does not react to that is killed.
+        """
+        pending = self._send(command)
+        answered = None
+        try:
+            answered = pending.event.wait(timeout)
+        finally:
+            if answered is None:
+                self._give_up(pending)
+        if not answered:
+            gone = not self._give_up(pending)
+            what = f"GDB did not answer {_short(command)} within {timeout:g} s"
+            raise TargetTimeout(
+                f"{what} and was ended" if gone else what, "QEMU may hang or be paused" if gone else ""
+            )
+        if pending.reply is None:
+            raise self._loss(pending.lost)
+        if pending.reply.name == "error":
+            message = error_message(pending.reply)
+            if self._lost:
+                raise self._loss(self._lost)
+            if LINK_ERRORS.search(message):
+                self.kill(f"the link to QEMU failed: {message}")
+                raise self._loss(self._lost)
+            if check:
+                raise MiError(message)
+        return pending.reply
+
+    def cancel(self) -> None:
+        """Make GDB give up the command it works on (SIGINT); safe in a signal handler."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGINT)
+
+    def post(self, command: str) -> bool:
+        """Send a command whose reply nobody waits for; False if another one is just being sent.
+
+        Safe in a signal handler. Raises TargetLost.
+        """
+        if not self._write_lock.acquire(blocking=False):
+            return False
+        try:
+            self._put(f"{command}\n".encode())
+        finally:
+            self._write_lock.release()
+        return True
+
+    def expect_end(self) -> None:
+        """Take the end of the debugged program for granted: it is about to be left."""
+        self._leaving = True
+
+    def kill(self, reason: str) -> None:
+        """End GDB at once; every waiting command fails with `reason`."""
+        if not self._lost:
+            self._lost = reason
+        if self.process.poll() is None:
+            self.process.kill()
+        self._finish()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """End GDB; it is asked first, then killed. Safe to call twice."""
+        self._lost = self._lost or "closed"
+        with contextlib.suppress(TargetLost), self._write_lock:
+            self._put(b"-gdb-exit\n")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+        if self.process.poll() is None:
+            self.process.kill()
+        self._finish()
+
+    def _finish(self) -> None:
+        self.process.wait(10)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(5)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _send(self, command: str) -> _Pending:
+        if "\n" in command or "\r" in command:
+            raise UserError(f"{_short(command)} holds a line break", "it would be two commands to GDB")
+        pending = _Pending(command)
+        with self._lock:
+            if self._lost:
+                raise self._loss(self._lost)
+            if not self._pending:
+                self._text = []  # what came since the last reply belongs to no command
+            self._token += 1
+            token = self._token
+            self._pending[token] = pending
+        sent = False
+        try:
+            with self._write_lock:
+                self._put(f"{token}{command}\n".encode())
+            sent = True
+        finally:
+            if not sent:
+                with self._lock:
+                    self._pending.pop(token, None)
+        return pending
+
+    def _put(self, data: bytes) -> None:
+        """Write to GDB; a line that is cut short by an exception cannot be mended, so GDB is ended."""
+        rest = data
+        try:
+            while rest:
+                rest = rest[os.write(self._input, rest) :]
+        except OSError as error:
+            raise self._loss("GDB takes no more commands") from error
+        finally:
+            if 0 < len(rest) < len(data):
+                self.kill("interrupted while a command was sent")
+
+    def _give_up(self, pending: _Pending) -> bool:
+        """Cancel a command; return whether GDB can still be used."""
+        self.cancel()
+        if pending.event.wait(CANCEL_SECONDS) and pending.reply is not None:
+            # The signal may come when the command is over: let it hit a command that does nothing.
+            with contextlib.suppress(TargetLost):
+                if self._send("-list-features").event.wait(CANCEL_SECONDS):
+                    return True
+        self.kill(f"GDB did not answer {_short(pending.command)} and was ended")
+        return False
+
+    def _loss(self, reason: str) -> TargetLost:
+        last = "\n".join(list(self.tail)[-5:])
+        return TargetLost(f"the session is over: {reason}", last)
+
+    def _read(self) -> None:
+        """Take GDB's output apart; the body of the reader thread."""
+        try:
+            parts: list[bytes] = []
+            size = 0
+            while size <= LINE_LIMIT and (data := self._more()):
+                first, *others = data.split(b"\n")
+                parts.append(first)
+                size += len(first)
+                for piece in others:
+                    self._line(b"".join(parts))
+                    parts, size = [piece], len(piece)
+        finally:
+            self._end()
+
+    def _more(self) -> bytes:
+        try:
+            return os.read(self._output, PIPE_BYTES)
+        except OSError:
+            return b""
+
+    def _line(self, data: bytes) -> None:
+        line = split_line(data.rstrip(b"\r"))
+        if line.kind == "^":
+            self._result(line)
+        elif line.kind in ("*", "="):
+            self._event(line)
+        elif line.kind:
+            text = c_string(line.body)
+            self._text.append(text)
+            if line.kind == "&":
+                self._note(text)
+        elif data.strip() not in (b"", b"(gdb)"):
+            self._note(data.decode("utf-8", "replace"))
+
+    def _note(self, text: str) -> None:
+        lines = text.splitlines()
+        self.tail.extend(line for line in lines if line.strip() and not line.startswith(USUAL))
+
+    def _result(self, line: Line) -> None:
+        text, self._text = "".join(self._text), []
+        if line.name == "running" and self._on_event is not None:
+            self._on_event("running", {})
+        with self._lock:
+            pending = None if line.token is None else self._pending.pop(line.token, None)
+        if pending is not None:
+            pending.reply = Reply(line.name, line, text)
+            pending.event.set()
+        elif line.token is not None and line.name == "error" and self._on_event is not None:
+            self._on_event("refused", {"text": text})  # it had said `running` before
+
+    def _event(self, line: Line) -> None:
+        if line.name == GONE_EVENT and not self._leaving:
+            self._lost = self._lost or self._why_gone()
+            if self._on_lost is not None:
+                self._on_lost(self._lost)
+        if self._on_event is None:
+            return
+        try:
+            fields = parse_payload(line)
+        except MiError as error:
+            self._note(error.message)
+            fields = {}
+        self._on_event(line.name, fields)
+
+    def _end(self) -> None:
+        """Fail everything that waits: GDB's output has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+        if self.process.poll() is None:
+            self.process.kill()
+        code = self.process.poll()
+        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+        with self._lock:
+            self._lost = self._lost or f"GDB ended{how}"
+            waiting, self._pending = list(self._pending.values()), {}
+        for pending in waiting:
+            pending.lost = self._lost
+            pending.event.set()
+        if self._on_lost is not None:
+            self._on_lost(self._lost)
+
+
+def _short(command: str) -> str:
+    return repr(command if len(command) <= 60 else command[:57] + "...")

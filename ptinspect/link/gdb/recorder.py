@@ -1,0 +1,76 @@
+"""The other side of gdbscripts/ptinspect_writes.py: what store instructions store."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.errors import MiError
+from ptinspect.link.gdb.agent import script_path
+from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.session import Session
+
+SCRIPT = "ptinspect_writes.py"
+CHUNK = 8192
+"""Records that are fetched at once."""
+RECORD = np.dtype([(name, "<u8") for name in ("site", "address", "before", "stored", "page", "readable")])
+"""One record: see RECORD in the script."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Name one store instruction for the recorder."""
+
+    pc: int
+    """Value of the program counter at the store."""
+    value: int
+    """Number of the register that is stored."""
+    base: int
+    """Number of the register with the address."""
+    displacement: int
+    """Bytes to add to that."""
+    window: int | None = None
+    """Number of the register with the start of the window that the address lies in; None if physical."""
+    page_bits: int = 0
+    """log2 of the bytes of one page of the window."""
+
+    def __str__(self) -> str:
+        """Write it as the script reads it."""
+        word = f"{self.pc:#x}:{self.value}:{self.base}:{self.displacement}"
+        return word if self.window is None else f"{word}:{self.window}:{self.page_bits}"
+
+
+class StoreRecorder:
+    """Record stores while the guest runs; it stops at each of them, and goes on by itself."""
+
+    def __init__(self, session: Session) -> None:
+        """Load the script into GDB. Raises TargetError."""
+        self._session = session
+        session.gdb_command(f"source {quote(str(script_path().with_name(SCRIPT)))[1:-1]}")
+
+    def start(self, stores: Sequence[Store], limit: int = 0) -> None:
+        """Begin anew; with `limit` above 0 the guest stays stopped at that store. Raises TargetError."""
+        self._session.gdb_command(" ".join(["ptinspect-writes start", str(limit), *map(str, stores)]))
+
+    def stop(self) -> None:
+        """Take the breakpoints away; the records stay. Raises TargetError."""
+        self._session.gdb_command("ptinspect-writes stop")
+
+    def take(self) -> NDArray[np.void]:
+        """Return all records, of type RECORD. Raises MiError if GDB's answer is damaged."""
+        try:
+            total = int(self._session.gdb_command("ptinspect-writes count"))
+            parts = [
+                binascii.a2b_base64(self._session.gdb_command(f"ptinspect-writes take {first} {CHUNK}"))
+                for first in range(0, total, CHUNK)
+            ]
+            found = np.frombuffer(b"".join(parts), RECORD)
+        except ValueError as error:
+            raise MiError(f"GDB's answer about recorded stores is damaged: {error}") from error
+        if len(found) != total:
+            raise MiError(f"GDB has {total} recorded stores, and gave {len(found)}")
+        return found

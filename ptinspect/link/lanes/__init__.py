@@ -1,0 +1,1 @@
+"""Ways to guest-physical memory, and the choice among them."""

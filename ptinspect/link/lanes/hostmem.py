@@ -1,0 +1,227 @@
+"""Guest-physical memory straight from the RAM of the QEMU process on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.errors import MemoryReadError, TargetError
+from ptinspect.link.lanes.laneerror import GONE, LaneError
+from ptinspect.link.lanes.vmread import copy, copy_few, reason
+from ptinspect.memory.ranges import Ranges
+from ptinspect.memory.source import RamBlock
+
+FEW = 16
+"""Tables that are not worth being joined."""
+PROBES = 5
+"""Places of a RAM block at which QEMU is asked for its own address."""
+PAGE = 4096
+
+_HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is (0x[0-9a-f]+)")
+_MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
+
+
+class ProcessState:
+    """Follow one process; a later one of the same number is not taken for it.
+
+    The open file of proc(5) stands for the process, not for its number: it cannot be read any more
+    when that one has ended (ESRCH), whoever has the number then.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Open its file. Raises LaneError if there is no such process."""
+        self.pid = pid
+        try:
+            self._file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._gone() from error
+
+    def read(self) -> str:
+        """Return the letter of the state (proc(5), stat). Raises LaneError if the process has gone."""
+        try:
+            words = os.pread(self._file, 1024, 0)
+        except OSError as error:
+            raise self._gone() from error
+        state = words[words.rfind(b")") + 2 :][:1].decode("ascii", "replace")
+        if state in "ZX":
+            raise self._gone()
+        return state
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _gone(self) -> LaneError:
+        return LaneError(f"QEMU (pid {self.pid}) {GONE}")
+
+
+@dataclass(frozen=True)
+class HostBlock:
+    """Say where a RAM block lies in QEMU's address space."""
+
+    block: RamBlock
+    """The block."""
+    address: int
+    """QEMU's own virtual address of its first byte."""
+
+
+class HostMemory:
+    """Read RAM by process_vm_readv(2): no round trip, no stop of QEMU."""
+
+    def __init__(self, pid: int, ram: Sequence[RamBlock], monitor: Callable[[str], str]) -> None:
+        """Ask QEMU where its RAM lies and make sure that process `pid` has it there.
+
+        Raises LaneError with the reason if this memory cannot be read, TargetError.
+        """
+        self.pid = pid
+        self._state = ProcessState(pid)
+        try:
+            self._locate_ram(ram, monitor)
+        except BaseException:
+            self.close()
+            raise
+
+    def _locate_ram(self, ram: Sequence[RamBlock], monitor: Callable[[str], str]) -> None:
+        pid = self.pid
+        mapped = _mapped(pid)
+        blocks = [HostBlock(block, _host_address(block, monitor)) for block in ram]
+        for host in blocks:
+            if not mapped.contains(host.address, host.block.size):
+                raise LaneError(f"process {pid} does not hold the guest's {host.block.name or 'RAM'}")
+        blocks.sort(key=lambda host: host.block.start)
+        self._firsts = [int(host.block.start) for host in blocks]
+        self._lasts = [host.block.end - 1 for host in blocks]
+        self._shifts = [(host.address - host.block.start) % (1 << 64) for host in blocks]
+        word = np.empty(1, dtype=np.uint64)
+        copy_few(pid, [(blocks[0].address, 8)], [(word.ctypes.data, 8)])
+
+    @property
+    def label(self) -> str:
+        """Name the way the bytes come."""
+        return f"host RAM of QEMU (pid {self.pid})"
+
+    def close(self) -> None:
+        """Give back what is open. Safe to call twice."""
+        self._state.close()
+
+    def read(self, pa: int, length: int) -> bytes:
+        """Return `length` bytes at `pa`. Raises MemoryReadError outside RAM, LaneError, TargetError."""
+        if length == 0:
+            return b""
+        pieces = []
+        at, end = pa, pa + length
+        while at < end:
+            block = self._block(at)
+            if block < 0:
+                raise MemoryReadError(pa, length, "not in RAM")
+            step = min(end, self._lasts[block] + 1) - at
+            pieces.append(((at + self._shifts[block]) % (1 << 64), step))
+            at += step
+        out = ctypes.create_string_buffer(length)
+        copy_few(self.pid, pieces, [(ctypes.addressof(out), length)])
+        self._check()
+        return out.raw
+
+    def read_tables(
+        self, addresses: NDArray[np.uint64], size: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Read many tables; see PhysicalMemory. A row that no single RAM block holds is unreadable."""
+        raw = np.empty((addresses.shape[0], size // 8), dtype=np.uint64)
+        return raw, self.read_rows(addresses, size, raw, None)
+
+    def read_rows(
+        self,
+        addresses: NDArray[np.uint64],
+        size: int,
+        out: NDArray[np.uint64],
+        rows: NDArray[np.intp] | None,
+    ) -> NDArray[np.bool_]:
+        """Read tables straight into rows of an array, or in order (None); see RowMemory."""
+        count, stride = addresses.shape[0], out.shape[1] * 8
+        if not out.flags.c_contiguous or size > stride:
+            raise ValueError("the rows do not lie in the array")
+        if count == 0:
+            return np.zeros(0, dtype=np.bool_)
+        block = self._block(int(addresses[0]))
+        one = block >= 0 and int(addresses[-1]) + size - 1 <= self._lasts[block]
+        if one and count <= FEW:
+            places = range(count) if rows is None else rows.tolist()
+            if not 0 <= min(places) <= max(places) < out.shape[0]:
+                raise ValueError("the rows do not lie in the array")
+            base, shift = out.ctypes.data, self._shifts[block]
+            theirs = [((pa + shift) % (1 << 64), size) for pa in addresses.tolist()]
+            copy_few(self.pid, theirs, [(base + stride * row, size) for row in places])
+            self._check()
+            return np.ones(count, dtype=np.bool_)
+        return self._read_many(addresses, size, out, np.arange(count) if rows is None else rows)
+
+    def _read_many(
+        self, addresses: NDArray[np.uint64], size: int, out: NDArray[np.uint64], rows: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        if not 0 <= int(rows.min()) <= int(rows.max()) < out.shape[0]:
+            raise ValueError("the rows do not lie in the array")
+        block = np.searchsorted(np.array(self._firsts, dtype=np.uint64), addresses, side="right") - 1
+        last = addresses + np.uint64(size - 1)
+        readable: NDArray[np.bool_] = (block >= 0) & (last >= addresses)
+        readable &= last <= np.array(self._lasts, dtype=np.uint64)[block]
+        if not readable.all():
+            out[rows[~readable]] = 0
+            addresses, block, rows = addresses[readable], block[readable], rows[readable]
+        theirs = addresses + np.array(self._shifts, dtype=np.uint64)[block]
+        ours = rows.astype(np.uint64) * np.uint64(out.shape[1] * 8) + np.uint64(out.ctypes.data)
+        copy(self.pid, theirs, ours, size)
+        self._check()
+        return readable
+
+    def _block(self, pa: int) -> int:
+        """Return the number of the block that holds an address; -1 if none does."""
+        block = bisect_right(self._firsts, pa) - 1
+        return block if block >= 0 and pa <= self._lasts[block] else -1
+
+    def _check(self) -> None:
+        """Make sure that it was still this QEMU, alive and not stopped by a signal."""
+        if self._state.read() in "Tt":
+            raise TargetError(
+                f"QEMU (pid {self.pid}) is stopped by a signal or a debugger",
+                f"kill -CONT {self.pid} lets it go on",
+            )
+
+
+def _host_address(block: RamBlock, monitor: Callable[[str], str]) -> int:
+    """Return QEMU's address of a block, asked at several places of it. Raises LaneError, TargetError."""
+    last = (block.size - 1) // PAGE * PAGE
+    found = set()
+    for offset in sorted({last * n // (PROBES - 1) // PAGE * PAGE for n in range(PROBES)}):
+        text = monitor(f"gpa2hva {block.start + offset:#x}")
+        match = _HVA.search(text)
+        if match is None:
+            raise LaneError(f"QEMU does not say where pa:{block.start + offset:#x} lies")
+        found.add(int(match[1], 16) - offset)
+    if len(found) != 1:
+        raise LaneError(f"the block at pa:{block.start:#x} does not lie in one piece")
+    return found.pop()
+
+
+def _mapped(pid: int) -> Ranges:
+    """Return what a process has mapped for reading. Raises LaneError."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise LaneError(reason(pid, error.errno or errno.EIO)) from error
+    found = (_MAP.match(line) for line in lines)
+    return Ranges(
+        RamBlock(int(m[1], 16), int(m[2], 16) - int(m[1], 16))  # type: ignore[arg-type]
+        for m in found
+        if m is not None
+    )

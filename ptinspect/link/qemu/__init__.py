@@ -1,0 +1,1 @@
+"""QEMU: started here, or found behind a gdbstub."""

@@ -1,0 +1,1 @@
+"""A kernel file: its container, symbols, types and entry code."""

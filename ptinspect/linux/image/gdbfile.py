@@ -1,0 +1,132 @@
+"""The part of a vmlinux that GDB needs: sections, symbols, call frames. Debug information stays where it is.
+
+GDB reads an index of all debug information when it is given a file (a second for 300 MB), and expands
+most of it at the first name that it looks up (more than ten seconds).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ptinspect.files import open_input
+from ptinspect.linux.image.kallsyms import cache_directory, prune
+
+VERSION = 2
+"""Version of what is written; files of another one are written anew."""
+MAX_FILES = 8
+"""Files kept in the cache."""
+MAX_SECTION = 256 << 20
+MAX_SECTIONS = 4096
+
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMTAB, _NOBITS = 2, 8
+_ALLOC = 0x2
+_KEPT = (b".debug_frame",)
+"""Sections that are kept although they are not loaded: with them GDB finds callers (DWARF 5, 6.4)."""
+
+
+def gdb_file(path: Path) -> Path:
+    """Return a small ELF file with the symbols of `path`, from the user's cache or made now.
+
+    Returns `path` itself where that cannot be done: GDB then takes its time, or says what is wrong.
+    """
+    try:
+        stat = path.stat()
+        facts = f"{VERSION} {path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+        name = f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.elf"
+        kept = cache_directory("gdb") / name
+        if kept.is_file():
+            os.utime(kept)
+            return kept
+        with open_input(path) as file:
+            parts = _parts(file)
+        if parts is None:
+            return path
+        _save(kept, parts)
+    except (OSError, ValueError, OverflowError, struct.error):
+        return path
+    return kept
+
+
+def _parts(file: BinaryIO) -> list[bytes] | None:
+    """Return the pieces of the small file; None if this is no ELF file with symbols."""
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or header[:6] != b"\x7fELF\x02\x01":
+        return None
+    fields = list(_HEADER.unpack(header))
+    table, size, count, names_at = fields[6], fields[11], fields[12], fields[13]
+    if size != _SECTION.size or not 0 < count <= MAX_SECTIONS or names_at >= count:
+        return None
+    file.seek(table)
+    data = file.read(size * count)
+    if len(data) != size * count:
+        return None
+    sections = [list(one) for one in _SECTION.iter_unpack(data)]
+    names = _content(file, sections[names_at])
+    if names is None or not any(one[1] == _SYMTAB for one in sections):
+        return None
+    wanted = set(_wanted(sections, names, names_at))
+    contents = []
+    end = _HEADER.size
+    for number, section in enumerate(sections):
+        content = _content(file, section) if number in wanted else b""
+        if content is None:
+            return None
+        _place(section, end, kept=number in wanted)
+        content += bytes(-len(content) % 8)
+        end += len(content)
+        contents.append(content)
+    fields[5], fields[6], fields[9], fields[10] = 0, end, 0, 0  # no program headers
+    return [_HEADER.pack(*fields), *contents, *(_SECTION.pack(*one) for one in sections)]
+
+
+def _place(section: list[int], offset: int, *, kept: bool) -> None:
+    """Make a section header one of the small file: kept, without bytes, or nothing."""
+    if kept or section[2] & _ALLOC:
+        section[1] = section[1] if kept else _NOBITS
+        section[4] = offset
+        return
+    section[:] = [0] * len(section)
+
+
+def _wanted(sections: list[list[int]], names: bytes, names_at: int) -> Iterator[int]:
+    """Return the numbers of the sections whose bytes are kept."""
+    yield names_at
+    for number, section in enumerate(sections):
+        if section[1] == _SYMTAB:
+            yield number
+            if section[6] < len(sections):
+                yield section[6]
+        elif names[section[0] : names.find(b"\0", section[0])] in _KEPT:
+            yield number
+
+
+def _content(file: BinaryIO, section: list[int]) -> bytes | None:
+    """Return the bytes of a section; None if it is too large or truncated."""
+    if section[1] == _NOBITS:
+        return b""
+    if section[5] > MAX_SECTION:
+        return None
+    file.seek(section[4])
+    data = file.read(section[5])
+    return data if len(data) == section[5] else None
+
+
+def _save(path: Path, parts: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            file.writelines(parts)
+            file.flush()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    prune(path.parent, MAX_FILES, "*.elf")

@@ -1,0 +1,308 @@
+"""A kernel file: an Image or vmlinuz as it is booted, or a vmlinux with symbols."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from ptinspect.arch.bits import align_down, align_up
+from ptinspect.errors import KernelFileError
+from ptinspect.linux.image.btf import BtfTypes, find_btf
+from ptinspect.linux.image.container import BANNER, Blob, FileBytes, ImageHeader, Segment, open_bytes
+from ptinspect.linux.image.dwarf import DwarfTypes
+from ptinspect.linux.image.kallsyms import recover
+from ptinspect.linux.image.symbols import SymbolTable
+from ptinspect.linux.image.types import Types
+from ptinspect.linux.image.vmlinux import Vmlinux
+
+BOUNDARY = 2 << 20
+"""An Image is linked, like it is loaded, at a multiple of 2 MiB plus text_offset (booting.rst)."""
+SEGMENT = 1 << 16
+"""Segments of the image begin at multiples of this (vmlinux.lds.S: SEGMENT_ALIGN)."""
+MAX_BTF = 64 << 20
+MAX_NOTES = 1 << 20
+MAX_BANNER_SEARCH = 64 << 20
+FIRST_CODE = 0x1_0000
+"""Bytes behind which .text begins at the latest: the header has a segment of its own (vmlinux.lds.S)."""
+
+
+class KernelImage:
+    """Give symbols, types and bytes of one kernel file, by link-time addresses.
+
+    Symbols and types are found when they are first asked for. Of an Image without a symbol table
+    nothing tells where it was linked: its link-time addresses are then offsets from its first byte.
+    """
+
+    def __init__(
+        self, path: Path, data: Blob | FileBytes, header: ImageHeader | None, elf: Vmlinux | None
+    ) -> None:
+        """Use `open`."""
+        self.path = path
+        self.header = header
+        """The Image header; None for a vmlinux."""
+        self._data = data
+        self._elf = elf
+
+    @classmethod
+    def open(cls, path: Path) -> KernelImage:
+        """Read a kernel file. Raises KernelFileError if it is none that arm64 boots or links."""
+        data, header = open_bytes(path)
+        elf = Vmlinux(path, data) if isinstance(data, FileBytes) else None
+        return cls(path, data, header, elf)
+
+    @property
+    def is_elf(self) -> bool:
+        """True for a vmlinux."""
+        return self._elf is not None
+
+    @cached_property
+    def content_id(self) -> str:
+        """SHA-256 of the file (unpacked, if it was packed), in hex."""
+        digest = hashlib.sha256()
+        at = 0
+        while part := self._data.read(at, 1 << 24):
+            digest.update(part)
+            at += len(part)
+        return digest.hexdigest()
+
+    @cached_property
+    def build_id(self) -> str:
+        """A digest of the notes of a vmlinux, the build id among them; an empty string without any."""
+        for name in (".notes", ".note.gnu.build-id"):
+            section = None if self._elf is None else self._elf.section(name)
+            if self._elf is not None and section is not None and section.stored and section.size:
+                return hashlib.sha256(self._elf.bytes_of(section, MAX_NOTES)).hexdigest()
+        return ""
+
+    # -- symbols --------------------------------------------------------------------------------
+
+    @cached_property
+    def _table(self) -> tuple[SymbolTable, str]:
+        if self._elf is not None:
+            return self._elf.symbols()
+        assert isinstance(self._data, Blob)
+        found, missing = recover(self._data.data)
+        return found.placed(), missing
+
+    @property
+    def table(self) -> SymbolTable:
+        """All symbols; empty if the file has none, or none could be recovered."""
+        return self._table[0]
+
+    @property
+    def symbols_missing(self) -> str:
+        """Why there are no symbols; empty if there are."""
+        return self._table[1]
+
+    @property
+    def symbols(self) -> Mapping[str, list[int]]:
+        """Link-time addresses by name."""
+        return self.table.by_name
+
+    def kind_of(self, name: str) -> str:
+        """Return the letter that nm prints for a symbol (upper case: global); `?` for none."""
+        return self.table.kind_of.get(name, "?")
+
+    def lookup(self, name: str) -> int:
+        """Return the link-time address of a symbol; of several with that name the one that is meant.
+
+        See SymbolTable.lookup for the rules. Raises KernelFileError if there is none, or no rule decides.
+        """
+        try:
+            return self.table.lookup(name)
+        except KernelFileError as error:
+            raise KernelFileError(
+                f"{self.path.name}: {error.message}", error.hint or self._hint(name)
+            ) from None
+
+    def _like(self, name: str) -> list[str]:
+        """Return up to three names that begin so, contain it, or are spelled alike."""
+        if not name:
+            return []
+        close = [other for other in self.symbols if other.startswith(name)]
+        close = close or [other for other in self.symbols if name in other]
+        if close:
+            return sorted(close, key=lambda other: (len(other), other))[:3]
+        near = [o for o in self.symbols if o[:3] == name[:3] and abs(len(o) - len(name)) < 4]
+        return difflib.get_close_matches(name, near, 3, 0.8)
+
+    def _hint(self, name: str) -> str:
+        close = self._like(name)
+        if close:
+            return f"did you mean {' or '.join(close)}?"
+        if self.symbols_missing:
+            return self.symbols_missing
+        if self.is_elf:
+            return "is it another kernel's vmlinux?"
+        return "an Image names data only with CONFIG_KALLSYMS_ALL; a vmlinux names everything"
+
+    def nearest(self, va: int) -> tuple[str, int] | None:
+        """Return the symbol that a link-time address belongs to, and the offset in bytes."""
+        if not self.text_va <= va < self.text_va + self.size:
+            return None
+        return self.table.nearest(va)
+
+    @cached_property
+    def types(self) -> Types:
+        """The layouts of the kernel's types. Raises KernelFileError where the file has none."""
+        blob = self._btf()
+        if blob is not None:
+            return BtfTypes(blob)
+        for segment in self._segments:
+            found = find_btf(self._data.read(segment.offset, segment.size))
+            if found is not None:
+                return found
+        if self._elf is not None and self._elf.section(".debug_info") is not None:
+            return DwarfTypes(self.path, self.build_id or self.content_id)
+        raise KernelFileError(
+            f"{self.path.name} describes no types (BTF)",
+            "a kernel with CONFIG_DEBUG_INFO_BTF, or its vmlinux with debug information, does",
+        )
+
+    def _btf(self) -> bytes | None:
+        """Return the BTF whose place is known."""
+        if self._elf is not None:
+            section = self._elf.section(".BTF")
+            if section is not None and section.stored:
+                return self._elf.bytes_of(section, MAX_BTF)
+        start, stop = self.symbols.get("__start_BTF"), self.symbols.get("__stop_BTF")
+        if start and stop and 0 < stop[0] - start[0] <= MAX_BTF:
+            return self.text_at(start[0], stop[0] - start[0])
+        return None
+
+    # -- bytes ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _segments(self) -> list[Segment]:
+        if self._elf is not None:
+            return self._elf.segments
+        assert isinstance(self._data, Blob)
+        return [Segment(self.text_va, 0, len(self._data.data))]
+
+    @property
+    def linked(self) -> bool:
+        """True if it is known at which address the kernel was linked."""
+        return self.text_va != 0
+
+    @cached_property
+    def text_va(self) -> int:
+        """Link-time address of the image's first byte (_text); 0 if nothing tells it."""
+        for name in ("_text", "_head"):
+            if name in self.symbols:
+                return self.symbols[name][0]
+        if self._elf is not None:
+            return min(segment.va for segment in self._elf.segments)
+        assert self.header is not None
+        for name in ("primary_entry", "stext"):
+            if name in self.symbols and self.header.entry_offset:
+                return self.symbols[name][0] - self.header.entry_offset
+        if "_stext" in self.symbols:
+            shift = self.header.text_offset % BOUNDARY
+            return align_down(self.symbols["_stext"][0] - shift, BOUNDARY) + shift
+        return 0
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes that the image takes in memory, .bss included."""
+        if self.header is not None and self.header.image_size:
+            return self.header.image_size
+        if "_end" in self.symbols:
+            return self.symbols["_end"][0] - self.text_va
+        if self._elf is not None:
+            return int(self._elf.end) - self.text_va
+        return self._segments[0].size
+
+    @property
+    def text_offset(self) -> int:
+        """Bytes above a 2 MiB boundary at which the image lies in memory: 0 since 5.8, 0x80000 before.
+
+        Source: Linux commit 120dc60d0bdb ("arm64: get rid of TEXT_OFFSET") (in v5.10). A vmlinux has no
+        header; there the link-time address tells it.
+        """
+        return self.header.text_offset if self.header is not None else self.text_va % BOUNDARY
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the file that begin at `text_va` and lie in one piece."""
+        return next((s.size for s in self._segments if s.va == self.text_va), 0)
+
+    def text_at(self, va: int, length: int) -> bytes:
+        """Return bytes of the file by link-time address. Raises KernelFileError outside of it."""
+        for segment in self._segments:
+            if segment.va <= va and va + length <= segment.va + segment.size:
+                data = self._data.read(segment.offset + va - segment.va, length)
+                if len(data) == length:
+                    return data
+        raise KernelFileError(f"{va:#x}: not in {self.path.name}")
+
+    @cached_property
+    def code_range(self) -> tuple[int, int]:
+        """Offset from the image's first byte, and length, of code that stays in memory.
+
+        Length 0 if the file holds no code (debug information split from its vmlinux).
+        """
+        if self._elf is not None and not self._elf.has_code:
+            return FIRST_CODE, 0
+        if "_stext" in self.symbols and "_etext" in self.symbols:
+            start, end = self.symbols["_stext"][0], self.symbols["_etext"][0]
+        else:
+            start, end = self.text_va + FIRST_CODE, self.text_va + self._segments[0].size // 4
+        holder = next((s for s in self._segments if s.va <= start < s.va + s.size), None)
+        if holder is None:
+            return FIRST_CODE, 0
+        return start - self.text_va, max(min(end, holder.va + holder.size) - start, 0)
+
+    @cached_property
+    def code_pages(self) -> tuple[int, ...]:
+        """Offsets of code from the image's first byte: near its begin and its end, and between."""
+        begin, length = self.code_range
+        if not length:
+            return (FIRST_CODE,)
+        return tuple(begin + align_down((length - 4) * part // 4, 4) for part in range(5))
+
+    @cached_property
+    def data_pages(self) -> tuple[int, ...]:
+        """Offsets of data from the image's first byte: the first of .rodata, the last of .data and of .bss.
+
+        These stay mapped, as the memory for initialization does not (arch/arm64/mm/mmu.c: free_initmem).
+        The last is left out of a file that does not tell its size in memory.
+        """
+        code_end = sum(self.code_range)
+        stored = self.stored_size or code_end
+        if "_edata" in self.symbols:
+            stored = self.symbols["_edata"][0] - self.text_va
+        places = (align_up(code_end, SEGMENT) + 8, stored - 8, self.size - 8)
+        return tuple(at for at in dict.fromkeys(places) if code_end < at < self.size)
+
+    @cached_property
+    def _banner(self) -> tuple[int, str]:
+        if "linux_banner" in self.symbols:
+            start = self.symbols["linux_banner"][0]
+            try:
+                found = BANNER.match(self.text_at(start, 512))
+            except KernelFileError:
+                found = None
+            if found:
+                return start, found[0].decode("ascii")
+        for va, data in self._searched():
+            found = BANNER.search(data)
+            if found:
+                return va + found.start(), found[0].decode("ascii")
+        return 0, ""
+
+    def _searched(self) -> Iterator[tuple[int, bytes]]:
+        for segment in self._segments:
+            yield segment.va, self._data.read(segment.offset, min(segment.size, MAX_BANNER_SEARCH))
+
+    @property
+    def banner(self) -> str:
+        """The kernel's banner, `Linux version …`, printable; an empty string if it was not found."""
+        return self._banner[1]
+
+    @property
+    def banner_va(self) -> int:
+        """Link-time address of the banner; 0 if it was not found."""
+        return self._banner[0]

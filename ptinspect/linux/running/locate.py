@@ -1,0 +1,195 @@
+"""Put together where the kernel is: its image in physical memory, its root table, its virtual place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from ptinspect.arch.bits import MASK64, PhysAddr
+from ptinspect.arch.regime import Regime, root_pa
+from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.errors import GuestError, RegimeError
+from ptinspect.linux.image.image import FIRST_CODE, KernelImage
+from ptinspect.linux.running import placement, roots
+from ptinspect.linux.running.placement import Found
+from ptinspect.linux.running.roots import Candidate, RootFound
+from ptinspect.memory.source import PhysicalMemory, RamBlock
+
+LOADER_SIZE = 4096
+"""Bytes at the start of RAM in which QEMU's loader stays."""
+MAX_RUNS = 256
+"""Pieces of executable memory that are looked at in the search for the image; modules are further up."""
+
+
+@dataclass
+class Locator:
+    """Search with one stop's registers and memory."""
+
+    memory: PhysicalMemory
+    """Guest-physical memory."""
+    states: Sequence[CpuState]
+    """Registers of the CPUs, the current one first."""
+    image: KernelImage | None
+    """The kernel file, if there is one."""
+    ram: Sequence[RamBlock]
+    """Guest RAM."""
+    regime: Callable[[], Regime]
+    """Returns the kernel half of the translation regime, or raises RegimeError."""
+    hint: tuple[int | None, int | None, int | None] = (None, None, None)
+    """Image address, KASLR offset and the kernel's own root at an earlier stop."""
+    _executable: dict[int, list[roots.Run]] = field(default_factory=dict)
+
+    def find_image(self) -> Found | None:
+        """Find the image: where registers lead, by its header, by its code where tables map it or in RAM.
+
+        There may be several copies: a firmware reads the image to one place, the EFI stub moves it to
+        another. The one that the CPUs use counts; before they use any the answer is not settled. If another
+        kernel's code is where a header says that a kernel is, the answer does not agree.
+        """
+        image = self.image
+        if image is None:
+            return None
+        try:
+            candidates = list(roots.candidate_roots(self.memory, self.states, self.regime(), None, None))
+        except RegimeError:
+            candidates = []
+        found = self._matching(image, self._likely(image, candidates))
+        if found is not None:
+            return found
+        led = self.led()
+        copy = placement.find_image(self.memory, image, self.ram, self.hint[0])
+        if copy is not None and copy.agrees and any(copy.pa <= pa < copy.pa + image.size for pa in led):
+            return copy
+        near = placement.find_near(self.memory, image, led)
+        if near is not None:
+            return near
+        if copy is None or not copy.agrees:
+            found = self._matching(image, self._mapped(candidates))
+            found = found or placement.find_code(self.memory, image, self.ram, self.hint[0])
+        found = found or copy
+        return None if found is None else replace(found, settled=not self._in_firmware(found.pa))
+
+    def led(self) -> list[int]:
+        """Return the addresses in RAM that the registers lead to; none while nothing but a firmware runs."""
+        ram = [block for block in self.ram if block.writable]
+        return [pa for pa in roots.led_to(self.states) if any(block.contains(pa) for block in ram)]
+
+    def _matching(self, image: KernelImage, places: Iterator[tuple[int, str]]) -> Found | None:
+        """Return the first of some places at which the image's code is."""
+        for pa, name in places:
+            match = placement.compare(self.memory, image, pa)
+            if match is not None and match >= placement.ENOUGH:
+                return Found(PhysAddr(pa), match, f"its code, mapped by {name}")
+        return None
+
+    def _likely(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
+        """Go through the places that a table maps where, by registers or an earlier stop, the code runs."""
+        for candidate in candidates:
+            for offset in roots.likely_offsets(self.states, image, self.hint[1]):
+                pa = roots.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
+                if pa is not None:
+                    yield pa, candidate.name
+
+    def _mapped(self, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
+        """Go through the places where a table maps code.
+
+        The header's memory is free after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
+        from permanent kernel mapping") (in v5.11)), so that code is what is left to find.
+        """
+        for candidate in candidates:
+            for run in self._runs(candidate.pa):
+                yield from ((pa, candidate.name) for pa in (run.pa - FIRST_CODE, run.pa) if pa > 0)
+
+    def _in_firmware(self, pa: int) -> bool:
+        """Tell whether something runs that may still move the image which lies at `pa`.
+
+        No CPU has tables for kernel addresses, and none is in the few instructions with which QEMU's own
+        loader begins, at the start of the RAM that holds the image (QEMU hw/arm/boot.c: bootloader_aarch64).
+        """
+        block = next((block for block in self.ram if block.contains(pa)), None)
+        for state in self.states:
+            if state.system.get(translation_register(state, "TTBR1")):
+                return False
+            if block is not None and block.start <= state.pc < min(block.start + LOADER_SIZE, pa):
+                return False
+        return bool(self.states)
+
+    def _runs(self, root: int) -> list[roots.Run]:
+        """Return the executable runs under a table, kept for this stop."""
+        if root not in self._executable:
+            self._executable[root] = roots.executable_runs(self.memory, root, self.regime())[:MAX_RUNS]
+        return self._executable[root]
+
+    def find_root(self, known: Found | None) -> RootFound:
+        """Find the kernel's own root table, given where its image lies.
+
+        A table that cannot be confirmed is returned all the same, and says so. Raises RegimeError or
+        GuestError before there is one.
+        """
+        regime = self.regime()
+        pa = None if known is None else known.pa
+        candidates: dict[int, Candidate] = {}
+        for candidate in roots.candidate_roots(self.memory, self.states, regime, self.image, pa):
+            candidates.setdefault(candidate.pa, candidate)
+        for search in (self._confirm, self._scan):
+            for candidate in candidates.values():
+                found = search(candidate, known)
+                if found is not None:
+                    return found
+        return self._lost(candidates) or self._unconfirmed(regime)
+
+    def _lost(self, candidates: dict[int, Candidate]) -> RootFound | None:
+        """Return the root of an earlier stop if a register still leads to it: its tables are damaged.
+
+        While the new algorithm runs TTBR1 has a temporary table, which says nothing of the kernel's own.
+        """
+        found = candidates.get(self.hint[2] or 0)
+        if found is None:
+            return None
+        doubt = "which mapped the kernel image at an earlier stop and does not any more"
+        return RootFound(found.pa, f"{found.name}, {doubt}", None, confirmed=False, damaged=True)
+
+    def _confirm(self, candidate: Candidate, known: Found | None) -> RootFound | None:
+        """Return the root if it maps the kernel, with what that tells about KASLR."""
+        regime, image = self.regime(), self.image
+        if image is None or known is None:
+            if roots.maps_vectors(self.memory, candidate.pa, regime, self.states):
+                return RootFound(candidate.pa, f"{candidate.name}, which maps the exception vectors", None)
+            return None
+        for offset in roots.likely_offsets(self.states, image, self.hint[1]):
+            if roots.maps_kernel(self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset):
+                return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
+        return None
+
+    def _scan(self, candidate: Candidate, known: Found | None) -> RootFound | None:
+        """Return the root if the kernel is mapped anywhere under it."""
+        regime, image = self.regime(), self.image
+        if image is None or known is None:
+            return None
+        for va in roots.image_in(self._runs(candidate.pa), known.pa):
+            offset = (va - image.text_va) & MASK64
+            if roots.in_its_half(image, regime, va) and roots.maps_kernel(
+                self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset
+            ):
+                return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
+        return None
+
+    def _unconfirmed(self, regime: Regime) -> RootFound:
+        for state in self.states:
+            name = translation_register(state, "TTBR1")
+            if state.system.get(name):
+                what = "the exception vectors" if self.image is None else "the kernel image"
+                doubt = f"{name} of cpu {state.cpu}; unconfirmed: no table was found that maps {what}"
+                return RootFound(root_pa(state, regime), doubt, None, confirmed=False)
+        raise GuestError("the guest has no kernel tables yet (TTBR1 is 0)", "let it run further")
+
+
+def _say(candidate: Candidate, image: KernelImage, known: Found, offset: int) -> str:
+    """Write down why a root is the right one."""
+    text = candidate.name
+    if "symbol" not in text and "swapper_pg_dir" in image.symbols:
+        near = image.nearest(candidate.pa - known.pa + image.text_va)
+        if near is not None and near[1] == 0 and near[0].endswith("_pg_dir"):
+            text += f" = {near[0]}"
+    text += ", which maps the kernel image"
+    return text + (f", KASLR offset {offset:#x}" if offset and image.linked else "")

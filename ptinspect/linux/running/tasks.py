@@ -1,0 +1,317 @@
+"""The tasks of the running kernel: who is current on a CPU, and the list of all, from memory alone.
+
+Offsets come from the kernel file's own types. Memory may be damaged: every list is walked within
+bounds, and a task that makes no sense is an error, never a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from ptinspect.arch import a64
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import GuestError, KernelFileError
+from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running.member_offsets import COMM_BYTES
+from ptinspect.linux.running.percpu import per_cpu_offset, per_cpu_pointer
+from ptinspect.linux.running.view import GuestView
+
+MAX_TASKS = 32_768
+"""Tasks that a walk of the list collects at most (Linux PID_MAX_DEFAULT)."""
+MAX_PARENTS = 4_096
+MAX_PID = 1 << 22
+"""PID_MAX_LIMIT, include/linux/threads.h."""
+IDLE_CODE_BYTES = 0x40
+NO_THREADS = (-1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thread of the guest."""
+
+    address: int
+    """Address of its task_struct."""
+    pid: int
+    """Its thread id; 0 for the idle tasks."""
+    tgid: int
+    """The process's id."""
+    comm: str
+    """Its name as it stands in memory, unescaped."""
+    stack: int
+    """Lowest address of its kernel stack."""
+    saved_sp: int
+    """The stack pointer that it was switched away with; stale while it runs."""
+    cpu: int | None
+    """The CPU that it runs on, as seen in the registers; None if it runs on none."""
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """All tasks that were found."""
+
+    tasks: tuple[Task, ...]
+    """In the order of the kernel's list, threads behind their leader; idle tasks first."""
+    incomplete: str = ""
+    """Why there may be more; empty if the list was walked to its end."""
+
+
+@dataclass(frozen=True)
+class _Offsets:
+    stack: int
+    comm: int
+    pid: int
+    tgid: int
+    tasks: int
+    parent: int
+    sp: int
+    thread_node: int
+    signal: int
+    thread_head: int
+
+
+class Tasks:
+    """Read tasks through the kernel's own tables, at one stop."""
+
+    def __init__(self, view: GuestView) -> None:
+        """Prepare. Raises GuestError without a kernel file.
+
+        Whatever asks for a task raises KernelFileError as long as neither the file nor memory tells where
+        it keeps what.
+        """
+        if view.image is None:
+            raise GuestError("tasks need the kernel file: its types say where a task keeps what", "--kernel")
+        self.view = view
+        self.image: KernelImage = view.image
+
+    @cached_property
+    def _at(self) -> _Offsets:
+        offset = self.view.types.offset
+        return _Offsets(
+            offset("task_struct.stack"),
+            offset("task_struct.comm"),
+            offset("task_struct.pid"),
+            offset("task_struct.tgid"),
+            offset("task_struct.tasks"),
+            offset("task_struct.real_parent"),
+            offset("task_struct.thread.cpu_context.sp"),
+            *self._thread_list(),
+        )
+
+    def _thread_list(self) -> tuple[int, int, int]:
+        """Return where the list of a process's threads is; NO_THREADS where nothing tells."""
+        offset = self.view.types.offset
+        try:
+            return (
+                offset("task_struct.thread_node"),
+                offset("task_struct.signal"),
+                offset("signal_struct.thread_head"),
+            )
+        except KernelFileError:
+            return NO_THREADS
+
+    # -- one task -------------------------------------------------------------------------------
+
+    def read(self, address: int) -> Task:
+        """Read the task at `address`. Raises GuestError if there is none that makes sense."""
+        if not bit(address, 55) or address % 16 or not self.view.regime.contains(address):
+            raise GuestError(f"{address:#x} is no address of a task")
+        at = self._at
+        stack = self._u64(address + at.stack)
+        pids = self._bytes(address + at.pid, 4), self._bytes(address + at.tgid, 4)
+        pid, tgid = (int.from_bytes(raw, "little", signed=True) for raw in pids)
+        raw = self._bytes(address + at.comm, COMM_BYTES)
+        comm, end, _ = raw.partition(b"\0")
+        if not (0 <= pid < MAX_PID and 0 <= tgid < MAX_PID and end and bit(stack, 55) and not stack & 0xFFF):
+            raise GuestError(f"{address:#x} holds no task: pid {pid}, stack {stack:#x}, name {raw!r}")
+        name = comm.decode("utf-8", "backslashreplace")
+        return Task(address, pid, tgid, name, stack, self._u64(address + at.sp), self._running.get(address))
+
+    def current(self, state: CpuState) -> Task | None:
+        """Return the task that a CPU runs; None where that is not known (early boot, EL2, no sense).
+
+        In the kernel SP_EL0 holds it (asm/current.h); in user mode, and at its border, where SP_EL0 is
+        the user's stack pointer still or again, the per-CPU `__entry_task` does (entry.S, kernel_entry).
+        """
+        address = self.current_address(state)
+        if address is None:
+            return None
+        try:
+            return self.read(address)
+        except GuestError:
+            return None
+
+    def current_address(self, state: CpuState) -> int | None:
+        """Return where the current task of a CPU should be, unchecked; None if nothing tells."""
+        if state.el and not state.pstate & 1:
+            return None  # SP_EL0 is the stack pointer itself
+        if at_user_border(state):
+            return per_cpu_pointer(self.view, state, "__entry_task")
+        return state.system.get("SP_EL0")
+
+    @cached_property
+    def _running(self) -> dict[int, int]:
+        """Address -> CPU of the tasks that run."""
+        found: dict[int, int] = {}
+        for state in self.view.states:
+            address = self.current_address(state)
+            if address:
+                found.setdefault(address, state.cpu)
+        return found
+
+    # -- all tasks ------------------------------------------------------------------------------
+
+    def init_task(self) -> Task:
+        """Return the boot CPU's idle task, pid 0, which heads the list.
+
+        By its symbol; else from the run queue of a CPU, or as the first ancestor of a task that runs.
+        Raises GuestError if none of that leads to it.
+        """
+        if "init_task" in self.image.symbols:
+            return self.read(self.view.symbol("init_task"))
+        for state in self.view.states:
+            found = self._first_ancestor(state)
+            if found is not None:
+                return found
+        raise GuestError("no task was found: is the kernel far enough?", "a kernel file that names init_task")
+
+    def _first_ancestor(self, state: CpuState) -> Task | None:
+        address = self.current_address(state)
+        try:
+            for _ in range(MAX_PARENTS):
+                if not address:
+                    return None
+                task = self.read(address)
+                parent = self._u64(address + self._at.parent)
+                if parent == address:
+                    return task if task.pid == 0 else None
+                address = parent
+        except GuestError:
+            pass
+        return None
+
+    def idle_tasks(self) -> Iterator[Task]:
+        """Go through the idle tasks of the CPUs, which are on no list: each run queue names its own."""
+        pointer = idle_pointer(self.image)
+        for state in self.view.states:
+            base = per_cpu_offset(state)
+            if pointer is None or not base:
+                continue
+            try:
+                address = self._u64((pointer + self.view.kaslr_offset + base) & MASK64)
+                task = self.read(address)
+            except GuestError:
+                continue
+            if task.pid == 0:
+                yield task
+
+    def all(self) -> TaskList:
+        """Walk the list of processes and the threads of each. Raises GuestError if there is no beginning."""
+        first = self.init_task()
+        found = {first.address: first}
+        for task in self.idle_tasks():
+            found.setdefault(task.address, task)
+        reason = ""
+        at = self._at.tasks
+        link = self._u64(first.address + at)
+        while link != first.address + at:
+            leader = (link - at) & MASK64
+            if leader in found:
+                reason = f"the list of tasks does not close: {leader:#x} comes twice"
+                break
+            if len(found) >= MAX_TASKS:
+                reason = f"more than {MAX_TASKS} tasks"
+                break
+            try:
+                found[leader] = self.read(leader)
+                reason = self._threads(leader, found) or reason
+                link = self._u64(leader + at)
+            except GuestError as error:
+                reason = f"the list of tasks is damaged: {error.message}"
+                break
+        for address in self._running:
+            if address not in found:
+                try:
+                    found[address] = self.read(address)
+                except GuestError:
+                    continue
+        return TaskList(tuple(found.values()), reason)
+
+    def newest(self, known: Container[int]) -> list[Task]:
+        """Return the processes at the end of the list that are not known yet: the newest stand there.
+
+        New threads of a known process are not seen. Raises GuestError if there is no list.
+        """
+        head = self.init_task().address + self._at.tasks
+        found: list[Task] = []
+        link = self._u64(head + 8)
+        while link != head and (link - self._at.tasks) & MASK64 not in known and len(found) < MAX_TASKS:
+            found.append(self.read((link - self._at.tasks) & MASK64))
+            link = self._u64(link + 8)
+        return found
+
+    def _threads(self, leader: int, found: dict[int, Task]) -> str:
+        """Add the other threads of a process; return why they may not be all."""
+        at = self._at
+        if at.signal < 0:
+            return "of each process only the first thread: the kernel file describes no types"
+        head = self._u64(leader + at.signal) + at.thread_head
+        link = self._u64(head & MASK64)
+        seen = 0
+        while link != head:
+            thread = (link - at.thread_node) & MASK64
+            seen += 1
+            if len(found) >= MAX_TASKS or seen > MAX_TASKS:
+                return f"more than {MAX_TASKS} threads"
+            if thread not in found:
+                found[thread] = self.read(thread)
+            link = self._u64(thread + at.thread_node)
+        return ""
+
+    def _u64(self, va: int) -> int:
+        return int.from_bytes(self._bytes(va, 8), "little")
+
+    def _bytes(self, va: int, length: int) -> bytes:
+        va &= MASK64
+        if not bit(va, 55):
+            raise GuestError(f"{va:#x} is no address of the kernel's")
+        return self.view.read_virt(va, length)
+
+
+def at_user_border(state: CpuState) -> bool:
+    """Tell whether SP_EL0 is a user's stack pointer: in user mode, in the entry from it and the exit to it.
+
+    There are the vectors, the trampoline of KPTI among them, and what follows up to `msr sp_el0`.
+    """
+    value = state.system.get("SP_EL0")
+    return state.el == 0 or (value is not None and not bit(value, 55))
+
+
+def idle_pointer(image: KernelImage) -> int | None:
+    """Return the link-time address of the run queue's pointer to the idle task, per CPU; None unknown.
+
+    `runqueues` by its symbol, else from the code of idle_task(), kernel/sched/core.c:
+    `per_cpu_offset[cpu]` is indexed with the CPU, and the other address it builds is `runqueues`.
+    """
+    try:
+        offset = image.types.offset("rq.idle")
+        if "runqueues" in image.symbols:
+            return image.lookup("runqueues") + offset
+        if "idle_task" not in image.symbols:
+            return None
+        start = image.lookup("idle_task")
+        words = a64.words(image.text_at(start, IDLE_CODE_BYTES))
+    except KernelFileError:
+        return None
+    if a64.RET in words:
+        words = words[: words.index(a64.RET)]
+    built = {}
+    for i in range(len(words)):
+        address = a64.address_built(words, i, start)
+        if address is not None:
+            built[address[0]] = address[1]
+    indexed = {word >> 5 & 0x1F for word in words if word & 0xFFE00C00 == 0xF8600800}
+    others = [address for register, address in built.items() if register not in indexed]
+    return others[0] + offset if len(others) == 1 and len(built) == 2 else None

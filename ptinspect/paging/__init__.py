@@ -1,1 +1,0 @@
-"""Translation tables as arrays: capture, walk, summary, map, search."""

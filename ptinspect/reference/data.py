@@ -1,0 +1,186 @@
+"""The table of guests, packages and tools in `data.toml`, as values."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from ptinspect.errors import UserError
+
+DEFAULT_GUEST = "5.10-cloud"
+"""The guest that `launch` and `demo` use when none is named."""
+
+
+@dataclass(frozen=True)
+class PinnedPackage:
+    """Name one package at one version."""
+
+    package: str
+    """Name, as the archive spells it."""
+    version: str
+    """Debian version."""
+    sha256: str
+    """SHA-256 of the .deb, in hex."""
+    nearest: str
+    """Regular expression that the whole name of a package must match to stand in for this one."""
+    files: tuple[str, ...]
+    """Patterns (fnmatch) of the path inside; the first that matches a file is taken."""
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """Describe a reference guest."""
+
+    name: str
+    """What `setup --guest` and `launch --guest` call it."""
+    description: str
+    """One line for people."""
+    suites: tuple[str, ...]
+    """Suites of the archive that may hold it, in the order in which they are tried."""
+    image: PinnedPackage
+    """The kernel image."""
+    debug: PinnedPackage | None
+    """The package with its vmlinux, or None. Of another image: the same name ending in `-dbg`."""
+    large: bool
+    """True if it is installed only when it is named."""
+    cpu: str
+    """A QEMU CPU model on which it boots."""
+    next: tuple[str, ...]
+    """Names of the guests that serve when no suite can be used."""
+
+
+@dataclass(frozen=True)
+class BusyboxSpec:
+    """Name the static shell of one suite."""
+
+    suite: str
+    """Suite of the archive."""
+    package: PinnedPackage
+    """The package."""
+
+
+@dataclass(frozen=True)
+class EmulatorSpec:
+    """Name what a QEMU beside the system's comes from."""
+
+    name: str
+    """What `setup --qemu` and `launch --qemu` call it."""
+    suites: tuple[tuple[str, ...], ...]
+    """Suites in the order in which they are tried, each with those that it adds to."""
+    package: str
+    """The package with the program."""
+    libraries: str
+    """Regular expression for the whole names of packages that may hold its libraries."""
+    data: tuple[str, ...]
+    """Packages that hold its firmware."""
+    files: tuple[str, ...]
+    """Patterns of the firmware's paths inside."""
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """Name the system packages that bring a tool."""
+
+    name: str
+    """The tool, as `setup` lists it."""
+    packages: tuple[str, ...]
+    """Debian packages to install."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Hold the whole table."""
+
+    guests: tuple[GuestSpec, ...]
+    """The guests, the default one first."""
+    busybox: tuple[BusyboxSpec, ...]
+    """Static shells, one per suite."""
+    tools: tuple[ToolSpec, ...]
+    """What the system must have."""
+    test_tools: tuple[ToolSpec, ...] = ()
+    """What the project's own tests need besides; each is found by its name in PATH."""
+    emulators: tuple[EmulatorSpec, ...] = ()
+    """QEMUs to have beside the system's."""
+
+    def guest(self, name: str) -> GuestSpec:
+        """Return the guest of this name. Raises UserError."""
+        for spec in self.guests:
+            if spec.name == name:
+                return spec
+        raise UserError(f"no guest {name!r}", f"one of: {', '.join(s.name for s in self.guests)}")
+
+    def emulator(self, name: str) -> EmulatorSpec:
+        """Return the emulator of this name. Raises UserError."""
+        for spec in self.emulators:
+            if spec.name == name:
+                return spec
+        raise UserError(f"no QEMU {name!r}", f"one of: {', '.join(s.name for s in self.emulators)}")
+
+    def tool(self, name: str) -> ToolSpec:
+        """Return the tool of this name; KeyError means that the table lacks it."""
+        for spec in self.tools:
+            if spec.name == name:
+                return spec
+        raise KeyError(name)
+
+
+@cache
+def load() -> Data:
+    """Return the table that the package ships."""
+    text = resources.files("ptinspect.reference").joinpath("data.toml").read_text("utf-8")
+    return parse(tomllib.loads(text))
+
+
+def parse(table: dict[str, Any]) -> Data:
+    """Make values of the table; KeyError or TypeError means that `data.toml` is wrong."""
+    return Data(
+        tuple(_guest(entry) for entry in table["guest"]),
+        tuple(
+            BusyboxSpec(
+                entry["suite"],
+                PinnedPackage(
+                    entry["package"],
+                    entry["version"],
+                    entry["sha256"],
+                    entry["package"],
+                    tuple(entry["file"]),
+                ),
+            )
+            for entry in table["busybox"]
+        ),
+        tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table["tool"]),
+        tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table.get("test_tool", ())),
+        tuple(
+            EmulatorSpec(
+                entry["name"],
+                tuple(map(tuple, entry["suites"])),
+                entry["package"],
+                entry["libraries"],
+                tuple(entry["data"]),
+                tuple(entry["files"]),
+            )
+            for entry in table.get("emulator", ())
+        ),
+    )
+
+
+def _guest(entry: dict[str, Any]) -> GuestSpec:
+    image = PinnedPackage(
+        entry["package"], entry["version"], entry["sha256"], entry["nearest"], tuple(entry["kernel"])
+    )
+    debug = entry.get("debug")
+    return GuestSpec(
+        entry["name"],
+        entry["description"],
+        tuple(entry["suites"]),
+        image,
+        None
+        if debug is None
+        else PinnedPackage(debug["package"], image.version, debug["sha256"], "", (debug["vmlinux"],)),
+        bool(entry.get("large", False)),
+        entry.get("cpu", "cortex-a72"),
+        tuple(entry["next"]),
+    )

@@ -1,0 +1,92 @@
+"""Take single files out of a Debian package, or all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tarfile
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO
+
+from ptinspect.errors import TargetError
+from ptinspect.reference.process import run
+
+MAX_FILE = 4 << 30
+"""Bytes above which no file of a package is unpacked."""
+CHUNK = 1 << 20
+UNPACK_TIMEOUT = 300.0
+
+
+def extract(
+    package: Path,
+    patterns: Sequence[str],
+    choose: Callable[[str], Path],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Path]:
+    """Unpack, for each pattern, the first regular file whose path in the package matches it.
+
+    Patterns are as fnmatch has them, without a leading slash; `choose` gives the place for a path.
+    Nothing else is unpacked, and nothing is written elsewhere. `progress` gets bytes done and the
+    size of the file. Returns pattern -> file for those that were found. Raises TargetError.
+    """
+    found: dict[str, Path] = {}
+    try:
+        with subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(package)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as unpacker:
+            try:
+                assert unpacker.stdout is not None
+                _extract(unpacker.stdout, list(patterns), choose, found, progress)
+            finally:
+                unpacker.kill()
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise TargetError(f"cannot unpack {package.name}: {error}") from error
+    return found
+
+
+def _extract(
+    stream: IO[bytes],
+    wanted: list[str],
+    choose: Callable[[str], Path],
+    found: dict[str, Path],
+    progress: Callable[[int, int], None],
+) -> None:
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            path = member.name.removeprefix("./").lstrip("/")
+            match = next((p for p in wanted if fnmatchcase(path, p)), None)
+            if match is None or not member.isreg():
+                continue
+            if member.size > MAX_FILE:
+                raise TargetError(f"{path} is larger than any kernel: {member.size} bytes")
+            source = tar.extractfile(member)
+            assert source is not None
+            target = choose(path)
+            with target.open("wb") as out:
+                while data := source.read(CHUNK):
+                    out.write(data)
+                    progress(out.tell(), member.size)
+            if target.stat().st_size != member.size:
+                raise EOFError(f"{path} ends early")
+            found[match] = target
+            wanted.remove(match)
+            if not wanted:
+                return
+
+
+def unpack(package: Path, directory: Path) -> None:
+    """Unpack a whole package under a directory, which is made. Raises TargetError."""
+    result = run(["dpkg-deb", "-x", str(package), str(directory)], timeout=UNPACK_TIMEOUT)
+    if result.code:
+        raise TargetError(f"cannot unpack {package.name}: {result.last_words()}")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Translation tables as arrays: the model, the index, capture and walk."""

@@ -1,1 +1,0 @@
-"""Adapters: GDB, QEMU's gdbstub and QEMU itself."""

@@ -1,0 +1,274 @@
+"""What attaching says about stubs that are not what they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_stub import FakeStub
+
+from ptinspect.errors import ConnectError, UserError
+from ptinspect.link.address import StubAddress
+from ptinspect.link.qemu import stub_probe as module
+from ptinspect.link.qemu.busy import is_busy
+from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[FakeStub]:
+    with FakeStub(tmp_path / "stub") as served:
+        yield served
+
+
+def ask(stub: FakeStub, timeout: float = 5.0) -> StubFacts:
+    return probe(StubAddress.parse(stub.address), timeout)
+
+
+def test_facts_of_a_qemu(stub: FakeStub) -> None:
+    facts = ask(stub)
+    assert facts.architecture == "aarch64"
+    assert facts.version.startswith("7.2.22")
+    assert facts.status == "paused"
+    assert "PhyMemMode" in facts.features
+    assert not facts.stopped_by_us and not facts.was_running
+
+
+def test_a_guest_that_ran(stub: FakeStub) -> None:
+    stub.was_running = True
+    facts = ask(stub)
+    assert facts.stopped_by_us and facts.was_running
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "running"),
+    [
+        ("10.0.3 (Debian)", "paused", True),
+        ("10.0.3 (Debian)", "paused (prelaunch)", False),
+        ("10.0.3 (Debian)", "paused (debug)", False),
+        ("8.1.0", "paused", True),
+        ("8.0.5", "paused", False),
+        ("7.2.22Debian", "paused", False),
+        ("", "paused", True),
+    ],
+)
+def test_newer_stubs_do_not_announce_the_stop(version: str, status: str, running: bool) -> None:
+    assert StubFacts(frozenset(), "aarch64", version, status, False).was_running is running
+
+
+def test_a_gdbstub_of_somebody_else_is_left_running(stub: FakeStub) -> None:
+    stub.overrides["qqemu"] = ""
+    with pytest.raises(ConnectError, match="not QEMU's"):
+        ask(stub)
+    assert stub.packets[-1] == "D;1" and stub.running
+
+
+def test_a_user_mode_qemu(stub: FakeStub) -> None:
+    stub.overrides["qqemu.PhyMemMode"] = ""
+    with pytest.raises(ConnectError, match="cannot read physical memory"):
+        ask(stub)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    "description", ["l<target><architecture>i386:x86-64</architecture></target>", "l<target></target>"]
+)
+def test_a_guest_of_another_architecture_is_left_as_it_was_found(
+    stub: FakeStub, description: str, ran: bool
+) -> None:
+    stub.was_running = ran
+    stub.overrides["qXfer"] = description
+    with pytest.raises(ConnectError, match=r"the guest's CPU is (i386:x86-64|unknown), not aarch64"):
+        ask(stub)
+    assert ("D;1" in stub.packets) is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    "packet",
+    ["qSupported", "qqemu.sstepbits", "qXfer", "qRcmd,696e666f206b766d"],  # info kvm
+)
+def test_questions_that_are_interrupted_leave_the_guest_as_it_was_found(
+    stub: FakeStub, monkeypatch: pytest.MonkeyPatch, packet: str, ran: bool
+) -> None:
+    stub.was_running = ran
+    asked = module._Link.ask
+
+    def ask_until(link: module._Link, body: str) -> bytes:
+        if body.startswith(packet):
+            raise KeyboardInterrupt
+        return asked(link, body)
+
+    monkeypatch.setattr(module._Link, "ask", ask_until)
+    with pytest.raises(KeyboardInterrupt):
+        ask(stub)
+    assert ("D;1" in stub.packets) is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_stub_that_hangs_in_the_middle_gets_the_request_all_the_same(
+    stub: FakeStub, monkeypatch: pytest.MonkeyPatch, ran: bool
+) -> None:
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.3)
+    stub.was_running = ran
+    stub.overrides.update({"qXfer": None, "Qqemu.PhyMemMode:0": None, "qRcmd": None})
+    with pytest.raises(ConnectError, match="no answer"):
+        ask(stub, 0.3)
+    assert ("D;1" in stub.packets) is ran
+
+
+def test_a_stub_that_never_answers(stub: FakeStub) -> None:
+    stub.overrides[""] = None
+    with pytest.raises(ConnectError, match=r"no answer within 0.3 s") as caught:
+        ask(stub, 0.3)
+    assert "another debugger" in caught.value.hint
+
+
+def test_a_stub_that_falls_silent(stub: FakeStub) -> None:
+    stub.overrides["qXfer"] = None
+    with pytest.raises(ConnectError, match="no answer"):
+        ask(stub, 0.3)
+
+
+def test_a_server_of_something_else() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        client, _ = server.accept()
+        with client:
+            client.recv(100)
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" * 3)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with server, pytest.raises(ConnectError, match="no gdbstub"):
+        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 5)
+    thread.join(5)
+
+
+def test_a_server_that_sends_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKET_LIMIT", 1 << 16)
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            while True:
+                client.sendall(b"$" * 4096)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with server, pytest.raises(ConnectError, match="no gdbstub"):
+        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 30)
+    thread.join(5)
+
+
+def test_a_server_that_closes_at_once() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        client, _ = server.accept()
+        client.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with server, pytest.raises(ConnectError, match=r"closed|reset|pipe"):
+        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 5)
+    thread.join(5)
+
+
+def test_a_refused_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ConnectError, match="refused"):
+        probe(StubAddress.parse(f":{port}"), 5)
+
+
+def test_a_missing_socket(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="no such socket"):
+        probe(StubAddress.parse(f"{tmp_path}/none"), 5)
+
+
+def test_a_file_that_is_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConnectError):
+        probe(StubAddress.parse(f"{tmp_path}/file"), 5)
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_busy_stub_is_not_even_connected_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tcp: bool
+) -> None:
+    monkeypatch.setattr(module, "FREE_SECONDS", 0.2)
+    with FakeStub(None if tcp else tmp_path / "busy") as stub:
+        address = StubAddress.parse(stub.address)
+        assert not is_busy(address)
+        with address.connect(5) as other:
+            other.sendall(b"$?#3f")
+            assert other.recv(100)
+            with pytest.raises(ConnectError, match="another debugger"):
+                probe(address, 5)
+        assert stub.packets == ["?"]
+        ask(stub)
+
+
+@pytest.mark.parametrize(
+    ("running", "clear", "packets"),
+    [
+        (True, False, ["Qqemu.PhyMemMode:0", "D;1"]),
+        (True, True, ["Qqemu.PhyMemMode:0", "D;1"]),
+        (False, False, ["Qqemu.PhyMemMode:0"]),
+        (False, True, ["Qqemu.PhyMemMode:0", "D;1"]),
+    ],
+)
+def test_leaving(stub: FakeStub, running: bool, clear: bool, packets: list[str]) -> None:
+    stub.physical = True
+    leave(StubAddress.parse(stub.address), running, clear=clear)
+    assert stub.packets == packets and not stub.physical
+    assert stub.running is running
+
+
+def test_leaving_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="no such socket"):
+        leave(StubAddress(path=str(tmp_path / "gone")), True)
+
+
+def test_a_stub_whose_process_is_stopped_is_not_connected_to(
+    stub: FakeStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could be told to let the guest go on: a queued connection would stop it when QEMU goes on."""
+    monkeypatch.setattr(module, "is_stopped", lambda _: True)
+    with pytest.raises(ConnectError, match="the process that listens there is stopped"):
+        ask(stub)
+    assert stub.packets == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (":1234", "localhost:1234"),
+        ("1234", "localhost:1234"),
+        ("host.example:5", "host.example:5"),
+        ("tcp::1234", "localhost:1234"),
+        ("[::1]:77", "[::1]:77"),
+        ("/run/x.sock", "/run/x.sock"),
+        ("unix:/run/x.sock,server=on", "/run/x.sock"),
+    ],
+)
+def test_addresses(text: str, shown: str) -> None:
+    assert str(StubAddress.parse(text)) == shown
+    assert StubAddress.parse(shown) == StubAddress.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "host", ":", ":0", ":65536", "host:x", ":²"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UserError, match="no address of a gdbstub"):
+        StubAddress.parse(text)
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert StubAddress.parse("./g.sock").path == str(tmp_path / "g.sock")

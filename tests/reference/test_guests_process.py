@@ -1,0 +1,87 @@
+"""Helper programs: bounded, ended, and quoted when they fail."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ptinspect.errors import TargetError, TargetTimeout
+from ptinspect.reference.process import Result, run
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_output_comes_back_in_the_c_locale() -> None:
+    result = run(
+        ["sh", "-c", "echo out $LC_ALL $X; echo err >&2; exit 3"], timeout=10, environment={"X": "1"}
+    )
+    assert result == Result(3, "out C 1\n", "err\n")
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(TargetError, match="cannot run no-such-program"):
+        run(["no-such-program"], timeout=10)
+
+
+def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = f"sleep 600 & echo $! $$ > {pids}; wait"
+    with pytest.raises(TargetTimeout, match="sh did not get on"):
+        run(["sh", "-c", script], timeout=1)
+    children = [int(p) for p in pids.read_text().split()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(alive(pid) for pid in children)
+
+
+def test_progress_puts_the_deadline_off(tmp_path: Path) -> None:
+    steps = itertools.count()
+    result = run(["sleep", "1"], timeout=0.5, watch=lambda: next(steps))
+    assert result.code == 0
+
+
+def test_progress_that_stalls_does_not() -> None:
+    with pytest.raises(TargetTimeout):
+        run(["sleep", "600"], timeout=0.3, watch=lambda: 7)
+
+
+def test_an_interruption_ends_the_program(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def interrupt() -> int:
+        if not seen:
+            seen.append(0)
+            return 0
+        raise KeyboardInterrupt
+
+    pid = tmp_path / "pid"
+    with pytest.raises(KeyboardInterrupt):
+        run(["sh", "-c", f"echo $$ > {pid}; exec sleep 600"], timeout=60, watch=interrupt)
+    if pid.exists() and (text := pid.read_text()):
+        assert not alive(int(text))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize(
+    ("output", "errors", "words"),
+    [
+        ("", "", "exit code 100"),
+        ("some\nthing\n", "", "some; thing"),
+        ("noise", "Reading\nW: careful\nE: gone\n", "W: careful; E: gone"),
+        ("", "E: gone\nE: Some index files failed to download. They have been ignored.", "E: gone"),
+    ],
+)
+def test_last_words(output: str, errors: str, words: str) -> None:
+    assert Result(100, output, errors).last_words() == words
