@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,11 @@ from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
 from ptinspect.link.changes import Changes
+from ptinspect.link.gdb.hardware import HardwareSlots
+from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.journal import Journal
+from ptinspect.link.session import Breakpoint, Capability, Session, StopInfo
+from ptinspect.link.session import RunState as State
 from ptinspect.output.model import Report
 
 TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
@@ -26,14 +29,8 @@ KERNEL = 0xFFFF_8000_1000_0000
 IMAGE = 0x4020_0000
 
 
-class State(Enum):
-    STOPPED = 1
-    RUNNING = 2
-    DEAD = 3
-
-
-@dataclass
-class Stop:
+@dataclass(frozen=True)
+class Stop(StopInfo):
     reason: str = "signal-received"
     cpu: int = 0
     breakpoint: int | None = None
@@ -41,27 +38,18 @@ class Stop:
     signal: str = "SIGINT"
 
 
-@dataclass
-class Breakpoint:
-    id: int
-    address: int
-    temporary: bool = False
-
-
-@dataclass
-class FakeSlots:
+class FakeSlots(HardwareSlots):
     """Slots without limit, or this many of each kind."""
 
-    left: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def limited(self) -> bool:
-        return bool(self.left)
+    def __init__(self, left: dict[str, int] | None = None) -> None:
+        no_gdb: Any = None
+        self.left = left or {}
+        super().__init__(no_gdb, limited=bool(self.left), dfr0=lambda: None)
 
     def free(self, kind: str) -> int | None:
         return self.left.get(kind)
 
-    def claim(self, addresses: Sequence[int]) -> None:
+    def claim(self, addresses: Iterable[int]) -> None:
         wanted = len(set(addresses))
         if self.left.get("breakpoint", wanted) < wanted:
             raise OutOfSlots("too few", "delete 1")
@@ -87,7 +75,9 @@ class FakeSession:
     stub: dict[str, int] = field(default_factory=dict)
     slots: FakeSlots = field(default_factory=FakeSlots)
     cpus: list[CpuState] = field(default_factory=list)
-    breakpoints: list[Breakpoint] = field(default_factory=list)
+    breakpoints: tuple[Breakpoint, ...] = ()
+    capabilities: frozenset[Capability] = frozenset(Capability)
+    lanes: Any = None
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     listeners: list[Callable[..., None]] = field(default_factory=list)
     on_wait: Callable[[], Stop] | None = None
@@ -99,7 +89,13 @@ class FakeSession:
     @cached_property
     def changes(self) -> Changes:
         """What is changed, in a journal that is never written."""
-        return Changes(self, Journal(self.address, Path(os.devnull, "none")))  # type: ignore[arg-type]
+        return Changes(self, Journal(self.address, Path(os.devnull, "none")))
+
+    def look(self) -> str:
+        return ""
+
+    def notices(self) -> tuple[str, ...]:
+        return ()
 
     def cpu_state(self, cpu: int) -> CpuState:
         return self.cpus[cpu]
@@ -113,11 +109,20 @@ class FakeSession:
     def set_breakpoint(self, address: int, **options: Any) -> Breakpoint:
         self.calls.append(("break", address, options))
         found = Breakpoint(len(self.breakpoints) + 1, address)
-        self.breakpoints.append(found)
+        self.breakpoints = (*self.breakpoints, found)
         return found
 
     def delete_breakpoint(self, number: int) -> None:
-        self.breakpoints = [b for b in self.breakpoints if b.id != number]
+        self.breakpoints = tuple(b for b in self.breakpoints if b.id != number)
+
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
+        raise NotImplementedError
+
+    def write_physical(self, pa: int, data: bytes) -> None:
+        self.memory.write(pa, data)
+
+    def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
+        raise NotImplementedError
 
     def resume(self) -> None:
         self.calls.append(("resume",))
@@ -133,7 +138,7 @@ class FakeSession:
             raise TargetTimeout("the guest did not stop in time")
         return self._stopped(self.on_wait())
 
-    def interrupt(self, timeout: float) -> Stop:
+    def interrupt(self, timeout: float = 5.0) -> Stop:
         self.calls.append(("interrupt",))
         return self._stopped(Stop())
 
@@ -149,7 +154,7 @@ class FakeSession:
         self.calls.append(("monitor", line))
         return f"monitor {line}\n"
 
-    def gdb_command(self, line: str) -> str:
+    def gdb_command(self, line: str, timeout: float = 120.0) -> str:
         self.calls.append(("gdb", line))
         return f"\x1b[2Jgdb {line}\n"
 
@@ -164,6 +169,9 @@ class FakeSession:
 
     def close(self) -> None:
         self.calls.append(("close",))
+
+
+_: type[Session] = FakeSession
 
 
 class FakeKernel:
@@ -263,8 +271,7 @@ def context(tree: TreeBuilder | None = None, **more: Any) -> Context:
     """A context, attached to a stopped guest if there is a tree."""
     ctx = Context(build_registry(), **more)
     if tree is not None:
-        session: Any = FakeSession(tree.memory, cpus=[cpu(tree)])
-        ctx.session = session
+        ctx.session = FakeSession(tree.memory, cpus=[cpu(tree)])
         ctx.view = lambda: FakeView(tree)  # type: ignore[method-assign,assignment,return-value]
     return ctx
 

@@ -1,330 +1,222 @@
-"""A session with a gdbstub: look at the guest, make it run and stop, and leave it as it was found."""
+"""What there is to do with a guest under a debugger, whichever it is: live behind GDB, or only a file."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
 
-from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import MiError, TargetError, UserError
-from ptinspect.link.address import StubAddress
-from ptinspect.link.changes import Changes, leave_as_found
-from ptinspect.link.connect import Link, connect
-from ptinspect.link.gdb.control import SECONDS, RunControl
-from ptinspect.link.gdb.hardware import HardwareSlots
-from ptinspect.link.gdb.mitext import quote
-from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
-from ptinspect.link.journal import Journal, attaching, place
-from ptinspect.link.lanes.laneerror import LaneError
-from ptinspect.link.lanes.lanes import LaneMemory, Open
-from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.link.qemu.peer import listeners
-from ptinspect.link.state import QEMU_GONE, Breakpoint, RunState, StopInfo
-from ptinspect.memory.source import PhysicalMemory, RamBlock
+from ptinspect.link.gdb.slots import Purpose
+from ptinspect.link.state import Breakpoint, Listener, RunState, StopInfo
 
 if TYPE_CHECKING:
-    from ptinspect.link.lanes.hostmem import HostMemory
+    from ptinspect.arch.sysregs import CpuState
+    from ptinspect.link.changes import Changes
+    from ptinspect.link.gdb.hardware import HardwareSlots
+    from ptinspect.link.gdb.slots import Usage
+    from ptinspect.link.lanes.lanes import LaneMemory
+    from ptinspect.memory.source import PhysicalMemory, RamBlock
 
-__all__ = ["Breakpoint", "RunState", "Session", "StopInfo"]
-
-DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
-"""Names of the register that says how many hardware breakpoints there are."""
-CLI_SECONDS = 120.0
-"""How long a command of the user's may take."""
-Monitor = Callable[[str], str]
-"""Runs a command of QEMU's monitor and returns what it prints."""
+__all__ = ["Breakpoint", "Capability", "RunState", "Session", "StopInfo"]
 
 
-class Session(RunControl):
-    """One GDB connected to one QEMU. All-stop: every CPU stands or every CPU may run.
+class Capability(StrEnum):
+    """Name what one session can do and another cannot; what is missing raises UserError when it is used."""
 
-    Methods may be called from several threads; `cancel` also from a signal handler. Those that need
-    a stopped guest raise TargetRunning if it runs; all raise TargetLost when GDB or QEMU has gone.
+    REGISTERS = "registers"
+    """The general registers of the CPUs are known."""
+    RUN = "run"
+    """The guest runs, steps and stops at breakpoints."""
+    WRITE = "write"
+    """Its memory can be changed."""
+    MONITOR = "monitor"
+    """QEMU's monitor takes commands."""
+    GDB = "gdb"
+    """GDB takes commands."""
+    LANES = "lanes"
+    """There are several ways to its memory."""
+    PIPELINE = "pipeline"
+    """GDB's Python speaks to the gdbstub on GDB's own socket, many requests at a time."""
+
+
+class Session(Protocol):
+    """Examine one guest, make it run and stop, and leave it as it was found.
+
+    All-stop: either no CPU runs, or every CPU may. Methods may be called from several threads; `cancel`
+    also from a signal handler. Those that need a stopped guest raise TargetRunning if it runs; all raise
+    TargetLost when GDB or QEMU has ended, and UserError where the capability is missing.
     """
 
-    def __init__(self, link: Link) -> None:
-        """Use `attach`."""
-        slots = HardwareSlots(link.process, limited=link.facts.accel == "kvm", dfr0=self._dfr0)
-        super().__init__(link.process, link.tracker, slots)
-        self._link = link
-        self._states: tuple[int, dict[int, CpuState]] = (-1, {})
-        self.ram: tuple[RamBlock, ...] = link.ram
-        """RAM and ROM of the machine, by address."""
-        self.memory = LaneMemory(
-            StubMemory(link.agent, self.ram, self._need_stopped),
-            _lanes(link.address, link.facts.peer, self.ram, self._ask),
-            lambda: self._tracker.token,
-            self._need_stopped,
-        )
-        """Guest-physical memory, by the fastest way that can be trusted."""
-        self.cpu_count: int = link.cpu_count
+    address: str
+    """Where the stub listens, or the name of the file."""
+    was_running: bool
+    """The guest ran when the session began (see StubFacts.was_running)."""
+    qemu_version: str
+    """QEMU's version: `7.2.22`; empty if it is not known."""
+    gdb_version: str
+    """GDB's version."""
+    accel: str
+    """What executes the guest: `kvm`, `tcg`, `other`; empty if it is not known."""
+    holds_interrupts: bool
+    """The guest takes no interrupt while an instruction is stepped."""
+    ram: Sequence[RamBlock]
+    """RAM and ROM of the machine, by address."""
+    current_cpu: int
+    """The CPU that commands are about: the one that stopped, or the one chosen since."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What can be done."""
+
+    @property
+    def cpu_count(self) -> int:
         """CPUs of the machine, powered off ones too."""
-        self.changes = Changes(self, Journal(str(link.address), place(link.address)).read())
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        """Guest-physical memory, by the fastest way that can be trusted."""
+
+    @property
+    def lanes(self) -> LaneMemory:
+        """The ways to guest-physical memory, and the choice among them."""
+
+    @property
+    def changes(self) -> Changes:
         """What ptinspect has changed in the guest's memory."""
-        self.left_behind: tuple[str, ...] = ()
-        """What an earlier session had left in the guest, and what became of it."""
-        self._looked: tuple[int, bytes] = (-1, b"")
-        """The stop at which all CPUs were looked at last, and the digest of how they stood."""
-        self._recovery = threading.Lock()
-        self._recovered: str | None = None
-        self._tracker.listeners.append(self._lost)
-
-    @classmethod
-    def attach(
-        cls,
-        address: str,
-        *,
-        gdb_path: str | None = None,
-        symbol_file: Path | None = None,
-        timeout: float = 10.0,
-    ) -> Session:
-        """Start a GDB and connect it to the stub at `address`; the guest is stopped by that.
-
-        `address`: host:port, :port, or the path of a Unix socket. `symbol_file` is read by GDB, debug
-        information and all; without it everything but symbols in `gdb_command` works. Raises UserError
-        on an address that makes no sense, ConnectError on everything else that fails.
-        """
-        where = StubAddress.parse(address)
-        with attaching(where, timeout):
-            session = cls(connect(where, gdb_path, symbol_file, timeout))
-        with contextlib.ExitStack() as undo:
-            undo.callback(session.close)
-            session.left_behind = tuple(session.changes.left_behind())
-            undo.pop_all()
-        return session
-
-    # What it is
 
     @property
-    def address(self) -> str:
-        """Where the stub listens."""
-        return str(self._link.address)
+    def state(self) -> RunState:
+        """Whether the guest can be examined."""
 
     @property
-    def was_running(self) -> bool:
-        """Tell whether the guest ran when the session began (see StubFacts.was_running)."""
-        return self._link.facts.was_running
+    def stop(self) -> StopInfo:
+        """The last stop."""
 
     @property
-    def qemu_version(self) -> str:
-        """QEMU's version: `7.2.22`; empty if its monitor does not say."""
-        found = re.match(r"[0-9.]+", self._link.facts.version)
-        return found[0] if found else self._link.facts.version
-
-    @property
-    def gdb_version(self) -> str:
-        """GDB's version."""
-        return self._link.gdb.version
-
-    @property
-    def accel(self) -> str:
-        """What executes the guest: `kvm`, `tcg`, `other`; empty if QEMU does not say."""
-        return self._link.facts.accel
-
-    @property
-    def holds_interrupts(self) -> bool:
-        """Tell whether the guest takes no interrupt while an instruction is stepped."""
-        return self._link.facts.holds_interrupts
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What the stub offers (words of qqemu.Supported); `pipeline` if physical reads are pipelined."""
-        return self._link.facts.features | ({"pipeline"} if self._link.pipelined else set())
-
-    @property
-    def current_cpu(self) -> int:
-        """The CPU that commands are about: the one that stopped, or the one chosen since."""
-        return self._tracker.cpu
-
-    @current_cpu.setter
-    def current_cpu(self, cpu: int) -> None:
-        if not 0 <= cpu < self.cpu_count:
-            raise UserError(f"no CPU {cpu}: the guest has {self.cpu_count}, numbered from 0")
-        self._need_stopped()
-        self._gdb.request(f"-thread-select {cpu + 1}", SECONDS)
-        self._tracker.cpu = cpu
+    def stop_token(self) -> int:
+        """A number that changes at every stop, resume and write: the key of whatever is cached."""
 
     def look(self) -> str:
-        """Notice what somebody else did to a guest that ptinspect had stopped; return what to say about it.
+        """Notice what somebody else did to a guest that ptinspect had stopped; return a sentence about it.
 
         Others can let it run, stop it, reset it or load another state, by QEMU's monitor. What was read
-        before is forgotten then.
+        before is forgotten then. Empty if nothing happened.
         """
-        if self.state is not RunState.STOPPED or not self._link.pipelined:
-            return ""
-        digest, ran = self._link.agent.look()
-        before, self._looked = self._looked, (self._tracker.token, digest)
-        if not ran and (before[0] != self._tracker.token or before[1] == digest):
-            return ""
-        self._forget()
-        self._looked = (self._tracker.token, digest)
-        how = "was running, and was stopped again" if ran else "is not where it stood"
-        return f"the guest {how}: somebody else uses QEMU's monitor; what was read before is forgotten"
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what happened to the lanes since the last call."""
+
+    def on_event(self, listener: Listener) -> None:
+        """Have `listener(name, fields)` called on `running`, `stopped` and `lost`, in another thread."""
 
     # Registers and memory
 
     def cpu_state(self, cpu: int) -> CpuState:
         """Return the registers of a CPU, read once per stop."""
-        self._need_stopped()
-        token = self._tracker.token
-        if self._states[0] != token:
-            self._states = (token, {})
-        states = self._states[1]
-        if cpu not in states:
-            states[cpu] = self._link.registers.state(cpu)
-        return states[cpu]
 
     def registers(self, cpu: int) -> Mapping[str, int]:
-        """Return every scalar register that the stub offers, under its own name."""
-        self._need_stopped()
-        return self._link.registers.all(cpu)
-
-    def _dfr0(self) -> int | None:
-        """Read ID_AA64DFR0_EL1; None if the stub does not offer it."""
-        found = self._link.registers.named(0, DFR0)
-        return next(iter(found.values()), None)
+        """Return every scalar register that is known, under the name that the stub gives it."""
 
     def write_physical(self, pa: int, data: bytes) -> None:
         """Write to RAM at a guest-physical address. Raises UserError outside RAM."""
-        self._need_stopped()
-        if not any(block.contains(pa, len(data)) for block in self.ram):
-            raise UserError(f"pa:{pa:#x}: {len(data)} bytes there are not in RAM")
-        try:
-            self._link.agent.write(pa, data)
-        finally:
-            self._tracker.touch()
 
     def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
         """Return what QEMU itself translates an address to, on a CPU as it stands; None if unmapped."""
-        self.monitor(f"cpu {self.current_cpu if cpu is None else cpu}")
-        text = self.monitor(f"gva2gpa {va:#x}")
-        found = re.search(r"gpa: (0x[0-9a-f]+|0)", text)
-        return int(found[1], 16) if found else None
+
+    # Breakpoints
+
+    @property
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        """The breakpoints that GDB knows, by number."""
+
+    @property
+    def slots(self) -> HardwareSlots:
+        """The hardware breakpoints and watchpoints: few under KVM, else without limit."""
+
+    def slots_used(self) -> Usage | None:
+        """Return how many of them are in use; None where there is no limit."""
+
+    def set_breakpoint(
+        self,
+        address: int,
+        *,
+        hardware: bool = True,
+        temporary: bool = False,
+        cpu: int | None = None,
+        condition: str | None = None,
+        purpose: Purpose = Purpose.USER,
+    ) -> Breakpoint:
+        """Stop the guest when a program counter has this value: a physical address if the MMU is off.
+
+        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit). Under KVM it is always
+        one of the CPU's own, since an instruction that is written into the guest must be mapped, and
+        is found by whoever reads the code. Raises OutOfSlots then if none is free.
+        """
+
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
+        """Stop the guest when it loads or stores here; return a number for `delete_breakpoint`.
+
+        Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError, and
+        OutOfSlots under KVM if no slot is free or one cannot watch exactly these bytes.
+        """
+
+    def delete_breakpoint(self, number: int) -> None:
+        """Delete a breakpoint. Raises MiError if there is none of this number."""
+
+    # Running
+
+    def resume(self) -> None:
+        """Let the guest run."""
+
+    def wait_stop(self, timeout: float) -> StopInfo:
+        """Wait until the guest stops; at once if it has. Raises TargetTimeout: it runs on then.
+
+        Raises OutOfSlots if it never ran, because the stub refused a breakpoint.
+        """
+
+    def interrupt(self, timeout: float = ...) -> StopInfo:
+        """Stop the guest. Raises TargetTimeout."""
+
+    def step_instructions(self, count: int, cpu: int) -> StopInfo:
+        """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
+
+    def run_until(
+        self,
+        addresses: Sequence[int],
+        timeout: float,
+        *,
+        purpose: Purpose = Purpose.USER,
+        needed: int | None = None,
+    ) -> StopInfo:
+        """Run until a program counter has one of these values, or something else stops the guest.
+
+        The first `needed` addresses (None: all) must have a breakpoint; the others have one while there
+        are slots. Raises TargetTimeout; the guest is stopped then. Raises OutOfSlots. No breakpoint is
+        left in place.
+        """
+
+    def cancel(self) -> None:
+        """Stop the guest if it runs, else make GDB give up what it does; for a signal handler."""
 
     # Commands of others
 
     def monitor(self, command: str) -> str:
         """Run a command of QEMU's monitor and return what it prints. Raises UserError on harmful ones."""
-        self._need_stopped()
-        only_looks = check_monitor_command(command)
-        try:
-            return self._gdb.request(
-                f"-interpreter-exec console {quote(f'monitor {command}')}", CLI_SECONDS
-            ).text
-        finally:
-            if not only_looks and self.state is RunState.STOPPED:
-                self._forget()
 
-    def _ask(self, command: str) -> str:
-        """Run a monitor command that only looks, for the lanes; nothing is forgotten."""
-        self._need_stopped()
-        line = quote(f"monitor {command}")
-        return self._gdb.request(f"-interpreter-exec console {line}", SECONDS).text
-
-    def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
+    def gdb_command(self, line: str, timeout: float = ...) -> str:
         """Run a command of GDB's own and return what it prints.
 
         One that makes the guest run returns at once; wait_stop waits. Raises UserError on commands
-        that would end the session or QEMU behind its back, MiError with GDB's message.
+        that would end the session or QEMU without its knowledge, MiError with GDB's message.
         """
-        self._need_alive()
-        check_gdb_command(line)
-        try:
-            return self._gdb.request(f"-interpreter-exec console {quote(line)}", timeout).text
-        finally:
-            self._tracker.touch()
 
     # The end
 
     def detach(self, resume: bool | None = None) -> None:
         """Leave the guest as it was found, or running or stopped as `resume` says; the session ends.
 
-        No breakpoint and no physical mode stays behind. Raises TargetError if that cannot be assured.
+        No breakpoint and no physical mode is left in the stub. Raises TargetError if that cannot be assured.
         """
-        if self._left:
-            return
-        running = self.was_running if resume is None else resume
-        done = False
-        try:
-            if self._tracker.state is not RunState.DEAD:
-                self.interrupt()
-                self.changes.undo_all()
-                self._gdb.request("-break-delete", SECONDS)
-                self._link.agent.leave_physical_mode()
-                self._left = True
-                self._gdb.expect_end()
-                self._gdb.request("-target-detach" if running else "-target-disconnect", SECONDS)
-                done = True
-        finally:
-            self._left = True
-            self.memory.close()
-            self._gdb.close()
-            self._link.close()
-            if not done:
-                self._aftermath()
-
-    def _lost(self, name: str, fields: Mapping[str, Any]) -> None:
-        if name == "lost" and not self._left:
-            threading.Thread(target=self._aftermath, name="aftermath", daemon=True).start()
-
-    def _aftermath(self) -> str:
-        """Leave the guest as it was found although GDB has ended, once; return what became of it."""
-        with self._recovery:
-            if self._recovered is None:
-                self._recovered = "" if self._tracker.why_dead == QEMU_GONE else self._leave_without_gdb()
-            return self._recovered
-
-    def _leave_without_gdb(self) -> str:
-        return leave_as_found(
-            self._link.address,
-            self.was_running,
-            lambda: Session.attach(self.address, gdb_path=self._link.gdb.path),
-        )
 
     def close(self) -> None:
         """Detach, and end GDB whatever happens; nothing is raised. Safe to call twice."""
-        with contextlib.suppress(TargetError):
-            self.detach()
-
-    def _forget(self) -> None:
-        """Forget what was read before: the guest has changed without GDB's doing."""
-        self._tracker.touch()
-        with contextlib.suppress(MiError):
-            self._link.agent.leave_physical_mode()
-
-
-def _lanes(
-    address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor
-) -> dict[str, Open]:
-    """Return the lanes beside the gdbstub, fastest first; `peer` is the process behind a Unix socket."""
-
-    def host() -> PhysicalMemory:
-        return _host(address, peer, ram, monitor)
-
-    def saved() -> PhysicalMemory:
-        from ptinspect.link.lanes.pmemsave import SavedMemory
-
-        if not address.path and not listeners(address):
-            raise LaneError("QEMU is not known to run on this machine")
-        return SavedMemory(ram, monitor)
-
-    return {"host": host, "pmemsave": saved}
-
-
-def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor) -> HostMemory:
-    from ptinspect.link.lanes.hostmem import HostMemory
-
-    pids = listeners(address) if peer is None else [peer]
-    if not pids:
-        raise LaneError("no process of this machine is known to be behind the gdbstub")
-    problem = LaneError("")
-    for pid in pids:
-        try:
-            return HostMemory(pid, ram, monitor)
-        except LaneError as error:
-            problem = error
-    raise problem

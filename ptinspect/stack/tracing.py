@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from ptinspect.stack.trace import Contributions, Deepest, Function, Part, Point, TracedStack
 
-RECORD = np.dtype([(name, "<u8") for name in ("ms", "thread", "top", "pc", "sp", "pstate", "x29", "x30")])
-"""One record of gdbscripts/ptinspect_trace.py."""
 MAX_POINTS = 20_000
 """Points that a trace keeps."""
 EL_MASK = 0xC

@@ -196,10 +196,10 @@ def on_guest(options: argparse.Namespace, memory: int) -> list[Row]:
     """Measure everything on one guest."""
     label, rows = f"{memory} MiB", []
     with stopped_after(options.guest, memory) as (live, _):
-        lanes = [one.name for one in live.ctx.stopped.memory.facts(measure=False) if not one.why_not]
+        lanes = [one.name for one in live.ctx.stopped.lanes.facts(measure=False) if not one.why_not]
         for name in lanes:
             rows += lane(live, name, label, options.rounds)
-        live.ctx.stopped.memory.choose("auto")
+        live.ctx.stopped.lanes.choose("auto")
         rows += snapshots(live, label, options.rounds)
         if memory == options.memory[0]:
             rows += with_drgn(live.ctx.snapshots["after"], _swapper_va(live))

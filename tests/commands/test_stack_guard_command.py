@@ -56,7 +56,7 @@ class GuardSession(FakeSession):
         if self.slots.limited and number in self.watches:
             self.slots.left["watchpoint"] += 1
         self.watches.pop(number, None)
-        self.breakpoints = [b for b in self.breakpoints if b.id != number]
+        self.breakpoints = tuple(b for b in self.breakpoints if b.id != number)
 
     def delete_breakpoint(self, number: int) -> None:
         self.forget(number)
@@ -123,7 +123,7 @@ def guest() -> Guest:
 def nothing_left(guest: Guest, before: bytes) -> None:
     assert guest.code() == before
     assert guest.session.watches == {}
-    assert guest.session.breakpoints == []
+    assert guest.session.breakpoints == ()
     assert "set breakpoint always-inserted on" not in guest.session.words[-1:]
 
 

@@ -251,7 +251,7 @@ def test_delete(ctx: Context) -> None:
         run(ctx, "delete 1 2")
     assert [b.id for b in session_of(ctx).breakpoints] == [1, 3]
     run(ctx, "delete all")
-    assert session_of(ctx).breakpoints == []
+    assert session_of(ctx).breakpoints == ()
 
 
 def test_continue_has_a_limit_in_scripts_only(ctx: Context) -> None:

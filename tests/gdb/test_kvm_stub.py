@@ -13,7 +13,7 @@ from kvm_stub import KvmStub
 from ptinspect.errors import OutOfSlots, TargetError
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.gdb.slots import Purpose
-from ptinspect.link.session import Session
+from ptinspect.link.live import LiveSession
 from ptinspect.link.state import RunState
 
 pytestmark = pytest.mark.gdb
@@ -21,7 +21,7 @@ CODE = RAM_START + 0x1000
 DFR0 = 0x1030_5106 & ~(15 << 12 | 15 << 20) | 5 << 12 | 3 << 20
 """Six breakpoints, four watchpoints, as a Cortex-A72 says."""
 
-Attach = Callable[..., tuple[KvmStub, Session]]
+Attach = Callable[..., tuple[KvmStub, LiveSession]]
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def attach(tmp_path: Path) -> Iterator[Attach]:
         gdb = find_gdb()
     except TargetError:
         missing("a GDB that knows aarch64")
-    opened: list[tuple[KvmStub, Session]] = []
+    opened: list[tuple[KvmStub, LiveSession]] = []
 
-    def start(**options: int) -> tuple[KvmStub, Session]:
+    def start(**options: int) -> tuple[KvmStub, LiveSession]:
         stub = KvmStub(tmp_path / f"stub{len(opened)}", **options)
-        opened.append((stub, Session.attach(stub.address, gdb_path=gdb.path)))
+        opened.append((stub, LiveSession.attach(stub.address, gdb_path=gdb.path)))
         return opened[-1]
 
     yield start

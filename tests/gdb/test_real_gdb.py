@@ -23,9 +23,10 @@ from ptinspect.link.gdb.agent import script_path
 from ptinspect.link.gdb.mitext import quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, check_gdb, find_gdb
+from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.busy import is_busy
 from ptinspect.link.qemu.stub_probe import probe
-from ptinspect.link.session import RunState, Session
+from ptinspect.link.session import RunState
 
 pytestmark = pytest.mark.gdb
 PAGE = 4096
@@ -46,8 +47,8 @@ def stub(tmp_path: Path) -> Iterator[FakeStub]:
 
 
 @pytest.fixture
-def session(gdb: Gdb, stub: FakeStub) -> Iterator[Session]:
-    attached = Session.attach(stub.address, gdb_path=gdb.path)
+def session(gdb: Gdb, stub: FakeStub) -> Iterator[LiveSession]:
+    attached = LiveSession.attach(stub.address, gdb_path=gdb.path)
     yield attached
     attached.close()
 
@@ -93,7 +94,7 @@ def test_a_gdb_that_is_too_old(tmp_path: Path) -> None:
 # Attaching
 
 
-def test_a_session_reads_registers_and_ram(session: Session) -> None:
+def test_a_session_reads_registers_and_ram(session: LiveSession) -> None:
     assert session.state is RunState.STOPPED and session.stop.reason == "attached"
     assert session.cpu_count == 1 and not session.was_running
     assert session.qemu_version == "7.2.22"
@@ -103,7 +104,7 @@ def test_a_session_reads_registers_and_ram(session: Session) -> None:
 
 def test_attaching_leaves_a_physical_mode_of_others(gdb: Gdb, stub: FakeStub) -> None:
     stub.physical = True
-    session = Session.attach(stub.address, gdb_path=gdb.path)
+    session = LiveSession.attach(stub.address, gdb_path=gdb.path)
     try:
         assert not stub.physical
     finally:
@@ -115,7 +116,7 @@ def test_attaching_that_fails_late_leaves_the_guest_running(gdb: Gdb, stub: Fake
     stub.was_running = True
     stub.overrides[packet] = "E01"
     with pytest.raises(ConnectError):
-        Session.attach(stub.address, gdb_path=gdb.path)
+        LiveSession.attach(stub.address, gdb_path=gdb.path)
     assert stub.packets[-1] == "D;1"
 
 
@@ -124,21 +125,21 @@ def test_a_stub_that_hangs_gdb_is_given_up_in_time(gdb: Gdb, stub: FakeStub) -> 
     stub.overrides["p"] = None
     before = time.monotonic()
     with pytest.raises(ConnectError, match="did not answer"):
-        Session.attach(stub.address, gdb_path=gdb.path, timeout=1)
+        LiveSession.attach(stub.address, gdb_path=gdb.path, timeout=1)
     assert time.monotonic() - before < 20  # far from GDB's own 30 s
 
 
 def test_a_symbol_file_that_is_none(gdb: Gdb, stub: FakeStub, tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_bytes(b"\x7fELF but not really")
     with pytest.raises(ConnectError, match="GDB cannot use"):
-        Session.attach(stub.address, gdb_path=gdb.path, symbol_file=tmp_path / "vmlinux")
+        LiveSession.attach(stub.address, gdb_path=gdb.path, symbol_file=tmp_path / "vmlinux")
 
 
 # Physical memory
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-def test_batches_of_tables(session: Session, stub: FakeStub, pipelined: bool) -> None:
+def test_batches_of_tables(session: LiveSession, stub: FakeStub, pipelined: bool) -> None:
     session._link.agent.pipelined = pipelined
     assert "pipeline" in session.capabilities
     order = np.arange(128, dtype="<u8").repeat(PAGE // 8)
@@ -150,11 +151,11 @@ def test_batches_of_tables(session: Session, stub: FakeStub, pipelined: bool) ->
     assert (raw == np.array(rows, dtype=np.uint64)[:, None]).all()
 
 
-def test_a_read_of_odd_size(session: Session) -> None:
+def test_a_read_of_odd_size(session: LiveSession) -> None:
     assert session.memory.read(RAM_START + 3, 5000) == (page(RAM_START) * 2)[3:5003]
 
 
-def test_writes_go_to_physical_memory(session: Session, stub: FakeStub) -> None:
+def test_writes_go_to_physical_memory(session: LiveSession, stub: FakeStub) -> None:
     data = os.urandom(5000)
     before = session.stop_token
     session.write_physical(RAM_START + 7, data)
@@ -164,7 +165,9 @@ def test_writes_go_to_physical_memory(session: Session, stub: FakeStub) -> None:
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-def test_an_error_in_a_read_leaves_physical_mode(session: Session, stub: FakeStub, pipelined: bool) -> None:
+def test_an_error_in_a_read_leaves_physical_mode(
+    session: LiveSession, stub: FakeStub, pipelined: bool
+) -> None:
     session._link.agent.pipelined = pipelined
     stub.overrides[f"m{RAM_START + PAGE:x},"] = "E22"
     with pytest.raises(MiError):
@@ -174,7 +177,7 @@ def test_an_error_in_a_read_leaves_physical_mode(session: Session, stub: FakeStu
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-def test_ctrl_c_in_a_read_leaves_physical_mode(session: Session, stub: FakeStub, pipelined: bool) -> None:
+def test_ctrl_c_in_a_read_leaves_physical_mode(session: LiveSession, stub: FakeStub, pipelined: bool) -> None:
     session._link.agent.pipelined = pipelined
     reads = threading.Event()
     plain = stub._replies
@@ -203,7 +206,7 @@ def test_ctrl_c_in_a_read_leaves_physical_mode(session: Session, stub: FakeStub,
     assert session.memory.read(RAM_START + 5, 8) == page(RAM_START)[5:13]
 
 
-def test_a_socket_that_does_not_speak_for_the_stub_is_given_up(session: Session, stub: FakeStub) -> None:
+def test_a_socket_that_does_not_speak_for_the_stub_is_given_up(session: LiveSession, stub: FakeStub) -> None:
     stub.overrides["qqemu.PhyMemMode"] = "0"
     stub.packets.clear()
     assert session.memory.read(RAM_START, 2 * PAGE) == page(RAM_START) * 2
@@ -212,13 +215,13 @@ def test_a_socket_that_does_not_speak_for_the_stub_is_given_up(session: Session,
     assert not stub.physical
 
 
-def test_a_stub_without_physical_mode_is_not_read(session: Session, stub: FakeStub) -> None:
+def test_a_stub_without_physical_mode_is_not_read(session: LiveSession, stub: FakeStub) -> None:
     stub.overrides["Qqemu.PhyMemMode:1"] = ""
     with pytest.raises(TargetError):
         session.memory.read(RAM_START, 8)
 
 
-def test_a_stub_that_goes_away(session: Session, stub: FakeStub) -> None:
+def test_a_stub_that_goes_away(session: LiveSession, stub: FakeStub) -> None:
     stub.close()
     with pytest.raises(TargetLost):
         session.memory.read(RAM_START, 8)
@@ -230,7 +233,7 @@ def test_a_stub_that_goes_away(session: Session, stub: FakeStub) -> None:
 # Leaving
 
 
-def test_detaching_takes_breakpoints_and_physical_mode_along(session: Session, stub: FakeStub) -> None:
+def test_detaching_takes_breakpoints_and_physical_mode_along(session: LiveSession, stub: FakeStub) -> None:
     session.set_breakpoint(0x1000)
     session.gdb_command("maint packet Qqemu.PhyMemMode:0")
     stub.physical = True
@@ -243,13 +246,13 @@ def test_detaching_takes_breakpoints_and_physical_mode_along(session: Session, s
 
 def test_detaching_from_a_guest_that_ran_resumes_it(gdb: Gdb, stub: FakeStub) -> None:
     stub.was_running = True
-    session = Session.attach(stub.address, gdb_path=gdb.path)
+    session = LiveSession.attach(stub.address, gdb_path=gdb.path)
     assert session.was_running
     session.detach()
     assert stub.packets[-1] == "D;1"
 
 
-def test_gdb_ends_with_the_session(session: Session) -> None:
+def test_gdb_ends_with_the_session(session: LiveSession) -> None:
     process = session._gdb.process
     session.close()
     assert process.poll() is not None
@@ -271,7 +274,7 @@ def test_plain_gdb_frees_the_stub_when_it_detaches(gdb: Gdb, stub: FakeStub) -> 
         process.close()
 
 
-def test_the_command_for_plain_gdb(session: Session, stub: FakeStub) -> None:
+def test_the_command_for_plain_gdb(session: LiveSession, stub: FakeStub) -> None:
     text = session.gdb_command(f"ptinspect-physical {RAM_START + 16:#x} 20")
     assert text.splitlines()[0] == "0x40000010: 1011121314151617 18191a1b1c1d1e1f"
     assert text.splitlines()[1] == "0x40000020: 20212223"
@@ -280,7 +283,7 @@ def test_the_command_for_plain_gdb(session: Session, stub: FakeStub) -> None:
         session.gdb_command("ptinspect-physical")
 
 
-def test_text_of_a_command(session: Session) -> None:
+def test_text_of_a_command(session: LiveSession) -> None:
     assert session.gdb_command('echo "x" é\\n') == '"x" é\n'
     with pytest.raises(MiError, match="Undefined command"):
         session.gdb_command("nonsense")
@@ -291,8 +294,8 @@ def test_text_of_a_command(session: Session) -> None:
 
 ATTACHED = """
 import sys, time
-from ptinspect.link.session import Session
-session = Session.attach(sys.argv[1], gdb_path=sys.argv[2])
+from ptinspect.link.live import LiveSession
+session = LiveSession.attach(sys.argv[1], gdb_path=sys.argv[2])
 print(session._gdb.process.pid, flush=True)
 time.sleep(60)
 """
@@ -322,7 +325,7 @@ def test_a_guest_whose_gdb_is_killed_is_left_as_it_was_found(
     gdb: Gdb, stub: FakeStub, number: int, ran: bool
 ) -> None:
     stub.was_running = ran
-    session = Session.attach(stub.address, gdb_path=gdb.path)
+    session = LiveSession.attach(stub.address, gdb_path=gdb.path)
     os.kill(session._gdb.process.pid, number)  # type: ignore[attr-defined]
     _wait_for(lambda: session.state is RunState.DEAD)
     with pytest.raises(TargetLost, match="the guest was left " + ("running" if ran else "stopped")):
@@ -344,7 +347,7 @@ def _wait_for(done: Callable[[], bool]) -> None:
 # Others at the same guest
 
 
-def test_a_guest_that_stands_as_it_stood(session: Session) -> None:
+def test_a_guest_that_stands_as_it_stood(session: LiveSession) -> None:
     assert session.look() == ""
     token = session.stop_token
     assert session.look() == "" and session.stop_token == token
@@ -352,7 +355,7 @@ def test_a_guest_that_stands_as_it_stood(session: Session) -> None:
 
 @pytest.mark.parametrize("announces", [False, True])
 def test_a_guest_that_somebody_else_let_run_is_noticed_and_stands(
-    session: Session, stub: FakeStub, announces: bool
+    session: LiveSession, stub: FakeStub, announces: bool
 ) -> None:
     assert session.look() == ""
     token = session.stop_token
@@ -366,7 +369,7 @@ def test_a_guest_that_somebody_else_let_run_is_noticed_and_stands(
 
 @pytest.mark.parametrize("change", [{"registers": "CPU#0\r\n PC=0\r\n"}, {"status": "paused (prelaunch)"}])
 def test_a_guest_that_somebody_else_reset_is_noticed(
-    session: Session, stub: FakeStub, change: dict[str, str]
+    session: LiveSession, stub: FakeStub, change: dict[str, str]
 ) -> None:
     assert session.look() == ""
     token = session.stop_token

@@ -14,8 +14,8 @@ from session import Live
 
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, launch
-from ptinspect.link.session import Session
 
 LOAD = 0x4008_0000
 """Where QEMU's `virt` puts a kernel that is no Image."""
@@ -80,7 +80,7 @@ def started(
     qemu = launch(options)
     ctx = Context(build_registry())
     try:
-        ctx.open_session(Session.attach(str(qemu.gdb_socket)), qemu)
+        ctx.open_session(LiveSession.attach(str(qemu.gdb_socket)), qemu)
         yield Live(ctx)
     finally:
         ctx.close()

@@ -19,8 +19,9 @@ from session import launched
 
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost
 from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
-from ptinspect.link.session import RunState, Session
+from ptinspect.link.session import RunState
 from ptinspect.tables.capture import capture
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
@@ -31,7 +32,7 @@ SOON = 25.0
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Qemu, Session]]:
+def pair(tmp_path: Path) -> Iterator[tuple[Qemu, LiveSession]]:
     try:
         find_program()
         find_gdb()
@@ -39,16 +40,16 @@ def pair(tmp_path: Path) -> Iterator[tuple[Qemu, Session]]:
         missing(error.message)
     qemu = launch(LaunchOptions(bare_kernel(tmp_path), smp=2, memory=128, append=""))
     try:
-        session = Session.attach(str(qemu.gdb_socket))
+        session = LiveSession.attach(str(qemu.gdb_socket))
         yield qemu, session
         session.close()
     finally:
         qemu.end()
 
 
-def test_all_lanes_read_the_same(pair: tuple[Qemu, Session]) -> None:
+def test_all_lanes_read_the_same(pair: tuple[Qemu, LiveSession]) -> None:
     qemu, session = pair
-    memory = session.memory
+    memory = session.lanes
     assert memory.label == f"host RAM of QEMU (pid {qemu.pid})"
     addresses = np.arange(0x4000_0000, OUTSIDE + 0x2000, 0x5000, dtype=np.uint64)
     seen = set()
@@ -65,43 +66,43 @@ def test_all_lanes_read_the_same(pair: tuple[Qemu, Session]) -> None:
     assert len(seen) == 1 and not memory.take_notices()
 
 
-def test_what_is_written_is_seen_on_every_lane(pair: tuple[Qemu, Session]) -> None:
+def test_what_is_written_is_seen_on_every_lane(pair: tuple[Qemu, LiveSession]) -> None:
     _, session = pair
     for number, lane in enumerate(LANES):
-        session.memory.choose(lane)
+        session.lanes.choose(lane)
         session.run_until([LOOP], 300)
         session.write_physical(LOAD + 0x1000, bytes([number + 1] * 16))
         assert session.memory.read(LOAD + 0x1000, 16) == bytes([number + 1] * 16)
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_qemu_killed_between_reads(pair: tuple[Qemu, Session], lane: str) -> None:
+def test_qemu_killed_between_reads(pair: tuple[Qemu, LiveSession], lane: str) -> None:
     qemu, session = pair
-    session.memory.choose(lane)
+    session.lanes.choose(lane)
     session.memory.read(LOAD, 4)
     os.kill(qemu.pid, signal.SIGKILL)
     qemu.process.wait(10)
     with pytest.raises(TargetLost):
         session.memory.read_tables(np.array([0x4000_0000], dtype=np.uint64), 4096)
-    assert session.state is RunState.DEAD and not session.memory.take_notices()
+    assert session.state is RunState.DEAD and not session.lanes.take_notices()
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03])
-def test_qemu_killed_in_the_middle_of_a_fast_read(pair: tuple[Qemu, Session], moment: float) -> None:
+def test_qemu_killed_in_the_middle_of_a_fast_read(pair: tuple[Qemu, LiveSession], moment: float) -> None:
     qemu, session = pair
-    session.memory.choose("host")
+    session.lanes.choose("host")
     pages = np.arange(0x4000_0000, OUTSIDE, 4096, dtype=np.uint64)
     threading.Timer(moment, os.kill, (qemu.pid, signal.SIGKILL)).start()
     deadline = time.monotonic() + 60
     with pytest.raises(TargetLost) as caught:
         while time.monotonic() < deadline:
             session.memory.read_tables(pages, 4096)
-    assert session.state is RunState.DEAD and not session.memory.take_notices()
+    assert session.state is RunState.DEAD and not session.lanes.take_notices()
     assert "gone" in caught.value.message or "over" in caught.value.message
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.002, 0.01])
-def test_qemu_stopped_in_the_middle_of_a_fast_read(pair: tuple[Qemu, Session], moment: float) -> None:
+def test_qemu_stopped_in_the_middle_of_a_fast_read(pair: tuple[Qemu, LiveSession], moment: float) -> None:
     qemu, session = pair
     pages = np.arange(0x4000_0000, OUTSIDE, 4096, dtype=np.uint64)
     before, _ = session.memory.read_tables(pages, 4096)
@@ -115,15 +116,15 @@ def test_qemu_stopped_in_the_middle_of_a_fast_read(pair: tuple[Qemu, Session], m
     finally:
         os.kill(qemu.pid, signal.SIGCONT)
     assert (session.memory.read_tables(pages, 4096)[0] == before).all()
-    assert not session.memory.take_notices()
+    assert not session.lanes.take_notices()
 
 
 def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
-    pair: tuple[Qemu, Session],
+    pair: tuple[Qemu, LiveSession],
 ) -> None:
     qemu, session = pair
     session.run_until([LOOP], 300)
-    session.memory.choose("host")
+    session.lanes.choose("host")
     session.run_until([LOOP], 300)
     os.kill(qemu.pid, signal.SIGSTOP)
     stat = Path(f"/proc/{qemu.pid}/stat")
@@ -140,16 +141,16 @@ def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
     assert len(session.memory.read(LOAD, 64)) == 64
 
 
-def lanes_agree(session: Session, pid: int) -> None:
+def lanes_agree(session: LiveSession, pid: int) -> None:
     """All lanes are there and read the same."""
     assert session.memory.label == f"host RAM of QEMU (pid {pid})"
     session.write_physical(LOAD + 0x2000, bytes(range(256)))
     found = set()
     for lane in LANES:
-        session.memory.choose(lane)
+        session.lanes.choose(lane)
         found.add(session.memory.read(LOAD - 3, 0x3000))
     assert len(found) == 1 and found.pop()[0x2003:0x2103] == bytes(range(256))
-    assert not session.memory.take_notices()
+    assert not session.lanes.take_notices()
 
 
 def test_the_process_behind_a_tcp_port_is_found(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_the_process_behind_a_tcp_port_is_found(tmp_path: Path) -> None:
         while f":{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text():
             assert time.monotonic() < deadline and qemu.poll() is None
             time.sleep(0.02)
-        session = Session.attach(f":{port}")
+        session = LiveSession.attach(f":{port}")
         lanes_agree(session, qemu.pid)
         session.close()
     finally:
@@ -183,7 +184,7 @@ def test_ram_that_is_a_shared_file(tmp_path: Path) -> None:
     )
     qemu = launch(options)
     try:
-        session = Session.attach(str(qemu.gdb_socket))
+        session = LiveSession.attach(str(qemu.gdb_socket))
         lanes_agree(session, qemu.pid)
         with file.open("rb") as ram:
             ram.seek(LOAD + 0x2000 - 0x4000_0000)
@@ -193,7 +194,7 @@ def test_ram_that_is_a_shared_file(tmp_path: Path) -> None:
         qemu.end()
 
 
-def test_a_qemu_that_stands_still_is_told_at_once_and_may_go_on(pair: tuple[Qemu, Session]) -> None:
+def test_a_qemu_that_stands_still_is_told_at_once_and_may_go_on(pair: tuple[Qemu, LiveSession]) -> None:
     qemu, session = pair
     before = session.memory.read(LOAD, 64)
     os.kill(qemu.pid, signal.SIGSTOP)
@@ -206,10 +207,10 @@ def test_a_qemu_that_stands_still_is_told_at_once_and_may_go_on(pair: tuple[Qemu
     assert session.memory.read(LOAD, 64) == before and session.state is RunState.STOPPED
 
 
-def test_no_file_is_left_behind(pair: tuple[Qemu, Session]) -> None:
+def test_no_file_is_left_behind(pair: tuple[Qemu, LiveSession]) -> None:
     _, session = pair
-    session.memory.choose("pmemsave")
-    folder = session.memory._lanes["pmemsave"].memory._folder.path  # type: ignore[union-attr]
+    session.lanes.choose("pmemsave")
+    folder = session.lanes._lanes["pmemsave"].memory._folder.path  # type: ignore[union-attr]
     assert folder.is_dir()
     session.close()
     assert not folder.exists()

@@ -30,16 +30,17 @@ from ptinspect.errors import (
 from ptinspect.link.gdb import agent as agent_module
 from ptinspect.link.gdb import process as process_module
 from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
-from ptinspect.link.session import RunState, Session
+from ptinspect.link.session import RunState
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
 DATA = 0x4600_0000
 ROOT = Path(__file__).parents[2]
 
 Launch = Callable[..., Qemu]
-Attach = Callable[..., Session]
+Attach = Callable[..., LiveSession]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,11 +68,11 @@ def start(tmp_path: Path) -> Iterator[Launch]:
 
 @pytest.fixture
 def attach() -> Iterator[Attach]:
-    attached: list[Session] = []
+    attached: list[LiveSession] = []
 
-    def begin(where: Qemu | str, **options: object) -> Session:
+    def begin(where: Qemu | str, **options: object) -> LiveSession:
         address = where if isinstance(where, str) else str(where.gdb_socket)
-        attached.append(Session.attach(address, **options))  # type: ignore[arg-type]
+        attached.append(LiveSession.attach(address, **options))  # type: ignore[arg-type]
         return attached[-1]
 
     yield begin
@@ -85,14 +86,14 @@ def qemu(start: Launch) -> Qemu:
 
 
 @pytest.fixture
-def session(qemu: Qemu, attach: Attach) -> Session:
+def session(qemu: Qemu, attach: Attach) -> LiveSession:
     return attach(qemu)
 
 
 # Launching
 
 
-def test_launch_stops_at_reset_in_a_private_directory(qemu: Qemu, session: Session) -> None:
+def test_launch_stops_at_reset_in_a_private_directory(qemu: Qemu, session: LiveSession) -> None:
     assert qemu.alive and qemu.directory.stat().st_mode & 0o777 == 0o700
     assert session.state is RunState.STOPPED and not session.was_running
     assert session.cpu_state(0).pc == 0x4000_0000 and session.cpu_count == 2
@@ -192,7 +193,7 @@ def test_a_running_guest_runs_on_without_breakpoints(qemu: Qemu, attach: Attach)
     assert attach(qemu).was_running
 
 
-def cannot_tell(session: Session) -> bool:
+def cannot_tell(session: LiveSession) -> bool:
     """Tell whether this QEMU keeps quiet about who paused the guest: then it is taken as one that ran."""
     major, minor = (int(part) for part in session.qemu_version.split(".")[:2])
     return (major, minor) >= STOPS_UNASKED_UNTIL
@@ -231,7 +232,9 @@ def test_a_guest_whose_gdb_died_is_found_usable(qemu: Qemu, attach: Attach) -> N
         again.wait_stop(0.2)
 
 
-def test_a_second_debugger_is_refused_and_harms_nobody(qemu: Qemu, session: Session, attach: Attach) -> None:
+def test_a_second_debugger_is_refused_and_harms_nobody(
+    qemu: Qemu, session: LiveSession, attach: Attach
+) -> None:
     session.resume()
     with pytest.raises(ConnectError, match="another debugger"):
         attach(qemu)
@@ -285,7 +288,7 @@ def _until_it_listens(port: int) -> None:
 
 
 @pytest.fixture
-def filled(start: Launch, attach: Attach, tmp_path: Path) -> tuple[Session, bytes]:
+def filled(start: Launch, attach: Attach, tmp_path: Path) -> tuple[LiveSession, bytes]:
     data = np.random.default_rng(7).bytes(2 << 20)
     (tmp_path / "data").write_bytes(data)
     loader = f"loader,file={tmp_path / 'data'},addr={DATA:#x},force-raw=on"
@@ -293,7 +296,7 @@ def filled(start: Launch, attach: Attach, tmp_path: Path) -> tuple[Session, byte
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-def test_tables_hold_what_the_machine_holds(filled: tuple[Session, bytes], pipelined: bool) -> None:
+def test_tables_hold_what_the_machine_holds(filled: tuple[LiveSession, bytes], pipelined: bool) -> None:
     session, data = filled
     session._link.agent.pipelined = pipelined
     assert "pipeline" in session.capabilities
@@ -307,18 +310,18 @@ def test_tables_hold_what_the_machine_holds(filled: tuple[Session, bytes], pipel
     assert _mode(session) == "0"
 
 
-def _mode(session: Session) -> str:
+def _mode(session: LiveSession) -> str:
     return session.gdb_command("maint packet qqemu.PhyMemMode").rpartition("received: ")[2].strip().strip('"')
 
 
-def test_reads_outside_ram_are_errors_where_qemu_says_zero(session: Session) -> None:
+def test_reads_outside_ram_are_errors_where_qemu_says_zero(session: LiveSession) -> None:
     for pa, length in ((0x4800_0000, 8), (0x47FF_FFFC, 8), (0x0900_0000, 4), (1 << 40, 8)):
         with pytest.raises(MemoryReadError):
             session.memory.read(pa, length)
     assert session.memory.read(0x47FF_FFFC, 4) == bytes(4)
 
 
-def test_written_bytes_are_seen_by_gdb_and_by_the_guest(session: Session) -> None:
+def test_written_bytes_are_seen_by_gdb_and_by_the_guest(session: LiveSession) -> None:
     session.run_until([LOOP], 300)
     session.gdb_command(f"x/i {LOOP:#x}")
     session.write_physical(LOOP, (0x9100_0A73).to_bytes(4, "little"))  # add x19, x19, #2
@@ -331,7 +334,7 @@ def test_written_bytes_are_seen_by_gdb_and_by_the_guest(session: Session) -> Non
         session.write_physical(0x47FF_FFFF, b"ab")
 
 
-def test_ctrl_c_cancels_a_long_read(session: Session) -> None:
+def test_ctrl_c_cancels_a_long_read(session: LiveSession) -> None:
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -342,14 +345,14 @@ def test_ctrl_c_cancels_a_long_read(session: Session) -> None:
     assert session.memory.read(LOAD, 4) == bytes.fromhex("600080d2")
 
 
-def test_gva2gpa_is_qemus_own_view(session: Session) -> None:
+def test_gva2gpa_is_qemus_own_view(session: LiveSession) -> None:
     assert session.gva2gpa(LOAD + 4) == LOAD + 4
 
 
 # Running
 
 
-def test_breakpoints_and_steps(session: Session) -> None:
+def test_breakpoints_and_steps(session: LiveSession) -> None:
     found = session.set_breakpoint(CALL)
     assert session.breakpoints == (found,)
     token = session.stop_token
@@ -367,7 +370,7 @@ def test_breakpoints_and_steps(session: Session) -> None:
     assert session.breakpoints == ()
 
 
-def test_each_cpu_has_its_registers(session: Session) -> None:
+def test_each_cpu_has_its_registers(session: LiveSession) -> None:
     stop = session.run_until([LOOP_1], 300)
     assert stop.cpu == 1 and session.current_cpu == 1
     assert session.cpu_state(1).pc == LOOP_1 and session.cpu_state(1).x[0] == 0x1234
@@ -386,7 +389,7 @@ def test_each_cpu_has_its_registers(session: Session) -> None:
         session.current_cpu = 2
 
 
-def test_a_step_of_one_cpu_leaves_the_other_alone(session: Session) -> None:
+def test_a_step_of_one_cpu_leaves_the_other_alone(session: LiveSession) -> None:
     session.run_until([LOOP_1], 300)
     other = session.cpu_state(0)
     session.step_instructions(4, 1)
@@ -394,7 +397,7 @@ def test_a_step_of_one_cpu_leaves_the_other_alone(session: Session) -> None:
     assert session.cpu_state(0) == other
 
 
-def test_a_breakpoint_of_one_cpu_lets_the_other_pass(session: Session) -> None:
+def test_a_breakpoint_of_one_cpu_lets_the_other_pass(session: LiveSession) -> None:
     session.run_until([LOOP_1], 300)
     assert session.set_breakpoint(LOOP_1, cpu=0).cpu == 0
     session.resume()
@@ -406,21 +409,21 @@ def test_a_breakpoint_of_one_cpu_lets_the_other_pass(session: Session) -> None:
     assert session.wait_stop(300).cpu == 1
 
 
-def test_a_condition_is_evaluated(session: Session) -> None:
+def test_a_condition_is_evaluated(session: LiveSession) -> None:
     session.set_breakpoint(LOOP, condition="$x19 == 5")
     session.resume()
     session.wait_stop(300)
     assert session.cpu_state(0).x[19] == 5
 
 
-def test_interrupt_gets_through_a_storm_of_false_hits(session: Session) -> None:
+def test_interrupt_gets_through_a_storm_of_false_hits(session: LiveSession) -> None:
     session.set_breakpoint(LOOP, condition="$x19 == 0x123456789")
     for _ in range(5):
         session.resume()
         assert session.interrupt(20).signal == "SIGINT"
 
 
-def test_interrupt_stops_a_running_guest(session: Session) -> None:
+def test_interrupt_stops_a_running_guest(session: LiveSession) -> None:
     session.resume()
     assert session.state is RunState.RUNNING
     with pytest.raises(TargetRunning):
@@ -434,25 +437,25 @@ def test_interrupt_stops_a_running_guest(session: Session) -> None:
     assert session.interrupt(1) == stop
 
 
-def test_cancel_stops_a_running_guest(session: Session) -> None:
+def test_cancel_stops_a_running_guest(session: LiveSession) -> None:
     session.resume()
     session.cancel()
     assert session.wait_stop(300).signal == "SIGINT"
 
 
-def test_run_until_gives_up_and_leaves_no_breakpoint(session: Session) -> None:
+def test_run_until_gives_up_and_leaves_no_breakpoint(session: LiveSession) -> None:
     with pytest.raises(TargetTimeout):
         session.run_until([0x4000_8000], 0.2)
     assert session.state is RunState.STOPPED and session.breakpoints == ()
 
 
-def test_run_until_keeps_breakpoints_of_the_user(session: Session) -> None:
+def test_run_until_keeps_breakpoints_of_the_user(session: LiveSession) -> None:
     mine = session.set_breakpoint(LOOP)
     assert session.run_until([LOOP, 0x4000_8000], 300).pc == LOOP
     assert [b.id for b in session.breakpoints] == [mine.id]
 
 
-def test_commands_of_the_user(session: Session) -> None:
+def test_commands_of_the_user(session: LiveSession) -> None:
     session.run_until([CALL], 300)
     assert "hvc" in session.gdb_command("x/i $pc")
     session.gdb_command("set $x0 = 7")
@@ -483,7 +486,7 @@ def test_a_reset_by_the_monitor_is_seen(start: Launch, attach: Attach) -> None:
 # Losing it
 
 
-def test_qemu_killed_while_stopped(qemu: Qemu, session: Session) -> None:
+def test_qemu_killed_while_stopped(qemu: Qemu, session: LiveSession) -> None:
     os.kill(qemu.pid, signal.SIGKILL)
     qemu.process.wait(10)
     with pytest.raises(TargetLost):
@@ -494,7 +497,7 @@ def test_qemu_killed_while_stopped(qemu: Qemu, session: Session) -> None:
     session.detach()
 
 
-def test_qemu_killed_while_running(qemu: Qemu, session: Session) -> None:
+def test_qemu_killed_while_running(qemu: Qemu, session: LiveSession) -> None:
     session.resume()
     os.kill(qemu.pid, signal.SIGKILL)
     with pytest.raises(TargetLost, match="QEMU has gone"):
@@ -503,7 +506,7 @@ def test_qemu_killed_while_running(qemu: Qemu, session: Session) -> None:
         session.memory.read(LOAD, 4)
 
 
-def test_a_guest_that_switches_itself_off(session: Session) -> None:
+def test_a_guest_that_switches_itself_off(session: LiveSession) -> None:
     lost: list[str] = []
     session.on_event(lambda name, fields: lost.append(name))
     session.run_until([CALL], 300)
@@ -518,7 +521,7 @@ def test_a_guest_that_switches_itself_off(session: Session) -> None:
 
 
 @pytest.mark.parametrize("each_qemu", ["system"], indirect=True)
-def test_a_qemu_that_hangs(qemu: Qemu, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_qemu_that_hangs(qemu: Qemu, session: LiveSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "BASE_SECONDS", 0.5)
     monkeypatch.setattr(process_module, "CANCEL_SECONDS", 0.5)
     os.kill(qemu.pid, signal.SIGSTOP)
@@ -529,12 +532,12 @@ def test_a_qemu_that_hangs(qemu: Qemu, session: Session, monkeypatch: pytest.Mon
             session.memory.read(LOAD, 4)
         assert session.state is RunState.DEAD
         with pytest.raises(ConnectError, match=r"no answer|another debugger"):
-            Session.attach(str(qemu.gdb_socket), timeout=0.5)
+            LiveSession.attach(str(qemu.gdb_socket), timeout=0.5)
     finally:
         os.kill(qemu.pid, signal.SIGCONT)
 
 
-def test_gdb_killed(session: Session) -> None:
+def test_gdb_killed(session: LiveSession) -> None:
     session._gdb.process.kill()
     with pytest.raises(TargetLost, match=r"GDB ended|GDB takes no more commands"):
         session.memory.read(LOAD, 4)

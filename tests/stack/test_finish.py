@@ -134,7 +134,7 @@ def test_what_stops_before_is_no_return(at_middle: Finish) -> None:
 
 def test_a_breakpoint_of_the_user_s_at_that_place_stops_every_task(at_middle: Finish) -> None:
     at_middle.session.set_breakpoint(LR_OUTER)
-    at_middle.session.breakpoints[0].id = 9
+    at_middle.session.breakpoints = (replace(at_middle.session.breakpoints[0], id=9),)
     found = at_middle.run("finish", other_task(at_middle))
     assert (found["cpu"], found["returned"]) == (1, False)
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.errors import SnapshotError
+from ptinspect.link.gdb.tracer import RECORD
 from ptinspect.output.text import render
 from ptinspect.output.views.trace import WIDTH, chart, diff_report, picture, trace_report
 from ptinspect.stack.trace import (
@@ -27,7 +28,7 @@ from ptinspect.stack.trace import (
     thin,
 )
 from ptinspect.stack.tracefile import dumps, load
-from ptinspect.stack.tracing import RECORD, Finder, Series
+from ptinspect.stack.tracing import Finder, Series
 
 TASK = TracedStack("task", "init (1)", 0x10000, 0x14000)
 IRQ = TracedStack("irq", "cpu 0", 0x20000, 0x24000)

@@ -13,6 +13,7 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.sources import Source, source
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.link.session import Capability
 from ptinspect.output.model import escape
 from ptinspect.snapshot.facts import KERNEL_OFFSET
 
@@ -66,7 +67,7 @@ def capture_snapshot(
         )
     session = ctx.stopped
     _refuse_no_table(ctx, source, len(tables), len(tables) - int(tables.readable.sum()))
-    known = getattr(session, "has_registers", True)
+    known = Capability.REGISTERS in session.capabilities
     cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count if known else 0))
     meta = _meta(ctx, source, note, {**source.facts, **(extra or {})})
     return Snapshot(
@@ -150,9 +151,10 @@ def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> M
     except (GuestError, KernelFileError):
         pass  # a guest without a recognisable kernel is captured all the same
     where = f"cpu {state.cpu} at {ctx.place(state.pc)}"
-    if not getattr(session, "has_registers", True):
+    if Capability.REGISTERS not in session.capabilities:
         where = f"{session.address}, registers unknown"
-    banner = banner or getattr(session, "banner", "")
+    if not banner and ctx.imported is not None:
+        banner = ctx.imported.banner
     return Meta(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         tool_version=__version__,

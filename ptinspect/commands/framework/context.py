@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
+    from ptinspect.linux.running.imported import Derived
     from ptinspect.linux.running.view import GuestView
     from ptinspect.tables.model import Snapshot
 
@@ -99,6 +100,8 @@ class Context:
     """What the user chose with `set` and in the configuration file."""
     session: Session | None = None
     """The attached gdbstub, or None."""
+    imported: Derived | None = None
+    """What is known of the kernel in the file that `session` is, or None."""
     qemu: Qemu | None = None
     """The QEMU that `launch` started, or None."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
@@ -213,7 +216,7 @@ class Context:
                 session.ram,
                 current=session.current_cpu,
                 previous=older,
-                root=getattr(session, "known_root", None),
+                root=None if self.imported is None else self.imported.root_found,
                 force=self.settings.force_kernel,
             )
             self._view = (session.stop_token, view)
@@ -308,9 +311,11 @@ class Context:
             self.settings.kernel, self.settings.force_kernel = path, force
             self._kernel = self._view = self._older = None
 
-    def open_session(self, session: Session, qemu: Qemu | None = None) -> None:
-        """Take over a session that was just attached, and the QEMU it belongs to."""
-        self.session, self._view, self._older = session, None, None
+    def open_session(
+        self, session: Session, qemu: Qemu | None = None, imported: Derived | None = None
+    ) -> None:
+        """Take over a session that was just attached, and the QEMU or the file that it belongs to."""
+        self.session, self.imported, self._view, self._older = session, imported, None, None
         self.memo.clear()
         if qemu is not None:
             self.qemu = qemu
@@ -351,13 +356,11 @@ class Context:
 
     def notices(self) -> tuple[str, ...]:
         """Return what happened to the lanes to memory since it was asked last."""
-        take = getattr(getattr(self.session, "memory", None), "take_notices", None)
-        return () if take is None else tuple(take())
+        return () if self.session is None else self.session.notices()
 
     def look(self) -> str:
         """Notice what somebody else did to the guest meanwhile; return what to say about it."""
-        look = getattr(self.session, "look", None)
-        said: str = look() if look is not None else ""
+        said = "" if self.session is None else self.session.look()
         if said:
             self.forget_stop()
             self.memo.clear()

@@ -11,6 +11,7 @@ from ptinspect.arch.sysregs import UNWRITTEN, CpuState
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, UserError
+from ptinspect.link.session import Capability
 from ptinspect.snapshot.facts import kernel_offset
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def cpu_state(ctx: Context, cpu: int | None) -> CpuState:
 
 def need_registers(ctx: Context) -> None:
     """Raise UserError if the guest is a file without registers of CPUs."""
-    if not getattr(ctx.stopped, "has_registers", True):
+    if Capability.REGISTERS not in ctx.stopped.capabilities:
         what = f"{ctx.stopped.address} has no registers of CPUs"
         raise UserError(what, "an ELF core of dump-guest-memory has them")
 

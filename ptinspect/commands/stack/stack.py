@@ -112,7 +112,7 @@ def _sure(ctx: Context) -> bool:
     """Tell whether it is known which tasks the CPUs run: not in a file, which has no SP_EL0 of theirs."""
     session = ctx.stopped
     states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
-    return getattr(session, "known_root", None) is None or all("SP_EL0" in s.system for s in states)
+    return ctx.imported is None or all("SP_EL0" in s.system for s in states)
 
 
 def _doubted(ctx: Context, report: Report) -> Report:

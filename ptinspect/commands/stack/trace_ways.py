@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.arch.bits import bit
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
+from ptinspect.link.session import Capability
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Way:
         from ptinspect.stack.trace import LADDER
 
         session = self.ctx.stopped
-        if "pipeline" not in session.capabilities:
+        if Capability.PIPELINE not in session.capabilities:
             raise UserError("a ladder needs GDB's socket, which cannot be told here", "--method sample")
         rungs = {s.top: Rung(s.base + END_MARK, min(self._saved(s), s.top), s.top) for s in self.wanted}
         for cpu in range(session.cpu_count):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework import argtypes
@@ -17,7 +17,6 @@ from ptinspect.files import open_input
 from ptinspect.output.model import Note, Report, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.link.session import Session
     from ptinspect.linux.image.vmcoreinfo import VmcoreInfo
     from ptinspect.linux.running.imported import Derived
     from ptinspect.memory.dumpfile import DumpFile
@@ -108,17 +107,13 @@ def _open(
         raise
     from dataclasses import replace
 
-    from ptinspect.link.filesession import FileSession
-    from ptinspect.linux.running.roots import RootFound
+    from ptinspect.link.dump import DumpSession
 
     states = cpus or (CpuState(0, (0,) * 31, 0, 0, EL1H, {}),)
     states = tuple(replace(state, system=found.system) for state in states)
     label = f"{file.label}; {', '.join(found.system)} derived: {found.said[0]}"
-    root = RootFound(found.root, found.provenance, None)
-    release = found.release
-    banner = release if release.startswith("Linux version") or not release else f"Linux version {release}"
-    session = FileSession(file, states, label, root, has_registers=bool(cpus), banner=banner)
-    ctx.open_session(cast("Session", session))
+    session = DumpSession(file, states, label, registers=bool(cpus))
+    ctx.open_session(session, imported=found)
     return _told(args.file, file, found, len(cpus))
 
 

@@ -35,11 +35,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def lane(ctx: Context, args: argparse.Namespace) -> Report:
     """Show or choose the lane."""
-    memory = ctx.stopped.memory
+    lanes = ctx.stopped.lanes
     if args.name is not None:
-        memory.choose(args.name)
-    facts = memory.facts()
-    return _shown(memory.mode, facts, memory.take_notices())
+        lanes.choose(args.name)
+    facts = lanes.facts()
+    return _shown(lanes.mode, facts, lanes.take_notices())
 
 
 def _shown(mode: str, facts: Sequence[LaneFacts], notices: Sequence[str]) -> Report:

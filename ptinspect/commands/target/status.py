@@ -5,6 +5,7 @@ from __future__ import annotations
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.names import cpu_state
 from ptinspect.errors import KernelFileError, PtinspectError
+from ptinspect.link.session import Capability
 from ptinspect.output.model import Report
 from ptinspect.output.views import target as views
 from ptinspect.output.views.regime import mmu_on
@@ -30,7 +31,7 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
         if state != "dead":
             facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
             facts["accel"] = session.accel
-        if state == "stopped" and not getattr(session, "has_registers", True):
+        if state == "stopped" and Capability.REGISTERS not in session.capabilities:
             facts["memory"] = session.memory.label
         elif state == "stopped":
             cpu = cpu_state(ctx, chosen)

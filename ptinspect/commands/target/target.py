@@ -118,8 +118,8 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
     if args.unless_attached and ctx.session is not None and ctx.state != "dead":
         return status_report(ctx, "attached already")
     _refuse_second(ctx)
+    from ptinspect.link.live import LiveSession
     from ptinspect.link.qemu.machine import launch as start
-    from ptinspect.link.session import Session
 
     if ctx.qemu is not None:
         ctx.qemu.close()
@@ -130,7 +130,7 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
     qemu = start(options, keep=args.keep)
     ctx.qemu = qemu
     try:
-        session = Session.attach(
+        session = LiveSession.attach(
             str(qemu.gdb_socket),
             gdb_path=ctx.settings.gdb,
             symbol_file=_for_gdb(boot.symbols),
@@ -238,9 +238,9 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
                 "attach: which gdbstub?", "attach :1234, attach host:port, or attach /path/to/socket"
             )
         address = str(ctx.qemu.gdb_socket)
-    from ptinspect.link.session import Session
+    from ptinspect.link.live import LiveSession
 
-    session = Session.attach(
+    session = LiveSession.attach(
         address,
         gdb_path=ctx.settings.gdb,
         symbol_file=_for_gdb(ctx.settings.kernel),

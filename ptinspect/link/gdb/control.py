@@ -27,37 +27,32 @@ STOP_SECONDS = 5.0
 
 
 class RunControl:
-    """The part of a session that is about running and stopping."""
+    """The part of a session that is about running and stopping; see Session."""
 
     def __init__(self, gdb: GdbLink, tracker: RunTracker, slots: HardwareSlots) -> None:
         """Control the guest that `gdb` is connected to; `tracker` gets its events."""
         self._gdb = gdb
         self._tracker = tracker
-        self._slots = slots
+        self.slots = slots
         self._left = False
 
     @property
     def state(self) -> RunState:
-        """Whether the guest can be looked at."""
         return RunState.DEAD if self._left else self._tracker.state
 
     @property
     def stop_token(self) -> int:
-        """A number that changes at every stop, resume and write: the key of whatever is cached."""
         return self._tracker.token
 
     @property
     def stop(self) -> StopInfo:
-        """The last stop."""
         return self._tracker.stop
 
     def on_event(self, listener: Listener) -> None:
-        """Have `listener(name, fields)` called on `running`, `stopped` and `lost`, in another thread."""
         self._tracker.listeners.append(listener)
 
     @property
     def breakpoints(self) -> tuple[Breakpoint, ...]:
-        """The breakpoints that GDB knows, by number."""
         self._need_alive()
         return list_breakpoints(self._gdb)
 
@@ -71,76 +66,50 @@ class RunControl:
         condition: str | None = None,
         purpose: Purpose = Purpose.USER,
     ) -> Breakpoint:
-        """Stop the guest when a program counter has this value: a physical address if the MMU is off.
-
-        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit). Under KVM it is always
-        one of the CPU's own, since an instruction that is written into the guest must be mapped, and
-        is found by whoever reads the code. Raises OutOfSlots then if none is free.
-        """
         self._need_stopped()
-        self._slots.claim([address])
+        self.slots.claim([address])
         found = insert_breakpoint(
             self._gdb,
             address,
-            hardware=hardware or self._slots.limited,
+            hardware=hardware or self.slots.limited,
             temporary=temporary,
             cpu=cpu,
             condition=condition,
         )
-        self._slots.note(found.id, purpose)
+        self.slots.note(found.id, purpose)
         return found
 
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
-        """Stop the guest when it loads or stores here; returns a number for `delete_breakpoint`.
-
-        Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError, and
-        OutOfSlots under KVM if no slot is free or one cannot watch exactly these bytes.
-        """
         self._need_stopped()
-        self._slots.claim_watch(address, length)
+        self.slots.claim_watch(address, length)
         number = insert_watchpoint(self._gdb, address, length)
-        self._slots.note(number, purpose)
+        self.slots.note(number, purpose)
         return number
 
-    @property
-    def slots(self) -> HardwareSlots:
-        """The hardware breakpoints and watchpoints: few under KVM, else without limit."""
-        return self._slots
-
     def slots_used(self) -> Usage | None:
-        """Return how many of them are in use; None where there is no limit."""
         self._need_stopped()
-        return self._slots.usage()
+        return self.slots.usage()
 
     def delete_breakpoint(self, number: int) -> None:
-        """Delete a breakpoint. Raises MiError if there is none of this number."""
         self._need_stopped()
         delete_breakpoint(self._gdb, number)
 
     def resume(self) -> None:
-        """Let the guest run."""
         self._need_stopped()
         self._gdb.request("-exec-continue", SECONDS)
 
     def wait_stop(self, timeout: float) -> StopInfo:
-        """Wait until the guest stands; at once if it does. Raises TargetTimeout: it runs on then.
-
-        Raises OutOfSlots if it never ran, because the stub refused a breakpoint.
-        """
         try:
             return self._tracker.wait(timeout)
         except Refused as error:
-            raise (self._slots.refused(error.message) if self._slots.limited else error) from None
+            raise (self.slots.refused(error.message) if self.slots.limited else error) from None
 
     def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
-        """Stop the guest. Raises TargetTimeout.
-
-        The request is repeated: QEMU drops one that comes while the guest stands at a breakpoint whose
-        condition GDB is about to find false.
-        """
         self._need_alive()
         deadline = time.monotonic() + timeout
         pause = FIRST_PAUSE
+        # Repeated, because QEMU drops a request that comes while the guest is stopped at a breakpoint
+        # whose condition GDB is about to find false.
         while self.state is RunState.RUNNING and time.monotonic() < deadline:
             self._gdb.request("-exec-interrupt", timeout, check=False)
             with contextlib.suppress(TargetTimeout):
@@ -151,7 +120,6 @@ class RunControl:
         return self._tracker.wait(0)
 
     def step_instructions(self, count: int, cpu: int) -> StopInfo:
-        """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
         self._need_stopped()
         self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
         return self._stop_in_time(SECONDS + count / 100)
@@ -164,18 +132,12 @@ class RunControl:
         purpose: Purpose = Purpose.USER,
         needed: int | None = None,
     ) -> StopInfo:
-        """Run until a program counter has one of these values, or something else stops the guest.
-
-        The first `needed` addresses (None: all) must have a breakpoint; the others have one while there
-        are slots. Raises TargetTimeout; the guest is stopped then. Raises OutOfSlots. No breakpoint is
-        left behind.
-        """
         self._need_stopped()
         known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
         wanted = [a for a in dict.fromkeys(addresses) if a not in known]
         musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
-        self._slots.claim(musts)
-        chosen, _ = fitting([*musts, *wanted], self._slots.free("breakpoint"))
+        self.slots.claim(musts)
+        chosen, _ = fitting([*musts, *wanted], self.slots.free("breakpoint"))
         numbers = [self.set_breakpoint(a, temporary=True, purpose=purpose).id for a in chosen]
         try:
             self.resume()
@@ -198,7 +160,6 @@ class RunControl:
             raise
 
     def cancel(self) -> None:
-        """Stop the guest if it runs, else make GDB give up what it does; for a signal handler."""
         if self.state is RunState.RUNNING:
             self._gdb.post("-exec-interrupt")
         elif self.state is RunState.STOPPED and self._gdb.busy:

@@ -9,13 +9,13 @@ import sys
 
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import leave_as_found
-from ptinspect.link.session import Session
+from ptinspect.link.live import LiveSession
 
 
 def main(address: str, how: str) -> None:
     """Leave the guest behind that stub."""
     running = {"running": True, "stopped": False}.get(how)
-    leave_as_found(StubAddress.parse(address), running, lambda: Session.attach(address))
+    leave_as_found(StubAddress.parse(address), running, lambda: LiveSession.attach(address))
 
 
 if __name__ == "__main__":

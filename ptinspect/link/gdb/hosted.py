@@ -25,9 +25,9 @@ from ptinspect.link.gdb.mitext import Line, c_string, quote, split_line
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.gdb.slots import REFUSED
+from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.mtree import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, accelerator
-from ptinspect.link.session import Session
 from ptinspect.link.state import QEMU_GONE, RunState, RunTracker, StopInfo
 
 LINE_LIMIT = 64 << 20
@@ -202,17 +202,13 @@ class HostedTracker(RunTracker):
         return super().wait(0)
 
 
-class HostedSession(Session):
+class HostedSession(LiveSession):
     """A session whose GDB is the user's own; leaving it changes nothing there."""
 
     def __init__(self, link: Link, gdb: HostedGdb) -> None:
         super().__init__(link)
         self._hosted = gdb
-
-    @property
-    def was_running(self) -> bool:
-        """The user of GDB stopped the guest."""
-        return False
+        self.was_running = False
 
     def begin(self, cpu: int, changed: bool, stop: Mapping[str, Any] | None = None) -> None:
         """Take over what the user of GDB did since the last command: which CPU is chosen, what moved.
@@ -240,7 +236,7 @@ class HostedSession(Session):
     def detach(self, resume: bool | None = None) -> None:
         """Give back what the lanes hold; GDB stays connected."""
         self._left = True
-        self.memory.close()
+        self.lanes.close()
 
 
 def open_session(host: Host, details: str, version: str) -> HostedSession:

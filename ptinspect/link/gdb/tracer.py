@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ptinspect.errors import MiError
 from ptinspect.link.gdb.agent import script_path
 from ptinspect.link.session import Session
-from ptinspect.stack.tracing import RECORD
 
 SCRIPT = "ptinspect_trace.py"
+RECORD = np.dtype([(name, "<u8") for name in ("ms", "thread", "top", "pc", "sp", "pstate", "x29", "x30")])
+"""One record: see RECORD in the script."""
 CHUNK = 16_384
 """Records that one answer of GDB's holds."""
 STEPS_PER_SECOND = 200

@@ -18,7 +18,7 @@ from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.vmcoreinfo import VmcoreInfo
 from ptinspect.linux.releases import image_in_upper_half, indirect_permissions, mair_el1, parse
 from ptinspect.linux.running import placement
-from ptinspect.linux.running.roots import VARIANTS_52
+from ptinspect.linux.running.roots import VARIANTS_52, RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.tables.walk import walk
 
@@ -57,6 +57,17 @@ class Derived:
     """Where each fact comes from, one sentence each."""
     release: str = ""
     """The kernel's release, if it is known."""
+
+    @property
+    def root_found(self) -> RootFound:
+        """The root table, as the view of a running kernel takes it."""
+        return RootFound(self.root, self.provenance, None)
+
+    @property
+    def banner(self) -> str:
+        """The release as the kernel's banner begins; empty if it is not known."""
+        known = self.release.startswith("Linux version") or not self.release
+        return self.release if known else f"Linux version {self.release}"
 
 
 def derive(
