@@ -35,7 +35,7 @@ from ptinspect.tables.walk import Walk, walk
 
 if TYPE_CHECKING:
     from ptinspect.link.session import Session, StopInfo
-    from ptinspect.linux.running.view import GuestView
+    from ptinspect.linux.running.guest_view import GuestView
     from ptinspect.stack.depth import Depth
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,12 @@ BELOW = {
     "snapshot": {"errors", "files", "text", "arch", "memory", "tables"},
     "analysis": {"errors", "arch", "memory", "tables", "snapshot"},
     "linux": {"errors", "files", "processes", "text", "arch", "memory", "tables", "snapshot", "analysis"},
+    "linux/image": set(),
+    "linux/layout": {"linux/image"},
+    "linux/ptdump": {"linux/layout"},
+    "linux/running": {"linux/image", "linux/layout"},
+    "linux/kpti": {"linux/image", "linux/layout", "linux/running"},
+    "linux/oops": set(),
     "stack": {"errors", "files", "arch", "memory", "tables", "snapshot", "analysis", "linux"},
     "link": {"errors", "files", "processes", "text", "arch", "memory"},
     "output": {
@@ -49,7 +55,11 @@ BELOW = {
     "config": {"errors", "files"},
     "formats": set(),
 }
-"""Package -> packages of ptinspect that it may import, besides itself; the others may import all."""
+"""Package -> packages of ptinspect that it may import, besides itself; the others may import all.
+
+Room in a package -> those of the package's other rooms that it may import. The modules beside the rooms lie
+below all of them.
+"""
 
 THIRD_PARTY = {
     "errors": set(),
@@ -105,6 +115,12 @@ def package_of(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
+def room_of(parts: Sequence[str]) -> str:
+    """The room that a module, or something in it, lies in: one of a package's, or the package."""
+    room = "/".join(parts[:2])
+    return room if room in BELOW else parts[0]
+
+
 def imports(tree: ast.AST) -> Iterator[str]:
     """Every imported module; `from a import b` counts as `a.b`, which names a module or something in it."""
     for node in ast.walk(tree):
@@ -128,6 +144,9 @@ def wrong_imports(path: Path, source: str) -> list[str]:
                 continue  # a name in ptinspect/__init__.py: the version
             allowed = BELOW.get(package)
             if other != package and allowed is not None and other not in allowed:
+                found.append(f"{relative} imports {name}")
+            here, there = room_of(relative.parts), room_of(rest.split("."))
+            if other == package and "/" in there and here != there and there not in BELOW[here]:
                 found.append(f"{relative} imports {name}")
             if package == "reference" and other == "output" and not name.startswith("ptinspect.output.model"):
                 found.append(f"{relative} imports {name}")
@@ -160,6 +179,9 @@ def test_imports_follow_the_table(path: Path) -> None:
         ("reference/archive.py", "from ptinspect.output.text import render"),
         ("link/qemu/machine.py", "from ptinspect.reference.archive import guest"),
         ("commands/walk.py", "import gdb"),
+        ("linux/layout/choice.py", "from ptinspect.linux.running.tasks import Tasks"),
+        ("linux/layout/choice.py", "def f():\n    from ptinspect.linux import running"),
+        ("linux/death.py", "from ptinspect.linux.oops import messages"),
     ],
 )
 def test_a_wrong_import_is_found(file: str, source: str) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.esr import Esr
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.stack_range import StackRange
 
 CODES: Mapping[str, str] = {
     "reverted-entry": "the stack lost its mapping: a table entry on its path went back to an older value",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import KernelFileError, PtinspectError
-from ptinspect.linux.running.view import GuestView
+from ptinspect.linux.running.guest_view import GuestView
 
 
 class KernelCode:

@@ -13,9 +13,9 @@ from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, RegimeError
 from ptinspect.linux.image.entry import SLOT, code_length
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.stacks import TABLE, Position, Stack, Stacks
 from ptinspect.linux.running.tasks import Task
-from ptinspect.linux.running.view import GuestView
 from ptinspect.stack.code import KernelCode
 from ptinspect.stack.model import RegsLayout, Unwound
 from ptinspect.stack.unwind import MAX_FRAMES, Caller, Unwinder

@@ -11,8 +11,8 @@ from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.linux.image.entry import EL1H, SLOT
-from ptinspect.linux.running.stack_range import holding
 from ptinspect.linux.running.stacks import Stack, Stacks
+from ptinspect.linux.stack_range import holding
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.stack.depth import Depth, regs_layout, with_true_sp
 from ptinspect.stack.unwind import FRAME_POINTER

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import GuestError
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.member_offsets import STACK_END_MAGIC
 from ptinspect.linux.running.stacks import Stack
-from ptinspect.linux.running.view import GuestView
 
 PAGE = 4096
 """Unit in which stacks are read."""

@@ -12,8 +12,8 @@ from ptinspect.analysis.compare import kinds_of, only_bit11
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
 from ptinspect.linux import death
-from ptinspect.linux.running.stack_range import holding
 from ptinspect.linux.running.stacks import Stack
+from ptinspect.linux.stack_range import holding
 from ptinspect.tables.walk import Walk
 
 CANARY = "__stack_chk_fail"

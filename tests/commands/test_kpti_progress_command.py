@@ -16,8 +16,8 @@ from kpti_guest import CASES, rewrite
 from ptinspect.analysis.summary import Summary
 from ptinspect.commands.kpti.kpti_cpus import _role
 from ptinspect.commands.kpti.kpti_progress import flag_text
-from ptinspect.linux.kpti.evidence import Flag
 from ptinspect.linux.kpti.position import Phase, Position
+from ptinspect.linux.kpti.running_code import Flag
 from ptinspect.linux.kpti.state import KptiState, State
 
 

@@ -12,7 +12,7 @@ from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.running.view import GuestView
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.memory.source import RamBlock
 from ptinspect.memory.sparse import SparseMemory
 

@@ -8,7 +8,7 @@ from kpti_words import KERNEL_5_10, KERNEL_6_1, KERNEL_6_12, KERNEL_6_12_16K, co
 from ptinspect.arch import a64
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import KernelFileError
-from ptinspect.linux.kpti import KptiCode, recognise_code
+from ptinspect.linux.kpti.code import KptiCode, recognise_code
 
 ENTRY = 0xFFFF_8000_10A8_9510
 

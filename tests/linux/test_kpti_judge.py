@@ -17,10 +17,10 @@ from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, TRAMP_VA, Guest
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.kpti import KptiState, boot_cpu, flag_of, kpti_state, recognise, running_code
-from ptinspect.linux.kpti.evidence import Flag
-from ptinspect.linux.kpti.state import state_from_tables
-from ptinspect.linux.running.view import GuestView
+from ptinspect.linux.kpti.code import recognise
+from ptinspect.linux.kpti.running_code import Flag, boot_cpu, flag_of, running_code
+from ptinspect.linux.kpti.state import KptiState, kpti_state, state_from_tables
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.snapshot.facts import KERNEL_OFFSET
 from ptinspect.tables.kinds import K_BLOCK, K_PAGE, K_TABLE, kinds
 

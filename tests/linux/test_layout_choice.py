@@ -13,9 +13,10 @@ from stopped_guest import SYMBOLS, Guest
 
 from ptinspect.arch.regime import Regime
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.layout.choice import chosen, layout, region_namer, view_layout
+from ptinspect.linux.layout.choice import chosen, layout, region_namer
 from ptinspect.linux.layout.geometry import GENERIC, SW_TAGS, VARIANTS, Geometry, geometry
 from ptinspect.linux.layout.regions import Region
+from ptinspect.linux.running.guest_layout import view_layout
 from ptinspect.tables.model import Snapshot
 
 BIG = 2 << 20

@@ -8,7 +8,7 @@ import pytest
 from fakes import context, run, text
 
 from ptinspect.errors import UserError
-from ptinspect.linux.ptdump.text import compare, is_text, load, parse
+from ptinspect.linux.ptdump.kernel_text import compare, is_text, load, parse
 from ptinspect.snapshot.store import load as load_snapshot
 from ptinspect.snapshot.store import save
 

@@ -11,7 +11,8 @@ from session import NEWER, Live, launched
 from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.commands.kpti.kpti_writes import RECORDINGS
 from ptinspect.errors import UserError
-from ptinspect.linux.kpti import KptiCode, running_code
+from ptinspect.linux.kpti.code import KptiCode
+from ptinspect.linux.kpti.running_code import running_code
 
 pytestmark = pytest.mark.live
 

@@ -8,7 +8,10 @@ import pytest
 from session import NEWER, Live, launched, need_guest
 
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.kpti import agrees, kpti_state, position, reached, recognise
+from ptinspect.linux.kpti.code import recognise
+from ptinspect.linux.kpti.marks import reached
+from ptinspect.linux.kpti.position import agrees, position
+from ptinspect.linux.kpti.state import kpti_state
 from ptinspect.tables.capture import capture
 from ptinspect.tables.model import Meta, Snapshot
 from ptinspect.tables.walk import walk

@@ -124,7 +124,7 @@ def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None
 
 def naming_facts(ctx: Context) -> dict[str, str]:
     """Return what gives names to the addresses of the guest at this stop; found once for each stop."""
-    from ptinspect.linux.running.naming import facts
+    from ptinspect.linux.running.guest_layout import facts
 
     token = ctx.stopped.stop_token
     kept = ctx.memo.get(NAMING)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
-    from ptinspect.linux.running.imported import Derived
-    from ptinspect.linux.running.view import GuestView
+    from ptinspect.linux.running.dump_registers import Derived
+    from ptinspect.linux.running.guest_view import GuestView
     from ptinspect.tables.model import Snapshot
 
 
@@ -205,7 +205,7 @@ class Context:
         """Return the view of the running kernel at this stop. Raises UserError, GuestError, TargetError."""
         session = self.stopped
         if self._view is None or self._view[0] != session.stop_token:
-            from ptinspect.linux.running.view import GuestView
+            from ptinspect.linux.running.guest_view import GuestView
 
             states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
             older = self._older if self._view is None else self._view[1]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNamer, Layout]:
     """Return what names the addresses of a snapshot, and of an earlier one whose stacks count too."""
     from ptinspect.linux.layout.choice import region_namer
-    from ptinspect.linux.running.naming import layout_of
+    from ptinspect.linux.layout.snapshot_layout import layout_of
 
     made = layout_of(snapshot, also)
     return region_namer(made, snapshot.regime), made
@@ -27,7 +27,7 @@ def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNa
 def name_of(ctx: Context, where: Source, va: int) -> str:
     """Return the name of the region of one address, of the guest or of a snapshot; empty if none."""
     from ptinspect.linux.layout.choice import region_namer
-    from ptinspect.linux.running.naming import layout_from
+    from ptinspect.linux.layout.snapshot_layout import layout_from
 
     if where.snapshot is not None:
         return names_of(where.snapshot)[0](va)

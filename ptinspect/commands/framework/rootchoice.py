@@ -17,7 +17,7 @@ from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.snapshot.facts import AREAS, LOWER
 
 if TYPE_CHECKING:
-    from ptinspect.linux.running.otherroots import OtherRoot
+    from ptinspect.linux.running.other_roots import OtherRoot
     from ptinspect.tables.model import Root
 
 REGISTERS = ("ttbr0_el1", "ttbr1_el1", "ttbr0_el2", "ttbr1_el2")
@@ -80,8 +80,8 @@ def choose(
 
 def _named(ctx: Context, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
     """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
+    from ptinspect.linux.layout.snapshot_layout import encode
     from ptinspect.linux.running.areas import areas_of
-    from ptinspect.linux.running.naming import encode
 
     if not half or not mm:
         return Chosen(root, regime, {LOWER: half} if half else {})
@@ -94,7 +94,7 @@ def _named(ctx: Context, root: Root, regime: Regime, half: str, mm: int) -> Chos
 
 
 def _other(ctx: Context, choice: str, state: CpuState) -> OtherRoot:
-    from ptinspect.linux.running.otherroots import current_tables, identity_map, task_tables, trampoline
+    from ptinspect.linux.running.other_roots import current_tables, identity_map, task_tables, trampoline
 
     if choice == "idmap":
         return identity_map(ctx.view(), state)
@@ -123,7 +123,7 @@ def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -
 
 def _told(ctx: Context, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
     """Join a root with its regime, and with what it is known to hold where it translates lower addresses."""
-    from ptinspect.linux.running.otherroots import lower_role
+    from ptinspect.linux.running.ttbr import lower_role
     from ptinspect.tables.model import Root
 
     if regime.upper:

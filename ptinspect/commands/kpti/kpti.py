@@ -18,7 +18,7 @@ from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.linux.kpti.position import Frontier
+    from ptinspect.linux.kpti.marks import Frontier
     from ptinspect.linux.kpti.state import KptiState
 
 RUN_SECONDS = 180.0

@@ -14,7 +14,7 @@ from ptinspect.output.views.regime import mmu_on
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
-    from ptinspect.linux.running.view import GuestView
+    from ptinspect.linux.running.guest_view import GuestView
 
 HELD = ("multi_cpu_stop", "stop_machine_yield", "rcu_momentary_dyntick_idle", "rcu_momentary_eqs")
 """Functions in which CPUs wait for each other before and after the rewrite (kernel/stop_machine.c)."""

@@ -17,8 +17,8 @@ from ptinspect.snapshot.facts import ALGORITHM
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
+    from ptinspect.linux.kpti.progress import Work
     from ptinspect.linux.kpti.state import KptiState
-    from ptinspect.linux.kpti.work import Work
     from ptinspect.tables.model import Snapshot
 
 TOTALS: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
@@ -46,7 +46,7 @@ class Look:
     @property
     def work(self) -> Work:
         """What the walk has to do and what is left. Raises GuestError if the kernel has no tables yet."""
-        from ptinspect.linux.kpti.work import work
+        from ptinspect.linux.kpti.progress import work
 
         return work(self.tables, self.state, self.total)
 
@@ -54,8 +54,8 @@ class Look:
 def look(ctx: Context, name: str, extra: Mapping[str, str] | None = None) -> Look:
     """Capture the kernel's tables, whole, and judge. Raises TargetError if the link to the guest failed."""
     from ptinspect.analysis.summary import Summary
+    from ptinspect.linux.kpti.progress import work
     from ptinspect.linux.kpti.state import KptiState, kpti_state
-    from ptinspect.linux.kpti.work import work
 
     view = ctx.view()
     try:
@@ -92,7 +92,7 @@ def code_of(ctx: Context, snapshot: Snapshot) -> KptiCode | None:
     kernel is taken to be of the one at hand.
     """
     from ptinspect.linux.kpti.code import recognise
-    from ptinspect.linux.kpti.evidence import running_code
+    from ptinspect.linux.kpti.running_code import running_code
 
     theirs = snapshot.meta.kernel
     try:

@@ -20,8 +20,8 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 if TYPE_CHECKING:
+    from ptinspect.linux.kpti.progress import Target, Work
     from ptinspect.linux.kpti.state import KptiState
-    from ptinspect.linux.kpti.work import Target, Work
 
 SECONDS = 180.0
 _LEVEL = re.compile(r"([a-z0-9-]+):([0-9]+)$", re.IGNORECASE)
@@ -76,7 +76,7 @@ def progress(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def _report(found: Look, cpus: list[dict[str, Any]], flag: str) -> Report:
-    from ptinspect.linux.kpti.position import algorithm_of, reached
+    from ptinspect.linux.kpti.marks import algorithm_of, reached
 
     state, work, snapshot = found.state, found.work, found.tables
     where = state.position
@@ -216,7 +216,7 @@ def _check(where: str) -> None:
 
 
 def _choose(ctx: Context, found: Look, where: str) -> Target:
-    from ptinspect.linux.kpti.work import by_address, by_number, by_percent
+    from ptinspect.linux.kpti.progress import by_address, by_number, by_percent
 
     snapshot, state = found.tables, found.state
     if where.endswith("%"):

@@ -183,7 +183,7 @@ class Runner:
         __primary_switched). It stays when it is stopped at the anchor or at its first function, and when
         its table has more in it than the image.
         """
-        from ptinspect.linux.running.roots import valid_entries
+        from ptinspect.linux.running.swapper import valid_entries
 
         view = self.ctx.view()
         if not (view.entered and view.placed):
@@ -206,7 +206,7 @@ class Runner:
 
     def enter(self) -> bool:
         """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""
-        from ptinspect.linux.kpti.evidence import past_boot
+        from ptinspect.linux.kpti.decision import past_boot
 
         entry = self.point("entry")
         if self.at_entry(entry):
@@ -248,7 +248,7 @@ class Runner:
 
     def boot(self) -> CpuState | None:
         """Return the registers of the CPU that does the rewrite; None if none is in it."""
-        from ptinspect.linux.kpti.evidence import boot_cpu
+        from ptinspect.linux.kpti.running_code import boot_cpu
 
         return boot_cpu(self.ctx.view(), self.code)
 
@@ -265,7 +265,8 @@ class Runner:
         Nothing runs if it is there already. Raises UserError if the rewrite is over; where all is written
         and the CPU is still inside, only unless `written` is wanted.
         """
-        from ptinspect.linux.kpti.evidence import flag_of, past_boot
+        from ptinspect.linux.kpti.decision import past_boot
+        from ptinspect.linux.kpti.running_code import flag_of
 
         view, state = self.ctx.view(), self.boot()
         if state is not None:
@@ -317,7 +318,7 @@ class Runner:
     def middle(self, before: Look, percent: int) -> None:
         """Run until about `percent` of the last table level's parents that are to be stored have been."""
         from ptinspect.linux.kpti.code import POST_ORDER
-        from ptinspect.linux.kpti.work import by_number, left_of
+        from ptinspect.linux.kpti.progress import by_number, left_of
 
         level, left = LEVEL_LAST - 1, left_of(before.tables, before.state, LEVEL_LAST - 1)
         if not left:

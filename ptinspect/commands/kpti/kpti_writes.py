@@ -76,8 +76,8 @@ def writes(ctx: Context, args: argparse.Namespace) -> Report:
 def record(runner: Runner, levels: list[int | str], timeout: float | None = None) -> Recording:
     """Record from here, inside the rewrite, to behind its last store. Raises GuestError, TargetError."""
     from ptinspect.link.gdb.recorder import StoreRecorder
+    from ptinspect.linux.kpti.progress import left_of
     from ptinspect.linux.kpti.stores import recording
-    from ptinspect.linux.kpti.work import left_of
 
     found_before = look(runner.ctx, "(before kpti writes)")
     before, where = found_before.tables, found_before.state.position

@@ -62,7 +62,7 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.analysis.check import check as check_one
     from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
     from ptinspect.analysis.findings import RULES, Findings
-    from ptinspect.linux.running.contents import Contents
+    from ptinspect.linux.layout.mapped_parts import Contents
     from ptinspect.output.views.check import MOVED, check_report
     from ptinspect.output.views.snapshot import source_of
 

@@ -53,7 +53,7 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two snapshots."""
     from ptinspect.analysis.diff import MAX_CHANGES
     from ptinspect.analysis.diff import diff as compare
-    from ptinspect.linux.running.contents import Contents
+    from ptinspect.linux.layout.mapped_parts import Contents
     from ptinspect.output.views.diff import diff_report
 
     if args.output is not None:

@@ -18,7 +18,7 @@ from ptinspect.output.model import Note, Report, escape, hex_address
 
 if TYPE_CHECKING:
     from ptinspect.linux.image.vmcoreinfo import VmcoreInfo
-    from ptinspect.linux.running.imported import Derived
+    from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.memory.dumpfile import DumpFile
 
 GRANULES = ("4K", "16K", "64K")
@@ -119,7 +119,7 @@ def _open(
 
 def _derive(ctx: Context, args: argparse.Namespace, file: DumpFile, info: str) -> Derived:
     from ptinspect.linux.image.vmcoreinfo import parse, search
-    from ptinspect.linux.running.imported import Wishes, derive
+    from ptinspect.linux.running.dump_registers import Wishes, derive
 
     def infos() -> Iterator[VmcoreInfo]:
         noted = parse(info, "a note of the file") if info else None

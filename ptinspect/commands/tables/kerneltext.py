@@ -12,7 +12,7 @@ from ptinspect.output.model import Report
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ptinspect.linux.ptdump.text import Text
+    from ptinspect.linux.ptdump.kernel_text import Text
     from ptinspect.tables.model import Snapshot
 
 SHOWN = 200
@@ -41,14 +41,14 @@ def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], d
 
 def is_kernel_text(ctx: Context, name: str) -> bool:
     """Tell whether a name is no snapshot in memory but a file with the kernel's text."""
-    from ptinspect.linux.ptdump.text import is_text
+    from ptinspect.linux.ptdump.kernel_text import is_text
 
     return name not in ctx.snapshots and Path(name).is_file() and is_text(Path(name))
 
 
 def show(ctx: Context, path: Path) -> Report:
     """List what a text says is mapped."""
-    from ptinspect.linux.ptdump.text import load
+    from ptinspect.linux.ptdump.kernel_text import load
     from ptinspect.output.views.ptdumptext import text_report
 
     return text_report(str(path), load(path), ctx.rows(SHOWN))
@@ -56,7 +56,7 @@ def show(ctx: Context, path: Path) -> Report:
 
 def compare_texts(ctx: Context, a: str, b: str, limit: int | None) -> Report:
     """Compare two texts, or a text and a snapshot, run by run."""
-    from ptinspect.linux.ptdump.text import compare
+    from ptinspect.linux.ptdump.kernel_text import compare
     from ptinspect.output.views.ptdumptext import differences_report
 
     first, second = _text(ctx, a), _text(ctx, b)
@@ -65,7 +65,7 @@ def compare_texts(ctx: Context, a: str, b: str, limit: int | None) -> Report:
 
 
 def _text(ctx: Context, name: str) -> Text:
-    from ptinspect.linux.ptdump.text import load, parse
+    from ptinspect.linux.ptdump.kernel_text import load, parse
 
     if is_kernel_text(ctx, name):
         return load(Path(name))

@@ -84,7 +84,7 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
     """Add each snapshot, and each against the one before it."""
     from ptinspect.analysis.atlas import atlas, changes
     from ptinspect.analysis.diff import diff
-    from ptinspect.linux.running.contents import Contents
+    from ptinspect.linux.layout.mapped_parts import Contents
     from ptinspect.output.views.diff import diff_report
 
     before = None

@@ -17,7 +17,7 @@ from ptinspect.errors import GuestError, TargetError, TargetTimeout
 from ptinspect.output.model import Note, Report, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.linux.running.view import GuestView
+    from ptinspect.linux.running.guest_view import GuestView
 
 FAULTS = ("lost", "reverted")
 GUARD_SECONDS = 12

@@ -171,8 +171,7 @@ def _own_of_el2(state: CpuState) -> Half | None:
 
 def _holding(ctx: Context, state: CpuState, half: Half) -> Half:
     """Add what a register of the guest holds, as far as something shows it."""
-    from ptinspect.linux.running.otherroots import lower_role
-    from ptinspect.linux.running.ttbr import ttbr1_role
+    from ptinspect.linux.running.ttbr import lower_role, ttbr1_role
 
     if isinstance(half.regime, RegimeError):
         return half

@@ -1,20 +1,24 @@
-"""Whether the kernel has decided for or against KPTI yet, as its patched code and one variable tell.
+"""Whether the kernel has decided for or against KPTI yet, and what is known of why.
 
 The kernel decides while it enables CPU features, with all CPUs up, and patches its code accordingly
 (apply_alternatives_all(), arch/arm64/kernel/alternative.c), once for all; then `all_alternatives_applied`
 is 1. Up to 6.6 the rewrite of the tables comes before that (enable_cpu_capabilities()), later right
-behind it (setup_system_features()). Where KPTI is on, the instruction in ret_to_user that leads past
+after it (setup_system_features()). Where KPTI is on, the instruction in ret_to_user that leads past
 the trampoline is patched out (alternative_insn in kernel_exit, arch/arm64/kernel/entry.S).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 from ptinspect.arch import a64
-from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
+from ptinspect.arch.bits import bits
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.running.view import GuestView
+from ptinspect.linux.running.guest_view import GuestView
 
 Decision = Literal["on", "off", "open", "unknown"]
 """KPTI is on; it is off; the kernel has not decided; it is not known."""
@@ -27,6 +31,10 @@ FAR_EL1 = 0x186000
 """`msr` operand fields of FAR_EL1, in which the way to the trampoline keeps a register."""
 BACK = 2
 """Instructions between the one that is patched and that `msr`, at most."""
+INIT_FUNCTIONS = ("start_kernel", "_sinittext")
+"""Code of the init section, unmapped by free_initmem() at the end of the boot (init/main.c)."""
+MAX_COMMAND_LINE = 2048
+_OPTIONS = re.compile(r"\b(?:nokaslr|kpti=\S+|mitigations=\S+)")
 
 
 def decision(view: GuestView) -> Decision:
@@ -126,3 +134,89 @@ def exit_site(image: KernelImage) -> tuple[int, int] | None:
                     return at + 4 * (i - back), before
             return None
     return None
+
+
+def user_code(states: Iterable[CpuState]) -> str:
+    """Say which CPU runs user code, which is after the boot; else empty."""
+    return next((f"cpu {state.cpu} runs user code" for state in states if state.el == 0), "")
+
+
+def past_boot(view: GuestView) -> str:
+    """Say by what the kernel is known to be past its boot, where CPU features are enabled; else empty."""
+    user = user_code(view.states)
+    if user or view.image is None:
+        return user
+    for name in INIT_FUNCTIONS:
+        if name not in view.image.symbols:
+            continue
+        try:
+            view.pa_of(view.symbol(name))
+        except (MemoryReadError, KernelFileError):
+            return ""
+        except GuestError as error:
+            return "the init code is gone" if "not mapped" in error.message else ""
+        return ""
+    return ""
+
+
+def why_not(view: GuestView) -> list[str]:
+    """Say what is known of why a kernel does not rewrite its tables. None of it proves it alone.
+
+    Source: unmap_kernel_at_el0() and kaslr_requires_kpti(), arch/arm64/kernel/cpufeature.c.
+    """
+    found = []
+    if offset := kaslr_offset(view):
+        found.append(f"KASLR is on (offset {offset:#x})")
+    use_ng = _variable(view, "arm64_use_ng_mappings", 1)
+    if use_ng is not None:
+        found.append(f"arm64_use_ng_mappings is {'true' if use_ng else 'false'}")
+    forced = _variable(view, "__kpti_forced", 4)
+    if forced:
+        found.append("kpti is forced " + ("off" if forced >> 31 else "on") + " (__kpti_forced)")
+    options = _OPTIONS.findall(_command_line(view))
+    if options:
+        found.append("the command line says " + " ".join(dict.fromkeys(options)))
+    for state in view.states[:1]:
+        if bits(state.system.get("ID_AA64PFR0_EL1", 0), 63, 60):
+            found.append("the CPU declares that it does not need KPTI (ID_AA64PFR0_EL1.CSV3)")
+    try:
+        if view.regime.e0pd:
+            found.append("FEAT_E0PD is in use, so that KASLR alone does not ask for KPTI")
+    except GuestError:
+        pass
+    return found
+
+
+def kaslr_offset(view: GuestView) -> int | None:
+    """Return how far KASLR moved the kernel; None if that is not known."""
+    try:
+        return view.kaslr_offset if view.image is not None and view.image.linked else None
+    except PtinspectError:
+        return None
+
+
+def _variable(view: GuestView, name: str, size: int) -> int | None:
+    """Read a variable of the kernel; None if its symbol is not known."""
+    if view.image is None or name not in view.image.symbols:
+        return None
+    try:
+        address = view.pa_of_link(view.image.lookup(name))
+        return int.from_bytes(view.memory.read(address, size), "little")
+    except (GuestError, KernelFileError):
+        return None
+
+
+def _command_line(view: GuestView) -> str:
+    pointer = _variable(view, "saved_command_line", 8)
+    if not pointer:
+        return ""
+    try:
+        raw = view.read_virt(pointer, 1)
+        rest = MAX_COMMAND_LINE
+        while rest and b"\0" not in raw:
+            part = min(rest, 4096 - (pointer + len(raw)) % 4096)
+            raw += view.read_virt(pointer + len(raw), part)
+            rest -= part
+    except GuestError:
+        return ""
+    return raw.split(b"\0")[0].decode("ascii", "replace")

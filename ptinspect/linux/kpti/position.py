@@ -1,23 +1,18 @@
-"""How far the rewrite is: from the registers of the walk, and from the marks in the tables."""
+"""Where the boot CPU stands in the rewrite, by the registers of the walk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
-from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode, LevelCode
+from ptinspect.linux.kpti.marks import Frontier, key_of, marks
 from ptinspect.memory.source import PhysicalMemory
-from ptinspect.snapshot.facts import ALGORITHM
-from ptinspect.tables.index import in_parts
-from ptinspect.tables.kinds import are_tables, are_valid
 from ptinspect.tables.model import Snapshot
 from ptinspect.tables.walk import walk
 
@@ -26,20 +21,6 @@ CHUNK_WORDS = 1 << 20
 """Descriptors that are looked at in one go."""
 _PLACE = 0xFFFF
 """Physical and link-time addresses of code agree in these bits: images lie at multiples of 64 KiB."""
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """Say where the rewrite stands: at the first descriptor that is not done."""
-
-    va: VirtAddr
-    """First virtual address that the descriptor translates."""
-    level: int
-    """Level of the descriptor."""
-    descriptor_pa: PhysAddr | None
-    """Address of the descriptor; None if only registers told."""
-    source: str
-    """`tables` or `walk registers`."""
 
 
 @dataclass(frozen=True)
@@ -172,118 +153,6 @@ def _descriptor_pa(
     if not regime.contains(address):
         return None
     return walk(memory, address, ttbr_base(state.x[2], pa52=regime.wide_oa), regime).pa
-
-
-# -- marks in the tables ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class LevelMarks:
-    """Hold descriptors of one level and which of them have bit 11. Arrays have the shape (rows, slots)."""
-
-    level: int
-    """The level."""
-    rows: NDArray[np.intp]
-    """Rows of the capture."""
-    valid: NDArray[np.bool_]
-    """Tables, blocks and pages."""
-    marked: NDArray[np.bool_]
-    """Those of them with bit 11."""
-    table: NDArray[np.bool_]
-    """Those that point to a table."""
-    key: NDArray[np.uint64]
-    """Grows in the order of the walk."""
-
-    def open(self, *, tables: bool = True) -> NDArray[np.bool_]:
-        """Tell which descriptors lack bit 11; without `tables` only blocks and pages are asked."""
-        found = self.valid & ~self.marked
-        return found if tables else found & ~self.table
-
-
-def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
-    """Yield the descriptors of a snapshot, root first, a bounded number of tables at a time."""
-    tables, regime = snapshot.tables, snapshot.regime
-    for level in np.unique(tables.level).tolist():
-        every = np.flatnonzero((tables.level == level) & tables.readable)
-        for rows in in_parts(every, tables, CHUNK_WORDS):
-            raw = tables.raw[rows]
-            valid = are_valid(raw, level, regime)
-            key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
-            marked = valid & ((raw & np.uint64(BIT11)) != 0)
-            yield LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
-
-
-def order_keys(
-    va: NDArray[np.uint64], slots: int, level: int, regime: Regime, algorithm: Algorithm
-) -> NDArray[np.uint64]:
-    """Return for every entry a number that grows in the order of the walk; shape (rows, slots).
-
-    Both walks go through addresses in ascending order; the old one stores a table's descriptor after the
-    subtree, the new one before it.
-    """
-    size = regime.entry_size(level)
-    start = (va - np.uint64(regime.va_min))[:, None] + np.arange(slots, dtype=np.uint64) * np.uint64(size)
-    if algorithm == POST_ORDER:
-        return (start + np.uint64(size)) * np.uint64(16) - np.uint64(level + 1)
-    return start * np.uint64(16) + np.uint64(level + 1)
-
-
-def key_of(frontier: Frontier, regime: Regime, algorithm: Algorithm) -> int:
-    """Return the number of a frontier's descriptor in the order of the walk."""
-    at = np.array([frontier.va], dtype=np.uint64)
-    return int(order_keys(at, 1, frontier.level, regime, algorithm)[0, 0])
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Say how far the marks in the tables go."""
-
-    frontier: Frontier | None
-    """The first descriptor without bit 11 in the order of the walk; None if all have it."""
-    gaps: int
-    """Descriptors without it that the walk has passed, as the last marked table tells: 0 if all is well."""
-    ahead: int
-    """Descriptors with it beyond the frontier: leaves that were made nG, or the reverse of gaps."""
-
-
-def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) -> Reached:
-    """Find the first descriptor without bit 11, in the order in which the walk stores them.
-
-    With `tables` false only blocks and pages are looked at: the code leaves no marks in tables.
-    """
-    first: tuple[int, Frontier] | None = None
-    last_table = -1
-    for at in marks(snapshot, algorithm):
-        passed = at.key[at.marked & at.table]
-        if passed.size:
-            last_table = max(last_table, int(passed.max()))
-        open_ = at.open(tables=tables)
-        if not open_.any():
-            continue
-        nearest = int(np.where(open_, at.key, np.uint64(MASK64)).argmin())
-        row, slot = (int(v) for v in np.unravel_index(nearest, at.key.shape))
-        key, entry = int(at.key[row, slot]), int(at.rows[row])
-        if first is None or key < first[0]:
-            va = (int(snapshot.tables.va[entry]) + (slot << snapshot.regime.shift(at.level))) & MASK64
-            pa = PhysAddr(int(snapshot.tables.pa[entry]) + 8 * slot)
-            first = key, Frontier(VirtAddr(va), at.level, pa, "tables")
-    if first is None:
-        return Reached(None, 0, 0)
-    gaps = ahead = 0
-    for at in marks(snapshot, algorithm):
-        gaps += int(np.count_nonzero(at.open(tables=tables) & (at.key < np.uint64(max(last_table, 0)))))
-        done = at.marked if tables else at.marked & ~at.table
-        ahead += int(np.count_nonzero(done & (at.key > np.uint64(first[0]))))
-    return Reached(first[1], gaps if tables else 0, ahead)
-
-
-def algorithm_of(snapshot: Snapshot) -> Algorithm:
-    """Return the order of the walk: as noted at the capture, else the one that the marks fit better."""
-    noted = snapshot.meta.extra.get(ALGORITHM)
-    for known in (POST_ORDER, PRE_ORDER):
-        if noted == known:
-            return known
-    return min((POST_ORDER, PRE_ORDER), key=lambda order: reached(snapshot, order).gaps)
 
 
 def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position, *, tables: bool = True) -> list[str]:

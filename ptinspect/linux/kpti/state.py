@@ -9,28 +9,12 @@ from typing import Literal
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.linux.kpti.code import ENTRY, KptiCode
-from ptinspect.linux.kpti.decision import Decision, decision
-from ptinspect.linux.kpti.evidence import (
-    Flag,
-    boot_cpu,
-    flag_of,
-    kaslr_offset,
-    past_boot,
-    running_code,
-    user_code,
-    why_not,
-)
-from ptinspect.linux.kpti.position import (
-    Frontier,
-    Position,
-    Reached,
-    agrees,
-    algorithm_of,
-    position,
-    reached,
-)
+from ptinspect.linux.kpti.decision import Decision, decision, kaslr_offset, past_boot, user_code, why_not
+from ptinspect.linux.kpti.marks import Frontier, Reached, algorithm_of, reached
+from ptinspect.linux.kpti.position import Position, agrees, position
+from ptinspect.linux.kpti.running_code import Flag, boot_cpu, flag_of, running_code
 from ptinspect.linux.releases import kaslr_needs_no_rewrite, parse
-from ptinspect.linux.running.view import GuestView
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.facts import kernel_offset
 from ptinspect.tables.model import Snapshot

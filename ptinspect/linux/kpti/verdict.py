@@ -19,11 +19,11 @@ from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.kpti.code import TablesAre
-from ptinspect.linux.kpti.position import algorithm_of, marks
+from ptinspect.linux.kpti.marks import algorithm_of, marks
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
-from ptinspect.linux.running.contents import Contents, in_words, took
-from ptinspect.linux.running.naming import layout_of
+from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
+from ptinspect.linux.layout.snapshot_layout import layout_of
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.tables.index import TableIndex
 from ptinspect.tables.kinds import are_valid

@@ -8,7 +8,6 @@ import numpy as np
 
 from ptinspect.analysis.regions import RegionNamer, half_namer
 from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.errors import PtinspectError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.geometry import (
     GENERIC,
@@ -24,7 +23,7 @@ from ptinspect.linux.layout.geometry import (
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.layout.sections import Leaves, image_regions, text_by_tables, trampoline
 from ptinspect.linux.releases import parse
-from ptinspect.linux.running.view import GuestView
+from ptinspect.snapshot.facts import LAYOUT
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.tables.model import Snapshot
 from ptinspect.tables.walk import walk
@@ -68,6 +67,21 @@ def chosen(snapshot: Snapshot) -> Geometry | None:
     return _best(snapshot, None, Leaves.of(snapshot), ())
 
 
+def geometry_of(snapshot: Snapshot) -> Geometry | None:
+    """Return where the parts of a snapshot's address space lie: as it says itself, else as its tables tell.
+
+    None for a lower half, and where it says that nothing tells, or the tables tell nothing.
+    """
+    said = snapshot.meta.extra.get(LAYOUT)
+    if not snapshot.regime.upper or said == "":
+        return None
+    stored = by_name(said, snapshot.regime) if said else None
+    release = parse(snapshot.meta.kernel)
+    if stored is not None and (release is None or variant_of(release) is stored.variant):
+        return with_shadow(stored, snapshot)
+    return chosen(snapshot) or stored
+
+
 def with_shadow(made: Geometry, snapshot: Snapshot) -> Geometry:
     """Return a geometry with KASAN's shadow, if it has none but the snapshot's tables show one."""
     shown = [
@@ -95,17 +109,6 @@ def of_variant(regime: Regime, name: str, known: Iterable[Region]) -> Layout:
         return of_geometry(made, known)
     first = (*known, Region(regime.va_min, TOP, "kernel"))
     return Layout(first, "nothing tells which arithmetic the kernel has", "", first)
-
-
-def view_layout(
-    view: GuestView, snapshot: Snapshot, *, more: Iterable[Region] = (), used: Sequence[int] = ()
-) -> Layout:
-    """Name the parts of the address space of a live guest, whose tables `snapshot` holds."""
-    try:
-        offset = view.kaslr_offset if view.image is not None else None
-    except PtinspectError:
-        offset = None
-    return layout(snapshot, view.image if offset is not None else None, offset, more=more, used=used)
 
 
 def region_namer(made: Layout, regime: Regime) -> RegionNamer:

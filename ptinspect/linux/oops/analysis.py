@@ -9,11 +9,11 @@ from itertools import islice
 from typing import BinaryIO
 
 from ptinspect.linux.death import Verdict
-from ptinspect.linux.oops.evidence import Facts, facts_of
+from ptinspect.linux.oops.incident import Incident
+from ptinspect.linux.oops.kpti_registers import ROLES, explain
+from ptinspect.linux.oops.log_facts import Facts, facts_of
 from ptinspect.linux.oops.logfile import Log, read
-from ptinspect.linux.oops.mapping import joined
-from ptinspect.linux.oops.model import Incident
-from ptinspect.linux.oops.rewrite import ROLES, explain
+from ptinspect.linux.oops.lost_mapping import joined
 from ptinspect.linux.oops.verdict import verdict
 
 MAX_PANICS = 256

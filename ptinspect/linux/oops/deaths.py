@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ptinspect.linux.oops import messages as say
 from ptinspect.linux.oops.draft import Draft
+from ptinspect.linux.oops.incident import FaultKind, Incident
 from ptinspect.linux.oops.lines import Line
-from ptinspect.linux.oops.model import FaultKind, Incident
 from ptinspect.linux.oops.prefixes import ANCHOR
 from ptinspect.linux.oops.reports import AFTERMATH, AFTERMATH_OF, REACH, Sorter, fits_panic, sort
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ptinspect.linux.death import ONE_STEP, Calls, single_bit
-from ptinspect.linux.oops.model import Fault
+from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.releases import exception_frames, parse, releases_with_frame
-from ptinspect.linux.running.stack_range import StackRange, holding
+from ptinspect.linux.stack_range import StackRange, holding
 
 _ENTRY = re.compile(
     r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/"

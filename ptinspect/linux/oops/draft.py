@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptinspect.linux.oops.model import Fault, FaultKind
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.oops.incident import Fault, FaultKind
+from ptinspect.linux.stack_range import StackRange
 
 
 @dataclass(eq=False)

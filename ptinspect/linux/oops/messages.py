@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from ptinspect.linux.oops.model import FaultKind, Pagetable, PathEntry
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.oops.incident import FaultKind, Pagetable, PathEntry
+from ptinspect.linux.stack_range import StackRange
 
 PANIC = re.compile(r"Kernel panic - not syncing:? ?(.{0,300})")
 HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (

@@ -9,7 +9,7 @@ from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import RegimeError
-from ptinspect.linux.oops.model import Fault, Incident, Pagetable
+from ptinspect.linux.oops.incident import Fault, Incident, Pagetable
 from ptinspect.linux.releases import mair_el1, parse
 
 LEVEL_OF: Mapping[str, int] = {"pgd": -1, "p4d": 0, "pud": 1, "pmd": 2, "pte": 3}

@@ -9,10 +9,10 @@ from typing import Any
 
 from ptinspect.linux.oops import messages as say
 from ptinspect.linux.oops.draft import Draft
+from ptinspect.linux.oops.incident import FaultKind
 from ptinspect.linux.oops.lines import ELISION, Line
-from ptinspect.linux.oops.model import FaultKind
 from ptinspect.linux.oops.prefixes import ANCHOR
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.stack_range import StackRange
 
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""

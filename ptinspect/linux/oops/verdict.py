@@ -7,12 +7,12 @@ from dataclasses import replace
 from ptinspect.arch.esr import EC_BRK, Esr
 from ptinspect.linux import death
 from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Verdict, place
-from ptinspect.linux.oops.causes import other_cause
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
-from ptinspect.linux.oops.evidence import Facts
-from ptinspect.linux.oops.mapping import lost_mapping
+from ptinspect.linux.oops.fault_verdict import other_cause
+from ptinspect.linux.oops.log_facts import Facts
+from ptinspect.linux.oops.lost_mapping import lost_mapping
 from ptinspect.linux.releases import exception_frames, parse
-from ptinspect.linux.running.stack_range import holding
+from ptinspect.linux.stack_range import holding
 
 REACHED = "the kernel's bad-stack path was reached: an exception found too little room on the stack"
 """What the first line of panic_bad_stack means (arch/arm64/kernel/traps.c)."""

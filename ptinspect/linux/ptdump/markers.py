@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
-from ptinspect.linux.layout.choice import has_tables, with_shadow
+from ptinspect.linux.layout.choice import geometry_of, has_tables, with_shadow
 from ptinspect.linux.layout.geometry import MIB, Geometry, geometry, least_bits, variant_of
 from ptinspect.linux.layout.sections import Leaves, trampoline
 from ptinspect.linux.releases import (
@@ -22,7 +22,6 @@ from ptinspect.linux.releases import (
     parse,
     text_form,
 )
-from ptinspect.linux.running.naming import geometry_of
 from ptinspect.tables.model import Snapshot
 
 

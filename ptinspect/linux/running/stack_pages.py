@@ -17,7 +17,7 @@ from itertools import islice
 from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.types import Types
-from ptinspect.linux.running.view import GuestView
+from ptinspect.linux.running.guest_view import GuestView
 
 ALIGNED = 1 << 19
 """What divides `vmemmap` at least: 512 MiB of memory in 64K pages, of 64 bytes each."""

@@ -15,9 +15,9 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.member_offsets import COMM_BYTES
 from ptinspect.linux.running.percpu import per_cpu_offset, per_cpu_pointer
-from ptinspect.linux.running.view import GuestView
 
 MAX_TASKS = 32_768
 """Tasks that a walk of the list collects at most (Linux PID_MAX_DEFAULT)."""

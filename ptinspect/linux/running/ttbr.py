@@ -1,4 +1,4 @@
-"""What TTBR1 of a CPU points to: the kernel's own table, or one of those that stand in for it."""
+"""What TTBR1 and TTBR0 of a CPU point to: the kernel's own table, one that stands in for it, a task's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 
 from ptinspect.arch.bits import bit
-from ptinspect.arch.regime import root_pa
+from ptinspect.arch.regime import regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
-from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.linux.running.roots import PAGES_APART
-from ptinspect.linux.running.view import GuestView
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.linux.running.guest_view import GuestView
+from ptinspect.linux.running.other_roots import current_tables, identity_map
+from ptinspect.linux.running.swapper import PAGES_APART, valid_entries
 
 RoleName = Literal["swapper", "init", "trampoline", "reserved", "temporary", "idmap", "none", "unknown"]
 NAMES: dict[str, RoleName] = {
@@ -107,3 +108,51 @@ def _in_rewrite(view: GuestView, pa: int) -> bool:
     """Tell whether a CPU that runs from the identity map has this table in x2."""
     wide = view.regime.wide_oa
     return any(ttbr_base(s.x[2], pa52=wide) == pa and s.el and not bit(s.pc, 55) for s in view.states)
+
+
+@dataclass(frozen=True)
+class LowerRole:
+    """Say what a table of the lower half is; empty as far as nothing shows it."""
+
+    holds: str = ""
+    """`identity map`, `user tables`, or `nothing`: no valid entry."""
+    reason: str = ""
+    """What shows it: whose tables, which symbol."""
+    half: str = ""
+    """What its addresses are: user, identity map."""
+    mm: int = 0
+    """Address of the mm_struct that describes its areas; 0 if there is none."""
+
+    @property
+    def text(self) -> str:
+        """What it is, for the reason of a root."""
+        if self.half == "user":
+            return self.reason
+        return f"the {self.holds}" if self.half else f"{self.holds}: {self.reason}" if self.holds else ""
+
+
+def lower_role(view: GuestView, state: CpuState, pa: int) -> LowerRole:
+    """Return what the table in TTBR0 of a CPU is: seen by address and by what it maps, else unknown.
+
+    A kernel thread, and a kernel that keeps user memory out of its reach (SW_TTBR0_PAN), have a table
+    without entries there: reserved_pg_dir, reserved_ttbr0 or empty_zero_page.
+    """
+    try:
+        if view.image is not None and (found := identity_map(view, state)).root.pa == pa:
+            return LowerRole("identity map", found.root.provenance, "identity map")
+    except PtinspectError:
+        pass
+    try:
+        found = current_tables(view, state)
+        if found.root.pa == pa:
+            return LowerRole("user tables", found.root.provenance, "user", found.mm)
+    except PtinspectError:
+        pass
+    try:
+        regime = regime_from_registers(state, False)
+        if valid_entries(view.memory, pa, regime) != 0:
+            return LowerRole()
+    except PtinspectError:
+        return LowerRole()
+    role = by_symbol(view, pa)
+    return LowerRole("nothing", ("" if role is None else f"{role.reason}, ") + "no entry is valid")

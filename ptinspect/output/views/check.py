@@ -11,7 +11,7 @@ from ptinspect.output.views.diff import held_json
 if TYPE_CHECKING:
     from ptinspect.analysis.findings import Finding, Findings
     from ptinspect.analysis.regions import RegionNamer
-    from ptinspect.linux.running.contents import Contents, Part
+    from ptinspect.linux.layout.mapped_parts import Contents, Part
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
 MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
@@ -35,7 +35,7 @@ def check_report(
     `source` says whose tables they are, `label` if it is empty; `regions` names the addresses; `contents`
     says what lay before where entries were lost or moved.
     """
-    from ptinspect.linux.running.contents import in_words
+    from ptinspect.linux.layout.mapped_parts import in_words
 
     def held(finding: Finding) -> Sequence[Part]:
         moved = contents is not None and finding.rule in MOVED

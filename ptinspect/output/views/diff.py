@@ -14,7 +14,7 @@ from ptinspect.output.views.snapshot import seen
 if TYPE_CHECKING:
     from ptinspect.analysis.changes import Change, Diff, LevelDiff
     from ptinspect.analysis.regions import RegionNamer
-    from ptinspect.linux.running.contents import Contents, Part
+    from ptinspect.linux.layout.mapped_parts import Contents, Part
     from ptinspect.tables.model import Snapshot
 
 COUNTS: tuple[tuple[str, str, Style], ...] = (
@@ -108,7 +108,7 @@ def _result(
 
 def _held(change: Change, contents: Contents | None) -> Sequence[Part]:
     """Return what lay in the range of a change before, if it was taken away or leads elsewhere."""
-    from ptinspect.linux.running.contents import took
+    from ptinspect.linux.layout.mapped_parts import took
 
     return contents.of(change.va_start, change.va_end) if contents is not None and took(change) else ()
 
@@ -188,7 +188,7 @@ def _block(
     where = f"pa:{change.descriptor_pa:#x}" + (f" -> pa:{change.descriptor_pa_after:#x}" if moved else "")
     head = f"{', '.join(change.kinds)}: level {change.level}, {change.va_start:#x}..{change.va_end + 1:#x}"
     head += f" ({escape(region)})" if region else ""
-    from ptinspect.linux.running.contents import in_words
+    from ptinspect.linux.layout.mapped_parts import in_words
 
     lines = [
         Note(head, "bad"),
@@ -216,7 +216,7 @@ def _weight(change: Change) -> str:
 def _rows(
     changes: tuple[Change, ...], regime: Regime, regions: RegionNamer, contents: Contents | None
 ) -> Table:
-    from ptinspect.linux.running.contents import in_words
+    from ptinspect.linux.layout.mapped_parts import in_words
 
     titles = (
         "va_start", "va_end", "level", "descriptor_pa", "kinds", "before", "after", "before decoded",

@@ -9,9 +9,9 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 
 if TYPE_CHECKING:
     from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
-    from ptinspect.linux.oops.model import Fault
+    from ptinspect.linux.oops.incident import Fault
+    from ptinspect.linux.oops.kpti_registers import KptiRegisters
     from ptinspect.linux.oops.printed_walk import PathStep
-    from ptinspect.linux.oops.rewrite import KptiRegisters
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
 INNER, OUTER = 16, 8
@@ -218,7 +218,7 @@ def _frames(first: Fault) -> list[str]:
 
 
 def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
-    from ptinspect.linux.oops.rewrite import describe
+    from ptinspect.linux.oops.kpti_registers import describe
 
     found = step.descriptor
     return (

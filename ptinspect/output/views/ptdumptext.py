@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ptinspect.linux.ptdump.text import UNKNOWN, Text, TextDifference, TextRun
+from ptinspect.linux.ptdump.kernel_text import UNKNOWN, Text, TextDifference, TextRun
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, hex_address
 from ptinspect.output.views.tables import size_text
 

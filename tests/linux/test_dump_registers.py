@@ -12,8 +12,9 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
-from ptinspect.linux.running import imported, placement
-from ptinspect.linux.running.imported import Wishes, derive
+from ptinspect.linux.running import dump_registers as imported
+from ptinspect.linux.running import placement
+from ptinspect.linux.running.dump_registers import Wishes, derive
 from ptinspect.linux.running.placement import Found
 
 IMAGE = 0x4020_0000

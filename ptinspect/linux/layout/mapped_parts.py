@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from ptinspect.analysis.changes import Change
 from ptinspect.analysis.fragments import Expansion, Fragments
 from ptinspect.linux.layout.choice import region_namer
-from ptinspect.linux.running.naming import layout_of
+from ptinspect.linux.layout.snapshot_layout import layout_of
 from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
 
 SHOWN = 6
 """Names, and tasks, that a sentence lists before it says how many more there are."""
 STACK = re.compile(r"(.+ stack) \((.*)\)", re.DOTALL)
-"""Names of stacks, as linux/naming.py makes them: what it is, and whose."""
+"""Names of stacks, as linux/running/guest_layout.py makes them: what it is, and whose."""
 
 
 def took(change: Change) -> bool:

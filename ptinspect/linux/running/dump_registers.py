@@ -18,7 +18,7 @@ from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.vmcoreinfo import VmcoreInfo
 from ptinspect.linux.releases import image_in_upper_half, indirect_permissions, mair_el1, parse
 from ptinspect.linux.running import placement
-from ptinspect.linux.running.roots import VARIANTS_52, RootFound
+from ptinspect.linux.running.swapper import VARIANTS_52, RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.tables.walk import walk
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.stack_range import StackRange
 
 FaultKind = Literal[
     "bad-stack",

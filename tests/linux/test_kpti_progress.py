@@ -12,9 +12,10 @@ from test_kpti_verdict import BASE, FAR, REGIME, before, marked, place
 
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti.code import Algorithm, KptiCode
-from ptinspect.linux.kpti.position import Frontier, Position, key_of, position
+from ptinspect.linux.kpti.marks import Frontier, key_of
+from ptinspect.linux.kpti.position import Position, position
+from ptinspect.linux.kpti.progress import Work, by_address, by_number, by_percent, left_of, work
 from ptinspect.linux.kpti.state import KptiState, state_from_tables
-from ptinspect.linux.kpti.work import Work, by_address, by_number, by_percent, left_of, work
 from ptinspect.tables.model import Snapshot
 
 CODES = {case.name.split()[0]: rewrite(case).code for case in CASES[:2]}

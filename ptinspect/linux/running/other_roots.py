@@ -9,10 +9,9 @@ from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
-from ptinspect.linux.running.roots import PAGES_APART, executable_runs, valid_entries
+from ptinspect.linux.running.guest_view import GuestView
+from ptinspect.linux.running.swapper import PAGES_APART, executable_runs, valid_entries
 from ptinspect.linux.running.tasks import Task, Tasks
-from ptinspect.linux.running.ttbr import by_symbol
-from ptinspect.linux.running.view import GuestView
 from ptinspect.tables.model import Root
 from ptinspect.tables.walk import walk
 
@@ -191,51 +190,3 @@ def _maps_vectors_alone(view: GuestView, pa: int) -> bool:
     runs = executable_runs(view.memory, pa, view.regime)
     few = len(runs) == 1 and runs[0].size <= TRAMP_PAGES * view.regime.granule
     return few and runs[0].pa <= vectors < runs[0].pa + runs[0].size
-
-
-@dataclass(frozen=True)
-class LowerRole:
-    """Say what a table of the lower half is; empty as far as nothing shows it."""
-
-    holds: str = ""
-    """`identity map`, `user tables`, or `nothing`: no valid entry."""
-    reason: str = ""
-    """What shows it: whose tables, which symbol."""
-    half: str = ""
-    """What its addresses are: user, identity map."""
-    mm: int = 0
-    """Address of the mm_struct that describes its areas; 0 if there is none."""
-
-    @property
-    def text(self) -> str:
-        """What it is, for the reason of a root."""
-        if self.half == "user":
-            return self.reason
-        return f"the {self.holds}" if self.half else f"{self.holds}: {self.reason}" if self.holds else ""
-
-
-def lower_role(view: GuestView, state: CpuState, pa: int) -> LowerRole:
-    """Return what the table in TTBR0 of a CPU is: seen by address and by what it maps, else unknown.
-
-    A kernel thread, and a kernel that keeps user memory out of its reach (SW_TTBR0_PAN), have a table
-    without entries there: reserved_pg_dir, reserved_ttbr0 or empty_zero_page.
-    """
-    try:
-        if view.image is not None and (found := identity_map(view, state)).root.pa == pa:
-            return LowerRole("identity map", found.root.provenance, "identity map")
-    except PtinspectError:
-        pass
-    try:
-        found = current_tables(view, state)
-        if found.root.pa == pa:
-            return LowerRole("user tables", found.root.provenance, "user", found.mm)
-    except PtinspectError:
-        pass
-    try:
-        regime = regime_from_registers(state, False)
-        if valid_entries(view.memory, pa, regime) != 0:
-            return LowerRole()
-    except PtinspectError:
-        return LowerRole()
-    role = by_symbol(view, pa)
-    return LowerRole("nothing", ("" if role is None else f"{role.reason}, ") + "no entry is valid")

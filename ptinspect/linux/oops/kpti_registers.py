@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ptinspect.arch.bits import bits
 from ptinspect.arch.descriptor import BIT11, Descriptor, Kind, decode
 from ptinspect.arch.regime import Regime
-from ptinspect.linux.oops.model import Fault
+from ptinspect.linux.oops.incident import Fault
 
 ROLES: Mapping[int, tuple[str, str]] = {
     2: ("swapper_pa", "physical address of swapper_pg_dir, the argument"),

@@ -9,11 +9,11 @@ from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import Esr, decode_esr
 from ptinspect.linux.death import Gone
 from ptinspect.linux.oops.depth import at_exception_entry
-from ptinspect.linux.oops.evidence import Facts
-from ptinspect.linux.oops.model import Fault, Incident
+from ptinspect.linux.oops.incident import Fault, Incident
+from ptinspect.linux.oops.kpti_registers import KptiRegisters, describe
+from ptinspect.linux.oops.log_facts import Facts
 from ptinspect.linux.oops.printed_walk import Path, PathStep
-from ptinspect.linux.oops.rewrite import KptiRegisters, describe
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.stack_range import StackRange
 
 EC_DATA_ABORT = 0x25
 """ESR_ELx.EC of a data abort from the current exception level."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ptinspect.arch.bits import MASK64, PhysAddr
@@ -10,9 +10,9 @@ from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, RegimeError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
-from ptinspect.linux.running import placement, roots
+from ptinspect.linux.running import placement, swapper
 from ptinspect.linux.running.placement import Found
-from ptinspect.linux.running.roots import Candidate, RootFound
+from ptinspect.linux.running.swapper import Candidate, RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
 LOADER_SIZE = 4096
@@ -37,7 +37,7 @@ class Locator:
     """Returns the kernel half of the translation regime, or raises RegimeError."""
     hint: tuple[int | None, int | None, int | None] = (None, None, None)
     """Image address, KASLR offset and the kernel's own root at an earlier stop."""
-    _executable: dict[int, list[roots.Run]] = field(default_factory=dict)
+    _executable: dict[int, list[swapper.Run]] = field(default_factory=dict)
 
     def find_image(self) -> Found | None:
         """Find the image: where registers lead, by its header, by its code where tables map it or in RAM.
@@ -50,7 +50,7 @@ class Locator:
         if image is None:
             return None
         try:
-            candidates = list(roots.candidate_roots(self.memory, self.states, self.regime(), None, None))
+            candidates = list(swapper.candidate_roots(self.memory, self.states, self.regime(), None, None))
         except RegimeError:
             candidates = []
         found = self._matching(image, self._likely(image, candidates))
@@ -72,7 +72,7 @@ class Locator:
     def led(self) -> list[int]:
         """Return the addresses in RAM that the registers lead to; none while nothing but a firmware runs."""
         ram = [block for block in self.ram if block.writable]
-        return [pa for pa in roots.led_to(self.states) if any(block.contains(pa) for block in ram)]
+        return [pa for pa in swapper.led_to(self.states) if any(block.contains(pa) for block in ram)]
 
     def _matching(self, image: KernelImage, places: Iterator[tuple[int, str]]) -> Found | None:
         """Return the first of some places at which the image's code is."""
@@ -85,8 +85,8 @@ class Locator:
     def _likely(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
         """Go through the places that a table maps where, by registers or an earlier stop, the code runs."""
         for candidate in candidates:
-            for offset in roots.likely_offsets(self.states, image, self.hint[1]):
-                pa = roots.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
+            for offset in swapper.likely_offsets(self.states, image, self.hint[1]):
+                pa = swapper.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
                 if pa is not None:
                     yield pa, candidate.name
 
@@ -114,10 +114,10 @@ class Locator:
                 return False
         return bool(self.states)
 
-    def _runs(self, root: int) -> list[roots.Run]:
+    def _runs(self, root: int) -> list[swapper.Run]:
         """Return the executable runs under a table, kept for this stop."""
         if root not in self._executable:
-            self._executable[root] = roots.executable_runs(self.memory, root, self.regime())[:MAX_RUNS]
+            self._executable[root] = swapper.executable_runs(self.memory, root, self.regime())[:MAX_RUNS]
         return self._executable[root]
 
     def find_root(self, known: Found | None) -> RootFound:
@@ -129,7 +129,7 @@ class Locator:
         regime = self.regime()
         pa = None if known is None else known.pa
         candidates: dict[int, Candidate] = {}
-        for candidate in roots.candidate_roots(self.memory, self.states, regime, self.image, pa):
+        for candidate in swapper.candidate_roots(self.memory, self.states, regime, self.image, pa):
             candidates.setdefault(candidate.pa, candidate)
         for search in (self._confirm, self._scan):
             for candidate in candidates.values():
@@ -153,23 +153,28 @@ class Locator:
         """Return the root if it maps the kernel, with what that tells about KASLR."""
         regime, image = self.regime(), self.image
         if image is None or known is None:
-            if roots.maps_vectors(self.memory, candidate.pa, regime, self.states):
+            if swapper.maps_vectors(self.memory, candidate.pa, regime, self.states):
                 return RootFound(candidate.pa, f"{candidate.name}, which maps the exception vectors", None)
             return None
-        for offset in roots.likely_offsets(self.states, image, self.hint[1]):
-            if roots.maps_kernel(self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset):
-                return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
-        return None
+        offsets = swapper.likely_offsets(self.states, image, self.hint[1])
+        return self._first_proved(candidate, image, known, offsets)
 
     def _scan(self, candidate: Candidate, known: Found | None) -> RootFound | None:
         """Return the root if the kernel is mapped anywhere under it."""
         regime, image = self.regime(), self.image
         if image is None or known is None:
             return None
-        for va in roots.image_in(self._runs(candidate.pa), known.pa):
-            offset = (va - image.text_va) & MASK64
-            if roots.in_its_half(image, regime, va) and roots.maps_kernel(
-                self.memory, candidate.pa, regime, image, image_pa=known.pa, offset=offset
+        places = swapper.image_in(self._runs(candidate.pa), known.pa)
+        offsets = ((va - image.text_va) & MASK64 for va in places if swapper.in_its_half(image, regime, va))
+        return self._first_proved(candidate, image, known, offsets)
+
+    def _first_proved(
+        self, candidate: Candidate, image: KernelImage, known: Found, offsets: Iterable[int]
+    ) -> RootFound | None:
+        """Return the root with the first of some KASLR offsets with which it maps the image where it lies."""
+        for offset in offsets:
+            if swapper.maps_kernel(
+                self.memory, candidate.pa, self.regime(), image, image_pa=known.pa, offset=offset
             ):
                 return RootFound(candidate.pa, _say(candidate, image, known, offset), offset)
         return None

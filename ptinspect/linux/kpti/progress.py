@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti.code import Algorithm
-from ptinspect.linux.kpti.position import LevelMarks, algorithm_of, key_of, marks
+from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks
 from ptinspect.linux.kpti.state import KptiState
 from ptinspect.tables.model import Snapshot
 

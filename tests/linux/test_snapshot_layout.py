@@ -10,7 +10,7 @@ from builders import REGIMES, TreeBuilder, regime_4k
 
 from ptinspect.analysis.map import MapFilter, runs
 from ptinspect.linux.layout.regions import Layout, Region
-from ptinspect.linux.running.naming import decode, encode, layout_of
+from ptinspect.linux.layout.snapshot_layout import decode, encode, layout_of
 from ptinspect.snapshot.facts import LAYOUT, LOWER, REGIONS
 from ptinspect.snapshot.store import load, save
 from ptinspect.tables.model import Snapshot

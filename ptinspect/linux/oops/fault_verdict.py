@@ -9,9 +9,9 @@ from ptinspect.arch.esr import EC_BRK, Esr
 from ptinspect.linux import death
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
-from ptinspect.linux.oops.model import Fault, Incident
+from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, path_of
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.stack_range import StackRange
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from ptinspect.arch.esr import Esr, decode_esr
 from ptinspect.linux.death import Calls
 from ptinspect.linux.oops.depth import Recursion, chain, recursion, stack_at, used_before
-from ptinspect.linux.oops.model import Fault, Incident
+from ptinspect.linux.oops.incident import Fault, Incident
+from ptinspect.linux.oops.kpti_registers import KptiRegisters, in_kpti, kpti_registers
 from ptinspect.linux.oops.printed_walk import Path, incident_regime, path_of
-from ptinspect.linux.oops.rewrite import KptiRegisters, in_kpti, kpti_registers
-from ptinspect.linux.running.stack_range import StackRange
+from ptinspect.linux.stack_range import StackRange
 
 
 @dataclass(frozen=True)

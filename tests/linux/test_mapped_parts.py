@@ -10,7 +10,7 @@ from ptinspect.analysis.check_pair import Pair, check_pair
 from ptinspect.analysis.diff import diff
 from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.linux.kpti.verdict import judge
-from ptinspect.linux.running.contents import Contents, Part, in_words
+from ptinspect.linux.layout.mapped_parts import Contents, Part, in_words
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
 from ptinspect.output.views.diff import diff_report

@@ -12,8 +12,8 @@ from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, Guest
 
 from ptinspect.errors import GuestError
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.running import otherroots
-from ptinspect.linux.running.otherroots import identity_map, task_tables, trampoline
+from ptinspect.linux.running import other_roots as otherroots
+from ptinspect.linux.running.other_roots import identity_map, task_tables, trampoline
 
 MORE = [
     ("tramp_vectors", TEXT_VA + 0x3_0000, "t"),

@@ -12,10 +12,10 @@ from ptinspect.arch.sysregs import CpuState, current_regime, translation_registe
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.types import Offsets
-from ptinspect.linux.running.locate import Locator
+from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import SeenTypes
 from ptinspect.linux.running.placement import Found, mismatch
-from ptinspect.linux.running.roots import RootFound, maps_kernel
+from ptinspect.linux.running.swapper import RootFound, maps_kernel
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.tables.model import Root
 from ptinspect.tables.walk import walk
