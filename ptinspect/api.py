@@ -29,8 +29,8 @@ from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context, Settings
 from ptinspect.errors import UserError
 from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.walk import Walk, walk
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ptinspect.commands.framework.registry import Registry
     from ptinspect.repl.player import Player
     from ptinspect.repl.printer import Printer
-    from ptinspect.script.model import Statement
+    from ptinspect.script.statements import Statement
 
 EXIT_PIPE = 141
 """Ended because nobody reads the output any more, as a shell counts it."""
@@ -210,9 +210,9 @@ def _work(player: Player, options: argparse.Namespace, statements: list[Statemen
 
 def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
     """Return what the process's arguments ask for. Raises UserError if a script cannot be used."""
-    from ptinspect.script.model import Line
     from ptinspect.script.parse import parse_line
-    from ptinspect.script.ready import open_script
+    from ptinspect.script.shipped import open_script
+    from ptinspect.script.statements import Line
 
     statements: list[Statement] = []
     for kind, text in options.work or ():
@@ -262,7 +262,7 @@ def _suite(options: argparse.Namespace) -> str:
 
 
 def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int:
-    from ptinspect.script.model import Line
+    from ptinspect.script.statements import Line
 
     line = f"attach {shlex.quote(address)}"
     try:

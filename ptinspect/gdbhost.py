@@ -125,7 +125,7 @@ class Server:
 
     def _run(self, printer: _Printer, line: str, message: Mapping[str, Any]) -> int:
         from ptinspect.repl.runner import name_of, run_line
-        from ptinspect.script.model import Line
+        from ptinspect.script.statements import Line
 
         name = name_of(self.ctx, line).split(" ")[0]
         try:

@@ -20,8 +20,9 @@ from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.memory.sparse import SparseMemory
+from ptinspect.snapshot.model import Meta, Root, Snapshot
 from ptinspect.tables.capture import capture
-from ptinspect.tables.model import Meta, Root, Snapshot, Tables
+from ptinspect.tables.index import Tables
 
 NG = 1 << 11
 AF = 1 << 10

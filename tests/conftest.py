@@ -76,9 +76,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     from tabulate import tabulate
 
-    from ptinspect.reference import data
+    from ptinspect.reference import pins
 
-    guests = [spec.name for spec in data.load().guests]
+    guests = [spec.name for spec in pins.load().guests]
     cells: Counter[tuple[str, str]] = Counter()
     for node in (n for n in _passed if n.startswith("tests/live/")):
         parameters = node.partition("[")[2]

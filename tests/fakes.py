@@ -238,7 +238,7 @@ class FakeView:
 
     def swapper(self) -> Any:
         from ptinspect.arch.bits import PhysAddr
-        from ptinspect.tables.model import Root
+        from ptinspect.snapshot.model import Root
 
         return Root(PhysAddr(self._tree.root), "TTBR1_EL1 of cpu 0")
 

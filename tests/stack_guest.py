@@ -20,7 +20,7 @@ from builders import TreeBuilder, cpu_state, regime_4k
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.tables.model import Root
+from ptinspect.snapshot.model import Root
 from ptinspect.tables.walk import walk
 
 KERNEL = 0xFFFF_8000_1000_0000

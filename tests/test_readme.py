@@ -10,8 +10,8 @@ import pytest
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.registry import Command
 from ptinspect.commands.session.scripting import WORDS
-from ptinspect.script.model import Line
 from ptinspect.script.parse import parse_line
+from ptinspect.script.statements import Line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -9,8 +9,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.analysis.changes import LevelDiff
-from ptinspect.analysis.compare import (
+from ptinspect.analysis.classify import (
     ATTRIBUTES,
     ELSEWHERE,
     KINDS,
@@ -21,12 +20,13 @@ from ptinspect.analysis.compare import (
     NG_SET,
     UNMARKED,
 )
-from ptinspect.analysis.comparison import Comparison
+from ptinspect.analysis.diff import Comparison, LevelDiff
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.explanation import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, in_parts, take_rows
 from ptinspect.tables.kinds import (
     BIT11,
@@ -39,7 +39,6 @@ from ptinspect.tables.kinds import (
     kinds,
     next_tables,
 )
-from ptinspect.tables.model import Snapshot
 
 STATES = (
     "invalid",
@@ -103,7 +102,7 @@ def _state_of_code(code: int) -> int:
 
 
 STATE_OF_CODE = np.array([_state_of_code(code) for code in range(1 << len(KINDS))], dtype=np.uint8)
-"""State by change code (analysis.compare); 0 for one that changed nothing that is mapped."""
+"""State by change code (analysis.classify); 0 for one that changed nothing that is mapped."""
 
 
 @dataclass(frozen=True)

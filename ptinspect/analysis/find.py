@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.analysis.bounded import Bounded
+from ptinspect.analysis.map import Bounded
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables, output_addresses
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
 
 MAX_HITS = 1000

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.analysis.bounded import Bounded
-from ptinspect.analysis.fragments import MAX_VISITS, Expansion, Fragments
-from ptinspect.analysis.regions import RegionNamer, half_namer
+from ptinspect.analysis.expand import MAX_VISITS, Expansion, Fragments
 from ptinspect.arch.bits import PhysAddr, VirtAddr, align_up
 from ptinspect.arch.descriptor import Attributes, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import HIERARCHY_SHIFT, address_bits
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
+
+T = TypeVar("T")
+
+
+class Bounded(list[T]):
+    """A list with the reason why it is not complete; empty if it is."""
+
+    def __init__(self, items: Iterable[T] = (), truncated: str = "") -> None:
+        super().__init__(items)
+        self.truncated = truncated
+
+
+RegionNamer = Callable[[int], str]
+"""Gives the name of the region that a virtual address lies in; empty if it has none."""
+
+
+def half_namer(regime: Regime) -> RegionNamer:
+    """Return a namer that knows no more than which half an address lies in."""
+    name = "kernel" if regime.upper else "EL2" if regime.name == "EL2" else "lower half"
+    return lambda va: name if regime.contains(va) else ""
+
 
 MAX_RUNS = 100_000
 

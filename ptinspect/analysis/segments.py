@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import SnapshotError
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
-from ptinspect.tables.model import Snapshot
 
 MAX_SEGMENTS = 4_000_000
 """More than this are taken for tables that reach each other in circles."""

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex
 from ptinspect.tables.kinds import BIT11, TYPE_MASK, are_leaves, are_tables, leaf_type
-from ptinspect.tables.model import Snapshot
 
 CHUNK_WORDS = 1 << 17
 CONTIGUOUS = np.uint64(1 << 52)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.descriptor import BIT11, SOFTWARE_BITS, Attributes, Descriptor, Kind
-from ptinspect.arch.indirection import field, field_text
+from ptinspect.arch.permissions import field, field_text
 from ptinspect.arch.regime import Regime
 
 _SOFTWARE_ERAS: dict[int, str] = {

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ptinspect.campaign.answers import MAX_LINE
 from ptinspect.errors import TargetError
 
 ANSWERS, STDERR, CONSOLE = "answers.jsonl", "stderr.txt", "console.log"
 """Files in the directory of a run."""
 MAX_OUTPUT = 512 << 20
 """Bytes of answers or of messages after which a run is ended."""
+MAX_LINE = 16 << 20
+"""Bytes of one answer that are read at most."""
 CONSOLE_BYTES = 8 << 20
 """How much of the end of a console is kept."""
 TERM_SECONDS = 6.0

@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ptinspect.campaign import constants
-from ptinspect.campaign.answers import read, tell
+from ptinspect.campaign import passing_runs
+from ptinspect.campaign.attempt import read, tell
 from ptinspect.campaign.child import ANSWERS, Child, Ended, remove_private
-from ptinspect.campaign.launching import folder
-from ptinspect.campaign.plan import Plan, Run
+from ptinspect.campaign.plan import Plan, Run, folder
 from ptinspect.campaign.results import Record, append
 from ptinspect.errors import TargetError, UserError
 
@@ -97,7 +96,7 @@ class Runner:
         record = replace(record, final=final)
         if record.outcome == "pass":
             cell = self.plan.cells.index(run.cell)
-            first = constants.add(self.directory, cell, path)
+            first = passing_runs.add(self.directory, cell, path)
             if not (first or self.keep_all):
                 shutil.rmtree(path, ignore_errors=True)
         append(self.directory, record)

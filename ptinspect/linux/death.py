@@ -1,6 +1,6 @@
 """What a kernel died of, as far as its stack tells: one set of verdicts, thresholds and rules.
 
-Pure. The facts come from a stopped guest (stack/facts.py) or from a console log (linux/oops).
+Pure. The facts come from a stopped guest (stack/verdict_facts.py) or from a console log (linux/oops).
 """
 
 from __future__ import annotations

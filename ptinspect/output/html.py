@@ -21,7 +21,7 @@ from ptinspect.output.model import Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.analysis.atlas import Atlas
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 PAGE_VERSION = 1
 """Version of the data in the page."""

@@ -15,7 +15,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.rows import Batch
+    from ptinspect.analysis.descriptor_batches import Batch
 
 ADDRESSES = ("va", "table_pa", "raw", "output_address")
 """Columns that are hex texts in CSV and JSON lines, and unsigned 64-bit numbers in Parquet."""

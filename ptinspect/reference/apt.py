@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ptinspect.errors import TargetError
 from ptinspect.reference import deb
-from ptinspect.reference.process import Result, run
+from ptinspect.reference.helper_program import Result, run
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total); bytes where total is not 0."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ptinspect.errors import TargetError
-from ptinspect.reference.process import run
+from ptinspect.reference.helper_program import run
 
 MAX_FILE = 4 << 30
 """Bytes above which no file of a package is unpacked."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
-from ptinspect.reference import apt, data, deb, store
+from ptinspect.reference import apt, cache, deb, pins
 from ptinspect.reference.apt import Package, Progress, Suite, SuiteUnavailable
-from ptinspect.reference.data import EmulatorSpec
-from ptinspect.reference.process import run
-from ptinspect.reference.store import Manifest, Source, StoredFile
+from ptinspect.reference.cache import Manifest, Source, StoredFile
+from ptinspect.reference.helper_program import run
+from ptinspect.reference.pins import EmulatorSpec
 
 PROGRAM = "bin/qemu-system-aarch64"
 """The executable in the emulator's directory; it takes QEMU's own arguments."""
@@ -52,13 +52,13 @@ class Emulator:
 
 def directory() -> Path:
     """Return the directory that holds one directory per emulator; it may not exist yet."""
-    return store.cache_directory() / "qemu"
+    return cache.cache_directory() / "qemu"
 
 
 def find(name: str) -> Emulator:
     """Return an installed emulator. Raises UserError for an unknown name, TargetError if it is missing."""
-    data.load().emulator(name)
-    manifest = store.read(name, directory(), {PROGRAM})
+    pins.load().emulator(name)
+    manifest = cache.read(name, directory(), {PROGRAM})
     if manifest is None:
         raise TargetError(f"the {name} QEMU is not installed", f"ptinspect setup --yes --qemu {name}")
     place = directory() / name
@@ -67,8 +67,8 @@ def find(name: str) -> Emulator:
 
 def damage(name: str) -> str:
     """Return what is wrong with an installed emulator's files by their hashes; empty if nothing is."""
-    manifest = store.read(name, directory(), {PROGRAM})
-    return "not installed" if manifest is None else store.damage(manifest, directory())
+    manifest = cache.read(name, directory(), {PROGRAM})
+    return "not installed" if manifest is None else cache.damage(manifest, directory())
 
 
 def install(
@@ -84,11 +84,11 @@ def install(
     `addresses` and `trust` replace the machine's archive and its keys. Raises UserError for an unknown
     name, TargetError if it cannot be had.
     """
-    spec = data.load().emulator(name)
+    spec = pins.load().emulator(name)
     with ExitStack() as end:
-        end.enter_context(store.lock(progress))
-        if again or store.read(name, directory(), {PROGRAM}) is None:
-            state = store.cache_directory() / "apt"
+        end.enter_context(cache.lock(progress))
+        if again or cache.read(name, directory(), {PROGRAM}) is None:
+            state = cache.cache_directory() / "apt"
             end.callback(shutil.rmtree, state, ignore_errors=True)
             try:
                 suite, packages = _choose(spec, state, addresses, trust, progress)
@@ -138,7 +138,7 @@ def closure(suite: Suite, spec: EmulatorSpec) -> list[Package]:
 
 
 def _install(spec: EmulatorSpec, suite: Suite, packages: list[Package], progress: Progress) -> None:
-    with store.workspace(spec.name, directory()) as spot:
+    with cache.workspace(spec.name, directory()) as spot:
         tree, result = spot / "tree", spot / "result"
         files = spot / "files"
         files.mkdir()
@@ -154,7 +154,7 @@ def _install(spec: EmulatorSpec, suite: Suite, packages: list[Package], progress
             files={use: StoredFile(use, p.stat().st_size, deb.sha256(p)) for use, p in held.items()},
             sources=tuple(Source(p.name, p.version, p.sha256, suite.name) for p in packages),
         )
-        store.publish(result, manifest, directory())
+        cache.publish(result, manifest, directory())
 
 
 def _assemble(spec: EmulatorSpec, tree: Path, result: Path) -> None:

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from ptinspect.errors import TargetError
-from ptinspect.reference import apt, data, deb, initrd, store
+from ptinspect.reference import apt, cache, deb, initrd, pins
 from ptinspect.reference.apt import Package, Progress, Suite, SuiteUnavailable
-from ptinspect.reference.archive import Guest, from_manifest, installed
-from ptinspect.reference.data import DEFAULT_GUEST, GuestSpec, PinnedPackage
-from ptinspect.reference.store import Manifest, Source, StoredFile
+from ptinspect.reference.cache import Manifest, Source, StoredFile
+from ptinspect.reference.guests import Guest, from_manifest, installed
+from ptinspect.reference.pins import DEFAULT_GUEST, GuestSpec, PinnedPackage
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -32,13 +32,13 @@ class Installer:
         self,
         progress: Progress = no_progress,
         *,
-        table: data.Data | None = None,
+        table: pins.Data | None = None,
         addresses: Sequence[str] = (),
         trust: str | None = None,
     ) -> None:
         """Prepare; `addresses` and `trust` replace the machine's archive and its keys."""
         self._progress = progress
-        self._table = table or data.load()
+        self._table = table or pins.load()
         self._addresses = tuple(addresses)
         self._trust = trust
         self._suites: dict[str, Suite | SuiteUnavailable] = {}
@@ -46,7 +46,7 @@ class Installer:
 
     def __enter__(self) -> Installer:
         """Keep other processes from installing guests."""
-        self._end.enter_context(store.lock(self._progress))
+        self._end.enter_context(cache.lock(self._progress))
         self._end.callback(shutil.rmtree, _apt_directory(), ignore_errors=True)
         return self
 
@@ -59,7 +59,7 @@ class Installer:
         """Install one guest, as `install_guest` does; `again` replaces what is there."""
         spec = self._table.guest(name)
         try:
-            manifest = None if again else store.read(name)
+            manifest = None if again else cache.read(name)
             if manifest is not None and not manifest.instead:
                 return from_manifest(manifest, manifest.note)
             return self._install(spec, again)
@@ -69,7 +69,7 @@ class Installer:
     def _install(self, spec: GuestSpec, again: bool) -> Guest:
         problems: list[SuiteUnavailable] = []
         for choice in (spec, *map(self._table.guest, spec.next)):
-            manifest = None if again else store.read(choice.name)
+            manifest = None if again else cache.read(choice.name)
             try:
                 if manifest is None or manifest.instead:
                     manifest = self._install_itself(choice)
@@ -79,8 +79,8 @@ class Installer:
             if choice is spec:
                 return from_manifest(manifest, manifest.note)
             note = f"{choice.name} serves instead of {spec.name}: {problems[0].message}"
-            with store.workspace(spec.name) as directory:
-                store.publish(directory, Manifest(spec.name, instead=choice.name, note=note))
+            with cache.workspace(spec.name) as directory:
+                cache.publish(directory, Manifest(spec.name, instead=choice.name, note=note))
             return from_manifest(manifest, "; ".join(part for part in (note, manifest.note) if part))
         first = problems[0]
         raise TargetError(f"the guest {spec.name} cannot be installed: {first.message}", first.hint)
@@ -102,7 +102,7 @@ class Installer:
 
     def _install_itself(self, spec: GuestSpec) -> Manifest:
         suite, image, debug = self._find_image(spec)
-        with store.workspace(spec.name) as directory:
+        with cache.workspace(spec.name) as directory:
             result = directory / "result"
             result.mkdir()
             *kernels, config = self._fetch(
@@ -136,7 +136,7 @@ class Installer:
                 files={use: _stored(path) for use, path in files.items()},
                 sources=(*sources, source),
             )
-            store.publish(result, manifest)
+            cache.publish(result, manifest)
         return manifest
 
     def _find_image(self, spec: GuestSpec) -> tuple[Suite, Package, Package | None]:
@@ -210,7 +210,7 @@ def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -
 
     Raises UserError for an unknown name, TargetError if neither it nor a stand-in can be installed.
     """
-    data.load().guest(name)
+    pins.load().guest(name)
     found = installed(name)
     if found is not None and found.name == name:
         return found
@@ -219,7 +219,7 @@ def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -
 
 
 def _apt_directory() -> Path:
-    return store.cache_directory() / "apt"
+    return cache.cache_directory() / "apt"
 
 
 def _plain_name(path: str) -> str:

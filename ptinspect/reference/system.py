@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from ptinspect.errors import PtinspectError, TargetError
-from ptinspect.reference import data, emulator
+from ptinspect.reference import emulator, pins
 from ptinspect.reference.apt import Progress
-from ptinspect.reference.process import Result, run
+from ptinspect.reference.helper_program import Result, run
 
 QEMU = "qemu-system-aarch64"
 
@@ -57,7 +57,7 @@ def check_tools(find_gdb: Probe, qemu: Probe | None = None, *, tests: bool = Fal
 
     `find_gdb` knows which GDB serves, `qemu` which QEMU: the one in PATH if None.
     """
-    table = data.load()
+    table = pins.load()
     found = [
         _check(table.tool(QEMU), qemu or partial(find_program, QEMU)),
         _check(table.tool("gdb"), find_gdb),
@@ -76,7 +76,7 @@ def check_emulator(name: str, *, thoroughly: bool = False) -> Tool:
             raise TargetError(problem)
         return find_program(str(program))
 
-    return _check(data.ToolSpec(f"{QEMU} ({name})", ()), probe)
+    return _check(pins.ToolSpec(f"{QEMU} ({name})", ()), probe)
 
 
 def find_program(name: str) -> tuple[str, str]:
@@ -94,7 +94,7 @@ def find_program(name: str) -> tuple[str, str]:
     return path, match[0]
 
 
-def _check(spec: data.ToolSpec, probe: Probe) -> Tool:
+def _check(spec: pins.ToolSpec, probe: Probe) -> Tool:
     try:
         path, version = probe()
     except PtinspectError as error:

@@ -18,10 +18,10 @@ from ptinspect.repl import stops
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt, name_of
-from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
 from ptinspect.script.parse import parse_line
-from ptinspect.script.ready import open_script
+from ptinspect.script.shipped import open_script
+from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
 
 RUNS = frozenset({"continue", "until", "finish", "interrupt"})

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
-from ptinspect.script.ready import open_script
+from ptinspect.script.shipped import open_script
+from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import needed, words
 
 MAX_DEPTH = 8

@@ -10,8 +10,8 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
-from ptinspect.script.model import Line
 from ptinspect.script.outcome import Outcome
+from ptinspect.script.statements import Line
 
 
 def asks_for_help(ctx: Context, text: str) -> str:

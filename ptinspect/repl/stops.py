@@ -11,8 +11,8 @@ from ptinspect.commands.framework.names import GuestNames
 from ptinspect.commands.run.run import limit
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.repl.runner import name_of
-from ptinspect.script.model import Line, OnStop, Statement
 from ptinspect.script.outcome import Outcome
+from ptinspect.script.statements import Line, OnStop, Statement
 
 LEAST_SECONDS = 0.1
 """What a command that goes on gets, however little is left of its time."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
-from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
+from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import LONGEST, NAME
 
 MAX_BYTES = 1 << 20

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from ptinspect.errors import EXIT_OK, UserError
-from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.parse import parse
+from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import used
 
 MOST = 10_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex
 from ptinspect.tables.kinds import are_tables, next_tables
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
 
 

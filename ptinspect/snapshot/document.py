@@ -14,7 +14,7 @@ from ptinspect.arch.regime import Regime, may_be_indirect
 from ptinspect.arch.sysregs import UNWRITTEN, CpuState, RegimeName, kernel_regime
 from ptinspect.errors import RegimeError, SnapshotError
 from ptinspect.memory.source import RamBlock
-from ptinspect.tables.model import Meta, Root, Snapshot
+from ptinspect.snapshot.model import Meta, Root, Snapshot
 from ptinspect.text import escape
 
 FORMAT = "ptinspect-snapshot"

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex
-from ptinspect.tables.model import Snapshot
 
 
 class SnapshotMemory:

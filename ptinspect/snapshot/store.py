@@ -37,7 +37,8 @@ from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.files import replacing
 from ptinspect.snapshot import document
-from ptinspect.tables.model import Snapshot, Tables
+from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.index import Tables
 
 MAX_FILE_BYTES = 1 << 30
 """Largest file that `load` opens unless told otherwise."""

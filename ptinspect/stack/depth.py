@@ -16,9 +16,8 @@ from ptinspect.linux.image.entry import SLOT, code_length
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.stacks import TABLE, Position, Stack, Stacks
 from ptinspect.linux.running.tasks import Task
-from ptinspect.stack.code import KernelCode
-from ptinspect.stack.model import RegsLayout, Unwound
-from ptinspect.stack.unwind import MAX_FRAMES, Caller, Unwinder
+from ptinspect.stack.kernel_code import KernelCode
+from ptinspect.stack.unwind import MAX_FRAMES, Caller, RegsLayout, Unwinder, Unwound
 
 _ADD_SP_X0 = 0x8B2063FF
 

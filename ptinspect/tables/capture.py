@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.memory.rows import has_rows, read_rows
-from ptinspect.memory.source import PhysicalMemory
+from ptinspect.memory.source import PhysicalMemory, has_rows, read_rows
+from ptinspect.tables.index import Tables
 from ptinspect.tables.kinds import are_tables, next_tables
-from ptinspect.tables.model import Tables
 from ptinspect.tables.window import Window
 
 Progress = Callable[[int, int], None]

@@ -1,17 +1,41 @@
-"""Find rows of a capture by level and address."""
+"""Captured tables as arrays, one row each, and how rows are found by level and address."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.tables.model import Tables
 
 LOWEST_LEVEL = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Hold every table reached from a root, one row per table, sorted by (level, va).
+
+    A table reached along several paths has one row, with the lowest `va` that reaches it; its
+    identity is (level, pa). All arrays have n rows.
+    """
+
+    level: NDArray[np.int8]
+    """Level of the table's entries: start_level … 3."""
+    pa: NDArray[np.uint64]
+    """Physical address of the table."""
+    va: NDArray[np.uint64]
+    """First virtual address that the table translates, canonical."""
+    raw: NDArray[np.uint64]
+    """Descriptors, shape (n, granule / 8); a root smaller than a granule is padded with zeros."""
+    readable: NDArray[np.bool_]
+    """False where the table could not be read; its descriptors are then zeros that mean nothing."""
+
+    def __len__(self) -> int:
+        """Return the number of tables."""
+        return int(self.level.shape[0])
 
 
 class TableIndex:

@@ -6,7 +6,7 @@ from builders import NG, OUTSIDE, REGIMES, TreeBuilder
 from hypothesis import strategies as st
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 
 @st.composite

@@ -23,10 +23,9 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptinspect.analysis.aliases import Places
+from ptinspect.analysis.aliases import Places, Ranges, mappings
 from ptinspect.analysis.check import check
 from ptinspect.analysis.findings import RULES, Findings
-from ptinspect.analysis.mappings import Ranges, mappings
 from ptinspect.arch.regime import Regime
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report

@@ -12,7 +12,7 @@ from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 from ptinspect.analysis import atlas as module
 from ptinspect.analysis.atlas import STATES, atlas, changes, delta_planes
 from ptinspect.analysis.summary import summarize
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 
 def tree(name: str = "4k-48", attributes: int = KERNEL_DATA) -> TreeBuilder:

@@ -21,14 +21,13 @@ from builders import (
     cpu_state,
 )
 
-from ptinspect.analysis.check import check
-from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
+from ptinspect.analysis.check import Pair, check, check_pair, check_stacks
 from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.memory.sparse import SparseMemory
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 VA = 0xFFFF_8000_1000_0000
 PA = 0x4100_0000

@@ -26,7 +26,7 @@ from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import SnapshotError
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 COUNTS = [f.name for f in dataclasses.fields(LevelDiff) if f.name not in ("level", "name", "tables")]
 VALID = (Kind.TABLE, Kind.BLOCK, Kind.PAGE)
@@ -415,22 +415,22 @@ def test_loops_end_and_pairs_stay_bounded() -> None:
 def test_pairs_beyond_the_bound_are_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = small_tree(regime_4k(48))
     a = tree.snapshot("a")
-    from ptinspect.analysis import pairs
+    from ptinspect.analysis import descent
 
-    real = pairs.Descent.__init__
+    real = descent.Descent.__init__
 
-    def tight(self: pairs.Descent, *args: object) -> None:
+    def tight(self: descent.Descent, *args: object) -> None:
         real(self, *args)  # type: ignore[arg-type]
         self._most = 1
 
-    monkeypatch.setattr(pairs.Descent, "__init__", tight)
+    monkeypatch.setattr(descent.Descent, "__init__", tight)
     found = diff(a, copy_tables(a, "b"))
     assert not found.complete and not found.only_bit11
     assert any("too many ways" in note for note in found.notes)
 
 
 def test_chunks_smaller_than_a_level_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptinspect.analysis import pairs
+    from ptinspect.analysis import descent
 
     regime = regime_4k(48)
     tree = TreeBuilder(regime, top_down=True, tables_at=TABLES_AT + (32 << 20))
@@ -444,7 +444,7 @@ def test_chunks_smaller_than_a_level_change_nothing(monkeypatch: pytest.MonkeyPa
     b = tree.snapshot("b")
     whole = diff(a, b)
     for words in (512, 1024, 2048):
-        monkeypatch.setattr(pairs, "CHUNK_WORDS", words)
+        monkeypatch.setattr(descent, "CHUNK_WORDS", words)
         assert assert_agrees(a, b).changes == whole.changes
 
 

@@ -9,7 +9,7 @@ from builders import AF, CONTIGUOUS, KERNEL_DATA, READ_ONLY, REGIMES, TreeBuilde
 from fakes import KERNEL, context, kernel_tree, run, text
 
 from ptinspect.analysis.check import check
-from ptinspect.analysis.groups import MixedGroup, mixed_groups
+from ptinspect.analysis.contiguous import MixedGroup, mixed_groups
 
 DBM, DIRTY = 1 << 51, 1 << 55
 CLEAN = KERNEL_DATA | CONTIGUOUS | DBM | READ_ONLY

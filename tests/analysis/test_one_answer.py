@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from tangled import two_trees
 
 from ptinspect.analysis.atlas import STATES, changes
-from ptinspect.analysis.check_pair import Pair, check_pair
+from ptinspect.analysis.check import Pair, check_pair
 from ptinspect.analysis.diff import Diff, diff
 from ptinspect.analysis.findings import Findings
 from ptinspect.errors import SnapshotError
@@ -19,7 +19,7 @@ from ptinspect.linux.kpti.state import state_from_tables
 from ptinspect.linux.kpti.verdict import judge
 from ptinspect.output.views.bars import bars_report
 from ptinspect.output.views.diff import diff_report
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 
 def total(found: Diff, *fields: str) -> int:

@@ -11,7 +11,7 @@ from builders import CONTIGUOUS, KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder,
 
 from ptinspect.analysis.summary import LevelSummary, summarize
 from ptinspect.arch.descriptor import Kind, decode
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 
 def slow_counts(snapshot: Snapshot, level: int) -> Counter[str]:

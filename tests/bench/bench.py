@@ -35,10 +35,10 @@ from ptinspect.analysis.map import runs
 from ptinspect.analysis.summary import summarize
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.link.gdb.program import find_gdb
-from ptinspect.reference import archive
+from ptinspect.reference import guests
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
 from ptinspect.tables.capture import capture
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.walk import walk
 
 MARKER = b"Run /init"
@@ -62,7 +62,7 @@ def starting(rounds: int) -> list[Row]:
 
 def attaching(name: str, rounds: int) -> list[Row]:
     """Time attaching with a vmlinux that has debug information, and the first symbol in GDB."""
-    vmlinux = archive.guest(name).vmlinux
+    vmlinux = guests.guest(name).vmlinux
     if vmlinux is None:
         return []
     whole, _ = process_ms([find_gdb().path, "-nx", "-q", "-batch", "-ex", f"file {vmlinux}"], 3)
@@ -231,7 +231,7 @@ def main() -> None:
         [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     )
     rows = starting(options.rounds)
-    if any(guest.name == options.debug_guest for guest in archive.installed_guests()):
+    if any(guest.name == options.debug_guest for guest in guests.installed_guests()):
         rows += attaching(options.debug_guest, options.rounds)
     for memory in options.memory:
         rows += on_guest(options, memory)

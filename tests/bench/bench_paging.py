@@ -30,8 +30,8 @@ from ptinspect.analysis.map import runs
 from ptinspect.analysis.summary import summarize
 from ptinspect.memory.sparse import SparseMemory
 from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.walk import walk
 
 ARENA = 32 << 20

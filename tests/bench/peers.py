@@ -10,7 +10,7 @@ from pathlib import Path
 from timing import Row, median_ms, process_ms
 
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
 
 DRGN_WALKS = 2000

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from ptinspect.campaign import constants, results
-from ptinspect.campaign.compare import first_difference
-from ptinspect.campaign.constants import Good, Step
+from ptinspect.campaign import passing_runs, results
+from ptinspect.campaign.passing_runs import Good, Step, first_difference
 from ptinspect.campaign.plan import Plan, cells_of
 from ptinspect.campaign.results import Record, Results, append, begin, load, mend
 from ptinspect.campaign.runner import left
@@ -139,7 +138,7 @@ def step(command: str, error: str = "", ok: bool = True, **values: Any) -> Step:
 
 def test_values_that_vary_among_passing_runs_say_nothing() -> None:
     good = Good("00001", 1, (step("stack", used=1, free=2), step("regs", x0=5)))
-    good = constants.common(good, [step("stack", used=1, free=3), step("regs", x0=5)])
+    good = passing_runs.common(good, [step("stack", used=1, free=3), step("regs", x0=5)])
     assert good.runs == 2
     assert first_difference(good, [step("stack", used=1, free=99), step("regs", x0=5)]) is None
     found = first_difference(good, [step("stack", used=1), step("regs", x0=True)])
@@ -162,15 +161,15 @@ def test_a_check_that_did_not_hold_is_told_by_its_value() -> None:
 
 
 def test_what_was_kept_of_passing_runs_may_be_damaged(tmp_path: Path) -> None:
-    path = constants.file_of(tmp_path, 0)
+    path = passing_runs.file_of(tmp_path, 0)
     path.parent.mkdir()
     for text in ("", "[", '{"version": 9}', '{"version": 1, "reference": "../../x", "runs": 1, "steps": []}'):
         path.write_text(text)
-        assert constants.load(tmp_path, 0) is None
+        assert passing_runs.load(tmp_path, 0) is None
 
 
 def test_long_answers_are_compared_up_to_a_bound() -> None:
     answer = {"command": "map", "result": {"runs": [{"va": n} for n in range(100_000)]}}
-    (found,) = constants.steps_of([answer])
-    assert len(found.values) <= constants.MAX_VALUES
+    (found,) = passing_runs.steps_of([answer])
+    assert len(found.values) <= passing_runs.MAX_VALUES
     assert found.values["runs.length"] == 100_000

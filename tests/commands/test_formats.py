@@ -17,7 +17,7 @@ from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
 from ptinspect.output.rows import COLUMNS
 from ptinspect.snapshot import store
-from ptinspect.stack import tracefile
+from ptinspect.stack import trace_file
 
 jsonschema = pytest.importorskip("jsonschema")
 DATA = Path(__file__).parent.parent / "data" / "ptdump"
@@ -114,5 +114,5 @@ def test_help_formats_tells_versions_columns_and_the_promise() -> None:
     assert report.result["columns"] == list(COLUMNS)
     assert "never renamed" in said and "summary" in report.result["schemas"]
     versions = {row["name"]: row["version"] for row in report.result["formats"]}
-    assert versions["stack trace"] == tracefile.VERSION
+    assert versions["stack trace"] == trace_file.VERSION
     assert versions["snapshot"] == 1 and "Format, version 1" in (store.__doc__ or "")

@@ -12,8 +12,8 @@ from builders import REGIMES, TreeBuilder, snapshot_of
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.output.text import render
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import save
-from ptinspect.tables.model import Snapshot
 
 EVIL = "\x1b[31mX\nY\u202e"
 VA = 0xFFFF_8000_1000_0000

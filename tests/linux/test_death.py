@@ -12,7 +12,7 @@ from ptinspect.linux import death
 from ptinspect.linux.oops.analysis import analyse
 from ptinspect.linux.running.stacks import Stack
 from ptinspect.linux.stack_range import holding
-from ptinspect.stack import why
+from ptinspect.stack import verdict
 
 BASE = 0xFFFF_8000_1188_0000
 STACK = Stack("task", BASE, BASE + 0x4000)
@@ -80,11 +80,11 @@ def of_log(far: int, sp: int, trace: tuple[str, ...], x29: int) -> str:
 
 
 def of_guest(far: int, sp: int, chain: list[tuple[str, int]], used: int) -> str:
-    facts = why.Facts(
+    facts = verdict.Facts(
         decode_esr(0x96000047), far, False, True, STACK, sp, 0x150, used, 0, len(chain), chain=chain
     )
     known = holding(sp, (STACK, IRQ))
-    return why.explain(replace(facts, stacks=() if known else (STACK, IRQ))).code
+    return verdict.explain(replace(facts, stacks=() if known else (STACK, IRQ))).code
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from kpti_patches import apply, not_tracked, written_back
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER
 from ptinspect.linux.kpti.marks import reached
 from ptinspect.linux.kpti.position import agrees, cursors, frontier_of, position
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_BLOCK, K_PAGE, K_TABLE, kinds
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.walk import walk
 
 

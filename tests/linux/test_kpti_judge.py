@@ -21,7 +21,7 @@ from ptinspect.linux.kpti.code import recognise
 from ptinspect.linux.kpti.running_code import Flag, boot_cpu, flag_of, running_code
 from ptinspect.linux.kpti.state import KptiState, kpti_state, state_from_tables
 from ptinspect.linux.running.guest_view import GuestView
-from ptinspect.snapshot.facts import KERNEL_OFFSET
+from ptinspect.snapshot.fact_names import KERNEL_OFFSET
 from ptinspect.tables.kinds import K_BLOCK, K_PAGE, K_TABLE, kinds
 
 AT = 0x4_0510

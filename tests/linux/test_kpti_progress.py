@@ -16,7 +16,7 @@ from ptinspect.linux.kpti.marks import Frontier, key_of
 from ptinspect.linux.kpti.position import Position, position
 from ptinspect.linux.kpti.progress import Work, by_address, by_number, by_percent, left_of, work
 from ptinspect.linux.kpti.state import KptiState, state_from_tables
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 CODES = {case.name.split()[0]: rewrite(case).code for case in CASES[:2]}
 

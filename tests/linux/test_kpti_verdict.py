@@ -14,9 +14,9 @@ from ptinspect.linux.kpti.state import KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.kpti.verdict import MEANING, Verdict
 from ptinspect.linux.kpti.verdict import judge as judge_state
-from ptinspect.snapshot.facts import LAYOUT, REGIONS
+from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import are_leaves, are_tables
-from ptinspect.tables.model import Snapshot
 
 POST = "mmu-off-post-order"
 REGIME = REGIMES["4k-48"]

@@ -8,7 +8,7 @@ from builders import NG, OUTSIDE, REGIMES, TreeBuilder
 
 from ptinspect.link.gdb.recorder import RECORD
 from ptinspect.linux.kpti.stores import Recording, Write, recording
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 REGIME = REGIMES["4k-48"]
 BASE = int(REGIME.va_min)

@@ -17,7 +17,7 @@ from ptinspect.linux.layout.choice import chosen, layout, region_namer
 from ptinspect.linux.layout.geometry import GENERIC, SW_TAGS, VARIANTS, Geometry, geometry
 from ptinspect.linux.layout.regions import Region
 from ptinspect.linux.running.guest_layout import view_layout
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 BIG = 2 << 20
 FULL = REGIMES["4k-52-lpa2"]

@@ -6,7 +6,7 @@ import dataclasses
 
 from builders import KERNEL_DATA, KERNEL_TEXT, REGIMES, TreeBuilder
 
-from ptinspect.analysis.check_pair import Pair, check_pair
+from ptinspect.analysis.check import Pair, check_pair
 from ptinspect.analysis.diff import diff
 from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.linux.kpti.verdict import judge
@@ -14,8 +14,8 @@ from ptinspect.linux.layout.mapped_parts import Contents, Part, in_words
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
 from ptinspect.output.views.diff import diff_report
-from ptinspect.snapshot.facts import LAYOUT, REGIONS
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
+from ptinspect.snapshot.model import Snapshot
 
 VA = 0xFFFF_8000_1120_0000
 STACKS = 15

@@ -11,9 +11,9 @@ from builders import REGIMES, TreeBuilder, regime_4k
 from ptinspect.analysis.map import MapFilter, runs
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.layout.snapshot_layout import decode, encode, layout_of
-from ptinspect.snapshot.facts import LAYOUT, LOWER, REGIONS
+from ptinspect.snapshot.fact_names import LAYOUT, LOWER, REGIONS
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
-from ptinspect.tables.model import Snapshot
 
 BASE = 0xFFFF_8000_1000_0000
 STACK = Region(BASE + 0x2000, BASE + 0x4000, "task stack (1 init)")

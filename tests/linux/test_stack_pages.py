@@ -14,8 +14,8 @@ from ptinspect.linux.image.types import Types
 from ptinspect.linux.running.stack_pages import misled
 from ptinspect.linux.running.stacks import Stacks
 from ptinspect.output.views.stack import depths
-from ptinspect.stack.code import KernelCode
 from ptinspect.stack.depth import depth_of_cpu
+from ptinspect.stack.kernel_code import KernelCode
 
 STRUCT_PAGE = 64
 VMEMMAP = 0xFFFF_FDFF_FE00_0000 - (0x4000_0000 >> 12) * STRUCT_PAGE

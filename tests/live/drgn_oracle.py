@@ -13,7 +13,7 @@ from pathlib import Path
 import drgn
 import numpy as np
 
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 PHYSICAL_TOP = 1 << 52
 

@@ -15,7 +15,7 @@ from fakes import wider
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import TargetError
-from ptinspect.reference import archive
+from ptinspect.reference import guests
 from ptinspect.reference.initrd import READY
 
 GUESTS_OF_TESTS: dict[str, set[str]] = {}
@@ -44,12 +44,12 @@ class Live:
         return self.ctx.registry.run(self.ctx, line).exit_code
 
 
-def need_guest(name: str) -> archive.Guest:
+def need_guest(name: str) -> guests.Guest:
     """Return an installed guest; fail or skip where it is missing."""
     test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     GUESTS_OF_TESTS.setdefault(test, set()).add(name)
     try:
-        guest = archive.guest(name)
+        guest = guests.guest(name)
     except TargetError:
         missing(f"the guest {name}")
     if guest.name != name:

@@ -10,17 +10,17 @@ import pytest
 from conftest import missing
 
 from ptinspect.errors import TargetError
-from ptinspect.reference import archive, data, initrd
+from ptinspect.reference import guests, initrd, pins
 
 pytestmark = pytest.mark.live
 
 BOOT_TIMEOUT = 240.0
-INSTALLED = {guest.name for guest in archive.installed_guests()}
-NAMES = [spec.name for spec in data.load().guests if not spec.large or spec.name in INSTALLED]
+INSTALLED = {guest.name for guest in guests.installed_guests()}
+NAMES = [spec.name for spec in pins.load().guests if not spec.large or spec.name in INSTALLED]
 """Large guests, which `setup` installs only when they are named, are booted where they are."""
 
 
-def boot(guest: archive.Guest, console: Path, words: str) -> str:
+def boot(guest: guests.Guest, console: Path, words: str) -> str:
     """Boot until the guest has powered off, or the time is up; return the console."""
     qemu = shutil.which("qemu-system-aarch64") or missing("qemu-system-aarch64")
     command = [
@@ -41,7 +41,7 @@ def boot(guest: archive.Guest, console: Path, words: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_guest_boots_to_its_shell_and_powers_off(name: str, tmp_path: Path) -> None:
     try:
-        guest = archive.guest(name)
+        guest = guests.guest(name)
     except TargetError:
         missing(f"the guest {name}")
     if guest.name != name:

@@ -12,7 +12,7 @@ from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import UNSURE
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 pytestmark = pytest.mark.live
 

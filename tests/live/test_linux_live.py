@@ -12,8 +12,8 @@ from ptinspect.linux.kpti.code import recognise
 from ptinspect.linux.kpti.marks import reached
 from ptinspect.linux.kpti.position import agrees, position
 from ptinspect.linux.kpti.state import kpti_state
+from ptinspect.snapshot.model import Meta, Snapshot
 from ptinspect.tables.capture import capture
-from ptinspect.tables.model import Meta, Snapshot
 from ptinspect.tables.walk import walk
 
 pytestmark = pytest.mark.live

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from session import NEWER, Live, launched
 
-from ptinspect.analysis.rows import sample_leaves
+from ptinspect.analysis.descriptor_batches import sample_leaves
 from ptinspect.arch.bits import MASK64
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_BLOCK, K_PAGE, kinds
-from ptinspect.tables.model import Snapshot
 
 pytestmark = pytest.mark.live
 

@@ -21,9 +21,9 @@ from ptinspect.commands.tables.poke import write
 from ptinspect.commands.target.demo_fault import _lost
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
-from ptinspect.script.model import Line
 from ptinspect.script.parse import parse
-from ptinspect.script.ready import open_script, ready
+from ptinspect.script.shipped import open_script, ready
+from ptinspect.script.statements import Line
 
 pytestmark = pytest.mark.live
 

@@ -20,7 +20,7 @@ from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.html import Page, as_script
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 BROWSER = "chromium"
 OPTIONS = (

@@ -7,18 +7,18 @@ import re
 import pytest
 
 from ptinspect.errors import UserError
-from ptinspect.reference import data
+from ptinspect.reference import pins
 
-TABLE = data.load()
+TABLE = pins.load()
 
 
 def test_the_default_comes_first_and_is_small() -> None:
-    assert TABLE.guests[0].name == data.DEFAULT_GUEST == "5.10-cloud"
+    assert TABLE.guests[0].name == pins.DEFAULT_GUEST == "5.10-cloud"
     assert not TABLE.guests[0].large
 
 
 @pytest.mark.parametrize("spec", TABLE.guests, ids=lambda s: s.name)
-def test_each_guest_is_whole(spec: data.GuestSpec) -> None:
+def test_each_guest_is_whole(spec: pins.GuestSpec) -> None:
     assert spec.suites
     assert re.fullmatch(spec.image.nearest, spec.image.package)
     for pin in (spec.image, *([spec.debug] if spec.debug else [])):

@@ -14,8 +14,8 @@ from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.target import setup
 from ptinspect.errors import TargetError, UserError
 from ptinspect.output.text import render
-from ptinspect.reference import data, emulator, store, system
-from ptinspect.reference.data import EmulatorSpec
+from ptinspect.reference import cache, emulator, pins, system
+from ptinspect.reference.pins import EmulatorSpec
 
 SPEC = EmulatorSpec(
     "newer",
@@ -45,9 +45,9 @@ def quiet(what: str, done: int, total: int) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalArchive:
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path / "cache"))
-    table = replace(data.load(), emulators=(SPEC,))
-    monkeypatch.setattr(data, "load", lambda: table)
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    table = replace(pins.load(), emulators=(SPEC,))
+    monkeypatch.setattr(pins, "load", lambda: table)
     architecture = subprocess.run(
         ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -78,7 +78,7 @@ def test_the_newest_is_installed_with_what_it_needs_and_no_more(archive: LocalAr
     found = install(archive)
     assert found == emulator.find("newer")
     assert found.version == "1:11.1"
-    place = store.cache_directory() / "qemu" / "newer"
+    place = cache.cache_directory() / "qemu" / "newer"
     assert sorted(path.name for path in (place / "lib").iterdir()) == [
         *("ld-linux-test.so.2", "libbar.so.2", "libfoo.so.1", "qemu-system-aarch64"),
     ]
@@ -86,12 +86,12 @@ def test_the_newest_is_installed_with_what_it_needs_and_no_more(archive: LocalAr
     assert (place / "lib" / "libfoo.so.1").read_bytes() == b"foo"
     assert (place / "lib" / "qemu-system-aarch64").read_bytes() == b"new"
     assert (found.share / "QEMU_EFI.fd").read_bytes() == b"efi"
-    manifest = store.read("newer", emulator.directory(), {emulator.PROGRAM})
+    manifest = cache.read("newer", emulator.directory(), {emulator.PROGRAM})
     assert manifest is not None
     assert sorted(source.package for source in manifest.sources) == [
         *("firmware", "libbar2", "libc6", "libfoo1", "qemu-system-arm", "zlib1g"),
     ]
-    assert not (store.cache_directory() / "apt").exists()
+    assert not (cache.cache_directory() / "apt").exists()
     assert [path.name for path in emulator.directory().iterdir()] == ["newer"]
 
 
@@ -125,7 +125,7 @@ def test_a_library_that_is_lacking_is_named(archive: LocalArchive) -> None:
     archive.remove("stable", "libbar2")
     with pytest.raises(TargetError, match=r"qemu-system-arm lack a library: libbar\.so\.2"):
         install(archive)
-    assert store.read("newer", emulator.directory(), {emulator.PROGRAM}) is None
+    assert cache.read("newer", emulator.directory(), {emulator.PROGRAM}) is None
     assert list(emulator.directory().iterdir()) == []
 
 
@@ -174,7 +174,7 @@ def test_setup_installs_and_lists_it(archive: LocalArchive, monkeypatch: pytest.
     assert (code, tool["found"], tool["version"]) == (0, True, "11.1")
     assert tool["path"] == str(emulator.find("newer").program)
     assert run("setup")[1][0]["found"]
-    (store.cache_directory() / "qemu" / "newer" / "lib" / "libfoo.so.1").write_bytes(b"bad")
+    (cache.cache_directory() / "qemu" / "newer" / "lib" / "libfoo.so.1").write_bytes(b"bad")
     assert run("setup --check --qemu newer")[1][0]["problem"] == "lib/libfoo.so.1 is not what was installed"
     assert run("setup --yes --check --qemu newer")[0] == 0
     with pytest.raises(UserError, match="no QEMU"):

@@ -12,10 +12,9 @@ import pytest
 from local_archive import TRUST, LocalArchive
 
 from ptinspect.errors import TargetError, UserError
-from ptinspect.reference import archive as guests
-from ptinspect.reference import data, store
-from ptinspect.reference.data import BusyboxSpec, Data, GuestSpec, PinnedPackage
+from ptinspect.reference import cache, guests, pins
 from ptinspect.reference.install import Installer, install_guest
+from ptinspect.reference.pins import BusyboxSpec, Data, GuestSpec, PinnedPackage
 
 KERNEL = b"kernel of 5.10 " * 100
 SHELL = b"static shell"
@@ -100,14 +99,14 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     made = World(tmp_path)
-    monkeypatch.setattr(data, "load", lambda: made.table)
+    monkeypatch.setattr(pins, "load", lambda: made.table)
     return made
 
 
 def leftovers() -> list[str]:
-    return sorted(path.name for path in store.guests_directory().iterdir() if path.name.startswith("."))
+    return sorted(path.name for path in cache.guests_directory().iterdir() if path.name.startswith("."))
 
 
 def test_the_pinned_version_is_installed_and_found(world: World) -> None:
@@ -123,7 +122,7 @@ def test_the_pinned_version_is_installed_and_found(world: World) -> None:
     assert guests.installed_guests() == [guest]
     assert guests.damage("5.10-cloud") == ""
     assert leftovers() == []
-    assert not (store.cache_directory() / "apt").exists()
+    assert not (cache.cache_directory() / "apt").exists()
 
 
 SPLIT = "7.3.4+deb13-arm64"
@@ -160,7 +159,7 @@ def test_what_is_installed_needs_no_archive(world: World) -> None:
 
 def test_what_is_installed_needs_no_lock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = world.install()
-    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr(cache, "LOCK_TIMEOUT", 0.3)
     with world.installer():
         assert install_guest("5.10-cloud") == first
 
@@ -273,7 +272,7 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(world: World) -> None:
     world.table = replace(world.table, guests=(wrong, *world.table.guests[1:]))
     with pytest.raises(TargetError, match="not the file that ptinspect knows"):
         world.install()
-    assert store.read("5.10-cloud") is None
+    assert cache.read("5.10-cloud") is None
     assert leftovers() == []
 
 
@@ -293,7 +292,7 @@ def test_an_interruption_leaves_what_was_there(world: World, step: str) -> None:
 
     with pytest.raises(KeyboardInterrupt), world.installer(interrupt) as installer:
         installer.install("5.10-cloud")
-    assert store.read("5.10-cloud") is None
+    assert cache.read("5.10-cloud") is None
     assert world.install().name == "5.10-cloud"
     with pytest.raises(KeyboardInterrupt), world.installer(interrupt) as installer:
         installer.install("5.10-cloud", again=True)
@@ -302,7 +301,7 @@ def test_an_interruption_leaves_what_was_there(world: World, step: str) -> None:
 
 
 def test_remains_of_a_killed_process_are_removed(world: World) -> None:
-    dead = store.guests_directory() / ".5.10-cloud.dead"
+    dead = cache.guests_directory() / ".5.10-cloud.dead"
     dead.mkdir(parents=True)
     (dead / "half").write_bytes(b"x")
     world.install()
@@ -321,7 +320,7 @@ def test_a_spoiled_guest_counts_as_missing_and_is_repaired(world: World, spoil: 
         manifest.write_text(manifest.read_text()[:40])
     else:
         manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    assert store.read("5.10-cloud") is None
+    assert cache.read("5.10-cloud") is None
     assert guests.installed_guests() == []
     world.install()
     assert guests.guest().kernel.read_bytes() == KERNEL
@@ -337,8 +336,8 @@ def test_changed_bytes_are_found_by_hash(world: World) -> None:
 
 
 def test_two_processes_do_not_install_at_once(world: World) -> None:
-    store.cache_directory().mkdir(parents=True)
-    other = (store.cache_directory() / "guests.lock").open("a")
+    cache.cache_directory().mkdir(parents=True)
+    other = (cache.cache_directory() / "guests.lock").open("a")
     fcntl.flock(other, fcntl.LOCK_EX)
     said: list[str] = []
 
@@ -354,7 +353,7 @@ def test_two_processes_do_not_install_at_once(world: World) -> None:
 
 
 def test_waiting_for_another_process_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr(cache, "LOCK_TIMEOUT", 0.3)
     with world.installer(), pytest.raises(TargetError, match="keeps installing"), world.installer():
         pass
 
@@ -363,10 +362,10 @@ def test_a_cache_that_cannot_be_written(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.raises(TargetError, match="cannot write to the cache directory") as caught:
         world.install()
-    assert store.CACHE_VARIABLE in caught.value.hint
+    assert cache.CACHE_VARIABLE in caught.value.hint
 
 
 def test_an_unknown_guest_is_wrong_usage(world: World) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ptinspect.errors import TargetError, TargetTimeout
-from ptinspect.reference.process import Result, run
+from ptinspect.reference.helper_program import Result, run
 
 
 def alive(pid: int) -> bool:

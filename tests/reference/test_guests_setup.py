@@ -14,7 +14,7 @@ from ptinspect.errors import TargetError, UserError
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report
 from ptinspect.output.text import render
-from ptinspect.reference import data, install, store, system
+from ptinspect.reference import cache, install, pins, system
 from ptinspect.reference.system import Tool
 
 
@@ -51,9 +51,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> World:
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     made = World(tmp_path)
-    monkeypatch.setattr(data, "load", lambda: made.table)
+    monkeypatch.setattr(pins, "load", lambda: made.table)
     monkeypatch.setattr(
         install,
         "Installer",
@@ -83,7 +83,7 @@ def test_nothing_is_changed_without_yes(world: World, machine: Machine) -> None:
     assert report.exit_code == 1
     assert report.result["complete"] is False
     assert machine.installed == []
-    assert not store.cache_directory().exists()
+    assert not cache.cache_directory().exists()
     qemu, gdb = report.result["tools"]
     assert (qemu["found"], qemu["version"], qemu["path"]) == (True, "1.0", "/bin/qemu")
     assert (gdb["found"], gdb["problem"]) == (False, "not installed")

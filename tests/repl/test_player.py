@@ -15,9 +15,9 @@ from ptinspect.errors import CheckFailed
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
-from ptinspect.script.model import ScriptError
 from ptinspect.script.parse import parse, parse_line
-from ptinspect.script.ready import ready
+from ptinspect.script.shipped import ready
+from ptinspect.script.statements import ScriptError
 
 
 def player(ctx: Any, **options: Any) -> Player:

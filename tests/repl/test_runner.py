@@ -11,7 +11,7 @@ from ptinspect.errors import MemoryReadError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import run_line
-from ptinspect.script.model import Line
+from ptinspect.script.statements import Line
 
 
 class Screen(io.StringIO):

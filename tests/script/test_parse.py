@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Var
 from ptinspect.script.parse import MAX_BYTES, MAX_LINES, parse, parse_line, read_script, split
+from ptinspect.script.statements import Line, OnStop, Repeat, Source, Var
 from ptinspect.script.variables import definition, expand, needed, used, words
 
 

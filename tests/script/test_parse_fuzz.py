@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ptinspect.errors import UserError
 from ptinspect.repl.preflight import Preflight
-from ptinspect.script.model import ScriptError, Statement
 from ptinspect.script.parse import parse, parse_line
 from ptinspect.script.record import lines_of
+from ptinspect.script.statements import ScriptError, Statement
 
 REGISTRY = context().registry
 SIGNS = [*"${}:;#'\"\\=-", "\n", "\n    ", "\n\t", "    ", " ", ":-", "\0", "\r", "\u2028", "é"]

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.parse import parse
 from ptinspect.script.record import Record, definition_of, lines_of
+from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import words
 
 LINES = st.sampled_from(["version", "x/8gx pa:0x1000", "snap 'a; b'", "walk ${a}", "gdb p 1 # 2"]).map(Line)

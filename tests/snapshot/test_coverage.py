@@ -8,7 +8,7 @@ import numpy as np
 from builders import OUTSIDE, TreeBuilder, regime_4k
 
 from ptinspect.snapshot.coverage import unseen
-from ptinspect.tables.model import Tables
+from ptinspect.tables.index import Tables
 
 
 def tree() -> TreeBuilder:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.errors import SnapshotError
 from ptinspect.snapshot import store
+from ptinspect.snapshot.model import Meta, Snapshot
 from ptinspect.snapshot.store import load, save
-from ptinspect.tables.model import Meta, Snapshot
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -8,7 +8,7 @@ import pytest
 import stack_guest as sg
 
 from ptinspect.arch import a64
-from ptinspect.stack.probe import Probe, plan
+from ptinspect.stack.vector_probe import Probe, plan
 
 AT = sg.VECTORS + 0x200
 FAULT, NET = sg.KERNEL + 0x8_0000, sg.KERNEL + 0x8_0080

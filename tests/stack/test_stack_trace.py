@@ -20,15 +20,16 @@ from ptinspect.stack.trace import (
     STEP,
     Compared,
     Contributions,
+    Finder,
     Part,
     Point,
+    Series,
     Trace,
     TracedStack,
     compare,
     thin,
 )
-from ptinspect.stack.tracefile import dumps, load
-from ptinspect.stack.tracing import Finder, Series
+from ptinspect.stack.trace_file import dumps, load
 
 TASK = TracedStack("task", "init (1)", 0x10000, 0x14000)
 IRQ = TracedStack("irq", "cpu 0", 0x20000, 0x24000)

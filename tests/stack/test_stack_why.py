@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 from builders import REGIMES
 
-from ptinspect.analysis.compare import kinds_of
+from ptinspect.analysis.classify import kinds_of
 from ptinspect.arch.esr import decode_esr
 from ptinspect.linux.death import CODES
 from ptinspect.linux.running.stacks import Stack
-from ptinspect.stack.why import Change, Facts, Gone, explain, path_changes
+from ptinspect.stack.verdict import Change, Facts, Gone, explain, path_changes
 from ptinspect.tables.walk import Walk
 
 REGIME = REGIMES["4k-48"]

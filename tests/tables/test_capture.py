@@ -20,7 +20,7 @@ from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import TargetLost, UserError
 from ptinspect.memory.sparse import SparseMemory
 from ptinspect.tables.capture import BATCH_BYTES, capture
-from ptinspect.tables.model import Tables
+from ptinspect.tables.index import Tables
 
 
 def slow_capture(tree: TreeBuilder, low: int, high: int, max_level: int = 3) -> dict[tuple[int, int], int]:

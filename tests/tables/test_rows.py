@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_map import tangled
 
-from ptinspect.analysis.rows import RowFilter, batches
+from ptinspect.analysis.descriptor_batches import RowFilter, batches
 from ptinspect.arch.descriptor import Kind, decode
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 Slot = tuple[int, int, int]
 """Level, address of the table, index."""

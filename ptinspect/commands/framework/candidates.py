@@ -18,7 +18,7 @@ from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
     from ptinspect.linux.image.image import KernelImage
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 Candidate = tuple[str, str]
 """What may be typed, and a word about it."""
@@ -113,7 +113,7 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
     elif kind == "guest":
         yield from _guests()
     elif kind == "script":
-        from ptinspect.script.ready import ready
+        from ptinspect.script.shipped import ready
 
         yield from ((f"@{script.name}", script.summary) for script in ready())
     elif kind == "info":
@@ -177,7 +177,7 @@ def _values(ctx: Context, name: str) -> Iterator[Candidate]:
 
 
 def _guests() -> Iterator[Candidate]:
-    from ptinspect.reference import archive
+    from ptinspect.reference import guests
 
-    for guest in archive.installed_guests():
+    for guest in guests.installed_guests():
         yield guest.name, guest.note or "installed"

@@ -15,10 +15,10 @@ from ptinspect.commands.framework.sources import Source, source
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.link.session import Capability
 from ptinspect.output.model import escape
-from ptinspect.snapshot.facts import KERNEL_OFFSET
+from ptinspect.snapshot.fact_names import KERNEL_OFFSET
 
 if TYPE_CHECKING:
-    from ptinspect.tables.model import Meta, Snapshot
+    from ptinspect.snapshot.model import Meta, Snapshot
 
 FEW = 4
 """Tables that cannot be read and prove nothing yet."""
@@ -43,8 +43,8 @@ def capture_snapshot(
     be read are marked in the snapshot. Raises GuestError if that is most of them: what was taken for a
     root is none, and other bytes were taken for descriptors.
     """
+    from ptinspect.snapshot.model import Snapshot
     from ptinspect.tables.capture import capture
-    from ptinspect.tables.model import Snapshot
 
     wanted = None if va_range is None else (VirtAddr(va_range[0]), VirtAddr(va_range[1]))
 
@@ -136,7 +136,7 @@ def naming_facts(ctx: Context) -> dict[str, str]:
 
 
 def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> Meta:
-    from ptinspect.tables.model import Meta
+    from ptinspect.snapshot.model import Meta
 
     session = ctx.stopped
     state = session.cpu_state(session.current_cpu)

@@ -12,7 +12,7 @@ from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.errors import KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.output.model import Report, escape
 from ptinspect.script.record import Record
-from ptinspect.snapshot.facts import kernel_offset
+from ptinspect.snapshot.fact_names import kernel_offset
 
 if TYPE_CHECKING:
     from ptinspect.link.qemu.machine import Qemu
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.linux.running.guest_view import GuestView
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 
 class Interaction(Protocol):

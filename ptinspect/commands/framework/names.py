@@ -12,10 +12,10 @@ from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, UserError
 from ptinspect.link.session import Capability
-from ptinspect.snapshot.facts import kernel_offset
+from ptinspect.snapshot.fact_names import kernel_offset
 
 if TYPE_CHECKING:
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 
 class GuestNames:

@@ -10,9 +10,9 @@ from ptinspect.commands.framework.sources import Source
 from ptinspect.errors import PtinspectError
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.regions import RegionNamer
+    from ptinspect.analysis.map import RegionNamer
     from ptinspect.linux.layout.regions import Layout
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 
 def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNamer, Layout]:

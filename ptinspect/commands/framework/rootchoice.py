@@ -14,11 +14,11 @@ from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.names import GuestNames
 from ptinspect.errors import PtinspectError, RegimeError, UserError
-from ptinspect.snapshot.facts import AREAS, LOWER
+from ptinspect.snapshot.fact_names import AREAS, LOWER
 
 if TYPE_CHECKING:
     from ptinspect.linux.running.other_roots import OtherRoot
-    from ptinspect.tables.model import Root
+    from ptinspect.snapshot.model import Root
 
 REGISTERS = ("ttbr0_el1", "ttbr1_el1", "ttbr0_el2", "ttbr1_el2")
 RULES = ("el1", "el2", *REGISTERS)
@@ -124,7 +124,7 @@ def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -
 def _told(ctx: Context, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
     """Join a root with its regime, and with what it is known to hold where it translates lower addresses."""
     from ptinspect.linux.running.ttbr import lower_role
-    from ptinspect.tables.model import Root
+    from ptinspect.snapshot.model import Root
 
     if regime.upper:
         return Chosen(Root(pa, said), regime)

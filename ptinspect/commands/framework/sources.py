@@ -18,7 +18,7 @@ from ptinspect.errors import UserError
 
 if TYPE_CHECKING:
     from ptinspect.memory.source import PhysicalMemory
-    from ptinspect.tables.model import Root, Snapshot
+    from ptinspect.snapshot.model import Root, Snapshot
 
 CPU_NUMBER = argtypes.completes("cpu", argtypes.whole(0, 1023))
 """The type of `--cpu`."""
@@ -105,7 +105,7 @@ def _captured(ctx: Context, args: argparse.Namespace, va: int | None) -> Source:
 
 
 def _captured_root(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> Root:
-    from ptinspect.tables.model import Root
+    from ptinspect.snapshot.model import Root
 
     if isinstance(args.root, str):
         raise UserError(

@@ -13,13 +13,13 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.sources import Source
 from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.output.model import escape
-from ptinspect.snapshot.facts import ALGORITHM
+from ptinspect.snapshot.fact_names import ALGORITHM
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.kpti.progress import Work
     from ptinspect.linux.kpti.state import KptiState
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 TOTALS: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
 """Session -> how many descriptors the walk had to store when it was seen before its first store."""

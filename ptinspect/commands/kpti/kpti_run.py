@@ -14,14 +14,14 @@ from ptinspect.commands.kpti.kpti_live import Look, look
 from ptinspect.commands.target.kernel import mismatch
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.link.gdb.slots import Purpose
-from ptinspect.snapshot.facts import PHASE
+from ptinspect.snapshot.fact_names import PHASE
 
 if TYPE_CHECKING:
     from ptinspect.link.session import Session, StopInfo
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.kpti.position import Phase
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
 """The C function that calls the identity-mapped one, per CPU.

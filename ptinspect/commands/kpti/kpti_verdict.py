@@ -12,14 +12,14 @@ from ptinspect.commands.kpti.kpti_live import look, snapshot_state
 from ptinspect.commands.target.kernel import mismatch
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.output.model import Note, Report, escape
-from ptinspect.snapshot.facts import PHASE
+from ptinspect.snapshot.fact_names import PHASE
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.kpti.state import KptiState
     from ptinspect.linux.kpti.stores import Recording
     from ptinspect.linux.kpti.verdict import Verdict
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 FINE = ("normal", "not-run")
 LIVE = "the guest"

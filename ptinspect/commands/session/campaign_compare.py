@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.campaign import constants
-from ptinspect.campaign.answers import read
+from ptinspect.campaign import passing_runs
+from ptinspect.campaign.attempt import read
 from ptinspect.campaign.child import ANSWERS
-from ptinspect.campaign.compare import first_difference
-from ptinspect.campaign.launching import folder
+from ptinspect.campaign.passing_runs import first_difference
+from ptinspect.campaign.plan import folder
 from ptinspect.campaign.runner import RUNS
 from ptinspect.campaign.statistics import Attempts, Merged
 from ptinspect.errors import PtinspectError
@@ -44,10 +44,10 @@ def _compare(merged: Merged, item: Attempts, directories: Sequence[Path]) -> Com
         return Compared(name, number, outcome, None, "its answers are not here")
     places = [item.directory, *(each for each in directories if each != item.directory)]
     for place in places:
-        good = constants.load(place, cell)
+        good = passing_runs.load(place, cell)
         if good is None:
             continue
-        found = first_difference(good, constants.steps_of(read(path / ANSWERS)))
+        found = first_difference(good, passing_runs.steps_of(read(path / ANSWERS)))
         pairs = _snapshots(place / RUNS / good.reference, path)
         why = "" if found else "no value that passing runs share is another one"
         return Compared(name, number, outcome, found, why, tuple(pairs))

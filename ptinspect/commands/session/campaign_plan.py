@@ -15,15 +15,24 @@ from typing import Any
 
 from ptinspect import __version__
 from ptinspect.campaign.child import Child, Ended
-from ptinspect.campaign.launching import GRACE, arguments, variables
-from ptinspect.campaign.plan import GUEST_KEYS, Cell, Plan, Run, cells_of, shard_of
+from ptinspect.campaign.plan import (
+    GRACE,
+    GUEST_KEYS,
+    Cell,
+    Plan,
+    Run,
+    arguments,
+    cells_of,
+    shard_of,
+    variables,
+)
 from ptinspect.campaign.results import Record, Results
 from ptinspect.campaign.statistics import same_campaign
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.files import write_text
-from ptinspect.script.model import Line, OnStop, Repeat, Source, Statement
-from ptinspect.script.ready import open_script, path_of
+from ptinspect.script.shipped import open_script, path_of
+from ptinspect.script.statements import Line, OnStop, Repeat, Source, Statement
 from ptinspect.script.variables import definition
 
 FILE = "home.json"
@@ -84,7 +93,7 @@ class Home:
 
     def judge(self) -> Callable[[Run, int, Ended, Path], Record]:
         """Return what says what came of an attempt."""
-        from ptinspect.campaign.judge import judge
+        from ptinspect.campaign.attempt import judge
 
         def record(run: Run, attempt: int, ended: Ended, directory: Path) -> Record:
             return judge(run, attempt, ended, directory, death)
@@ -214,9 +223,9 @@ def _check(ctx: Context, script: str, plan: Plan) -> bool:
 
 def _check_kernels(cells: tuple[Cell, ...]) -> None:
     """Raise TargetError if a kernel is neither a file nor a reference guest that is installed."""
-    from ptinspect.reference import archive
+    from ptinspect.reference import guests
 
     names = {cell.get("kernel") for cell in cells}
     for name in sorted(names):
         if name and not Path(name).is_file():
-            archive.guest(name)
+            guests.guest(name)

@@ -27,7 +27,7 @@ OTHERS = "Session"
 TOPIC = "formats"
 FORMATS = (
     ("snapshot", 1, ".npz", "a zip of numpy arrays, read by numpy.load: ptinspect/snapshot/store.py"),
-    ("stack trace", 1, ".json", "one JSON document: ptinspect/stack/tracefile.py"),
+    ("stack trace", 1, ".json", "one JSON document: ptinspect/stack/trace_file.py"),
     ("result", 1, "--json", "one JSON object a line: command, ok, result or error, line, place"),
     ("rows", 1, ".csv .jsonl .parquet", "export: one row for each descriptor that is not zero"),
     ("ptdump", 1, "text", "the kernel's own kernel_page_tables, in the form of its release"),

@@ -10,7 +10,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry, no_arguments
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
-from ptinspect.script.ready import ready
+from ptinspect.script.shipped import ready
 
 WORDS = {
     "var": (

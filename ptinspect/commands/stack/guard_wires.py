@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ptinspect.linux.running.stacks import Stack, Stacks
     from ptinspect.linux.running.tasks import Task
     from ptinspect.stack.guard import Wires
-    from ptinspect.stack.probe import Probe
+    from ptinspect.stack.vector_probe import Probe
 
 Entry = Literal["probe", "breakpoint"]
 """How the exception entry is guarded: by code in the vector's padding, or by a breakpoint on it."""
@@ -116,7 +116,7 @@ def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
     """Write the probes; return why none was written."""
     from ptinspect.arch import a64
     from ptinspect.linux.image.entry import EL1H, SLOT
-    from ptinspect.stack.probe import plan
+    from ptinspect.stack.vector_probe import plan
 
     session, view = ctx.stopped, stacks.view
     image = stacks.tasks.image

@@ -70,8 +70,8 @@ def open_stacks(ctx: Context) -> Stacks:
 
 def stack(ctx: Context, args: argparse.Namespace) -> Report:
     """Show the stack of one CPU, of all, or of a task."""
-    from ptinspect.stack.code import KernelCode
     from ptinspect.stack.depth import depth_of_cpu, depth_of_task
+    from ptinspect.stack.kernel_code import KernelCode
 
     session = ctx.stopped
     found = open_stacks(ctx)
@@ -94,7 +94,7 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _compared(ctx: Context, found: Stacks, depth: Depth) -> Depth:
     """Say of a stack without its end mark whether snapshots show that it led to other memory."""
-    from ptinspect.stack.facts import leads_elsewhere
+    from ptinspect.stack.verdict_facts import leads_elsewhere
 
     stack = depth.position.stack
     if depth.end_magic_intact is not False or stack is None:

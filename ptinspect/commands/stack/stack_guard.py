@@ -109,8 +109,8 @@ class Run:
 
     def run(self) -> tuple[Way, StopInfo]:
         """Run until a wire is tripped, something else stops the guest, or the time is over."""
-        from ptinspect.stack.facts import entry_ranges
         from ptinspect.stack.guard import Budget, judge
+        from ptinspect.stack.verdict_facts import entry_ranges
 
         session, wires = self.ctx.stopped, self.armed.wires
         stacks = open_stacks(self.ctx)

@@ -72,7 +72,7 @@ def _configure_diff(parser: argparse.ArgumentParser) -> None:
 def trace(ctx: Context, args: argparse.Namespace) -> Report:
     """Follow SP and say what was found."""
     from ptinspect.output.views.trace import trace_report
-    from ptinspect.stack.tracefile import dumps
+    from ptinspect.stack.trace_file import dumps
 
     cpu = cpu_state(ctx, args.cpu).cpu
     method = args.method or ("step" if args.steps is not None else "")
@@ -121,7 +121,7 @@ def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two traces."""
     from ptinspect.output.views.trace import diff_report
     from ptinspect.stack.trace import compare
-    from ptinspect.stack.tracefile import load
+    from ptinspect.stack.trace_file import load
 
     a, b = load(args.a), load(args.b)
     report = diff_report(a, b, (str(args.a), str(args.b)), *compare(a, b))

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from ptinspect.link.gdb.tracer import Rung, Tracer
     from ptinspect.link.session import StopInfo
     from ptinspect.linux.running.stacks import Stack, Stacks
-    from ptinspect.stack.code import KernelCode
-    from ptinspect.stack.model import Frame
+    from ptinspect.stack.kernel_code import KernelCode
     from ptinspect.stack.trace import Part, Point, Trace, TracedStack
+    from ptinspect.stack.unwind import Frame
 
 STEPS_AT_ONCE = 4096
 SLICE = 2.0
@@ -60,8 +60,8 @@ class Way:
 
     def __init__(self, ctx: Context, stacks: Stacks, limits: Limits, wanted: Sequence[Stack]) -> None:
         """`wanted`: the stacks that are told apart; a ladder watches them all."""
-        from ptinspect.stack.code import KernelCode
-        from ptinspect.stack.tracing import Finder, Series
+        from ptinspect.stack.kernel_code import KernelCode
+        from ptinspect.stack.trace import Finder, Series
 
         self.ctx, self.stacks, self.limits, self.wanted = ctx, stacks, limits, list(wanted)
         self.code = KernelCode(stacks.view)
@@ -255,8 +255,7 @@ class Way:
         self.ctx.forget_stop()
 
     def _trace(self, method: str, ended: str) -> Trace:
-        from ptinspect.stack.trace import Trace, thin
-        from ptinspect.stack.tracing import MAX_POINTS
+        from ptinspect.stack.trace import MAX_POINTS, Trace, thin
 
         points, thinned = thin(self.series.points, MAX_POINTS)
         state = self.ctx.stopped.cpu_state(self.ctx.stopped.current_cpu)

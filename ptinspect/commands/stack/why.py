@@ -59,8 +59,8 @@ def _rank(report: Report) -> int:
 def verdict(ctx: Context, cpu: int) -> Report:
     """Judge what one CPU stands at."""
     from ptinspect.stack.depth import depth_of_cpu
-    from ptinspect.stack.facts import collect
-    from ptinspect.stack.why import explain
+    from ptinspect.stack.verdict import explain
+    from ptinspect.stack.verdict_facts import collect
 
     found = open_stacks(ctx)
     state = ctx.stopped.cpu_state(cpu)

@@ -17,7 +17,7 @@ from ptinspect.output.model import Report
 if TYPE_CHECKING:
     from ptinspect.analysis.aliases import Places
     from ptinspect.linux.layout.regions import Layout
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")
 
@@ -59,8 +59,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def check(ctx: Context, args: argparse.Namespace) -> Report:
     """Apply the rules."""
+    from ptinspect.analysis.check import Pair, check_pair, check_stacks
     from ptinspect.analysis.check import check as check_one
-    from ptinspect.analysis.check_pair import Pair, check_pair, check_stacks
     from ptinspect.analysis.findings import RULES, Findings
     from ptinspect.linux.layout.mapped_parts import Contents
     from ptinspect.output.views.check import MOVED, check_report

@@ -17,8 +17,8 @@ from ptinspect.files import replacing
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.rows import RowFilter
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.analysis.descriptor_batches import RowFilter
+    from ptinspect.snapshot.model import Snapshot
 
 FORMATS = ("csv", "jsonl", "parquet", "ptdump")
 """What --format takes, and the suffixes of files that say it."""
@@ -95,7 +95,7 @@ def _form(args: argparse.Namespace) -> str:
 
 def _write_rows(ctx: Context, args: argparse.Namespace, snapshot: Snapshot, form: str) -> int:
     """Write one row for each descriptor; return how many."""
-    from ptinspect.analysis.rows import batches
+    from ptinspect.analysis.descriptor_batches import batches
     from ptinspect.output.rows import WRITERS, Regions, pyarrow
 
     if form == "parquet":
@@ -112,7 +112,7 @@ def _write_rows(ctx: Context, args: argparse.Namespace, snapshot: Snapshot, form
 
 
 def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFilter:
-    from ptinspect.analysis.rows import RowFilter
+    from ptinspect.analysis.descriptor_batches import RowFilter
 
     start = snapshot.regime.start_level
     levels = frozenset(argtypes.level_number(level, start) for level in args.level or ())

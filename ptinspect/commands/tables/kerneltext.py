@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ptinspect.linux.ptdump.kernel_text import Text
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 SHOWN = 200
 

@@ -102,7 +102,7 @@ def _add_snapshots(ctx: Context, page: Page, names: list[str]) -> None:
 
 def _add_traces(page: Page, files: list[Path]) -> None:
     from ptinspect.output.views.trace import picture
-    from ptinspect.stack.tracefile import load
+    from ptinspect.stack.trace_file import load
 
     page.traces += [picture(load(file), file.name) for file in files]
 

@@ -18,7 +18,7 @@ from ptinspect.output.model import Report, escape
 from ptinspect.output.views.snapshot import listed, told
 
 if TYPE_CHECKING:
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 SUFFIX = ".npz"
 """Suffix of snapshot files, added where the user gives none."""

@@ -17,7 +17,7 @@ from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import MapFilter
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 SHOWN = 200
 """Runs shown unless --limit says otherwise."""
@@ -135,7 +135,7 @@ def _mixed(ctx: Context, args: argparse.Namespace, snapshot: Snapshot, wanted: M
     """List contiguous groups whose entries differ in AF or dirty."""
     from itertools import islice
 
-    from ptinspect.analysis.groups import mixed_groups
+    from ptinspect.analysis.contiguous import mixed_groups
     from ptinspect.output.views.tables import groups_report
 
     found = list(islice(mixed_groups(snapshot, wanted.va_range, wanted.levels), wanted.max_runs + 1))

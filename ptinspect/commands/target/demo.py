@@ -141,7 +141,7 @@ def _launch_words(args: argparse.Namespace) -> list[str]:
 
 def _translations(ctx: Context) -> Check:
     """Ask QEMU's own MMU about addresses spread over all leaves of `after`."""
-    from ptinspect.analysis.rows import sample_leaves
+    from ptinspect.analysis.descriptor_batches import sample_leaves
 
     session = ctx.stopped
     wrong = []

@@ -31,7 +31,7 @@ REVERTED_CPUS = 8
 """The boot's table maps blocks of 2 MiB: the first CPU's stack may lie in the last of them, mapped to
 memory that is not the stack's, and never fault; with more CPUs some stacks lie outside."""
 ELSEWHERE = "memory of something else"
-"""What `why` says of a stack whose addresses lead to other memory (stack/why.py)."""
+"""What `why` says of a stack whose addresses lead to other memory (stack/verdict.py)."""
 PMD = 2
 """Level of the tables whose entry is cleared."""
 

@@ -12,9 +12,9 @@ from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
 if TYPE_CHECKING:
-    from ptinspect.reference.archive import Guest
-    from ptinspect.reference.data import GuestSpec
+    from ptinspect.reference.guests import Guest
     from ptinspect.reference.install import Installer
+    from ptinspect.reference.pins import GuestSpec
     from ptinspect.reference.system import Probe, Tool
 
 
@@ -76,11 +76,11 @@ class _State:
 
 def setup(ctx: Context, args: argparse.Namespace) -> Report:
     """Check, and with `--yes` install."""
-    from ptinspect.reference import data, system
+    from ptinspect.reference import pins, system
 
     chosen = _chosen(args)
     if args.list:
-        return _report([], [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests])
+        return _report([], [_look(spec, spec.name in chosen, args.check) for spec in pins.load().guests])
     tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
     trouble: list[PtinspectError] = []
     lacking = [p for t in tools if not t.found for p in t.packages]
@@ -91,7 +91,7 @@ def setup(ctx: Context, args: argparse.Namespace) -> Report:
             trouble.append(error)
         tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
     tools += _emulators(ctx, args, trouble)
-    states = [_look(spec, spec.name in chosen, args.check) for spec in data.load().guests]
+    states = [_look(spec, spec.name in chosen, args.check) for spec in pins.load().guests]
     if args.yes:
         states = _install_all(ctx, states)
         trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
@@ -99,13 +99,13 @@ def setup(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def _chosen(args: argparse.Namespace) -> set[str]:
-    from ptinspect.reference import data
+    from ptinspect.reference import pins
 
-    table = data.load()
+    table = pins.load()
     names = {table.guest(name).name for name in args.guest}
     if args.all:
         names |= {spec.name for spec in table.guests if not spec.large}
-    return names or {data.DEFAULT_GUEST}
+    return names or {pins.DEFAULT_GUEST}
 
 
 def _find_gdb(ctx: Context) -> Probe:
@@ -127,9 +127,9 @@ def _find_qemu() -> tuple[str, str]:
 
 def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectError]) -> list[Tool]:
     """Look for the QEMUs beside the system's that are asked for or there; install what is asked for."""
-    from ptinspect.reference import data, emulator, system
+    from ptinspect.reference import emulator, pins, system
 
-    table = data.load()
+    table = pins.load()
     wanted = {table.emulator(name).name for name in args.qemu}
     if args.tests:
         wanted |= {spec.name for spec in table.emulators}
@@ -148,13 +148,13 @@ def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectEr
 
 
 def _look(spec: GuestSpec, chosen: bool, check: bool) -> _State:
-    from ptinspect.reference import archive
+    from ptinspect.reference import guests
 
     try:
-        guest = archive.guest(spec.name)
+        guest = guests.guest(spec.name)
     except PtinspectError as error:
         return _State(spec, chosen, None, error.message, error.hint)
-    return _State(spec, chosen, guest, archive.damage(guest.name) if check else "")
+    return _State(spec, chosen, guest, guests.damage(guest.name) if check else "")
 
 
 def _wanted(state: _State) -> bool:

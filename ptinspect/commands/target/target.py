@@ -151,17 +151,17 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _boot(ctx: Context, args: argparse.Namespace) -> Boot:
     """Choose kernel, initrd and symbols. Raises UserError."""
-    from ptinspect.reference import archive
+    from ptinspect.reference import guests
 
     kernel = args.kernel or (None if args.guest else ctx.settings.kernel)
     if kernel is None:
-        guest = archive.guest(args.guest) if args.guest else archive.guest()
+        guest = guests.guest(args.guest) if args.guest else guests.guest()
         initrd = None if args.no_initrd else args.initrd or guest.initrd
         boot = Boot(guest.kernel, initrd, guest.vmlinux or guest.kernel, guest.cpu, guest.note)
     else:
         initrd = args.initrd
         if initrd is None and not args.no_initrd:
-            installed = archive.installed_guests()
+            installed = guests.installed_guests()
             initrd = installed[0].initrd if installed else None
         boot = Boot(kernel, initrd, kernel)
     symbols = args.symbols or (ctx.settings.kernel if args.kernel else None)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from ptinspect.errors import MemoryReadError, TargetError, UserError
 from ptinspect.link.lanes.laneerror import GONE, LaneError
 from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.memory.rows import has_rows, read_rows
-from ptinspect.memory.source import PhysicalMemory
+from ptinspect.memory.source import PhysicalMemory, has_rows, read_rows
 
 PAGE = 4096
 AUTO, STUB = "auto", "gdbstub"

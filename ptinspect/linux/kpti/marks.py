@@ -12,10 +12,10 @@ from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import Regime
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm
-from ptinspect.snapshot.facts import ALGORITHM
+from ptinspect.snapshot.fact_names import ALGORITHM
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import in_parts
 from ptinspect.tables.kinds import are_tables, are_valid
-from ptinspect.tables.model import Snapshot
 
 CHUNK_WORDS = 1 << 20
 """Descriptors that are looked at in one go."""

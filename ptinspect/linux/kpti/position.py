@@ -13,7 +13,7 @@ from ptinspect.arch.sysregs import CpuState, ttbr_base
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode, LevelCode
 from ptinspect.linux.kpti.marks import Frontier, key_of, marks
 from ptinspect.memory.source import PhysicalMemory
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
 
 Phase = Literal["before", "walking", "done"]

@@ -12,7 +12,7 @@ from ptinspect.errors import UserError
 from ptinspect.linux.kpti.code import Algorithm
 from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks
 from ptinspect.linux.kpti.state import KptiState
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 ALL = MASK64
 """A place in the order of the walk past every descriptor."""

@@ -16,8 +16,8 @@ from ptinspect.linux.kpti.running_code import Flag, boot_cpu, flag_of, running_c
 from ptinspect.linux.releases import kaslr_needs_no_rewrite, parse
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.snapshot.coverage import unseen
-from ptinspect.snapshot.facts import kernel_offset
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.fact_names import kernel_offset
+from ptinspect.snapshot.model import Snapshot
 
 State = Literal["before", "in-progress", "after", "not-needed", "unknown"]
 NO_FLAG = Flag(None, None)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_TABLE, kinds, output_addresses
-from ptinspect.tables.model import Snapshot
 
 __all__ = ["LevelWrites", "Recording", "Write", "recording"]
 

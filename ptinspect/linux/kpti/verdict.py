@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from ptinspect.analysis.changes import Change
-from ptinspect.analysis.compare import is_older
-from ptinspect.analysis.diff import diff
+from ptinspect.analysis.classify import is_older
+from ptinspect.analysis.diff import Change, diff
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
@@ -25,9 +24,9 @@ from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
 from ptinspect.linux.layout.snapshot_layout import layout_of
 from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex
 from ptinspect.tables.kinds import are_valid
-from ptinspect.tables.model import Snapshot
 
 Code = Literal[
     "normal", "no-table-marks", "toggle-write-back", "lost-write", "reverted-entry", "not-run", "unknown"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ptinspect.analysis.regions import RegionNamer, half_namer
+from ptinspect.analysis.map import RegionNamer, half_namer
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.geometry import (
@@ -23,9 +23,9 @@ from ptinspect.linux.layout.geometry import (
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.layout.sections import Leaves, image_regions, text_by_tables, trampoline
 from ptinspect.linux.releases import parse
-from ptinspect.snapshot.facts import LAYOUT
+from ptinspect.snapshot.fact_names import LAYOUT
 from ptinspect.snapshot.memory import SnapshotMemory
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
 
 LINK_SLACK = 16 * MIB

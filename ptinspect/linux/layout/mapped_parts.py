@@ -11,11 +11,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.analysis.changes import Change
-from ptinspect.analysis.fragments import Expansion, Fragments
+from ptinspect.analysis.diff import Change
+from ptinspect.analysis.expand import Expansion, Fragments
 from ptinspect.linux.layout.choice import region_namer
 from ptinspect.linux.layout.snapshot_layout import layout_of
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.window import Window
 
 SHOWN = 6

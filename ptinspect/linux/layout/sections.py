@@ -12,8 +12,8 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.geometry import KIB, MIB, TOP
 from ptinspect.linux.layout.regions import Region
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_BLOCK, K_PAGE, kinds, output_addresses
-from ptinspect.tables.model import Snapshot
 
 PXN, READ_ONLY = np.uint64(1 << 53), np.uint64(1 << 7)
 SMALLEST_TEXT = 256 * KIB

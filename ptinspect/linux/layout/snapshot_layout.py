@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ptinspect.analysis.regions import half_namer
+from ptinspect.analysis.map import half_namer
 from ptinspect.arch.regime import Regime
 from ptinspect.linux.layout.choice import geometry_of, layout, of_variant
 from ptinspect.linux.layout.geometry import TOP
 from ptinspect.linux.layout.regions import Layout, Region
-from ptinspect.snapshot.facts import AREAS, LAYOUT, LOWER, REGIONS
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.fact_names import AREAS, LAYOUT, LOWER, REGIONS
+from ptinspect.snapshot.model import Snapshot
 
 MAX_REGIONS = 65_536
 

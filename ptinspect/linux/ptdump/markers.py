@@ -22,7 +22,7 @@ from ptinspect.linux.releases import (
     parse,
     text_form,
 )
-from ptinspect.tables.model import Snapshot
+from ptinspect.snapshot.model import Snapshot
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.layout.snapshot_layout import encode
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.stacks import Stack, Stacks
-from ptinspect.snapshot.facts import LAYOUT, REGIONS
+from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
+from ptinspect.snapshot.model import Meta, Snapshot
 from ptinspect.tables.capture import capture
-from ptinspect.tables.model import Meta, Snapshot
 
 MAX_TABLES = 16_384
 """Tables that are read at most to learn the layout."""

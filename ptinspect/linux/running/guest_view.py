@@ -17,7 +17,7 @@ from ptinspect.linux.running.member_offsets import SeenTypes
 from ptinspect.linux.running.placement import Found, mismatch
 from ptinspect.linux.running.swapper import RootFound, maps_kernel
 from ptinspect.memory.source import PhysicalMemory, RamBlock
-from ptinspect.tables.model import Root
+from ptinspect.snapshot.model import Root
 from ptinspect.tables.walk import walk
 from ptinspect.text import escape
 

@@ -12,7 +12,7 @@ from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.swapper import PAGES_APART, executable_runs, valid_entries
 from ptinspect.linux.running.tasks import Task, Tasks
-from ptinspect.tables.model import Root
+from ptinspect.snapshot.model import Root
 from ptinspect.tables.walk import walk
 
 IDMAP_BITS = (48, 52, 47, 42, 39, 36)

@@ -13,7 +13,7 @@ from ptinspect.output.views.snapshot import root_note, seen, source_of, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.atlas import Atlas
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 LETTERS: Sequence[tuple[str, Style]] = (
     (".", "dim"),

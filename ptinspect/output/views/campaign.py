@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.campaign.compare import Difference
+    from ptinspect.campaign.passing_runs import Difference
     from ptinspect.campaign.statistics import Attempts, CellRow, Merged
 
 RUNS_NAMED = 6

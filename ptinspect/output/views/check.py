@@ -10,7 +10,7 @@ from ptinspect.output.views.diff import held_json
 
 if TYPE_CHECKING:
     from ptinspect.analysis.findings import Finding, Findings
-    from ptinspect.analysis.regions import RegionNamer
+    from ptinspect.analysis.map import RegionNamer
     from ptinspect.linux.layout.mapped_parts import Contents, Part
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}

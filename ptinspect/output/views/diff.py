@@ -12,10 +12,10 @@ from ptinspect.output.views.descriptor import in_words
 from ptinspect.output.views.snapshot import seen
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.changes import Change, Diff, LevelDiff
-    from ptinspect.analysis.regions import RegionNamer
+    from ptinspect.analysis.diff import Change, Diff, LevelDiff
+    from ptinspect.analysis.map import RegionNamer
     from ptinspect.linux.layout.mapped_parts import Contents, Part
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 COUNTS: tuple[tuple[str, str, Style], ...] = (
     ("tables", "tables", "plain"),

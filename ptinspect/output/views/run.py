@@ -9,7 +9,7 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 
 if TYPE_CHECKING:
     from ptinspect.link.session import Breakpoint, StopInfo
-    from ptinspect.stack.model import Unwound
+    from ptinspect.stack.unwind import Unwound
 
 Place = Callable[[int], str]
 """Gives an address with its symbol."""

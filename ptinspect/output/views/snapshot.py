@@ -10,7 +10,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.tables.model import Root, Snapshot
+    from ptinspect.snapshot.model import Root, Snapshot
 
 
 def facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Ta
 if TYPE_CHECKING:
     from ptinspect.linux.running.stacks import Position, Stack
     from ptinspect.linux.running.tasks import Task
-    from ptinspect.stack.code import KernelCode
     from ptinspect.stack.depth import Depth
     from ptinspect.stack.highwater import HighWater
-    from ptinspect.stack.model import Frame
+    from ptinspect.stack.kernel_code import KernelCode
+    from ptinspect.stack.unwind import Frame
 
 KINDS = {
     "task": "task stack",

@@ -13,12 +13,11 @@ from ptinspect.output.views.descriptor import attributes_json, permissions_json,
 from ptinspect.output.views.snapshot import regime_facts, root_note, seen, source_of, warnings
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.contiguous import MixedGroup
     from ptinspect.analysis.find import Hit
-    from ptinspect.analysis.groups import MixedGroup
-    from ptinspect.analysis.map import Run
-    from ptinspect.analysis.regions import RegionNamer
+    from ptinspect.analysis.map import RegionNamer, Run
     from ptinspect.analysis.summary import LevelSummary, Summary
-    from ptinspect.tables.model import Snapshot
+    from ptinspect.snapshot.model import Snapshot
 
 COUNTS: tuple[tuple[str, str, Style], ...] = (
     ("tables", "tables", "plain"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
 from ptinspect.stack.trace import LADDER, UNITS, Compared, Deepest, Part, Trace, TracedStack
-from ptinspect.stack.tracefile import to_json
+from ptinspect.stack.trace_file import to_json
 
 WIDTH, HEIGHT = 64, 8
 """Columns and lines of the chart."""

@@ -17,7 +17,7 @@ from ptinspect.output.views.descriptor import (
 from ptinspect.output.views.snapshot import root_note
 
 if TYPE_CHECKING:
-    from ptinspect.tables.model import Root
+    from ptinspect.snapshot.model import Root
     from ptinspect.tables.walk import Step, Walk
 
 COLUMNS = (

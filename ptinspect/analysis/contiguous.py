@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, in_parts
 from ptinspect.tables.kinds import are_leaves
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
 
 CONTIGUOUS = np.uint64(1 << 52)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
-from ptinspect.reference import data, store
-from ptinspect.reference.data import DEFAULT_GUEST
-from ptinspect.reference.store import Manifest
+from ptinspect.reference import cache, pins
+from ptinspect.reference.cache import Manifest
+from ptinspect.reference.pins import DEFAULT_GUEST
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def guest(name: str = DEFAULT_GUEST) -> Guest:
 
     Raises UserError for an unknown name, TargetError if it is not installed.
     """
-    data.load().guest(name)
+    pins.load().guest(name)
     found = installed(name)
     if found is None:
         raise TargetError(
@@ -51,18 +51,18 @@ def guest(name: str = DEFAULT_GUEST) -> Guest:
 
 def installed_guests() -> list[Guest]:
     """Return the guests whose own files are installed, the default one first."""
-    guests = [installed(spec.name) for spec in data.load().guests]
-    return [g for spec, g in zip(data.load().guests, guests, strict=True) if g and g.name == spec.name]
+    guests = [installed(spec.name) for spec in pins.load().guests]
+    return [g for spec, g in zip(pins.load().guests, guests, strict=True) if g and g.name == spec.name]
 
 
 def installed(name: str) -> Guest | None:
     """Return an installed guest, or the one that serves in its place; None if there is neither."""
-    manifest = store.read(name)
+    manifest = cache.read(name)
     if manifest is None:
         return None
     note = manifest.note
     if manifest.instead:
-        manifest = store.read(manifest.instead)
+        manifest = cache.read(manifest.instead)
         if manifest is None or manifest.instead:
             return None
         note = "; ".join(part for part in (note, manifest.note) if part)
@@ -71,7 +71,7 @@ def installed(name: str) -> Guest | None:
 
 def from_manifest(manifest: Manifest, note: str) -> Guest:
     """Return the guest that a manifest with files describes, with this note."""
-    place = store.guests_directory() / manifest.name
+    place = cache.guests_directory() / manifest.name
     files = {use: place / file.name for use, file in manifest.files.items()}
     return Guest(
         manifest.name,
@@ -88,5 +88,5 @@ def from_manifest(manifest: Manifest, note: str) -> Guest:
 
 def damage(name: str) -> str:
     """Return what is wrong with the files of an installed guest by their hashes; empty if nothing is."""
-    manifest = store.read(name)
-    return "not installed" if manifest is None else store.damage(manifest)
+    manifest = cache.read(name)
+    return "not installed" if manifest is None else cache.damage(manifest)

@@ -13,9 +13,9 @@ from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, take_rows
 from ptinspect.tables.kinds import address_bits, are_leaves, are_tables, next_tables, output_addresses
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
 
 BATCH_WORDS = 1 << 17

@@ -1,4 +1,4 @@
-"""The table of guests, packages and tools in `data.toml`, as values."""
+"""The table of guests, packages and tools in `pins.toml`, as values."""
 
 from __future__ import annotations
 
@@ -130,12 +130,12 @@ class Data:
 @cache
 def load() -> Data:
     """Return the table that the package ships."""
-    text = resources.files("ptinspect.reference").joinpath("data.toml").read_text("utf-8")
+    text = resources.files("ptinspect.reference").joinpath("pins.toml").read_text("utf-8")
     return parse(tomllib.loads(text))
 
 
 def parse(table: dict[str, Any]) -> Data:
-    """Make values of the table; KeyError or TypeError means that `data.toml` is wrong."""
+    """Make values of the table; KeyError or TypeError means that `pins.toml` is wrong."""
     return Data(
         tuple(_guest(entry) for entry in table["guest"]),
         tuple(

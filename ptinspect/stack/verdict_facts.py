@@ -14,10 +14,10 @@ from ptinspect.linux.image.entry import EL1H, SLOT
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.linux.stack_range import holding
 from ptinspect.snapshot.memory import SnapshotMemory
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.stack.depth import Depth, regs_layout, with_true_sp
 from ptinspect.stack.unwind import FRAME_POINTER
-from ptinspect.stack.why import Change, Facts, Gone, path_changes
-from ptinspect.tables.model import Snapshot
+from ptinspect.stack.verdict import Change, Facts, Gone, path_changes
 from ptinspect.tables.walk import Walk, walk
 
 STORES = 0x80

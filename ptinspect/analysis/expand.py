@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import mask
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, take_rows
 from ptinspect.tables.kinds import (
     HIERARCHY_SHIFT,
@@ -19,7 +20,6 @@ from ptinspect.tables.kinds import (
     next_tables,
     output_addresses,
 )
-from ptinspect.tables.model import Snapshot
 from ptinspect.tables.window import Window
 
 MAX_VISITS = 262_144

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import UserError
-from ptinspect.script.model import Statement, Var
 from ptinspect.script.parse import parse, read_script
+from ptinspect.script.statements import Statement, Var
 from ptinspect.script.variables import words
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptinspect.analysis.compare import kinds_of, only_bit11
+from ptinspect.analysis.classify import kinds_of, only_bit11
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
 from ptinspect.linux import death
@@ -37,7 +37,7 @@ class Change:
     snapshot: str
     """Name of the snapshot."""
     kinds: tuple[str, ...]
-    """In which ways it differs: words of analysis.compare.KINDS."""
+    """In which ways it differs: words of analysis.classify.KINDS."""
 
 
 @dataclass(frozen=True)

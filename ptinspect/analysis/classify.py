@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.analysis.pairs import Chunk
+from ptinspect.analysis.descent import Chunk
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime
 from ptinspect.tables.kinds import (

@@ -1,17 +1,15 @@
-"""What a snapshot holds: the raw descriptors of every table under a root, and the registers at that time."""
+"""What a snapshot holds: the captured tables, the registers at that time, and where it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.memory.source import RamBlock
+from ptinspect.tables.index import Tables
 
 
 @dataclass(frozen=True)
@@ -22,30 +20,6 @@ class Root:
     """Physical address of the root table, ASID and CnP removed."""
     provenance: str
     """Why this root: `TTBR1_EL1 at kpti_install_ng_mappings`, `--root`, `symbol swapper_pg_dir`, …"""
-
-
-@dataclass(frozen=True, eq=False)
-class Tables:
-    """Hold every table reached from a root, one row per table, sorted by (level, va).
-
-    A table reached along several paths has one row, with the lowest `va` that reaches it; its
-    identity is (level, pa). All arrays have n rows.
-    """
-
-    level: NDArray[np.int8]
-    """Level of the table's entries: start_level … 3."""
-    pa: NDArray[np.uint64]
-    """Physical address of the table."""
-    va: NDArray[np.uint64]
-    """First virtual address that the table translates, canonical."""
-    raw: NDArray[np.uint64]
-    """Descriptors, shape (n, granule / 8); a root smaller than a granule is padded with zeros."""
-    readable: NDArray[np.bool_]
-    """False where the table could not be read; its descriptors are then zeros that mean nothing."""
-
-    def __len__(self) -> int:
-        """Return the number of tables."""
-        return int(self.level.shape[0])
 
 
 @dataclass(frozen=True)
@@ -65,7 +39,7 @@ class Meta:
     note: str = ""
     """Free text of the user's."""
     extra: Mapping[str, str] = field(default_factory=dict)
-    """Further facts by name; snapshot/facts.py has the names."""
+    """Further facts by name; snapshot/fact_names.py has the names."""
 
 
 @dataclass(frozen=True, eq=False)
