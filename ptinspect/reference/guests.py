@@ -24,7 +24,7 @@ class Guest:
     version: str
     """Debian version of the kernel."""
     vmlinux: Path | None = None
-    """The kernel with symbols and DWARF, or None."""
+    """The kernel with symbols and debug information, or None."""
     release: str = ""
     """What `uname -r` prints there."""
     cpu: str = "cortex-a72"

@@ -10,7 +10,7 @@ from fakes import FakeSession, build_registry, run, text
 from stack_guest import SIZE, StackGuest
 
 from ptinspect.commands.framework.context import Context
-from ptinspect.linux.image.types import Types
+from ptinspect.linux.image.btf import BtfTypes
 from ptinspect.linux.running.stack_pages import misled
 from ptinspect.linux.running.stacks import Stacks
 from ptinspect.output.views.stack import depths
@@ -27,11 +27,8 @@ FIELDS = {
 OTHER = 0x6123_4000
 
 
-class Btf(sg.Types):
+class Btf(sg.Types, BtfTypes):
     """The types of a kernel file."""
-
-
-Types.register(Btf)
 
 
 class Guest(StackGuest):

@@ -12,10 +12,8 @@ from ptinspect.arch.bits import align_down, align_up
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.btf import BtfTypes, find_btf
 from ptinspect.linux.image.container import BANNER, Blob, FileBytes, ImageHeader, Segment, open_bytes
-from ptinspect.linux.image.dwarf import DwarfTypes
 from ptinspect.linux.image.kallsyms import recover
 from ptinspect.linux.image.symbols import SymbolTable
-from ptinspect.linux.image.types import Types
 from ptinspect.linux.image.vmlinux import Vmlinux
 
 BOUNDARY = 2 << 20
@@ -23,7 +21,10 @@ BOUNDARY = 2 << 20
 SEGMENT = 1 << 16
 """Segments of the image begin at multiples of this (vmlinux.lds.S: SEGMENT_ALIGN)."""
 MAX_BTF = 64 << 20
-MAX_NOTES = 1 << 20
+GET_BTF = (
+    "a kernel with CONFIG_DEBUG_INFO_BTF has them; `pahole -J vmlinux` makes them from debug information"
+)
+"""How a kernel file comes to describe its types."""
 MAX_BANNER_SEARCH = 64 << 20
 FIRST_CODE = 0x1_0000
 """Bytes behind which .text begins at the latest: the header has a segment of its own (vmlinux.lds.S)."""
@@ -67,15 +68,6 @@ class KernelImage:
             digest.update(part)
             at += len(part)
         return digest.hexdigest()
-
-    @cached_property
-    def build_id(self) -> str:
-        """A digest of the notes of a vmlinux, the build id among them; an empty string without any."""
-        for name in (".notes", ".note.gnu.build-id"):
-            section = None if self._elf is None else self._elf.section(name)
-            if self._elf is not None and section is not None and section.stored and section.size:
-                return hashlib.sha256(self._elf.bytes_of(section, MAX_NOTES)).hexdigest()
-        return ""
 
     # -- symbols --------------------------------------------------------------------------------
 
@@ -146,7 +138,7 @@ class KernelImage:
         return self.table.nearest(va)
 
     @cached_property
-    def types(self) -> Types:
+    def types(self) -> BtfTypes:
         """The layouts of the kernel's types. Raises KernelFileError where the file has none."""
         blob = self._btf()
         if blob is not None:
@@ -155,12 +147,7 @@ class KernelImage:
             found = find_btf(self._data.read(segment.offset, segment.size))
             if found is not None:
                 return found
-        if self._elf is not None and self._elf.section(".debug_info") is not None:
-            return DwarfTypes(self.path, self.build_id or self.content_id)
-        raise KernelFileError(
-            f"{self.path.name} describes no types (BTF)",
-            "a kernel with CONFIG_DEBUG_INFO_BTF, or its vmlinux with debug information, does",
-        )
+        raise KernelFileError(f"{self.path.name} describes no types (BTF)", GET_BTF)
 
     def _btf(self) -> bytes | None:
         """Return the BTF whose place is known."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
-from ptinspect.linux.image.types import Offsets
+from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.layout.regions import Region
 from ptinspect.text import escape
 

@@ -10,8 +10,8 @@ from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, current_regime, translation_register
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
+from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.image.types import Offsets
 from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import SeenTypes
 from ptinspect.linux.running.placement import Found, mismatch

@@ -17,6 +17,7 @@ from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.image.entry import RunningKernel, entry_of
+from ptinspect.linux.image.image import GET_BTF
 from ptinspect.linux.image.kept import Kept
 
 MOST_BYTES = 0x4000
@@ -76,7 +77,7 @@ class SeenTypes:
             raise KernelFileError(
                 f"{self._view.image.path.name} describes no types (BTF), and memory does not tell where "
                 f"{path} is",
-                "a kernel with CONFIG_DEBUG_INFO_BTF, or its vmlinux with debug information, does",
+                GET_BTF,
             )
         known[path] = value
         return value

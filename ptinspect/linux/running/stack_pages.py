@@ -16,7 +16,7 @@ from itertools import islice
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.linux.image.types import Types
+from ptinspect.linux.image.btf import BtfTypes
 from ptinspect.linux.running.guest_view import GuestView
 
 ALIGNED = 1 << 19
@@ -95,7 +95,7 @@ def _misled(view: GuestView, task: int, base: int, size: int, length: int) -> Mi
 
 def _struct_page(view: GuestView) -> int | None:
     """Return the size of a struct page; None where the kernel file does not tell it."""
-    return view.types.size("page") if isinstance(view.types, Types) else None
+    return view.types.size("page") if isinstance(view.types, BtfTypes) else None
 
 
 def _pages(view: GuestView, task: int, base: int, size: int) -> list[int]:
@@ -114,14 +114,14 @@ def _offset(view: GuestView, path: str) -> int:
     try:
         return view.types.offset(path)
     except KernelFileError:
-        if isinstance(view.types, Types):
+        if isinstance(view.types, BtfTypes):
             raise
         return VM_STRUCT[path]
 
 
 def _area(view: GuestView, task: int, base: int, size: int) -> int:
     """Return the vm_struct of a stack: by its member, else what the task points to that fits; or 0."""
-    if isinstance(view.types, Types):
+    if isinstance(view.types, BtfTypes):
         return view.read_u64(task + view.types.offset("task_struct.stack_vm_area"))
     words = struct.unpack(f"<{TASK_BYTES // 8}Q", view.read_virt(task, TASK_BYTES))
     at = VM_STRUCT["vm_struct.addr"]
