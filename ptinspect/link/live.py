@@ -19,10 +19,10 @@ from ptinspect.link.gdb.hardware import HardwareSlots
 from ptinspect.link.gdb.mitext import quote
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.journal import Journal, attaching, place
-from ptinspect.link.lanes.laneerror import LaneError
+from ptinspect.link.lanes.lane import Lane, LaneError
 from ptinspect.link.lanes.lanes import LaneMemory, Open
 from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.link.qemu.peer import listeners
+from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_GONE, RunState
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -260,10 +260,10 @@ def _lanes(
 ) -> dict[str, Open]:
     """Return the lanes beside the gdbstub, fastest first; `peer` is the process behind a Unix socket."""
 
-    def host() -> PhysicalMemory:
+    def host() -> Lane:
         return _host(address, peer, ram, monitor)
 
-    def saved() -> PhysicalMemory:
+    def saved() -> Lane:
         from ptinspect.link.lanes.pmemsave import SavedMemory
 
         if not address.path and not listeners(address):

@@ -24,7 +24,7 @@ from ptinspect.link.gdb.mitext import quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, check_gdb, find_gdb
 from ptinspect.link.live import LiveSession
-from ptinspect.link.qemu.busy import is_busy
+from ptinspect.link.qemu.listener import is_busy
 from ptinspect.link.qemu.stub_probe import probe
 from ptinspect.link.session import RunState
 

@@ -15,12 +15,12 @@ import pytest
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost, UserError
 from ptinspect.link.address import StubAddress
-from ptinspect.link.lanes import hostmem, vmread
+from ptinspect.link.lanes import hostmem
 from ptinspect.link.lanes.hostmem import HostMemory
-from ptinspect.link.lanes.laneerror import LaneError
+from ptinspect.link.lanes.lane import LaneError
 from ptinspect.link.lanes.lanes import LaneMemory
 from ptinspect.link.lanes.pmemsave import SavedMemory
-from ptinspect.link.qemu.peer import listeners
+from ptinspect.link.qemu.listener import listeners
 from ptinspect.memory.source import RamBlock
 from ptinspect.memory.sparse import SparseMemory
 
@@ -58,6 +58,9 @@ class Lane:
         if self.fails:
             raise LaneError(self.fails)
         return self.memory.read_tables(addresses, size)
+
+    def close(self) -> None:
+        pass
 
 
 class Set:
@@ -189,7 +192,7 @@ class Own:
 
 
 def test_host_memory_reads_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vmread, "IOV_MAX", 3)
+    monkeypatch.setattr(hostmem, "IOV_MAX", 3)
     own = Own()
     memory = own.open()
     assert memory.read(LOW + 5, 100) == own.data[0][5:105].tobytes()
@@ -209,7 +212,7 @@ def test_host_memory_reads_what_is_there(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("few", [0, 16])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [3, 6, 0, 2, 5, 1, 4]])
 def test_tables_are_read_into_their_rows(monkeypatch: pytest.MonkeyPatch, few: int, order: list[int]) -> None:
-    monkeypatch.setattr(vmread, "IOV_MAX", 3)
+    monkeypatch.setattr(hostmem, "IOV_MAX", 3)
     monkeypatch.setattr(hostmem, "FEW", few)
     own = Own()
     memory = own.open()
@@ -281,7 +284,7 @@ def test_host_memory_refuses_what_it_cannot_trust() -> None:
     far = "Host virtual address for 0x0 (ram) is {:#x}"
     with pytest.raises(LaneError, match="does not hold"):
         HostMemory(os.getpid(), RAM, lambda c: far.format(int(c.split()[1], 16)))
-    with pytest.raises(LaneError, match="has gone"):
+    with pytest.raises(LaneError, match="has ended"):
         Own().open(pid=(1 << 22) + 1)
 
 

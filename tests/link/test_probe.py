@@ -14,7 +14,7 @@ from fake_stub import FakeStub
 from ptinspect.errors import ConnectError, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu import stub_probe as module
-from ptinspect.link.qemu.busy import is_busy
+from ptinspect.link.qemu.listener import is_busy
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError, TargetError, UserError
-from ptinspect.link.lanes.laneerror import GONE, LaneError
+from ptinspect.link.lanes.lane import Lane, LaneError, QemuEnded
 from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.memory.source import PhysicalMemory, has_rows, read_rows
+from ptinspect.memory.source import PhysicalMemory, read_rows
 
 PAGE = 4096
 AUTO, STUB = "auto", "gdbstub"
 MEASURED = 256 << 10
 """Bytes that are read to tell the speed of a lane."""
 
-Open = Callable[[], PhysicalMemory]
+Open = Callable[[], Lane]
+Read = TypeVar("Read")
 
 
 @dataclass
@@ -41,9 +43,15 @@ class LaneFacts:
 @dataclass
 class _Lane:
     open: Open
-    memory: PhysicalMemory | None = None
+    memory: Lane | None = None
     why_not: str = ""
     trusted: tuple[int, set[int]] = field(default_factory=lambda: (-1, set()))
+
+    def close(self, why_not: str) -> None:
+        """Use it no more, until it is chosen anew."""
+        if self.memory is not None:
+            self.memory.close()
+        self.memory, self.why_not, self.trusted = None, why_not, (-1, set())
 
 
 class LaneMemory:
@@ -84,7 +92,7 @@ class LaneMemory:
                 name, memory = self._choose()
             return memory.label
         except LaneError as error:
-            self._drop(name, error.message)
+            self._drop(name, error)
             return self._stub.label
         except TargetError:
             return self._stub.label
@@ -105,7 +113,7 @@ class LaneMemory:
             try:
                 works = memory is not None and self._check(mode, memory, self._largest(), note=False)
             except LaneError as error:
-                self._drop(mode, error.message, note=False)
+                self._drop(mode, error, note=False)
                 works = False
             if not works:
                 self._mode = before
@@ -137,53 +145,45 @@ class LaneMemory:
         """Return `length` bytes at `pa`. Raises MemoryReadError outside RAM, TargetError."""
         if length == 0:
             return b""
-        while True:
-            self._guard()
-            name, memory = self._choose()
-            try:
-                if not self._check(name, memory, pa, pa + length - 1):
-                    continue
-                return memory.read(pa, length)
-            except LaneError as error:
-                self._drop(name, error.message)
+        return self._by_lane(lambda name: (pa, pa + length - 1), lambda memory: memory.read(pa, length))
 
     def read_tables(
         self, addresses: NDArray[np.uint64], size: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Read many tables; see PhysicalMemory."""
-        while True:
-            self._guard()
-            name, memory = self._choose()
-            try:
-                if not self._check(name, memory, *self._first_of_each_block(name, addresses)):
-                    continue
-                return memory.read_tables(addresses, size)
-            except LaneError as error:
-                self._drop(name, error.message)
+        return self._by_lane(
+            lambda name: self._first_of_each_block(name, addresses),
+            lambda memory: memory.read_tables(addresses, size),
+        )
 
     def read_rows(
         self, addresses: NDArray[np.uint64], size: int, out: NDArray[np.uint64], rows: NDArray[np.intp]
     ) -> NDArray[np.bool_]:
         """Read many tables into rows of an array; see RowMemory."""
+        readable = np.zeros(out.shape[0], dtype=np.bool_)
+        self._by_lane(
+            lambda name: self._first_of_each_block(name, addresses),
+            lambda memory: read_rows(memory, addresses, size, (out, rows), readable),
+        )
+        return readable[rows]
+
+    def _by_lane(
+        self, compared: Callable[[str], Iterable[int]], read: Callable[[PhysicalMemory], Read]
+    ) -> Read:
+        """Read by the first lane that agrees with the gdbstub at the addresses `compared`."""
         while True:
             self._guard()
             name, memory = self._choose()
             try:
-                if self._check(name, memory, *self._first_of_each_block(name, addresses)):
-                    if has_rows(memory):
-                        return memory.read_rows(addresses, size, out, rows)
-                    readable = np.zeros(out.shape[0], dtype=np.bool_)
-                    read_rows(memory, addresses, size, (out, rows), readable)
-                    return readable[rows]
+                if self._check(name, memory, *compared(name)):
+                    return read(memory)
             except LaneError as error:
-                self._drop(name, error.message)
+                self._drop(name, error)
 
     def close(self) -> None:
         """Give back what the lanes hold."""
         for lane in self._lanes.values():
-            if lane.memory is not None and hasattr(lane.memory, "close"):
-                lane.memory.close()
-            lane.memory, lane.why_not = None, "closed"
+            lane.close("closed")
 
     # Choosing
 
@@ -193,7 +193,7 @@ class LaneMemory:
                 return name, memory
         return STUB, self._stub
 
-    def _open(self, name: str) -> PhysicalMemory | None:
+    def _open(self, name: str) -> Lane | None:
         lane = self._lanes[name]
         if lane.why_not:
             return None
@@ -204,13 +204,12 @@ class LaneMemory:
                 lane.why_not = error.message
         return lane.memory
 
-    def _drop(self, name: str, reason: str, *, note: bool = True) -> None:
-        lane = self._lanes[name]
-        if lane.memory is not None and hasattr(lane.memory, "close"):
-            lane.memory.close()
-        lane.memory, lane.why_not, lane.trusted = None, reason, (-1, set())
-        if note and not reason.endswith(GONE):
-            self._notices.append(f"memory lane {name} dropped: {reason}; reading by {self._choose()[0]}")
+    def _drop(self, name: str, error: LaneError, *, note: bool = True) -> None:
+        self._lanes[name].close(error.message)
+        if note and not isinstance(error, QemuEnded):
+            self._notices.append(
+                f"memory lane {name} dropped: {error.message}; reading by {self._choose()[0]}"
+            )
 
     # Trusting
 
@@ -250,7 +249,7 @@ class LaneMemory:
             pages = {pa & -PAGE, self._filled.get(number, int(self._stub.ram[number].start) & -PAGE)}
             differs = self._differing(number, memory, sorted(pages))
             if differs is not None:
-                self._drop(name, f"it differs from the gdbstub at pa:{differs:#x}", note=note)
+                self._drop(name, LaneError(f"it differs from the gdbstub at pa:{differs:#x}"), note=note)
                 return False
             trusted.add(number)
         return True

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
+from ptinspect.link.qemu.listener import is_listening
 from ptinspect.processes import PrivateDirectory, die_with_parent
 
 PROGRAM = "qemu-system-aarch64"
@@ -204,23 +205,12 @@ def _prepared(directory: Path) -> Path:
 
 def _wait_until_it_listens(qemu: Qemu) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _listens(qemu.gdb_socket):
+    while not is_listening(qemu.gdb_socket):
         if not qemu.alive:
             raise _will_not_start(qemu, f"ended with exit code {qemu.process.returncode}")
         if time.monotonic() > deadline:
             raise _will_not_start(qemu, f"opened no gdbstub within {START_SECONDS:g} s")
         time.sleep(0.01)
-
-
-def _listens(path: Path) -> bool:
-    """Tell whether a Unix socket takes connections, without connecting (proc(5): flag __SO_ACCEPTCON)."""
-    if not path.exists():
-        return False
-    try:
-        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
-    except OSError:
-        return True
-    return any(line.endswith(f" {path}") and line.split()[3] == "00010000" for line in lines)
 
 
 def _will_not_start(qemu: Qemu, how: str) -> TargetError:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from ptinspect.errors import ConnectError
 from ptinspect.link.address import StubAddress
-from ptinspect.link.qemu.busy import is_busy
-from ptinspect.link.qemu.peer import is_stopped, socket_pid
+from ptinspect.link.qemu.listener import is_busy, is_stopped, socket_pid
 from ptinspect.text import escape
 
 STOPS_UNASKED_UNTIL = (8, 1)
