@@ -8,15 +8,13 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ptinspect.errors import ConnectError, MiError, TargetError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.connection import GdbLink
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import GdbLink, console, quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, find_gdb
 from ptinspect.link.gdb.registers import RegisterReader
@@ -24,7 +22,6 @@ from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.mtree import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
 from ptinspect.link.state import QEMU_GONE, RunTracker
-from ptinspect.memory.source import RamBlock
 
 SETTINGS = (
     "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
@@ -40,35 +37,33 @@ SYMBOL_SECONDS = 120.0
 GDB_LEFT = "GDB has left the guest; a signal may have ended it"
 GONE_SECONDS = 0.3
 """How long a process that ends may keep a socket open, after it has closed another."""
-_MTREE = "monitor info mtree -f"
 
 
-@dataclass
 class Link:
-    """What a session is made of."""
+    """What a session is made of: a GDB that is connected to a stub, and what the two answered."""
 
-    address: StubAddress
-    """Of the stub."""
-    gdb: Gdb
-    """The program."""
-    process: GdbLink
-    """GDB running, connected."""
-    agent: Agent
-    """The script inside it."""
-    facts: StubFacts
-    """What the stub said."""
-    tracker: RunTracker
-    """The guest's state."""
-    registers: RegisterReader
-    """The register numbers of this connection."""
-    pipelined: bool
-    """Physical reads go through the socket's pipeline."""
-    ram: tuple[RamBlock, ...]
-    """RAM and ROM of the machine, by address."""
-    cpu_count: int
-    """CPUs of the machine."""
-    close: Callable[[], None]
-    """Gives back what the session holds beside GDB."""
+    def __init__(
+        self,
+        address: StubAddress,
+        process: GdbLink,
+        agent: Agent,
+        *,
+        gdb: Gdb,
+        facts: StubFacts,
+        tracker: RunTracker,
+        timeout: float,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Ask for registers, RAM and CPUs. Raises TargetError."""
+        self.address, self.gdb, self.process, self.agent = address, gdb, process, agent
+        self.facts, self.tracker = facts, tracker
+        self.pipelined = agent.leave_physical_mode()
+        """Physical reads go through the socket's pipeline."""
+        self.registers = RegisterReader(process)
+        self.ram = parse_mtree(console(process, "monitor info mtree -f", timeout))
+        self.cpu_count = _count_cpus(process, timeout)
+        self.close = close
+        """Gives back what the session holds beside GDB."""
 
 
 def connect(
@@ -106,19 +101,16 @@ def connect(
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
             for setting in KVM_SETTINGS if facts.accel == "kvm" else ():
-                process.request(f"-interpreter-exec console {quote(setting)}", timeout)
+                console(process, setting, timeout)
             tracker.attached()
             link = Link(
                 address,
-                gdb,
                 process,
                 agent,
-                facts,
-                tracker,
-                pipelined=agent.leave_physical_mode(),
-                registers=RegisterReader(process),
-                ram=parse_mtree(process.request(f"-interpreter-exec console {quote(_MTREE)}", timeout).text),
-                cpu_count=count_cpus(process, timeout),
+                gdb=gdb,
+                facts=facts,
+                tracker=tracker,
+                timeout=timeout,
                 close=held.close,
             )
             undo.pop_all()
@@ -165,7 +157,7 @@ def _prepare(process: GdbProcess, file: int, symbol_file: Path | None, timeout: 
     return Agent(process, file)
 
 
-def count_cpus(process: GdbLink, timeout: float) -> int:
+def _count_cpus(process: GdbLink, timeout: float) -> int:
     """Return how many CPUs GDB sees. Raises TargetError if there is none."""
     body = process.request("-thread-list-ids", timeout).line.body
     found = re.search(rb'number-of-threads="([0-9]+)"', body)

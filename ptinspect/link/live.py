@@ -16,7 +16,7 @@ from ptinspect.link.changes import Changes, leave_as_found
 from ptinspect.link.connect import Link, connect
 from ptinspect.link.gdb.control import SECONDS, RunControl
 from ptinspect.link.gdb.hardware import HardwareSlots
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.journal import Journal, attaching, place
 from ptinspect.link.lanes.lane import Lane, LaneError
@@ -171,9 +171,7 @@ class LiveSession(RunControl):
         self._need_stopped()
         only_looks = check_monitor_command(command)
         try:
-            return self._gdb.request(
-                f"-interpreter-exec console {quote(f'monitor {command}')}", CLI_SECONDS
-            ).text
+            return console(self._gdb, f"monitor {command}", CLI_SECONDS)
         finally:
             if not only_looks and self.state is RunState.STOPPED:
                 self._forget()
@@ -181,14 +179,13 @@ class LiveSession(RunControl):
     def _ask(self, command: str) -> str:
         """Run a monitor command that only looks, for the lanes; nothing is forgotten."""
         self._need_stopped()
-        line = quote(f"monitor {command}")
-        return self._gdb.request(f"-interpreter-exec console {line}", SECONDS).text
+        return console(self._gdb, f"monitor {command}", SECONDS)
 
     def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
         self._need_alive()
         check_gdb_command(line)
         try:
-            return self._gdb.request(f"-interpreter-exec console {quote(line)}", timeout).text
+            return console(self._gdb, line, timeout)
         finally:
             self._tracker.touch()
 

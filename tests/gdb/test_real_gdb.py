@@ -20,7 +20,7 @@ from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
 from ptinspect.link.gdb.agent import script_path
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, check_gdb, find_gdb
 from ptinspect.link.live import LiveSession

@@ -41,7 +41,7 @@ def test_an_error_is_raised_with_gdbs_words(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", '{t}^error,msg="No symbol \\"x\\""\n')])
     with pytest.raises(MiError, match='No symbol "x"'):
         gdb.request("-x", 10)
-    assert gdb.request("-x", 10, check=False).name == "error"
+    assert gdb.request("-x", 10, check=False).line.name == "error"
 
 
 def test_text_before_a_reply_belongs_to_it(fake_gdb: Start) -> None:
@@ -136,14 +136,14 @@ def test_ctrl_c_in_a_wait_cancels_and_leaves_gdb_usable(fake_gdb: Start) -> None
     with pytest.raises(KeyboardInterrupt):
         gdb.request("-x", 30)
     timer.join()
-    assert gdb.request("-y", 10).name == "done"
+    assert gdb.request("-y", 10).line.name == "done"
 
 
 def test_a_command_that_takes_too_long_is_cancelled(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", "!slow")])
     with pytest.raises(TargetTimeout, match=r"within 0\.2 s$"):
         gdb.request("-x", 0.2)
-    assert gdb.request("-y", 10).name == "done"
+    assert gdb.request("-y", 10).line.name == "done"
 
 
 def test_a_long_field_is_taken_whole(fake_gdb: Start) -> None:

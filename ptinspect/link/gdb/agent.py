@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.errors import MiError, TargetError
-from ptinspect.link.gdb.connection import GdbLink
-from ptinspect.link.gdb.mi import Reply
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import GdbLink, Reply, console, quote
 
 SCRIPT = "ptinspect_agent.py"
 BYTES_PER_SECOND = 500_000
@@ -40,7 +38,7 @@ class Agent:
         self._file = file
         self.pipelined = True
         """Use the socket's pipeline where the script finds the socket; False: GDB's own requests."""
-        gdb.request(f"-interpreter-exec console {quote(f'source {script_path()}')}", BASE_SECONDS)
+        console(gdb, f"source {script_path()}", BASE_SECONDS)
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> bytes:
         """Return the bytes of the ranges (pa, size), one behind the other, in one round trip.

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptinspect.errors import MiError
-from ptinspect.link.gdb.connection import GdbLink
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import GdbLink, quote
 from ptinspect.link.state import Breakpoint
 
 SECONDS = 10.0

@@ -13,8 +13,8 @@ from ptinspect.link.gdb.breakpoints import (
     insert_watchpoint,
     list_breakpoints,
 )
-from ptinspect.link.gdb.connection import GdbLink
 from ptinspect.link.gdb.hardware import HardwareSlots
+from ptinspect.link.gdb.mi import GdbLink
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.state import Breakpoint, Listener, Refused, RunState, RunTracker, StopInfo
 

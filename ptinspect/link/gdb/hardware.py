@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ptinspect.errors import MiError, OutOfSlots
-from ptinspect.link.gdb.connection import GdbLink
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import GdbLink, console
 from ptinspect.link.gdb.slots import (
     Capacity,
     Held,
@@ -163,7 +162,7 @@ class HardwareSlots:
 
     def _console(self, line: str) -> str:
         try:
-            return self._gdb.request(f"-interpreter-exec console {quote(line)}", SECONDS).text
+            return console(self._gdb, line, SECONDS)
         except MiError as error:
             return error.message
 

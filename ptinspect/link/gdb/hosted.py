@@ -18,15 +18,12 @@ from typing import Any, BinaryIO
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, TargetTimeout
 from ptinspect.link.address import StubAddress
-from ptinspect.link.connect import Link, count_cpus
+from ptinspect.link.connect import Link
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import LINK_ERRORS, Reply, error_message
-from ptinspect.link.gdb.mitext import Line, c_string, quote, split_line
+from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, console, error_message, split_line
 from ptinspect.link.gdb.program import Gdb
-from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.gdb.slots import REFUSED
 from ptinspect.link.live import LiveSession
-from ptinspect.link.qemu.mtree import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, accelerator
 from ptinspect.link.state import QEMU_GONE, RunState, RunTracker, StopInfo
 
@@ -35,6 +32,7 @@ LINE_LIMIT = 64 << 20
 STOP_SECONDS = 10.0
 """How long GDB may take to stop the guest after SIGINT."""
 SETTINGS_SECONDS = 10.0
+DONE = Line(None, "^", "done", b"")
 _STEP = re.compile(r"-exec-step-instruction --thread (\d+) (\d+)")
 
 
@@ -88,6 +86,11 @@ class Host:
                 answer["late"] = True
         return answer
 
+    def peer(self, timeout: float) -> int | None:
+        """Return the process that GDB's Unix socket leads to; None if that is not known."""
+        pid = (self.ask({"peer": True}, timeout) or {}).get("pid")
+        return pid if isinstance(pid, int) else None
+
     def _answer(self, timeout: float) -> dict[str, Any] | None:
         deadline = time.monotonic() + timeout
         while (answer := self.receive(max(deadline - time.monotonic(), 0))) is not None:
@@ -117,15 +120,15 @@ class HostedGdb:
         if command == "-exec-continue" or step:
             self._run = [f"thread {step[1]}", f"stepi {step[2]}"] if step else ["continue"]
             self.on_event("running", {})
-            return Reply("running", Line(None, "^", "running", b""), "")
+            return Reply(Line(None, "^", "running", b""), "")
         if command == "-exec-interrupt":
             self._interrupt()
-            return Reply("done", Line(None, "^", "done", b""), "")
+            return Reply(DONE, "")
         answer = self._host.ask({"mi": command}, timeout, STOP_SECONDS)
         if answer is None:
             raise TargetLost(f"GDB did not answer {command[:60]!r} within {timeout:g} s")
         reply = _reply(str(answer.get("out", "")))
-        if reply.name == "error":
+        if reply.line.name == "error":
             message = error_message(reply)
             if LINK_ERRORS.search(message):
                 raise TargetLost(f"the link to QEMU failed: {message}")
@@ -246,36 +249,29 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
     tracker = HostedTracker(gdb)
 
     def monitor(command: str) -> str:
-        line = quote(f"monitor {command}")
-        return gdb.request(f"-interpreter-exec console {line}", SETTINGS_SECONDS).text
+        return console(gdb, f"monitor {command}", SETTINGS_SECONDS)
 
     try:
         agent = Agent(gdb)
-        pipelined = agent.leave_physical_mode()
-        peer = host.ask({"peer": True}, SETTINGS_SECONDS)
-        pid = (peer or {}).get("pid")
+        accel = accelerator(monitor)
         facts = StubFacts(
             frozenset(),
             "aarch64",
             monitor("info version").strip(),
             monitor("info status").strip().removeprefix("VM status: "),
-            False,
-            pid if isinstance(pid, int) else None,
-            accel := accelerator(monitor),
-            accel != "kvm",
+            stopped_by_us=False,
+            peer=host.peer(SETTINGS_SECONDS),
+            accel=accel,
+            holds_interrupts=accel != "kvm",
         )
         link = Link(
             address,
-            Gdb("", version),
             gdb,
             agent,
-            facts,
-            tracker,
-            RegisterReader(gdb),
-            pipelined,
-            parse_mtree(monitor("info mtree -f")),
-            count_cpus(gdb, SETTINGS_SECONDS),
-            lambda: None,
+            gdb=Gdb("", version),
+            facts=facts,
+            tracker=tracker,
+            timeout=SETTINGS_SECONDS,
         )
     except TargetError as error:
         raise ConnectError(f"{details}: {error.message}", error.hint) from error
@@ -284,7 +280,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
 
 def _reply(out: str) -> Reply:
     """Parse what GDB printed for one MI command."""
-    result, text = Line(None, "^", "done", b""), []
+    result, text = DONE, []
     for raw in out.encode("utf-8", "surrogateescape").split(b"\n"):
         line = split_line(raw)
         if line.kind == "^":
@@ -293,4 +289,4 @@ def _reply(out: str) -> Reply:
             text.append(c_string(line.body))
         elif not line.kind and raw:
             text.append(raw.decode("utf-8", "replace") + "\n")
-    return Reply(result.name, result, "".join(text))
+    return Reply(result, "".join(text))

@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any
 
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
-from ptinspect.link.gdb.mi import LINK_ERRORS, Reply, error_message, parse_payload
-from ptinspect.link.gdb.mitext import Line, c_string, split_line
+from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, error_message, parse_payload, split_line
 from ptinspect.link.state import QEMU_GONE
 from ptinspect.processes import die_with_parent
 
@@ -138,7 +137,7 @@ class GdbProcess:
             )
         if pending.reply is None:
             raise self._loss(pending.lost)
-        if pending.reply.name == "error":
+        if pending.reply.line.name == "error":
             message = error_message(pending.reply)
             if self._lost:
                 raise self._loss(self._lost)
@@ -296,7 +295,7 @@ class GdbProcess:
         with self._lock:
             pending = None if line.token is None else self._pending.pop(line.token, None)
         if pending is not None:
-            pending.reply = Reply(line.name, line, text)
+            pending.reply = Reply(line, text)
             pending.event.set()
         elif line.token is not None and line.name == "error" and self._on_event is not None:
             self._on_event("refused", {"text": text})  # it had said `running` before

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptinspect.errors import MiError
 from ptinspect.link.gdb.agent import script_path
-from ptinspect.link.gdb.mitext import quote
+from ptinspect.link.gdb.mi import quote
 from ptinspect.link.session import Session
 
 SCRIPT = "ptinspect_writes.py"

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
 from ptinspect.errors import TargetError
-from ptinspect.link.gdb.connection import GdbLink
-from ptinspect.link.gdb.mitext import c_string
+from ptinspect.link.gdb.mi import GdbLink, c_string
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')

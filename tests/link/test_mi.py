@@ -3,8 +3,16 @@ from __future__ import annotations
 import pytest
 
 from ptinspect.errors import MiError
-from ptinspect.link.gdb.mi import parse_payload
-from ptinspect.link.gdb.mitext import Line, c_string, quote, split_line, string_field, unescape, well_formed
+from ptinspect.link.gdb.mi import (
+    Line,
+    c_string,
+    parse_payload,
+    quote,
+    split_line,
+    string_field,
+    unescape,
+    well_formed,
+)
 
 
 def test_a_result_has_token_name_and_body() -> None:
