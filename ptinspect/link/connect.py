@@ -21,7 +21,7 @@ from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.mtree import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
-from ptinspect.link.state import QEMU_GONE, RunTracker
+from ptinspect.link.state import QEMU_ENDED, RunTracker
 
 SETTINGS = (
     "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
@@ -35,7 +35,7 @@ breakpoint, those of its own too, and never writes BRK into the guest (gdb/break
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
 GDB_LEFT = "GDB has left the guest; a signal may have ended it"
-GONE_SECONDS = 0.3
+CLOSE_SECONDS = 0.3
 """How long a process that ends may keep a socket open, after it has closed another."""
 
 
@@ -87,7 +87,7 @@ def connect(
                 [gdb.path, "-nx", "-q", "--interpreter=mi3"],
                 on_event=tracker.event,
                 on_lost=tracker.lost,
-                why_gone=partial(why_gone, address),
+                why_left=partial(why_left, address),
                 files=[file],
             )
             undo.callback(process.kill, "attaching failed")
@@ -121,14 +121,14 @@ def connect(
         raise ConnectError(f"{address}: {error.message}", error.hint) from error
 
 
-def why_gone(address: StubAddress) -> str:
+def why_left(address: StubAddress) -> str:
     """Tell whether it was QEMU that ended, or GDB that left it: QEMU listens on then."""
-    deadline = time.monotonic() + GONE_SECONDS
+    deadline = time.monotonic() + CLOSE_SECONDS
     while listeners(address):
         if time.monotonic() > deadline:
             return GDB_LEFT
         time.sleep(0.02)
-    return QEMU_GONE
+    return QEMU_ENDED
 
 
 def heir(address: StubAddress, running: bool | None) -> list[str]:

@@ -24,7 +24,7 @@ from ptinspect.link.lanes.lanes import LaneMemory, Open
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.session import Capability, Session
-from ptinspect.link.state import QEMU_GONE, RunState
+from ptinspect.link.state import QEMU_ENDED, RunState
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class LiveSession(RunControl):
         """Leave the guest as it was found although GDB has ended, once; return what became of it."""
         with self._recovery:
             if self._recovered is None:
-                self._recovered = "" if self._tracker.why_dead == QEMU_GONE else self._leave_without_gdb()
+                self._recovered = "" if self._tracker.why_dead == QEMU_ENDED else self._leave_without_gdb()
             return self._recovered
 
     def _leave_without_gdb(self) -> str:

@@ -1,4 +1,4 @@
-"""Whether the guest runs, and why it stopped: what GDB's events say."""
+"""Whether the guest runs, and why it stopped: what GDB's events tell."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from ptinspect.errors import TargetError, TargetLost, TargetTimeout
 
-QEMU_GONE = "QEMU has gone (the guest switched off, or QEMU was ended)"
+QEMU_ENDED = "QEMU has ended (the guest switched off, or QEMU was ended)"
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called in GDB's reader thread with `running`, `stopped` or `lost`; must not use the session."""
 
 
 class RunState(StrEnum):
-    """Tell whether the guest can be looked at."""
+    """Tell whether the guest can be examined."""
 
     STOPPED = "stopped"
     RUNNING = "running"
     DEAD = "dead"
-    """GDB, QEMU or their connection has gone, or the session was left."""
+    """GDB, QEMU or their connection has ended, or the session was left."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Breakpoint:
     hardware: bool = True
     """Compared by the CPU or by QEMU; nothing is written into guest memory."""
     temporary: bool = False
-    """Goes when it is hit."""
+    """Deleted when it is hit."""
     cpu: int | None = None
     """The only CPU that it stops, or None."""
     condition: str = ""
@@ -74,112 +74,91 @@ class RunTracker:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._state = RunState.STOPPED
-        self._stop = NEVER_STOPPED
-        self._token = 0
+        self.state = RunState.STOPPED
+        self.stop = NEVER_STOPPED
+        """The last stop."""
+        self.token = 0
+        """A number that changes whenever the guest may have changed."""
         self.cpu = 0
         """The CPU that GDB's own commands are about: the one that stopped, or the one chosen since."""
-        self._why_dead = ""
+        self.why_dead = ""
+        """Why the session is over."""
         self._refused = ""
         self.listeners: list[Listener] = []
-
-    @property
-    def state(self) -> RunState:
-        """Whether the guest runs."""
-        return self._state
-
-    @property
-    def token(self) -> int:
-        """A number that changes whenever the guest may have changed."""
-        return self._token
-
-    @property
-    def stop(self) -> StopInfo:
-        """The last stop."""
-        return self._stop
-
-    @property
-    def why_dead(self) -> str:
-        """Why the session is over."""
-        return self._why_dead
 
     def attached(self) -> None:
         """Name the stop that connecting to the stub is."""
         with self._changed:
-            self._stop = replace(self._stop, reason=NEVER_STOPPED.reason)
+            self.stop = replace(self.stop, reason=NEVER_STOPPED.reason)
 
     def touch(self) -> None:
         """Make everything that was cached stale: something wrote to the guest."""
         with self._changed:
-            self._token += 1
+            self.token += 1
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Take an event of GDB."""
-        if self._state is RunState.DEAD or (name == "running" and self._state is RunState.RUNNING):
+        if self.state is RunState.DEAD or (name == "running" and self.state is RunState.RUNNING):
             return
         if name == "running":
             self._refused = ""
             self._set(RunState.RUNNING)
+            self._tell(name, fields)
         elif name == "stopped":
             self._set(RunState.STOPPED, _stop_info(fields))
+            self._tell(name, fields)
         elif name == "refused":
             self._refuse(str(fields.get("text", "")))
-            return
         elif name == "thread-selected":
             self.cpu = max(_number(fields.get("id", "1")) - 1, 0)
-            return
         elif name == "thread-group-exited":
-            self.lost(QEMU_GONE)
-            return
-        else:
-            return
-        self._tell(name, fields)
+            self.lost(QEMU_ENDED)
 
     def lost(self, reason: str) -> None:
         """Note that the session is over; only the first reason is kept."""
         with self._changed:
-            first = self._state is not RunState.DEAD
-            self._state = RunState.DEAD
-            self._token += 1
-            self._why_dead = self._why_dead or reason
+            first = self.state is not RunState.DEAD
+            self.state = RunState.DEAD
+            self.token += 1
+            self.why_dead = self.why_dead or reason
             self._changed.notify_all()
         if first:
             self._tell("lost", {"reason": reason})
 
     def wait(self, timeout: float) -> StopInfo:
-        """Wait until the guest stands still. Raises TargetTimeout, TargetLost."""
+        """Wait until the guest stops. Raises TargetTimeout, TargetLost."""
         deadline = time.monotonic() + timeout
         with self._changed:
-            while self._state is RunState.RUNNING:
+            while self.state is RunState.RUNNING:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TargetTimeout(
                         f"the guest did not stop within {timeout:g} s", "it runs on; interrupt stops it"
                     )
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))
-            if self._state is RunState.DEAD:
-                raise TargetLost(f"the session is over: {self._why_dead}")
+            if self.state is RunState.DEAD:
+                raise TargetLost(f"the session is over: {self.why_dead}")
             refused, self._refused = self._refused, ""
             if refused:
                 raise Refused(f"GDB did not let the guest run: {refused}")
-            return self._stop
+            return self.stop
 
     def _refuse(self, text: str) -> None:
-        """Take back that the guest runs: GDB had said so, and could not insert its breakpoints then."""
+        """Take back that the guest runs: GDB had reported that, and then could not insert its breakpoints."""
         with self._changed:
-            if self._state is not RunState.RUNNING:
+            if self.state is not RunState.RUNNING:
                 return
-            self._refused = " ".join(text.split()) or "it does not say why"
+            self._refused = " ".join(text.split()) or "it does not tell why"
         self._set(RunState.STOPPED)
 
     def _set(self, state: RunState, stop: StopInfo | None = None) -> None:
         with self._changed:
-            if self._state is RunState.DEAD:
+            if self.state is RunState.DEAD:
                 return
-            self._state = state
-            self._token += 1
+            self.state = state
+            self.token += 1
             if stop is not None:
-                self._stop, self.cpu = stop, stop.cpu
+                self.stop, self.cpu = stop, stop.cpu
             self._changed.notify_all()
 
     def _tell(self, name: str, fields: Mapping[str, Any]) -> None:

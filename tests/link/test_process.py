@@ -116,7 +116,7 @@ def test_a_broken_link_ends_the_session(fake_gdb: Start, message: str) -> None:
 def test_nothing_is_read_after_the_program_has_exited(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", '=thread-group-exited,id="i1"\n{t}^done\n')])
     gdb.request("-x", 10)
-    with pytest.raises(TargetLost, match="QEMU has gone"):
+    with pytest.raises(TargetLost, match="QEMU has ended"):
         gdb.request("-data-read-memory-bytes 0 8", 10)
 
 

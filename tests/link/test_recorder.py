@@ -108,7 +108,8 @@ def command(inside: Inside, capsys: pytest.CaptureFixture[str]) -> Callable[[str
 
 
 def recorder_of(command: Callable[[str], str]) -> StoreRecorder:
-    return StoreRecorder(types.SimpleNamespace(gdb_command=command))  # type: ignore[arg-type]
+    session: Any = types.SimpleNamespace(gdb_command=lambda line, timeout=0: command(line))
+    return StoreRecorder(session)
 
 
 OLD = Store(0x4000, 7, 5, 0)

@@ -193,7 +193,7 @@ def test_an_exited_program_is_the_end() -> None:
     tracker.lost("GDB ended")
     assert tracker.state is RunState.DEAD
     assert seen == ["running", "lost"]
-    with pytest.raises(TargetLost, match="QEMU has gone"):
+    with pytest.raises(TargetLost, match="QEMU has ended"):
         tracker.wait(1)
 
 

@@ -500,7 +500,7 @@ def test_qemu_killed_while_stopped(qemu: Qemu, session: LiveSession) -> None:
 def test_qemu_killed_while_running(qemu: Qemu, session: LiveSession) -> None:
     session.resume()
     os.kill(qemu.pid, signal.SIGKILL)
-    with pytest.raises(TargetLost, match="QEMU has gone"):
+    with pytest.raises(TargetLost, match="QEMU has ended"):
         session.wait_stop(300)
     with pytest.raises(TargetLost):
         session.memory.read(LOAD, 4)

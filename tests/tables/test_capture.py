@@ -247,7 +247,7 @@ def test_a_lost_target_is_not_swallowed() -> None:
         def read_tables(
             self, addresses: NDArray[np.uint64], size: int
         ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-            raise TargetLost("QEMU has gone")
+            raise TargetLost("QEMU has ended")
 
     with pytest.raises(TargetLost):
         capture(Gone([RAM]), TABLES_AT, regime_4k(48))

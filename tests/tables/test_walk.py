@@ -114,7 +114,7 @@ def test_what_was_not_captured_is_unreadable() -> None:
 def test_a_lost_target_is_not_an_outcome() -> None:
     class Gone(SparseMemory):
         def read(self, pa: int, length: int) -> bytes:
-            raise TargetLost("QEMU has gone")
+            raise TargetLost("QEMU has ended")
 
     with pytest.raises(TargetLost):
         walk(Gone([]), int(regime_4k(48).va_min), 0, regime_4k(48))

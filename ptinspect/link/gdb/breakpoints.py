@@ -22,9 +22,10 @@ def insert_breakpoint(
     words += ["-p", str(cpu + 1)] if cpu is not None else []
     words += ["-c", quote(condition)] if condition else []
     payload = gdb.request(" ".join([*words, f"*{address:#x}"]), SECONDS).payload
-    found = _breakpoint(payload.get("bkpt"))
+    fields = payload.get("bkpt")
+    found = _breakpoint(fields) if isinstance(fields, Mapping) else None
     if found is None:
-        raise MiError("GDB does not say which breakpoint it has set")
+        raise MiError("GDB does not tell which breakpoint it has set")
     return found
 
 
@@ -44,16 +45,18 @@ def delete_breakpoint(gdb: GdbLink, number: int) -> None:
 
 def list_breakpoints(gdb: GdbLink) -> tuple[Breakpoint, ...]:
     """Return all breakpoints with an address, by number."""
-    table = gdb.request("-break-list", SECONDS).payload.get("BreakpointTable")
-    rows = table.get("body", []) if isinstance(table, dict) else []
-    found = [_breakpoint(row) for row in rows]
+    found = map(_breakpoint, rows(gdb))
     return tuple(sorted((b for b in found if b is not None), key=lambda b: b.id))
 
 
-def _breakpoint(row: object) -> Breakpoint | None:
-    if not isinstance(row, Mapping):
-        return None
-    fields: Mapping[str, Any] = row
+def rows(gdb: GdbLink) -> list[Mapping[str, Any]]:
+    """Return MI's fields of all breakpoints and watchpoints."""
+    table = gdb.request("-break-list", SECONDS).payload.get("BreakpointTable")
+    body = table.get("body", []) if isinstance(table, dict) else []
+    return [row for row in body if isinstance(row, Mapping)]
+
+
+def _breakpoint(fields: Mapping[str, Any]) -> Breakpoint | None:
     try:
         number, address = int(fields["number"]), int(fields["addr"], 16)
     except (KeyError, ValueError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ptinspect.errors import MiError, OutOfSlots
+from ptinspect.link.gdb.breakpoints import rows
 from ptinspect.link.gdb.mi import GdbLink, console
 from ptinspect.link.gdb.slots import (
     Capacity,
@@ -51,9 +52,7 @@ class HardwareSlots:
 
     def held(self) -> list[Held]:
         """Return what holds slots, whoever set it."""
-        table = self._gdb.request("-break-list", SECONDS).payload.get("BreakpointTable")
-        rows = table.get("body", []) if isinstance(table, dict) else []
-        return [each for row in rows if isinstance(row, Mapping) for each in self._held(row)]
+        return [each for row in rows(self._gdb) for each in self._held(row)]
 
     def usage(self) -> Usage | None:
         """Return how many slots are in use; None where they are not limited."""

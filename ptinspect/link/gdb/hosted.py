@@ -25,7 +25,7 @@ from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.slots import REFUSED
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.stub_probe import StubFacts, accelerator
-from ptinspect.link.state import QEMU_GONE, RunState, RunTracker, StopInfo
+from ptinspect.link.state import QEMU_ENDED, RunState, RunTracker, StopInfo
 
 LINE_LIMIT = 64 << 20
 """Longest line from GDB, bytes."""
@@ -155,7 +155,7 @@ class HostedGdb:
             self.on_event("refused", {"text": error})
             return
         if "stop" not in answer:
-            raise TargetLost(str(answer.get("error") or QEMU_GONE))
+            raise TargetLost(str(answer.get("error") or QEMU_ENDED))
         if answer.get("late"):
             self._late = answer["stop"]
             raise TargetTimeout(f"the guest did not stop within {timeout:g} s", "it was stopped")

@@ -20,7 +20,7 @@ from typing import Any
 
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, error_message, parse_payload, split_line
-from ptinspect.link.state import QEMU_GONE
+from ptinspect.link.state import QEMU_ENDED
 from ptinspect.processes import die_with_parent
 
 PIPE_BYTES = 1 << 20
@@ -31,7 +31,7 @@ USUAL = ("warning: No executable has been specified", "determining executable au
 """Beginnings of what GDB says whenever it connects to a stub; it explains nothing."""
 LINE_LIMIT = 256 << 20
 """Longest line that is collected, bytes."""
-GONE_EVENT = "thread-group-exited"
+LEFT_EVENT = "thread-group-exited"
 """GDB reports it when the stub has gone; from then on it answers reads from the symbol file. A GDB that a
 signal ends reports it too, for it leaves the stub first."""
 
@@ -55,14 +55,14 @@ class GdbProcess:
         *,
         on_event: Callable[[str, Mapping[str, Any]], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
-        why_gone: Callable[[], str] = lambda: QEMU_GONE,
+        why_left: Callable[[], str] = lambda: QEMU_ENDED,
         files: Sequence[int] = (),
     ) -> None:
         """Start GDB; it is told to end (SIGTERM) with the thread that does this, or when its input ends.
 
         `on_event(name, fields)` gets `*` and `=` records and results of class running, `on_lost(reason)`
         is called once at the end; both in the reader's thread, in GDB's order, and they must not send
-        commands. `why_gone` tells why the stub has left GDB, or GDB the stub. `files` are inherited.
+        commands. `why_left` tells why the stub has left GDB, or GDB the stub. `files` are inherited.
         Raises TargetError if the program cannot be started.
         """
         self.command_line = tuple(command_line)
@@ -74,7 +74,7 @@ class GdbProcess:
         self._text: list[str] = []
         self._lost = ""
         self._leaving = False
-        self._why_gone = why_gone
+        self._why_left = why_left
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """Last lines that GDB wrote about itself: its log and what is no record."""
         try:
@@ -301,8 +301,8 @@ class GdbProcess:
             self._on_event("refused", {"text": text})  # it had said `running` before
 
     def _event(self, line: Line) -> None:
-        if line.name == GONE_EVENT and not self._leaving:
-            self._lost = self._lost or self._why_gone()
+        if line.name == LEFT_EVENT and not self._leaving:
+            self._lost = self._lost or self._why_left()
             if self._on_lost is not None:
                 self._on_lost(self._lost)
         if self._on_event is None:

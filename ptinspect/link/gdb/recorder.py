@@ -1,4 +1,4 @@
-"""The other side of gdbscripts/ptinspect_writes.py: what store instructions store."""
+"""Records that a script of gdbscripts/ makes inside GDB: of what store instructions store, and of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ptinspect.errors import MiError
 from ptinspect.link.gdb.agent import script_path
-from ptinspect.link.gdb.mi import quote
 from ptinspect.link.session import Session
 
 SCRIPT = "ptinspect_writes.py"
@@ -19,6 +18,35 @@ CHUNK = 8192
 """Records that are fetched at once."""
 RECORD = np.dtype([(name, "<u8") for name in ("site", "address", "before", "stored", "page", "readable")])
 """One record: see RECORD in the script."""
+
+
+class Recorder:
+    """A script inside GDB, its command, and the type of its records."""
+
+    def __init__(self, session: Session, script: str, command: str, record: np.dtype[np.void]) -> None:
+        """Load the script. Raises TargetError."""
+        self._session, self._command, self._record = session, command, record
+        session.gdb_command(f"source {script_path().with_name(script)}")
+
+    def ask(self, *words: object, timeout: float = 120.0) -> str:
+        """Give the script a command and return what it prints. Raises TargetError."""
+        return self._session.gdb_command(" ".join(map(str, (self._command, *words))), timeout).strip()
+
+    def fetch(self, what: str) -> tuple[NDArray[np.void], str]:
+        """Return all records, and what the script adds to their number; `what` they are.
+
+        Raises MiError if GDB's answer is damaged.
+        """
+        try:
+            number, _, more = self.ask("count").partition(" ")
+            total = int(number)
+            parts = [binascii.a2b_base64(self.ask("take", first, CHUNK)) for first in range(0, total, CHUNK)]
+            found = np.frombuffer(b"".join(parts), self._record)
+        except ValueError as error:
+            raise MiError(f"GDB's answer about recorded {what} is damaged: {error}") from error
+        if len(found) != total:
+            raise MiError(f"GDB has {total} recorded {what}, and gave {len(found)}")
+        return found, more
 
 
 @dataclass(frozen=True)
@@ -44,33 +72,21 @@ class Store:
         return word if self.window is None else f"{word}:{self.window}:{self.page_bits}"
 
 
-class StoreRecorder:
+class StoreRecorder(Recorder):
     """Record stores while the guest runs; it stops at each of them, and goes on by itself."""
 
     def __init__(self, session: Session) -> None:
         """Load the script into GDB. Raises TargetError."""
-        self._session = session
-        session.gdb_command(f"source {quote(str(script_path().with_name(SCRIPT)))[1:-1]}")
+        super().__init__(session, SCRIPT, "ptinspect-writes", RECORD)
 
     def start(self, stores: Sequence[Store], limit: int = 0) -> None:
         """Begin anew; with `limit` above 0 the guest stays stopped at that store. Raises TargetError."""
-        self._session.gdb_command(" ".join(["ptinspect-writes start", str(limit), *map(str, stores)]))
+        self.ask("start", limit, *stores)
 
     def stop(self) -> None:
         """Take the breakpoints away; the records stay. Raises TargetError."""
-        self._session.gdb_command("ptinspect-writes stop")
+        self.ask("stop")
 
     def take(self) -> NDArray[np.void]:
         """Return all records, of type RECORD. Raises MiError if GDB's answer is damaged."""
-        try:
-            total = int(self._session.gdb_command("ptinspect-writes count"))
-            parts = [
-                binascii.a2b_base64(self._session.gdb_command(f"ptinspect-writes take {first} {CHUNK}"))
-                for first in range(0, total, CHUNK)
-            ]
-            found = np.frombuffer(b"".join(parts), RECORD)
-        except ValueError as error:
-            raise MiError(f"GDB's answer about recorded stores is damaged: {error}") from error
-        if len(found) != total:
-            raise MiError(f"GDB has {total} recorded stores, and gave {len(found)}")
-        return found
+        return self.fetch("stores")[0]
