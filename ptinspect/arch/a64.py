@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 RET = 0xD65F03C0
+ERET = 0xD69F03E0
+NOP = 0xD503201F
 BTI_C = 0xD503245F
 ISB = 0xD5033FDF
 SCTLR_EL1 = 0x181000
 """`msr`/`mrs` operand fields [20:5] of SCTLR_EL1, with bits 4:0 clear."""
 TTBR1_EL1 = 0x182020
 """The same of TTBR1_EL1."""
+FAR_EL1 = 0x186000
+MRS_X3_TTBR1 = 0xD5382023
+MOV_X5_X3 = 0xAA0303E5
 
 
 def words(code: bytes) -> tuple[int, ...]:
@@ -81,6 +86,22 @@ def access64(word: int) -> Access | None:
     return None
 
 
+def load32(word: int) -> tuple[int, int, int] | None:
+    """Return (Rt, Rn, offset) of `ldr Wt, [Xn, #offset]`, else None."""
+    found = word & 0xFFC00000 == 0xB9400000
+    return (word & 0x1F, word >> 5 & 0x1F, (word >> 10 & 0xFFF) * 4) if found else None
+
+
+def index_register(word: int) -> int | None:
+    """Return Rn of `ldr Xt, [Xn, Xm…]`, else None."""
+    return word >> 5 & 0x1F if word & 0xFFE00C00 == 0xF8600800 else None
+
+
+def frame_record(word: int) -> int | None:
+    """Return the offset of `stp x29, x22, [sp, #offset]` or `stp xzr, xzr, [sp, #offset]`, else None."""
+    return (word >> 15 & 0x7F) * 8 if word & 0xFFC0_7FFF in (0xA900_5BFD, 0xA900_7FFF) else None
+
+
 def stores_wzr(word: int) -> int | None:
     """Return Rn of `str wzr, [Xn]`, else None."""
     return word >> 5 & 0x1F if word & 0xFFFFFC1F == 0xB900001F else None
@@ -98,6 +119,11 @@ def bit_branch(word: int, at: int) -> tuple[Literal["tbz", "tbnz"], int, int, in
 def branch(word: int, at: int) -> int | None:
     """Return the target of an unconditional `b` at address `at`, else None."""
     return at + 4 * _signed(word & 0x3FFFFFF, 26) if word >> 26 == 0b000101 else None
+
+
+def zero_branch32(word: int) -> int | None:
+    """Return Rt of `cbz Wt` or `cbnz Wt`, else None."""
+    return word & 0x1F if word & 0xFE000000 == 0x34000000 else None
 
 
 def branch_ne(word: int, at: int) -> int | None:
@@ -120,6 +146,12 @@ def branch_nonzero(word: int, at: int) -> tuple[int, int] | None:
     if word & 0xFF000000 != 0x35000000:
         return None
     return word & 0x1F, at + 4 * _signed(word >> 5 & 0x7FFFF, 19)
+
+
+def written(word: int) -> int | None:
+    """Return the register, 0 to 31, that an instruction other than a store or a branch may write to."""
+    stores = word & 0x0A000000 == 0x08000000 and not word >> 22 & 1
+    return None if stores or word & 0x1C000000 == 0x14000000 else word & 0x1F
 
 
 def compare(word: int) -> tuple[int, int] | None:

@@ -40,8 +40,6 @@ MAX_CODE = 0x800
 """Bytes from the entry that are looked at; the longest known function takes 0x304 (6.12)."""
 _LOOP_WORDS = 24
 """Instructions that one level's loop has at most, its preparation included."""
-_MRS_X3_TTBR1 = 0xD5382023
-_MOV_X5_X3 = 0xAA0303E5
 
 
 @dataclass(frozen=True)
@@ -206,15 +204,14 @@ def _code_at(image: KernelImage, va: int) -> bytes:
 
 def _entries(image: KernelImage) -> Iterator[int]:
     """Yield where the function may begin: around each `mrs x3, ttbr1_el1`."""
-    start, length = 0, image.stored_size
-    code = np.frombuffer(image.text_at(image.text_va + start, length & ~3), "<u4")
-    for index in np.flatnonzero(code == np.uint32(_MRS_X3_TTBR1)).tolist():
+    code = np.frombuffer(image.text_at(image.text_va, image.stored_size & ~3), "<u4")
+    for index in np.flatnonzero(code == np.uint32(a64.MRS_X3_TTBR1)).tolist():
         first = index
-        if first and int(code[first - 1]) == _MOV_X5_X3:
+        if first and int(code[first - 1]) == a64.MOV_X5_X3:
             first -= 1
         if first and int(code[first - 1]) == a64.BTI_C:
             first -= 1
-        yield image.text_va + start + 4 * first
+        yield image.text_va + 4 * first
 
 
 def recognise_code(code: bytes, entry_va: int) -> KptiCode:

@@ -25,12 +25,8 @@ Decision = Literal["on", "off", "open", "unknown"]
 PATCHER = "__apply_alternatives_multi_stop"
 EXIT = "ret_to_user"
 PATCHER_BYTES, EXIT_BYTES = 0x100, 0x400
-NOP = 0xD503201F
-ERET = 0xD69F03E0
-FAR_EL1 = 0x186000
-"""`msr` operand fields of FAR_EL1, in which the way to the trampoline keeps a register."""
 BACK = 2
-"""Instructions between the one that is patched and that `msr`, at most."""
+"""Instructions from the one that is patched to `msr far_el1`, at most."""
 INIT_FUNCTIONS = ("start_kernel", "_sinittext")
 """Code of the init section, unmapped by free_initmem() at the end of the boot (init/main.c)."""
 MAX_COMMAND_LINE = 2048
@@ -51,7 +47,7 @@ def decision(view: GuestView) -> Decision:
         word = int.from_bytes(view.memory.read(view.pa_of_link(site), 4), "little")
     except (GuestError, KernelFileError, MemoryReadError):
         return "unknown"
-    if word == NOP:
+    if word == a64.NOP:
         return "on"
     # a branch is the same instruction wherever the code lies
     return "off" if word == original else "unknown"
@@ -71,8 +67,9 @@ def applied_variable(image: KernelImage) -> int | None:
     built: dict[int, int] = {}
     seen: dict[int, int] = {}
     for i, word in enumerate(code):
-        address = _loaded(word, built)
-        if address is not None and _tested(code[i + 1 : i + 3], word & 0x1F):
+        load = a64.load32(word)
+        if load is not None and load[1] in built and load[0] in map(a64.zero_branch32, code[i + 1 : i + 3]):
+            address = built[load[1]] + load[2]
             seen[address] = seen.get(address, 0) + 1
         _follow(built, code, i, at)
     found = [address for address, times in seen.items() if times > 1]
@@ -80,40 +77,21 @@ def applied_variable(image: KernelImage) -> int | None:
 
 
 def _end(code: tuple[int, ...]) -> int:
-    """Return where the function ends: behind the code that is entered past its return."""
+    """Return where the function ends: after the code that is entered past its return."""
     ret = code.index(a64.RET)
     return next((i for i in range(ret + 1, len(code)) if code[i] == a64.RET), len(code))
 
 
-def _loaded(word: int, built: dict[int, int]) -> int | None:
-    """Return the address that `ldr Wt, [Xn, #offset]` loads from, where it is known."""
-    if word & 0xFFC00000 != 0xB9400000:
-        return None
-    base = built.get(word >> 5 & 0x1F)
-    return None if base is None else base + (word >> 10 & 0xFFF) * 4
-
-
-def _tested(code: tuple[int, ...], register: int) -> bool:
-    """Tell whether `cbz` or `cbnz` of this W register follows."""
-    return any(word & 0xFE00001F == 0x34000000 | register for word in code)
-
-
 def _follow(built: dict[int, int], code: tuple[int, ...], i: int, at: int) -> None:
-    """Keep the addresses that `adrp` and `add` build; whatever else writes a register forgets it."""
-    word, register = code[i], code[i] & 0x1F
-    if word & 0x9F000000 == 0x90000000:
-        page = a64.address_built((word,), 0, at + 4 * i)
-        assert page is not None
-        built[register] = page[1]
-        return
-    add = a64.add_immediate(word)
-    if add is not None and add[1] in built:
+    """Keep the addresses that `adr`, `adrp` and `add` build; whatever else writes a register forgets it."""
+    page, add = a64.address_built(code[i : i + 1], 0, at + 4 * i), a64.add_immediate(code[i])
+    written = a64.written(code[i])
+    if page is not None:
+        built[page[0]] = page[1]
+    elif add is not None and add[1] in built:
         built[add[0]] = built[add[1]] + add[2]
-        return
-    stores = word & 0x0A000000 == 0x08000000 and not word >> 22 & 1
-    branches = word & 0x1C000000 == 0x14000000
-    if not (stores or branches):
-        built.pop(register, None)
+    elif written is not None:
+        built.pop(written, None)
 
 
 def exit_site(image: KernelImage) -> tuple[int, int] | None:
@@ -127,10 +105,10 @@ def exit_site(image: KernelImage) -> tuple[int, int] | None:
     code = a64.words(image.text_at(at, EXIT_BYTES))
     for i, word in enumerate(code):
         written = a64.system_write(word)
-        if written is not None and written[0] == FAR_EL1:
+        if written is not None and written[0] == a64.FAR_EL1:
             for back in range(1, BACK + 1):
                 before = code[i - back]
-                if before == ERET or before >> 26 == 0b000101:
+                if before == a64.ERET or a64.branch(before, 0) is not None:
                     return at + 4 * (i - back), before
             return None
     return None

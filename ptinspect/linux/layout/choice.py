@@ -20,8 +20,9 @@ from ptinspect.linux.layout.geometry import (
     geometries,
     variant_of,
 )
+from ptinspect.linux.layout.leaves import Leaves
 from ptinspect.linux.layout.regions import Layout, Region
-from ptinspect.linux.layout.sections import Leaves, image_regions, text_by_tables, trampoline
+from ptinspect.linux.layout.sections import image_regions, text_by_tables, trampoline
 from ptinspect.linux.releases import parse
 from ptinspect.snapshot.fact_names import LAYOUT
 from ptinspect.snapshot.memory import SnapshotMemory
@@ -52,7 +53,7 @@ def layout(
     regime = snapshot.regime
     if not regime.upper:
         return Layout((Region(0, 1 << regime.va_bits, half_namer(regime)(0)),), "the lower half")
-    leaves = Leaves.of(snapshot)
+    leaves = Leaves.of(snapshot.tables, snapshot.regime)
     known = image_regions(image, kaslr_offset, leaves)
     best = _best(snapshot, image, leaves, used)
     if best is None:
@@ -64,7 +65,7 @@ def layout(
 
 def chosen(snapshot: Snapshot) -> Geometry | None:
     """Return the geometry that explains what a snapshot of the kernel's half maps; None if none does."""
-    return _best(snapshot, None, Leaves.of(snapshot), ())
+    return _best(snapshot, None, Leaves.of(snapshot.tables, snapshot.regime), ())
 
 
 def geometry_of(snapshot: Snapshot) -> Geometry | None:

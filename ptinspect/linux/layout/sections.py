@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
-from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.geometry import KIB, MIB, TOP
+from ptinspect.linux.layout.leaves import Leaves
 from ptinspect.linux.layout.regions import Region
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.kinds import K_BLOCK, K_PAGE, kinds, output_addresses
 
-PXN, READ_ONLY = np.uint64(1 << 53), np.uint64(1 << 7)
 SMALLEST_TEXT = 256 * KIB
 """Executable memory in one piece that is taken for the kernel's text where no symbols are known."""
 SECTIONS = (
@@ -32,53 +23,6 @@ The first symbol that is there counts. An Image whose kernel lacks CONFIG_KALLSY
 PAGE, LARGEST_HEAD = 4096, 2 * MIB
 HEAD = "kernel head"
 """What lies before _stext: the header of the Image, and nothing that runs after boot."""
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """Hold the leaves of a snapshot."""
-
-    va: NDArray[np.uint64]
-    """First address of each, ascending."""
-    pa: NDArray[np.uint64]
-    """Where it leads."""
-    size: NDArray[np.uint64]
-    """Bytes."""
-    executable: NDArray[np.bool_]
-    """EL1 may execute it, as far as its own descriptor tells."""
-
-    @classmethod
-    def of(cls, snapshot: Snapshot) -> Leaves:
-        """Collect the leaves of all tables, each table once."""
-        tables, regime = snapshot.tables, snapshot.regime
-        parts = []
-        for level in range(regime.start_level, LEVEL_LAST + 1):
-            rows = np.flatnonzero(tables.level == level)
-            raw = tables.raw[rows]
-            kind = kinds(raw, level, regime)
-            row, slot = np.nonzero((kind == K_BLOCK) | (kind == K_PAGE))
-            size = regime.entry_size(level)
-            va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
-            pa = output_addresses(raw[row, slot], level, regime)
-            parts.append((va, pa, np.full(va.shape, size, np.uint64), (raw[row, slot] & PXN) == 0))
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        order = np.argsort(columns[0])
-        return cls(*(column[order] for column in columns))
-
-    def count(self, region: Region) -> int:
-        """Return how many begin in a region."""
-        first = int(np.searchsorted(self.va, np.uint64(region.start), side="left"))
-        return int(np.searchsorted(self.va, np.uint64(region.end - 1), side="right")) - first
-
-    def at(self, va: int) -> int | None:
-        """Return the number of the leaf that maps an address; None if none does."""
-        slot = int(np.searchsorted(self.va, np.uint64(va), side="right")) - 1
-        return slot if slot >= 0 and va - int(self.va[slot]) < int(self.size[slot]) else None
-
-    def translated(self, va: int) -> int | None:
-        """Return where an address leads; None if it is not mapped."""
-        slot = self.at(va)
-        return None if slot is None else int(self.pa[slot]) + va - int(self.va[slot])
 
 
 def image_regions(image: KernelImage | None, offset: int | None, leaves: Leaves) -> list[Region]:
@@ -128,7 +72,7 @@ def text_by_tables(leaves: Leaves, linear: Region) -> list[Region]:
     """Return the largest executable memory in one piece outside the linear map, if it is large enough."""
     best: tuple[int, int] = (0, 0)
     start = end = 0
-    for va, size in _executable(leaves):
+    for va, size in leaves.executable_ranges():
         start = start if va == end else va
         end = va + size
         if end - start > best[1] - best[0] and not linear.start <= start < linear.end:
@@ -140,12 +84,6 @@ def trampoline(leaves: Leaves, fixmap: Region) -> list[Region]:
     """Return what is executable in the fixmap: FIX_ENTRY_TRAMP_TEXT*."""
     return [
         Region(va, va + size, "KPTI trampoline")
-        for va, size in _executable(leaves)
+        for va, size in leaves.executable_ranges()
         if fixmap.start <= va < fixmap.end
     ]
-
-
-def _executable(leaves: Leaves) -> Sequence[tuple[int, int]]:
-    """Return address and size of each executable leaf."""
-    chosen = leaves.executable
-    return list(zip(leaves.va[chosen].tolist(), leaves.size[chosen].tolist(), strict=True))

@@ -12,7 +12,8 @@ from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
 from ptinspect.linux.layout.choice import geometry_of, has_tables, with_shadow
 from ptinspect.linux.layout.geometry import MIB, Geometry, geometry, least_bits, variant_of
-from ptinspect.linux.layout.sections import Leaves, trampoline
+from ptinspect.linux.layout.leaves import Leaves
+from ptinspect.linux.layout.sections import trampoline
 from ptinspect.linux.releases import (
     TEXT_FORMS,
     Release,
@@ -76,7 +77,8 @@ def frame_of(snapshot: Snapshot, form: TextForm | None = None) -> Frame:
         assumed.append("the kernel is taken to have been started on a CPU with all its address bits")
     if has_early_page(release) is None:
         assumed.append("the slots for early mappings are taken to have no page more than 256 KiB")
-    text = min((part.start for part in trampoline(Leaves.of(snapshot), made.fixmap)), default=None)
+    code = trampoline(Leaves.of(snapshot.tables, regime), made.fixmap)
+    text = min((part.start for part in code), default=None)
     if text is None:
         assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
     vmemmap = release.series >= (5, 13) or has_tables(snapshot, made.vmemmap.start, made.vmemmap.end)

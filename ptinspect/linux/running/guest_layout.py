@@ -92,5 +92,4 @@ def stacks(view: GuestView) -> list[Region]:
 def _stack_name(stack: Stack) -> str:
     if stack.task is None:
         return f"{STACK_NAMES.get(stack.kind, stack.kind)} (cpu {stack.cpu})"
-    comm = "".join(c if c.isprintable() else "?" for c in stack.task.comm)
-    return f"task stack ({stack.task.pid} {comm})"
+    return f"task stack ({stack.task.pid} {stack.task.printable})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from ptinspect.arch.bits import MASK64, PhysAddr
+from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, RegimeError
@@ -53,7 +53,7 @@ class Locator:
             candidates = list(swapper.candidate_roots(self.memory, self.states, self.regime(), None, None))
         except RegimeError:
             candidates = []
-        found = self._matching(image, self._likely(image, candidates))
+        found = placement.first_matching(self.memory, image, self._likely(image, candidates))
         if found is not None:
             return found
         led = self.led()
@@ -64,7 +64,7 @@ class Locator:
         if near is not None:
             return near
         if copy is None or not copy.agrees:
-            found = self._matching(image, self._mapped(candidates))
+            found = placement.first_matching(self.memory, image, self._mapped(candidates))
             found = found or placement.find_code(self.memory, image, self.ram, self.hint[0])
         found = found or copy
         return None if found is None else replace(found, settled=not self._in_firmware(found.pa))
@@ -74,21 +74,13 @@ class Locator:
         ram = [block for block in self.ram if block.writable]
         return [pa for pa in swapper.led_to(self.states) if any(block.contains(pa) for block in ram)]
 
-    def _matching(self, image: KernelImage, places: Iterator[tuple[int, str]]) -> Found | None:
-        """Return the first of some places at which the image's code is."""
-        for pa, name in places:
-            match = placement.compare(self.memory, image, pa)
-            if match is not None and match >= placement.ENOUGH:
-                return Found(PhysAddr(pa), match, f"its code, mapped by {name}")
-        return None
-
     def _likely(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
         """Go through the places that a table maps where, by registers or an earlier stop, the code runs."""
         for candidate in candidates:
             for offset in swapper.likely_offsets(self.states, image, self.hint[1]):
                 pa = swapper.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
                 if pa is not None:
-                    yield pa, candidate.name
+                    yield pa, f"its code, mapped by {candidate.name}"
 
     def _mapped(self, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
         """Go through the places where a table maps code.
@@ -98,7 +90,8 @@ class Locator:
         """
         for candidate in candidates:
             for run in self._runs(candidate.pa):
-                yield from ((pa, candidate.name) for pa in (run.pa - FIRST_CODE, run.pa) if pa > 0)
+                why = f"its code, mapped by {candidate.name}"
+                yield from ((pa, why) for pa in (run.pa - FIRST_CODE, run.pa) if pa > 0)
 
     def _in_firmware(self, pa: int) -> bool:
         """Tell whether something runs that may still move the image which lies at `pa`.

@@ -36,8 +36,6 @@ PT_REGS = {"sp": 248, "pc": 256, "pstate": 264}
 """Offsets in struct pt_regs, which begins with struct user_pt_regs (uapi/asm/ptrace.h)."""
 SWITCH_BYTES = 0x400
 ENTRY_WORDS = 96
-FRAME_RECORDS = (0xA900_5BFD, 0xA900_7FFF)
-"""stp x29, x22, [sp, #imm] and stp xzr, xzr, [sp, #imm], without the offset (Arm ARM C6.2, STP)."""
 
 
 _LEARNED: Kept[dict[str, int]] = Kept()
@@ -261,7 +259,7 @@ class SeenTypes:
         offset = self._view.kaslr_offset
         code = self._view.read_virt((entry.sync.label + offset) & MASK64, 4 * ENTRY_WORDS)
         for word in a64.words(code):
-            if word & 0xFFC0_7FFF in FRAME_RECORDS:
-                at = (word >> 15 & 0x7F) * 8
+            at = a64.frame_record(word)
+            if at is not None:
                 return at if at + 16 <= entry.frame_size else None
         return None

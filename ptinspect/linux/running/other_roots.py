@@ -49,15 +49,16 @@ def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
     if task is None:
         more = f" ({listed.incomplete})" if listed.incomplete else ""
         raise GuestError(f"no task {pid} was found{more}", "stack tasks lists them")
-    pgd = _pgd(view, task, "mm")
-    if pgd is None:
+    found = _address_space(view, task, "mm")
+    if found is None:
         raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))
+    mm, pgd = found
     root, regime = Root(view.pa_of(pgd), f"mm->pgd of {_name(task)}"), regime_from_registers(state, False)
     runs = tasks.current(state)
     if regime.e0poe and (runs is None or runs.address != task.address):
         doubt = f"POR_EL0 is that of {_name(runs)}, not of this task" if runs else "POR_EL0 is another task's"
         regime = replace(regime, doubt=regime.doubt or doubt)
-    return OtherRoot(root, regime, "user", _mm(view, task, "mm"))
+    return OtherRoot(root, regime, "user", mm)
 
 
 def current_tables(view: GuestView, state: CpuState) -> OtherRoot:
@@ -68,40 +69,34 @@ def current_tables(view: GuestView, state: CpuState) -> OtherRoot:
     task = Tasks(view).current(state)
     if task is None:
         raise GuestError(f"it is not known which task cpu {state.cpu} runs")
-    pgd, why, member = _pgd(view, task, "mm"), "mm->pgd of", "mm"
-    if pgd is None:
-        pgd, why = _pgd(view, task, "active_mm"), "active_mm->pgd, borrowed by the kernel thread"
-        member = "active_mm"
-    if pgd is None:
+    found, why = _address_space(view, task, "mm"), "mm->pgd of"
+    if found is None:
+        found, why = _address_space(view, task, "active_mm"), "active_mm->pgd, borrowed by the kernel thread"
+    if found is None:
         raise GuestError(f"{_name(task)} on cpu {state.cpu} is a kernel thread: it has no user tables")
+    mm, pgd = found
     if pgd == _kernel_pgd(view):
         raise GuestError(
             f"{_name(task)} on cpu {state.cpu} is a kernel thread and borrows no user tables: "
             "its active_mm is the kernel's own"
         )
     root = Root(view.pa_of(pgd), f"{why} {_name(task)}, current on cpu {state.cpu}")
-    return OtherRoot(root, regime_from_registers(state, False), "user", _mm(view, task, member))
+    return OtherRoot(root, regime_from_registers(state, False), "user", mm)
 
 
 def _name(task: Task) -> str:
-    comm = "".join(c if c.isprintable() else "?" for c in task.comm)
-    return f"task {task.pid} ({comm})"
+    return f"task {task.pid} ({task.printable})"
 
 
-def _mm(view: GuestView, task: Task, member: str) -> int:
-    """Return the address of a task's mm or active_mm; 0 if it has none."""
-    return view.read_u64(task.address + view.types.offset(f"task_struct.{member}"))
-
-
-def _pgd(view: GuestView, task: Task, member: str) -> int | None:
-    """Return the address of the root table of a task's mm or active_mm; None if it has none."""
-    mm = _mm(view, task, member)
+def _address_space(view: GuestView, task: Task, member: str) -> tuple[int, int] | None:
+    """Return the addresses of a task's mm or active_mm and of its root table; None if it has none."""
+    mm = view.read_u64(task.address + view.types.offset(f"task_struct.{member}"))
     if not mm:
         return None
     pgd = view.read_u64(mm + view.types.offset("mm_struct.pgd"))
     if not bit(pgd, 55) or pgd % 64:
         raise GuestError(f"{_name(task)}: {member}->pgd is {pgd:#x}, which is no table")
-    return pgd
+    return mm, pgd
 
 
 def _kernel_pgd(view: GuestView) -> int | None:
@@ -114,14 +109,15 @@ def _kernel_pgd(view: GuestView) -> int | None:
 
 def _borrowed(view: GuestView, task: Task) -> str:
     """Say which tables a kernel thread borrows."""
-    pgd = _pgd(view, task, "active_mm")
-    if pgd is None or pgd == _kernel_pgd(view):
+    found = _address_space(view, task, "active_mm")
+    if found is None or found[1] == _kernel_pgd(view):
         return "it borrows none at the moment"
-    return f"it borrows those at pa:{view.pa_of(pgd):#x} (active_mm): --root pa:{view.pa_of(pgd):#x}"
+    pa = view.pa_of(found[1])
+    return f"it borrows those at pa:{pa:#x} (active_mm): --root pa:{pa:#x}"
 
 
 def identity_map(view: GuestView, state: CpuState) -> OtherRoot:
-    """Return the table of the identity map, which is seen to map the kernel's identity text to itself.
+    """Return the table of the identity map, which maps the kernel's identity text to itself.
 
     Found by symbol, else in TTBR0 of a CPU, else below swapper_pg_dir. Raises GuestError if none does.
     """
@@ -182,7 +178,7 @@ def trampoline(view: GuestView) -> OtherRoot:
 
 
 def _maps_vectors_alone(view: GuestView, pa: int) -> bool:
-    """Tell whether all code that a table maps is the trampoline's; not to be told without a kernel file."""
+    """Tell whether all code that a table maps is the trampoline's; True without a kernel file."""
     image = view.image
     if image is None or "tramp_vectors" not in image.symbols:
         return True

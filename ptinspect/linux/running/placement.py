@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,18 +78,25 @@ def find_code(
     boundary: int = BOUNDARY,
 ) -> Found | None:
     """Find the image in guest RAM by its code alone, at `hint` first; None if it is nowhere."""
-    places = code_places(memory, image, ram, boundary)
-    for pa in itertools.chain([] if hint is None else [hint], places):
+    places = itertools.chain([] if hint is None else [hint], code_places(memory, image, ram, boundary))
+    return first_matching(memory, image, ((pa, "its code in RAM") for pa in places))
+
+
+def first_matching(
+    memory: PhysicalMemory, image: KernelImage, places: Iterable[tuple[int, str]]
+) -> Found | None:
+    """Return the first of some addresses, each with its provenance, at which the image's code is."""
+    for pa, provenance in places:
         match = compare(memory, image, pa)
         if match is not None and match >= ENOUGH:
-            return Found(PhysAddr(pa), match, "its code in RAM")
+            return Found(PhysAddr(pa), match, provenance)
     return None
 
 
 def code_places(
     memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock], boundary: int = BOUNDARY
 ) -> Iterator[int]:
-    """Go through the places where an image may lie whose code memory seems to hold, wherever its header is.
+    """Yield the places where an image may lie by a piece of its code, wherever its header is.
 
     The header's page is free memory after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
     from permanent kernel mapping") (in v5.11)), and what is allocated first may be a table there.
@@ -108,15 +115,15 @@ def find_near(memory: PhysicalMemory, image: KernelImage, addresses: Sequence[in
     shift = image.text_offset % EFI_BOUNDARY
     for inside in addresses:
         first = align_up(max(inside - shift - image.size + 1, 0), EFI_BOUNDARY) + shift
-        for pa in _with_code(memory, image, list(range(first, inside + 1, EFI_BOUNDARY))):
-            match = compare(memory, image, pa)
-            if match is not None and match >= ENOUGH:
-                return Found(PhysAddr(pa), match, "its code, where registers lead")
+        places = _with_code(memory, image, list(range(first, inside + 1, EFI_BOUNDARY)))
+        found = first_matching(memory, image, ((pa, "its code, where registers lead") for pa in places))
+        if found is not None:
+            return found
     return None
 
 
 def _with_code(memory: PhysicalMemory, image: KernelImage, places: list[int]) -> Iterator[int]:
-    """Go through those of these places where, if the image lay there, a piece of its code would be right."""
+    """Yield those of some places at which the image would have a piece of its code where memory holds it."""
     begin, length = image.code_range
     if length < PROBE_BYTES or not places:
         return
@@ -143,7 +150,7 @@ def _places(block: RamBlock, text_offset: int, length: int, boundary: int = BOUN
 def headers(
     memory: PhysicalMemory, ram: Sequence[RamBlock], text_offset: int = 0, hint: int | None = None
 ) -> Iterator[tuple[int, ImageHeader]]:
-    """Go through the places in RAM that hold an Image header, `hint` and the start of RAM first."""
+    """Yield the places in RAM that hold an Image header, `hint` and the start of RAM first."""
     seen: set[int] = set()
     if hint is not None:
         seen.add(hint)
@@ -189,7 +196,7 @@ def compare(memory: PhysicalMemory, image: KernelImage, pa: int) -> float | None
 
 
 def mismatch(image: KernelImage, found: Found) -> KernelFileError:
-    """Return the error that says that the file is another kernel's."""
+    """Return the error for a kernel file that is another kernel's."""
     share = 0.0 if found.match is None else found.match
     how = "another kernel's header" if not share else f"{share:.0%} of its instructions agree with memory"
     return KernelFileError(

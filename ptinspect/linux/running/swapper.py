@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
-from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
+from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
 from ptinspect.errors import MemoryReadError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.layout.geometry import least_bits
+from ptinspect.linux.layout.leaves import Leaves
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.tables.capture import capture
 from ptinspect.tables.walk import walk
 
-PXN = 1 << 53
 PAGES_APART = (1, 2)
 """Pages from tramp_pg_dir to swapper_pg_dir: 1, or 2 with reserved_pg_dir (or reserved_ttbr0) between.
 
@@ -211,20 +211,9 @@ def executable_runs(memory: PhysicalMemory, root: int, regime: Regime) -> list[R
     The kernel's image and modules; the linear map maps the same memory, but not executable (PXN).
     """
     tables, _ = capture(memory, root, regime, max_tables=MAX_SCAN)
-    leaves: list[tuple[int, int, int]] = []
-    for level in range(regime.start_level, LEVEL_LAST + 1):
-        if level != LEVEL_LAST and not regime.allows_block(level):
-            continue
-        rows = np.flatnonzero(tables.level == level)
-        raw = tables.raw[rows]
-        kind = np.uint64(3 if level == LEVEL_LAST else 1)
-        hit = (raw & np.uint64(3) == kind) & (raw & np.uint64(PXN) == 0)
-        size = regime.entry_size(level)
-        for row, column in zip(*(found.tolist() for found in np.nonzero(hit)), strict=True):
-            va = int(tables.va[rows[row]]) + column * size
-            leaves.append((va, regime.output_address(int(raw[row, column]), level), size))
-    runs: list[Run] = []
-    for va, pa, size in sorted(leaves):
+    leaves, runs = Leaves.of(tables, regime), list[Run]()
+    columns = (column[leaves.executable].tolist() for column in (leaves.va, leaves.pa, leaves.size))
+    for va, pa, size in zip(*columns, strict=True):
         last = runs[-1] if runs else None
         if last is not None and (last.va + last.size, last.pa + last.size) == (va, pa):
             runs[-1] = Run(last.va, last.pa, last.size + size)

@@ -45,7 +45,12 @@ class Task:
     saved_sp: int
     """The stack pointer that it was switched away with; stale while it runs."""
     cpu: int | None
-    """The CPU that it runs on, as seen in the registers; None if it runs on none."""
+    """The CPU that it runs on, by the registers; None if it runs on none."""
+
+    @property
+    def printable(self) -> str:
+        """Its name, with `?` for what cannot be printed."""
+        return "".join(c if c.isprintable() else "?" for c in self.comm)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class TaskList:
     """All tasks that were found."""
 
     tasks: tuple[Task, ...]
-    """In the order of the kernel's list, threads behind their leader; idle tasks first."""
+    """In the order of the kernel's list, threads after their leader; idle tasks first."""
     incomplete: str = ""
     """Why there may be more; empty if the list was walked to its end."""
 
@@ -312,6 +317,6 @@ def idle_pointer(image: KernelImage) -> int | None:
         address = a64.address_built(words, i, start)
         if address is not None:
             built[address[0]] = address[1]
-    indexed = {word >> 5 & 0x1F for word in words if word & 0xFFE00C00 == 0xF8600800}
+    indexed = set(map(a64.index_register, words))
     others = [address for register, address in built.items() if register not in indexed]
     return others[0] + offset if len(others) == 1 and len(built) == 2 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +44,7 @@ class Role:
 
 
 def ttbr1_role(view: GuestView, state: CpuState) -> Role:
-    """Say what TTBR1 of a CPU points to, by symbol where the kernel names its data, else by content.
+    """Return what TTBR1 of a CPU points to, by symbol where the kernel names its data, else by content.
 
     Raises RegimeError before translation is set up, TargetError if the link to the guest failed.
     """
@@ -132,22 +133,18 @@ class LowerRole:
 
 
 def lower_role(view: GuestView, state: CpuState, pa: int) -> LowerRole:
-    """Return what the table in TTBR0 of a CPU is: seen by address and by what it maps, else unknown.
+    """Return what the table in TTBR0 of a CPU is, by its address and by what it maps, else unknown.
 
     A kernel thread, and a kernel that keeps user memory out of its reach (SW_TTBR0_PAN), have a table
     without entries there: reserved_pg_dir, reserved_ttbr0 or empty_zero_page.
     """
-    try:
+    with suppress(PtinspectError):
         if view.image is not None and (found := identity_map(view, state)).root.pa == pa:
             return LowerRole("identity map", found.root.provenance, "identity map")
-    except PtinspectError:
-        pass
-    try:
+    with suppress(PtinspectError):
         found = current_tables(view, state)
         if found.root.pa == pa:
             return LowerRole("user tables", found.root.provenance, "user", found.mm)
-    except PtinspectError:
-        pass
     try:
         regime = regime_from_registers(state, False)
         if valid_entries(view.memory, pa, regime) != 0:
