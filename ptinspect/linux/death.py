@@ -18,14 +18,14 @@ CODES: Mapping[str, str] = {
     "reverted-entry": "the stack lost its mapping: a table entry on its path went back to an older value",
     "lost-entry": "the stack lost its mapping: an entry on its path is empty or invalid",
     "stack-mapping-lost": "the stack lost its mapping; where is not known: no walk or snapshot tells",
-    "deep-call-chain": "calls filled the stack: a recursion is seen, or frames enough to fill it",
+    "deep-call-chain": "calls filled the stack: there is a recursion, or there are frames enough to fill it",
     "guard-page-hit": "an access below a stack, or no room left above its base; no chain of calls is proved",
     "sp-corrupted": "the stack pointer itself is wrong: misaligned, or in none of the stacks",
     "stack-corruption": "data on the stack is wrong (canary, end marker, a frame of zeros), with no overflow",
     "not-a-stack-problem": "the kernel died of something else",
     "unknown": "nothing proves any of these",
 }
-"""Code -> what it says. A code is never renamed."""
+"""Code -> what it means. A code is never renamed."""
 
 DEEP = 0.75
 """Part of a stack that calls must have used to be called a deep chain before the stack is full."""
@@ -48,7 +48,7 @@ EC_CURRENT = frozenset({0x21, 0x25})
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls on a stack, as far as they can be seen."""
+    """The calls on a stack, as far as they are known."""
 
     names: Sequence[str] = ()
     """Functions, innermost first, those that report the death left out."""
@@ -90,7 +90,7 @@ class Gone:
     grounds: tuple[str, ...] = ()
     """What shows it."""
     unknown: tuple[str, ...] = ()
-    """What cannot be told."""
+    """What is not known."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Say what a death was."""
+    """What a death was."""
 
     code: str
     """One of CODES."""
@@ -155,7 +155,7 @@ def judge(facts: Facts) -> Verdict:
 
 
 def place(address: int, stack: StackRange) -> str:
-    """Say where `address` lies relative to a stack."""
+    """Return in words where `address` lies relative to a stack."""
     if stack.holds_sp(address):
         return f"in the {stack.kind} stack, {address - stack.base:#x} above its base"
     if address < stack.base:
@@ -175,7 +175,7 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
     sp, x29 = facts.sp, facts.x29
     if sp is None or not facts.no_room or not facts.stacks:
         return None
-    unknown = ("what changed SP", "how deep the stack was: SP does not say it")
+    unknown = ("what changed SP", "how deep the stack was: SP does not tell")
     grounds: list[str] = []
     if sp % 16 and facts.esr is not None and facts.esr.ec == EC_PC_SP:
         grounds.append(
@@ -236,7 +236,7 @@ def _used_up(facts: Facts) -> Verdict | None:
 
 
 def _step(facts: Facts, stack: StackRange) -> str:
-    """Say what moved SP by more than calls do, or return nothing."""
+    """Return in words what moved SP by more than calls do, or nothing."""
     limit = max(ONE_STEP, stack.size // 4)
     name, largest = facts.calls.largest
     if largest > limit:
@@ -266,7 +266,7 @@ def _chain(facts: Facts, stack: StackRange) -> tuple[tuple[str, ...], bool]:
 
 
 def _calls_say(calls: Calls) -> tuple[str, ...]:
-    """Say what the calls show by themselves, whatever the stack's size."""
+    """Return what the calls show by themselves, whatever the stack's size."""
     held = f"the call trace holds {len(calls.names)} frames" + ("" if calls.whole else " and was cut")
     if calls.recursion:
         return (calls.recursion,)
@@ -274,7 +274,7 @@ def _calls_say(calls: Calls) -> tuple[str, ...]:
         return (f"{held}; {calls.often[1]} times over: {' <- '.join(calls.cycle)}",)
     if not calls.names:
         return ()
-    return (held,) if calls.whole else (f"{held}: how many used the stack up is not told",)
+    return (held,) if calls.whole else (f"{held}: how many used the stack up is not known",)
 
 
 def _open_question(facts: Facts, stack: StackRange) -> str:

@@ -173,7 +173,7 @@ def _before(series: Series) -> str:
 
 @dataclass(frozen=True)
 class TextForm:
-    """Describe one form of /sys/kernel/debug/kernel_page_tables."""
+    """One form of /sys/kernel/debug/kernel_page_tables."""
 
     name: str
     """First release that has it."""
@@ -182,7 +182,7 @@ class TextForm:
     holes: bool = True
     """What is not mapped has lines too."""
     sect: bool = False
-    """`BLK` is told by both type bits, not by the table bit alone."""
+    """`BLK` depends on both type bits, not on the table bit alone."""
     gp: bool = True
     """There is a column for PTE_GP."""
     zero: bool = False

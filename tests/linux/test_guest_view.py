@@ -126,7 +126,7 @@ def test_in_user_mode_with_kpti(kernel: KernelImage, kaslr: int) -> None:
     view = guest.view(kernel, user)
     assert view.swapper().pa == SWAPPER
     assert view.swapper().provenance.startswith(
-        "2 pages behind tramp_pg_dir in TTBR1_EL1 of cpu 0, which maps"
+        "2 pages after tramp_pg_dir in TTBR1_EL1 of cpu 0, which maps"
     )
     assert (view.kaslr_offset, view.placed) == (kaslr, True)
 
@@ -186,7 +186,7 @@ def test_in_the_rewrite_without_a_file_another_cpu_tells(kernel: KernelImage) ->
     waits = guest.cpu(1, pc=IMAGE_PA + 0x4_0600, TTBR1_EL1=RESERVED)
     view = guest.view(None, boot, waits)
     assert (view.swapper().pa, view.confirmed) == (SWAPPER, True)
-    assert view.swapper().provenance.startswith("1 page behind reserved_pg_dir in TTBR1_EL1 of cpu 1, which")
+    assert view.swapper().provenance.startswith("1 page after reserved_pg_dir in TTBR1_EL1 of cpu 1, which")
 
 
 def test_a_root_that_has_lost_the_end_of_the_image_is_the_root(kernel: KernelImage) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from ptinspect.linux.oops.analysis import analyse
-from ptinspect.linux.oops.lines import MAX_LINE, Line, lines
+from ptinspect.linux.oops.lines import MAX_LINE, Line, Normaliser, rows
 
 FAR = "FAR: 0xffff0000093a80e0"
+
+
+def lines(text: str) -> Iterator[Line]:
+    return Normaliser().lines(list(rows(text)))
 
 
 def cleaned(text: str) -> list[str]:

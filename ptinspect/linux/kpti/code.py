@@ -44,7 +44,7 @@ _LOOP_WORDS = 24
 
 @dataclass(frozen=True)
 class LevelCode:
-    """Describe the loop over the entries of one level's tables. Offsets are from the function's entry."""
+    """The loop over the entries of one level's tables. Offsets are from the function's entry."""
 
     level: int
     """Level of the tables: 3 for the pte's, then upwards, as if all levels were in use."""
@@ -53,7 +53,7 @@ class LevelCode:
     cursor: int
     """Number of the register that walks through the table (old: PA; new: VA in the temporary window)."""
     end: int
-    """Number of the register that holds the address behind the table."""
+    """Number of the register that holds the first address past the end of the table."""
     begin: int
     """Where the loop begins: the target of its closing branch."""
     load: int
@@ -67,7 +67,7 @@ class LevelCode:
     advance: int
     """The instruction that advances the cursor: an `add`, or the load itself."""
     closing: int
-    """The branch that closes the loop; the instruction behind it runs when the table is done."""
+    """The branch that closes the loop; the instruction after it runs when the table is done."""
     descend: int | None
     """Where the branch to the next level (`tbnz #1`) goes; None on the last level."""
     skip: int
@@ -84,7 +84,7 @@ class LevelCode:
 
 @dataclass(frozen=True)
 class StoreSite:
-    """Describe one instruction that stores a descriptor with bit 11 set."""
+    """One instruction that stores a descriptor with bit 11 set."""
 
     offset: int
     """Offset of the store from the entry."""
@@ -102,7 +102,7 @@ class StoreSite:
 
 @dataclass(frozen=True)
 class KptiCode:
-    """Describe the rewrite as a kernel contains it."""
+    """The rewrite as a kernel contains it."""
 
     algorithm: Algorithm
     """`mmu-off-post-order` (up to 5.15) or `temp-pgd-pre-order` (from 6.0)."""
@@ -267,7 +267,7 @@ def _levels(words: tuple[int, ...]) -> tuple[LevelCode, ...]:
 
 
 def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
-    """Recognise the loop of one level, whose load is the first one at or behind word `start`."""
+    """Recognise the loop of one level, whose load is the first one at or after word `start`."""
     load = next((i for i in range(start, len(words)) if _loads_entry(words, i)), None)
     if load is None:
         raise _unknown("a loop over a table is missing")
@@ -310,7 +310,7 @@ def _level(words: tuple[int, ...], start: int, *, is_root: bool) -> LevelCode:
 
 
 def _loads_entry(words: tuple[int, ...], i: int) -> bool:
-    """Tell whether a 64-bit load stands at word `i`, and `tbz #0` on its register behind it."""
+    """Tell whether a 64-bit load stands at word `i`, and `tbz #0` on its register right after it."""
     access = a64.access64(words[i])
     if access is None or not access.load or i + 1 >= len(words):
         return False
@@ -335,7 +335,7 @@ def _writes(word: int, register: int) -> bool:
 
 
 def _first(words: tuple[int, ...], start: int, fits: Callable[[int], bool]) -> int:
-    """Return the index of the first instruction at or behind `start` that fits."""
+    """Return the index of the first instruction at or after `start` that fits."""
     for i in range(max(start, 0), len(words)):
         if fits(words[i]):
             return i

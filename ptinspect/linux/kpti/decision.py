@@ -34,7 +34,7 @@ _OPTIONS = re.compile(r"\b(?:nokaslr|kpti=\S+|mitigations=\S+)")
 
 
 def decision(view: GuestView) -> Decision:
-    """Say whether the kernel has decided. Raises TargetError if the link to the guest failed."""
+    """Return whether the kernel has decided. Raises TargetError if the link to the guest failed."""
     if view.image is None:
         return "unknown"
     try:
@@ -65,14 +65,14 @@ def applied_variable(image: KernelImage) -> int | None:
     if a64.RET in code:
         code = code[: _end(code)]
     built: dict[int, int] = {}
-    seen: dict[int, int] = {}
+    loads: dict[int, int] = {}
     for i, word in enumerate(code):
         load = a64.load32(word)
         if load is not None and load[1] in built and load[0] in map(a64.zero_branch32, code[i + 1 : i + 3]):
             address = built[load[1]] + load[2]
-            seen[address] = seen.get(address, 0) + 1
+            loads[address] = loads.get(address, 0) + 1
         _follow(built, code, i, at)
-    found = [address for address, times in seen.items() if times > 1]
+    found = [address for address, times in loads.items() if times > 1]
     return found[0] if len(found) == 1 else None
 
 
@@ -115,12 +115,12 @@ def exit_site(image: KernelImage) -> tuple[int, int] | None:
 
 
 def user_code(states: Iterable[CpuState]) -> str:
-    """Say which CPU runs user code, which is after the boot; else empty."""
+    """Return in words which CPU runs user code, as none does during the boot; else empty."""
     return next((f"cpu {state.cpu} runs user code" for state in states if state.el == 0), "")
 
 
 def past_boot(view: GuestView) -> str:
-    """Say by what the kernel is known to be past its boot, where CPU features are enabled; else empty."""
+    """Return by what the kernel is known to be past its boot, where CPU features are enabled; else empty."""
     user = user_code(view.states)
     if user or view.image is None:
         return user
@@ -138,7 +138,7 @@ def past_boot(view: GuestView) -> str:
 
 
 def why_not(view: GuestView) -> list[str]:
-    """Say what is known of why a kernel does not rewrite its tables. None of it proves it alone.
+    """Return what is known of why a kernel does not rewrite its tables. None of it proves it alone.
 
     Source: unmap_kernel_at_el0() and kaslr_requires_kpti(), arch/arm64/kernel/cpufeature.c.
     """

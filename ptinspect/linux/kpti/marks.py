@@ -23,21 +23,21 @@ CHUNK_WORDS = 1 << 20
 
 @dataclass(frozen=True)
 class Frontier:
-    """Say where the rewrite stands: at the first descriptor that is not done."""
+    """Where the rewrite stands: at the first descriptor that is not done."""
 
     va: VirtAddr
     """First virtual address that the descriptor translates."""
     level: int
     """Level of the descriptor."""
     descriptor_pa: PhysAddr | None
-    """Address of the descriptor; None if only registers told."""
+    """Address of the descriptor; None if only registers tell."""
     source: str
     """`tables` or `walk registers`."""
 
 
 @dataclass(frozen=True, eq=False)
 class LevelMarks:
-    """Hold descriptors of one level and which of them have bit 11. Arrays have the shape (rows, slots)."""
+    """Descriptors of one level, and which of them have bit 11. Arrays have the shape (rows, slots)."""
 
     level: int
     """The level."""
@@ -94,7 +94,7 @@ def key_of(frontier: Frontier, regime: Regime, algorithm: Algorithm) -> int:
 
 @dataclass(frozen=True)
 class Reached:
-    """Say how far the marks in the tables go."""
+    """How far the marks in the tables go."""
 
     frontier: Frontier | None
     """The first descriptor without bit 11 in the order of the walk; None if all have it."""

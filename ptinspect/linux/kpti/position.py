@@ -25,7 +25,7 @@ _PLACE = 0xFFFF
 
 @dataclass(frozen=True)
 class Cursor:
-    """Say where the walk stands in the table of one level."""
+    """Where the walk stands in the table of one level."""
 
     level: int
     """The level."""
@@ -43,7 +43,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Position:
-    """Say where the boot CPU stands in the rewrite."""
+    """Where the boot CPU stands in the rewrite."""
 
     phase: Phase
     """Whether the walk through the tables has begun and ended."""
@@ -75,8 +75,8 @@ def cursors(state: CpuState, code: KptiCode, regime: Regime) -> tuple[Cursor, ..
 def _depth(levels: tuple[LevelCode, ...], offset: int) -> int:
     """Return the index of the deepest open level; -1 if none is."""
     for i, level in enumerate(levels):
-        behind = level.closing if level.back is None else level.closing + 4
-        if level.begin <= offset <= behind:
+        last = level.closing if level.back is None else level.closing + 4
+        if level.begin <= offset <= last:
             return i
         if i and levels[i - 1].descend is not None and (levels[i - 1].descend or 0) <= offset < level.begin:
             return i - 1
@@ -113,7 +113,7 @@ def frontier_of(found: tuple[Cursor, ...], regime: Regime) -> int | None:
 
 
 def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMemory) -> Position:
-    """Say where the boot CPU stands in the rewrite. Its program counter must lie in the function.
+    """Return where the boot CPU stands in the rewrite. Its program counter must lie in the function.
 
     The new algorithm's cursors are addresses in a window of the temporary pgd (x2); they are
     translated through it. Raises TargetError if the link to the guest failed.
@@ -121,8 +121,8 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
     found = cursors(state, code, regime)
     if not found:
         offset = (state.pc - code.entry_va) & _PLACE
-        behind = code.levels[0].skip <= offset <= code.points["return"]
-        return Position("done" if behind else "before", (), None)
+        walked = code.levels[0].skip <= offset <= code.points["return"]
+        return Position("done" if walked else "before", (), None)
     offset = (state.pc - code.entry_va) & _PLACE
     open_ = list(found)
     deepest = code.levels_of(regime)[len(open_) - 1]

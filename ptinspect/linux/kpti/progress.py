@@ -20,7 +20,7 @@ ALL = MASK64
 
 @dataclass(frozen=True)
 class Work:
-    """Count the descriptors in which the walk sets bit 11: those that lack it when it begins."""
+    """The number of descriptors in which the walk sets bit 11: those that lack it when it begins."""
 
     total: int
     """All of them."""
@@ -38,7 +38,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Target:
-    """Name the descriptor before whose store the boot CPU is to stand."""
+    """The descriptor before whose store the boot CPU is to stand."""
 
     level: int
     """Its level."""

@@ -54,10 +54,10 @@ def boot_cpu(view: GuestView, code: KptiCode) -> CpuState | None:
 
 @dataclass(frozen=True)
 class Flag:
-    """Hold the flag through which the CPUs wait for each other.
+    """The flag through which the CPUs wait for each other.
 
-    While they gather it counts them; the boot CPU clears it as its last step. What it is before tells the
-    kernel's file: 1 (`__idmap_kpti_flag`), or 0 where one flag serves the splitting of the linear map too
+    While they gather it counts them; the boot CPU clears it as its last step. The kernel's file tells
+    what it is before: 1 (`__idmap_kpti_flag`), or 0 where one flag serves the splitting of the linear map too
     (`idmap_kpti_bbml2_flag` in arch/arm64/mm/mmu.c, from 6.18 on; later `idmap_kpti_bbml3_flag`): the
     kernel sets that to 1 just before it is used, so that 0 may be its first value or its last.
     """

@@ -29,7 +29,7 @@ TRAMPOLINE = 5
 
 @dataclass(frozen=True)
 class KptiState:
-    """Say where a guest stands with respect to the rewrite, and how that is known."""
+    """Where a guest stands with respect to the rewrite, and how that is known."""
 
     state: State
     """before, in-progress, after, not-needed or unknown."""
@@ -82,7 +82,7 @@ def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiS
         other = "these are tables of the lower half"
         return _with(found, "unknown", "the tables map nothing" if snapshot.regime.upper else other)
     if found.unseen:
-        return _with(found, "unknown", *(f"not seen: {part}" for part in found.unseen))
+        return _with(found, "unknown", *(f"not captured: {part}" for part in found.unseen))
     if not counts.leaves_ng and not counts.table_descriptors_marked:
         return _with(found, "before", "the rewrite has not begun, or is not needed here")
     order = code.algorithm if code is not None else algorithm_of(snapshot)
@@ -125,7 +125,7 @@ def _moved(snapshot: Snapshot) -> bool:
 
 
 def kpti_state(view: GuestView, snapshot: Snapshot) -> KptiState:
-    """Judge where the guest stands, from all that can be seen of it at this stop.
+    """Judge where the guest stands, from all that this stop shows of it.
 
     `snapshot` holds the tables under `view.swapper()`. In order of weight: the program counter of the
     boot CPU inside the function, the flag that the rewrite clears as its last step, the marks in the
@@ -191,7 +191,7 @@ def _marked(state: KptiState, flag: Flag) -> KptiState:
             return _with(state, "after", f"tables are marked, as by the rewrite{flag}")
         return _with(state, "unknown", f"tables are marked, and leaves are left that are not nG{flag}")
     if state.state == "in-progress":
-        return dataclasses.replace(state, reason=f"no CPU was seen in the rewrite{flag}; {state.reason}")
+        return dataclasses.replace(state, reason=f"no CPU is in the rewrite{flag}; {state.reason}")
     return _with(state, "unknown", f"tables are marked although the rewrite has not finished{flag}")
 
 

@@ -18,14 +18,14 @@ __all__ = ["LevelWrites", "Recording", "Write", "recording"]
 
 @dataclass(frozen=True)
 class Write:
-    """Describe one store."""
+    """One store."""
 
     site: int
     """Offset of the store instruction from the function's entry."""
     level: int
     """Level of the descriptor."""
     descriptor_pa: int | None
-    """Address of the descriptor; None if it could not be read what the window showed."""
+    """Address of the descriptor; None if what the window showed could not be read."""
     va: int | None
     """First address that it translates; None if no table of the kernel's holds it."""
     before: int
@@ -36,7 +36,7 @@ class Write:
 
 @dataclass(frozen=True)
 class LevelWrites:
-    """Count the stores of one level."""
+    """The number of stores of one level."""
 
     level: int
     """The level."""
@@ -54,7 +54,7 @@ class LevelWrites:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Hold the stores of one run through the rewrite, in their order. All arrays have n entries."""
+    """The stores of one run through the rewrite, in their order. All arrays have n entries."""
 
     levels: tuple[int, ...]
     """The levels whose stores were recorded."""
@@ -77,7 +77,7 @@ class Recording:
     new: NDArray[np.uint64]
     """Values stored."""
     whole: bool
-    """True if nothing was written before the recording began, and it ended behind the last store."""
+    """True if nothing was written before the recording began, and it ended after the last store."""
     seconds: float = 0.0
     """How long it took."""
     unread: int = 0

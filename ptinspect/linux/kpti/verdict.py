@@ -1,7 +1,7 @@
-"""Tell the ways apart in which the rewrite can have gone: the cases of the LKML thread of June 2018.
+"""Tell apart how the rewrite can have gone: the cases of the LKML thread of June 2018.
 
-Damage, a normal rewrite and none at all can be told from the tables before and after. Whether tables were
-never written, or written with the value that they had, cannot: it takes the recorded stores, or the
+Damage, a normal rewrite and none at all show in the tables before and after. Whether tables were
+never written, or written with the value that they had, does not: it takes the recorded stores, or the
 kernel's code, which decides where it is known.
 """
 
@@ -47,14 +47,14 @@ MEANING: dict[Code, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Say what the rewrite did."""
+    """What the rewrite did."""
 
     code: Code
     """One of MEANING."""
     evidence: tuple[str, ...]
     """What supports it."""
     unknown: tuple[str, ...] = ()
-    """What could not be told, and what would tell it."""
+    """What is not known, and what would tell it."""
 
     @property
     def meaning(self) -> str:
@@ -74,8 +74,8 @@ def judge(
 
     `state` is that of `after`, with the code as the kernel has it; what the tables tell alone by default.
     `finished`: the tables are those of the instant at which the walk has ended; nothing in them was created
-    later. Damage is told first: it does not matter then how tables are marked; unless the kernel has gone on
-    for so long that it may be its own doing. What was not captured is said, and nothing is claimed of it.
+    later. Damage comes first: it does not matter then how tables are marked; unless the kernel has run on for
+    so long that it may be its own doing. Nothing is claimed of what was not captured.
     """
     before = before if before is not None or recording is None else recording.before
     state = state or state_from_tables(after)

@@ -69,14 +69,14 @@ def chosen(snapshot: Snapshot) -> Geometry | None:
 
 
 def geometry_of(snapshot: Snapshot) -> Geometry | None:
-    """Return where the parts of a snapshot's address space lie: as it says itself, else as its tables tell.
+    """Return where the parts of a snapshot's address space lie: as it notes, else as its tables tell.
 
-    None for a lower half, and where it says that nothing tells, or the tables tell nothing.
+    None for a lower half, and where neither tells.
     """
-    said = snapshot.meta.extra.get(LAYOUT)
-    if not snapshot.regime.upper or said == "":
+    noted = snapshot.meta.extra.get(LAYOUT)
+    if not snapshot.regime.upper or noted == "":
         return None
-    stored = by_name(said, snapshot.regime) if said else None
+    stored = by_name(noted, snapshot.regime) if noted else None
     release = parse(snapshot.meta.kernel)
     if stored is not None and (release is None or variant_of(release) is stored.variant):
         return with_shadow(stored, snapshot)

@@ -75,7 +75,7 @@ def variant_of(release: Release) -> Variant:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Say where the parts of one kernel's address space lie; the spans are [start, end)."""
+    """Where the parts of one kernel's address space lie; the spans are [start, end)."""
 
     variant: Variant
     """The arithmetic."""

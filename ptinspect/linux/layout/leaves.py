@@ -18,7 +18,7 @@ PXN = np.uint64(1 << 53)
 
 @dataclass(frozen=True)
 class Leaves:
-    """Hold the leaves of a snapshot."""
+    """The leaves of a capture, in order of address."""
 
     va: NDArray[np.uint64]
     """First address of each, ascending."""

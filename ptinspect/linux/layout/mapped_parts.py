@@ -19,7 +19,7 @@ from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.window import Window
 
 SHOWN = 6
-"""Names, and tasks, that a sentence lists before it says how many more there are."""
+"""Names, and tasks, that a sentence lists before it counts the rest."""
 STACK = re.compile(r"(.+ stack) \((.*)\)", re.DOTALL)
 """Names of stacks, as linux/running/guest_layout.py makes them: what it is, and whose."""
 
@@ -31,7 +31,7 @@ def took(change: Change) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """Name a part of a range, and say how much of it was mapped."""
+    """A named part of a range, and how much of it was mapped."""
 
     name: str
     """What Linux calls it; `task stack (PID NAME)` and the like for stacks."""
@@ -40,7 +40,7 @@ class Part:
 
 
 class Contents:
-    """Say what some ranges of a snapshot hold."""
+    """What some ranges of a snapshot hold."""
 
     @classmethod
     def of_changes(cls, snapshot: Snapshot, changes: Iterable[Change]) -> Contents:
@@ -113,11 +113,11 @@ def in_words(parts: Sequence[Part]) -> str:
             others.append(f"{part.name} {_size_text(part.size)}")
         else:
             stacks.setdefault(found[1], []).append(found[2])
-    said = [_listed(others)] if others else []
+    words = [_listed(others)] if others else []
     for kind, owners in stacks.items():
         many = f"{kind} of" if len(owners) == 1 else f"{len(owners)} {kind}s:"
-        said.append(f"{many} {_listed(owners)}")
-    return "; ".join(said)
+        words.append(f"{many} {_listed(owners)}")
+    return "; ".join(words)
 
 
 def _size_text(size: int) -> str:

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 
 @dataclass(frozen=True)
 class Region:
-    """Name a range of virtual addresses."""
+    """A named range of virtual addresses."""
 
     start: int
     """First address."""
@@ -22,7 +22,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Layout:
-    """Hold the regions, the more particular ones first."""
+    """The regions of an address space, the more particular ones first."""
 
     regions: tuple[Region, ...]
     """In the order in which they are asked."""

@@ -1,4 +1,4 @@
-"""The sections of the kernel's image, and what is told from tables alone: text and trampoline."""
+"""The sections of the kernel's image, and what tables alone tell of them: text and trampoline."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class RegisterNote:
 
 @dataclass(frozen=True)
 class Panic:
-    """Join what a log says about one death with what follows from it."""
+    """What a log tells about one death, and what follows from it."""
 
     facts: Facts
     """The values and what was worked out from them."""
@@ -53,7 +53,7 @@ class Panic:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Hold the deaths of one log."""
+    """The deaths of one log."""
 
     panics: tuple[Panic, ...]
     """In the order of the log; at most MAX_PANICS."""

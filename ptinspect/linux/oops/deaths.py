@@ -108,7 +108,7 @@ class Reader:
         return any(line.number - d.last <= (48 if d.ended else REACH) for d in self.sorter.drafts[:-9:-1])
 
     def finish(self) -> Iterator[Incident]:
-        """Go through the deaths, in order."""
+        """Yield the deaths, in order."""
         self._close()
         for death in self.deaths:
             boot = death.first.boot
@@ -148,7 +148,7 @@ class Reader:
         return True
 
     def _time(self, line: Line, *, begins: bool) -> None:
-        """See another boot begin: after the end marker, or where time goes back."""
+        """Notice that another boot begins: after the end marker, or where time goes back."""
         if begins and self.over:
             kind = next((kind for kind, pattern in say.HEADLINES if pattern.search(line.text)), None)
             ends = "end Kernel panic" in line.text or kind in STALLS or kind == "warning"
@@ -290,7 +290,7 @@ class Reader:
 
 
 def _contradict(known: Draft, other: Draft) -> bool:
-    """Tell whether two reports say different things about the same fault."""
+    """Tell whether two reports contradict each other about the same fault."""
     names = {"esr", "far", "cpu", "sp", "pc"} & known.slots.keys() & other.slots.keys()
     return any(known.slots[name] != other.slots[name] for name in names)
 

@@ -24,7 +24,7 @@ _REPORTING = re.compile(
 
 @dataclass(frozen=True)
 class Recursion:
-    """Say that the exception entry faulted again and again."""
+    """A fault of the exception entry itself, again and again."""
 
     count: int
     """Nested exceptions."""
@@ -145,7 +145,7 @@ def chain(fault: Fault) -> Calls:
 
 
 def _same_exception(pc: str, frames: Sequence[str]) -> str:
-    """Say that an exception came at an instruction while one of the same instruction was being handled.
+    """Return in words that an exception came inside of the handling of one at the same instruction.
 
     In a trace the interrupted instruction follows the frame of the vector's code that saved it.
     """

@@ -95,7 +95,7 @@ def _sanitizer(first: Fault) -> Verdict:
         return replace(found, evidence=(*evidence, *found.evidence))
     if kind is not None and kind[1] == "vmalloc-out-of-bounds" and not on_stack:
         return Verdict(
-            "unknown", evidence, ("whether the address is in a stack or its guard: the report does not say",)
+            "unknown", evidence, ("whether the address is in a stack or its guard: the report does not tell",)
         )
     what = "a read: nothing on a stack was overwritten by it" if read else "an access to other memory"
     found = _judged(f"it is {what}, and the report was printed in the ordinary way", evidence)
@@ -214,7 +214,7 @@ def _without_sp(first: Fault, evidence: tuple[str, ...]) -> Verdict:
 
 
 def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
-    """Say what ESR tells."""
+    """Return what ESR tells, in words."""
     if esr is None:
         return ()
     if esr.fault:
@@ -230,7 +230,7 @@ def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
 
 
 def _walked(esr: Esr | None, path: Path | None) -> tuple[str, ...]:
-    """Say what the printed walk shows of the fault."""
+    """Return what the printed walk shows of the fault."""
     if path is None or not path.steps:
         return ()
     last = path.steps[-1].descriptor

@@ -1,4 +1,4 @@
-"""What a console log says about one death of the kernel: the values found, nothing concluded."""
+"""One death of the kernel as a console log has it: the values found, nothing concluded."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Fault:
     elided: bool = False
     """True if the call trace was cut: by `...`, by lost messages, or by a fault while it was printed."""
     notes: tuple[str, ...] = ()
-    """What KASAN and the like say about the address: size, object, range."""
+    """What KASAN and the like print about the address: size, object, range."""
     number: int | None = None
     """The kernel's count of oopses, `[#1]`."""
 
@@ -162,6 +162,6 @@ class Incident:
 
     @property
     def message(self) -> str:
-        """The line that says best what happened: the panic's, or the fault's where the panic only follows."""
+        """The line that tells best what happened: the panic's, or the fault's where that only follows."""
         own = self.panic and self.first.kind in ("panic", "bad-stack", "lockup", "rcu-stall", "hung-task")
         return self.panic if own else self.first.headline

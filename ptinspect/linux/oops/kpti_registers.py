@@ -61,7 +61,7 @@ class WalkLevel:
 
     @property
     def complete(self) -> bool:
-        """True if the whole table was gone through."""
+        """True if the walk went through the whole table."""
         return self.current == self.end
 
     @property
@@ -95,7 +95,7 @@ class KptiRegisters:
 
 
 def in_kpti(fault: Fault) -> str:
-    """Return the symbol that places the fault in or right behind the rewrite, or an empty string."""
+    """Return the symbol that places the fault in or right after the rewrite, or an empty string."""
     return next((symbol for symbol in (fault.lr, fault.pc) if symbol.startswith(_CALLERS)), "")
 
 
@@ -144,7 +144,7 @@ def _swapper(fault: Fault, root: WalkLevel) -> int | None:
 
 
 def explain(number: int, walk: KptiRegisters) -> str:
-    """Say what register `number` of the walk holds."""
+    """Return what register `number` of the walk holds."""
     meaning = ROLES[number][1]
     level = next((step for step in walk.levels if 0 <= number - step.first < 3), None)
     if level is None:
@@ -190,7 +190,7 @@ def describe(d: Descriptor, *, user: bool = False) -> str:
 
 
 def _invalid(d: Descriptor) -> str:
-    """Describe a descriptor without bit 0: what would it be with it?"""
+    """Describe a descriptor without bit 0: what it would be with it."""
     if not d.raw:
         return "empty"
     valid = decode(d.raw | 1, d.level, d.regime)

@@ -1,4 +1,4 @@
-"""The kernel's own lines in a console log: prefixes gone, lines that were wrapped joined, all bounded."""
+"""The kernel's own lines in a console log: without prefixes, wrapped lines joined, all bounded."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Line:
     number: int
     """Line of the file, from 1."""
     text: str
-    """What the kernel said, prefixes removed; at most MAX_LINE characters."""
+    """What the kernel printed, prefixes removed; at most MAX_LINE characters."""
     caller: str = ""
     """`T<pid>` or `C<cpu>` where the log names it, else empty."""
     time: str = ""
@@ -130,7 +130,7 @@ class Normaliser:
         return cut or (bool(last) and _OPEN.search(last) is not None)
 
     def lines(self, rows: Sequence[Row], *, last: bool = True) -> Iterator[Line]:
-        """Go through the lines in `rows`, which follow the ones given before; `last` if no more follow."""
+        """Yield the lines in `rows`, which follow the ones given before; `last` if no more follow."""
         rows = [*self.held, *rows]
         self.held = [] if last else self._unfinished(rows)
         rows = rows[: len(rows) - len(self.held)]
@@ -303,7 +303,7 @@ def _wrapped_frame(before: _Open, text: str) -> bool:
 
 
 def rows(text: str, number: int = 1) -> Iterator[Row]:
-    """Go through the rows of a text; CR, LF and any mixture of them end one, empty ones are kept as such."""
+    """Yield the rows of a text; CR, LF and any mixture of them end one, empty ones are kept as such."""
     ending = "\n" if "\n" in text else "\r"
     position = 0
     for match in _ROWS.finditer(text):
@@ -313,11 +313,6 @@ def rows(text: str, number: int = 1) -> Iterator[Row]:
         number += passed
         position = match.start()
         yield Row(number, match[0])
-
-
-def lines(text: str) -> Iterator[Line]:
-    """Go through the lines of a whole text."""
-    return Normaliser().lines(list(rows(text)))
 
 
 def _split(raw: str) -> list[str]:

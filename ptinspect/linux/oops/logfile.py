@@ -68,7 +68,7 @@ class Log:
         self._packed = False
 
     def __iter__(self) -> Iterator[bytes]:
-        """Go through the log in chunks."""
+        """Yield the log in chunks."""
         stream = self._unpacked()
         first = self._read(stream)
         mark = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(first[:2])

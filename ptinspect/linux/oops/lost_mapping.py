@@ -1,4 +1,4 @@
-"""Judge a stack whose mapping is gone: where the walk of its address ends, and what was there before."""
+"""Judge a stack whose mapping is lost: where the walk of its address ends, and what was there before."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def joined(deaths: Sequence[Facts]) -> list[Facts]:
     """Give each CPU that died after the rewrite what the others of the same boot printed about the tables.
 
     One CPU rewrites, the others wait for it, and all have the same tables: the registers of the one
-    say of all that the rewrite was finished (its x2, the root's address, is an argument on each CPU),
+    show for all that the rewrite was finished (its x2, the root's address, is an argument on each CPU),
     and a walk that ends in an entry explains each address that uses it.
     """
     return [_with_others(death, deaths) for death in deaths]
@@ -72,7 +72,7 @@ def _with_others(death: Facts, deaths: Sequence[Facts]) -> Facts:
 
 
 def lost_mapping(facts: Facts) -> Gone | None:
-    """Tell what became of the mapping of a stack, if an address in it did not translate."""
+    """Return what became of the mapping of a stack, if an address in it did not translate."""
     found = lost_address(facts.incident, facts.esr)
     return None if found is None else _judged(facts, *found)
 
@@ -145,7 +145,7 @@ def _fault_evidence(facts: Facts, address: int, level: int, stack: StackRange) -
 
 
 def _who(report: Fault) -> str:
-    """Name the CPU of another report."""
+    """Return the CPU and the place of another report, in words."""
     return f"CPU {'?' if report.cpu is None else report.cpu} (line {report.line})"
 
 

@@ -68,7 +68,7 @@ NOTES = re.compile(
     r"(?:Out-of-bounds|Use-after-free|Memory corruption).{0,20} at 0x|"
     r"user address but active_mm|address between user and kernel).{0,200}"
 )
-"""What KASAN, KFENCE and the fault handler say about the address."""
+"""What KASAN, KFENCE and the fault handler print about the address."""
 NUMBER = re.compile(r"\[#(\d{1,6})\]")
 """The count of oopses since boot (kernel/panic.c, arm64 traps.c: die_counter)."""
 TRIGGERS = re.compile(
@@ -148,7 +148,7 @@ Values = dict[str, object]
 
 @lru_cache(maxsize=4096)  # lines of CPUs that print at once are read for each way of sorting them
 def values(text: str) -> tuple[Mapping[str, object], tuple[str, ...]]:
-    """Return what one line says, by name, and the names of values whose digits are cut."""
+    """Return the values in one line, by name, and the names of values whose digits are cut."""
     found: Values = {}
     damaged: list[str] = []
     if ":" in text or "=" in text or " is at " in text or "code" in text:
@@ -233,7 +233,7 @@ def _walk(text: str, found: Values, damaged: list[str]) -> None:
 
 
 def oops_esr(internal: str) -> int | None:
-    """Return the ESR in the text behind `Internal error: `, or None: `Oops: 96000006 [#1] SMP`."""
+    """Return the ESR in the text after `Internal error: `, or None: `Oops: 96000006 [#1] SMP`."""
     match = _OOPS_ESR.match(internal)
     if match is None or len(match[1]) not in (8, 16):
         return None

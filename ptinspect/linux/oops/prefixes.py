@@ -111,7 +111,7 @@ class Columns:
     """Those that are taken away, the longest first."""
 
     def learn(self, text: str) -> None:
-        """Look at a line whose known layers are gone: what stands before words that the kernel prints?"""
+        """Learn from a line without its known layers: what stands before words that the kernel prints?"""
         found = ANCHOR.search(text, 0, MAX_COLUMN)
         column = text[: found.start()] if found is not None else ""
         if not column.strip() or len(column) > MAX_COLUMN or _VALUE.search(column) is not None:
@@ -123,7 +123,7 @@ class Columns:
             self.known.sort(key=lambda known: -len(known.pattern))
 
     def strip(self, text: str) -> str | None:
-        """Return the text behind a learned column; None if there is none."""
+        """Return the text after a learned column; None if there is none."""
         for known in self.known:
             match = known.match(text)
             if match is not None:
@@ -202,7 +202,7 @@ def _layer(text: str) -> re.Match[str] | None:
 
 
 def _tags(text: str, caller: str) -> tuple[str, str]:
-    """Take away what kernels and phones print behind a time stamp: the task, the CPU."""
+    """Take away what kernels and phones print after a time stamp: the task, the CPU."""
     match = _CALLER.match(text)
     if match is not None:
         return text[match.end() :], match[1]

@@ -72,7 +72,7 @@ class Sorter:
     current: Draft | None = None
     """The report that the last line went to."""
     broadcast: int = -REACH
-    """The last line that says that what follows it is a copy, for everybody who is logged in."""
+    """The last line that announces a copy, for everybody who is logged in."""
     returns: int = 0
     """How often a line went back to a report after another one had been printed in between."""
 
@@ -98,7 +98,7 @@ class Sorter:
         return total
 
     def _opening(self, line: Line) -> bool:
-        """Take a line that begins a report or says that the kernel gives up."""
+        """Take a line that begins a report or ends the kernel."""
         if say.SOURCE_CODE.search(line.text) is not None:
             return False
         panic = say.PANIC.search(line.text)
@@ -248,7 +248,7 @@ class Sorter:
         return True
 
     def _repeated(self, found: Mapping[str, Any]) -> bool:
-        """Tell whether the report that printed last says again what it said: a panic names CPU and task."""
+        """Tell whether the report that printed last is repeated: a panic names CPU and task again."""
         known = self.current
         return known is not None and bool(known.panic) and known.slots.get("cpu") == found.get("cpu", "")
 
@@ -338,7 +338,7 @@ def _rank(name: str) -> int:
 
 
 def _takes(draft: Draft, text: str, found: Mapping[str, Any], damaged: Iterable[str]) -> bool:
-    """Tell whether a report has no other values yet for what a line says."""
+    """Tell whether a report has no other values yet for those of a line."""
     if draft.kind == "bad-stack" and _ABORT_INFO.search(text) is not None:
         return False
     if draft.kind == "fault" and _BAD_STACK_INFO.search(text) is not None:

@@ -111,7 +111,7 @@ def _missing(facts: Facts) -> list[str]:
 
 
 def _where(facts: Facts) -> list[str]:
-    """Say where SP and FAR lie, and whose ESR it is."""
+    """Return in words where SP and FAR lie, and whose ESR it is."""
     incident, stack, esr = facts.incident, facts.stack, facts.esr
     bad = incident.bad_stack
     assert bad is not None
@@ -153,7 +153,7 @@ def _where(facts: Facts) -> list[str]:
 
 
 def _never_set_up(facts: Facts) -> list[str]:
-    """Say of a stack that was printed at address 0 that it was not there yet."""
+    """Return in words that a stack which was printed at address 0 was not there yet."""
     bad = facts.incident.bad_stack
     assert bad is not None
     found = []

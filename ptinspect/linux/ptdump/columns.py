@@ -64,14 +64,14 @@ def columns(form: TextForm, mair: int) -> tuple[Column, ...]:
     ]
     if form.gp:
         fixed.append(Column(GP, GP, "GP", "  "))
-    seen: set[str] = set()
+    known: set[str] = set()
     for index in range(8):
         byte = mair >> 8 * index & 0xFF
         text = MEMORY_TYPES.get(byte, "")
         if byte == NORMAL and index == 1:
             text = MEMORY_TYPES[0xF0]
-        if text and text not in seen:
-            seen.add(text)
+        if text and text not in known:
+            known.add(text)
             fixed.append(Column(ATTRINDX, index << 2, text, None))
     return tuple(fixed)
 

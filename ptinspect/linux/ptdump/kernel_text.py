@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
+from ptinspect.linux.layout.geometry import TOP
 
 MAX_BYTES = 24 << 20
 """A larger file is none; a kernel with KASAN prints some hundred kilobytes."""
 MAX_LINES = 2_000_000
-TOP = 1 << 64
 _RUN = re.compile(
     r"0x([0-9a-f]{16})-0x([0-9a-f]{16})\s+\d+[KMGTPE] (PGD|P4D|PUD|PMD|PTE)((?: [ A-Za-z/-]+)?)\s*"
 )
@@ -28,7 +28,7 @@ UNKNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class TextRun:
-    """Describe one line."""
+    """One line."""
 
     start: int
     """First address."""
@@ -54,7 +54,7 @@ class TextRun:
 
 @dataclass(frozen=True)
 class Text:
-    """Hold a whole text."""
+    """A whole text."""
 
     runs: tuple[TextRun, ...]
     """The lines, in order of address."""
@@ -64,16 +64,16 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class TextDifference:
-    """A range in which two texts say different things."""
+    """A range in which two texts differ."""
 
     start: int
     """First address."""
     end: int
     """First address past the end."""
     a: TextRun | None
-    """What the first says; None where nothing is mapped."""
+    """What the first has; None where nothing is mapped."""
     b: TextRun | None
-    """What the second says."""
+    """What the second has."""
 
 
 def is_text(path: Path) -> bool:
@@ -111,7 +111,7 @@ def parse(lines: Iterable[str], name: str) -> Text:
         if found is not None:
             start, end = int(found[1], 16), int(found[2], 16) or TOP
             if start >= end or (runs and start < runs[-1].end):
-                raise UserError(f"{name}:{number}: {text[:60]!r} is not behind the line before it")
+                raise UserError(f"{name}:{number}: {text[:60]!r} does not follow the line before it")
             if found[4] not in words:
                 words[found[4]] = tuple(found[4].split())
             runs.append(TextRun(start, end, found[3], words[found[4]], marker))

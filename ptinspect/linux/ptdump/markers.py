@@ -38,7 +38,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class Facts:
-    """Hold what markers depend on besides geometry and release, all of it in the configuration."""
+    """What markers depend on besides geometry and release, all of it in the configuration."""
 
     trampoline: int | None = None
     """Lowest address of the KPTI trampoline's text in the fixmap."""
@@ -48,7 +48,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Frame:
-    """Hold all that the text of a snapshot depends on besides its tables."""
+    """All that the text of a snapshot depends on besides its tables."""
 
     form: TextForm
     """Which lines and columns there are."""

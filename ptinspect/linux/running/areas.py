@@ -50,7 +50,7 @@ class KernelMemory(Protocol):
 
 @dataclass(frozen=True)
 class AreaList:
-    """Hold the areas of one address space, in ascending order."""
+    """The areas of one address space, in ascending order."""
 
     areas: tuple[Region, ...]
     """Range and name of each: a path, [heap], [stack], [vdso], [vvar] or `anonymous`."""
@@ -89,7 +89,7 @@ class _Reader:
         self._vdso = 0 if vdso is None else self._u64(mm + vdso)
 
     def areas(self) -> Iterator[tuple[int, int, int]]:
-        """Yield first address, first address behind, and vm_area_struct."""
+        """Yield first address, first address past the end, and vm_area_struct."""
         first = self._if_any("mm_struct.mmap")
         if first is None:
             root = self._u64(self.mm + self.at("mm_struct.mm_mt") + self.at("maple_tree.ma_root"))
@@ -111,7 +111,7 @@ class _Reader:
             yield start, end, vma
 
     def _node(self, entry: int, first: int, last: int, depth: int) -> Iterator[tuple[int, int, int]]:
-        """Go through one node and those below it (mas_next() in lib/maple_tree.c)."""
+        """Yield the areas of one node and of those below it (mas_next() in lib/maple_tree.c)."""
         kind, node = entry >> 3 & 0xF, entry & ~0xFF
         self._nodes += 1
         if not entry & NODE or kind not in (LEAF, RANGE, ARANGE):
@@ -119,8 +119,8 @@ class _Reader:
         if depth > MAX_HEIGHT or self._nodes > MAX_NODES:
             raise GuestError("the maple tree has no end")
         name = "maple_arange_64" if kind == ARANGE else "maple_range_64"
-        begin, behind = self.at(f"{name}.pivot"), self.at(f"{name}.slot")
-        count = min((behind - begin) // 8, MAX_SLOTS)  # slots follow, one more than pivots
+        begin, after = self.at(f"{name}.pivot"), self.at(f"{name}.slot")
+        count = min((after - begin) // 8, MAX_SLOTS)  # slots follow, one more than pivots
         words = struct.unpack(f"<{2 * count + 1}Q", self._bytes(node + begin, 8 * (2 * count + 1)))
         pivots, slots = words[:count], words[count:]
         for number, slot in enumerate(slots):

@@ -1,4 +1,4 @@
-"""Translation registers for memory that came without any: told by the kernel itself, or assumed and said.
+"""Translation registers for memory that came without any: found in the kernel itself, or assumed.
 
 A dump of memory has general registers at most. Root table, granule and address size come from
 VMCOREINFO, from the kernel file and its code in memory, or from the user; MAIR_EL1 from the release.
@@ -31,7 +31,7 @@ TG1 = {12: 2, 14: 1, 16: 3}
 
 @dataclass(frozen=True)
 class Wishes:
-    """Hold what the user says; None where he does not."""
+    """What the user gives; None where nothing is given."""
 
     root: int | None = None
     """Address of the root table."""
@@ -45,7 +45,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Derived:
-    """Say what the translation registers must have been."""
+    """What the translation registers must have been."""
 
     root: PhysAddr
     """The kernel's root table."""
@@ -81,7 +81,7 @@ def derive(
 
     A root is taken only if it maps what it must: itself (VMCOREINFO), or the kernel's code (kernel
     file); the user's own is believed. `infos` is asked only if the kernel file does not tell all.
-    Raises UserError that says what to give.
+    Raises UserError that names what to give.
     """
     tried = []
     candidates = _given(wishes, image)
@@ -122,7 +122,7 @@ class _Candidate:
         return Regime(self.granule_bits, self.va_bits, 52 if wide else 48, True, ds=ds)
 
     def holds(self, memory: PhysicalMemory) -> bool:
-        """Tell whether the tables say what they must."""
+        """Tell whether the tables map what they must."""
         try:
             if self.root % self.regime.root_alignment:
                 return False
@@ -145,10 +145,7 @@ class _Candidate:
         if known is not None and not indirect_permissions(known):
             system["TCR2_EL1"] = 0
             indirect = ""
-        if self.va_bits > 48:
-            width = "addresses of 52 bits in descriptors are assumed"
-        else:
-            width = "addresses of 48 bits in descriptors are assumed"
+        width = f"addresses of {52 if self.va_bits > 48 else 48} bits in descriptors are assumed"
         said = (
             *self.said,
             why,
@@ -159,7 +156,7 @@ class _Candidate:
 
 
 def _given(wishes: Wishes, image: KernelImage | None) -> Iterator[_Candidate]:
-    """Yield what the user says in full."""
+    """Yield what the user gives in full."""
     if wishes.root is None or wishes.granule is None or wishes.va_bits is None:
         return
     release = "" if image is None else image.banner
@@ -172,7 +169,7 @@ def _given(wishes: Wishes, image: KernelImage | None) -> Iterator[_Candidate]:
 def _from_image(
     memory: PhysicalMemory, ram: Sequence[RamBlock], image: KernelImage | None, wishes: Wishes
 ) -> Iterator[_Candidate]:
-    """Yield what the kernel file says of the kernel whose code is in memory; proved by where it maps that."""
+    """Yield what the kernel file tells of the kernel in memory; proved by where that maps its code."""
     if image is None or not image.linked:
         return
     found = placement.find_image(memory, image, ram)
@@ -230,7 +227,7 @@ def _tables_inside(memory: PhysicalMemory, image: KernelImage, image_pa: int) ->
 def _widths(text_va: int, wish: int | None, granule: int, banner: str) -> list[int]:
     """Return the address sizes that an image linked there may have, likely ones first.
 
-    The half of the kernel's addresses that the image is in is told by the release.
+    The half of the kernel's addresses that the image is in follows from the release.
     """
     if wish is not None:
         return [wish]
@@ -245,7 +242,7 @@ def _widths(text_va: int, wish: int | None, granule: int, banner: str) -> list[i
 
 
 def _from_info(info: VmcoreInfo, wishes: Wishes) -> Iterator[_Candidate]:
-    """Yield what the kernel says of itself; proved by its table, which maps its own memory."""
+    """Yield what the kernel tells of itself; proved by its table, which maps its own memory."""
     granule = wishes.granule or info.page_size
     bits = wishes.va_bits or (None if info.t1sz is None else 64 - info.t1sz) or info.va_bits
     if info.swapper is None or granule not in (4096, 16384, 65536) or bits is None or not 25 <= bits <= 52:

@@ -148,7 +148,7 @@ class GuestView:
     def swapper(self) -> Root:
         """Return the kernel's own root table and how it was found.
 
-        A table that cannot be confirmed to be the kernel's own is returned all the same, and its
+        A table that cannot be confirmed to be the kernel's own is returned all the same: its
         provenance says so. Raises RegimeError or GuestError before there is one.
         """
         return Root(self._root.pa, self._root.provenance)
@@ -163,7 +163,7 @@ class GuestView:
 
     @property
     def confirmed(self) -> bool:
-        """True if the table of `swapper` was seen to map the kernel."""
+        """True if the table of `swapper` maps the kernel."""
         try:
             return self._root.confirmed
         except GuestError:

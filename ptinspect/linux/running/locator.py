@@ -44,7 +44,7 @@ class Locator:
 
         There may be several copies: a firmware reads the image to one place, the EFI stub moves it to
         another. The one that the CPUs use counts; before they use any the answer is not settled. If another
-        kernel's code is where a header says that a kernel is, the answer does not agree.
+        kernel's code is where a header announces a kernel, the answer does not agree.
         """
         image = self.image
         if image is None:
@@ -75,7 +75,7 @@ class Locator:
         return [pa for pa in swapper.led_to(self.states) if any(block.contains(pa) for block in ram)]
 
     def _likely(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
-        """Go through the places that a table maps where, by registers or an earlier stop, the code runs."""
+        """Yield the places that a table maps where, by registers or an earlier stop, the code runs."""
         for candidate in candidates:
             for offset in swapper.likely_offsets(self.states, image, self.hint[1]):
                 pa = swapper.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
@@ -83,7 +83,7 @@ class Locator:
                     yield pa, f"its code, mapped by {candidate.name}"
 
     def _mapped(self, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
-        """Go through the places where a table maps code.
+        """Yield the places where a table maps code.
 
         The header's memory is free after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
         from permanent kernel mapping") (in v5.11)), so that code is what is left to find.
@@ -116,7 +116,7 @@ class Locator:
     def find_root(self, known: Found | None) -> RootFound:
         """Find the kernel's own root table, given where its image lies.
 
-        A table that cannot be confirmed is returned all the same, and says so. Raises RegimeError or
+        A table that cannot be confirmed is returned all the same, marked as such. Raises RegimeError or
         GuestError before there is one.
         """
         regime = self.regime()
@@ -134,7 +134,7 @@ class Locator:
     def _lost(self, candidates: dict[int, Candidate]) -> RootFound | None:
         """Return the root of an earlier stop if a register still leads to it: its tables are damaged.
 
-        While the new algorithm runs TTBR1 has a temporary table, which says nothing of the kernel's own.
+        While the new algorithm runs TTBR1 has a temporary table, which tells nothing of the kernel's own.
         """
         found = candidates.get(self.hint[2] or 0)
         if found is None:
@@ -183,7 +183,7 @@ class Locator:
 
 
 def _say(candidate: Candidate, image: KernelImage, known: Found, offset: int) -> str:
-    """Write down why a root is the right one."""
+    """Return why a root is the right one, in words."""
     text = candidate.name
     if "symbol" not in text and "swapper_pg_dir" in image.symbols:
         near = image.nearest(candidate.pa - known.pa + image.text_va)

@@ -1,8 +1,8 @@
-"""Where a running kernel keeps things in its tasks, told from its memory: for files that describe no types.
+"""Where a running kernel keeps things in its tasks, by its memory: for files that describe no types.
 
 `init_task` is known by its symbol, and so is much of what is in it: its name, its stack, that it is its
-own parent. The list of tasks and the saved stack pointers are told from the other tasks, which have to
-agree. What is not certain is not told.
+own parent. The list of tasks and the saved stack pointers are derived from the other tasks, which have to
+agree. What is not certain is left open.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ENTRY_WORDS = 96
 
 
 _LEARNED: Kept[dict[str, int]] = Kept()
-"""Offsets that were told at any stop: later the kernel's memory may be damaged."""
+"""Offsets that were found at any stop: later the kernel's memory may be damaged."""
 
 
 class SeenTypes:
@@ -88,14 +88,14 @@ class SeenTypes:
             return self._saved - (0 if member.endswith(".sp") else CPU_CONTEXT["sp"])
         if member == "tgid":
             return None if self._pid is None else self._pid + 4
-        told = {
+        known = {
             "stack": lambda: self._stack,
             "comm": lambda: self._comm,
             "real_parent": lambda: self._parent,
             "pid": lambda: self._pid,
             "tasks": lambda: self._tasks,
         }
-        return told[member]() if member in told else None
+        return known[member]() if member in known else None
 
     # -- init_task ------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ tramp_pg_dir, with its lower tables up to v5.19 (arch/arm64/kernel/vmlinux.lds.S
 
 @dataclass(frozen=True)
 class OtherRoot:
-    """Name a root table, the regime it is for, and what it translates."""
+    """A root table, the regime it is for, and what it translates."""
 
     root: Root
     """The table, and why it is this one."""
@@ -108,7 +108,7 @@ def _kernel_pgd(view: GuestView) -> int | None:
 
 
 def _borrowed(view: GuestView, task: Task) -> str:
-    """Say which tables a kernel thread borrows."""
+    """Return in words which tables a kernel thread borrows."""
     found = _address_space(view, task, "active_mm")
     if found is None or found[1] == _kernel_pgd(view):
         return "it borrows none at the moment"

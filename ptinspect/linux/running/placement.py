@@ -29,7 +29,7 @@ _MAGIC_WORD = int.from_bytes(b"ARMd", "little")
 
 @dataclass(frozen=True)
 class Found:
-    """Say where the image lies."""
+    """Where the image lies."""
 
     pa: PhysAddr
     """Physical address of its first byte."""
@@ -151,9 +151,9 @@ def headers(
     memory: PhysicalMemory, ram: Sequence[RamBlock], text_offset: int = 0, hint: int | None = None
 ) -> Iterator[tuple[int, ImageHeader]]:
     """Yield the places in RAM that hold an Image header, `hint` and the start of RAM first."""
-    seen: set[int] = set()
+    known: set[int] = set()
     if hint is not None:
-        seen.add(hint)
+        known.add(hint)
         try:
             header = parse_header(memory.read(hint, HEADER_SIZE))
         except MemoryReadError:
@@ -161,7 +161,7 @@ def headers(
         if header is not None:
             yield hint, header
     for block in ram:
-        places = [pa for pa in _places(block, text_offset, HEADER_SIZE) if pa not in seen]
+        places = [pa for pa in _places(block, text_offset, HEADER_SIZE) if pa not in known]
         for some in (places[:LIKELY], places[LIKELY:]):
             addresses = np.array(some, dtype=np.uint64)
             if not addresses.size:

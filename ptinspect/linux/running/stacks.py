@@ -118,7 +118,7 @@ class Stacks:
 
     @property
     def how_size(self) -> str:
-        """Say how the size of a task's stack is known."""
+        """How the size of a task's stack is known."""
         tested = self.entry.thread_size is not None
         return "the entry code's overflow test" if tested else "the size of the IRQ stack in the entry code"
 
@@ -153,7 +153,7 @@ class Stacks:
         return found
 
     def locate(self, state: CpuState) -> Position:
-        """Say which stack the SP of a CPU is on."""
+        """Return which stack the SP of a CPU is on."""
         mmu_on = bool(state.system.get("SCTLR_EL1", 1) & 1) or state.el == 2
         identity = not bit(state.pc, 55)
         task = self.tasks.current(state)
@@ -221,7 +221,7 @@ class Stacks:
         return stack.task is not None and is_own(self.view, stack.task.address, stack.base, stack.size)
 
     def _bases(self, but: int) -> Iterator[tuple[int, int]]:
-        """Go through task and base of all stacks of tasks but one."""
+        """Yield task and base of all stacks of tasks but one."""
         return ((task.address, task.stack) for task in self.tasks.all().tasks if task.stack != but)
 
     def misled(self, stack: Stack) -> Misled | None:

@@ -34,7 +34,7 @@ MAX_SCAN = 16_384
 
 @dataclass(frozen=True)
 class Candidate:
-    """Name a table that may be the kernel's own."""
+    """A table that may be the kernel's own."""
 
     pa: PhysAddr
     """Its address."""
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RootFound:
-    """Say which table is the kernel's own, and what it tells."""
+    """The table that is the kernel's own, and what it tells."""
 
     pa: PhysAddr
     """The root table."""
@@ -53,7 +53,7 @@ class RootFound:
     kaslr_offset: int | None
     """Run-time minus link-time address, modulo 2^64; None if the table could not tell."""
     confirmed: bool = True
-    """True if it was seen to map the kernel."""
+    """True if it maps the kernel."""
     damaged: bool = False
     """True if it mapped the kernel at an earlier stop, and does not any more."""
 
@@ -65,11 +65,11 @@ def candidate_roots(
     image: KernelImage | None,
     image_pa: int | None,
 ) -> Iterator[Candidate]:
-    """Go through the tables that may be swapper_pg_dir, best first.
+    """Yield the tables that may be swapper_pg_dir, best first.
 
     TTBR1 is the reserved table on CPUs that wait for the rewrite, a temporary one on the CPU that
     does it (which keeps swapper's value in x3: Linux commit 47546a1912fc, in v6.0), and
-    tramp_pg_dir in user mode with KPTI; only behind those is swapper sought. x2 is swapper's address
+    tramp_pg_dir in user mode with KPTI; only after those is swapper sought. x2 is swapper's address
     while the MMU is off (proc.S, v4.16 to v5.15). Which candidate is right is for the tables to tell.
     """
     for state in states:
@@ -90,7 +90,7 @@ def candidate_roots(
         name = translation_register(state, "TTBR1")
         stands_in, distances = _stands_in(memory, state, regime) if state.system.get(name) else ("", ())
         for pages in distances:
-            where = f"{pages} page{'s' if pages > 1 else ''} behind {stands_in} in {name} of cpu {state.cpu}"
+            where = f"{pages} page{'s' if pages > 1 else ''} after {stands_in} in {name} of cpu {state.cpu}"
             yield Candidate(PhysAddr(root_pa(state, regime) + pages * regime.granule), where)
 
 
@@ -148,7 +148,7 @@ def led_to(states: Sequence[CpuState]) -> list[int]:
 
     The kernel's own tables for TTBR1, those that stand in for them, and the identity map are parts of its
     image (vmlinux.lds.S). The code of a CPU that translates without TTBR1 is a firmware's, or that of the
-    EFI stub, which may run in another copy of the image. Those that say most come first.
+    EFI stub, which may run in another copy of the image. Those that tell most come first.
     """
     code, upper, lower = [], [], []
     for state in states:
@@ -195,7 +195,7 @@ def image_behind(
 
 @dataclass(frozen=True)
 class Run:
-    """Describe executable memory that is mapped in one piece."""
+    """Executable memory that is mapped in one piece."""
 
     va: int
     """First virtual address."""
@@ -223,7 +223,7 @@ def executable_runs(memory: PhysicalMemory, root: int, regime: Regime) -> list[R
 
 
 def image_in(runs: list[Run], image_pa: int) -> Iterator[int]:
-    """Go through the virtual addresses at which an image begins whose first code is in one of the runs."""
+    """Yield the virtual addresses at which the image begins if its first code is in one of the runs."""
     for run in runs:
         if run.pa <= image_pa + FIRST_CODE < run.pa + run.size:
             yield (run.va + image_pa - run.pa) & MASK64

@@ -87,7 +87,7 @@ class Tasks:
         it keeps what.
         """
         if view.image is None:
-            raise GuestError("tasks need the kernel file: its types say where a task keeps what", "--kernel")
+            raise GuestError("tasks need the kernel file: its types tell where a task keeps what", "--kernel")
         self.view = view
         self.image: KernelImage = view.image
 
@@ -198,7 +198,7 @@ class Tasks:
         return None
 
     def idle_tasks(self) -> Iterator[Task]:
-        """Go through the idle tasks of the CPUs, which are on no list: each run queue names its own."""
+        """Yield the idle tasks of the CPUs, which are on no list: each run queue names its own."""
         pointer = idle_pointer(self.image)
         for state in self.view.states:
             base = per_cpu_offset(state)
@@ -247,7 +247,7 @@ class Tasks:
     def newest(self, known: Container[int]) -> list[Task]:
         """Return the processes at the end of the list that are not known yet: the newest stand there.
 
-        New threads of a known process are not seen. Raises GuestError if there is no list.
+        New threads of a known process are not found. Raises GuestError if there is no list.
         """
         head = self.init_task().address + self._at.tasks
         found: list[Task] = []
@@ -264,11 +264,11 @@ class Tasks:
             return "of each process only the first thread: the kernel file describes no types"
         head = self._u64(leader + at.signal) + at.thread_head
         link = self._u64(head & MASK64)
-        seen = 0
+        count = 0
         while link != head:
             thread = (link - at.thread_node) & MASK64
-            seen += 1
-            if len(found) >= MAX_TASKS or seen > MAX_TASKS:
+            count += 1
+            if len(found) >= MAX_TASKS or count > MAX_TASKS:
                 return f"more than {MAX_TASKS} threads"
             if thread not in found:
                 found[thread] = self.read(thread)

@@ -33,7 +33,7 @@ NAMES: dict[str, RoleName] = {
 
 @dataclass(frozen=True)
 class Role:
-    """Say what a table is."""
+    """What a table is."""
 
     name: RoleName
     """swapper: the kernel's own; init: the one of early boot; trampoline: in user mode with KPTI; reserved:
@@ -113,7 +113,7 @@ def _in_rewrite(view: GuestView, pa: int) -> bool:
 
 @dataclass(frozen=True)
 class LowerRole:
-    """Say what a table of the lower half is; empty as far as nothing shows it."""
+    """What a table of the lower half is; empty as far as nothing shows it."""
 
     holds: str = ""
     """`identity map`, `user tables`, or `nothing`: no valid entry."""
