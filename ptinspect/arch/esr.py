@@ -84,6 +84,9 @@ _IMMEDIATES = frozenset({0x11, 0x12, 0x15, 0x16, 0x17, 0x38, 0x3C})
 ABORTS = frozenset({0x20, 0x21, 0x24, 0x25})
 """Instruction and data aborts; bit 2 of EC tells data from instruction."""
 
+EC_IABT, EC_DABT = 0x21, 0x25
+"""ESR_ELx.EC of an instruction and of a data abort from the current exception level."""
+EC_SP_ALIGNMENT = 0x26
 EC_BRK = 0x3C
 """BRK from AArch64."""
 EC_SERROR = 0x2F

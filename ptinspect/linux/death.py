@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.arch.esr import Esr
+from ptinspect.arch.esr import EC_DABT, EC_IABT, EC_SP_ALIGNMENT, Esr
 from ptinspect.linux.stack_range import StackRange
 
 CODES: Mapping[str, str] = {
@@ -40,10 +40,6 @@ CHAIN_FRAMES = 3
 """Frames at least that are a chain."""
 ENDLESS = ("why the calls do not end",)
 """What no chain of calls tells."""
-EC_PC_SP = 0x26
-"""ESR_ELx.EC of an SP alignment fault (Arm ARM ESR_ELx)."""
-EC_CURRENT = frozenset({0x21, 0x25})
-"""ESR_ELx.EC of instruction and data aborts from the current exception level."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
         return None
     unknown = ("what changed SP", "how deep the stack was: SP does not tell")
     grounds: list[str] = []
-    if sp % 16 and facts.esr is not None and facts.esr.ec == EC_PC_SP:
+    if sp % 16 and facts.esr is not None and facts.esr.ec == EC_SP_ALIGNMENT:
         grounds.append(
             f"SP {sp:#x} is not a multiple of 16 and ESR says SP alignment fault: "
             "every store to the stack faults"
@@ -212,7 +208,7 @@ def _used_up(facts: Facts) -> Verdict | None:
         return Verdict("deep-call-chain", _calls_say(facts.calls)[:1], ("how deep the stack was", *ENDLESS))
     if stack is None:
         return None
-    abort = facts.esr is not None and facts.esr.ec in EC_CURRENT
+    abort = facts.esr is not None and facts.esr.ec in (EC_IABT, EC_DABT)
     below = facts.far is not None and abort and stack.below(facts.far)
     if facts.in_entry and not below:
         return None

@@ -1,8 +1,9 @@
-"""What the rewrite has to do: how much of it is done, and a descriptor at which it is to be stopped."""
+"""The progress of the rewrite: how much of its work is done, and a descriptor at which to stop it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,27 +169,18 @@ def _is_left(at: LevelMarks, state: KptiState, place: int) -> NDArray[np.bool_]:
 
 
 def _pending(snapshot: Snapshot, state: KptiState, only: set[int] | None = None) -> list[_Level]:
-    place, parts = _place(snapshot, state), dict[int, list[_Level]]()
+    place, parts = _place(snapshot, state), dict[int, list[tuple[NDArray[Any], ...]]]()
     for at in marks(snapshot, _order(snapshot, state)):
         if only is not None and at.level not in only:
             continue
         row, slot = np.nonzero(_is_left(at, state, place))
         if len(row):
-            found = _Level(at.level, at.rows[row], slot, at.key[row, slot], at.table[row, slot])
+            found = (at.rows[row], slot, at.key[row, slot], at.table[row, slot])
             parts.setdefault(at.level, []).append(found)
-    return [_joined(level, found) for level, found in sorted(parts.items())]
-
-
-def _joined(level: int, parts: list[_Level]) -> _Level:
-    if len(parts) == 1:
-        return parts[0]
-    return _Level(
-        level,
-        np.concatenate([p.row for p in parts]),
-        np.concatenate([p.slot for p in parts]),
-        np.concatenate([p.key for p in parts]),
-        np.concatenate([p.table for p in parts]),
-    )
+    return [
+        _Level(level, *(np.concatenate(column) for column in zip(*found, strict=True)))
+        for level, found in sorted(parts.items())
+    ]
 
 
 def _start(snapshot: Snapshot, level: _Level) -> NDArray[np.uint64]:

@@ -13,8 +13,6 @@ from ptinspect.arch.descriptor import BIT11
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_TABLE, kinds, output_addresses
 
-__all__ = ["LevelWrites", "Recording", "Write", "recording"]
-
 
 @dataclass(frozen=True)
 class Write:

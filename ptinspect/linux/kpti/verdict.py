@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptinspect.analysis.classify import is_older
 from ptinspect.analysis.diff import Change, diff
@@ -166,8 +167,8 @@ def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
 
 
 def _values(
-    snapshot: Snapshot, level: int, pa: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint64]], np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
+    snapshot: Snapshot, level: int, pa: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return what descriptors hold in a snapshot, and which of them it has."""
     size = np.uint64(8 * snapshot.tables.raw.shape[1])
     rows = TableIndex(snapshot.tables).find(level, pa - pa % size)
@@ -314,10 +315,8 @@ def _marked_at_the_top(counts: Summary) -> int | None:
 
 
 def _stores_said(recording: Recording) -> tuple[str, ...]:
-    parts = []
-    for level in recording.by_level():
-        parts.append(
-            f"level {level.level}: {level.stores} stores, {level.tables} to table descriptors, "
-            f"{level.tables_changed} of these changed them"
-        )
-    return tuple(parts)
+    return tuple(
+        f"level {level.level}: {level.stores} stores, {level.tables} to table descriptors, "
+        f"{level.tables_changed} of these changed them"
+        for level in recording.by_level()
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from ptinspect.arch.esr import EC_BRK, Esr
+from ptinspect.arch.esr import EC_BRK, EC_IABT, Esr
 from ptinspect.linux import death
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
@@ -19,8 +19,6 @@ STACK_ALIGN = 32 << 10
 """Bytes that a stack with a guard is aligned to, at least: twice THREAD_SIZE (THREAD_ALIGN, from 4.14 on)."""
 MIN_KERNEL = 1 << 63
 """Addresses of the kernel's half have bit 63 set."""
-EC_INSTRUCTION_ABORT = 0x21
-"""ESR_ELx.EC of an instruction abort from the current exception level."""
 ASKED_FOR = "sysrq triggered crash"
 """What sysrq_handle_crash panics with (Linux drivers/tty/sysrq.c)."""
 SERROR = "an SError is reported by the memory system or a device"
@@ -237,7 +235,7 @@ def _walked(esr: Esr | None, path: Path | None) -> tuple[str, ...]:
     stored = esr is not None and esr.wnr and esr.fault == "permission fault"
     if stored and last.is_leaf and last.attributes is not None and (last.attributes.ap or 0) & READ_ONLY:
         return (f"the walk of {path.address:#x} ends in a {last.kind} that is read-only: pc stored to it",)
-    fetch = esr is not None and esr.ec == EC_INSTRUCTION_ABORT
+    fetch = esr is not None and esr.ec == EC_IABT
     if fetch and last.is_leaf and last.attributes is not None and last.attributes.pxn:
         return (
             f"the walk of {path.address:#x} ends in a {last.kind} that the kernel may not execute (PXN): "

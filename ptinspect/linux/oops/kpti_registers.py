@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ptinspect.arch.bits import bits
 from ptinspect.arch.descriptor import BIT11, Descriptor, Kind, decode
 from ptinspect.arch.regime import Regime
+from ptinspect.arch.sysregs import ttbr_base
 from ptinspect.linux.oops.incident import Fault
 
 ROLES: Mapping[int, tuple[str, str]] = {
@@ -140,7 +140,7 @@ def _swapper(fault: Fault, root: WalkLevel) -> int | None:
     x2, x3 = fault.registers.get(2), fault.registers.get(3)
     if x2 is None or x3 is None or not x2:
         return None
-    return x2 if bits(x3, 47, 1) << 1 == x2 == root.table else None
+    return x2 if ttbr_base(x3) == x2 == root.table else None
 
 
 def explain(number: int, walk: KptiRegisters) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ptinspect.arch.descriptor import BIT11
-from ptinspect.arch.esr import Esr, decode_esr
+from ptinspect.arch.esr import EC_DABT, Esr, decode_esr
 from ptinspect.linux.death import Gone
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.incident import Fault, Incident
@@ -15,8 +15,6 @@ from ptinspect.linux.oops.log_facts import Facts
 from ptinspect.linux.oops.printed_walk import Path, PathStep
 from ptinspect.linux.stack_range import StackRange
 
-EC_DATA_ABORT = 0x25
-"""ESR_ELx.EC of a data abort from the current exception level."""
 BOOT_TABLES = 8
 """Pages after swapper_pg_dir in which tables made by head.S may lie (Linux up to 4.19, vmlinux.lds.S)."""
 
@@ -32,7 +30,7 @@ def lost_address(incident: Incident, esr: Esr | None) -> tuple[int, int, StackRa
     reports: list[tuple[Fault, Esr | None]] = [(bad, esr)]
     reports += [(fault, decode_esr(fault.esr) if fault.esr is not None else None) for fault in incident.later]
     for fault, decoded in reports:
-        if fault.far is None or decoded is None or decoded.ec != EC_DATA_ABORT or decoded.level is None:
+        if fault.far is None or decoded is None or decoded.ec != EC_DABT or decoded.level is None:
             continue
         stack = bad.stack_of(fault.far)
         if stack is not None and stack.base and decoded.fault == "translation fault":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ptinspect.arch.bits import bit
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
@@ -111,5 +112,5 @@ def path_of(fault: Fault, release: str) -> Path | None:
     if not steps:
         return None
     pgdp = fault.pagetable.pgdp if fault.pagetable is not None else None
-    user = not fault.path_address >> 55 & 1
+    user = not bit(fault.path_address, 55)
     return Path(fault.path_address, tuple(steps), regime, fault.pagetable is None, pgdp, user)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ptinspect.arch.esr import EC_BRK, Esr
+from ptinspect.arch.esr import EC_BRK, EC_DABT, EC_IABT, EC_SP_ALIGNMENT, Esr
 from ptinspect.linux import death
-from ptinspect.linux.death import EC_CURRENT, EC_PC_SP, Verdict, place
+from ptinspect.linux.death import Verdict, place
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
 from ptinspect.linux.oops.fault_verdict import other_cause
 from ptinspect.linux.oops.log_facts import Facts
@@ -87,7 +87,7 @@ def _known(facts: Facts) -> death.Facts:
 
 def _aborted(esr: Esr | None) -> bool:
     """Tell whether FAR is this exception's: neither an interrupt nor a BRK sets it."""
-    return esr is not None and (esr.ec in EC_CURRENT or esr.ec == EC_PC_SP)
+    return esr is not None and esr.ec in (EC_IABT, EC_DABT, EC_SP_ALIGNMENT)
 
 
 def _own(esr: Esr | None) -> bool:

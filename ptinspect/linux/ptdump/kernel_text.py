@@ -131,7 +131,7 @@ def compare(a: Sequence[TextRun], b: Sequence[TextRun]) -> Iterator[TextDifferen
     first, second = _Cursor(a), _Cursor(b)
     for start, end in itertools.pairwise(edges):
         one, two = first.at(start), second.at(start)
-        if (one.what if one else ()) == (two.what if two else ()):
+        if _what(one) == _what(two):
             continue
         found = TextDifference(start, end, one, two)
         if last is not None and last.end == start and _same(last, found):
@@ -145,7 +145,11 @@ def compare(a: Sequence[TextRun], b: Sequence[TextRun]) -> Iterator[TextDifferen
 
 
 def _same(a: TextDifference, b: TextDifference) -> bool:
-    return all((x.what if x else ()) == (y.what if y else ()) for x, y in ((a.a, b.a), (a.b, b.b)))
+    return (_what(a.a), _what(a.b)) == (_what(b.a), _what(b.b))
+
+
+def _what(run: TextRun | None) -> tuple[str, ...]:
+    return () if run is None else run.what
 
 
 class _Cursor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptinspect.arch.descriptor import Descriptor
+from ptinspect.linux.death import CODES
+from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
+from ptinspect.linux.oops.incident import Fault
+from ptinspect.linux.oops.kpti_registers import KptiRegisters, describe
+from ptinspect.linux.oops.printed_walk import PathStep
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
-
-if TYPE_CHECKING:
-    from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
-    from ptinspect.linux.oops.incident import Fault
-    from ptinspect.linux.oops.kpti_registers import KptiRegisters
-    from ptinspect.linux.oops.printed_walk import PathStep
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
 INNER, OUTER = 16, 8
@@ -88,17 +87,11 @@ def _panic(panic: Panic) -> dict[str, Any]:
         "later_count": incident.later_count,
         "verdict": {
             "code": panic.verdict.code,
-            "summary": _summary(panic.verdict.code),
+            "summary": CODES[panic.verdict.code],
             "evidence": [escape(text) for text in panic.verdict.evidence],
             "unknown": [escape(text) for text in panic.verdict.unknown],
         },
     }
-
-
-def _summary(code: str) -> str:
-    from ptinspect.linux.death import CODES
-
-    return CODES[code]
 
 
 def _hex(value: int | None) -> str | None:
@@ -187,7 +180,7 @@ def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
     body: list[Note | Table] = [
         Note(f"{which}{escape(panic.incident.message)}", "title"),
         Table((Column("what"), Column("value")), _facts(panic)),
-        Note(f"verdict: {code}: {_summary(code)}", STYLES.get(code, "bad")),
+        Note(f"verdict: {code}: {CODES[code]}", STYLES.get(code, "bad")),
         Table((Column("what supports it"),), [(escape(text),) for text in panic.verdict.evidence]),
     ]
     if panic.verdict.unknown:
@@ -218,8 +211,6 @@ def _frames(first: Fault) -> list[str]:
 
 
 def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
-    from ptinspect.linux.oops.kpti_registers import describe
-
     found = step.descriptor
     return (
         Styled(f"{step.name} {step.level}", "level"),
