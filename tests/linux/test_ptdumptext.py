@@ -97,8 +97,8 @@ def test_differences_are_joined_where_they_are_the_same() -> None:
     ("body", "said"),
     [
         ("hello\n", "no line of it"),
-        (line(0x2000, 0x1000, "PTE RW"), "not behind"),
-        (line(0, 0x2000, "PTE RW") + line(0x1000, 0x3000, "PTE RW"), "not behind"),
+        (line(0x2000, 0x1000, "PTE RW"), "does not follow"),
+        (line(0, 0x2000, "PTE RW") + line(0x1000, 0x3000, "PTE RW"), "does not follow"),
     ],
 )
 def test_what_makes_no_sense(body: str, said: str, tmp_path: Path) -> None:

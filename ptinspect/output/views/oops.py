@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ptinspect.arch.descriptor import Descriptor
+from ptinspect.arch.esr import Esr
 from ptinspect.linux.death import CODES
 from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
+from ptinspect.linux.oops.depth import Recursion
 from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.oops.kpti_registers import KptiRegisters, describe
 from ptinspect.linux.oops.printed_walk import PathStep
+from ptinspect.linux.stack_range import StackRange
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
@@ -19,8 +23,8 @@ INNER, OUTER = 16, 8
 
 def explained(analysis: Analysis, name: str) -> Report:
     """Show every death: what happened, its verdict, what supports it, and what the log cannot tell."""
-    result: dict[str, Any] = {
-        "file": escape(name),
+    result = {
+        "file": name,
         "total": analysis.total,
         "complete": analysis.complete,
         "panics": [_panic(panic) for panic in analysis.panics],
@@ -35,61 +39,59 @@ def explained(analysis: Analysis, name: str) -> Report:
         body.append(Note(f"{left} more are left out", "dim"))
     if not analysis.complete:
         body.append(Note("the log was not read to its end: the compressed file ends too early", "bad"))
-    return Report(result, body)
+    return Report(_escaped(result), body)
+
+
+def _escaped(value: Any) -> Any:
+    """Escape every string in a result: what the log holds is anybody's."""
+    if isinstance(value, dict):
+        return {name: _escaped(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_escaped(held) for held in value]
+    return escape(value) if isinstance(value, str) else value
 
 
 def _panic(panic: Panic) -> dict[str, Any]:
     facts, incident = panic.facts, panic.incident
-    first = incident.first
+    first, nested, path = incident.first, facts.recursion, facts.path
     return {
-        "message": escape(incident.message),
-        "headline": escape(first.headline),
-        "panic": escape(incident.panic) or None,
+        "message": incident.message,
+        "headline": first.headline,
+        "panic": incident.panic or None,
         "kind": first.kind,
         "line": first.line,
         "time": first.time or None,
         "architecture": incident.architecture,
         "cpu": first.cpu,
         "pid": first.pid,
-        "comm": escape(first.comm) or None,
-        "release": escape(first.release) or None,
-        "esr": _esr(panic),
+        "comm": first.comm or None,
+        "release": first.release or None,
+        "esr": None if facts.esr is None else _esr(facts.esr),
         "far": _hex(first.far),
-        "stack": _stack(panic),
+        "stack": None if facts.stack is None else _stack(facts.stack),
         "sp": _hex(first.sp),
-        "pc": escape(first.pc) or None,
-        "lr": escape(first.lr) or None,
+        "pc": first.pc or None,
+        "lr": first.lr or None,
         "used_before_fault": facts.used,
-        "recursion": None
-        if facts.recursion is None
-        else {
-            "count": facts.recursion.count,
-            "frame_size": facts.recursion.frame_size,
-            "evidence": list(facts.recursion.reasons),
-        },
-        "walk_address": _hex(facts.path.address) if facts.path is not None else None,
-        "walk": [_step(step) for step in facts.path.steps] if facts.path is not None else [],
+        "recursion": None if nested is None else _recursion(nested),
+        "walk_address": None if path is None else hex_address(path.address),
+        "walk": [] if path is None else [_step(step) for step in path.steps],
         "registers": {note.name: _register(note, facts.kpti) for note in panic.registers},
-        "kpti": _kpti(facts.kpti) if facts.kpti is not None else None,
-        "trace": [escape(frame) for frame in first.trace],
+        "kpti": None if facts.kpti is None else _kpti(facts.kpti),
+        "trace": list(first.trace),
         "trace_cut": first.elided,
         "interleaved": first.mixed,
-        "notes": [escape(note) for note in first.notes],
+        "notes": list(first.notes),
         "later": [
-            {
-                "message": escape(fault.headline),
-                "line": fault.line,
-                "esr": _hex(fault.esr),
-                "far": _hex(fault.far),
-            }
-            for fault in incident.later
+            {"message": later.headline, "line": later.line, "esr": _hex(later.esr), "far": _hex(later.far)}
+            for later in incident.later
         ],
         "later_count": incident.later_count,
         "verdict": {
             "code": panic.verdict.code,
             "summary": CODES[panic.verdict.code],
-            "evidence": [escape(text) for text in panic.verdict.evidence],
-            "unknown": [escape(text) for text in panic.verdict.unknown],
+            "evidence": list(panic.verdict.evidence),
+            "unknown": list(panic.verdict.unknown),
         },
     }
 
@@ -98,10 +100,7 @@ def _hex(value: int | None) -> str | None:
     return None if value is None else hex_address(value)
 
 
-def _esr(panic: Panic) -> dict[str, Any] | None:
-    esr = panic.facts.esr
-    if esr is None:
-        return None
+def _esr(esr: Esr) -> dict[str, Any]:
     return {
         "raw": hex_address(esr.raw),
         "ec": hex_address(esr.ec),
@@ -114,10 +113,11 @@ def _esr(panic: Panic) -> dict[str, Any] | None:
     }
 
 
-def _stack(panic: Panic) -> dict[str, Any] | None:
-    stack = panic.facts.stack
-    if stack is None:
-        return None
+def _recursion(nested: Recursion) -> dict[str, Any]:
+    return {"count": nested.count, "frame_size": nested.frame_size, "evidence": list(nested.reasons)}
+
+
+def _stack(stack: StackRange) -> dict[str, Any]:
     return {
         "kind": stack.kind,
         "base": hex_address(stack.base),
@@ -158,7 +158,7 @@ def _kpti(walk: KptiRegisters) -> dict[str, Any]:
         "algorithm": walk.algorithm,
         "complete": walk.complete,
         "swapper_pa": _hex(walk.swapper_pa),
-        "evidence": [escape(text) for text in walk.reasons],
+        "evidence": list(walk.reasons),
         "levels": [
             {
                 "level": step.level,
@@ -175,39 +175,38 @@ def _kpti(walk: KptiRegisters) -> dict[str, Any]:
 
 def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
     """Show one death to people."""
-    first, code = panic.incident.first, panic.verdict.code
+    first, code, path = panic.incident.first, panic.verdict.code, panic.facts.path
     which = f"{number} of {total}: " if total > 1 else ""
     body: list[Note | Table] = [
         Note(f"{which}{escape(panic.incident.message)}", "title"),
         Table((Column("what"), Column("value")), _facts(panic)),
         Note(f"verdict: {code}: {CODES[code]}", STYLES.get(code, "bad")),
-        Table((Column("what supports it"),), [(escape(text),) for text in panic.verdict.evidence]),
+        _list("what supports it", panic.verdict.evidence),
     ]
     if panic.verdict.unknown:
-        rows = [(escape(text),) for text in panic.verdict.unknown]
-        body.append(Table((Column("what the log cannot tell"),), rows))
-    if panic.facts.path is not None:
-        rows2 = [_walk_row(step, user=panic.facts.path.user) for step in panic.facts.path.steps]
-        title = f"walk of {panic.facts.path.address:#x}, as printed"
-        body.append(
-            Table((Column("level"), Column("raw", "right"), Column("kind"), Column("meaning")), rows2, title)
-        )
-    known = [note for note in panic.registers if note.role]
+        body.append(_list("what the log cannot tell", panic.verdict.unknown))
+    if path is not None:
+        columns = (Column("level"), Column("raw", "right"), Column("kind"), Column("meaning"))
+        steps = [_walk_row(step, user=path.user) for step in path.steps]
+        body.append(Table(columns, steps, f"walk of {path.address:#x}, as printed"))
+    known = [(n.name, hex_address(n.value), n.role, n.meaning) for n in panic.registers if n.role]
     if known:
-        rows3 = [(note.name, hex_address(note.value), note.role, escape(note.meaning)) for note in known]
         columns = (Column("register"), Column("value", "right"), Column("role"), Column("meaning"))
-        body.append(Table(columns, rows3, "registers of idmap_kpti_install_ng_mappings"))
+        body.append(Table(columns, known, "registers of idmap_kpti_install_ng_mappings"))
     if first.trace:
-        body.append(Table((Column("call trace"),), [(text,) for text in _frames(first)]))
+        body.append(_list("call trace", _frames(first)))
     return body
+
+
+def _list(title: str, texts: Sequence[str]) -> Table:
+    return Table((Column(title),), [(text,) for text in texts])
 
 
 def _frames(first: Fault) -> list[str]:
     """Return the frames of a trace that are shown, what is left out counted."""
-    frames = [escape(frame) for frame in first.trace]
-    left = len(frames) - INNER - OUTER
-    shown = frames if left <= 1 else [*frames[:INNER], f"… {left} more", *frames[-OUTER:]]
-    return [*shown, "… the trace is cut in the log"] if first.elided else shown
+    left, frames = len(first.trace) - INNER - OUTER, first.trace
+    shown = frames if left <= 1 else (*frames[:INNER], f"… {left} more", *frames[-OUTER:])
+    return [*shown, "… the trace is cut in the log"] if first.elided else list(shown)
 
 
 def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
@@ -223,15 +222,16 @@ def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
 def _facts(panic: Panic) -> list[tuple[str, str]]:
     """Return the rows of what was printed and worked out."""
     facts, first = panic.facts, panic.incident.first
-    rows = [("at", f"line {first.line}" + (f", {escape(first.time)} s" if first.time else ""))]
+    rows = [("at", f"line {first.line}" + (f", {first.time} s" if first.time else ""))]
     if first.comm or first.cpu is not None:
         who = [
-            f"CPU {first.cpu}" if first.cpu is not None else "",
-            f"PID {first.pid}" if first.pid is not None else "",
+            f"{name} {number}"
+            for name, number in (("CPU", first.cpu), ("PID", first.pid))
+            if number is not None
         ]
-        rows.append(("on", escape(" ".join([*filter(None, who), first.comm]))))
+        rows.append(("on", " ".join([*who, first.comm])))
     if first.release:
-        rows.append(("kernel", escape(first.release)))
+        rows.append(("kernel", first.release))
     esr = facts.esr
     if esr is not None:
         access = {True: "write", False: "read", None: ""}[esr.wnr]
@@ -243,7 +243,7 @@ def _facts(panic: Panic) -> list[tuple[str, str]]:
     if first.sp is not None:
         rows.append(("SP", hex_address(first.sp)))
     if first.pc:
-        rows.append(("pc", escape(first.pc) + (f", lr {escape(first.lr)}" if first.lr else "")))
+        rows.append(("pc", first.pc + (f", lr {first.lr}" if first.lr else "")))
     if facts.stack is not None:
         stack = facts.stack
         rows.append((f"{stack.kind} stack", f"{stack.base:#x} to {stack.top:#x}, {stack.size} bytes"))
