@@ -12,8 +12,9 @@ from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, Guest
 
 from ptinspect.errors import GuestError
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.running import other_roots as otherroots
+from ptinspect.linux.running import other_roots
 from ptinspect.linux.running.other_roots import identity_map, task_tables, trampoline
+from ptinspect.linux.running.tasks import Task
 
 MORE = [
     ("tramp_vectors", TEXT_VA + 0x3_0000, "t"),
@@ -63,12 +64,11 @@ def test_an_overlay_is_that_of_the_task_that_runs(
 ) -> None:
     """The kernel changes POR_EL0 with the task (FEAT_S1POE); the register says nothing of others' tables."""
     guest = Guest()
-    tasks = tuple(SimpleNamespace(pid=n, address=0x1000 * n, comm=c) for n, c in ((1, "init"), (2, "sh")))
+    tasks = tuple(Task(0x1000 * n, n, n, c, 0, 0, None) for n, c in ((1, "init"), (2, "sh")))
     listed = SimpleNamespace(tasks=tasks, incomplete="")
     known = SimpleNamespace(all=lambda: listed, current=lambda state: tasks[0])
-    monkeypatch.setattr(otherroots, "Tasks", lambda view: known)
-    monkeypatch.setattr(otherroots, "_pgd", lambda view, task, member: guest.va(0x1_0000))
-    monkeypatch.setattr(otherroots, "_mm", lambda view, task, member: 0)
+    monkeypatch.setattr(other_roots, "Tasks", lambda view: known)
+    monkeypatch.setattr(other_roots, "_address_space", lambda view, task, member: (0, guest.va(0x1_0000)))
     view = guest.view(kernel, guest.cpu(TCR2_EL1=1 << 2, POR_EL0=0x7))
     found = task_tables(view, view.state, pid).regime
     assert (found.e0poe, found.por0, found.doubt) == (True, 7, doubt)
