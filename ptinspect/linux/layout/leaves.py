@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.linux.layout.regions import Region
+from ptinspect.tables.index import Tables
 from ptinspect.tables.kinds import are_leaves, output_addresses
-from ptinspect.tables.model import Tables
 
 PXN = np.uint64(1 << 53)
 
