@@ -13,7 +13,6 @@ Everything raises PtinspectError; its subclasses are in ptinspect.errors. Nothin
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,9 @@ from ptinspect.analysis.findings import Finding, Findings
 from ptinspect.analysis.map import MapFilter, Run, runs
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.context import Context, Settings
+from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
+from ptinspect.guest import guest as layer
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
@@ -105,7 +105,7 @@ class Guest:
 
     @classmethod
     def _opened(cls, line: str, kernel: Path | None) -> Self:
-        found = cls(Context(build_registry(), Settings(kernel=kernel)))
+        found = cls(Context(build_registry(), layer.Guest(kernel)))
         try:
             found.command(line)
         except BaseException:
@@ -148,9 +148,9 @@ class Guest:
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol. Raises UserError, KernelFileError."""
-        from ptinspect.commands.framework.names import symbol
+        from ptinspect.guest.names import symbol
 
-        return symbol(self.context, name)
+        return symbol(self.context.guest, name)
 
     def snap(self, name: str = "snap", *, root: str | None = None, cpu: int | None = None) -> Snapshot:
         """Capture all tables under a root (default: the kernel's own) and all registers.
@@ -164,9 +164,9 @@ class Guest:
 
     def walk(self, va: int, *, cpu: int | None = None) -> Walk:
         """Translate an address by the live tables, step by step."""
-        from ptinspect.commands.framework.sources import source
+        from ptinspect.guest.source import Tables, source
 
-        found = source(self.context, argparse.Namespace(snap=None, root=None, cpu=cpu), "walk", va)
+        found = source(self.context.guest, Tables(cpu=cpu), "walk", va)
         return walk(found.memory, va, found.root.pa, found.regime)
 
     def stack(self, cpu: int | None = None) -> Depth:

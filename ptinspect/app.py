@@ -110,7 +110,8 @@ class Signals:
 
 def _main(arguments: list[str], signals: Signals) -> int:
     from ptinspect.commands.framework.catalogue import build_registry
-    from ptinspect.commands.framework.context import Context, Settings
+    from ptinspect.commands.framework.context import Context
+    from ptinspect.guest.guest import Guest
     from ptinspect.repl.printer import Printer
 
     registry = build_registry()
@@ -127,8 +128,14 @@ def _main(arguments: list[str], signals: Signals) -> int:
         return EXIT_OK
     printer = Printer(json=options.json, colour=options.colour)
     _configure(printer)
-    settings = Settings(kernel=options.kernel, gdb=options.gdb_path, debug=options.debug)
-    ctx = Context(registry, settings, printer, json=options.json, options=printer.options)
+    ctx = Context(
+        registry,
+        Guest(options.kernel, gdb=options.gdb_path),
+        printer,
+        json=options.json,
+        debug=options.debug,
+        options=printer.options,
+    )
     code = EXIT_BUG
     try:
         code = _run(ctx, printer, options, signals)
@@ -241,8 +248,6 @@ def _ended(player: Player) -> Iterator[None]:
     """Say at which command Ctrl-C or a signal ended the run."""
     from contextlib import suppress
 
-    from ptinspect.repl.runner import name_of
-
     said = "interrupted"
     try:
         yield
@@ -251,8 +256,7 @@ def _ended(player: Player) -> Iterator[None]:
             said = f"ended by {signal.Signals(end.code - 128).name}"
         with suppress(OSError):
             at = player.at
-            name = name_of(player.ctx, at.text)
-            player.printer.failure(name, "interrupted", said, line=at.text, place=at.place)
+            player.printer.failure(player.name, "interrupted", said, line=at.text, place=at.place)
         raise
 
 
@@ -276,7 +280,7 @@ def _attach(ctx: Context, printer: Printer, address: str, *, quiet: bool) -> int
     return EXIT_OK
 
 
-def join(registry: Registry[Context], words: list[str]) -> str:
+def join(registry: Registry, words: list[str]) -> str:
     """Make one line of the process's arguments; what is passed through keeps its own quotes."""
     try:
         command, _ = registry.resolve(words)
@@ -287,7 +291,7 @@ def join(registry: Registry[Context], words: list[str]) -> str:
     return shlex.join(words)
 
 
-def _epilog(registry: Registry[Context]) -> str:
+def _epilog(registry: Registry) -> str:
     commands = [f"  {command.name:<16} {command.summary}" for command in registry]
     return "\n".join(["commands (help COMMAND explains one):", *commands, "", EXIT_CODES])
 

@@ -14,25 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.errors import EXIT_BUG, PtinspectError, TargetLost, UserError
+from ptinspect.errors import EXIT_BUG, TargetLost, UserError
 from ptinspect.repl.printer import Printer
 
 if TYPE_CHECKING:
+    from ptinspect.commands.framework.command import Command
     from ptinspect.commands.framework.context import Context
     from ptinspect.link.gdb.hosted import Host, HostedSession
-
-NOT_HERE = {
-    "attach": "use GDB's own: target remote :1234",
-    "launch": "start QEMU yourself, or use ptinspect without GDB",
-    "detach": "use GDB's own: detach, or disconnect",
-    "quit": "use GDB's own",
-    "interrupt": "Ctrl-C stops the guest",
-    "demo": "use ptinspect without GDB: it starts a guest of its own",
-    "campaign": "use ptinspect without GDB: it starts guests of its own",
-    "record": "use GDB's own: set logging",
-    "gdb": "type it at GDB's own prompt",
-}
-"""Commands that make no sense inside a GDB, and what to do instead."""
 
 
 class _Stream(io.TextIOBase):
@@ -124,20 +112,17 @@ class Server:
         return self.ctx.session  # type: ignore[return-value]
 
     def _run(self, printer: _Printer, line: str, message: Mapping[str, Any]) -> int:
-        from ptinspect.repl.runner import name_of, run_line
+        from ptinspect.repl.runner import attempt
         from ptinspect.script.statements import Line
 
-        name = name_of(self.ctx, line).split(" ")[0]
-        try:
-            if name in NOT_HERE:
-                raise UserError(f"{name}: not inside GDB", NOT_HERE[name])
-            if name == "continue" and {"-b", "--background"} & set(line.split()):
+        def follow(command: Command) -> None:
+            if command.not_in_gdb:
+                raise UserError(f"{command.name}: not inside GDB", command.not_in_gdb)
+            if command.name == "continue" and {"-b", "--background"} & set(line.split()):
                 raise UserError("continue --background: not inside GDB", "its prompt waits for the guest")
             self._follow(message)
-        except PtinspectError as error:
-            printer.error(name, error, line)
-            return error.exit_code
-        return run_line(self.ctx, printer, Line(line))
+
+        return attempt(self.ctx, printer, Line(line), found=follow).outcome.code
 
     def _follow(self, message: Mapping[str, Any]) -> None:
         """Follow what the user of GDB did since the last command."""
@@ -146,16 +131,16 @@ class Server:
         cwd, program = message.get("cwd"), message.get("program")
         if cwd:
             os.chdir(str(cwd))
-        if program and self.ctx.settings.kernel is None and Path(str(program)).is_file():
+        if program and self.ctx.guest.kernel_path is None and Path(str(program)).is_file():
             self.ctx.use_kernel(Path(str(program)))
         key = (message.get("connection"), message.get("details"))
         dead = self.ctx.session is not None and self.ctx.state == "dead"
         if key != self._key or dead:
-            self.ctx.drop_session()
+            self.ctx.guest.drop_session()
             self._key = None
             if message.get("details"):
                 session = open_session(self._host, str(message["details"]), str(message.get("version", "")))
-                self.ctx.open_session(session)
+                self.ctx.guest.open_session(session)
                 self._key = key
         if self.ctx.session is not None:
             changed = message.get("serial") != self._serial
@@ -168,8 +153,8 @@ class Server:
         """Return the next words of commands that begin with `text`."""
         words = text.split(" ")
         done = tuple(words[:-1])
-        names = {c.words[len(done)] for c in self.ctx.registry if c.words[: len(done)] == done != c.words}
-        return sorted(name for name in names if name.startswith(words[-1]) and name not in NOT_HERE)
+        known = [c for c in self.ctx.registry if not c.not_in_gdb and c.words[: len(done)] == done != c.words]
+        return sorted({c.words[len(done)] for c in known if c.words[len(done)].startswith(words[-1])})
 
 
 def main() -> int:

@@ -13,7 +13,9 @@ from builders import RAM, TreeBuilder, cpu_state, regime_4k
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
 from ptinspect.link.changes import Changes
 from ptinspect.link.gdb.hardware import HardwareSlots
@@ -267,12 +269,18 @@ def cpu(tree: TreeBuilder, number: int = 0, **system: int) -> CpuState:
     return cpu_state(number, **(registers | system))
 
 
+def declare(registry: Registry, name: str, handler: Any, **more: Any) -> None:
+    """Add a command that a test made."""
+    declared = command(name, group="Session", **{"summary": "S", "example": name, **more})(handler)
+    registry.add(declared.__command__)
+
+
 def context(tree: TreeBuilder | None = None, **more: Any) -> Context:
     """A context, attached to a stopped guest if there is a tree."""
     ctx = Context(build_registry(), **more)
     if tree is not None:
         ctx.session = FakeSession(tree.memory, cpus=[cpu(tree)])
-        ctx.view = lambda: FakeView(tree)  # type: ignore[method-assign,assignment,return-value]
+        ctx.guest._look_at_kernel = lambda: FakeView(tree)  # type: ignore[method-assign,assignment,return-value]
     return ctx
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import declare
 
 from ptinspect import __version__, app
 from ptinspect.commands.framework import catalogue
@@ -155,10 +156,17 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
                 answer = action()
                 return answer if isinstance(answer, Report) else Report({})
 
-            registry.command("probe", summary="s", example="probe")(handler)
-            registry.command(
-                "attach", summary="s", example="attach", configure=lambda p: p.add_argument("address")
-            )(lambda ctx, args: fail(ConnectError("refused")))
+            declare(
+                registry,
+                "probe",
+                handler,
+            )
+            declare(
+                registry,
+                "attach",
+                lambda ctx, args: fail(ConnectError("refused")),
+                configure=lambda p: p.add_argument("address"),
+            )
             return registry
 
         monkeypatch.setattr("ptinspect.commands.framework.catalogue.build_registry", build)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast
 
+from ptinspect.output.encode import encode
 from ptinspect.text import escape as escape  # noqa: PLC0414 - all that prints takes it from here
 
 Style = Literal["plain", "title", "dim", "good", "changed", "bad", "level", "address"]
@@ -65,16 +67,20 @@ def spanned(spans: Sequence[Styled]) -> Note:
 
 @dataclass(frozen=True)
 class Report:
-    """The answer of one command.
+    """The answer of one command: its result, and the same for people."""
 
-    `result` is what `--json` prints: addresses and raw descriptors are hex strings, counts and sizes
-    numbers, levels numbers -1 to 3. `body` says the same to people.
-    """
-
-    result: Mapping[str, Any]
+    value: object
+    """The result; its fields are what `--json` prints (`output.encode`)."""
     body: Sequence[Table | Note] = field(default_factory=tuple)
+    """The same facts as notes and tables."""
     exit_code: int = 0
     """1 when a check that the command was asked to make did not hold."""
+
+    @cached_property
+    def result(self) -> Mapping[str, Any]:
+        """What `--json` prints: addresses and raw descriptors are hex strings, counts and sizes numbers,
+        levels numbers -1 to 3."""
+        return cast("Mapping[str, Any]", encode(self.value) if is_dataclass(self.value) else self.value)
 
     def __post_init__(self) -> None:
         """Escape what no terminal should get: names come from guests, files and snapshots."""

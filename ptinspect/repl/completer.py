@@ -16,8 +16,8 @@ from prompt_toolkit.document import Document
 
 from ptinspect.commands.framework.argtypes import completion_kind
 from ptinspect.commands.framework.candidates import Candidate, candidates, symbol_meaning
+from ptinspect.commands.framework.command import Command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Command
 from ptinspect.commands.session.expect import expect_words
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
@@ -118,7 +118,7 @@ class CommandCompleter(Completer):
             yield from self._arguments(command, words[used:], now)
 
     def _names(self, words: list[str], now: Typed) -> Iterator[Completion]:
-        found: dict[str, list[Command[Context]]] = {}
+        found: dict[str, list[Command]] = {}
         for command in self._ctx.registry:
             if len(command.words) > len(words) and all(
                 full.startswith(word) for full, word in zip(command.words, words, strict=False)
@@ -130,7 +130,7 @@ class CommandCompleter(Completer):
                 further = ", ".join(c.words[len(words) + 1] for c in commands if c not in own)
                 yield _offer(now, word, own[0].summary if own else further)
 
-    def _arguments(self, command: Command[Context], before: list[str], now: Typed) -> Iterator[Completion]:
+    def _arguments(self, command: Command, before: list[str], now: Typed) -> Iterator[Completion]:
         actions = command.parser().actions()
         options = {name: a for a in actions for name in a.option_strings}
         pending, given = _pending(before, options)
@@ -182,7 +182,7 @@ class CommandCompleter(Completer):
             )
 
     def _symbols(self, prefix: str) -> Iterator[Completion]:
-        kernel = self._ctx.kernel_if_open
+        kernel = self._ctx.guest.kernel_if_open
         if kernel is None:
             return
         with self._lock:

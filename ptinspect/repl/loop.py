@@ -20,7 +20,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 from ptinspect import __version__
 from ptinspect.commands.framework.context import Context
-from ptinspect.errors import PtinspectError, TargetError, UserError
+from ptinspect.errors import TargetError, UserError
 from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter
 from ptinspect.repl.past import Past, expand, history_file, open_history
@@ -145,11 +145,14 @@ class Loop:
         line = self._called_back(text.strip()) or self._repeat
         if not line or line.startswith("#"):
             return
-        self._repeat = self._repeated(line)
+        self._repeat = ""
         try:
             self._execute(line)
         except Exception as error:  # noqa: BLE001 (the bug net)
             self._bug(error)
+        command = self.player.command
+        if command is not None and command.repeats and self.player.at.text == line:
+            self._repeat = command.again or line
 
     def _execute(self, line: str) -> None:
         stops = None if self.ctx.session is None else self.ctx.session.stop
@@ -174,14 +177,6 @@ class Loop:
         if line and not line.startswith("#"):
             self._past.keep(line)
         return line
-
-    def _repeated(self, line: str) -> str:
-        """Return what Enter on an empty line runs after this one."""
-        try:
-            command = self.ctx.registry.split(line)[0]
-        except PtinspectError:
-            return ""
-        return (command.again or line) if command.repeats else ""
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
@@ -217,11 +212,11 @@ class Loop:
         """Report a bug and stay up."""
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
-        if self.ctx.settings.debug:
+        if self.ctx.debug:
             sys.stderr.write("".join(traceback.format_exception(error)))
         self.printer.failure(
             "",
             "bug",
             f"a bug in ptinspect: {type(error).__name__}: {error} ({where})",
-            hint="" if self.ctx.settings.debug else "ptinspect --debug shows the traceback",
+            hint="" if self.ctx.debug else "ptinspect --debug shows the traceback",
         )

@@ -12,21 +12,20 @@ from types import FrameType
 from typing import NoReturn
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.run.run import limit
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.repl import stops
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight
 from ptinspect.repl.printer import Printer
-from ptinspect.repl.runner import attempt, name_of
+from ptinspect.repl.runner import Attempt, attempt
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
 from ptinspect.script.parse import parse_line
 from ptinspect.script.shipped import open_script
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
 
-RUNS = frozenset({"continue", "until", "finish", "interrupt"})
-"""Commands after which `on stop` looks where the guest stands."""
-NOT_RECORDED = frozenset({"record", "quit", "help", "history"})
 MOST_ROUNDS = 1_000_000
 MOST_STOPS = 100_000
 """Stops that `on stop` handles for one command of the script."""
@@ -53,7 +52,9 @@ class Player:
     ended: Callable[[], int] = int
     """Returns the exit code of a signal that ended a command early, though it had an answer; else 0."""
     at: Line = field(default_factory=lambda: Line(""))
-    """The command that runs, or ran last."""
+    """The line that runs, or ran last."""
+    command: Command | None = None
+    """The command that it names; None if there is none."""
     _actions: dict[str, OnStop] = field(default_factory=dict)
     _last_acts: tuple[Statement, ...] = ()
     """What `on failure` is to run."""
@@ -126,13 +127,12 @@ class Player:
 
     def _noted(self, statement: Statement) -> int:
         """Run one statement and take note of it for `record`."""
-        self._said = ""
+        self._said, self.command = "", None
         code = EXIT_INTERRUPTED
         try:
             code = self._guarded(statement)
         finally:
-            name = name_of(self.ctx, statement.text) if isinstance(statement, Line) else ""
-            if name not in NOT_RECORDED:
+            if not isinstance(statement, Line) or self.command is None or self.command.recorded:
                 self._note(statement, code)
         return code
 
@@ -174,7 +174,8 @@ class Player:
         statement = statement or self.at
         text = getattr(statement, "text", "")
         self.printer.failure("", "timeout", self._late, line=text, place=statement.place)
-        self._keep(Outcome(name_of(self.ctx, text), text, statement.place, EXIT_TARGET, self._late))
+        name = self.name if text == self.at.text else ""
+        self._keep(Outcome(name, text, statement.place, EXIT_TARGET, self._late))
         return EXIT_TARGET
 
     def _one(self, statement: Statement) -> int:
@@ -217,33 +218,44 @@ class Player:
         if self.outcomes is not None and len(self.outcomes) < MOST_OUTCOMES:
             self.outcomes.append(replace(outcome, result={}))
 
-    def _run(self, line: Line) -> Outcome:
-        self.at = line
+    @property
+    def name(self) -> str:
+        """The name of the command that runs, or ran last; nothing if there is none of that name."""
+        return "" if self.command is None else self.command.name
+
+    def _found(self, command: Command) -> None:
+        self.command = command
+
+    def _run(self, line: Line, call: Call | None = None) -> Attempt:
+        self.at, self.command = line, None if call is None else call.command
         began = time.monotonic()
         try:
-            outcome = attempt(self.ctx, self.printer, line)
+            made = attempt(self.ctx, self.printer, line, call, found=self._found)
         except (KeyboardInterrupt, SystemExit) as end:
             if not isinstance(end, TimeUp):
                 code = end.code if isinstance(end, SystemExit) else EXIT_INTERRUPTED
                 code = code if isinstance(code, int) else EXIT_INTERRUPTED
-                name, seconds = name_of(self.ctx, line.text), time.monotonic() - began
-                self._keep(Outcome(name, line.text, line.place, code, "interrupted", seconds))
+                seconds = time.monotonic() - began
+                self._keep(Outcome(self.name, line.text, line.place, code, "interrupted", seconds))
             raise
-        self._keep(outcome)
-        return outcome
+        self._keep(made.outcome)
+        return made
 
     def _line(self, line: Line) -> int:
         line = replace(line, text=expand(line.text, self.variables))
-        name = name_of(self.ctx, line.text) if self._actions else ""
-        if name not in RUNS:
-            return self._run(line).code
-        end = time.monotonic() + stops.seconds_of(self.ctx, line.text)
-        return self._act(line, self._run(line), end)
+        began = time.monotonic()
+        made = self._run(line)
+        if made.call is None or not made.call.command.runs or not self._actions:
+            return made.outcome.code
+        return self._act(made, made.call, began + limit(self.ctx, made.call.arguments.get("timeout")))
 
-    def _act(self, line: Line, outcome: Outcome, end: float) -> int:
+    def _act(self, made: Attempt, call: Call, end: float) -> int:
         """Run the actions for where the guest has stopped, and for where it stops when they go on."""
         first = EXIT_OK
+        text = made.outcome.line if call.name == "until" else "continue"
+        again = call if call.name == "until" else self.ctx.registry.parse(text)
         for _ in range(MOST_STOPS):
+            outcome = made.outcome
             action = None if outcome.code else stops.action_for(self.ctx, self._actions, outcome)
             if action is None:
                 return first or outcome.code
@@ -254,8 +266,8 @@ class Player:
             first = first or code
             if not goes_on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
                 return first
-            again = line.text if outcome.name == "until" else "continue"
-            outcome = self._run(Line(stops.timed(again, end - time.monotonic()), action.body[-1].place))
+            left = max(end - time.monotonic(), stops.LEAST_SECONDS)
+            made = self._run(Line(text, action.body[-1].place), again.using(timeout=left))
         raise UserError(f"the guest stopped {MOST_STOPS} times", "let an action end without 'continue'")
 
     def _nested(self, statements: tuple[Statement, ...]) -> int:

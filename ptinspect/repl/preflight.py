@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.script.shipped import open_script
@@ -22,7 +21,7 @@ MOST_SCRIPTS = 1000
 class Preflight:
     """Go through statements in the order in which they run, as far as that is known beforehand."""
 
-    registry: Registry[Context]
+    registry: Registry
     """The commands that there are."""
     known: dict[str, str | None]
     """Variables; None where the value is known only when the script runs."""

@@ -5,31 +5,16 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.script.outcome import Outcome
 from ptinspect.script.statements import Line
-
-
-def asks_for_help(ctx: Context, text: str) -> str:
-    """Return `help COMMAND` for `COMMAND … --help`, else the line as it is. Raises UserError."""
-    if not text.rstrip().endswith(("--help", "-h")):
-        return text
-    command, arguments, _ = ctx.registry.split(text)
-    if command.passthrough or arguments[-1:] not in (["--help"], ["-h"]):
-        return text
-    return f"help {command.name}"
-
-
-def name_of(ctx: Context, text: str) -> str:
-    """Return the full name of the command that a line calls, or its first word."""
-    try:
-        return ctx.registry.split(text)[0].name
-    except PtinspectError:
-        return text.split(maxsplit=1)[0] if text.split() else ""
 
 
 def last_words(ctx: Context, error: PtinspectError) -> None:
@@ -45,29 +30,57 @@ def last_words(ctx: Context, error: PtinspectError) -> None:
         )
 
 
+@dataclass
+class Attempt:
+    """Say what came of a line."""
+
+    outcome: Outcome
+    """What came of it."""
+    command: Command | None = None
+    """The command that it names; None if there is none."""
+    call: Call | None = None
+    """The command with its arguments; None if they make no sense."""
+
+
 def run_line(ctx: Context, printer: Printer, line: Line) -> int:
     """Run one line, print its answer or its error, and return its exit code.
 
     What is no PtinspectError is a bug and goes to the caller.
     """
-    return attempt(ctx, printer, line).code
+    return attempt(ctx, printer, line).outcome.code
 
 
-def attempt(ctx: Context, printer: Printer, line: Line) -> Outcome:
+def attempt(
+    ctx: Context,
+    printer: Printer,
+    line: Line,
+    call: Call | None = None,
+    *,
+    found: Callable[[Command], None] = lambda command: None,
+) -> Attempt:
     """Run one line, print its answer or its error, and return what came of it.
 
+    `call` is the line parsed already; `found` is called with the command before it runs, and may refuse it.
     What is no PtinspectError is a bug and goes to the caller.
     """
     began = time.monotonic()
-    name = name_of(ctx, line.text)
+    command = None if call is None else call.command
+    name = line.text.split(maxsplit=1)[0] if line.text.split() else ""
     printer.start()
     try:
-        report = ctx.registry.run(ctx, asks_for_help(ctx, line.text))
+        if call is None:
+            words = ctx.registry.split(line.text)
+            command, name = words.command, words.command.name
+            found(command)
+            call = ctx.registry.bind(words)
+        command, name = call.command, call.name
+        report = ctx.registry.run(ctx, call)
     except PtinspectError as error:
         last_words(ctx, error)
         printer.error(name, error, line.text, line.place)
         seconds = time.monotonic() - began
-        return Outcome(name, line.text, line.place, error.exit_code, error.message, seconds)
+        outcome = Outcome(name, line.text, line.place, error.exit_code, error.message, seconds)
+        return Attempt(outcome, command, call)
     finally:
         printer.end_progress()
     printer.report(name, report, line.text, line.place)
@@ -75,7 +88,8 @@ def attempt(ctx: Context, printer: Printer, line: Line) -> Outcome:
     if message and line.place and not printer.json:
         printer.say(f"{line.place}: {message}")
     seconds = time.monotonic() - began
-    return Outcome(name, line.text, line.place, report.exit_code, message, seconds, report.result)
+    outcome = Outcome(name, line.text, line.place, report.exit_code, message, seconds, report.result)
+    return Attempt(outcome, command, call)
 
 
 def what_failed(report: Report) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
-from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames
-from ptinspect.commands.run.run import limit
-from ptinspect.errors import PtinspectError, UserError
-from ptinspect.repl.runner import name_of
+from ptinspect.errors import UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 from ptinspect.script.outcome import Outcome
 from ptinspect.script.statements import Line, OnStop, Statement
 
@@ -38,7 +35,7 @@ def resolve(ctx: Context, where: str) -> int | None:
     """Return the address that an action is for; None for `any` and numbers. Raises PtinspectError."""
     if where == "any" or where.isdecimal():
         return None
-    return argtypes.address(where).value(GuestNames(ctx))
+    return expression.address(where).value(GuestNames(ctx.guest))
 
 
 def goes_on(ctx: Context, body: tuple[Statement, ...]) -> bool:
@@ -53,24 +50,9 @@ def check(ctx: Context, body: tuple[Statement, ...]) -> None:
 
 
 def _continues(ctx: Context, statement: Statement) -> bool:
-    return isinstance(statement, Line) and name_of(ctx, statement.text) == "continue"
-
-
-def seconds_of(ctx: Context, text: str) -> float:
-    """Return the seconds that a command may let the guest run; none if it cannot be understood."""
+    if not isinstance(statement, Line):
+        return False
     try:
-        command, arguments, _ = ctx.registry.split(text)
-        args = command.parser().parse_args(arguments)
-    except PtinspectError:
-        return 0.0
-    return limit(ctx, getattr(args, "timeout", None))
-
-
-def timed(text: str, left: float) -> str:
-    """Return the command with what is left of its time as its limit."""
-    parts = shlex.split(text, comments=True)
-    if "--timeout" in parts:
-        at = parts.index("--timeout")
-        del parts[at : at + 2]
-    parts = [part for part in parts if not part.startswith("--timeout=")]
-    return shlex.join([*parts, "--timeout", f"{max(left, LEAST_SECONDS):.3f}"])
+        return ctx.registry.split(statement.text).command.name == "continue"
+    except UserError:  # it has a variable for a name, or is no command
+        return False

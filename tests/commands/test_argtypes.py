@@ -4,6 +4,7 @@ import pytest
 
 from ptinspect.commands.framework import argtypes
 from ptinspect.errors import UserError
+from ptinspect.guest import expression
 
 
 class Names:
@@ -35,7 +36,7 @@ class Names:
     ],
 )
 def test_address(text: str, value: int) -> None:
-    found = argtypes.address(text)
+    found = expression.address(text)
     assert found.value(Names()) == value
     assert found.physical == text.lower().startswith("pa:")
 
@@ -45,19 +46,19 @@ def test_address(text: str, value: int) -> None:
 )
 def test_address_refuses(text: str) -> None:
     with pytest.raises(UserError, match="is not an address"):
-        argtypes.address(text)
+        expression.address(text)
 
 
 @pytest.mark.parametrize("text", ["$sp-8192", "0xffffffffffffffff+1"])
 def test_address_outside_of_64_bits(text: str) -> None:
     with pytest.raises(UserError, match="64 bits"):
-        argtypes.address(text).value(Names())
+        expression.address(text).value(Names())
 
 
 def test_a_name_needs_something_that_resolves_it() -> None:
-    assert argtypes.address("0x10").value() == 16
+    assert expression.address("0x10").value() == 16
     with pytest.raises(UserError, match="look it up"):
-        argtypes.address("swapper_pg_dir").value()
+        expression.address("swapper_pg_dir").value()
 
 
 @pytest.mark.parametrize(
@@ -76,13 +77,13 @@ def test_a_name_needs_something_that_resolves_it() -> None:
     ],
 )
 def test_range(text: str, first: int, last: int) -> None:
-    assert argtypes.address_range(text).value(Names()) == (first, last)
+    assert expression.address_range(text).value(Names()) == (first, last)
 
 
 @pytest.mark.parametrize("text", ["0x2000..0x1000", "0x1000..0x1000", "0x1000+0"])
 def test_an_empty_range_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="empty"):
-        argtypes.address_range(text).value(Names())
+        expression.address_range(text).value(Names())
 
 
 @pytest.mark.parametrize(

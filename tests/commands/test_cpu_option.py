@@ -43,7 +43,7 @@ OTHERS = {"break", "launch", "demo"}
 def ctx() -> Context:
     tree = kernel_tree()
     made = context(tree)
-    made._kernel = FakeKernel()  # type: ignore[assignment]
+    made.guest._kernel = FakeKernel()  # type: ignore[assignment]
     session = made.stopped
     session.cpus = [cpu(tree), cpu(tree, 1)]  # type: ignore[attr-defined]
     return made

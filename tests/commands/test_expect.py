@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import pytest
+from fakes import declare
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
@@ -32,7 +33,8 @@ def ctx() -> Context:
             runs.append(name)
             return Report(result)
 
-        registry.command(name, summary=name, example=name)(handler)
+        only_looks = name in ("summary", "stack", "kpti status")
+        declare(registry, name, handler, expectable=only_looks, changes=name == "poke undo")
 
     for name, result in {
         "summary": SUMMARY,
@@ -43,7 +45,7 @@ def ctx() -> Context:
         "poke undo": {},
     }.items():
         add(name, result)
-    expect.register(registry)
+    registry.add_all(expect)
     made = Context(registry)
     made.memo["runs"] = runs
     return made

@@ -9,9 +9,10 @@ from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
 
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.names import GuestNames
 from ptinspect.commands.framework.registry import Command
 from ptinspect.errors import UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 
 FORMS = {
     "0xffff800010000010": KERNEL + 0x10,
@@ -24,7 +25,7 @@ FORMS = {
     "pa:0x41475000+0x18": 0x4147_5018,
     f"pa:start_kernel-{KERNEL - IMAGE:#x}": IMAGE + 0x1000,
 }
-KINDS = {"address": argtypes.address, "location": argtypes.location}
+KINDS = {"address": expression.address, "location": argtypes.location}
 WITHOUT = {"attach", "decode", "break --if", "on stop", "kpti until"}
 """Commands whose help speaks of other addresses: of sockets, or read by the command itself."""
 
@@ -50,19 +51,19 @@ def test_every_command_that_takes_an_address_takes_an_expression(
     command: Command, action: argparse.Action, form: str
 ) -> None:
     ctx = context(kernel_tree())
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     state = ctx.session.cpus[0]  # type: ignore[union-attr]
     fields = {**vars(state), "sp": 0x8000, "x": (0, 0x1000, *state.x[2:])}
     ctx.session.cpus[0] = type(state)(**fields)  # type: ignore[union-attr]
     assert callable(action.type)
     read = action.type(form)
     if isinstance(read, str):
-        read = argtypes.address(read)
-    if isinstance(read, argtypes.Range):
+        read = expression.address(read)
+    if isinstance(read, expression.Range):
         assert read.end is None
-        assert read.value(GuestNames(ctx))[0] in (FORMS[form], read.start.value(GuestNames(ctx)))
+        assert read.value(GuestNames(ctx.guest))[0] in (FORMS[form], read.start.value(GuestNames(ctx.guest)))
         return
-    assert read.value(GuestNames(ctx)) == FORMS[form]
+    assert read.value(GuestNames(ctx.guest)) == FORMS[form]
     assert read.physical is form.startswith("pa:")
 
 
@@ -89,13 +90,13 @@ def test_no_argument_that_is_an_address_is_forgotten() -> None:
 )
 def test_ranges_of_expressions(form: str, first: int, last: int) -> None:
     ctx = context(kernel_tree())
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
-    assert argtypes.address_range(form).value(GuestNames(ctx)) == (first, last)
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    assert expression.address_range(form).value(GuestNames(ctx.guest)) == (first, last)
 
 
 def test_blanks_around_a_sign_are_no_matter() -> None:
     ctx = context(kernel_tree())
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     together = run(ctx, "walk _text+0x1000-8").result
     assert run(ctx, "walk _text + 0x1000 - 8").result == together
     assert run(ctx, "walk '_text + 0x1000 - 8'").result["va"] == together["va"]

@@ -13,8 +13,10 @@ from test_import import guest, info, put, ram
 
 from ptinspect import formats
 from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.command import Command
 from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
+from ptinspect.output.encode import schema_of
 from ptinspect.output.rows import COLUMNS
 from ptinspect.snapshot import store
 from ptinspect.stack import trace_file
@@ -64,7 +66,7 @@ def check(command: str, result: Any) -> None:
 
 def test_real_results_are_as_the_schemas_say(tmp_path: Path) -> None:
     ctx = context(kernel_tree())
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     seen = set()
     for line in LINES:
         words = line.format(tmp=tmp_path)
@@ -74,7 +76,7 @@ def test_real_results_are_as_the_schemas_say(tmp_path: Path) -> None:
             if line.startswith(("walk pa:", "stepi")):
                 continue
             raise AssertionError(f"{words}: {error}") from error
-        name = ctx.registry.split(words)[0].name
+        name = ctx.registry.split(words).command.name
         check(name, result)
         seen.add(name)
     assert len(seen) >= 20
@@ -116,3 +118,65 @@ def test_help_formats_tells_versions_columns_and_the_promise() -> None:
     versions = {row["name"]: row["version"] for row in report.result["formats"]}
     assert versions["stack trace"] == trace_file.VERSION
     assert versions["snapshot"] == 1 and "Format, version 1" in (store.__doc__ or "")
+
+
+def covers(kept: Any, made: Any, path: str = "") -> list[str]:
+    """What a kept schema promises that the one made from the type does not."""
+    wrong = []
+    for name, item in kept.get("properties", {}).items():
+        own = objects(made)
+        if not any(name in found.get("properties", {}) for found in own):
+            if own and all(found.get("properties") for found in own):
+                wrong.append(f"{path}.{name} is missing")
+            continue
+        found = next(found for found in own if name in found.get("properties", {}))
+        if name in kept.get("required", ()) and name not in found["required"]:
+            wrong.append(f"{path}.{name} may be left out")
+        wrong += covers(item, found["properties"][name], f"{path}.{name}")
+    if "items" in kept:
+        wrong += [
+            text
+            for found in objects(made)
+            if "items" in found
+            for text in covers(kept["items"], found["items"])
+        ]
+    names, own_names = types(kept), types(made)
+    if names and own_names and not own_names <= names | ({"integer"} if "number" in names else set()):
+        wrong.append(f"{path}: {sorted(own_names)}, not {sorted(names)}")
+    if kept.get("pattern") and "string" in own_names and kept["pattern"] not in str(made):
+        wrong.append(f"{path}: no {kept['pattern']}")
+    return wrong
+
+
+def objects(schema: Any) -> list[Any]:
+    return list(schema.get("anyOf", [schema]))
+
+
+def types(schema: Any) -> set[str]:
+    found = [item.get("type", []) for item in objects(schema)]
+    if any("enum" in item for item in objects(schema)):
+        found.append("string")
+    return {name for item in found for name in ([item] if isinstance(item, str) else item)}
+
+
+MADE = [command for command in build_registry() if command.result is not None]
+
+
+@pytest.mark.parametrize("command", MADE, ids=lambda command: command.name)
+def test_the_types_of_results_keep_what_the_schemas_promise(command: Command) -> None:
+    made = schema_of(command.result)
+    if command.name in formats.names():
+        assert covers(formats.schema(command.name), made) == []
+
+
+def test_a_schema_that_breaks_its_promise_is_found() -> None:
+    kept = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^0x"}}}
+    for properties, required in (
+        ({}, []),
+        ({"a": {"type": "string"}}, ["a"]),
+        ({"a": {"type": "integer"}}, ["a"]),
+    ):
+        made = {"type": "object", "required": required, "properties": {"b": {}, **properties}}
+        assert covers(kept, made) != []
+    assert covers(kept, {"type": "object", "required": [], "properties": kept["properties"]}) != []
+    assert covers(kept, kept) == []

@@ -18,7 +18,7 @@ from ptinspect.errors import UserError
 @pytest.fixture
 def ctx() -> Any:
     found = context(kernel_tree())
-    found._kernel = FakeKernel()  # type: ignore[assignment]
+    found.guest._kernel = FakeKernel()  # type: ignore[assignment]
     return found
 
 
@@ -55,7 +55,7 @@ def test_what_fingers_type(line: str, name: str | None) -> None:
         with pytest.raises(UserError, match="ambiguous"):
             registry.split(line)
     else:
-        assert registry.split(line)[0].name == name
+        assert registry.split(line).command.name == name
 
 
 @pytest.mark.parametrize("word", sorted(INSTEAD))
@@ -96,7 +96,7 @@ def test_print_without_a_guest() -> None:
     assert run(ctx, "p 0x10+2").result["decimal"] == 18
     with pytest.raises(UserError, match="kernel file"):
         run(ctx, "p start_kernel")
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     assert run(ctx, "p start_kernel").result["value"] == f"{KERNEL + 0x1000:#x}"
     with pytest.raises(UserError, match="stopped guest"):
         run(ctx, "p $sp")
@@ -142,7 +142,7 @@ def test_calls_are_told_by_their_instruction(word: int, call: bool) -> None:
 
 def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:
     code = {KERNEL: 0x94000400, KERNEL + 4: 0xD503201F}
-    ctx.code_at = lambda address, length: code[address].to_bytes(4, "little")
+    ctx.guest.code_at = lambda address, length: code[address].to_bytes(4, "little")
     ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL})
     run(ctx, "ni")
     assert ("until", (KERNEL + 4,)) in ctx.session.calls
@@ -152,7 +152,7 @@ def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:
 
 
 def test_nexti_stops_where_something_else_stops_it(ctx: Any) -> None:
-    ctx.code_at = lambda address, length: (0x94000400).to_bytes(4, "little")
+    ctx.guest.code_at = lambda address, length: (0x94000400).to_bytes(4, "little")
     ctx.session.run_until = lambda addresses, timeout: ctx.session._stopped(
         Stop("breakpoint-hit", 0, 2, KERNEL + 0x1000, "")
     )
@@ -168,7 +168,7 @@ def test_x_goes_on_where_it_ended(ctx: Any) -> None:
     assert run(ctx, "x").result["address"] == f"{IMAGE + 16:#x}"
     assert run(ctx, "x/4bx").result["physical"]
     assert run(ctx, "x").result["address"] == f"{IMAGE + 36:#x}"
-    assert build_registry().split("x/2gx 0")[0].again == "x"
+    assert build_registry().split("x/2gx 0").command.again == "x"
 
 
 def test_x_i_names_where_a_branch_goes(ctx: Any) -> None:

@@ -28,7 +28,7 @@ def ctx(tree: TreeBuilder) -> Context:
 def offline(ctx: Context) -> Context:
     """The same snapshots with no guest."""
     other = context()
-    other.snapshots = ctx.snapshots
+    other.guest.snapshots = ctx.snapshots
     return other
 
 
@@ -36,7 +36,7 @@ def offline(ctx: Context) -> Context:
 
 
 def test_snap_keeps_tables_registers_and_where(ctx: Context) -> None:
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     result = run(ctx, "snap before --note 'a note'").result
     assert result["root"]["provenance"] == "TTBR1_EL1 of cpu 0"
     assert result["note"] == "a note"
@@ -147,20 +147,20 @@ def test_registers_of_a_snapshot(ctx: Context, tree: TreeBuilder) -> None:
 
 
 def test_symbols_of_a_snapshot_use_the_placement_at_its_time(ctx: Context) -> None:
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     run(ctx, "snap a")
     held = offline(ctx)
     with pytest.raises(UserError, match="kernel file"):
         run(held, "walk start_kernel --snap a")
-    held._kernel = FakeKernel()  # type: ignore[assignment]
+    held.guest._kernel = FakeKernel()  # type: ignore[assignment]
     assert run(held, "walk start_kernel --snap a").result["pa"] == hex(IMAGE + 0x1000)
 
 
 def test_symbols_of_a_snapshot_move_with_kaslr(ctx: Context) -> None:
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     view = ctx.view()
     view.kaslr_offset = 0x20_0000  # type: ignore[misc]
-    ctx.view = lambda: view  # type: ignore[method-assign]
+    ctx.guest._look_at_kernel = lambda: view  # type: ignore[method-assign]
     run(ctx, "snap a")
     assert run(ctx, "walk start_kernel --snap a").result["va"] == hex(KERNEL + 0x1000 + 0x20_0000)
 

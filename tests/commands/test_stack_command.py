@@ -34,8 +34,8 @@ class Guest(StackGuest):
         ctx = Context(build_registry())
         session: Any = FakeSession(self.tree.memory, cpus=self.states)
         ctx.session = session
-        ctx._kernel = self.image  # type: ignore[assignment]
-        ctx.view = lambda: self.view(*self.states)  # type: ignore[method-assign]
+        ctx.guest._kernel = self.image  # type: ignore[assignment]
+        ctx.guest._look_at_kernel = lambda: self.view(*self.states)  # type: ignore[method-assign]
         return ctx
 
 
@@ -87,7 +87,7 @@ def test_wrong_arguments(ctx: Context, line: str) -> None:
 
 
 def test_without_a_kernel_file(ctx: Context) -> None:
-    ctx._kernel = None
+    ctx.guest._kernel = None
     with pytest.raises(UserError, match="kernel file"):
         run(ctx, "stack")
 

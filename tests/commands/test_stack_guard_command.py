@@ -94,7 +94,7 @@ class Guest(StackGuest):
         ctx = Context(build_registry())
         session: Any = self.session
         ctx.session = session
-        ctx._kernel = self.image  # type: ignore[assignment]
+        ctx.guest._kernel = self.image  # type: ignore[assignment]
 
         def view() -> Any:
             found = self.view(*self.session.cpus)
@@ -102,7 +102,7 @@ class Guest(StackGuest):
             found.pa_of_link = lambda va: va - KERNEL + IMAGE
             return found
 
-        ctx.view = view  # type: ignore[method-assign]
+        ctx.guest._look_at_kernel = view  # type: ignore[method-assign]
         return ctx
 
     def stop_at(self, number: int, **more: int) -> Any:

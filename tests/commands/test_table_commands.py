@@ -87,7 +87,7 @@ def test_every_heading_names_its_snapshot(ctx: Context, line: str, live: bool | 
 def test_symbols_of_a_snapshot_are_where_its_kernel_was(ctx: Context) -> None:
     """A snapshot of a boot with KASLR, looked at with another guest or with none."""
     kernel = FakeKernel()
-    ctx._kernel = kernel  # type: ignore[assignment]
+    ctx.guest._kernel = kernel  # type: ignore[assignment]
     run(ctx, "snap one")
     one = ctx.snapshots["one"]
     for offset, said in (("0x200000", "(start_kernel+0x4)"), ("0x0", ""), ("nonsense", "")):
@@ -221,7 +221,7 @@ def test_find_a_page_and_an_entry(ctx: Context, tree: TreeBuilder) -> None:
 
 
 def test_find_translates_a_kernel_address_first(ctx: Context) -> None:
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     assert run(ctx, "find start_kernel").result["pa"] == hex(IMAGE + 0x1000)
     with pytest.raises(GuestError, match="not mapped"):
         run(ctx, "find 0xffff900000000000")
@@ -231,7 +231,7 @@ def test_they_work_offline(ctx: Context) -> None:
     live = [run(ctx, line).result for line in ("summary", "map", "find 0x40200000")]
     run(ctx, "snap a")
     other = context()
-    other.snapshots = ctx.snapshots
+    other.guest.snapshots = ctx.snapshots
     held = [run(other, f"{line} --snap a").result for line in ("summary", "map", "find 0x40200000")]
     for one, two in zip(live, held, strict=True):
         assert one["snapshot"] == "(guest, cpu 0)"
@@ -315,7 +315,7 @@ def test_kernel_and_symbol(ctx: Context, tmp_path: Path) -> None:
 
 
 def test_symbol_live_and_as_linked(ctx: Context) -> None:
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     assert run(ctx, "symbol start_kernel+4").result == {
         "address": hex(KERNEL + 0x1004),
         "symbol": "start_kernel",
@@ -324,7 +324,7 @@ def test_symbol_live_and_as_linked(ctx: Context) -> None:
     }
     assert run(ctx, f"symbol pa:{IMAGE + 0x1000:#x}").result["symbol"] == "start_kernel"
     alone = context()
-    alone._kernel = FakeKernel()  # type: ignore[assignment]
+    alone.guest._kernel = FakeKernel()  # type: ignore[assignment]
     assert run(alone, "symbol _text").result["address"] == hex(KERNEL)
 
 
@@ -342,5 +342,5 @@ def test_check_says_nothing_of_tables_that_are_shared_by_design() -> None:
     swapper = kernel.lookup("swapper_pg_dir")
     more = {"kasan_early_shadow_pte": [swapper + table - tree.root]}
     kernel.symbols = {**kernel.symbols, **more}  # type: ignore[misc]
-    ctx._kernel = kernel  # type: ignore[assignment]
+    ctx.guest._kernel = kernel  # type: ignore[assignment]
     assert run(ctx, "check --expect-clean").result["totals"] == {}

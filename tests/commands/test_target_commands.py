@@ -42,7 +42,7 @@ def session_of(ctx: Context) -> FakeSession:
 
 
 def with_kernel(ctx: Context) -> Context:
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     return ctx
 
 

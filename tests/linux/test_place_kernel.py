@@ -68,7 +68,7 @@ def runner(
     monkeypatch.setattr("ptinspect.linux.kpti.code.recognise", lambda kernel: SimpleNamespace(algorithm=""))
     ctx = Context(build_registry())
     fake: Any = session
-    ctx.session, ctx._kernel = fake, kernel
+    ctx.session, ctx.guest._kernel = fake, kernel
     return Runner(ctx, 60), ctx, session
 
 

@@ -131,8 +131,8 @@ def test_stack_says_so(guest: Guest) -> None:
     ctx = Context(build_registry())
     session: Any = FakeSession(guest.tree.memory, cpus=[state])
     ctx.session = session
-    ctx._kernel = guest.image  # type: ignore[assignment]
-    ctx.view = lambda: guest.view(state)  # type: ignore[method-assign]
+    ctx.guest._kernel = guest.image  # type: ignore[assignment]
+    ctx.guest._look_at_kernel = lambda: guest.view(state)  # type: ignore[method-assign]
     shown = text(run(ctx, "stack"))
     assert "THE MAPPING LEADS ELSEWHERE" in shown and "END MARK" not in shown
     assert run(ctx, "stack tasks").result["tasks"][0]["end_magic_intact"] is None

@@ -80,7 +80,7 @@ def started(
     qemu = launch(options)
     ctx = Context(build_registry())
     try:
-        ctx.open_session(LiveSession.attach(str(qemu.gdb_socket)), qemu)
+        ctx.guest.open_session(LiveSession.attach(str(qemu.gdb_socket)), qemu)
         yield Live(ctx)
     finally:
         ctx.close()

@@ -109,7 +109,7 @@ def test_attach_in_the_firmware_and_in_the_kernel() -> None:
         other = Live(Context(build_registry()))
         socket, kernel = live.ctx.qemu.gdb_socket, live.ctx.kernel
         assert kernel is not None
-        live.ctx.drop_session()
+        live.ctx.guest.drop_session()
         deadline = time.monotonic() + BOOT_SECONDS
         while time.monotonic() < deadline:
             other(f"attach {socket}")

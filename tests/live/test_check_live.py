@@ -36,14 +36,14 @@ def test_a_reverted_root_entry_is_named_and_the_stacks_that_it_took() -> None:
         raw = int(walk["steps"][0]["raw"], 16)
         session = live.ctx.stopped
         session.write_physical(entry, ((raw & ~0x800) + 0x1000).to_bytes(8, "little"))
-        live.ctx.latest = None
+        live.ctx.guest.forget_stop()
         answer = live("check --against before --rewrite-done")
         assert "entry-reverted" in broken(answer)
         session.write_physical(entry, bytes(8))
-        live.ctx.latest = None
+        live.ctx.guest.forget_stop()
         assert {"entry-lost", "stack-lost"} <= broken(live("check --against before"))
         session.write_physical(entry, (raw & ~0x800).to_bytes(8, "little"))
-        live.ctx.latest = None
+        live.ctx.guest.forget_stop()
         assert broken(live("check --against after")) == {"mark-lost"}
         assert broken(live("check --against before --rewrite-done")) == {"not-marked"}
 
@@ -58,13 +58,13 @@ def changed(live: Live, line: str, change: Callable[[int], int]) -> set[str]:
     leaf = live(line)["steps"][-1]
     at, raw = int(leaf["descriptor_pa"], 16), int(leaf["raw"], 16)
     session.write_physical(at, change(raw).to_bytes(8, "little"))
-    live.ctx.latest = None
+    live.ctx.guest.forget_stop()
     answer = live("check")
     rules = broken(answer) - {"contiguous"}
     el0 = live(line)["permissions"]["el0"]
     assert el0 == "---" or "user-access" in rules
     session.write_physical(at, raw.to_bytes(8, "little"))
-    live.ctx.latest = None
+    live.ctx.guest.forget_stop()
     for finding in answer["findings"]:
         if finding["rule"].startswith(("alias", "writable-alias")):
             assert len({m["va"] for m in finding["mappings"]}) == 2
@@ -105,7 +105,7 @@ def test_a_lost_range_is_named_by_the_stacks_that_lay_in_it(guest: str, options:
         at, raw = int(entry["descriptor_pa"], 16), int(entry["raw"], 16)
         size = 1 << live.ctx.view().regime.shift(entry["level"])
         live.ctx.stopped.write_physical(at, bytes(8))
-        live.ctx.latest = None
+        live.ctx.guest.forget_stop()
         live("snap after")
         live.ctx.stopped.write_physical(at, raw.to_bytes(8, "little"))
         (change,) = live("diff before after")["changes"]

@@ -155,7 +155,7 @@ def test_a_fault_is_named(kernel: Path, tmp_path: Path, fault: str) -> None:
         return
     ctx = Context(build_registry())
     symbols = kernel / "vmlinux"
-    ctx.settings.kernel = symbols if symbols.is_file() else kernel / "Image"
+    ctx.guest.kernel_path = symbols if symbols.is_file() else kernel / "Image"
     try:
         report = ctx.registry.run(
             ctx, f"demo --fault {fault} --kernel {kernel / 'Image'} --directory {tmp_path} --cpu max"

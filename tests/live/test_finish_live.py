@@ -77,7 +77,7 @@ def test_finish_and_nexti_stay_in_the_task_that_slept(guest: str, tmp_path: Path
         task = whose(live, session.current_cpu)
         for _ in range(200):
             state = session.cpu_state(session.current_cpu)
-            call = live.ctx.code_at(state.pc, 4)
+            call = live.ctx.guest.code_at(state.pc, 4)
             name, offset = live.ctx.nearest(state.pc) or ("", 0)
             if name != "do_nanosleep":
                 break

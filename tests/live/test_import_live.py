@@ -48,7 +48,7 @@ def test_a_dump_is_the_guest(guest: str, options: str, tmp_path: Path) -> None:
         stacks = live("stack tasks")
         live(f"monitor dump-guest-memory {tmp_path}/core")
         live(f'monitor pmemsave 0x40000000 {SIZE:#x} "{tmp_path}/raw"')
-        kernel, taken = live.ctx.settings.kernel, live.ctx.snapshots["a"]
+        kernel, taken = live.ctx.guest.kernel_path, live.ctx.snapshots["a"]
         state = live.ctx.stopped.cpu_state(0)
     try:
         for file, cpus in (("core", 1), ("raw --base pa:0x40000000", 0)):

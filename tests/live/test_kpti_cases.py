@@ -108,7 +108,7 @@ def test_before_and_after_alone_cannot_tell_the_two_apart() -> None:
     with launched("5.10-cloud", "--memory 256") as live:
         patch(live, written_back)
         live("kpti run")
-        live.ctx.drop_session()
+        live.ctx.guest.drop_session()
         live.ctx.use_kernel(None)
         found = live("kpti verdict")
         assert found["code"] == "unknown"

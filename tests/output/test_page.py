@@ -19,6 +19,7 @@ from ptinspect.arch.explanation import explain
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
+from ptinspect.guest.guest import Guest
 from ptinspect.output.html import Page, as_script
 from ptinspect.snapshot.model import Snapshot
 
@@ -44,7 +45,7 @@ def pair(name: str) -> tuple[TreeBuilder, Snapshot, Snapshot]:
 
 
 def page(folder: Path, *snapshots: Snapshot) -> Path:
-    ctx = Context(build_registry(), snapshots={snapshot.name: snapshot for snapshot in snapshots})
+    ctx = Context(build_registry(), Guest(snapshots={snapshot.name: snapshot for snapshot in snapshots}))
     path = folder / "page.html"
     report = ctx.registry.run(ctx, f"report {path}")
     assert report.result["bytes"] == path.stat().st_size

@@ -149,7 +149,7 @@ def test_what_is_missing_comes_with_the_command(archive: LocalArchive) -> None:
 
 def run(line: str) -> tuple[int, list[dict[str, str]], str]:
     registry = Registry()
-    setup.register(registry)
+    registry.add_all(setup)
     report = registry.run(Context(registry), line)
     return report.exit_code, report.result["tools"], render(report)
 

@@ -66,7 +66,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> 
 
 def run(line: str = "setup") -> Report:
     registry = Registry()
-    setup.register(registry)
+    registry.add_all(setup)
     report = registry.run(Context(registry), line)
     assert json_output.answer("setup", report)
     return report

@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fakes import Stop, context, kernel_tree
+from fakes import Stop, context, declare, kernel_tree
 from prompt_toolkit.history import InMemoryHistory
 
 from ptinspect.output.model import Note, Report
@@ -54,7 +54,11 @@ def main() -> int:
     session: Any = ctx.session
     session.on_wait = wait
     for handler in (work, tidy):
-        ctx.registry.command(handler.__name__, summary="s", example=handler.__name__)(handler)
+        declare(
+            ctx.registry,
+            handler.__name__,
+            handler,
+        )
     code = Loop(ctx, Printer(), history=InMemoryHistory()).run()
     say(f"left {session.calls.count(('interrupt',))}")
     return code

@@ -30,7 +30,7 @@ def meaning(line: str, ctx: Any = None) -> str:
 
 def with_kernel() -> Any:
     ctx = context(kernel_tree())
-    ctx._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
     return ctx
 
 
@@ -82,7 +82,7 @@ def test_tasks_that_were_listed_at_this_stop() -> None:
     ctx = context(kernel_tree())
     assert complete("walk --root task:", ctx) == ["walk --root task:"]
     tasks = {"tasks": [{"pid": 1, "comm": "init\x1b"}, {"pid": 12, "comm": "sh"}]}
-    ctx.memo[RESULTS] = {"stack tasks": (ctx.stop_token, tasks)}
+    ctx.memo[RESULTS] = {"stack tasks": (ctx.guest.stop_token, tasks)}
     assert complete("walk --root task:1", ctx) == ["walk --root task:1", "walk --root task:12"]
     assert offered("walk --root task:1", ctx)[0].display_meta_text == "init\\x1b"
     ctx.session.stop_token += 1  # type: ignore[union-attr]
@@ -93,7 +93,7 @@ def test_paths_of_expect() -> None:
     ctx = context(kernel_tree())
     assert "expect summary" in complete("expect s", ctx)
     levels = [{"level": 3, "leaves": 7}, {"level": 2}]
-    ctx.memo[RESULTS] = {"summary": (ctx.stop_token, {"levels": levels, "total": 9, "name": "x\x1b"})}
+    ctx.memo[RESULTS] = {"summary": (ctx.guest.stop_token, {"levels": levels, "total": 9, "name": "x\x1b"})}
     assert complete("expect summary l", ctx) == ["expect summary levels"]
     assert complete("expect summary levels l", ctx) == [
         f"expect summary levels {n}" for n in ("level", "leaves")
@@ -152,7 +152,7 @@ class ManySymbols(FakeKernel):
 def test_a_hundred_thousand_symbols_are_sorted_once_and_bisected() -> None:
     ctx = context(kernel_tree())
     kernel = ManySymbols()
-    ctx._kernel = kernel  # type: ignore[assignment]
+    ctx.guest._kernel = kernel  # type: ignore[assignment]
     completer = CommandCompleter(ctx)
     for prefix in ("b", "b1", "c29999", "zzz"):
         line = f"walk {prefix}"
@@ -166,7 +166,7 @@ def test_a_hundred_thousand_symbols_are_sorted_once_and_bisected() -> None:
 
 def test_more_symbols_than_shown_are_counted_and_not_taken_for_all() -> None:
     ctx = context(kernel_tree())
-    ctx._kernel = ManySymbols()  # type: ignore[assignment]
+    ctx.guest._kernel = ManySymbols()  # type: ignore[assignment]
     found = offered("walk b", ctx)
     assert len(found) == LIMIT + 1
     assert (found[-1].text, found[-1].display_meta_text) == ("b", f"{30_000 - LIMIT} more: type on")

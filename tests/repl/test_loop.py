@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeSession, State, Stop, context, kernel_tree
+from fakes import FakeSession, State, Stop, context, declare, kernel_tree
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -66,7 +66,11 @@ def test_a_bug_does_not_end_the_loop(keys: PipeInput) -> None:
         raise ZeroDivisionError("oh")
 
     ctx = context()
-    ctx.registry.command("broken", summary="s", example="broken")(broken)
+    declare(
+        ctx.registry,
+        "broken",
+        broken,
+    )
     subject = loop(ctx, keys)
     keys.send_text("broken\nversion\n\x04")
     assert subject.run() == 0
@@ -109,7 +113,11 @@ def test_ctrl_c_cancels_other_work(keys: PipeInput) -> None:
         return Report({}, (Note("not cancelled"),))
 
     ctx = context(kernel_tree())
-    ctx.registry.command("work", summary="s", example="work")(work)
+    declare(
+        ctx.registry,
+        "work",
+        work,
+    )
     subject = loop(ctx, keys)
     subject.execute("work")
     session: Any = ctx.session

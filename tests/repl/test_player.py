@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeSession, Stop, context, kernel_tree
+from fakes import FakeSession, Stop, context, declare, kernel_tree
 from test_runner import Screen, err, out, with_command
 
 from ptinspect.errors import CheckFailed
@@ -41,7 +41,7 @@ def saying() -> tuple[Any, list[str]]:
         return Report({}, (Note(args.line),), exit_code=1 if args.line == "differs" else 0)
 
     ctx = context()
-    ctx.registry.command("say", summary="s", example="say", passthrough=True)(say)
+    declare(ctx.registry, "say", say, passthrough=True)
     return ctx, said
 
 
@@ -297,7 +297,7 @@ def test_what_was_interrupted_is_recorded_as_a_comment(tmp_path: Path) -> None:
 
 def test_record_says_what_the_script_needs(tmp_path: Path) -> None:
     ctx = context(kernel_tree())
-    ctx.settings.kernel = Path("/a b/Image")
+    ctx.guest.kernel_path = Path("/a b/Image")
     subject = player(ctx)
     assert subject.play([parse_line(f"record {tmp_path}/a"), parse_line("record off")]) == 0
     assert subject.play([parse_line(f"record {tmp_path}/b --all")]) == 0

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from fakes import context, kernel_tree
+from fakes import context, declare, kernel_tree
 
 from ptinspect.errors import MemoryReadError, TargetLost
 from ptinspect.output.model import Note, Report
@@ -42,7 +42,11 @@ def err(printer: Printer) -> str:
 
 def with_command(handler: Any, name: str = "probe") -> Any:
     ctx = context()
-    ctx.registry.command(name, summary="s", example=name)(handler)
+    declare(
+        ctx.registry,
+        name,
+        handler,
+    )
     return ctx
 
 

@@ -26,8 +26,8 @@ class Finish:
         self.ctx = Context(build_registry())
         session: Any = FakeSession(guest.tree.memory, cpus=[state, replace(state, cpu=1, pc=0)])
         self.session = self.ctx.session = session
-        self.ctx.view = lambda: guest.view(*session.cpus)  # type: ignore[method-assign]
-        self.ctx.code_at = guest.image.text_at  # type: ignore[method-assign]
+        self.ctx.guest._look_at_kernel = lambda: guest.view(*session.cpus)  # type: ignore[method-assign]
+        self.ctx.guest.code_at = guest.image.text_at  # type: ignore[method-assign]
         self.stops: list[CpuState] = []
         session.run_until = self._run
 
@@ -209,7 +209,7 @@ def test_code_at_physical_addresses_belongs_to_a_cpu(guest: Guest) -> None:
     """The boot has no tasks; a call that leaves EL2 comes back at EL1, with another SP."""
     at = sg.IMAGE + 0x5000
     case = Finish(guest, replace(guest.cpu(0, 0x4100_0000, pc=at, x29=0), pstate=0x3C9))
-    case.ctx.code_at = lambda va, n: sg.bl(at, at + 0x100).to_bytes(4, "little")  # type: ignore[method-assign]
+    case.ctx.guest.code_at = lambda va, n: sg.bl(at, at + 0x100).to_bytes(4, "little")  # type: ignore[method-assign]
     lower = replace(case.state, pc=at + 4, sp=0x4200_0000, pstate=0x3C5)
     assert case.run("nexti", replace(lower, cpu=1), lower)["returned"]
     assert case.stops == []
@@ -218,7 +218,7 @@ def test_code_at_physical_addresses_belongs_to_a_cpu(guest: Guest) -> None:
 def test_processes_are_told_apart_in_user_mode(guest: Guest) -> None:
     state = guest.cpu(0, 0x7FFF_0000, pc=0x40_0000, x29=0x7FFF_0010, pstate=0, TTBR0_EL1=0x4100_0000)
     case = Finish(guest, state)
-    case.ctx.code_at = lambda va, n: sg.bl(va, va + 0x100).to_bytes(4, "little")  # type: ignore[method-assign]
+    case.ctx.guest.code_at = lambda va, n: sg.bl(va, va + 0x100).to_bytes(4, "little")  # type: ignore[method-assign]
     back = replace(state, pc=0x40_0004)
     other = replace(back, system={**state.system, "TTBR0_EL1": 0x4200_0000})
     thread = replace(back, system={**state.system, "TPIDR_EL0": 0x1000})
@@ -276,5 +276,5 @@ def test_bt_names_the_function_that_called_last(guest: Guest) -> None:
     guest.put(sp, sp + 64, HANDLER)
     guest.image.symbols["middle"] = [HANDLER - 8]
     case = Finish(guest, guest.cpu(guest.me, sp, pc=LR_MIDDLE, x29=sp))
-    case.ctx.nearest = lambda va, snapshot=None: guest.image.nearest(va)  # type: ignore[method-assign]
+    case.ctx.guest.nearest = lambda va, snapshot=None: guest.image.nearest(va)  # type: ignore[method-assign]
     assert case.run("bt")["frames"][1]["place"] == f"{HANDLER:#x} (middle+0x8)"

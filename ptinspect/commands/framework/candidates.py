@@ -144,7 +144,7 @@ def symbol_meaning(ctx: Context, kernel: KernelImage, name: str) -> str:
     places = kernel.symbols[name]
     if len(places) > 1:
         return f"{kind}, {len(places)} of this name"
-    offset = ctx.known_offset
+    offset = ctx.guest.known_offset
     if offset is None:
         return f"{kind}, linked at {places[0]:#x}"
     return f"{kind} {(places[0] + offset) & MASK64:#x}"
@@ -160,7 +160,7 @@ def _tasks(ctx: Context) -> Iterator[Candidate]:
     """Return the tasks that a listing at this stop has shown."""
     kept = ctx.memo.get(RESULTS)
     stop, result = kept.get("stack tasks", (None, None)) if isinstance(kept, dict) else (None, None)
-    if not isinstance(result, Mapping) or stop != ctx.stop_token:
+    if not isinstance(result, Mapping) or stop != ctx.guest.stop_token:
         return
     for task in result.get("tasks", ()):
         yield f"{task['pid']}", escape(f"{task['comm']}")

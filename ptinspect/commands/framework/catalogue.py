@@ -1,76 +1,55 @@
-"""The list of command files and of the commands in each, and the registry that they make."""
+"""Which file holds which command, and the registry that they make."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 
-from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 
-MODULES: Mapping[str, str] = {
-    "session.help": "help=?, version",
-    "session.history": "history",
-    "session.setshow": "set, show",
-    "look.decode": "decode",
-    "target.target": "launch, attach, detach, status, quit=q=exit",
-    "target.console": "console",
-    "target.regs": "regs, regime, cpu=cpus",
-    "tables.walk": "walk",
-    "tables.snapshots": "snap, snaps, save, load, drop",
-    "run.run": "break=b, delete=d, continue=c, interrupt, stepi=si=s, until=u=advance",
-    "run.finish": "nexti=ni=n=next, finish=fin",
-    "run.backtrace": "bt=backtrace=where",
-    "look.info": "info=i",
-    "look.evaluate": "print=p",
-    "look.disassemble": "disassemble=disas",
-    "look.memory": "x",
-    "target.passthrough": "gdb, monitor",
-    "target.kernel": "kernel, symbol=sym",
-    "tables.tables": "map, summary, find",
-    "tables.diff": "diff",
-    "tables.report": "report",
-    "tables.export": "export",
-    "tables.importing": "import",
-    "session.campaign": "campaign, campaign report",
-    "tables.check": "check",
-    "target.setup": "setup",
-    "kpti.kpti": "kpti break, kpti run, kpti status",
-    "kpti.kpti_writes": "kpti writes",
-    "kpti.kpti_progress": "kpti progress, kpti until",
-    "kpti.kpti_verdict": "kpti verdict",
-    "target.demo": "demo",
-    "stack.oops": "oops",
-    "target.lane": "lane",
-    "stack.stack": "stack, stack tasks",
-    "stack.stack_guard": "stack guard",
-    "stack.stack_trace": "stack trace, stack diff",
-    "stack.stack_highwater": "stack highwater, stack watch",
-    "stack.why": "why",
-    "session.expect": "expect",
-    "session.record": "record",
-    "session.scripting": "scripts, var, repeat, on stop, on failure, source",
-    "tables.poke": "poke descriptor, poke undo",
-}
-"""Modules of ptinspect.commands, each with `register(registry)`, and the names that it registers.
+ROOMS = Path(__file__).parent.parent
+"""Every file in a folder beside this one may declare commands.
 
-Aliases stand behind `=`. A module is imported when one of its commands is wanted, or all are listed.
 Each must import cheaply: numpy, elftools, pygdbmi and prompt_toolkit only inside handlers.
 """
+_DECLARED = re.compile(r'^@command\(\s*"([a-z ]+)"(?:,\s*aliases=\(([^)]*)\))?', re.M)
+_WORD = re.compile(r'"([^"]+)"')
 
 
-def build_registry() -> Registry[Context]:
+@cache
+def declared() -> Mapping[str, str]:
+    """Return the modules that declare commands, and the names in each: `quit=q=exit, kpti run`.
+
+    They are read from the source: a module is imported when one of its commands is wanted.
+    """
+    found = {}
+    for path in sorted(ROOMS.glob("*/*.py")):
+        names = ", ".join(_names(path.read_text("utf-8")))
+        if names:
+            found[f"{path.parent.name}.{path.stem}"] = names
+    return found
+
+
+def _names(source: str) -> Iterator[str]:
+    for name, aliases in _DECLARED.findall(source):
+        yield "=".join([name, *_WORD.findall(aliases)])
+
+
+def build_registry() -> Registry:
     """Return a registry with every command; its modules are imported as they are needed."""
-    registry: Registry[Context] = Registry()
-    for module, names in MODULES.items():
+    registry = Registry()
+    for module, names in declared().items():
         registry.declare(names, Load(registry, module))
     return registry
 
 
 class Load:
-    """Import a module and have it register its commands; the second time does nothing."""
+    """Import a module and have its commands registered; the second time does nothing."""
 
-    def __init__(self, registry: Registry[Context], module: str) -> None:
+    def __init__(self, registry: Registry, module: str) -> None:
         self._registry, self._module = registry, module
         self._done = False
 
@@ -78,4 +57,4 @@ class Load:
         """Do it."""
         if not self._done:
             self._done = True
-            importlib.import_module(f"ptinspect.commands.{self._module}").register(self._registry)
+            self._registry.add_all(importlib.import_module(f"ptinspect.commands.{self._module}"))

@@ -1,122 +1,50 @@
-"""The registry of commands: one declaration each, from which parsing, help, completion and docs come."""
+"""The registry of commands: finds the one that a line names, parses the line once, and runs it."""
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import shlex
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from types import ModuleType
+from typing import Protocol
 
-from ptinspect.commands.framework.parser import Parser, divide, joined
+from ptinspect.commands.framework.command import Call, Command, Needs
+from ptinspect.commands.framework.fingers import INSTEAD
 from ptinspect.errors import UserError
+from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Note, Report, escape
 
-Configure = Callable[[argparse.ArgumentParser], None]
-
 RESULTS = "results"
-"""Name in Context.memo of the last result of each command and the stop it belongs to, for `expect`."""
-EXPECTABLE = ("summary", "stack", "kpti status", "status", "regs", "regime", "cpu", "check", "why")
-"""Commands that only look, so `expect` may run them itself."""
-CHANGING = frozenset(
-    {"poke descriptor", "poke undo", "gdb", "monitor", "cpu", "kernel", "drop", "load", "snap"}
-)
-"""Commands after which an earlier answer of this stop may be wrong."""
-
-
-class Needs(Enum):
-    """Say what must be there before a command runs; checked in one place (`Context.check`)."""
-
-    NOTHING = "nothing"
-    TARGET = "target"
-    """An attached gdbstub, running or stopped."""
-    STOPPED = "stopped"
-    """An attached and stopped guest."""
+"""Name in Guest.kept of the last result of each command and the stop it belongs to, for `expect`."""
 
 
 class State(Protocol):
-    """What running a line needs of the state that commands share."""
+    """What running a command needs of the state that commands share."""
 
     @property
-    def stop_token(self) -> object:
-        """What tells this stop of the guest from others; None without a guest."""
+    def guest(self) -> Guest:
+        """The guest that commands work on."""
         ...
-
-    @property
-    def memo(self) -> dict[str, object]:
-        """What commands remember for each other."""
-        ...
-
-    def check(self, needs: Needs, name: str) -> None:
-        """Raise UserError, TargetRunning or TargetLost unless `needs` of the command `name` is met."""
-        ...
-
-    def look(self) -> str:
-        """Notice what somebody else did to the guest meanwhile; return what to say about it."""
-        ...
-
-    def notices(self) -> Sequence[str]:
-        """Return what happened to the lanes to memory since it was asked last."""
-        ...
-
-
-S = TypeVar("S", bound=State)
-"""The state that a registry's commands take: `commands.context.Context`."""
-Handler = Callable[[S, argparse.Namespace], Report]
 
 
 @dataclass(frozen=True)
-class Command(Generic[S]):
-    """Declare a command."""
+class Words:
+    """Hold a line that was split: the command that it names, and what follows the name."""
 
+    command: Command
     words: tuple[str, ...]
-    """The words that name it: `("walk",)`, `("kpti", "run")`."""
-    handler: Handler[S]
-    configure: Configure
-    needs: Needs
-    summary: str
-    """One line for lists."""
-    example: str
-    """A line that can be typed, shown by `help` and in README.md."""
-    details: str = ""
-    aliases: tuple[str, ...] = ()
-    """Short names, one word each."""
-    repeats: bool = False
-    """True if Enter on an empty line runs it again."""
-    passthrough: bool = False
-    """True if everything behind the name is one string, unparsed (`gdb …`): it arrives as `args.line`."""
-    extra: bool = False
-    """True if the words behind `--` are for another program: they arrive unparsed as `args.extra`."""
-    slash: str = ""
-    """Option that takes what is typed behind a slash: with `--format`, `x/8gx` is `x --format 8gx`."""
-    again: str = ""
-    """What Enter on an empty line runs instead of the same line again."""
-
-    @property
-    def name(self) -> str:
-        """The words, joined by spaces."""
-        return " ".join(self.words)
-
-    def parser(self) -> Parser:
-        """Build the argument parser."""
-        parser = Parser(prog=self.name, description=self.summary, add_help=False, allow_abbrev=False)
-        if self.passthrough:
-            return parser
-        self.configure(parser)
-        return parser
+    """What follows the name, split as a shell splits words."""
+    rest: str
+    """The same, unsplit."""
 
 
-def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """Configure a command that takes none."""
-
-
-class Commands(MutableMapping[tuple[str, ...], Command[S]]):
+class Commands(MutableMapping[tuple[str, ...], Command]):
     """Commands by their words. A declared one is loaded when it is looked up, not when it is counted."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[str, ...], Command[S]] = {}
+        self._loaded: dict[tuple[str, ...], Command] = {}
         self._declared: dict[tuple[str, ...], Callable[[], None]] = {}
 
     def declare(self, words: tuple[str, ...], load: Callable[[], None]) -> None:
@@ -127,13 +55,13 @@ class Commands(MutableMapping[tuple[str, ...], Command[S]]):
         """Tell whether the command is here already."""
         return words in self._loaded
 
-    def __getitem__(self, words: tuple[str, ...]) -> Command[S]:
+    def __getitem__(self, words: tuple[str, ...]) -> Command:
         """Return a command. Raises KeyError if there is none of these words."""
         if words not in self._loaded and words in self._declared:
             self._declared[words]()
         return self._loaded[words]
 
-    def __setitem__(self, words: tuple[str, ...], command: Command[S]) -> None:
+    def __setitem__(self, words: tuple[str, ...], command: Command) -> None:
         """Store a command."""
         self._loaded[words] = command
 
@@ -155,10 +83,10 @@ class Commands(MutableMapping[tuple[str, ...], Command[S]]):
 
 
 @dataclass
-class Registry(Generic[S]):
+class Registry:
     """Hold the commands by name."""
 
-    commands: Commands[S] = field(default_factory=Commands)
+    commands: Commands = field(default_factory=Commands)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def declare(self, names: str, load: Callable[[], None]) -> None:
@@ -171,60 +99,31 @@ class Registry(Generic[S]):
             self.commands.declare(words, load)
             self.aliases.update(dict.fromkeys(aliases, words))
 
-    def command(
-        self,
-        name: str,
-        *,
-        summary: str,
-        example: str,
-        needs: Needs = Needs.NOTHING,
-        configure: Configure = no_arguments,
-        details: str = "",
-        aliases: Sequence[str] = (),
-        repeats: bool = False,
-        passthrough: bool = False,
-        extra: bool = False,
-        slash: str = "",
-        again: str = "",
-    ) -> Callable[[Handler[S]], Handler[S]]:
-        """Register the decorated handler under `name` (words separated by spaces)."""
+    def add(self, command: Command) -> None:
+        """Store a command. Raises ValueError if its name or an alias is another one's."""
+        if self.commands.loaded(command.words):
+            raise ValueError(f"command {command.name!r} is registered twice")
+        self.commands[command.words] = command
+        for alias in command.aliases:
+            if self.aliases.get(alias, command.words) != command.words:
+                raise ValueError(f"alias {alias!r} is registered twice")
+            self.aliases[alias] = command.words
 
-        def register(handler: Handler[S]) -> Handler[S]:
-            words = tuple(name.split())
-            if self.commands.loaded(words):
-                raise ValueError(f"command {name!r} is registered twice")
-            self.commands[words] = Command(
-                words,
-                handler,
-                configure,
-                needs,
-                summary,
-                example,
-                details,
-                tuple(aliases),
-                repeats,
-                passthrough,
-                extra,
-                slash,
-                again,
-            )
-            for alias in aliases:
-                if self.aliases.get(alias, words) != words:
-                    raise ValueError(f"alias {alias!r} is registered twice")
-                self.aliases[alias] = words
-            return handler
+    def add_all(self, module: ModuleType) -> None:
+        """Store the commands that a module declares."""
+        for value in vars(module).values():
+            declared = getattr(value, "__command__", None)
+            if isinstance(declared, Command) and value.__module__ == module.__name__:
+                self.add(declared)
 
-        return register
-
-    def __iter__(self) -> Iterator[Command[S]]:
+    def __iter__(self) -> Iterator[Command]:
         """Go through the commands by name."""
         return iter(sorted(self.commands.values(), key=lambda c: c.words))
 
-    def split(self, line: str) -> tuple[Command[S], list[str], str]:
-        """Find the command that `line` names.
+    def split(self, line: str) -> Words:
+        """Find the command that `line` names, and split what follows.
 
-        Returns the command, its arguments split as a shell splits words, and the unsplit rest of
-        the line. Raises UserError if there is no such command, or the quotes do not match.
+        Raises UserError if there is no such command, or the quotes do not match.
         """
         try:
             words = shlex.split(line, comments=True)
@@ -235,7 +134,18 @@ class Registry(Generic[S]):
         rest = line.strip()
         for _ in range(used):
             rest = rest.partition(" ")[2].lstrip()
-        return command, words[used:], rest
+        return Words(command, tuple(words[used:]), rest)
+
+    def bind(self, found: Words) -> Call:
+        """Parse what follows a command's name; `--help` at its end calls `help`. Raises UserError."""
+        if not found.command.passthrough and found.words[-1:] in (("--help",), ("-h",)):
+            return Call(self.commands[("help",)], {"words": list(found.command.words)})
+        with _system_errors():
+            return Call(found.command, found.command.parse(found.words, found.rest))
+
+    def parse(self, line: str) -> Call:
+        """Split and parse a line. Raises UserError."""
+        return self.bind(self.split(line))
 
     def open_slash(self, words: list[str]) -> list[str]:
         """Make an option of what stands behind a slash in the first word, for commands that have one."""
@@ -245,7 +155,7 @@ class Registry(Generic[S]):
             return words
         return [name, command.slash, form, *words[1:]]
 
-    def resolve(self, words: Sequence[str]) -> tuple[Command[S], int]:
+    def resolve(self, words: Sequence[str]) -> tuple[Command, int]:
         """Return the command that the first words name, and how many of them do.
 
         An exact name wins over an alias, an alias over an unambiguous abbreviation.
@@ -254,8 +164,6 @@ class Registry(Generic[S]):
             raise UserError("no command given", "type 'help' for the list")
         if words[0] in self.aliases and (words[0],) not in self.commands:
             return self.commands[self.aliases[words[0]]], 1
-        from ptinspect.commands.framework.fingers import INSTEAD
-
         instead = INSTEAD.get(words[0], "")
         candidates = list(self.commands)
         used = 0
@@ -279,28 +187,24 @@ class Registry(Generic[S]):
         if used:
             names = ", ".join(sorted(" ".join(c) for c in candidates))
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
-        import difflib
-
         close = difflib.get_close_matches(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
         hint = instead or (f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list")
         raise UserError(f"no command {words[0]!r}", hint)
 
-    def run(self, ctx: S, line: str) -> Report:
-        """Parse and run one line. Raises PtinspectError; nothing else unless ptinspect has a bug."""
-        command, arguments, rest = self.split(line)
-        if command.passthrough:
-            args = argparse.Namespace(line=rest)
-        else:
-            own, extra = divide(arguments) if command.extra else (arguments, [])
-            with _system_errors():
-                args = command.parser().parse_args(joined(own))
-            if command.extra:
-                args.extra = extra
-        ctx.check(command.needs, command.name)
-        changed = ctx.look()
+    def run(self, ctx: State, line: str | Call) -> Report:
+        """Run a call, or parse and run a line. Raises PtinspectError; nothing else unless there is a bug."""
+        call = self.parse(line) if isinstance(line, str) else line
+        command, guest = call.command, ctx.guest
+        if command.needs is Needs.TARGET:
+            guest.require(command.name, stopped=False)
+        elif command.needs is Needs.STOPPED or (
+            command.needs is Needs.STOPPED_UNLESS_SNAP and not call.arguments.get("snap")
+        ):
+            guest.require(command.name, stopped=True)
+        changed = guest.look()
         with _system_errors():
-            report = _with_notices(ctx, command.handler(ctx, args), changed)
-        _remember(ctx, command.name, report)
+            report = _with_notices(guest, call.on(ctx, guest), changed)
+        _remember(guest, command, report)
         return report
 
 
@@ -324,21 +228,19 @@ def _system_errors() -> Iterator[None]:
         raise UserError("a path cannot hold a NUL character") from error
 
 
-def _remember(ctx: State, name: str, report: Report) -> None:
+def _remember(guest: Guest, command: Command, report: Report) -> None:
     """Keep the result of a command for `expect`; forget those that it may have made wrong."""
-    kept = ctx.memo.setdefault(RESULTS, {})
-    if not isinstance(kept, dict):
-        return
-    if name in CHANGING:
+    kept = guest.kept.setdefault(RESULTS, {})
+    if command.changes:
         for old in [key for key in kept if key != "diff"]:
             del kept[old]
-    if name != "expect":
-        kept[name] = (ctx.stop_token, report.result)
+    if command.name != "expect":
+        kept[command.name] = (guest.stop_token, report.result)
 
 
-def _with_notices(ctx: State, report: Report, changed: str) -> Report:
+def _with_notices(guest: Guest, report: Report, changed: str) -> Report:
     """Add what somebody else did to the guest, and what happened to the lanes while the command ran."""
-    notices = [*([changed] if changed else []), *ctx.notices()]
+    notices = [*([changed] if changed else []), *guest.notices()]
     if not notices:
         return report
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))

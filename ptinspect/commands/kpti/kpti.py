@@ -6,9 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.kpti.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.kpti.kpti_live import look, snapshot_state
 from ptinspect.commands.kpti.kpti_run import C_FUNCTIONS, PHASES, Outcome, Runner
@@ -22,36 +22,6 @@ if TYPE_CHECKING:
     from ptinspect.linux.kpti.state import KptiState
 
 RUN_SECONDS = 180.0
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add the commands about the rewrite."""
-    registry.command(
-        "kpti break",
-        summary="Set the breakpoints that matter around the rewrite",
-        example="kpti break",
-        needs=Needs.STOPPED,
-        details="The identity-mapped function runs at its physical address, on the boot CPU alone.",
-    )(set_breakpoints)
-    registry.command(
-        "kpti run",
-        summary="Run through the rewrite and capture the tables before, during and after it",
-        example="kpti run --percent 50",
-        needs=Needs.STOPPED,
-        configure=_configure_run,
-        details="The captures are kept as snapshots: before, during, after. Exit code 1 if the kernel "
-        "does not rewrite its tables; kpti status says why. In the middle of the rewrite it captures what is "
-        "left: during, where the guest stands, and after.",
-    )(run)
-    registry.command(
-        "kpti status",
-        summary="Say whether the rewrite is still to come, in progress, done, or not needed",
-        example="kpti status",
-        configure=_configure_status,
-        details="From the code, the registers, the flag that the rewrite clears, the marks in the tables, "
-        "and whether the kernel has patched itself for KPTI yet. While CPUs are in it, or held for it, "
-        "what each of them does.",
-    )(status)
 
 
 def _configure_run(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +62,14 @@ IMPORTANT = ("entry", "after_writes", "before_first_write", "return")
 """Which points come first where the CPU has few breakpoints; the C function comes last."""
 
 
+@command(
+    "kpti break",
+    group="KPTI",
+    summary="Set the breakpoints that matter around the rewrite",
+    example="kpti break",
+    needs=Needs.STOPPED,
+    details="The identity-mapped function runs at its physical address, on the boot CPU alone.",
+)
 def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
     """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
     runner = Runner(ctx, RUN_SECONDS)
@@ -134,6 +112,17 @@ def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
     return Report(result, body)
 
 
+@command(
+    "kpti run",
+    group="KPTI",
+    summary="Run through the rewrite and capture the tables before, during and after it",
+    example="kpti run --percent 50",
+    needs=Needs.STOPPED,
+    configure=_configure_run,
+    details="The captures are kept as snapshots: before, during, after. Exit code 1 if the kernel "
+    "does not rewrite its tables; kpti status says why. In the middle of the rewrite it captures what is "
+    "left: during, where the guest stands, and after.",
+)
 def run(ctx: Context, args: argparse.Namespace) -> Report:
     """Run through the rewrite and capture."""
     from ptinspect.commands.kpti.kpti_run import run as run_through
@@ -195,6 +184,17 @@ def _share(part: int, whole: int) -> str:
     return f"{part} of {whole}"
 
 
+@command(
+    "kpti status",
+    group="KPTI",
+    summary="Say whether the rewrite is still to come, in progress, done, or not needed",
+    example="kpti status",
+    configure=_configure_status,
+    details="From the code, the registers, the flag that the rewrite clears, the marks in the tables, "
+    "and whether the kernel has patched itself for KPTI yet. While CPUs are in it, or held for it, "
+    "what each of them does.",
+    expectable=True,
+)
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say where the guest, or a snapshot, stands."""
     from ptinspect.output.views.snapshot import source_of
@@ -206,7 +206,7 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
         state = snapshot_state(ctx, snapshot)
         where = f" ({source_of(snapshot)})"
     else:
-        ctx.check(Needs.STOPPED, "kpti status")
+        ctx.guest.require("kpti status", stopped=True)
         state = look(ctx, "(kpti status)").state
         cpus = _cpus(ctx, state, args.cpu)
         lacks = missing(ctx)

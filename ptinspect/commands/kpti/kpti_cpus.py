@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import cpu_state
 from ptinspect.errors import PtinspectError
+from ptinspect.guest.names import cpu_state
 from ptinspect.output.model import Column, Table, hex_address
 from ptinspect.output.views.regime import mmu_on
 
@@ -30,7 +30,7 @@ def cpus_in(
     Raises UserError if there is no CPU `only`.
     """
     chosen = range(ctx.stopped.cpu_count) if only is None else [only]
-    return [_cpu(ctx, view, code, cpu_state(ctx, cpu)) for cpu in chosen]
+    return [_cpu(ctx, view, code, cpu_state(ctx.guest, cpu)) for cpu in chosen]
 
 
 def _cpu(ctx: Context, view: GuestView, code: KptiCode | None, state: CpuState) -> dict[str, Any]:

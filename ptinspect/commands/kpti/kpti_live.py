@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework.capturing import capture_snapshot
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.sources import Source
 from ptinspect.errors import GuestError, PtinspectError
+from ptinspect.guest.capturing import capture_snapshot
+from ptinspect.guest.source import Source
 from ptinspect.output.model import escape
 from ptinspect.snapshot.fact_names import ALGORITHM
 
@@ -64,7 +64,7 @@ def look(ctx: Context, name: str, extra: Mapping[str, str] | None = None) -> Loo
         why = f"the kernel has no tables yet: {error.message}"
         return Look(KptiState("before", why, Summary(())), None, None)
     source = Source(ctx.stopped.memory, root, view.regime, "guest")
-    snapshot = capture_snapshot(ctx, source, name, extra=extra)
+    snapshot = capture_snapshot(ctx.guest, source, name, extra=extra)
     state = kpti_state(view, snapshot)
     if state.algorithm:
         noted = {**snapshot.meta.extra, ALGORITHM: state.algorithm}

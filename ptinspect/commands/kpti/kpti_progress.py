@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.kpti.kpti import frontier_json, frontier_text
 from ptinspect.commands.kpti.kpti_cpus import cpu_table, cpus_in
 from ptinspect.commands.kpti.kpti_live import Look, look
 from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.errors import UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 if TYPE_CHECKING:
@@ -25,29 +26,6 @@ if TYPE_CHECKING:
 
 SECONDS = 180.0
 _LEVEL = re.compile(r"([a-z0-9-]+):([0-9]+)$", re.IGNORECASE)
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `kpti progress` and `kpti until`."""
-    registry.command(
-        "kpti progress",
-        summary="Say how far the rewrite is, level by level, and where it stands",
-        example="kpti progress",
-        needs=Needs.STOPPED,
-        configure=_configure_progress,
-        details="The frontier from the registers of the walk and from the marks in the tables, and whether "
-        "the two agree; what every CPU does; the flag. Exit code 1 if registers and tables contradict.",
-    )(progress)
-    registry.command(
-        "kpti until",
-        summary="Run to a chosen point of the rewrite",
-        example="kpti until 50%",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="PERCENT%: so many of the descriptors that the walk has to rewrite are done. VA: the leaf "
-        "that maps it is next. LEVEL:N: the descriptor number N, from 1, of those of that level that are "
-        "left (pmd:10). The guest stands where the descriptor is about to be loaded or stored.",
-    )(until)
 
 
 def _configure_progress(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +45,16 @@ def place(text: str) -> str:
 argtypes.completes("address", place)
 
 
+@command(
+    "kpti progress",
+    group="KPTI",
+    summary="Say how far the rewrite is, level by level, and where it stands",
+    example="kpti progress",
+    needs=Needs.STOPPED,
+    configure=_configure_progress,
+    details="The frontier from the registers of the walk and from the marks in the tables, and whether "
+    "the two agree; what every CPU does; the flag. Exit code 1 if registers and tables contradict.",
+)
 def progress(ctx: Context, args: argparse.Namespace) -> Report:
     """Say how far the rewrite is."""
     Runner(ctx, SECONDS)  # there is a kernel file, it is this kernel's, and its rewrite is a known one
@@ -193,6 +181,17 @@ def _level_row(level: dict[str, Any]) -> tuple[str | Styled, ...]:
     )
 
 
+@command(
+    "kpti until",
+    group="KPTI",
+    summary="Run to a chosen point of the rewrite",
+    example="kpti until 50%",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="PERCENT%: so many of the descriptors that the walk has to rewrite are done. VA: the leaf "
+    "that maps it is next. LEVEL:N: the descriptor number N, from 1, of those of that level that are "
+    "left (pmd:10). The guest stands where the descriptor is about to be loaded or stored.",
+)
 def until(ctx: Context, args: argparse.Namespace) -> Report:
     """Run to a point of the rewrite, and say how far it is there."""
     _check(args.where)
@@ -231,7 +230,7 @@ def _choose(ctx: Context, found: Look, where: str) -> Target:
     if match is not None and not where.startswith("pa:"):
         level = argtypes.level_number(argtypes.level(match[1]), snapshot.regime.start_level)
         return by_number(snapshot, state, level, int(match[2]))
-    return by_address(snapshot, state, argtypes.address(where).value(GuestNames(ctx)))
+    return by_address(snapshot, state, expression.address(where).value(GuestNames(ctx.guest)))
 
 
 def _go(runner: Runner, state: KptiState, target: Target) -> None:

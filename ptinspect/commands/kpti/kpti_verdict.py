@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.kpti.kpti_live import look, snapshot_state
 from ptinspect.commands.target.kernel import mismatch
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
@@ -26,20 +26,6 @@ LIVE = "the guest"
 """What the tables of the guest as it stands are called."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `kpti verdict`."""
-    registry.command(
-        "kpti verdict",
-        summary="Say which way the rewrite has gone, and why that is known",
-        example="kpti verdict",
-        configure=_configure,
-        details="From the tables before and after (the snapshots before and after, unless others are named; "
-        "the guest as it stands if there is none from after), the stores that kpti writes recorded, and the "
-        "kernel's code. Codes: normal, no-table-marks, toggle-write-back, lost-write, reverted-entry, "
-        "not-run, unknown. A capture that is cut is never normal. Exit code 1 unless normal or not-run.",
-    )(verdict)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--before", type=argtypes.snapshot, metavar="SNAP", help="the tables before (default: before)")
@@ -52,6 +38,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--live", action="store_true", help="the guest as it stands, even if there is a snapshot from after")
 
 
+@command(
+    "kpti verdict",
+    group="KPTI",
+    summary="Say which way the rewrite has gone, and why that is known",
+    example="kpti verdict",
+    configure=_configure,
+    details="From the tables before and after (the snapshots before and after, unless others are named; "
+    "the guest as it stands if there is none from after), the stores that kpti writes recorded, and the "
+    "kernel's code. Codes: normal, no-table-marks, toggle-write-back, lost-write, reverted-entry, "
+    "not-run, unknown. A capture that is cut is never normal. Exit code 1 unless normal or not-run.",
+)
 def verdict(ctx: Context, args: argparse.Namespace) -> Report:
     """Judge, and say what it rests on."""
     from ptinspect.linux.kpti.verdict import Verdict, judge

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.commands.kpti.kpti_live import look
 from ptinspect.errors import UserError
 from ptinspect.output.files import form_of, write
@@ -35,20 +35,6 @@ RECORDINGS: weakref.WeakKeyDictionary[object, Recording] = weakref.WeakKeyDictio
 """Session -> what was recorded last, for `kpti verdict`."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `kpti writes`."""
-    registry.command(
-        "kpti writes",
-        summary="Record every store that the rewrite makes to the tables, but those to pages",
-        example="kpti writes --level pmd -o writes.csv",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="Runs to the rewrite if need be, and to its end, before the TLB is flushed. The guest stops "
-        "at each store, some 500 a second: the default leaves out the last level (pte), which has a quarter "
-        "of a million stores per gigabyte; --level pte asks for them. kpti verdict judges what was recorded.",
-    )(writes)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--level", type=argtypes.level, action="append", metavar="LEVEL", help="this level; may be repeated")
@@ -56,6 +42,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=argtypes.seconds, metavar="SECONDS", help=f"limit ({SECONDS:.0f}; more with pte)")
 
 
+@command(
+    "kpti writes",
+    group="KPTI",
+    summary="Record every store that the rewrite makes to the tables, but those to pages",
+    example="kpti writes --level pmd -o writes.csv",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="Runs to the rewrite if need be, and to its end, before the TLB is flushed. The guest stops "
+    "at each store, some 500 a second: the default leaves out the last level (pte), which has a quarter "
+    "of a million stores per gigabyte; --level pte asks for them. kpti verdict judges what was recorded.",
+)
 def writes(ctx: Context, args: argparse.Namespace) -> Report:
     """Record, and report."""
     from ptinspect.commands.kpti.kpti_run import Runner

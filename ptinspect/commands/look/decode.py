@@ -8,29 +8,14 @@ from dataclasses import replace
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import regime_at_el2
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views.descriptor import decoded
 
 BY_DIRECT_BITS = "permissions by the direct bits; --pir reads them as an index (FEAT_S1PIE)"
 _GRANULES = {4096: 12, 16384: 14, 65536: 16}
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `decode`."""
-    registry.command(
-        "decode",
-        summary="Explain one descriptor, field by field",
-        example="decode 0x00680000411f7f03 --level 3",
-        configure=_configure,
-        details=(
-            "Without options the regime is the attached guest's if it is stopped, else 4K granule, 48-bit "
-            "addresses. Memory types have names only if MAIR is known. Permissions are those of the "
-            "descriptor alone, read as an index (FEAT_S1PIE) where the guest does so, or with --pir, --pire0."
-        ),
-    )(decode)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +33,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mair", type=argtypes.number, help="MAIR_EL1, which gives memory types their names")
 
 
+@command(
+    "decode",
+    group="Tables",
+    summary="Explain one descriptor, field by field",
+    example="decode 0x00680000411f7f03 --level 3",
+    configure=_configure,
+    details="Without options the regime is the attached guest's if it is stopped, else 4K granule, 48-bit "
+    "addresses. Memory types have names only if MAIR is known. Permissions are those of the "
+    "descriptor alone, read as an index (FEAT_S1PIE) where the guest does so, or with --pir, "
+    "--pire0.",
+)
 def decode(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain one descriptor."""
     from ptinspect.arch.descriptor import decode as decode_descriptor

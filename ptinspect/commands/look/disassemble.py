@@ -7,11 +7,12 @@ import re
 
 from ptinspect.arch.bits import bit
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames, cpu_state
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.errors import PtinspectError, UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.output.model import Note, Report, Styled, Table, escape, hex_address, spanned
 
 COUNT = 16
@@ -26,33 +27,30 @@ _LINE = re.compile(r"(?:=>)?\s*(0x[0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
 _TARGET = re.compile(r"(0x[0-9a-f]{9,16})(?: <[^>]*>)?")
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `disassemble`."""
-    registry.command(
-        "disassemble",
-        summary="Show the instructions of a function",
-        example="disassemble kpti_install_ng_mappings",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details=f"Without ADDR: where the CPU stands. Of a function longer than {COUNT} instructions those "
-        "around the address are shown; --all shows all, -n N so many from ADDR on. GDB reads the code as the "
-        "CPU does. x/8i ADDR shows as many as wanted, too.",
-        aliases=("disas",),
-    )(disassemble)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("address", nargs="?", type=argtypes.address, metavar="ADDR", help=argtypes.ADDRESS_HELP)
+    add("address", nargs="?", type=expression.address, metavar="ADDR", help=expression.ADDRESS_HELP)
     add("-n", dest="count", type=argtypes.whole(1, MOST), metavar="N", help="N instructions from ADDR on")
     add("--all", action="store_true", help="the whole function")
     add_cpu_option(parser)
 
 
+@command(
+    "disassemble",
+    aliases=("disas",),
+    group="Look",
+    summary="Show the instructions of a function",
+    example="disassemble kpti_install_ng_mappings",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details=f"Without ADDR: where the CPU stands. Of a function longer than {COUNT} instructions those "
+    "around the address are shown; --all shows all, -n N so many from ADDR on. GDB reads the code as the "
+    "CPU does. x/8i ADDR shows as many as wanted, too.",
+)
 def disassemble(ctx: Context, args: argparse.Namespace) -> Report:
     """Show instructions."""
-    pc = cpu_state(ctx, args.cpu).pc
-    address = pc if args.address is None else args.address.value(GuestNames(ctx, args.cpu))
+    pc = cpu_state(ctx.guest, args.cpu).pc
+    address = pc if args.address is None else args.address.value(GuestNames(ctx.guest, args.cpu))
     if address % 4:
         raise UserError(f"{address:#x} is no multiple of 4", "instructions are four bytes, aligned")
     start, end, name = _bounds(ctx, address)

@@ -6,52 +6,51 @@ import argparse
 
 from ptinspect.arch.bits import MASK64, VirtAddr, bit
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import SNAP, add_cpu_option
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import names_at_hand
-from ptinspect.commands.framework.regions import name_of
-from ptinspect.commands.framework.registry import Registry
-from ptinspect.commands.framework.sources import SNAPSHOT_HELP, add_cpu_option, source
 from ptinspect.errors import PtinspectError
+from ptinspect.guest import expression
+from ptinspect.guest.names import names_at_hand
+from ptinspect.guest.regions import name_of
+from ptinspect.guest.source import Tables, source
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 FORMATS = {"x": "hexadecimal", "d": "signed", "u": "unsigned", "t": "binary", "c": "character", "a": "place"}
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `print`."""
-    registry.command(
-        "print",
-        summary="Evaluate an expression, and say what lies at that address",
-        example="print kpti_install_ng_mappings+0x40",
-        configure=_configure,
-        details="Sums and differences of numbers (0x…, decimal, 4K, 2M), symbols and $registers; pa:… for a "
-        "physical address. print/x, /d, /u, /t, /c or /a show one form alone. x shows memory. Types "
-        "are GDB's: gdb print …",
-        aliases=("p",),
-        slash="--format",
-    )(evaluate)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("expression", nargs="+", type=expression, metavar="EXPR", help=argtypes.ADDRESS_HELP)
+    add("expression", nargs="+", type=piece, metavar="EXPR", help=expression.ADDRESS_HELP)
     add("--format", "-f", choices=tuple(FORMATS), help=", ".join(f"{k} {v}" for k, v in FORMATS.items()))
     add_cpu_option(parser)
-    add("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
+    add("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAP.options["help"])
 
 
-def expression(text: str) -> str:
+def piece(text: str) -> str:
     """Read a piece of an expression."""
     return text
 
 
-argtypes.completes("address", expression)
+argtypes.completes("address", piece)
 
 
+@command(
+    "print",
+    aliases=("p",),
+    group="Look",
+    summary="Evaluate an expression, and say what lies at that address",
+    example="print kpti_install_ng_mappings+0x40",
+    configure=_configure,
+    details="Sums and differences of numbers (0x…, decimal, 4K, 2M), symbols and $registers; pa:… for a "
+    "physical address. print/x, /d, /u, /t, /c or /a show one form alone. x shows memory. Types "
+    "are GDB's: gdb print …",
+    slash="--format",
+)
 def evaluate(ctx: Context, args: argparse.Namespace) -> Report:
     """Evaluate an expression."""
-    address = argtypes.address(" ".join(args.expression))
-    value = address.value(names_at_hand(ctx, args.cpu, args.snap))
+    address = expression.address(" ".join(args.expression))
+    value = address.value(names_at_hand(ctx.guest, args.cpu, args.snap))
     near = None if address.physical else _nearest(ctx, value, args.snap)
     region = "" if address.physical else _region(ctx, value, args.snap)
     result = {
@@ -102,7 +101,7 @@ def _region(ctx: Context, value: int, snap: str | None) -> str:
         return ""
 
     try:
-        where = source(ctx, argparse.Namespace(snap=snap, root=None, cpu=None), "print", value)
-        return name_of(ctx, where, VirtAddr(value))
+        where = source(ctx.guest, Tables(snap=snap), "print", value)
+        return name_of(ctx.guest, where, VirtAddr(value))
     except PtinspectError:
         return ""

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
@@ -30,19 +30,6 @@ WORDS: Mapping[str, str] = {
 """GDB's word -> our command."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `info`."""
-    registry.command(
-        "info",
-        summary="Answer GDB's info: registers, breakpoints, threads, symbol …",
-        example="info registers x0 sp",
-        configure=_configure,
-        details="; ".join(f"{word}: {ours}" for word, ours in WORDS.items())
-        + ". Words may be abbreviated (i r). What else there is, is GDB's: gdb info …",
-        aliases=("i",),
-    )(info)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", type=info_word, metavar="WHAT", help="none: list them")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="arguments of that command")
@@ -56,6 +43,16 @@ def info_word(text: str) -> str:
 argtypes.completes("info", info_word)
 
 
+@command(
+    "info",
+    aliases=("i",),
+    group="Look",
+    summary="Answer GDB's info: registers, breakpoints, threads, symbol …",
+    example="info registers x0 sp",
+    configure=_configure,
+    details="; ".join(f"{word}: {ours}" for word, ours in WORDS.items())
+    + ". Words may be abbreviated (i r). What else there is, is GDB's: gdb info …",
+)
 def info(ctx: Context, args: argparse.Namespace) -> Report:
     """Run the command that answers."""
     if args.what is None:

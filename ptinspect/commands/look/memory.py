@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.look.disassemble import named
 from ptinspect.errors import GuestError, UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 from ptinspect.output.model import Note, Report, escape
 from ptinspect.output.views import run as views
 
@@ -35,30 +35,13 @@ class Follows:
     """Count, shape and unit as typed."""
     address: int
     """First address that was not shown."""
-    text: argtypes.Address
+    text: expression.Address
     """The same as if it had been typed; physical or not."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `x`."""
-    registry.command(
-        "x",
-        summary="Show memory at a virtual or physical address",
-        example="x/8gx pa:0x41475000",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="x/COUNT FORMAT SIZE as in GDB: formats x (hex), d, u, c, s (string), a (address with "
-        "symbol), i (instructions); sizes b, h, w, g. Virtual addresses go through our own walk, so "
-        "the MMU may be off and the CPU at EL0. Without ADDR, and with Enter: what follows what was shown.",
-        slash="--format",
-        repeats=True,
-        again="x",
-    )(examine)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "address", nargs="?", type=argtypes.address, metavar="ADDR", help=argtypes.ADDRESS_HELP
+        "address", nargs="?", type=expression.address, metavar="ADDR", help=expression.ADDRESS_HELP
     )
     parser.add_argument("--format", "-f", metavar="NFU", help="as behind x/ in GDB: 8gx, s, 4i (4gx)")
     add_cpu_option(parser)
@@ -84,6 +67,20 @@ def parse_format(text: str) -> tuple[int, str, int]:
     return count, shape, unit
 
 
+@command(
+    "x",
+    group="Look",
+    summary="Show memory at a virtual or physical address",
+    example="x/8gx pa:0x41475000",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="x/COUNT FORMAT SIZE as in GDB: formats x (hex), d, u, c, s (string), a (address with "
+    "symbol), i (instructions); sizes b, h, w, g. Virtual addresses go through our own walk, so "
+    "the MMU may be off and the CPU at EL0. Without ADDR, and with Enter: what follows what was shown.",
+    slash="--format",
+    repeats=True,
+    again="x",
+)
 def examine(ctx: Context, args: argparse.Namespace) -> Report:
     """Show memory, and remember what follows it."""
     last = ctx.memo.get(FOLLOWS)
@@ -94,7 +91,7 @@ def examine(ctx: Context, args: argparse.Namespace) -> Report:
         address = where
     else:
         form, text = args.format or "4gx", args.address
-        address = args.address.value(GuestNames(ctx, args.cpu))
+        address = args.address.value(GuestNames(ctx.guest, args.cpu))
     count, shape, unit = parse_format(form)
     report, behind = _show(ctx, text, address, (count, shape, unit))
     ctx.memo[FOLLOWS] = Follows(form, behind, replace(text, text=f"{behind:#x}"))
@@ -102,7 +99,7 @@ def examine(ctx: Context, args: argparse.Namespace) -> Report:
 
 
 def _show(
-    ctx: Context, text: argtypes.Address, address: int, form: tuple[int, str, int]
+    ctx: Context, text: expression.Address, address: int, form: tuple[int, str, int]
 ) -> tuple[Report, int]:
     """Return what is at an address, and the first address behind it."""
     count, shape, unit = form
@@ -149,7 +146,7 @@ def _cell(ctx: Context, value: bytes, shape: str) -> str:
     return str(number) if shape == "u" else f"{number:#0{2 + 2 * len(value)}x}"
 
 
-def _strings(ctx: Context, text: argtypes.Address, address: int, count: int) -> tuple[Report, int]:
+def _strings(ctx: Context, text: expression.Address, address: int, count: int) -> tuple[Report, int]:
     rows: list[tuple[int, str, list[str]]] = []
     data, missing = read(ctx, address, min(count * 256, LIMIT), text.physical)
     position = 0

@@ -9,44 +9,17 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import cpu_state
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.run.run import configure_wait, limit, stopped
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
+from ptinspect.guest.names import cpu_state
 from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
     from ptinspect.link.session import StopInfo
     from ptinspect.stack.unwind import Caller
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `finish` and `nexti`."""
-    add = registry.command
-    add(
-        "nexti",
-        summary="Step one instruction, or N, over calls",
-        example="nexti",
-        needs=Needs.STOPPED,
-        configure=_configure_nexti,
-        details="A bl or blr runs until it has returned to this task and frame, whatever else comes there "
-        "meanwhile: a breakpoint stops first. There are no source lines here: n is the same.",
-        aliases=("ni", "n", "next"),
-        repeats=True,
-    )(nexti)
-    add(
-        "finish",
-        summary="Run until the current function has returned",
-        example="finish",
-        details="In the same task and frame, on whatever CPU: other tasks and deeper calls of the same "
-        "function that return to the same place go on.",
-        needs=Needs.STOPPED,
-        configure=_configure_finish,
-        aliases=("fin",),
-        repeats=True,
-    )(finish)
 
 
 def _configure_finish(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +33,24 @@ def _configure_nexti(parser: argparse.ArgumentParser) -> None:
     _configure_finish(parser)
 
 
+@command(
+    "finish",
+    aliases=("fin",),
+    group="Session",
+    summary="Run until the current function has returned",
+    example="finish",
+    details="In the same task and frame, on whatever CPU: other tasks and deeper calls of the same "
+    "function that return to the same place go on.",
+    needs=Needs.STOPPED,
+    configure=_configure_finish,
+    repeats=True,
+    runs=True,
+)
 def finish(ctx: Context, args: argparse.Namespace) -> Report:
     """Run until the function at the program counter has returned to its caller."""
     from ptinspect.stack.depth import start_of_cpu
 
-    state = cpu_state(ctx, args.cpu)
+    state = cpu_state(ctx.guest, args.cpu)
     deadline = time.monotonic() + limit(ctx, args.timeout)
     caller = start_of_cpu(ctx.view(), state).caller()
     if caller is None or caller.pc == 0:
@@ -72,16 +58,28 @@ def finish(ctx: Context, args: argparse.Namespace) -> Report:
     return _came_back(ctx, *_return_to(ctx, caller, state, deadline))
 
 
+@command(
+    "nexti",
+    aliases=("ni", "n", "next"),
+    group="Session",
+    summary="Step one instruction, or N, over calls",
+    example="nexti",
+    needs=Needs.STOPPED,
+    configure=_configure_nexti,
+    details="A bl or blr runs until it has returned to this task and frame, whatever else comes there "
+    "meanwhile: a breakpoint stops first. There are no source lines here: n is the same.",
+    repeats=True,
+)
 def nexti(ctx: Context, args: argparse.Namespace) -> Report:
     """Step instructions of one CPU; calls run until they have returned."""
     from ptinspect.stack.unwind import Caller
 
     session = ctx.stopped
-    cpu = cpu_state(ctx, args.cpu).cpu
+    cpu = cpu_state(ctx.guest, args.cpu).cpu
     deadline = time.monotonic() + limit(ctx, args.timeout)
     for left in range(args.count - 1, -1, -1):
         before = session.cpu_state(cpu)
-        if is_call(ctx.code_at(before.pc, 4)):
+        if is_call(ctx.guest.code_at(before.pc, 4)):
             caller = Caller(before.pc + 4, before.sp, before.sp, before.x[29])
             stop, back = _return_to(ctx, caller, before, deadline)
             if not left or not back:

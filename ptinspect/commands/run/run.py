@@ -7,11 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames, cpu_state
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.output.model import Note, Report, hex_address
 from ptinspect.output.views import run as views
 
@@ -26,67 +27,13 @@ STEPS_AT_ONCE = 256
 """Steps that GDB gets at once: it takes no interrupt in the middle of them."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add the commands of run control."""
-    add = registry.command
-    add(
-        "break",
-        summary="Set a breakpoint, or list them",
-        example="break pa:0x40289510",
-        needs=Needs.TARGET,
-        configure=_configure_break,
-        details="A breakpoint compares the program counter: code that runs with the MMU off or under the "
-        "identity map stands at its physical address, pa:0x… Under KVM it is always one of the CPU's own, "
-        "of which there are few (status), --software or not.",
-        aliases=("b",),
-    )(set_breakpoint)
-    add(
-        "delete",
-        summary="Delete breakpoints",
-        example="delete 1",
-        needs=Needs.STOPPED,
-        configure=_configure_delete,
-        aliases=("d",),
-    )(delete)
-    add(
-        "continue",
-        summary="Let the guest run until it stops",
-        example="continue --timeout 30",
-        needs=Needs.TARGET,
-        configure=_configure_continue,
-        details="Ctrl-C stops it. --background returns at once; interrupt stops it then, and continue waits "
-        "for it as if it had been started here.",
-        aliases=("c",),
-        repeats=True,
-    )(resume)
-    add("interrupt", summary="Stop the running guest", example="interrupt", needs=Needs.TARGET)(interrupt)
-    add(
-        "stepi",
-        summary="Step one instruction, or N",
-        example="stepi 4",
-        needs=Needs.STOPPED,
-        configure=_configure_stepi,
-        details="There are no source lines here: s is the same.",
-        aliases=("si", "s"),
-        repeats=True,
-    )(stepi)
-    add(
-        "until",
-        summary="Run until an address is reached",
-        example="until kpti_install_ng_mappings",
-        needs=Needs.STOPPED,
-        configure=_configure_until,
-        aliases=("u", "advance"),
-    )(until)
-
-
 def _configure_break(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address",
         nargs="?",
         type=argtypes.location,
         metavar="ADDR",
-        help=f"{argtypes.ADDRESS_HELP}; none: list the breakpoints",
+        help=f"{expression.ADDRESS_HELP}; none: list the breakpoints",
     )
     parser.add_argument("--temporary", "-t", action="store_true", help="delete it when it is hit")
     parser.add_argument(
@@ -124,7 +71,7 @@ def _configure_stepi(parser: argparse.ArgumentParser) -> None:
 
 def _configure_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=argtypes.ADDRESS_HELP
+        "addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=expression.ADDRESS_HELP
     )
     configure_wait(parser)
 
@@ -136,14 +83,26 @@ def limit(ctx: Context, timeout: float | None) -> float:
     return timeout
 
 
+@command(
+    "break",
+    aliases=("b",),
+    group="Run and stop",
+    summary="Set a breakpoint, or list them",
+    example="break pa:0x40289510",
+    needs=Needs.TARGET,
+    configure=_configure_break,
+    details="A breakpoint compares the program counter: code that runs with the MMU off or under the "
+    "identity map stands at its physical address, pa:0x… Under KVM it is always one of the CPU's own, "
+    "of which there are few (status), --software or not.",
+)
 def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:
     """Set a breakpoint, or list all."""
     session = ctx.target
     if args.address is None:
         return _with_slots(ctx, views.breakpoints(session.breakpoints, ctx.place))
-    ctx.check(Needs.STOPPED, "break")
+    ctx.guest.require("break", stopped=True)
     found = session.set_breakpoint(
-        args.address.value(GuestNames(ctx, args.cpu)),
+        args.address.value(GuestNames(ctx.guest, args.cpu)),
         hardware=not args.software,
         temporary=args.temporary,
         cpu=args.cpu,
@@ -163,11 +122,20 @@ def _with_slots(ctx: Context, report: Report) -> Report:
     return Report({**report.result, "slots": used.as_json()}, (*report.body, Note(str(used), "dim")))
 
 
-def uses_symbol(address: argtypes.Address) -> bool:
+def uses_symbol(address: expression.Address) -> bool:
     """Tell whether an address names a symbol."""
     return any(term.value is None and not term.text.startswith("$") for term in address.terms)
 
 
+@command(
+    "delete",
+    aliases=("d",),
+    group="Run and stop",
+    summary="Delete breakpoints",
+    example="delete 1",
+    needs=Needs.STOPPED,
+    configure=_configure_delete,
+)
 def delete(ctx: Context, args: argparse.Namespace) -> Report:
     """Delete breakpoints by number."""
     session = ctx.stopped
@@ -183,6 +151,19 @@ def delete(ctx: Context, args: argparse.Namespace) -> Report:
     return Report({"deleted": wanted}, (Note(f"deleted {len(wanted)} breakpoint(s)"),))
 
 
+@command(
+    "continue",
+    aliases=("c",),
+    group="Run and stop",
+    summary="Let the guest run until it stops",
+    example="continue --timeout 30",
+    needs=Needs.TARGET,
+    configure=_configure_continue,
+    details="Ctrl-C stops it. --background returns at once; interrupt stops it then, and continue waits "
+    "for it as if it had been started here.",
+    repeats=True,
+    runs=True,
+)
 def resume(ctx: Context, args: argparse.Namespace) -> Report:
     """Let the guest run, and wait until it stops unless told otherwise."""
     session = ctx.target
@@ -194,6 +175,15 @@ def resume(ctx: Context, args: argparse.Namespace) -> Report:
     return stopped(ctx, session.wait_stop(limit(ctx, args.timeout)))
 
 
+@command(
+    "interrupt",
+    group="Run and stop",
+    summary="Stop the running guest",
+    example="interrupt",
+    needs=Needs.TARGET,
+    runs=True,
+    not_in_gdb="Ctrl-C stops the guest",
+)
 def interrupt(ctx: Context, args: argparse.Namespace) -> Report:
     """Stop the guest."""
     session = ctx.target
@@ -202,10 +192,21 @@ def interrupt(ctx: Context, args: argparse.Namespace) -> Report:
     return stopped(ctx, session.interrupt(5.0))
 
 
+@command(
+    "stepi",
+    aliases=("si", "s"),
+    group="Run and stop",
+    summary="Step one instruction, or N",
+    example="stepi 4",
+    needs=Needs.STOPPED,
+    configure=_configure_stepi,
+    details="There are no source lines here: s is the same.",
+    repeats=True,
+)
 def stepi(ctx: Context, args: argparse.Namespace) -> Report:
     """Step instructions on one CPU."""
     session = ctx.stopped
-    cpu = cpu_state(ctx, args.cpu).cpu
+    cpu = cpu_state(ctx.guest, args.cpu).cpu
     ctx.forget_stop()
     left = args.count
     seconds = limit(ctx, args.timeout)
@@ -229,11 +230,21 @@ def _stepped(ctx: Context, stop: StopInfo) -> Report:
     return Report({**report.result, "interrupts_held": held}, (*report.body, *note))
 
 
+@command(
+    "until",
+    aliases=("u", "advance"),
+    group="Run and stop",
+    summary="Run until an address is reached",
+    example="until kpti_install_ng_mappings",
+    needs=Needs.STOPPED,
+    configure=_configure_until,
+    runs=True,
+)
 def until(ctx: Context, args: argparse.Namespace) -> Report:
     """Run until one of the addresses is reached."""
     session, seconds = ctx.stopped, limit(ctx, args.timeout)
     try:
-        addresses = [address.value(GuestNames(ctx)) for address in args.addresses]
+        addresses = [address.value(GuestNames(ctx.guest)) for address in args.addresses]
     except GuestError:
         if ctx.kernel is None or ctx.kernel.linked:
             raise
@@ -242,7 +253,7 @@ def until(ctx: Context, args: argparse.Namespace) -> Report:
         begun = time.monotonic()
         Runner(ctx, seconds).place_kernel()  # until then nobody can say where its symbols will be
         seconds = max(seconds - (time.monotonic() - begun), 1.0)
-        addresses = [address.value(GuestNames(ctx)) for address in args.addresses]
+        addresses = [address.value(GuestNames(ctx.guest)) for address in args.addresses]
     ctx.forget_stop()
     stop = session.run_until(addresses, seconds)
     report = stopped(ctx, stop)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.session.campaign_compare import compared
 from ptinspect.commands.session.campaign_plan import Begun
 from ptinspect.errors import UserError
@@ -43,26 +43,6 @@ Results are lines of JSON in DIR/results.jsonl. Ctrl-C stops; --resume goes on, 
 besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `campaign` and `campaign report`."""
-    registry.command(
-        "campaign",
-        summary="Run a script on many fresh guests, and say what came of it",
-        example="campaign @kpti-diff --runs 2 --matrix cpu=a57,max --directory out",
-        configure=_configure,
-        details=DETAILS,
-    )(campaign)
-    registry.command(
-        "campaign report",
-        summary="Show what came of a campaign, or of its shards on several machines",
-        example="campaign report out -o campaign.html",
-        configure=_configure_report,
-        details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
-        "that stand in two of them count once, and are named; runs that are in none are counted. "
-        "-o writes an HTML page, or text, JSON, CSV or Markdown by the suffix of FILE.",
-    )(report)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     add = parser.add_argument
@@ -86,6 +66,15 @@ def _configure_report(parser: argparse.ArgumentParser) -> None:
     add("--title", metavar="TEXT", help="title of the page")
 
 
+@command(
+    "campaign",
+    group="Session",
+    summary="Run a script on many fresh guests, and say what came of it",
+    example="campaign @kpti-diff --runs 2 --matrix cpu=a57,max --directory out",
+    configure=_configure,
+    details=DETAILS,
+    not_in_gdb="use ptinspect without GDB: it starts guests of its own",
+)
 def campaign(ctx: Context, args: argparse.Namespace) -> Report:
     """Run a campaign, or what is missing of one."""
     from ptinspect.campaign import results
@@ -176,6 +165,17 @@ def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Re
     return Report(made.result, (*made.body, *notes), code)
 
 
+@command(
+    "campaign report",
+    group="Session",
+    summary="Show what came of a campaign, or of its shards on several machines",
+    example="campaign report out -o campaign.html",
+    configure=_configure_report,
+    details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
+    "that stand in two of them count once, and are named; runs that are in none are counted. "
+    "-o writes an HTML page, or text, JSON, CSV or Markdown by the suffix of FILE.",
+    not_in_gdb="use ptinspect without GDB: it starts guests of its own",
+)
 def report(ctx: Context, args: argparse.Namespace) -> Report:
     """Report one or several directories."""
     page = args.output is not None and args.output.suffix.lower() in (".html", ".htm")

@@ -141,7 +141,7 @@ def from_arguments(ctx: Context, args: argparse.Namespace) -> Begun:
     script = args.script if args.script.startswith("@") else str(Path(args.script).absolute())
     given = tuple(definition(text) for text in args.var)
     plan = Plan(args.script, digest_of(script), args.runs, cells, given, args.timeout, args.retries)
-    home = Home(script, str(Path.cwd()), ctx.settings.gdb, _check(ctx, script, plan))
+    home = Home(script, str(Path.cwd()), ctx.guest.gdb, _check(ctx, script, plan))
     if not home.launches:
         _check_kernels(cells)
     return plan, shard_of(args.shard), home
@@ -215,7 +215,8 @@ def _check(ctx: Context, script: str, plan: Plan) -> bool:
                 f"source ${{home}}/{line.path}: ${{home}} is the directory in which the campaign began",
             )
         if isinstance(line, Line) and not line.text.startswith("${"):
-            command, words, _ = ctx.registry.split(line.text)
+            found = ctx.registry.split(line.text)
+            command, words = found.command, found.words
             launches |= command.name == "launch" and "--unless-attached" not in words
             launches |= command.name == "attach"
     return launches

@@ -6,8 +6,9 @@ import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import EXPECTABLE, RESULTS, Registry
+from ptinspect.commands.framework.registry import RESULTS
 from ptinspect.commands.session.expectation import (
     OPERATORS,
     Expectation,
@@ -34,17 +35,14 @@ OP is one of == != < <= > >= in contains; without OP the value must be true. VAL
 Exit code 1 where it does not hold."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Register `expect`."""
-    registry.command(
-        "expect",
-        summary="Fail unless a value of a command's answer is as expected",
-        example="expect stack free >= 4096",
-        details=DETAILS,
-        passthrough=True,
-    )(_expect)
-
-
+@command(
+    "expect",
+    group="Session",
+    summary="Fail unless a value of a command's answer is as expected",
+    example="expect stack free >= 4096",
+    details=DETAILS,
+    passthrough=True,
+)
 def _expect(ctx: Context, args: argparse.Namespace) -> Report:
     try:
         words = shlex.split(args.line, comments=True)
@@ -111,20 +109,25 @@ def _answer(ctx: Context, name: str) -> Mapping[str, object]:
         return found
     kept = ctx.memo.get(RESULTS)
     entry = kept.get(name) if isinstance(kept, dict) else None
-    if entry is not None and (name == "diff" or entry[0] == ctx.stop_token):
+    if entry is not None and (name == "diff" or entry[0] == ctx.guest.stop_token):
         return entry[1]  # type: ignore[no-any-return]
-    if name not in EXPECTABLE:
+    if not ctx.registry.commands[tuple(name.split())].expectable:
         raise UserError(
             f"'{name}' has not run at this stop",
-            f"run it first; run by expect itself: {', '.join(EXPECTABLE)}",
+            f"run it first; run by expect itself: {', '.join(_expectable(ctx))}",
         )
     return ctx.registry.run(ctx, name).result
+
+
+def _expectable(ctx: Context) -> list[str]:
+    """Return the names of the commands that only look, which expect may run."""
+    return [command.name for command in ctx.registry if command.expectable]
 
 
 def expect_words(ctx: Context, before: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Return what may stand behind the words `before`, each with a word about it; the guest is not asked."""
     kept = ctx.memo.get(RESULTS)
-    known: dict[str, object] = dict.fromkeys(EXPECTABLE)
+    known: dict[str, object] = dict.fromkeys(_expectable(ctx))
     if isinstance(kept, dict):
         known |= {name: result for name, (_, result) in kept.items()}
     for name in sorted(known):

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Mapping
 
 from ptinspect import __version__, formats
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Command, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Command, Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Guest": ("target", "importing", "console", "kernel", "lane", "setup", "demo", "passthrough"),
-    "Run and stop": ("run",),
-    "Look": ("regs", "memory", "evaluate", "disassemble", "frames", "info"),
-    "Tables": ("walk", "tables", "check", "decode", "poke"),
-    "Snapshots": ("snapshots", "diff", "export", "report"),
-    "KPTI": ("kpti", "kpti_writes", "kpti_progress", "kpti_verdict"),
-    "Stack": ("stack", "stack_guard", "stack_trace", "stack_highwater", "why", "oops"),
-}
-"""Titles in the list of commands, and the modules of their commands."""
-OTHERS = "Session"
+GROUPS = ("Guest", "Run and stop", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
+"""Titles in the list of commands, in their order."""
 TOPIC = "formats"
 FORMATS = (
     ("snapshot", 1, ".npz", "a zip of numpy arrays, read by numpy.load: ptinspect/snapshot/store.py"),
@@ -40,26 +30,23 @@ PROMISE = (
 )
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `help` and `version`."""
-    registry.command(
-        "help",
-        summary="List the commands, or explain one",
-        example="help walk",
-        configure=_configure,
-        details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "
-        "the JSON that ptinspect writes, and what is promised about them.",
-        aliases=("?",),
-    )(show_help)
-    registry.command("version", summary="Say which version of ptinspect this is", example="version")(version)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="*", type=argtypes.command_word, metavar="COMMAND", help="the command to explain"
     )
 
 
+@command(
+    "help",
+    aliases=("?",),
+    group="Session",
+    summary="List the commands, or explain one",
+    example="help walk",
+    configure=_configure,
+    details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "
+    "the JSON that ptinspect writes, and what is promised about them.",
+    recorded=False,
+)
 def show_help(ctx: Context, args: argparse.Namespace) -> Report:
     """List all commands, those that begin with the given words, or explain one."""
     words = tuple(args.words)
@@ -80,28 +67,22 @@ def show_help(ctx: Context, args: argparse.Namespace) -> Report:
     return explain(command, group)
 
 
-def _list(commands: list[Command[Context]], title: str) -> Report:
+def _list(commands: list[Command], title: str) -> Report:
     rows: list[tuple[Cell, Cell]] = []
-    for name in sorted({group_of(c) for c in commands}, key=[*GROUPS, OTHERS].index):
-        group = [c for c in commands if group_of(c) == name]
+    for name in sorted({c.group for c in commands}, key=GROUPS.index):
+        group = [c for c in commands if c.group == name]
         if len(group) < len(commands):
             rows += [("", ""), (Styled(name, "title"), "")]
         rows.extend((Styled(c.name, "level"), _summary(c)) for c in group)
-    result = {"commands": [{**_facts(c), "group": group_of(c)} for c in commands]}
+    result = {"commands": [{**_facts(c), "group": c.group} for c in commands]}
     return Report(result, (Table((Column(""), Column("")), rows, title),))
 
 
-def group_of(command: Command[Context]) -> str:
-    """Return the name of the group that a command is listed in."""
-    module = command.handler.__module__.rpartition(".")[2]
-    return next((name for name, modules in GROUPS.items() if module in modules), OTHERS)
-
-
-def _summary(command: Command[Context]) -> str:
+def _summary(command: Command) -> str:
     return command.summary + (f" ({', '.join(command.aliases)})" if command.aliases else "")
 
 
-def explain(command: Command[Context], group: list[Command[Context]] | None = None) -> Report:
+def explain(command: Command, group: list[Command] | None = None) -> Report:
     """Explain one command; `group` are those with the same first words."""
     body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(usage(command))]
     rows = [(name, text) for name, text in _arguments(command)]
@@ -117,14 +98,14 @@ def explain(command: Command[Context], group: list[Command[Context]] | None = No
     return Report(_facts(command), body)
 
 
-def usage(command: Command[Context]) -> str:
+def usage(command: Command) -> str:
     """Return the usage line of a command."""
     if command.passthrough:
         return f"usage: {command.name} TEXT…"
     return " ".join(command.parser().format_usage().split())
 
 
-def _arguments(command: Command[Context]) -> list[tuple[str, str]]:
+def _arguments(command: Command) -> list[tuple[str, str]]:
     if command.passthrough:
         return []
     rows = []
@@ -138,7 +119,7 @@ def _arguments(command: Command[Context]) -> list[tuple[str, str]]:
     return rows
 
 
-def _facts(command: Command[Context]) -> dict[str, object]:
+def _facts(command: Command) -> dict[str, object]:
     return {
         "command": command.name,
         "summary": command.summary,
@@ -150,6 +131,12 @@ def _facts(command: Command[Context]) -> dict[str, object]:
     }
 
 
+@command(
+    "version",
+    group="Session",
+    summary="Say which version of ptinspect this is",
+    example="version",
+)
 def version(ctx: Context, args: argparse.Namespace) -> Report:
     """Say the version of ptinspect and of the Python that runs it, and where the scripts for GDB are."""
     from ptinspect.link.gdb.agent import script_path

@@ -5,22 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.output.model import Column, Report, Styled, Table, escape
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `history`."""
-    registry.command(
-        "history",
-        summary="List the lines typed so far",
-        example="history 10",
-        configure=_configure,
-        details="At the prompt !N runs line N again, !! the last one, !-2 the one before it, !walk the last "
-        "that began so; what stands behind it is added (!! --json). The line is shown before it runs. "
-        "Up-arrow goes through the lines that begin as what is typed already, Ctrl-R searches.",
-    )(history)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +16,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@command(
+    "history",
+    group="Session",
+    summary="List the lines typed so far",
+    example="history 10",
+    configure=_configure,
+    details="At the prompt !N runs line N again, !! the last one, !-2 the one before it, !walk the last "
+    "that began so; what stands behind it is added (!! --json). The line is shown before it runs. "
+    "Up-arrow goes through the lines that begin as what is typed already, Ctrl-R searches.",
+    recorded=False,
+)
 def history(ctx: Context, args: argparse.Namespace) -> Report:
     """List the lines that were run, oldest first, with their numbers."""
     lines = list(enumerate(ctx.past, 1))

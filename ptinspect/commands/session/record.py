@@ -6,8 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
@@ -18,17 +18,6 @@ file runs again with -x. 'record off' ends it, as the end of ptinspect does; 're
 stands. help, history, quit and record itself are left out."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `record`."""
-    registry.command(
-        "record",
-        summary="Make a script of what is typed from now on",
-        example="record session.pti",
-        configure=_configure,
-        details=DETAILS,
-    )(record)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", nargs="?", type=Path, metavar="FILE|off", help="where to; off: end it; none: how it stands")
@@ -36,6 +25,16 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace a file that exists")
 
 
+@command(
+    "record",
+    group="Session",
+    summary="Make a script of what is typed from now on",
+    example="record session.pti",
+    configure=_configure,
+    details=DETAILS,
+    recorded=False,
+    not_in_gdb="use GDB's own: set logging",
+)
 def record(ctx: Context, args: argparse.Namespace) -> Report:
     """Begin, end, or say how it stands."""
     path = ctx.record.path
@@ -52,7 +51,7 @@ def record(ctx: Context, args: argparse.Namespace) -> Report:
 
 def _head(ctx: Context, args: argparse.Namespace) -> list[str]:
     """Return what whoever runs the script again has to know."""
-    kernel = ctx.settings.kernel
+    kernel = ctx.guest.kernel_path
     words = ["ptinspect", *(() if kernel is None else ("--kernel", str(kernel))), "-x", str(args.file)]
     head = [f"Recorded; to run it again: {shlex.join(words)}"]
     if ctx.session is not None and not args.all:

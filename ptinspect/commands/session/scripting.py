@@ -2,79 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry, no_arguments
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 from ptinspect.script.shipped import ready
-
-WORDS = {
-    "var": (
-        "Give a variable of a script its default",
-        "var mem = 1024",
-        """\
-var NAME = VALUE
---var NAME=VALUE on the command line wins. ${NAME} stands for the value wherever it is written, and is one
-word whatever is in it; ${NAME:-DEFAULT} needs no value; $${ is ${ itself.""",
-    ),
-    "repeat": (
-        "Run commands a number of times",
-        "repeat 3 as n: stepi; regs pc",
-        """\
-repeat COUNT [as NAME]: COMMAND; …
-The commands stand behind the colon, with semicolons between, or below it, indented. With `as NAME` a
-variable counts the rounds from 1.""",
-    ),
-    "on stop": (
-        "Run commands whenever the guest stops at a place",
-        "on stop kpti_install_ng_mappings: snap here; continue",
-        """\
-on stop PLACE: COMMAND; …
-The commands may stand below, indented. PLACE is an address, the number of a breakpoint, or any; the
-breakpoint itself is set by break. It counts for stops of continue, until, finish and interrupt. `continue`
-as the last command goes on with what was interrupted, within the same time limit (finish cannot go on).
-`on stop PLACE: off` ends it.""",
-    ),
-    "on failure": (
-        "Run commands once when the script fails",
-        "on failure: console -n 30; status",
-        """\
-on failure: COMMAND; …
-The commands may stand below, indented. They run right after the first command that failed, each of them
-even if one fails, and do not change the exit code; not at the prompt, and not when the time limit of the
-whole run is over. The last `on failure` counts; `on failure: off` ends it.""",
-    ),
-    "source": (
-        "Run a script",
-        "source @kpti-diff",
-        """\
-As -x does: @NAME is one of those that came with ptinspect ('scripts' lists them); a file is looked for from
-the current directory. It sees the variables of the script that calls it, and the other way round.""",
-    ),
-}
-"""Name -> summary, example, details."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add the commands."""
-    registry.command(
-        "scripts", summary="List the scripts that come with ptinspect", example="scripts", details=LANGUAGE
-    )(scripts)
-    for name, (summary, example, details) in WORDS.items():
-        takes_file = name == "source"
-        registry.command(
-            name,
-            summary=summary,
-            example=example,
-            details=details,
-            configure=_configure_source if takes_file else no_arguments,
-            passthrough=not takes_file,
-        )(_word)
-
 
 EXAMPLE = """\
 # a comment
@@ -108,7 +43,14 @@ Commands that let the guest run have a limit, --timeout; ptinspect --timeout SEC
 record FILE makes a script of what is typed."""
 
 
-def scripts(ctx: Context, args: argparse.Namespace) -> Report:
+@command(
+    "scripts",
+    group="Session",
+    summary="List the scripts that come with ptinspect",
+    example="scripts",
+    details=LANGUAGE,
+)
+def scripts(ctx: Context) -> Report:
     """List the scripts that come with ptinspect."""
     found = ready()
     rows: list[tuple[Cell, ...]] = []
@@ -131,13 +73,90 @@ def script_file(text: str) -> str:
     return text
 
 
-def _configure_source(parser: argparse.ArgumentParser) -> None:
-    kind = argtypes.completes("script", script_file)
-    parser.add_argument("file", type=kind, metavar="FILE|@NAME", help="the script")
+argtypes.completes("script", script_file)
 
 
-def _word(ctx: Context, args: argparse.Namespace) -> Report:
-    raise UserError(
-        "this is a word of scripts and of the prompt, and cannot be used here",
-        "help scripts",
-    )
+@command(
+    "var",
+    group="Session",
+    summary="Give a variable of a script its default",
+    example="var mem = 1024",
+    details="""\
+var NAME = VALUE
+--var NAME=VALUE on the command line wins. ${NAME} stands for the value wherever it is written, and is one
+word whatever is in it; ${NAME:-DEFAULT} needs no value; $${ is ${ itself.""",
+    passthrough=True,
+)
+def var(ctx: Context, *, line: str) -> Report:
+    """Raise UserError: the player takes this word before it comes to a command."""
+    raise _word()
+
+
+@command(
+    "repeat",
+    group="Session",
+    summary="Run commands a number of times",
+    example="repeat 3 as n: stepi; regs pc",
+    details="""\
+repeat COUNT [as NAME]: COMMAND; …
+The commands stand after the colon, with semicolons between, or below it, indented. With `as NAME` a
+variable counts the rounds from 1.""",
+    passthrough=True,
+)
+def repeat(ctx: Context, *, line: str) -> Report:
+    """Raise UserError: the player takes this word before it comes to a command."""
+    raise _word()
+
+
+@command(
+    "on stop",
+    group="Session",
+    summary="Run commands whenever the guest stops at a place",
+    example="on stop kpti_install_ng_mappings: snap here; continue",
+    details="""\
+on stop PLACE: COMMAND; …
+The commands may stand below, indented. PLACE is an address, the number of a breakpoint, or any; the
+breakpoint itself is set by break. It counts for stops of continue, until, finish and interrupt. `continue`
+as the last command goes on with what was interrupted, within the same time limit (finish cannot go on).
+`on stop PLACE: off` ends it.""",
+    passthrough=True,
+)
+def on_stop(ctx: Context, *, line: str) -> Report:
+    """Raise UserError: the player takes this word before it comes to a command."""
+    raise _word()
+
+
+@command(
+    "on failure",
+    group="Session",
+    summary="Run commands once when the script fails",
+    example="on failure: console -n 30; status",
+    details="""\
+on failure: COMMAND; …
+The commands may stand below, indented. They run right after the first command that failed, each of them
+even if one fails, and do not change the exit code; not at the prompt, and not when the time limit of the
+whole run is over. The last `on failure` counts; `on failure: off` ends it.""",
+    passthrough=True,
+)
+def on_failure(ctx: Context, *, line: str) -> Report:
+    """Raise UserError: the player takes this word before it comes to a command."""
+    raise _word()
+
+
+@command(
+    "source",
+    group="Session",
+    summary="Run a script",
+    example="source @kpti-diff",
+    arguments=(argument("file", type=script_file, metavar="FILE|@NAME", help="the script"),),
+    details="""\
+As -x does: @NAME is one of those that came with ptinspect ('scripts' lists them); a file is looked for from
+the current directory. It sees the variables of the script that calls it, and the other way round.""",
+)
+def source(ctx: Context, *, file: str) -> Report:
+    """Raise UserError: the player takes this word before it comes to a command."""
+    raise _word()
+
+
+def _word() -> UserError:
+    return UserError("this is a word of scripts and of the prompt, and cannot be used here", "help scripts")

@@ -4,30 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `set` and `show`."""
-    registry.command(
-        "set",
-        summary="Choose an option for this session, or for good with --save",
-        example="set pager off",
-        configure=_configure_set,
-        details="Without VALUE: shows it; the word default takes the choice back. --save writes it to the "
-        "configuration file too (PTINSPECT_CONFIG names another); alone, it writes all set in this session. "
-        "What is set here wins over --plain and the like, those over NO_COLOR, and that over the file.",
-    )(set_option)
-    registry.command(
-        "show",
-        summary="Show the options, where each comes from, and what it does",
-        example="show pager",
-        configure=_configure_show,
-    )(show)
 
 
 def _configure_set(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +22,16 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", type=option_name, metavar="NAME", help="only this option")
 
 
+@command(
+    "set",
+    group="Session",
+    summary="Choose an option for this session, or for good with --save",
+    example="set pager off",
+    configure=_configure_set,
+    details="Without VALUE: shows it; the word default takes the choice back. --save writes it to the "
+    "configuration file too (PTINSPECT_CONFIG names another); alone, it writes all set in this session. "
+    "What is set here wins over --plain and the like, those over NO_COLOR, and that over the file.",
+)
 def set_option(ctx: Context, args: argparse.Namespace) -> Report:
     """Choose an option, show it, or save."""
     if args.name is None:
@@ -81,6 +72,13 @@ def _shown(ctx: Context, name: str) -> str:
     return repr(value) if value != value.strip() else value
 
 
+@command(
+    "show",
+    group="Session",
+    summary="Show the options, where each comes from, and what it does",
+    example="show pager",
+    configure=_configure_show,
+)
 def show(ctx: Context, args: argparse.Namespace) -> Report:
     """Show one option, or all."""
     return _table(ctx, tuple(OPTIONS) if args.name is None else (find(args.name).name,))

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.output.files import form_of, write
@@ -24,22 +24,6 @@ VERDICTS = (
 """The codes of ptinspect.linux.death, named here so that help needs no import of it."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `oops`."""
-    registry.command(
-        "oops",
-        summary="Explain the panics and oopses in a console log",
-        example="oops console.log",
-        configure=_configure,
-        details=(
-            "Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, a mail "
-            "or a phone, with their prefixes, quotes and wrapped lines, also as .gz, .xz, .bz2 or .zst. Each "
-            "death gets one verdict, with what in the log supports it and what the log "
-            f"cannot tell: {VERDICTS}."
-        ),
-    )(oops)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the log; - for standard input")
     parser.add_argument(
@@ -47,6 +31,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@command(
+    "oops",
+    group="Stack",
+    summary="Explain the panics and oopses in a console log",
+    example="oops console.log",
+    configure=_configure,
+    details="Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, a mail "
+    "or a phone, with their prefixes, quotes and wrapped lines, also as .gz, .xz, .bz2 or .zst. Each "
+    "death gets one verdict, with what in the log supports it and what the log "
+    f"cannot tell: {VERDICTS}.",
+)
 def oops(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain a console log."""
     from ptinspect.linux.oops.analysis import analyse
@@ -65,7 +60,7 @@ def oops(ctx: Context, args: argparse.Namespace) -> Report:
     write(report, args.output)
     result: Mapping[str, object] = {**report.result, "written": str(args.output)}
     return replace(
-        report, result=result, body=[*report.body, Note(f"written to {escape(str(args.output))}", "dim")]
+        report, value=result, body=[*report.body, Note(f"written to {escape(str(args.output))}", "dim")]
     )
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import cpu_state, need_registers
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.errors import GuestError, UserError
+from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.output.model import Note, Report
 from ptinspect.output.views import stack as views
 
@@ -22,30 +22,6 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Tasks shown to people unless --all."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `stack` and `stack tasks`."""
-    add = registry.command
-    add(
-        "stack",
-        summary="Show which stack SP is on, how full it is, and its frames",
-        example="stack --cpu all",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="Task, IRQ, overflow and SDEI stacks; comm, PID, base, top, SP, bytes used and free; each "
-        "frame with its own size in bytes, through exception frames and changes of stack. Right with the "
-        "MMU off too: the bytes are reached through the kernel's own tables.",
-    )(stack)
-    add(
-        "stack tasks",
-        summary="Show the stacks of all tasks, least free space first",
-        example="stack tasks --all",
-        needs=Needs.STOPPED,
-        configure=_configure_tasks,
-        details="From the saved SP of tasks that sleep and the live SP of those that run; with the deepest "
-        "point ever reached, where the unused part is still zero or painted.",
-    )(tasks)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +44,18 @@ def open_stacks(ctx: Context) -> Stacks:
     return Stacks(ctx.view())
 
 
+@command(
+    "stack",
+    group="Stack",
+    summary="Show which stack SP is on, how full it is, and its frames",
+    example="stack --cpu all",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="Task, IRQ, overflow and SDEI stacks; comm, PID, base, top, SP, bytes used and free; each "
+    "frame with its own size in bytes, through exception frames and changes of stack. Right with the "
+    "MMU off too: the bytes are reached through the kernel's own tables.",
+    expectable=True,
+)
 def stack(ctx: Context, args: argparse.Namespace) -> Report:
     """Show the stack of one CPU, of all, or of a task."""
     from ptinspect.stack.depth import depth_of_cpu, depth_of_task
@@ -82,11 +70,11 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
             depth = _compared(ctx, found, depth_of_task(found, task, args.limit))
             return _doubted(ctx, views.depths([depth], code))
         args.cpu = task.cpu
-    need_registers(ctx)
+    need_registers(ctx.guest)
     if args.cpu == "all":
         cpus = range(session.cpu_count)
     else:
-        cpu = cpu_state(ctx, args.cpu).cpu
+        cpu = cpu_state(ctx.guest, args.cpu).cpu
         cpus = range(cpu, cpu + 1)
     depths = [depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus]
     return views.depths([_compared(ctx, found, depth) for depth in depths], code)
@@ -112,7 +100,7 @@ def _sure(ctx: Context) -> bool:
     """Tell whether it is known which tasks the CPUs run: not in a file, which has no SP_EL0 of theirs."""
     session = ctx.stopped
     states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
-    return ctx.imported is None or all("SP_EL0" in s.system for s in states)
+    return ctx.guest.imported is None or all("SP_EL0" in s.system for s in states)
 
 
 def _doubted(ctx: Context, report: Report) -> Report:
@@ -132,6 +120,16 @@ def task_of(found: Stacks, pid: int) -> Task:
     return min(matching, key=lambda task: task.cpu is None)
 
 
+@command(
+    "stack tasks",
+    group="Stack",
+    summary="Show the stacks of all tasks, least free space first",
+    example="stack tasks --all",
+    needs=Needs.STOPPED,
+    configure=_configure_tasks,
+    details="From the saved SP of tasks that sleep and the live SP of those that run; with the deepest "
+    "point ever reached, where the unused part is still zero or painted.",
+)
 def tasks(ctx: Context, args: argparse.Namespace) -> Report:
     """List the stacks of all tasks."""
     from ptinspect.stack.depth import with_true_sp

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.commands.stack import guard_wires
 from ptinspect.commands.stack.guard_wires import Armed
 from ptinspect.commands.stack.stack import open_stacks, task_of
@@ -32,25 +32,6 @@ FULL_LOOKS = 8
 """Looks after which the whole list is walked: the short look does not see new threads of a process."""
 LAST = "guard"
 """Name in Context.memo of what the last guard said, for `expect guard quiet`."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `stack guard`."""
-    registry.command(
-        "stack guard",
-        summary="Let the guest run, and stop it before a kernel stack overflows",
-        example="stack guard --margin 2048 --timeout 10",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="Three wires: the first access to the lowest --margin bytes of a task's stack by a task that "
-        "has used all above; a fault of the exception "
-        "entry itself (no store succeeds: the stack's mapping has gone); and the kernel's own overflow "
-        "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
-        "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
-        "the cost of a stop for every fault in the kernel. Under KVM the entry has a breakpoint, and as many "
-        "stacks are watched as the CPU has watchpoints, those of the running tasks first. Tasks that begin "
-        "while it runs are found within a second. The time counts from when it is armed.",
-    )(guard)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +133,22 @@ class Run:
             self.ctx.forget_stop()
 
 
+@command(
+    "stack guard",
+    group="Stack",
+    summary="Let the guest run, and stop it before a kernel stack overflows",
+    example="stack guard --margin 2048 --timeout 10",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="Three wires: the first access to the lowest --margin bytes of a task's stack by a task that "
+    "has used all above; a fault of the exception "
+    "entry itself (no store succeeds: the stack's mapping has gone); and the kernel's own overflow "
+    "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
+    "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
+    "the cost of a stop for every fault in the kernel. Under KVM the entry has a breakpoint, and as many "
+    "stacks are watched as the CPU has watchpoints, those of the running tasks first. Tasks that begin "
+    "while it runs are found within a second. The time counts from when it is armed.",
+)
 def guard(ctx: Context, args: argparse.Namespace) -> Report:
     """Arm, run, and say what happened."""
     from ptinspect.stack.guard import margin_bytes

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames
-from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.commands.stack.stack import open_stacks, task_of
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 from ptinspect.link.journal import PAINT, Change
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, hex_address
 
@@ -28,30 +29,15 @@ WATCH = "stack watch"
 LINE = "stack watch line"
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `stack highwater` and `stack watch`."""
-    registry.command(
-        "stack highwater",
-        summary="Let the guest run, and say which stacks got deeper than ever before",
-        example="stack highwater --timeout 5",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="The free part of each stack is scanned before and after: what is not zero any more was "
-        "written. --paint fills it with a pattern first (asks, unless --yes) and takes that out again, so "
-        "that zeros that are stored are seen too, and only what happens from now on counts. Full speed; it "
-        "tells the depth, not who was there: stack trace does. Ends at WHERE or after --timeout.",
-    )(highwater)
-    registry.command(
-        "stack watch",
-        summary="Show the depth of the stack in the toolbar and at each stop",
-        example="stack watch on",
-        configure=_configure_watch,
-    )(watch)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("where", nargs="*", type=argtypes.address, metavar="WHERE", help="end here; " + argtypes.ADDRESS_HELP)
+    add(
+        "where",
+        nargs="*",
+        type=expression.address,
+        metavar="WHERE",
+        help=f"end here; {expression.ADDRESS_HELP}",
+    )
     add("--task", default="any", metavar="PID|any", help="whose stack (default any)")
     add("--paint", action="store_true", help="fill the free part with a pattern first")
     add("--yes", "-y", action="store_true", help="do not ask before painting")
@@ -79,11 +65,23 @@ class Mark:
         return max(self.after.depth - (self.before.depth or 0), 0)
 
 
+@command(
+    "stack highwater",
+    group="Stack",
+    summary="Let the guest run, and say which stacks got deeper than ever before",
+    example="stack highwater --timeout 5",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="The free part of each stack is scanned before and after: what is not zero any more was "
+    "written. --paint fills it with a pattern first (asks, unless --yes) and takes that out again, so "
+    "that zeros that are stored are seen too, and only what happens from now on counts. Full speed; it "
+    "tells the depth, not who was there: stack trace does. Ends at WHERE or after --timeout.",
+)
 def highwater(ctx: Context, args: argparse.Namespace) -> Report:
     """Scan or paint, run, and scan again."""
     stacks = open_stacks(ctx)
     wanted = _wanted(stacks, args.task)
-    places = [address.value(GuestNames(ctx)) for address in args.where]
+    places = [address.value(GuestNames(ctx.guest)) for address in args.where]
     if args.paint and not args.yes and not ctx.confirm(f"paint the free part of {len(wanted)} stacks?"):
         raise UserError("nothing was painted", "--yes where nobody can be asked")
     with _paint(ctx, stacks, wanted, args.paint) as painted:
@@ -259,6 +257,13 @@ def _json(mark: Mark) -> dict[str, Any]:
     }
 
 
+@command(
+    "stack watch",
+    group="Stack",
+    summary="Show the depth of the stack in the toolbar and at each stop",
+    example="stack watch on",
+    configure=_configure_watch,
+)
 def watch(ctx: Context, args: argparse.Namespace) -> Report:
     """Switch the display on or off."""
     ctx.memo[WATCH] = args.state == "on"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames, cpu_state
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.stack.stack import open_stacks, task_of
 from ptinspect.commands.stack.trace_ways import Limits, Way
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, OutOfSlots, PtinspectError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.output.files import write_text
 from ptinspect.output.model import Note, Report, escape
 
@@ -26,32 +27,15 @@ MOST_STEPS = 1_000_000
 EVERY = 0.05
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `stack trace` and `stack diff`."""
-    registry.command(
-        "stack trace",
-        summary="Follow SP over a stretch of execution: the deepest point, where, and who is on the stack",
-        example="stack trace --steps 5000 -o boot.trace",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="Three ways. step: every instruction of one CPU, with what each function takes; thousands a "
-        "second, so for short stretches, and no interrupt comes. ladder: watchpoints below the lowest SP so "
-        "far, one stop for each new depth; exact for the stacks of --task and the CPUs' own, at nearly full "
-        "speed. sample: SP of all CPUs at intervals. Without --method: step with --steps, else ladder. "
-        "It ends at WHERE, after --steps, or after --timeout.",
-    )(trace)
-    registry.command(
-        "stack diff",
-        summary="Compare two files of stack trace: what grew, and by which function",
-        example="stack diff before.trace after.trace",
-        configure=_configure_diff,
-        details="With --at-most BYTES: exit code 1 if a stack that is in both grew by more.",
-    )(diff)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("where", nargs="*", type=argtypes.address, metavar="WHERE", help="end here; " + argtypes.ADDRESS_HELP)
+    add(
+        "where",
+        nargs="*",
+        type=expression.address,
+        metavar="WHERE",
+        help=f"end here; {expression.ADDRESS_HELP}",
+    )
     add("--method", choices=("step", "ladder", "sample"), help="how to follow SP")
     add("--steps", type=argtypes.whole(1, MOST_STEPS), metavar="N", help=f"instructions at most ({STEPS})")
     add("--timeout", type=argtypes.seconds, metavar="SECONDS", help=f"for ladder and sample ({SECONDS:.0f})")
@@ -69,17 +53,30 @@ def _configure_diff(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@command(
+    "stack trace",
+    group="Stack",
+    summary="Follow SP over a stretch of execution: the deepest point, where, and who is on the stack",
+    example="stack trace --steps 5000 -o boot.trace",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="Three ways. step: every instruction of one CPU, with what each function takes; thousands a "
+    "second, so for short stretches, and no interrupt comes. ladder: watchpoints below the lowest SP so "
+    "far, one stop for each new depth; exact for the stacks of --task and the CPUs' own, at nearly full "
+    "speed. sample: SP of all CPUs at intervals. Without --method: step with --steps, else ladder. "
+    "It ends at WHERE, after --steps, or after --timeout.",
+)
 def trace(ctx: Context, args: argparse.Namespace) -> Report:
     """Follow SP and say what was found."""
     from ptinspect.output.views.trace import trace_report
     from ptinspect.stack.trace_file import dumps
 
-    cpu = cpu_state(ctx, args.cpu).cpu
+    cpu = cpu_state(ctx.guest, args.cpu).cpu
     method = args.method or ("step" if args.steps is not None else "")
     if ctx.stopped.slots.limited and method == "ladder":
         raise OutOfSlots("no ladder under KVM: its watchpoints are many, and of any size", "--method sample")
     method = method or ("sample" if ctx.stopped.slots.limited else "ladder")
-    places = [address.value(GuestNames(ctx, args.cpu)) for address in args.where]
+    places = [address.value(GuestNames(ctx.guest, args.cpu)) for address in args.where]
     limits = Limits(cpu, places, args.steps or STEPS, args.timeout or SECONDS, args.every)
     stacks = open_stacks(ctx)
     way = Way(ctx, stacks, limits, _wanted(ctx, stacks, args, everything=method != "ladder"))
@@ -104,7 +101,7 @@ def _wanted(ctx: Context, stacks: Stacks, args: argparse.Namespace, *, everythin
         except PtinspectError:
             tasks = []
     elif args.task == "current":
-        task = stacks.tasks.current(cpu_state(ctx, args.cpu))
+        task = stacks.tasks.current(cpu_state(ctx.guest, args.cpu))
         if task is None:
             raise GuestError("there is no current task yet", "--task any, or let the guest run further")
         tasks = [task]
@@ -117,6 +114,14 @@ def _wanted(ctx: Context, stacks: Stacks, args: argparse.Namespace, *, everythin
     return list(unique.values())
 
 
+@command(
+    "stack diff",
+    group="Stack",
+    summary="Compare two files of stack trace: what grew, and by which function",
+    example="stack diff before.trace after.trace",
+    configure=_configure_diff,
+    details="With --at-most BYTES: exit code 1 if a stack that is in both grew by more.",
+)
 def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two traces."""
     from ptinspect.output.views.trace import diff_report

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import argparse
 
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import cpu_state, need_registers
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.stack.stack import open_stacks
+from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.output.model import Note, Report, Table, hex_address
 
 TELLING = ("reverted-entry", "lost-entry", "stack-mapping-lost", "deep-call-chain", "guard-page-hit")
 """Verdicts on a stack itself: of several CPUs, the first one with such a verdict is reported."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `why`."""
-    registry.command(
-        "why",
-        summary="Explain the fault that the guest stands at",
-        example="why",
-        needs=Needs.STOPPED,
-        configure=add_cpu_option,
-        details="Joins ESR and FAR, the stacks, the recursion, the walk of the faulting address, and what "
-        "snapshots in memory hold on that path. Without --cpu: the chosen CPU, or the first one with a "
-        "verdict on its stack if nothing is proved there. The codes are those of oops.",
-    )(why)
-
-
+@command(
+    "why",
+    group="Stack",
+    summary="Explain the fault that the guest stands at",
+    example="why",
+    needs=Needs.STOPPED,
+    configure=add_cpu_option,
+    details="Joins ESR and FAR, the stacks, the recursion, the walk of the faulting address, and what "
+    "snapshots in memory hold on that path. Without --cpu: the chosen CPU, or the first one with a "
+    "verdict on its stack if nothing is proved there. The codes are those of oops.",
+    expectable=True,
+)
 def why(ctx: Context, args: argparse.Namespace) -> Report:
     """Explain."""
-    need_registers(ctx)
+    need_registers(ctx.guest)
     if args.cpu is not None:
-        return verdict(ctx, cpu_state(ctx, args.cpu).cpu)
+        return verdict(ctx, cpu_state(ctx.guest, args.cpu).cpu)
     return best(ctx)
 
 

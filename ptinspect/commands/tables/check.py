@@ -6,12 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.capturing import snapshot_of
+from ptinspect.commands.framework.arguments import add_root_options
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.regions import names_of
-from ptinspect.commands.framework.registry import Registry
-from ptinspect.commands.framework.sources import add_root_options
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, KernelFileError
+from ptinspect.guest.capturing import snapshot_of
+from ptinspect.guest.regions import names_of
+from ptinspect.guest.source import Tables
 from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
@@ -20,21 +21,6 @@ if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
 
 ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `check`."""
-    registry.command(
-        "check",
-        summary="Say which rules the tables break, and what shows it",
-        example="check --snap after --against before",
-        configure=_configure,
-        details=(
-            "Exit code 1 if a finding is an error, or if not all was captured (a range, --max-tables, tables "
-            "that cannot be read), which --partial allows; with --expect-clean, if there is any finding. "
-            "With --against, what was lost, reverted, moved or left unmarked since the earlier snapshot."
-        ),
-    )(check)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +43,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@command(
+    "check",
+    group="Tables",
+    summary="Say which rules the tables break, and what shows it",
+    example="check --snap after --against before",
+    configure=_configure,
+    details="Exit code 1 if a finding is an error, or if not all was captured (a range, --max-tables, tables "
+    "that cannot be read), which --partial allows; with --expect-clean, if there is any finding. "
+    "With --against, what was lost, reverted, moved or left unmarked since the earlier snapshot.",
+    expectable=True,
+)
 def check(ctx: Context, args: argparse.Namespace) -> Report:
     """Apply the rules."""
     from ptinspect.analysis.check import Pair, check_pair, check_stacks
@@ -66,7 +63,7 @@ def check(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.output.views.check import MOVED, check_report
     from ptinspect.output.views.snapshot import source_of
 
-    snapshot = snapshot_of(ctx, args, "check")
+    snapshot = snapshot_of(ctx.guest, Tables.of(args), "check")
     found = Findings(limit=args.limit, shared=_shared(ctx, snapshot), partial=args.partial)
     label, head = snapshot.name, source_of(snapshot)
     areas = _places(names_of(snapshot)[1])

@@ -6,33 +6,16 @@ import argparse
 from pathlib import Path
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.regions import names_of
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.tables.kerneltext import compare_texts, is_kernel_text
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
+from ptinspect.guest.regions import names_of
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Note, Report, escape
 
 SHOWN = 20
 """Changes shown to people unless --limit says otherwise; files and JSON hold up to MAX_CHANGES."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `diff`."""
-    registry.command(
-        "diff",
-        summary="Compare two snapshots, descriptor by descriptor",
-        example="diff before after --expect-only-bit11",
-        configure=_configure,
-        details=(
-            "Per level: how many descriptors changed, tables marked, leaves that became nG, and every "
-            "other kind of change. Each change that is more than bit 11 is listed, decoded. "
-            "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md). "
-            "A or B may be a text of the kernel's /sys/kernel/debug/kernel_page_tables: what is mapped "
-            "is then compared, range by range."
-        ),
-    )(diff)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +32,18 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@command(
+    "diff",
+    group="Snapshots",
+    summary="Compare two snapshots, descriptor by descriptor",
+    example="diff before after --expect-only-bit11",
+    configure=_configure,
+    details="Per level: how many descriptors changed, tables marked, leaves that became nG, and every "
+    "other kind of change. Each change that is more than bit 11 is listed, decoded. "
+    "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md). "
+    "A or B may be a text of the kernel's /sys/kernel/debug/kernel_page_tables: what is mapped "
+    "is then compared, range by range.",
+)
 def diff(ctx: Context, args: argparse.Namespace) -> Report:
     """Compare two snapshots."""
     from ptinspect.analysis.diff import MAX_CHANGES

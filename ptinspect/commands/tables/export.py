@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import range_of
-from ptinspect.commands.framework.regions import names_of
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.tables.kerneltext import lines_of
 from ptinspect.errors import UserError
 from ptinspect.files import replacing
+from ptinspect.guest import expression
+from ptinspect.guest.names import range_of
+from ptinspect.guest.regions import names_of
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
@@ -30,25 +31,12 @@ KINDS = ("table", "block", "page", "invalid", "reserved", "leaf", "valid")
 GROUPS = {"leaf": {"block", "page"}, "valid": {"table", "block", "page"}}
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `export`."""
-    registry.command(
-        "export",
-        summary="Write a snapshot as CSV, JSON lines, Parquet, or the kernel's own text",
-        example="export before -o before.csv --level pmd",
-        configure=_configure,
-        details="One row for each descriptor that is not zero, a shared table once, at its lowest address. "
-        "Parquet needs pyarrow: pip install 'ptinspect[parquet]'. ptdump is the text of the kernel's own "
-        "/sys/kernel/debug/kernel_page_tables, to be compared with it by diff.",
-    )(export)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", type=argtypes.snapshot, metavar="NAME", help="a snapshot in memory, or its file")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, in one step")
     add("--format", choices=FORMATS, help="default: what FILE's suffix says")
-    add("--range", type=argtypes.address_range, metavar="RANGE", help=f"only a part; {argtypes.RANGE_HELP}")
+    add("--range", type=expression.address_range, metavar="RANGE", help=f"only a part; {argtypes.RANGE_HELP}")
     add("--level", "-l", action="append", type=argtypes.level, metavar="L", help="only tables of this level")
     add("--kind", action="append", choices=KINDS, help="only these; leaf: block and page; valid: no faults")
     group = parser.add_mutually_exclusive_group()
@@ -56,10 +44,20 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--global", dest="ng", action="store_false", help="only without bit 11")
     add("--type", default="", metavar="TYPE", help="part of the memory type: device, normal, nc")
     add("--cont", action="store_true", default=None, help="only leaves with the contiguous hint")
-    add("--pa", type=argtypes.address_range, metavar="RANGE", help="only leaves that lead into this range")
+    add("--pa", type=expression.address_range, metavar="RANGE", help="only leaves that lead into this range")
     add("--era", choices=ERAS, help="ptdump: the release whose form it is (default: the snapshot's kernel)")
 
 
+@command(
+    "export",
+    group="Snapshots",
+    summary="Write a snapshot as CSV, JSON lines, Parquet, or the kernel's own text",
+    example="export before -o before.csv --level pmd",
+    configure=_configure,
+    details="One row for each descriptor that is not zero, a shared table once, at its lowest address. "
+    "Parquet needs pyarrow: pip install 'ptinspect[parquet]'. ptdump is the text of the kernel's own "
+    "/sys/kernel/debug/kernel_page_tables, to be compared with it by diff.",
+)
 def export(ctx: Context, args: argparse.Namespace) -> Report:
     """Write the file."""
     from ptinspect.output.views.snapshot import seen, warnings
@@ -125,8 +123,8 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
         bit11=args.ng,
         memory_type=args.type,
         contiguous=args.cont,
-        va_range=range_of(ctx, args, args.range),
-        pa_range=range_of(ctx, args, args.pa),
+        va_range=range_of(ctx.guest, args.range, getattr(args, "cpu", None), getattr(args, "snap", None)),
+        pa_range=range_of(ctx.guest, args.pa, getattr(args, "cpu", None), getattr(args, "snap", None)),
     )
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.tables.kerneltext import is_kernel_text, show
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
+from ptinspect.guest import expression
 from ptinspect.output.model import Note, Report, escape, hex_address
 
 if TYPE_CHECKING:
@@ -26,31 +27,28 @@ EL1H = 0x3C5
 """PSTATE of a CPU whose registers are not known: EL1, SP_EL1."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `import`."""
-    registry.command(
-        "import",
-        summary="Read a memory dump as a guest, or a kernel_page_tables text",
-        example="import guest.elf",
-        configure=_configure,
-        details="FILE: an ELF core of QEMU's `monitor dump-guest-memory FILE`, or with --base a raw image of "
-        "RAM (`monitor pmemsave`). walk, map, find, summary, snap, check, x and stack work on it as on a "
-        "stopped guest. Such files have no TTBR1, TCR and MAIR: they are found through the kernel file, or "
-        "the kernel's own VMCOREINFO in memory; what is assumed is said. A text of the kernel's own "
-        "/sys/kernel/debug/kernel_page_tables is listed; diff compares it with a snapshot.",
-    )(read)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="the file")
-    add("--base", type=argtypes.address, metavar="pa:ADDR", help="raw image: where its first byte was")
-    add("--root", type=argtypes.address, metavar="pa:ADDR", help="the kernel's root table")
+    add("--base", type=expression.address, metavar="pa:ADDR", help="raw image: where its first byte was")
+    add("--root", type=expression.address, metavar="pa:ADDR", help="the kernel's root table")
     add("--granule", choices=GRANULES, help="size of a page (default: the kernel tells)")
     add("--va-bits", type=argtypes.whole(25, 52), metavar="N", help="width of kernel addresses")
     add("--mair", type=argtypes.number, metavar="VALUE", help="MAIR_EL1")
 
 
+@command(
+    "import",
+    group="Guest",
+    summary="Read a memory dump as a guest, or a kernel_page_tables text",
+    example="import guest.elf",
+    configure=_configure,
+    details="FILE: an ELF core of QEMU's `monitor dump-guest-memory FILE`, or with --base a raw image of "
+    "RAM (`monitor pmemsave`). walk, map, find, summary, snap, check, x and stack work on it as on a "
+    "stopped guest. Such files have no TTBR1, TCR and MAIR: they are found through the kernel file, or "
+    "the kernel's own VMCOREINFO in memory; what is assumed is said. A text of the kernel's own "
+    "/sys/kernel/debug/kernel_page_tables is listed; diff compares it with a snapshot.",
+)
 def read(ctx: Context, args: argparse.Namespace) -> Report:
     """Open the file."""
     from ptinspect.memory.elfcore import is_elf
@@ -113,7 +111,7 @@ def _open(
     states = tuple(replace(state, system=found.system) for state in states)
     label = f"{file.label}; {', '.join(found.system)} derived: {found.said[0]}"
     session = DumpSession(file, states, label, registers=bool(cpus))
-    ctx.open_session(session, imported=found)
+    ctx.guest.open_session(session, imported=found)
     return _told(args.file, file, found, len(cpus))
 
 

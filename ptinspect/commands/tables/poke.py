@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import argparse
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames
-from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.errors import UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 from ptinspect.link.journal import POKE, Change
 from ptinspect.output.model import Note, Report, hex_address
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add the commands that write to tables."""
-    registry.command(
-        "poke descriptor",
-        summary="Write eight bytes at a physical address: inject a fault",
-        example="poke descriptor pa:0x411f7000 0x411f8003 --yes",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="Asks first, unless --yes. The CPUs' TLBs are not flushed. poke undo takes it back.",
-    )(descriptor)
-    registry.command(
-        "poke undo",
-        summary="Take the last poke back",
-        example="poke undo",
-        needs=Needs.STOPPED,
-    )(undo)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("address", type=argtypes.address, metavar="PA", help="physical address, a multiple of 8: pa:0x…")
+    add("address", type=expression.address, metavar="PA", help="physical address, a multiple of 8: pa:0x…")
     add("value", type=lambda text: int(text, 0), metavar="VALUE", help="the new descriptor")
     add("--yes", "-y", action="store_true", help="do not ask")
 
 
+@command(
+    "poke descriptor",
+    group="Tables",
+    summary="Write eight bytes at a physical address: inject a fault",
+    example="poke descriptor pa:0x411f7000 0x411f8003 --yes",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="Asks first, unless --yes. The CPUs' TLBs are not flushed. poke undo takes it back.",
+    changes=True,
+)
 def descriptor(ctx: Context, args: argparse.Namespace) -> Report:
     """Ask, then write."""
-    pa, value = args.address.value(GuestNames(ctx)), args.value
+    pa, value = args.address.value(GuestNames(ctx.guest)), args.value
     if pa % 8 or not 0 <= value < 1 << 64:
         raise UserError(f"pa:{pa:#x} = {value:#x}: a descriptor is eight bytes at a multiple of 8")
     old = int.from_bytes(ctx.stopped.memory.read(pa, 8), "little")
@@ -59,6 +51,14 @@ def write(ctx: Context, pa: int, value: int) -> int:
     return old
 
 
+@command(
+    "poke undo",
+    group="Tables",
+    summary="Take the last poke back",
+    example="poke undo",
+    needs=Needs.STOPPED,
+    changes=True,
+)
 def undo(ctx: Context, args: argparse.Namespace) -> Report:
     """Write back what the last poke replaced, unless it was changed since."""
     done = ctx.stopped.changes.made(POKE)

@@ -7,30 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.regions import names_of
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.guest.regions import names_of
 from ptinspect.output.files import write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.output.html import Page
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `report`."""
-    registry.command(
-        "report",
-        summary="Draw snapshots and what lies between them as one HTML page",
-        example="report tables.html before after",
-        configure=_configure,
-        details="The page is one file that needs no network: every table as a map, entry by entry, coloured "
-        "by state, to be opened level by level, with the descriptor under the cursor decoded; each "
-        "snapshot against the one named before it; the difference as a table that can be filtered; the depth "
-        "of stacks over time; tables of campaigns (campaign report joins the shards of one). "
-        "Without names: all snapshots in memory.",
-    )(report)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +34,18 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--title", metavar="TEXT", help="title of the page")
 
 
+@command(
+    "report",
+    group="Snapshots",
+    summary="Draw snapshots and what lies between them as one HTML page",
+    example="report tables.html before after",
+    configure=_configure,
+    details="The page is one file that needs no network: every table as a map, entry by entry, coloured "
+    "by state, to be opened level by level, with the descriptor under the cursor decoded; each "
+    "snapshot against the one named before it; the difference as a table that can be filtered; the depth "
+    "of stacks over time; tables of campaigns (campaign report joins the shards of one). "
+    "Without names: all snapshots in memory.",
+)
 def report(ctx: Context, args: argparse.Namespace) -> Report:
     """Write the page."""
     from ptinspect.output.html import Page

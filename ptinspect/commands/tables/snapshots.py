@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.capturing import capture_snapshot
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import range_of
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.rootchoice import ROOT_HELP, RULES, RULES_HELP, root_choice
-from ptinspect.commands.framework.sources import add_cpu_option, source
 from ptinspect.errors import UserError
+from ptinspect.guest import expression
+from ptinspect.guest.capturing import capture_snapshot
+from ptinspect.guest.names import range_of
+from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
+from ptinspect.guest.source import Tables, source
 from ptinspect.output.model import Report, escape
 from ptinspect.output.views.snapshot import listed, told
 
@@ -24,39 +26,10 @@ SUFFIX = ".npz"
 """Suffix of snapshot files, added where the user gives none."""
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add the commands about snapshots."""
-    add = registry.command
-    add(
-        "snap",
-        summary="Capture the whole tree under the root, with all registers",
-        example="snap before",
-        needs=Needs.STOPPED,
-        configure=_configure_snap,
-        details="The snapshot stays in memory until `save` writes it to a file. All commands that look at "
-        "tables take it with --snap NAME; diff compares two.",
-    )(snap)
-    add("snaps", summary="List the snapshots in memory", example="snaps")(snaps)
-    add(
-        "save",
-        summary="Write a snapshot to a file",
-        example="save before before.npz",
-        configure=_configure_save,
-        details="The file is compressed and written in one step; load, --snap and diff read it.",
-    )(save)
-    add(
-        "load",
-        summary="Read a snapshot from a file",
-        example="load before.npz",
-        configure=_configure_load,
-    )(load)
-    add("drop", summary="Forget a snapshot", example="drop before", configure=_configure_drop)(drop)
-
-
 def _configure_snap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name to keep it under")
     parser.add_argument(
-        "--range", type=argtypes.address_range, metavar="RANGE", help=f"only a part; {argtypes.RANGE_HELP}"
+        "--range", type=expression.address_range, metavar="RANGE", help=f"only a part; {argtypes.RANGE_HELP}"
     )
     parser.add_argument(
         "--root",
@@ -106,23 +79,48 @@ def keep(ctx: Context, snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
+@command(
+    "snap",
+    group="Snapshots",
+    summary="Capture the whole tree under the root, with all registers",
+    example="snap before",
+    needs=Needs.STOPPED,
+    configure=_configure_snap,
+    details="The snapshot stays in memory until `save` writes it to a file. All commands that look at "
+    "tables take it with --snap NAME; diff compares two.",
+    changes=True,
+)
 def snap(ctx: Context, args: argparse.Namespace) -> Report:
     """Capture the tree under the root."""
     check_name(ctx, args.name, args.replace)
     args.snap = None
-    va_range = range_of(ctx, args, args.range)
-    found = source(ctx, args, "snap", None if va_range is None else va_range[0])
+    va_range = range_of(ctx.guest, args.range, getattr(args, "cpu", None), getattr(args, "snap", None))
+    found = source(ctx.guest, Tables.of(args), "snap", None if va_range is None else va_range[0])
     snapshot = capture_snapshot(
-        ctx, found, args.name, va_range=va_range, max_tables=args.max_tables, note=args.note
+        ctx.guest, found, args.name, va_range=va_range, max_tables=args.max_tables, note=args.note
     )
     return told(keep(ctx, snapshot), "captured")
 
 
+@command(
+    "snaps",
+    group="Snapshots",
+    summary="List the snapshots in memory",
+    example="snaps",
+)
 def snaps(ctx: Context, args: argparse.Namespace) -> Report:
     """List the snapshots in memory."""
     return listed(list(ctx.snapshots.values()))
 
 
+@command(
+    "save",
+    group="Snapshots",
+    summary="Write a snapshot to a file",
+    example="save before before.npz",
+    configure=_configure_save,
+    details="The file is compressed and written in one step; load, --snap and diff read it.",
+)
 def save(ctx: Context, args: argparse.Namespace) -> Report:
     """Write a snapshot to a file."""
     from ptinspect.snapshot.store import save as store
@@ -133,6 +131,14 @@ def save(ctx: Context, args: argparse.Namespace) -> Report:
     return told(snapshot, f"saved in {escape(str(path))},", path=path)
 
 
+@command(
+    "load",
+    group="Snapshots",
+    summary="Read a snapshot from a file",
+    example="load before.npz",
+    configure=_configure_load,
+    changes=True,
+)
 def load(ctx: Context, args: argparse.Namespace) -> Report:
     """Read a snapshot from a file."""
     from dataclasses import replace
@@ -145,11 +151,19 @@ def load(ctx: Context, args: argparse.Namespace) -> Report:
     return told(keep(ctx, snapshot), "loaded", path=args.file)
 
 
+@command(
+    "drop",
+    group="Snapshots",
+    summary="Forget a snapshot",
+    example="drop before",
+    configure=_configure_drop,
+    changes=True,
+)
 def drop(ctx: Context, args: argparse.Namespace) -> Report:
     """Forget snapshots."""
     for name in args.names:
         if name not in ctx.snapshots:
-            raise ctx.no_snapshot(name)
+            raise ctx.guest.no_snapshot(name)
     for name in dict.fromkeys(args.names):
         del ctx.snapshots[name]
     return listed(list(ctx.snapshots.values()))

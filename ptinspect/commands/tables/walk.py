@@ -2,53 +2,198 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import names
-from ptinspect.commands.framework.regions import name_of
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_root_options, source
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.regime import Regime
+from ptinspect.commands.framework.arguments import TABLES, address_argument
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.errors import UserError
-from ptinspect.output.model import Report
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.names import names
+from ptinspect.guest.regions import name_of
+from ptinspect.guest.source import Tables, source
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.views.descriptor import (
+    PermissionsResult,
+    attributes_json,
+    kind_cell,
+    permissions_result,
+    permissions_text,
+    regime_notes,
+    words,
+)
+from ptinspect.output.views.snapshot import RootResult, root_note, root_result
+
+if TYPE_CHECKING:
+    from ptinspect.tables.walk import Step, Walk
+
+COLUMNS = (
+    Column("level"),
+    Column("index", "right"),
+    Column("descriptor at"),
+    Column("raw", "right"),
+    Column("kind"),
+    Column("leads to", "right"),
+)
+OUTCOME_STYLES: dict[str, Style] = {"mapped": "good", "fault": "bad", "unreadable": "bad"}
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `walk`."""
-    registry.command(
-        "walk",
-        summary="Show each level of the translation of an address",
-        example="walk $pc",
-        configure=_configure,
-        details=(
-            "Works with the MMU off and at any exception level. The root is printed with the reason for "
-            "it; --root chooses another. --snap walks a snapshot, with no guest."
-        ),
-    )(walk)
+@dataclass(frozen=True)
+class StepResult:
+    """One descriptor of a walk."""
+
+    level: int
+    name: str
+    table_pa: PhysAddr
+    index: int
+    descriptor_pa: PhysAddr
+    raw: Hex | None
+    """None where it could not be read."""
+    kind: str | None
+    output_address: PhysAddr | None
+    bit11: bool | None
+    attributes: Mapping[str, object] | None
+    error: str
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("va", type=argtypes.address, metavar="VA", help=argtypes.ADDRESS_HELP)
-    add_root_options(parser)
+@dataclass(frozen=True)
+class WalkResult:
+    """The translation of one address, step by step."""
+
+    va: VirtAddr
+    region: str
+    root: RootResult
+    steps: list[StepResult]
+    outcome: str
+    pa: PhysAddr | None
+    fault_level: int | None
+    permissions: PermissionsResult | None
+    regime: str
+    doubt: str
+    reason: str
+    mmu_on: bool
+    source: str
 
 
-def walk(ctx: Context, args: argparse.Namespace) -> Report:
+@command(
+    "walk",
+    group="Tables",
+    summary="Show each level of the translation of an address",
+    example="walk $pc",
+    arguments=(address_argument("va", metavar="VA"), *TABLES),
+    result=WalkResult,
+    needs=Needs.STOPPED_UNLESS_SNAP,
+    details="Works with the MMU off and at any exception level. The root is printed with the reason for it; "
+    "--root chooses another. --snap walks a snapshot, with no guest.",
+)
+def walk(
+    guest: Guest,
+    *,
+    va: Address,
+    root: str | Address | None,
+    regime: str | None,
+    cpu: int | None,
+    snap: str | None,
+) -> Report:
     """Walk to one virtual address."""
-    from ptinspect.output.views.walk import walked
     from ptinspect.tables.walk import walk as walk_tables
 
-    if args.va.physical:
-        raise UserError(f"{args.va.text} is a physical address", "find PA lists the addresses that map it")
-    if not args.snap:
-        ctx.check(Needs.STOPPED, "walk")
-    va = args.va.value(names(ctx, args))
-    where = source(ctx, args, "walk", va)
-    return walked(
-        walk_tables(where.memory, VirtAddr(va), where.root.pa, where.regime),
-        where.root,
-        where.regime,
-        where.label,
-        (ctx.place(va, snapshot=where.snapshot), name_of(ctx, where, va)),
+    if va.physical:
+        raise UserError(f"{va.text} is a physical address", "find PA lists the addresses that map it")
+    address = VirtAddr(va.value(names(guest, cpu, snap)))
+    where = source(guest, Tables(root, regime, cpu, snap), "walk", address)
+    found = walk_tables(where.memory, address, where.root.pa, where.regime)
+    result = WalkResult(
+        va=found.va,
+        region=name_of(guest, where, address),
+        root=root_result(where.root),
+        steps=[_step(step) for step in found.steps],
+        outcome=found.outcome,
+        pa=found.pa,
+        fault_level=found.fault_level,
+        permissions=None
+        if found.permissions is None
+        else permissions_result(found.permissions, where.regime),
+        regime=where.regime.name,
+        doubt=where.regime.doubt,
+        reason=found.reason,
+        mmu_on=where.regime.mmu_on,
+        source=where.label,
     )
+    place = guest.place(address, snapshot=where.snapshot)
+    body: list[Note | Table] = [
+        Note(f"{place}: {escape(result.region)}" if result.region else place, "title"),
+        root_note(where.root, where.label, where.regime),
+        *_shown(found, where.regime),
+    ]
+    return Report(result, body)
+
+
+def _shown(walk: Walk, regime: Regime) -> list[Note | Table]:
+    """Show each step, the attributes, and where the walk ended."""
+    body: list[Note | Table] = [
+        Table(COLUMNS, [_row(step) for step in walk.steps], empty="no table was looked at")
+    ]
+    levels = [(f"{step.name} {step.level}", attributes_text(step)) for step in walk.steps]
+    if any(text for _, text in levels):
+        rows = [(Styled(name, "level"), text) for name, text in levels if text]
+        body.append(Table((Column("level"), Column("attributes")), rows))
+    body.append(_outcome(walk, regime))
+    body.extend(regime_notes(regime))
+    if not regime.mmu_on and walk.va >> 55 == 0:
+        body.append(
+            Note("the MMU is off: the CPU takes this address as a physical one, without tables", "dim")
+        )
+    return body
+
+
+def _step(step: Step) -> StepResult:
+    found, raw = step.descriptor, step.raw
+    return StepResult(
+        level=step.level,
+        name=step.name,
+        table_pa=step.table_pa,
+        index=step.index,
+        descriptor_pa=step.descriptor_pa,
+        raw=None if raw is None else Hex(raw),
+        kind=None if found is None else str(found.kind),
+        output_address=None if found is None else found.output_address,
+        bit11=None if raw is None else bool(raw >> 11 & 1),
+        attributes=None if found is None or found.attributes is None else attributes_json(found.attributes),
+        error=step.error,
+    )
+
+
+def _row(step: Step) -> tuple[Styled | str, ...]:
+    found = step.descriptor
+    if found is None or step.raw is None:
+        last: tuple[Styled | str, ...] = ("?", Styled("unreadable", "bad"), "")
+    else:
+        leads = "" if found.output_address is None else f"pa:{found.output_address:#x}"
+        last = (f"{step.raw:#018x}", kind_cell(str(found.kind)), leads)
+    return (
+        Styled(f"{step.name} {step.level}", "level"),
+        str(step.index),
+        f"pa:{step.descriptor_pa:#x}",
+        *last,
+    )
+
+
+def _outcome(walk: Walk, regime: Regime) -> Note:
+    may = "" if walk.permissions is None else f", {permissions_text(walk.permissions, regime)}"
+    if walk.pa is not None:
+        return Note(f"mapped to pa:{walk.pa:#x}{may}", "good")
+    reason = f": {walk.reason}" if walk.reason else ""
+    level = "" if walk.fault_level is None else f" at level {walk.fault_level}"
+    return Note(f"{walk.outcome}{level}{reason}", OUTCOME_STYLES[walk.outcome])
+
+
+def attributes_text(step: Step) -> str:
+    """Return the attributes of a step in one line; empty for an invalid descriptor."""
+    found = step.descriptor
+    return step.error if found is None else words(found)

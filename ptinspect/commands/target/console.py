@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import GuestError, UserError
 from ptinspect.output.model import Note, Report, escape
 
@@ -26,19 +26,6 @@ AT_ONCE = 300
 LINES = 20
 AHEAD = 5
 """Lines shown before it begins to follow."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `console`."""
-    registry.command(
-        "console",
-        summary="Show the end of the guest's console, or follow it",
-        example="console -n 40",
-        configure=_configure,
-        details="console -f shows each line above the prompt as it comes, while commands run too; a second "
-        f"one, or console -f off, ends that. In a script it follows for {SCRIPT_SECONDS:.0f} seconds, or as "
-        "--timeout says. Known for guests that were launched here.",
-    )(console)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +114,16 @@ def _escaped(line: bytes) -> str:
     return escape(line.decode("utf-8", "replace").rstrip("\r").expandtabs(8))
 
 
+@command(
+    "console",
+    group="Guest",
+    summary="Show the end of the guest's console, or follow it",
+    example="console -n 40",
+    configure=_configure,
+    details="console -f shows each line above the prompt as it comes, while commands run too; a second "
+    f"one, or console -f off, ends that. In a script it follows for {SCRIPT_SECONDS:.0f} seconds, or as "
+    "--timeout says. Known for guests that were launched here.",
+)
 def console(ctx: Context, args: argparse.Namespace) -> Report:
     """Show the last lines of the console, or follow it."""
     if not args.follow:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.target import demo_fault
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
@@ -18,18 +18,6 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table
 DIRECTORY = Path("ptinspect-demo")
 SAMPLES = 64
 """Addresses that QEMU's own MMU is asked to translate."""
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `demo`."""
-    registry.command(
-        "demo",
-        summary="Boot a real kernel, capture its tables around the KPTI rewrite, and diff them",
-        example="demo --directory demo",
-        configure=_configure,
-        details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
-        "that was seen is right: nothing nG before, everything after, nothing but bit 11 changed.",
-    )(demo)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +51,16 @@ class Check:
     """The numbers behind it."""
 
 
+@command(
+    "demo",
+    group="Guest",
+    summary="Boot a real kernel, capture its tables around the KPTI rewrite, and diff them",
+    example="demo --directory demo",
+    configure=_configure,
+    details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
+    "that was seen is right: nothing nG before, everything after, nothing but bit 11 changed.",
+    not_in_gdb="use ptinspect without GDB: it starts a guest of its own",
+)
 def demo(ctx: Context, args: argparse.Namespace) -> Report:
     """Do the main job and check what it showed."""
     if ctx.session is not None:

@@ -5,32 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import names_at_hand
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
+from ptinspect.guest import expression
+from ptinspect.guest.names import names_at_hand
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `kernel` and `symbol`."""
-    registry.command(
-        "kernel",
-        summary="Name the guest's kernel file, or show it",
-        example="kernel vmlinux",
-        configure=_configure_kernel,
-        details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
-        "another kernel than the one in the stopped guest is refused (their code is compared).",
-    )(kernel)
-    registry.command(
-        "symbol",
-        summary="Find a symbol, or what lies at an address",
-        example="symbol kpti_install_ng_mappings",
-        configure=_configure_symbol,
-        details="With a stopped guest, addresses are those at run time, KASLR included; pa: where it lies.",
-        aliases=("sym",),
-    )(symbol)
 
 
 def _configure_kernel(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +19,25 @@ def _configure_kernel(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_symbol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", type=argtypes.address, metavar="SYMBOL|ADDR", help=argtypes.ADDRESS_HELP)
+    parser.add_argument("what", type=expression.address, metavar="SYMBOL|ADDR", help=expression.ADDRESS_HELP)
 
 
+@command(
+    "kernel",
+    group="Guest",
+    summary="Name the guest's kernel file, or show it",
+    example="kernel vmlinux",
+    configure=_configure_kernel,
+    details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
+    "another kernel than the one in the stopped guest is refused (their code is compared).",
+    changes=True,
+)
 def kernel(ctx: Context, args: argparse.Namespace) -> Report:
     """Name or show the kernel file."""
     if args.file is not None:
         if not args.file.is_file():
             raise UserError(f"no file {args.file}")
-        before = ctx.settings.kernel, ctx.settings.force_kernel
+        before = ctx.guest.kernel_path, ctx.guest.force_kernel
         ctx.use_kernel(args.file, force=args.force)
         wrong = mismatch(ctx)
         if wrong is not None:
@@ -93,13 +83,22 @@ def missing(ctx: Context) -> str:
     return "" if wrong is None else wrong.message
 
 
+@command(
+    "symbol",
+    aliases=("sym",),
+    group="Guest",
+    summary="Find a symbol, or what lies at an address",
+    example="symbol kpti_install_ng_mappings",
+    configure=_configure_symbol,
+    details="With a stopped guest, addresses are those at run time, KASLR included; pa: where it lies.",
+)
 def symbol(ctx: Context, args: argparse.Namespace) -> Report:
     """Find a symbol by name or by address."""
     file = ctx.kernel
     if file is None:
         raise UserError("symbols need the kernel file", "kernel FILE, or --kernel FILE")
     live = ctx.session is not None and ctx.session.state.name == "STOPPED"
-    address = args.what.value(names_at_hand(ctx))
+    address = args.what.value(names_at_hand(ctx.guest))
     near = ctx.nearest(address)
     name = "" if near is None else near[0]
     offset = None if near is None else near[1]

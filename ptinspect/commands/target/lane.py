@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 
 if TYPE_CHECKING:
@@ -16,23 +16,20 @@ if TYPE_CHECKING:
 LANES = ("auto", "host", "pmemsave", "gdbstub")
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `lane`."""
-    registry.command(
-        "lane",
-        summary="Show how guest memory is read, or choose the way",
-        example="lane auto",
-        needs=Needs.STOPPED,
-        configure=_configure,
-        details="host: the RAM of the QEMU process on this machine; pmemsave: files that QEMU writes; "
-        "gdbstub: always works. auto: the fastest that reads the same as the gdbstub at this stop.",
-    )(lane)
-
-
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", choices=LANES, metavar="NAME", help=", ".join(LANES))
 
 
+@command(
+    "lane",
+    group="Guest",
+    summary="Show how guest memory is read, or choose the way",
+    example="lane auto",
+    needs=Needs.STOPPED,
+    configure=_configure,
+    details="host: the RAM of the QEMU process on this machine; pmemsave: files that QEMU writes; "
+    "gdbstub: always works. auto: the fastest that reads the same as the gdbstub at this stop.",
+)
 def lane(ctx: Context, args: argparse.Namespace) -> Report:
     """Show or choose the lane."""
     lanes = ctx.stopped.lanes

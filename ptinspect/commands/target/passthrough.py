@@ -6,8 +6,8 @@ import argparse
 import re
 import shlex
 
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Needs, Registry
 from ptinspect.errors import MiError, PtinspectError, UserError
 from ptinspect.output.model import Note, Report, escape
 
@@ -20,24 +20,16 @@ _LOADS = re.compile(r"\s*(add-symbol-file|symbol-file|file)\b")
 _LOADED = "gdb has debug information"
 
 
-def register(registry: Registry[Context]) -> None:
-    """Add `gdb` and `monitor`."""
-    registry.command(
-        "gdb",
-        summary="Pass a command on to GDB",
-        example="gdb info registers x0",
-        needs=Needs.TARGET,
-        passthrough=True,
-    )(gdb)
-    registry.command(
-        "monitor",
-        summary="Pass a command on to QEMU's monitor",
-        example="monitor info mtree -f",
-        needs=Needs.STOPPED,
-        passthrough=True,
-    )(monitor)
-
-
+@command(
+    "gdb",
+    group="Guest",
+    summary="Pass a command on to GDB",
+    example="gdb info registers x0",
+    needs=Needs.TARGET,
+    passthrough=True,
+    changes=True,
+    not_in_gdb="type it at GDB's own prompt",
+)
 def gdb(ctx: Context, args: argparse.Namespace) -> Report:
     """Pass a line on to GDB."""
     line = args.line.strip()
@@ -64,7 +56,7 @@ def _debug_info_hint(ctx: Context, text: str) -> str:
         return ""
     from ptinspect.commands.target.target import elf_file
 
-    kernel = elf_file(ctx.settings.kernel)
+    kernel = elf_file(ctx.guest.kernel_path)
     if kernel is None:
         return ""
     try:
@@ -75,6 +67,15 @@ def _debug_info_hint(ctx: Context, text: str) -> str:
     return f"GDB has symbols only; with debug information: gdb symbol-file {moved}{shlex.quote(str(kernel))}"
 
 
+@command(
+    "monitor",
+    group="Guest",
+    summary="Pass a command on to QEMU's monitor",
+    example="monitor info mtree -f",
+    needs=Needs.STOPPED,
+    passthrough=True,
+    changes=True,
+)
 def monitor(ctx: Context, args: argparse.Namespace) -> Report:
     """Pass a line on to QEMU's monitor."""
     line = args.line.strip()

@@ -8,49 +8,21 @@ from dataclasses import replace
 from ptinspect.arch.regime import regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, RegimeName, kernel_regime, regime_at_el2, register_of_regime
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import CPU_NUMBER, SNAP, add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import (
+from ptinspect.commands.target.kernel import missing
+from ptinspect.errors import PtinspectError, RegimeError, UserError
+from ptinspect.guest.names import (
     captured_cpu,
     cpu_state,
     live_register,
     need_registers,
     register_of,
 )
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import CPU_NUMBER, SNAPSHOT_HELP, add_cpu_option
-from ptinspect.commands.target.kernel import missing
-from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.views.regime import Half, RegimeFacts, mmu_on, regime_report
 from ptinspect.output.views.target import CpuLine, CpuStack, cpus, registers
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `regs`, `regime` and `cpu`."""
-    registry.command(
-        "regs",
-        summary="Show the registers of a CPU",
-        example="regs x0 x30 TTBR1_EL1",
-        configure=_configure_regs,
-        details="Names: x0…x30, sp, pc, pstate, and system registers as the Arm ARM spells them.",
-    )(regs)
-    registry.command(
-        "regime",
-        summary="Decode TTBR0/1, TCR, MAIR and SCTLR of a CPU",
-        example="regime --cpu 0",
-        configure=_configure,
-        details="Says the granule, address sizes, start level, ASID and CnP of each half, what its table is, "
-        "and whether the MMU is on; EL2's own table where there is one, and where permissions come from.",
-    )(regime)
-    registry.command(
-        "cpu",
-        summary="List the CPUs, or choose the one that commands are about",
-        example="cpu 0",
-        aliases=("cpus",),
-        needs=Needs.STOPPED,
-        configure=_configure_cpu,
-        details="After each stop it is the CPU that stopped the guest. --cpu N chooses for one command.",
-    )(cpu)
 
 
 def _configure_regs(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +32,7 @@ def _configure_regs(parser: argparse.ArgumentParser) -> None:
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cpu_option(parser)
-    parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAPSHOT_HELP)
+    parser.add_argument("--snap", type=argtypes.snapshot, metavar="SNAP", help=SNAP.options["help"])
 
 
 def _configure_cpu(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +41,23 @@ def _configure_cpu(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@command(
+    "cpu",
+    aliases=("cpus",),
+    group="Look",
+    summary="List the CPUs, or choose the one that commands are about",
+    example="cpu 0",
+    needs=Needs.STOPPED,
+    configure=_configure_cpu,
+    details="After each stop it is the CPU that stopped the guest. --cpu N chooses for one command.",
+    expectable=True,
+    changes=True,
+)
 def cpu(ctx: Context, args: argparse.Namespace) -> Report:
     """List the CPUs, or choose one."""
     session = ctx.stopped
     if args.number is not None:
-        session.current_cpu = cpu_state(ctx, args.number).cpu
+        session.current_cpu = cpu_state(ctx.guest, args.number).cpu
     lines = [_line(ctx, number) for number in range(session.cpu_count)]
     return cpus(lines, session.current_cpu, missing(ctx))
 
@@ -114,15 +98,24 @@ def _state(ctx: Context, args: argparse.Namespace, name: str) -> tuple[CpuState,
     if args.snap:
         snapshot = ctx.snapshot_or_file(args.snap)
         return captured_cpu(snapshot, args.cpu), f"snapshot {snapshot.name}"
-    ctx.check(Needs.STOPPED, name)
-    return cpu_state(ctx, args.cpu), "guest"
+    ctx.guest.require(name, stopped=True)
+    return cpu_state(ctx.guest, args.cpu), "guest"
 
 
+@command(
+    "regs",
+    group="Look",
+    summary="Show the registers of a CPU",
+    example="regs x0 x30 TTBR1_EL1",
+    configure=_configure_regs,
+    details="Names: x0…x30, sp, pc, pstate, and system registers as the Arm ARM spells them.",
+    expectable=True,
+)
 def regs(ctx: Context, args: argparse.Namespace) -> Report:
     """Show registers."""
     state, label = _state(ctx, args, "regs")
     if not args.snap:
-        need_registers(ctx)
+        need_registers(ctx.guest)
     if args.names:
         return registers(state, _chosen(ctx, state, args), {}, label)
     general = {f"x{n}": value for n, value in enumerate(state.x)}
@@ -136,7 +129,7 @@ def _chosen(ctx: Context, state: CpuState, args: argparse.Namespace) -> dict[str
     wrong: list[UserError] = []
     for name in args.names:
         try:
-            found[name] = register_of(state, name) if args.snap else live_register(ctx, state, name)
+            found[name] = register_of(state, name) if args.snap else live_register(ctx.guest, state, name)
         except UserError as error:
             wrong.append(error)
     if wrong:
@@ -144,6 +137,16 @@ def _chosen(ctx: Context, state: CpuState, args: argparse.Namespace) -> dict[str
     return found
 
 
+@command(
+    "regime",
+    group="Look",
+    summary="Decode TTBR0/1, TCR, MAIR and SCTLR of a CPU",
+    example="regime --cpu 0",
+    configure=_configure,
+    details="Says the granule, address sizes, start level, ASID and CnP of each half, what its table is, "
+    "and whether the MMU is on; EL2's own table where there is one, and where permissions come from.",
+    expectable=True,
+)
 def regime(ctx: Context, args: argparse.Namespace) -> Report:
     """Decode the translation registers."""
     state, label = _state(ctx, args, "regime")

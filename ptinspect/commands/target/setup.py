@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
@@ -16,23 +16,6 @@ if TYPE_CHECKING:
     from ptinspect.reference.install import Installer
     from ptinspect.reference.pins import GuestSpec
     from ptinspect.reference.system import Probe, Tool
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add `setup`."""
-    registry.command(
-        "setup",
-        summary="Check for QEMU, GDB and the reference guests, and install what is missing",
-        example="setup --yes --guest 6.1-cloud",
-        configure=_configure,
-        details=(
-            "Without --yes nothing is changed; exit code 1 says that something is missing. QEMU and GDB "
-            "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
-            "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
-            "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
-            "QEMU, with its own loader and libraries: `launch --qemu newer` starts it."
-        ),
-    )(setup)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +57,18 @@ class _State:
         return self.chosen and (self.guest is None or bool(self.problem))
 
 
+@command(
+    "setup",
+    group="Guest",
+    summary="Check for QEMU, GDB and the reference guests, and install what is missing",
+    example="setup --yes --guest 6.1-cloud",
+    configure=_configure,
+    details="Without --yes nothing is changed; exit code 1 says that something is missing. QEMU and GDB "
+    "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
+    "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
+    "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
+    "QEMU, with its own loader and libraries: `launch --qemu newer` starts it.",
+)
 def setup(ctx: Context, args: argparse.Namespace) -> Report:
     """Check, and with `--yes` install."""
     from ptinspect.reference import pins, system
@@ -112,7 +107,7 @@ def _find_gdb(ctx: Context) -> Probe:
     def probe() -> tuple[str, str]:
         from ptinspect.link.gdb.program import find_gdb
 
-        gdb = find_gdb(ctx.settings.gdb)
+        gdb = find_gdb(ctx.guest.gdb)
         return gdb.path, gdb.version
 
     return probe

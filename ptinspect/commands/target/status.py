@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import cpu_state
 from ptinspect.errors import KernelFileError, PtinspectError
+from ptinspect.guest.names import cpu_state
 from ptinspect.link.session import Capability
 from ptinspect.output.model import Report
 from ptinspect.output.views import target as views
@@ -20,7 +20,7 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
     """Ask the session and QEMU for the facts, a CPU's too. Raises TargetError, UserError."""
     session, qemu = ctx.session, ctx.qemu
     facts: dict[str, object] = {
-        "kernel": "" if ctx.settings.kernel is None else str(ctx.settings.kernel),
+        "kernel": "" if ctx.guest.kernel_path is None else str(ctx.guest.kernel_path),
         "snapshots": tuple(ctx.snapshots),
     }
     if qemu is not None:
@@ -34,7 +34,7 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
         if state == "stopped" and Capability.REGISTERS not in session.capabilities:
             facts["memory"] = session.memory.label
         elif state == "stopped":
-            cpu = cpu_state(ctx, chosen)
+            cpu = cpu_state(ctx.guest, chosen)
             facts |= {
                 "cpu": cpu.cpu,
                 "pc": cpu.pc,
@@ -53,7 +53,7 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
 
 def _refused(ctx: Context) -> str:
     """Return why the kernel file is not used, or nothing."""
-    if ctx.settings.kernel is None:
+    if ctx.guest.kernel_path is None:
         return ""
     try:
         _ = ctx.view().placement

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Needs, Registry
-from ptinspect.commands.framework.sources import add_cpu_option
 from ptinspect.commands.target.status import status_report
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
@@ -18,43 +18,6 @@ from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.link.qemu.machine import LaunchOptions
-
-
-def register(registry: Registry[Context]) -> None:
-    """Add the commands about the target as a whole."""
-    add = registry.command
-    add(
-        "launch",
-        summary="Start QEMU on a kernel, stopped at reset, and attach",
-        example="launch --memory 512 -- -d guest_errors",
-        configure=_configure_launch,
-        details="Without KERNEL: the one of --kernel, else the default reference guest. What stands "
-        "behind -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
-        extra=True,
-    )(launch)
-    add(
-        "attach",
-        summary="Attach to a gdbstub that runs already",
-        example="attach :1234",
-        configure=_configure_attach,
-        details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
-        "The guest is stopped while ptinspect is attached and left as it was found. What an earlier session "
-        "that was killed has left in its memory is put back, and said.",
-    )(attach)
-    add(
-        "detach",
-        summary="Leave the guest as it was found",
-        example="detach",
-        needs=Needs.NOTHING,
-        configure=_configure_detach,
-    )(detach)
-    add(
-        "status",
-        summary="Say what ptinspect is attached to and how it stands",
-        example="status",
-        configure=add_cpu_option,
-    )(status)
-    add("quit", summary="Leave ptinspect", example="quit", aliases=("q", "exit"))(leave)
 
 
 def _configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +76,17 @@ class Boot:
     """What the user should know about the guest."""
 
 
+@command(
+    "launch",
+    group="Guest",
+    summary="Start QEMU on a kernel, stopped at reset, and attach",
+    example="launch --memory 512 -- -d guest_errors",
+    configure=_configure_launch,
+    details="Without KERNEL: the one of --kernel, else the default reference guest. What stands "
+    "behind -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
+    extra=True,
+    not_in_gdb="start QEMU yourself, or use ptinspect without GDB",
+)
 def launch(ctx: Context, args: argparse.Namespace) -> Report:
     """Start QEMU and attach to it."""
     if args.unless_attached and ctx.session is not None and ctx.state != "dead":
@@ -132,7 +106,7 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
     try:
         session = LiveSession.attach(
             str(qemu.gdb_socket),
-            gdb_path=ctx.settings.gdb,
+            gdb_path=ctx.guest.gdb,
             symbol_file=_for_gdb(boot.symbols),
             timeout=ctx.options.number("timeout-attach"),
         )
@@ -142,7 +116,7 @@ def launch(ctx: Context, args: argparse.Namespace) -> Report:
         qemu.close()
         raise
     ctx.use_kernel(boot.symbols)
-    ctx.open_session(session)
+    ctx.guest.open_session(session)
     report = status_report(ctx, f"launched {options.kernel.name}, stopped at reset")
     command = {**report.result, "command_line": list(qemu.command_line)}
     note = (Note(boot.note, "changed"),) if boot.note else ()
@@ -153,7 +127,7 @@ def _boot(ctx: Context, args: argparse.Namespace) -> Boot:
     """Choose kernel, initrd and symbols. Raises UserError."""
     from ptinspect.reference import guests
 
-    kernel = args.kernel or (None if args.guest else ctx.settings.kernel)
+    kernel = args.kernel or (None if args.guest else ctx.guest.kernel_path)
     if kernel is None:
         guest = guests.guest(args.guest) if args.guest else guests.guest()
         initrd = None if args.no_initrd else args.initrd or guest.initrd
@@ -164,7 +138,7 @@ def _boot(ctx: Context, args: argparse.Namespace) -> Boot:
             installed = guests.installed_guests()
             initrd = installed[0].initrd if installed else None
         boot = Boot(kernel, initrd, kernel)
-    symbols = args.symbols or (ctx.settings.kernel if args.kernel else None)
+    symbols = args.symbols or (ctx.guest.kernel_path if args.kernel else None)
     boot = replace(boot, symbols=symbols) if symbols is not None else boot
     for file in (boot.kernel, boot.initrd, boot.symbols):
         if file is not None and not file.is_file():
@@ -225,9 +199,20 @@ def _refuse_second(ctx: Context) -> None:
     if ctx.session is not None and ctx.state != "dead":
         raise UserError(f"attached to {ctx.session.address} already", "detach first")
     if ctx.session is not None:
-        ctx.drop_session()
+        ctx.guest.drop_session()
 
 
+@command(
+    "attach",
+    group="Guest",
+    summary="Attach to a gdbstub that runs already",
+    example="attach :1234",
+    configure=_configure_attach,
+    details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
+    "The guest is stopped while ptinspect is attached and left as it was found. What an earlier session "
+    "that was killed has left in its memory is put back, and said.",
+    not_in_gdb="use GDB's own: target remote :1234",
+)
 def attach(ctx: Context, args: argparse.Namespace) -> Report:
     """Attach to a gdbstub."""
     _refuse_second(ctx)
@@ -242,11 +227,11 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
 
     session = LiveSession.attach(
         address,
-        gdb_path=ctx.settings.gdb,
-        symbol_file=_for_gdb(ctx.settings.kernel),
+        gdb_path=ctx.guest.gdb,
+        symbol_file=_for_gdb(ctx.guest.kernel_path),
         timeout=args.timeout or ctx.options.number("timeout-attach"),
     )
-    ctx.open_session(session)
+    ctx.guest.open_session(session)
     report = status_report(ctx, f"attached to {address}")
     if not session.left_behind:
         return report
@@ -254,6 +239,15 @@ def attach(ctx: Context, args: argparse.Namespace) -> Report:
     return Report({**report.result, "left_behind": list(session.left_behind)}, (*notes, *report.body))
 
 
+@command(
+    "detach",
+    group="Guest",
+    summary="Leave the guest as it was found",
+    example="detach",
+    needs=Needs.NOTHING,
+    configure=_configure_detach,
+    not_in_gdb="use GDB's own: detach, or disconnect",
+)
 def detach(ctx: Context, args: argparse.Namespace) -> Report:
     """Detach; the guest runs again if it ran before."""
     session = ctx.session
@@ -266,16 +260,33 @@ def detach(ctx: Context, args: argparse.Namespace) -> Report:
         if not dead:
             session.detach(resume)
     finally:
-        ctx.drop_session()
+        ctx.guest.drop_session()
     how = "the guest has gone" if dead else f"the guest is left {'running' if running else 'stopped'}"
     return Report({"detached": session.address, "running": running and not dead}, (Note(f"detached: {how}"),))
 
 
+@command(
+    "status",
+    group="Guest",
+    summary="Say what ptinspect is attached to and how it stands",
+    example="status",
+    configure=add_cpu_option,
+    expectable=True,
+)
 def status(ctx: Context, args: argparse.Namespace) -> Report:
     """Say what ptinspect is attached to."""
     return status_report(ctx, "", args.cpu)
 
 
+@command(
+    "quit",
+    aliases=("q", "exit"),
+    group="Guest",
+    summary="Leave ptinspect",
+    example="quit",
+    recorded=False,
+    not_in_gdb="use GDB's own",
+)
 def leave(ctx: Context, args: argparse.Namespace) -> Report:
     """Leave ptinspect; the guest is detached, or ended if it was launched here."""
     ctx.leave = True

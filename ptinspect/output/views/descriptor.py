@@ -9,6 +9,7 @@ from ptinspect.arch.descriptor import Attributes, Descriptor
 from ptinspect.arch.explanation import explain
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
+from ptinspect.output.encode import encode
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
 
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
@@ -67,17 +68,34 @@ def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: 
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PermissionsResult:
+    """Permissions by level."""
+
+    el1: str
+    """What the privileged level may do, which `privileged` names."""
+    el0: str
+    privileged: str
+    gcs: list[str]
+    """The levels for which it is a guarded control stack."""
+    writable_clean: bool
+
+
+def permissions_result(found: Permissions, regime: Regime) -> PermissionsResult:
+    """Return permissions by level."""
+    stacks = ((regime.privileged, found.el1_gcs), ("EL0", found.el0_gcs))
+    return PermissionsResult(
+        el1=found.el1,
+        el0=found.el0,
+        privileged=regime.privileged,
+        gcs=[level for level, usable in stacks if usable],
+        writable_clean=found.writable_clean,
+    )
+
+
 def permissions_json(found: Permissions, regime: Regime) -> dict[str, Any]:
-    """Return permissions by level; `el1` is the privileged level, which `privileged` names."""
-    return {
-        "el1": found.el1,
-        "el0": found.el0,
-        "privileged": regime.privileged,
-        "gcs": [
-            level for level, usable in ((regime.privileged, found.el1_gcs), ("EL0", found.el0_gcs)) if usable
-        ],
-        "writable_clean": found.writable_clean,
-    }
+    """Return permissions as JSON has them."""
+    return dict(encode(permissions_result(found, regime)))
 
 
 def permissions_text(found: Permissions, regime: Regime) -> str:

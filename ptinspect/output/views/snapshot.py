@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Root, Snapshot
+
+
+@dataclass(frozen=True)
+class RootResult:
+    """A root table, and why it was chosen."""
+
+    pa: PhysAddr
+    provenance: str
+
+
+def root_result(root: Root) -> RootResult:
+    """Return a root as results have it."""
+    return RootResult(root.pa, root.provenance)
 
 
 def facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework.capturing import naming_facts
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.sources import Source
 from ptinspect.errors import PtinspectError
+from ptinspect.guest.capturing import naming_facts
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.source import Source
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import RegionNamer
@@ -24,7 +24,7 @@ def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNa
     return region_namer(made, snapshot.regime), made
 
 
-def name_of(ctx: Context, where: Source, va: int) -> str:
+def name_of(guest: Guest, where: Source, va: int) -> str:
     """Return the name of the region of one address, of the guest or of a snapshot; empty if none."""
     from ptinspect.linux.layout.choice import region_namer
     from ptinspect.linux.layout.snapshot_layout import layout_from
@@ -32,7 +32,7 @@ def name_of(ctx: Context, where: Source, va: int) -> str:
     if where.snapshot is not None:
         return names_of(where.snapshot)[0](va)
     try:
-        facts = {**naming_facts(ctx), **where.facts}
+        facts = {**naming_facts(guest), **where.facts}
     except PtinspectError:
         facts = dict(where.facts)
     return region_namer(layout_from(where.regime, facts, {}), where.regime)(va)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,24 +9,22 @@ from typing import TYPE_CHECKING
 from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.sources import Source, source
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.source import Source, Tables, source
 from ptinspect.link.session import Capability
-from ptinspect.output.model import escape
 from ptinspect.snapshot.fact_names import KERNEL_OFFSET
+from ptinspect.text import escape
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Meta, Snapshot
 
 FEW = 4
 """Tables that cannot be read and prove nothing yet."""
-NAMING = "naming"
-"""Where Context.memo keeps the names of the addresses at one stop."""
 
 
 def capture_snapshot(
-    ctx: Context,
+    guest: Guest,
     source: Source,
     name: str,
     *,
@@ -49,7 +46,7 @@ def capture_snapshot(
     wanted = None if va_range is None else (VirtAddr(va_range[0]), VirtAddr(va_range[1]))
 
     def progress(done: int, total: int) -> None:
-        ctx.progress("reading tables", done, total)
+        guest.progress("reading tables", done, total)
 
     tables, truncated = capture(
         source.memory,
@@ -65,19 +62,19 @@ def capture_snapshot(
         return Snapshot(
             name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
         )
-    session = ctx.stopped
-    _refuse_no_table(ctx, source, len(tables), len(tables) - int(tables.readable.sum()))
+    session = guest.stopped
+    _refuse_no_table(guest, source, len(tables), len(tables) - int(tables.readable.sum()))
     known = Capability.REGISTERS in session.capabilities
     cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count if known else 0))
-    meta = _meta(ctx, source, note, {**source.facts, **(extra or {})})
+    meta = _meta(guest, source, note, {**source.facts, **(extra or {})})
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
     )
 
 
 def snapshot_of(
-    ctx: Context,
-    args: argparse.Namespace,
+    guest: Guest,
+    tables: Tables,
     name: str,
     va_range: tuple[int, int] | None = None,
     *,
@@ -87,22 +84,22 @@ def snapshot_of(
 
     A whole capture is kept until the guest runs; a part is read each time.
     """
-    found = source(ctx, args, name, None if va_range is None else va_range[0])
-    if found.snapshot is not None and args.root is None:
+    found = source(guest, tables, name, None if va_range is None else va_range[0])
+    if found.snapshot is not None and tables.root is None:
         return found.snapshot
     label = f"({found.label})"
     if found.snapshot is not None:
-        return capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
-    key = (ctx.stopped.stop_token, found.root.pa, found.regime)
-    if ctx.latest is not None and ctx.latest[0] == key:
-        return ctx.latest[1]
-    snapshot = capture_snapshot(ctx, found, label, va_range=va_range, max_level=max_level)
-    if va_range is None and max_level == LEVEL_LAST:
-        ctx.latest = (key, snapshot)
-    return snapshot
+        return capture_snapshot(guest, found, label, va_range=va_range, max_level=max_level)
+
+    def read() -> Snapshot:
+        return capture_snapshot(guest, found, label, va_range=va_range, max_level=max_level)
+
+    if va_range is not None or max_level != LEVEL_LAST:
+        return read()
+    return guest.once(("capture", found.root.pa, found.regime), read)
 
 
-def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None:
+def _refuse_no_table(guest: Guest, source: Source, count: int, bad: int) -> None:
     """Raise GuestError if most tables cannot be read, unless the root is known to be the kernel's own.
 
     That one may be damaged, which is what is to be seen.
@@ -110,7 +107,7 @@ def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None
     if bad < FEW or 2 * bad <= count:
         return
     try:
-        view = ctx.view()
+        view = guest.view
         if view.is_kernels and view.swapper().pa == source.root.pa:
             return
     except PtinspectError:
@@ -122,39 +119,33 @@ def _refuse_no_table(ctx: Context, source: Source, count: int, bad: int) -> None
     )
 
 
-def naming_facts(ctx: Context) -> dict[str, str]:
+def naming_facts(guest: Guest) -> dict[str, str]:
     """Return what gives names to the addresses of the guest at this stop; found once for each stop."""
     from ptinspect.linux.running.guest_layout import facts
 
-    token = ctx.stopped.stop_token
-    kept = ctx.memo.get(NAMING)
-    if isinstance(kept, tuple) and kept[0] == token:
-        return dict(kept[1])
-    found = facts(ctx.view())
-    ctx.memo[NAMING] = (token, found)
-    return found
+    return dict(guest.once("names of addresses", lambda: facts(guest.view)))
 
 
-def _meta(ctx: Context, source: Source, note: str, more: Mapping[str, str]) -> Meta:
+def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> Meta:
     from ptinspect.snapshot.model import Meta
 
-    session = ctx.stopped
+    session = guest.stopped
     state = session.cpu_state(session.current_cpu)
     extra = dict(more)
     banner = ""
     try:
-        view = ctx.view()
+        view = guest.view
         banner = view.banner()
-        extra |= {**naming_facts(ctx), **extra}
-        if ctx.kernel is not None:
+        extra |= {**naming_facts(guest), **extra}
+        if guest.kernel is not None:
             extra[KERNEL_OFFSET] = f"{view.kaslr_offset & MASK64:#x}"
     except (GuestError, KernelFileError):
         pass  # a guest without a recognisable kernel is captured all the same
-    where = f"cpu {state.cpu} at {ctx.place(state.pc)}"
+    where = f"cpu {state.cpu} at {guest.place(state.pc)}"
     if Capability.REGISTERS not in session.capabilities:
         where = f"{session.address}, registers unknown"
-    if not banner and ctx.imported is not None:
-        banner = ctx.imported.banner
+    if not banner and guest.imported is not None:
+        banner = guest.imported.banner
     return Meta(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         tool_version=__version__,

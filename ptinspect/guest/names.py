@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import UNWRITTEN, CpuState
-from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, UserError
+from ptinspect.guest.expression import Names, Range
+from ptinspect.guest.guest import Guest
 from ptinspect.link.session import Capability
 from ptinspect.snapshot.fact_names import kernel_offset
 
@@ -21,31 +20,31 @@ if TYPE_CHECKING:
 class GuestNames:
     """Names of the live guest."""
 
-    def __init__(self, ctx: Context, cpu: int | None = None) -> None:
-        self._ctx = ctx
+    def __init__(self, guest: Guest, cpu: int | None = None) -> None:
+        self._guest = guest
         self._cpu = cpu
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol."""
-        return symbol(self._ctx, name)
+        return symbol(self._guest, name)
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU."""
-        need_registers(self._ctx)
-        return live_register(self._ctx, cpu_state(self._ctx, self._cpu), name)
+        need_registers(self._guest)
+        return live_register(self._guest, cpu_state(self._guest, self._cpu), name)
 
 
 class SnapshotNames:
     """Names of a snapshot: its registers, and symbols of the kernel file placed as it was then."""
 
-    def __init__(self, ctx: Context, snapshot: Snapshot, cpu: int | None = None) -> None:
-        self._ctx = ctx
+    def __init__(self, guest: Guest, snapshot: Snapshot, cpu: int | None = None) -> None:
+        self._guest = guest
         self._snapshot = snapshot
         self._cpu = cpu
 
     def symbol(self, name: str) -> int:
         """Return the address of a symbol at the time of the capture."""
-        kernel = self._ctx.kernel
+        kernel = self._guest.kernel
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
         return (kernel.lookup(name) + kernel_offset(self._snapshot.meta.extra)) & MASK64
@@ -58,12 +57,12 @@ class SnapshotNames:
 class LinkNames:
     """Names of the kernel file as it is linked, for want of a stopped guest."""
 
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
 
     def symbol(self, name: str) -> int:
         """Return the link-time address of a symbol."""
-        kernel = self._ctx.kernel
+        kernel = self._guest.kernel
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
         return kernel.lookup(name)
@@ -75,44 +74,44 @@ class LinkNames:
         )
 
 
-def names_at_hand(ctx: Context, cpu: int | None = None, snap: str | None = None) -> argtypes.Names:
+def names_at_hand(guest: Guest, cpu: int | None = None, snap: str | None = None) -> Names:
     """Return what resolves names: the snapshot if one is named, the stopped guest, or the kernel file."""
     if snap:
-        return SnapshotNames(ctx, ctx.snapshot_or_file(snap), cpu)
-    return GuestNames(ctx, cpu) if ctx.state == "stopped" else LinkNames(ctx)
+        return SnapshotNames(guest, guest.snapshot_or_file(snap), cpu)
+    return GuestNames(guest, cpu) if guest.state == "stopped" else LinkNames(guest)
 
 
-def symbol(ctx: Context, name: str) -> int:
+def symbol(guest: Guest, name: str) -> int:
     """Return the run-time address of a symbol in the stopped guest; as linked while nobody knows better.
 
     Raises UserError without a kernel file, KernelFileError if it has no such symbol, GuestError while it
     is not known where a kernel runs whose file does not tell where it is linked.
     """
-    if ctx.kernel is None:
+    if guest.kernel is None:
         raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
     try:
-        return ctx.view().symbol(name)
+        return guest.view.symbol(name)
     except GuestError as error:
-        link = ctx.kernel.lookup(name)
-        if not ctx.kernel.linked:
-            what = f"{name}: {ctx.kernel.path.name} does not tell where it is linked, and {error.message}"
+        link = guest.kernel.lookup(name)
+        if not guest.kernel.linked:
+            what = f"{name}: {guest.kernel.path.name} does not tell where it is linked, and {error.message}"
             raise GuestError(what, "until start_kernel runs to where that is known") from error
         return link
 
 
-def cpu_state(ctx: Context, cpu: int | None) -> CpuState:
+def cpu_state(guest: Guest, cpu: int | None) -> CpuState:
     """Return the registers of the chosen CPU of the stopped guest. Raises UserError if there is none."""
-    session = ctx.stopped
+    session = guest.stopped
     number = session.current_cpu if cpu is None else cpu
     if not 0 <= number < session.cpu_count:
         raise UserError(f"no CPU {number}: the guest has {session.cpu_count}, numbered from 0")
     return session.cpu_state(number)
 
 
-def need_registers(ctx: Context) -> None:
+def need_registers(guest: Guest) -> None:
     """Raise UserError if the guest is a file without registers of CPUs."""
-    if Capability.REGISTERS not in ctx.stopped.capabilities:
-        what = f"{ctx.stopped.address} has no registers of CPUs"
+    if Capability.REGISTERS not in guest.stopped.capabilities:
+        what = f"{guest.stopped.address} has no registers of CPUs"
         raise UserError(what, "an ELF core of dump-guest-memory has them")
 
 
@@ -144,7 +143,7 @@ def register_of(state: CpuState, name: str) -> int:
     return found
 
 
-def live_register(ctx: Context, state: CpuState, name: str) -> int:
+def live_register(guest: Guest, state: CpuState, name: str) -> int:
     """Return a register of a stopped CPU by name, one that only the stub knows too.
 
     Raises UserError if there is none, or nobody has written it yet.
@@ -152,7 +151,7 @@ def live_register(ctx: Context, state: CpuState, name: str) -> int:
     try:
         return register_of(state, name)
     except UserError:
-        found = _by_any_name(ctx.stopped.registers(state.cpu), name)
+        found = _by_any_name(guest.stopped.registers(state.cpu), name)
         if found is None or found == UNWRITTEN:
             raise
         return found
@@ -164,14 +163,13 @@ def _by_any_name(registers: Mapping[str, int], name: str) -> int | None:
     return upper.get(name.upper(), upper.get(f"{name.upper()}_EL1"))
 
 
-def names(ctx: Context, args: argparse.Namespace) -> argtypes.Names:
-    """Return what resolves symbols and registers for a command with `--snap` and `--cpu`."""
-    cpu = getattr(args, "cpu", None)
-    if getattr(args, "snap", None):
-        return SnapshotNames(ctx, ctx.snapshot_or_file(args.snap), cpu)
-    return GuestNames(ctx, cpu)
+def range_of(
+    guest: Guest, chosen: Range | None, cpu: int | None = None, snap: str | None = None
+) -> tuple[int, int] | None:
+    """Return the first and last address of a range, or None if none was chosen."""
+    return None if chosen is None else chosen.value(names(guest, cpu, snap))
 
 
-def range_of(ctx: Context, args: argparse.Namespace, chosen: argtypes.Range | None) -> tuple[int, int] | None:
-    """Return the first and last address of a range argument, or None if none was given."""
-    return None if chosen is None else chosen.value(names(ctx, args))
+def names(guest: Guest, cpu: int | None = None, snap: str | None = None) -> Names:
+    """Return what resolves symbols and registers: those of the snapshot if one is named, else the guest's."""
+    return SnapshotNames(guest, guest.snapshot_or_file(snap), cpu) if snap else GuestNames(guest, cpu)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, RegimeName, current_regime, kernel_regime, regime_at_el2
-from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.names import GuestNames
 from ptinspect.errors import PtinspectError, RegimeError, UserError
+from ptinspect.guest.expression import Address, address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.names import GuestNames
 from ptinspect.snapshot.fact_names import AREAS, LOWER
 
 if TYPE_CHECKING:
@@ -42,20 +42,17 @@ class Chosen:
     """What a snapshot of it keeps in Meta.extra."""
 
 
-def root_choice(text: str) -> str | argtypes.Address:
+def root_choice(text: str) -> str | Address:
     """Read a word of WORDS, `task:PID`, or the address of a table."""
     word = text.lower()
     if word in WORDS or re.fullmatch(r"task:\d{1,7}", word):
         return word
-    return argtypes.address(text)
-
-
-argtypes.completes("root", root_choice)
+    return address(text)
 
 
 def choose(
-    ctx: Context,
-    choice: str | argtypes.Address | None,
+    guest: Guest,
+    choice: str | Address | None,
     state: CpuState,
     va: int | None,
     rules: str | None = None,
@@ -65,44 +62,42 @@ def choose(
     `rules` (RULES) says how a root given as an address is used; by default as the register that holds it
     does. Raises GuestError or RegimeError if there is no such table, UserError for rules without address.
     """
-    if isinstance(choice, argtypes.Address):
-        return _by_address(ctx, choice, state, va, rules)
+    if isinstance(choice, Address):
+        return _by_address(guest, choice, state, va, rules)
     if rules is not None:
         raise UserError("--regime is for a root given as an address", "--root ADDRESS --regime el2")
     upper = True if va is None else bit(va, 55)
     if choice == "swapper" or (choice is None and upper):
-        return Chosen(ctx.view().swapper(), regime_from_registers(state, True))
+        return Chosen(guest.view.swapper(), regime_from_registers(state, True))
     if choice is None or choice.startswith("ttbr"):
-        return _by_register(ctx, state, *_register(state, choice or "ttbr0"))
-    found = _other(ctx, choice, state)
-    return _named(ctx, found.root, found.regime, found.half, found.mm)
+        return _by_register(guest, state, *_register(state, choice or "ttbr0"))
+    found = _other(guest, choice, state)
+    return _named(guest, found.root, found.regime, found.half, found.mm)
 
 
-def _named(ctx: Context, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
+def _named(guest: Guest, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
     """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
     from ptinspect.linux.layout.snapshot_layout import encode
     from ptinspect.linux.running.areas import areas_of
 
     if not half or not mm:
         return Chosen(root, regime, {LOWER: half} if half else {})
-    kept, token = ctx.memo.get(AREAS), (ctx.stopped.stop_token, mm)
-    found = kept[1] if isinstance(kept, tuple) and kept[0] == token else areas_of(ctx.view(), mm)
-    ctx.memo[AREAS] = (token, found)
+    found = guest.once((AREAS, mm), lambda: areas_of(guest.view, mm))
     if found.incomplete:
         root = replace(root, provenance=f"{root.provenance}; {found.incomplete}")
     return Chosen(root, regime, {LOWER: half, AREAS: encode(found.areas)})
 
 
-def _other(ctx: Context, choice: str, state: CpuState) -> OtherRoot:
+def _other(guest: Guest, choice: str, state: CpuState) -> OtherRoot:
     from ptinspect.linux.running.other_roots import current_tables, identity_map, task_tables, trampoline
 
     if choice == "idmap":
-        return identity_map(ctx.view(), state)
+        return identity_map(guest.view, state)
     if choice.startswith("tramp"):
-        return trampoline(ctx.view())
+        return trampoline(guest.view)
     if choice == "user":
-        return current_tables(ctx.view(), state)
-    return task_tables(ctx.view(), state, int(choice.removeprefix("task:")))
+        return current_tables(guest.view, state)
+    return task_tables(guest.view, state, int(choice.removeprefix("task:")))
 
 
 def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
@@ -115,13 +110,13 @@ def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
     return kernel_regime(state) if upper else current_regime(state), upper
 
 
-def _by_register(ctx: Context, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
+def _by_register(guest: Guest, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
     regime = regime_from_registers(state, upper, name)
     said = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
-    return _told(ctx, root_pa(state, regime), said, regime, state)
+    return _told(guest, root_pa(state, regime), said, regime, state)
 
 
-def _told(ctx: Context, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
+def _told(guest: Guest, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
     """Join a root with its regime, and with what it is known to hold where it translates lower addresses."""
     from ptinspect.linux.running.ttbr import lower_role
     from ptinspect.snapshot.model import Root
@@ -131,16 +126,14 @@ def _told(ctx: Context, pa: PhysAddr, said: str, regime: Regime, state: CpuState
     if regime.name == "EL2":
         return Chosen(Root(pa, said), regime, {LOWER: "EL2"})
     try:
-        found = lower_role(ctx.view(), state, pa)
+        found = lower_role(guest.view, state, pa)
     except PtinspectError:
         return Chosen(Root(pa, said), regime)
     holds = f"{said}: {found.text}" if found.text else said
-    return _named(ctx, Root(pa, holds), regime, found.half, found.mm)
+    return _named(guest, Root(pa, holds), regime, found.half, found.mm)
 
 
-def _by_address(
-    ctx: Context, choice: argtypes.Address, state: CpuState, va: int | None, rules: str | None
-) -> Chosen:
+def _by_address(guest: Guest, choice: Address, state: CpuState, va: int | None, rules: str | None) -> Chosen:
     """Return the table that a number, a symbol or a register names, with the regime it is used by.
 
     A register that holds a TTBR value loses its ASID; an address in the kernel half is translated.
@@ -148,9 +141,9 @@ def _by_address(
     if choice.physical or all(term.value is not None for term in choice.terms):
         pa = choice.value()
     else:
-        pa = choice.value(GuestNames(ctx, state.cpu))
+        pa = choice.value(GuestNames(guest, state.cpu))
         kernel = bit(pa, 55) and pa >> 56 == 0xFF
-        pa = ctx.view().pa_of(pa) if kernel else pa & 0x0000_FFFF_FFFF_FFFE
+        pa = guest.view.pa_of(pa) if kernel else pa & 0x0000_FFFF_FFFF_FFFE
     half = None if va is None else bit(va, 55)
     said = f"--root {choice.text}"
     if rules is not None:
@@ -158,21 +151,21 @@ def _by_address(
         if rules not in REGISTERS:
             upper = half is not False and name != "EL2"
         return _told(
-            ctx, PhysAddr(pa), f"{said} --regime {rules}", regime_from_registers(state, upper, name), state
+            guest, PhysAddr(pa), f"{said} --regime {rules}", regime_from_registers(state, upper, name), state
         )
-    holder = _holder(ctx, pa, state, half)
+    holder = _holder(guest, pa, state, half)
     if holder is not None:
-        return _told(ctx, PhysAddr(pa), f"{said}, as in {holder[1]}", holder[0], state)
+        return _told(guest, PhysAddr(pa), f"{said}, as in {holder[1]}", holder[0], state)
     regime = regime_from_registers(state, half is not False, kernel_regime(state))
-    return _told(ctx, PhysAddr(pa), said, regime, state)
+    return _told(guest, PhysAddr(pa), said, regime, state)
 
 
-def _holder(ctx: Context, pa: int, state: CpuState, half: bool | None) -> tuple[Regime, str] | None:
+def _holder(guest: Guest, pa: int, state: CpuState, half: bool | None) -> tuple[Regime, str] | None:
     """Return the regime of the register that holds a root, and its name; the given CPU's first.
 
     Registers of the kernel's regime come before others; `half` leaves those of the other half out.
     """
-    session = ctx.stopped
+    session = guest.stopped
     others = [session.cpu_state(n) for n in range(session.cpu_count) if n != state.cpu]
     for held in (state, *others):
         names: tuple[RegimeName, ...] = (kernel_regime(held), "EL1&0", regime_at_el2(held))

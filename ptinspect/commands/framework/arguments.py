@@ -1,0 +1,71 @@
+"""Arguments that many commands have: which CPU, which snapshot, which tables."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Argument, argument
+from ptinspect.guest.expression import ADDRESS_HELP, address
+from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
+
+CPU_NUMBER = argtypes.completes("cpu", argtypes.whole(0, 1023))
+"""The type of `--cpu`."""
+
+
+def cpu_or_all(text: str) -> int | str:
+    """Read the number of a CPU, or `all`."""
+    return "all" if text == "all" else argtypes.whole(0, 1023)(text)
+
+
+argtypes.completes("cpu", cpu_or_all)
+argtypes.completes("root", root_choice)
+
+
+def cpu_argument(meaning: str = "whose registers count (default: the one that stopped)") -> Argument:
+    """Declare `--cpu`, the one way to choose a CPU for one command."""
+    return argument("--cpu", type=CPU_NUMBER, metavar="N", help=meaning)
+
+
+def cpu_or_all_argument(meaning: str) -> Argument:
+    """Declare `--cpu` for a command that may show all of them."""
+    return argument("--cpu", type=cpu_or_all, metavar="N|all", help=meaning)
+
+
+CPU = cpu_argument()
+SNAP = argument(
+    "--snap",
+    type=argtypes.snapshot,
+    metavar="SNAP",
+    help="use this snapshot (a name, or a file) instead of the guest",
+)
+TABLES = (
+    argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP),
+    argument("--regime", choices=RULES, help=RULES_HELP),
+    CPU,
+    SNAP,
+)
+"""Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.source.Tables`)."""
+
+
+def address_argument(name: str, *, more: str = "", **options: Any) -> Argument:
+    """Declare an address; `more` follows how addresses are written."""
+    return argument(name, type=address, help=f"{ADDRESS_HELP}{more}", **options)
+
+
+def add_root_options(parser: argparse.ArgumentParser) -> None:
+    """Add TABLES."""
+    for item in TABLES:
+        parser.add_argument(*item.flags, **item.options)
+
+
+def add_cpu_option(
+    parser: argparse.ArgumentParser,
+    help_text: str = "whose registers count (default: the one that stopped)",
+    *,
+    every: bool = False,
+) -> None:
+    """Add `--cpu`."""
+    item = cpu_or_all_argument(help_text) if every else cpu_argument(help_text)
+    parser.add_argument(*item.flags, **item.options)

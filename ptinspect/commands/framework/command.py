@@ -1,0 +1,166 @@
+"""How a command is declared: all that is known of it stands above its function, and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, TypeVar
+
+from ptinspect.commands.framework.parser import Parser, divide, joined
+from ptinspect.output.model import Report
+
+Handler = TypeVar("Handler", bound=Callable[..., Report])
+
+
+class Needs(Enum):
+    """Say what must be there before a command runs; checked in one place (`registry.Registry.run`)."""
+
+    NOTHING = "nothing"
+    TARGET = "target"
+    """An attached gdbstub, running or stopped."""
+    STOPPED = "stopped"
+    """An attached and stopped guest."""
+    STOPPED_UNLESS_SNAP = "stopped, or a snapshot"
+    """The same, unless `--snap` names a snapshot."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Declare an argument of a command, as argparse takes it."""
+
+    flags: tuple[str, ...]
+    """Its name, or its options: `("--cpu",)`."""
+    options: Mapping[str, Any]
+    """What `argparse.ArgumentParser.add_argument` takes besides."""
+    one_of: str = ""
+    """Name of a set of arguments of which only one may be given."""
+
+
+def argument(*flags: str, one_of: str = "", **options: Any) -> Argument:
+    """Declare an argument: `argument("--limit", type=whole(0, 99), metavar="N", help="…")`."""
+    return Argument(flags, options, one_of)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Hold what is known of a command."""
+
+    words: tuple[str, ...]
+    """The words that name it: `("walk",)`, `("kpti", "run")`."""
+    handler: Callable[..., Report]
+    """Takes the guest (its first parameter is `guest`) or the shared state (`ctx`), and the arguments by
+    keyword."""
+    group: str
+    """Title under which `help` lists it."""
+    summary: str
+    """One line for lists."""
+    example: str
+    """A line that can be typed, shown by `help` and in README.md."""
+    arguments: tuple[Argument, ...] = ()
+    result: type | None = None
+    """The dataclass that its report holds; its JSON Schema is made from it (`output.encode.schema_of`)."""
+    needs: Needs = Needs.NOTHING
+    details: str = ""
+    aliases: tuple[str, ...] = ()
+    """Short names, one word each."""
+    expectable: bool = False
+    """It only looks, so that `expect` may run it by itself."""
+    changes: bool = False
+    """After it an earlier answer of this stop may be wrong."""
+    runs: bool = False
+    """It lets the guest run: after it `on stop` looks where the guest stands."""
+    recorded: bool = True
+    """`record` takes note of it."""
+    not_in_gdb: str = ""
+    """Why it makes no sense inside a GDB, and what to do instead; empty where it does."""
+    repeats: bool = False
+    """Enter on an empty line runs it again."""
+    again: str = ""
+    """What Enter on an empty line runs instead of the same line again."""
+    passthrough: bool = False
+    """All that follows the name is one string, unparsed (`gdb …`): it arrives as `line`."""
+    extra: bool = False
+    """The words after `--` are for another program: they arrive unparsed as `extra`."""
+    slash: str = ""
+    """Option that takes what is typed after a slash: with `--format`, `x/8gx` is `x --format 8gx`."""
+    configure: Callable[[argparse.ArgumentParser], None] | None = None
+    """Add arguments in argparse's own way."""
+
+    @property
+    def name(self) -> str:
+        """The words, joined by spaces."""
+        return " ".join(self.words)
+
+    def parser(self) -> Parser:
+        """Build the argument parser."""
+        parser = Parser(prog=self.name, description=self.summary, add_help=False, allow_abbrev=False)
+        groups: dict[str, Any] = {}
+        for item in self.arguments:
+            if item.one_of and item.one_of not in groups:
+                groups[item.one_of] = parser.add_mutually_exclusive_group()
+            groups.get(item.one_of, parser).add_argument(*item.flags, **item.options)
+        if self.configure is not None:
+            self.configure(parser)
+        return parser
+
+    def parse(self, words: Sequence[str], rest: str) -> dict[str, Any]:
+        """Return the arguments by keyword; `rest` is what follows the name, unsplit. Raises UserError."""
+        if self.passthrough:
+            return {"line": rest}
+        own, extra = divide(list(words)) if self.extra else (list(words), [])
+        found = vars(self.parser().parse_args(joined(own)))
+        return {**found, "extra": extra} if self.extra else found
+
+
+def command(
+    name: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    group: str,
+    summary: str,
+    example: str,
+    arguments: Sequence[Argument] = (),
+    **more: Any,
+) -> Callable[[Handler], Handler]:
+    """Declare the decorated function as the command `name` (words separated by spaces).
+
+    `more` are further fields of Command. The name, and the aliases after it, are literals: the catalogue
+    reads them from the source to know which module holds which command without importing it.
+    """
+
+    def declare(handler: Handler) -> Handler:
+        made = Command(
+            tuple(name.split()), handler, group, summary, example, tuple(arguments), aliases=aliases, **more
+        )
+        handler.__command__ = made  # type: ignore[attr-defined]
+        return handler
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Call:
+    """Hold a line that was split and parsed: the command and its arguments."""
+
+    command: Command
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """By keyword, as the handler takes them."""
+
+    @property
+    def name(self) -> str:
+        """The command's name."""
+        return self.command.name
+
+    def on(self, ctx: object, guest: object) -> Report:
+        """Call the handler, with the guest or the shared state as its first parameter asks for it."""
+        first, *others = self.command.handler.__code__.co_varnames[:2]
+        state = guest if first == "guest" else ctx
+        if others == ["args"]:
+            return self.command.handler(state, argparse.Namespace(**self.arguments))
+        return self.command.handler(state, **self.arguments)
+
+    def using(self, **changed: Any) -> Call:
+        """Return the call with some of its arguments replaced."""
+        return replace(self, arguments={**self.arguments, **changed})

@@ -1,0 +1,1 @@
+"""What a user can do with a guest: typed functions that take and return values, and print nothing."""

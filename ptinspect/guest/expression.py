@@ -1,0 +1,156 @@
+"""Addresses as people write them: numbers, symbols and registers, sums of them, and ranges."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from ptinspect.arch.bits import MASK64
+from ptinspect.errors import UserError
+
+ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET], or pa:0x… for a physical one"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?")
+_NAME = re.compile(r"\$\w+|[A-Za-z_.][\w.$]*")
+
+
+class Names(Protocol):
+    """Resolve the names that an expression may use."""
+
+    def symbol(self, name: str) -> int:
+        """Return the run-time virtual address of a kernel symbol. Raises PtinspectError."""
+        ...
+
+    def register(self, name: str) -> int:
+        """Return the value of a register of the chosen CPU. Raises PtinspectError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of an expression."""
+
+    sign: int
+    """1 or -1."""
+    text: str
+    """As typed, the sign removed."""
+    value: int | None
+    """The number, or None for a symbol or a register."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address as typed; `value` needs names only if it uses any."""
+
+    text: str
+    """As typed."""
+    physical: bool
+    """True if it began with `pa:`."""
+    terms: tuple[Term, ...]
+    """The summands."""
+
+    def value(self, names: Names | None = None) -> int:
+        """Return the address, 64 bits. Raises UserError if a name cannot be resolved."""
+        total = 0
+        for term in self.terms:
+            total += term.sign * (_named(term.text, names) if term.value is None else term.value)
+        if not 0 <= total <= MASK64:
+            raise UserError(f"{self.text!r} lies outside of 64 bits")
+        return total
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range of addresses as typed."""
+
+    text: str
+    """As typed."""
+    start: Address
+    """First address."""
+    end: Address | None = None
+    """First address behind the range, or None."""
+    length: int | None = None
+    """Length in bytes, or None."""
+
+    @property
+    def physical(self) -> bool:
+        """Tell whether it is a range of physical addresses."""
+        return self.start.physical
+
+    def value(self, names: Names | None = None) -> tuple[int, int]:
+        """Return the first and the last address, both included. Raises UserError if it is empty."""
+        start = self.start.value(names)
+        if self.end is not None:
+            last = self.end.value(names) - 1
+        else:
+            last = start + (1 if self.length is None else self.length) - 1
+        if last < start:
+            raise UserError(f"{self.text!r} is empty: it ends before it begins")
+        return start, min(last, MASK64)
+
+
+def _named(text: str, names: Names | None) -> int:
+    if names is None:
+        raise UserError(f"{text!r}: no guest and no kernel file to look it up in", "use a number: 0x…")
+    return names.register(text[1:]) if text.startswith("$") else names.symbol(text)
+
+
+def parse_number(text: str) -> int | None:
+    """Return the number that `text` is: 0x…, decimal, or 16 hex digits as kernels print; else None."""
+    if re.fullmatch(r"0[xX][0-9a-fA-F_]+", text):
+        return int(text, 16)
+    if re.fullmatch(r"[0-9a-fA-F]{16}", text):
+        return int(text, 16)
+    if re.fullmatch(r"[0-9][0-9_]*", text):
+        return int(text.replace("_", ""))
+    return None
+
+
+def address(text: str) -> Address:
+    """Read an address expression: numbers, symbols and registers joined by + and -. Raises UserError."""
+    physical = text.lower().startswith("pa:")
+    body = text[3:] if physical else text
+    terms: list[Term] = []
+    position = 0
+    while position < len(body):
+        match = _TERM.match(body, position)
+        if match is None or (terms and not match[1]) or (not terms and match[1] == "-"):
+            break
+        value = _term_value(match[2])
+        if value is None and not _NAME.fullmatch(match[2]):
+            break
+        terms.append(Term(-1 if match[1] == "-" else 1, match[2], value))
+        position = match.end()
+    if not terms or body[position:].strip():
+        raise UserError(f"{text!r} is not an address", ADDRESS_HELP)
+    return Address(text, physical, tuple(terms))
+
+
+def _term_value(text: str) -> int | None:
+    value = parse_number(text)
+    if value is not None:
+        return value
+    return parse_size(text) if re.fullmatch(r"[0-9]+[KMGT]", text) else None
+
+
+def address_range(text: str) -> Range:
+    """Read a range: `A..B`, `A+LENGTH` or one address. Raises UserError."""
+    first, dots, last = text.partition("..")
+    if dots:
+        start, end = address(first), address(last)
+        if end.physical and not start.physical:
+            raise UserError(f"{text!r}: the first address is virtual, the second physical")
+        return Range(text, start, end=end)
+    head, plus, tail = text.rpartition("+")
+    length = parse_size(tail) if plus else None
+    if head and length is not None:
+        return Range(text, address(head), length=length)
+    return Range(text, address(text))
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes of a size: 4096, 0x1000, 4K, 2M, 1G; None if it is none."""
+    match = _SIZE.fullmatch(text)
+    return int(match[1].replace("_", ""), 0) * _UNITS[match[2].upper()] if match else None

@@ -1,0 +1,319 @@
+"""A guest under a debugger: its session, its kernel, its snapshots, and what was found out at this stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.errors import KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
+from ptinspect.snapshot.fact_names import kernel_offset
+from ptinspect.text import escape
+
+if TYPE_CHECKING:
+    from ptinspect.link.qemu.machine import Qemu
+    from ptinspect.link.session import Session
+    from ptinspect.linux.image.image import KernelImage
+    from ptinspect.linux.running.dump_registers import Derived
+    from ptinspect.linux.running.guest_view import GuestView
+    from ptinspect.snapshot.model import Snapshot
+
+Found = TypeVar("Found")
+"""What is found out at a stop."""
+
+
+class Watcher(Protocol):
+    """Follow a long piece of work."""
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Show how far it has come; `total` is 0 where that is unknown."""
+        ...
+
+
+class Unwatched:
+    """Watch nothing."""
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Show nothing."""
+
+
+@dataclass
+class Guest:
+    """Hold a guest: the session with its stub, its kernel file, the snapshots, the cache of this stop."""
+
+    kernel_path: Path | None = None
+    """The kernel file; opened when something needs it."""
+    force_kernel: bool = False
+    """Use it even if memory holds another kernel's code."""
+    gdb: str | None = None
+    """GDB to use instead of the one that is found."""
+    watcher: Watcher = field(default_factory=Unwatched, repr=False)
+    """Who follows long pieces of work."""
+    session: Session | None = None
+    """The attached gdbstub, or None."""
+    qemu: Qemu | None = None
+    """The QEMU that was launched here, or None."""
+    imported: Derived | None = None
+    """What is known of the kernel in the file that `session` is, or None."""
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    """Snapshots in memory, by name."""
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What is remembered of this session, by name; it goes with the session."""
+    _stop: tuple[object, dict[Hashable, object]] = field(default=(None, {}), repr=False)
+    _kernel: KernelImage | None = field(default=None, repr=False)
+    _last_view: GuestView | None = field(default=None, repr=False)
+    _file: tuple[object, Snapshot] | None = field(default=None, repr=False)
+
+    # -- how it stands --------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """How the guest stands: none, stopped, running, dead.
+
+        GDB does not notice that a QEMU has ended while the guest is stopped; one of our own is asked.
+        """
+        if self.session is None:
+            return "none"
+        ours = self.qemu is not None and self.session.address == str(self.qemu.gdb_socket)
+        if ours and self.qemu is not None and not self.qemu.alive:
+            return "dead"
+        return self.session.state.name.lower()
+
+    def require(self, name: str, *, stopped: bool) -> Session:
+        """Return the session that `name` needs. Raises UserError, TargetLost, or TargetRunning if it runs."""
+        if self.session is None:
+            raise UserError(
+                f"{name}: not attached to a guest",
+                "attach ADDR, or launch --kernel FILE; on a snapshot, where it applies: --snap NAME",
+            )
+        state = self.state
+        if state == "dead":
+            raise TargetLost(f"{name}: the guest or GDB has ended", "attach or launch again")
+        if stopped and state == "running":
+            raise TargetRunning(f"{name}: the guest is running", "interrupt stops it")
+        return self.session
+
+    @property
+    def target(self) -> Session:
+        """The attached session, running or stopped. Raises UserError or TargetLost."""
+        return self.require("this command", stopped=False)
+
+    @property
+    def stopped(self) -> Session:
+        """The attached, stopped session. Raises UserError, TargetRunning or TargetLost."""
+        return self.require("this command", stopped=True)
+
+    @property
+    def stop_token(self) -> object:
+        """What tells this stop of the guest from others; None without a guest."""
+        return None if self.session is None else self.session.stop_token
+
+    def progress(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Tell whoever watches how far a long piece of work has come."""
+        self.watcher.progress(text, done, total)
+
+    # -- the cache of a stop --------------------------------------------------------------------
+
+    def once(self, key: Hashable, make: Callable[[], Found]) -> Found:
+        """Return what `make` returned for `key` at this stop; it is called once for each stop.
+
+        This is the only cache of what is derived from a stopped guest. Raises what `make` raises.
+        """
+        token = self.stopped.stop_token
+        if self._stop[0] != token:
+            self._stop = (token, {})
+        found = self._stop[1]
+        if key not in found:
+            found[key] = make()
+        return cast("Found", found[key])
+
+    def forget_stop(self) -> None:
+        """Forget what was derived from the guest as it stood; where its kernel lies remains a hint."""
+        self._stop = (None, {})
+
+    # -- its kernel -----------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> KernelImage | None:
+        """The kernel file, opened at first use; None if none was named. Raises KernelFileError."""
+        if self._kernel is None and self.kernel_path is not None:
+            from ptinspect.linux.image.image import KernelImage
+
+            self._kernel = KernelImage.open(self.kernel_path)
+        return self._kernel
+
+    @property
+    def kernel_if_open(self) -> KernelImage | None:
+        """The kernel file if something opened it already; never opens it."""
+        return self._kernel
+
+    def use_kernel(self, path: Path | None, *, force: bool = False) -> None:
+        """Name the kernel file, with `force` even another kernel's; what another one told is forgotten."""
+        if (path, force) != (self.kernel_path, self.force_kernel):
+            self.kernel_path, self.force_kernel = path, force
+            self._kernel = self._last_view = None
+            self.forget_stop()
+
+    @property
+    def view(self) -> GuestView:
+        """The running kernel at this stop. Raises UserError, GuestError, TargetError."""
+        return self.once("view", self._look_at_kernel)
+
+    def _look_at_kernel(self) -> GuestView:
+        from ptinspect.linux.running.guest_view import GuestView
+
+        session = self.stopped
+        self._last_view = GuestView(
+            session.memory,
+            [session.cpu_state(cpu) for cpu in range(session.cpu_count)],
+            self.kernel,
+            session.ram,
+            current=session.current_cpu,
+            previous=self._last_view,
+            root=None if self.imported is None else self.imported.root_found,
+            force=self.force_kernel,
+        )
+        return self._last_view
+
+    @property
+    def known_offset(self) -> int | None:
+        """Run-time minus link-time address of the kernel if it is known already; the guest is not asked."""
+        view = self._last_view
+        return None if view is None or self.session is None else view.known_offset
+
+    def nearest(self, address: int, snapshot: Snapshot | None = None) -> tuple[str, int] | None:
+        """Return the symbol at or below a code address and the distance to it; None if none is known.
+
+        A physical address stands for the code that the identity map runs there. The file of another kernel
+        than the one that runs, or than that of `snapshot`, knows none.
+        """
+        if self.kernel is None:
+            return None
+        try:
+            if snapshot is None:
+                offset = self._offset(physical=not bit(address, 55))
+            else:
+                captured, own = snapshot.meta.kernel, escape(self.kernel.banner)
+                if not (captured.startswith(own) or own.startswith(captured)):  # either may be short or empty
+                    return None
+                offset = -kernel_offset(snapshot.meta.extra)
+        except KernelFileError:
+            return None
+        return self.kernel.nearest((address + offset) & MASK64)
+
+    def _offset(self, *, physical: bool) -> int:
+        """Return what to add to a run-time address to get the link-time one; 0 where nobody knows.
+
+        Raises KernelFileError if the file is another kernel's than the guest's, and where nobody knows if it
+        does not tell where it is linked: its addresses are offsets then.
+        """
+        try:
+            view, kernel = self.view, self.kernel
+            if physical and kernel is not None:
+                return kernel.text_va - view.pa_of_link(kernel.text_va)
+            return -view.kaslr_offset
+        except KernelFileError:
+            raise
+        except PtinspectError as error:
+            if self.kernel is not None and not self.kernel.linked:
+                raise KernelFileError(f"{self.kernel.path.name} does not tell where it runs") from error
+            return 0
+
+    def place(self, address: int, *, returns: bool = False, snapshot: Snapshot | None = None) -> str:
+        """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`.
+
+        `returns`: it is a return address, which may lie past the end of the function that called. It is one
+        of the guest's, or of a snapshot's.
+        """
+        back = 4 if returns else 0
+        try:
+            near = self.nearest(address - back, snapshot)
+        except PtinspectError:
+            near = None
+        return f"{address:#x}" if near is None else f"{address:#x} ({near[0]}+{near[1] + back:#x})"
+
+    def code_at(self, address: int, length: int) -> bytes:
+        """Return code as it stands in the guest, at a virtual or an identity-mapped address."""
+        if bit(address, 55):
+            return self.view.read_virt(address, length)
+        return self.stopped.memory.read(address, length)
+
+    # -- snapshots ------------------------------------------------------------------------------
+
+    def snapshot_or_file(self, name: str) -> Snapshot:
+        """Return the snapshot in memory that has this name, else the one in the file of this name.
+
+        Raises UserError if there is neither, SnapshotError if the file is no usable snapshot.
+        """
+        if name in self.snapshots:
+            return self.snapshots[name]
+        path = Path(name)
+        if not path.is_file():
+            raise self.no_snapshot(name)
+        from ptinspect.snapshot.store import load
+
+        stat = path.stat()
+        key = (path.resolve(), stat.st_mtime_ns, stat.st_size)
+        if self._file is None or self._file[0] != key:
+            self._file = (key, load(path))
+        return self._file[1]
+
+    def no_snapshot(self, name: str) -> UserError:
+        """Return the error that there is no such snapshot; its hint names those that there are."""
+        known = ", ".join(self.snapshots)
+        return UserError(
+            f"no snapshot and no file {name!r}",
+            f"in memory: {known}" if known else "none in memory; 'snap NAME' captures one",
+        )
+
+    # -- the session ----------------------------------------------------------------------------
+
+    def open_session(
+        self, session: Session, qemu: Qemu | None = None, imported: Derived | None = None
+    ) -> None:
+        """Take over a session that was just attached, and the QEMU or the file that it belongs to."""
+        self.session, self.imported, self._last_view = session, imported, None
+        self.forget_stop()
+        self.kept.clear()
+        if qemu is not None:
+            self.qemu = qemu
+
+    def drop_session(self) -> None:
+        """Close the session, if there is one; QEMU stays."""
+        session, self.session = self.session, None
+        self.kept.clear()
+        self.forget_stop()
+        if session is not None:
+            session.close()
+
+    def close(self) -> None:
+        """Leave the guest as it was found and end the QEMU that was launched; every step is tried.
+
+        Safe to call twice. Raises TargetError if a guest that lives on could not be left as it was found.
+        """
+        session, qemu = self.session, self.qemu
+        self.session = self.qemu = None
+        self.kept.clear()
+        self.forget_stop()
+        try:
+            if session is not None and (qemu is None or qemu.keep):
+                session.detach()
+        finally:
+            if session is not None:
+                session.close()
+            if qemu is not None:
+                qemu.close()
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what happened to the lanes to memory since this was asked last."""
+        return () if self.session is None else self.session.notices()
+
+    def look(self) -> str:
+        """Notice what somebody else did to the guest meanwhile; return a line about it, or nothing."""
+        changed = "" if self.session is None else self.session.look()
+        if changed:
+            self.forget_stop()
+            self.kept.clear()
+        return changed

@@ -1,0 +1,126 @@
+"""The one encoder of results: a dataclass as JSON has it, and the JSON Schema of its type."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final, Literal, NewType, Union
+
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+
+Hex = NewType("Hex", int)
+"""A number that is shown as hexadecimal text: a raw descriptor, a register, an address of either kind."""
+HEX: tuple[object, ...] = (Hex, VirtAddr, PhysAddr)
+"""The types of numbers that are shown so."""
+HEX_SCHEMA: Mapping[str, Any] = {"type": "string", "pattern": "^0x[0-9a-f]+$"}
+
+NAMES: Mapping[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    type(None): "null",
+}
+"""Python's types, and what JSON Schema calls them."""
+
+
+class Absent(enum.Enum):
+    """Stand for a field that a result does not have."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Final = Absent.ABSENT
+"""The default of a field that is left out where there is nothing to report."""
+
+
+def encode(value: object, kind: object = object) -> Any:
+    """Return a value of a type as JSON has it.
+
+    Dataclasses are objects, without the fields that are ABSENT; numbers of the types HEX are hexadecimal
+    text; enumerations their text; numpy's scalars and arrays Python's numbers and lists.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            name: encode(found, hint)
+            for name, hint in hints(type(value)).items()
+            if (found := getattr(value, name)) is not ABSENT
+        }
+    if isinstance(value, Mapping):
+        inner = _arguments(kind, Mapping)[-1:] or (object,)
+        return {str(key): encode(found, inner[0]) for key, found in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        each = _arguments(kind, Sequence)[:1] or (object,)
+        return [encode(found, each[0]) for found in value]
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and _is_hex(kind):
+        return f"{value:#x}"
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@cache
+def hints(kind: type) -> Mapping[str, object]:
+    """Return the fields of a dataclass and their types, in order."""
+    found = typing.get_type_hints(kind)
+    return {field.name: found[field.name] for field in dataclasses.fields(kind)}
+
+
+def _choices(kind: object) -> tuple[object, ...]:
+    """Return the members of a union, `Absent` left out; any other type alone."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return tuple(member for member in typing.get_args(kind) if member is not Absent)
+    return (kind,)
+
+
+@cache
+def _is_hex(kind: object) -> bool:
+    return any(member in HEX for member in _choices(kind))
+
+
+@cache
+def _arguments(kind: object, container: type) -> tuple[object, ...]:
+    """Return the type arguments of the member of `kind` that is such a container."""
+    for member in _choices(kind):
+        origin = typing.get_origin(member)
+        if isinstance(origin, type) and issubclass(origin, container):
+            return typing.get_args(member)
+    return ()
+
+
+def schema_of(kind: object) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of what `encode` makes of values of a type."""
+    choices = _choices(kind)
+    if len(choices) > 1:
+        found = [schema_of(member) for member in choices]
+        plain = all(set(item) == {"type"} and isinstance(item["type"], str) for item in found)
+        return {"type": [item["type"] for item in found]} if plain else {"anyOf": found}
+    (kind,) = choices
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind in HEX:
+        return dict(HEX_SCHEMA)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if isinstance(origin, type) and issubclass(origin, Mapping | Sequence):
+        mapping = issubclass(origin, Mapping)
+        each = schema_of(arguments[-1 if mapping else 0])
+        return (
+            {"type": "object", "additionalProperties": each} if mapping else {"type": "array", "items": each}
+        )
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _object(kind)
+    return {"type": NAMES[kind]} if isinstance(kind, type) and kind in NAMES else {}
+
+
+def _object(kind: type) -> dict[str, Any]:
+    fields = hints(kind)
+    optional = {item.name for item in dataclasses.fields(kind) if item.default is ABSENT}
+    return {
+        "type": "object",
+        "required": sorted(set(fields) - optional),
+        "properties": {name: schema_of(hint) for name, hint in fields.items()},
+    }
