@@ -208,22 +208,22 @@ class Regime:
         """
         return self.ds or (self.granule_bits == 16 and self.pa_bits == 52)
 
+    def address_fields(self, shift: int) -> tuple[tuple[int, int], ...]:
+        """Return the fields of a descriptor that hold an address, a multiple of 1 << `shift`.
+
+        Each is a mask of descriptor bits, and by how many bits they move up to their place in the address.
+        """
+        if self.ds:
+            return (mask(49, max(shift, 12)), 0), (mask(9, 8), 42)
+        return ((mask(47, shift), 0), (mask(15, 12), 36)) if self.wide_oa else ((mask(47, shift), 0),)
+
     def output_address(self, raw: int, level: int) -> PhysAddr:
         """Return the output address of a block or page descriptor found at `level`."""
-        return self._oa(raw, self.shift(level))
+        return PhysAddr(sum((raw & bits) << up for bits, up in self.address_fields(self.shift(level))))
 
     def next_table(self, raw: int) -> PhysAddr:
         """Return the address of the table that a table descriptor points to."""
-        return self._oa(raw, self.granule_bits)
-
-    def _oa(self, raw: int, shift: int) -> PhysAddr:
-        if self.ds:
-            low = raw & mask(49, max(shift, 12))
-            return PhysAddr(low | ((raw >> 8) & 3) << 50)
-        low = raw & mask(47, shift)
-        if self.wide_oa:
-            return PhysAddr(low | ((raw >> 12) & 0xF) << 48)
-        return PhysAddr(low)
+        return PhysAddr(sum((raw & bits) << up for bits, up in self.address_fields(self.granule_bits)))
 
 
 def regime_from_registers(state: CpuState, upper: bool, name: RegimeName | None = None) -> Regime:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.arch.bits import MASK64, mask
+from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 
 K_INVALID = 0
@@ -93,11 +93,7 @@ def _typed(raw: NDArray[np.uint64], wanted: int) -> Flags:
 def address_bits(level: int, regime: Regime, *, table: bool = False) -> int:
     """Return the mask of raw descriptor bits that hold the output (or next table) address."""
     shift = regime.granule_bits if table else regime.shift(level)
-    if regime.ds:
-        return mask(49, max(shift, 12)) | mask(9, 8)
-    if regime.wide_oa:
-        return mask(47, shift) | mask(15, 12)
-    return mask(47, shift)
+    return sum(bits for bits, _ in regime.address_fields(shift))
 
 
 def attribute_bits(level: int, regime: Regime, *, table: bool = False) -> int:
@@ -126,10 +122,8 @@ def next_tables(raw: NDArray[np.uint64], regime: Regime) -> NDArray[np.uint64]:
 
 
 def _addresses(raw: NDArray[np.uint64], shift: int, regime: Regime) -> NDArray[np.uint64]:
-    if regime.ds:
-        high = ((raw >> np.uint64(8)) & np.uint64(3)) << np.uint64(50)
-        return (raw & np.uint64(mask(49, max(shift, 12)))) | high
-    low = raw & np.uint64(mask(47, shift))
-    if regime.wide_oa:
-        return low | ((raw >> np.uint64(12)) & np.uint64(0xF)) << np.uint64(48)
-    return low
+    (low, _), *more = regime.address_fields(shift)
+    found = raw & np.uint64(low)
+    for bits, up in more:
+        found |= (raw & np.uint64(bits)) << np.uint64(up)
+    return found
