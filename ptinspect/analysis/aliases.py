@@ -14,60 +14,13 @@ from ptinspect.analysis.expand import Expansion
 from ptinspect.analysis.findings import Finding, Findings, Mapping
 from ptinspect.analysis.map import Collector, Joined, Kind, Kinds, MapFilter
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
+from ptinspect.memory.ranges import Range, Ranges
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
 from ptinspect.tables.window import Window
 
 Flags = NDArray[np.bool_]
-Range = tuple[int, int]
-"""First address, and the first past the end."""
-
-
-@dataclass(frozen=True, eq=False)
-class Ranges:
-    """Hold ranges that neither overlap nor touch, ascending; arrays of one length."""
-
-    start: NDArray[np.uint64]
-    last: NDArray[np.uint64]
-    """Last address of each."""
-
-    def __len__(self) -> int:
-        return int(self.start.shape[0])
-
-    @classmethod
-    def of(cls, start: NDArray[np.uint64], span: NDArray[np.uint64]) -> Ranges:
-        """Join ranges in any order that overlap or touch; `span` is their size in bytes."""
-        order = np.argsort(start, kind="stable")
-        start = start[order]
-        last = np.maximum.accumulate(start + (span[order] - np.uint64(1)))
-        begins = np.ones(start.shape[0], dtype=np.bool_)
-        begins[1:] = start[1:] > last[:-1]
-        begins[1:] &= start[1:] - last[:-1] > np.uint64(1)
-        ends = np.roll(begins, -1)
-        return cls(start[begins], last[ends])
-
-    @classmethod
-    def of_pairs(cls, pairs: Sequence[Range]) -> Ranges:
-        """Join pairs of a first address and the first past the end."""
-        start = np.array([low for low, _ in pairs], dtype=np.uint64)
-        return cls.of(start, np.array([high - low for low, high in pairs], dtype=np.uint64))
-
-    def common(self, other: Ranges) -> Ranges:
-        """Return what lies in both."""
-        first = np.searchsorted(other.last, self.start, side="left")
-        count = np.maximum(np.searchsorted(other.start, self.last, side="right") - first, 0)
-        mine = np.repeat(np.arange(len(self)), count)
-        theirs = np.arange(mine.shape[0]) - np.repeat(np.cumsum(count) - count, count) + first[mine]
-        start = np.maximum(self.start[mine], other.start[theirs])
-        last = np.minimum(self.last[mine], other.last[theirs])
-        return Ranges.of(start, last - start + np.uint64(1))
-
-    def pairs(self) -> list[Range]:
-        """Return them one by one."""
-        return [
-            (start, last + 1) for start, last in zip(self.start.tolist(), self.last.tolist(), strict=True)
-        ]
 
 
 @dataclass(frozen=True, eq=False)

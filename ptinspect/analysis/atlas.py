@@ -27,7 +27,7 @@ from ptinspect.arch.explanation import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, in_parts, take_rows
+from ptinspect.tables.index import TableIndex, parts, take_rows
 from ptinspect.tables.kinds import (
     BIT11,
     K_INVALID,
@@ -88,8 +88,6 @@ Rows = NDArray[np.intp]
 States = NDArray[np.uint8]
 """Codes of STATES."""
 ADDRESS_FIELDS = ("output address", "next table")
-CHUNK_WORDS = 1 << 17
-"""Descriptors that are looked at in one go."""
 
 
 def _state_of_code(code: int) -> int:
@@ -222,8 +220,9 @@ class _Drawing:
         """Draw the tables of a level that were not drawn, as they stand."""
         tables = self._snapshot.tables
         rows = self._index.numbers(level)
-        for part in in_parts(rows[~self._drawn[rows]], tables, CHUNK_WORDS):
-            self.add(level, part, tables.va[part])
+        rows = rows[~self._drawn[rows]]
+        for part in parts(len(rows), tables):
+            self.add(level, rows[part], tables.va[rows[part]])
 
     def finish(self, changes: tuple[LevelDiff, ...] = (), notes: tuple[str, ...] = ()) -> Atlas:
         """Return the picture."""

@@ -16,11 +16,12 @@ from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.memory.source import RamBlock
+from ptinspect.memory.ranges import Ranges
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.fact_names import PHASE
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.index import entry_addresses
 from ptinspect.tables.kinds import (
     BIT11,
     K_RESERVED,
@@ -140,18 +141,17 @@ class _Checker:
             )
 
     def _outside(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
-        ram = self.snapshot.ram
-        if not ram:
+        if not self.snapshot.ram:
             return
-        regime = self.regime
+        ram, regime = Ranges.of_blocks(self.snapshot.ram), self.regime
         table = are_tables(raw, level)
-        bad = table & ~_inside(next_tables(raw, regime), regime.granule, ram)
+        bad = table & ~ram.contains_each(next_tables(raw, regime), regime.granule)
         self._report(
             "outside-ram", rows, bad,
             lambda value: f"its next table, pa:{regime.next_table(value):#x}, is not in RAM",
         )  # fmt: skip
         normal = are_leaves(raw, level, regime) & (memory_types(raw, regime) & 0xF0 != 0)
-        bad = normal & ~_inside(output_addresses(raw, level, regime), regime.entry_size(level), ram)
+        bad = normal & ~ram.contains_each(output_addresses(raw, level, regime), regime.entry_size(level))
         self._report(
             "outside-ram", rows, bad,
             lambda value: f"normal memory at pa:{regime.output_address(value, level):#x}: not RAM",
@@ -177,10 +177,7 @@ class _Checker:
             some = np.flatnonzero((inverse.reshape(-1) == number) & ~back)
             if some.size < 2 or int(values[number]) in self.out.shared:
                 continue
-            va = np.sort(
-                tables.va[rows[row[some]]]
-                + (slot[some].astype(np.uint64) << np.uint64(self.regime.shift(level)))
-            )
+            va = np.sort(entry_addresses(tables.va[rows[row[some]]], slot[some], level, self.regime))
             next_to = int(np.count_nonzero(np.diff(va) == np.uint64(self.regime.entry_size(level))))
             known = some.size >= SHARED_BY_DESIGN and 2 * next_to >= some.size
             second = (int(rows[row[some[1]]]), int(slot[some[1]]))
@@ -222,15 +219,6 @@ class _Checker:
             )
             why = f"the {group} entries of its contiguous group {what}"
             self.out.add(self.finding("contiguous", (int(rows[row[i]]), int(first[i])), why))
-
-
-def _inside(address: NDArray[np.uint64], size: int, ram: Sequence[RamBlock]) -> NDArray[np.bool_]:
-    """Tell which ranges of `size` bytes lie in RAM."""
-    result = np.zeros(address.shape, dtype=np.bool_)
-    for block in ram:
-        if block.size >= size:
-            result |= (address >= np.uint64(block.start)) & (address <= np.uint64(block.end - size))
-    return result
 
 
 Early = Sequence[tuple[int, int, str]]

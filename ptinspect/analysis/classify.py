@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ptinspect.analysis.descent import Chunk
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime
+from ptinspect.tables.columns import Columns
 from ptinspect.tables.kinds import (
     BIT11,
     K_INVALID,
@@ -50,8 +51,8 @@ Codes = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, eq=False)
-class Differences:
-    """Hold the descriptors of a chunk that differ in more than bit 11; arrays of one length."""
+class Differences(Columns):
+    """Hold the descriptors of a chunk that differ in more than bit 11."""
 
     row: NDArray[np.intp]
     """Position of the pair in the chunk."""
@@ -70,14 +71,6 @@ class Differences:
         """
         found: Flags = ((self.codes & ELSEWHERE) != 0) & ((self.after & BIT11) == 0)
         return found
-
-    def __len__(self) -> int:
-        return int(self.row.shape[0])
-
-    def __getitem__(self, which: slice | Flags) -> Differences:
-        return Differences(
-            self.row[which], self.slot[which], self.before[which], self.after[which], self.codes[which]
-        )
 
 
 @dataclass(frozen=True, eq=False)

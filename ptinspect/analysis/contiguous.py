@@ -12,16 +12,14 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, in_parts
-from ptinspect.tables.kinds import are_leaves
+from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
+from ptinspect.tables.kinds import CONTIGUOUS, are_leaves
 from ptinspect.tables.window import Window
 
-CONTIGUOUS = np.uint64(1 << 52)
 READ_ONLY, DBM, ACCESSED, SOFTWARE_DIRTY = (np.uint64(1 << bit) for bit in (7, 51, 10, 55))
 """AP[2], which with DBM set says that the page is clean; AF; Linux's own mark of a dirty page."""
 SIZES = {(12, 1): 16, (12, 2): 16, (12, 3): 16, (14, 2): 32, (14, 3): 128, (16, 2): 32, (16, 3): 32}
 """Entries of a group by granule bits and level (Arm ARM D8.7.1, the Contiguous bit)."""
-CHUNK_WORDS = 1 << 17
 
 Rows = NDArray[np.intp]
 Words = NDArray[np.uint64]
@@ -75,15 +73,16 @@ def mixed_groups(
     for level in levels_of(regime):
         if levels is not None and level not in levels:
             continue
-        rows = index.numbers(level)
-        for part in in_parts(rows[tables.readable[rows]], tables, CHUNK_WORDS):
-            row, slot, words = groups_of(tables.raw[part], level, regime)
+        rows = index.readable(level)
+        for at in parts(len(rows), tables):
+            part = rows[at]
+            row, slot, words = groups_of(take_rows(tables.raw, part), level, regime)
             accessed = (words & ACCESSED) != 0
             dirty = ((words & DBM) != 0) & ((words & READ_ONLY) == 0) | ((words & SOFTWARE_DIRTY) != 0)
             whole = are_leaves(words, level, regime).all(axis=1)
             differ = (accessed != accessed[:, :1]).any(axis=1) | (dirty != dirty[:, :1]).any(axis=1)
             size = regime.entry_size(level)
-            va = tables.va[part[row]] + slot.astype(np.uint64) * np.uint64(size)
+            va = entry_addresses(tables.va[part[row]], slot, level, regime)
             shown = whole & differ & window.touches(va, size * max(words.shape[1], 1))
             for i in np.flatnonzero(shown).tolist():
                 where = PhysAddr(int(tables.pa[part[row[i]]]) + 8 * int(slot[i]))

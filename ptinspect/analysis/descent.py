@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import Regime
+from ptinspect.tables.columns import Columns
 from ptinspect.tables.index import TableIndex, take_rows
 from ptinspect.tables.kinds import are_tables, next_tables
 from ptinspect.tables.window import Window
@@ -21,7 +22,7 @@ Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class Pairs(Columns):
     """Hold the pairs of one level in order of va; a pair that is reached twice is there once."""
 
     a: Rows
@@ -30,14 +31,6 @@ class Pairs:
     """Row in the second."""
     va: Words
     """Lowest address at which both are reached."""
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return int(self.a.shape[0])
-
-    def __getitem__(self, which: slice | Rows | NDArray[np.bool_]) -> Pairs:
-        """Return some of them."""
-        return Pairs(self.a[which], self.b[which], self.va[which])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,25 +95,17 @@ class Descent:
 
     def below(self, parts: list[Pairs], level: int) -> Pairs:
         """Join the children of all tables at `level`: each pair once, in order of va."""
-        joined = Pairs(
-            np.concatenate([part.a for part in parts]),
-            np.concatenate([part.b for part in parts]),
-            np.concatenate([part.va for part in parts]),
-        )
+        joined = Pairs.joined(parts)
         return self.unique(joined[np.argsort(joined.va, kind="stable")], level)
 
     def children(self, chunk: Chunk, level: int) -> Pairs:
         """Return the pairs of tables that both sides point to, within the window, each one once."""
-        row, slot = np.nonzero(are_tables(chunk.raw_a, level) & are_tables(chunk.raw_b, level))
-        va = chunk.pairs.va[row] + (slot.astype(np.uint64) << np.uint64(self._regime.shift(level)))
-        if not self._window.whole:
-            kept = self._window.touches(va, self._regime.entry_size(level))
-            row, slot, va = row[kept], slot[kept], va[kept]
-        a = self._a.find(level + 1, next_tables(chunk.raw_a[row, slot], self._regime))
-        b = self._b.find(level + 1, next_tables(chunk.raw_b[row, slot], self._regime))
-        found = (a >= 0) & (b >= 0)
+        both = np.where(are_tables(chunk.raw_b, level), chunk.raw_a, np.uint64(0))
+        a = self._a.links(both, chunk.pairs.va, level, self._regime, self._window)
+        b = self._b.find(level + 1, next_tables(chunk.raw_b[a.row, a.slot], self._regime))
+        found = (a.child >= 0) & (b >= 0)
         self.not_captured += int(np.count_nonzero(~found))
-        return self.unique(Pairs(a[found], b[found], va[found]), level)
+        return self.unique(Pairs(a.child, b, a.va)[found], level)
 
     def unique(self, pairs: Pairs, level: int) -> Pairs:
         """Keep each pair once, with its lowest va; those that stick out of the window are kept apart.

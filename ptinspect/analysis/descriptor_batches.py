@@ -14,12 +14,11 @@ from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, take_rows
-from ptinspect.tables.kinds import address_bits, are_leaves, are_tables, next_tables, output_addresses
+from ptinspect.tables.columns import Columns
+from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
+from ptinspect.tables.kinds import address_bits, are_leaves, next_tables, output_addresses
 from ptinspect.tables.window import Window
 
-BATCH_WORDS = 1 << 17
-"""At most this many descriptors are looked at in one batch: a few MiB, whatever the guest's size."""
 Progress = Callable[[int, int], None]
 """Called with the number of tables done, and the number of all."""
 
@@ -45,7 +44,7 @@ class RowFilter:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(Columns):
     """Hold some descriptors of one level in order of va; all arrays have shape (n,)."""
 
     level: int
@@ -67,9 +66,6 @@ class Batch:
     facts: tuple[Descriptor, ...]
     """One decoded descriptor of each sort; its raw value and output address are without the address bits."""
 
-    def __len__(self) -> int:
-        return int(self.va.shape[0])
-
 
 def batches(
     snapshot: Snapshot, chosen: RowFilter | None = None, progress: Progress | None = None
@@ -86,16 +82,14 @@ def batches(
         raise UserError(f"no kind of descriptor: {', '.join(sorted(wanted.kinds - set(Kind)))}")
     index = TableIndex(tables)
     sorts = _Sorts(snapshot, wanted)
-    step = max(BATCH_WORDS // max(tables.raw.shape[1], 1), 1)
     done, total = 0, len(tables)
     for level, found, begin in _all(snapshot, index) if window.whole else _reached(snapshot, index, window):
         if wanted.levels is None or level in wanted.levels:
             good = tables.readable[found]
             rows, va = found[good], begin[good]
-            for start in range(0, rows.shape[0], step):
+            for part in parts(len(rows), tables):
                 if progress is not None:
-                    progress(done + start, total)
-                part = slice(start, start + step)
+                    progress(done + part.start, total)
                 batch = sorts.batch(rows[part], va[part], level, window)
                 if len(batch):
                     yield batch
@@ -127,20 +121,15 @@ def _reached(snapshot: Snapshot, index: TableIndex, window: Window) -> Iterator[
         yield level, rows, va
         if level == LEVEL_LAST or not rows.size:
             return
-        raw = take_rows(snapshot.tables.raw, rows)
-        at, slot = np.nonzero(are_tables(raw, level) & snapshot.tables.readable[rows][:, np.newaxis])
-        below = va[at] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
-        child = index.find(level + 1, next_tables(raw[at, slot], regime))
-        size = regime.entry_size(level)
-        kept = (child >= 0) & window.touches(below, size)
-        child, below = child[kept], below[kept]
-        order = np.argsort(below, kind="stable")
-        child, below = child[order], below[order]
-        whole = np.flatnonzero(window.covers(below, size))
-        first = whole[np.unique(child[whole], return_index=True)[1]]
-        parted = np.flatnonzero(~np.isin(child, child[whole]))
-        chosen = np.sort(np.concatenate([first, parted]))
-        rows, va = child[chosen], below[chosen]
+        good = snapshot.tables.readable[rows]
+        links = index.links(take_rows(snapshot.tables.raw, rows[good]), va[good], level, regime, window)
+        links = links[links.child >= 0]
+        links = links[np.argsort(links.va, kind="stable")]
+        whole = np.flatnonzero(window.covers(links.va, regime.entry_size(level)))
+        first = whole[np.unique(links.child[whole], return_index=True)[1]]
+        parted = np.flatnonzero(~np.isin(links.child, links.child[whole]))
+        chosen = links[np.sort(np.concatenate([first, parted]))]
+        rows, va = chosen.child, chosen.va
 
 
 class _Sorts:
@@ -157,7 +146,7 @@ class _Sorts:
         row, slot = np.nonzero(words)
         raw = words[row, slot]
         size = regime.entry_size(level)
-        va = begin[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+        va = entry_addresses(begin[row], slot, level, regime)
         leaf = are_leaves(raw, level, regime)
         next_table = ((raw & np.uint64(3)) == np.uint64(3)) & ~leaf
         output = np.where(leaf, output_addresses(raw, level, regime), np.uint64(0))

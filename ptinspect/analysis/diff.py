@@ -16,7 +16,7 @@ from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import SnapshotError
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex
+from ptinspect.tables.index import TableIndex, entry_addresses
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
 from ptinspect.tables.window import Window
 
@@ -236,12 +236,11 @@ class Comparison:
             return
         row, slot, level = which.row, which.slot, step.level
         moved = (which.codes & MAPPING) != 0
-        shift = np.uint64(self.regime.shift(level))
         last = self.regime.entry_size(level) - 1
         offset = slot.astype(np.uint64) * np.uint64(8)
         pairs = step.chunk.pairs
         columns = (
-            pairs.va[row] + (slot.astype(np.uint64) << shift),
+            entry_addresses(pairs.va[row], slot, level, self.regime),
             self.a.tables.pa[pairs.a[row]] + offset,
             self.b.tables.pa[pairs.b[row]] + offset,
             which.before,
@@ -302,13 +301,12 @@ def _common(a: Snapshot, b: Snapshot) -> tuple[Window, list[str]]:
     for snapshot in (a, b):
         if snapshot.truncated:
             notes.append(f"{snapshot.name} is incomplete: {snapshot.truncated}")
-    one, other = Window.of(a.va_range, ra), Window.of(b.va_range, rb)
-    low, high = max(one.low, other.low), min(one.high, other.high)
-    if low > high:
+    both = Window.of(a.va_range, ra).common(Window.of(b.va_range, rb))
+    if both.low > both.high:
         raise SnapshotError(f"{a.name} and {b.name} have no address in common")
-    if not (one.whole and other.whole):
-        notes.append(f"only {low:#x}-{high:#x} is in both and was compared")
-    return Window(low, high, one.whole and other.whole), notes
+    if not both.whole:
+        notes.append(f"only {both.low:#x}-{both.high:#x} is in both and was compared")
+    return both, notes
 
 
 def _format(regime: Regime) -> str:

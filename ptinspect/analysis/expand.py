@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import mask
 from ptinspect.arch.levels import levels_of
-from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, take_rows
+from ptinspect.tables.columns import Columns
+from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import (
     HIERARCHY_SHIFT,
     are_leaves,
@@ -24,7 +25,6 @@ from ptinspect.tables.window import Window
 
 MAX_VISITS = 262_144
 """How many ways to reach a table are followed unless told otherwise."""
-CHUNK_WORDS = 1 << 17
 HIERARCHY_MASK = np.uint64(0xF)
 
 Words = NDArray[np.uint64]
@@ -32,7 +32,7 @@ Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
-class Fragments:
+class Fragments(Columns):
     """Hold stretches of leaves of one level with equal attributes and successive addresses."""
 
     level: int
@@ -49,23 +49,9 @@ class Fragments:
     again: NDArray[np.bool_]
     """True where all leaves lead to one page instead."""
 
-    def __len__(self) -> int:
-        return int(self.va.shape[0])
-
-    def __getitem__(self, which: Rows | NDArray[np.bool_]) -> Fragments:
-        return Fragments(
-            self.level,
-            self.va[which],
-            self.pa[which],
-            self.count[which],
-            self.raw[which],
-            self.hierarchy[which],
-            self.again[which],
-        )
-
 
 @dataclass(frozen=True, eq=False)
-class _Visits:
+class _Visits(Columns):
     """Tables of one level, once for each address at which they are reached; in order of va."""
 
     row: Rows
@@ -73,22 +59,6 @@ class _Visits:
     hierarchy: NDArray[np.uint8]
     pages: NDArray[np.int64]
     """0; else the row is of any level, and this many leaves are those of tables that repeat one page."""
-
-    def __len__(self) -> int:
-        return int(self.row.shape[0])
-
-    def __getitem__(self, which: slice | NDArray[np.bool_] | Rows) -> _Visits:
-        return _Visits(self.row[which], self.va[which], self.hierarchy[which], self.pages[which])
-
-    @staticmethod
-    def joined(parts: Sequence[_Visits]) -> _Visits:
-        """Return all of some parts, one after the other."""
-        return _Visits(
-            np.concatenate([part.row for part in parts]),
-            np.concatenate([part.va for part in parts]),
-            np.concatenate([part.hierarchy for part in parts]),
-            np.concatenate([part.pages for part in parts]),
-        )
 
 
 class Expansion:
@@ -137,22 +107,19 @@ class Expansion:
             np.zeros(1, dtype=np.int64),
         )
         deepest = min(max(self._levels, default=self._regime.start_level - 1), LEVEL_LAST)
-        step = max(CHUNK_WORDS // self._snapshot.tables.raw.shape[1], 1)
         for level in range(self._regime.start_level, deepest + 1):
             good = self._snapshot.tables.readable[visits.row]
             self.unreadable += int(np.count_nonzero(~good))
             visits = visits[good]
             below: list[_Visits] = [visits[:0]]
             wanted = level in self._levels
-            for start in range(0, len(visits), step):
+            for at in parts(len(visits), self._snapshot.tables):
                 descend = level < deepest and (self._once or sum(len(v) for v in below) <= self._max_visits)
                 if not wanted and not descend:
                     break
-                part = visits[start : start + step]
+                part = visits[at]
                 tables, alike = part[part.pages == 0], part[part.pages > 0]
-                raw = self._snapshot.tables.raw[:0]
-                if len(tables):
-                    raw = take_rows(self._snapshot.tables.raw, tables.row)
+                raw = take_rows(self._snapshot.tables.raw, tables.row)
                 if wanted:
                     wanted = collect(self._with_repeated(self._stretches(tables, raw, level), alike))
                 if descend:
@@ -187,7 +154,7 @@ class Expansion:
         start = raw[row, slot]
         return Fragments(
             level=level,
-            va=visits.va[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level))),
+            va=entry_addresses(visits.va[row], slot, level, regime),
             pa=output_addresses(start, level, regime),
             count=end - slot + 1,
             raw=start,
@@ -219,15 +186,7 @@ class Expansion:
             hierarchy=alike.hierarchy,
             again=np.ones(len(alike), dtype=np.bool_),
         )[kept]
-        both = Fragments(
-            LEVEL_LAST,
-            np.concatenate([found.va, more.va]),
-            np.concatenate([found.pa, more.pa]),
-            np.concatenate([found.count, more.count]),
-            np.concatenate([found.raw, more.raw]),
-            np.concatenate([found.hierarchy, more.hierarchy]),
-            np.concatenate([found.again, more.again]),
-        )
+        both = Fragments.joined([found, more])
         return both[np.argsort(both.va, kind="stable")]
 
     def _restrict(self, leaf: NDArray[np.bool_], visits: _Visits, raw: Words, level: int) -> None:
@@ -249,20 +208,18 @@ class Expansion:
     def _children(self, visits: _Visits, raw: Words, level: int) -> _Visits:
         """Return the tables below, as far as the window goes."""
         regime = self._regime
-        row, slot = np.nonzero(are_tables(raw, level))
-        va = visits.va[row] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
-        if not self._window.whole:
-            kept = self._window.touches(va, regime.entry_size(level))
-            row, slot, va = row[kept], slot[kept], va[kept]
-        entry = raw[row, slot]
-        child = self._index.find(level + 1, next_tables(entry, regime))
-        self.missing += int(np.count_nonzero(child < 0))
-        hierarchy = visits.hierarchy[row]
-        if not regime.hpd:
-            hierarchy = hierarchy | ((entry >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK).astype(np.uint8)
-        pages = np.zeros(child.shape, dtype=np.int64)
-        found = _Visits(child, va, hierarchy, pages)[child >= 0]
+        links = self._index.links(raw, visits.va, level, regime, self._window)
+        self.missing += int(np.count_nonzero(links.child < 0))
+        links = links[links.child >= 0]
+        hierarchy = visits.hierarchy[links.row] | _handed_down(links.raw, regime)
+        found = _Visits(links.child, links.va, hierarchy, np.zeros(len(links), dtype=np.int64))
         return found if self._repeats is None else self._repeats.folded(found, level)
+
+
+def _handed_down(raw: Words, regime: Regime) -> NDArray[np.uint8]:
+    """Return bits [62:59] of table descriptors; 0 if they have no effect."""
+    bits = (raw >> np.uint64(HIERARCHY_SHIFT)) & (np.uint64(0) if regime.hpd else HIERARCHY_MASK)
+    return bits.astype(np.uint8)
 
 
 class _Repeats:
@@ -292,9 +249,7 @@ class _Repeats:
             child = index.find(level + 1, next_tables(first, regime))
             rows, first, child = rows[child >= 0], first[child >= 0], child[child >= 0]
             self.raw[rows] = self.raw[child]
-            if not regime.hpd:
-                bits = (first >> np.uint64(HIERARCHY_SHIFT)) & HIERARCHY_MASK
-                self.hierarchy[rows] = self.hierarchy[child] | bits.astype(np.uint8)
+            self.hierarchy[rows] = self.hierarchy[child] | _handed_down(first, regime)
 
     def folded(self, visits: _Visits, above: int) -> _Visits:
         """Return tables that entries at level `above` lead to, neighbours that repeat one page as one."""

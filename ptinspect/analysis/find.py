@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -14,12 +14,11 @@ from ptinspect.analysis.map import Bounded
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex
-from ptinspect.tables.kinds import are_leaves, are_tables, next_tables, output_addresses
+from ptinspect.tables.index import Links, TableIndex, parts, take_rows
+from ptinspect.tables.kinds import are_leaves, next_tables, output_addresses
 from ptinspect.tables.window import Window
 
 MAX_HITS = 1000
-CHUNK_WORDS = 1 << 17
 
 Rows = NDArray[np.intp]
 Kind = Literal["leaf", "table"]
@@ -78,7 +77,7 @@ class _Search:
         self._pa = pa
         self._index = TableIndex(snapshot.tables)
         self._window = Window.of(snapshot.va_range, snapshot.regime)
-        self._links: dict[int, tuple[Rows, Rows, Rows]] = {}
+        self._known: dict[int, Links] = {}
 
     def leaves(self) -> Iterator[Hit]:
         """Yield the leaves that map the address, in order of va."""
@@ -86,29 +85,27 @@ class _Search:
         for level in levels_of(self._regime):
             size = self._regime.entry_size(level)
             target = np.uint64(self._pa & ~(size - 1) & (1 << 64) - 1)
-            rows = self._index.rows(level)
-            step = max(CHUNK_WORDS // self._tables.raw.shape[1], 1)
-            parts: list[Slots] = []
-            for start in range(rows.start, rows.stop, step):
-                raw = self._tables.raw[start : min(start + step, rows.stop)]
+            rows = self._index.numbers(level)
+            none = np.zeros(0, dtype=np.intp)
+            hits = [(none, none)]
+            for part in parts(len(rows), self._tables):
+                raw = take_rows(self._tables.raw, rows[part])
                 match = output_addresses(raw, level, self._regime) == target
                 match &= are_leaves(raw, level, self._regime)
                 row, slot = np.nonzero(match)
-                parts.append((row + start, slot))
-            found[level] = _joined(parts)
+                hits.append((rows[part][row], slot))
+            row, slot = map(np.concatenate, zip(*hits, strict=True))
+            found[level] = row, slot
         return self._hits("leaf", found)
 
     def tables(self) -> Iterator[Hit]:
         """Yield the descriptors that lie at the address, in order of va."""
         found: dict[int, Slots] = {}
         for level in levels_of(self._regime):
-            rows = self._index.rows(level)
-            size = self._regime.entries(level) * 8
-            start = self._tables.pa[rows]
-            inside = (start <= np.uint64(self._pa)) & (np.uint64(self._pa) - start < np.uint64(size))
-            inside &= self._tables.readable[rows]
-            row = np.nonzero(inside)[0] + rows.start
-            found[level] = row, ((np.uint64(self._pa) - self._tables.pa[row]) >> np.uint64(3)).astype(np.intp)
+            row = self._index.readable(level)
+            offset = np.uint64(self._pa) - self._tables.pa[row]  # of a table above it: wraps, and is large
+            inside = offset < np.uint64(self._regime.entries(level) * 8)
+            found[level] = row[inside], (offset[inside] >> np.uint64(3)).astype(np.intp)
         return self._hits("table", found)
 
     def _hits(self, kind: Kind, found: dict[int, Slots]) -> Iterator[Hit]:
@@ -116,10 +113,11 @@ class _Search:
         ways: dict[int, tuple[Rows, Rows, NDArray[np.bool_]]] = {}
         below = np.zeros(0, dtype=np.intp)
         for level in reversed(levels_of(self._regime)):
-            parent, slot, child = self._parents(level)
-            leads = np.isin(child, below)
-            row = np.concatenate([found[level][0], parent[leads]])
-            slots = np.concatenate([found[level][1], slot[leads]])
+            rows = self._index.numbers(level)
+            links = self._links(level, rows)
+            links = links[np.isin(links.child, below)]
+            row = np.concatenate([found[level][0], rows[links.row]])
+            slots = np.concatenate([found[level][1], links.slot])
             target = np.arange(row.shape[0]) < found[level][0].shape[0]
             order = np.lexsort((~target, slots, row))
             ways[level] = row[order], slots[order], target[order]
@@ -152,21 +150,9 @@ class _Search:
                 child = int(self._index.find(level + 1, next_table)[0])
                 yield from self._below(kind, ways, child, level + 1, here)
 
-    def _parents(self, level: int) -> tuple[Rows, Rows, Rows]:
-        """Return all table descriptors of one level: row, slot, and the row that they point to."""
-        if level not in self._links:
-            rows = self._index.rows(level)
-            row, slot = np.nonzero(are_tables(self._tables.raw[rows], level))
-            row = row + rows.start
-            child = self._index.find(level + 1, next_tables(self._tables.raw[row, slot], self._regime))
-            kept = child >= 0
-            self._links[level] = row[kept], slot[kept], child[kept]
-        return self._links[level]
-
-
-def _joined(parts: Sequence[Slots]) -> Slots:
-    """Return the slots of all parts."""
-    none = np.zeros(0, dtype=np.intp)
-    return np.concatenate([none, *(row for row, _ in parts)]), np.concatenate(
-        [none, *(slot for _, slot in parts)]
-    )
+    def _links(self, level: int, rows: Rows) -> Links:
+        """Return all table descriptors of one level, which both kinds of hits are searched for."""
+        if level not in self._known:
+            raw = take_rows(self._tables.raw, rows)
+            self._known[level] = self._index.links(raw, self._tables.va[rows], level, self._regime)
+        return self._known[level]

@@ -17,6 +17,7 @@ from ptinspect.arch.levels import levels_of
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.columns import Columns
 from ptinspect.tables.kinds import HIERARCHY_SHIFT, address_bits
 from ptinspect.tables.window import Window
 
@@ -112,7 +113,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class Joined(Columns):
     """Fragments that the filter accepts."""
 
     va: NDArray[np.uint64]
@@ -125,19 +126,6 @@ class Joined:
     """Whether the physical addresses follow each other."""
     again: NDArray[np.bool_]
     """Whether all leaves lead to one physical address; they are not `whole` then."""
-
-    def __len__(self) -> int:
-        return int(self.va.shape[0])
-
-    def __getitem__(self, which: slice | NDArray[np.intp]) -> Joined:
-        return Joined(
-            self.va[which],
-            self.pa[which],
-            self.span[which],
-            self.kind[which],
-            self.whole[which],
-            self.again[which],
-        )
 
 
 def runs(
@@ -156,13 +144,16 @@ def runs(
     regime's half.
     """
     wanted = chosen or MapFilter()
-    window = _window(snapshot, wanted)
+    captured, asked = (Window.of(r, snapshot.regime) for r in (snapshot.va_range, wanted.va_range))
+    window = captured.common(asked)
     kinds = Kinds(snapshot.regime, wanted)
     collector = Collector(kinds, snapshot.regime, wanted)
     expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits, repeated=True)
     expansion.run(collector.add)
     joined = collector.result()
-    reasons = [expansion.truncated, _uncaptured(snapshot, wanted)]
+    reasons = [expansion.truncated]
+    if (window.low, window.high) != (asked.low, asked.high):
+        reasons.append(f"only {captured.low:#x}..{captured.high + 1:#x} was captured")
     if expansion.missing:
         why = f" ({snapshot.truncated})" if snapshot.truncated else ""
         reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
@@ -173,23 +164,6 @@ def runs(
     if collector.full or max(len(joined), len(found)) > wanted.max_runs:
         reasons.append(f"only the first {wanted.max_runs} runs are listed")
     return Bounded(found[: wanted.max_runs], "; ".join(reason for reason in reasons if reason))
-
-
-def _window(snapshot: Snapshot, wanted: MapFilter) -> Window:
-    """Return the part to list: what was asked for, as far as it was captured."""
-    captured = Window.of(snapshot.va_range, snapshot.regime)
-    asked = Window.of(wanted.va_range, snapshot.regime)
-    low, high = max(captured.low, asked.low), min(captured.high, asked.high)
-    return Window(low, high, captured.whole and asked.whole)
-
-
-def _uncaptured(snapshot: Snapshot, wanted: MapFilter) -> str:
-    """Say that a part of what was asked for was not captured; empty if all of it was."""
-    captured = Window.of(snapshot.va_range, snapshot.regime)
-    asked = Window.of(wanted.va_range, snapshot.regime)
-    if captured.low <= asked.low and asked.high <= captured.high:
-        return ""
-    return f"only {captured.low:#x}..{captured.high + 1:#x} was captured"
 
 
 @dataclass(frozen=True)
@@ -293,15 +267,7 @@ def _concatenated(parts: Sequence[Joined]) -> Joined:
     """Return the parts one after the other."""
     none = np.zeros(0, dtype=np.uint64)
     flags = none.astype(np.bool_)
-    parts = [Joined(none, none, none, none.astype(np.intp), flags, flags), *parts]
-    return Joined(
-        np.concatenate([part.va for part in parts]),
-        np.concatenate([part.pa for part in parts]),
-        np.concatenate([part.span for part in parts]),
-        np.concatenate([part.kind for part in parts]),
-        np.concatenate([part.whole for part in parts]),
-        np.concatenate([part.again for part in parts]),
-    )
+    return Joined.joined([Joined(none, none, none, none.astype(np.intp), flags, flags), *parts])
 
 
 def _merge(parts: Joined, *, strict: bool) -> Joined:

@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex
-from ptinspect.tables.kinds import BIT11, TYPE_MASK, are_leaves, are_tables, leaf_type
-
-CHUNK_WORDS = 1 << 17
-CONTIGUOUS = np.uint64(1 << 52)
+from ptinspect.tables.index import TableIndex, parts
+from ptinspect.tables.kinds import BIT11, CONTIGUOUS, TYPE_MASK, are_leaves, are_tables, leaf_type
 
 
 @dataclass(frozen=True)
@@ -95,16 +92,16 @@ def summarize(snapshot: Snapshot) -> Summary:
     levels = []
     for level in levels_of(regime):
         rows = index.rows(level)
+        raw = tables.raw[rows]
         counts = np.zeros(8, dtype=np.int64)
-        step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
-        for start in range(rows.start, rows.stop, step):
-            counts += _count(tables.raw[start : min(start + step, rows.stop)], level, regime)
+        for part in parts(len(raw), tables):
+            counts += _count(raw[part], level, regime)
         valid, table, marked, leaf, ng, contiguous, reserved, nonzero = counts.tolist()
         levels.append(
             LevelSummary(
                 level=level,
                 name=level_name(level, regime),
-                tables=rows.stop - rows.start,
+                tables=len(raw),
                 entries_valid=valid,
                 table_descriptors=table,
                 table_descriptors_marked=marked,

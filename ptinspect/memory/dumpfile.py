@@ -67,7 +67,7 @@ class DumpFile:
         self._pieces = _checked(path, size, [Piece(start, 0, size)] if pieces is None else pieces)
         self._starts = [piece.start for piece in self._pieces]
         self.ram = tuple(RamBlock(PhysAddr(p.start), p.size, path.name) for p in self._pieces)
-        self._ranges = Ranges(self.ram)
+        self._ranges = Ranges.of_blocks(self.ram)
 
     @property
     def label(self) -> str:

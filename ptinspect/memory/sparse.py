@@ -24,7 +24,7 @@ class SparseMemory:
         self.reads = 0
         """How many times `read` or `read_tables` was called."""
         self._label = label
-        self._ranges = Ranges(ram)
+        self._ranges = Ranges.of_blocks(ram)
         self._chunks: dict[int, NDArray[np.uint8]] = {}
 
     @property

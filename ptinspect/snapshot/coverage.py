@@ -6,8 +6,7 @@ import numpy as np
 
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex
-from ptinspect.tables.kinds import are_tables, next_tables
+from ptinspect.tables.index import TableIndex, take_rows
 from ptinspect.tables.window import Window
 
 
@@ -40,14 +39,10 @@ def _missing(snapshot: Snapshot, window: Window) -> tuple[int, int]:
     index = TableIndex(tables)
     count, lowest = 0, int(regime.va_max)
     for level in range(regime.start_level, LEVEL_LAST):
-        rows = index.numbers(level)
-        rows = rows[tables.readable[rows]]
-        row, slot = np.nonzero(are_tables(tables.raw[rows], level))
-        va = tables.va[rows[row]] + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
-        inside = window.touches(va, regime.entry_size(level))
-        row, slot, va = row[inside], slot[inside], va[inside]
-        gone = index.find(level + 1, next_tables(tables.raw[rows[row], slot], regime)) < 0
-        if gone.any():
-            count += int(np.count_nonzero(gone))
-            lowest = min(lowest, int(va[gone].min()))
+        rows = index.readable(level)
+        links = index.links(take_rows(tables.raw, rows), tables.va[rows], level, regime, window)
+        gone = links.va[links.child < 0]
+        if gone.size:
+            count += int(gone.size)
+            lowest = min(lowest, int(gone.min()))
     return count, lowest

@@ -9,13 +9,18 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.tables.columns import Columns
+from ptinspect.tables.kinds import are_tables, next_tables
+from ptinspect.tables.window import Window
 
 LOWEST_LEVEL = -1
+CHUNK_WORDS = 1 << 17
+"""Descriptors that are looked at in one go: a few MiB, whatever the guest's size."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tables:
+class Tables(Columns):
     """Hold every table reached from a root, one row per table, sorted by (level, va).
 
     A table reached along several paths has one row, with the lowest `va` that reaches it; its
@@ -33,9 +38,21 @@ class Tables:
     readable: NDArray[np.bool_]
     """False where the table could not be read; its descriptors are then zeros that mean nothing."""
 
-    def __len__(self) -> int:
-        """Return the number of tables."""
-        return int(self.level.shape[0])
+
+@dataclass(frozen=True, eq=False)
+class Links(Columns):
+    """Hold the table descriptors of some tables of one level."""
+
+    row: NDArray[np.intp]
+    """Position of the table among those that were asked about."""
+    slot: NDArray[np.intp]
+    """Index of the descriptor in it."""
+    va: NDArray[np.uint64]
+    """First address that the descriptor translates."""
+    raw: NDArray[np.uint64]
+    """The descriptor."""
+    child: NDArray[np.intp]
+    """Row of the table that it points to; -1 where that was not captured."""
 
 
 class TableIndex:
@@ -58,6 +75,11 @@ class TableIndex:
         part = self.rows(level)
         return np.arange(part.start, part.stop)
 
+    def readable(self, level: int) -> NDArray[np.intp]:
+        """Return the rows of one level whose tables could be read."""
+        rows = self.numbers(level)
+        return rows[self.tables.readable[rows]]
+
     def find(self, level: int, pa: NDArray[np.uint64]) -> NDArray[np.intp]:
         """Return the row of the table at each address, -1 where it was not captured; same shape."""
         addresses, rows = self._order(level)
@@ -65,6 +87,23 @@ class TableIndex:
             return np.full(pa.shape, -1, dtype=np.intp)
         slot = np.minimum(np.searchsorted(addresses, pa), addresses.size - 1)
         return np.where(addresses[slot] == pa, rows[slot], -1)
+
+    def links(
+        self,
+        raw: NDArray[np.uint64],
+        va: NDArray[np.uint64],
+        level: int,
+        regime: Regime,
+        window: Window | None = None,
+    ) -> Links:
+        """Return the table descriptors in `raw`, tables at `level` that begin at `va`, within `window`."""
+        row, slot = np.nonzero(are_tables(raw, level))
+        begin = entry_addresses(va[row], slot, level, regime)
+        if window is not None and not window.whole:
+            kept = window.touches(begin, regime.entry_size(level))
+            row, slot, begin = row[kept], slot[kept], begin[kept]
+        entry = raw[row, slot]
+        return Links(row, slot, begin, entry, self.find(level + 1, next_tables(entry, regime)))
 
     def _order(self, level: int) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
         """Return the addresses of one level, sorted, and the row of each."""
@@ -87,16 +126,26 @@ class TableIndex:
         return addresses, rows[first]
 
 
-def in_parts(rows: NDArray[np.intp], tables: Tables, words: int) -> Iterator[NDArray[np.intp]]:
-    """Cut rows into parts of no more than `words` descriptors, of one row at least."""
-    step = max(words // tables.raw.shape[1], 1)
-    for start in range(0, rows.shape[0], step):
-        yield rows[start : start + step]
+def entry_addresses(
+    va: NDArray[np.uint64], slot: NDArray[np.intp], level: int, regime: Regime
+) -> NDArray[np.uint64]:
+    """Return the first address that each slot of a table at `level` translates; `va`: that of its table."""
+    return va + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+
+
+def parts(count: int, tables: Tables) -> Iterator[slice]:
+    """Cut so many rows into parts of at most CHUNK_WORDS descriptors, of one row at least."""
+    step = max(CHUNK_WORDS // tables.raw.shape[1], 1)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
 
 
 def take_rows(raw: NDArray[np.uint64], rows: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Return rows of an array, of which there is at least one; a view if they are neighbours in order."""
-    first, count = int(rows[0]), rows.shape[0]
+    """Return rows of an array; a view if they are neighbours in order."""
+    count = rows.shape[0]
+    if not count:
+        return raw[:0]
+    first = int(rows[0])
     if int(rows[-1]) - first == count - 1 and (count < 3 or bool((np.diff(rows) == 1).all())):
         return raw[first : first + count]
     return raw[rows]

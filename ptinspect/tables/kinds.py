@@ -25,6 +25,9 @@ KIND_NAMES = ("invalid", "table", "block", "page", "reserved")
 BIT11 = np.uint64(1 << 11)
 """nG on leaves; the software mark of `kpti_install_ng_mappings` on table descriptors."""
 
+CONTIGUOUS = np.uint64(1 << 52)
+"""Hint of a leaf that it is one of a group; the Protected attribute where FEAT_THE's PnCH is set."""
+
 TYPE_MASK = np.uint64(3)
 """Bits [1:0]: what a descriptor is, together with its level."""
 

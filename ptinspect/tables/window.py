@@ -37,6 +37,10 @@ class Window:
             )
         return cls(low, high, (low, high) == (first, last))
 
+    def common(self, other: Window) -> Window:
+        """Return the part that both have; one whose `low` is above its `high` where they have none."""
+        return Window(max(self.low, other.low), min(self.high, other.high), self.whole and other.whole)
+
     def touches(self, va: NDArray[np.uint64], size: int) -> NDArray[np.bool_]:
         """Tell which of the ranges of `size` bytes at `va` have an address in the window."""
         last = va + np.uint64(size - 1)

@@ -23,10 +23,11 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptinspect.analysis.aliases import Places, Ranges, mappings
+from ptinspect.analysis.aliases import Places, mappings
 from ptinspect.analysis.check import check
 from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.arch.regime import Regime
+from ptinspect.memory.ranges import Ranges
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
 

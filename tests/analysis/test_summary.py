@@ -67,12 +67,12 @@ def test_counts_agree_with_the_decoder(name: str) -> None:
 
 
 def test_chunks_smaller_than_a_level_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptinspect.analysis import summary
+    from ptinspect.tables import index
 
     tree = TreeBuilder(regime_4k(48))
     tree.map(int(tree.regime.va_min), 0, size=7 << 21)
     snapshot = tree.snapshot()
     whole = summarize(snapshot)
-    monkeypatch.setattr(summary, "CHUNK_WORDS", 1024)
+    monkeypatch.setattr(index, "CHUNK_WORDS", 1024)
     assert summarize(snapshot) == whole
     assert whole.leaves == 7 * 512

@@ -61,7 +61,7 @@ def test_tables_are_read_in_bulk_and_those_outside_ram_say_so() -> None:
     st.integers(1, 12),
 )
 def test_ranges_agree_with_a_set_of_addresses(blocks: list[tuple[int, int]], pa: int, length: int) -> None:
-    ranges = Ranges(RamBlock(PhysAddr(start), size) for start, size in blocks)
+    ranges = Ranges.of_blocks(RamBlock(PhysAddr(start), size) for start, size in blocks)
     inside = {a for start, size in blocks for a in range(start, start + size)}
     expected = set(range(pa, pa + length)) <= inside
     assert ranges.contains(pa, length) is expected
@@ -69,7 +69,7 @@ def test_ranges_agree_with_a_set_of_addresses(blocks: list[tuple[int, int]], pa:
 
 
 def test_ranges_do_not_wrap() -> None:
-    ranges = Ranges([RamBlock(PhysAddr(0), 0x1000), RamBlock(PhysAddr((1 << 64) - 0x1000), 0x1000)])
+    ranges = Ranges.of_blocks([RamBlock(PhysAddr(0), 0x1000), RamBlock(PhysAddr((1 << 64) - 0x1000), 0x1000)])
     top = (1 << 64) - 8
     assert ranges.contains(top, 8) and not ranges.contains(top, 16)
     assert ranges.contains_each(np.array([top, top - 8], dtype=np.uint64), 16).tolist() == [False, True]

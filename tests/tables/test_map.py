@@ -159,13 +159,12 @@ def test_runs_agree_with_the_slow_expansion(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["4k-48", "16k-47"])
 def test_chunks_smaller_than_a_level_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptinspect.analysis import expand, find
+    from ptinspect.tables import index
 
     snapshot = mixed(name).snapshot()
     whole, hits = runs(snapshot), find_pa(snapshot, 0x5000_0123)
     assert hits
-    monkeypatch.setattr(expand, "CHUNK_WORDS", 1)
-    monkeypatch.setattr(find, "CHUNK_WORDS", 1)
+    monkeypatch.setattr(index, "CHUNK_WORDS", 1)
     assert runs(snapshot) == whole
     assert find_pa(snapshot, 0x5000_0123) == hits
 
@@ -340,7 +339,7 @@ def one_by_one(found: list[Run]) -> list[tuple[int, int, int, int]]:
 
 @pytest.mark.parametrize("name", ["4k-48", "4k-39", "16k-47", "64k-42"])
 def test_tables_that_repeat_one_page_are_one_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptinspect.analysis import expand
+    from ptinspect.tables import index
 
     tree, low = shadowed(name)
     snapshot, unit, page = tree.snapshot(), tree.regime.entry_size(2), tree.regime.granule
@@ -349,7 +348,7 @@ def test_tables_that_repeat_one_page_are_one_run(name: str, monkeypatch: pytest.
     assert [(r.va_start - low, r.size) for r in found if r.repeated] == [(0, 5 * unit), (8 * unit, unit)]
     assert all(r.pa_start == 0x4400_0000 and not r.pa_contiguous for r in found if r.repeated)
     for words in (1 << 17, 1):
-        monkeypatch.setattr(expand, "CHUNK_WORDS", words)
+        monkeypatch.setattr(index, "CHUNK_WORDS", words)
         assert one_by_one(runs(snapshot)) == leaves
         for limit in range(1, len(found) + 1):
             assert runs(snapshot, MapFilter(max_runs=limit)) == found[:limit]
@@ -404,7 +403,7 @@ def test_a_limit_lists_the_first_runs_whatever_the_chunks(
     name: str, merge: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that goes on in the next table counts once, and ends where it ends without a limit."""
-    from ptinspect.analysis import expand
+    from ptinspect.tables import index
 
     tree = mixed(name)
     unit = tree.regime.entry_size(2)
@@ -428,11 +427,11 @@ def test_a_limit_lists_the_first_runs_whatever_the_chunks(
             def namer(va: int, cuts: Sequence[int] = cuts) -> str:
                 return names[max(at for at in (0, *cuts) if at <= va)]
 
-            monkeypatch.setattr(expand, "CHUNK_WORDS", 1 << 17)
+            monkeypatch.setattr(index, "CHUNK_WORDS", 1 << 17)
             whole = runs(snapshot, chosen, namer, cuts)
             assert whole and not whole.truncated
             for words in (1 << 17, 1):
-                monkeypatch.setattr(expand, "CHUNK_WORDS", words)
+                monkeypatch.setattr(index, "CHUNK_WORDS", words)
                 for limit in range(1, len(whole) + 2):
                     found = runs(snapshot, replace(chosen, max_runs=limit), namer, cuts)
                     assert found == whole[:limit], (chosen, cuts, limit, words)

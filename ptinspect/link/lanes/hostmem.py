@@ -212,7 +212,7 @@ def _mapped(pid: int) -> Ranges:
     except OSError as error:
         raise _failed(pid, error.errno or errno.EIO) from error
     found = (_MAP.match(line) for line in lines)
-    return Ranges(
+    return Ranges.of_blocks(
         RamBlock(int(m[1], 16), int(m[2], 16) - int(m[1], 16))  # type: ignore[arg-type]
         for m in found
         if m is not None

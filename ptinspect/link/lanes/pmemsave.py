@@ -26,7 +26,7 @@ class SavedMemory:
     def __init__(self, ram: Sequence[RamBlock], monitor: Callable[[str], str]) -> None:
         """Make the directory and try it. Raises LaneError if QEMU does not write there, TargetError."""
         self._monitor = monitor
-        self._ranges = Ranges(ram)
+        self._ranges = Ranges.of_blocks(ram)
         self._folder = _directory()
         try:
             self._save(ram[0].start, min(8, ram[0].size))

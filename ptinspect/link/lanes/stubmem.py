@@ -25,7 +25,7 @@ class StubMemory:
     ) -> None:
         """`guard` is called before each request and raises TargetError if nothing can be read now."""
         self._agent = agent
-        self._ranges = Ranges(ram)
+        self._ranges = Ranges.of_blocks(ram)
         self._guard = guard
         self.ram = tuple(ram)
 

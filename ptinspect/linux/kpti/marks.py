@@ -14,11 +14,8 @@ from ptinspect.arch.regime import Regime
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm
 from ptinspect.snapshot.fact_names import ALGORITHM
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import in_parts
+from ptinspect.tables.index import parts
 from ptinspect.tables.kinds import are_tables, are_valid
-
-CHUNK_WORDS = 1 << 20
-"""Descriptors that are looked at in one go."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
     tables, regime = snapshot.tables, snapshot.regime
     for level in np.unique(tables.level).tolist():
         every = np.flatnonzero((tables.level == level) & tables.readable)
-        for rows in in_parts(every, tables, CHUNK_WORDS):
+        for part in parts(len(every), tables):
+            rows = every[part]
             raw = tables.raw[rows]
             valid = are_valid(raw, level, regime)
             key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)

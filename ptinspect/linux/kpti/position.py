@@ -17,8 +17,6 @@ from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
 
 Phase = Literal["before", "walking", "done"]
-CHUNK_WORDS = 1 << 20
-"""Descriptors that are looked at in one go."""
 _PLACE = 0xFFFF
 """Physical and link-time addresses of code agree in these bits: images lie at multiples of 64 KiB."""
 

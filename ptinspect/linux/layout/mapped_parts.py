@@ -15,6 +15,7 @@ from ptinspect.analysis.diff import Change
 from ptinspect.analysis.expand import Expansion, Fragments
 from ptinspect.linux.layout.choice import region_namer
 from ptinspect.linux.layout.snapshot_layout import layout_of
+from ptinspect.memory.ranges import Ranges
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.window import Window
 
@@ -81,8 +82,7 @@ class Contents:
 
 def _mapped(snapshot: Snapshot, window: Window) -> tuple[list[int], list[int]]:
     """Return first addresses and first addresses past the end of what is mapped, neighbours joined."""
-    captured = Window.of(snapshot.va_range, snapshot.regime)
-    low, high = max(window.low, captured.low), min(window.high, captured.high)
+    seen = window.common(Window.of(snapshot.va_range, snapshot.regime))
     starts: list[NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
     spans: list[NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
 
@@ -91,16 +91,10 @@ def _mapped(snapshot: Snapshot, window: Window) -> tuple[list[int], list[int]]:
         spans.append(part.count.astype(np.uint64) * np.uint64(snapshot.regime.entry_size(part.level)))
         return True
 
-    if low <= high:
-        Expansion(snapshot, Window(low, high, window.whole and captured.whole)).run(collect)
-    order = np.argsort(np.concatenate(starts), kind="stable")
-    start, span = np.concatenate(starts)[order], np.concatenate(spans)[order]
-    if not start.size:
-        return [], []
-    last = start + (span - np.uint64(1))
-    begins = np.concatenate([[True], start[1:] != last[:-1] + np.uint64(1)])
-    ends = np.concatenate([begins[1:], [True]])
-    return start[begins].tolist(), [end + 1 for end in last[ends].tolist()]
+    if seen.low <= seen.high:
+        Expansion(snapshot, seen).run(collect)
+    found = Ranges.of(np.concatenate(starts), np.concatenate(spans))
+    return found.start.tolist(), [last + 1 for last in found.last.tolist()]
 
 
 def in_words(parts: Sequence[Part]) -> str:
