@@ -17,31 +17,17 @@ LOCK_SECONDS = 30.0
 
 
 class Guest(Protocol):
-    """The part of a session that changing needs."""
+    """The part of a session that changing needs; see Session."""
 
     current_cpu: int
 
     @property
-    def memory(self) -> PhysicalMemory:
-        """Guest-physical memory."""
-        ...
-
+    def memory(self) -> PhysicalMemory: ...
     @property
-    def cpu_count(self) -> int:
-        """CPUs of the machine."""
-        ...
-
-    def cpu_state(self, cpu: int) -> CpuState:
-        """Return the registers of a CPU."""
-        ...
-
-    def write_physical(self, pa: int, data: bytes) -> None:
-        """Write to RAM."""
-        ...
-
-    def gdb_command(self, line: str) -> str:
-        """Run a command of GDB's."""
-        ...
+    def cpu_count(self) -> int: ...
+    def cpu_state(self, cpu: int) -> CpuState: ...
+    def write_physical(self, pa: int, data: bytes) -> None: ...
+    def gdb_command(self, line: str) -> str: ...
 
 
 class Changes:
@@ -133,28 +119,21 @@ def _bytes(value: int, change: Change) -> bytes:
     return value.to_bytes(change.width, "little")
 
 
-def leave_as_found(address: StubAddress, running: bool | None, attach: Callable[[], Leaver]) -> str:
+def leave_as_found(address: StubAddress, running: bool | None, detach: Callable[[bool | None], None]) -> str:
     """Leave a guest whose debugger has died: what was changed is put back, and it runs if it ran.
 
     `running` None: the debugger died before it knew; the guest's monitor tells as well as it can.
 
-    `attach` opens a session where registers may have to be changed. Returns what became of the guest.
+    `detach` attaches a session and leaves the guest by it, where registers may have to be changed. Returns
+    what became of the guest.
     """
     journal = Journal(str(address), place(address)).read()
     try:
         if any(change.what != POKE for change in journal.changes):
-            attach().detach(running)
+            detach(running)
         else:
             with attaching(address, LOCK_SECONDS):
                 leave(address, running, heard=running is not None, clear=running is not None)
     except PtinspectError as error:
         return f"the guest is not as it was found: {error.message}"
     return f"the guest was left {'running' if running else 'stopped'}"
-
-
-class Leaver(Protocol):
-    """A session, as far as leaving it is concerned."""
-
-    def detach(self, resume: bool | None = None) -> None:
-        """Leave the guest running or stopped."""
-        ...

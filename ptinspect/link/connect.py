@@ -19,7 +19,7 @@ from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, find_gdb
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.qemu.listener import listeners
-from ptinspect.link.qemu.mtree import parse_mtree
+from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
 from ptinspect.link.state import QEMU_ENDED, RunTracker
 

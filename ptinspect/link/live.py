@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +22,7 @@ from ptinspect.link.lanes.lane import Lane, LaneError
 from ptinspect.link.lanes.lanes import LaneMemory, Open
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.qemu.listener import listeners
+from ptinspect.link.qemu.monitor import Monitor, translated, version_number
 from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_ENDED, RunState
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -34,8 +34,6 @@ DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
 """Names of the register that says how many hardware breakpoints there are."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
-Monitor = Callable[[str], str]
-"""Runs a command of QEMU's monitor and returns what it prints."""
 
 
 class LiveSession(RunControl):
@@ -50,7 +48,7 @@ class LiveSession(RunControl):
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
         self.address = str(link.address)
         self.was_running = facts.was_running
-        self.qemu_version = _number_of(facts.version)
+        self.qemu_version = version_number(facts.version)
         self.gdb_version = link.gdb.version
         self.accel = facts.accel
         self.holds_interrupts = facts.holds_interrupts
@@ -123,7 +121,7 @@ class LiveSession(RunControl):
             return ""
         self._forget()
         self._looked = (self._tracker.token, digest)
-        how = "was running, and was stopped again" if ran else "is not where it stood"
+        how = "was running, and was stopped again" if ran else "is not where it stopped"
         return f"the guest {how}: somebody else uses QEMU's monitor; what was read before is forgotten"
 
     def notices(self) -> tuple[str, ...]:
@@ -161,9 +159,7 @@ class LiveSession(RunControl):
 
     def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
         self.monitor(f"cpu {self.current_cpu if cpu is None else cpu}")
-        text = self.monitor(f"gva2gpa {va:#x}")
-        found = re.search(r"gpa: (0x[0-9a-f]+|0)", text)
-        return int(found[1], 16) if found else None
+        return translated(self.monitor(f"gva2gpa {va:#x}"))
 
     # Commands of others
 
@@ -229,7 +225,7 @@ class LiveSession(RunControl):
         return leave_as_found(
             self._link.address,
             self.was_running,
-            lambda: LiveSession.attach(self.address, gdb_path=self._link.gdb.path),
+            lambda resume: LiveSession.attach(self.address, gdb_path=self._link.gdb.path).detach(resume),
         )
 
     def close(self) -> None:
@@ -244,12 +240,6 @@ class LiveSession(RunControl):
 
 
 _: type[Session] = LiveSession
-
-
-def _number_of(version: str) -> str:
-    """Return the number in what QEMU's monitor tells of its version: `7.2.22` of `7.2.22Debian`."""
-    found = re.match(r"[0-9.]+", version)
-    return found[0] if found else version
 
 
 def _lanes(

@@ -18,7 +18,7 @@ from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_comm
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.lanes.stubmem import CHUNK, StubMemory
-from ptinspect.link.qemu.mtree import parse_mtree
+from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.state import RunState, RunTracker, StopInfo
 from ptinspect.memory.source import RamBlock
 

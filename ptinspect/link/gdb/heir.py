@@ -15,7 +15,9 @@ from ptinspect.link.live import LiveSession
 def main(address: str, how: str) -> None:
     """Leave the guest behind that stub."""
     running = {"running": True, "stopped": False}.get(how)
-    leave_as_found(StubAddress.parse(address), running, lambda: LiveSession.attach(address))
+    leave_as_found(
+        StubAddress.parse(address), running, lambda resume: LiveSession.attach(address).detach(resume)
+    )
 
 
 if __name__ == "__main__":

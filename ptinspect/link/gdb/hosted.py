@@ -24,7 +24,8 @@ from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, console, e
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.slots import REFUSED
 from ptinspect.link.live import LiveSession
-from ptinspect.link.qemu.stub_probe import StubFacts, accelerator
+from ptinspect.link.qemu.monitor import accelerator, status
+from ptinspect.link.qemu.stub_probe import StubFacts
 from ptinspect.link.state import QEMU_ENDED, RunState, RunTracker, StopInfo
 
 LINE_LIMIT = 64 << 20
@@ -258,7 +259,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
             frozenset(),
             "aarch64",
             monitor("info version").strip(),
-            monitor("info status").strip().removeprefix("VM status: "),
+            status(monitor),
             stopped_by_us=False,
             peer=host.peer(SETTINGS_SECONDS),
             accel=accel,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ptinspect.errors import ConnectError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu.listener import is_busy, is_stopped, socket_pid
+from ptinspect.link.qemu.monitor import accelerator, status
 from ptinspect.text import escape
 
 STOPS_UNASKED_UNTIL = (8, 1)
@@ -112,21 +112,12 @@ def _facts(link: _Link, address: StubAddress) -> StubFacts:
         frozenset(features.split(";")) - {""},
         architecture,
         link.monitor("info version"),
-        link.status(),
+        status(link.monitor),
         link.announced,
         link.peer(),
         accelerator(link.monitor),
         b"NOIRQ" in stepping,
     )
-
-
-def accelerator(monitor: Callable[[str], str]) -> str:
-    """Return what executes the guest, as QEMU's monitor says (`info kvm`, and `info jit` of TCG)."""
-    said = monitor("info kvm")
-    if "enabled" in said:
-        return "kvm"
-    jit = monitor("info jit")
-    return "tcg" if "ranslation buffer" in jit else "other" if "accel=tcg" in jit else ""
 
 
 def _wait_until_free(address: StubAddress, timeout: float) -> None:
@@ -160,7 +151,7 @@ def leave(
         if running is None:
             link.ask("?")
             told = heard and _announces(link.monitor("info version"))
-            running = link.announced or (link.status() == "paused" and not told)
+            running = link.announced or (status(link.monitor) == "paused" and not told)
         words = [_packet("Qqemu.PhyMemMode:0")]
         words += [_packet(DETACH)] if running or clear else []
         words += [_STOP] if clear and not running else []
@@ -223,10 +214,6 @@ class _Link:
             _, reply = self._receive(True)
             self._send(b"+")
         return text.decode("utf-8", "replace").strip()
-
-    def status(self) -> str:
-        """Return how the guest stands: `running`, `paused`, `paused (debug)`, …"""
-        return self.monitor("info status").removeprefix("VM status: ")
 
     def detach(self) -> None:
         """Let the guest run; stubs that know no processes take the short form."""

@@ -1,8 +1,9 @@
-"""The machine's RAM, from QEMU's monitor."""
+"""What QEMU's monitor answers about the machine."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import TargetError
@@ -15,6 +16,34 @@ _MEMORY = ("ram", "rom", "romd")
 """Kinds whose reads have no effect on a device (QEMU system/memory.c, memory_region_type); `ramd` has."""
 SYSTEM_SPACE = "memory"
 """Name of the address space that physical reads of the gdbstub use (QEMU, address_space_memory)."""
+
+Monitor = Callable[[str], str]
+"""Runs a command of the monitor and returns what it prints."""
+
+
+def accelerator(monitor: Monitor) -> str:
+    """Return what executes the guest: `kvm`, `tcg` (which has `info jit`), `other`; empty if not known."""
+    if "enabled" in monitor("info kvm"):
+        return "kvm"
+    jit = monitor("info jit")
+    return "tcg" if "ranslation buffer" in jit else "other" if "accel=tcg" in jit else ""
+
+
+def status(monitor: Monitor) -> str:
+    """Return how the guest stands: `running`, `paused`, `paused (debug)`, …"""
+    return monitor("info status").strip().removeprefix("VM status: ")
+
+
+def version_number(version: str) -> str:
+    """Return the number in the answer to `info version`: `7.2.22` of `7.2.22Debian`."""
+    found = re.match(r"[0-9.]+", version)
+    return found[0] if found else version
+
+
+def translated(answer: str) -> int | None:
+    """Return the address in the answer to `gva2gpa`; None if the translation failed."""
+    found = re.search(r"gpa: (0x[0-9a-f]+|0)", answer)
+    return int(found[1], 16) if found else None
 
 
 def parse_mtree(text: str) -> tuple[RamBlock, ...]:
