@@ -1,7 +1,7 @@
 """The composition root inside a GDB that the user started: `pt COMMAND` runs one command line here.
 
 `gdbscripts/ptinspect.py` starts `python -m ptinspect.gdbhost` and speaks to it over two pipes, see
-ptinspect/link/gdb/hosted.py. Snapshots stay in this process until GDB ends.
+ptinspect/link/hosted.py. Snapshots stay in this process until GDB ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ptinspect.repl.printer import Printer
 if TYPE_CHECKING:
     from ptinspect.commands.framework.command import Command
     from ptinspect.commands.framework.context import Context
-    from ptinspect.link.gdb.hosted import Host, HostedSession
+    from ptinspect.link.hosted import Host, HostedSession
 
 
 class _Stream(io.TextIOBase):
@@ -126,7 +126,7 @@ class Server:
 
     def _follow(self, message: Mapping[str, Any]) -> None:
         """Follow what the user of GDB did since the last command."""
-        from ptinspect.link.gdb.hosted import open_session
+        from ptinspect.link.hosted import open_session
 
         cwd, program = message.get("cwd"), message.get("program")
         if cwd:
@@ -159,7 +159,7 @@ class Server:
 
 def main() -> int:
     """Serve the GDB that started this process until it ends."""
-    from ptinspect.link.gdb.hosted import Host
+    from ptinspect.link.hosted import Host
 
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -134,7 +134,7 @@ def why_left(address: StubAddress) -> str:
 def heir(address: StubAddress, running: bool | None) -> list[str]:
     """Return the command that leaves the guest as it was found; None: how that is, is not known yet."""
     how = {True: "running", False: "stopped", None: "unknown"}[running]
-    return [sys.executable, "-m", "ptinspect.link.gdb.heir", str(address), how]
+    return [sys.executable, "-m", "ptinspect.link.heir", str(address), how]
 
 
 def _let_run(process: GdbProcess, address: StubAddress) -> None:

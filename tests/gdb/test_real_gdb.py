@@ -375,6 +375,6 @@ def test_a_guest_that_somebody_else_reset_is_noticed(
     token = session.stop_token
     for name, value in change.items():
         setattr(stub, name, value)
-    assert session.look().startswith("the guest is not where it stood")
+    assert session.look().startswith("the guest is not where it stopped")
     assert session.stop_token > token
     assert session.look() == ""

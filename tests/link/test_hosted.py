@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ptinspect.errors import MiError, TargetLost, TargetTimeout
-from ptinspect.link.gdb import hosted
-from ptinspect.link.gdb.hosted import Host, HostedGdb, HostedTracker
+from ptinspect.link import hosted
+from ptinspect.link.hosted import Host, HostedGdb, HostedTracker
 from ptinspect.link.state import Refused, RunState
 
 Answer = Callable[[dict[str, Any]], "list[dict[str, Any]]"]

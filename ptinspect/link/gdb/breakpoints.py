@@ -38,11 +38,6 @@ def insert_watchpoint(gdb: GdbLink, address: int, length: int) -> int:
     return int(found["number"])
 
 
-def delete_breakpoint(gdb: GdbLink, number: int) -> None:
-    """Delete a breakpoint. Raises MiError if there is none of this number."""
-    gdb.request(f"-break-delete {number}", SECONDS)
-
-
 def list_breakpoints(gdb: GdbLink) -> tuple[Breakpoint, ...]:
     """Return all breakpoints with an address, by number."""
     found = map(_breakpoint, rows(gdb))

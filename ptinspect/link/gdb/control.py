@@ -7,12 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ptinspect.errors import TargetLost, TargetRunning, TargetTimeout
-from ptinspect.link.gdb.breakpoints import (
-    delete_breakpoint,
-    insert_breakpoint,
-    insert_watchpoint,
-    list_breakpoints,
-)
+from ptinspect.link.gdb.breakpoints import insert_breakpoint, insert_watchpoint, list_breakpoints
 from ptinspect.link.gdb.hardware import HardwareSlots
 from ptinspect.link.gdb.mi import GdbLink
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
@@ -23,7 +18,7 @@ SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
 """How long a request to stop is given before it is repeated, seconds."""
 STOP_SECONDS = 5.0
-"""How long the guest may take to stop where the caller does not say."""
+"""How long the guest may take to stop where the caller gives no time."""
 
 
 class RunControl:
@@ -92,7 +87,7 @@ class RunControl:
 
     def delete_breakpoint(self, number: int) -> None:
         self._need_stopped()
-        delete_breakpoint(self._gdb, number)
+        self._gdb.request(f"-break-delete {number}", SECONDS)
 
     def resume(self) -> None:
         self._need_stopped()

@@ -1,4 +1,4 @@
-"""Which commands of GDB and of QEMU's monitor a session lets through."""
+"""Which commands of GDB and of QEMU's monitor a session passes on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GDB_REFUSED = {
     "pi": (2, "it has no terminal here"),
     "inferior": (6, "a session has one machine"),
 }
-"""Command -> how many of its letters GDB takes for it, and why it is not passed on."""
+"""Command -> how many of its letters GDB accepts for it, and why it is not passed on."""
 _OTHERS = re.compile(
     r"(?:(?:with|w)\s.*?\s--|(?:thread|frame)\s+apply\s+\S+(?:\s+-\S+)*|t?faas|taas|"
     r"interpreter-exec\s+\S+|while\s.*|if\s.*)\s+(.+)",
@@ -38,27 +38,15 @@ _MONITOR_REFUSED = {
     "c": "continue makes the guest run, and GDB knows of it",
     "gdbserver": "it would end this session",
 }
-_MONITOR_LOOKS = frozenset(
-    (
-        "info",
-        "gva2gpa",
-        "gpa2hva",
-        "gpa2hpa",
-        "xp",
-        "x",
-        "print",
-        "p",
-        "help",
-        "?",
-        "cpu",
-        "memsave",
-        "pmemsave",
-    )
-)
+_MONITOR_LOOKS = {
+    "info", "gva2gpa", "gpa2hva", "gpa2hpa", "xp", "x", "print", "p", "help", "?", "cpu", "memsave",
+    "pmemsave",
+}  # fmt: skip
+"""Commands of the monitor that change nothing in the guest."""
 
 
 def check_gdb_command(line: str) -> None:
-    """Raise UserError on a command that would end the session or QEMU behind its back."""
+    """Raise UserError on a command that would end the session or QEMU without its knowledge."""
     line = line.strip()
     if not line:
         raise UserError("gdb: which command?")
@@ -86,7 +74,7 @@ def _check_text(line: str) -> None:
 
 
 def check_monitor_command(line: str) -> bool:
-    """Return whether the command only looks. Raises UserError on one that GDB must not miss."""
+    """Return whether the command changes nothing. Raises UserError on one that GDB must not miss."""
     words = line.split()
     if not words:
         raise UserError("monitor: which command?")

@@ -1,4 +1,4 @@
-"""One GDB process, spoken to over GDB/MI.
+"""One GDB process and the exchange of GDB/MI commands with it.
 
 Replies are matched to commands by token, so a late or missing reply never becomes the reply to
 another command.
@@ -13,14 +13,13 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, error_message, parse_payload, split_line
-from ptinspect.link.state import QEMU_ENDED
+from ptinspect.link.state import QEMU_ENDED, Listener
 from ptinspect.processes import die_with_parent
 
 PIPE_BYTES = 1 << 20
@@ -28,11 +27,11 @@ CANCEL_SECONDS = 2.0
 """How long GDB may take to give up a command after SIGINT before it is killed."""
 TAIL_LINES = 40
 USUAL = ("warning: No executable has been specified", "determining executable automatically")
-"""Beginnings of what GDB says whenever it connects to a stub; it explains nothing."""
+"""Beginnings of what GDB prints whenever it connects to a stub; it explains nothing."""
 LINE_LIMIT = 256 << 20
 """Longest line that is collected, bytes."""
 LEFT_EVENT = "thread-group-exited"
-"""GDB reports it when the stub has gone; from then on it answers reads from the symbol file. A GDB that a
+"""GDB reports it when the stub is lost; from then on it answers reads from the symbol file. A GDB that a
 signal ends reports it too, for it leaves the stub first."""
 
 
@@ -43,7 +42,6 @@ class _Pending:
     command: str
     event: threading.Event = field(default_factory=threading.Event)
     reply: Reply | None = None
-    lost: str = ""
 
 
 class GdbProcess:
@@ -53,8 +51,8 @@ class GdbProcess:
         self,
         command_line: Sequence[str],
         *,
-        on_event: Callable[[str, Mapping[str, Any]], None] | None = None,
-        on_lost: Callable[[str], None] | None = None,
+        on_event: Listener = lambda name, fields: None,
+        on_lost: Callable[[str], None] = lambda reason: None,
         why_left: Callable[[], str] = lambda: QEMU_ENDED,
         files: Sequence[int] = (),
     ) -> None:
@@ -65,21 +63,21 @@ class GdbProcess:
         commands. `why_left` tells why the stub has left GDB, or GDB the stub. `files` are inherited.
         Raises TargetError if the program cannot be started.
         """
-        self.command_line = tuple(command_line)
         self._on_event, self._on_lost = on_event, on_lost
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._token = 0
         self._pending: dict[int, _Pending] = {}
         self._text: list[str] = []
-        self._lost = ""
+        self.lost = ""
+        """Why GDB can be used no more; empty while it can."""
         self._leaving = False
         self._why_left = why_left
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """Last lines that GDB wrote about itself: its log and what is no record."""
         try:
             self.process = subprocess.Popen(
-                self.command_line,
+                command_line,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -89,9 +87,7 @@ class GdbProcess:
                 preexec_fn=partial(die_with_parent, signal.SIGTERM),  # noqa: PLW1509 - calls prctl only
             )
         except OSError as error:
-            raise TargetError(
-                f"cannot start GDB: {self.command_line[0]}: {error.strerror or error}"
-            ) from error
+            raise TargetError(f"cannot start GDB: {command_line[0]}: {error.strerror or error}") from error
         assert self.process.stdin is not None and self.process.stdout is not None
         self._input, self._output = self.process.stdin.fileno(), self.process.stdout.fileno()
         for pipe in (self._input, self._output):
@@ -101,26 +97,14 @@ class GdbProcess:
         self._reader.start()
 
     @property
-    def pid(self) -> int:
-        """GDB's process number."""
-        return self.process.pid
-
-    @property
-    def lost(self) -> str:
-        """Why GDB can be used no more; empty while it can."""
-        return self._lost
-
-    @property
     def busy(self) -> bool:
-        """Tell whether a command waits for its reply."""
         return bool(self._pending)
 
     def request(self, command: str, timeout: float, *, check: bool = True) -> Reply:
-        """Send one MI command (or CLI command) and return its reply.
+        """Send one MI command and return its reply; see GdbLink.
 
-        Raises MiError if GDB answers with an error (unless not `check`), TargetTimeout if there is
-        no answer in `timeout` seconds, TargetLost if GDB has gone. On a timeout, or when the caller
-        is interrupted, the command is cancelled; a GDB that does not react to that is killed.
+        On a timeout, or when the caller is interrupted, the command is cancelled; a GDB that does not react
+        to that is killed.
         """
         pending = self._send(command)
         answered = None
@@ -136,29 +120,24 @@ class GdbProcess:
                 f"{what} and was ended" if gone else what, "QEMU may hang or be paused" if gone else ""
             )
         if pending.reply is None:
-            raise self._loss(pending.lost)
+            raise self._loss()
         if pending.reply.line.name == "error":
             message = error_message(pending.reply)
-            if self._lost:
-                raise self._loss(self._lost)
+            if self.lost:
+                raise self._loss()
             if LINK_ERRORS.search(message):
                 self.kill(f"the link to QEMU failed: {message}")
-                raise self._loss(self._lost)
+                raise self._loss()
             if check:
                 raise MiError(message)
         return pending.reply
 
     def cancel(self) -> None:
-        """Make GDB give up the command it works on (SIGINT); safe in a signal handler."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGINT)
 
     def post(self, command: str) -> bool:
-        """Send a command whose reply nobody waits for; False if another one is just being sent.
-
-        Safe in a signal handler. Raises TargetLost.
-        """
         if not self._write_lock.acquire(blocking=False):
             return False
         try:
@@ -168,29 +147,13 @@ class GdbProcess:
         return True
 
     def expect_end(self) -> None:
-        """Take the end of the debugged program for granted: it is about to be left."""
         self._leaving = True
 
     def kill(self, reason: str) -> None:
         """End GDB at once; every waiting command fails with `reason`."""
-        if not self._lost:
-            self._lost = reason
+        self.lost = self.lost or reason
         if self.process.poll() is None:
             self.process.kill()
-        self._finish()
-
-    def close(self, timeout: float = 2.0) -> None:
-        """End GDB; it is asked first, then killed. Safe to call twice."""
-        self._lost = self._lost or "closed"
-        with contextlib.suppress(TargetLost), self._write_lock:
-            self._put(b"-gdb-exit\n")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout)
-        if self.process.poll() is None:
-            self.process.kill()
-        self._finish()
-
-    def _finish(self) -> None:
         self.process.wait(10)
         if threading.current_thread() is not self._reader:
             self._reader.join(5)
@@ -199,15 +162,24 @@ class GdbProcess:
                 with contextlib.suppress(OSError):
                     stream.close()
 
+    def close(self, timeout: float = 2.0) -> None:
+        """Ask GDB to end, then kill it. Safe to call twice."""
+        self.lost = self.lost or "closed"
+        with contextlib.suppress(TargetLost), self._write_lock:
+            self._put(b"-gdb-exit\n")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+        self.kill(self.lost)
+
     def _send(self, command: str) -> _Pending:
         if "\n" in command or "\r" in command:
             raise UserError(f"{_short(command)} holds a line break", "it would be two commands to GDB")
         pending = _Pending(command)
         with self._lock:
-            if self._lost:
-                raise self._loss(self._lost)
+            if self.lost:
+                raise self._loss()
             if not self._pending:
-                self._text = []  # what came since the last reply belongs to no command
+                self._text = []  # output since the last reply belongs to no command
             self._token += 1
             token = self._token
             self._pending[token] = pending
@@ -245,12 +217,11 @@ class GdbProcess:
         self.kill(f"GDB did not answer {_short(pending.command)} and was ended")
         return False
 
-    def _loss(self, reason: str) -> TargetLost:
-        last = "\n".join(list(self.tail)[-5:])
-        return TargetLost(f"the session is over: {reason}", last)
+    def _loss(self, reason: str = "") -> TargetLost:
+        return TargetLost(f"the session is over: {reason or self.lost}", "\n".join(list(self.tail)[-5:]))
 
     def _read(self) -> None:
-        """Take GDB's output apart; the body of the reader thread."""
+        """Split GDB's output into lines; the body of the reader thread."""
         try:
             parts: list[bytes] = []
             size = 0
@@ -290,23 +261,20 @@ class GdbProcess:
 
     def _result(self, line: Line) -> None:
         text, self._text = "".join(self._text), []
-        if line.name == "running" and self._on_event is not None:
+        if line.name == "running":
             self._on_event("running", {})
         with self._lock:
             pending = None if line.token is None else self._pending.pop(line.token, None)
         if pending is not None:
             pending.reply = Reply(line, text)
             pending.event.set()
-        elif line.token is not None and line.name == "error" and self._on_event is not None:
-            self._on_event("refused", {"text": text})  # it had said `running` before
+        elif line.token is not None and line.name == "error":
+            self._on_event("refused", {"text": text})  # after it had reported `running`
 
     def _event(self, line: Line) -> None:
         if line.name == LEFT_EVENT and not self._leaving:
-            self._lost = self._lost or self._why_left()
-            if self._on_lost is not None:
-                self._on_lost(self._lost)
-        if self._on_event is None:
-            return
+            self.lost = self.lost or self._why_left()
+            self._on_lost(self.lost)
         try:
             fields = parse_payload(line)
         except MiError as error:
@@ -323,13 +291,11 @@ class GdbProcess:
         code = self.process.poll()
         how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
         with self._lock:
-            self._lost = self._lost or f"GDB ended{how}"
+            self.lost = self.lost or f"GDB ended{how}"
             waiting, self._pending = list(self._pending.values()), {}
         for pending in waiting:
-            pending.lost = self._lost
             pending.event.set()
-        if self._on_lost is not None:
-            self._on_lost(self._lost)
+        self._on_lost(self.lost)
 
 
 def _short(command: str) -> str:

@@ -1,6 +1,6 @@
 """Run by GDB when the ptinspect that had started it has died: leave the guest as it was found.
 
-`python -m ptinspect.link.gdb.heir ADDRESS running|stopped|unknown`
+`python -m ptinspect.link.heir ADDRESS running|stopped|unknown`
 """
 
 from __future__ import annotations

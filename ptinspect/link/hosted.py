@@ -52,7 +52,7 @@ class Host:
             self._sink.write(json.dumps(message).encode() + b"\n")
             self._sink.flush()
         except OSError as error:
-            raise TargetLost("GDB has gone") from error
+            raise TargetLost("GDB has ended") from error
 
     def receive(self, timeout: float | None) -> dict[str, Any] | None:
         """Return the next message; None if none came in `timeout` seconds. Raises TargetLost at the end."""
@@ -63,7 +63,7 @@ class Host:
                 return None
             data = os.read(self._source.fileno(), 1 << 20)
             if not data or len(self._buffer) > LINE_LIMIT:
-                raise TargetLost("GDB has gone")
+                raise TargetLost("GDB has ended")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
@@ -112,18 +112,16 @@ class HostedGdb:
 
     @property
     def busy(self) -> bool:
-        """Tell whether a command waits for its reply: never for long."""
         return False
 
     def request(self, command: str, timeout: float, *, check: bool = True) -> Reply:
-        """Send one MI command and return its reply; see GdbLink."""
         step = _STEP.fullmatch(command)
         if command == "-exec-continue" or step:
             self._run = [f"thread {step[1]}", f"stepi {step[2]}"] if step else ["continue"]
             self.on_event("running", {})
             return Reply(Line(None, "^", "running", b""), "")
         if command == "-exec-interrupt":
-            self._interrupt()
+            self.settle()
             return Reply(DONE, "")
         answer = self._host.ask({"mi": command}, timeout, STOP_SECONDS)
         if answer is None:
@@ -138,7 +136,7 @@ class HostedGdb:
         return reply
 
     def wait(self, timeout: float) -> None:
-        """Run the guest as asked before, until it stops. Raises TargetTimeout: it is held stopped then."""
+        """Run the guest as asked before, until it stops. Raises TargetTimeout; it is stopped then."""
         if self._late is not None:
             raise TargetTimeout(f"the guest did not stop within {timeout:g} s", "")
         commands, self._run = self._run, []
@@ -151,24 +149,21 @@ class HostedGdb:
             raise
         if answer is None:
             raise TargetLost("GDB could not stop the guest", "QEMU may hang")
-        error = str(answer.get("error", ""))
-        if "stop" not in answer and REFUSED.search(error):
+        if "stop" not in answer:
+            error = str(answer.get("error") or QEMU_ENDED)
+            if not REFUSED.search(error):
+                raise TargetLost(error)
             self.on_event("refused", {"text": error})
             return
-        if "stop" not in answer:
-            raise TargetLost(str(answer.get("error") or QEMU_ENDED))
         if answer.get("late"):
             self._late = answer["stop"]
             raise TargetTimeout(f"the guest did not stop within {timeout:g} s", "it was stopped")
         self.on_event("stopped", answer["stop"])
 
     def settle(self) -> None:
-        """Tell the tracker that the guest stands: in the host's GDB it never runs behind a prompt."""
-        self._interrupt()
-
-    def _interrupt(self) -> None:
+        """Tell the tracker that the guest has stopped: it never runs while GDB shows its prompt."""
         stop, self._late = self._late, None
-        if self._run and stop is None:  # it was never let go
+        if self._run and stop is None:  # it never ran
             self._run, stop = [], {"reason": "signal-received", "signal-name": "SIGINT"}
         if stop is not None:
             self.on_event("stopped", stop)
@@ -226,11 +221,11 @@ class HostedSession(LiveSession):
         self._tracker.cpu = cpu
 
     def look(self) -> str:
-        """Look at nothing: the user of GDB may have let the guest run, and `begin` says so."""
+        """Return nothing: the user of GDB may have let the guest run, and `begin` tells of it."""
         return ""
 
     def settle(self) -> None:
-        """End a command: GDB's prompt appears only when the guest stands."""
+        """End a command: GDB shows its prompt only when the guest has stopped."""
         self._hosted.settle()
 
     def _leave_without_gdb(self) -> str:
