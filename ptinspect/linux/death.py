@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.esr import EC_DABT, EC_IABT, EC_SP_ALIGNMENT, Esr
@@ -40,6 +39,18 @@ CHAIN_FRAMES = 3
 """Frames at least that are a chain."""
 ENDLESS = ("why the calls do not end",)
 """What no chain of calls tells."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a death was."""
+
+    code: str
+    """One of CODES."""
+    evidence: tuple[str, ...] = ()
+    """What supports it."""
+    unknown: tuple[str, ...] = ()
+    """What is not known."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +89,6 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Gone:
-    """Why an address of a stack does not lead to the stack's memory any more."""
-
-    code: Literal["reverted-entry", "lost-entry", "stack-mapping-lost"]
-    """What became of the entry on its path."""
-    grounds: tuple[str, ...] = ()
-    """What shows it."""
-    unknown: tuple[str, ...] = ()
-    """What is not known."""
-
-
-@dataclass(frozen=True)
 class Facts:
     """What is known of a CPU that died, or stands in a fault. What is not known is None or empty."""
 
@@ -115,8 +114,9 @@ class Facts:
     """Bytes of the stack that were in use."""
     calls: Calls = Calls()
     """The calls on it."""
-    gone: Gone | None = None
-    """Set if the stack's own mapping is not what it has to be."""
+    gone: Verdict | None = None
+    """Set if the stack's own mapping is not what it has to be: reverted-entry, lost-entry or
+    stack-mapping-lost."""
     canary: bool = False
     """True if a function found its canary overwritten (`__stack_chk_fail`)."""
     end_mark: bool | None = None
@@ -129,25 +129,12 @@ class Facts:
     """What shows that the kernel died, or stands, with room on a stack that is mapped."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a death was."""
-
-    code: str
-    """One of CODES."""
-    evidence: tuple[str, ...]
-    """What supports it."""
-    unknown: tuple[str, ...] = ()
-    """What cannot be told."""
-
-
 def judge(facts: Facts) -> Verdict:
     """Return the verdict on facts; a code other than `unknown` only where they prove it."""
-    for rule in (_sp_wrong, _gone, _used_up, _corrupted, _room):
-        found = rule(facts)
-        if found is not None:
-            return found
-    return Verdict("unknown", ())
+    found = _sp_wrong(facts) or facts.gone or _used_up(facts) or _corrupted(facts)
+    if found is None and facts.ordinary:
+        return Verdict("not-a-stack-problem", (facts.ordinary,))
+    return found or Verdict("unknown")
 
 
 def place(address: int, stack: StackRange) -> str:
@@ -194,11 +181,6 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
             f"x29 {x29:#x} is still in the task stack: {task.top - x29} bytes up to the last frame record"
         )
     return Verdict("sp-corrupted", tuple(grounds), unknown)
-
-
-def _gone(facts: Facts) -> Verdict | None:
-    gone = facts.gone
-    return None if gone is None else Verdict(gone.code, gone.grounds, gone.unknown)
 
 
 def _used_up(facts: Facts) -> Verdict | None:
@@ -300,9 +282,3 @@ def _corrupted(facts: Facts) -> Verdict | None:
         unknown = "whether the stack was overwritten, or its mapping leads to other memory now"
         return Verdict("stack-corruption", (note,), (unknown,))
     return None
-
-
-def _room(facts: Facts) -> Verdict | None:
-    if not facts.ordinary:
-        return None
-    return Verdict("not-a-stack-problem", (facts.ordinary,))

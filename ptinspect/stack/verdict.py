@@ -145,7 +145,7 @@ def explain(facts: Facts) -> Why:
     return Why(found.code, text, told, unknown, change)
 
 
-def _known(facts: Facts, gone: death.Gone | None) -> death.Facts:
+def _known(facts: Facts, gone: death.Verdict | None) -> death.Facts:
     """Return what the judge needs to know."""
     stack = facts.stack
     on_stack = stack is not None and stack.contains(facts.far) and facts.esr.is_abort
@@ -190,7 +190,7 @@ def _text(facts: Facts, found: death.Verdict) -> str:
     return found.evidence[0] if found.evidence else "nothing proves a fault of the stack"
 
 
-def _gone(facts: Facts) -> tuple[death.Gone, str, Change | None] | None:
+def _gone(facts: Facts) -> tuple[death.Verdict, str, Change | None] | None:
     """Return why the stack is on a path that leads nowhere or elsewhere, in a sentence; None if it is not."""
     stack = facts.stack
     on_stack = stack is not None and stack.contains(facts.far) and facts.esr.is_abort
@@ -209,7 +209,7 @@ def _gone(facts: Facts) -> tuple[death.Gone, str, Change | None] | None:
         where = "" if last is None else f" at level {last.level} ({last.name}), pa:{last.descriptor_pa:#x}"
         no_older = "which descriptor changed: no snapshot holds this path with other values"
         return (
-            death.Gone("stack-mapping-lost", unknown=(no_older,)),
+            death.Verdict("stack-mapping-lost", unknown=(no_older,)),
             f"{healthy} mapping was lost{where}",
             None,
         )
@@ -221,8 +221,8 @@ def _gone(facts: Facts) -> tuple[death.Gone, str, Change | None] | None:
     )
     if {"new", "invalid"} & set(change.kinds):
         was = "the entry was not valid in the snapshot either: not a loss and not a reversal"
-        return death.Gone("stack-mapping-lost", unknown=(was,)), text, change
-    return death.Gone("lost-entry" if "lost" in change.kinds else "reverted-entry"), text, change
+        return death.Verdict("stack-mapping-lost", unknown=(was,)), text, change
+    return death.Verdict("lost-entry" if "lost" in change.kinds else "reverted-entry"), text, change
 
 
 def _evidence(facts: Facts) -> tuple[str, ...]:

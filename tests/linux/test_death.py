@@ -53,7 +53,7 @@ LAYERS = tuple(f"layer_{n}" for n in range(60))
         (replace(FULL, sp=BASE + 0x2000, far=8, used=0x2000), "unknown"),
         (replace(FULL, sp=BASE + 0x2000, far=8, used=0x2000, ordinary="room"), "not-a-stack-problem"),
         (replace(FULL, in_entry=True, far=BASE + 0x20), "unknown"),
-        (replace(FULL, gone=death.Gone("lost-entry")), "lost-entry"),
+        (replace(FULL, gone=death.Verdict("lost-entry")), "lost-entry"),
         (replace(FULL, stack=None, sp=8), "sp-corrupted"),
         (replace(FULL, stack=None, sp=8, no_room=False), "unknown"),
         (replace(FULL, sp=BASE + 0x28, esr=decode_esr(0x9A000000), far=None), "sp-corrupted"),

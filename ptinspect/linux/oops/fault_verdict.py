@@ -58,8 +58,7 @@ def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
     if first.kind in _LEVELS:
         then = f": panic() was called because of it: {first.panic}" if first.panic else ""
         text = _LEVELS[first.kind].replace(", and nothing died", "") if then else _LEVELS[first.kind]
-        found = _judged(f"{text}{then}", (f"the kernel reported: {first.headline}",))
-        return replace(found, unknown=("why it happened",))
+        return _with_room(f"{text}{then}", (f"the kernel reported: {first.headline}",), "why it happened")
     if first.kind in ("panic", "warning"):
         return _panic(first)
     if first.mixed and {"sp", "pc"} & {*first.doubtful}:
@@ -73,10 +72,15 @@ def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
     return replace(found, evidence=tuple(dict.fromkeys((*found.evidence, *notes))))
 
 
-def _judged(ordinary: str, evidence: tuple[str, ...]) -> Verdict:
-    """Return the judge's verdict on a death with room on its stack."""
-    found = death.judge(death.Facts(ordinary=ordinary))
+def _judged(known: death.Facts, evidence: tuple[str, ...]) -> Verdict:
+    """Return the judge's verdict, and before its own evidence what the log shows besides."""
+    found = death.judge(known)
     return replace(found, evidence=(*evidence, *found.evidence))
+
+
+def _with_room(ordinary: str, evidence: tuple[str, ...], *unknown: str) -> Verdict:
+    """Return the verdict on a death with room on its stack."""
+    return replace(_judged(death.Facts(ordinary=ordinary), evidence), unknown=unknown)
 
 
 def _sanitizer(first: Fault) -> Verdict:
@@ -89,15 +93,14 @@ def _sanitizer(first: Fault) -> Verdict:
     on_stack = (kind is not None and kind[1].startswith("stack-")) or _ON_STACK.search(said) is not None
     if on_stack and not read:
         note = "the access was to data on a stack" + (": it was written to" if written else "")
-        found = death.judge(death.Facts(damage=note))
-        return replace(found, evidence=(*evidence, *found.evidence))
+        return _judged(death.Facts(damage=note), evidence)
     if kind is not None and kind[1] == "vmalloc-out-of-bounds" and not on_stack:
         return Verdict(
             "unknown", evidence, ("whether the address is in a stack or its guard: the report does not tell",)
         )
     what = "a read: nothing on a stack was overwritten by it" if read else "an access to other memory"
-    found = _judged(f"it is {what}, and the report was printed in the ordinary way", evidence)
-    return replace(found, unknown=("why it happened",))
+    text = f"it is {what}, and the report was printed in the ordinary way"
+    return _with_room(text, evidence, "why it happened")
 
 
 def _panic(first: Fault) -> Verdict:
@@ -109,9 +112,9 @@ def _panic(first: Fault) -> Verdict:
         evidence = (*evidence, SERROR)
     killed = _KILLED.search(text)
     known = death.Facts(canary=bool(_CANARY.search(text)), end_mark=not _END_MAGIC.search(text))
-    found = death.judge(known)
+    found = _judged(known, evidence)
     if found.code != "unknown":
-        return replace(found, evidence=(*evidence, *found.evidence))
+        return found
     if not text or _AFTERMATH.match(text):
         return Verdict("unknown", evidence, ("the fault that led to this panic: it is not in the log",))
     if _OVERFLOW.search(text):
@@ -123,7 +126,7 @@ def _panic(first: Fault) -> Verdict:
     faulted = next((frame for frame in first.trace if _DYING.match(frame)), "")
     if faulted and not caller:
         return Verdict("unknown", evidence, (f"the exception before it ({faulted}): it is not in the log",))
-    found = _judged("its text gives another reason than a fault of the stack", evidence)
+    found = _with_room("its text gives another reason than a fault of the stack", evidence)
     unknown = ["what led to it: see the lines before the panic"]
     if first.kind == "warning":
         at = f" at pc {first.pc}" if first.pc else ""
@@ -150,8 +153,8 @@ def _init_died(first: Fault, evidence: tuple[str, ...], code: int) -> Verdict:
         return Verdict("unknown", evidence, (unknown,))
     if signal and not any(_OWN_EXIT.match(frame) for frame in first.trace):
         return Verdict("unknown", evidence, ("whether a fault inside of the kernel killed init",))
-    found = _judged("it left by itself or by a signal of its own: the kernel did not fault", evidence)
-    return replace(found, unknown=("why init ended",))
+    text = "it left by itself or by a signal of its own: the kernel did not fault"
+    return _with_room(text, evidence, "why init ended")
 
 
 def _caller(first: Fault) -> str:
@@ -171,15 +174,14 @@ def _fault(  # noqa: PLR0911 (one return for each ground)
     evidence = (first.headline, *_syndrome(first, esr), *_walked(esr, path))
     if first.kind == "serror":
         if first.pstate is not None and first.pstate & MODE == 0:
-            found = _judged("the CPU was in user mode: the kernel's stack was empty", evidence)
-            return replace(found, unknown=("which device or memory reported the error",))
+            text = "the CPU was in user mode: the kernel's stack was empty"
+            return _with_room(text, evidence, "which device or memory reported the error")
         return _ordinary(first, evidence)
     if first.sp is None:
         return _without_sp(first, evidence)
     zeros = sum(first.registers.get(number) == 0 for number in range(19, 30)) == 11
     if zeros and first.pc == first.lr == "0x0":
-        found = death.judge(death.Facts(zeros=True))
-        return replace(found, evidence=(*evidence, *found.evidence))
+        return _judged(death.Facts(zeros=True), evidence)
     if at_exception_entry(first.pc):
         unknown = ("why the entry faulted",)
         return Verdict("unknown", (*evidence, f"pc {first.pc} is an exception entry"), unknown)
@@ -207,8 +209,8 @@ def _without_sp(first: Fault, evidence: tuple[str, ...]) -> Verdict:
     if first.far is not None:
         evidence = (*evidence, f"FAR {first.far:#x} is in no stack{_kind_of(first.far)}")
     text = "the report was printed in the ordinary way, registers and calls: the exception's frame was stored"
-    found = _judged(text, (*evidence, f"pc {first.pc}"))
-    return replace(found, unknown=("the cause of the fault itself", "SP: not in the log"))
+    evidence = (*evidence, f"pc {first.pc}")
+    return _with_room(text, evidence, "the cause of the fault itself", "SP: not in the log")
 
 
 def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
@@ -283,10 +285,11 @@ def _ordinary(first: Fault, evidence: tuple[str, ...]) -> Verdict:
     """Conclude from an ordinary report that the stack was there: the exception's frame was stored on it."""
     if first.sp is None or first.sp < MIN_KERNEL or first.sp % 16:
         return Verdict("unknown", evidence, ("SP: it is no kernel stack pointer, or not in the log",))
-    found = _judged(
+    found = _with_room(
         f"the exception's frame was stored at SP {first.sp:#x} and the report printed in the "
         "ordinary way: the stack was mapped and had room",
         evidence,
+        "the cause of the fault itself",
     )
     place = (f"pc {first.pc}" + (f", called from {first.lr}" if first.lr else ""),) if first.pc else ()
-    return replace(found, evidence=(*found.evidence, *place), unknown=("the cause of the fault itself",))
+    return replace(found, evidence=(*found.evidence, *place))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import EC_DABT, Esr, decode_esr
-from ptinspect.linux.death import Gone
+from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.oops.kpti_registers import KptiRegisters, describe
@@ -69,13 +69,13 @@ def _with_others(death: Facts, deaths: Sequence[Facts]) -> Facts:
     return death
 
 
-def lost_mapping(facts: Facts) -> Gone | None:
+def lost_mapping(facts: Facts) -> Verdict | None:
     """Return what became of the mapping of a stack, if an address in it did not translate."""
     found = lost_address(facts.incident, facts.esr)
     return None if found is None else _judged(facts, *found)
 
 
-def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Gone:
+def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
     evidence = _fault_evidence(facts, address, level, stack)
     unknown = ["what other addresses translate to: only one walk was printed"]
     path, by = facts.path, ""
@@ -85,14 +85,14 @@ def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Gone:
     which = "which entry is missing, and what it held before"
     if path is None or not path.steps or not (by or stack.contains(path.address)):
         evidence.append("the log holds no walk of an address in this stack")
-        return Gone("stack-mapping-lost", tuple(evidence), (which,))
+        return Verdict("stack-mapping-lost", tuple(evidence), (which,))
     if end is None:
         last = path.steps[-1]
         evidence.append(
             f"the walk of {path.address:#x} is cut in the log: it goes to {last.name}, "
             f"{last.descriptor.raw:#x}: {describe(last.descriptor, user=path.user)}"
         )
-        return Gone("stack-mapping-lost", tuple(evidence), (which,))
+        return Verdict("stack-mapping-lost", tuple(evidence), (which,))
     ends = f"ends at level {end.level} ({end.name}): {describe(end.descriptor)}"
     evidence.append(f"the walk of {path.address:#x}{by} {ends}")
     if end.level == level and path.same_entry(address, level):
@@ -115,7 +115,7 @@ def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Gone:
         )
     if path.assumed:
         unknown.append("granule and size of the addresses: not in the log, 4K and 48 bits are assumed")
-    return Gone(
+    return Verdict(
         "lost-entry",
         tuple(evidence),
         (f"what the {end.name} entry held before, and what cleared it", *unknown),
@@ -170,7 +170,7 @@ def _finished(facts: Facts) -> list[str]:
 
 def _reverted(
     facts: Facts, path: Path, unmarked: list[PathStep], evidence: list[str], unknown: list[str]
-) -> Gone:
+) -> Verdict:
     top = unmarked[0]
     for step in unmarked:
         evidence.append(
@@ -209,4 +209,4 @@ def _reverted(
         evidence.append(f"the last tables that the walk went through lie elsewhere: {tables}")
     before = f"what the {top.name} entry held before the rewrite and after it: no earlier snapshot"
     how = "what undid the store: a lost cache line, cache maintenance or another writer; and at what moment"
-    return Gone("reverted-entry", tuple(evidence), (before, how, *unknown))
+    return Verdict("reverted-entry", tuple(evidence), (before, how, *unknown))

@@ -25,7 +25,9 @@ MAX_PARENTS = 4_096
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT, include/linux/threads.h."""
 IDLE_CODE_BYTES = 0x40
-NO_THREADS = (-1, -1, -1)
+SP = "thread.cpu_context.sp"
+MEMBERS = ("stack", "comm", "pid", "tgid", "tasks", "real_parent", SP)
+"""Members of task_struct without which no task is read."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,6 @@ class TaskList:
     """Why there may be more; empty if the list was walked to its end."""
 
 
-@dataclass(frozen=True)
-class _Offsets:
-    stack: int
-    comm: int
-    pid: int
-    tgid: int
-    tasks: int
-    parent: int
-    sp: int
-    thread_node: int
-    signal: int
-    thread_head: int
-
-
 class Tasks:
     """Read tasks through the kernel's own tables, at one stop."""
 
@@ -92,30 +80,17 @@ class Tasks:
         self.image: KernelImage = view.image
 
     @cached_property
-    def _at(self) -> _Offsets:
-        offset = self.view.types.offset
-        return _Offsets(
-            offset("task_struct.stack"),
-            offset("task_struct.comm"),
-            offset("task_struct.pid"),
-            offset("task_struct.tgid"),
-            offset("task_struct.tasks"),
-            offset("task_struct.real_parent"),
-            offset("task_struct.thread.cpu_context.sp"),
-            *self._thread_list(),
-        )
+    def _at(self) -> dict[str, int]:
+        return {name: self.view.types.offset(f"task_struct.{name}") for name in MEMBERS}
 
-    def _thread_list(self) -> tuple[int, int, int]:
-        """Return where the list of a process's threads is; NO_THREADS where nothing tells."""
-        offset = self.view.types.offset
+    @cached_property
+    def _thread_list(self) -> tuple[int, ...] | None:
+        """Where the threads of a process are: pointer to the head, head, link; None where nothing tells."""
+        paths = ("task_struct.signal", "signal_struct.thread_head", "task_struct.thread_node")
         try:
-            return (
-                offset("task_struct.thread_node"),
-                offset("task_struct.signal"),
-                offset("signal_struct.thread_head"),
-            )
+            return tuple(map(self.view.types.offset, paths))
         except KernelFileError:
-            return NO_THREADS
+            return None
 
     # -- one task -------------------------------------------------------------------------------
 
@@ -124,15 +99,15 @@ class Tasks:
         if not bit(address, 55) or address % 16 or not self.view.regime.contains(address):
             raise GuestError(f"{address:#x} is no address of a task")
         at = self._at
-        stack = self._u64(address + at.stack)
-        pids = self._bytes(address + at.pid, 4), self._bytes(address + at.tgid, 4)
+        stack = self._u64(address + at["stack"])
+        pids = self._bytes(address + at["pid"], 4), self._bytes(address + at["tgid"], 4)
         pid, tgid = (int.from_bytes(raw, "little", signed=True) for raw in pids)
-        raw = self._bytes(address + at.comm, COMM_BYTES)
+        raw = self._bytes(address + at["comm"], COMM_BYTES)
         comm, end, _ = raw.partition(b"\0")
         if not (0 <= pid < MAX_PID and 0 <= tgid < MAX_PID and end and bit(stack, 55) and not stack & 0xFFF):
             raise GuestError(f"{address:#x} holds no task: pid {pid}, stack {stack:#x}, name {raw!r}")
         name = comm.decode("utf-8", "backslashreplace")
-        return Task(address, pid, tgid, name, stack, self._u64(address + at.sp), self._running.get(address))
+        return Task(address, pid, tgid, name, stack, self._u64(address + at[SP]), self._running.get(address))
 
     def current(self, state: CpuState) -> Task | None:
         """Return the task that a CPU runs; None where that is not known (early boot, EL2, no sense).
@@ -189,7 +164,7 @@ class Tasks:
                 if not address:
                     return None
                 task = self.read(address)
-                parent = self._u64(address + self._at.parent)
+                parent = self._u64(address + self._at["real_parent"])
                 if parent == address:
                     return task if task.pid == 0 else None
                 address = parent
@@ -219,7 +194,7 @@ class Tasks:
         for task in self.idle_tasks():
             found.setdefault(task.address, task)
         reason = ""
-        at = self._at.tasks
+        at = self._at["tasks"]
         link = self._u64(first.address + at)
         while link != first.address + at:
             leader = (link - at) & MASK64
@@ -249,30 +224,31 @@ class Tasks:
 
         New threads of a known process are not found. Raises GuestError if there is no list.
         """
-        head = self.init_task().address + self._at.tasks
+        at = self._at["tasks"]
+        head = self.init_task().address + at
         found: list[Task] = []
         link = self._u64(head + 8)
-        while link != head and (link - self._at.tasks) & MASK64 not in known and len(found) < MAX_TASKS:
-            found.append(self.read((link - self._at.tasks) & MASK64))
+        while link != head and (link - at) & MASK64 not in known and len(found) < MAX_TASKS:
+            found.append(self.read((link - at) & MASK64))
             link = self._u64(link + 8)
         return found
 
     def _threads(self, leader: int, found: dict[int, Task]) -> str:
         """Add the other threads of a process; return why they may not be all."""
-        at = self._at
-        if at.signal < 0:
+        if self._thread_list is None:
             return "of each process only the first thread: the kernel file describes no types"
-        head = self._u64(leader + at.signal) + at.thread_head
+        pointer, in_head, node = self._thread_list
+        head = self._u64(leader + pointer) + in_head
         link = self._u64(head & MASK64)
         count = 0
         while link != head:
-            thread = (link - at.thread_node) & MASK64
+            thread = (link - node) & MASK64
             count += 1
             if len(found) >= MAX_TASKS or count > MAX_TASKS:
                 return f"more than {MAX_TASKS} threads"
             if thread not in found:
                 found[thread] = self.read(thread)
-            link = self._u64(thread + at.thread_node)
+            link = self._u64(thread + node)
         return ""
 
     def _u64(self, va: int) -> int:
