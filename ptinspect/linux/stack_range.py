@@ -1,4 +1,4 @@
-"""Where a kernel stack lies, and what an address is to it."""
+"""The bounds of a kernel stack, and where an address lies relative to them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
 from ptinspect.linux.running import dump_registers as imported
 from ptinspect.linux.running import placement
-from ptinspect.linux.running.dump_registers import Wishes, derive
+from ptinspect.linux.running.dump_registers import Given, derive
 from ptinspect.linux.running.placement import Found
 
 IMAGE = 0x4020_0000
@@ -75,7 +75,7 @@ def test_the_root_is_found_in_the_image(name: str, text_va: int) -> None:
     """Without a symbol for it, and with neither granule nor address size known."""
     tree = guest(name, text_va)
     image: Any = Image(text_va, "4.17.0" if text_va == 0xFFFF_0000_0808_0000 else "6.1.0")
-    found = derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
+    found = derive(tree.memory, tree.memory.ram, image, lambda: (), Given())
     assert found.root == tree.root
     regime = tree.regime
     assert 64 - (found.system["TCR_EL1"] >> 16 & 0x3F) == regime.va_bits
@@ -89,7 +89,7 @@ def test_a_table_that_maps_other_code_is_not_taken() -> None:
     tree.map(0xFFFF_8000_0800_0000, IMAGE + 0x1000, size=SIZE)
     image: Any = Image(0xFFFF_8000_0800_0000)
     with pytest.raises(UserError, match="a table in the image"):
-        derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
+        derive(tree.memory, tree.memory.ram, image, lambda: (), Given())
 
 
 def test_a_table_that_maps_the_first_code_alone_is_not_taken() -> None:
@@ -97,7 +97,7 @@ def test_a_table_that_maps_the_first_code_alone_is_not_taken() -> None:
     tree.map(0xFFFF_8000_0802_0000, IMAGE + 0x1000, size=SIZE - 0x2_0000)
     image: Any = Image(0xFFFF_8000_0800_0000)
     with pytest.raises(UserError, match="a table in the image"):
-        derive(tree.memory, tree.memory.ram, image, lambda: (), Wishes())
+        derive(tree.memory, tree.memory.ram, image, lambda: (), Given())
 
 
 def test_releases_tell_mair() -> None:
@@ -112,9 +112,9 @@ def test_releases_tell_mair() -> None:
 )
 def test_a_kernel_from_before_indirect_permissions_has_direct_ones(release: str, doubt: bool) -> None:
     """Linux uses FEAT_S1PIE from v6.5 on; a dump does not tell whether the CPU has it."""
-    wishes = Wishes(mair=0xFF)
+    given = Given(mair=0xFF)
     candidate = imported._Candidate(0x4000_0000, "", 12, 48, release, (), ())
-    found = candidate.derived(wishes)
+    found = candidate.derived(given)
     state = CpuState(0, (0,) * 31, 0, 0, 0x3C5, found.system)
     assert bool(regime_from_registers(state, True).doubt) == doubt
-    assert any("indirect permissions" in said for said in found.said) == doubt
+    assert any("indirect permissions" in source for source in found.sources) == doubt

@@ -109,7 +109,7 @@ def _open(
 
     states = cpus or (CpuState(0, (0,) * 31, 0, 0, EL1H, {}),)
     states = tuple(replace(state, system=found.system) for state in states)
-    label = f"{file.label}; {', '.join(found.system)} derived: {found.said[0]}"
+    label = f"{file.label}; {', '.join(found.system)} derived: {found.sources[0]}"
     session = DumpSession(file, states, label, registers=bool(cpus))
     ctx.guest.open_session(session, imported=found)
     return _told(args.file, file, found, len(cpus))
@@ -117,7 +117,7 @@ def _open(
 
 def _derive(ctx: Context, args: argparse.Namespace, file: DumpFile, info: str) -> Derived:
     from ptinspect.linux.image.vmcoreinfo import parse, search
-    from ptinspect.linux.running.dump_registers import Wishes, derive
+    from ptinspect.linux.running.dump_registers import Given, derive
 
     def infos() -> Iterator[VmcoreInfo]:
         noted = parse(info, "a note of the file") if info else None
@@ -125,18 +125,18 @@ def _derive(ctx: Context, args: argparse.Namespace, file: DumpFile, info: str) -
             yield noted
         yield from search(file, file.ram, lambda done, all_: ctx.progress("searching VMCOREINFO", done, all_))
 
-    wishes = Wishes(
+    given = Given(
         root=None if args.root is None else args.root.value(),
         granule=None if args.granule is None else int(args.granule[:-1]) << 10,
         va_bits=args.va_bits,
         mair=args.mair,
     )
-    return derive(file, file.ram, ctx.kernel, infos, wishes)
+    return derive(file, file.ram, ctx.kernel, infos, given)
 
 
 def _told(path: Path, file: DumpFile, found: Derived, cpus: int) -> Report:
     total = sum(block.size for block in file.ram)
-    assumed = list(found.said)
+    assumed = list(found.sources)
     if not cpus:
         assumed.append("the file has no registers of CPUs")
     result: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Where the parts of the kernel's address space lie: the arithmetic of each release, for any size of it.
 
 Sources: arch/arm64/include/asm/{memory,pgtable,fixmap,kasan}.h and Kconfig (KASAN_SHADOW_OFFSET) of v4.17 to
-v7.2. Everybody who wants to know where something lies asks here: names of regions, and the kernel's own text.
+v7.2. Names of regions and the kernel's own text both stand on it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Geometry:
 
     @property
     def regions(self) -> list[Region]:
-        """The parts in the order in which they are asked: what is small and certain first."""
+        """The parts in the order in which they name an address: what is small and certain first."""
         parts = (
             self.fixmap, self.pci, self.vmemmap, self.bpf, self.modules, self.shadow, self.vmalloc,
             self.linear,

@@ -25,7 +25,7 @@ class Layout:
     """The regions of an address space, the more particular ones first."""
 
     regions: tuple[Region, ...]
-    """In the order in which they are asked."""
+    """The first one that contains an address names it."""
     source: str
     """Which variant was taken, and why."""
     variant: str = ""

@@ -1,4 +1,4 @@
-"""What one death's log gives to judge by: the values as printed, and what is worked out from them."""
+"""The facts of one death by its log: the values as printed, and what is worked out from them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TG1 = {12: 2, 14: 1, 16: 3}
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Given:
     """What the user gives; None where nothing is given."""
 
     root: int | None = None
@@ -53,7 +53,7 @@ class Derived:
     """Why this one."""
     system: Mapping[str, int]
     """System registers under their Arm ARM names."""
-    said: tuple[str, ...]
+    sources: tuple[str, ...]
     """Where each fact comes from, one sentence each."""
     release: str = ""
     """The kernel's release, if it is known."""
@@ -75,7 +75,7 @@ def derive(
     ram: Sequence[RamBlock],
     image: KernelImage | None,
     infos: Callable[[], Iterable[VmcoreInfo]],
-    wishes: Wishes,
+    given: Given,
 ) -> Derived:
     """Find the kernel's root table and the registers under which it is walked.
 
@@ -83,17 +83,17 @@ def derive(
     file); the user's own is believed. `infos` is asked only if the kernel file does not tell all.
     Raises UserError that names what to give.
     """
+
+    def candidates() -> Iterator[_Candidate]:
+        yield from (*_as_given(given, image), *_from_image(memory, ram, image, given))
+        for info in infos():
+            yield from _from_info(info, given)
+
     tried = []
-    candidates = _given(wishes, image)
-    for found in (*candidates, *_from_image(memory, ram, image, wishes)):
+    for found in candidates():
         tried.append(found.provenance)
         if found.holds(memory):
-            return found.derived(wishes)
-    for info in infos():
-        for found in _from_info(info, wishes):
-            tried.append(found.provenance)
-            if found.holds(memory):
-                return found.derived(wishes)
+            return found.derived(given)
     what = f" (tried: {', '.join(dict.fromkeys(tried))})" if tried else ""
     raise UserError(
         f"nothing tells where the kernel's tables are{what}",
@@ -110,7 +110,7 @@ class _Candidate:
     granule_bits: int
     va_bits: int
     release: str
-    said: tuple[str, ...]
+    sources: tuple[str, ...]
     proof: tuple[tuple[int, int], ...]
     """Addresses, and where they must lead, all but one in four; none to believe it."""
 
@@ -132,9 +132,9 @@ class _Candidate:
         except (MemoryReadError, GuestError):
             return False
 
-    def derived(self, wishes: Wishes) -> Derived:
+    def derived(self, given: Given) -> Derived:
         """Return the registers."""
-        mair, why = _mair(self.release, wishes.mair)
+        mair, why = _mair(self.release, given.mair)
         regime = self.regime
         size = 64 - self.va_bits
         tcr = size | size << 16 | TG0[self.granule_bits] << 14 | TG1[self.granule_bits] << 30
@@ -146,28 +146,28 @@ class _Candidate:
             system["TCR2_EL1"] = 0
             indirect = ""
         width = f"addresses of {52 if self.va_bits > 48 else 48} bits in descriptors are assumed"
-        said = (
-            *self.said,
+        sources = (
+            *self.sources,
             why,
             f"{width}; hardware management of the Access flag and of dirty state, WXN{indirect}, "
             "TTBR0 and the tasks that CPUs run (SP_EL0) are unknown",
         )
-        return Derived(PhysAddr(self.root), self.provenance, system, said, self.release)
+        return Derived(PhysAddr(self.root), self.provenance, system, sources, self.release)
 
 
-def _given(wishes: Wishes, image: KernelImage | None) -> Iterator[_Candidate]:
+def _as_given(given: Given, image: KernelImage | None) -> Iterator[_Candidate]:
     """Yield what the user gives in full."""
-    if wishes.root is None or wishes.granule is None or wishes.va_bits is None:
+    if given.root is None or given.granule is None or given.va_bits is None:
         return
     release = "" if image is None else image.banner
-    said = ("root, granule and address size are as given",)
+    sources = ("root, granule and address size are as given",)
     yield _Candidate(
-        wishes.root, "--root", wishes.granule.bit_length() - 1, wishes.va_bits, release, said, ()
+        given.root, "--root", given.granule.bit_length() - 1, given.va_bits, release, sources, ()
     )
 
 
 def _from_image(
-    memory: PhysicalMemory, ram: Sequence[RamBlock], image: KernelImage | None, wishes: Wishes
+    memory: PhysicalMemory, ram: Sequence[RamBlock], image: KernelImage | None, given: Given
 ) -> Iterator[_Candidate]:
     """Yield what the kernel file tells of the kernel in memory; proved by where that maps its code."""
     if image is None or not image.linked:
@@ -180,26 +180,26 @@ def _from_image(
         raise UserError(f"{image.path.name} is not in this memory", "is it the kernel that ran there?")
     if not found.agrees:
         raise placement.mismatch(image, found)
-    roots = [(wishes.root, "--root")] if wishes.root is not None else []
-    if wishes.root is None and "swapper_pg_dir" in image.symbols:
+    roots = [(given.root, "--root")] if given.root is not None else []
+    if given.root is None and "swapper_pg_dir" in image.symbols:
         pa = found.pa + image.lookup("swapper_pg_dir") - image.text_va
         roots = [(pa, "symbol swapper_pg_dir"), (pa + VARIANTS_52, "symbol swapper_pg_dir, 48-bit part")]
     page = 0 if image.header is None else image.header.page_size
     if not roots:
         roots = [(pa, "a table in the image") for pa in _tables_inside(memory, image, found.pa)]
-    granules = [wishes.granule or page] if wishes.granule or page else [4096, 65536, 16384]
+    granules = [given.granule or page] if given.granule or page else [4096, 65536, 16384]
     pages = (*image.code_pages, *image.data_pages)
     proof = tuple((image.text_va + at, found.pa + at) for at in pages)
     for root, name in roots:
         for granule in granules:
-            for bits in _widths(image.text_va, wishes.va_bits, granule, image.banner):
-                said = (
+            for bits in _widths(image.text_va, given.va_bits, granule, image.banner):
+                sources = (
                     f"the kernel's code is at pa:{found.pa:#x} ({found.provenance}), where {name} maps it",
                     f"{granule >> 10}K pages and {bits}-bit addresses: with these the code is mapped so",
                 )
                 shift = granule.bit_length() - 1
                 provenance = f"{name}, which maps the kernel's code"
-                yield _Candidate(root, provenance, shift, bits, image.banner, said, proof)
+                yield _Candidate(root, provenance, shift, bits, image.banner, sources, proof)
 
 
 def _tables_inside(memory: PhysicalMemory, image: KernelImage, image_pa: int) -> list[int]:
@@ -241,27 +241,27 @@ def _widths(text_va: int, wish: int | None, granule: int, banner: str) -> list[i
     return [bits for bits in likely if 25 <= bits <= 52]
 
 
-def _from_info(info: VmcoreInfo, wishes: Wishes) -> Iterator[_Candidate]:
+def _from_info(info: VmcoreInfo, given: Given) -> Iterator[_Candidate]:
     """Yield what the kernel tells of itself; proved by its table, which maps its own memory."""
-    granule = wishes.granule or info.page_size
-    bits = wishes.va_bits or (None if info.t1sz is None else 64 - info.t1sz) or info.va_bits
+    granule = given.granule or info.page_size
+    bits = given.va_bits or (None if info.t1sz is None else 64 - info.t1sz) or info.va_bits
     if info.swapper is None or granule not in (4096, 16384, 65536) or bits is None or not 25 <= bits <= 52:
         return
-    if info.voffset is None and wishes.root is None:
+    if info.voffset is None and given.root is None:
         return
     offset = info.voffset or 0
     pa = info.swapper - offset & MASK64
     proof = () if info.voffset is None else ((info.swapper, pa),)
-    said = (
+    sources = (
         f"VMCOREINFO in {info.where}: Linux {info.release}, {granule >> 10}K pages, {bits}-bit addresses",
     )
     shift = granule.bit_length() - 1
-    if wishes.root is not None:
-        yield _Candidate(wishes.root, "--root", shift, bits, info.release, said, proof)
+    if given.root is not None:
+        yield _Candidate(given.root, "--root", shift, bits, info.release, sources, proof)
         return
     for root in (pa, pa + VARIANTS_52):
         name = "swapper_pg_dir of VMCOREINFO, which maps itself"
-        yield _Candidate(root, name, shift, bits, info.release, said, proof)
+        yield _Candidate(root, name, shift, bits, info.release, sources, proof)
 
 
 def _mair(release: str, wish: int | None) -> tuple[int, str]:

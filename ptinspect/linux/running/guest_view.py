@@ -13,7 +13,7 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, Ptins
 from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.locator import Locator
-from ptinspect.linux.running.member_offsets import SeenTypes
+from ptinspect.linux.running.member_offsets import MemberOffsets
 from ptinspect.linux.running.placement import Found, mismatch
 from ptinspect.linux.running.swapper import RootFound, maps_kernel
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -215,7 +215,7 @@ class GuestView:
         try:
             return self.image.types
         except KernelFileError:
-            return SeenTypes(self)
+            return MemberOffsets(self)
 
     # -- symbols and memory ---------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ _LEARNED: Kept[dict[str, int]] = Kept()
 """Offsets that were found at any stop: later the kernel's memory may be damaged."""
 
 
-class SeenTypes:
+class MemberOffsets:
     """Answer for member offsets, as far as the memory of a stopped guest tells them."""
 
     def __init__(self, view: RunningKernel) -> None:

@@ -7,7 +7,7 @@ from session import NEWER, launched, need_guest
 
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.running.member_offsets import SeenTypes
+from ptinspect.linux.running.member_offsets import MemberOffsets
 
 pytestmark = pytest.mark.live
 
@@ -43,7 +43,7 @@ def test_what_memory_tells_is_what_the_kernel_says(name: str, options: str) -> N
     with launched(name, options) as live:
         live("kpti run --timeout 300")
         view = live.ctx.view()
-        seen, kernel = SeenTypes(view), KernelImage.open(need_guest(name).kernel)
+        seen, kernel = MemberOffsets(view), KernelImage.open(need_guest(name).kernel)
         assert view.image is not None and "init_task" in view.image.symbols
         wrong = {
             path: (seen.offset(path), kernel.types.offset(path))
