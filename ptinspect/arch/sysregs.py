@@ -446,3 +446,9 @@ def decode_pstate(pstate: int) -> Pstate:
 def describe_pstate(pstate: int) -> str:
     """Write PSTATE as people do: `EL1h nZcv DAIF PAN`."""
     return decode_pstate(pstate).text
+
+
+def mmu_on(state: CpuState) -> bool | None:
+    """Tell whether the MMU is on for the level a CPU runs at; None where the stub does not offer SCTLR."""
+    value = state.system.get(register_of_regime(current_regime(state), "SCTLR"))
+    return None if value is None else decode_sctlr(value).m

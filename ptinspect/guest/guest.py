@@ -161,6 +161,27 @@ class Guest:
         """The running kernel at this stop. Raises UserError, GuestError, TargetError."""
         return self.once("view", self._look_at_kernel)
 
+    @property
+    def kernel_refused(self) -> KernelFileError | None:
+        """Why the kernel file is not used for the stopped guest; None if it is, or nobody can tell yet."""
+        if self.state != "stopped" or (self._kernel is None and self.kernel_path is None):
+            return None
+        try:
+            _ = self.view.placement
+        except KernelFileError as error:
+            return error
+        except PtinspectError:  # it is not in memory yet
+            pass
+        return None
+
+    @property
+    def kernel_missing(self) -> str:
+        """That there is no kernel file, or one of another kernel; empty if there is a good one."""
+        if self.kernel is None:
+            return "no kernel file is named (kernel FILE)"
+        wrong = self.kernel_refused
+        return "" if wrong is None else wrong.message
+
     def _look_at_kernel(self) -> GuestView:
         from ptinspect.linux.running.guest_view import GuestView
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from session import Live, launched
 
-from ptinspect.commands.kpti.kpti_run import Runner
+from ptinspect.guest.rewrite import Runner
 
 READY = b"ptinspect guest ready"
 SECONDS = 90
@@ -42,7 +42,7 @@ def shell_at(console: Path, found: list[float], begun: float) -> None:
 def boot(guest: str, options: str, guarded: bool) -> float:
     """Return the seconds of one boot. Raises RuntimeError if the shell does not come."""
     with launched(guest, options) as live:
-        Runner(live.ctx, SECONDS).place_kernel()
+        Runner(live.ctx.guest, SECONDS).place_kernel()
         assert live.ctx.qemu is not None
         found: list[float] = []
         begun = time.perf_counter()

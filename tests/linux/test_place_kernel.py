@@ -15,9 +15,9 @@ from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.kpti import kpti_run
-from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.errors import TargetTimeout
+from ptinspect.guest import rewrite
+from ptinspect.guest.rewrite import Runner
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.memory.sparse import SparseMemory
 
@@ -69,7 +69,7 @@ def runner(
     ctx = Context(build_registry())
     fake: Any = session
     ctx.session, ctx.guest._kernel = fake, kernel
-    return Runner(ctx, 60), ctx, session
+    return Runner(ctx.guest, 60), ctx, session
 
 
 def moved_by_a_firmware() -> tuple[Guest, CpuState, CpuState, CpuState]:
@@ -91,7 +91,7 @@ def test_a_kernel_that_moves_itself_is_waited_for(
     run.place_kernel()
     assert ctx.view().kaslr_offset == MOVED and ctx.view().image_pa == WHERE
     looks = [(addresses, seconds) for addresses, seconds in session.asked]
-    assert looks[0] == ([FIRST], kpti_run.LOOK_SECONDS) == looks[1]
+    assert looks[0] == ([FIRST], rewrite.LOOK_SECONDS) == looks[1]
     assert looks[2][0] == [WHERE + ANCHOR - TEXT_VA, FIRST]
 
 
@@ -116,7 +116,7 @@ def test_direct_boots_stop_at_the_anchor(monkeypatch: pytest.MonkeyPatch, kernel
     run, ctx, session = runner(monkeypatch, kernel, Scripted(guest.memory, [(reset, None), (at, anchor)]))
     run.place_kernel()
     assert ctx.view().kaslr_offset == MOVED
-    assert session.asked == [([anchor, FIRST], kpti_run.SLICE_SECONDS)]
+    assert session.asked == [([anchor, FIRST], rewrite.SLICE_SECONDS)]
     assert run.outcome.stops == [("idmap_cpu_replace_ttbr1", anchor)]
 
 

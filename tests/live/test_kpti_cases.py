@@ -8,9 +8,9 @@ import pytest
 from kpti_patches import not_tracked, written_back
 from session import NEWER, Live, launched
 
-from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.commands.kpti.kpti_writes import RECORDINGS
 from ptinspect.errors import UserError
+from ptinspect.guest.rewrite import Runner
 from ptinspect.linux.kpti.code import KptiCode
 from ptinspect.linux.kpti.running_code import running_code
 
@@ -31,7 +31,7 @@ DIFFERENT = [KERNELS[0], KERNELS[1], KERNELS[3], KERNELS[4]]
 
 def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> KptiCode:
     """Patch the rewrite where it runs; return what is recognised then."""
-    runner = Runner(live.ctx, 60)
+    runner = Runner(live.ctx.guest, 60)
     runner.place_kernel()
     session, entry = live.ctx.stopped, runner.physical(runner.code.entry_va)
     for at, word in patches(runner.code, session.memory.read(entry, runner.code.size)).items():

@@ -160,9 +160,9 @@ def test_a_zeroed_pmd_entry_is_named(tmp_path: Path) -> None:
 
 def test_the_walk_works_with_the_mmu_off() -> None:
     with launched("5.10-cloud") as live:
-        from ptinspect.commands.kpti.kpti_run import Runner
+        from ptinspect.guest.rewrite import Runner
 
-        runner = Runner(live.ctx, 120.0)
+        runner = Runner(live.ctx.guest, 120.0)
         runner.place_kernel()
         assert runner.enter()
         sp = live.ctx.stopped.cpu_state(0).sp

@@ -10,10 +10,9 @@ from ptinspect.commands.framework.arguments import add_cpu_option
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.kpti.kpti_cpus import cpu_table, cpus_in
-from ptinspect.commands.kpti.kpti_live import look, snapshot_state
-from ptinspect.commands.kpti.kpti_run import C_FUNCTIONS, PHASES, Outcome, Runner
-from ptinspect.commands.target.kernel import missing
 from ptinspect.errors import GuestError, UserError
+from ptinspect.guest.rewrite import C_FUNCTIONS, PHASES, Outcome, Runner
+from ptinspect.guest.rewrite_state import snapshot_state, standing
 from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, hex_address
 
@@ -72,7 +71,7 @@ IMPORTANT = ("entry", "after_writes", "before_first_write", "return")
 )
 def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
     """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
-    runner = Runner(ctx, RUN_SECONDS)
+    runner = Runner(ctx.guest, RUN_SECONDS)
     rows: list[tuple[str, str, str]] = []
     listed: list[dict[str, Any]] = []
     placed = ctx.view().placed
@@ -125,16 +124,16 @@ def set_breakpoints(ctx: Context, args: argparse.Namespace) -> Report:
 )
 def run(ctx: Context, args: argparse.Namespace) -> Report:
     """Run through the rewrite and capture."""
-    from ptinspect.commands.kpti.kpti_run import run as run_through
+    from ptinspect.guest.rewrite import run as run_through
 
     taken = [name for name in PHASES if name in ctx.snapshots]
     if taken and not args.replace:
         raise UserError(
             f"there are snapshots of the name {', '.join(taken)} already", "--replace, or drop them"
         )
-    outcome = run_through(ctx, timeout=args.timeout, percent=args.percent)
+    outcome = run_through(ctx.guest, timeout=args.timeout, percent=args.percent)
     if not outcome.reached:
-        state = look(ctx, "(kpti run)").state
+        state = standing(ctx.guest, "(kpti run)").state
         off = "this CPU does not need KPTI, or it is switched off (kpti=, mitigations=)"
         why = f"{off}; {state.counts.marks}" if state.state == "before" else state.reason
         outcome.reason = f"{outcome.reason}; {why}"
@@ -203,13 +202,13 @@ def status(ctx: Context, args: argparse.Namespace) -> Report:
     lacks = where = ""
     if args.snap:
         snapshot = ctx.snapshot_or_file(args.snap)
-        state = snapshot_state(ctx, snapshot)
+        state = snapshot_state(ctx.guest, snapshot)
         where = f" ({source_of(snapshot)})"
     else:
         ctx.guest.require("kpti status", stopped=True)
-        state = look(ctx, "(kpti status)").state
+        state = standing(ctx.guest, "(kpti status)").state
         cpus = _cpus(ctx, state, args.cpu)
-        lacks = missing(ctx)
+        lacks = ctx.guest.kernel_missing
     frontier, counts = state.frontier, state.counts
     result = {
         "state": state.state,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.arch.sysregs import CpuState
+from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.names import cpu_state
 from ptinspect.output.model import Column, Table, hex_address
-from ptinspect.output.views.regime import mmu_on
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode

@@ -13,11 +13,11 @@ from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.kpti.kpti import frontier_json, frontier_text
 from ptinspect.commands.kpti.kpti_cpus import cpu_table, cpus_in
-from ptinspect.commands.kpti.kpti_live import Look, look
-from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.errors import UserError
 from ptinspect.guest import expression
 from ptinspect.guest.names import GuestNames
+from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite_state import Standing, standing
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ argtypes.completes("address", place)
 )
 def progress(ctx: Context, args: argparse.Namespace) -> Report:
     """Say how far the rewrite is."""
-    Runner(ctx, SECONDS)  # there is a kernel file, it is this kernel's, and its rewrite is a known one
-    found = look(ctx, "(kpti progress)")
+    Runner(ctx.guest, SECONDS)  # there is a kernel file, it is this kernel's, and its rewrite is a known one
+    found = standing(ctx.guest, "(kpti progress)")
     cpus = cpus_in(ctx, ctx.view(), found.state.code, getattr(args, "cpu", None))
     return _report(found, cpus, flag_text(found.state, ctx.stopped.cpu_count))
 
 
-def _report(found: Look, cpus: list[dict[str, Any]], flag: str) -> Report:
+def _report(found: Standing, cpus: list[dict[str, Any]], flag: str) -> Report:
     from ptinspect.linux.kpti.marks import algorithm_of, reached
 
     state, work, snapshot = found.state, found.work, found.tables
@@ -195,11 +195,11 @@ def _level_row(level: dict[str, Any]) -> tuple[str | Styled, ...]:
 def until(ctx: Context, args: argparse.Namespace) -> Report:
     """Run to a point of the rewrite, and say how far it is there."""
     _check(args.where)
-    runner = Runner(ctx, args.timeout)
+    runner = Runner(ctx.guest, args.timeout)
     if not runner.reach():
         reason = runner.outcome.reason
         return Report({"reached": False, "reason": reason}, [Note(reason, "changed")], 1)
-    found = look(ctx, "(kpti until)")
+    found = standing(ctx.guest, "(kpti until)")
     target = _choose(ctx, found, args.where)
     _go(runner, found.state, target)
     said = progress(ctx, args)
@@ -214,7 +214,7 @@ def _check(where: str) -> None:
         raise UserError(f"{where!r}: PERCENT%, an address, or LEVEL:N", "kpti until 50%, kpti until pmd:10")
 
 
-def _choose(ctx: Context, found: Look, where: str) -> Target:
+def _choose(ctx: Context, found: Standing, where: str) -> Target:
     from ptinspect.linux.kpti.progress import by_address, by_number, by_percent
 
     snapshot, state = found.tables, found.state

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.kpti.kpti_live import look, snapshot_state
-from ptinspect.commands.target.kernel import mismatch
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
+from ptinspect.guest.rewrite_state import snapshot_state, standing
 from ptinspect.output.model import Note, Report, escape
 from ptinspect.snapshot.fact_names import PHASE
 
@@ -111,13 +110,13 @@ def _after(
         recorded = args.after is None and recording is not None and stopped
         found = None if recorded else _snapshot(ctx, args.after, "after")
         if found is not None:
-            return found, snapshot_state(ctx, found), found.meta.extra.get(PHASE) == "after"
+            return found, snapshot_state(ctx.guest, found), found.meta.extra.get(PHASE) == "after"
     if not stopped:
         raise UserError("there are no tables from after the rewrite", "--after SNAP, or kpti run on a guest")
-    wrong = mismatch(ctx)
+    wrong = ctx.guest.kernel_refused
     if wrong is not None:
         raise wrong
-    now = look(ctx, LIVE)
+    now = standing(ctx.guest, LIVE)
     where = now.state.position
     return now.snapshot, now.state, where is not None and where.phase == "done"
 

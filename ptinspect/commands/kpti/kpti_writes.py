@@ -13,13 +13,13 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.kpti.kpti_live import look
 from ptinspect.errors import UserError
+from ptinspect.guest.rewrite_state import standing
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Table, hex_address
 
 if TYPE_CHECKING:
-    from ptinspect.commands.kpti.kpti_run import Runner
+    from ptinspect.guest.rewrite import Runner
     from ptinspect.link.gdb.recorder import Store
     from ptinspect.linux.kpti.stores import Recording, Write
 
@@ -55,11 +55,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 )
 def writes(ctx: Context, args: argparse.Namespace) -> Report:
     """Record, and report."""
-    from ptinspect.commands.kpti.kpti_run import Runner
+    from ptinspect.guest.rewrite import Runner
 
     if args.output is not None:
         form_of(args.output)
-    runner = Runner(ctx, args.timeout or SECONDS)
+    runner = Runner(ctx.guest, args.timeout or SECONDS)
     if not runner.reach():
         return Report(
             {"reached": False, "reason": runner.outcome.reason}, [Note(runner.outcome.reason, "changed")], 1
@@ -76,7 +76,7 @@ def record(runner: Runner, levels: list[int | str], timeout: float | None = None
     from ptinspect.linux.kpti.progress import left_of
     from ptinspect.linux.kpti.stores import recording
 
-    found_before = look(runner.ctx, "(before kpti writes)")
+    found_before = standing(runner.guest, "(before kpti writes)")
     before, where = found_before.tables, found_before.state.position
     whole = where is not None and where.phase == "before"
     stores = _stores(runner, _levels(levels, before.regime.start_level))
@@ -84,7 +84,7 @@ def record(runner: Runner, levels: list[int | str], timeout: float | None = None
     if any(level == LEVEL_LAST for _, level in places.values()):
         count = left_of(before, found_before.state, LEVEL_LAST)
         text = f"recording up to {count} stores to pages: about {count // RATE + 1} seconds"
-        runner.ctx.progress(text, 0, 0)
+        runner.guest.progress(text, 0, 0)
         if timeout is None:
             runner.deadline += 2 * count / RATE
     end = runner.point("after_writes")
@@ -130,7 +130,7 @@ def _stores(runner: Runner, levels: set[int]) -> list[tuple[Store, tuple[int, in
     from ptinspect.link.gdb.recorder import Store
 
     windowed = runner.code.algorithm == "temp-pgd-pre-order"
-    bits = runner.ctx.view().regime.granule_bits
+    bits = runner.guest.view.regime.granule_bits
     found = []
     for site in runner.code.stores:
         if site.level in levels:

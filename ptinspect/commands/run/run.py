@@ -248,10 +248,10 @@ def until(ctx: Context, args: argparse.Namespace) -> Report:
     except GuestError:
         if ctx.kernel is None or ctx.kernel.linked:
             raise
-        from ptinspect.commands.kpti.kpti_run import Runner
+        from ptinspect.guest.rewrite import Runner
 
         begun = time.monotonic()
-        Runner(ctx, seconds).place_kernel()  # until then nobody can say where its symbols will be
+        Runner(ctx.guest, seconds).place_kernel()  # until then nobody can say where its symbols will be
         seconds = max(seconds - (time.monotonic() - begun), 1.0)
         addresses = [address.value(GuestNames(ctx.guest)) for address in args.addresses]
     ctx.forget_stop()

@@ -155,9 +155,9 @@ def guard(ctx: Context, args: argparse.Namespace) -> Report:
 
     seconds = args.timeout or (10 * 365 * 86400.0 if ctx.interactive else SECONDS)
     if not ctx.view().placed:
-        from ptinspect.commands.kpti.kpti_run import Runner
+        from ptinspect.guest.rewrite import Runner
 
-        Runner(ctx, SECONDS).place_kernel()
+        Runner(ctx.guest, SECONDS).place_kernel()
     stacks = open_stacks(ctx)
     margin = margin_bytes(args.margin, stacks.thread_size)
     run = Run(ctx, margin, args.task, time.monotonic() + seconds)

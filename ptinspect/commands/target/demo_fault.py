@@ -11,9 +11,9 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import root_pa
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.kpti.kpti_run import Runner
 from ptinspect.commands.tables.poke import write
 from ptinspect.errors import GuestError, TargetError, TargetTimeout
+from ptinspect.guest.rewrite import Runner
 from ptinspect.output.model import Note, Report, hex_address
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def demo_fault(ctx: Context, args: argparse.Namespace, launch: list[str]) -> Rep
     if args.fault == "reverted" and args.smp is None:
         launch = [*launch, "--smp", str(REVERTED_CPUS)]
     run("launch", *launch)
-    runner = Runner(ctx, args.timeout)
+    runner = Runner(ctx.guest, args.timeout)
     runner.place_kernel()
     boot = _boot_root(ctx)
     if not runner.enter():

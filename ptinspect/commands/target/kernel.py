@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.errors import KernelFileError, PtinspectError, UserError
+from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest import expression
 from ptinspect.guest.names import names_at_hand
 from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
@@ -39,7 +39,7 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
             raise UserError(f"no file {args.file}")
         before = ctx.guest.kernel_path, ctx.guest.force_kernel
         ctx.use_kernel(args.file, force=args.force)
-        wrong = mismatch(ctx)
+        wrong = ctx.guest.kernel_refused
         if wrong is not None:
             ctx.use_kernel(before[0], force=before[1])
             raise wrong
@@ -60,27 +60,6 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
         ("linked at", f"{f'{found.text_va:#x}' if found.linked else 'not known'}, {found.size} bytes"),
     ]
     return Report(result, (Table((Column(""), Column("")), rows),))
-
-
-def mismatch(ctx: Context) -> KernelFileError | None:
-    """Return why the kernel file is not that of the stopped guest; None if it is, or nobody can tell yet."""
-    if ctx.state != "stopped" or ctx.kernel is None:
-        return None
-    try:
-        ctx.view().placement  # noqa: B018
-    except KernelFileError as error:
-        return error
-    except PtinspectError:
-        return None
-    return None
-
-
-def missing(ctx: Context) -> str:
-    """Say that there is no kernel file, or one of another kernel; empty if there is a good one."""
-    if ctx.kernel is None:
-        return "no kernel file is named (kernel FILE)"
-    wrong = mismatch(ctx)
-    return "" if wrong is None else wrong.message
 
 
 @command(

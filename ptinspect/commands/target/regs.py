@@ -6,12 +6,18 @@ import argparse
 from dataclasses import replace
 
 from ptinspect.arch.regime import regime_from_registers, root_pa
-from ptinspect.arch.sysregs import CpuState, RegimeName, kernel_regime, regime_at_el2, register_of_regime
+from ptinspect.arch.sysregs import (
+    CpuState,
+    RegimeName,
+    kernel_regime,
+    mmu_on,
+    regime_at_el2,
+    register_of_regime,
+)
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.arguments import CPU_NUMBER, SNAP, add_cpu_option
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.target.kernel import missing
 from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.guest.names import (
     captured_cpu,
@@ -21,7 +27,7 @@ from ptinspect.guest.names import (
     register_of,
 )
 from ptinspect.output.model import Report
-from ptinspect.output.views.regime import Half, RegimeFacts, mmu_on, regime_report
+from ptinspect.output.views.regime import Half, RegimeFacts, regime_report
 from ptinspect.output.views.target import CpuLine, CpuStack, cpus, registers
 
 
@@ -59,7 +65,7 @@ def cpu(ctx: Context, args: argparse.Namespace) -> Report:
     if args.number is not None:
         session.current_cpu = cpu_state(ctx.guest, args.number).cpu
     lines = [_line(ctx, number) for number in range(session.cpu_count)]
-    return cpus(lines, session.current_cpu, missing(ctx))
+    return cpus(lines, session.current_cpu, ctx.guest.kernel_missing)
 
 
 def _line(ctx: Context, number: int) -> CpuLine:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from ptinspect.arch.sysregs import mmu_on
 from ptinspect.commands.framework.context import Context
-from ptinspect.errors import KernelFileError, PtinspectError
 from ptinspect.guest.names import cpu_state
 from ptinspect.link.session import Capability
 from ptinspect.output.model import Report
 from ptinspect.output.views import target as views
-from ptinspect.output.views.regime import mmu_on
 
 
 def status_report(ctx: Context, headline: str, cpu: int | None = None) -> Report:
@@ -34,6 +33,7 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
         if state == "stopped" and Capability.REGISTERS not in session.capabilities:
             facts["memory"] = session.memory.label
         elif state == "stopped":
+            refused = ctx.guest.kernel_refused
             cpu = cpu_state(ctx.guest, chosen)
             facts |= {
                 "cpu": cpu.cpu,
@@ -43,22 +43,9 @@ def collect(ctx: Context, chosen: int | None = None) -> views.Status:
                 "mmu_on": mmu_on(cpu),
                 "reason": str(session.stop.reason),
                 "memory": session.memory.label,
-                "refused": _refused(ctx),
+                "refused": "" if refused is None else refused.message,
             }
             found = session.slots_used()
             if found is not None:
                 facts |= {"slots": found.as_json(), "slots_text": str(found)}
     return views.Status(**facts)  # type: ignore[arg-type]
-
-
-def _refused(ctx: Context) -> str:
-    """Return why the kernel file is not used, or nothing."""
-    if ctx.guest.kernel_path is None:
-        return ""
-    try:
-        _ = ctx.view().placement
-    except KernelFileError as error:
-        return error.message
-    except PtinspectError:  # it is not in memory yet
-        pass
-    return ""

@@ -8,14 +8,13 @@ from typing import Any
 from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import (
     CpuState,
-    current_regime,
     decode_mair,
     decode_sctlr,
     decode_tcr,
     decode_tcr2,
     decode_ttbr,
     describe_pstate,
-    register_of_regime,
+    mmu_on,
     translation_register,
 )
 from ptinspect.errors import RegimeError
@@ -129,12 +128,6 @@ def _permissions(facts: RegimeFacts) -> list[Note]:
             for note in regime_notes(half.regime):
                 found.setdefault(note.text, note)
     return list(found.values())
-
-
-def mmu_on(state: CpuState) -> bool | None:
-    """Tell whether the MMU is on for the level a CPU runs at; None where the stub does not offer SCTLR."""
-    value = state.system.get(register_of_regime(current_regime(state), "SCTLR"))
-    return None if value is None else decode_sctlr(value).m
 
 
 def _register(state: CpuState, stem: str) -> int | None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.kpti.kpti_live import Look, look
-from ptinspect.commands.target.kernel import mismatch
 from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.rewrite_state import Standing, standing
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.snapshot.fact_names import PHASE
 
@@ -68,16 +67,15 @@ class Outcome:
 class Runner:
     """Drive one guest through the rewrite on its boot CPU."""
 
-    def __init__(self, ctx: Context, timeout: float) -> None:
+    def __init__(self, guest: Guest, timeout: float) -> None:
         """Prepare; `timeout` is the limit in seconds for the whole run."""
-        self.ctx = ctx
-        self.session: Session = ctx.stopped
+        self.guest = guest
+        self.session: Session = guest.stopped
         self.deadline = time.monotonic() + timeout
-        kernel = ctx.kernel
+        kernel = guest.kernel
         if kernel is None:
             raise UserError("the rewrite is found in the kernel file", "--kernel FILE, or kernel FILE")
-        wrong = mismatch(ctx)
-        if wrong is not None:
+        if (wrong := guest.kernel_refused) is not None:
             raise wrong
         self.kernel: KernelImage = kernel
         from ptinspect.linux.kpti.code import recognise
@@ -89,7 +87,7 @@ class Runner:
 
     def physical(self, link_va: int) -> int:
         """Return where a link-time address lies in guest-physical memory."""
-        return self.ctx.view().pa_of_link(link_va)
+        return self.guest.view.pa_of_link(link_va)
 
     def point(self, name: str) -> int:
         """Return the physical address of a point of the identity-mapped function."""
@@ -97,7 +95,7 @@ class Runner:
 
     def runtime(self, names: Sequence[str]) -> list[int]:
         """Return the run-time addresses of those symbols that the kernel has."""
-        view = self.ctx.view()
+        view = self.guest.view
         found = []
         for name in names:
             if name in self.kernel.symbols:
@@ -111,9 +109,9 @@ class Runner:
         left = self.deadline - time.monotonic()
         if left <= 0:
             where = ""
-            if self.ctx.state == "stopped":
+            if self.guest.state == "stopped":
                 state = self.session.cpu_state(self.session.current_cpu)
-                where = f": cpu {state.cpu} is at {self.ctx.place(state.pc)}"
+                where = f": cpu {state.cpu} is at {self.guest.place(state.pc)}"
             raise TargetTimeout(
                 f"the guest did not reach the rewrite in time{where}",
                 "a longer --timeout, or look where it stands: interrupt, bt, console",
@@ -125,7 +123,7 @@ class Runner:
 
         Under KVM those behind the first `needed` are left out where the CPU has no breakpoint for them.
         """
-        self.ctx.forget_stop()
+        self.guest.forget_stop()
         try:
             stop = self.session.run_until(
                 list(addresses), self.left(), purpose=Purpose.REWRITE, needed=needed
@@ -135,19 +133,19 @@ class Runner:
                 "the guest did not get there in time: " + error.message,
                 "a longer --timeout, or look where it stands: bt, console",
             ) from None
-        self.ctx.forget_stop()
+        self.guest.forget_stop()
         return stop
 
     def run_for(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo | None:
         """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
-        self.ctx.forget_stop()
+        self.guest.forget_stop()
         seconds = min(seconds, self.left())
         try:
             return self.session.run_until(list(addresses), seconds, purpose=Purpose.REWRITE, needed=needed)
         except TargetTimeout:
             return None
         finally:
-            self.ctx.forget_stop()
+            self.guest.forget_stop()
 
     def place_kernel(self) -> None:
         """Run until it is known where the kernel runs, if it is not known yet.
@@ -163,8 +161,8 @@ class Runner:
         while not self.placed(at_stop=stop is not None):
             anchor, first = self.anchor(), self.first()
             wanted = [*([] if anchor is None else [anchor]), *([] if first is None else [first]), *more]
-            self.ctx.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
-            often = anchor is None or self.ctx.view().placed  # it may have passed both already
+            self.guest.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
+            often = anchor is None or self.guest.view.placed  # it may have passed both already
             stop = self.run_for(wanted, LOOK_SECONDS if often else SLICE_SECONDS)
             if stop is not None and stop.pc not in wanted:
                 raise GuestError(
@@ -185,7 +183,7 @@ class Runner:
         """
         from ptinspect.linux.running.swapper import valid_entries
 
-        view = self.ctx.view()
+        view = self.guest.view
         if not (view.entered and view.placed):
             return False
         return at_stop or (valid_entries(view.memory, view.swapper().pa, view.regime) or 0) > 1
@@ -193,13 +191,13 @@ class Runner:
     def anchor(self) -> int | None:
         """Return where the anchor lies; None while it is not known where the image will be."""
         try:
-            return self.physical(self.kernel.lookup(ANCHOR)) if self.ctx.view().entered else None
+            return self.physical(self.kernel.lookup(ANCHOR)) if self.guest.view.entered else None
         except GuestError:
             return None
 
     def first(self) -> int | None:
         """Return the address of the kernel's first function: as linked while it is not known otherwise."""
-        view = self.ctx.view()
+        view = self.guest.view
         if view.entered and view.placed:
             return view.symbol(FIRST_VIRTUAL)
         return self.kernel.lookup(FIRST_VIRTUAL) if self.kernel.linked else None
@@ -217,7 +215,7 @@ class Runner:
         while True:
             stop = self.run_for([entry, *past, *functions, *returns], SLICE_SECONDS, 1 + len(past))
             if stop is None:
-                if said := past_boot(self.ctx.view()):
+                if said := past_boot(self.guest.view):
                     self.outcome.reason = f"{said}: the kernel went on without a rewrite"
                     return False
                 continue
@@ -250,13 +248,13 @@ class Runner:
         """Return the registers of the CPU that does the rewrite; None if none is in it."""
         from ptinspect.linux.kpti.running_code import boot_cpu
 
-        return boot_cpu(self.ctx.view(), self.code)
+        return boot_cpu(self.guest.view, self.code)
 
     def phase(self) -> Phase | None:
         """Return where the CPU that does the rewrite stands in it; None if none is in it."""
         from ptinspect.linux.kpti.position import position
 
-        state, view = self.boot(), self.ctx.view()
+        state, view = self.boot(), self.guest.view
         return None if state is None else position(state, self.code, view.regime, view.memory).phase
 
     def reach(self, *, written: bool = False) -> bool:
@@ -268,7 +266,7 @@ class Runner:
         from ptinspect.linux.kpti.decision import past_boot
         from ptinspect.linux.kpti.running_code import flag_of
 
-        view, state = self.ctx.view(), self.boot()
+        view, state = self.guest.view, self.boot()
         if state is not None:
             if self.phase() == "done" and not written:
                 raise UserError("all descriptors are written already", "kpti progress; a fresh guest: launch")
@@ -276,7 +274,7 @@ class Runner:
             return True
         if view.placed:
             flag = flag_of(view, self.code)
-            if flag.finished or (flag.value == 0 and look(self.ctx, "(kpti)").state.state == "after"):
+            if flag.finished or (flag.value == 0 and standing(self.guest, "(kpti)").state.state == "after"):
                 raise UserError("the rewrite has finished (its flag is 0)", "a fresh guest: launch")
             if past := past_boot(view):
                 self.outcome.reason = (
@@ -288,10 +286,10 @@ class Runner:
 
     # -- capturing ------------------------------------------------------------------------------
 
-    def capture(self, phase: str) -> Look:
+    def capture(self, phase: str) -> Standing:
         """Capture the tables under swapper and keep them under the name of the phase."""
-        found = look(self.ctx, phase, {PHASE: phase})
-        self.ctx.snapshots[phase] = self.outcome.snapshots[phase] = found.tables
+        found = standing(self.guest, phase, {PHASE: phase})
+        self.guest.snapshots[phase] = self.outcome.snapshots[phase] = found.tables
         return found
 
     def through(self, percent: int) -> None:
@@ -315,7 +313,7 @@ class Runner:
             if name == "after_writes":
                 self.capture("after")
 
-    def middle(self, before: Look, percent: int) -> None:
+    def middle(self, before: Standing, percent: int) -> None:
         """Run until about `percent` of the last table level's parents that are to be stored have been."""
         from ptinspect.linux.kpti.code import POST_ORDER
         from ptinspect.linux.kpti.progress import by_number, left_of
@@ -324,7 +322,7 @@ class Runner:
         if not left:
             level, left = LEVEL_LAST, left_of(before.tables, before.state, LEVEL_LAST)
         skip = max(min(left * percent // 100, left - 1), 0)
-        self.ctx.progress(f"waiting for {skip + 1} of {left} entries of level {level}", 0, 0)
+        self.guest.progress(f"waiting for {skip + 1} of {left} entries of level {level}", 0, 0)
         if self.code.algorithm == POST_ORDER and left:
             self.run_to_access(by_number(before.tables, before.state, level, skip + 1).descriptor_pa)
             skip = 0
@@ -344,14 +342,14 @@ class Runner:
         A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
         """
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
-        self.ctx.forget_stop()
+        self.guest.forget_stop()
         try:
             self.session.resume()
             self.session.wait_stop(self.left())
         finally:
             if self.session.state.name == "STOPPED":
                 self.session.delete_breakpoint(number)
-            self.ctx.forget_stop()
+            self.guest.forget_stop()
 
     def run_to_store(self, level: int, skip: int) -> None:
         """Run until the store of a level is reached for the time number `skip` + 1; GDB counts the others.
@@ -368,12 +366,12 @@ class Runner:
         try:
             if skip:
                 session.gdb_command(f"ignore {found.id} {skip}")
-            self.ctx.forget_stop()
+            self.guest.forget_stop()
             stop = session.run_until([self.point("after_writes")], self.left())
         except TargetTimeout as error:
             raise TargetTimeout(f"level {level}: the store was not reached in time", error.hint) from error
         finally:
-            self.ctx.forget_stop()
+            self.guest.forget_stop()
             if session.state.name == "STOPPED":
                 session.delete_breakpoint(found.id)
         if stop.pc != site:
@@ -383,7 +381,7 @@ class Runner:
             )
 
 
-def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:
+def run(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
     """Run the guest through the rewrite and capture before, during and after it.
 
     Where it is in the rewrite already, what has passed is left out, and the outcome says so; snapshots of
@@ -391,7 +389,7 @@ def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:
     file or after the rewrite, TargetTimeout after `timeout` seconds, GuestError if the guest stops for a
     reason of its own. If the kernel does not rewrite its tables, the outcome says so.
     """
-    runner = Runner(ctx, timeout)
+    runner = Runner(guest, timeout)
     outcome = runner.outcome
     if not runner.reach(written=True):
         return outcome
@@ -404,6 +402,6 @@ def run(ctx: Context, *, timeout: float, percent: int = 50) -> Outcome:
         during = "; during is where it stood" if phase == "walking" else ""
         outcome.reason = f"{where} when this began: no capture from {lacks}{during} ({runner.code.algorithm})"
         for name in lacks.split(" and "):
-            ctx.snapshots.pop(name, None)
+            guest.snapshots.pop(name, None)
     runner.through(percent)
     return outcome

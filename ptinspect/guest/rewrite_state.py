@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.guest.capturing import capture_snapshot
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.source import Source
-from ptinspect.output.model import escape
 from ptinspect.snapshot.fact_names import ALGORITHM
+from ptinspect.text import escape
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.code import KptiCode
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
     from ptinspect.linux.kpti.state import KptiState
     from ptinspect.snapshot.model import Snapshot
 
-TOTALS: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
-"""Session -> how many descriptors the walk had to store when it was seen before its first store."""
+TOTAL = "work of the rewrite"
+"""Name in Guest.kept of how many descriptors the walk had to store when it stood before its first store."""
 
 
 @dataclass(frozen=True)
-class Look:
+class Standing:
     """Join the kernel's tables as they are now and where the guest stands."""
 
     state: KptiState
@@ -51,41 +50,41 @@ class Look:
         return work(self.tables, self.state, self.total)
 
 
-def look(ctx: Context, name: str, extra: Mapping[str, str] | None = None) -> Look:
+def standing(guest: Guest, name: str, extra: Mapping[str, str] | None = None) -> Standing:
     """Capture the kernel's tables, whole, and judge. Raises TargetError if the link to the guest failed."""
     from ptinspect.analysis.summary import Summary
     from ptinspect.linux.kpti.progress import work
     from ptinspect.linux.kpti.state import KptiState, kpti_state
 
-    view = ctx.view()
+    view = guest.view
     try:
         root = view.swapper()
     except GuestError as error:
         why = f"the kernel has no tables yet: {error.message}"
-        return Look(KptiState("before", why, Summary(())), None, None)
-    source = Source(ctx.stopped.memory, root, view.regime, "guest")
-    snapshot = capture_snapshot(ctx.guest, source, name, extra=extra)
+        return Standing(KptiState("before", why, Summary(())), None, None)
+    source = Source(guest.stopped.memory, root, view.regime, "guest")
+    snapshot = capture_snapshot(guest, source, name, extra=extra)
     state = kpti_state(view, snapshot)
     if state.algorithm:
         noted = {**snapshot.meta.extra, ALGORITHM: state.algorithm}
         snapshot = dataclasses.replace(snapshot, meta=dataclasses.replace(snapshot.meta, extra=noted))
     if state.position is not None and state.position.phase == "before":
-        TOTALS[ctx.stopped] = work(snapshot, state).total
+        guest.kept[TOTAL] = work(snapshot, state).total
     elif state.position is None:
-        TOTALS.pop(ctx.stopped, None)
-    return Look(state, snapshot, TOTALS.get(ctx.stopped))
+        guest.kept.pop(TOTAL, None)
+    return Standing(state, snapshot, guest.kept.get(TOTAL))
 
 
-def snapshot_state(ctx: Context, snapshot: Snapshot) -> KptiState:
+def snapshot_state(guest: Guest, snapshot: Snapshot) -> KptiState:
     """Judge a snapshot from its tables, and the kernel's code where it is known."""
     from ptinspect.linux.kpti.state import state_from_tables
 
-    code = code_of(ctx, snapshot)
+    code = code_of(guest, snapshot)
     state = state_from_tables(snapshot, code)
     return state if code is None else dataclasses.replace(state, algorithm=code.algorithm)
 
 
-def code_of(ctx: Context, snapshot: Snapshot) -> KptiCode | None:
+def code_of(guest: Guest, snapshot: Snapshot) -> KptiCode | None:
     """Return the rewrite as the kernel of a snapshot has it; None if that is not known.
 
     It is read from the guest if it runs that kernel, else from the kernel file. A snapshot that names no
@@ -96,11 +95,11 @@ def code_of(ctx: Context, snapshot: Snapshot) -> KptiCode | None:
 
     theirs = snapshot.meta.kernel
     try:
-        if ctx.state == "stopped":
-            view = ctx.view()
+        if guest.state == "stopped":
+            view = guest.view
             if theirs in ("", view.banner()):
                 return running_code(view)
-        kernel = ctx.kernel
+        kernel = guest.kernel
         if kernel is None or (theirs and kernel.banner and escape(kernel.banner) != theirs):
             return None
         return recognise(kernel)
