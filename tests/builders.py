@@ -14,12 +14,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from sparse_memory import SparseMemory
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, mask
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.memory.source import PhysicalMemory, RamBlock
-from ptinspect.memory.sparse import SparseMemory
 from ptinspect.snapshot.model import Meta, Root, Snapshot
 from ptinspect.tables.capture import capture
 from ptinspect.tables.index import Tables

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
@@ -15,6 +14,7 @@ from ptinspect.arch.sysregs import UNWRITTEN, CpuState, RegimeName, kernel_regim
 from ptinspect.errors import RegimeError, SnapshotError
 from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.model import Meta, Root, Snapshot
+from ptinspect.tables.index import Tables
 from ptinspect.text import escape
 
 FORMAT = "ptinspect-snapshot"
@@ -26,20 +26,6 @@ _HEX = re.compile(r"0x[0-9a-f]{1,16}")
 _WIDE = frozenset({"mair", "mair2", "pir", "pire0", "por", "por0"})
 """Fields of Regime that are registers of 64 bits: written in hex."""
 _PA_BITS = (32, 36, 40, 42, 44, 48, 52, 56)
-
-
-@dataclass(frozen=True)
-class Document:
-    """Hold what the document says, checked."""
-
-    name: str
-    root: Root
-    regime: Regime
-    cpus: tuple[CpuState, ...]
-    ram: tuple[RamBlock, ...]
-    meta: Meta
-    va_range: tuple[VirtAddr, VirtAddr] | None
-    truncated: str
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -68,8 +54,11 @@ def encode(snapshot: Snapshot) -> bytes:
     return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
-def decode(data: bytes) -> Document:
-    """Read a document. Raises SnapshotError that names the first field that is wrong."""
+def decode(data: bytes, tables: Callable[[Regime, PhysAddr], Tables]) -> Snapshot:
+    """Read a document; `tables` gives what belongs to its regime and root.
+
+    Raises SnapshotError that names the first field that is wrong, and what `tables` raises.
+    """
     try:
         document = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except RecursionError as error:
@@ -88,15 +77,17 @@ def decode(data: bytes) -> Document:
     root = top.fields("root")
     cpus = tuple(_cpu_in(item) for item in top.items("cpus"))
     regime = _regime(top.fields("regime"), cpus)
-    return Document(
+    pa = PhysAddr(root.hex("pa"))
+    return Snapshot(
         name=top.text("name"),
-        root=Root(PhysAddr(root.hex("pa")), root.text("provenance")),
+        root=Root(pa, root.text("provenance")),
         regime=regime,
         cpus=cpus,
         ram=tuple(_ram(item) for item in top.items("ram")),
         meta=_meta(top.fields("meta")),
         va_range=_range(top.get("va_range"), regime),
         truncated=top.text("truncated"),
+        tables=tables(regime, pa),
     )
 
 

@@ -142,10 +142,13 @@ def load(
 
 
 def _read(archive: _Archive, max_table_bytes: int) -> Snapshot:
-    text = archive.array("document", "|u1", (None,), MAX_DOCUMENT_BYTES)
-    found = document.decode(text.tobytes())
-    words = found.regime.granule // 8
-    most = max_table_bytes // found.regime.granule
+    text = archive.array("document", "|u1", (None,), MAX_DOCUMENT_BYTES).tobytes()
+    return document.decode(text, lambda regime, root_pa: _tables(archive, max_table_bytes, regime, root_pa))
+
+
+def _tables(archive: _Archive, max_table_bytes: int, regime: Regime, root_pa: int) -> Tables:
+    words = regime.granule // 8
+    most = max_table_bytes // regime.granule
     level = archive.array("level", "|i1", (None,), most)
     count = level.shape[0]
     planes = archive.array("planes", "|u1", (8, count, words), max_table_bytes)
@@ -161,18 +164,8 @@ def _read(archive: _Archive, max_table_bytes: int) -> Snapshot:
         raw=raw.astype(np.uint64, copy=False),
         readable=flags.view(np.uint8) != 0,
     )
-    check_tables(tables, found.regime, found.root.pa)
-    return Snapshot(
-        name=found.name,
-        root=found.root,
-        regime=found.regime,
-        tables=tables,
-        cpus=found.cpus,
-        ram=found.ram,
-        meta=found.meta,
-        va_range=found.va_range,
-        truncated=found.truncated,
-    )
+    check_tables(tables, regime, root_pa)
+    return tables
 
 
 class _Archive:

@@ -20,11 +20,11 @@ from builders import (
     TreeBuilder,
     cpu_state,
 )
+from sparse_memory import SparseMemory
 
 from ptinspect.analysis.check import Pair, check, check_pair, check_stacks
 from ptinspect.analysis.findings import RULES, Findings
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.memory.sparse import SparseMemory
 from ptinspect.output.text import render
 from ptinspect.output.views.check import check_report
 from ptinspect.snapshot.model import Snapshot

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from builders import EL0, NG, TABLES_AT, TreeBuilder, copy_tables, regime_4k
 from numpy.typing import NDArray
+from sparse_memory import SparseMemory
 
 from ptinspect.analysis.diff import diff
 from ptinspect.analysis.find import find_pa
 from ptinspect.analysis.map import runs
 from ptinspect.analysis.summary import summarize
-from ptinspect.memory.sparse import SparseMemory
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save

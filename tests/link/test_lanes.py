@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sparse_memory import SparseMemory
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost, UserError
@@ -22,7 +23,6 @@ from ptinspect.link.lanes.lanes import LaneMemory
 from ptinspect.link.lanes.pmemsave import SavedMemory
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.memory.source import RamBlock
-from ptinspect.memory.sparse import SparseMemory
 
 LOW, HIGH = 0x4000_0000, 0x8000_0000
 SIZE = 16 << 12

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from sparse_memory import SparseMemory
+
 from ptinspect.arch.bits import MASK64, bit, bits
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
-from ptinspect.memory.sparse import SparseMemory
 from ptinspect.tables.walk import walk
 
 RET = 0xD65F03C0

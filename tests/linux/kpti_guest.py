@@ -17,13 +17,13 @@ from kpti_built_words import (
     KERNEL_7_3,
 )
 from kpti_words import KERNEL_5_10, KERNEL_6_1, KERNEL_6_12, KERNEL_6_12_16K, code
+from sparse_memory import SparseMemory
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.linux.kpti.code import KptiCode, recognise_code
 from ptinspect.memory.source import RamBlock
-from ptinspect.memory.sparse import SparseMemory
 
 CODE_AT = 0x4800_0000
 """Where the image's code lies, 64 KiB aligned; the entry's place in its page is the real one."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from builders import KERNEL_TEXT, TreeBuilder, regime_4k
 from kernels import TEXT_SIZE, TEXT_VA, image
+from sparse_memory import SparseMemory
 
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
@@ -14,7 +15,6 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.memory.source import RamBlock
-from ptinspect.memory.sparse import SparseMemory
 
 RAM = (
     RamBlock(PhysAddr(0), 64 << 20, "virt.flash0"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from builders import KERNEL_TEXT, TreeBuilder, regime_4k
 from kernels import BANNER, BANNER_AT, TEXT_SIZE, TEXT_VA, image, table
+from sparse_memory import SparseMemory
 from stopped_guest import (
     DATA_SYMBOLS,
     IMAGE_PA,
@@ -27,7 +28,6 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, Regim
 from ptinspect.linux.image import kallsyms
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.symbols import SymbolTable
-from ptinspect.memory.sparse import SparseMemory
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from builders import TreeBuilder
 from kernels import TEXT_VA, image, table
+from sparse_memory import SparseMemory
 from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
 
 from ptinspect.arch.sysregs import CpuState
@@ -19,7 +20,6 @@ from ptinspect.errors import TargetTimeout
 from ptinspect.guest import rewrite
 from ptinspect.guest.rewrite import Runner
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.memory.sparse import SparseMemory
 
 FIRST = TEXT_VA + 0x2_0000
 ANCHOR = TEXT_VA + 0x4_0000

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sparse_memory import SparseMemory
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import MemoryReadError
 from ptinspect.memory import cached
 from ptinspect.memory.cached import CachedMemory
 from ptinspect.memory.source import RamBlock
-from ptinspect.memory.sparse import SparseMemory
 
 BASE = 0x4000_0000
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sparse_memory import CHUNK, SparseMemory
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import MemoryReadError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
-from ptinspect.memory.sparse import CHUNK, SparseMemory
 
 BASE = 0x4000_0000
 BLOCKS = [RamBlock(PhysAddr(BASE), 4 * CHUNK), RamBlock(PhysAddr(BASE + 8 * CHUNK), 0x3000)]

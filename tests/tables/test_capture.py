@@ -15,10 +15,10 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sparse_memory import SparseMemory
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import TargetLost, UserError
-from ptinspect.memory.sparse import SparseMemory
 from ptinspect.tables.capture import BATCH_BYTES, capture
 from ptinspect.tables.index import Tables
 

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 from builders import AF, EL0, OUTSIDE, REGIMES, TreeBuilder, regime_4k, snapshot_of
+from sparse_memory import SparseMemory
 
 from ptinspect.arch.descriptor import Kind
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.errors import TargetLost, UserError
-from ptinspect.memory.sparse import SparseMemory
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.tables.walk import Walk, walk
 

@@ -1,4 +1,4 @@
-"""Guest-physical memory held in this process: for tests, and for bytes that come from elsewhere."""
+"""Guest-physical memory held in this process: a byte table for tests."""
 
 from __future__ import annotations
 
