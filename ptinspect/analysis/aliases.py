@@ -147,7 +147,7 @@ class _Judge:
     def _each(self, rule: str, bad: Mappings, why: str) -> None:
         """Make a finding of each range of virtual addresses."""
         ranges = bad.virtual
-        room = self._room(rule)
+        room = self._out.room(rule)
         for start, end in ranges.pairs()[:room]:
             self._add(rule, f"{end - start:#x} bytes, {{}}: {why}", end - start, (start,))
         self._out.count(rule, max(len(ranges) - room, 0), "error")
@@ -216,16 +216,13 @@ class _Judge:
         if not len(one) or not len(other):
             return
         both = one.physical.common(other.physical)
-        room = self._room(rule)
+        room = self._out.room(rule)
         for start, end in both.pairs()[:room]:
             places = one.leading_to(start), other.leading_to(start)
             self._add(rule, f"pa:{start:#x}, {end - start:#x} bytes: {{}}", end - start, places)
         self._out.count(rule, max(len(both) - room, 0), "error")
 
     # -- evidence --------------------------------------------------------------------------------
-
-    def _room(self, rule: str) -> int:
-        return max(self._out.limit - self._out.totals.get(rule, 0), 0)
 
     def _add(self, rule: str, why: str, size: int, addresses: Iterable[int]) -> None:
         """Make a finding about memory that is mapped at some addresses, the first of which is to blame."""

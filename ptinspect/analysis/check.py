@@ -21,7 +21,7 @@ from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.fact_names import PHASE
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import entry_addresses
+from ptinspect.tables.index import TableIndex, entry_addresses
 from ptinspect.tables.kinds import (
     BIT11,
     K_RESERVED,
@@ -73,6 +73,7 @@ class _Checker:
     def __init__(self, snapshot: Snapshot, out: Findings) -> None:
         self.snapshot, self.regime, self.out = snapshot, snapshot.regime, out
         tables = snapshot.tables
+        self.index = TableIndex(tables)
         order = np.lexsort((tables.level, tables.pa))
         again = np.zeros(len(tables), dtype=np.bool_)
         again[order[1:]] = tables.pa[order[1:]] == tables.pa[order[:-1]]
@@ -81,8 +82,8 @@ class _Checker:
 
     def rows(self, level: int) -> NDArray[np.intp]:
         """Return the rows of a level whose entries count."""
-        tables = self.snapshot.tables
-        return np.flatnonzero((tables.level == level) & tables.readable & ~self.again)
+        rows = self.index.readable(level)
+        return rows[~self.again[rows]]
 
     def run(self) -> None:
         """Apply the rules level by level."""
@@ -109,36 +110,22 @@ class _Checker:
     def _report(self, rule: str, rows: NDArray[np.intp], bad: NDArray[np.bool_], evidence: Evidence) -> None:
         """Make findings of the marked entries of these rows, as many as are listed."""
         row, slot = np.nonzero(bad)
-        listed = min(row.shape[0], self.out.limit)
-        for i in range(listed):
-            at = (int(rows[row[i]]), int(slot[i]))
-            more = row.shape[0] - listed if i == listed - 1 else 0
-            self.out.add(self.finding(rule, at, evidence(int(self.snapshot.tables.raw[at]))), more)
-
-    def finding(self, rule: str, at: tuple[int, int], why: str, severity: Severity = "error") -> Finding:
-        """Make a finding about one entry, given by its row and slot."""
-        tables = self.snapshot.tables
-        row, slot = at
-        level = int(tables.level[row])
-        va = (int(tables.va[row]) + (slot << self.regime.shift(level))) & MASK64
-        end = va + self.regime.entry_size(level) - 1
-        where = PhysAddr(int(tables.pa[row]) + 8 * slot)
-        return Finding(
-            rule, severity, VirtAddr(va), VirtAddr(end), level, where, int(tables.raw[row, slot]), why
-        )
+        room = self.out.room(rule)
+        for at in zip(rows[row[:room]].tolist(), slot[:room].tolist(), strict=True):
+            self.out.add(_entry(self.snapshot, at, rule, evidence(int(self.snapshot.tables.raw[at]))))
+        self.out.count(rule, row[room:].size, "error")
 
     def _unreadable(self) -> None:
         tables = self.snapshot.tables
         for row in np.flatnonzero(~tables.readable).tolist():
-            level, va, pa = int(tables.level[row]), int(tables.va[row]), PhysAddr(int(tables.pa[row]))
-            root = level == self.regime.start_level
-            size = 1 << self.regime.va_bits if root else self.regime.entry_size(level - 1)
-            why = f"the table at pa:{pa:#x} cannot be read"
-            self.out.add(
-                Finding(
-                    "unreadable-table", "error", VirtAddr(va), VirtAddr(va + size - 1), level, pa, None, why
-                )
+            level, va, pa = (
+                int(tables.level[row]),
+                VirtAddr(int(tables.va[row])),
+                PhysAddr(int(tables.pa[row])),
             )
+            end = VirtAddr(va + self.regime.table_span(level) - 1)
+            why = f"the table at pa:{pa:#x} cannot be read"
+            self.out.add(Finding("unreadable-table", "error", va, end, level, pa, None, why))
 
     def _outside(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
         if not self.snapshot.ram:
@@ -171,7 +158,7 @@ class _Checker:
             ancestor = self._is_ancestor(int(target[i]), at, level)
             rule = "table-loop" if ancestor else "table-shared"
             why = f"points to pa:{int(target[i]):#x}, which is a table of a level above"
-            self.out.add(self.finding(rule, (at, int(slot[i])), why))
+            self.out.add(_entry(self.snapshot, (at, int(slot[i])), rule, why))
         values, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
         for number in np.flatnonzero(counts > 1).tolist():
             some = np.flatnonzero((inverse.reshape(-1) == number) & ~back)
@@ -183,15 +170,15 @@ class _Checker:
             second = (int(rows[row[some[1]]]), int(slot[some[1]]))
             table, lowest = int(values[number]), int(va[0])
             why = f"{some.size} entries point to the table at pa:{table:#x}, the first for {lowest:#x}"
-            self.out.add(self.finding("table-shared", second, why, "info" if known else "error"))
+            severity: Severity = "info" if known else "error"
+            self.out.add(_entry(self.snapshot, second, "table-shared", why, severity=severity))
 
     def _is_ancestor(self, pa: int, row: int, level: int) -> bool:
         """Tell whether the table at `pa` translates the addresses of a row's table too."""
         tables, regime = self.snapshot.tables, self.regime
         for other in np.flatnonzero((tables.pa == np.uint64(pa)) & (tables.level <= level)).tolist():
-            top = int(tables.level[other])
-            bits = regime.va_bits if top == regime.start_level else regime.shift(top - 1)
-            if int(tables.va[other]) >> bits == int(tables.va[row]) >> bits:
+            span = regime.table_span(int(tables.level[other]))
+            if int(tables.va[other]) // span == int(tables.va[row]) // span:
                 return True
         return False
 
@@ -212,13 +199,31 @@ class _Checker:
         loose = (address != address[:, :1] + steps).any(axis=1)
         loose |= address[:, 0] % (size * np.uint64(group)) != 0
         for i in np.flatnonzero(mixed | loose).tolist():
-            what = (
-                "differ in attributes or are not all there"
-                if mixed[i]
-                else "do not follow each other or are not aligned"
+            unlike, apart = (
+                "differ in attributes or are not all there",
+                "do not follow each other or are not aligned",
             )
-            why = f"the {group} entries of its contiguous group {what}"
-            self.out.add(self.finding("contiguous", (int(rows[row[i]]), int(first[i])), why))
+            why = f"the {group} entries of its contiguous group {unlike if mixed[i] else apart}"
+            self.out.add(_entry(self.snapshot, (int(rows[row[i]]), int(first[i])), "contiguous", why))
+
+
+def _entry(
+    snapshot: Snapshot,
+    at: tuple[int, int],
+    rule: str,
+    why: str,
+    *,
+    severity: Severity = "error",
+    table_va: int | None = None,
+) -> Finding:
+    """Make a finding about one entry, given by its row and slot; `table_va` if its table is reached there."""
+    tables, regime = snapshot.tables, snapshot.regime
+    row, slot = at
+    level = int(tables.level[row])
+    va = (int(tables.va[row] if table_va is None else table_va) + (slot << regime.shift(level))) & MASK64
+    end = VirtAddr(va + regime.entry_size(level) - 1)
+    where = PhysAddr(int(tables.pa[row]) + 8 * slot)
+    return Finding(rule, severity, VirtAddr(va), end, level, where, int(tables.raw[row, slot]), why)
 
 
 Early = Sequence[tuple[int, int, str]]
@@ -280,7 +285,7 @@ def _changes(pair: Pair, comparison: Comparison, step: Compared, out: Findings) 
         ("entry-changed", changed),
     ):
         chosen = found[which]
-        room = max(out.limit - out.totals.get(rule, 0), 0)
+        room = out.room(rule)
         for change in comparison.changes(step, chosen[:room]):
             out.add(_finding(pair, rule, change))
         out.count(rule, len(chosen[room:]), "error" if pair.across else "warning")
@@ -328,13 +333,10 @@ def _marks(pair: Pair, comparison: Comparison, step: Compared, out: Findings) ->
     pairs = step.chunk.pairs
     for rule, where, why in bad:
         row, slot = np.nonzero(where)
-        room = max(out.limit - out.totals.get(rule, 0), 0)
-        for i in range(min(row.size, room)):
-            va = VirtAddr(int(pairs.va[row[i]]) + (int(slot[i]) << regime.shift(level)))
-            at = PhysAddr(int(after.tables.pa[pairs.b[row[i]]]) + 8 * int(slot[i]))
-            end = VirtAddr(va + regime.entry_size(level) - 1)
-            out.add(Finding(rule, "error", va, end, level, at, int(step.chunk.raw_b[row[i], slot[i]]), why))
-        out.count(rule, max(row.size - room, 0), "error")
+        room = out.room(rule)
+        for at, index in zip(row[:room].tolist(), slot[:room].tolist(), strict=True):
+            out.add(_entry(after, (int(pairs.b[at]), index), rule, why, table_va=int(pairs.va[at])))
+        out.count(rule, row[room:].size, "error")
 
 
 def check_stacks(snapshot: Snapshot, out: Findings, before: Snapshot | None = None) -> None:

@@ -131,10 +131,7 @@ class Descent:
         if self._window.whole or not len(pairs):
             return {}
         regime = self._regime
-        if level == regime.start_level:
-            sticking = np.zeros(1, dtype=np.intp)
-        else:
-            sticking = np.nonzero(~self._window.covers(pairs.va, regime.entry_size(level - 1)))[0]
+        sticking = np.flatnonzero(~self._window.covers(pairs.va, regime.table_span(level)))
         found: dict[int, list[slice]] = {}
         seen: dict[tuple[int, int], int] = {}
         for at in sticking.tolist():

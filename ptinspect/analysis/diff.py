@@ -256,8 +256,7 @@ class Comparison:
     def unreadable_tables(self) -> Iterator[Change]:
         """Make a change of each pair of tables that cannot be compared."""
         for level, bad in self.unreadable:
-            start = self.regime.start_level
-            size = 1 << self.regime.va_bits if level == start else self.regime.entry_size(level - 1)
+            size = self.regime.table_span(level)
             for va, row_a, row_b in zip(bad.va.tolist(), bad.a.tolist(), bad.b.tolist(), strict=True):
                 sides = ((self.a, row_a), (self.b, row_b))
                 where = [s.name for s, row in sides if not s.tables.readable[row]]

@@ -194,8 +194,7 @@ class Expansion:
         regime, window = self._regime, self._window
         size = regime.entry_size(level)
         if not window.whole:
-            span = regime.entries(level) * size
-            for at in np.nonzero(~window.covers(visits.va, span))[0].tolist():
+            for at in np.nonzero(~window.covers(visits.va, regime.table_span(level)))[0].tolist():
                 low, high = window.slots(int(visits.va[at]), level, regime)
                 leaf[at, :low] = False
                 leaf[at, high + 1 :] = False

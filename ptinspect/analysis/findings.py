@@ -1,4 +1,4 @@
-"""What a check of translation tables can say: its rules and its findings."""
+"""The rules of a check of translation tables, and its findings."""
 
 from __future__ import annotations
 
@@ -86,21 +86,25 @@ class Findings:
     errors: int = 0
     """How many findings are errors, those included that are not kept."""
     shared: frozenset[int] = frozenset()
-    """Tables that many entries reach by design: nothing is said of these."""
+    """Tables that many entries reach by design: no finding."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know of two snapshots that were compared."""
     partial: bool = False
     """True if what was not captured does not matter."""
     unseen: list[str] = field(default_factory=list)
-    """What was not captured: nothing can be said of it."""
+    """What was not captured and could not be judged."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Rules that could not be applied, or do not hold yet, and why."""
 
-    def add(self, finding: Finding, more: int = 0) -> None:
-        """Take a finding that stands for itself and `more` of its kind that are not listed."""
-        if self.totals.get(finding.rule, 0) < self.limit:
+    def room(self, rule: str) -> int:
+        """Return how many more findings of a rule are kept."""
+        return max(self.limit - self.totals.get(rule, 0), 0)
+
+    def add(self, finding: Finding) -> None:
+        """Take a finding."""
+        if self.room(finding.rule):
             self.kept.append(finding)
-        self.count(finding.rule, 1 + more, finding.severity)
+        self.count(finding.rule, 1, finding.severity)
 
     def count(self, rule: str, number: int, severity: Severity) -> None:
         """Count findings of a rule that are not listed."""

@@ -156,6 +156,10 @@ class Regime:
             return 1 << (self.va_bits - self.shift(level))
         return 1 << self.stride
 
+    def table_span(self, level: int) -> int:
+        """Return the bytes of address space that a table at `level` maps."""
+        return self.entries(level) << self.shift(level)
+
     def index(self, va: int, level: int) -> int:
         """Return the slot that `va` uses in its table at `level`."""
         return (va >> self.shift(level)) & (self.entries(level) - 1)
