@@ -183,3 +183,54 @@ def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int]
     if add is not None and add[:2] == (register, register):
         return register, page + add[2]
     return register, page
+
+
+RETURNS = (RET, 0xD65F0BFF, 0xD65F0FFF)
+"""`ret`, `retaa`, `retab`."""
+MOV_SP_FP = 0x910003BF
+ADD_SP_X0 = 0x8B2063FF
+
+
+def moves_sp(word: int, constants: dict[int, int]) -> int | None:
+    """Return the bytes that an instruction adds to SP, else None; `constants` remembers `mov Xn, #…`."""
+    if word & 0xFF8003FF in (0xD10003FF, 0x910003FF):  # sub, add sp, sp, #imm
+        value = (word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)
+        return value if word & 0xFF8003FF == 0x910003FF else -value
+    if word & 0xFE8003E0 == 0xA88003E0:  # stp, ldp with writeback, base SP
+        return _signed(word >> 15 & 0x7F, 7) * 8
+    if word & 0xFFA007E0 == 0xF80007E0:  # str, ldr with writeback, base SP
+        return _signed(word >> 12 & 0x1FF, 9)
+    if word & 0xFF800000 == 0xD2800000:  # movz
+        constants[word & 0x1F] = (word >> 5 & 0xFFFF) << 16 * (word >> 21 & 3)
+    elif word & 0xFF800000 == 0xF2800000 and word & 0x1F in constants:  # movk
+        shift = 16 * (word >> 21 & 3)
+        kept = constants[word & 0x1F] & ~(0xFFFF << shift)
+        constants[word & 0x1F] = kept | (word >> 5 & 0xFFFF) << shift
+    elif adds_register_to_sp(word) and word >> 16 & 0x1F in constants:
+        value = constants[word >> 16 & 0x1F]
+        return -value if word >> 30 & 1 else value
+    return None
+
+
+def adds_register_to_sp(word: int) -> bool:
+    """Tell whether an instruction is `add sp, sp, Xn` or `sub sp, sp, Xn`."""
+    return word & 0xBFE0FFFF == 0x8B2063FF
+
+
+def sets_frame_pointer(word: int) -> int | None:
+    """Return the value of `add x29, sp, #value`, which with 0 is `mov x29, sp`, else None."""
+    return word >> 10 & 0xFFF if word & 0xFFC003FF == 0x910003FD else None
+
+
+def loads_frame_record(word: int) -> bool:
+    """Tell whether an instruction is `ldp x29, x30, [sp…]`."""
+    return word & 0xFE407FFF == 0xA8407BFD
+
+
+def branches(word: int) -> bool:
+    """Tell whether an instruction is any branch, system call or exception return."""
+    return (
+        word & 0x7C000000 in (0x14000000, 0x34000000)
+        or word & 0xFF000000 in (0x54000000, 0xD4000000)
+        or word & 0xFE000000 == 0xD6000000
+    )

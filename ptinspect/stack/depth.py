@@ -19,8 +19,6 @@ from ptinspect.linux.running.tasks import Task
 from ptinspect.stack.kernel_code import KernelCode
 from ptinspect.stack.unwind import MAX_FRAMES, Caller, RegsLayout, Unwinder, Unwound
 
-_ADD_SP_X0 = 0x8B2063FF
-
 
 @dataclass(frozen=True)
 class Depth:
@@ -129,11 +127,17 @@ def _start(stacks: Stacks, state: CpuState, position: Position) -> tuple[Start, 
     if position.task is not None:
         known.append(stacks.of_task(position.task))
     unique = list({(s.base, s.kind): s for s in known}.values())
-    before = None
-    if stack.kind == "overflow":  # the entry keeps SP minus a frame there: kernel_ventry, entry.S
-        before = (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
+    before = sp_before_overflow(stacks, state) if stack.kind == "overflow" else None
     elr = state.system.get(translation_register(state, "ELR"))
     return Start(unwinder(stacks, unique), state, elr, before), unique
+
+
+def sp_before_overflow(stacks: Stacks, state: CpuState) -> int:
+    """Return SP as it was before the entry changed to the overflow stack.
+
+    The entry keeps it minus a frame in TPIDR_EL0 (kernel_ventry, entry.S).
+    """
+    return (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
 
 
 def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> Depth:
@@ -150,23 +154,19 @@ def depth_of_cpu(stacks: Stacks, state: CpuState, limit: int = MAX_FRAMES) -> De
     unwound = start.frames(limit)
     used = {frame.stack for frame in unwound.frames}
     others = tuple(s for s in unique if s.kind in used and s.base != stack.base)
-    return Depth(
-        position, magic, unwound, others, _doubt(stacks, stack, magic), _elsewhere(stacks, stack, magic)
-    )
+    return Depth(position, magic, unwound, others, *_missing_mark(stacks, stack, magic))
 
 
-def _doubt(stacks: Stacks, stack: Stack, magic: bool | None) -> str:
-    """Say that nothing tells whether memory without an end mark is the stack's own."""
-    if magic is not False or stacks.is_own(stack):
-        return ""
-    return "overwritten, or the mapping leads to other memory: which pages are its own is not known"
-
-
-def _elsewhere(stacks: Stacks, stack: Stack, magic: bool | None) -> str:
+def _missing_mark(stacks: Stacks, stack: Stack, magic: bool | None) -> tuple[str, str]:
+    """Return `doubt` and `elsewhere` of a Depth: what is known of memory without an end mark."""
+    doubt = elsewhere = ""
+    if magic is False and not stacks.is_own(stack):
+        doubt = "overwritten, or the mapping leads to other memory: which pages are its own is not known"
     found = stacks.misled(stack) if magic is None else None
-    if found is None:
-        return ""
-    return f"{found.address:#x} leads to pa:{found.pa:#x}, which is none of the pages that the kernel gave it"
+    if found is not None:
+        where = f"{found.address:#x} leads to pa:{found.pa:#x}"
+        elsewhere = f"{where}, which is none of the pages that the kernel gave it"
+    return doubt, elsewhere
 
 
 def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
@@ -176,16 +176,15 @@ def depth_of_task(stacks: Stacks, task: Task, limit: int = MAX_FRAMES) -> Depth:
     """
     view = stacks.view
     stack = stacks.of_task(task)
-    context = task.address + stacks.view.types.offset("task_struct.thread.cpu_context")
-    offset = stacks.view.types.offset
+    offset = view.types.offset
+    context = task.address + offset("task_struct.thread.cpu_context")
     x29 = view.read_u64(context + offset("cpu_context.fp"))
     pc = view.read_u64(context + offset("cpu_context.pc"))
     holds = stack.holds_sp(task.saved_sp)
     position = Position(-1, "task" if holds else "none", task.saved_sp, stack, task, True, False)
     found = unwinder(stacks, [stack]).after_call(pc, task.saved_sp, x29, limit=limit)
     magic = stacks.end_magic(stack)
-    doubt, elsewhere = _doubt(stacks, stack, magic), _elsewhere(stacks, stack, magic)
-    return Depth(position, magic, found, doubt=doubt, elsewhere=elsewhere)
+    return Depth(position, magic, found, (), *_missing_mark(stacks, stack, magic))
 
 
 def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
@@ -205,9 +204,9 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
     start = table + (state.pc - table) // SLOT * SLOT
     words = KernelCode(stacks.view).words(start, SLOT // 4)
     at = (state.pc - start) // 4
-    if _ADD_SP_X0 not in words or at >= code_length(words):
+    if a64.ADD_SP_X0 not in words or at >= code_length(words):
         return state  # past the vector's own code a debugger may have put some
-    first = words.index(_ADD_SP_X0)
+    first = words.index(a64.ADD_SP_X0)
     tested = a64.bit_branch(words[first + 2], 4 * (first + 2)) if first + 2 < len(words) else None
     failed = len(words) if tested is None else tested[3] // 4
     sp = state.sp

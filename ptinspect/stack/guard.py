@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptinspect.arch.esr import decode_esr
+from ptinspect.arch.esr import EC_DABT, decode_esr
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import UserError
 from ptinspect.linux.running.stacks import Stack
@@ -25,8 +25,6 @@ MAX_STACKS = 1024
 """Stacks that are watched at most: each costs a comparison in every TLB miss of QEMU's."""
 BURST, PER_SECOND = 8.0, 3.0
 """Faults that are no alarm which the entry's breakpoint may cost: at once, and in the long run."""
-DATA_ABORT = 0x25
-"""ESR_ELx.EC of a data abort from the current exception level."""
 
 
 def margin_bytes(text: str, size: int) -> int:
@@ -123,4 +121,4 @@ def _recursive(state: CpuState, entry: list[tuple[int, int]]) -> bool:
     """Tell whether the exception that a CPU has just taken is a data abort of the entry's own store."""
     elr = state.system.get(translation_register(state, "ELR"), 0)
     esr = decode_esr(state.system.get(translation_register(state, "ESR"), 0))
-    return esr.ec == DATA_ABORT and any(low <= elr < high for low, high in entry)
+    return esr.ec == EC_DABT and any(low <= elr < high for low, high in entry)

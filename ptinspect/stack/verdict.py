@@ -99,6 +99,11 @@ class Facts:
     unwritten: Sequence[str] = ()
     """ESR and FAR, as far as the guest has never written them: what stands here for them is no data."""
 
+    @property
+    def on_stack(self) -> bool:
+        """True if the last fault was an access to the stack."""
+        return self.stack is not None and self.stack.contains(self.far) and self.esr.is_abort
+
 
 @dataclass(frozen=True)
 class Why:
@@ -148,11 +153,10 @@ def explain(facts: Facts) -> Why:
 def _known(facts: Facts, gone: death.Verdict | None) -> death.Facts:
     """Return what the judge needs to know."""
     stack = facts.stack
-    on_stack = stack is not None and stack.contains(facts.far) and facts.esr.is_abort
     dead = bool(facts.dying)
     room = stack is not None and facts.frame_size <= facts.sp - stack.base <= stack.size
     ordinary = ""
-    if room and (dead or facts.handling) and not (on_stack and facts.handling):
+    if room and (dead or facts.handling) and not (facts.on_stack and facts.handling):
         ordinary = "the stack is mapped and has room" + (", and the kernel is dying" if dead else "")
     return death.Facts(
         sp=facts.sp,
@@ -193,8 +197,7 @@ def _text(facts: Facts, found: death.Verdict) -> str:
 def _gone(facts: Facts) -> tuple[death.Verdict, str, Change | None] | None:
     """Return why the stack is on a path that leads nowhere or elsewhere, in a sentence; None if it is not."""
     stack = facts.stack
-    on_stack = stack is not None and stack.contains(facts.far) and facts.esr.is_abort
-    lost = on_stack and facts.walk is not None and facts.walk.outcome == "fault"
+    lost = facts.on_stack and facts.walk is not None and facts.walk.outcome == "fault"
     if stack is None or (facts.gone is None and not (lost and (facts.handling or facts.in_entry))):
         return None
     walk = facts.walk if facts.gone is None else facts.gone.walk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.esr import decode_esr
@@ -15,13 +15,13 @@ from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.linux.stack_range import holding
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.stack.depth import Depth, regs_layout, with_true_sp
+from ptinspect.stack.depth import Depth, regs_layout, sp_before_overflow, with_true_sp
 from ptinspect.stack.unwind import FRAME_POINTER
 from ptinspect.stack.verdict import Change, Facts, Gone, path_changes
 from ptinspect.tables.walk import Walk, walk
 
 STORES = 0x80
-"""Bytes behind a label of the exception entry in which it stores the interrupted registers."""
+"""Bytes from a label of the exception entry on in which it stores the interrupted registers."""
 BAD_STACK = ("handle_bad_stack", "panic_bad_stack")
 DYING = ("panic", "vpanic", "die", "make_task_dead", *BAD_STACK)
 """Functions that a CPU never returns from into what it died of (kernel/panic.c, arm64 traps.c).
@@ -37,19 +37,23 @@ KERNEL_MODES = (4, 5, 8, 9)
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What the kernel stored on the overflow stack when it found a task's stack used up."""
+class Interrupted:
+    """Where the exception in question found the CPU."""
 
     sp: int
-    """SP that was found."""
+    """SP, or what it was before the CPU changed to the overflow stack."""
     pc: int
-    """Where that exception came from."""
+    """Where the exception came from."""
     x29: int
     """The frame pointer then."""
+    stack: Stack | None
+    """The task's stack, or the one that SP is on."""
+    saved: bool = False
+    """True if the kernel stored these on the overflow stack, having found the task's stack used up."""
 
 
 def entry_ranges(stacks: Stacks) -> list[tuple[int, int]]:
-    """Return where the exception entry stores registers, at run-time addresses: (first, behind)."""
+    """Return where the exception entry stores registers at run time: (first, one past the last)."""
     offset = stacks.view.kaslr_offset
     return [((label + offset) & MASK64, (label + offset + STORES) & MASK64) for label in stacks.entry.labels]
 
@@ -57,62 +61,68 @@ def entry_ranges(stacks: Stacks) -> list[tuple[int, int]]:
 def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[Snapshot]) -> Facts:
     """Read the facts of one CPU; `snapshots` with the newest first."""
     state = with_true_sp(stacks, state)
-    system = state.system
-    esr = decode_esr(system.get(translation_register(state, "ESR"), 0))
-    far, elr = (system.get(translation_register(state, stem), 0) for stem in ("FAR", "ELR"))
+    far = state.system.get(translation_register(state, "FAR"), 0)
     ranges = entry_ranges(stacks)
-    position, frames = depth.position, depth.unwound.frames
-    own = None if position.task is None else stacks.of_task(position.task)
+    frames = depth.unwound.frames
+    own = None if depth.position.task is None else stacks.of_task(depth.position.task)
     dying = _dying(stacks, depth)
-    stack, sp, x29 = own, state.sp, state.x[29]
-    saved = None
     entering = _handling(stacks, state, ranges)
-    at_entry = _entry_sp(stacks, state)
-    if position.kind == "overflow" and entering and own is not None and own.near(at_entry):
-        sp = at_entry
-    elif own is not None and (position.kind == "overflow" or any(f.stack == "overflow" for f in frames)):
-        saved = _saved(stacks, state, own)
-        if saved is not None:
-            sp, x29, elr = saved.sp, saved.x29, saved.pc
-    elif position.stack is not None and not dying:
-        stack, sp = position.stack, position.sp
-    elif own is not None and dying:
-        sp = next((f.sp for f in frames if f.stack == own.kind), position.sp)
+    at = _interrupted(stacks, state, depth, own, entering=entering, dying=bool(dying))
+    stack = at.stack
     kept = [f for f in frames if f.kind == "function" and stack is not None and f.stack == stack.kind]
     unwritten = sum(f.count for f in frames if f.kind == "unwritten")
-    in_entry = any(first <= elr < behind for first, behind in ranges) and bool(state.el)
-    if saved is not None and in_entry and own is not None and own.contains(x29) and not unwritten:
-        unwritten = max(x29 - sp, 0) // stacks.entry.frame_size
+    in_entry = any(first <= at.pc < end for first, end in ranges) and bool(state.el)
+    if at.saved and in_entry and own is not None and own.contains(at.x29) and not unwritten:
+        unwritten = max(at.x29 - at.sp, 0) // stacks.entry.frame_size
     used = None
     if kept and stack is not None:
         used = stack.top - kept[0].sp
-    elif stack is not None and stack.contains(x29):
-        used = stack.top - x29
+    elif stack is not None and stack.contains(at.x29):
+        used = stack.top - at.x29
     walked = _walk(stacks, far)
-    gone = None if own is None else _gone(stacks, state, own, snapshots, sure=saved is not None)
-    handling = entering or saved is not None or (bool(dying) and any(f.kind == "exception" for f in frames))
+    gone = None if own is None else _gone(stacks, state, own, snapshots, sure=at.saved)
+    registers = [translation_register(state, stem) for stem in ("ESR", "FAR")]
     return Facts(
-        esr,
-        far,
-        in_entry,
-        handling,
-        stack,
-        sp,
-        stacks.entry.frame_size,
-        used,
-        unwritten,
-        len(kept),
-        walked,
-        _changes(stacks, far, walked, snapshots)[0],
-        gone,
-        tuple((_name(stacks, f.pc - 4 * f.returns), f.size) for f in kept),
-        dying,
-        None if own is None or gone is not None else stacks.end_magic(own),
-        saved is not None and far != saved.sp,
-        _nowhere(stacks, state, own, sp) if entering and saved is None else (),
-        translation_register(state, "ESR")[4:],
-        [name for stem in ("ESR", "FAR") if (name := translation_register(state, stem)) in state.unwritten],
+        esr=decode_esr(state.system.get(registers[0], 0)),
+        far=far,
+        in_entry=in_entry,
+        handling=entering or at.saved or (bool(dying) and any(f.kind == "exception" for f in frames)),
+        stack=stack,
+        sp=at.sp,
+        frame_size=stacks.entry.frame_size,
+        used_before=used,
+        repeated=unwritten,
+        frames=len(kept),
+        walk=walked,
+        changes=_changes(stacks, far, walked, snapshots)[0],
+        gone=gone,
+        chain=tuple((_name(stacks, f.pc - 4 * f.returns), f.size) for f in kept),
+        dying=dying,
+        magic=None if own is None or gone is not None else stacks.end_magic(own),
+        earlier=at.saved and far != at.sp,
+        stacks=_nowhere(stacks, state, own, at.sp) if entering and not at.saved else (),
+        level=registers[0][4:],
+        unwritten=[name for name in registers if name in state.unwritten],
     )
+
+
+def _interrupted(
+    stacks: Stacks, state: CpuState, depth: Depth, own: Stack | None, *, entering: bool, dying: bool
+) -> Interrupted:
+    """Return where the exception found the CPU; `own` is the task's stack."""
+    position, frames = depth.position, depth.unwound.frames
+    elr = state.system.get(translation_register(state, "ELR"), 0)
+    here = Interrupted(state.sp, elr, state.x[29], own)
+    before = sp_before_overflow(stacks, state)
+    if position.kind == "overflow" and entering and own is not None and own.near(before):
+        return replace(here, sp=before)
+    if own is not None and (position.kind == "overflow" or any(f.stack == "overflow" for f in frames)):
+        return _saved(stacks, state, own) or here
+    if position.stack is not None and not dying:
+        return replace(here, stack=position.stack, sp=position.sp)
+    if own is not None and dying:
+        return replace(here, sp=next((f.sp for f in frames if f.stack == own.kind), position.sp))
+    return here
 
 
 def _nowhere(stacks: Stacks, state: CpuState, own: Stack | None, sp: int) -> Sequence[Stack]:
@@ -123,12 +133,7 @@ def _nowhere(stacks: Stacks, state: CpuState, own: Stack | None, sp: int) -> Seq
     return () if holding(sp, (own, *known)) is not None else (own, *known)
 
 
-def _entry_sp(stacks: Stacks, state: CpuState) -> int:
-    """Return the SP that the entry keeps while it changes to the overflow stack (kernel_ventry, entry.S)."""
-    return (state.system.get("TPIDR_EL0", 0) + stacks.entry.frame_size) & MASK64
-
-
-def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Saved | None:
+def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Interrupted | None:
     """Read struct pt_regs at the top of the overflow stack, where `__bad_stack` puts it (entry.S).
 
     None if it is not there, or not of an exception on the task's stack.
@@ -145,7 +150,7 @@ def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Saved | None:
     except PtinspectError:
         return None
     fits = not mode >> 32 and mode & 0xF in KERNEL_MODES and bit(pc, 55) and pc % 4 == 0
-    return Saved(sp, pc, x29) if fits and own.near(sp) else None
+    return Interrupted(sp, pc, x29, own, saved=True) if fits and own.near(sp) else None
 
 
 def _name(stacks: Stacks, pc: int) -> str:
