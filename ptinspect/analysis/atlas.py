@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +22,17 @@ from ptinspect.analysis.classify import (
     UNMARKED,
 )
 from ptinspect.analysis.diff import Comparison, LevelDiff
-from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.explanation import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, parts, take_rows
+from ptinspect.tables.index import TableIndex, Tables, parts, take_rows
 from ptinspect.tables.kinds import (
     BIT11,
+    K_BLOCK,
     K_INVALID,
+    K_PAGE,
     K_RESERVED,
     K_TABLE,
     KIND_NAMES,
@@ -38,6 +40,7 @@ from ptinspect.tables.kinds import (
     attribute_bits,
     kinds,
     next_tables,
+    output_addresses,
 )
 
 STATES = (
@@ -80,8 +83,9 @@ STATES = (
 
 MAX_TABLES = 16_384
 """How many tables a picture holds: 64 MiB of descriptors at 4K."""
-MAX_PATTERNS = 4096
-"""How many different sets of attributes are explained."""
+FIRST_PATTERN = len(KIND_NAMES)
+MAX_PATTERNS = 1024
+"""How many different sets of attributes of one level and kind are explained, the most frequent ones first."""
 
 Words = NDArray[np.uint64]
 Rows = NDArray[np.intp]
@@ -113,6 +117,8 @@ class Pattern:
     """A word of KIND_NAMES."""
     bits: int
     """The descriptor without its address."""
+    distance: int
+    """What added to the descriptor gives the address that it leads to, modulo 2^64."""
     fields: tuple[tuple[str, str, str], ...]
     """Name, bits and meaning of each field but the address."""
 
@@ -138,6 +144,14 @@ class Atlas:
     """State of each descriptor, same shape."""
     patterns: tuple[Pattern, ...]
     """Every set of attributes that occurs, as far as MAX_PATTERNS allows."""
+    decoded: NDArray[np.uint16]
+    """What each descriptor is, shape (tables, entries): FIRST_PATTERN plus the number of its pattern; if it
+    is not explained, its kind code."""
+    links: NDArray[np.int32]
+    """Row of the table that each descriptor leads to, same shape; -1 for none, or one that is not shown.
+
+    Of several rows of one table that of the same address is meant, else the first one.
+    """
     left_out: int
     """Rows that are not shown because there are more than MAX_TABLES."""
     counts: Mapping[int, Mapping[str, int]]
@@ -146,20 +160,6 @@ class Atlas:
     """What `diff` counts, where the picture is of what changed."""
     notes: tuple[str, ...] = ()
     """What a reader must know of the two snapshots."""
-
-    def below(self, row: int, index: int, regime: Regime) -> int | None:
-        """Return the row of the table that an entry points to; None if it is not shown.
-
-        Of several rows of one table that of the same address is meant, else the first one.
-        """
-        level = int(self.level[row])
-        entry = self.raw[row, index].reshape(1)
-        if not bool(are_tables(entry, level)[0]):
-            return None
-        va = (int(self.va[row]) + (index << regime.shift(level))) & MASK64
-        rows = np.flatnonzero((self.level == level + 1) & (self.pa == next_tables(entry, regime)[0]))
-        same = rows[self.va[rows] == np.uint64(va)]
-        return next((int(found[0]) for found in (same, rows) if found.size), None)
 
 
 def atlas(snapshot: Snapshot) -> Atlas:
@@ -227,7 +227,7 @@ class _Drawing:
     def finish(self, changes: tuple[LevelDiff, ...] = (), notes: tuple[str, ...] = ()) -> Atlas:
         """Return the picture."""
         tables, regime = self._snapshot.tables, self._snapshot.regime
-        rows, va, states = [], [], []
+        rows, va, states, decoded = [], [], [], []
         patterns: list[Pattern] = []
         for level in sorted(self._parts):
             row_parts, va_parts, state_parts = zip(*self._parts[level], strict=True)
@@ -235,16 +235,25 @@ class _Drawing:
             rows.append(np.concatenate(row_parts)[order])
             va.append(np.concatenate(va_parts)[order])
             states.append(np.concatenate(state_parts)[order])
-            raw = take_rows(tables.raw, np.unique(rows[-1]))
-            patterns += _patterns(raw, level, regime, MAX_PATTERNS - len(patterns))
+            different, again = np.unique(rows[-1], return_inverse=True)
+            decoded.append(_decoded(take_rows(tables.raw, different), level, regime, patterns)[again])
         chosen = np.concatenate(rows)
-        return Atlas(
+        drawn = Tables(
             tables.level[chosen],
             tables.pa[chosen],
             np.concatenate(va),
             tables.raw[chosen],
+            tables.readable[chosen],
+        )
+        return Atlas(
+            drawn.level,
+            drawn.pa,
+            drawn.va,
+            drawn.raw,
             np.concatenate(states),
             tuple(patterns),
+            np.concatenate(decoded),
+            _links(drawn, regime),
             self._left_out,
             {level: _named(counts) for level, counts in sorted(self._counts.items())},
             changes,
@@ -257,14 +266,14 @@ def _named(counts: NDArray[np.int64]) -> dict[str, int]:
     return {name: n for code, (name, n) in counted if n and code != S_INVALID}
 
 
-def delta_planes(raw: Words) -> bytes:
-    """Return 64-bit words as differences, byte plane by byte plane: neighbouring descriptors are alike.
+def delta_planes(numbers: NDArray[np.integer[Any]]) -> bytes:
+    """Return numbers as differences, byte plane by byte plane: neighbouring descriptors are alike.
 
-    The first word is kept; word i is the sum of the first i + 1 differences modulo 2^64.
+    The first number is kept; number i is the sum of the first i + 1 differences modulo 2^(its bits).
     """
-    flat = np.ascontiguousarray(raw, dtype="<u8").reshape(-1)
-    delta = np.diff(flat, prepend=np.uint64(0)).astype("<u8")
-    return np.ascontiguousarray(delta.view(np.uint8).reshape(-1, 8).T).tobytes()
+    flat = np.ascontiguousarray(numbers).reshape(-1)
+    delta = np.diff(flat, prepend=flat.dtype.type(0)).astype(flat.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(delta.view(np.uint8).reshape(-1, flat.itemsize).T).tobytes()
 
 
 def _states(raw: Words, level: int, regime: Regime) -> NDArray[np.uint8]:
@@ -277,16 +286,42 @@ def _states(raw: Words, level: int, regime: Regime) -> NDArray[np.uint8]:
     return np.where(kind == K_RESERVED, S_RESERVED, found).astype(np.uint8)
 
 
-def _patterns(raw: Words, level: int, regime: Regime, room: int) -> list[Pattern]:
+def _decoded(raw: Words, level: int, regime: Regime, patterns: list[Pattern]) -> NDArray[np.uint16]:
+    """Return the number of each descriptor's pattern, adding to the patterns those that are new."""
     kind = kinds(raw, level, regime)
-    found: list[Pattern] = []
-    for code, name in enumerate(KIND_NAMES):
-        if code in (K_INVALID, K_RESERVED):
-            continue
-        keep = np.uint64(attribute_bits(level, regime, table=code == K_TABLE) | 3)
-        for bits in np.unique(raw[kind == code] & keep)[: max(room - len(found), 0)].tolist():
-            found.append(Pattern(level, name, bits, _explained(bits, level, regime)))
+    found = kind.astype(np.uint16)
+    for code in (K_TABLE, K_BLOCK, K_PAGE):
+        here = kind == code
+        words = raw[here]
+        targets = next_tables(words, regime) if code == K_TABLE else output_addresses(words, level, regime)
+        distances, first, which, counts = np.unique(
+            targets - words, return_index=True, return_inverse=True, return_counts=True
+        )
+        numbers = np.full(distances.shape, code, dtype=np.uint16)
+        keep = attribute_bits(level, regime, table=code == K_TABLE) | 3
+        for each in np.argsort(-counts, kind="stable")[:MAX_PATTERNS].tolist():
+            numbers[each] = FIRST_PATTERN + len(patterns)
+            bits = int(words[first[each]]) & keep
+            explained = _explained(bits, level, regime)
+            patterns.append(Pattern(level, KIND_NAMES[code], bits, int(distances[each]), explained))
+        found[here] = numbers[which]
     return found
+
+
+def _links(drawn: Tables, regime: Regime) -> NDArray[np.int32]:
+    """Return the row of the table that each descriptor leads to, or -1."""
+    links = np.full(drawn.raw.shape, -1, dtype=np.int32)
+    by_pa, by_va = TableIndex(drawn), TableIndex(replace(drawn, pa=drawn.va))
+    for level in levels_of(regime):
+        rows = by_pa.numbers(level)
+        row, index = np.nonzero(are_tables(drawn.raw[rows], level))
+        row = rows[row]
+        targets = next_tables(drawn.raw[row, index], regime)
+        va = drawn.va[row] + (index.astype(np.uint64) << np.uint64(regime.shift(level)))
+        same = by_va.find(level + 1, va)
+        there = (same >= 0) & (drawn.pa[same] == targets)
+        links[row, index] = np.where(there, same, by_pa.find(level + 1, targets))
+    return links
 
 
 def _explained(bits: int, level: int, regime: Regime) -> tuple[tuple[str, str, str], ...]:

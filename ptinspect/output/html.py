@@ -11,7 +11,7 @@ import html
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Report, escape
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.atlas import Atlas
+    from ptinspect.analysis.atlas import Atlas, Pattern
     from ptinspect.snapshot.model import Snapshot
 
-PAGE_VERSION = 1
+PAGE_VERSION = 2
 """Version of the data in the page."""
 CSP = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -46,11 +46,14 @@ class Page:
     """Stack depth over time."""
     campaigns: list[dict[str, Any]] = field(default_factory=list)
     """Tables of campaigns."""
+    _fields: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    """Every field of a descriptor that occurs, with its meaning, and its number."""
 
     def add_map(self, snapshot: Snapshot, shown: Atlas, title: str) -> None:
         """Add a map: a snapshot, or what changed in it, with a state for each descriptor."""
         from ptinspect.analysis.atlas import delta_planes
         from ptinspect.snapshot.coverage import unseen
+        from ptinspect.tables.kinds import KIND_NAMES
 
         regime = snapshot.regime
         self.maps.append(
@@ -62,26 +65,29 @@ class Page:
                 "kernel": snapshot.meta.kernel,
                 "created": snapshot.meta.created,
                 "regime": {
-                    "granule_bits": regime.granule_bits,
-                    "va_bits": regime.va_bits,
                     "start_level": regime.start_level,
-                    "upper": regime.upper,
-                    "format": "lpa2" if regime.ds else "lpa" if regime.wide_oa else "48",
-                    "shifts": {str(n): regime.shift(n) for n in range(regime.start_level, 4)},
+                    "shifts": {str(n): regime.shift(n) for n in levels_of(regime)},
                 },
                 "names": level_names(snapshot),
                 "level": shown.level.tolist(),
-                "pa": [f"{pa:x}" for pa in shown.pa.tolist()],
-                "va": [f"{va:x}" for va in shown.va.tolist()],
+                "pa": packed(delta_planes(shown.pa)),
+                "va": packed(delta_planes(shown.va)),
                 "entries": int(shown.raw.shape[1]),
                 "raw": packed(delta_planes(shown.raw)),
+                "decoded": packed(delta_planes(shown.decoded)),
+                "links": packed(delta_planes(shown.links)),
                 "states": packed(shown.states.tobytes()),
                 "counts": {str(level): dict(counts) for level, counts in shown.counts.items()},
-                "patterns": [{**asdict(p), "bits": f"{p.bits:x}"} for p in shown.patterns],
+                "patterns": [*({"kind": name} for name in KIND_NAMES), *map(self._pattern, shown.patterns)],
                 "left_out": shown.left_out,
                 "unseen": [*unseen(snapshot), *shown.notes],
             }
         )
+
+    def _pattern(self, pattern: Pattern) -> dict[str, Any]:
+        """Return the numbers of its fields among all, and its distance from an address as text."""
+        fields = [self._fields.setdefault(field, len(self._fields)) for field in pattern.fields]
+        return {"kind": pattern.kind, "distance": f"{pattern.distance:#x}", "fields": fields}
 
     def add_diff(self, report: Report) -> None:
         """Add the answer of `diff`."""
@@ -93,6 +99,7 @@ class Page:
         data = {
             "version": PAGE_VERSION,
             "states": state_names(),
+            "fields": list(self._fields),
             "maps": self.maps,
             "diffs": self.diffs,
             "traces": self.traces,

@@ -10,9 +10,11 @@ import pytest
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 
 from ptinspect.analysis import atlas as module
-from ptinspect.analysis.atlas import STATES, atlas, changes, delta_planes
+from ptinspect.analysis.atlas import FIRST_PATTERN, STATES, atlas, changes, delta_planes
 from ptinspect.analysis.summary import summarize
+from ptinspect.arch.descriptor import decode
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.kinds import KIND_NAMES
 
 
 def tree(name: str = "4k-48", attributes: int = KERNEL_DATA) -> TreeBuilder:
@@ -89,6 +91,32 @@ def test_patterns_explain_every_valid_descriptor() -> None:
     assert leaf.bits & ~0xFFF == KERNEL_DATA & ~0xFFF
     names = [name for name, _, _ in leaf.fields]
     assert "nG" in names and "output address" not in names
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_what_each_descriptor_is_and_where_it_leads(name: str) -> None:
+    """The page decodes nothing: kind, address and next table are those of `arch.descriptor`."""
+    snapshot = tree(name).snapshot()
+    shown = atlas(snapshot)
+    for (row, index), word in np.ndenumerate(shown.raw):
+        d = decode(int(word), int(shown.level[row]), snapshot.regime)
+        number, link = int(shown.decoded[row, index]), int(shown.links[row, index])
+        if d.output_address is None:
+            assert (KIND_NAMES[number], link) == (d.kind, -1)
+            continue
+        pattern = shown.patterns[number - FIRST_PATTERN]
+        assert (pattern.kind, pattern.level) == (d.kind, d.level)
+        assert (int(word) + pattern.distance) % (1 << 64) == d.output_address
+        assert link == -1 if d.is_leaf else shown.pa[link] == d.output_address
+
+
+def test_sets_of_attributes_that_are_too_many_have_their_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tree()
+    made.xor(int(made.regime.va_min), 3, NG)
+    monkeypatch.setattr(module, "MAX_PATTERNS", 1)
+    shown = atlas(made.snapshot())
+    kinds = [KIND_NAMES[n] if n < FIRST_PATTERN else "explained" for n in shown.decoded[-1, :9].tolist()]
+    assert kinds == ["page", *["explained"] * 7, "invalid"], "the most frequent ones are explained"
 
 
 def test_too_many_tables_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,71 +40,42 @@
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
-  async function unpackWords(text) {
-    const planes = await unpack(text), count = planes.length / 8;
+  async function unpackNumbers(text, Kind) {
+    const planes = await unpack(text), size = Kind.BYTES_PER_ELEMENT, count = planes.length / size;
     const bytes = new Uint8Array(planes.length);
-    for (let p = 0; p < 8; p++) for (let i = 0; i < count; i++) bytes[i * 8 + p] = planes[p * count + i];
-    const words = new BigUint64Array(bytes.buffer);
-    for (let i = 1; i < count; i++) words[i] += words[i - 1];
-    return words;
+    for (let p = 0; p < size; p++) for (let i = 0; i < count; i++) bytes[i * size + p] = planes[p * count + i];
+    const numbers = new Kind(bytes.buffer);
+    for (let i = 1; i < count; i++) numbers[i] += numbers[i - 1];
+    return numbers;
   }
 
   class TableMap {
-    constructor(facts, raw, states) {
-      Object.assign(this, { facts, raw, states, row: 0 });
-      this.rows = new Map(); /* a table may stand in several rows: by its address too, else the first one */
-      facts.level.forEach((level, row) => {
-        const key = level + ":" + facts.pa[row];
-        if (!this.rows.has(key)) this.rows.set(key, row);
-        this.rows.set(key + ":" + facts.va[row], row);
-      });
-      this.patterns = new Map(facts.patterns.map((p) => [`${p.level}:${p.kind}:${p.bits}`, p]));
+    constructor(facts, parts) {
+      Object.assign(this, { facts, row: 0 }, parts);
+      this.patterns = facts.patterns.map((p) => ({ kind: p.kind, fields: (p.fields ?? []).map((n) => data.fields[n]),
+        distance: p.distance === undefined ? null : BigInt(p.distance) }));
       this.loud = this.findLoud();
     }
-    shift(level) { return BigInt(this.facts.regime.shifts[level]); }
-    address(word, shift) {
-      const field = (high, low) => word & ((1n << BigInt(high + 1)) - 1n) & ~((1n << BigInt(low)) - 1n);
-      const low = Number(shift), format = this.facts.regime.format;
-      if (format === "lpa2") return field(49, Math.max(low, 12)) | ((word >> 8n) & 3n) << 50n;
-      return format === "lpa" ? field(47, low) | ((word >> 12n) & 15n) << 48n : field(47, low);
-    }
-    keep(level, isTable) {
-      const low = isTable ? this.facts.regime.granule_bits : Number(this.shift(level));
-      return MASK & ~this.address(MASK, low) & ~this.high(isTable);
-    }
-    high() {
-      const format = this.facts.regime.format;
-      return format === "lpa2" ? 3n << 8n : format === "lpa" ? 15n << 12n : 0n;
-    }
-    below(level, target, va) {
-      const key = level + 1 + ":" + target.toString(16);
-      return this.rows.get(key + ":" + va.toString(16)) ?? this.rows.get(key);
+    static async of(facts) {
+      const names = { pa: BigUint64Array, va: BigUint64Array, raw: BigUint64Array, decoded: Uint16Array, links: Int32Array };
+      const parts = { states: await unpack(facts.states) };
+      for (const [name, Kind] of Object.entries(names)) parts[name] = await unpackNumbers(facts[name], Kind);
+      return new TableMap(facts, parts);
     }
     entry(row, index) {
-      const { facts } = this, level = facts.level[row];
-      const word = this.raw[row * facts.entries + index], type = Number(word & 3n);
-      const va = (BigInt("0x" + facts.va[row]) + (BigInt(index) << this.shift(level))) & MASK;
-      const blocks = facts.patterns.some((p) => p.level === level && p.kind === "block");
-      const kind = type === 3 ? (level === 3 ? "page" : "table")
-        : type === 1 && level < 3 && blocks ? "block" : type === 1 ? "reserved" : "invalid";
-      const isTable = kind === "table", valid = kind !== "invalid" && kind !== "reserved";
-      const target = valid ? this.address(word, isTable ? BigInt(facts.regime.granule_bits) : this.shift(level)) : null;
-      const bits = (word & this.keep(level, isTable)).toString(16);
-      return { row, index, level, word, va, end: (va + (1n << this.shift(level)) - 1n) & MASK, kind, target,
-        pa: BigInt("0x" + facts.pa[row]) + BigInt(index * 8), state: this.states[row * facts.entries + index],
-        pattern: this.patterns.get(`${level}:${kind}:${bits}`),
-        child: isTable ? this.below(level, target, va) : undefined };
+      const { facts } = this, level = facts.level[row], at = row * facts.entries + index;
+      const word = this.raw[at], pattern = this.patterns[this.decoded[at]], size = 1n << BigInt(facts.regime.shifts[level]);
+      const va = (this.va[row] + BigInt(index) * size) & MASK;
+      return { row, index, level, word, va, end: (va + size - 1n) & MASK, kind: pattern.kind, pattern,
+        target: pattern.distance === null ? null : (word + pattern.distance) & MASK,
+        pa: this.pa[row] + BigInt(index * 8), state: this.states[at], child: this.links[at] < 0 ? undefined : this.links[at] };
     }
     findLoud() {
       /* Tables with a loud change in or below them, from the last level up. */
-      const { facts, states } = this, found = new Uint8Array(facts.level.length);
+      const { facts, states, links } = this, found = new Uint8Array(facts.level.length);
       for (let row = facts.level.length - 1; row >= 0; row--) {
-        for (let i = 0; i < facts.entries && !found[row]; i++) {
-          if (LOUD.has(states[row * facts.entries + i])) found[row] = 1;
-          else if (facts.level[row] < 3 && (this.raw[row * facts.entries + i] & 3n) === 3n) {
-            const child = this.entry(row, i).child;
-            if (child > row && found[child]) found[row] = 1;
-          }
+        for (let at = row * facts.entries; at < (row + 1) * facts.entries && !found[row]; at++) {
+          if (LOUD.has(states[at]) || found[links[at]]) found[row] = 1;
         }
       }
       return found;
@@ -121,12 +92,12 @@
       ["addresses", `${hex(entry.va, 16)} to ${hex(entry.end, 16)}`], ["descriptor at", hex(entry.pa)],
       ["raw", hex(entry.word, 16)], ["state", data.states[entry.state]], ["kind", entry.kind]];
     if (entry.target !== null) rows.push(["leads to", "pa:" + hex(entry.target)]);
-    const fields = entry.pattern ? entry.pattern.fields.map(([name, bits, meaning]) => [`${name} [${bits}]`, meaning]) : [];
+    const fields = entry.pattern.fields.map(([name, bits, meaning]) => [`${name} [${bits}]`, meaning]);
     return table(["", ""], [...rows, ...fields].map(([a, b]) => [a, el("code", {}, b)]));
   }
 
   async function drawMap(facts, number) {
-    const map = new TableMap(facts, await unpackWords(facts.raw), await unpack(facts.states));
+    const map = await TableMap.of(facts);
     const home = section(`map${number}`, facts.title);
     const fact = (text) => text && home.append(el("p", { class: "facts" }, text));
     fact(`root pa:${facts.root}: ${facts.provenance}`);
@@ -158,7 +129,7 @@
       const [row] = path[path.length - 1], width = 1 << Math.ceil(Math.log2(facts.entries) / 2);
       crumbs.replaceChildren(...path.map(([r, index], i) => el("button", {
         onclick: () => { path.length = i + 1; show(); } },
-      `${facts.names[facts.level[r]]}${index === null ? "" : "[" + index + "]"} ${hex(BigInt("0x" + facts.va[r]), 16)}`)));
+      `${facts.names[facts.level[r]]}${index === null ? "" : "[" + index + "]"} ${hex(map.va[r], 16)}`)));
       const z = [], text = [], crosses = { x: [], y: [] };
       for (let i = 0; i < facts.entries; i++) {
         const y = Math.floor(i / width), entry = map.entry(row, i);
@@ -176,7 +147,7 @@
       ], { ...LAYOUT, yaxis: { autorange: "reversed", title: { text: `entry / ${width}` } },
         xaxis: { title: { text: `entry mod ${width}; a click opens a table, a cross marks one with changes below` } } }, CONFIG);
       side.replaceChildren(el("p", { class: "facts" },
-        `table at pa:0x${facts.pa[row]}, level ${facts.level[row]}; point at an entry to see it decoded`));
+        `table at pa:${hex(map.pa[row])}, level ${facts.level[row]}; point at an entry to see it decoded`));
     };
     const at = (event) => {
       const point = event.points.find((p) => p.curveNumber === 0);

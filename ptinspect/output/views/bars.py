@@ -100,8 +100,8 @@ def _way(snapshot: Snapshot, shown: Atlas, va: int | None) -> list[int]:
     """Return the rows of the tables on the way to an address, as far as they are there."""
     rows, regime = [0], snapshot.regime
     while va is not None and int(shown.level[rows[-1]]) < 3:
-        below = shown.below(rows[-1], regime.index(va, int(shown.level[rows[-1]])), regime)
-        if below is None:
+        below = int(shown.links[rows[-1], regime.index(va, int(shown.level[rows[-1]]))])
+        if below < 0:
             break
         rows.append(below)
     return rows
