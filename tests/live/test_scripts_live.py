@@ -17,8 +17,8 @@ import pytest
 from session import launched, need_guest
 
 from ptinspect import app
-from ptinspect.commands.tables.poke import write
 from ptinspect.commands.target.demo_fault import _lost
+from ptinspect.guest.pokes import poke
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse
@@ -95,7 +95,7 @@ def test_the_hunt_catches_a_lost_entry_and_keeps_what_was_seen(
         at = next(i for i, s in enumerate(script) if isinstance(s, Line) and s.text.startswith("stack guard"))
         assert player.play(script[:at]) == 0
         pa, value = _lost(live.ctx.view(), live.ctx.stopped.cpu_state(0).sp)
-        write(live.ctx, pa, value)
+        poke(live.ctx.guest, pa, value)
         capsys.readouterr()
         assert player.play(script[at:]) == 1
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

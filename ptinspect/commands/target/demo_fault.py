@@ -11,8 +11,8 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import root_pa
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.tables.poke import write
 from ptinspect.errors import GuestError, TargetError, TargetTimeout
+from ptinspect.guest.pokes import poke
 from ptinspect.guest.rewrite import Runner
 from ptinspect.output.model import Note, Report, hex_address
 
@@ -65,7 +65,7 @@ def demo_fault(ctx: Context, args: argparse.Namespace, launch: list[str]) -> Rep
     runner.capture("after")
     sp = ctx.stopped.cpu_state(stop.cpu).sp
     pa, value = _lost(ctx.view(), sp) if args.fault == "lost" else _reverted(ctx.view(), sp, boot)
-    old = write(ctx, pa, value)
+    old = poke(ctx.guest, pa, value).old
     said = f"pa:{pa:#x}: {old:#x} -> {value:#x}"
     ctx.step(f"poke descriptor pa:{pa:#x} {value:#x} --yes", Report({}, (Note(said, "changed"),)))
     injected = {"descriptor_pa": hex_address(pa), "before": hex_address(old), "after": hex_address(value)}
