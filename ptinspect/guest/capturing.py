@@ -19,6 +19,8 @@ from ptinspect.text import escape
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Meta, Snapshot
 
+MAX_TABLES = 262_144
+"""Tables that a capture stops after: 1 GiB of them at 4K."""
 FEW = 4
 """Tables that cannot be read and prove nothing yet."""
 
@@ -30,7 +32,7 @@ def capture_snapshot(
     *,
     va_range: tuple[int, int] | None = None,
     max_level: int = LEVEL_LAST,
-    max_tables: int = 262_144,
+    max_tables: int = MAX_TABLES,
     note: str = "",
     extra: Mapping[str, str] | None = None,
 ) -> Snapshot:
@@ -70,6 +72,27 @@ def capture_snapshot(
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
     )
+
+
+def snap(
+    guest: Guest,
+    name: str,
+    tables: Tables,
+    *,
+    va_range: tuple[int, int] | None = None,
+    max_tables: int = MAX_TABLES,
+    note: str = "",
+    replace: bool = False,
+) -> Snapshot:
+    """Capture the tables under a root and keep them in `guest.snapshots`.
+
+    Raises UserError if there is a snapshot of this name and it is not to be replaced; see capture_snapshot.
+    """
+    guest.check_name(name, replace=replace)
+    found = source(guest, tables, "snap", None if va_range is None else va_range[0])
+    made = capture_snapshot(guest, found, name, va_range=va_range, max_tables=max_tables, note=note)
+    guest.snapshots[name] = made
+    return made
 
 
 def snapshot_of(

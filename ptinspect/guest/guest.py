@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -280,6 +281,29 @@ class Guest:
         if self._file is None or self._file[0] != key:
             self._file = (key, load(path))
         return self._file[1]
+
+    def check_name(self, name: str, *, replace: bool = False) -> None:
+        """Raise UserError if a snapshot cannot be kept under this name."""
+        if not name or "/" in name or not name.isprintable() or name.startswith("-"):
+            raise UserError(f"{name!r} is not a name for a snapshot", "use letters, digits, - and _")
+        if name in self.snapshots and not replace:
+            raise UserError(f"there is a snapshot {name!r} already", "drop it first, or use --replace")
+
+    def load_snapshot(self, path: Path, name: str, *, replace: bool = False) -> Snapshot:
+        """Read a snapshot from a file and keep it under a name. Raises UserError, SnapshotError."""
+        from ptinspect.snapshot.store import load
+
+        self.check_name(name, replace=replace)
+        self.snapshots[name] = dataclasses.replace(load(path), name=name)
+        return self.snapshots[name]
+
+    def drop_snapshots(self, names: Sequence[str]) -> None:
+        """Forget snapshots: all of these, or none. Raises UserError if there is no such one."""
+        for name in names:
+            if name not in self.snapshots:
+                raise self.no_snapshot(name)
+        for name in dict.fromkeys(names):
+            del self.snapshots[name]
 
     def no_snapshot(self, name: str) -> UserError:
         """Return the error that there is no such snapshot; its hint names those that there are."""

@@ -40,12 +40,9 @@ SNAP = argument(
     metavar="SNAP",
     help="use this snapshot (a name, or a file) instead of the guest",
 )
-TABLES = (
-    argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP),
-    argument("--regime", choices=RULES, help=RULES_HELP),
-    CPU,
-    SNAP,
-)
+ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
+RULE = argument("--regime", choices=RULES, help=RULES_HELP)
+TABLES = (ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.source.Tables`)."""
 
 

@@ -2,81 +2,70 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import add_cpu_option
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
-from ptinspect.errors import UserError
-from ptinspect.guest import expression
-from ptinspect.guest.capturing import capture_snapshot
+from ptinspect.commands.framework.arguments import CPU, ROOT, RULE
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.guest.capturing import MAX_TABLES
+from ptinspect.guest.capturing import snap as capture
+from ptinspect.guest.expression import Address, Range, address_range
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
-from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
-from ptinspect.guest.source import Tables, source
-from ptinspect.output.model import Report, escape
-from ptinspect.output.views.snapshot import listed, told
+from ptinspect.guest.source import Tables
+from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.views.snapshot import (
+    RegimeResult,
+    RootResult,
+    regime_result,
+    root_result,
+    warnings,
+)
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
 
 SUFFIX = ".npz"
 """Suffix of snapshot files, added where the user gives none."""
+NAME = argument("name", type=argtypes.snapshot, metavar="NAME", help="the snapshot")
+REPLACE = argument("--replace", action="store_true", help="replace the snapshot that has this name")
 
 
-def _configure_snap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name to keep it under")
-    parser.add_argument(
-        "--range", type=expression.address_range, metavar="RANGE", help=f"only a part; {argtypes.RANGE_HELP}"
-    )
-    parser.add_argument(
-        "--root",
-        type=root_choice,
-        metavar="ROOT",
-        help=ROOT_HELP,
-    )
-    parser.add_argument("--regime", choices=RULES, help=RULES_HELP)
-    add_cpu_option(parser)
-    parser.add_argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot")
-    parser.add_argument(
-        "--max-tables",
-        type=argtypes.whole(1, 1 << 24),
-        default=262_144,
-        metavar="N",
-        help="stop after so many tables (default 262144, which is 1 GiB of tables)",
-    )
-    parser.add_argument("--replace", action="store_true", help="replace the snapshot that has this name")
+@dataclass(frozen=True)
+class SnapshotResult:
+    """One snapshot: what was captured, when and where."""
+
+    name: str
+    root: RootResult
+    regime: RegimeResult
+    tables: int
+    unreadable: int
+    va_range: Sequence[VirtAddr] | None
+    """First and last address of the part that was captured; None for the whole half."""
+    truncated: str
+    complete: bool
+    unseen: Sequence[str]
+    created: str
+    tool_version: str
+    where: str
+    kernel: str
+    source: str
+    note: str
+    extra: Mapping[str, str]
+    cpus: int
+    file: str | Absent = ABSENT
 
 
-def _configure_save(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", type=argtypes.snapshot, metavar="NAME", help="the snapshot")
-    parser.add_argument("file", type=Path, metavar="FILE", help=f"file to write, {SUFFIX}")
+@dataclass(frozen=True)
+class SnapshotsResult:
+    """The snapshots in memory."""
 
-
-def _configure_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="snapshot file")
-    parser.add_argument("--as", dest="name", metavar="NAME", help="name to keep it under")
-    parser.add_argument("--replace", action="store_true", help="replace the snapshot that has this name")
-
-
-def _configure_drop(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", type=argtypes.snapshot, nargs="+", metavar="NAME", help="the snapshots")
-
-
-def check_name(ctx: Context, name: str, replace: bool) -> None:
-    """Raise UserError if a snapshot cannot be kept under `name`."""
-    if not name or "/" in name or not name.isprintable() or name.startswith("-"):
-        raise UserError(f"{name!r} is not a name for a snapshot", "use letters, digits, - and _")
-    if name in ctx.snapshots and not replace:
-        raise UserError(f"there is a snapshot {name!r} already", "drop it first, or use --replace")
-
-
-def keep(ctx: Context, snapshot: Snapshot) -> Snapshot:
-    """Keep a snapshot in memory under its name."""
-    ctx.snapshots[snapshot.name] = snapshot
-    return snapshot
+    snapshots: Sequence[SnapshotResult]
 
 
 @command(
@@ -84,22 +73,57 @@ def keep(ctx: Context, snapshot: Snapshot) -> Snapshot:
     group="Snapshots",
     summary="Capture the whole tree under the root, with all registers",
     example="snap before",
+    arguments=(
+        argument("name", metavar="NAME", help="name to keep it under"),
+        argument(
+            "--range",
+            dest="part",
+            type=address_range,
+            metavar="RANGE",
+            help=f"only a part; {argtypes.RANGE_HELP}",
+        ),
+        ROOT,
+        RULE,
+        CPU,
+        argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot"),
+        argument(
+            "--max-tables",
+            type=argtypes.whole(1, 1 << 24),
+            default=MAX_TABLES,
+            metavar="N",
+            help=f"stop after so many tables (default {MAX_TABLES}, which is 1 GiB of tables)",
+        ),
+        REPLACE,
+    ),
+    result=SnapshotResult,
     needs=Needs.STOPPED,
-    configure=_configure_snap,
     details="The snapshot stays in memory until `save` writes it to a file. All commands that look at "
     "tables take it with --snap NAME; diff compares two.",
     changes=True,
 )
-def snap(ctx: Context, args: argparse.Namespace) -> Report:
+def snap(
+    guest: Guest,
+    *,
+    name: str,
+    part: Range | None,
+    root: str | Address | None,
+    regime: str | None,
+    cpu: int | None,
+    note: str,
+    max_tables: int,
+    replace: bool,
+) -> Report:
     """Capture the tree under the root."""
-    check_name(ctx, args.name, args.replace)
-    args.snap = None
-    va_range = range_of(ctx.guest, args.range, getattr(args, "cpu", None), getattr(args, "snap", None))
-    found = source(ctx.guest, Tables.of(args), "snap", None if va_range is None else va_range[0])
-    snapshot = capture_snapshot(
-        ctx.guest, found, args.name, va_range=va_range, max_tables=args.max_tables, note=args.note
+    made = capture(
+        guest,
+        name,
+        Tables(root, regime, cpu),
+        va_range=range_of(guest, part, cpu),
+        max_tables=max_tables,
+        note=note,
+        replace=replace,
     )
-    return told(keep(ctx, snapshot), "captured")
+    return _one(made, "captured")
 
 
 @command(
@@ -107,10 +131,15 @@ def snap(ctx: Context, args: argparse.Namespace) -> Report:
     group="Snapshots",
     summary="List the snapshots in memory",
     example="snaps",
+    result=SnapshotsResult,
 )
-def snaps(ctx: Context, args: argparse.Namespace) -> Report:
+def snaps(guest: Guest) -> Report:
     """List the snapshots in memory."""
-    return listed(list(ctx.snapshots.values()))
+    found = list(guest.snapshots.values())
+    columns = (Column("name"), Column("tables", "right"), Column("created (UTC)"), Column("where"))
+    rows = [(s.name, str(len(s.tables)), escape(s.meta.created)[:19], escape(s.meta.where)) for s in found]
+    table = Table(columns, rows, empty="no snapshots; 'snap NAME' captures one, 'load FILE' reads one")
+    return Report(SnapshotsResult([_result(s) for s in found]), (table,))
 
 
 @command(
@@ -118,17 +147,18 @@ def snaps(ctx: Context, args: argparse.Namespace) -> Report:
     group="Snapshots",
     summary="Write a snapshot to a file",
     example="save before before.npz",
-    configure=_configure_save,
+    arguments=(NAME, argument("file", type=Path, metavar="FILE", help=f"file to write, {SUFFIX}")),
+    result=SnapshotResult,
     details="The file is compressed and written in one step; load, --snap and diff read it.",
 )
-def save(ctx: Context, args: argparse.Namespace) -> Report:
+def save(guest: Guest, *, name: str, file: Path) -> Report:
     """Write a snapshot to a file."""
     from ptinspect.snapshot.store import save as store
 
-    snapshot = ctx.snapshot_or_file(args.name)
-    path: Path = args.file if args.file.suffix else args.file.with_suffix(SUFFIX)
+    snapshot = guest.snapshot_or_file(name)
+    path = file if file.suffix else file.with_suffix(SUFFIX)
     store(snapshot, path)
-    return told(snapshot, f"saved in {escape(str(path))},", path=path)
+    return _one(snapshot, f"saved in {escape(str(path))},", str(path))
 
 
 @command(
@@ -136,19 +166,17 @@ def save(ctx: Context, args: argparse.Namespace) -> Report:
     group="Snapshots",
     summary="Read a snapshot from a file",
     example="load before.npz",
-    configure=_configure_load,
+    arguments=(
+        argument("file", type=Path, metavar="FILE", help="snapshot file"),
+        argument("--as", dest="name", metavar="NAME", help="name to keep it under"),
+        REPLACE,
+    ),
+    result=SnapshotResult,
     changes=True,
 )
-def load(ctx: Context, args: argparse.Namespace) -> Report:
+def load(guest: Guest, *, file: Path, name: str | None, replace: bool) -> Report:
     """Read a snapshot from a file."""
-    from dataclasses import replace
-
-    from ptinspect.snapshot.store import load as read
-
-    name = args.name or args.file.stem
-    check_name(ctx, name, args.replace)
-    snapshot = replace(read(args.file), name=name)
-    return told(keep(ctx, snapshot), "loaded", path=args.file)
+    return _one(guest.load_snapshot(file, name or file.stem, replace=replace), "loaded", str(file))
 
 
 @command(
@@ -156,14 +184,48 @@ def load(ctx: Context, args: argparse.Namespace) -> Report:
     group="Snapshots",
     summary="Forget a snapshot",
     example="drop before",
-    configure=_configure_drop,
+    arguments=(argument("names", type=argtypes.snapshot, nargs="+", metavar="NAME", help="the snapshots"),),
+    result=SnapshotsResult,
     changes=True,
 )
-def drop(ctx: Context, args: argparse.Namespace) -> Report:
+def drop(guest: Guest, *, names: list[str]) -> Report:
     """Forget snapshots."""
-    for name in args.names:
-        if name not in ctx.snapshots:
-            raise ctx.guest.no_snapshot(name)
-    for name in dict.fromkeys(args.names):
-        del ctx.snapshots[name]
-    return listed(list(ctx.snapshots.values()))
+    guest.drop_snapshots(names)
+    return snaps(guest)
+
+
+def _one(snapshot: Snapshot, verb: str, file: str | Absent = ABSENT) -> Report:
+    """Report what was done with a snapshot."""
+    body = [
+        Note(f"{verb} {snapshot.name}: {len(snapshot.tables)} tables", "good"),
+        Note(f"root pa:{snapshot.root.pa:#x}: {escape(snapshot.root.provenance)}", "dim"),
+        *([Note(escape(snapshot.meta.where), "dim")] if snapshot.meta.where else []),
+        *warnings(snapshot),
+    ]
+    return Report(_result(snapshot, file), body)
+
+
+def _result(snapshot: Snapshot, file: str | Absent = ABSENT) -> SnapshotResult:
+    from ptinspect.snapshot.coverage import unseen
+
+    meta, missing = snapshot.meta, unseen(snapshot)
+    return SnapshotResult(
+        name=snapshot.name,
+        root=root_result(snapshot.root),
+        regime=regime_result(snapshot.regime),
+        tables=len(snapshot.tables),
+        unreadable=int((~snapshot.tables.readable).sum()),
+        va_range=snapshot.va_range,
+        truncated=snapshot.truncated,
+        complete=not missing,
+        unseen=missing,
+        created=meta.created,
+        tool_version=meta.tool_version,
+        where=meta.where,
+        kernel=meta.kernel,
+        source=meta.source,
+        note=meta.note,
+        extra=meta.extra,
+        cpus=len(snapshot.cpus),
+        file=file,
+    )

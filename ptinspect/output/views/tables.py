@@ -10,7 +10,7 @@ from ptinspect.arch.levels import level_name, size_name
 from ptinspect.arch.regime import Regime
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, hex_address
 from ptinspect.output.views.descriptor import attributes_json, permissions_json, regime_notes
-from ptinspect.output.views.snapshot import regime_facts, root_note, seen, source_of, warnings
+from ptinspect.output.views.snapshot import regime_result, root_note, seen, source_of, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup
@@ -54,7 +54,7 @@ def summary_report(snapshot: Snapshot, summary: Summary) -> Report:
     """Show the counts of every level."""
     result = {
         "root": _root(snapshot),
-        "regime": regime_facts(snapshot.regime),
+        "regime": vars(regime_result(snapshot.regime)),
         "levels": [
             {
                 "level": level.level,
