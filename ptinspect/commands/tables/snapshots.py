@@ -17,7 +17,6 @@ from ptinspect.guest.expression import Address, Range, address_range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.source import Tables
-from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Table, escape
 from ptinspect.output.views.snapshot import (
     RegimeResult,
@@ -58,7 +57,13 @@ class SnapshotResult:
     note: str
     extra: Mapping[str, str]
     cpus: int
-    file: str | Absent = ABSENT
+
+
+@dataclass(frozen=True)
+class FileResult(SnapshotResult):
+    """A snapshot that a file holds."""
+
+    file: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def snap(
         note=note,
         replace=replace,
     )
-    return _one(made, "captured")
+    return _one(_result(made), made, "captured")
 
 
 @command(
@@ -148,7 +153,7 @@ def snaps(guest: Guest) -> Report:
     summary="Write a snapshot to a file",
     example="save before before.npz",
     arguments=(NAME, argument("file", type=Path, metavar="FILE", help=f"file to write, {SUFFIX}")),
-    result=SnapshotResult,
+    result=FileResult,
     details="The file is compressed and written in one step; load, --snap and diff read it.",
 )
 def save(guest: Guest, *, name: str, file: Path) -> Report:
@@ -158,7 +163,7 @@ def save(guest: Guest, *, name: str, file: Path) -> Report:
     snapshot = guest.snapshot_or_file(name)
     path = file if file.suffix else file.with_suffix(SUFFIX)
     store(snapshot, path)
-    return _one(snapshot, f"saved in {escape(str(path))},", str(path))
+    return _one(_stored(snapshot, path), snapshot, f"saved in {escape(str(path))},")
 
 
 @command(
@@ -171,12 +176,13 @@ def save(guest: Guest, *, name: str, file: Path) -> Report:
         argument("--as", dest="name", metavar="NAME", help="name to keep it under"),
         REPLACE,
     ),
-    result=SnapshotResult,
+    result=FileResult,
     changes=True,
 )
 def load(guest: Guest, *, file: Path, name: str | None, replace: bool) -> Report:
     """Read a snapshot from a file."""
-    return _one(guest.load_snapshot(file, name or file.stem, replace=replace), "loaded", str(file))
+    snapshot = guest.load_snapshot(file, name or file.stem, replace=replace)
+    return _one(_stored(snapshot, file), snapshot, "loaded")
 
 
 @command(
@@ -194,7 +200,7 @@ def drop(guest: Guest, *, names: list[str]) -> Report:
     return snaps(guest)
 
 
-def _one(snapshot: Snapshot, verb: str, file: str | Absent = ABSENT) -> Report:
+def _one(result: SnapshotResult, snapshot: Snapshot, verb: str) -> Report:
     """Report what was done with a snapshot."""
     body = [
         Note(f"{verb} {snapshot.name}: {len(snapshot.tables)} tables", "good"),
@@ -202,10 +208,14 @@ def _one(snapshot: Snapshot, verb: str, file: str | Absent = ABSENT) -> Report:
         *([Note(escape(snapshot.meta.where), "dim")] if snapshot.meta.where else []),
         *warnings(snapshot),
     ]
-    return Report(_result(snapshot, file), body)
+    return Report(result, body)
 
 
-def _result(snapshot: Snapshot, file: str | Absent = ABSENT) -> SnapshotResult:
+def _stored(snapshot: Snapshot, path: Path) -> FileResult:
+    return FileResult(**vars(_result(snapshot)), file=str(path))
+
+
+def _result(snapshot: Snapshot) -> SnapshotResult:
     from ptinspect.snapshot.coverage import unseen
 
     meta, missing = snapshot.meta, unseen(snapshot)
@@ -227,5 +237,4 @@ def _result(snapshot: Snapshot, file: str | Absent = ABSENT) -> SnapshotResult:
         note=meta.note,
         extra=meta.extra,
         cpus=len(snapshot.cpus),
-        file=file,
     )
