@@ -131,6 +131,11 @@ def branch_ne(word: int, at: int) -> int | None:
     return at + 4 * _signed(word >> 5 & 0x7FFFF, 19) if word & 0xFF00001F == 0x54000001 else None
 
 
+def is_call(word: int) -> bool:
+    """Tell whether an instruction is BL, BLR, or BLRA with a key. Source: Arm ARM, C4.1 (branches)."""
+    return word >> 26 == 0b100101 or word & 0xFFFF_FC1F == 0xD63F_0000 or word & 0xFEFF_F800 == 0xD63F_0800
+
+
 def targets(word: int, at: int) -> tuple[int, ...]:
     """Return where a branch at address `at` may lead, a call or a conditional one too; () for others."""
     if word & 0x7C000000 == 0x14000000:  # b, bl

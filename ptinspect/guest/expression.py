@@ -51,6 +51,11 @@ class Address:
     terms: tuple[Term, ...]
     """The summands."""
 
+    @property
+    def names_symbol(self) -> bool:
+        """Whether a symbol is among them."""
+        return any(term.value is None and not term.text.startswith("$") for term in self.terms)
+
     def value(self, names: Names | None = None) -> int:
         """Return the address, 64 bits. Raises UserError if a name cannot be resolved."""
         total = 0

@@ -14,7 +14,6 @@ from typing import NoReturn
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.run.run import limit
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.repl import stops
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight
@@ -247,7 +246,7 @@ class Player:
         made = self._run(line)
         if made.call is None or not made.call.command.runs or not self._actions:
             return made.outcome.code
-        return self._act(made, made.call, began + limit(self.ctx, made.call.arguments.get("timeout")))
+        return self._act(made, made.call, began + self.ctx.time_limit(made.call.arguments.get("timeout")))
 
     def _act(self, made: Attempt, call: Call, end: float) -> int:
         """Run the actions for where the guest has stopped, and for where it stops when they go on."""

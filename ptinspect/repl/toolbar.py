@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.stack_highwater import watched
+from ptinspect.commands.stack.watch import watched
 from ptinspect.commands.target.status import collect
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
@@ -40,5 +40,5 @@ class Toolbar:
             return f"stopped · {escape(error.message)}"
         place = now.place.replace(" (", " ").removesuffix(")")
         mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
-        depth = watched(self._ctx)
+        depth = watched(self._ctx.guest)
         return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · {place}{f' · {depth}' if depth else ''}"

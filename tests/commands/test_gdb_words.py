@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, text
 
+from ptinspect.arch.a64 import is_call
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.fingers import INSTEAD
 from ptinspect.commands.look import disassemble
 from ptinspect.commands.look.info import WORDS
-from ptinspect.commands.run.finish import is_call
 from ptinspect.errors import UserError
 
 
@@ -137,7 +137,7 @@ def test_info_runs_the_command_that_answers(ctx: Any) -> None:
     ],
 )
 def test_calls_are_told_by_their_instruction(word: int, call: bool) -> None:
-    assert is_call(word.to_bytes(4, "little")) is call
+    assert is_call(word) is call
 
 
 def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:

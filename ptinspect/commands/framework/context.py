@@ -61,6 +61,12 @@ class Follower(Protocol):
         ...
 
 
+SCRIPT_SECONDS = 300.0
+"""Limit of commands that wait for a stop where nobody can press Ctrl-C, unless --timeout is given."""
+FOREVER = 10 * 365 * 86400.0
+"""The same in the REPL: until Ctrl-C."""
+
+
 @dataclass
 class Context:
     """Hold the state that commands share; closed at the end of the process."""
@@ -95,6 +101,17 @@ class Context:
     def rows(self, own: int) -> int:
         """Return how many rows a list shows where the user does not choose: `own`, or the option `rows`."""
         return int(self.options.number("rows")) or own
+
+    def time_limit(self, timeout: float | None, own: float = 0.0) -> float:
+        """Return how many seconds a command waits for a stop: `timeout`, if one was given.
+
+        Else, for a command without a limit of its own, what the option `timeout` has. Else until Ctrl-C at
+        the prompt, and in scripts `own` or SCRIPT_SECONDS.
+        """
+        if timeout is not None:
+            return timeout
+        chosen = 0.0 if own else self.options.number("timeout")
+        return chosen or (FOREVER if self.interactive else own or SCRIPT_SECONDS)
 
     def progress(self, text: str, done: int = 0, total: int = 0) -> None:
         """Pass progress of a long piece of work on to whoever watches."""

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import add_cpu_option
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.arguments import CPU
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, need_registers
-from ptinspect.output.model import Report
-from ptinspect.output.views import run as views
+from ptinspect.output.model import Column, Note, Report, Table, escape
+
+WHAT = {"exception": "exception", "user": "entry from user mode", "unwritten": "exceptions, not stored"}
+"""What a frame is that is no function's."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-n",
-        dest="limit",
-        type=argtypes.whole(1, 10_000),
-        default=64,
-        metavar="N",
-        help="at most N frames (64)",
-    )
-    add_cpu_option(parser)
+@dataclass(frozen=True)
+class CallerResult:
+    """One function of the chain."""
+
+    pc: VirtAddr
+    place: str
+    record: VirtAddr | None
+    """The frame record, or that of an exception, that `pc` was read from."""
+    kind: str
+
+
+@dataclass(frozen=True)
+class BacktraceResult:
+    """The chain of callers, the innermost first."""
+
+    frames: Sequence[CallerResult]
+    ended: str
 
 
 @command(
@@ -31,15 +42,42 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     group="Session",
     summary="Show the chain of callers",
     example="bt -n 10",
+    arguments=(
+        argument(
+            "-n",
+            dest="limit",
+            type=argtypes.whole(1, 10_000),
+            default=64,
+            metavar="N",
+            help="at most N frames (64)",
+        ),
+        CPU,
+    ),
+    result=BacktraceResult,
     needs=Needs.STOPPED,
-    configure=_configure,
     details="Frame records (x29) are read through the kernel's tables, so it works with the MMU off. "
     "stack shows the same frames with their sizes.",
 )
-def backtrace(ctx: Context, args: argparse.Namespace) -> Report:
+def backtrace(guest: Guest, *, limit: int, cpu: int | None) -> Report:
     """Show the callers of the current function."""
     from ptinspect.stack.depth import start_of_cpu
 
-    state = cpu_state(ctx.guest, args.cpu)
-    need_registers(ctx.guest)
-    return views.frames(start_of_cpu(ctx.view(), state).frames(args.limit), ctx.place)
+    state = cpu_state(guest, cpu)
+    need_registers(guest)
+    found = start_of_cpu(guest.view, state).frames(limit)
+    rows: list[CallerResult] = []
+    record: int | None = None
+    last = () if found.last is None else (found.last,)
+    for frame in (*found.frames, *last):
+        if frame.kind != "end" or frame is found.last:
+            place = guest.place(frame.pc, returns=frame.returns)
+            read = None if record is None else VirtAddr(record)
+            kind = "function" if frame is found.last else frame.kind
+            rows.append(CallerResult(VirtAddr(frame.pc), place, read, kind))
+            record = frame.record
+    table = Table(
+        (Column("#", "right"), Column("pc"), Column("")),
+        [(str(number), row.place, WHAT.get(row.kind, "")) for number, row in enumerate(rows)],
+    )
+    ended = Note(f"the chain ends: {escape(found.ended)}", "dim")
+    return Report(BacktraceResult(rows, found.ended), (table, ended))

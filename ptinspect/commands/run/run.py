@@ -1,154 +1,98 @@
-"""`break`, `delete`, `continue`, `interrupt`, `stepi`, `until`: make the guest run and stop."""
+"""`continue`, `interrupt`, `stepi`, `nexti`, `finish`, `until`: make the guest run and stop."""
 
 from __future__ import annotations
 
-import argparse
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import add_cpu_option
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
-from ptinspect.errors import GuestError, TargetTimeout, UserError
-from ptinspect.guest import expression
-from ptinspect.guest.names import GuestNames, cpu_state
-from ptinspect.output.model import Note, Report, hex_address
-from ptinspect.output.views import run as views
+from ptinspect.commands.framework.arguments import CPU, cpu_argument
+from ptinspect.commands.framework.command import Argument, Needs, argument, command
+from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
+from ptinspect.commands.stack.watch import watched
+from ptinspect.errors import UserError
+from ptinspect.guest import calls, run_control
+from ptinspect.guest.expression import ADDRESS_HELP, Address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.names import cpu_state
+from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.model import Note, Report, escape, hex_address
 
 if TYPE_CHECKING:
     from ptinspect.link.session import StopInfo
 
-SCRIPT_SECONDS = 300.0
-"""Limit of `continue`, `finish` and `until` where nobody can press Ctrl-C, unless --timeout is given."""
-FOREVER = 10 * 365 * 86400.0
-"""The same in the REPL: until Ctrl-C."""
-STEPS_AT_ONCE = 256
-"""Steps that GDB gets at once: it takes no interrupt in the middle of them."""
-
-
-def _configure_break(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address",
-        nargs="?",
-        type=argtypes.location,
-        metavar="ADDR",
-        help=f"{expression.ADDRESS_HELP}; none: list the breakpoints",
-    )
-    parser.add_argument("--temporary", "-t", action="store_true", help="delete it when it is hit")
-    parser.add_argument(
-        "--software", action="store_true", help="write an instruction instead of a comparison"
-    )
-    parser.add_argument("--if", dest="condition", metavar="CONDITION", help="a condition in GDB's language")
-    add_cpu_option(parser)
-
-
-def _configure_delete(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("numbers", nargs="*", metavar="N", help="numbers of breakpoints, or: all")
-
-
-def configure_wait(parser: argparse.ArgumentParser) -> None:
-    """Add `--timeout`."""
-    parser.add_argument(
-        "--timeout",
-        type=argtypes.seconds,
-        metavar="SECONDS",
-        help=f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})",
-    )
-
-
-def _configure_continue(parser: argparse.ArgumentParser) -> None:
-    configure_wait(parser)
-    parser.add_argument("--background", "-b", action="store_true", help="do not wait until it stops")
-
-
-def _configure_stepi(parser: argparse.ArgumentParser) -> None:
-    count = argtypes.whole(1, 1_000_000)
-    parser.add_argument("count", nargs="?", type=count, default=1, metavar="N", help="instructions (1)")
-    configure_wait(parser)
-    add_cpu_option(parser)
-
-
-def _configure_until(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=expression.ADDRESS_HELP
-    )
-    configure_wait(parser)
-
-
-def limit(ctx: Context, timeout: float | None) -> float:
-    """Return how many seconds to wait for a stop."""
-    if timeout is None:
-        timeout = ctx.options.number("timeout") or (FOREVER if ctx.interactive else SCRIPT_SECONDS)
-    return timeout
-
-
-@command(
-    "break",
-    aliases=("b",),
-    group="Run and stop",
-    summary="Set a breakpoint, or list them",
-    example="break pa:0x40289510",
-    needs=Needs.TARGET,
-    configure=_configure_break,
-    details="A breakpoint compares the program counter: code that runs with the MMU off or under the "
-    "identity map stands at its physical address, pa:0x… Under KVM it is always one of the CPU's own, "
-    "of which there are few (status), --software or not.",
+TIMEOUT = argument(
+    "--timeout",
+    type=argtypes.seconds,
+    metavar="SECONDS",
+    help=f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})",
 )
-def set_breakpoint(ctx: Context, args: argparse.Namespace) -> Report:
-    """Set a breakpoint, or list all."""
-    session = ctx.target
-    if args.address is None:
-        return _with_slots(ctx, views.breakpoints(session.breakpoints, ctx.place))
-    ctx.guest.require("break", stopped=True)
-    found = session.set_breakpoint(
-        args.address.value(GuestNames(ctx.guest, args.cpu)),
-        hardware=not args.software,
-        temporary=args.temporary,
-        cpu=args.cpu,
-        condition=args.condition,
+FUNCTION_CPU = cpu_argument("whose function (default: the CPU that stopped)")
+
+
+def _count(most: int) -> Argument:
+    return argument(
+        "count", nargs="?", type=argtypes.whole(1, most), default=1, metavar="N", help="instructions (1)"
     )
-    report = _with_slots(ctx, views.breakpoint_set(found, ctx.place))
-    if ctx.kernel is None or not uses_symbol(args.address) or ctx.view().placed:
-        return report
-    early = "it is not known yet where the kernel will run: with KASLR (no 'nokaslr') it is elsewhere"
-    return Report({**report.result, "as_linked": True}, (*report.body, Note(early, "changed")))
 
 
-def _with_slots(ctx: Context, report: Report) -> Report:
-    """Say how many of the CPU's breakpoints are in use where they are few."""
-    if ctx.state != "stopped" or (used := ctx.stopped.slots_used()) is None:
-        return report
-    return Report({**report.result, "slots": used.as_json()}, (*report.body, Note(str(used), "dim")))
+@dataclass(frozen=True, kw_only=True)
+class StopResult:
+    """Where and why the guest stopped."""
+
+    state: str
+    reason: str
+    cpu: int
+    pc: VirtAddr
+    """A physical address while the MMU is off."""
+    place: str
+    breakpoint: int | None
+    signal: str
+    stack: str | Absent = ABSENT
+    """The line of `stack watch`, where that is on."""
+    returned: bool | Absent = ABSENT
+    """Whether the call has returned."""
+    reached: bool | Absent = ABSENT
+    """False where it stopped before any of the addresses."""
 
 
-def uses_symbol(address: expression.Address) -> bool:
-    """Tell whether an address names a symbol."""
-    return any(term.value is None and not term.text.startswith("$") for term in address.terms)
+@dataclass(frozen=True, kw_only=True)
+class StepResult(StopResult):
+    """Where a step has led."""
+
+    interrupts_held: bool
+    """False where an interrupt may have come in between."""
 
 
-@command(
-    "delete",
-    aliases=("d",),
-    group="Run and stop",
-    summary="Delete breakpoints",
-    example="delete 1",
-    needs=Needs.STOPPED,
-    configure=_configure_delete,
-)
-def delete(ctx: Context, args: argparse.Namespace) -> Report:
-    """Delete breakpoints by number."""
-    session = ctx.stopped
-    known = [b.id for b in session.breakpoints]
-    if not args.numbers and not (known and ctx.confirm(f"delete all {len(known)} breakpoint(s)?")):
-        raise UserError("delete: which breakpoints?", "delete 1, or delete all; break lists them")
-    wanted = known if args.numbers in ([], ["all"]) else [argtypes.whole(0, 1 << 31)(n) for n in args.numbers]
-    for number in wanted:
-        if number not in known:
-            raise UserError(f"no breakpoint {number}", "break lists them")
-    for number in dict.fromkeys(wanted):
-        session.delete_breakpoint(number)
-    return Report({"deleted": wanted}, (Note(f"deleted {len(wanted)} breakpoint(s)"),))
+@dataclass(frozen=True)
+class RunningResult:
+    """The guest runs on."""
+
+    state: str
+
+
+def stopped(
+    guest: Guest, stop: StopInfo, *notes: Note, kind: type[StopResult] = StopResult, **more: bool
+) -> Report:
+    """Say where and why the guest stopped."""
+    place, line = guest.place(stop.pc), watched(guest)
+    result = kind(
+        state="stopped",
+        reason=str(stop.reason),
+        cpu=stop.cpu,
+        pc=VirtAddr(stop.pc),
+        place=place,
+        breakpoint=stop.breakpoint,
+        signal=stop.signal,
+        stack=line or ABSENT,
+        **more,
+    )
+    which = f" {stop.breakpoint}" if stop.breakpoint is not None else ""
+    why = f"{stop.reason}{which}{f', {stop.signal}' if stop.signal else ''}"
+    head = Note(f"stopped: cpu {stop.cpu} at {place} ({escape(why)})", "good" if which else "plain")
+    return Report(result, (head, *((Note(line, "dim"),) if line else ()), *notes))
 
 
 @command(
@@ -157,22 +101,23 @@ def delete(ctx: Context, args: argparse.Namespace) -> Report:
     group="Run and stop",
     summary="Let the guest run until it stops",
     example="continue --timeout 30",
+    arguments=(
+        TIMEOUT,
+        argument("--background", "-b", action="store_true", help="do not wait until it stops"),
+    ),
+    result=StopResult | RunningResult,
     needs=Needs.TARGET,
-    configure=_configure_continue,
     details="Ctrl-C stops it. --background returns at once; interrupt stops it then, and continue waits "
     "for it as if it had been started here.",
     repeats=True,
     runs=True,
 )
-def resume(ctx: Context, args: argparse.Namespace) -> Report:
-    """Let the guest run, and wait until it stops unless told otherwise."""
-    session = ctx.target
-    ctx.forget_stop()
-    if ctx.state != "running":
-        session.resume()
-    if args.background:
-        return Report({"state": "running"}, (Note("running; interrupt stops it", "changed"),))
-    return stopped(ctx, session.wait_stop(limit(ctx, args.timeout)))
+def resume(ctx: Context, *, timeout: float | None, background: bool) -> Report:
+    """Let the guest run, and wait until it stops unless that is not wanted."""
+    stop = run_control.go_on(ctx.guest, None if background else ctx.time_limit(timeout))
+    if stop is None:
+        return Report(RunningResult("running"), (Note("running; interrupt stops it", "changed"),))
+    return stopped(ctx.guest, stop)
 
 
 @command(
@@ -180,16 +125,16 @@ def resume(ctx: Context, args: argparse.Namespace) -> Report:
     group="Run and stop",
     summary="Stop the running guest",
     example="interrupt",
+    result=StopResult,
     needs=Needs.TARGET,
     runs=True,
     not_in_gdb="Ctrl-C stops the guest",
 )
-def interrupt(ctx: Context, args: argparse.Namespace) -> Report:
+def interrupt(guest: Guest) -> Report:
     """Stop the guest."""
-    session = ctx.target
-    if session.state.name == "STOPPED":
+    if guest.state == "stopped":
         raise UserError("the guest is stopped already")
-    return stopped(ctx, session.interrupt(5.0))
+    return stopped(guest, guest.target.interrupt(5.0))
 
 
 @command(
@@ -198,36 +143,64 @@ def interrupt(ctx: Context, args: argparse.Namespace) -> Report:
     group="Run and stop",
     summary="Step one instruction, or N",
     example="stepi 4",
+    arguments=(_count(1_000_000), TIMEOUT, CPU),
+    result=StepResult,
     needs=Needs.STOPPED,
-    configure=_configure_stepi,
     details="There are no source lines here: s is the same.",
     repeats=True,
 )
-def stepi(ctx: Context, args: argparse.Namespace) -> Report:
+def stepi(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -> Report:
     """Step instructions on one CPU."""
-    session = ctx.stopped
-    cpu = cpu_state(ctx.guest, args.cpu).cpu
-    ctx.forget_stop()
-    left = args.count
-    seconds = limit(ctx, args.timeout)
-    deadline = time.monotonic() + seconds
-    while True:
-        stop = session.step_instructions(min(left, STEPS_AT_ONCE), cpu)
-        left -= STEPS_AT_ONCE
-        if left <= 0 or stop.reason != "end-stepping-range":
-            return _stepped(ctx, stop)
-        if time.monotonic() >= deadline:
-            done = f"{args.count - left} of {args.count} steps in {seconds:g} s"
-            raise TargetTimeout(f"{done}; {ctx.place(stop.pc)}", "a longer --timeout")
-        ctx.progress("stepping", args.count - left, args.count)
+    guest = ctx.guest
+    stop = run_control.step(guest, count, cpu_state(guest, cpu).cpu, ctx.time_limit(timeout))
+    held = guest.stopped.holds_interrupts
+    notes = () if held else (Note("under KVM interrupts are taken while stepping", "dim"),)
+    return stopped(guest, stop, *notes, kind=StepResult, interrupts_held=held)
 
 
-def _stepped(ctx: Context, stop: StopInfo) -> Report:
-    """Say where a step has led, and where an interrupt may have come between."""
-    held = ctx.stopped.holds_interrupts
-    report = stopped(ctx, stop)
-    note = () if held else (Note("under KVM interrupts are taken while stepping", "dim"),)
-    return Report({**report.result, "interrupts_held": held}, (*report.body, *note))
+@command(
+    "nexti",
+    aliases=("ni", "n", "next"),
+    group="Session",
+    summary="Step one instruction, or N, over calls",
+    example="nexti",
+    arguments=(_count(10_000), TIMEOUT, FUNCTION_CPU),
+    result=StopResult,
+    needs=Needs.STOPPED,
+    details="A bl or blr runs until it has returned to this task and frame, whatever else comes there "
+    "meanwhile: a breakpoint stops first. There are no source lines here: n is the same.",
+    repeats=True,
+)
+def nexti(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -> Report:
+    """Step instructions of one CPU; calls run until they have returned."""
+    return _after_call(ctx.guest, calls.step_over(ctx.guest, count, cpu, ctx.time_limit(timeout)))
+
+
+@command(
+    "finish",
+    aliases=("fin",),
+    group="Session",
+    summary="Run until the current function has returned",
+    example="finish",
+    arguments=(TIMEOUT, FUNCTION_CPU),
+    result=StopResult,
+    needs=Needs.STOPPED,
+    details="In the same task and frame, on whatever CPU: other tasks and deeper calls of the same "
+    "function that return to the same place go on.",
+    repeats=True,
+    runs=True,
+)
+def finish(ctx: Context, *, timeout: float | None, cpu: int | None) -> Report:
+    """Run until the function at the program counter has returned to its caller."""
+    return _after_call(ctx.guest, calls.finish(ctx.guest, cpu, ctx.time_limit(timeout)))
+
+
+def _after_call(guest: Guest, found: calls.Return) -> Report:
+    """Say where a call has returned to, or what stopped the guest before."""
+    if found.returned is None:
+        return stopped(guest, found.stop)
+    notes = () if found.returned else (Note("stopped before it returned", "changed"),)
+    return stopped(guest, found.stop, *notes, returned=found.returned)
 
 
 @command(
@@ -236,38 +209,19 @@ def _stepped(ctx: Context, stop: StopInfo) -> Report:
     group="Run and stop",
     summary="Run until an address is reached",
     example="until kpti_install_ng_mappings",
+    arguments=(
+        argument("addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=ADDRESS_HELP),
+        TIMEOUT,
+    ),
+    result=StopResult,
     needs=Needs.STOPPED,
-    configure=_configure_until,
     runs=True,
 )
-def until(ctx: Context, args: argparse.Namespace) -> Report:
+def until(ctx: Context, *, addresses: Sequence[Address], timeout: float | None) -> Report:
     """Run until one of the addresses is reached."""
-    session, seconds = ctx.stopped, limit(ctx, args.timeout)
-    try:
-        addresses = [address.value(GuestNames(ctx.guest)) for address in args.addresses]
-    except GuestError:
-        if ctx.kernel is None or ctx.kernel.linked:
-            raise
-        from ptinspect.guest.rewrite import Runner
-
-        begun = time.monotonic()
-        Runner(ctx.guest, seconds).place_kernel()  # until then nobody can say where its symbols will be
-        seconds = max(seconds - (time.monotonic() - begun), 1.0)
-        addresses = [address.value(GuestNames(ctx.guest)) for address in args.addresses]
-    ctx.forget_stop()
-    stop = session.run_until(addresses, seconds)
-    report = stopped(ctx, stop)
-    if stop.pc in addresses:
-        return report
-    missed = Note(f"stopped before {', '.join(hex_address(a) for a in addresses)}", "changed")
-    return Report({**report.result, "reached": False}, (*report.body, missed))
-
-
-def stopped(ctx: Context, stop: StopInfo) -> Report:
-    """Say where and why the guest stopped."""
-    from ptinspect.commands.stack.stack_highwater import watched
-
-    ctx.forget_stop()
-    report = views.stopped(stop, ctx.place)
-    line = watched(ctx)
-    return Report({**report.result, "stack": line}, (*report.body, Note(line, "dim"))) if line else report
+    guest = ctx.guest
+    found = run_control.until(guest, addresses, ctx.time_limit(timeout))
+    if found.reached:
+        return stopped(guest, found.stop)
+    missed = Note(f"stopped before {', '.join(map(hex_address, found.addresses))}", "changed")
+    return stopped(guest, found.stop, missed, reached=False)

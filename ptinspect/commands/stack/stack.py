@@ -10,14 +10,14 @@ from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.arguments import add_cpu_option
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.errors import GuestError, UserError
+from ptinspect.errors import GuestError
+from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.output.model import Note, Report
 from ptinspect.output.views import stack as views
 
 if TYPE_CHECKING:
     from ptinspect.linux.running.stacks import Stacks
-    from ptinspect.linux.running.tasks import Task
     from ptinspect.stack.depth import Depth
 
 SHOWN = 20
@@ -33,15 +33,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help=f"show all of them, not {SHOWN}")
-
-
-def open_stacks(ctx: Context) -> Stacks:
-    """Return what finds stacks at this stop. Raises UserError without a kernel file, GuestError."""
-    from ptinspect.linux.running.stacks import Stacks
-
-    if ctx.kernel is None:
-        raise UserError("stacks are found by the kernel file", "kernel FILE, or --kernel FILE")
-    return Stacks(ctx.view())
 
 
 @command(
@@ -62,7 +53,7 @@ def stack(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.stack.kernel_code import KernelCode
 
     session = ctx.stopped
-    found = open_stacks(ctx)
+    found = open_stacks(ctx.guest)
     code = KernelCode(found.view)
     if args.task is not None:
         task = task_of(found, args.task)
@@ -111,15 +102,6 @@ def _doubted(ctx: Context, report: Report) -> Report:
     return Report({**report.result, "doubt": note}, (*report.body, Note(note, "changed")), report.exit_code)
 
 
-def task_of(found: Stacks, pid: int) -> Task:
-    """Return the task with a PID; the running one of several idle tasks. Raises UserError."""
-    listed = found.tasks.all().tasks
-    matching = [task for task in listed if task.pid == pid]
-    if not matching:
-        raise UserError(f"no task has PID {pid}", "stack tasks --all lists them")
-    return min(matching, key=lambda task: task.cpu is None)
-
-
 @command(
     "stack tasks",
     group="Stack",
@@ -135,7 +117,7 @@ def tasks(ctx: Context, args: argparse.Namespace) -> Report:
     from ptinspect.stack.depth import with_true_sp
     from ptinspect.stack.highwater import high_water, read_stacks
 
-    found = open_stacks(ctx)
+    found = open_stacks(ctx.guest)
     listed = found.tasks.all()
     live = {}
     for state in found.view.states:

@@ -13,8 +13,8 @@ from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack import guard_wires
 from ptinspect.commands.stack.guard_wires import Armed
-from ptinspect.commands.stack.stack import open_stacks, task_of
 from ptinspect.errors import KernelFileError, PtinspectError, TargetTimeout, UserError
+from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.output.model import Note, Report, escape, hex_address
 from ptinspect.output.views.stack import named
 
@@ -77,7 +77,7 @@ class Run:
         if self.looks and self.whose != "any":
             return
         try:
-            stacks = open_stacks(self.ctx)
+            stacks = open_stacks(self.ctx.guest)
             found = guard_wires.stacks_of(stacks, self.tasks(stacks))
             guard_wires.watch_stacks(self.ctx, self.armed, found, self.margin)
             self.blind = ""
@@ -94,7 +94,7 @@ class Run:
         from ptinspect.stack.verdict_facts import entry_ranges
 
         session, wires = self.ctx.stopped, self.armed.wires
-        stacks = open_stacks(self.ctx)
+        stacks = open_stacks(self.ctx.guest)
         entry = entry_ranges(stacks)
         budget = Budget()
         budget.refill()
@@ -158,7 +158,7 @@ def guard(ctx: Context, args: argparse.Namespace) -> Report:
         from ptinspect.guest.rewrite import Runner
 
         Runner(ctx.guest, SECONDS).place_kernel()
-    stacks = open_stacks(ctx)
+    stacks = open_stacks(ctx.guest)
     margin = margin_bytes(args.margin, stacks.thread_size)
     run = Run(ctx, margin, args.task, time.monotonic() + seconds)
     started = time.monotonic()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.stack import open_stacks, task_of
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.guest import expression
+from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.guest.names import GuestNames
 from ptinspect.link.journal import PAINT, Change
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, hex_address
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 SHOWN = 20
-WATCH = "stack watch"
-"""Name in Context.memo of whether `stack watch` is on."""
-LINE = "stack watch line"
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +39,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add("--paint", action="store_true", help="fill the free part with a pattern first")
     add("--yes", "-y", action="store_true", help="do not ask before painting")
     add("--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help=f"({SECONDS:.0f})")
-
-
-def _configure_watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("state", nargs="?", choices=("on", "off"), default="on", help="(on)")
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ class Mark:
 )
 def highwater(ctx: Context, args: argparse.Namespace) -> Report:
     """Scan or paint, run, and scan again."""
-    stacks = open_stacks(ctx)
+    stacks = open_stacks(ctx.guest)
     wanted = _wanted(stacks, args.task)
     places = [address.value(GuestNames(ctx.guest)) for address in args.where]
     if args.paint and not args.yes and not ctx.confirm(f"paint the free part of {len(wanted)} stacks?"):
@@ -255,39 +248,3 @@ def _json(mark: Mark) -> dict[str, Any]:
         "how": mark.after.how,
         "painted": mark.painted,
     }
-
-
-@command(
-    "stack watch",
-    group="Stack",
-    summary="Show the depth of the stack in the toolbar and at each stop",
-    example="stack watch on",
-    configure=_configure_watch,
-)
-def watch(ctx: Context, args: argparse.Namespace) -> Report:
-    """Switch the display on or off."""
-    ctx.memo[WATCH] = args.state == "on"
-    line = watched(ctx)
-    return Report({"watch": args.state, "stack": line}, (Note(line or f"stack watch is {args.state}"),))
-
-
-def watched(ctx: Context) -> str:
-    """Return the line of `stack watch` for the CPU that stopped; empty if it is off, or nothing is known."""
-    if not ctx.memo.get(WATCH) or ctx.state != "stopped":
-        return ""
-    session = ctx.stopped
-    key = (session.stop_token, session.current_cpu)
-    known = ctx.memo.get(LINE)
-    if isinstance(known, tuple) and known[0] == key:
-        return str(known[1])
-    try:
-        found = open_stacks(ctx).locate(session.cpu_state(session.current_cpu))
-        whose = f" of {escape(found.task.comm)}" if found.task is not None and found.kind == "task" else ""
-        if found.stack is None or found.used is None:
-            line = f"stack: {found.note or found.kind}"
-        else:
-            line = f"{found.kind} stack{whose}: {found.used} of {found.stack.size} used, {found.free} free"
-    except PtinspectError as error:
-        line = f"stack: {error.message}"
-    ctx.memo[LINE] = (key, line)
-    return line

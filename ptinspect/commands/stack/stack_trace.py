@@ -10,10 +10,10 @@ from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.arguments import add_cpu_option
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.stack import open_stacks, task_of
 from ptinspect.commands.stack.trace_ways import Limits, Way
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, OutOfSlots, PtinspectError
 from ptinspect.guest import expression
+from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.output.files import write_text
 from ptinspect.output.model import Note, Report, escape
@@ -78,7 +78,7 @@ def trace(ctx: Context, args: argparse.Namespace) -> Report:
     method = method or ("sample" if ctx.stopped.slots.limited else "ladder")
     places = [address.value(GuestNames(ctx.guest, args.cpu)) for address in args.where]
     limits = Limits(cpu, places, args.steps or STEPS, args.timeout or SECONDS, args.every)
-    stacks = open_stacks(ctx)
+    stacks = open_stacks(ctx.guest)
     way = Way(ctx, stacks, limits, _wanted(ctx, stacks, args, everything=method != "ladder"))
     found = {"step": way.step, "ladder": way.ladder, "sample": way.sample}[method]()
     report = trace_report(found)

@@ -7,7 +7,7 @@ import argparse
 from ptinspect.commands.framework.arguments import add_cpu_option
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.stack import open_stacks
+from ptinspect.guest.kernel_stacks import open_stacks
 from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.output.model import Note, Report, Table, hex_address
 
@@ -60,7 +60,7 @@ def verdict(ctx: Context, cpu: int) -> Report:
     from ptinspect.stack.verdict import explain
     from ptinspect.stack.verdict_facts import collect
 
-    found = open_stacks(ctx)
+    found = open_stacks(ctx.guest)
     state = ctx.stopped.cpu_state(cpu)
     newest = sorted(ctx.snapshots.values(), key=lambda s: s.meta.created, reverse=True)
     facts = collect(found, state, depth_of_cpu(found, state), newest)

@@ -92,10 +92,10 @@ def _line(ctx: Context, number: int) -> CpuLine:
 
 def _stack(ctx: Context, state: CpuState) -> CpuStack:
     """Say which stack SP is on. Raises GuestError, KernelFileError, UserError."""
-    from ptinspect.commands.stack.stack import open_stacks
+    from ptinspect.guest.kernel_stacks import open_stacks
     from ptinspect.stack.depth import with_true_sp
 
-    stacks = open_stacks(ctx)
+    stacks = open_stacks(ctx.guest)
     found = stacks.locate(with_true_sp(stacks, state))
     return CpuStack(found.kind, found.used, None if found.stack is None else found.stack.size)
 
