@@ -34,7 +34,7 @@ import ptinspect_mi  # noqa: E402 (beside this file)
 sys.path.remove(str(HERE))
 MODULE = "ptinspect.gdbhost"
 POLL_SECONDS = 0.2
-"""How often Ctrl-C is looked for while ptinspect works."""
+"""How often Ctrl-C is checked while ptinspect works."""
 CANCEL_SECONDS = 10.0
 """How long ptinspect may take to give a command up."""
 
@@ -124,7 +124,7 @@ class Server:
         process, self.process = self.process, None
         process.kill()
         process.wait(10)
-        raise gdb.GdbError(f"ptinspect's process has gone ({one_line(why)}); its snapshots went with it")
+        raise gdb.GdbError(f"ptinspect's process has ended ({one_line(why)}), and its snapshots with it")
 
     def converse(self, message, from_tty):
         """Send a command and serve what it asks until it ends; return its last message."""
@@ -169,11 +169,11 @@ class Stops:
             getattr(events, name).connect(self.changed)
 
     def changed(self, event):
-        """Count."""
+        """Count a change."""
         self.serial += 1
 
     def stopped(self, event):
-        """Keep what MI says of a stop; a temporary breakpoint is gone when the guest stands."""
+        """Keep MI's fields of a stop; a temporary breakpoint is gone once the guest has stopped."""
         self.serial += 1
         self.fields = {"reason": "end-stepping-range"}
         with contextlib.suppress(gdb.error, AttributeError):
@@ -205,7 +205,7 @@ def go(commands):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     thread = gdb.selected_thread()
     if thread is None:
-        return {"error": "the guest or QEMU has gone"}
+        return {"error": "the guest or QEMU has ended"}
     fields = stops.fields or {"reason": "signal-received", "signal-name": "SIGINT"}
     frame = {"addr": hex(int(gdb.parse_and_eval("(unsigned long)$pc")))}
     return {"stop": {**fields, "thread-id": str(thread.num), "frame": frame}}
@@ -213,7 +213,7 @@ def go(commands):
 
 @contextlib.contextmanager
 def quiet():
-    """Drop what GDB and others tell of each stop on the way; no command of the user's runs meanwhile."""
+    """Drop what GDB and others print at each stop on the way; no command of the user's runs then."""
     gdb.flush()
     shown, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
@@ -227,7 +227,7 @@ def quiet():
 
 
 def peer():
-    """Return the process behind a Unix socket of GDB's, or None (unix(7), SO_PEERCRED)."""
+    """Return the process at the other end of GDB's Unix socket, or None (unix(7), SO_PEERCRED)."""
     agent = sys.modules.get("__main__")
     wire = getattr(agent, "wire", None)
     lane = wire() if wire is not None else None
@@ -254,7 +254,7 @@ def ask(question):
 
 
 def situation():
-    """Return what ptinspect must know of this GDB as it stands."""
+    """Return what ptinspect must know of the state of this GDB."""
     inferior = gdb.selected_inferior()
     connection = getattr(inferior, "connection", None)
     remote = connection is not None and hasattr(connection, "send_packet")
@@ -272,7 +272,7 @@ def situation():
 
 
 class Place:
-    """Where the user of GDB stands: thread and frame, which reading other CPUs' registers changes."""
+    """What the user of GDB has selected: thread and frame, which reading other CPUs' registers changes."""
 
     def __init__(self):
         self.serial = stops.serial

@@ -31,7 +31,7 @@ WINDOW = 16
 SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
 LOOK_SECONDS = 1.0
-"""How long a stub may take to say that the guest stands."""
+"""How long a stub may take to report that the guest has stopped."""
 ORPHAN_SECONDS = 1.0
 """How long after its first thread a process that was killed may hold its files."""
 
@@ -41,7 +41,7 @@ class Cancelled(gdb.GdbError):
 
 
 class LinkLost(gdb.GdbError):
-    """The stub is gone, or answers no more: nothing can be restored."""
+    """The stub has ended, or answers no more: nothing can be restored."""
 
 
 def connection():
@@ -127,7 +127,7 @@ class Wire:
         """Return what a command of QEMU's monitor prints; None if the answer is that the guest ran.
 
         A guest that somebody else let run is stopped by the first byte, which is lost with its packet
-        (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others say nothing.
+        (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others do not.
         """
         self._send(packet(b"qRcmd," + binascii.hexlify(command)))
         text, buffer = b"", b""
@@ -209,7 +209,7 @@ if hasattr(gdb.events, "connection_removed"):
 
 
 def wire():
-    """Return the wire of the present connection, or None if its socket cannot be told for certain."""
+    """Return the wire of the present connection, or None if its socket is not known for certain."""
     now = connection()
     key = (now.num, now.details)
     if key not in _wires:
@@ -292,7 +292,7 @@ def read_by_gdb(ranges):
 
 
 def read_physical(ranges, pipelined=True):
-    """Return the bytes of the ranges [(pa, size), ...], one behind the other."""
+    """Return the bytes of the ranges [(pa, size), ...], one after another."""
     with physical_mode():
         lane = wire() if pipelined else None
         if lane is not None:
@@ -356,7 +356,7 @@ class WriteCommand(gdb.MICommand):
 
 
 class VirtualCommand(gdb.MICommand):
-    """-ptinspect-virtual: leave physical mode, whoever left it on, and flush GDB's caches."""
+    """-ptinspect-virtual: leave physical mode and flush GDB's caches."""
 
     def invoke(self, argv):
         expect("Qqemu.PhyMemMode:0", b"OK")
@@ -369,7 +369,7 @@ _heir = []
 
 
 class HeirCommand(gdb.MICommand):
-    """-ptinspect-heir WORD...: run this command if GDB has to end while the guest is in its hands."""
+    """-ptinspect-heir WORD...: run this command if GDB has to end while it is attached."""
 
     def invoke(self, argv):
         _heir[:] = argv
@@ -407,7 +407,7 @@ if hasattr(gdb.events, "gdb_exiting") and hasattr(gdb.events, "connection_remove
 
 
 class LookCommand(gdb.MICommand):
-    """-ptinspect-look: tell how the machine stands, by all that its monitor says of the CPUs.
+    """-ptinspect-look: report the state of the machine, by all that its monitor prints of the CPUs.
 
     Replies with `stood` or, though GDB had stopped it, `ran` (it is stopped then), and a digest; with none
     where the wire cannot be used.

@@ -46,7 +46,7 @@ class Trace:
         self.clear()
 
     def clear(self):
-        """Begin anew."""
+        """Start again."""
         self.data = bytearray()
         self.ended = "interrupted"
         self.stacks = {}
@@ -57,7 +57,7 @@ trace = Trace()
 
 @contextlib.contextmanager
 def held_sigint():
-    """Hold SIGINT back: it is looked for between two packets, and never in the middle of one."""
+    """Hold SIGINT back: it is checked between two packets, never in the middle of one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -121,7 +121,7 @@ def step_by_gdb(thread, count, places):
 
 
 def step(thread, count, places):
-    """Record where the CPU stands, and step."""
+    """Record where the CPU is, and step."""
     wanted = [each for each in gdb.selected_inferior().threads() if each.num == thread]
     if not wanted:
         raise gdb.GdbError(f"ptinspect: there is no thread {thread}")
@@ -168,7 +168,7 @@ class Ladder:
             ask(self.lane, b"z1,%x,4" % place)
 
     def resume(self, deadline):
-        """Let the guest run until it stops; returns the stub's words, the guest stopped by us: T02."""
+        """Let the guest run until it stops; return the stub's reply, and whether it was interrupted (T02)."""
         lane = self.lane
         lane.sock.sendall(packet(b"vCont;c"))  # noqa: F821
         buffer, replies, asked = b"", [], None
@@ -191,7 +191,7 @@ class Ladder:
         return replies[0], asked is not None
 
     def take(self, reply, began):
-        """Record a hit; returns whether the guest stands at one of the places.
+        """Record a hit; return whether the guest stopped at one of the places.
 
         The stub stops before the store is made: it is stepped with its watchpoint taken away.
         """
@@ -211,7 +211,7 @@ class Ladder:
         return not top and pc in self.places
 
     def lower(self, top, sp):
-        """Watch what lies below a new depth; returns whether it is one.
+        """Watch what lies below a new depth; return whether it is one.
 
         A stack in which others write, whose SP is not on it, is given up soon: it has a new owner.
         """
@@ -242,7 +242,7 @@ def ladder(milliseconds, hits, stacks, places):
     """Go down the ladder."""
     lane = wire()  # noqa: F821
     if lane is None:
-        raise gdb.GdbError("ptinspect: the socket of the stub cannot be told: no ladder")
+        raise gdb.GdbError("ptinspect: the socket of the stub is not known: no ladder")
     trace.clear()
     rungs = Ladder(lane, stacks, places)
     began = time.monotonic()

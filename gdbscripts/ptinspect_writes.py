@@ -6,9 +6,9 @@ store: its address, the numbers of the registers with the value and with the add
 that. WINDOW is the register with the start of a window of 2^BITS byte pages whose first page is the
 table of last-level descriptors that maps it; the descriptor of the page that is written to is recorded
 then, since the window's addresses change their meaning. `ptinspect-writes take FIRST COUNT` prints
-records in base64, `ptinspect-writes stop` ends it, `ptinspect-writes count` says how many there are.
+records in base64, `ptinspect-writes stop` ends it, `ptinspect-writes count` prints how many there are.
 
-Addresses are read as the CPU sees them. A guest stops at every store and goes on by itself; with LIMIT
+Addresses are read as the CPU sees them. A guest stops at every store and continues by itself; with LIMIT
 above 0 it stays stopped at that record's store.
 """
 
@@ -77,7 +77,7 @@ def read(inferior, address):
 
 
 def start(words):
-    """Begin anew."""
+    """Start again."""
     stop()
     records.data = bytearray()
     records.limit = int(words[0])
@@ -85,7 +85,7 @@ def start(words):
     for word in words[1:]:
         site = Site(*(int(part, 0) for part in word.split(":")))
         records.sites.append(site)
-        if site.pc == pc:  # GDB steps over a breakpoint where the CPU stands
+        if site.pc == pc:  # GDB steps over a breakpoint where the CPU is
             site.record()
 
 

@@ -27,7 +27,7 @@ class StubAddress:
         Raises UserError on anything else.
         """
         if not text.isprintable():
-            raise UserError(f"{text!r} is no address of a gdbstub", "it holds a control character")
+            raise UserError(f"{text!r} is not the address of a gdbstub", "it holds a control character")
         if text.startswith("unix:"):
             return cls(path=_absolute(text.removeprefix("unix:").partition(",")[0]))
         if "/" in text or Path(text).is_socket():
@@ -36,7 +36,7 @@ class StubAddress:
         host = host.strip("[]") or "localhost"
         if not (port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
             raise UserError(
-                f"{text!r} is no address of a gdbstub", "host:port, :port, or the path of a Unix socket"
+                f"{text!r} is not the address of a gdbstub", "host:port, :port, or the path of a Unix socket"
             )
         return cls(host=host, port=int(port))
 

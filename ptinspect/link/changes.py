@@ -1,4 +1,4 @@
-"""What a session changes in the guest's memory, and how it comes out again: by it, or by a later one."""
+"""What a session changes in the guest's memory, and how that is undone: by it, or by a later one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Changes:
     def undo(self, changes: Sequence[Change]) -> int:
         """Put back the words that still hold what was written, in the opposite order; return how many.
 
-        A CPU that stands in code that goes takes its detour first. Raises TargetError.
+        A CPU that is in code to be removed takes its detour first. Raises TargetError.
         """
         if any(change.what == GUARD and self._holds(change) for change in changes):
             self._lead_out()
@@ -63,23 +63,23 @@ class Changes:
         return {what: count for what, count in counts.items() if count}
 
     def left_behind(self) -> list[str]:
-        """Put back what an earlier session left in this guest; return what to say about it.
+        """Put back what an earlier session left in this guest; return a sentence about each.
 
-        A guest that holds none of it is another one, or was started anew. Raises TargetError.
+        A guest that holds none of it is another one, or was started again. Raises TargetError.
         """
-        said = [
+        found = [
             f"put back: {count} words of the {what} of an earlier session, which had no time to"
             for what, count in self.undo_all().items()
         ]
         for change in self.made(POKE):
             if self._holds(change):
-                said.append(
+                found.append(
                     f"pa:{change.pa:#x} holds {change.new:#x}, which an earlier session poked there "
                     f"in place of {change.old:#x}; poke undo takes it back"
                 )
             else:
                 self._journal.remove([change])
-        return said
+        return found
 
     def _holds(self, change: Change) -> bool:
         try:
@@ -101,7 +101,7 @@ class Changes:
         return count
 
     def _lead_out(self) -> None:
-        """Let every CPU that stands in code of ours go on where the kernel's own code does."""
+        """Let every CPU that is in ptinspect's code continue in the kernel's own."""
         guest, detours = self._guest, {detour.pc: detour for detour in self._journal.detours}
         chosen = guest.current_cpu
         for cpu in range(guest.cpu_count if detours else 0):
@@ -122,7 +122,7 @@ def _bytes(value: int, change: Change) -> bytes:
 def leave_as_found(address: StubAddress, running: bool | None, detach: Callable[[bool | None], None]) -> str:
     """Leave a guest whose debugger has died: what was changed is put back, and it runs if it ran.
 
-    `running` None: the debugger died before it knew; the guest's monitor tells as well as it can.
+    `running` None: the debugger died before it knew; the guest's monitor decides.
 
     `detach` attaches a session and leaves the guest by it, where registers may have to be changed. Returns
     what became of the guest.

@@ -72,7 +72,7 @@ def connect(
     symbol_file: Path | None,
     timeout: float,
 ) -> Link:
-    """Attach a new GDB to the stub; the guest is stopped. Raises ConnectError, leaving nothing behind."""
+    """Attach a new GDB to the stub; the guest is stopped. Raises ConnectError; nothing is left of it then."""
     try:
         gdb = find_gdb(gdb_path)
     except TargetError as error:

@@ -24,7 +24,7 @@ WHY_NOT = {
 
 
 class Missing:
-    """Stand for all of a session that needs a capability; whoever asks for it gets the reason."""
+    """Stand in for the members that need a capability; using one raises the reason."""
 
     def __init__(self, capability: Capability) -> None:
         self._why = WHY_NOT[capability]

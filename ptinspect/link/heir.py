@@ -13,7 +13,7 @@ from ptinspect.link.live import LiveSession
 
 
 def main(address: str, how: str) -> None:
-    """Leave the guest behind that stub."""
+    """Leave the guest of that stub."""
     running = {"running": True, "stopped": False}.get(how)
     leave_as_found(
         StubAddress.parse(address), running, lambda resume: LiveSession.attach(address).detach(resume)

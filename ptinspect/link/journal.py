@@ -2,7 +2,7 @@
 
 A debugger can be killed. What it wrote into the guest (the probes of the stack guard, a descriptor, paint
 on stacks) is written down first, in a file that the next attach to the same stub finds. A word is put back
-only while it holds what was written, so that a guest that was started anew is left alone.
+only while it holds what was written, so that a guest that was started again is left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ptinspect.link.address import StubAddress
 
 FORMAT = 1
 MAX_BYTES = 4 << 20
-"""A larger file is no journal."""
+"""A larger file is not a journal."""
 MAX_WORDS = 1 << 24
 """Most words of one change: 128 MiB."""
 
@@ -43,21 +43,21 @@ class Change:
     width: int = 8
     """Bytes of a word, 4 or 8."""
     count: int = 1
-    """Number of words, one behind the other."""
+    """Number of words, one after another."""
     what: str = ""
     """Why: `stack guard`, `poke`, `paint`."""
 
 
 @dataclass(frozen=True)
 class Detour:
-    """Where a CPU goes on that stands in code that was written into the guest."""
+    """Where a CPU continues that is in code which was written into the guest."""
 
     pc: int
-    """Where it may stand."""
+    """Where it may be."""
     to: int
-    """Where it goes on."""
+    """Where it continues."""
     x0: str = ""
-    """Register that holds its X0 meanwhile; empty: X0 is as it was."""
+    """Register that holds its X0; empty: X0 is unchanged."""
 
 
 def directory() -> Path:
@@ -77,7 +77,7 @@ def place(address: StubAddress) -> Path:
 
 
 class Journal:
-    """The changes that are in the guest behind one stub; each method leaves a whole file or none."""
+    """The changes in the guest of one stub; each method leaves a whole file or none."""
 
     def __init__(self, address: str, file: Path) -> None:
         self.address, self.file = address, file
@@ -85,7 +85,7 @@ class Journal:
         self.detours: tuple[Detour, ...] = ()
 
     def read(self) -> Journal:
-        """Take what the file says; one that is damaged says nothing."""
+        """Take what the file holds; nothing of one that is damaged."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             with self.file.open("rb") as source:
                 data = source.read(MAX_BYTES + 1)
@@ -110,7 +110,7 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        """Replace the file; a place that cannot be written is no reason not to debug."""
+        """Replace the file; debugging goes on if it cannot be written."""
         with contextlib.suppress(OSError, UserError):
             if not self.changes:
                 self.file.unlink(missing_ok=True)
@@ -127,13 +127,13 @@ GUARD, POKE, PAINT = "stack guard", "poke", "paint"
 
 @contextlib.contextmanager
 def attaching(address: StubAddress, timeout: float) -> Iterator[None]:
-    """Keep other ptinspects from attaching to a stub meanwhile. Raises ConnectError if one takes too long."""
+    """Keep other ptinspects from attaching to a stub. Raises ConnectError if one takes too long."""
     file = place(address).with_suffix(".lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         held = file.open("a")
     except OSError:
-        yield  # nowhere to agree with others
+        yield  # there is no place for a lock
         return
     with held:
         deadline = time.monotonic() + timeout
@@ -144,7 +144,7 @@ def attaching(address: StubAddress, timeout: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise ConnectError(
-                        f"{address}: another ptinspect keeps attaching to this gdbstub", "try again"
+                        f"{address}: another ptinspect is attaching to this gdbstub", "try again"
                     ) from None
                 time.sleep(0.02)
         yield

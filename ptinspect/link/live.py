@@ -1,4 +1,4 @@
-"""A guest behind a gdbstub: one GDB connected to one QEMU."""
+"""A guest in QEMU, debugged by one GDB over the gdbstub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ptinspect.link.lanes.hostmem import HostMemory
 
 DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
-"""Names of the register that says how many hardware breakpoints there are."""
+"""Names of the register with the number of hardware breakpoints."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
 
@@ -65,7 +65,7 @@ class LiveSession(RunControl):
         self.left_behind: tuple[str, ...] = ()
         """What an earlier session had left in the guest, and what became of it."""
         self._looked: tuple[int, bytes] = (-1, b"")
-        """The stop at which all CPUs were looked at last, and the digest of how they stood."""
+        """The stop at which the CPUs were last examined, and the digest of their state."""
         self._recovery = threading.Lock()
         self._recovered: str | None = None
         self._tracker.listeners.append(self._lost)
@@ -245,7 +245,7 @@ _: type[Session] = LiveSession
 def _lanes(
     address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor
 ) -> dict[str, Open]:
-    """Return the lanes beside the gdbstub, fastest first; `peer` is the process behind a Unix socket."""
+    """Return the lanes beside the gdbstub, fastest first; `peer` is the process at a Unix socket."""
 
     def host() -> Lane:
         return _host(address, peer, ram, monitor)
@@ -265,7 +265,7 @@ def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monit
 
     pids = listeners(address) if peer is None else [peer]
     if not pids:
-        raise LaneError("no process of this machine is known to be behind the gdbstub")
+        raise LaneError("no process of this machine is known to serve the gdbstub")
     problem = LaneError("")
     for pid in pids:
         try:

@@ -1,4 +1,4 @@
-"""What there is to do with a guest under a debugger, whichever it is: live behind GDB, or only a file."""
+"""What a session can do with its guest, which may be live or only a file."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Session(Protocol):
         """Write to RAM at a guest-physical address. Raises UserError outside RAM."""
 
     def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
-        """Return what QEMU itself translates an address to, on a CPU as it stands; None if unmapped."""
+        """Return what QEMU itself translates an address to, on a CPU as it is now; None if unmapped."""
 
     # Breakpoints
 
@@ -150,7 +150,7 @@ class Session(Protocol):
 
         `cpu`: only this one; others pass (GDB resumes them, at some cost per hit). Under KVM it is always
         one of the CPU's own, since an instruction that is written into the guest must be mapped, and
-        is found by whoever reads the code. Raises OutOfSlots then if none is free.
+        shows in the code that others read. Raises OutOfSlots then if none is free.
         """
 
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
@@ -178,7 +178,7 @@ class Session(Protocol):
         """Stop the guest. Raises TargetTimeout."""
 
     def step_instructions(self, count: int, cpu: int) -> StopInfo:
-        """Execute `count` instructions on one CPU, about 1000 a second; the others stand still."""
+        """Execute `count` instructions on one CPU, about 1000 a second; the others do not run."""
 
     def run_until(
         self,
@@ -213,7 +213,7 @@ class Session(Protocol):
     # The end
 
     def detach(self, resume: bool | None = None) -> None:
-        """Leave the guest as it was found, or running or stopped as `resume` says; the session ends.
+        """Leave the guest as it was found, or running or stopped by `resume`; the session ends.
 
         No breakpoint and no physical mode is left in the stub. Raises TargetError if that cannot be assured.
         """

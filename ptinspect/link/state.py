@@ -148,7 +148,7 @@ class RunTracker:
         with self._changed:
             if self.state is not RunState.RUNNING:
                 return
-            self._refused = " ".join(text.split()) or "it does not tell why"
+            self._refused = " ".join(text.split()) or "no reason given"
         self._set(RunState.STOPPED)
 
     def _set(self, state: RunState, stop: StopInfo | None = None) -> None:

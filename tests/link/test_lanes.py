@@ -279,7 +279,7 @@ def test_host_memory_refuses_what_it_cannot_trust() -> None:
     own.shift = 4096
     with pytest.raises(LaneError, match="one piece"):
         own.open()
-    with pytest.raises(LaneError, match="does not say"):
+    with pytest.raises(LaneError, match="does not tell"):
         HostMemory(os.getpid(), RAM, lambda _: "No memory is mapped at address 0x40000000")
     far = "Host virtual address for 0x0 (ram) is {:#x}"
     with pytest.raises(LaneError, match="does not hold"):

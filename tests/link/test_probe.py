@@ -144,7 +144,7 @@ def test_a_server_of_something_else() -> None:
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    with server, pytest.raises(ConnectError, match="no gdbstub"):
+    with server, pytest.raises(ConnectError, match="not a gdbstub"):
         probe(StubAddress.parse(f":{server.getsockname()[1]}"), 5)
     thread.join(5)
 
@@ -161,7 +161,7 @@ def test_a_server_that_sends_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    with server, pytest.raises(ConnectError, match="no gdbstub"):
+    with server, pytest.raises(ConnectError, match="not a gdbstub"):
         probe(StubAddress.parse(f":{server.getsockname()[1]}"), 30)
     thread.join(5)
 
@@ -239,7 +239,7 @@ def test_leaving_nothing(tmp_path: Path) -> None:
 def test_a_stub_whose_process_is_stopped_is_not_connected_to(
     stub: FakeStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody could be told to let the guest go on: a queued connection would stop it when QEMU goes on."""
+    """Nobody could let the guest continue: a queued connection would stop it when QEMU continues."""
     monkeypatch.setattr(module, "is_stopped", lambda _: True)
     with pytest.raises(ConnectError, match="the process that listens there is stopped"):
         ask(stub)
@@ -265,7 +265,7 @@ def test_addresses(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "host", ":", ":0", ":65536", "host:x", ":²"])
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UserError, match="no address of a gdbstub"):
+    with pytest.raises(UserError, match="not the address of a gdbstub"):
         StubAddress.parse(text)
 
 

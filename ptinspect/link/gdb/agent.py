@@ -41,7 +41,7 @@ class Agent:
         console(gdb, f"source {script_path()}", BASE_SECONDS)
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> bytes:
-        """Return the bytes of the ranges (pa, size), one behind the other, in one round trip.
+        """Return the bytes of the ranges (pa, size), one after another, in one round trip.
 
         An address without RAM reads as zeros: check before. Raises TargetError.
         """
@@ -74,7 +74,7 @@ class Agent:
         return self._gdb.request("-ptinspect-virtual", BASE_SECONDS).field("wire") == b"yes"
 
     def look(self) -> tuple[bytes, bool]:
-        """Return a digest of how all CPUs stand, and whether the guest was found running and stopped.
+        """Return a digest of the state of all CPUs, and whether the guest was found running and was stopped.
 
         The digest is empty where the stub's socket is not known. Raises TargetError.
         """
@@ -82,5 +82,5 @@ class Agent:
         return digest, how == b"ran"
 
     def bequeath(self, words: Sequence[str]) -> None:
-        """Have GDB run this command if it ends with the guest in its hands and nobody to tell it to leave."""
+        """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""
         self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)

@@ -44,14 +44,14 @@ class HardwareSlots:
         self._purposes: dict[int, Purpose] = {}
 
     def capacity(self) -> Capacity:
-        """Return how many slots there are; the stub is asked by trying if no register tells."""
+        """Return how many slots there are; the stub is tried if no register tells."""
         if self._capacity is None:
             dfr0 = self._dfr0()
             self._capacity = capacity_of(dfr0) if dfr0 else self._try()
         return self._capacity
 
     def held(self) -> list[Held]:
-        """Return what holds slots, whoever set it."""
+        """Return all that holds slots."""
         return [each for row in rows(self._gdb) for each in self._held(row)]
 
     def usage(self) -> Usage | None:
@@ -66,12 +66,12 @@ class HardwareSlots:
         return max(self.capacity().of(kind) - used(self.held(), kind), 0) if self.limited else None
 
     def claim(self, addresses: Iterable[int]) -> None:
-        """See that breakpoints at these addresses fit. Raises OutOfSlots."""
+        """Make sure that breakpoints at these addresses fit. Raises OutOfSlots."""
         if self.limited:
             self._claim("breakpoint", [_place(address) for address in addresses])
 
     def claim_watch(self, address: int, length: int) -> None:
-        """See that a watchpoint of exactly these bytes fits. Raises OutOfSlots."""
+        """Make sure that a watchpoint of exactly these bytes fits. Raises OutOfSlots."""
         if not self.limited:
             return
         fault = watch_fault(address, length)
@@ -86,7 +86,7 @@ class HardwareSlots:
     def refused(self, text: str) -> OutOfSlots:
         """Return the error for a stub that took fewer than there should be, and remember how many it took.
 
-        `text` is what GDB said: mostly it names each one that it could not insert, and keeps the others.
+        `text` is what GDB printed: mostly it names each one that it could not insert, and keeps the others.
         """
         failed = {int(number) for number in _FAILED.findall(text)}
         held = self.held()
@@ -104,7 +104,7 @@ class HardwareSlots:
             if lacking:
                 return OutOfSlots(*shortage(held, kind, self.capacity().of(kind), lacking))
         return OutOfSlots(
-            "the stub refuses a breakpoint or watchpoint, so the guest was not let run",
+            "the stub refuses a breakpoint or watchpoint, so the guest did not run",
             "break lists them; delete the one that cannot be set",
         )
 
@@ -137,7 +137,7 @@ class HardwareSlots:
         ]
 
     def _try(self) -> Capacity:
-        """Ask the stub by setting until it refuses, and take them away again; the guest stands still."""
+        """Set until the stub refuses, and take all away again; the guest does not run."""
         shown = self._console("show breakpoint always-inserted")
         kept = self.held() if "mode is on" in shown else []
         counts: dict[Kind, int] = {}

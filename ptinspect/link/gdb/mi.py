@@ -50,7 +50,7 @@ class Line:
 
 
 def split_line(line: bytes) -> Line:
-    """Split a line without its newline. Never raises; what is no record has an empty kind."""
+    """Split a line without its newline. Never raises; other output has an empty kind."""
     match = _TOKEN.match(line)
     if match is None:
         return Line(None, "", "", line)

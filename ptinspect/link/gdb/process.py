@@ -56,7 +56,7 @@ class GdbProcess:
         why_left: Callable[[], str] = lambda: QEMU_ENDED,
         files: Sequence[int] = (),
     ) -> None:
-        """Start GDB; it is told to end (SIGTERM) with the thread that does this, or when its input ends.
+        """Start GDB; it ends (SIGTERM) with the thread that starts it, or when its input ends.
 
         `on_event(name, fields)` gets `*` and `=` records and results of class running, `on_lost(reason)`
         is called once at the end; both in the reader's thread, in GDB's order, and they must not send
@@ -74,7 +74,7 @@ class GdbProcess:
         self._leaving = False
         self._why_left = why_left
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        """Last lines that GDB wrote about itself: its log and what is no record."""
+        """Last lines that GDB wrote about itself: its log, and lines that are not records."""
         try:
             self.process = subprocess.Popen(
                 command_line,

@@ -36,7 +36,7 @@ class Gdb:
 def find_gdb(path: str | None = None) -> Gdb:
     """Return the first usable GDB: `path`, $PTINSPECT_GDB, the system's, the one beside this Python.
 
-    Raises TargetError that says what is wrong with each candidate. A `path` or $PTINSPECT_GDB that
+    Raises TargetError with what is wrong with each candidate. A `path` or $PTINSPECT_GDB that
     is given is the only candidate.
     """
     complaints = []

@@ -73,14 +73,14 @@ class Store:
 
 
 class StoreRecorder(Recorder):
-    """Record stores while the guest runs; it stops at each of them, and goes on by itself."""
+    """Record stores while the guest runs; it stops at each of them, and continues by itself."""
 
     def __init__(self, session: Session) -> None:
         """Load the script into GDB. Raises TargetError."""
         super().__init__(session, SCRIPT, "ptinspect-writes", RECORD)
 
     def start(self, stores: Sequence[Store], limit: int = 0) -> None:
-        """Begin anew; with `limit` above 0 the guest stays stopped at that store. Raises TargetError."""
+        """Start again; with `limit` above 0 the guest stays stopped at that store. Raises TargetError."""
         self.ask("start", limit, *stores)
 
     def stop(self) -> None:

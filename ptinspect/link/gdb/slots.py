@@ -2,7 +2,7 @@
 
 Under KVM QEMU has the CPU compare addresses, with the debug registers that the host's CPU has, one
 pool for all CPUs (QEMU target/arm/kvm64.c, insert_hw_breakpoint and insert_hw_watchpoint); it refuses
-one too many with E22. Under TCG there is no limit. Nothing is asked here, and nothing is set.
+one too many with E22. Under TCG there is no limit. This module neither asks nor sets anything.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ WORD = 8
 REFUSED = re.compile(
     r"(?:Could not|Cannot) insert (?:hardware )?(?:breakpoint|watchpoint)|^Command aborted", re.IGNORECASE
 )
-"""What GDB says when the stub takes one breakpoint too many, at the moment when the guest should run."""
+"""What GDB prints if the stub refuses a breakpoint, at the moment when the guest should run."""
 
 
 class Purpose(IntEnum):
-    """Say what a slot is for; the lower the number, the more it matters.
+    """Tell what a slot is for; the lower the number, the more it matters.
 
     The nets of `stack guard` come first: what they miss is lost with the stack. Then the points of the
     rewrite, which happens once in a boot. The user's own can be set again. Nobody's breakpoint is taken
-    away for another: the order says which ones a command does without, and which one to delete.
+    away for another: the order tells which ones a command does without, and which one to delete.
     """
 
     GUARD = 1
@@ -43,7 +43,7 @@ OWNERS = {Purpose.GUARD: "stack guard", Purpose.REWRITE: "kpti", Purpose.USER: "
 
 @dataclass(frozen=True)
 class Capacity:
-    """Say how many slots there are."""
+    """Hold how many slots there are."""
 
     breakpoints: int
     """Hardware breakpoints."""
@@ -73,7 +73,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Usage:
-    """Say how many slots are used, for `status`."""
+    """Hold how many slots are used, for `status`."""
 
     capacity: Capacity
     """How many there are."""
@@ -101,7 +101,7 @@ class Usage:
 
 
 def capacity_of(dfr0: int) -> Capacity:
-    """Return what ID_AA64DFR0_EL1 says: BRPs and WRPs, each less one (Arm ARM D19.2.59)."""
+    """Return what ID_AA64DFR0_EL1 holds: BRPs and WRPs, each less one (Arm ARM D19.2.59)."""
     return Capacity((dfr0 >> 12 & 15) + 1, (dfr0 >> 20 & 15) + 1, "ID_AA64DFR0_EL1")
 
 
@@ -127,7 +127,7 @@ def going(held: Iterable[Held]) -> list[list[Held]]:
 
 
 def shortage(held: Sequence[Held], kind: Kind, total: int, lacking: int) -> tuple[str, str]:
-    """Say in one line that slots have run out, and in another what to do about it."""
+    """Return the message that slots have run out, and a hint what to do about it."""
     mine = sorted((each for each in held if each.kind == kind), key=lambda each: each.number)
     who = ", ".join(f"{each.number} ({OWNERS[each.purpose]})" for each in mine)
     taken = f"in use: {who}" if who else "none is in use"
@@ -146,10 +146,10 @@ def fitting(wanted: Sequence[int], free: int | None) -> tuple[list[int], list[in
 
 
 def watch_fault(address: int, length: int) -> str:
-    """Say why one watchpoint of QEMU's under KVM cannot watch exactly these bytes; empty if it can.
+    """Return why one watchpoint of QEMU's under KVM cannot watch exactly these bytes; empty if it can.
 
-    Up to 8 bytes must lie in one aligned word; more must be a power of two, aligned to itself. What is
-    not would be cut off, or moved down, without a word (kvm64.c, insert_hw_watchpoint).
+    Up to 8 bytes must lie in one aligned word; more must be a power of two, aligned to itself. QEMU cuts off
+    others, or moves them down, without a message (kvm64.c, insert_hw_watchpoint).
     """
     if length <= 0:
         return "no bytes"

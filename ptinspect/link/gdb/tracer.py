@@ -40,7 +40,7 @@ class Tracer(Recorder):
         super().__init__(session, SCRIPT, "ptinspect-trace", RECORD)
 
     def step(self, cpu: int, count: int, places: Iterable[int]) -> tuple[NDArray[np.void], str]:
-        """Step `count` instructions of one CPU, or until one of the places; the others stand still.
+        """Step `count` instructions of one CPU, or until one of the places; the others do not run.
 
         Returns records of type RECORD, the first from before the first step, and how it ended:
         `count`, `place`, `interrupted`, or the stub's own answer. Raises TargetError.

@@ -186,7 +186,7 @@ class HostMemory:
         if self._state.read() in "Tt":
             raise TargetError(
                 f"QEMU (pid {self.pid}) is stopped by a signal or a debugger",
-                f"kill -CONT {self.pid} lets it go on",
+                f"kill -CONT {self.pid} lets it continue",
             )
 
 
@@ -198,7 +198,7 @@ def _host_address(block: RamBlock, monitor: Callable[[str], str]) -> int:
         text = monitor(f"gpa2hva {block.start + offset:#x}")
         match = _HVA.search(text)
         if match is None:
-            raise LaneError(f"QEMU does not say where pa:{block.start + offset:#x} lies")
+            raise LaneError(f"QEMU does not tell where pa:{block.start + offset:#x} lies")
         found.add(int(match[1], 16) - offset)
     if len(found) != 1:
         raise LaneError(f"the block at pa:{block.start:#x} does not lie in one piece")

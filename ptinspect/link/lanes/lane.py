@@ -13,7 +13,7 @@ class LaneError(TargetError):
 
 
 class QemuEnded(LaneError):
-    """Report that there is no QEMU any more; the gdbstub explains that better."""
+    """Report that QEMU has ended; the gdbstub explains that better."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(f"QEMU (pid {pid}) has ended")

@@ -18,7 +18,7 @@ from ptinspect.memory.source import PhysicalMemory, read_rows
 PAGE = 4096
 AUTO, STUB = "auto", "gdbstub"
 MEASURED = 256 << 10
-"""Bytes that are read to tell the speed of a lane."""
+"""Bytes that are read to measure the speed of a lane."""
 
 Open = Callable[[], Lane]
 Read = TypeVar("Read")
@@ -26,7 +26,7 @@ Read = TypeVar("Read")
 
 @dataclass
 class LaneFacts:
-    """Tell how a lane stands."""
+    """Describe the state of a lane."""
 
     name: str
     """host, pmemsave, gdbstub."""
@@ -48,7 +48,7 @@ class _Lane:
     trusted: tuple[int, set[int]] = field(default_factory=lambda: (-1, set()))
 
     def close(self, why_not: str) -> None:
-        """Use it no more, until it is chosen anew."""
+        """Use it no more until it is chosen again."""
         if self.memory is not None:
             self.memory.close()
         self.memory, self.why_not, self.trusted = None, why_not, (-1, set())
@@ -58,7 +58,7 @@ class LaneMemory:
     """Read guest memory by the first lane that works; the gdbstub always does.
 
     At every stop the first page read in each RAM block is compared with the gdbstub's. A lane that
-    fails or differs is not used again until it is chosen anew.
+    fails or differs is not used until it is chosen again.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class LaneMemory:
         return found
 
     def facts(self, measure: bool = True) -> list[LaneFacts]:
-        """Return how every lane stands, with its measured speed. Raises TargetError."""
+        """Return the state of every lane, with its measured speed. Raises TargetError."""
         self._guard()
         chosen = self._choose()[0]
         found = []
@@ -257,7 +257,7 @@ class LaneMemory:
     def _differing(self, number: int, memory: PhysicalMemory, pages: list[int]) -> int | None:
         """Return the first of the pages of a RAM block that the gdbstub reads otherwise, or None.
 
-        The lane reads first: it tells at once that QEMU stands still, for which the gdbstub waits.
+        The lane reads first: it reports a stopped QEMU at once, where the gdbstub waits for it.
         """
         block = self._stub.ram[number]
         ranges = [(max(page, int(block.start)), min(page + PAGE, block.end)) for page in pages]

@@ -36,7 +36,7 @@ class SavedMemory:
 
     @property
     def label(self) -> str:
-        """Name the way the bytes come."""
+        """Name the command."""
         return "pmemsave"
 
     def close(self) -> None:
@@ -84,19 +84,19 @@ class SavedMemory:
 
     def _save(self, pa: int, length: int) -> bytes:
         """Have QEMU write a range and return it. Raises LaneError, TargetError."""
-        if not self._folder.path.is_dir():  # somebody tidied up
+        if not self._folder.path.is_dir():  # somebody has removed it
             self._folder.remove()
             self._folder = _directory()
         path = self._folder.path / "memory"
         path.unlink(missing_ok=True)
-        said = self._monitor(f'pmemsave {pa:#x} {length} "{path}"').strip()
+        answer = self._monitor(f'pmemsave {pa:#x} {length} "{path}"').strip()
         try:
             with path.open("rb") as file:
                 data = file.read(length + 1)
         except OSError as error:
-            raise LaneError(f"QEMU does not write files here: {said or error.strerror}") from error
-        if said or len(data) != length:
-            raise LaneError(f"QEMU wrote {len(data)} bytes instead of {length}: {said}")
+            raise LaneError(f"QEMU does not write files here: {answer or error.strerror}") from error
+        if answer or len(data) != length:
+            raise LaneError(f"QEMU wrote {len(data)} bytes instead of {length}: {answer}")
         return data
 
 

@@ -31,7 +31,7 @@ class StubMemory:
 
     @property
     def label(self) -> str:
-        """Name the way the bytes come."""
+        """Name the protocol."""
         return "gdbstub"
 
     def read(self, pa: int, length: int) -> bytes:

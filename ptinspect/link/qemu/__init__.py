@@ -1,1 +1,1 @@
-"""QEMU: started here, or found behind a gdbstub."""
+"""QEMU: its process, its monitor and its gdbstub."""

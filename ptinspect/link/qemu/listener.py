@@ -1,7 +1,7 @@
 """Who listens at a gdbstub's address, and whether somebody is connected to it: by inode, never by name.
 
-Nothing is connected for that. A connection that waits in a busy stub's queue is no harmless question: when
-the other debugger leaves, QEMU takes it and stops the guest, though nobody is at its other end any more.
+This opens no connection. One that waits in the queue of a busy stub does harm: when the other debugger
+leaves, QEMU accepts it and stops the guest, although nobody is at its other end any more.
 
 Source: proc(5), net/unix and net/tcp; an accepted Unix socket carries its listener's path.
 """
@@ -25,7 +25,7 @@ _CREDENTIALS = struct.Struct("iII")
 
 
 def socket_pid(sock: socket.socket) -> int | None:
-    """Return the process that listens behind a connected Unix socket, or None (unix(7), SO_PEERCRED)."""
+    """Return the process at the other end of a connected Unix socket, or None (unix(7), SO_PEERCRED)."""
     if sock.family != socket.AF_UNIX:
         return None
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -61,7 +61,7 @@ def is_busy(address: StubAddress, proc: Path = PROC) -> bool:
 
 
 def is_stopped(address: StubAddress, proc: Path = PROC) -> bool:
-    """Tell whether whoever listens at an address is held by a signal (SIGSTOP) or by a debugger."""
+    """Tell whether all that listen at an address are stopped by a signal (SIGSTOP) or a debugger."""
     states = []
     for pid in listeners(address, proc):
         with contextlib.suppress(OSError):

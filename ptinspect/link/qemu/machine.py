@@ -59,28 +59,17 @@ class Qemu:
         keep: bool,
         own: PrivateDirectory | None = None,
     ) -> None:
-        self.process = process
+        self.process, self.pid = process, process.pid
         self.command_line = tuple(command_line)
         self.directory = directory
         """Private directory with the socket, the console and QEMU's own messages."""
+        self.gdb_socket = directory / "gdb.sock"
+        """Unix socket of the gdbstub."""
+        self.console = directory / "console.log"
+        """File that the guest's first serial port is written to."""
         self._own = own
         self.keep = keep
         """Leave it running when ptinspect ends."""
-
-    @property
-    def pid(self) -> int:
-        """QEMU's process number."""
-        return self.process.pid
-
-    @property
-    def gdb_socket(self) -> Path:
-        """Unix socket of the gdbstub."""
-        return self.directory / "gdb.sock"
-
-    @property
-    def console(self) -> Path:
-        """File that the guest's first serial port is written to."""
-        return self.directory / "console.log"
 
     @property
     def alive(self) -> bool:

@@ -30,7 +30,7 @@ def accelerator(monitor: Monitor) -> str:
 
 
 def status(monitor: Monitor) -> str:
-    """Return how the guest stands: `running`, `paused`, `paused (debug)`, …"""
+    """Return the state of the guest: `running`, `paused`, `paused (debug)`, …"""
     return monitor("info status").strip().removeprefix("VM status: ")
 
 

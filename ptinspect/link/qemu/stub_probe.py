@@ -1,4 +1,4 @@
-"""Ask a gdbstub what it is, before a GDB is connected to it."""
+"""Ask a gdbstub what it is before a GDB connects to it, and leave it when no GDB can."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FREE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class StubFacts:
-    """Hold what a gdbstub says about itself."""
+    """Hold what a gdbstub reports about itself."""
 
     features: frozenset[str]
     """Words of qqemu.Supported; empty with old QEMU."""
@@ -45,7 +45,7 @@ class StubFacts:
     peer: int | None = None
     """Process that listens on the stub's Unix socket; None over TCP."""
     accel: str = ""
-    """What executes the guest: `kvm`, `tcg`, `other`; empty if QEMU's monitor does not say."""
+    """What executes the guest: `kvm`, `tcg`, `other`; empty if QEMU's monitor does not tell."""
     holds_interrupts: bool = True
     """The stub can hold interrupts back while an instruction is stepped: not under KVM (QEMU
     accel/kvm/kvm-all.c, kvm_sstep_flags)."""
@@ -54,9 +54,9 @@ class StubFacts:
     def was_running(self) -> bool:
         """Tell whether the guest ran before the connection.
 
-        Connecting stops a running guest as state `paused` (QEMU gdbstub, gdb_chr_event). A stub that
-        announces stops has told; else `prelaunch` and `debug` are states of a guest that stood still,
-        and plain `paused` is taken as ours, though a monitor's `stop` looks the same.
+        Connecting stops a running guest as state `paused` (QEMU gdbstub, gdb_chr_event). Where the stub
+        announces no stop, `prelaunch` and `debug` are states of a guest that was stopped before, and plain
+        `paused` is taken for the connection's doing, though a monitor's `stop` looks the same.
         """
         return self.stopped_by_us or (self.status == "paused" and not _announces(self.version))
 
@@ -138,20 +138,20 @@ def leave(
     heard: bool = True,
     clear: bool = False,
 ) -> None:
-    """Leave a guest behind that nobody debugs any more, running or stopped. Raises ConnectError.
+    """Leave a guest that nobody debugs any more running or stopped. Raises ConnectError.
 
-    `running` None: as its monitor says that it was found. `heard` False: the stub had no time to announce
-    that it was stopped. `clear`: breakpoints of a debugger that died may be in the stub; removing them lets
-    the guest run for a moment. A stub that does not answer in LEAVE_SECONDS, because its process is
-    stopped, gets the request all the same, and acts on it when it goes on.
+    `running` None: as it was found, by its monitor. `heard` False: the stub had no time to announce that
+    it stopped the guest. `clear`: breakpoints of a debugger that died may be in the stub; removing them
+    lets the guest run for a moment. A stub that does not answer in LEAVE_SECONDS, because its process is
+    stopped, receives the request all the same, and acts on it when it continues.
     """
     _wait_until_free(address, LEAVE_SECONDS)
     link = _Link(address, LEAVE_SECONDS)
     try:
         if running is None:
             link.ask("?")
-            told = heard and _announces(link.monitor("info version"))
-            running = link.announced or (status(link.monitor) == "paused" and not told)
+            announced = heard and _announces(link.monitor("info version"))
+            running = link.announced or (status(link.monitor) == "paused" and not announced)
         words = [_packet("Qqemu.PhyMemMode:0")]
         words += [_packet(DETACH)] if running or clear else []
         words += [_STOP] if clear and not running else []
@@ -176,11 +176,11 @@ class _Link:
         self._searched = 0
         """Bytes of it in which no packet ends."""
         self.announced = False
-        """The stub said, before it was asked anything, that the connection stopped the guest."""
+        """The stub reported, before it was asked anything, that the connection stopped the guest."""
         self.heard = False
         """The stub has answered."""
         self.left = False
-        """Nothing is left to be done about the guest's run state."""
+        """The guest's run state needs no more care."""
 
     def ask(self, body: str) -> bytes:
         """Send a packet and return the body of the answer."""
@@ -251,7 +251,7 @@ class _Link:
                 return acknowledged, reply
             self._searched = len(self._buffer) if end < 0 else end
             if len(self._buffer) > PACKET_LIMIT or (len(self._buffer) > 64 and b"$" not in self._buffer):
-                raise ConnectError(f"{self._address}: what listens there is no gdbstub")
+                raise ConnectError(f"{self._address}: what listens there is not a gdbstub")
             try:
                 self._sock.settimeout(self._left())
                 data = self._sock.recv(65536)
@@ -260,8 +260,8 @@ class _Link:
             except OSError as error:
                 raise ConnectError(f"{self._address}: {error.strerror or error}") from error
             if not data:
-                said = " (what listens there is no gdbstub)" if self._buffer.strip(b"+") else ""
-                raise ConnectError(f"{self._address}: the connection was closed{said}")
+                hint = " (what listens there is not a gdbstub)" if self._buffer.strip(b"+") else ""
+                raise ConnectError(f"{self._address}: the connection was closed{hint}")
             self._buffer += data
 
     def _left(self) -> float:
