@@ -1,4 +1,4 @@
-"""The few A64 instructions that the rewrite of the tables is made of, decoded.
+"""The few A64 instructions that the rewrite of the tables, exception entries and prologues are made of.
 
 Source: Arm ARM C4.1 (encodings), C6.2 (instructions), C5.3 and C5.5 (system registers, TLBI).
 """
@@ -19,6 +19,17 @@ SCTLR_EL1 = 0x181000
 TTBR1_EL1 = 0x182020
 """The same of TTBR1_EL1."""
 FAR_EL1 = 0x186000
+PAR_EL1 = 0x187400
+TPIDR_EL1 = 0x18D080
+TPIDR_EL2 = 0x1CD040
+SP_EL0 = 0x184100
+SP = 31
+"""Number of the stack pointer where an instruction takes it."""
+RETURNS = (RET, 0xD65F0BFF, 0xD65F0FFF)
+"""`ret`, `retaa`, `retab`."""
+MOV_SP_FP = 0x910003BF
+ADD_SP_X0 = 0x8B2063FF
+CMP_SP_X0 = 0xEB2063FF
 MRS_X3_TTBR1 = 0xD5382023
 MOV_X5_X3 = 0xAA0303E5
 
@@ -41,6 +52,16 @@ def system_write(word: int) -> tuple[int, int] | None:
 def system_read(word: int) -> tuple[int, int] | None:
     """Return (operand fields, Rt) of `mrs Xt, <register>`, else None."""
     return (word & 0x1FFFE0, word & 0x1F) if word & 0xFFE00000 == 0xD5200000 and _is_register(word) else None
+
+
+def write_system(fields: int, rt: int) -> int:
+    """Encode `msr <register>, Xt`."""
+    return 0xD5000000 | fields | rt
+
+
+def read_system(fields: int, rt: int) -> int:
+    """Encode `mrs Xt, <register>`."""
+    return 0xD5200000 | fields | rt
 
 
 def _is_register(word: int) -> bool:
@@ -92,6 +113,12 @@ def load32(word: int) -> tuple[int, int, int] | None:
     return (word & 0x1F, word >> 5 & 0x1F, (word >> 10 & 0xFFF) * 4) if found else None
 
 
+def load_indexed(word: int) -> tuple[int, int, int] | None:
+    """Return (Rt, Rn, Rm) of `ldr Xt, [Xn, Xm]`, else None."""
+    found = word & 0xFFE0FC00 == 0xF8606800
+    return (word & 0x1F, word >> 5 & 0x1F, word >> 16 & 0x1F) if found else None
+
+
 def index_register(word: int) -> int | None:
     """Return Rn of `ldr Xt, [Xn, Xm…]`, else None."""
     return word >> 5 & 0x1F if word & 0xFFE00C00 == 0xF8600800 else None
@@ -119,6 +146,21 @@ def bit_branch(word: int, at: int) -> tuple[Literal["tbz", "tbnz"], int, int, in
 def branch(word: int, at: int) -> int | None:
     """Return the target of an unconditional `b` at address `at`, else None."""
     return at + 4 * _signed(word & 0x3FFFFFF, 26) if word >> 26 == 0b000101 else None
+
+
+def branch_to(at: int, to: int) -> int:
+    """Encode `b` at one address to another."""
+    return 0x14000000 | (to - at) >> 2 & 0x3FFFFFF
+
+
+def branch_eq_to(at: int, to: int) -> int:
+    """Encode `b.eq` at one address to another."""
+    return 0x54000000 | ((to - at) >> 2 & 0x7FFFF) << 5
+
+
+def branch_ne_to(at: int, to: int) -> int:
+    """Encode `b.ne` at one address to another."""
+    return branch_eq_to(at, to) | 1
 
 
 def zero_branch32(word: int) -> int | None:
@@ -164,11 +206,47 @@ def compare(word: int) -> tuple[int, int] | None:
     return (word >> 5 & 0x1F, word >> 16 & 0x1F) if word & 0xFFE0FC1F == 0xEB00001F else None
 
 
+def tested_size(word: int) -> int | None:
+    """Return 2^n of `tst Xn, #~(2^n - 1)`, else None (logical immediate N=1, ones from bit n up)."""
+    if word & 0xFFC0001F != 0xF240001F:
+        return None
+    immr, imms = word >> 16 & 0x3F, word >> 10 & 0x3F
+    low = (64 - immr) % 64
+    return 1 << low if low + imms == 63 else None
+
+
 def add_immediate(word: int) -> tuple[int, int, int] | None:
     """Return (Rd, Rn, value) of `add Xd, Xn, #value`, else None."""
-    if word & 0xFF800000 != 0x91000000:
-        return None
+    return _arithmetic(word) if word & 0xFF800000 == 0x91000000 else None
+
+
+def sub_immediate(word: int) -> tuple[int, int, int] | None:
+    """Return (Rd, Rn, value) of `sub Xd, Xn, #value`, else None."""
+    return _arithmetic(word) if word & 0xFF800000 == 0xD1000000 else None
+
+
+def _arithmetic(word: int) -> tuple[int, int, int]:
     return word & 0x1F, word >> 5 & 0x1F, (word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)
+
+
+def subtract(rd: int, rn: int, value: int) -> int:
+    """Encode `sub Xd, Xn, #value`; the value is below 4096."""
+    return 0xD1000000 | value << 10 | rn << 5 | rd
+
+
+def lowers_sp(word: int) -> int | None:
+    """Return the immediate of `sub sp, sp, #…`, else None."""
+    found = sub_immediate(word)
+    return found[2] if found is not None and found[:2] == (SP, SP) else None
+
+
+def moved_constant(word: int) -> tuple[int, int] | None:
+    """Return (Rd, value) of `mov Xd, #value` (movz), else None."""
+    return (word & 0x1F, _moved(word)) if word & 0xFF800000 == 0xD2800000 else None
+
+
+def _moved(word: int) -> int:
+    return (word >> 5 & 0xFFFF) << 16 * (word >> 21 & 3)
 
 
 def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int] | None:
@@ -190,27 +268,22 @@ def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int]
     return register, page
 
 
-RETURNS = (RET, 0xD65F0BFF, 0xD65F0FFF)
-"""`ret`, `retaa`, `retab`."""
-MOV_SP_FP = 0x910003BF
-ADD_SP_X0 = 0x8B2063FF
-
-
 def moves_sp(word: int, constants: dict[int, int]) -> int | None:
     """Return the bytes that an instruction adds to SP, else None; `constants` remembers `mov Xn, #…`."""
-    if word & 0xFF8003FF in (0xD10003FF, 0x910003FF):  # sub, add sp, sp, #imm
-        value = (word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)
-        return value if word & 0xFF8003FF == 0x910003FF else -value
+    added, lowered, moved = add_immediate(word), lowers_sp(word), moved_constant(word)
+    if lowered is not None:
+        return -lowered
+    if added is not None and added[:2] == (SP, SP):
+        return added[2]
     if word & 0xFE8003E0 == 0xA88003E0:  # stp, ldp with writeback, base SP
         return _signed(word >> 15 & 0x7F, 7) * 8
     if word & 0xFFA007E0 == 0xF80007E0:  # str, ldr with writeback, base SP
         return _signed(word >> 12 & 0x1FF, 9)
-    if word & 0xFF800000 == 0xD2800000:  # movz
-        constants[word & 0x1F] = (word >> 5 & 0xFFFF) << 16 * (word >> 21 & 3)
+    if moved is not None:
+        constants[moved[0]] = moved[1]
     elif word & 0xFF800000 == 0xF2800000 and word & 0x1F in constants:  # movk
-        shift = 16 * (word >> 21 & 3)
-        kept = constants[word & 0x1F] & ~(0xFFFF << shift)
-        constants[word & 0x1F] = kept | (word >> 5 & 0xFFFF) << shift
+        kept = constants[word & 0x1F] & ~(0xFFFF << 16 * (word >> 21 & 3))
+        constants[word & 0x1F] = kept | _moved(word)
     elif adds_register_to_sp(word) and word >> 16 & 0x1F in constants:
         value = constants[word >> 16 & 0x1F]
         return -value if word >> 30 & 1 else value
@@ -239,3 +312,8 @@ def branches(word: int) -> bool:
         or word & 0xFF000000 in (0x54000000, 0xD4000000)
         or word & 0xFE000000 == 0xD6000000
     )
+
+
+def fills(word: int) -> bool:
+    """Tell whether an instruction is one that fills space: a hint (NOP and BTI among them), UDF or BRK."""
+    return word & 0xFFFFF01F == 0xD503201F or word < 1 << 16 or word & 0xFFE0001F == 0xD4200000

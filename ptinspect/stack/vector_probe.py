@@ -27,14 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptinspect.arch import a64
-from ptinspect.linux.image.entry import code_length, lowers_sp
+from ptinspect.linux.image.entry import code_length
 
-_MSR_PAR_X0 = 0xD5187400
-_MRS_X0_PAR = 0xD5387400
-_MRS_X0_FAR = 0xD5386000
-_SUB_X0_X0 = 0xD1000000
-_CMP_SP_X0 = 0xEB2063FF
-_B_EQ, _B_NE = 0x54000000, 0x54000001
 _TEST = 8
 """Words of the test, up to the branch to `fault`."""
 
@@ -58,7 +52,7 @@ def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | 
 
     `fault` None: without the test for a recursive fault, as in the vectors of interrupts.
     """
-    frame = next((size for word in words if (size := lowers_sp(word))), None)
+    frame = next((size for word in words if (size := a64.lowers_sp(word))), None)
     branch = next((i for i, word in enumerate(words) if a64.branch(word, 0) is not None), None)
     failed = next((i for i, word in enumerate(words) if a64.branch_ne(word, 0) is not None), None)
     free = code_length(words)
@@ -72,24 +66,19 @@ def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | 
         if target is None or frame >= 1 << 12:
             return None
         code = [
-            _MSR_PAR_X0,
-            _MRS_X0_FAR,
-            _SUB_X0_X0 | frame << 10,
-            _CMP_SP_X0,
-            _B_EQ | 3 << 5,
-            _MRS_X0_PAR,
-            _to(4 * (free + 6), target),
-            _to(va + 4 * (free + 7), fault),
+            a64.write_system(a64.PAR_EL1, 0),
+            a64.read_system(a64.FAR_EL1, 0),
+            a64.subtract(0, 0, frame),
+            a64.CMP_SP_X0,
+            a64.branch_eq_to(0, 12),
+            a64.read_system(a64.PAR_EL1, 0),
+            a64.branch_to(4 * (free + 6), target),
+            a64.branch_to(va + 4 * (free + 7), fault),
         ]
     end = free + len(code)
-    code.append(_to(va + 4 * end, net))
+    code.append(a64.branch_to(va + 4 * end, net))
     patches = [(4 * (free + i), words[free + i], word) for i, word in enumerate(code)]
-    patches.append((4 * failed, words[failed], _B_NE | ((end - failed) & 0x7FFFF) << 5))
+    patches.append((4 * failed, words[failed], a64.branch_ne_to(4 * failed, 4 * end)))
     if fault is not None:
-        patches.append((4 * branch, words[branch], _to(4 * branch, 4 * free)))
+        patches.append((4 * branch, words[branch], a64.branch_to(4 * branch, 4 * free)))
     return Probe(tuple(patches), 4 * free, 4 * (end + 1), 4 * branch)
-
-
-def _to(at: int, to: int) -> int:
-    """Encode `b` at one address to another."""
-    return 0x14000000 | (to - at) >> 2 & 0x3FFFFFF

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ptinspect.arch import a64
 from ptinspect.errors import KernelFileError
 from ptinspect.files import open_input
 
@@ -48,12 +49,9 @@ def parse_header(data: bytes) -> ImageHeader | None:
     """Return the header at the start of `data`, or None if this is no arm64 Image."""
     if len(data) < HEADER_SIZE or data[56:60] != _MAGIC:
         return None
-    code = struct.unpack_from("<II", data)
     text_offset, image_size, flags = struct.unpack_from("<QQQ", data, 8)
-    entry = 0
-    for i, word in enumerate(code):
-        if word >> 26 == 0b000101:
-            entry = 4 * i + 4 * (word & 0x3FF_FFFF)
+    branches = (a64.branch(word, 4 * i) for i, word in enumerate(a64.words(data[:8])))
+    entry = next((target for target in branches if target is not None), 0)
     if image_size == 0:
         text_offset = text_offset or 0x80000
     return ImageHeader(

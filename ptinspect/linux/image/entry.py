@@ -41,11 +41,8 @@ SWITCH = "call_on_irq_stack"
 """Switches to the IRQ stack. Source: Linux commit f8049488e7d3 (in v5.14); before, el1_irq does."""
 SDEI_HANDLER = "__sdei_asm_handler"
 """Switches to a stack for SDEI events (arch/arm64/kernel/entry.S)."""
-TPIDR = (0x18D080, 0x1CD040)
-"""Operand fields of TPIDR_EL1 and TPIDR_EL2: the kernel's per-CPU offset (asm/percpu.h)."""
-SP_EL0 = 0x184100
-"""The same of SP_EL0, which holds the current task in the kernel (asm/current.h)."""
-_SP = 31
+PER_CPU = (a64.TPIDR_EL1, a64.TPIDR_EL2)
+"""Hold the kernel's per-CPU offset, the second under VHE (asm/percpu.h)."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ def _vector(read: Read, va: int, kind: str) -> tuple[Vector, int | None, int | N
     words = a64.words(read(va, SLOT))
     frame = shift = branch = None
     for i, word in enumerate(words):
-        if frame is None and (lowered := lowers_sp(word)):
+        if frame is None and (lowered := a64.lowers_sp(word)):
             frame = lowered
         tested = a64.bit_branch(word, 4 * i)
         if tested is not None and tested[0] == "tbnz" and branch is None:
@@ -227,9 +224,9 @@ def _overflow(words: tuple[int, ...], va: int, start: int | None) -> Rest:
         if built is not None:
             page = built[1]
         added = a64.add_immediate(words[i])
-        if added is not None and added[0] == _SP and page is not None and top is None:
+        if added is not None and added[0] == a64.SP and page is not None and top is None:
             top = page + added[2]
-        size = _tested_size(words[i]) or size
+        size = a64.tested_size(words[i]) or size
         target = a64.branch_ne(words[i], 4 * i)
         if target is not None:
             bad = (va + target) & MASK64
@@ -247,7 +244,7 @@ def _entry_task(read: Read, vectors: int) -> int | None:
         except (GuestError, KernelFileError):
             return None
         for at, address, register in _pointer_loads(code, label):
-            if any(a64.system_write(word) == (SP_EL0, register) for word in code[at:]):
+            if any(a64.system_write(word) == (a64.SP_EL0, register) for word in code[at:]):
                 return address
     return None
 
@@ -281,8 +278,8 @@ def _pointer_loads(words: tuple[int, ...], va: int) -> list[tuple[int, int, int]
         if built is None or not words[i] >> 31 or a64.add_immediate(words[i + 1]) is None:
             continue
         mrs = a64.system_read(words[i + 2])
-        loaded = loads_indexed(words[i + 3])
-        if mrs is None or mrs[0] not in TPIDR or loaded is None or loaded[1:] != (built[0], mrs[1]):
+        loaded = a64.load_indexed(words[i + 3])
+        if mrs is None or mrs[0] not in PER_CPU or loaded is None or loaded[1:] != (built[0], mrs[1]):
             continue
         found.append((i + 4, built[1], loaded[0]))
     return found
@@ -293,9 +290,10 @@ def _stack_size(words: tuple[int, ...], at: int, register: int) -> int | None:
     size = None
     for word in words[at : at + 4]:
         added = a64.add_immediate(word)
-        if added is not None and added[:2] == (_SP, register):
+        if added is not None and added[:2] == (a64.SP, register):
             return added[2]
-        size = moved_constant(word) or size
+        moved = a64.moved_constant(word)
+        size = (moved[1] if moved else 0) or size
         if _sets_sp(word) and size:
             return size
     return None
@@ -304,28 +302,7 @@ def _stack_size(words: tuple[int, ...], at: int, register: int) -> int | None:
 def _sets_sp(word: int) -> bool:
     """Tell whether an instruction is `mov sp, Xn`, or `add sp, Xn, #…` of another register."""
     added = a64.add_immediate(word)
-    return added is not None and added[0] == _SP and added[1] != _SP
-
-
-def lowers_sp(word: int) -> int | None:
-    """Return the immediate of `sub sp, sp, #…`, else None."""
-    if word & 0xFF8003FF != 0xD10003FF:
-        return None
-    return (word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)
-
-
-def loads_indexed(word: int) -> tuple[int, int, int] | None:
-    """Return (Rt, Rn, Rm) of `ldr Xt, [Xn, Xm]`, else None."""
-    if word & 0xFFE0FC00 != 0xF8606800:
-        return None
-    return word & 0x1F, word >> 5 & 0x1F, word >> 16 & 0x1F
-
-
-def moved_constant(word: int) -> int | None:
-    """Return the value of `mov Xd, #…` (movz), else None."""
-    if word & 0xFF800000 != 0xD2800000:
-        return None
-    return (word >> 5 & 0xFFFF) << 16 * (word >> 21 & 3)
+    return added is not None and added[0] == a64.SP and added[1] != a64.SP
 
 
 def code_length(words: Sequence[int]) -> int:
@@ -337,23 +314,9 @@ def code_length(words: Sequence[int]) -> int:
     Source: Arm ARM C4.1.66 (hints), C6.2 (UDF, BRK).
     """
     length = len(words)
-    while length and _fills(words[length - 1]):
+    while length and a64.fills(words[length - 1]):
         length -= 1
     if not length or a64.branch(words[length - 1], 0) is None:
         return len(words)
     targets = (target // 4 for i, word in enumerate(words) for target in a64.targets(word, 4 * i))
     return len(words) if any(length <= target < len(words) for target in targets) else length
-
-
-def _fills(word: int) -> bool:
-    """Tell whether an instruction is a hint (NOP and BTI among them), UDF or BRK."""
-    return word & 0xFFFFF01F == 0xD503201F or word < 1 << 16 or word & 0xFFE0001F == 0xD4200000
-
-
-def _tested_size(word: int) -> int | None:
-    """Return 2^n of `tst Xn, #~(2^n - 1)`, else None (logical immediate N=1, ones from bit n up)."""
-    if word & 0xFFC0001F != 0xF240001F:
-        return None
-    immr, imms = word >> 16 & 0x3F, word >> 10 & 0x3F
-    low = (64 - immr) % 64
-    return 1 << low if low + imms == 63 else None
