@@ -1,4 +1,4 @@
-"""One descriptor, as a report."""
+"""Descriptors, their attributes and permissions, in results and in words."""
 
 from __future__ import annotations
 
@@ -6,66 +6,12 @@ import dataclasses
 from typing import Any
 
 from ptinspect.arch.descriptor import Attributes, Descriptor
-from ptinspect.arch.explanation import explain
-from ptinspect.arch.permissions import Permissions, effective
+from ptinspect.arch.permissions import Permissions
 from ptinspect.arch.regime import Regime
 from ptinspect.output.encode import encode
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
+from ptinspect.output.model import Note, Style, Styled
 
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
-
-
-def decoded(descriptor: Descriptor, regime: Regime, source: str, *, mair_known: bool = True) -> Report:
-    """Explain a descriptor field by field; `source` says where the regime comes from."""
-    kind = str(descriptor.kind)
-    fields = []
-    rows = []
-    for found in explain(descriptor):
-        unnamed = found.name == "AttrIndx" and not mair_known
-        meaning = f"{found.meaning.partition(':')[0]} (--mair names it)" if unnamed else found.meaning
-        fields.append({"field": found.name, "bits": found.bits, "value": found.value, "meaning": meaning})
-        rows.append((found.name, found.bits, hex_address(found.value), meaning))
-    result: dict[str, Any] = {
-        "raw": hex_address(descriptor.raw),
-        "level": descriptor.level,
-        "kind": kind,
-        "output_address": None
-        if descriptor.output_address is None
-        else hex_address(descriptor.output_address),
-        "fields": fields,
-        "regime": {
-            "granule": regime.granule,
-            "va_bits": regime.va_bits,
-            "pa_bits": regime.pa_bits,
-            "source": source,
-            "name": regime.name,
-            "indirect": regime.pie,
-            "doubt": regime.doubt,
-        },
-        "permissions": None,
-    }
-    alone = []
-    if descriptor.is_leaf:
-        may = effective(descriptor, [], dataclasses.replace(regime, epd=False, e0pd=False))
-        result["permissions"] = permissions_json(may, regime)
-        hierarchy = "" if regime.hpd else ", if the tables above take nothing away"
-        alone = [Note(f"{permissions_text(may, regime)}{hierarchy}"), *regime_notes(regime)]
-    target = "" if descriptor.output_address is None else f" -> pa:{descriptor.output_address:#x}"
-    head = f"{descriptor.raw:#018x} at level {descriptor.level}: {kind}{target}"
-    columns = (Column("field"), Column("bits"), Column("value", "right"), Column("meaning"))
-    return Report(
-        result,
-        (
-            Note(head, "bad" if kind == "reserved" else "title"),
-            Table(columns, rows),
-            *alone,
-            Note(
-                f"{regime.granule >> 10}K granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA "
-                f"({source})",
-                "dim",
-            ),
-        ),
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,11 @@ def regime_result(regime: Regime) -> RegimeResult:
     )
 
 
+def geometry_text(regime: Regime) -> str:
+    """Return the geometry of a regime in words."""
+    return f"{regime.granule >> 10}K granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA"
+
+
 def source_of(snapshot: Snapshot) -> str:
     """Return where the tables of a snapshot come from: `snapshot NAME`, or `guest, cpu 0`.
 
