@@ -5,6 +5,7 @@ from __future__ import annotations
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 
 _NAMES = {3: "pte", 2: "pmd", 1: "pud", 0: "p4d"}
+LEVEL_NAMES: tuple[str, ...] = ("pgd", "p4d", "pud", "pmd", "pte")
 
 
 def level_name(level: int, regime: Regime) -> str:
@@ -14,6 +15,18 @@ def level_name(level: int, regime: Regime) -> str:
     upper ones below the pgd, so that the pte is always level 3.
     """
     return "pgd" if level == regime.start_level else _NAMES.get(level, f"level {level}")
+
+
+def level_number(value: int | str, start_level: int) -> int:
+    """Return the level that a number or a word of LEVEL_NAMES names in a regime that starts at `start_level`.
+
+    Linux counts from the leaves: pte is level 3, pmd 2, pud 1, p4d 0; pgd is the root's, and names
+    above the root are folded into it (include/asm-generic/pgtable-nop4d.h and its like).
+    """
+    if isinstance(value, int):
+        return value
+    named = {"pgd": start_level, "p4d": 0, "pud": 1, "pmd": 2, "pte": 3}[value]
+    return max(named, start_level)
 
 
 def levels_of(regime: Regime) -> range:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ptinspect.arch.bits import MASK64
+from ptinspect.arch.levels import LEVEL_NAMES
+from ptinspect.arch.levels import level_number as level_number  # noqa: PLC0414
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address, address, address_range, parse_number, parse_size
 
 RANGE_HELP = "range: A..B (B not included), A+LENGTH, or one address"
-
-LEVEL_NAMES: tuple[str, ...] = ("pgd", "p4d", "pud", "pmd", "pte")
 
 Read = TypeVar("Read")
 """What a type makes of the text."""
@@ -48,18 +48,6 @@ def level(text: str) -> int | str:
     if re.fullmatch(r"-1|[0-3]", text):
         return int(text)
     raise UserError(f"{text!r} is not a level", "write -1 to 3, or pgd, p4d, pud, pmd, pte")
-
-
-def level_number(value: int | str, start_level: int) -> int:
-    """Return the Arm level of a level as `level` read it, in a regime that starts at `start_level`.
-
-    Linux counts from the leaves: pte is level 3, pmd 2, pud 1, p4d 0; pgd is the root's, and names
-    above the root are folded into it (include/asm-generic/pgtable-nop4d.h and its like).
-    """
-    if isinstance(value, int):
-        return value
-    named = {"pgd": start_level, "p4d": 0, "pud": 1, "pmd": 2, "pte": 3}[value]
-    return max(named, start_level)
 
 
 def whole(minimum: int, maximum: int) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.descriptor import Descriptor
 from ptinspect.arch.descriptor import decode as decode_descriptor
 from ptinspect.arch.explanation import explain
+from ptinspect.arch.levels import level_number
 from ptinspect.arch.permissions import effective
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import regime_at_el2
@@ -114,7 +115,7 @@ def decode(
         regime = replace(regime, pie=True, hpd=True, pir=pir or 0, pire0=pire0 or 0, doubt="")
     if mair is not None:
         regime = replace(regime, mair=mair)
-    number = argtypes.level_number(level, regime.start_level)
+    number = level_number(level, regime.start_level)
     if number < regime.start_level:
         raise UserError(
             f"level {number} does not exist: with {regime.va_bits}-bit addresses the root is at level "

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.arch.levels import level_number
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
@@ -113,7 +114,7 @@ def _filter(ctx: Context, args: argparse.Namespace, snapshot: Snapshot) -> RowFi
     from ptinspect.analysis.descriptor_batches import RowFilter
 
     start = snapshot.regime.start_level
-    levels = frozenset(argtypes.level_number(level, start) for level in args.level or ())
+    levels = frozenset(level_number(level, start) for level in args.level or ())
     kinds: set[str] = set()
     for kind in args.kind or ():
         kinds |= GROUPS.get(kind, {kind})

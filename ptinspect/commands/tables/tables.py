@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.levels import level_number
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.arguments import add_root_options
 from ptinspect.commands.framework.command import command
@@ -146,7 +147,7 @@ def _with_levels(ctx: Context, args: argparse.Namespace, wanted: MapFilter) -> t
 
     first = None if wanted.va_range is None else wanted.va_range[0]
     start = source(ctx.guest, Tables.of(args), "map", first).regime.start_level
-    levels = frozenset(argtypes.level_number(level, start) for level in args.level or ())
+    levels = frozenset(level_number(level, start) for level in args.level or ())
     if levels:
         wanted = replace(wanted, levels=levels)
     deepest = max(levels) if levels else 3
