@@ -69,6 +69,13 @@ def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
             yield LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
 
 
+def place_of(snapshot: Snapshot, level: int, row: int, slot: int) -> tuple[VirtAddr, PhysAddr]:
+    """Return the first virtual address that a descriptor translates, and the descriptor's own address."""
+    tables = snapshot.tables
+    va = (int(tables.va[row]) + (slot << snapshot.regime.shift(level))) & MASK64
+    return VirtAddr(va), PhysAddr(int(tables.pa[row]) + 8 * slot)
+
+
 def order_keys(
     va: NDArray[np.uint64], slots: int, level: int, regime: Regime, algorithm: Algorithm
 ) -> NDArray[np.uint64]:
@@ -120,9 +127,8 @@ def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) ->
         row, slot = (int(v) for v in np.unravel_index(nearest, at.key.shape))
         key, entry = int(at.key[row, slot]), int(at.rows[row])
         if first is None or key < first[0]:
-            va = (int(snapshot.tables.va[entry]) + (slot << snapshot.regime.shift(at.level))) & MASK64
-            pa = PhysAddr(int(snapshot.tables.pa[entry]) + 8 * slot)
-            first = key, Frontier(VirtAddr(va), at.level, pa, "tables")
+            va, pa = place_of(snapshot, at.level, entry, slot)
+            first = key, Frontier(va, at.level, pa, "tables")
     if first is None:
         return Reached(None, 0, 0)
     gaps = ahead = 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti.code import Algorithm
-from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks
+from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks, place_of
 from ptinspect.linux.kpti.state import KptiState
 from ptinspect.snapshot.model import Snapshot
 
@@ -190,8 +190,8 @@ def _start(snapshot: Snapshot, level: _Level) -> NDArray[np.uint64]:
 
 
 def _target(snapshot: Snapshot, levels: list[_Level], mine: _Level, at: int) -> Target:
-    tables, key, row, slot = snapshot.tables, mine.key[at], int(mine.row[at]), int(mine.slot[at])
-    va = (int(tables.va[row]) + (slot << snapshot.regime.shift(mine.level))) & MASK64
+    key, row = mine.key[at], int(mine.row[at])
+    va, pa = place_of(snapshot, mine.level, row, int(mine.slot[at]))
     above = next((v for v in levels if v.level == mine.level - 1), None)
     parent = None
     if above is not None and mine.level > snapshot.regime.start_level:
@@ -201,8 +201,8 @@ def _target(snapshot: Snapshot, levels: list[_Level], mine: _Level, at: int) -> 
         parent = int(np.count_nonzero(above.key < above.key[leading][0])) if leading.any() else None
     return Target(
         mine.level,
-        VirtAddr(va),
-        PhysAddr(int(tables.pa[row]) + 8 * slot),
+        va,
+        pa,
         int(np.count_nonzero(mine.key < key)),
         parent,
         int(np.count_nonzero((mine.row == row) & (mine.key < key))),

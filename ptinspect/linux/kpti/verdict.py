@@ -19,7 +19,7 @@ from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.kpti.code import TablesAre
-from ptinspect.linux.kpti.marks import algorithm_of, marks
+from ptinspect.linux.kpti.marks import algorithm_of, marks, place_of
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
@@ -110,10 +110,10 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
     reverted = [c for c in damaged if c.older]
     named = (reverted or damaged)[:LISTED]
     held = Contents.of_changes(before, named)
-    said = [_said(c, before, after, held) for c in named]
-    if total > len(said):
-        said.append(f"and {total - len(said)} more that are lost or lead elsewhere")
-    return Verdict("reverted-entry" if reverted else "lost-write", tuple(said), notes)
+    lines = [_in_words(c, before, after, held) for c in named]
+    if total > len(lines):
+        lines.append(f"and {total - len(lines)} more that are lost or lead elsewhere")
+    return Verdict("reverted-entry" if reverted else "lost-write", tuple(lines), notes)
 
 
 def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list[Change]:
@@ -128,21 +128,23 @@ def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list
     return [c for c in pages if names.name(c.va_start) == FIXMAP]
 
 
-def _said(change: Change, before: Snapshot, after: Snapshot, held: Contents) -> str:
+def _descriptor(level: int, pa: int, va: int) -> str:
+    return f"level {level}, descriptor pa:{pa:#x} for {va:#x}"
+
+
+def _in_words(change: Change, before: Snapshot, after: Snapshot, held: Contents) -> str:
     old = "unreadable" if change.before is None else f"{change.before:#x}"
     now = "unreadable" if change.after is None else f"{change.after:#x}"
     weight = f", {change.leaves_before} leaves hung below it" if change.leaves_before else ""
     parts = held.of(change.va_start, change.va_end) if took(change) else ()
     weight += f": {in_words(parts)}" if parts else ""
-    return (
-        f"level {change.level}, descriptor pa:{change.descriptor_pa:#x} for {change.va_start:#x}: "
-        f"{old} in {before.name}, {now} in {after.name}{weight}"
-    )
+    place = _descriptor(change.level, change.descriptor_pa, change.va_start)
+    return f"{place}: {old} in {before.name}, {now} in {after.name}{weight}"
 
 
 def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
     """Compare what was stored last in each descriptor with what it holds."""
-    said: list[str] = []
+    lines: list[str] = []
     reverted = False
     total = 0
     for level in recording.levels:
@@ -153,17 +155,15 @@ def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
         now, known = _values(after, level, recording.pa[last])
         wrong = np.flatnonzero(known & ((now ^ recording.new[last]) & ~np.uint64(0x400) != 0))
         total += len(wrong)
-        for at in wrong[: LISTED - len(said)].tolist():
+        for at in wrong[: LISTED - len(lines)].tolist():
             stored, holds = int(recording.new[last[at]]), int(now[at])
             reverted = reverted or is_older(stored, holds, level, after.regime)
-            said.append(
-                f"level {level}, descriptor pa:{int(recording.pa[last[at]]):#x} for "
-                f"{int(recording.va[last[at]]):#x}: the rewrite stored {stored:#x}, it holds {holds:#x}"
-            )
+            place = _descriptor(level, int(recording.pa[last[at]]), int(recording.va[last[at]]))
+            lines.append(f"{place}: the rewrite stored {stored:#x}, it holds {holds:#x}")
     if not total:
         return None
-    more = (f"and {total - len(said)} more",) if total > len(said) else ()
-    return Verdict("reverted-entry" if reverted else "lost-write", (*said, *more))
+    more = (f"and {total - len(lines)} more",) if total > len(lines) else ()
+    return Verdict("reverted-entry" if reverted else "lost-write", (*lines, *more))
 
 
 def _values(
@@ -184,18 +184,18 @@ def _not_over(
     """Tell whether nothing was rewritten, or not all yet."""
     if finished:
         return None
-    said = f"{after.name}: {state.reason}"
+    stands = f"{after.name}: {state.reason}"
     if state.state == "in-progress":
-        return Verdict("unknown", (said,), ("the rewrite is not over: kpti progress says how far it is",))
+        return Verdict("unknown", (stands,), ("the rewrite is not over: kpti progress says how far it is",))
     if state.state in ("before", "not-needed"):
-        return Verdict("not-run", (said,))
+        return Verdict("not-run", (stands,))
     if before is None or state.unseen or unseen(before):
         return None
     had = summarize(before)
     same = had.table_descriptors_marked == state.counts.table_descriptors_marked
     if same and 0 < had.leaves * MOSTLY <= had.leaves_ng:
         why = "mappings were nG from the start (KASLR)"
-        return Verdict("not-run", (f"{before.name}: {had.marks}", said, why))
+        return Verdict("not-run", (f"{before.name}: {had.marks}", stands, why))
     return None
 
 
@@ -209,7 +209,7 @@ def _marking(
 ) -> Verdict:
     """Judge by which descriptors have bit 11, by the stores to tables, and by the kernel's code."""
     c = state.counts
-    stores = _stores_said(recording) if recording is not None and recording.whole else ()
+    stores = _stores(recording) if recording is not None and recording.whole else ()
     share = (f"{after.name}: {c.marks}", *stores)
     treated = _by_stores(recording) if state.code is None else state.code.tables
     if not c.leaves or not after.regime.upper:
@@ -250,7 +250,7 @@ def _missed(before: Snapshot | None, after: Snapshot, *, tables: bool = True) ->
     Without `before` all count; without `tables` only blocks and pages.
     """
     index = None if before is None else TableIndex(before.tables)
-    total, said = 0, list[str]()
+    total, lines = 0, list[str]()
     for at in marks(after, algorithm_of(after)):
         wrong, rows = at.open(tables=tables), at.rows
         if before is not None and index is not None:
@@ -259,13 +259,12 @@ def _missed(before: Snapshot | None, after: Snapshot, *, tables: bool = True) ->
                 before.tables.raw[np.maximum(old, 0)], at.level, before.regime
             )
         total += int(np.count_nonzero(wrong))
-        row, slot = (part[: LISTED - len(said)].tolist() for part in np.nonzero(wrong))
+        row, slot = (part[: LISTED - len(lines)].tolist() for part in np.nonzero(wrong))
         for r, s in zip(row, slot, strict=True):
-            pa = int(after.tables.pa[rows[r]]) + 8 * s
-            va = int(after.tables.va[rows[r]]) + (s << after.regime.shift(at.level))
+            va, pa = place_of(after, at.level, int(rows[r]), s)
             raw = int(after.tables.raw[rows[r], s])
-            said.append(f"level {at.level}, descriptor pa:{pa:#x} for {va:#x}: {raw:#x} has no bit 11")
-    return total, said
+            lines.append(f"{_descriptor(at.level, pa, va)}: {raw:#x} has no bit 11")
+    return total, lines
 
 
 def _by_stores(recording: Recording | None) -> TablesAre | None:
@@ -314,7 +313,7 @@ def _marked_at_the_top(counts: Summary) -> int | None:
     return None if any(level.table_descriptors_marked for level in below) else top.level
 
 
-def _stores_said(recording: Recording) -> tuple[str, ...]:
+def _stores(recording: Recording) -> tuple[str, ...]:
     return tuple(
         f"level {level.level}: {level.stores} stores, {level.tables} to table descriptors, "
         f"{level.tables_changed} of these changed them"
