@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ptinspect.linux.oops import messages as say
+from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind, Incident
 from ptinspect.linux.oops.lines import Line
@@ -63,7 +63,7 @@ class Reader:
     banners: dict[int, str] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
     """The boots whose banner is in the log."""
-    seen: dict[int, set[str]] = field(default_factory=dict)
+    architectures: dict[int, set[str]] = field(default_factory=dict)
     """Boot -> architectures whose registers its lines show."""
     stretch: list[Line] = field(default_factory=list)
     """Lines since the last moment when no report was open."""
@@ -89,7 +89,7 @@ class Reader:
 
     def feed(self, line: Line) -> None:
         """Take one line."""
-        begins = say.TRIGGERS.search(line.text) is not None
+        begins = messages.TRIGGERS.search(line.text) is not None
         if begins and self._banner(line):
             return
         self._time(line, begins=begins)
@@ -112,16 +112,15 @@ class Reader:
         self._close()
         for death in self.deaths:
             boot = death.first.boot
-            seen = self.seen.get(boot, set())
-            native = "arm64" in seen
-            other = next((name for name, _ in say.FOREIGN if name in seen), "unknown")
+            shown = self.architectures.get(boot, set())
+            names = ("arm64", *(name for name, _ in messages.FOREIGN))
             later = tuple(draft.fault() for draft in death.reports[1:])
             yield Incident(
                 death.first.fault(),
                 later,
                 death.later,
                 self.banners.get(boot, ""),
-                "arm64" if native else other,
+                next((name for name in names if name in shown), "unknown"),
                 boot,
             )
 
@@ -132,7 +131,7 @@ class Reader:
         self.over, self.clock, self.warning = False, -1.0, None
 
     def _banner(self, line: Line) -> bool:
-        match = say.BOOT.search(line.text)
+        match = messages.BOOT.search(line.text)
         if match is None or (match.start() and ANCHOR.match(line.text)):
             return False
         if line.number - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
@@ -150,7 +149,7 @@ class Reader:
     def _time(self, line: Line, *, begins: bool) -> None:
         """Notice that another boot begins: after the end marker, or where time goes back."""
         if begins and self.over:
-            kind = next((kind for kind, pattern in say.HEADLINES if pattern.search(line.text)), None)
+            kind = next((kind for kind, pattern in messages.HEADLINES if pattern.search(line.text)), None)
             ends = "end Kernel panic" in line.text or kind in STALLS or kind == "warning"
             again = self.recent is not None and self.recent.first.panic in line.text and "panic" in line.text
             if not ends and not again:
@@ -165,13 +164,13 @@ class Reader:
         return any(old.text == line.text and old.time == line.time for old in self.stretch[-REACH:])
 
     def _architecture(self, text: str) -> None:
-        if "arm64" in self.seen.get(self.boot, ()):
+        if "arm64" in self.architectures.get(self.boot, ()):
             return
-        if say.NATIVE.search(text):
-            self.seen.setdefault(self.boot, set()).add("arm64")
-        for name, pattern in say.FOREIGN:
+        if messages.NATIVE.search(text):
+            self.architectures.setdefault(self.boot, set()).add("arm64")
+        for name, pattern in messages.FOREIGN:
             if pattern.search(text):
-                self.seen.setdefault(self.boot, set()).add(name)
+                self.architectures.setdefault(self.boot, set()).add(name)
 
     def _close(self) -> None:
         """End a stretch: its reports join the deaths."""
@@ -313,9 +312,9 @@ def _title(first: Draft, draft: Draft) -> bool:
     if first.kind == "panic":
         return draft.kind == "panic" and not draft.bare and not first.time and first.panic == draft.panic
     alike = first.kind == draft.kind or (first.kind in AFTERMATH_OF and draft.kind in AFTERMATH_OF)
-    if not alike or (draft.bare and not say.INLINE.search(first.headline)):
+    if not alike or (draft.bare and not messages.INLINE.search(first.headline)):
         return False
-    if say.INLINE.search(first.headline):
+    if messages.INLINE.search(first.headline):
         return draft.line - first.line <= TITLE_GAP
     return not first.time and (bool(draft.time) or draft.line - first.line <= TITLE_GAP)
 

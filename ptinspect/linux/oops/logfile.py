@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from ptinspect.linux.oops import messages as say
+from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.deaths import Reader
 from ptinspect.linux.oops.lines import Normaliser, Row, rows
 
@@ -228,4 +228,4 @@ def _next(data: bytes, position: int, hits: dict[bytes, int]) -> int:
 def _triggers(rows: str) -> bool:
     """Tell whether a row, joined with the next one in whichever way it was wrapped, may begin a report."""
     folded, cut = _BLANK.sub(" ", rows), rows.replace("=\n", "").replace("\n", "")
-    return say.TRIGGERS.search(folded) is not None or say.TRIGGERS.search(cut) is not None
+    return messages.TRIGGERS.search(folded) is not None or messages.TRIGGERS.search(cut) is not None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 MAX_COLUMN = 160
 """Characters of a column that is learned."""
-SEEN_TWICE = 2
+ENOUGH = 2
 """Known lines with the same column before it is taken away from others."""
 
 _QUOTE = re.compile(r"[ \t]*(?:>|\|(?=[ \t]|$))[ \t]?")
@@ -105,7 +105,7 @@ class Peeled:
 class Columns:
     """The columns that were learned from a log."""
 
-    seen: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     """Pattern of a column -> the known lines it stood in front of."""
     known: list[re.Pattern[str]] = field(default_factory=list)
     """Those that are taken away, the longest first."""
@@ -117,8 +117,8 @@ class Columns:
         if not column.strip() or len(column) > MAX_COLUMN or _VALUE.search(column) is not None:
             return
         pattern = _shape(column)
-        self.seen[pattern] += 1
-        if self.seen[pattern] == SEEN_TWICE:
+        self.counts[pattern] += 1
+        if self.counts[pattern] == ENOUGH:
             self.known.append(re.compile(pattern))
             self.known.sort(key=lambda known: -len(known.pattern))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptinspect.linux.oops import messages as say
+from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind
 from ptinspect.linux.oops.lines import ELISION, Line
@@ -78,9 +78,9 @@ class Sorter:
 
     def feed(self, line: Line) -> None:
         """Take one line."""
-        if say.TRIGGERS.search(line.text) is not None and self._opening(line):
+        if messages.TRIGGERS.search(line.text) is not None and self._opening(line):
             return
-        if say.BROADCAST.match(line.text):
+        if messages.BROADCAST.match(line.text):
             self.broadcast = line.number
         self._body(line)
 
@@ -99,20 +99,20 @@ class Sorter:
 
     def _opening(self, line: Line) -> bool:
         """Take a line that begins a report or ends the kernel."""
-        if say.SOURCE_CODE.search(line.text) is not None:
+        if messages.SOURCE_CODE.search(line.text) is not None:
             return False
-        panic = say.PANIC.search(line.text)
+        panic = messages.PANIC.search(line.text)
         if panic is not None:
             if "end Kernel panic" in line.text:
                 self._end(line, every=True)
             else:
                 self._panic(line, panic[1].strip(), line.text[panic.start() :])
             return True
-        internal = say.INTERNAL.search(line.text)
+        internal = messages.INTERNAL.search(line.text)
         if internal is not None:
             self._internal(line, internal[1], line.text[internal.start() :])
             return True
-        for kind, pattern in say.HEADLINES:
+        for kind, pattern in messages.HEADLINES:
             match = pattern.search(line.text)
             if match is None:
                 continue
@@ -146,7 +146,7 @@ class Sorter:
             draft.callers.add(line.caller)
 
     def _internal(self, line: Line, reason: str, headline: str) -> None:
-        esr, number = say.oops_esr(reason), say.NUMBER.search(reason)
+        esr, number = messages.oops_esr(reason), messages.NUMBER.search(reason)
         count = int(number[1]) if number is not None else None
         for draft in self.drafts[-64:]:
             if count is not None and draft.number == count and _same(draft.slots.get("esr"), esr):
@@ -194,11 +194,11 @@ class Sorter:
         if not alive:
             return
         text = line.text
-        if say.END.search(text):
+        if messages.END.search(text):
             self._end(line)
-        elif say.CALL_TRACE.search(text) and self._of_the_panic(line):
+        elif messages.CALL_TRACE.search(text) and self._of_the_panic(line):
             pass
-        elif say.CALL_TRACE.search(text):
+        elif messages.CALL_TRACE.search(text):
             fresh = [d for d in alive if not d.trace and not d.in_trace]
             if fresh:
                 draft = self.current if self.current in fresh else fresh[-1]
@@ -208,7 +208,7 @@ class Sorter:
                 draft.in_trace = TRACE_GAP
                 self._fed(draft, line)
         elif not self._values(line, alive) and not self._frames(line, alive):
-            note = say.NOTES.search(text)
+            note = messages.NOTES.search(text)
             target = self.current if self.current in alive else None
             if target is not None and (note is not None or ANCHOR.match(text) is not None):
                 if note is not None and len(target.notes) < MAX_NOTES and note[0] not in target.notes:
@@ -231,15 +231,15 @@ class Sorter:
         if not tracing:
             return False
         draft = tracing[-1]
-        symbol = say.frame(line.text)
+        symbol = messages.frame(line.text)
         if symbol is not None:
             if len(draft.trace) < MAX_FRAMES:
                 draft.trace.append(symbol)
             else:
                 draft.elided = True
-        elif ELISION.match(line.text) or say.DROPPED.search(line.text):
+        elif ELISION.match(line.text) or messages.DROPPED.search(line.text):
             draft.elided = True
-        elif not (say.INLINE.search(line.text) or say.EXCEPTION_STACK.match(line.text)):
+        elif not (messages.INLINE.search(line.text) or messages.EXCEPTION_STACK.match(line.text)):
             over = ANCHOR.match(line.text) is not None or line.text.startswith("Code:")
             draft.in_trace = 0 if over else draft.in_trace - 1
             return False
@@ -253,14 +253,14 @@ class Sorter:
         return known is not None and bool(known.panic) and known.slots.get("cpu") == found.get("cpu", "")
 
     def _store(self, draft: Draft, line: Line) -> None:
-        found, damaged = say.values(line.text)
+        found, damaged = messages.values(line.text)
         draft.damaged.extend(damaged)
         for name, value in found.items():
             draft.slots.setdefault(name, value)
 
     def _values(self, line: Line, alive: list[Draft]) -> bool:
         """Give the values of a line to the report that they fit; False if there are none."""
-        found, damaged = say.values(line.text)
+        found, damaged = messages.values(line.text)
         if not found and not damaged:
             return False
         if found and self.current is not None and self._repeated(found):

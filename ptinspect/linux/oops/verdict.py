@@ -9,6 +9,7 @@ from ptinspect.linux import death
 from ptinspect.linux.death import Verdict, place
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
 from ptinspect.linux.oops.fault_verdict import other_cause
+from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.oops.log_facts import Facts
 from ptinspect.linux.oops.lost_mapping import lost_mapping
 from ptinspect.linux.releases import exception_frames, parse
@@ -29,14 +30,14 @@ def verdict(facts: Facts) -> Verdict:
     bad = incident.bad_stack
     if bad is None:
         return other_cause(incident, facts.esr)
-    if bad.mixed and _foreign(facts):
+    if bad.mixed and _foreign(facts, bad):
         wrong = "lines of several reports are interleaved, and SP fits none of the stacks printed with it"
         return Verdict("unknown", (wrong,), ("which of the interleaved lines belongs to which CPU",))
-    found = death.judge(_known(facts))
-    evidence = dict.fromkeys((*_where(facts), *found.evidence))
+    found = death.judge(_known(facts, bad))
+    evidence = dict.fromkeys((*_where(facts, bad), *found.evidence))
     unknown = list(found.unknown)
     if found.code == "unknown":
-        unknown += _missing(facts) or ["why the kernel found too little stack"]
+        unknown += _missing(bad) or ["why the kernel found too little stack"]
     if bad.damaged:
         unknown.append(f"digits are missing in the log: {', '.join(bad.damaged)}")
     if bad.mixed and bad.doubtful:
@@ -44,19 +45,16 @@ def verdict(facts: Facts) -> Verdict:
     return replace(found, evidence=tuple(evidence), unknown=tuple(unknown))
 
 
-def _foreign(facts: Facts) -> bool:
+def _foreign(facts: Facts, bad: Fault) -> bool:
     """Tell whether SP and x29 of an interleaved report are in none of the stacks printed with it."""
-    bad = facts.incident.bad_stack
-    if bad is None or bad.task_stack is None or bad.sp is None or facts.stack is not None:
+    if bad.task_stack is None or bad.sp is None or facts.stack is not None:
         return False
     x29 = bad.registers.get(29)
     return x29 is None or not any(stack.contains(x29) for stack in bad.stacks)
 
 
-def _known(facts: Facts) -> death.Facts:
+def _known(facts: Facts, bad: Fault) -> death.Facts:
     """Return what the judge needs to know."""
-    bad = facts.incident.bad_stack
-    assert bad is not None
     far = bad.far if _aborted(facts.esr) else None
     stacks = [stack for stack in bad.stacks if stack.base]
     stack = facts.stack
@@ -97,24 +95,16 @@ def _own(esr: Esr | None) -> bool:
     return _aborted(esr) or (esr.ec == EC_BRK and esr.brk_use not in ("", "uprobe"))
 
 
-def _missing(facts: Facts) -> list[str]:
-    bad = facts.incident.bad_stack
-    assert bad is not None
-    missing = [
-        name
-        for name, there in (("SP", bad.sp is not None), ("the stacks' bounds", bool(bad.stacks)))
-        if not there
-    ]
+def _missing(bad: Fault) -> list[str]:
+    missing = [*(["SP"] if bad.sp is None else []), *([] if bad.stacks else ["the stacks' bounds"])]
     if not missing:
         return []
     return [f"{' and '.join(missing)}: not in the log, or damaged", "why there was too little room"]
 
 
-def _where(facts: Facts) -> list[str]:
+def _where(facts: Facts, bad: Fault) -> list[str]:
     """Return in words where SP and FAR lie, and whose ESR it is."""
     incident, stack, esr = facts.incident, facts.stack, facts.esr
-    bad = incident.bad_stack
-    assert bad is not None
     evidence = [REACHED if bad.kind == "bad-stack" else f"{REACHED} (panic: {bad.panic})"]
     if incident.first is not bad:
         evidence.append(f"it came while the kernel reported: {incident.first.headline}")
@@ -125,7 +115,7 @@ def _where(facts: Facts) -> list[str]:
         on = holding(bad.far, stacks) or stack
         if on is not None:
             evidence.append(f"FAR {bad.far:#x} is {place(bad.far, on)}")
-    evidence += _never_set_up(facts)
+    evidence += _never_set_up(bad)
     if esr is not None and esr.ec == EC_BRK and _own(esr):
         evidence.append(
             f"ESR {esr.raw:#x} is of the exception that found no room: {esr.text}; FAR is not its"
@@ -152,10 +142,8 @@ def _where(facts: Facts) -> list[str]:
     return evidence
 
 
-def _never_set_up(facts: Facts) -> list[str]:
+def _never_set_up(bad: Fault) -> list[str]:
     """Return in words that a stack which was printed at address 0 was not there yet."""
-    bad = facts.incident.bad_stack
-    assert bad is not None
     found = []
     for stack in bad.stacks:
         if stack.base:
