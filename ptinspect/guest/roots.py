@@ -78,7 +78,7 @@ def choose(
 def _named(guest: Guest, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
     """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
     from ptinspect.linux.layout.snapshot_layout import encode
-    from ptinspect.linux.running.areas import areas_of
+    from ptinspect.linux.running.user_areas import areas_of
 
     if not half or not mm:
         return Chosen(root, regime, {LOWER: half} if half else {})

@@ -15,7 +15,7 @@ from ptinspect.errors import UserError
 from ptinspect.linux.running import dump_registers as imported
 from ptinspect.linux.running import placement
 from ptinspect.linux.running.dump_registers import Given, derive
-from ptinspect.linux.running.placement import Found
+from ptinspect.linux.running.placement import Placement
 
 IMAGE = 0x4020_0000
 SIZE = 0x20_0000
@@ -54,7 +54,7 @@ def guest(name: str, text_va: int) -> TreeBuilder:
 
 @pytest.fixture(autouse=True)
 def placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Found(PhysAddr(IMAGE), 1.0, "its Image header in RAM")
+    found = Placement(PhysAddr(IMAGE), 1.0, "its Image header in RAM")
     monkeypatch.setattr(placement, "find_image", lambda *_: found)
 
 

@@ -137,7 +137,7 @@ def test_without_the_beginning_the_share_is_an_upper_bound() -> None:
     assert state.state == "in-progress"
     assert work(snapshot, state, 40) == Work(40, 9, seen=True)
     found = work(snapshot, state)
-    assert (found.left, found.seen) == (9, False)
+    assert (found.left, found.exact) == (9, False)
     assert found.total == 94 + 9 and found.percent > work(snapshot, state, 40).percent
 
 

@@ -93,7 +93,7 @@ def _report(found: Standing, cpus: list[dict[str, Any]], flag: str) -> Report:
         "percent": round(work.percent, 3),
         "to_rewrite": work.total,
         "left": work.left,
-        "seen_to_begin": work.seen,
+        "seen_to_begin": work.exact,
         "levels": levels,
         "frontier": {"registers": frontier_json(by_registers), "tables": frontier_json(by_tables)},
         "agree": agree,
@@ -149,9 +149,9 @@ def _share(work: Work, state: KptiState) -> str:
         c = state.counts
         tables = c.table_descriptors - c.table_descriptors_marked
         return f"{c.leaves - c.leaves_ng} leaves are global, {tables} tables have no mark"
-    done, most = work.total - work.left, "" if work.seen else "at most "
+    done, most = work.total - work.left, "" if work.exact else "at most "
     text = f"{done} of {work.total} descriptors are rewritten ({most}{work.percent:.1f} %)"
-    if not work.seen:
+    if not work.exact:
         text += "; the walk was not seen to begin, and what was nG before it is counted as done"
     return text
 

@@ -27,7 +27,7 @@ class Work:
     """All of them."""
     left: int
     """Those that are still to be stored."""
-    seen: bool
+    exact: bool
     """True if they were counted before the first one was stored. Otherwise what was nG before is not known,
     and leaves that the walk has passed are counted as its work: the share is an upper bound."""
 
@@ -85,8 +85,8 @@ def work(snapshot: Snapshot, state: KptiState, total: int | None = None) -> Work
     if state.state == "after" and state.position is None:
         left = 0
     if total is None:
-        return Work(left + passed, left, seen=not place)
-    return Work(max(total, left), left, seen=True)
+        return Work(left + passed, left, exact=not place)
+    return Work(max(total, left), left, exact=True)
 
 
 def by_percent(snapshot: Snapshot, state: KptiState, percent: float, total: int | None = None) -> Target:

@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import zstandard
 
@@ -98,25 +98,21 @@ class Log:
 
     def _unpacked(self) -> BinaryIO:
         head = self._file.read(HEAD)
-        joined = _opened(_Joined(head, self._file))
+        joined = cast(BinaryIO, _Joined(head, self._file))
         self._packed = True
         if head.startswith(b"\x1f\x8b"):
-            return _opened(gzip.GzipFile(fileobj=joined))
+            return cast(BinaryIO, gzip.GzipFile(fileobj=joined))
         if head.startswith(b"\xfd7zXZ\x00"):
-            return _opened(lzma.LZMAFile(joined))
+            return cast(BinaryIO, lzma.LZMAFile(joined))
         if head.startswith(b"BZh"):
-            return _opened(bz2.BZ2File(joined))
+            return cast(BinaryIO, bz2.BZ2File(joined))
         if head.startswith(b"\x28\xb5\x2f\xfd"):
             with suppress(zstandard.ZstdError):
                 size = zstandard.get_frame_parameters(head).content_size
                 self._expected = -1 if size == zstandard.CONTENTSIZE_UNKNOWN else size
-            return _opened(zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True))
+            return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True))
         self._packed = False
         return joined
-
-
-def _opened(stream: object) -> BinaryIO:
-    return stream  # type: ignore[return-value]
 
 
 class _Joined(io.RawIOBase):

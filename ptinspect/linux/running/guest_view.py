@@ -14,7 +14,7 @@ from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import MemberOffsets
-from ptinspect.linux.running.placement import Found, mismatch
+from ptinspect.linux.running.placement import Placement, mismatch
 from ptinspect.linux.running.swapper import RootFound, maps_kernel
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.snapshot.model import Root
@@ -67,7 +67,7 @@ class GuestView:
         """Return image address, KASLR offset and root as far as this view, or an earlier one, found them."""
         pa, offset, table = self._previous or (None, None, None)
         found = self.__dict__.get("_placement")
-        if isinstance(found, Found) and found.settled:
+        if isinstance(found, Placement) and found.settled:
             pa = int(found.pa)
         root = self.__dict__.get("_root")
         if isinstance(root, RootFound) and root.kaslr_offset is not None:
@@ -102,7 +102,7 @@ class GuestView:
         return Locator(self.memory, self.states, self.image, self.ram, lambda: self.regime, hint)
 
     @cached_property
-    def _placement(self) -> Found | None:
+    def _placement(self) -> Placement | None:
         return self._locator.find_image()
 
     @property
@@ -111,7 +111,7 @@ class GuestView:
         return bool(self._locator.led())
 
     @property
-    def placement(self) -> Found:
+    def placement(self) -> Placement:
         """Where the image lies in memory, and how that is known.
 
         Raises GuestError if it is not known, KernelFileError if memory holds another kernel's code.

@@ -11,7 +11,7 @@ from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.errors import GuestError, RegimeError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.running import placement, swapper
-from ptinspect.linux.running.placement import Found
+from ptinspect.linux.running.placement import Placement
 from ptinspect.linux.running.swapper import Candidate, RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
@@ -39,7 +39,7 @@ class Locator:
     """Image address, KASLR offset and the kernel's own root at an earlier stop."""
     _executable: dict[int, list[swapper.Run]] = field(default_factory=dict)
 
-    def find_image(self) -> Found | None:
+    def find_image(self) -> Placement | None:
         """Find the image: where registers lead, by its header, by its code where tables map it or in RAM.
 
         There may be several copies: a firmware reads the image to one place, the EFI stub moves it to
@@ -113,7 +113,7 @@ class Locator:
             self._executable[root] = swapper.executable_runs(self.memory, root, self.regime())[:MAX_RUNS]
         return self._executable[root]
 
-    def find_root(self, known: Found | None) -> RootFound:
+    def find_root(self, known: Placement | None) -> RootFound:
         """Find the kernel's own root table, given where its image lies.
 
         A table that cannot be confirmed is returned all the same, marked as such. Raises RegimeError or
@@ -142,7 +142,7 @@ class Locator:
         doubt = "which mapped the kernel image at an earlier stop and does not any more"
         return RootFound(found.pa, f"{found.name}, {doubt}", None, confirmed=False, damaged=True)
 
-    def _confirm(self, candidate: Candidate, known: Found | None) -> RootFound | None:
+    def _confirm(self, candidate: Candidate, known: Placement | None) -> RootFound | None:
         """Return the root if it maps the kernel, with what that tells about KASLR."""
         regime, image = self.regime(), self.image
         if image is None or known is None:
@@ -152,7 +152,7 @@ class Locator:
         offsets = swapper.likely_offsets(self.states, image, self.hint[1])
         return self._first_proved(candidate, image, known, offsets)
 
-    def _scan(self, candidate: Candidate, known: Found | None) -> RootFound | None:
+    def _scan(self, candidate: Candidate, known: Placement | None) -> RootFound | None:
         """Return the root if the kernel is mapped anywhere under it."""
         regime, image = self.regime(), self.image
         if image is None or known is None:
@@ -162,7 +162,7 @@ class Locator:
         return self._first_proved(candidate, image, known, offsets)
 
     def _first_proved(
-        self, candidate: Candidate, image: KernelImage, known: Found, offsets: Iterable[int]
+        self, candidate: Candidate, image: KernelImage, known: Placement, offsets: Iterable[int]
     ) -> RootFound | None:
         """Return the root with the first of some KASLR offsets with which it maps the image where it lies."""
         for offset in offsets:
@@ -182,7 +182,7 @@ class Locator:
         raise GuestError("the guest has no kernel tables yet (TTBR1 is 0)", "let it run further")
 
 
-def _say(candidate: Candidate, image: KernelImage, known: Found, offset: int) -> str:
+def _say(candidate: Candidate, image: KernelImage, known: Placement, offset: int) -> str:
     """Return why a root is the right one, in words."""
     text = candidate.name
     if "symbol" not in text and "swapper_pg_dir" in image.symbols:

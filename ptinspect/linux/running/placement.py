@@ -28,7 +28,7 @@ _MAGIC_WORD = int.from_bytes(b"ARMd", "little")
 
 
 @dataclass(frozen=True)
-class Found:
+class Placement:
     """Where the image lies."""
 
     pa: PhysAddr
@@ -48,13 +48,13 @@ class Found:
 
 def find_image(
     memory: PhysicalMemory, image: KernelImage, ram: Sequence[RamBlock], hint: int | None = None
-) -> Found | None:
+) -> Placement | None:
     """Find the image in guest RAM by its header and its code.
 
     Returns None if no place of RAM holds such a header. If there are some, but another kernel's
     code follows each, the answer's `match` is below ENOUGH.
     """
-    best: Found | None = None
+    best: Placement | None = None
     for pa, header in headers(memory, ram, image.text_offset, hint):
         if image.header is not None and (header.image_size, header.entry_offset) != (
             image.header.image_size,
@@ -63,7 +63,7 @@ def find_image(
             match: float | None = 0.0
         else:
             match = compare(memory, image, pa)
-        found = Found(PhysAddr(pa), match, "its Image header in RAM")
+        found = Placement(PhysAddr(pa), match, "its Image header in RAM")
         if found.agrees:
             return found
         best = found if best is None or (match or 0.0) > (best.match or 0.0) else best
@@ -76,7 +76,7 @@ def find_code(
     ram: Sequence[RamBlock],
     hint: int | None = None,
     boundary: int = BOUNDARY,
-) -> Found | None:
+) -> Placement | None:
     """Find the image in guest RAM by its code alone, at `hint` first; None if it is nowhere."""
     places = itertools.chain([] if hint is None else [hint], code_places(memory, image, ram, boundary))
     return first_matching(memory, image, ((pa, "its code in RAM") for pa in places))
@@ -84,12 +84,12 @@ def find_code(
 
 def first_matching(
     memory: PhysicalMemory, image: KernelImage, places: Iterable[tuple[int, str]]
-) -> Found | None:
+) -> Placement | None:
     """Return the first of some addresses, each with its provenance, at which the image's code is."""
     for pa, provenance in places:
         match = compare(memory, image, pa)
         if match is not None and match >= ENOUGH:
-            return Found(PhysAddr(pa), match, provenance)
+            return Placement(PhysAddr(pa), match, provenance)
     return None
 
 
@@ -107,7 +107,7 @@ def code_places(
         yield from _with_code(memory, image, places)
 
 
-def find_near(memory: PhysicalMemory, image: KernelImage, addresses: Sequence[int]) -> Found | None:
+def find_near(memory: PhysicalMemory, image: KernelImage, addresses: Sequence[int]) -> Placement | None:
     """Find the image that one of these addresses lies in, by its code; None if there is none.
 
     The EFI stub puts a kernel at a multiple of 64 KiB (EFI_BOUNDARY), not of 2 MiB, where it chooses freely.
@@ -195,7 +195,7 @@ def compare(memory: PhysicalMemory, image: KernelImage, pa: int) -> float | None
     return same / total if total else None
 
 
-def mismatch(image: KernelImage, found: Found) -> KernelFileError:
+def mismatch(image: KernelImage, found: Placement) -> KernelFileError:
     """Return the error for a kernel file that is another kernel's."""
     share = 0.0 if found.match is None else found.match
     how = "another kernel's header" if not share else f"{share:.0%} of its instructions agree with memory"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import pytest
 
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.linux.running import areas
-from ptinspect.linux.running.areas import areas_of
+from ptinspect.linux.running import user_areas
+from ptinspect.linux.running.user_areas import areas_of
 
 BASE = 0xFFFF_0000_1000_0000
 LIST = {"mm_struct.mmap": 0, "vm_area_struct.vm_next": 16}
@@ -218,7 +218,7 @@ def test_a_list_without_an_end() -> None:
 
 
 def test_too_many_areas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(areas, "MAX_AREAS", 3)
+    monkeypatch.setattr(user_areas, "MAX_AREAS", 3)
     kernel = Kernel(LIST)
     kernel.chain([kernel.area(0x1000 * i, 0x1000 * (i + 1)) for i in range(5)])
     assert said(kernel) == (3, "more than 3 areas")
@@ -249,7 +249,7 @@ def test_damaged_trees(monkeypatch: pytest.MonkeyPatch) -> None:
         kernel.put(kernel.mm + 72, bad)
         assert said(kernel) == (0, f"the areas could not be read: {bad:#x} is no {what} of a maple tree")
     kernel.put(kernel.mm + 72, root)
-    monkeypatch.setattr(areas, "MAX_NODES", 5)
+    monkeypatch.setattr(user_areas, "MAX_NODES", 5)
     assert said(kernel)[1].endswith("the maple tree has no end")
 
 
