@@ -171,12 +171,9 @@ class Guest:
 
     def stack(self, cpu: int | None = None) -> Depth:
         """Examine the kernel stack of a CPU (default: the one that stopped): bounds, use, frames."""
-        from ptinspect.guest.kernel_stacks import open_stacks
-        from ptinspect.stack.depth import depth_of_cpu
+        from ptinspect.guest.kernel_stacks import depth
 
-        session = self.context.stopped
-        number = session.current_cpu if cpu is None else cpu
-        return depth_of_cpu(open_stacks(self.context.guest), session.cpu_state(number))
+        return depth(self.context.guest, cpu)
 
     def until(self, *places: str | int, timeout: float = 60.0) -> StopInfo:
         """Run until one of these addresses or symbols is reached. Raises TargetTimeout; it stands then."""

@@ -10,10 +10,10 @@ from fakes import FakeSession, build_registry, run, text
 from stack_guest import SIZE, StackGuest
 
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.stack import depths
 from ptinspect.linux.image.btf import BtfTypes
 from ptinspect.linux.running.stack_pages import misled
 from ptinspect.linux.running.stacks import Stacks
-from ptinspect.output.views.stack import depths
 from ptinspect.stack.depth import depth_of_cpu
 from ptinspect.stack.kernel_code import KernelCode
 

@@ -62,6 +62,15 @@ def whole(minimum: int, maximum: int) -> Callable[[str], int]:
     return read
 
 
+def either(*words: str, other: Callable[[str], Read]) -> Callable[[str], Read | str]:
+    """Return a type that takes one of these words as it is, and reads all else by another type."""
+    return lambda text: text if text in words else other(text)
+
+
+PID = whole(0, 1 << 22)
+"""The type of a thread's id."""
+
+
 def seconds(text: str) -> float:
     """Read a time in seconds: 30, 0.5, 30s, 2m. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|ms)?", text)

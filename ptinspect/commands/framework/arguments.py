@@ -14,12 +14,8 @@ CPU_NUMBER = argtypes.completes("cpu", argtypes.whole(0, 1023))
 """The type of `--cpu`."""
 
 
-def cpu_or_all(text: str) -> int | str:
-    """Read the number of a CPU, or `all`."""
-    return "all" if text == "all" else argtypes.whole(0, 1023)(text)
-
-
-argtypes.completes("cpu", cpu_or_all)
+CPU_OR_ALL = argtypes.completes("cpu", argtypes.either("all", other=argtypes.whole(0, 1023)))
+"""The same, where all of them may be shown."""
 argtypes.completes("root", root_choice)
 
 
@@ -30,7 +26,7 @@ def cpu_argument(meaning: str = "whose registers count (default: the one that st
 
 def cpu_or_all_argument(meaning: str) -> Argument:
     """Declare `--cpu` for a command that may show all of them."""
-    return argument("--cpu", type=cpu_or_all, metavar="N|all", help=meaning)
+    return argument("--cpu", type=CPU_OR_ALL, metavar="N|all", help=meaning)
 
 
 CPU = cpu_argument()

@@ -131,10 +131,6 @@ def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
     return used.as_json(), [Note(str(used), "dim")]
 
 
-def _number(text: str) -> int | str:
-    return "all" if text == "all" else argtypes.whole(0, 1 << 31)(text)
-
-
 @command(
     "delete",
     aliases=("d",),
@@ -142,7 +138,13 @@ def _number(text: str) -> int | str:
     summary="Delete breakpoints",
     example="delete 1",
     arguments=(
-        argument("numbers", nargs="*", type=_number, metavar="N", help="numbers of breakpoints, or: all"),
+        argument(
+            "numbers",
+            nargs="*",
+            type=argtypes.either("all", other=argtypes.whole(0, 1 << 31)),
+            metavar="N",
+            help="numbers of breakpoints, or: all",
+        ),
     ),
     result=DeleteResult,
     needs=Needs.STOPPED,

@@ -1,38 +1,118 @@
-"""`stack`, `stack tasks`: how deep kernel stacks are, and how deep they have been."""
+"""`stack`: which stack SP is on, how full it is, and its frames."""
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import add_cpu_option
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
-from ptinspect.errors import GuestError
-from ptinspect.guest.kernel_stacks import open_stacks, task_of
+from ptinspect.commands.framework.arguments import cpu_or_all_argument
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.kernel_stacks import (
+    FRAMES,
+    depth,
+    depth_of_sleeper,
+    open_stacks,
+    running_known,
+    task_of,
+)
 from ptinspect.guest.names import cpu_state, need_registers
-from ptinspect.output.model import Note, Report
-from ptinspect.output.views import stack as views
+from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.linux.running.stacks import Stacks
+    from ptinspect.linux.running.stacks import Position, Stack
+    from ptinspect.linux.running.tasks import Task
     from ptinspect.stack.depth import Depth
+    from ptinspect.stack.kernel_code import KernelCode
+    from ptinspect.stack.unwind import Frame
 
-SHOWN = 20
-"""Tasks shown to people unless --all."""
+KINDS = {
+    "task": "task stack",
+    "irq": "IRQ stack",
+    "overflow": "overflow stack",
+    "sdei-normal": "SDEI stack, normal",
+    "sdei-critical": "SDEI stack, critical",
+    "idmap": "no known stack (identity map)",
+    "user": "user code; kernel stack",
+    "none": "no known stack",
+}
+WHAT = {"exception": "exception frame", "user": "entry from user mode", "end": "the last one, up to the top"}
+LITTLE = 0.25
+"""Part of a stack below which what is free is shown as bad."""
+MAY_HAVE_RUN = "the file does not tell whether the task ran: if it did, this is where it last slept"
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add_cpu_option(parser, "whose stack (default: the CPU that stopped)", every=True)
-    add("--task", metavar="PID", type=argtypes.whole(0, 1 << 22), help="the stack of this task instead")
-    add("-n", dest="limit", type=argtypes.whole(1, 10_000), default=256, metavar="N", help="at most N frames")
+@dataclass(frozen=True)
+class TaskResult:
+    """A task."""
+
+    comm: str
+    pid: int
+    tgid: int
+    address: VirtAddr
 
 
-def _configure_tasks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help=f"show all of them, not {SHOWN}")
+@dataclass(frozen=True)
+class FrameResult:
+    """One frame."""
+
+    pc: VirtAddr
+    symbol: str
+    sp: VirtAddr
+    size: int
+    kind: str
+    stack: str
+    exact: bool
+    count: int
+
+
+@dataclass(frozen=True)
+class BoundsResult:
+    """A stack further up the chain."""
+
+    kind: str
+    base: VirtAddr
+    top: VirtAddr
+
+
+@dataclass(frozen=True)
+class DepthResult:
+    """The stack of one CPU, or of a task that sleeps."""
+
+    cpu: int | None
+    kind: str
+    base: VirtAddr | None
+    top: VirtAddr | None
+    size: int | None
+    sp: VirtAddr
+    used: int | None
+    free: int | None
+    used_percent: float | None
+    free_percent: float | None
+    task: TaskResult | None
+    end_magic_intact: bool | None
+    mmu_on: bool
+    identity_map: bool
+    end_mark_doubt: str
+    elsewhere: str
+    how: str
+    note: str
+    frames: Sequence[FrameResult]
+    frames_end: str
+    frames_complete: bool
+    other_stacks: Sequence[BoundsResult]
+
+
+@dataclass(frozen=True)
+class StackResult(DepthResult):
+    """The stack that the command is about, and those of all CPUs that were asked for."""
+
+    cpus: Sequence[DepthResult]
+    doubt: str | Absent = ABSENT
 
 
 @command(
@@ -40,110 +120,174 @@ def _configure_tasks(parser: argparse.ArgumentParser) -> None:
     group="Stack",
     summary="Show which stack SP is on, how full it is, and its frames",
     example="stack --cpu all",
+    arguments=(
+        cpu_or_all_argument("whose stack (default: the CPU that stopped)"),
+        argument("--task", metavar="PID", type=argtypes.PID, help="the stack of this task instead"),
+        argument(
+            "-n",
+            dest="limit",
+            type=argtypes.whole(1, 10_000),
+            default=FRAMES,
+            metavar="N",
+            help="at most N frames",
+        ),
+    ),
+    result=StackResult,
     needs=Needs.STOPPED,
-    configure=_configure,
     details="Task, IRQ, overflow and SDEI stacks; comm, PID, base, top, SP, bytes used and free; each "
     "frame with its own size in bytes, through exception frames and changes of stack. Right with the "
     "MMU off too: the bytes are reached through the kernel's own tables.",
     expectable=True,
 )
-def stack(ctx: Context, args: argparse.Namespace) -> Report:
+def stack(
+    guest: Guest, *, cpu: int | str | None = None, task: int | None = None, limit: int = FRAMES
+) -> Report:
     """Show the stack of one CPU, of all, or of a task."""
-    from ptinspect.stack.depth import depth_of_cpu, depth_of_task
     from ptinspect.stack.kernel_code import KernelCode
 
-    session = ctx.stopped
-    found = open_stacks(ctx.guest)
-    code = KernelCode(found.view)
-    if args.task is not None:
-        task = task_of(found, args.task)
-        if task.cpu is None:
-            depth = _compared(ctx, found, depth_of_task(found, task, args.limit))
-            return _doubted(ctx, views.depths([depth], code))
-        args.cpu = task.cpu
-    need_registers(ctx.guest)
-    if args.cpu == "all":
-        cpus = range(session.cpu_count)
-    else:
-        cpu = cpu_state(ctx.guest, args.cpu).cpu
-        cpus = range(cpu, cpu + 1)
-    depths = [depth_of_cpu(found, session.cpu_state(cpu), args.limit) for cpu in cpus]
-    return views.depths([_compared(ctx, found, depth) for depth in depths], code)
+    stacks = open_stacks(guest)
+    code = KernelCode(stacks.view)
+    if task is not None:
+        found = task_of(stacks, task)
+        if found.cpu is None:
+            doubt = "" if running_known(guest) else MAY_HAVE_RUN
+            return depths([depth_of_sleeper(guest, found, limit)], code, doubt)
+        cpu = found.cpu
+    need_registers(guest)
+    cpus = range(guest.stopped.cpu_count) if isinstance(cpu, str) else [cpu_state(guest, cpu).cpu]
+    return depths([depth(guest, number, limit) for number in cpus], code)
 
 
-def _compared(ctx: Context, found: Stacks, depth: Depth) -> Depth:
-    """Say of a stack without its end mark whether snapshots show that it led to other memory."""
-    from ptinspect.stack.verdict_facts import leads_elsewhere
-
-    stack = depth.position.stack
-    if depth.end_magic_intact is not False or stack is None:
-        return depth
-    newest = sorted(ctx.snapshots.values(), key=lambda s: s.meta.created, reverse=True)
-    text = leads_elsewhere(found, stack, newest)
-    return replace(depth, end_magic_intact=None, doubt="", elsewhere=text) if text else depth
+def depths(found: Sequence[Depth], code: KernelCode, doubt: str = "") -> Report:
+    """Show the stacks of one or more CPUs; the first is the one the command is about."""
+    rows = [_result(depth, code) for depth in found]
+    body = [part for depth in found for part in _body(depth, code)]
+    if doubt:
+        body.append(Note(doubt, "changed"))
+    return Report(StackResult(**vars(rows[0]), cpus=rows, doubt=doubt or ABSENT), body)
 
 
-UNSURE = "saved, unless it ran"
-"""How the stack pointer of a task is known where nothing tells which tasks the CPUs ran."""
+def task_result(task: Task) -> TaskResult:
+    """Return a task as results have it."""
+    return TaskResult(escape(task.comm), task.pid, task.tgid, VirtAddr(task.address))
 
 
-def _sure(ctx: Context) -> bool:
-    """Tell whether it is known which tasks the CPUs run: not in a file, which has no SP_EL0 of theirs."""
-    session = ctx.stopped
-    states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
-    return ctx.guest.imported is None or all("SP_EL0" in s.system for s in states)
+def _result(depth: Depth, code: KernelCode) -> DepthResult:
+    position, unwound = depth.position, depth.unwound
+    stack, task, used, free = position.stack, position.task, position.used, position.free
+    return DepthResult(
+        cpu=position.cpu if position.cpu >= 0 else None,
+        kind=position.kind,
+        base=None if stack is None else VirtAddr(stack.base),
+        top=None if stack is None else VirtAddr(stack.top),
+        size=None if stack is None else stack.size,
+        sp=VirtAddr(position.sp),
+        used=used,
+        free=free,
+        used_percent=_percent(used, stack),
+        free_percent=_percent(free, stack),
+        task=None if task is None else task_result(task),
+        end_magic_intact=depth.end_magic_intact,
+        mmu_on=position.mmu_on,
+        identity_map=position.identity,
+        end_mark_doubt=depth.doubt,
+        elsewhere=depth.elsewhere,
+        how="" if stack is None else stack.how,
+        note=position.note,
+        frames=[_frame(frame, code) for frame in unwound.frames],
+        frames_end=unwound.ended,
+        frames_complete=unwound.complete,
+        other_stacks=[BoundsResult(s.kind, VirtAddr(s.base), VirtAddr(s.top)) for s in depth.other_stacks],
+    )
 
 
-def _doubted(ctx: Context, report: Report) -> Report:
-    """Say of a task in a file that it may have been running."""
-    if _sure(ctx):
-        return report
-    note = "the file does not tell whether the task ran: if it did, this is where it last slept"
-    return Report({**report.result, "doubt": note}, (*report.body, Note(note, "changed")), report.exit_code)
+def _percent(part: int | None, stack: Stack | None) -> float | None:
+    return None if stack is None or part is None or not stack.size else round(100 * part / stack.size, 1)
 
 
-@command(
-    "stack tasks",
-    group="Stack",
-    summary="Show the stacks of all tasks, least free space first",
-    example="stack tasks --all",
-    needs=Needs.STOPPED,
-    configure=_configure_tasks,
-    details="From the saved SP of tasks that sleep and the live SP of those that run; with the deepest "
-    "point ever reached, where the unused part is still zero or painted.",
-)
-def tasks(ctx: Context, args: argparse.Namespace) -> Report:
-    """List the stacks of all tasks."""
-    from ptinspect.stack.depth import with_true_sp
-    from ptinspect.stack.highwater import high_water, read_stacks
-
-    found = open_stacks(ctx.guest)
-    listed = found.tasks.all()
-    live = {}
-    for state in found.view.states:
-        position = found.locate(with_true_sp(found, state))
-        if position.stack is not None and position.stack.kind == "task":
-            live[position.stack.base] = position
-    stacks = [found.of_task(task) for task in listed.tasks]
-    words = read_stacks(found.view, stacks)
-    rows = []
-    saved = "saved" if _sure(ctx) else UNSURE
-    for task, own in zip(listed.tasks, stacks, strict=True):
-        here = live.get(own.base)
-        sp = task.saved_sp if here is None else here.sp
-        how = saved if here is None else f"live, cpu {here.cpu}"
-        if here is None and task.cpu is not None:
-            how = f"on another stack, cpu {task.cpu}"
-        content = words.get(own.base)
-        magic = None if content is None else int(content[0]) == _magic() or found.end_magic(own)
-        rows.append(views.TaskRow(task, own, sp, how, magic, high_water(own, content)))
-    rows.sort(key=lambda row: (row.least, row.task.pid))
-    if not rows:
-        raise GuestError("no task was found")
-    return views.tasks(rows, listed.incomplete, None if args.all else ctx.rows(SHOWN))
+def _frame(frame: Frame, code: KernelCode) -> FrameResult:
+    return FrameResult(
+        pc=VirtAddr(frame.pc),
+        symbol=code.symbol(frame.pc, returns=frame.returns),
+        sp=VirtAddr(frame.sp),
+        size=frame.size,
+        kind=frame.kind,
+        stack=frame.stack,
+        exact=frame.exact,
+        count=frame.count,
+    )
 
 
-def _magic() -> int:
-    from ptinspect.linux.running.member_offsets import STACK_END_MAGIC
+def _body(depth: Depth, code: KernelCode) -> list[Note | Table]:
+    """Show one stack to people: a headline, its bounds, its frames."""
+    position = depth.position
+    body: list[Note | Table] = [Note(_headline(depth), _style_of(position))]
+    if position.stack is not None:
+        stack = position.stack
+        text = f"{stack.base:#x} to {stack.top:#x}, {stack.size} bytes; SP {position.sp:#x}"
+        lost = f"; NO END MARK: {depth.doubt}" if depth.doubt else "; END MARK DESTROYED"
+        magic = {True: "; end mark intact", False: lost, None: ""}[depth.end_magic_intact]
+        body.append(Note(text + magic, "bad" if depth.end_magic_intact is False else "plain"))
+        if depth.elsewhere:
+            body.append(Note(f"THE MAPPING LEADS ELSEWHERE: {depth.elsewhere}; it is not the stack", "bad"))
+        body.append(Note(f"known by {stack.how}", "dim"))
+    mode = _mode(position)
+    if mode:
+        body.append(Note(mode, "changed"))
+    if depth.unwound.frames:
+        body.append(_frames_table(depth.unwound.frames, code))
+        body.append(Note(f"the chain ends: {escape(depth.unwound.ended)}", "dim"))
+    return body
 
-    return STACK_END_MAGIC
+
+def _headline(depth: Depth) -> str:
+    """Say in one line whose stack it is and how full: `cpu 0: task stack of init (1): 800 of 16384 …`."""
+    position = depth.position
+    cpu = f"cpu {position.cpu}: " if position.cpu >= 0 else ""
+    whose = f" of {position.task.label}" if position.task is not None and position.kind != "irq" else ""
+    stack = position.stack
+    if stack is None or position.used is None or position.free is None:
+        return f"{cpu}{KINDS[position.kind]}{whose}: SP {position.sp:#x}; {position.note}"
+    percent = 100 * position.used / stack.size
+    return (
+        f"{cpu}{KINDS[position.kind]}{whose}: {position.used} of {stack.size} bytes used "
+        f"({percent:.1f} %), {position.free} free"
+    )
+
+
+def _style_of(position: Position) -> Style:
+    """Choose the colour of a stack by what is free of it."""
+    if position.stack is None or position.free is None:
+        return "changed"
+    return "bad" if position.free < LITTLE * position.stack.size else "title"
+
+
+def _mode(position: Position) -> str:
+    if position.identity:
+        mmu = "on" if position.mmu_on else "off"
+        return f"the CPU runs in the identity map, MMU {mmu}: SP is a virtual address all the same"
+    return position.note if position.kind in ("user", "none") or position.note else ""
+
+
+def _frames_table(frames: Sequence[Frame], code: KernelCode) -> Table:
+    """List frames, each with its own size."""
+    rows: list[tuple[Cell, ...]] = []
+    for number, frame in enumerate(frames):
+        what = WHAT.get(frame.kind, "")
+        if frame.kind == "unwritten":
+            what = f"{frame.count} exceptions of {frame.size // frame.count} bytes that could not be stored"
+        size = str(frame.size) if frame.exact else f"{frame.size}?"
+        symbol = code.symbol(frame.pc, returns=frame.returns)
+        style: Style = "bad" if frame.kind == "unwritten" else "plain"
+        rows.append(
+            (str(number), Styled(f"{frame.sp:#x}", "address"), size, frame.stack, symbol, Styled(what, style))
+        )
+    columns = (
+        Column("#", "right"),
+        Column("sp"),
+        Column("bytes", "right"),
+        Column("stack"),
+        Column("function"),
+        Column("what"),
+    )
+    return Table(columns, rows)

@@ -16,7 +16,6 @@ from ptinspect.commands.stack.guard_wires import Armed
 from ptinspect.errors import KernelFileError, PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.output.model import Note, Report, escape, hex_address
-from ptinspect.output.views.stack import named
 
 if TYPE_CHECKING:
     from ptinspect.link.session import StopInfo
@@ -226,7 +225,7 @@ def _tripped(ctx: Context, run: Run, result: dict[str, Any]) -> Report:
     if run.near is not None:
         left = session.cpu_state(cpu).sp - run.near.base
         room = f"{left} bytes are left" if left >= 0 else f"SP is {-left} bytes below the base"
-        alarm = f"{room} on the stack of {named(run.near.task)}, and the margin is {run.margin}"
+        alarm = f"{room} on the stack of {run.near.owner}, and the margin is {run.margin}"
         if told.result["code"] in ("unknown", "not-a-stack-problem"):
             evidence = [Note(f"  - {line}") for line in told.result["evidence"]]
             text = f"no fault of the stack has happened: {alarm}"

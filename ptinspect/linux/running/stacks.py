@@ -42,6 +42,11 @@ class Stack(StackRange):
     how: str = ""
     """How its bounds are known."""
 
+    @property
+    def owner(self) -> str:
+        """The task that it belongs to, `init (1)`, or the CPU, `cpu 0`."""
+        return f"cpu {self.cpu}" if self.task is None else self.task.label
+
 
 @dataclass(frozen=True)
 class Position:

@@ -18,6 +18,7 @@ from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.member_offsets import COMM_BYTES
 from ptinspect.linux.running.percpu import per_cpu_offset, per_cpu_pointer
+from ptinspect.text import escape
 
 MAX_TASKS = 32_768
 """Tasks that a walk of the list collects at most (Linux PID_MAX_DEFAULT)."""
@@ -53,6 +54,11 @@ class Task:
     def printable(self) -> str:
         """Its name, with `?` for what cannot be printed."""
         return "".join(c if c.isprintable() else "?" for c in self.comm)
+
+    @property
+    def label(self) -> str:
+        """Its name, escaped, and its thread id: `init (1)`."""
+        return f"{escape(self.comm)} ({self.pid})"
 
 
 @dataclass(frozen=True)
