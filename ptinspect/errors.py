@@ -30,13 +30,6 @@ class PtinspectError(Exception):
         self.hint = hint
 
 
-class CheckFailed(PtinspectError):
-    """Report that a check or an expectation of the user's did not hold."""
-
-    kind = "check"
-    exit_code = EXIT_CHECK
-
-
 class UserError(PtinspectError):
     """Report a command, argument or input file that cannot be used as given."""
 

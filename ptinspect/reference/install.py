@@ -13,8 +13,8 @@ from ptinspect.errors import TargetError
 from ptinspect.reference import apt, cache, deb, initrd, pins
 from ptinspect.reference.apt import Package, Progress, Suite, SuiteUnavailable
 from ptinspect.reference.cache import Manifest, Source, StoredFile
-from ptinspect.reference.guests import Guest, from_manifest, installed
-from ptinspect.reference.pins import DEFAULT_GUEST, GuestSpec, PinnedPackage
+from ptinspect.reference.guests import Guest, from_manifest
+from ptinspect.reference.pins import GuestSpec, PinnedPackage
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -56,7 +56,10 @@ class Installer:
         self._end.close()
 
     def install(self, name: str, *, again: bool = False) -> Guest:
-        """Install one guest, as `install_guest` does; `again` replaces what is there."""
+        """Return a guest, installed unless it is there, or `again`; a stand-in where the archive lacks it.
+
+        Raises UserError for an unknown name, TargetError if neither it nor a stand-in can be installed.
+        """
         spec = self._table.guest(name)
         try:
             manifest = None if again else cache.read(name)
@@ -203,19 +206,6 @@ class Installer:
         )
         path.unlink()
         return [found.get(pattern) for pattern in patterns]
-
-
-def install_guest(name: str = DEFAULT_GUEST, progress: Progress = no_progress) -> Guest:
-    """Install a guest unless it is there, and return it; a stand-in where the archive lacks it.
-
-    Raises UserError for an unknown name, TargetError if neither it nor a stand-in can be installed.
-    """
-    pins.load().guest(name)
-    found = installed(name)
-    if found is not None and found.name == name:
-        return found
-    with Installer(progress) as installer:
-        return installer.install(name)
 
 
 def _apt_directory() -> Path:

@@ -42,14 +42,6 @@ class Attempt:
     """The command with its arguments; None if they make no sense."""
 
 
-def run_line(ctx: Context, printer: Printer, line: Line) -> int:
-    """Run one line, print its answer or its error, and return its exit code.
-
-    What is no PtinspectError is a bug and goes to the caller.
-    """
-    return attempt(ctx, printer, line).outcome.code
-
-
 def attempt(
     ctx: Context,
     printer: Printer,

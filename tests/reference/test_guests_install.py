@@ -13,7 +13,7 @@ from local_archive import TRUST, LocalArchive
 
 from ptinspect.errors import TargetError, UserError
 from ptinspect.reference import cache, guests, pins
-from ptinspect.reference.install import Installer, install_guest
+from ptinspect.reference.install import Installer
 from ptinspect.reference.pins import BusyboxSpec, Data, GuestSpec, PinnedPackage
 
 KERNEL = b"kernel of 5.10 " * 100
@@ -155,13 +155,6 @@ def test_what_is_installed_needs_no_archive(world: World) -> None:
     first = world.install()
     world.archive.drop("old")
     assert world.install() == first
-
-
-def test_what_is_installed_needs_no_lock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = world.install()
-    monkeypatch.setattr(cache, "LOCK_TIMEOUT", 0.3)
-    with world.installer():
-        assert install_guest("5.10-cloud") == first
 
 
 def test_the_debug_guest_has_its_vmlinux(world: World) -> None:
@@ -369,6 +362,6 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_an_unknown_guest_is_wrong_usage(world: World) -> None:
-    for call in (guests.guest, install_guest, world.install):
+    for call in (guests.guest, world.install):
         with pytest.raises(UserError, match=r"no guest '4\.9'"):
             call("4.9")

@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeSession, Stop, context, declare, kernel_tree
 from test_runner import Screen, err, out, with_command
 
-from ptinspect.errors import CheckFailed
+from ptinspect.errors import EXIT_CHECK, PtinspectError
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
@@ -30,6 +30,10 @@ def play(subject: Player, text: str) -> int:
     return subject.play(statements)
 
 
+class Bad(PtinspectError):
+    exit_code = EXIT_CHECK
+
+
 def saying() -> tuple[Any, list[str]]:
     """A context whose command `say` notes its words, and fails at the word `bad`."""
     said: list[str] = []
@@ -37,7 +41,7 @@ def saying() -> tuple[Any, list[str]]:
     def say(ctx: Any, args: Any) -> Report:
         said.append(args.line)
         if args.line == "bad":
-            raise CheckFailed("it is bad")
+            raise Bad("it is bad")
         return Report({}, (Note(args.line),), exit_code=1 if args.line == "differs" else 0)
 
     ctx = context()

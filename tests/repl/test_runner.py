@@ -10,8 +10,12 @@ from fakes import context, declare, kernel_tree
 from ptinspect.errors import MemoryReadError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
-from ptinspect.repl.runner import run_line
+from ptinspect.repl.runner import attempt
 from ptinspect.script.statements import Line
+
+
+def run_line(ctx: Any, printer: Printer, line: Line) -> int:
+    return attempt(ctx, printer, line).outcome.code
 
 
 class Screen(io.StringIO):

@@ -172,14 +172,6 @@ class BtfTypes:
         """Return the size of a type in bytes. Raises KernelFileError if the kernel has no such type."""
         return self._size(self._find(name))
 
-    def has(self, path: str) -> bool:
-        """Tell whether there is such a type, or such a member of it."""
-        try:
-            self._locate(path)
-        except KernelFileError:
-            return False
-        return True
-
     def offset(self, path: str) -> int:
         """Return the offset in bytes of a member: `task_struct.thread.cpu_context.sp`, `pt_regs.regs[30]`.
 
@@ -194,11 +186,6 @@ class BtfTypes:
         if place.bits or place.offset % 8:
             raise KernelFileError(f"{path!r} is a bit field")
         return place.offset // 8, self._size(place.type_id)
-
-    def bit_field(self, path: str) -> tuple[int, int]:
-        """Return offset and width in bits of a member that may be a bit field."""
-        place = self._locate(path)
-        return place.offset, place.bits or 8 * self._size(place.type_id)
 
     # -- paths -----------------------------------------------------------------------------------
 

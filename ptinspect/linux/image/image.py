@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -58,16 +57,6 @@ class KernelImage:
     def is_elf(self) -> bool:
         """True for a vmlinux."""
         return self._elf is not None
-
-    @cached_property
-    def content_id(self) -> str:
-        """SHA-256 of the file (unpacked, if it was packed), in hex."""
-        digest = hashlib.sha256()
-        at = 0
-        while part := self._data.read(at, 1 << 24):
-            digest.update(part)
-            at += len(part)
-        return digest.hexdigest()
 
     # -- symbols --------------------------------------------------------------------------------
 
