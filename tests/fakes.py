@@ -18,7 +18,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
 from ptinspect.link.changes import Changes
-from ptinspect.link.gdb.hardware import HardwareSlots
+from ptinspect.link.gdb.breakpoints import HardwareSlots
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.journal import Journal
 from ptinspect.link.session import Breakpoint, Capability, Session, StopInfo

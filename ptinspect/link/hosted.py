@@ -251,7 +251,6 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
         agent = Agent(gdb)
         accel = accelerator(monitor)
         facts = StubFacts(
-            frozenset(),
             "aarch64",
             monitor("info version").strip(),
             status(monitor),

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import MiError, TargetError, UserError
+from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
 from ptinspect.link.connect import Link, connect
-from ptinspect.link.gdb.control import SECONDS, RunControl
-from ptinspect.link.gdb.hardware import HardwareSlots
+from ptinspect.link.gdb.breakpoints import (
+    HardwareSlots,
+    insert_breakpoint,
+    insert_watchpoint,
+    list_breakpoints,
+)
 from ptinspect.link.gdb.mi import console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
+from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.journal import Journal, attaching, place
 from ptinspect.link.lanes.lane import Lane, LaneError
 from ptinspect.link.lanes.lanes import LaneMemory, Open
@@ -24,27 +30,33 @@ from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import Monitor, translated, version_number
 from ptinspect.link.session import Capability, Session
-from ptinspect.link.state import QEMU_ENDED, RunState
+from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
 if TYPE_CHECKING:
     from ptinspect.link.lanes.hostmem import HostMemory
 
+SECONDS = 10.0
+"""How long a small command may take."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
+"""How long a request to stop is given before it is repeated, seconds."""
+STOP_SECONDS = 5.0
+"""How long the guest may take to stop where the caller gives no time."""
 DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
 """Names of the register with the number of hardware breakpoints."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
 
 
-class LiveSession(RunControl):
+class LiveSession:
     """Drive GDB; see Session."""
 
     def __init__(self, link: Link) -> None:
         """Use `attach`."""
         facts = link.facts
-        slots = HardwareSlots(link.process, limited=facts.accel == "kvm", dfr0=self._dfr0)
-        super().__init__(link.process, link.tracker, slots)
-        self._link = link
+        self._link, self._gdb, self._tracker = link, link.process, link.tracker
+        self.slots = HardwareSlots(link.process, limited=facts.accel == "kvm", dfr0=self._dfr0)
+        self._left = False
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
         self.address = str(link.address)
         self.was_running = facts.was_running
@@ -112,6 +124,21 @@ class LiveSession(RunControl):
         self._gdb.request(f"-thread-select {cpu + 1}", SECONDS)
         self._tracker.cpu = cpu
 
+    @property
+    def state(self) -> RunState:
+        return RunState.DEAD if self._left else self._tracker.state
+
+    @property
+    def stop_token(self) -> int:
+        return self._tracker.token
+
+    @property
+    def stop(self) -> StopInfo:
+        return self._tracker.stop
+
+    def on_event(self, listener: Listener) -> None:
+        self._tracker.listeners.append(listener)
+
     def look(self) -> str:
         if self.state is not RunState.STOPPED or not self._link.pipelined:
             return ""
@@ -160,6 +187,124 @@ class LiveSession(RunControl):
     def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
         self.monitor(f"cpu {self.current_cpu if cpu is None else cpu}")
         return translated(self.monitor(f"gva2gpa {va:#x}"))
+
+    # Breakpoints
+
+    @property
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        self._need_alive()
+        return list_breakpoints(self._gdb)
+
+    def set_breakpoint(
+        self,
+        address: int,
+        *,
+        hardware: bool = True,
+        temporary: bool = False,
+        cpu: int | None = None,
+        condition: str | None = None,
+        purpose: Purpose = Purpose.USER,
+    ) -> Breakpoint:
+        self._need_stopped()
+        self.slots.claim([address])
+        found = insert_breakpoint(
+            self._gdb,
+            address,
+            hardware=hardware or self.slots.limited,
+            temporary=temporary,
+            cpu=cpu,
+            condition=condition,
+        )
+        self.slots.note(found.id, purpose)
+        return found
+
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
+        self._need_stopped()
+        self.slots.claim_watch(address, length)
+        number = insert_watchpoint(self._gdb, address, length)
+        self.slots.note(number, purpose)
+        return number
+
+    def slots_used(self) -> Usage | None:
+        self._need_stopped()
+        return self.slots.usage()
+
+    def delete_breakpoint(self, number: int) -> None:
+        self._need_stopped()
+        self._gdb.request(f"-break-delete {number}", SECONDS)
+
+    # Running
+
+    def resume(self) -> None:
+        self._need_stopped()
+        self._gdb.request("-exec-continue", SECONDS)
+
+    def wait_stop(self, timeout: float) -> StopInfo:
+        try:
+            return self._tracker.wait(timeout)
+        except Refused as error:
+            raise (self.slots.refused(error.message) if self.slots.limited else error) from None
+
+    def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
+        self._need_alive()
+        deadline = time.monotonic() + timeout
+        pause = FIRST_PAUSE
+        # Repeated, because QEMU drops a request that comes while the guest is stopped at a breakpoint
+        # whose condition GDB is about to find false.
+        while self.state is RunState.RUNNING and time.monotonic() < deadline:
+            self._gdb.request("-exec-interrupt", timeout, check=False)
+            with contextlib.suppress(TargetTimeout):
+                return self._tracker.wait(min(pause, max(deadline - time.monotonic(), 0)))
+            pause = min(pause * 2, LONGEST_PAUSE)
+        if self.state is RunState.RUNNING:
+            raise TargetTimeout(f"the guest could not be stopped within {timeout:g} s", "QEMU may hang")
+        return self._tracker.wait(0)
+
+    def step_instructions(self, count: int, cpu: int) -> StopInfo:
+        self._need_stopped()
+        self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
+        return self._stop_in_time(SECONDS + count / 100)
+
+    def run_until(
+        self,
+        addresses: Sequence[int],
+        timeout: float,
+        *,
+        purpose: Purpose = Purpose.USER,
+        needed: int | None = None,
+    ) -> StopInfo:
+        self._need_stopped()
+        known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
+        wanted = [a for a in dict.fromkeys(addresses) if a not in known]
+        musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
+        self.slots.claim(musts)
+        chosen, _ = fitting([*musts, *wanted], self.slots.free("breakpoint"))
+        numbers = [self.set_breakpoint(a, temporary=True, purpose=purpose).id for a in chosen]
+        try:
+            self.resume()
+            return self._stop_in_time(timeout)
+        finally:
+            if self.state is RunState.STOPPED:
+                left = {b.id for b in self.breakpoints}
+                for number in numbers:
+                    if number in left:
+                        self.delete_breakpoint(number)
+
+    def _stop_in_time(self, timeout: float) -> StopInfo:
+        try:
+            return self.wait_stop(timeout)
+        except TargetTimeout as error:
+            self.interrupt()
+            raise TargetTimeout(error.message, "the guest was stopped where it is") from error
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+
+    def cancel(self) -> None:
+        if self.state is RunState.RUNNING:
+            self._gdb.post("-exec-interrupt")
+        elif self.state is RunState.STOPPED and self._gdb.busy:
+            self._gdb.cancel()
 
     # Commands of others
 
@@ -231,6 +376,18 @@ class LiveSession(RunControl):
     def close(self) -> None:
         with contextlib.suppress(TargetError):
             self.detach()
+
+    def _need_alive(self) -> None:
+        if self._left:
+            raise TargetLost("the session was left already")
+        if self._tracker.state is RunState.DEAD:
+            after = "; ".join(filter(None, (self._tracker.why_dead, self._aftermath())))
+            raise TargetLost(f"the session is over: {after}", "attach or launch again")
+
+    def _need_stopped(self) -> None:
+        self._need_alive()
+        if self._tracker.state is RunState.RUNNING:
+            raise TargetRunning("the guest is running", "interrupt stops it")
 
     def _forget(self) -> None:
         """Forget what was read before: the guest has changed without GDB's doing."""

@@ -12,7 +12,7 @@ from ptinspect.link.state import Breakpoint, Listener, RunState, StopInfo
 if TYPE_CHECKING:
     from ptinspect.arch.sysregs import CpuState
     from ptinspect.link.changes import Changes
-    from ptinspect.link.gdb.hardware import HardwareSlots
+    from ptinspect.link.gdb.breakpoints import HardwareSlots
     from ptinspect.link.gdb.slots import Usage
     from ptinspect.link.lanes.lanes import LaneMemory
     from ptinspect.memory.source import PhysicalMemory, RamBlock

@@ -33,7 +33,6 @@ def test_facts_of_a_qemu(stub: FakeStub) -> None:
     assert facts.architecture == "aarch64"
     assert facts.version.startswith("7.2.22")
     assert facts.status == "paused"
-    assert "PhyMemMode" in facts.features
     assert not facts.stopped_by_us and not facts.was_running
 
 
@@ -56,7 +55,7 @@ def test_a_guest_that_ran(stub: FakeStub) -> None:
     ],
 )
 def test_newer_stubs_do_not_announce_the_stop(version: str, status: str, running: bool) -> None:
-    assert StubFacts(frozenset(), "aarch64", version, status, False).was_running is running
+    assert StubFacts("aarch64", version, status, False).was_running is running
 
 
 def test_a_gdbstub_of_somebody_else_is_left_running(stub: FakeStub) -> None:

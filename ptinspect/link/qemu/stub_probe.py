@@ -32,8 +32,6 @@ FREE_SECONDS = 1.0
 class StubFacts:
     """Hold what a gdbstub reports about itself."""
 
-    features: frozenset[str]
-    """Words of qqemu.Supported; empty with old QEMU."""
     architecture: str
     """Of the target description: `aarch64`."""
     version: str
@@ -96,7 +94,6 @@ def _facts(link: _Link, address: StubAddress) -> StubFacts:
     if b"ENABLE=" not in stepping:
         link.detach()
         raise ConnectError(f"{address}: a gdbstub, but not QEMU's", "ptinspect works on QEMU guests")
-    features = link.ask("qqemu.Supported").decode("latin-1")
     if link.ask("qqemu.PhyMemMode") not in (b"0", b"1"):
         link.detach()
         raise ConnectError(
@@ -109,7 +106,6 @@ def _facts(link: _Link, address: StubAddress) -> StubFacts:
     if architecture != "aarch64":
         raise ConnectError(f"{address}: the guest's CPU is {escape(architecture)}, not aarch64")
     return StubFacts(
-        frozenset(features.split(";")) - {""},
         architecture,
         link.monitor("info version"),
         status(link.monitor),
