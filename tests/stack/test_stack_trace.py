@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.errors import SnapshotError
-from ptinspect.link.gdb.tracer import RECORD
+from ptinspect.link.gdb.recorder import TRACE_RECORD
 from ptinspect.output.text import render
 from ptinspect.output.views.trace import WIDTH, chart, diff_report, picture, trace_report
 from ptinspect.stack.trace import (
@@ -47,7 +47,7 @@ def place(pc: int) -> str:
 
 
 def records(*rows: tuple[int, int, int]) -> Any:
-    found = np.zeros(len(rows), dtype=RECORD)
+    found = np.zeros(len(rows), dtype=TRACE_RECORD)
     for name, column in zip(("pc", "sp", "pstate"), zip(*rows, strict=True), strict=True):
         found[name] = column
     return found

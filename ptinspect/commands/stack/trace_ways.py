@@ -16,7 +16,7 @@ from ptinspect.link.session import Capability
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
-    from ptinspect.link.gdb.tracer import Rung, Tracer
+    from ptinspect.link.gdb.recorder import Rung, Tracer
     from ptinspect.link.session import StopInfo
     from ptinspect.linux.running.stacks import Stack, Stacks
     from ptinspect.stack.kernel_code import KernelCode
@@ -87,7 +87,7 @@ class Way:
 
     def step(self) -> Trace:
         """Follow every instruction of one CPU; the others stand still, interrupts are held back."""
-        from ptinspect.link.gdb.tracer import Tracer
+        from ptinspect.link.gdb.recorder import Tracer
         from ptinspect.stack.trace import STEP
 
         limits, tracer, ended = self.limits, Tracer(self.ctx.stopped), "count"
@@ -107,7 +107,7 @@ class Way:
 
     def ladder(self) -> Trace:
         """Stop at each store below the lowest SP so far: exact, at one stop for each new depth."""
-        from ptinspect.link.gdb.tracer import Rung, Tracer
+        from ptinspect.link.gdb.recorder import Rung, Tracer
         from ptinspect.stack.trace import LADDER
 
         session = self.ctx.stopped
@@ -136,7 +136,7 @@ class Way:
 
     def _add(self, records: Any, before: float, rungs: dict[int, Rung], tracer: Tracer) -> None:
         """Take the records of one portion; the chain of the deepest point comes from the stack kept there."""
-        from ptinspect.link.gdb.tracer import Rung
+        from ptinspect.link.gdb.recorder import Rung
         from ptinspect.stack.trace import Point
 
         found = []
