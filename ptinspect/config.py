@@ -12,7 +12,7 @@ from ptinspect.files import replacing
 VARIABLE = "PTINSPECT_CONFIG"
 """Environment variable that names another file."""
 MAX_BYTES = 1 << 20
-"""A larger file is no configuration."""
+"""A larger file is not a configuration."""
 
 
 def config_file() -> Path:
@@ -29,7 +29,7 @@ def config_file() -> Path:
 
 
 def read(path: Path) -> Mapping[str, object]:
-    """Return what the file says; nothing if there is none. Raises UserError if it cannot be used."""
+    """Return the values in the file; none if there is no file. Raises UserError if it cannot be used."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -50,7 +50,7 @@ def read(path: Path) -> Mapping[str, object]:
 def write(path: Path, values: Mapping[str, object]) -> None:
     """Put values into the file in one step; what else stands there, comments too, stays.
 
-    Raises UserError if the file cannot be read, is no TOML, or cannot be written.
+    Raises UserError if the file cannot be read, is not TOML, or cannot be written.
     """
     read(path)
     if path.exists() and not path.is_file():

@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 
 
 class PtinspectError(Exception):
-    """Say in one line what went wrong, and in `hint` what to do about it."""
+    """Hold in one line what went wrong, and in `hint` what to do about it."""
 
     kind: ClassVar[str] = "error"
     exit_code: ClassVar[int] = EXIT_TARGET
@@ -69,7 +69,7 @@ class TargetTimeout(TargetError):
 
 
 class TargetLost(TargetError):
-    """Report that GDB or QEMU has gone; nothing can be read from it any more."""
+    """Report that GDB or QEMU has ended; nothing can be read from it any more."""
 
     kind = "lost"
 

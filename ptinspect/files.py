@@ -1,4 +1,4 @@
-"""Files of the user's: opened without waiting for anybody, and written whole or not at all."""
+"""Files of the user: opened without waiting for a writer, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ptinspect.errors import UserError
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Open a file for reading; a FIFO that nobody writes to is empty. Raises OSError, ValueError."""
+    """Open a file for reading; a FIFO without a writer is empty. Raises OSError, ValueError."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISDIR(os.fstat(number).st_mode):
         os.close(number)
@@ -27,7 +27,7 @@ def open_input(path: Path) -> BinaryIO:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` at the end, unless an error ends the block.
 
-    A device or FIFO is no place to take: it is written to. Raises UserError if it cannot be written.
+    A device or FIFO is not replaced, but written to. Raises UserError if it cannot be written.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():

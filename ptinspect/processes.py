@@ -1,4 +1,4 @@
-"""Programs that ptinspect starts and directories that it makes: nothing is left of a run that was killed."""
+"""Programs that ptinspect starts and directories that it makes: a killed run leaves nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 
 
 class PrivateDirectory:
-    """A new directory that is removed in the end; if nobody is left to do so, by who makes the next one.
+    """A new directory that is removed in the end; after a killed run, by the next one.
 
     A lock in it (flock(2)) is held as long as a process has `lock` open: this one, and those that inherit it.
     """

@@ -69,7 +69,7 @@ class Mappings:
 
 
 def mappings(snapshot: Snapshot) -> Mappings:
-    """Return all that a snapshot maps; what EL0 may do is told as if TCR_EL1.E0PD did not keep it out."""
+    """Return all that a snapshot maps; what EL0 may do is given as if TCR_EL1.E0PD did not keep it out."""
     regime = replace(snapshot.regime, e0pd=False)
     kinds = Kinds(regime, MapFilter())
     collector = Collector(kinds, regime, MapFilter(max_runs=1 << 62))
@@ -226,12 +226,14 @@ class _Judge:
 
     def _add(self, rule: str, why: str, size: int, addresses: Iterable[int]) -> None:
         """Make a finding about memory that is mapped at some addresses, the first of which is to blame."""
-        seen = tuple(self._mapping(va) for va in addresses)
-        first = seen[0]
+        mapped = tuple(self._mapping(va) for va in addresses)
+        first = mapped[0]
         end = VirtAddr(min(first.va + size - 1, MASK64))
-        said = " and ".join(f"{m.text} at {m.va:#x}" for m in seen)
+        places = " and ".join(f"{m.text} at {m.va:#x}" for m in mapped)
         where, raw = first.descriptor_pa, first.raw
-        self._out.add(Finding(rule, "error", first.va, end, first.level, where, raw, why.format(said), seen))
+        self._out.add(
+            Finding(rule, "error", first.va, end, first.level, where, raw, why.format(places), mapped)
+        )
 
     def _mapping(self, va: int) -> Mapping:
         """Show how an address is translated."""
@@ -272,7 +274,7 @@ class _Judge:
 
 
 def _cached(bits: int) -> str:
-    """Return the cacheability that four bits of a byte of MAIR_EL1 say (Arm ARM D19, MAIR_EL1)."""
+    """Return the cacheability that four bits of a byte of MAIR_EL1 mean (Arm ARM D19, MAIR_EL1)."""
     if bits == 4:
         return NON_CACHEABLE
     return WRITE_BACK if bits & 4 else WRITE_THROUGH

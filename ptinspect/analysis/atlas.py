@@ -95,7 +95,7 @@ ADDRESS_FIELDS = ("output address", "next table")
 
 
 def _state_of_code(code: int) -> int:
-    """Return the one state that shows a change; what says more of what is mapped comes first."""
+    """Return the one state that shows a change; one that changes what is mapped comes first."""
     order = (
         (LOST, S_LOST), (NEW, S_NEW), (ELSEWHERE, S_MOVED), (ATTRIBUTES, S_ATTRIBUTES), (MARKED, S_MARKED),
         (UNMARKED, S_UNMARKED), (NG_SET, S_BECAME_NG), (NG_CLEARED, S_BECAME_GLOBAL),
@@ -173,7 +173,7 @@ def atlas(snapshot: Snapshot) -> Atlas:
 def changes(before: Snapshot, after: Snapshot) -> Atlas:
     """Return the tables of `after` with the state of each descriptor, and where it changed, how.
 
-    What has changed, and which tables are compared, is what `diff` says. Raises SnapshotError if the two
+    What has changed, and which tables are compared, is as in `diff`. Raises SnapshotError if the two
     have different geometries or no address in common.
     """
     comparison = Comparison(before, after)

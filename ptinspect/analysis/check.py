@@ -42,7 +42,7 @@ SHARED_BY_DESIGN = 4
 """References from which on a table that neighbours share is taken for a known one (KASAN's zero shadow)."""
 
 Evidence = Callable[[int], str]
-"""Says of a raw entry why it breaks a rule."""
+"""Gives the reason why a raw entry breaks a rule."""
 
 
 def check(
@@ -54,8 +54,8 @@ def check(
 ) -> Findings:
     """Apply every rule that needs one snapshot; rules on areas that `places` does not name are skipped.
 
-    `rewrite_done` says that it was captured at the instant at which the rewrite ended; a capture of
-    `kpti run` says so itself.
+    `rewrite_done`: it was captured at the instant at which the rewrite ended, as a capture of `kpti run`
+    records itself.
     """
     out = findings or Findings()
     out.unseen += unseen(snapshot)
@@ -292,7 +292,7 @@ def _changes(pair: Pair, comparison: Comparison, step: Compared, out: Findings) 
 
 
 def _finding(pair: Pair, rule: str, change: Change) -> Finding:
-    """Say what shows that a change breaks a rule."""
+    """Make a finding of a change that breaks a rule."""
     assert change.before is not None and change.after is not None
     why = f"{change.before:#x} became {change.after:#x}: "
     early = ""
@@ -324,7 +324,7 @@ def _marks(pair: Pair, comparison: Comparison, step: Compared, out: Findings) ->
     codes = step.codes()
     cleared = (codes & (UNMARKED | NG_CLEARED)) != 0
     bad = [("mark-lost", cleared & ((codes & ELSEWHERE) == 0), "bit 11 was set and is clear again")]
-    if pair.done and after.meta.extra.get(PHASE) != "after":  # else check() has asked for all marks
+    if pair.done and after.meta.extra.get(PHASE) != "after":  # else check() has looked at all marks
         both = are_valid(step.chunk.raw_a, level, regime) & are_valid(step.chunk.raw_b, level, regime)
         for part in step.chunk.outside:
             both[0, part] = False

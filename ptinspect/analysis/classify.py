@@ -198,5 +198,5 @@ def is_older(before: int, after: int, level: int, regime: Regime) -> bool:
 
 
 def only_bit11(kinds_found: tuple[str, ...]) -> bool:
-    """Tell whether the words of a change say no more than that bit 11 of a valid descriptor changed."""
+    """Tell whether a change is no more than of bit 11 of a valid descriptor; by its words."""
     return set(kinds_found) <= set(KINDS[:4])

@@ -17,7 +17,7 @@ from ptinspect.tables.kinds import CONTIGUOUS, are_leaves
 from ptinspect.tables.window import Window
 
 READ_ONLY, DBM, ACCESSED, SOFTWARE_DIRTY = (np.uint64(1 << bit) for bit in (7, 51, 10, 55))
-"""AP[2], which with DBM set says that the page is clean; AF; Linux's own mark of a dirty page."""
+"""AP[2], which with DBM set means that the page is clean; AF; Linux's own mark of a dirty page."""
 SIZES = {(12, 1): 16, (12, 2): 16, (12, 3): 16, (14, 2): 32, (14, 3): 128, (16, 2): 32, (16, 3): 32}
 """Entries of a group by granule bits and level (Arm ARM D8.7.1, the Contiguous bit)."""
 

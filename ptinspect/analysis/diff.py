@@ -108,13 +108,13 @@ class Diff:
     levels: tuple[LevelDiff, ...]
     """One for each level of the regime, root first."""
     changes: tuple[Change, ...]
-    """What is more than bit 11, by level and address; at most the number asked for."""
+    """What is more than bit 11, by level and address; at most as many as were requested."""
     changes_total: int
     """How many there are, listed or not."""
     only_bit11: bool
     """True if all was compared, and nothing but bit 11 of valid descriptors differs."""
     complete: bool
-    """False if parts of the trees could not be compared; `notes` says why."""
+    """False if parts of the trees could not be compared; `notes` give the reason."""
     notes: tuple[str, ...] = field(default=())
     """What a reader must know: other roots, a part only, incomplete captures."""
 
@@ -188,12 +188,12 @@ class Comparison:
         self._descent = Descent(*index, a.regime, self.window)
         self._subtrees = tuple(Subtrees(each, a.regime) for each in index)
         self.levels: list[LevelDiff] = []
-        """The counts of the levels that were gone through."""
+        """The counts of the levels that have been compared."""
         self.unreadable: list[tuple[int, Pairs]] = []
         """Level, and the pairs of it that cannot be compared."""
 
     def steps(self) -> Iterator[Compared]:
-        """Compare all levels, some tables at a time; to be gone through once, to its end."""
+        """Compare all levels, some tables at a time; to be iterated once, to its end."""
         pairs = self._descent.root()
         for level in levels_of(self.regime):
             good = self._descent.readable(pairs)
@@ -315,7 +315,7 @@ def _format(regime: Regime) -> str:
 __all__ = ["KINDS", "MAX_CHANGES", "UNREADABLE", "Change", "Diff", "LevelDiff", "diff"]
 
 MAX_CHANGES = 10_000
-"""How many changes are listed unless told otherwise; all are counted."""
+"""How many changes are listed by default; all are counted."""
 
 
 def diff(
@@ -324,7 +324,7 @@ def diff(
     """Compare the trees of two snapshots, pairing tables by the addresses that they translate.
 
     Tables are paired by the entries that lead to them, also where the table itself moved. Below a
-    descriptor that is lost or new nothing is paired: the change says what hung there. Only changes that
+    descriptor that is lost or new nothing is paired: the change counts what it mapped. Only changes that
     have one of `kinds` are listed; all are counted. Raises SnapshotError if the two have different
     geometries or no address in common.
     """

@@ -24,7 +24,7 @@ from ptinspect.tables.kinds import (
 from ptinspect.tables.window import Window
 
 MAX_VISITS = 262_144
-"""How many ways to reach a table are followed unless told otherwise."""
+"""How many ways to reach a table are followed by default."""
 HIERARCHY_MASK = np.uint64(0xF)
 
 Words = NDArray[np.uint64]

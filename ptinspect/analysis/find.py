@@ -50,8 +50,8 @@ def find_pa(snapshot: Snapshot, pa: int, *, max_hits: int = MAX_HITS) -> Bounded
     """List every virtual address that maps `pa`, and every captured table that it lies in.
 
     Leaves come first, each kind in order of va. A table that is reached at several addresses gives
-    a hit for each. `truncated` of the result says so if there are more than `max_hits`: the first of
-    them are listed then.
+    a hit for each. `truncated` of the result tells if there are more than `max_hits`, of which the
+    first are listed.
     """
     if not 0 <= pa < 1 << 64:
         return Bounded()

@@ -53,7 +53,7 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Finding:
-    """Say where a rule does not hold, and what shows it."""
+    """Show where a rule does not hold."""
 
     rule: str
     """A name of RULES."""
@@ -70,7 +70,7 @@ class Finding:
     raw: int | None
     """The entry; None where it could not be read."""
     evidence: str
-    """What was seen, in one line."""
+    """What shows it, in one line."""
     mappings: tuple[Mapping, ...] = ()
     """The mappings that it is about, where it is about what is mapped; the one to blame first."""
 

@@ -139,7 +139,7 @@ def runs(
     Adjacent leaves are joined if size, attributes, permissions and, unless `merge_pa`, the step in
     physical addresses agree, or tables repeat one page in all their entries; also across tables, but not
     (unless `merge_pa`) where the name of the region changes, for which only the addresses `edges`
-    (ascending) are looked at. `truncated` of the result says why it is not complete: bounds that were
+    (ascending) are looked at. `truncated` of the result tells why it is not complete: bounds that were
     hit, tables that are missing or could not be read. Raises UserError if `va_range` lies outside the
     regime's half.
     """

@@ -38,7 +38,7 @@ def segments(snapshot: Snapshot, mask: int) -> Iterator[Segment]:
     Only the bits of `mask` are looked at. A tree of tables all of whose entries are equal pages (KASAN's
     early shadow) is one segment of pages. Entries of the upper levels that are neither empty, nor a
     leaf, nor a table are left out, as mm/pagewalk.c does. Raises SnapshotError if a table is missing
-    from the snapshot or could not be read: the text cannot say so.
+    from the snapshot or could not be read: the text cannot express it.
     """
     yield from _Walk(snapshot, mask).table(0, int(snapshot.regime.va_min), snapshot.regime.start_level)
 

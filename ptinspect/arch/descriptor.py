@@ -13,7 +13,7 @@ BIT11 = 1 << 11
 """nG on a block or page; ignored by the CPU on a table descriptor, where KPTI's rewrite leaves its mark."""
 
 SOFTWARE_BITS: dict[int, str] = {55: "DIRTY", 56: "SPECIAL", 57: "DEVMAP", 58: "UFFD_WP", 63: "SW63"}
-"""Bits of a leaf that the CPU ignores, by the names Linux gave them; `explanation` says when.
+"""Bits of a leaf that the CPU ignores, by the names Linux gave them; `explanation` has the releases.
 
 Source: Linux arch/arm64/include/asm/pgtable-prot.h; commit 73b20c84d42d ("arm64: mm: implement
 pte_devmap support") (in v5.3).
@@ -21,7 +21,7 @@ pte_devmap support") (in v5.3).
 
 
 class Kind(StrEnum):
-    """Say what a descriptor is at its level (Arm ARM D8.3.1)."""
+    """Name what a descriptor is at its level (Arm ARM D8.3.1)."""
 
     INVALID = "invalid"
     """Bit 0 clear: a translation fault."""

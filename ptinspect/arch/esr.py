@@ -202,7 +202,7 @@ class Esr:
 
     @property
     def serror(self) -> str:
-        """What the syndrome of an SError tells; empty for other classes.
+        """The syndrome of an SError in words; empty for other classes.
 
         Source: Arm ARM ESR_EL1, ISS encoding for an SError interrupt: IDS bit 24, AET bits 12:10, EA bit 9,
         DFSC bits 5:0 (0x11 is an asynchronous SError; 0 has no syndrome).
@@ -219,7 +219,7 @@ class Esr:
 
     @property
     def text(self) -> str:
-        """Say in one line what happened: `DABT (current EL): write, translation fault, level 2`."""
+        """Return in one line what happened: `DABT (current EL): write, translation fault, level 2`."""
         parts = []
         if self.wnr is not None and not self.cm:
             parts.append("write" if self.wnr else "read")
@@ -239,7 +239,7 @@ class Esr:
 
     @property
     def second_syndrome(self) -> tuple[tuple[str, int, str], ...]:
-        """What ISS2 says of an abort: name, position and meaning of each bit that is set."""
+        """ISS2 of an abort: name, position and meaning of each bit that is set."""
         return tuple(row for row in _ISS2 if self.status is not None and bit(self.raw, row[1]))
 
     def explain(self) -> list[tuple[str, str, int, str]]:
@@ -260,7 +260,7 @@ class Esr:
             ("S1PTW", "7", self.s1ptw, "stage 2 fault on a stage 1 walk", "no fault on a stage 1 walk"),
             ("WnR", "6", self.wnr, "write", "read"),
         )
-        rows += [(name, str(at), 1, said) for name, at, said in self.second_syndrome]
+        rows += [(name, str(at), 1, meaning) for name, at, meaning in self.second_syndrome]
         rows += [
             (name, where, int(v), yes if v else no) for name, where, v, yes, no in flags if v is not None
         ]
@@ -297,7 +297,7 @@ _ISS2 = (
 
 
 def decode_esr(esr: int) -> Esr:
-    """Decode ESR_EL1, 32 or 64 bits wide; of bits 63:32 (ISS2) those that tell of permissions."""
+    """Decode ESR_EL1, 32 or 64 bits wide; of bits 63:32 (ISS2) those about permissions."""
     ec, iss = bits(esr, 31, 26), bits(esr, 24, 0)
     name, text = CLASSES.get(ec, (UNRECOGNIZED, f"reserved exception class {ec:#04x}"))
     if ec in ABORTS:

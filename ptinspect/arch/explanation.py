@@ -28,7 +28,7 @@ class Field(NamedTuple):
     value: int
     """Value of the field, shifted down."""
     meaning: str
-    """What the value says."""
+    """What the value means."""
 
 
 def explain(d: Descriptor) -> list[Field]:
@@ -237,7 +237,7 @@ def _software(raw: int, position: int) -> list[Field]:
 
 
 def _dirty_state(a: Attributes, regime: Regime) -> str:
-    """Say what DBM means with AP[2] and TCR_EL1.HD (Arm ARM D8.4.6); Linux calls it PTE_WRITE."""
+    """Return what DBM means with AP[2] and TCR_EL1.HD (Arm ARM D8.4.6); Linux calls it PTE_WRITE."""
     if not a.dbm:
         return "not set"
     clean = a.ap is not None and a.ap & 2

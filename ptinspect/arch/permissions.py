@@ -23,7 +23,7 @@ PLAIN = 8
 
 @dataclass(frozen=True)
 class Access:
-    """Say what one level may do, and what may still be taken from it."""
+    """Hold what one level may do, and what may still be taken from it."""
 
     read: bool = False
     write: bool = False
@@ -63,7 +63,7 @@ def field_text(name: str, register: int, index: int) -> str:
 
 @dataclass(frozen=True)
 class Permissions:
-    """Say what an access may do: three letters `rwx`, a dash for what it may not."""
+    """Give what an access may do: three letters `rwx`, a dash for what it may not."""
 
     el1: str
     """At the privileged level of the regime, EL1 or EL2 (`Regime.privileged`); PSTATE.PAN not considered."""
@@ -87,7 +87,7 @@ def effective(leaf: Descriptor, tables: Sequence[Descriptor], regime: Regime) ->
     and PIRE0_EL1 alone; overlays (FEAT_S1POE) take from them; then SCTLR_EL1.WXN, the dirty state,
     TCR_EL1.EPD and E0PD. The Access flag is not a permission.
     Source: Arm ARM D8.4; pseudocode AArch64.S1ComputePermissions() with what it calls, as QEMU's
-    target/arm/ptw.c and Linux's arch/arm64/kvm/at.c have it. Raises ValueError if `leaf` is no block or page.
+    target/arm/ptw.c and Linux's arch/arm64/kvm/at.c have it. Raises ValueError if it is not a block or page.
     """
     a = leaf.attributes
     if not leaf.is_leaf or a is None:
@@ -146,7 +146,7 @@ def _indirect(a: Attributes, regime: Regime) -> tuple[Access, Access]:
     """Return the indirect permissions: privileged, EL0. Tables and SCTLR_EL1.WXN have no part in them.
 
     Where one level may execute, or use a guarded control stack, what EL0 may write to or use as one,
-    nobody may anything (R_VFPJF). Pseudocode: AArch64.S1IndirectBasePermissions().
+    neither has any access (R_VFPJF). Pseudocode: AArch64.S1IndirectBasePermissions().
     """
     assert a.pi_index is not None
     privileged = base_access(regime.pir, a.pi_index)

@@ -233,7 +233,7 @@ class Regime:
 def regime_from_registers(state: CpuState, upper: bool, name: RegimeName | None = None) -> Regime:
     """Return the half of a translation regime that the registers of a CPU describe; by default the kernel's.
 
-    What the registers ask for is cut to what the CPU implements, as its ID registers tell; where the
+    What the registers ask for is cut to what the CPU implements, according to its ID registers; where the
     stub does not offer those, the registers are believed. TxSZ out of range takes the nearest size,
     which is one of the two things a CPU may do (the other is to fault at level 0).
     Raises RegimeError if a register is missing, the granule is reserved, as before the kernel sets it, or
@@ -291,7 +291,7 @@ def root_pa(state: CpuState, regime: Regime) -> PhysAddr:
 
 
 def _with_tcr2(regime: Regime, state: CpuState) -> Regime:
-    """Add what TCR2 of a regime switches on, with the registers that it needs; without them, say so.
+    """Add what TCR2 of a regime switches on, with the registers that it needs; without them, note the doubt.
 
     Source: Arm ARM TCR2_EL1, TCR2_EL2, PIR_EL1, POR_EL1, MAIR2_EL1; pseudocode IsTCR2EL1Enabled(),
     AArch64.S1POEnabled(), AArch64.S1E0POEnabled().
@@ -346,9 +346,9 @@ def _tcr2_enabled(state: CpuState, name: RegimeName) -> bool:
 
 
 def may_be_indirect(state: CpuState) -> bool:
-    """Tell whether the CPU may have FEAT_S1PIE, as far as its ID registers tell.
+    """Tell whether the CPU may have FEAT_S1PIE, as far as its ID registers show.
 
-    ID_AA64MMFR3_EL1.S1PIE tells; without it, a CPU without FEAT_E0PD is older than Armv8.5, and FEAT_S1PIE
+    ID_AA64MMFR3_EL1.S1PIE decides; without it, a CPU without FEAT_E0PD is older than Armv8.5, and FEAT_S1PIE
     came with Armv8.8 (Arm ARM, ID_AA64MMFR2_EL1.E0PD).
     """
     mmfr3, mmfr2 = (state.system.get(f"ID_AA64MMFR{n}_EL1") for n in (3, 2))

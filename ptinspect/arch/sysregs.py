@@ -61,9 +61,9 @@ class CpuState:
     pstate: int
     """CPSR as the gdbstub gives it: NZCV, DAIF, EL and SPSel."""
     system: Mapping[str, int]
-    """System registers under their Arm ARM names; one that the stub lacks, or nobody wrote, is absent."""
+    """System registers under their Arm ARM names; without those that the stub lacks, or that nobody wrote."""
     unwritten: tuple[str, ...] = ()
-    """System registers that the guest has never written, as KVM tells (UNWRITTEN)."""
+    """System registers that the guest has never written, as KVM marks them (UNWRITTEN)."""
 
     def __post_init__(self) -> None:
         """Leave out what was never written, and put the live SP in its place."""
@@ -304,7 +304,7 @@ def decode_tcr(tcr: int) -> Tcr:
 
 
 def decode_tcr_el2(tcr: int) -> Tcr:
-    """Decode TCR_EL2 where HCR_EL2.E2H is 0: it has one half, which is told as the lower one.
+    """Decode TCR_EL2 where HCR_EL2.E2H is 0: it has one half, given as the lower one.
 
     Source: Arm ARM TCR_EL2.
     """
@@ -402,7 +402,7 @@ def decode_ttbr(ttbr: int, *, pa52: bool = False) -> Ttbr:
 
 @dataclass(frozen=True)
 class Pstate:
-    """Give the fields of PSTATE that tell where and how a CPU runs (Arm ARM SPSR_EL1)."""
+    """Give the fields of PSTATE: where and how a CPU runs (Arm ARM SPSR_EL1)."""
 
     el: int
     """Exception level, M[3:2]; 0 in AArch32, of which Linux runs processes only."""

@@ -21,7 +21,7 @@ _MAX_DEPTH = 12
 
 @dataclass(frozen=True)
 class Told:
-    """Say what a run's answers tell."""
+    """Hold what the answers of a run show."""
 
     deepest: int | None = None
     """Most bytes of a kernel stack in use."""
@@ -34,7 +34,7 @@ class Told:
     where: str = ""
     """Place of the first failure."""
     message: str = ""
-    """What the first failure said."""
+    """Message of the first failure."""
     kind: str = ""
     """Kind of the error, empty where a check did not hold."""
     console: str = ""
@@ -64,7 +64,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
-    """Return what the answers of a run tell."""
+    """Return what the answers of a run show."""
     depths: list[int] = []
     frees: list[int] = []
     lost: int | None = None
@@ -108,7 +108,7 @@ def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
 
 
 def _unmet(name: str, result: Mapping[str, Any]) -> str:
-    """Say what did not hold, where the answer is no error."""
+    """Return what did not hold, where the answer is no error."""
     for key in ("message", "expectation", "reason", "way"):
         if isinstance(result.get(key), str) and result[key]:
             values = f": {result['left']!r}" if "left" in result else ""
@@ -149,7 +149,7 @@ def _depths(value: object, depths: list[int], frees: list[int], level: int) -> N
 
 
 Panics = Callable[[bytes], str]
-"""From a console's bytes to how it says that the kernel died, or nothing."""
+"""From a console's bytes to the line in which the kernel died, or nothing."""
 _PLAIN = {EXIT_OK: "pass", EXIT_CHECK: "fail", EXIT_BUG: "bug"}
 TEXT = 500
 """Longest message that is kept, characters."""
@@ -182,7 +182,7 @@ def judge(run: Run, attempt: int, ended: Ended, directory: Path, panics: Panics)
 def outcome_of(ended: Ended, told: Told, panic: str) -> str:
     """Return one of results.OUTCOMES.
 
-    A guest whose console shows a death has crashed, whatever the script said about the time that it
+    A guest whose console shows a death has crashed, whatever the script reported about the time that it
     waited; a check that did not hold is the script's own word, and stands. A command that could not be
     done on a guest that was there is a failure like a check; without a guest nothing was run.
     """
@@ -195,7 +195,7 @@ def outcome_of(ended: Ended, told: Told, panic: str) -> str:
     if ended.why == "time":
         return "hang"
     if ended.code < 0 or not told.console:
-        return "error"  # a signal that nobody here has sent, or no guest that was launched
+        return "error"  # a signal that was not sent from here, or no guest that was launched
     return {"lost": "crash", "timeout": "hang"}.get(told.kind, "fail")
 
 

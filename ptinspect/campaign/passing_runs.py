@@ -46,7 +46,7 @@ class Step:
     values: Mapping[str, Value]
     """Values by path, in the order of the answer."""
     error: str = ""
-    """What it said if it could not be done."""
+    """The error if it could not be done."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ def steps_of(answers: Iterable[Mapping[str, Any]]) -> Iterator[Step]:
         if answer.get("place") == AFTERWARDS or number >= MAX_STEPS:
             return
         error = answer.get("error")
-        said = str(error.get("message", "")) if isinstance(error, Mapping) else ""
-        said = said.removeprefix(f"{answer.get('place')}: ")
+        message = str(error.get("message", "")) if isinstance(error, Mapping) else ""
+        message = message.removeprefix(f"{answer.get('place')}: ")
         values: dict[str, Value] = {}
         if answer.get("command") != "launch":
             _flatten(answer.get("result"), "", values, 0)
         line, place = str(answer.get("line", ""))[:MAX_TEXT], str(answer.get("place", ""))[:MAX_TEXT]
         name = str(answer.get("command", ""))[:MAX_TEXT]
-        yield Step(name, line, place, bool(answer.get("ok", True)), values, said[:MAX_TEXT])
+        yield Step(name, line, place, bool(answer.get("ok", True)), values, message[:MAX_TEXT])
 
 
 def _flatten(value: object, path: str, into: dict[str, Value], level: int) -> None:
@@ -197,23 +197,23 @@ def first_difference(good: Good, steps: Iterable[Step]) -> Difference | None:
 
 
 def _differs(wanted: Step, got: Step, runs: int) -> Difference | None:
-    def said(path: str, good: Value, bad: Value) -> Difference:
+    def differs(path: str, good: Value, bad: Value) -> Difference:
         return Difference(got.line, got.place, path, good, bad, runs)
 
     if got.error:
-        return said("", "answered", got.error)
+        return differs("", "answered", got.error)
     if wanted.command and wanted.command != got.command:
-        return said("command", wanted.command, got.command)
+        return differs("command", wanted.command, got.command)
     flags: Difference | None = None
     for path, value in wanted.values.items():
         other = got.values.get(path, "(absent)")
         if other == value and type(other) is type(value):
             continue
-        found = said(path, value, other)
+        found = differs(path, value, other)
         if path == "ok" or path.endswith(".ok"):
-            flags = flags or found  # what it was about says more
+            flags = flags or found  # the value that it was about shows more
         else:
             return found
     if flags is None and wanted.ok and not got.ok:
-        return said("ok", True, False)
+        return differs("ok", True, False)
     return flags

@@ -18,7 +18,7 @@ KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 CORES = {"a53", "a55", "a57", "a72", "a76", "a710"}
 """Names of cores that QEMU knows as cortex-…."""
 GUEST_KEYS = ("kernel", "cpu", "mem", "smp", "machine", "append", "qemu")
-"""Keys of a matrix that say what is booted; all others are variables of the script only."""
+"""Keys of a matrix that decide what is booted; all others are variables of the script only."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ OPTIONS = {
 ON_FAILURE = ("why", "stack --cpu all", "snap failed", "save failed failed.npz", "console -n 400")
 """What a run that has failed does while its guest is still there."""
 GRACE = 45.0
-"""Seconds that a run gets beyond its time limit, to say how its guest stood."""
+"""Seconds that a run gets beyond its time limit, to report how its guest stood."""
 
 
 def launch_line(cell: Cell, home: Path) -> str:
-    """Return the line that launches a cell's guest. A kernel that is a file, seen from `home`, is booted
+    """Return the line that launches a cell's guest. A kernel that is a file, relative to `home`, is booted
     as it is; any other is the name of a reference guest.
     """
     words = ["launch"]
@@ -205,7 +205,7 @@ def folder(run: Run, attempt: int) -> str:
 def arguments(
     plan: Plan, run: Run, attempt: int, *, script: str, home: Path, launches: bool
 ) -> tuple[str, ...]:
-    """Return the arguments of ptinspect for an attempt; `launches` says that the script launches itself."""
+    """Return the arguments of ptinspect for an attempt; `launches`: the script launches a guest itself."""
     given = variables(plan, run, attempt, home)
     words = ["--json", "--timeout", f"{plan.timeout:g}"]
     for name, value in given.items():

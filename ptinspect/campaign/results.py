@@ -2,7 +2,7 @@
 
 A file begins with a header, `{"format": "ptinspect-campaign", "version": 1, "plan": {…}, "shard": [1, 1],
 "host": {…}}`; every further line is an attempt. Fields are added, never renamed. A last line without its
-end is what a machine that stopped in the middle leaves behind: it is left out, and said.
+end is what a machine that stopped in the middle leaves: it is left out, and reported.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Record:
     lost: int | None = None
     """Entries lost, by the diffs among the answers; None without one."""
     verdict: str = ""
-    """What `kpti verdict` or `why` said last."""
+    """The last verdict of `kpti verdict` or `why`."""
     panic: str = ""
-    """How the guest's console says that it died."""
+    """How the guest died, by its console."""
     answers: int = 0
     """Answers of the script."""
     version: str = ""

@@ -39,7 +39,7 @@ class Runner:
     start: Callable[[Run, int, Path], Child]
     """Start an attempt in a directory."""
     judge: Callable[[Run, int, Ended, Path], Record]
-    """Say what came of one."""
+    """Return what came of one."""
     jobs: int = 1
     """Processes at a time."""
     keep_all: bool = False
@@ -90,7 +90,7 @@ class Runner:
         return path.absolute()
 
     def _ended(self, run: Run, attempt: int, ended: Ended, path: Path) -> bool:
-        """Keep what came of an attempt; tell whether no other follows."""
+        """Keep what came of an attempt; return whether it is the last one."""
         record = self.judge(run, attempt, ended, path)
         final = record.outcome == "pass" or attempt > self.plan.retries
         record = replace(record, final=final)

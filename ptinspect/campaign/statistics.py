@@ -36,7 +36,7 @@ class Attempts:
 
     @property
     def way(self) -> tuple[str, str, str, str]:
-        """How it ended: cell, outcome, place, and what the console or the script said."""
+        """How it ended: cell, outcome, place, and the message of the console or the script."""
         last = self.last
         return self.run.cell.name, last.outcome, last.where, last.panic or last.message
 

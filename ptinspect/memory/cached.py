@@ -28,11 +28,11 @@ class CachedMemory:
 
     @property
     def label(self) -> str:
-        """Name the memory behind."""
+        """Name the memory that is read."""
         return self._memory.label
 
     def read(self, pa: int, length: int) -> bytes:
-        """Return `length` bytes at `pa`; errors are those of the memory behind."""
+        """Return `length` bytes at `pa`; errors are those of the memory that is read."""
         token = self._token()
         if token != self._seen:
             self._pages.clear()
@@ -49,7 +49,7 @@ class CachedMemory:
     def read_tables(
         self, addresses: NDArray[np.uint64], size: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """Read many tables from the memory behind: whoever asks for them keeps them."""
+        """Read many tables without remembering them: the caller keeps them."""
         return self._memory.read_tables(addresses, size)
 
     def _page(self, number: int) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Sets of address ranges: joined, intersected, and asked one address or many at a time."""
+"""Sets of address ranges: joined, intersected, and queried for one address or many."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class RamBlock:
 
     @property
     def end(self) -> int:
-        """The first address behind the block."""
+        """The first address past the end."""
         return self.start + self.size
 
     def contains(self, pa: int, length: int = 1) -> bool:
@@ -56,7 +56,7 @@ class PhysicalMemory(Protocol):
 
         `addresses` has shape (n,), sorted and unique. Returns `(raw, readable)`: raw has shape
         (n, size // 8), little-endian descriptors as uint64, zeros in the rows that could not be
-        read; readable has shape (n,) and says which rows are true. An address outside RAM is an
+        read; readable has shape (n,) and is true for the others. An address outside RAM is an
         unreadable row, never zeros that claim to be read. Raises TargetError if the link failed.
         """
         ...

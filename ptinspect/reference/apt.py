@@ -210,7 +210,7 @@ class Suite:
         return held[0] if held else None
 
     def newest(self, names: Sequence[str]) -> dict[str, Package]:
-        """Return the newest version of each package that is there, by name, in the order asked for."""
+        """Return the newest version of each package that is there, by name, in the order of `names`."""
         found: dict[str, Package] = {}
         for package in self._show(names):
             found.setdefault(package.name, package)
@@ -236,7 +236,7 @@ class Suite:
     def download(self, package: Package, directory: Path, progress: Progress) -> Path:
         """Download a package into an empty directory, checked by apt, and return the .deb's path.
 
-        Raises TargetError if it cannot be had or is not what the index says.
+        Raises TargetError if it cannot be had or is not what the index lists.
         """
         return self.download_all([package], directory, progress)[0]
 
@@ -267,7 +267,7 @@ class Suite:
         for package, path in zip(packages, found, strict=True):
             digest = deb.sha256(path)
             if digest != package.sha256:
-                raise TargetError(f"{path.name} is not what the archive's index says: {digest}")
+                raise TargetError(f"{path.name} is not what the archive's index lists: {digest}")
         return found
 
 

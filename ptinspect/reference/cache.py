@@ -65,7 +65,7 @@ class Manifest:
     instead: str = ""
     """Name of the guest that serves in its place; then there are no files."""
     note: str = ""
-    """How it differs from what was asked for; empty if it does not."""
+    """How it differs from what was requested; empty if it does not."""
     version: str = ""
     """Debian version of the kernel, or of QEMU."""
     release: str = ""
@@ -160,7 +160,7 @@ def workspace(prefix: str, where: Path | None = None) -> Iterator[Path]:
 
 
 def publish(directory: Path, manifest: Manifest, where: Path | None = None) -> None:
-    """Put a finished directory where its manifest says, in one step; the lock must be held."""
+    """Put a finished directory where its manifest belongs, in one step; the lock must be held."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2)
     (directory / _MANIFEST).write_text(text + "\n", "utf-8")
     directory.chmod(0o755)

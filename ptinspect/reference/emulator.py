@@ -2,7 +2,7 @@
 
 Nothing of it is installed into the system. It comes from Debian's archive for this machine's own
 architecture, of a suite that is newer than the machine may be, checked as the guests are. Which
-libraries belong to it is told by the archive's index (Depends) and, of what these packages hold, by
+libraries belong to it is known from the archive's index (Depends) and, of what these packages hold, by
 their own loader (`ld.so --list`).
 """
 
@@ -123,7 +123,7 @@ def closure(suite: Suite, spec: EmulatorSpec) -> list[Package]:
     """Return the package, the libraries that it depends on however indirectly, and those with its files.
 
     Of alternatives the first counts, as for apt on a machine that has none of them. A dependency that
-    is no package, or no library by its name, is left out: the loader says later what is lacking.
+    is not a package, or not a library by its name, is left out: the loader reports later what is lacking.
     """
     chosen: dict[str, Package] = {}
     wanted = [spec.package, *spec.data]
@@ -194,4 +194,4 @@ def _is_loader(path: Path) -> bool:
 
 def _lacking(output: str) -> str:
     missing = re.findall(r"(\S+) => not found", output)
-    return ", ".join(missing) or (output.strip().splitlines() or ["its loader does not say which"])[-1]
+    return ", ".join(missing) or (output.strip().splitlines() or ["its loader does not name it"])[-1]

@@ -32,7 +32,7 @@ class Guest:
     config: Path | None = None
     """The kernel's build configuration, or None."""
     note: str = ""
-    """How it differs from what was asked for; empty if it does not."""
+    """How it differs from what was requested; empty if it does not."""
 
 
 def guest(name: str = DEFAULT_GUEST) -> Guest:

@@ -26,7 +26,7 @@ POLL = 0.1
 
 @dataclass(frozen=True)
 class Result:
-    """Hold what a program left behind."""
+    """Hold how a program ended and what it printed."""
 
     code: int
     """Exit code; negative: the signal that ended it."""
@@ -51,7 +51,7 @@ def run(
     watch: Watch | None = None,
     terminal: bool = False,
 ) -> Result:
-    """Run a program to its end and return what it said, in the C locale.
+    """Run a program to its end in the C locale and return what it printed.
 
     `timeout` is in seconds; with `watch` it counts from the last time that the number grew. Ctrl-C
     ends the program too. `terminal` lets it ask the user something. Raises TargetError if there is

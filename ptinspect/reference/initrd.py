@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 READY = "ptinspect guest ready"
-"""The line on the console that says that the first process runs."""
+"""The line on the console by which the first process is known to run."""
 POWEROFF = "ptinspect.poweroff"
 """A word on the kernel's command line: power off when ready."""
 
@@ -35,7 +35,7 @@ while :; do
   sleep 1
 done
 """
-"""The first process: mounts, says that it is ready, then keeps a shell on the console."""
+"""The first process: mounts, prints that it is ready, then keeps a shell on the console."""
 
 _DIRECTORIES = ("bin", "dev", "proc", "root", "sys", "tmp")
 

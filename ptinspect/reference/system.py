@@ -137,7 +137,7 @@ def install_packages(packages: Sequence[str], progress: Progress) -> None:
 
 
 def privilege() -> tuple[str, ...] | None:
-    """Return the words that make a command run as root, or None if nobody is there to allow it."""
+    """Return the words that make a command run as root, or None if no user is there to allow it."""
     if os.geteuid() == 0:
         return ()
     if shutil.which("sudo") is None:

@@ -17,7 +17,7 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Say what came of one command."""
+    """Hold what came of one command."""
 
     name: str
     """Full name of the command, or its first word if there is no such command."""
@@ -65,9 +65,9 @@ def junit(name: str, outcomes: Sequence[Outcome]) -> str:
         )
         if outcome.code != EXIT_OK:
             kind = "failure" if outcome.code == EXIT_CHECK else "error"
-            said = _clean(f"{where}: {outcome.message}")
-            what = {"message": said, "type": f"exit code {outcome.code}"}
-            ET.SubElement(case, kind, what).text = said
+            problem = _clean(f"{where}: {outcome.message}")
+            what = {"message": problem, "type": f"exit code {outcome.code}"}
+            ET.SubElement(case, kind, what).text = problem
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 

@@ -31,7 +31,7 @@ def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
     """Return the statements of a script; `name` is what its places are called, if not by its path.
 
     Raises UserError if the file cannot be read as text, is too large, or makes no sense; what is wrong
-    in it is said with `file:line`.
+    in it has `file:line`.
     """
     try:
         with open_input(path) as file:
@@ -80,7 +80,7 @@ class _Logical:
 
 
 class _Cursor:
-    """Lines with one to look at ahead; the source is asked for a line only when it is wanted."""
+    """Lines with one to look at ahead; a line is taken from the source only when it is wanted."""
 
     def __init__(self, lines: Iterator[_Logical]) -> None:
         self._lines = lines
@@ -156,14 +156,14 @@ def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
 
 
 def _body(head: _Logical, inline: str | None, cursor: _Cursor, depth: int) -> tuple[Statement, ...]:
-    """Return the commands of a block: behind its colon, or the indented lines below."""
+    """Return the commands of a block: after its colon, or the indented lines below."""
     if depth >= MAX_DEPTH:
         raise head.wrong(f"more than {MAX_DEPTH} blocks within each other")
     if parts := [part for part in split(inline or "") if part]:
         return tuple(_statement(_Logical(0, part, head.place), cursor, depth + 1) for part in parts)
     below = cursor.peek()
     if below is None or below.indent <= head.indent:
-        raise head.wrong("nothing belongs to this", "write commands behind the colon, or indent those below")
+        raise head.wrong("nothing belongs to this", "write commands after the colon, or indent those below")
     body: list[Statement] = []
     while (line := cursor.peek()) is not None and line.indent > head.indent:
         if line.indent != below.indent:
@@ -174,7 +174,7 @@ def _body(head: _Logical, inline: str | None, cursor: _Cursor, depth: int) -> tu
 
 
 def split(text: str) -> list[str]:
-    """Split commands at the semicolons that stand outside quotes; a comment behind them is left out."""
+    """Split commands at the semicolons that stand outside quotes; a comment after them is left out."""
     parts, quote, at, begin = [], "", 0, 0
     while at < len(text):
         char = text[at]

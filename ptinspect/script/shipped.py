@@ -19,7 +19,7 @@ class Ready:
     """Describe a script that comes with ptinspect."""
 
     name: str
-    """What stands behind `@`."""
+    """What follows the `@`."""
     path: Path
     """Its file."""
     summary: str

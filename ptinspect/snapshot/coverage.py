@@ -1,4 +1,4 @@
-"""What a snapshot does not show of the tables under its root: whoever judges it has to say so."""
+"""What a snapshot does not hold of the tables under its root, which every judgement of it has to name."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def _regime_out(regime: Regime) -> Mapping[str, object]:
 
 
 def _regime(fields: _Fields, cpus: Sequence[CpuState]) -> Regime:
-    """Read the regime; one from before indirect permissions were read says so if the CPU may have them."""
+    """Read the regime; indirect permissions that were not captured are in doubt if the CPU may have them."""
     known = set(fields.keys())
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Regime):

@@ -21,7 +21,7 @@ AREAS = "linux.areas"
 
 
 def kernel_offset(extra: Mapping[str, str]) -> int:
-    """Return what to add to a link-time address to get that of a snapshot; 0 where it does not tell."""
+    """Return what to add to a link-time address to get that of a snapshot; 0 where it is not recorded."""
     try:
         return int(extra.get(KERNEL_OFFSET, "0"), 16)
     except ValueError:

@@ -14,7 +14,7 @@ from ptinspect.tables.index import Tables
 
 @dataclass(frozen=True)
 class Root:
-    """Name a root table and say how it was found."""
+    """Name a root table and how it was found."""
 
     pa: PhysAddr
     """Physical address of the root table, ASID and CnP removed."""
@@ -24,7 +24,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Meta:
-    """Say where a snapshot comes from."""
+    """Hold where a snapshot comes from."""
 
     created: str
     """UTC time of the capture, ISO 8601."""
@@ -37,7 +37,7 @@ class Meta:
     source: str = ""
     """The way the bytes came: gdbstub, host memory, dump file."""
     note: str = ""
-    """Free text of the user's."""
+    """The user's own text."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Further facts by name; snapshot/fact_names.py has the names."""
 

@@ -41,7 +41,7 @@ from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import Tables
 
 MAX_FILE_BYTES = 1 << 30
-"""Largest file that `load` opens unless told otherwise."""
+"""Largest file that `load` opens by default."""
 MAX_TABLE_BYTES = 2 << 30
 """Largest size of all tables together, uncompressed."""
 MAX_DOCUMENT_BYTES = 16 << 20
@@ -115,7 +115,7 @@ def load(
     """Read a snapshot file, believing nothing in it.
 
     Sizes are checked in the zip directory and the array headers before anything is decompressed.
-    Raises SnapshotError if it cannot be read, is no snapshot, is truncated or damaged, larger than
+    Raises SnapshotError if it cannot be read, is not a snapshot, is truncated or damaged, larger than
     the bounds, of an unknown version, or contradicts itself.
     """
     path = Path(path)
@@ -213,7 +213,7 @@ def _header(member: IO[bytes], name: str) -> tuple[str, tuple[int, ...], int]:
 
 
 def _fill(member: IO[bytes], array: _Array, name: str) -> None:
-    """Decompress exactly the array's bytes, never more than asked for at once."""
+    """Decompress exactly the array's bytes, a bounded part at once."""
     room = array.reshape(-1).view(np.uint8)
     done = 0
     while done < room.shape[0]:
@@ -247,7 +247,7 @@ def check_tables(tables: Tables, regime: Regime, root_pa: int) -> None:
         covered = np.uint64(regime.entry_size(number - 1) - 1)
         aligned = not bool((va[level == number] & covered).any())
         _must(aligned, f"a level {number} table at a virtual address that is not its first")
-    _must(not bool(tables.raw[0, regime.entries(first) :].any()), "descriptors behind the end of the root")
+    _must(not bool(tables.raw[0, regime.entries(first) :].any()), "descriptors past the end of the root")
     _must(not bool(tables.raw[~tables.readable].any()), "descriptors in a table that could not be read")
 
 

@@ -22,7 +22,7 @@ from ptinspect.stack.unwind import MAX_FRAMES, Caller, RegsLayout, Unwinder, Unw
 
 @dataclass(frozen=True)
 class Depth:
-    """All that there is to say of the stack of one CPU, or of a task that sleeps."""
+    """Describe the stack of one CPU, or of a task that sleeps."""
 
     position: Position
     """Which stack SP is on."""
@@ -35,7 +35,7 @@ class Depth:
     doubt: str = ""
     """Why a missing end mark need not be a destroyed one; empty if it is there, or is destroyed."""
     elsewhere: str = ""
-    """Where addresses of the stack lead to memory that is not the stack's; empty if nothing tells so."""
+    """Where addresses of the stack lead to memory that is not the stack's; empty if they are not known to."""
 
 
 def regs_layout(stacks: Stacks) -> RegsLayout:
@@ -93,7 +93,7 @@ class Start:
         return self.unwinder.unwind(*self._registers, elr=self.elr, before=self.before, limit=limit)
 
     def caller(self) -> Caller | None:
-        """Return where the innermost function returns to; None if nothing tells, or to user mode."""
+        """Return where the innermost function returns to; None if it is not known, or in user mode."""
         return self.unwinder.caller(*self._registers, elr=self.elr, before=self.before)
 
     @property

@@ -1,4 +1,4 @@
-"""What a guard of kernel stacks watches, and what a stop of the guest means to it. No guest is asked here."""
+"""What a guard of kernel stacks watches, and what a stop of the guest means to it; pure."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class Wires:
     """What is armed: GDB's numbers, and what they mean."""
 
     ways: dict[int, Way] = field(default_factory=dict)
-    """Number of a breakpoint -> the way down that it tells."""
+    """Number of a breakpoint -> the way down that it marks."""
     stacks: dict[int, Stack] = field(default_factory=dict)
     """Number of a watchpoint -> the stack."""
     entries: set[int] = field(default_factory=set)
     """Breakpoints that every fault in the kernel hits, not only a recursive one."""
     used_up: dict[int, int] = field(default_factory=dict)
-    """Base of a stack that belonged to nobody when its memory was written -> how often."""
+    """Base of a stack that belonged to no task when its memory was written -> how often."""
     skipped: int = 0
     """Stacks that are not watched because there are too many."""
     false_hits: int = 0
@@ -101,9 +101,9 @@ class Wires:
 def judge(
     wires: Wires, number: int | None, state: CpuState, margin: int, entry: list[tuple[int, int]]
 ) -> Way | None:
-    """Say what a stop at breakpoint `number` is; None if it is a false hit of the guard's own.
+    """Return what a stop at breakpoint `number` is; None if it is a false hit of the guard's own.
 
-    `entry`: where the exception entry stores registers, as (first address, first behind).
+    `entry`: where the exception entry stores registers, as (first address, one past the last).
     """
     if number is None:
         return "other"

@@ -64,7 +64,7 @@ def high_water(stack: Stack, words: NDArray[np.uint64] | None) -> HighWater:
 
     The kernel hands stacks out zeroed (__GFP_ZERO, and memset where one is used again: kernel/fork.c,
     alloc_thread_stack_node), so whatever is not zero was written; the end mark is left out. A function
-    that reserved room and stored nothing but zeros there is not seen.
+    that reserved room and stored nothing but zeros there is not noticed.
     """
     if words is None:
         return HighWater(None, None, "the stack cannot be read")

@@ -36,7 +36,7 @@ class KernelCode:
     def symbol(self, pc: int, *, returns: bool = False) -> str:
         """Return `function+0x10`; the address in hex if nothing is known of it.
 
-        `returns`: it is a return address, which may lie behind the end of the function that called.
+        `returns`: it is a return address, which may lie past the end of the function that called.
         """
         back = 4 if returns else 0
         near = None if self._image is None else self._image.nearest(self.link(pc - back))

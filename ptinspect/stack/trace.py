@@ -26,7 +26,7 @@ class TracedStack:
     base: int
     """Its lowest address."""
     top: int
-    """The first address behind it."""
+    """The first address past the end."""
 
     @property
     def size(self) -> int:
@@ -99,7 +99,7 @@ class Trace:
     deepest: tuple[Deepest, ...]
     """The deepest point of each stack, the deepest stack first."""
     functions: tuple[Part, ...] = field(default=())
-    """The most that each function had on a stack at once, by size; empty if the method cannot tell."""
+    """The most that each function had on a stack at once, by size; empty if not measured."""
     thinned: bool = False
     """True if points were left out; the deepest ones are all there."""
 
@@ -113,7 +113,7 @@ class Contributions:
 
     A function is entered at its first instruction; it is left when the program counter is in another
     one anywhere else: its caller's, after a return, or a tail call's. Bytes that a function takes while
-    it calls nobody are its own, so that the sum over the chain is the depth since the trace began.
+    it calls no other are its own, so that the sum over the chain is the depth since the trace began.
     """
 
     def __init__(self, function: Function) -> None:
@@ -289,7 +289,7 @@ class Series:
         return tuple(Deepest(d.stack, d.used, d.at, d.pc, self.place(d.pc), d.chain) for d in found)
 
     def functions(self) -> tuple[Part, ...]:
-        """Return the most that each function had of its own, where every instruction was seen."""
+        """Return the most that each function had of its own, where every instruction was recorded."""
         most: dict[str, int] = {}
         for own in self._own.values():
             for name, size in own.most.items():

@@ -66,7 +66,7 @@ def dumps(trace: Trace) -> str:
 
 
 def load(path: Path) -> Trace:
-    """Read a trace. Raises SnapshotError that says what is wrong with the file."""
+    """Read a trace. Raises SnapshotError with what is wrong with the file."""
     try:
         with open_input(path) as file:
             data = file.read(MAX_BYTES + 1)

@@ -95,7 +95,7 @@ LINK_REGISTER = 30 * 8
 """Offset of x30 in pt_regs."""
 FRAME_POINTER = 29 * 8
 ENTRY_REACH = 0x200
-"""Bytes behind a label of the exception entry that still belong to it, where no symbol tells."""
+"""Bytes from a label of the exception entry on that belong to it, where no symbol tells."""
 VECTORS = 0x800
 """Bytes of a vector table (Arm ARM, VBAR_EL1)."""
 
@@ -118,7 +118,7 @@ def strip_pac(address: int, lower_bits: int | None, upper_bits: int | None) -> i
 
 @dataclass(frozen=True)
 class Caller:
-    """Where a function returns to, and the registers that tell that it was this call that returned."""
+    """Where a function returns to, and the registers by which this very call is known to have returned."""
 
     pc: int
     """The return address; the interrupted instruction, of an exception."""
@@ -207,7 +207,7 @@ class Unwinder:
     def caller(
         self, pc: int, sp: int, x29: int, x30: int, *, elr: int | None = None, before: int | None = None
     ) -> Caller | None:
-        """Return where the innermost frame returns to; None if nothing tells, or to user mode.
+        """Return where the innermost frame returns to; None if it is not known, or in user mode.
 
         The arguments are those of `unwind`.
         """
@@ -263,7 +263,7 @@ class Unwinder:
     # -- the innermost frame ----------------------------------------------------------------------
 
     def _label(self, pc: int) -> int | None:
-        """Return the label of the exception entry that `pc` lies behind."""
+        """Return the label of the exception entry that `pc` lies after."""
         return max((label for label in self._labels if label <= pc < label + ENTRY_REACH), default=None)
 
     def _lowered(self, pc: int) -> int:
@@ -278,7 +278,7 @@ class Unwinder:
         return self._layout.size
 
     def _entering(self, pc: int) -> bool:
-        """Tell whether `pc` is in a vector, or behind its label before the frame is stored."""
+        """Tell whether `pc` is in a vector, or after its label before the frame is stored."""
         if any(base <= pc < base + VECTORS for base in self._vectors):
             return True
         label = self._label(pc)

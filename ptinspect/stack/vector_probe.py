@@ -17,7 +17,7 @@ the branch at the end of the vector is led through the rest of its 128 bytes, wh
 
 `fault` and `net` are addresses that the kernel never executes at EL1, in a page of its own, where
 the breakpoints are. The flags are free, because SPSR_EL1 holds them. PAR_EL1 is only used between
-an AT instruction and the read behind it (arch/arm64/mm/fault.c), with nothing in between that could
+an AT instruction and the read after it (arch/arm64/mm/fault.c), with nothing in between that could
 fault. Source: Arm ARM C6.2 (encodings), D1.3 (exception entry).
 """
 
@@ -42,7 +42,7 @@ class Probe:
     first: int
     """Offset of the first word in the padding."""
     end: int
-    """Offset behind the last."""
+    """Offset past the last."""
     branch: int
     """Offset of the branch to the label, where a CPU goes on that was in the middle of the test."""
 

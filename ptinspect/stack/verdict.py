@@ -1,6 +1,6 @@
 """Why the kernel faulted: the syndrome, the stack and the tables joined into one verdict with its evidence.
 
-The judge is the one of console logs (linux/death.py): here the guest itself can be asked.
+The judge is the one of console logs (linux/death.py): here the guest itself can be read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CANARY = "__stack_chk_fail"
 
 @dataclass(frozen=True)
 class Change:
-    """Say which descriptor on a path differs from a snapshot, beyond bit 11."""
+    """Show which descriptor on a path differs from a snapshot, beyond bit 11."""
 
     level: int
     """Level of its table."""
@@ -73,7 +73,7 @@ class Facts:
     frame_size: int
     """Bytes of an exception frame."""
     used_before: int | None = None
-    """Bytes used before the first fault; None if no frame tells."""
+    """Bytes used before the first fault; None if it is not known."""
     repeated: int = 0
     """Exception frames that could not be stored, nested in each other."""
     frames: int = 0
@@ -116,7 +116,7 @@ class Why:
     evidence: tuple[str, ...]
     """What supports it."""
     unknown: tuple[str, ...] = ()
-    """What cannot be told from here."""
+    """What is not known."""
     change: Change | None = None
     """The descriptor that the verdict names."""
 
@@ -136,7 +136,7 @@ def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[
 
 
 def explain(facts: Facts) -> Why:
-    """Judge. Every code is given only with what proves it; `unknown` says what is missing."""
+    """Judge. Every code is given only with what proves it; `unknown` names what is missing."""
     evidence = _evidence(facts)
     gone = _gone(facts)
     found = death.judge(_known(facts, None if gone is None else gone[0]))
@@ -146,8 +146,8 @@ def explain(facts: Facts) -> Why:
     text, change = (
         gone[1:] if gone is not None and found.code == gone[0].code else (_text(facts, found), None)
     )
-    told = tuple(dict.fromkeys((*evidence, *found.evidence)))
-    return Why(found.code, text, told, unknown, change)
+    shown = tuple(dict.fromkeys((*evidence, *found.evidence)))
+    return Why(found.code, text, shown, unknown, change)
 
 
 def _known(facts: Facts, gone: death.Verdict | None) -> death.Facts:
@@ -257,7 +257,7 @@ def _evidence(facts: Facts) -> tuple[str, ...]:
 
 
 def _chain(facts: Facts) -> list[str]:
-    """Say what the frames tell."""
+    """Return what the frames show."""
     found = []
     if facts.chain and facts.stack is not None and facts.used_before is not None:
         largest = sorted(facts.chain, key=lambda frame: -frame[1])[:3]
@@ -274,7 +274,7 @@ def _chain(facts: Facts) -> list[str]:
 
 
 def _paths(facts: Facts) -> list[str]:
-    """Say what the tables tell of the faulting address and of the stack."""
+    """Return what the tables hold of the faulting address and of the stack."""
     found = []
     walk, gone = facts.walk, facts.gone
     if walk is not None and walk.outcome == "fault":

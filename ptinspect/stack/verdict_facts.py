@@ -191,7 +191,7 @@ def _handling(stacks: Stacks, state: CpuState, ranges: Sequence[tuple[int, int]]
 
 
 def leads_elsewhere(stacks: Stacks, stack: Stack, snapshots: Sequence[Snapshot]) -> str:
-    """Say where a stack leads to other memory than in a snapshot, by another table; empty if it does not.
+    """Return where a stack leads to other memory than in a snapshot, by another table; empty if it does not.
 
     `snapshots` with the newest first.
     """

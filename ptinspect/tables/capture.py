@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 MAX_TABLES = 262_144
 BATCH_BYTES = 512 << 10
-"""At most this much is asked of `read_tables` in one call: it stays in the cache until it is put in order."""
+"""At most this much is read by `read_tables` in one call: it stays in the cache until it is put in order."""
 SCATTER_BYTES = 16 << 20
 """The same where the memory puts each table into its row itself."""
 
@@ -67,8 +67,8 @@ def capture(
 
     `va_range` (both ends included) and `max_level` limit what is followed; `max_tables` bounds the
     number of rows, of which the lowest addresses are kept. Returns the tables and why they are not
-    complete (empty if they are; `va_range` is no reason). A table that cannot be read is a row that
-    says so. Raises UserError if `va_range` lies outside the regime's half, TargetError if the link
+    complete (empty if they are; `va_range` is not a reason). A table that cannot be read is a row that is
+    not `readable`. Raises UserError if `va_range` lies outside the regime's half, TargetError if the link
     to the guest failed, and what `progress` raises.
     """
     window = Window.of(va_range, regime)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Base of records whose arrays have one length; fields that are no arrays hold for every row."""
+    """Base of records whose arrays have one length; other fields hold for every row."""
 
     def _arrays(self) -> Mapping[str, NDArray[Any]]:
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}

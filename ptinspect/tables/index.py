@@ -44,7 +44,7 @@ class Links(Columns):
     """Hold the table descriptors of some tables of one level."""
 
     row: NDArray[np.intp]
-    """Position of the table among those that were asked about."""
+    """Position of the table in what was given."""
     slot: NDArray[np.intp]
     """Index of the descriptor in it."""
     va: NDArray[np.uint64]

@@ -19,7 +19,7 @@ Outcome = Literal["mapped", "fault", "unreadable"]
 
 @dataclass(frozen=True)
 class Step:
-    """Show what the walk saw at one level."""
+    """Show one level of the walk."""
 
     level: int
     """Level of the table, -1 to 3."""
@@ -138,7 +138,7 @@ def _step(memory: PhysicalMemory, va: int, table: PhysAddr, level: int, regime: 
 
 
 def _too_wide(address: int, regime: Regime) -> str:
-    """Say so if an output address needs more bits than the regime has (address size fault)."""
+    """Return the reason if an output address needs more bits than the regime has (address size fault)."""
     if address >> regime.pa_bits:
         return f"address size fault: {address:#x} needs more than {regime.pa_bits} bits"
     return ""

@@ -277,7 +277,7 @@ def test_descriptors_behind_a_short_root_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     save(sample("4k-36"), path)
     rewrite(path, array_change("planes", lambda a: put(a, (0, 0, 400), 1)))
-    with pytest.raises(SnapshotError, match="behind the end of the root"):
+    with pytest.raises(SnapshotError, match="past the end of the root"):
         load(path)
 
 
