@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite_state import Standing, standing
-from ptinspect.link.gdb.slots import Purpose
+from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.snapshot.fact_names import PHASE
 
 if TYPE_CHECKING:
@@ -44,24 +44,54 @@ kernel_init_freeable): whoever gets there will not rewrite the tables any more."
 
 PHASES = ("before", "during", "after")
 """Names of the captures."""
+POINTS = ("entry", "before_first_write", "after_writes", "return")
+"""Points of the identity-mapped function, in the order in which they are reached (`linux.kpti.code`)."""
+IMPORTANT = ("entry", "after_writes", "before_first_write", "return")
+"""The order in which they get breakpoints where the CPU has few; the C function comes last."""
+BOOT_CPU = "$w0 == 0"
+"""True at the entry on the boot CPU: the number of the CPU is the function's first argument. The others
+come there too, and wait."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """Say how a run through the rewrite ended."""
+    """How a run through the rewrite ended."""
 
     reached: bool
     """True if the rewrite was entered."""
     reason: str
-    """What was seen, in one line."""
-    algorithm: str = ""
+    """What happened, in one line."""
+    algorithm: str
     """The algorithm that the kernel's code shows."""
-    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    whole: bool
+    """True if the run began before the first store."""
+    snapshots: Mapping[str, Snapshot]
     """The captures by phase: before, during, after."""
-    stops: list[tuple[str, int]] = field(default_factory=list)
+    stops: Sequence[tuple[str, int]]
     """The points that were reached, with the program counter."""
-    whole: bool = False
-    """True if it was seen from before its first store."""
+
+
+@dataclass(frozen=True)
+class NotReached:
+    """A rewrite that the kernel does not make."""
+
+    reached: Literal[False]
+    reason: str
+    """How that is known."""
+
+
+@dataclass(frozen=True)
+class RewriteBreakpoints:
+    """The breakpoints that were set around the rewrite."""
+
+    algorithm: str
+    """The algorithm that the kernel's code shows."""
+    points: Sequence[tuple[int, str, int]]
+    """Number, point and address of each; the C function comes first, then POINTS."""
+    left_out: Sequence[int]
+    """Addresses for which the CPU has no breakpoint left."""
+    placed: bool
+    """False while it is not known where the C function will run."""
 
 
 class Runner:
@@ -81,7 +111,12 @@ class Runner:
         from ptinspect.linux.kpti.code import recognise
 
         self.code: KptiCode = recognise(kernel)
-        self.outcome = Outcome(False, "", self.code.algorithm)
+        self.reason = ""
+        """Why the rewrite was not entered."""
+        self.snapshots: dict[str, Snapshot] = {}
+        """The captures by phase."""
+        self.stops: list[tuple[str, int]] = []
+        """The points that were reached, with the program counter."""
 
     # -- places ---------------------------------------------------------------------------------
 
@@ -121,7 +156,7 @@ class Runner:
     def run_to(self, addresses: Sequence[int], needed: int | None = None) -> StopInfo:
         """Let the guest run until it stands at one of `addresses`, or stops for another reason.
 
-        Under KVM those behind the first `needed` are left out where the CPU has no breakpoint for them.
+        Under KVM those past the first `needed` are left out where the CPU has no breakpoint for them.
         """
         self.guest.forget_stop()
         try:
@@ -172,7 +207,7 @@ class Runner:
             if stop is not None:
                 more = [self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else []
         if stop is not None:
-            self.outcome.stops.append((FIRST_VIRTUAL if stop.pc == first else ANCHOR, stop.pc))
+            self.stops.append((FIRST_VIRTUAL if stop.pc == first else ANCHOR, stop.pc))
 
     def placed(self, *, at_stop: bool) -> bool:
         """Tell whether it is known where the kernel runs: not before a CPU has tables for its addresses.
@@ -216,23 +251,23 @@ class Runner:
             stop = self.run_for([entry, *past, *functions, *returns], SLICE_SECONDS, 1 + len(past))
             if stop is None:
                 if said := past_boot(self.guest.view):
-                    self.outcome.reason = f"{said}: the kernel went on without a rewrite"
+                    self.reason = f"{said}: the kernel went on without a rewrite"
                     return False
                 continue
             state = self.session.cpu_state(stop.cpu)
             if stop.pc == entry:
                 if self.at_entry(entry):
-                    self.outcome.stops.append(("entry", stop.pc))
+                    self.stops.append(("entry", stop.pc))
                     return True
             elif stop.pc in functions:
                 if stop.cpu == 0:
                     returns.add(state.x[30])
-                    self.outcome.stops.append(("kpti_install_ng_mappings", stop.pc))
+                    self.stops.append(("kpti_install_ng_mappings", stop.pc))
             elif stop.pc in returns and stop.cpu == 0:
-                self.outcome.reason = "kpti_install_ng_mappings returned without a rewrite"
+                self.reason = "kpti_install_ng_mappings returned without a rewrite"
                 return False
             elif stop.pc in past:
-                self.outcome.reason = "the kernel went on without a rewrite"
+                self.reason = "the kernel went on without a rewrite"
                 return False
             elif stop.pc not in returns:
                 raise GuestError(f"the guest stopped at {stop.pc:#x} for another reason: {stop.reason}")
@@ -277,9 +312,7 @@ class Runner:
             if flag.finished or (flag.value == 0 and standing(self.guest, "(kpti)").state.state == "after"):
                 raise UserError("the rewrite has finished (its flag is 0)", "a fresh guest: launch")
             if past := past_boot(view):
-                self.outcome.reason = (
-                    f"{past}: the kernel is past the place where it would rewrite its tables"
-                )
+                self.reason = f"{past}: the kernel is past the place where it would rewrite its tables"
                 return False
         self.place_kernel()
         return self.enter()
@@ -289,7 +322,7 @@ class Runner:
     def capture(self, phase: str) -> Standing:
         """Capture the tables under swapper and keep them under the name of the phase."""
         found = standing(self.guest, phase, {PHASE: phase})
-        self.guest.snapshots[phase] = self.outcome.snapshots[phase] = found.tables
+        self.guest.snapshots[phase] = self.snapshots[phase] = found.tables
         return found
 
     def through(self, percent: int) -> None:
@@ -309,7 +342,7 @@ class Runner:
                 stop = self.run_to([at])
                 if stop.pc != at:
                     raise GuestError(f"the guest stopped at {stop.pc:#x} before the end of the rewrite")
-            self.outcome.stops.append((name, at))
+            self.stops.append((name, at))
             if name == "after_writes":
                 self.capture("after")
 
@@ -327,7 +360,7 @@ class Runner:
             self.run_to_access(by_number(before.tables, before.state, level, skip + 1).descriptor_pa)
             skip = 0
         self.run_to_store(level, skip)
-        self.outcome.stops.append(("during", self.site_of(level)))
+        self.stops.append(("during", self.site_of(level)))
 
     def site_of(self, level: int) -> int:
         """Return the address of the store of a level. Raises UserError if the level is never written."""
@@ -381,7 +414,7 @@ class Runner:
             )
 
 
-def run(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
+def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
     """Run the guest through the rewrite and capture before, during and after it.
 
     Where it is in the rewrite already, what has passed is left out, and the outcome says so; snapshots of
@@ -390,18 +423,39 @@ def run(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
     reason of its own. If the kernel does not rewrite its tables, the outcome says so.
     """
     runner = Runner(guest, timeout)
-    outcome = runner.outcome
+    algorithm = runner.code.algorithm
     if not runner.reach(written=True):
-        return outcome
+        state = standing(guest, "(kpti run)").state
+        off = "this CPU does not need KPTI, or it is switched off (kpti=, mitigations=)"
+        why = f"{off}; {state.counts.marks}" if state.state == "before" else state.reason
+        return Outcome(False, f"{runner.reason}; {why}", algorithm, False, {}, runner.stops)
     phase = runner.phase()
-    outcome.reached, outcome.whole = True, phase == "before"
-    outcome.reason = f"rewrite seen from entry to return ({runner.code.algorithm})"
+    reason = f"rewrite seen from entry to return ({algorithm})"
     if phase != "before":
         where = "the guest stood in the middle of the rewrite" if phase == "walking" else "all was written"
         lacks = "before" if phase == "walking" else "before and during"
         during = "; during is where it stood" if phase == "walking" else ""
-        outcome.reason = f"{where} when this began: no capture from {lacks}{during} ({runner.code.algorithm})"
+        reason = f"{where} when this began: no capture from {lacks}{during} ({algorithm})"
         for name in lacks.split(" and "):
             guest.snapshots.pop(name, None)
     runner.through(percent)
-    return outcome
+    return Outcome(True, reason, algorithm, phase == "before", runner.snapshots, runner.stops)
+
+
+def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
+    """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
+    runner = Runner(guest, timeout)
+    placed = guest.view.placed
+    functions = runner.runtime(C_FUNCTIONS) if placed else []
+    points = {name: runner.point(name) for name in POINTS}
+    wanted = [*(points[name] for name in IMPORTANT), *functions]
+    slots = runner.session.slots
+    slots.claim(wanted[:1])
+    chosen, left = fitting(wanted, slots.free("breakpoint"))
+    found = []
+    for name, address in [*((C_FUNCTIONS[1], at) for at in functions), *points.items()]:
+        if address in chosen:
+            condition = BOOT_CPU if name == "entry" else None
+            made = runner.session.set_breakpoint(address, purpose=Purpose.REWRITE, condition=condition)
+            found.append((made.id, name, address))
+    return RewriteBreakpoints(runner.code.algorithm, found, left, placed)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from ptinspect.arch.levels import level_number
 from ptinspect.commands.framework import argtypes
 from ptinspect.errors import UserError
 from ptinspect.guest import expression
@@ -124,7 +125,7 @@ def test_size_refuses(text: str) -> None:
     ],
 )
 def test_level(text: str, start: int, value: int) -> None:
-    assert argtypes.level_number(argtypes.level(text), start) == value
+    assert level_number(argtypes.level(text), start) == value
 
 
 @pytest.mark.parametrize("text", ["4", "-2", "", "page", "1.0"])

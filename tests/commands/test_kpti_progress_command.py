@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "linux"))
 from kpti_guest import CASES, rewrite
 
 from ptinspect.analysis.summary import Summary
-from ptinspect.commands.kpti.kpti_cpus import _role
-from ptinspect.commands.kpti.kpti_progress import flag_text
+from ptinspect.commands.kpti.standing import flag_text
+from ptinspect.guest.rewrite_state import role_of
 from ptinspect.linux.kpti.position import Phase, Position
 from ptinspect.linux.kpti.running_code import Flag
 from ptinspect.linux.kpti.state import KptiState, State
@@ -50,12 +50,12 @@ def test_the_boot_cpu_rewrites_only_while_it_does(case: Any) -> None:
     view: Any = SimpleNamespace(
         pa_of_link=lambda va: va, regime=guest.regime, memory=guest.tree.memory, states=()
     )
-    ctx: Any = SimpleNamespace(nearest=lambda pc: None)
+    held: Any = SimpleNamespace(view=view, nearest=lambda pc: None)
     roles = []
     for _ in guest.machine.run():
-        role = _role(ctx, view, guest.code, guest.machine.state())
+        role = role_of(held, guest.code, guest.machine.state())
         if not roles or roles[-1] != role:
             roles.append(role)
     assert roles == ["about to rewrite", "rewrites", "has rewritten"]
     other = dataclasses.replace(guest.machine.state(), pc=guest.entry + 4, x=(2, *range(1, 31)))
-    assert _role(ctx, view, guest.code, other) == "about to wait"
+    assert role_of(held, guest.code, other) == "about to wait"

@@ -10,8 +10,9 @@ from builders import NG, REGIMES, TreeBuilder
 
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.kpti import kpti_writes
+from ptinspect.commands.kpti import recording as command
 from ptinspect.errors import PtinspectError, UserError
+from ptinspect.guest.rewrite_stores import level_numbers
 from ptinspect.link.gdb.recorder import RECORD
 from ptinspect.linux.kpti.stores import Recording, recording
 from ptinspect.output.text import render
@@ -36,7 +37,7 @@ def recorded(count: int, *, whole: bool = True, readable: int = 1) -> Recording:
 
 
 def test_the_answer_counts_by_level_and_lists_the_stores() -> None:
-    report = kpti_writes._report(recorded(3), None)
+    report = command._report(recorded(3), None)
     result = report.result
     assert (result["stores"], result["per_second"], result["whole"], result["unread"]) == (4, 8, True, 0)
     assert [(v["name"], v["stores"], v["unchanged"], v["tables"]) for v in result["levels"]] == [
@@ -49,23 +50,23 @@ def test_the_answer_counts_by_level_and_lists_the_stores() -> None:
 
 
 def test_long_lists_are_cut_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kpti_writes, "RESULT", 20)
+    monkeypatch.setattr(command, "RESULT", 20)
     found = recorded(100)
-    result = kpti_writes._report(found, None).result
+    result = command._report(found, None).result
     assert (len(result["writes"]), result["writes_left_out"]) == (20, 81)
     assert "and 61 more; -o FILE writes them all" in text(found, None)
     assert "and 61 more in w.csv" in text(found, Path("w.csv"))
 
 
 def text(found: Recording, output: Path | None) -> str:
-    return render(kpti_writes._report(found, output))
+    return render(command._report(found, output))
 
 
 def test_doubts_are_shown() -> None:
     assert "began in the middle" in text(recorded(1, whole=False), None)
     assert "2 stores could not be read" in text(recorded(2, readable=0), None)
-    row = kpti_writes.row(list(recorded(1, readable=0))[1])
-    assert (row["descriptor_pa"], row["va"]) == (None, None)
+    row = command.store_results(recorded(1, readable=0))[1]
+    assert (row.descriptor_pa, row.va) == (None, None)
     assert "? " in text(recorded(1, readable=0), None)
 
 
@@ -77,12 +78,12 @@ def test_doubts_are_shown() -> None:
     ],
 )  # fmt: skip
 def test_levels(wanted: list[int | str], start: int, levels: set[int]) -> None:
-    assert kpti_writes._levels(wanted, start) == levels
+    assert level_numbers(wanted, start) == levels
 
 
 def test_a_level_that_is_not_there() -> None:
     with pytest.raises(UserError, match="there is no level -1 here"):
-        kpti_writes._levels([-1], 0)
+        level_numbers([-1], 0)
 
 
 @pytest.mark.parametrize(

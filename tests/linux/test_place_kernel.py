@@ -103,7 +103,7 @@ def test_the_first_function_is_enough_without_kaslr(
     run, ctx, _ = runner(monkeypatch, kernel, Scripted(guest.memory, script))
     run.place_kernel()
     assert ctx.view().kaslr_offset == 0
-    assert run.outcome.stops == [("start_kernel", FIRST)]
+    assert run.stops == [("start_kernel", FIRST)]
 
 
 def test_direct_boots_stop_at_the_anchor(monkeypatch: pytest.MonkeyPatch, kernel: KernelImage) -> None:
@@ -117,7 +117,7 @@ def test_direct_boots_stop_at_the_anchor(monkeypatch: pytest.MonkeyPatch, kernel
     run.place_kernel()
     assert ctx.view().kaslr_offset == MOVED
     assert session.asked == [([anchor, FIRST], rewrite.SLICE_SECONDS)]
-    assert run.outcome.stops == [("idmap_cpu_replace_ttbr1", anchor)]
+    assert run.stops == [("idmap_cpu_replace_ttbr1", anchor)]
 
 
 def test_a_kernel_that_does_not_begin_is_shown_where_it_stands(

@@ -8,9 +8,9 @@ import pytest
 from kpti_patches import not_tracked, written_back
 from session import NEWER, Live, launched
 
-from ptinspect.commands.kpti.kpti_writes import RECORDINGS
 from ptinspect.errors import UserError
 from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite_state import STORES
 from ptinspect.linux.kpti.code import KptiCode
 from ptinspect.linux.kpti.running_code import running_code
 
@@ -44,7 +44,7 @@ def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> K
 
 def forget_stores(live: Live) -> None:
     """Leave the verdict to the tables and the code."""
-    del RECORDINGS[live.ctx.stopped]
+    del live.ctx.guest.kept[STORES]
 
 
 @pytest.mark.parametrize(("guest", "options"), KERNELS)

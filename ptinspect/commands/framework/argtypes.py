@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.levels import LEVEL_NAMES
-from ptinspect.arch.levels import level_number as level_number  # noqa: PLC0414
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address, address, address_range, parse_number, parse_size
 

@@ -59,7 +59,7 @@ def demo_fault(ctx: Context, args: argparse.Namespace, launch: list[str]) -> Rep
     runner.place_kernel()
     boot = _boot_root(ctx)
     if not runner.enter():
-        raise GuestError(runner.outcome.reason)
+        raise GuestError(runner.reason)
     runner.capture("before")
     stop = runner.run_to([runner.point("after_writes")])
     runner.capture("after")

@@ -1,0 +1,164 @@
+"""`kpti break`, `kpti run`: stop at the points of the rewrite, and capture the tables around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.errors import UserError
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.rewrite import PHASES, run_through
+from ptinspect.guest.rewrite import set_breakpoints as set_around
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
+
+RUN_SECONDS = 180.0
+MEANINGS = {
+    "kpti_install_ng_mappings": "the C function, once per CPU",
+    "entry": "entry of the identity-mapped function (physical)",
+    "before_first_write": "before the first descriptor is written (physical)",
+    "after_writes": "all descriptors written, TLB not flushed yet (physical)",
+    "return": "return to kpti_install_ng_mappings (physical)",
+}
+
+
+@dataclass(frozen=True)
+class BreakpointResult:
+    """A breakpoint around the rewrite."""
+
+    id: int
+    point: str
+    address: Hex
+    meaning: str
+
+
+@dataclass(frozen=True)
+class BreakpointsResult:
+    """The breakpoints around the rewrite."""
+
+    algorithm: str
+    breakpoints: list[BreakpointResult]
+    left_out: list[Hex]
+
+
+@command(
+    "kpti break",
+    group="KPTI",
+    summary="Set the breakpoints that matter around the rewrite",
+    example="kpti break",
+    result=BreakpointsResult,
+    needs=Needs.STOPPED,
+    details="The identity-mapped function runs at its physical address, on the boot CPU alone.",
+)
+def set_breakpoints(guest: Guest) -> Report:
+    """Set breakpoints at the points of the rewrite."""
+    found = set_around(guest, RUN_SECONDS)
+    listed = [
+        BreakpointResult(number, point, Hex(address), MEANINGS[point].removesuffix(" (physical)"))
+        for number, point, address in found.points
+    ]
+    rows = [(str(one.id), hex_address(one.address), MEANINGS[one.point]) for one in listed]
+    body: list[Table | Note] = [
+        Table((Column("no.", "right"), Column("address"), Column("what")), rows, "Breakpoints")
+    ]
+    if found.left_out:
+        places = ", ".join(guest.place(address) for address in found.left_out)
+        more = f"left out, the CPU has no breakpoint for it: {places}; break lists them, delete N frees one"
+        body.append(Note(more, "changed"))
+    if not found.placed:
+        body.append(Note("The C function is left out: it is not known yet where it will run.", "dim"))
+    return Report(BreakpointsResult(found.algorithm, listed, [Hex(at) for at in found.left_out]), body)
+
+
+@dataclass(frozen=True)
+class StopResult:
+    """A point that was reached."""
+
+    point: str
+    pc: Hex
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run through the rewrite."""
+
+    reached: bool
+    reason: str
+    algorithm: str
+    whole: bool
+    snapshots: list[str]
+    stops: list[StopResult]
+
+
+@command(
+    "kpti run",
+    group="KPTI",
+    summary="Run through the rewrite and capture the tables before, during and after it",
+    example="kpti run --percent 50",
+    arguments=(
+        argument(
+            "--timeout",
+            type=argtypes.seconds,
+            default=RUN_SECONDS,
+            metavar="SECONDS",
+            help=f"limit for the whole run (default {RUN_SECONDS:.0f})",
+        ),
+        argument(
+            "--percent",
+            type=argtypes.whole(0, 100),
+            default=50,
+            metavar="N",
+            help="how many percent of the pmd entries to be rewritten are so at `during` (default 50)",
+        ),
+        argument("--replace", action="store_true", help="replace snapshots of these names"),
+    ),
+    result=RunResult,
+    needs=Needs.STOPPED,
+    details="The captures are kept as snapshots: before, during, after. Exit code 1 if the kernel "
+    "does not rewrite its tables; kpti status says why. In the middle of the rewrite it captures what is "
+    "left: during, where the guest stands, and after.",
+)
+def run(guest: Guest, *, timeout: float = RUN_SECONDS, percent: int = 50, replace: bool = False) -> Report:
+    """Run through the rewrite and capture."""
+    from ptinspect.analysis.summary import summarize
+
+    taken = [name for name in PHASES if name in guest.snapshots]
+    if taken and not replace:
+        raise UserError(
+            f"there are snapshots of the name {', '.join(taken)} already", "--replace, or drop them"
+        )
+    outcome = run_through(guest, timeout=timeout, percent=percent)
+    rows = []
+    for name, snapshot in outcome.snapshots.items():
+        counts = summarize(snapshot)
+        rows.append(
+            (
+                Styled(name, "title"),
+                str(len(snapshot.tables)),
+                f"{counts.table_descriptors_marked} of {counts.table_descriptors}",
+                f"{counts.leaves_ng} of {counts.leaves}",
+                snapshot.meta.where,
+            )
+        )
+    columns = (
+        Column("snapshot"),
+        Column("tables", "right"),
+        Column("table descriptors marked", "right"),
+        Column("leaves nG", "right"),
+        Column("where"),
+    )
+    body: list[Note | Table] = [Note(outcome.reason, "good" if outcome.whole else "changed")]
+    if rows:
+        body.append(Table(columns, rows))
+        compare = "diff before after says what changed; " if outcome.whole else ""
+        body.append(Note(f"{compare}save NAME FILE keeps a snapshot", "dim"))
+    result = RunResult(
+        outcome.reached,
+        outcome.reason,
+        outcome.algorithm,
+        outcome.whole,
+        list(outcome.snapshots),
+        [StopResult(point, Hex(pc)) for point, pc in outcome.stops],
+    )
+    return Report(result, body, 0 if outcome.reached else 1)
