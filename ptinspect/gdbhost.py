@@ -100,16 +100,20 @@ class Server:
             )
             return EXIT_BUG
         finally:
-            if self.ctx.session is not None:
-                self._hosted.settle()
+            if (session := self._session()) is not None:
+                session.settle()
 
     def _cpu(self) -> int | None:
-        """Return the CPU that GDB is to choose again; None if there is no guest."""
-        return self.ctx.session.current_cpu if self.ctx.session and self.ctx.state == "stopped" else None
+        """Return the CPU that GDB is to choose again; None if it has no guest."""
+        session = self._session()
+        return session.current_cpu if session is not None and self.ctx.state == "stopped" else None
 
-    @property
-    def _hosted(self) -> HostedSession:
-        return self.ctx.session  # type: ignore[return-value]
+    def _session(self) -> HostedSession | None:
+        """Return the session of the guest that GDB is connected to; None if there is none, or only a file."""
+        from ptinspect.link.hosted import HostedSession
+
+        session = self.ctx.session
+        return session if isinstance(session, HostedSession) else None
 
     def _run(self, printer: _Printer, line: str, message: Mapping[str, Any]) -> int:
         from ptinspect.repl.runner import attempt
@@ -139,12 +143,12 @@ class Server:
             self.ctx.guest.drop_session()
             self._key = None
             if message.get("details"):
-                session = open_session(self._host, str(message["details"]), str(message.get("version", "")))
-                self.ctx.guest.open_session(session)
-                self._key = key
-        if self.ctx.session is not None:
+                version = str(message.get("version", ""))
+                self.ctx.guest.open_session(open_session(self._host, str(message["details"]), version))
+            self._key = key
+        if (session := self._session()) is not None:
             changed = message.get("serial") != self._serial
-            self._hosted.begin(max(int(message.get("thread") or 1) - 1, 0), changed, message.get("stop"))
+            session.begin(max(int(message.get("thread") or 1) - 1, 0), changed, message.get("stop"))
             if changed:
                 self.ctx.forget_stop()
         self._serial = message.get("serial")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from fakes import context, run, text
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import MemoryReadError, UserError
+from ptinspect.gdbhost import Server
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "memory"))
 from test_elfcore import core, note, prstatus
@@ -93,6 +96,17 @@ def test_a_raw_image_is_a_guest_through_its_vmcoreinfo(tmp_path: Path) -> None:
     run(ctx, "detach")
     with pytest.raises(UserError, match="not attached"):
         run(ctx, "summary")
+
+
+def test_inside_gdb_a_file_is_a_guest_as_well(tmp_path: Path) -> None:
+    tree, sent = guest(), list[dict[str, Any]]()
+    path = put(tmp_path / "ram", ram(tree, info(tree)))
+    host: Any = SimpleNamespace(send=sent.append)
+    server = Server(host)
+    for line in (f"import {path} --base pa:{TABLES_AT:#x}", f"walk {IMAGE_VA:#x}"):
+        assert server._guarded({"run": line, "serial": 1}) == 0, sent
+        assert server._cpu() is None
+    assert any(f"pa:{TABLES_AT:#x}" in message.get("text", "") for message in sent)
 
 
 def test_an_elf_core_has_registers_too(tmp_path: Path) -> None:
