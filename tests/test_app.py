@@ -138,6 +138,9 @@ class Closing:
         self.keep = False
         self.stop_token = 0
 
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
     def close(self) -> None:
         self.log.append(self.name)
 
