@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ptinspect.arch.bits import MASK64, bit
-from ptinspect.errors import KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.snapshot.fact_names import kernel_offset
 from ptinspect.text import escape
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ptinspect.linux.running.guest_view import GuestView
     from ptinspect.snapshot.model import Snapshot
 
+PAGE = 4096
+"""Bytes of the smallest granule: what is mapped changes at its borders only."""
 Found = TypeVar("Found")
 """What is found out at a stop."""
 
@@ -261,6 +263,20 @@ class Guest:
         if bit(address, 55):
             return self.view.read_virt(address, length)
         return self.stopped.memory.read(address, length)
+
+    def read(self, address: int, length: int, *, physical: bool) -> tuple[bytes, str]:
+        """Return what can be read from an address on, and why it ends early, if it does."""
+        parts: list[bytes] = []
+        position = address
+        read = self.stopped.memory.read if physical else self.view.read_virt
+        while position < address + length:
+            step = min(PAGE - position % PAGE, address + length - position)
+            try:
+                parts.append(read(position, step))
+            except GuestError as error:
+                return b"".join(parts), error.message
+            position += step
+        return b"".join(parts), ""
 
     # -- snapshots ------------------------------------------------------------------------------
 

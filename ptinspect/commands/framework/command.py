@@ -59,8 +59,8 @@ class Command:
     example: str
     """A line that can be typed, shown by `help` and in README.md."""
     arguments: tuple[Argument, ...] = ()
-    result: type | None = None
-    """The dataclass that its report holds; its JSON Schema is made from it (`output.encode.schema_of`)."""
+    result: Any = None
+    """The dataclass that its report holds, or a union of such; `output.encode.schema_of` makes its schema."""
     needs: Needs = Needs.NOTHING
     details: str = ""
     aliases: tuple[str, ...] = ()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Words
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
@@ -30,11 +32,6 @@ WORDS: Mapping[str, str] = {
 """GDB's word -> our command."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", type=info_word, metavar="WHAT", help="none: list them")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="arguments of that command")
-
-
 def info_word(text: str) -> str:
     """Read a word of GDB's."""
     return text
@@ -49,19 +46,24 @@ argtypes.completes("info", info_word)
     group="Look",
     summary="Answer GDB's info: registers, breakpoints, threads, symbol …",
     example="info registers x0 sp",
-    configure=_configure,
+    arguments=(
+        argument("what", nargs="?", type=info_word, metavar="WHAT", help="none: list them"),
+        argument("rest", nargs=argparse.REMAINDER, metavar="…", help="arguments of that command"),
+    ),
     details="; ".join(f"{word}: {ours}" for word, ours in WORDS.items())
     + ". Words may be abbreviated (i r). What else there is, is GDB's: gdb info …",
 )
-def info(ctx: Context, args: argparse.Namespace) -> Report:
+def info(ctx: Context, *, what: str | None, rest: list[str]) -> Report:
     """Run the command that answers."""
-    if args.what is None:
+    if what is None:
         rows = [(Styled(f"info {word}", "level"), ours) for word, ours in WORDS.items()]
         return Report({"words": dict(WORDS)}, (Table((Column("GDB"), Column("here")), rows),))
-    ours = find(args.what)
-    report = ctx.registry.run(ctx, shlex.join([ours, *args.rest]))
-    said = shlex.join([ours, *args.rest])
-    return Report(report.result, (*report.body, Note(f"({said})", "dim")), report.exit_code)
+    ours = find(what)
+    typed = shlex.join(rest)
+    report = ctx.registry.run(
+        ctx, ctx.registry.bind(Words(ctx.registry.commands[(ours,)], tuple(rest), typed))
+    )
+    return replace(report, body=(*report.body, Note(f"({' '.join([ours, typed]).strip()})", "dim")))
 
 
 def find(word: str) -> str:

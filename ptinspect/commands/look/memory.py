@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.commands.framework.arguments import add_cpu_option
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.arguments import CPU, address_argument
+from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.look.disassemble import named
-from ptinspect.errors import GuestError, UserError
-from ptinspect.guest import expression
+from ptinspect.errors import UserError
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames
-from ptinspect.output.model import Note, Report, escape
-from ptinspect.output.views import run as views
+from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
-_PAGE = 4096
 LIMIT = 1 << 20
 """Bytes that one `x` may show."""
-
-
 FOLLOWS = "x"
-"""Name in Context.memo of what the next `x` without an address shows."""
+"""Name in Guest.kept of what the next `x` without an address shows."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +31,28 @@ class Follows:
     """Count, shape and unit as typed."""
     address: int
     """First address that was not shown."""
-    text: expression.Address
+    text: Address
     """The same as if it had been typed; physical or not."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address", nargs="?", type=expression.address, metavar="ADDR", help=expression.ADDRESS_HELP
-    )
-    parser.add_argument("--format", "-f", metavar="NFU", help="as behind x/ in GDB: 8gx, s, 4i (4gx)")
-    add_cpu_option(parser)
+@dataclass(frozen=True)
+class MemoryResult:
+    """Memory as it was read."""
+
+    address: str
+    """As typed."""
+    bytes: str
+    """Hexadecimal digits, in the order of memory."""
+    physical: bool
+    error: str
+    """Why it ends early, if it does."""
+
+
+@dataclass(frozen=True)
+class LinesResult:
+    """Instructions, as GDB writes them."""
+
+    lines: list[str]
 
 
 def parse_format(text: str) -> tuple[int, str, int]:
@@ -73,7 +81,12 @@ def parse_format(text: str) -> tuple[int, str, int]:
     summary="Show memory at a virtual or physical address",
     example="x/8gx pa:0x41475000",
     needs=Needs.STOPPED,
-    configure=_configure,
+    arguments=(
+        address_argument("address", nargs="?", metavar="ADDR"),
+        argument("--format", "-f", metavar="NFU", help="as after x/ in GDB: 8gx, s, 4i (4gx)"),
+        CPU,
+    ),
+    result=MemoryResult | LinesResult,
     details="x/COUNT FORMAT SIZE as in GDB: formats x (hex), d, u, c, s (string), a (address with "
     "symbol), i (instructions); sizes b, h, w, g. Virtual addresses go through our own walk, so "
     "the MMU may be off and the CPU at EL0. Without ADDR, and with Enter: what follows what was shown.",
@@ -81,64 +94,43 @@ def parse_format(text: str) -> tuple[int, str, int]:
     repeats=True,
     again="x",
 )
-def examine(ctx: Context, args: argparse.Namespace) -> Report:
+def examine(guest: Guest, *, address: Address | None, format: str | None, cpu: int | None) -> Report:
     """Show memory, and remember what follows it."""
-    last = ctx.memo.get(FOLLOWS)
-    if args.address is None:
+    last = guest.kept.get(FOLLOWS)
+    if address is None:
         if not isinstance(last, Follows):
             raise UserError("x: from which address on?", "x/8gx $sp")
-        form, where, text = args.format or last.form, last.address, last.text
-        address = where
+        form, where, text = format or last.form, last.address, last.text
     else:
-        form, text = args.format or "4gx", args.address
-        address = args.address.value(GuestNames(ctx.guest, args.cpu))
-    count, shape, unit = parse_format(form)
-    report, behind = _show(ctx, text, address, (count, shape, unit))
-    ctx.memo[FOLLOWS] = Follows(form, behind, replace(text, text=f"{behind:#x}"))
+        form, text = format or "4gx", address
+        where = address.value(GuestNames(guest, cpu))
+    report, after = _show(guest, text, where, parse_format(form))
+    guest.kept[FOLLOWS] = Follows(form, after, replace(text, text=f"{after:#x}"))
     return report
 
 
-def _show(
-    ctx: Context, text: expression.Address, address: int, form: tuple[int, str, int]
-) -> tuple[Report, int]:
-    """Return what is at an address, and the first address behind it."""
+def _show(guest: Guest, text: Address, address: int, form: tuple[int, str, int]) -> tuple[Report, int]:
+    """Return what is at an address, and the first address past it."""
     count, shape, unit = form
     if shape == "i":
-        return _instructions(ctx, address, count, text.physical), address + 4 * count
+        return _instructions(guest, address, count, text.physical), address + 4 * count
     if shape == "s":
-        return _strings(ctx, text, address, count)
-    data, missing = read(ctx, address, count * unit, text.physical)
+        return _strings(guest, text, address, count)
+    data, missing = guest.read(address, count * unit, physical=text.physical)
     values = [data[i : i + unit] for i in range(0, len(data) - unit + 1, unit)]
     across = {1: 8, 2: 8, 4: 4, 8: 2}[unit] if shape != "a" else 1
     rows = []
     for first in range(0, len(values), across):
-        cells = [_cell(ctx, value, shape) for value in values[first : first + across]]
-        rows.append((address + first * unit, "", cells))
-    report = views.memory(text.text, rows, data, text.physical, missing)
+        cells = [_cell(guest, value, shape) for value in values[first : first + across]]
+        rows.append((address + first * unit, cells))
+    report = _memory(text, rows, data, missing)
     return report, (address + len(values) * unit) & MASK64
 
 
-def read(ctx: Context, address: int, length: int, physical: bool) -> tuple[bytes, str]:
-    """Return what can be read from `address` on, and why it ends early, if it does."""
-    parts: list[bytes] = []
-    position = address
-    while position < address + length:
-        step = min(_PAGE - position % _PAGE, address + length - position)
-        try:
-            part = (
-                ctx.stopped.memory.read(position, step) if physical else ctx.view().read_virt(position, step)
-            )
-        except GuestError as error:
-            return b"".join(parts), error.message
-        parts.append(part)
-        position += step
-    return b"".join(parts), ""
-
-
-def _cell(ctx: Context, value: bytes, shape: str) -> str:
+def _cell(guest: Guest, value: bytes, shape: str) -> str:
     number = int.from_bytes(value, "little")
     if shape == "a":
-        return ctx.place(number)
+        return guest.place(number)
     if shape == "c":
         return f"{number} '{chr(number)}'" if 0x20 <= number < 0x7F else str(number)
     if shape == "d":
@@ -146,27 +138,39 @@ def _cell(ctx: Context, value: bytes, shape: str) -> str:
     return str(number) if shape == "u" else f"{number:#0{2 + 2 * len(value)}x}"
 
 
-def _strings(ctx: Context, text: expression.Address, address: int, count: int) -> tuple[Report, int]:
-    rows: list[tuple[int, str, list[str]]] = []
-    data, missing = read(ctx, address, min(count * 256, LIMIT), text.physical)
+def _strings(guest: Guest, text: Address, address: int, count: int) -> tuple[Report, int]:
+    rows: list[tuple[int, list[str]]] = []
+    data, missing = guest.read(address, min(count * 256, LIMIT), physical=text.physical)
     position = 0
     for _ in range(count):
         if position >= len(data):
             break
         end = data.find(b"\0", position)
         piece = data[position : end if end >= 0 else len(data)][:256]
-        rows.append((address + position, "", [f'"{escape(piece.decode("utf-8", "backslashreplace"))}"']))
+        rows.append((address + position, [f'"{escape(piece.decode("utf-8", "backslashreplace"))}"']))
         position += len(piece) + 1
     shown = data[: max(position - 1, 0)]
-    report = views.memory(text.text, rows, shown, text.physical, missing if len(rows) < count else "")
+    report = _memory(text, rows, shown, missing if len(rows) < count else "")
     return report, (address + min(position, len(data))) & MASK64
 
 
-def _instructions(ctx: Context, address: int, count: int, physical: bool) -> Report:
+def _instructions(guest: Guest, address: int, count: int, physical: bool) -> Report:
     """Disassemble with GDB, which reads through the CPU's own translation."""
-    if physical and ctx.stopped.cpu_state(ctx.stopped.current_cpu).system.get("SCTLR_EL1", 0) & 1:
+    if physical and guest.stopped.cpu_state(guest.stopped.current_cpu).system.get("SCTLR_EL1", 0) & 1:
         raise UserError("x/i reads as the CPU does: physical addresses only while the MMU is off")
-    text = ctx.stopped.gdb_command(f"x/{count}i {address:#x}")
+    text = guest.stopped.gdb_command(f"x/{count}i {address:#x}")
     lines = [escape(line) for line in text.expandtabs(8).splitlines()]
-    shown = [head + colon + named(ctx, code) for head, colon, code in (line.partition(":") for line in lines)]
-    return Report({"lines": lines}, [Note("\n".join(shown))] if lines else [])
+    shown = [
+        head + colon + named(guest, code) for head, colon, code in (line.partition(":") for line in lines)
+    ]
+    return Report(LinesResult(lines), [Note("\n".join(shown))] if lines else [])
+
+
+def _memory(text: Address, rows: Sequence[tuple[int, Sequence[str]]], data: bytes, missing: str) -> Report:
+    """Show memory: address and cells of each line; `missing`: why it ends early."""
+    prefix = "pa:" if text.physical else ""
+    lines = [(Styled(f"{prefix}{address:#x}", "address"), " ".join(cells)) for address, cells in rows]
+    body: list[Table | Note] = [Table((Column("address"), Column("bytes")), lines)] if lines else []
+    if missing:
+        body.append(Note(missing, "bad"))
+    return Report(MemoryResult(text.text, data.hex(), text.physical, missing), body)

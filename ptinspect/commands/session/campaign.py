@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.session.campaign_compare import compared
-from ptinspect.commands.session.campaign_plan import Begun
 from ptinspect.errors import UserError
 from ptinspect.output.files import form_of, write, write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
-    from ptinspect.campaign.runner import Work
     from ptinspect.campaign.statistics import Merged
 
 SECONDS = 300.0
+CORES = len(os.sched_getaffinity(0))
+"""Processors that this process may use."""
 SHOWN, IN_FILES = 20, 10_000
 """Ways to fail that are listed: on the screen, and in files."""
 INTERRUPTED = 130
@@ -43,110 +43,123 @@ Results are lines of JSON in DIR/results.jsonl. Ctrl-C stops; --resume goes on, 
 besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0))
-    add = parser.add_argument
-    add("script", nargs="?", metavar="SCRIPT", help="a script, or @NAME: one that came along")
-    add("--runs", type=argtypes.whole(1, 1_000_000), metavar="N", help="guests in all, over all shards")
-    add("--jobs", type=argtypes.whole(1, cores), default=1, metavar="N", help="guests at a time (1)")
-    add("--matrix", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="values to combine")
-    add("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script")
-    add("--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help="for one run (300)")
-    add("--retries", type=argtypes.whole(0, 100), default=0, metavar="K", help="further attempts (0)")
-    add("--shard", default="1/1", metavar="I/N", help="run this part only")
-    add("--directory", type=Path, metavar="DIR", help="where the results go (default: a new one here)")
-    add("--resume", nargs="?", const="", metavar="DIR", help="run what is missing in DIR, or --directory")
-    add("--keep-all", action="store_true", help="keep the files of what passed too")
-
-
-def _configure_report(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("directories", nargs="+", type=Path, metavar="DIR", help="directories of campaigns")
-    add("-o", dest="output", type=Path, metavar="FILE", help="write it to a file: .html .txt .json .csv .md")
-    add("--title", metavar="TEXT", help="title of the page")
-
-
 @command(
     "campaign",
     group="Session",
     summary="Run a script on many fresh guests, and say what came of it",
     example="campaign @kpti-diff --runs 2 --matrix cpu=a57,max --directory out",
-    configure=_configure,
+    arguments=(
+        argument("script", nargs="?", metavar="SCRIPT", help="a script, or @NAME: one that came along"),
+        argument(
+            "--runs", type=argtypes.whole(1, 1_000_000), metavar="N", help="guests in all, over all shards"
+        ),
+        argument(
+            "--jobs", type=argtypes.whole(1, CORES), default=1, metavar="N", help="guests at a time (1)"
+        ),
+        argument(
+            "--matrix", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="values to combine"
+        ),
+        argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script"),
+        argument(
+            "--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help="for one run (300)"
+        ),
+        argument(
+            "--retries", type=argtypes.whole(0, 100), default=0, metavar="K", help="further attempts (0)"
+        ),
+        argument("--shard", default="1/1", metavar="I/N", help="run this part only"),
+        argument(
+            "--directory", type=Path, metavar="DIR", help="where the results go (default: a new one here)"
+        ),
+        argument(
+            "--resume", nargs="?", const="", metavar="DIR", help="run what is missing in DIR, or --directory"
+        ),
+        argument("--keep-all", action="store_true", help="keep the files of what passed too"),
+    ),
     details=DETAILS,
     not_in_gdb="use ptinspect without GDB: it starts guests of its own",
 )
-def campaign(ctx: Context, args: argparse.Namespace) -> Report:
+def campaign(
+    ctx: Context,
+    *,
+    script: str | None,
+    runs: int | None,
+    jobs: int,
+    matrix: list[str],
+    var: list[str],
+    timeout: float,
+    retries: int,
+    shard: str,
+    directory: Path | None,
+    resume: str | None,
+    keep_all: bool,
+) -> Report:
     """Run a campaign, or what is missing of one."""
     from ptinspect.campaign import results
-    from ptinspect.campaign.runner import left, locked
+    from ptinspect.campaign.runner import Runner, left, locked
     from ptinspect.commands.session import campaign_plan as planning
 
-    directory = _directory(args)
-    resumed = args.resume is not None and (directory / results.FILE).exists()
-    if args.script is None and not resumed:
-        what = f"no campaign in {directory}" if args.resume is not None else "campaign: no SCRIPT"
+    folder = _directory(script, shard, directory, resume)
+    resumed = resume is not None and (folder / results.FILE).exists()
+    if script is None and not resumed:
+        what = f"no campaign in {folder}" if resume is not None else "campaign: no SCRIPT"
         raise UserError(what, "campaign SCRIPT --runs 50")
-    given = None if args.script is None else planning.from_arguments(ctx, args)
-    if given is None and (args.runs or args.matrix or args.var):
+    given = None
+    if script is not None:
+        wanted = planning.Wanted(script, runs, matrix, var, timeout, retries, shard)
+        given = planning.begin(ctx.registry, ctx.guest.gdb, wanted)
+    elif runs or matrix or var:
         raise UserError("what runs is known from the directory", "campaign --resume DIR, without the rest")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {directory}: {error.strerror or error}") from error
-    with locked(directory):
+        raise UserError(f"cannot make {folder}: {error.strerror or error}") from error
+    with locked(folder):
+        records: Sequence[Record] = ()
         if resumed:
-            results.mend(directory)
-            before = results.load(directory)
-            begun = before.plan, before.shard, planning.resume(before, given)
+            results.mend(folder)
+            before = results.load(folder)
+            plan, part, home = before.plan, before.shard, planning.resume(before, given)
             records = before.records
         else:
             assert given is not None
-            begun = given
-            records = ()
-            results.begin(directory, begun[0], begun[1], planning.host())
-            begun[2].save(directory)
-        work = left(begun[0], begun[1], records)
-        interrupted = _run(ctx, args, directory, begun, work)
-        return _report(ctx, directory, len(work), interrupted)
+            plan, part, home = given
+            results.begin(folder, plan, part, planning.host())
+            home.save(folder)
+        work = left(plan, part, records)
+        runner = Runner(
+            plan,
+            folder,
+            home.starter(plan),
+            home.judge(),
+            jobs=jobs,
+            keep_all=keep_all,
+            progress=partial(_progress, ctx),
+        )
+        interrupted = False
+        try:
+            runner.go(work)
+        except KeyboardInterrupt:
+            interrupted = True
+        return _report(ctx, folder, len(work), interrupted)
 
 
-def _directory(args: argparse.Namespace) -> Path:
-    if args.resume and args.directory:
+def _directory(script: str | None, shard: str, directory: Path | None, resume: str | None) -> Path:
+    if resume and directory:
         raise UserError("--resume DIR and --directory name two directories", "campaign --resume DIR")
-    if args.resume or args.directory:
-        return Path(args.resume or args.directory)
-    if args.resume is not None:
+    if resume or directory:
+        return Path(resume or directory or "")
+    if resume is not None:
         raise UserError("--resume: of which directory?", "campaign --resume DIR")
-    name = Path((args.script or "").lstrip("@")).stem or "script"
-    part = "" if args.shard == "1/1" else f"-{args.shard.replace('/', '-of-')}"
+    name = Path((script or "").lstrip("@")).stem or "script"
+    part = "" if shard == "1/1" else f"-{shard.replace('/', '-of-')}"
     return Path(f"campaign-{name}-{time.strftime('%Y%m%d-%H%M%S')}{part}")
 
 
-def _run(ctx: Context, args: argparse.Namespace, directory: Path, begun: Begun, work: Sequence[Work]) -> bool:
-    """Run what is to be run; tell whether Ctrl-C ended it."""
-    from ptinspect.campaign.runner import Runner
-
-    def progress(done: list[Record], running: int, total: int) -> None:
-        final = [record for record in done if record.final]
-        passed = sum(record.outcome == "pass" for record in final)
-        text = f"{len(final)} of {total}: {passed} passed, {len(final) - passed} not; {running} running"
-        ctx.progress(text, len(final), total)
-
-    plan, _, home = begun
-    runner = Runner(
-        plan,
-        directory,
-        home.starter(plan),
-        home.judge(),
-        jobs=args.jobs,
-        keep_all=args.keep_all,
-        progress=progress,
-    )
-    try:
-        runner.go(work)
-    except KeyboardInterrupt:
-        return True
-    return False
+def _progress(ctx: Context, done: list[Record], running: int, total: int) -> None:
+    final = [record for record in done if record.final]
+    passed = sum(record.outcome == "pass" for record in final)
+    text = f"{len(final)} of {total}: {passed} passed, {len(final) - passed} not; {running} running"
+    ctx.progress(text, len(final), total)
 
 
 def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Report:
@@ -170,29 +183,39 @@ def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Re
     group="Session",
     summary="Show what came of a campaign, or of its shards on several machines",
     example="campaign report out -o campaign.html",
-    configure=_configure_report,
+    arguments=(
+        argument("directories", nargs="+", type=Path, metavar="DIR", help="directories of campaigns"),
+        argument(
+            "-o",
+            dest="output",
+            type=Path,
+            metavar="FILE",
+            help="write a file: .html .txt .json .csv .md",
+        ),
+        argument("--title", metavar="TEXT", help="title of the page"),
+    ),
     details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
     "that stand in two of them count once, and are named; runs that are in none are counted. "
     "-o writes an HTML page, or text, JSON, CSV or Markdown by the suffix of FILE.",
     not_in_gdb="use ptinspect without GDB: it starts guests of its own",
 )
-def report(ctx: Context, args: argparse.Namespace) -> Report:
+def report(ctx: Context, *, directories: list[Path], output: Path | None, title: str | None) -> Report:
     """Report one or several directories."""
-    page = args.output is not None and args.output.suffix.lower() in (".html", ".htm")
-    if args.output is not None and not page:
-        form_of(args.output)
-    made, merged = _joined(args.directories, ctx.rows(SHOWN))
-    if args.output is None:
+    page = output is not None and output.suffix.lower() in (".html", ".htm")
+    if output is not None and not page:
+        form_of(output)
+    made, merged = _joined(directories, ctx.rows(SHOWN))
+    if output is None:
         return made
     if page:
         from ptinspect.output.html import Page
 
-        title = args.title or f"campaign of {Path(merged.plan.script).name}"
-        write_text(args.output, Page(title, campaigns=[drawn(args.directories, title)]).text())
+        title = title or f"campaign of {Path(merged.plan.script).name}"
+        write_text(output, Page(title, campaigns=[drawn(directories, title)]).text())
     else:
-        write(_joined(args.directories, IN_FILES)[0], args.output)
-    said = Note(f"written to {escape(str(args.output))}", "dim")
-    return Report({**made.result, "file": str(args.output)}, (*made.body, said), made.exit_code)
+        write(_joined(directories, IN_FILES)[0], output)
+    note = Note(f"written to {escape(str(output))}", "dim")
+    return Report({**made.result, "file": str(output)}, (*made.body, note), made.exit_code)
 
 
 def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:

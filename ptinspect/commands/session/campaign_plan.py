@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from ptinspect.campaign.plan import (
 )
 from ptinspect.campaign.results import Record, Results
 from ptinspect.campaign.statistics import same_campaign
-from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.files import write_text
 from ptinspect.script.shipped import open_script, path_of
@@ -127,24 +126,44 @@ def host() -> dict[str, Any]:
     }
 
 
-def from_arguments(ctx: Context, args: argparse.Namespace) -> Begun:
-    """Return plan, shard and home of what was asked for. Raises UserError or TargetError."""
-    if args.runs is None:
+@dataclass(frozen=True)
+class Wanted:
+    """What a campaign is asked to run."""
+
+    script: str
+    """A script, or `@NAME`."""
+    runs: int | None
+    """Guests in all."""
+    matrix: Sequence[str]
+    """`KEY=A,B`: values to combine."""
+    variables: Sequence[str]
+    """`NAME=VALUE`."""
+    timeout: float
+    """Seconds for one run."""
+    retries: int
+    shard: str
+    """`I/N`."""
+
+
+def begin(registry: Registry, gdb: str | None, wanted: Wanted) -> Begun:
+    """Return plan, shard and home of what is wanted. Raises UserError or TargetError."""
+    if wanted.runs is None:
         raise UserError("how many runs?", "campaign SCRIPT --runs 50")
-    if not args.timeout > 0:
+    if not wanted.timeout > 0:
         raise UserError("--timeout: more than no time, please")
-    cells = cells_of(args.matrix)
+    cells = cells_of(list(wanted.matrix))
     for key, _ in cells[0].values:
         if key not in GUEST_KEYS and not key.startswith("var."):
             known = ", ".join(GUEST_KEYS)
             raise UserError(f"--matrix {key}: no such key", f"{known}, or var.NAME for a variable")
-    script = args.script if args.script.startswith("@") else str(Path(args.script).absolute())
-    given = tuple(definition(text) for text in args.var)
-    plan = Plan(args.script, digest_of(script), args.runs, cells, given, args.timeout, args.retries)
-    home = Home(script, str(Path.cwd()), ctx.guest.gdb, _check(ctx, script, plan))
+    script = wanted.script if wanted.script.startswith("@") else str(Path(wanted.script).absolute())
+    given = tuple(definition(text) for text in wanted.variables)
+    digest = digest_of(script)
+    plan = Plan(wanted.script, digest, wanted.runs, cells, given, wanted.timeout, wanted.retries)
+    home = Home(script, str(Path.cwd()), gdb, _check(registry, script, plan))
     if not home.launches:
         _check_kernels(cells)
-    return plan, shard_of(args.shard), home
+    return plan, shard_of(wanted.shard), home
 
 
 def resume(before: Results, given: Begun | None) -> Home:
@@ -199,14 +218,14 @@ def _flat(statements: Iterable[Statement]) -> Iterator[Statement]:
             yield from _flat(statement.body)
 
 
-def _check(ctx: Context, script: str, plan: Plan) -> bool:
+def _check(registry: Registry, script: str, plan: Plan) -> bool:
     """Look at the script as the runs will; tell whether it launches its guests. Raises UserError."""
     from ptinspect.repl.preflight import Preflight
 
     statements = open_script(script)
     for cell in plan.cells[:CHECKED]:
         known: dict[str, str | None] = {**variables(plan, Run(1, cell), 1, Path.cwd()), "run": None}
-        Preflight(ctx.registry, {**known, "attempt": None}).check(statements)
+        Preflight(registry, {**known, "attempt": None}).check(statements)
     launches = False
     for line in _flat(statements):
         if isinstance(line, Source) and not line.path.startswith(("@", "/", "${")):
@@ -215,7 +234,7 @@ def _check(ctx: Context, script: str, plan: Plan) -> bool:
                 f"source ${{home}}/{line.path}: ${{home}} is the directory in which the campaign began",
             )
         if isinstance(line, Line) and not line.text.startswith("${"):
-            found = ctx.registry.split(line.text)
+            found = registry.split(line.text)
             command, words = found.command, found.words
             launches |= command.name == "launch" and "--unless-attached" not in words
             launches |= command.name == "attach"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import Call, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import RESULTS
 from ptinspect.commands.session.expectation import (
@@ -22,7 +22,7 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
 GUARD = "guard"
-"""Name in Context.memo of what the last guard said (commands/stack_guard.py writes it)."""
+"""Name in Guest.kept of what the last guard said (commands/stack_guard.py writes it)."""
 
 DETAILS = """\
 PATH begins with a command's name (summary, stack, kpti status), followed by fields of what the command
@@ -35,32 +35,38 @@ OP is one of == != < <= > >= in contains; without OP the value must be true. VAL
 Exit code 1 where it does not hold."""
 
 
+@dataclass(frozen=True)
+class ExpectResult:
+    """Whether it held, and the two values."""
+
+    ok: bool
+    expectation: str
+    operator: str
+    left: object
+    right: object
+
+
 @command(
     "expect",
     group="Session",
     summary="Fail unless a value of a command's answer is as expected",
     example="expect stack free >= 4096",
+    result=ExpectResult,
     details=DETAILS,
     passthrough=True,
 )
-def _expect(ctx: Context, args: argparse.Namespace) -> Report:
+def _expect(ctx: Context, *, line: str) -> Report:
     try:
-        words = shlex.split(args.line, comments=True)
+        words = shlex.split(line, comments=True)
     except ValueError as error:
-        raise UserError(f"{args.line}: {error}", "close the quotes") from error
+        raise UserError(f"{line}: {error}", "close the quotes") from error
     expected = parse(words)
     left = _value(ctx, expected.left)
     right, ok = _right(ctx, expected)
     ok = left is True if not expected.operation else ok and holds(left, expected.operation, right)
     shown = " ".join(words)
     values = f"{left!r}" if not expected.operation else f"{left!r} {expected.operation} {right!r}"
-    result = {
-        "ok": ok,
-        "expectation": shown,
-        "operator": expected.operation or "is",
-        "left": left,
-        "right": right,
-    }
+    result = ExpectResult(ok, shown, expected.operation or "is", left, right)
     text = escape(f"{'holds' if ok else 'does not hold'}: {shown} ({values})")
     return Report(result, (Note(text, "good" if ok else "bad"),), 0 if ok else 1)
 
@@ -96,27 +102,30 @@ def _value(ctx: Context, words: Sequence[str]) -> object:
     if source is None:
         raise UserError(f"{' '.join(words)!r} begins with no command's name", "expect stack free >= 4096")
     name, used = source
-    cpu = ctx.session.current_cpu if ctx.session is not None and ctx.state == "stopped" else 0
+    cpu = (
+        ctx.guest.session.current_cpu if ctx.guest.session is not None and ctx.guest.state == "stopped" else 0
+    )
     return resolve(_answer(ctx, name), steps[used:], name, cpu)
 
 
 def _answer(ctx: Context, name: str) -> Mapping[str, object]:
     """Return the last answer of a command at this stop, or run it."""
     if name == "guard":
-        found = ctx.memo.get(GUARD)
+        found = ctx.guest.kept.get(GUARD)
         if not isinstance(found, Mapping):
             raise UserError("no 'stack guard' has run on this guest", "stack guard")
         return found
-    kept = ctx.memo.get(RESULTS)
+    kept = ctx.guest.kept.get(RESULTS)
     entry = kept.get(name) if isinstance(kept, dict) else None
     if entry is not None and (name == "diff" or entry[0] == ctx.guest.stop_token):
         return entry[1]  # type: ignore[no-any-return]
-    if not ctx.registry.commands[tuple(name.split())].expectable:
+    command = ctx.registry.commands[tuple(name.split())]
+    if not command.expectable:
         raise UserError(
             f"'{name}' has not run at this stop",
             f"run it first; run by expect itself: {', '.join(_expectable(ctx))}",
         )
-    return ctx.registry.run(ctx, name).result
+    return ctx.registry.run(ctx, Call(command, command.parse((), ""))).result
 
 
 def _expectable(ctx: Context) -> list[str]:
@@ -126,7 +135,7 @@ def _expectable(ctx: Context) -> list[str]:
 
 def expect_words(ctx: Context, before: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Return what may stand behind the words `before`, each with a word about it; the guest is not asked."""
-    kept = ctx.memo.get(RESULTS)
+    kept = ctx.guest.kept.get(RESULTS)
     known: dict[str, object] = dict.fromkeys(_expectable(ctx))
     if isinstance(kept, dict):
         known |= {name: result for name, (_, result) in kept.items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
+from dataclasses import dataclass
 
 from ptinspect import __version__, formats
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.command import Command, command
+from ptinspect.commands.framework.command import Command, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
@@ -30,40 +30,38 @@ PROMISE = (
 )
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "words", nargs="*", type=argtypes.command_word, metavar="COMMAND", help="the command to explain"
-    )
-
-
 @command(
     "help",
     aliases=("?",),
     group="Session",
     summary="List the commands, or explain one",
     example="help walk",
-    configure=_configure,
+    arguments=(
+        argument(
+            "words", nargs="*", type=argtypes.command_word, metavar="COMMAND", help="the command to explain"
+        ),
+    ),
     details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "
     "the JSON that ptinspect writes, and what is promised about them.",
     recorded=False,
 )
-def show_help(ctx: Context, args: argparse.Namespace) -> Report:
+def show_help(ctx: Context, *, words: list[str]) -> Report:
     """List all commands, those that begin with the given words, or explain one."""
-    words = tuple(args.words)
-    if not words:
+    named = tuple(words)
+    if not named:
         return _list(list(ctx.registry), "Commands (help COMMAND explains one)")
-    if words == (TOPIC,):
+    if named == (TOPIC,):
         return formats_report()
     try:
-        command, used = ctx.registry.resolve(words)
+        command, used = ctx.registry.resolve(named)
     except UserError:
-        group = [c for c in ctx.registry if c.words[: len(words)] == words]
+        group = [c for c in ctx.registry if c.words[: len(named)] == named]
         if not group:
             raise
-        return _list(group, f"Commands that begin with {' '.join(words)!r}")
-    if used < len(words):
-        raise UserError(f"no command {' '.join(words)!r}", f"help {command.name}")
-    group = [c for c in ctx.registry if c.words[: len(words)] == words and c is not command]
+        return _list(group, f"Commands that begin with {' '.join(named)!r}")
+    if used < len(named):
+        raise UserError(f"no command {' '.join(named)!r}", f"help {command.name}")
+    group = [c for c in ctx.registry if c.words[: len(named)] == named and c is not command]
     return explain(command, group)
 
 
@@ -131,20 +129,31 @@ def _facts(command: Command) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class VersionResult:
+    """Which version this is."""
+
+    version: str
+    python: str
+    gdb_script: str
+    """The script that a GDB sources."""
+
+
 @command(
     "version",
     group="Session",
     summary="Say which version of ptinspect this is",
     example="version",
+    result=VersionResult,
 )
-def version(ctx: Context, args: argparse.Namespace) -> Report:
+def version(ctx: Context) -> Report:
     """Say the version of ptinspect and of the Python that runs it, and where the scripts for GDB are."""
     from ptinspect.link.gdb.agent import script_path
 
     scripts = str(script_path().with_name("ptinspect.py"))
-    result = {"version": __version__, "python": platform.python_version(), "gdb_script": scripts}
-    said = f"ptinspect {__version__} (Python {result['python']})"
-    return Report(result, (Note(said), Note(f"inside GDB: source {scripts}")))
+    result = VersionResult(__version__, platform.python_version(), scripts)
+    line = f"ptinspect {__version__} (Python {result.python})"
+    return Report(result, (Note(line), Note(f"inside GDB: source {scripts}")))
 
 
 def formats_report() -> Report:

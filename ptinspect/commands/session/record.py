@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
@@ -18,11 +18,13 @@ file runs again with -x. 'record off' ends it, as the end of ptinspect does; 're
 stands. help, history, quit and record itself are left out."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("file", nargs="?", type=Path, metavar="FILE|off", help="where to; off: end it; none: how it stands")
-    add("--all", action="store_true", help="what was run so far too")
-    add("--force", action="store_true", help="replace a file that exists")
+@dataclass(frozen=True)
+class RecordResult:
+    """How the recording stands."""
+
+    recording: bool
+    file: str | None
+    statements: int
 
 
 @command(
@@ -30,18 +32,29 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     group="Session",
     summary="Make a script of what is typed from now on",
     example="record session.pti",
-    configure=_configure,
+    arguments=(
+        argument(
+            "file",
+            nargs="?",
+            type=Path,
+            metavar="FILE|off",
+            help="where to; off: end it; none: how it stands",
+        ),
+        argument("--all", action="store_true", help="what was run so far too"),
+        argument("--force", action="store_true", help="replace a file that exists"),
+    ),
+    result=RecordResult,
     details=DETAILS,
     recorded=False,
     not_in_gdb="use GDB's own: set logging",
 )
-def record(ctx: Context, args: argparse.Namespace) -> Report:
-    """Begin, end, or say how it stands."""
+def record(ctx: Context, *, file: Path | None, all: bool, force: bool) -> Report:
+    """Begin, end, or show how it stands."""
     path = ctx.record.path
-    if args.file is not None and str(args.file) != "off":
-        ctx.record.begin(args.file, _head(ctx, args), everything=args.all, force=args.force)
-        return _report(ctx, f"recording into {escape(str(args.file))}", args.file)
-    if args.file is None:
+    if file is not None and str(file) != "off":
+        ctx.record.begin(file, _head(ctx, file, all), everything=all, force=force)
+        return _report(ctx, f"recording into {escape(str(file))}", file)
+    if file is None:
         return _report(ctx, "nothing is recorded" if path is None else f"recording into {path}", path)
     if path is None:
         raise UserError("nothing is recorded", "record FILE begins")
@@ -49,22 +62,18 @@ def record(ctx: Context, args: argparse.Namespace) -> Report:
     return _report(ctx, f"{path} is complete", path)
 
 
-def _head(ctx: Context, args: argparse.Namespace) -> list[str]:
+def _head(ctx: Context, file: Path, everything: bool) -> list[str]:
     """Return what whoever runs the script again has to know."""
     kernel = ctx.guest.kernel_path
-    words = ["ptinspect", *(() if kernel is None else ("--kernel", str(kernel))), "-x", str(args.file)]
+    words = ["ptinspect", *(() if kernel is None else ("--kernel", str(kernel))), "-x", str(file)]
     head = [f"Recorded; to run it again: {shlex.join(words)}"]
-    if ctx.session is not None and not args.all:
+    if ctx.guest.session is not None and not everything:
         head.append("A guest was attached already when this began: -c 'launch …' or --gdb ADDR before -x.")
     return head
 
 
-def _report(ctx: Context, said: str, path: Path | None) -> Report:
+def _report(ctx: Context, text: str, path: Path | None) -> Report:
     count = ctx.record.written
-    result = {
-        "recording": ctx.record.path is not None,
-        "file": None if path is None else str(path),
-        "statements": count,
-    }
-    text = said if path is None else f"{said}: {count} statement{'s' if count != 1 else ''}"
-    return Report(result, (Note(text),))
+    result = RecordResult(ctx.record.path is not None, None if path is None else str(path), count)
+    plural = "s" if count != 1 else ""
+    return Report(result, (Note(text if path is None else f"{text}: {count} statement{plural}"),))

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape
-
-
-def _configure_set(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("name", nargs="?", type=option_name, metavar="NAME", help="the option; show lists them")
-    add("value", nargs="*", type=option_value, metavar="VALUE", help="its value, or: default")
-    add("--save", action="store_true", help="keep it in the configuration file")
-
-
-def _configure_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", type=option_name, metavar="NAME", help="only this option")
 
 
 @command(
@@ -27,24 +14,28 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
     group="Session",
     summary="Choose an option for this session, or for good with --save",
     example="set pager off",
-    configure=_configure_set,
+    arguments=(
+        argument("name", nargs="?", type=option_name, metavar="NAME", help="the option; show lists them"),
+        argument("value", nargs="*", type=option_value, metavar="VALUE", help="its value, or: default"),
+        argument("--save", action="store_true", help="keep it in the configuration file"),
+    ),
     details="Without VALUE: shows it; the word default takes the choice back. --save writes it to the "
     "configuration file too (PTINSPECT_CONFIG names another); alone, it writes all set in this session. "
     "What is set here wins over --plain and the like, those over NO_COLOR, and that over the file.",
 )
-def set_option(ctx: Context, args: argparse.Namespace) -> Report:
+def set_option(ctx: Context, *, name: str | None, value: list[str], save: bool) -> Report:
     """Choose an option, show it, or save."""
-    if args.name is None:
-        return _save(ctx, None) if args.save else _table(ctx, tuple(OPTIONS))
-    name = find(args.name).name
-    if not args.value:
-        return _save(ctx, [name]) if args.save else _table(ctx, (name,))
-    text = " ".join(args.value)
+    if name is None:
+        return _save(ctx, None) if save else _table(ctx, tuple(OPTIONS))
+    name = find(name).name
+    if not value:
+        return _save(ctx, [name]) if save else _table(ctx, (name,))
+    text = " ".join(value)
     if text == "default":
         ctx.options.chosen[name] = (OPTIONS[name].default, "session")
     else:
         ctx.options.set(name, text, "session")
-    return _save(ctx, [name]) if args.save else _said(ctx, [name], "")
+    return _save(ctx, [name]) if save else _shown_now(ctx, [name], "")
 
 
 def _save(ctx: Context, names: list[str] | None) -> Report:
@@ -56,10 +47,10 @@ def _save(ctx: Context, names: list[str] | None) -> Report:
             raise UserError("nothing was set in this session", "set NAME VALUE, or set --save NAME VALUE")
     path = config.config_file()
     config.write(path, {name: ctx.options[name] for name in names})
-    return _said(ctx, names, str(path))
+    return _shown_now(ctx, names, str(path))
 
 
-def _said(ctx: Context, names: list[str], path: str) -> Report:
+def _shown_now(ctx: Context, names: list[str], path: str) -> Report:
     values = {name: ctx.options[name] for name in names}
     lines = [f"{name} is {_shown(ctx, name)}" for name in names]
     if path:
@@ -77,11 +68,11 @@ def _shown(ctx: Context, name: str) -> str:
     group="Session",
     summary="Show the options, where each comes from, and what it does",
     example="show pager",
-    configure=_configure_show,
+    arguments=(argument("name", nargs="?", type=option_name, metavar="NAME", help="only this option"),),
 )
-def show(ctx: Context, args: argparse.Namespace) -> Report:
+def show(ctx: Context, *, name: str | None) -> Report:
     """Show one option, or all."""
-    return _table(ctx, tuple(OPTIONS) if args.name is None else (find(args.name).name,))
+    return _table(ctx, tuple(OPTIONS) if name is None else (find(name).name,))
 
 
 def _table(ctx: Context, names: tuple[str, ...]) -> Report:
