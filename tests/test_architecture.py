@@ -63,7 +63,7 @@ BELOW = {
         "reference",
     },
     "reference": {"errors", "output"},
-    "script": {"errors", "files"},
+    "script": {"errors", "files", "text"},
     "campaign": {"errors", "script"},
     "repl": {"errors", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},

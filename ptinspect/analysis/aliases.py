@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptinspect.analysis.expand import Expansion
 from ptinspect.analysis.findings import Finding, Findings, Mapping
-from ptinspect.analysis.map import Collector, Joined, Kind, Kinds, MapFilter
+from ptinspect.analysis.map import Collector, LeafKind, LeafKinds, MapFilter, Stretches
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.memory.ranges import Range, Ranges
 from ptinspect.snapshot.memory import SnapshotMemory
@@ -27,51 +27,51 @@ Flags = NDArray[np.bool_]
 class Mappings:
     """Hold the stretches of a snapshot in order of va, a shared table once for each set of inherited bits."""
 
-    joined: Joined
-    kinds: Sequence[Kind]
-    """What `joined.kind` stands for."""
+    stretches: Stretches
+    kinds: Sequence[LeafKind]
+    """What `stretches.kind` stands for."""
     truncated: str
     """Why some are left out; empty if none are."""
 
     def __getitem__(self, which: Flags) -> Mappings:
-        return Mappings(self.joined[np.flatnonzero(which)], self.kinds, self.truncated)
+        return Mappings(self.stretches[np.flatnonzero(which)], self.kinds, self.truncated)
 
     def __len__(self) -> int:
-        return len(self.joined)
+        return len(self.stretches)
 
-    def of_kind(self, wanted: Callable[[Kind], bool]) -> Mappings:
+    def of_kind(self, wanted: Callable[[LeafKind], bool]) -> Mappings:
         """Return those of the kinds that are wanted."""
         chosen = np.array([wanted(kind) for kind in self.kinds], dtype=np.bool_)
-        return self[chosen[self.joined.kind]] if len(self) else self
+        return self[chosen[self.stretches.kind]] if len(self) else self
 
     def within(self, ranges: Sequence[Range]) -> Flags:
         """Tell which begin in one of some ranges of virtual addresses."""
         found = np.zeros(len(self), dtype=np.bool_)
         for start, end in ranges:
-            found |= (self.joined.va >= np.uint64(start)) & (self.joined.va <= np.uint64(end - 1))
+            found |= (self.stretches.va >= np.uint64(start)) & (self.stretches.va <= np.uint64(end - 1))
         return found
 
     @property
     def physical(self) -> Ranges:
         """The physical addresses that they lead to."""
-        return Ranges.of(self.joined.pa, self.joined.span)
+        return Ranges.of(self.stretches.pa, self.stretches.span)
 
     @property
     def virtual(self) -> Ranges:
         """The virtual addresses that they map."""
-        return Ranges.of(self.joined.va, self.joined.span)
+        return Ranges.of(self.stretches.va, self.stretches.span)
 
     def leading_to(self, pa: int) -> int:
         """Return the lowest virtual address that leads to a physical one, which one of them must."""
-        pas, spans = self.joined.pa, self.joined.span
+        pas, spans = self.stretches.pa, self.stretches.span
         at = int(np.flatnonzero((pas <= np.uint64(pa)) & (np.uint64(pa) - pas < spans))[0])
-        return int(self.joined.va[at]) + pa - int(pas[at])
+        return int(self.stretches.va[at]) + pa - int(pas[at])
 
 
 def mappings(snapshot: Snapshot) -> Mappings:
     """Return all that a snapshot maps; what EL0 may do is given as if TCR_EL1.E0PD did not keep it out."""
     regime = replace(snapshot.regime, e0pd=False)
-    kinds = Kinds(regime, MapFilter())
+    kinds = LeafKinds(regime, MapFilter())
     collector = Collector(kinds, regime, MapFilter(max_runs=1 << 62))
     expansion = Expansion(snapshot, Window.of(snapshot.va_range, regime), once=True)
     expansion.run(collector.add)
@@ -173,7 +173,7 @@ class _Judge:
         rule = "alias-attributes"
         (sort, first), (against, second) = one, other
         if NON_CACHEABLE not in (sort[0], against[0]):
-            self._pair(rule, *sorted((first, second), key=lambda found: int(found.joined.span.sum())))
+            self._pair(rule, *sorted((first, second), key=lambda found: int(found.stretches.span.sum())))
             return
         loose, cached = (first, second) if sort[0] == NON_CACHEABLE else (second, first)
         places = self._places
@@ -253,10 +253,10 @@ class _Judge:
 
     # -- sorts of memory -------------------------------------------------------------------------
 
-    def _is(self, sort: Sort, kind: Kind) -> bool:
+    def _is(self, sort: Sort, kind: LeafKind) -> bool:
         return self._sort(kind) == sort
 
-    def _sort(self, kind: Kind) -> Sort:
+    def _sort(self, kind: LeafKind) -> Sort:
         """Return what must agree: type and cacheability, and shareability where it counts.
 
         Device and Normal Non-cacheable memory is always Outer Shareable; hints on allocation, and tagging,

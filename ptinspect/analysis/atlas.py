@@ -23,7 +23,7 @@ from ptinspect.analysis.classify import (
 )
 from ptinspect.analysis.diff import Comparison, LevelDiff
 from ptinspect.arch.descriptor import Kind, decode
-from ptinspect.arch.explanation import explain
+from ptinspect.arch.descriptor_fields import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot

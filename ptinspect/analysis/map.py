@@ -113,7 +113,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined(Columns):
+class Stretches(Columns):
     """Fragments that the filter accepts."""
 
     va: NDArray[np.uint64]
@@ -146,7 +146,7 @@ def runs(
     wanted = chosen or MapFilter()
     captured, asked = (Window.of(r, snapshot.regime) for r in (snapshot.va_range, wanted.va_range))
     window = captured.common(asked)
-    kinds = Kinds(snapshot.regime, wanted)
+    kinds = LeafKinds(snapshot.regime, wanted)
     collector = Collector(kinds, snapshot.regime, wanted)
     expansion = Expansion(snapshot, window, wanted.pa_range, wanted.levels, wanted.max_visits, repeated=True)
     expansion.run(collector.add)
@@ -167,7 +167,7 @@ def runs(
 
 
 @dataclass(frozen=True)
-class Kind:
+class LeafKind:
     """One combination of level, attributes and hierarchical bits, decoded."""
 
     level: int
@@ -177,13 +177,13 @@ class Kind:
     bits: int
 
 
-class Kinds:
+class LeafKinds:
     """Decode each distinct combination of level, attributes and hierarchical bits once."""
 
     def __init__(self, regime: Regime, wanted: MapFilter) -> None:
         self._regime = regime
         self._wanted = wanted
-        self.decoded: list[Kind] = []
+        self.decoded: list[LeafKind] = []
         self._known: dict[tuple[int, int, int], int] = {}
 
     def of(self, part: Fragments) -> NDArray[np.intp]:
@@ -206,7 +206,7 @@ class Kinds:
             self._known[key] = len(self.decoded) if accepted else -1
             if accepted:
                 size = self._regime.entry_size(level)
-                self.decoded.append(Kind(level, size, leaf.attributes, permissions, raw))
+                self.decoded.append(LeafKind(level, size, leaf.attributes, permissions, raw))
         return self._known[key]
 
     def _accepts(self, attributes: Attributes, permissions: Permissions) -> bool:
@@ -225,13 +225,13 @@ class Kinds:
 class Collector:
     """Take fragments, keep those that the filter accepts, joined as far as they can be."""
 
-    def __init__(self, kinds: Kinds, regime: Regime, wanted: MapFilter) -> None:
+    def __init__(self, kinds: LeafKinds, regime: Regime, wanted: MapFilter) -> None:
         self._kinds = kinds
         self._wanted = wanted
         self._sizes = {level: regime.entry_size(level) for level in levels_of(regime)}
-        self._done: list[Joined] = []
+        self._done: list[Stretches] = []
         self._counts: dict[int, int] = {}
-        self._open: dict[int, Joined] = {}
+        self._open: dict[int, Stretches] = {}
         """The last one of each level, which the next chunk may go on with."""
         self.full = False
         """True if fragments were left out because there are more than can be listed."""
@@ -244,8 +244,8 @@ class Collector:
             kept = np.nonzero(number >= 0)[0]
             span = part.count[kept].astype(np.uint64) * np.uint64(self._sizes[level])
             again = part.again[kept]
-            found = Joined(part.va[kept], part.pa[kept], span, number[kept], ~again, again)
-            joined = self._merge(_concatenated([self._open.get(level, found[:0]), found]))
+            found = Stretches(part.va[kept], part.pa[kept], span, number[kept], ~again, again)
+            joined = self._merge(Stretches.joined([self._open.get(level, found[:0]), found]))
             self._open[level] = joined[-1:]
             self._done.append(joined[:-1])
             self._counts[level] = self._counts.get(level, 0) + max(len(joined) - 1, 0)
@@ -253,24 +253,20 @@ class Collector:
         self.full |= not more
         return more
 
-    def result(self) -> Joined:
+    def result(self) -> Stretches:
         """Return all in order of va."""
-        joined = _concatenated([*self._done, *self._open.values()])
+        none = np.zeros(0, dtype=np.uint64)
+        flags = none.astype(np.bool_)
+        nothing = Stretches(none, none, none, none.astype(np.intp), flags, flags)
+        joined = Stretches.joined([nothing, *self._done, *self._open.values()])
         return joined[np.argsort(joined.va, kind="stable")]
 
-    def _merge(self, parts: Joined) -> Joined:
+    def _merge(self, parts: Stretches) -> Stretches:
         parts = _merge(parts, strict=True)
         return _merge(parts, strict=False) if self._wanted.merge_pa else parts
 
 
-def _concatenated(parts: Sequence[Joined]) -> Joined:
-    """Return the parts one after the other."""
-    none = np.zeros(0, dtype=np.uint64)
-    flags = none.astype(np.bool_)
-    return Joined.joined([Joined(none, none, none, none.astype(np.intp), flags, flags), *parts])
-
-
-def _merge(parts: Joined, *, strict: bool) -> Joined:
+def _merge(parts: Stretches, *, strict: bool) -> Stretches:
     """Join neighbours; `strict` asks for physical addresses that follow each other."""
     if not len(parts):
         return parts
@@ -282,7 +278,7 @@ def _merge(parts: Joined, *, strict: bool) -> Joined:
         same &= follows | (parts.again[:-1] & parts.again[1:] & (parts.pa[:-1] == parts.pa[1:]))
     first = np.nonzero(np.concatenate([[True], ~same]))[0]
     alone = np.diff(np.append(first, len(parts))) == 1
-    return Joined(
+    return Stretches(
         va=parts.va[first],
         pa=parts.pa[first],
         span=np.add.reduceat(parts.span, first),
@@ -292,7 +288,7 @@ def _merge(parts: Joined, *, strict: bool) -> Joined:
     )
 
 
-def _runs(joined: Joined, kinds: Kinds, regions: RegionNamer, limit: int) -> list[Run]:
+def _runs(joined: Stretches, kinds: LeafKinds, regions: RegionNamer, limit: int) -> list[Run]:
     """Make the objects that are shown."""
     found = []
     columns = (joined.va, joined.pa, joined.span, joined.kind, joined.whole, joined.again)

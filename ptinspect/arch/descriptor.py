@@ -13,7 +13,7 @@ BIT11 = 1 << 11
 """nG on a block or page; ignored by the CPU on a table descriptor, where KPTI's rewrite leaves its mark."""
 
 SOFTWARE_BITS: dict[int, str] = {55: "DIRTY", 56: "SPECIAL", 57: "DEVMAP", 58: "UFFD_WP", 63: "SW63"}
-"""Bits of a leaf that the CPU ignores, by the names Linux gave them; `explanation` has the releases.
+"""Bits of a leaf that the CPU ignores, by the names Linux gave them; `descriptor_fields` has the releases.
 
 Source: Linux arch/arm64/include/asm/pgtable-prot.h; commit 73b20c84d42d ("arm64: mm: implement
 pte_devmap support") (in v5.3).

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect.errors import UserError
+from ptinspect.script.variables import NAME
 
 MAX_CELLS = 10_000
 MAX_RUNS = 1_000_000
-KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 CORES = {"a53", "a55", "a57", "a72", "a76", "a710"}
 """Names of cores that QEMU knows as cortex-…."""
 GUEST_KEYS = ("kernel", "cpu", "mem", "smp", "machine", "append", "qemu")
@@ -132,7 +132,7 @@ def cells_of(matrix: Sequence[str]) -> tuple[Cell, ...]:
     axes: dict[str, list[str]] = {}
     for text in matrix:
         key, equals, values = text.partition("=")
-        if not equals or not KEY.fullmatch(key):
+        if not equals or not NAME.fullmatch(key):
             raise UserError(f"{text!r} is no part of a matrix", "--matrix cpu=a57,max mem=512,1024")
         if key in axes:
             raise UserError(f"{key} stands twice in the matrix", f"{key}=VALUE,VALUE")

@@ -11,7 +11,7 @@ from ptinspect.linux.ptdump.markers import Marker
 from ptinspect.linux.releases import TextForm
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.segments import Segment
+    from ptinspect.linux.ptdump.segments import Segment
 
 UNITS = "KMGTPE"
 

@@ -14,6 +14,7 @@ from ptinspect.errors import EXIT_OK, UserError
 from ptinspect.script.parse import parse
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import used
+from ptinspect.text import escape
 
 MOST = 10_000
 """Statements that are remembered for `record FILE --all`."""
@@ -62,7 +63,7 @@ class Record:
             raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
         self.path, self.written = path, 0
         self._defined.clear()
-        self._put([f"# {_printable(line)}" for line in head])
+        self._put([f"# {escape(line)}" for line in head])
         for done in self.done if everything else ():
             self._write(done)
 
@@ -93,7 +94,7 @@ class Record:
             lines = [*(definition_of(name, done.variables[name]) for name in new), *lines]
         else:
             why = f"exit code {done.code}: {done.message}" if done.code else "a script cannot hold this:"
-            lines = [f"# {_printable(line)}" for line in (*why.splitlines()[:1], *lines_of(done.statement))]
+            lines = [f"# {escape(line)}" for line in (*why.splitlines()[:1], *lines_of(done.statement))]
         self.written += 1
         self._put(lines)
 
@@ -137,10 +138,6 @@ def _used(statement: Statement) -> Iterator[str]:
             yield from (name for inner in body for name in _used(inner))
         case OnFailure(body):
             yield from (name for inner in body for name in _used(inner))
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def lines_of(statement: Statement, indent: str = "") -> list[str]:

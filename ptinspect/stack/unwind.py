@@ -16,7 +16,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image.entry import SLOT
-from ptinspect.linux.running.stacks import Stack
+from ptinspect.linux.running.stacks import TABLE, Stack
 from ptinspect.stack.prologue import MAX_TAIL, MAX_WORDS, epilogue, prologue
 
 FrameKind = Literal["function", "exception", "user", "end", "unwritten"]
@@ -96,8 +96,8 @@ LINK_REGISTER = 30 * 8
 FRAME_POINTER = 29 * 8
 ENTRY_REACH = 0x200
 """Bytes from a label of the exception entry on that belong to it, where no symbol tells."""
-VECTORS = 0x800
-"""Bytes of a vector table (Arm ARM, VBAR_EL1)."""
+KERNEL_MODES = (4, 5, 8, 9)
+"""PSTATE.M of EL1t, EL1h, EL2t and EL2h."""
 
 
 def strip_pac(address: int, lower_bits: int | None, upper_bits: int | None) -> int:
@@ -269,7 +269,7 @@ class Unwinder:
     def _lowered(self, pc: int) -> int:
         """Return what the entry has lowered SP by at `pc`, where the frame is not stored yet."""
         for base in self._vectors:
-            if base <= pc < base + VECTORS:
+            if base <= pc < base + TABLE:
                 slot = pc - (pc - base) % SLOT
                 return prologue(self._words(slot, (pc - slot) // 4)).lowered
         label = self._label(pc)
@@ -279,7 +279,7 @@ class Unwinder:
 
     def _entering(self, pc: int) -> bool:
         """Tell whether `pc` is in a vector, or after its label before the frame is stored."""
-        if any(base <= pc < base + VECTORS for base in self._vectors):
+        if any(base <= pc < base + TABLE for base in self._vectors):
             return True
         label = self._label(pc)
         return label is not None and prologue(self._words(label, (pc - label) // 4)).record is None
@@ -380,7 +380,7 @@ class Unwinder:
             pc, pstate = self._word(regs + self._layout.pc), self._word(regs + self._layout.pstate)
         except PtinspectError:
             return False
-        return pc % 4 == 0 and pstate >> 32 == 0 and (pstate & 0xF in (0, 4, 5, 8, 9))
+        return pc % 4 == 0 and pstate >> 32 == 0 and (pstate & 0xF in (0, *KERNEL_MODES))
 
     def _through(self, state: _State, regs: int) -> bool:
         """Add an exception frame and go on to what was interrupted."""

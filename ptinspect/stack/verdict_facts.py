@@ -16,7 +16,7 @@ from ptinspect.linux.stack_range import holding
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.stack.depth import Depth, regs_layout, sp_before_overflow, with_true_sp
-from ptinspect.stack.unwind import FRAME_POINTER
+from ptinspect.stack.unwind import FRAME_POINTER, KERNEL_MODES
 from ptinspect.stack.verdict import Change, Facts, Gone, path_changes
 from ptinspect.tables.walk import Walk, walk
 
@@ -32,8 +32,6 @@ CALLERS = 4
 """Functions named on the way to a death."""
 PAGE = 4096
 """Step in which a stack's mapping is looked at: the smallest page."""
-KERNEL_MODES = (4, 5, 8, 9)
-"""PSTATE.M of EL1t, EL1h, EL2t and EL2h."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.arch.descriptor import BIT11, SOFTWARE_BITS, Kind, decode, kind
-from ptinspect.arch.explanation import Field, explain
+from ptinspect.arch.descriptor_fields import Field, explain
 from ptinspect.arch.regime import Regime
 
 K4 = Regime(12, 48, 48, True)

@@ -15,7 +15,7 @@ from conftest import missing
 
 from ptinspect.analysis.atlas import STATES
 from ptinspect.arch.descriptor import decode
-from ptinspect.arch.explanation import explain
+from ptinspect.arch.descriptor_fields import explain
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError

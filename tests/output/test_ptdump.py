@@ -14,11 +14,11 @@ import pytest
 from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBuilder
 from fakes import context, run
 
-from ptinspect.analysis.segments import segments
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.layout.geometry import GENERIC, by_name, geometries, geometry, variant_of
 from ptinspect.linux.ptdump.columns import columns, mask_of
 from ptinspect.linux.ptdump.markers import Facts, frame_of, markers, release_of
+from ptinspect.linux.ptdump.segments import segments
 from ptinspect.linux.releases import TEXT_FORMS, Release, text_form
 from ptinspect.output.ptdump import lines, size_text
 from ptinspect.snapshot.store import load

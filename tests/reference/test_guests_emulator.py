@@ -14,7 +14,7 @@ from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.target import setup
 from ptinspect.errors import TargetError, UserError
 from ptinspect.output.text import render
-from ptinspect.reference import cache, emulator, pins, system
+from ptinspect.reference import cache, emulator, pins, system_tools
 from ptinspect.reference.pins import EmulatorSpec
 
 SPEC = EmulatorSpec(
@@ -155,7 +155,7 @@ def run(line: str) -> tuple[int, list[dict[str, str]], str]:
 
 
 def test_setup_installs_and_lists_it(archive: LocalArchive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "check_tools", lambda *args, **named: [])
+    monkeypatch.setattr(system_tools, "check_tools", lambda *args, **named: [])
     monkeypatch.setattr(setup, "_look", lambda spec, chosen, check: setup._State(spec, False, None, ""))
     real = emulator.install
     monkeypatch.setattr(
@@ -165,7 +165,7 @@ def test_setup_installs_and_lists_it(archive: LocalArchive, monkeypatch: pytest.
             name, progress, again=again, addresses=[archive.address], trust=TRUST
         ),
     )
-    monkeypatch.setattr(system, "find_program", lambda path: (path, "11.1"))
+    monkeypatch.setattr(system_tools, "find_program", lambda path: (path, "11.1"))
     assert run("setup")[:2] == (0, [])
     code, (tool,), text = run("setup --qemu newer")
     assert (code, tool["name"], tool["found"]) == (1, "qemu-system-aarch64 (newer)", False)

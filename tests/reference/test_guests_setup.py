@@ -14,8 +14,8 @@ from ptinspect.errors import TargetError, UserError
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report
 from ptinspect.output.text import render
-from ptinspect.reference import cache, install, pins, system
-from ptinspect.reference.system import Tool
+from ptinspect.reference import cache, install, pins, system_tools
+from ptinspect.reference.system_tools import Tool
 
 
 class Machine:
@@ -26,7 +26,9 @@ class Machine:
         self.installed: list[str] = []
         self.may_install = True
 
-    def check(self, find_gdb: system.Probe, qemu: system.Probe, *, tests: bool = False) -> list[Tool]:
+    def check(
+        self, find_gdb: system_tools.Probe, qemu: system_tools.Probe, *, tests: bool = False
+    ) -> list[Tool]:
         return [
             Tool(name, "", "", "not installed", (f"{name}-package",))
             if name in self.missing
@@ -44,8 +46,8 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(system, "check_tools", made.check)
-    monkeypatch.setattr(system, "install_packages", made.install)
+    monkeypatch.setattr(system_tools, "check_tools", made.check)
+    monkeypatch.setattr(system_tools, "install_packages", made.install)
     return made
 
 

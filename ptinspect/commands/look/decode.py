@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.descriptor import Descriptor
 from ptinspect.arch.descriptor import decode as decode_descriptor
-from ptinspect.arch.explanation import explain
+from ptinspect.arch.descriptor_fields import explain
 from ptinspect.arch.levels import level_number
 from ptinspect.arch.permissions import effective
 from ptinspect.arch.regime import Regime, regime_from_registers

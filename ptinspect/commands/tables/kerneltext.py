@@ -23,9 +23,9 @@ def lines_of(snapshot: Snapshot, era_name: str | None) -> tuple[Iterator[str], d
 
     Raises UserError if the snapshot is of a part, of a lower half, or of an unknown kernel.
     """
-    from ptinspect.analysis.segments import segments
     from ptinspect.linux.ptdump.columns import columns, mask_of
     from ptinspect.linux.ptdump.markers import frame_of
+    from ptinspect.linux.ptdump.segments import segments
     from ptinspect.linux.releases import TEXT_FORMS
     from ptinspect.output.ptdump import lines
 

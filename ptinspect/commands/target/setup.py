@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ptinspect.reference.guests import Guest
     from ptinspect.reference.install import Installer
     from ptinspect.reference.pins import GuestSpec
-    from ptinspect.reference.system import Probe, Tool
+    from ptinspect.reference.system_tools import Probe, Tool
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -71,20 +71,20 @@ class _State:
 )
 def setup(ctx: Context, args: argparse.Namespace) -> Report:
     """Check, and with `--yes` install."""
-    from ptinspect.reference import pins, system
+    from ptinspect.reference import pins, system_tools
 
     chosen = _chosen(args)
     if args.list:
         return _report([], [_look(spec, spec.name in chosen, args.check) for spec in pins.load().guests])
-    tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
+    tools = system_tools.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
     trouble: list[PtinspectError] = []
     lacking = [p for t in tools if not t.found for p in t.packages]
     if args.yes and lacking:
         try:
-            system.install_packages(lacking, ctx.progress)
+            system_tools.install_packages(lacking, ctx.progress)
         except PtinspectError as error:
             trouble.append(error)
-        tools = system.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
+        tools = system_tools.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
     tools += _emulators(ctx, args, trouble)
     states = [_look(spec, spec.name in chosen, args.check) for spec in pins.load().guests]
     if args.yes:
@@ -115,14 +115,14 @@ def _find_gdb(ctx: Context) -> Probe:
 
 def _find_qemu() -> tuple[str, str]:
     from ptinspect.link.qemu.machine import find_program
-    from ptinspect.reference import system
+    from ptinspect.reference import system_tools
 
-    return system.find_program(find_program())
+    return system_tools.find_program(find_program())
 
 
 def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectError]) -> list[Tool]:
     """Look for the QEMUs beside the system's that are asked for or there; install what is asked for."""
-    from ptinspect.reference import emulator, pins, system
+    from ptinspect.reference import emulator, pins, system_tools
 
     table = pins.load()
     wanted = {table.emulator(name).name for name in args.qemu}
@@ -130,13 +130,13 @@ def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectEr
         wanted |= {spec.name for spec in table.emulators}
     found = []
     for spec in table.emulators:
-        tool = system.check_emulator(spec.name, thoroughly=args.check)
+        tool = system_tools.check_emulator(spec.name, thoroughly=args.check)
         if args.yes and spec.name in wanted and not tool.found:
             try:
                 emulator.install(spec.name, ctx.progress, again=True)
             except PtinspectError as error:
                 trouble.append(error)
-            tool = system.check_emulator(spec.name)
+            tool = system_tools.check_emulator(spec.name)
         if spec.name in wanted or tool.path:
             found.append(tool)
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptinspect.errors import TargetError
-from ptinspect.reference import system
+from ptinspect.reference import system_tools
 
 
 class FakeSystem:
@@ -50,14 +50,14 @@ def gdb_missing() -> tuple[str, str]:
 
 
 def test_qemu_and_gdb_that_are_there(machine: FakeSystem) -> None:
-    machine.program(system.QEMU, 'echo "QEMU emulator version 9.2.1 (Debian 1:9.2.1+ds-1)"')
-    qemu, gdb = system.check_tools(gdb_found)
-    assert (qemu.found, qemu.version, qemu.path) == (True, "9.2.1", str(machine.bin / system.QEMU))
+    machine.program(system_tools.QEMU, 'echo "QEMU emulator version 9.2.1 (Debian 1:9.2.1+ds-1)"')
+    qemu, gdb = system_tools.check_tools(gdb_found)
+    assert (qemu.found, qemu.version, qemu.path) == (True, "9.2.1", str(machine.bin / system_tools.QEMU))
     assert (gdb.found, gdb.version, gdb.needed_command) == (True, "13.1", "")
 
 
 def test_tools_that_are_missing_come_with_the_command(machine: FakeSystem) -> None:
-    qemu, gdb = system.check_tools(gdb_missing)
+    qemu, gdb = system_tools.check_tools(gdb_missing)
     assert (qemu.found, qemu.problem) == (False, "not installed")
     assert qemu.needed_command == "apt-get install -y --no-install-recommends qemu-system-arm ipxe-qemu"
     assert (gdb.found, gdb.problem) == (False, "no usable GDB")
@@ -65,34 +65,34 @@ def test_tools_that_are_missing_come_with_the_command(machine: FakeSystem) -> No
 
 
 def test_what_the_tests_need_is_looked_for_when_asked(machine: FakeSystem) -> None:
-    machine.program(system.QEMU, 'echo "QEMU emulator version 9.2.1"')
+    machine.program(system_tools.QEMU, 'echo "QEMU emulator version 9.2.1"')
     machine.program("chromium", 'echo "Chromium 156.0.1 built on Debian"')
-    assert len(system.check_tools(gdb_found)) == 2
-    assembler, browser = system.check_tools(gdb_found, tests=True)[2:]
+    assert len(system_tools.check_tools(gdb_found)) == 2
+    assembler, browser = system_tools.check_tools(gdb_found, tests=True)[2:]
     assert (assembler.found, assembler.packages) == (False, ("binutils-aarch64-linux-gnu",))
     assert (browser.found, browser.version) == (True, "156.0.1")
 
 
 def test_the_command_for_a_user_who_is_not_root(machine: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert system.install_command(["p"]) == "sudo apt-get install -y --no-install-recommends p"
+    assert system_tools.install_command(["p"]) == "sudo apt-get install -y --no-install-recommends p"
 
 
 def test_a_qemu_that_does_not_run(machine: FakeSystem) -> None:
-    machine.program(system.QEMU, "echo broken library >&2; exit 127")
-    qemu = system.check_tools(gdb_found)[0]
+    machine.program(system_tools.QEMU, "echo broken library >&2; exit 127")
+    qemu = system_tools.check_tools(gdb_found)[0]
     assert not qemu.found
     assert "broken library" in qemu.problem
 
 
 def test_a_qemu_that_fails_after_its_version(machine: FakeSystem) -> None:
-    machine.program(system.QEMU, 'echo "QEMU emulator version 9.2.1"; exit 1')
-    assert not system.check_tools(gdb_found)[0].found
+    machine.program(system_tools.QEMU, 'echo "QEMU emulator version 9.2.1"; exit 1')
+    assert not system_tools.check_tools(gdb_found)[0].found
 
 
 def test_root_installs_without_an_update_when_none_is_needed(machine: FakeSystem) -> None:
     machine.program("apt-get", "exit 0")
-    system.install_packages(["gdb-multiarch"], quiet)
+    system_tools.install_packages(["gdb-multiarch"], quiet)
     (call,) = machine.calls()
     assert call.startswith("apt-get ")
     assert call.endswith(" install -y --no-install-recommends gdb-multiarch")
@@ -102,7 +102,7 @@ def test_a_stale_index_is_renewed_once(machine: FakeSystem) -> None:
     machine.program(
         "apt-get", f'case "$*" in *update*) touch {machine.bin}/fresh;; *) test -e {machine.bin}/fresh;; esac'
     )
-    system.install_packages(["p"], quiet)
+    system_tools.install_packages(["p"], quiet)
     assert [("install" if " install" in c else "update") for c in machine.calls()] == [
         "install",
         "update",
@@ -113,7 +113,7 @@ def test_a_stale_index_is_renewed_once(machine: FakeSystem) -> None:
 def test_a_failure_of_apt_is_quoted(machine: FakeSystem) -> None:
     machine.program("apt-get", "echo 'E: Unable to locate package p' >&2; exit 100")
     with pytest.raises(TargetError, match="E: Unable to locate package p") as caught:
-        system.install_packages(["p"], quiet)
+        system_tools.install_packages(["p"], quiet)
     assert caught.value.hint == "run: apt-get install -y --no-install-recommends p"
 
 
@@ -121,7 +121,7 @@ def test_sudo_is_used_where_it_asks_nothing(machine: FakeSystem, monkeypatch: py
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     machine.program("sudo", 'shift; [ "$1" = true ] || exec "$@"')
     machine.program("apt-get", "exit 0")
-    system.install_packages(["p"], quiet)
+    system_tools.install_packages(["p"], quiet)
     calls = machine.calls()
     assert calls[0] == "sudo -n true"
     assert calls[1].startswith("sudo -n env DEBIAN_FRONTEND=noninteractive apt-get ")
@@ -138,11 +138,11 @@ def test_the_command_is_named_when_nobody_can_answer_sudo(
         machine.program("sudo", "exit 1")
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115, PTH123
     with pytest.raises(TargetError, match="needs root") as caught:
-        system.install_packages(["p"], quiet)
+        system_tools.install_packages(["p"], quiet)
     assert caught.value.hint == "run: sudo apt-get install -y --no-install-recommends p"
     assert machine.calls() == (["sudo -n true"] if sudo else [])
 
 
 def test_a_system_without_apt(machine: FakeSystem) -> None:
     with pytest.raises(TargetError, match="no apt"):
-        system.install_packages(["p"], quiet)
+        system_tools.install_packages(["p"], quiet)
