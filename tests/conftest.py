@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Generator
 from typing import NoReturn
 
 import pytest
@@ -18,6 +19,8 @@ os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user'
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 collect_ignore = [] if os.environ.get("PTINSPECT_EXTRA_KERNELS") else ["live/test_extra_kernels.py"]
 LIVE = os.environ.get("PTINSPECT_LIVE") == "1" or os.environ.get("CI") == "true"
@@ -60,19 +63,31 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
-_passed: set[str] = set()
+GUESTS = "guests"
+"""Property of a report: the guests that a live test asked for."""
+_passed: dict[str, list[str]] = {}
+"""Live tests that passed, by node id, and the guests that each asked for."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note in the report which guests the test asked for: with pytest-xdist another process reads it."""
+    report = yield
+    session = sys.modules.get("session")  # tests/live/session.py, if a live test ran
+    if session is not None and report.when == "call":
+        report.user_properties.append((GUESTS, sorted(session.GUESTS_OF_TESTS.get(item.nodeid, ()))))
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note what passed."""
-    if report.when == "call" and report.passed:
-        _passed.add(report.nodeid)
+    if report.when == "call" and report.passed and report.nodeid.startswith("tests/live/"):
+        _passed[report.nodeid] = dict(report.user_properties).get(GUESTS, [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print which live tests passed on which guest: files against guests, numbers of tests."""
-    session = sys.modules.get("session")  # tests/live/session.py, if a live test ran
-    if session is None:
+    if not _passed:
         return
     from tabulate import tabulate
 
@@ -80,11 +95,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     guests = [spec.name for spec in pins.load().guests]
     cells: Counter[tuple[str, str]] = Counter()
-    for node in (n for n in _passed if n.startswith("tests/live/")):
+    for node, asked in _passed.items():
         parameters = node.partition("[")[2]
         # the longest name that stands in the parameters; else what the test itself asked for
         named = {max((g for g in guests if g in parameters), key=len, default="")} - {""}
-        for guest in named or session.GUESTS_OF_TESTS.get(node, set()):
+        for guest in named or asked:
             cells[node.partition("::")[0].rpartition("/")[2], guest] += 1
     files = sorted({file for file, _ in cells})
     rows = [[file, *(cells[file, guest] or "" for guest in guests)] for file in files]

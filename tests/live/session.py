@@ -73,6 +73,16 @@ def to_shell(live: Live) -> None:
             pytest.fail(f"the guest did not reach its shell: {live('status')['state']}")
         time.sleep(0.1)
     live("interrupt")
+    to_idle(live)
+
+
+def to_idle(live: Live) -> None:
+    """Let a stopped guest run until a CPU idles.
+
+    Where a guest is interrupted is chance: it may be in user mode, where TTBR1 and VBAR_EL1 are the
+    trampoline's, or in the trampoline itself. An idle CPU is in the kernel, on its own stack.
+    """
+    live("until cpu_do_idle --timeout 300")
 
 
 def guarded_to_shell(live: Live) -> dict[str, Any]:
@@ -82,6 +92,7 @@ def guarded_to_shell(live: Live) -> dict[str, Any]:
         quiet = live("stack guard --timeout 3")
         assert quiet["quiet"] and quiet["way"] == "time", quiet
         if is_ready(live):
+            to_idle(live)
             return quiet
         if time.monotonic() > deadline:
             pytest.fail("the guest did not reach its shell under guard")

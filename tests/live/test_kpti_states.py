@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
-from conftest import missing
-from session import KASLR_BOOT, Live, launched
+from session import KASLR_BOOT, Live, launched, to_shell
 
 pytestmark = pytest.mark.live
 
 KERNELS = ["5.10-cloud", "6.1-cloud", "6.12-cloud", "6.18-cloud", "7.3-cloud"]
 """Both algorithms; from 6.18 on the flag is 0 before the rewrite as well as after it."""
-READY, LIMIT = "ptinspect guest ready", 120.0
 NOT_RUN = [
     ("--cpu cortex-a57", f"{KASLR_BOOT} kpti=on"),
     ("--cpu cortex-a57", f"{KASLR_BOOT} nokaslr kpti=off"),
     ("--cpu cortex-a72", f"{KASLR_BOOT} nokaslr"),
 ]
 """KASLR, switched off, a CPU that does not need it."""
-
-
-def to_shell(live: Live) -> None:
-    """Let the guest boot to its shell, and stop it there."""
-    assert live.ctx.qemu is not None
-    console, deadline = live.ctx.qemu.console, time.monotonic() + LIMIT
-    live("continue --background")
-    while READY not in console.read_text("utf-8", "replace"):
-        if time.monotonic() > deadline:
-            missing("time for a boot")
-        time.sleep(0.25)
-    live("interrupt")
 
 
 def not_run(live: Live, states: tuple[str, ...]) -> None:
