@@ -5,15 +5,20 @@ With PTINSPECT_LIVE=1 (or CI=true) a missing guest or tool fails the test; other
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator
-from typing import NoReturn
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from ptinspect.linux.image.image import KernelImage
 
 os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user's own choices
 
@@ -61,6 +66,24 @@ if LIVE:  # a run that lets work in or not repeats the same examples; those at a
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what ptinspect remembers of gdbstubs out of the user's own directory."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session")
+def opened_once() -> Callable[[Path], KernelImage]:
+    """Return KernelImage.open, which reads each file once: those of the reference guests never change."""
+    from ptinspect.linux.image.image import KernelImage
+
+    return functools.lru_cache(maxsize=8)(KernelImage.open)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _live_tests_share_kernel_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    from ptinspect.linux.image.image import KernelImage
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("live"):
+            patch.setattr(KernelImage, "open", request.getfixturevalue("opened_once"))
+        yield
 
 
 GUESTS = "guests"

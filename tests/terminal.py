@@ -12,7 +12,8 @@ import termios
 import time
 
 PROMPT = "ptinspect>\x1b"
-SECONDS = 40.0
+SECONDS = 300.0
+"""For what is on its way: a busy machine takes its time."""
 
 
 class Terminal:

@@ -29,7 +29,7 @@ def test_the_benchmark_prints_medians_and_ratios(tmp_path: Path) -> None:
     script.write_text(DUMP.format(seen=str(seen)))
     words = [sys.executable, str(BENCH), "--memory", "512", "--rounds", "1", "--boots", "1", "--json"]
     words += ["--debug-guest", "none", "--gdb-pt-dump", str(script)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=True)
     rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
     for lane in ("host", "pmemsave", "gdbstub"):
         capture = rows[f"512 MiB, {lane}: capture"]

@@ -21,18 +21,18 @@ pytestmark = pytest.mark.live
 
 ARGUMENTS = "panic=-1 oops=panic"
 """A kernel that panics ends QEMU at once."""
-TO_KPTI = "until kpti_install_ng_mappings --timeout 120\n"
+TO_KPTI = "until kpti_install_ng_mappings --timeout 300\n"
 LOOK = (
     "poke descriptor ${entry} ${value} --yes\n"
     + "snap at\nsave at at.npz\nstack\nkpti status\nexpect stack free >= 4096\n"
 )
 RUNS = {
     1: LOOK,
-    2: "gdb set {int}$pc = 0\ncontinue --timeout 120\n",
+    2: "gdb set {int}$pc = 0\ncontinue --timeout 300\n",
     3: LOOK,
     4: "monitor quit\nstack\n",
     5: "gdb set {int}$pc = 0x14000000\ncontinue --timeout 2\n",
-    6: "snap at\ncontinue --timeout 200\n",
+    6: "snap at\ncontinue --timeout 600\n",
     7: LOOK.replace("${value}", "0") + "expect stack free >= 64K\n",
 }
 """What each run does at the start of the rewrite. `udf` kills the kernel there, `b .` makes it hang."""
@@ -91,7 +91,7 @@ def test_a_campaign_survives_its_guests(tmp_path: Path, monkeypatch: pytest.Monk
     report = ctx.registry.run(
         ctx,
         f"campaign s.pti --runs {len(RUNS)} --matrix kernel=5.10-cloud 'append={ARGUMENTS}' "
-        f"--var entry={entry} --var value={value} --timeout 240 --directory d",
+        f"--var entry={entry} --var value={value} --timeout 1200 --directory d",
     )
     deadline = time.monotonic() + 120
     while left():  # the one whose ptinspect was killed is being ended by the kernel

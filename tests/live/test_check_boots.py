@@ -1,5 +1,7 @@
 """Healthy boots over guests, CPU models, numbers of CPUs and sizes of memory: `check` must find nothing.
 
+Then each is given aliases and permissions that no kernel makes: they are named.
+
 PTINSPECT_CHECK_BOOTS says how many; 50 before a release. They go round over all that is in BOOTS below.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -82,3 +85,44 @@ def test_a_healthy_boot_has_no_finding(boot: Boot) -> None:
         if reached:
             found = live("check --against after --rewrite-done")
             assert found["ok"], found["findings"][:10]
+        aliases_and_permissions_that_no_kernel_makes_are_named(live)
+
+
+DEVICE, NON_CACHEABLE = 0x04, 0x44
+"""Bytes of MAIR_EL1: Device-nGnRE and Normal Non-cacheable memory."""
+
+
+def changed(live: Live, line: str, change: Callable[[int], int]) -> set[str]:
+    """Return the rules that are broken while the leaf of an address, as `walk` finds it, is another."""
+    session = live.ctx.stopped
+    leaf = live(line)["steps"][-1]
+    at, raw = int(leaf["descriptor_pa"], 16), int(leaf["raw"], 16)
+    session.write_physical(at, change(raw).to_bytes(8, "little"))
+    live.ctx.guest.forget_stop()
+    answer = live("check")
+    rules = set(answer["totals"]) - {"contiguous"}
+    el0 = live(line)["permissions"]["el0"]
+    assert el0 == "---" or "user-access" in rules
+    session.write_physical(at, raw.to_bytes(8, "little"))
+    live.ctx.guest.forget_stop()
+    for finding in answer["findings"]:
+        if finding["rule"].startswith(("alias", "writable-alias")):
+            assert len({m["va"] for m in finding["mappings"]}) == 2
+            assert all(m["region"] for m in finding["mappings"])
+    return rules
+
+
+def aliases_and_permissions_that_no_kernel_makes_are_named(live: Live) -> None:
+    hits = live("find _stext")["hits"]
+    alias = next(int(h["va"], 16) for h in hits if h["kind"] == "leaf" and h["region"] == "linear map")
+    mair = live.ctx.stopped.cpu_state(0).system["MAIR_EL1"]
+    kinds = {mair >> 8 * i & 0xFF: i << 2 for i in range(8)}
+    to_alias = f"walk {alias:#x}"
+    # bit 51 is DBM: with indirect permissions it is what makes a page writable
+    assert changed(live, to_alias, lambda raw: (raw | 1 << 51) & ~(1 << 7)) == {"writable-alias"}
+    for memory in (DEVICE, NON_CACHEABLE):
+        told = changed(live, to_alias, lambda raw, b=kinds[memory]: raw & ~(7 << 2) | b)
+        assert told == {"alias-attributes"}
+    assert changed(live, to_alias, lambda raw: raw | 1 << 6) == {"user-access"}
+    changed(live, "walk _stext", lambda raw: raw & ~(1 << 54))  # tables above may keep EL0 out
+    clean(live, "check")

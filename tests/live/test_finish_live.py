@@ -68,7 +68,7 @@ def test_finish_and_nexti_stay_in_the_task_that_slept(guest: str, tmp_path: Path
             before = session.cpu_state(session.current_cpu)
             task = whose(live, before.cpu)
             caller = int(live("bt")["frames"][1]["pc"], 16)
-            found = live("finish --timeout 120")
+            found = live("finish --timeout 300")
             after = session.cpu_state(found["cpu"])
             assert found["returned"] and after.pc == caller
             assert whose(live, found["cpu"]) == task
@@ -81,7 +81,7 @@ def test_finish_and_nexti_stay_in_the_task_that_slept(guest: str, tmp_path: Path
             name, offset = live.ctx.nearest(state.pc) or ("", 0)
             if name != "do_nanosleep":
                 break
-            found = live(f"nexti --cpu {state.cpu} --timeout 120")
+            found = live(f"nexti --cpu {state.cpu} --timeout 300")
             assert whose(live, found["cpu"]) == task, (call, name, offset)
         assert passed > 8, "no other task came to the same place: nothing was tested"
 
@@ -92,4 +92,4 @@ def test_finish_comes_to_the_frames_of_bt(guest: str, tmp_path: Path) -> None:
     with sleeping(guest, tmp_path) as live:
         listed = [int(frame["pc"], 16) for frame in live("bt")["frames"]]
         for expected in listed[1:4]:
-            assert int(live("finish --timeout 120")["pc"], 16) == expected
+            assert int(live("finish --timeout 300")["pc"], 16) == expected

@@ -1,5 +1,7 @@
 """Boots with nothing wrong, from reset to the shell with the guard armed: no alarm, and no trace of it.
 
+Then a chain of calls runs into the margin of a stack.
+
 PTINSPECT_CLEAN_BOOTS says how many; they go round over kernels, CPU models and numbers of CPUs.
 """
 
@@ -9,12 +11,13 @@ import itertools
 import os
 
 import pytest
-from session import NEWER, guarded_to_shell, launched
+from session import NEWER, Live, guarded_to_shell, launched
 
 from ptinspect.linux.image.entry import EL1H
 
 pytestmark = pytest.mark.live
 
+MARGIN = 2048
 BOOTS = int(os.environ.get("PTINSPECT_CLEAN_BOOTS", "4"))
 """Boots that must give no alarm; 50 before a release."""
 KERNELS = (
@@ -54,3 +57,18 @@ def test_a_clean_boot_is_no_alarm_and_leaves_no_trace(guest: str, cpu: str, smp:
         vectors = image.text_at((at - view.kaslr_offset) & (1 << 64) - 1, 0x200)
         assert view.read_virt(at, 0x200) == vectors, "the probe has gone"
         assert live("break")["breakpoints"] == []
+        a_chain_of_calls_into_the_margin_stops_the_guest(live)
+
+
+def a_chain_of_calls_into_the_margin_stops_the_guest(live: Live) -> None:
+    live("until do_idle --timeout 300")
+    before = live("stack")
+    base = int(before["base"], 16)
+    live(f"gdb set $sp={base + MARGIN + 128:#x}")
+    found = live("stack guard --timeout 300")
+    assert found["way"] == "margin"
+    assert found["stack"]["base"] == before["base"]
+    assert MARGIN - 512 <= found["stack"]["free"] < MARGIN, "not before the margin, and soon after"
+    assert found["alarm"].startswith(f"{found['stack']['free']} bytes are left on the stack of swapper/")
+    assert found["why"]["text"] == f"no fault of the stack has happened: {found['alarm']}"
+    assert live("stack")["free"] == found["stack"]["free"]

@@ -14,7 +14,7 @@ from ptinspect.reference import guests, initrd, pins
 
 pytestmark = pytest.mark.live
 
-BOOT_TIMEOUT = 240.0
+BOOT_TIMEOUT = 400.0
 INSTALLED = {guest.name for guest in guests.installed_guests()}
 NAMES = [spec.name for spec in pins.load().guests if not spec.large or spec.name in INSTALLED]
 """Large guests, which `setup` installs only when they are named, are booted where they are."""

@@ -31,7 +31,7 @@ DIFFERENT = [KERNELS[0], KERNELS[1], KERNELS[3], KERNELS[4]]
 
 def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> KptiCode:
     """Patch the rewrite where it runs; return what is recognised then."""
-    runner = Runner(live.ctx.guest, 60)
+    runner = Runner(live.ctx.guest, 300)
     runner.place_kernel()
     session, entry = live.ctx.stopped, runner.physical(runner.code.entry_va)
     for at, word in patches(runner.code, session.memory.read(entry, runner.code.size)).items():
@@ -45,15 +45,6 @@ def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> K
 def forget_stores(live: Live) -> None:
     """Leave the verdict to the tables and the code."""
     del live.ctx.guest.kept[STORES]
-
-
-@pytest.mark.parametrize(("guest", "options"), KERNELS)
-def test_the_normal_rewrite(guest: str, options: str) -> None:
-    with launched(guest, f"--memory 256 --smp 2 {options}") as live:
-        live("kpti writes")
-        found = live("kpti verdict")
-        assert found["code"] == "normal", found
-        assert found["recorded_stores"] > 100
 
 
 @pytest.mark.parametrize(("guest", "options"), DIFFERENT)

@@ -19,7 +19,7 @@ def test_a_kernel_that_does_not_need_it_says_so_before_its_boot_is_over(guest: s
         assert kernel is not None
         for named in kernel.symbols.get("all_alternatives_applied", []):
             assert applied_variable(kernel) == named, "where the file names it"
-        Runner(live.ctx.guest, 60).place_kernel()
+        Runner(live.ctx.guest, 300).place_kernel()
         found = [live(f"until {place} --timeout 300") and live("kpti status") for place in STOPS]
         assert [f["decision"] for f in found] == ["open", "off", "off"]
         assert [f["state"] for f in found] == ["before", "not-needed", "not-needed"]
@@ -31,7 +31,7 @@ def test_a_kernel_that_does_not_need_it_says_so_before_its_boot_is_over(guest: s
 def test_a_kernel_that_needs_it_and_where_its_cpus_wait(guest: str, middle: str) -> None:
     function = "kpti_install_ng_mappings" if guest == "5.10-cloud" else "__kpti_install_ng_mappings"
     with launched(guest, "--memory 256 --smp 3") as live:
-        Runner(live.ctx.guest, 60).place_kernel()
+        Runner(live.ctx.guest, 300).place_kernel()
         live(f"until {function} --timeout 300")
         status = live("kpti status")
         assert (status["state"], status["decision"]) == ("before", middle)

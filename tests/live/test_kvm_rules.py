@@ -94,7 +94,7 @@ def test_in_the_user_s_own_gdb() -> None:
             [gdb, "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
             env={**os.environ, "PTINSPECT_PYTHON": sys.executable, "PYTHONPATH": str(script.parents[1])},
         )

@@ -81,7 +81,7 @@ def test_qemu_killed_between_reads(pair: tuple[Qemu, LiveSession], lane: str) ->
     session.lanes.choose(lane)
     session.memory.read(LOAD, 4)
     os.kill(qemu.pid, signal.SIGKILL)
-    qemu.process.wait(10)
+    qemu.process.wait(60)
     with pytest.raises(TargetLost):
         session.memory.read_tables(np.array([0x4000_0000], dtype=np.uint64), 4096)
     assert session.state is RunState.DEAD and not session.lanes.take_notices()

@@ -162,7 +162,7 @@ def test_the_walk_works_with_the_mmu_off() -> None:
     with launched("5.10-cloud") as live:
         from ptinspect.guest.rewrite import Runner
 
-        runner = Runner(live.ctx.guest, 120.0)
+        runner = Runner(live.ctx.guest, 300.0)
         runner.place_kernel()
         assert runner.enter()
         sp = live.ctx.stopped.cpu_state(0).sp

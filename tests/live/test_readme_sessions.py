@@ -24,7 +24,7 @@ pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 GUEST = "5.10-cloud"
-SECONDS = 120
+SECONDS = 300
 
 
 def typed(prompt: str, section: str) -> list[str]:

@@ -78,7 +78,7 @@ def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_pat
 @pytest.mark.parametrize("guest", ["5.10-cloud", "6.12-cloud", "6.12-16k", "7.3-cloud"])
 def test_a_stack_that_leads_elsewhere_is_told_from_a_destroyed_mark(guest: str) -> None:
     with launched(guest, "--memory 512") as live:
-        live("until free_initmem --timeout 120")
+        live("until free_initmem --timeout 300")
         stacks = Stacks(live.ctx.view())
         known = 0
         for task in stacks.tasks.all().tasks:

@@ -23,9 +23,12 @@ def split(guest: str) -> tuple[str, str]:
     return name, options
 
 
-def to_idle(live: Live) -> int:
-    """Boot until the idle task is at the entry of do_idle; return the base of its stack."""
-    guarded_to_shell(live)
+def in_do_idle(live: Live) -> int:
+    """Boot until the idle task is at the entry of do_idle; return the base of its stack.
+
+    That whole boots are quiet under guard is shown in test_guard_clean_boots.py and test_stack_guard.py.
+    """
+    live("until free_initmem --timeout 300")
     live("until do_idle --timeout 300")
     return int(live("stack")["base"], 16)
 
@@ -48,7 +51,7 @@ def recurse(live: Live, name: str) -> int:
 def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
     name, options = split(guest)
     with launched(name, options) as live:
-        base = to_idle(live)
+        base = in_do_idle(live)
         recurse(live, "do_idle")
         found = live(f"stack guard --margin {MARGIN} --timeout 300")
         assert found["way"] == "margin", found
@@ -70,7 +73,7 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
 def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> None:
     name, options = split(guest)
     with launched(name, options) as live:
-        base = to_idle(live)
+        base = in_do_idle(live)
         live(f"gdb set $sp={base:#x}")
         found = live("stack guard --task 1 --timeout 300")  # the idle task's stack is not watched
         assert found["way"] == "bad-stack", found
@@ -91,7 +94,7 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
 def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
     name, options = split(guest)
     with launched(name, options) as live:
-        to_idle(live)
+        in_do_idle(live)
         recurse(live, "do_idle")
         found = live("stack guard --task 1 --timeout 300")
         assert found["way"] == "bad-stack", found
@@ -103,7 +106,7 @@ def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
 def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
     name, options = split(guest)
     with launched(name, options) as live:
-        to_idle(live)
+        in_do_idle(live)
         recurse(live, "do_idle")
         assert live.ctx.kernel is not None
         last = "vpanic" if "vpanic" in live.ctx.kernel.symbols else "panic"
