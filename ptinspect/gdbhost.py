@@ -106,13 +106,13 @@ class Server:
     def _cpu(self) -> int | None:
         """Return the CPU that GDB is to choose again; None if it has no guest."""
         session = self._session()
-        return session.current_cpu if session is not None and self.ctx.state == "stopped" else None
+        return session.current_cpu if session is not None and self.ctx.guest.state == "stopped" else None
 
     def _session(self) -> HostedSession | None:
         """Return the session of the guest that GDB is connected to; None if there is none, or only a file."""
         from ptinspect.link.hosted import HostedSession
 
-        session = self.ctx.session
+        session = self.ctx.guest.session
         return session if isinstance(session, HostedSession) else None
 
     def _run(self, printer: _Printer, line: str, message: Mapping[str, Any]) -> int:
@@ -136,9 +136,9 @@ class Server:
         if cwd:
             os.chdir(str(cwd))
         if program and self.ctx.guest.kernel_path is None and Path(str(program)).is_file():
-            self.ctx.use_kernel(Path(str(program)))
+            self.ctx.guest.use_kernel(Path(str(program)))
         key = (message.get("connection"), message.get("details"))
-        dead = self.ctx.session is not None and self.ctx.state == "dead"
+        dead = self.ctx.guest.session is not None and self.ctx.guest.state == "dead"
         if key != self._key or dead:
             self.ctx.guest.drop_session()
             self._key = None
@@ -150,7 +150,7 @@ class Server:
             changed = message.get("serial") != self._serial
             session.begin(max(int(message.get("thread") or 1) - 1, 0), changed, message.get("stop"))
             if changed:
-                self.ctx.forget_stop()
+                self.ctx.guest.forget_stop()
         self._serial = message.get("serial")
 
     def _words(self, text: str) -> list[str]:

@@ -102,12 +102,12 @@ class Loop:
 
     def _cleared(self) -> None:
         """Say, after Ctrl-C at the prompt, that a guest in the background has not heard of it."""
-        if self.ctx.state == "running":
+        if self.ctx.guest.state == "running":
             self.printer.say("the guest is running: 'interrupt' stops it")
 
     def _read(self) -> str:
         """Read a line; what happens to the guest meanwhile is printed above the prompt."""
-        session = self.ctx.session
+        session = self.ctx.guest.session
         if session is not None and session is not self._watched:
             session.on_event(self._event)
             self._watched = session
@@ -155,7 +155,7 @@ class Loop:
             self._repeat = command.again or line
 
     def _execute(self, line: str) -> None:
-        stops = None if self.ctx.session is None else self.ctx.session.stop
+        stops = None if self.ctx.guest.session is None else self.ctx.guest.session.stop
         try:
             with self._interrupts():
                 self.player.play([parse_line(line)])
@@ -196,7 +196,7 @@ class Loop:
 
     def _interrupted(self, before: object) -> None:
         """Stop the guest if it runs: that is what Ctrl-C means then. `before` is its last stop before."""
-        session = self.ctx.session
+        session = self.ctx.guest.session
         state = "" if session is None else session.state.name
         if session is None or (state == "STOPPED" and session.stop is before) or state == "DEAD":
             self.printer.say("cancelled")
@@ -206,7 +206,7 @@ class Loop:
         except TargetError as error:
             self.printer.error("interrupt", error)
         else:
-            self.printer.say(f"stopped: cpu {stop.cpu} at {self.ctx.place(stop.pc)}")
+            self.printer.say(f"stopped: cpu {stop.cpu} at {self.ctx.guest.place(stop.pc)}")
 
     def _bug(self, error: Exception) -> None:
         """Report a bug and stay up."""

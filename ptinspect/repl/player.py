@@ -147,10 +147,10 @@ class Player:
         kept, self.outcomes, self._late = self.outcomes, None, ""
         try:
             with self.within(seconds):
-                if self.ctx.state == "running":
+                if self.ctx.guest.state == "running":
                     attempt(self.ctx, self.printer, Line("interrupt", AFTERWARDS))
                 for text in commands:
-                    if self.ctx.state in ("none", "dead"):
+                    if self.ctx.guest.state in ("none", "dead"):
                         return
                     self._guarded(replace(parse_line(text), place=AFTERWARDS))
         except (PtinspectError, TimeUp):

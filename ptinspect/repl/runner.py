@@ -19,12 +19,12 @@ from ptinspect.script.statements import Line
 
 def last_words(ctx: Context, error: PtinspectError) -> None:
     """Add what QEMU or the console said last to the hint, if the guest that was launched has gone."""
-    if not isinstance(error, TargetLost) or ctx.qemu is None:
+    if not isinstance(error, TargetLost) or ctx.guest.qemu is None:
         return
     with contextlib.suppress(subprocess.TimeoutExpired):
-        ctx.qemu.process.wait(1)
-    if not ctx.qemu.alive:
-        said = " | ".join(ctx.qemu.last_words().splitlines()[-5:])
+        ctx.guest.qemu.process.wait(1)
+    if not ctx.guest.qemu.alive:
+        said = " | ".join(ctx.guest.qemu.last_words().splitlines()[-5:])
         error.hint = "; ".join(
             part for part in (error.hint, f"QEMU's last words: {said}" if said else "") if part
         )

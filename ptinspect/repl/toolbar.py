@@ -18,15 +18,15 @@ class Toolbar:
 
     def __call__(self) -> str:
         """Return the text to show now."""
-        session = self._ctx.session
+        session = self._ctx.guest.session
         if session is None:
-            names = len(self._ctx.snapshots)
+            names = len(self._ctx.guest.snapshots)
             return f" no guest{f' · {names} snapshot(s)' if names else ''}"
-        state = self._ctx.state
+        state = self._ctx.guest.state
         key = (id(session), session.stop_token, state, session.current_cpu if state == "stopped" else 0)
         if self._known is None or self._known[0] != key:
             self._known = (key, self._stopped() if state == "stopped" else state)
-        qemu = self._ctx.qemu
+        qemu = self._ctx.guest.qemu
         ours = qemu is not None and session.address == str(qemu.gdb_socket)
         parts = [self._known[1], "" if ours else escape(session.address)]
         if self._ctx.follower is not None:

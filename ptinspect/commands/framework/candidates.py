@@ -99,7 +99,7 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
     `current` is what is typed of it, `before` the words before it.
     """
     if kind == "snapshot":
-        yield from ((name, _snapshot(snapshot)) for name, snapshot in ctx.snapshots.items())
+        yield from ((name, _snapshot(snapshot)) for name, snapshot in ctx.guest.snapshots.items())
     elif kind == "register":
         yield from registers(ctx)
     elif kind == "root":
@@ -108,8 +108,8 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
             yield from ((f"task:{pid}", comm) for pid, comm in _tasks(ctx))
     elif kind == "level":
         yield from LEVELS
-    elif kind == "cpu" and ctx.session is not None:
-        yield from ((str(number), f"CPU {number}") for number in range(ctx.session.cpu_count))
+    elif kind == "cpu" and ctx.guest.session is not None:
+        yield from ((str(number), f"CPU {number}") for number in range(ctx.guest.session.cpu_count))
     elif kind == "guest":
         yield from _guests()
     elif kind == "script":
@@ -129,7 +129,7 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
 def registers(ctx: Context) -> Iterator[Candidate]:
     """Return the registers, with the system registers of the stub where a guest is attached."""
     yield from REGISTERS.items()
-    if ctx.session is None:
+    if ctx.guest.session is None:
         return
 
     for name in SYSTEM_REGISTERS:
@@ -158,7 +158,7 @@ def _snapshot(snapshot: Snapshot | None) -> str:
 
 def _tasks(ctx: Context) -> Iterator[Candidate]:
     """Return the tasks that a listing at this stop has shown."""
-    kept = ctx.memo.get(RESULTS)
+    kept = ctx.guest.kept.get(RESULTS)
     stop, result = kept.get("stack tasks", (None, None)) if isinstance(kept, dict) else (None, None)
     if not isinstance(result, Mapping) or stop != ctx.guest.stop_token:
         return
