@@ -22,7 +22,7 @@ from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 
 GUARD = "guard"
-"""Name in Guest.kept of what the last guard said (commands/stack_guard.py writes it)."""
+"""Name in Guest.kept of what the last guard said (commands/stack/guard.py writes it)."""
 
 DETAILS = """\
 PATH begins with a command's name (summary, stack, kpti status), followed by fields of what the command

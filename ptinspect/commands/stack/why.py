@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework.arguments import add_cpu_option
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
-from ptinspect.guest.kernel_stacks import open_stacks
-from ptinspect.guest.names import cpu_state, need_registers
-from ptinspect.output.model import Note, Report, Table, hex_address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.names import need_registers
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Note, Report
 
-TELLING = ("reverted-entry", "lost-entry", "stack-mapping-lost", "deep-call-chain", "guard-page-hit")
-"""Verdicts on a stack itself: of several CPUs, the first one with such a verdict is reported."""
+if TYPE_CHECKING:
+    from ptinspect.guest.fault import Judged
+    from ptinspect.stack.verdict import Change
+
+
+@dataclass(frozen=True)
+class EsrResult:
+    """The syndrome."""
+
+    raw: Hex
+    fault: str | None
+    level: int | None
+
+
+@dataclass(frozen=True)
+class RecursionResult:
+    """Exceptions that could not be stored, nested in each other."""
+
+    count: int
+    frame_size: int
+
+
+@dataclass(frozen=True)
+class ChangeResult:
+    """The descriptor that the verdict names."""
+
+    level: int
+    name: str
+    descriptor_pa: PhysAddr
+    before: Hex
+    after: Hex
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class WhyResult:
+    """The verdict on one CPU, with its evidence."""
+
+    cpu: int
+    code: str
+    text: str
+    evidence: Sequence[str]
+    unknown: Sequence[str]
+    """What cannot be told from here."""
+    esr: EsrResult
+    far: VirtAddr
+    sp: VirtAddr
+    free: int | None
+    used_before_fault: int | None
+    frames: int
+    dying: Sequence[str]
+    recursion: RecursionResult
+    descriptor: ChangeResult | None
 
 
 @command(
@@ -20,80 +74,59 @@ TELLING = ("reverted-entry", "lost-entry", "stack-mapping-lost", "deep-call-chai
     group="Stack",
     summary="Explain the fault that the guest stands at",
     example="why",
+    arguments=(CPU,),
+    result=WhyResult,
     needs=Needs.STOPPED,
-    configure=add_cpu_option,
     details="Joins ESR and FAR, the stacks, the recursion, the walk of the faulting address, and what "
     "snapshots in memory hold on that path. Without --cpu: the chosen CPU, or the first one with a "
     "verdict on its stack if nothing is proved there. The codes are those of oops.",
     expectable=True,
 )
-def why(ctx: Context, args: argparse.Namespace) -> Report:
+def why(guest: Guest, *, cpu: int | None) -> Report:
     """Explain."""
-    need_registers(ctx.guest)
-    if args.cpu is not None:
-        return verdict(ctx, cpu_state(ctx.guest, args.cpu).cpu)
-    return best(ctx)
+    from ptinspect.guest.fault import judge, judge_cpu
+
+    need_registers(guest)
+    result = why_result(judge(guest) if cpu is None else judge_cpu(guest, cpu))
+    return Report(
+        result, [Note(f"cpu {result.cpu}: {result.code}: {result.text}", "title"), *reasons(result)]
+    )
 
 
-def best(ctx: Context) -> Report:
-    """Explain the chosen CPU; if nothing is proved there, the CPU that tells most."""
-    session = ctx.stopped
-    told = verdict(ctx, session.current_cpu)
-    for cpu in range(session.cpu_count):
-        if told.result["code"] in TELLING:
-            break
-        if cpu != session.current_cpu:
-            other = verdict(ctx, cpu)
-            if _rank(other) < _rank(told):
-                told = other
-    return told
+def reasons(result: WhyResult) -> list[Note]:
+    """Show what supports a verdict, and what cannot be told."""
+    known = [Note(f"  - {line}") for line in result.evidence]
+    return known + [Note(f"  ? {line}", "dim") for line in result.unknown]
 
 
-def _rank(report: Report) -> int:
-    code = report.result["code"]
-    return 0 if code in TELLING else 1 if code != "unknown" else 2
+def why_result(found: Judged) -> WhyResult:
+    """Return a verdict as results have it."""
+    facts, told = found.facts, found.why
+    stack = facts.stack
+    return WhyResult(
+        cpu=found.cpu,
+        code=told.code,
+        text=told.text,
+        evidence=told.evidence,
+        unknown=told.unknown,
+        esr=EsrResult(Hex(facts.esr.raw), facts.esr.fault, facts.esr.level),
+        far=VirtAddr(facts.far),
+        sp=VirtAddr(facts.sp),
+        free=None if stack is None or not stack.holds_sp(facts.sp) else facts.sp - stack.base,
+        used_before_fault=facts.used_before,
+        frames=facts.frames,
+        dying=facts.dying,
+        recursion=RecursionResult(facts.repeated, facts.frame_size),
+        descriptor=None if told.change is None else _change(told.change),
+    )
 
 
-def verdict(ctx: Context, cpu: int) -> Report:
-    """Judge what one CPU stands at."""
-    from ptinspect.stack.depth import depth_of_cpu
-    from ptinspect.stack.verdict import explain
-    from ptinspect.stack.verdict_facts import collect
-
-    found = open_stacks(ctx.guest)
-    state = ctx.stopped.cpu_state(cpu)
-    newest = sorted(ctx.snapshots.values(), key=lambda s: s.meta.created, reverse=True)
-    facts = collect(found, state, depth_of_cpu(found, state), newest)
-    told = explain(facts)
-    change = told.change
-    result = {
-        "cpu": cpu,
-        "code": told.code,
-        "text": told.text,
-        "evidence": list(told.evidence),
-        "unknown": list(told.unknown),
-        "esr": {"raw": hex_address(facts.esr.raw), "fault": facts.esr.fault, "level": facts.esr.level},
-        "far": hex_address(facts.far),
-        "sp": hex_address(facts.sp),
-        "free": None
-        if facts.stack is None or not facts.stack.holds_sp(facts.sp)
-        else facts.sp - facts.stack.base,
-        "used_before_fault": facts.used_before,
-        "frames": facts.frames,
-        "dying": list(facts.dying),
-        "recursion": {"count": facts.repeated, "frame_size": facts.frame_size},
-        "descriptor": None
-        if change is None
-        else {
-            "level": change.level,
-            "name": change.name,
-            "descriptor_pa": hex_address(change.descriptor_pa),
-            "before": hex_address(change.before),
-            "after": hex_address(change.after),
-            "snapshot": change.snapshot,
-        },
-    }
-    body: list[Note | Table] = [Note(f"cpu {cpu}: {told.code}: {told.text}", "title")]
-    body += [Note(f"  - {line}") for line in told.evidence]
-    body += [Note(f"  ? {line}", "dim") for line in told.unknown]
-    return Report(result, body)
+def _change(change: Change) -> ChangeResult:
+    return ChangeResult(
+        change.level,
+        change.name,
+        PhysAddr(change.descriptor_pa),
+        Hex(change.before),
+        Hex(change.after),
+        change.snapshot,
+    )

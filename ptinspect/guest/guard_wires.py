@@ -6,19 +6,18 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
-from ptinspect.commands.framework.context import Context
 from ptinspect.errors import MiError, PtinspectError, TargetError
+from ptinspect.guest.guest import Guest
 from ptinspect.link.gdb.slots import Purpose, largest_area
 from ptinspect.link.journal import GUARD, Change, Detour
-
-if TYPE_CHECKING:
-    from ptinspect.linux.running.stacks import Stack, Stacks
-    from ptinspect.linux.running.tasks import Task
-    from ptinspect.stack.guard import Wires
-    from ptinspect.stack.vector_probe import Probe
+from ptinspect.linux.image.entry import EL1H, SLOT
+from ptinspect.linux.running.stacks import Stack, Stacks
+from ptinspect.stack.guard import MAX_STACKS, Way, Wires, few, watched
+from ptinspect.stack.vector_probe import Probe, plan
 
 Entry = Literal["probe", "breakpoint"]
 """How the exception entry is guarded: by code in the vector's padding, or by a breakpoint on it."""
@@ -41,17 +40,11 @@ class Patched:
     """What is written."""
 
 
-def _wires() -> Wires:
-    from ptinspect.stack.guard import Wires
-
-    return Wires()
-
-
 @dataclass
 class Armed:
     """All that has to be taken away again."""
 
-    wires: Wires = field(default_factory=_wires)
+    wires: Wires = field(default_factory=Wires)
     """Breakpoints and watchpoints."""
     changes: tuple[Change, ...] = ()
     """The words of the probes."""
@@ -63,24 +56,24 @@ class Armed:
     """Why it is not a probe."""
 
 
-def arm_entry(ctx: Context, stacks: Stacks, armed: Armed, wanted: Entry | None) -> None:
+def arm_entry(guest: Guest, stacks: Stacks, armed: Armed, wanted: Entry | None) -> None:
     """Guard the exception entry, and the path that it takes when the stack is used up.
 
     `wanted` None: a probe where it can be had, else a breakpoint. Raises TargetError if a probe is
     wanted and cannot be had.
     """
-    session = ctx.stopped
-    armed.why = "" if wanted == "breakpoint" else _put_probes(ctx, stacks, armed)
+    session = guest.stopped
+    armed.why = "" if wanted == "breakpoint" else _put_probes(guest, stacks, armed)
     if armed.why and wanted == "probe":
         raise TargetError(f"no probe: {armed.why}", "--entry breakpoint")
     armed.entry = "probe" if armed.changes else "breakpoint"
     if armed.entry == "probe":
         assert armed.parking is not None
-        for address, way in zip(armed.parking, ("recursive-fault", "bad-stack"), strict=True):
-            number = session.set_breakpoint(address, purpose=Purpose.GUARD).id
-            armed.wires.ways[number] = way  # type: ignore[assignment]
+        ways: tuple[Way, Way] = ("recursive-fault", "bad-stack")
+        for address, way in zip(armed.parking, ways, strict=True):
+            armed.wires.ways[session.set_breakpoint(address, purpose=Purpose.GUARD).id] = way
         return
-    arm_label(ctx, stacks, armed)
+    arm_label(guest, stacks, armed)
     bad = _bad_stack(stacks)
     if bad is not None:
         armed.wires.ways[session.set_breakpoint(bad, purpose=Purpose.GUARD).id] = "bad-stack"
@@ -94,31 +87,27 @@ def _bad_stack(stacks: Stacks) -> int | None:
     return None if found is None else (found + stacks.view.kaslr_offset) & MASK64
 
 
-def arm_label(ctx: Context, stacks: Stacks, armed: Armed) -> None:
+def arm_label(guest: Guest, stacks: Stacks, armed: Armed) -> None:
     """Set the breakpoint that every fault in the kernel hits, where all vectors come together."""
     if armed.wires.entries:
         return
     label = (stacks.entry.sync.label + stacks.view.kaslr_offset) & MASK64
-    number = ctx.stopped.set_breakpoint(label, purpose=Purpose.GUARD).id
+    number = guest.stopped.set_breakpoint(label, purpose=Purpose.GUARD).id
     armed.wires.ways[number] = "recursive-fault"
     armed.wires.entries.add(number)
 
 
-def rest_label(ctx: Context, armed: Armed) -> None:
+def rest_label(guest: Guest, armed: Armed) -> None:
     """Take that breakpoint away for a while."""
     for number in armed.wires.entries:
-        ctx.stopped.delete_breakpoint(number)
+        guest.stopped.delete_breakpoint(number)
         del armed.wires.ways[number]
     armed.wires.entries.clear()
 
 
-def _put_probes(ctx: Context, stacks: Stacks, armed: Armed) -> str:
+def _put_probes(guest: Guest, stacks: Stacks, armed: Armed) -> str:
     """Write the probes; return why none was written."""
-    from ptinspect.arch import a64
-    from ptinspect.linux.image.entry import EL1H, SLOT
-    from ptinspect.stack.vector_probe import plan
-
-    session, view = ctx.stopped, stacks.view
+    session, view = guest.stopped, stacks.view
     image = stacks.tasks.image
     if session.accel == "kvm":
         return "the guest runs under KVM"
@@ -161,16 +150,14 @@ def _detours(planned: list[Patched], parking: tuple[int, int], bad_stack: int) -
         yield Detour(patched.va + probe.end - 4, bad_stack)
 
 
-def watch_stacks(ctx: Context, armed: Armed, wanted: Iterable[Stack], margin: int) -> None:
+def watch_stacks(guest: Guest, armed: Armed, wanted: Iterable[Stack], margin: int) -> None:
     """Watch accesses to the lowest part of stacks that are not watched yet. Raises TargetError.
 
     Not only stores: GDB keeps to itself those that change nothing, at the full price of a stop each.
     """
-    from ptinspect.stack.guard import MAX_STACKS, watched
-
-    session, wires = ctx.stopped, armed.wires
+    session, wires = guest.stopped, armed.wires
     if session.slots.limited:
-        _watch_few(ctx, armed, list(wanted), margin)
+        _watch_few(guest, armed, list(wanted), margin)
         return
     known = wires.bases
     for stack in wanted:
@@ -191,14 +178,12 @@ def watch_stacks(ctx: Context, armed: Armed, wanted: Iterable[Stack], margin: in
         wires.stacks[int(number[1])] = stack
 
 
-def _watch_few(ctx: Context, armed: Armed, wanted: list[Stack], margin: int) -> None:
+def _watch_few(guest: Guest, armed: Armed, wanted: list[Stack], margin: int) -> None:
     """Watch as many stacks as the CPU has watchpoints, those of the running tasks first.
 
     Of each the largest part of the guarded one that a single watchpoint covers.
     """
-    from ptinspect.stack.guard import few, watched
-
-    session, wires = ctx.stopped, armed.wires
+    session, wires = guest.stopped, armed.wires
     chosen = few(wanted, (session.slots.free("watchpoint") or 0) + len(wires.stacks))
     bases = {stack.base for stack in chosen}
     for number, stack in list(wires.stacks.items()):
@@ -212,39 +197,31 @@ def _watch_few(ctx: Context, armed: Armed, wanted: list[Stack], margin: int) -> 
     wires.skipped = max(wires.skipped, len(wanted) - len(wires.stacks))
 
 
-def give_up(ctx: Context, armed: Armed, number: int) -> None:
+def give_up(guest: Guest, armed: Armed, number: int) -> None:
     """Watch a stack no more: somebody else wrote to its memory, so that it is nobody's now."""
     stack = armed.wires.stacks.pop(number)
     armed.wires.used_up[stack.base] = armed.wires.used_up.get(stack.base, 0) + 1
-    ctx.stopped.delete_breakpoint(number)
+    guest.stopped.delete_breakpoint(number)
 
 
-def always_inserted(ctx: Context, on: bool) -> None:
+def always_inserted(guest: Guest, on: bool) -> None:
     """Have GDB leave breakpoints in the stub while the guest stands: with many that saves much time."""
     with contextlib.suppress(MiError):
-        ctx.stopped.gdb_command(f"set breakpoint always-inserted {'on' if on else 'off'}")
+        guest.stopped.gdb_command(f"set breakpoint always-inserted {'on' if on else 'off'}")
 
 
-def disarm(ctx: Context, armed: Armed) -> None:
+def disarm(guest: Guest, armed: Armed) -> None:
     """Take everything away, as far as the guest is there; each step is tried."""
-    if ctx.state == "running":
+    if guest.state == "running":
         with contextlib.suppress(TargetError):
-            ctx.target.interrupt(5.0)
-    if ctx.state != "stopped":
+            guest.target.interrupt(5.0)
+    if guest.state != "stopped":
         return
     numbers = [*armed.wires.ways, *armed.wires.stacks]
     with contextlib.suppress(PtinspectError):
         if numbers:
-            ctx.stopped.gdb_command(f"delete {' '.join(map(str, numbers))}")
+            guest.stopped.gdb_command(f"delete {' '.join(map(str, numbers))}")
     with contextlib.suppress(PtinspectError):
-        always_inserted(ctx, False)
-    try:
-        ctx.stopped.changes.undo(armed.changes)
-        armed.changes = ()
-    finally:
-        ctx.forget_stop()
-
-
-def stacks_of(stacks: Stacks, tasks: Iterable[Task]) -> list[Stack]:
-    """Return the stacks of tasks."""
-    return [stacks.of_task(task) for task in tasks]
+        always_inserted(guest, False)
+    guest.stopped.changes.undo(armed.changes)
+    armed.changes = ()
