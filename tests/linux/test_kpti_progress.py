@@ -61,7 +61,7 @@ def test_a_percentage_is_a_place_in_the_order_of_the_walk(code: KptiCode) -> Non
         keys.append(key_of(Frontier(target.va, target.level, None, ""), REGIME, algorithm))
     assert keys == sorted(keys)
     assert by_percent(old, state, 0).ordinal == 0
-    assert work(old, state) == Work(19, 19, seen=True)
+    assert work(old, state) == Work(19, 19, exact=True)
 
 
 def test_places_that_are_done_or_not_there_are_refused() -> None:
@@ -93,7 +93,7 @@ def test_percent_counts_what_the_walk_has_to_do(code: KptiCode) -> None:
     tree = with_early_leaves()
     snapshot = tree.snapshot()
     state = begun(snapshot, code)
-    assert work(snapshot, state) == Work(37 + 3, 40, seen=True)
+    assert work(snapshot, state) == Work(37 + 3, 40, exact=True)
     assert work(snapshot, state).percent == 0
     half = by_percent(snapshot, state, 50)
     tables = 0 if code.algorithm == "mmu-off-post-order" else 3
@@ -123,7 +123,7 @@ def test_the_work_goes_from_nothing_to_all(case: Case) -> None:
             last, seen = now.percent, seen + 1
         stores += stored
     snapshot = guest.tree.snapshot()
-    assert work(snapshot, state_of(guest, snapshot), total) == Work(total, 0, seen=True)
+    assert work(snapshot, state_of(guest, snapshot), total) == Work(total, 0, exact=True)
     assert seen > 5
 
 
@@ -135,7 +135,7 @@ def test_without_the_beginning_the_share_is_an_upper_bound() -> None:
     snapshot = tree.snapshot()
     state = state_from_tables(snapshot, CODES["5.10"])
     assert state.state == "in-progress"
-    assert work(snapshot, state, 40) == Work(40, 9, seen=True)
+    assert work(snapshot, state, 40) == Work(40, 9, exact=True)
     found = work(snapshot, state)
     assert (found.left, found.exact) == (9, False)
     assert found.total == 94 + 9 and found.percent > work(snapshot, state, 40).percent
@@ -143,7 +143,7 @@ def test_without_the_beginning_the_share_is_an_upper_bound() -> None:
 
 def test_a_number_that_was_counted_for_another_boot_is_not_exceeded() -> None:
     old = before()
-    assert work(old, begun(old, CODES["5.10"]), 3) == Work(19, 19, seen=True)
+    assert work(old, begun(old, CODES["5.10"]), 3) == Work(19, 19, exact=True)
     copy = copy_tables(old, "again")
     row, slot = place(copy, 3, FAR)
     copy.tables.raw[row, slot] |= np.uint64(NG)
@@ -155,6 +155,6 @@ def test_what_was_made_after_the_walk_is_not_its_work() -> None:
     row, slot = place(new, 2, FAR)
     new.tables.raw[row, slot] &= ~np.uint64(NG)
     state = dataclasses.replace(state_from_tables(new, CODES["5.10"]), state="after")
-    assert work(new, state) == Work(18, 0, seen=False)
+    assert work(new, state) == Work(18, 0, exact=False)
     inside = dataclasses.replace(state, position=Position("done", (), None))
     assert work(new, inside).left == 1, "there it was missed"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import Regime
-from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm
+from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode
 from ptinspect.snapshot.fact_names import ALGORITHM
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import parts
@@ -37,7 +37,6 @@ class LevelMarks:
     """Descriptors of one level, and which of them have bit 11. Arrays have the shape (rows, slots)."""
 
     level: int
-    """The level."""
     rows: NDArray[np.intp]
     """Rows of the capture."""
     valid: NDArray[np.bool_]
@@ -139,8 +138,10 @@ def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) ->
     return Reached(first[1], gaps if tables else 0, ahead)
 
 
-def algorithm_of(snapshot: Snapshot) -> Algorithm:
-    """Return the order of the walk: as noted at the capture, else the one that the marks fit better."""
+def algorithm_of(snapshot: Snapshot, code: KptiCode | None = None) -> Algorithm:
+    """Return the order of the walk: the code's, else as noted at the capture, else what fits the marks."""
+    if code is not None:
+        return code.algorithm
     noted = snapshot.meta.extra.get(ALGORITHM)
     for known in (POST_ORDER, PRE_ORDER):
         if noted == known:

@@ -26,7 +26,6 @@ class Cursor:
     """Where the walk stands in the table of one level."""
 
     level: int
-    """The level."""
     index: int
     """The first slot that is not done; the number of slots when the table is done."""
     entries: int
@@ -116,12 +115,10 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
     The new algorithm's cursors are addresses in a window of the temporary pgd (x2); they are
     translated through it. Raises TargetError if the link to the guest failed.
     """
-    found = cursors(state, code, regime)
+    found, offset = cursors(state, code, regime), (state.pc - code.entry_va) & _PLACE
     if not found:
-        offset = (state.pc - code.entry_va) & _PLACE
         walked = code.levels[0].skip <= offset <= code.points["return"]
         return Position("done" if walked else "before", (), None)
-    offset = (state.pc - code.entry_va) & _PLACE
     open_ = list(found)
     deepest = code.levels_of(regime)[len(open_) - 1]
     subtree_done = deepest.mark is not None and deepest.mark <= offset <= (deepest.store or 0)

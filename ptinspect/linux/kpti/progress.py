@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.errors import UserError
-from ptinspect.linux.kpti.code import Algorithm
 from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks, place_of
 from ptinspect.linux.kpti.state import KptiState
 from ptinspect.snapshot.model import Snapshot
@@ -73,7 +72,7 @@ def work(snapshot: Snapshot, state: KptiState, total: int | None = None) -> Work
     `total` is what was counted when nothing was written yet, if anybody did. Leaves that are nG before
     the walk begins are not its work, nor is what lacks bit 11 when the boot CPU has left it.
     """
-    order, place = _order(snapshot, state), _place(snapshot, state)
+    order, place = algorithm_of(snapshot, state.code), _place(snapshot, state)
     left = passed = 0
     for at in marks(snapshot, order):
         left += int(np.count_nonzero(_is_left(at, state, place)))
@@ -142,16 +141,12 @@ def left_of(snapshot: Snapshot, state: KptiState, level: int) -> int:
     return sum(len(found.key) for found in _pending(snapshot, state, {level}))
 
 
-def _order(snapshot: Snapshot, state: KptiState) -> Algorithm:
-    return algorithm_of(snapshot) if state.code is None else state.code.algorithm
-
-
 def _place(snapshot: Snapshot, state: KptiState) -> int:
     """Return where the walk stands, in the order of the walk: 0 before it, ALL after it."""
     if state.state in ("before", "not-needed"):
         return 0
     if state.state == "in-progress" and state.frontier is not None:
-        return key_of(state.frontier, snapshot.regime, _order(snapshot, state))
+        return key_of(state.frontier, snapshot.regime, algorithm_of(snapshot, state.code))
     return ALL
 
 
@@ -170,7 +165,7 @@ def _is_left(at: LevelMarks, state: KptiState, place: int) -> NDArray[np.bool_]:
 
 def _pending(snapshot: Snapshot, state: KptiState, only: set[int] | None = None) -> list[_Level]:
     place, parts = _place(snapshot, state), dict[int, list[tuple[NDArray[Any], ...]]]()
-    for at in marks(snapshot, _order(snapshot, state)):
+    for at in marks(snapshot, algorithm_of(snapshot, state.code)):
         if only is not None and at.level not in only:
             continue
         row, slot = np.nonzero(_is_left(at, state, place))

@@ -64,7 +64,12 @@ class KptiState:
     @property
     def mostly_ng(self) -> bool:
         """True if there are leaves, and as good as all of them are nG."""
-        return 0 < self.counts.leaves * MOSTLY <= self.counts.leaves_ng
+        return mostly_ng(self.counts)
+
+
+def mostly_ng(counts: Summary) -> bool:
+    """Tell whether there are leaves, and as good as all of them are nG."""
+    return 0 < counts.leaves * MOSTLY <= counts.leaves_ng
 
 
 def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiState:
@@ -85,8 +90,7 @@ def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiS
         return _with(found, "unknown", *(f"not captured: {part}" for part in found.unseen))
     if not counts.leaves_ng and not counts.table_descriptors_marked:
         return _with(found, "before", "the rewrite has not begun, or is not needed here")
-    order = code.algorithm if code is not None else algorithm_of(snapshot)
-    marks = reached(snapshot, order, tables=found.marks_tables)
+    marks = reached(snapshot, algorithm_of(snapshot, code), tables=found.marks_tables)
     verdict, why = _partly(found, marks, _moved(snapshot))
     return dataclasses.replace(
         _with(found, verdict, *why), frontier=marks.frontier if verdict == "in-progress" else None

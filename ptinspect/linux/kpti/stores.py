@@ -37,9 +37,7 @@ class LevelWrites:
     """The number of stores of one level."""
 
     level: int
-    """The level."""
     stores: int
-    """Stores."""
     changed: int
     """Those that stored another value than there was."""
     tables: int

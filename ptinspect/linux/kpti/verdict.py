@@ -20,7 +20,7 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.kpti.code import TablesAre
 from ptinspect.linux.kpti.marks import algorithm_of, marks, place_of
-from ptinspect.linux.kpti.state import MOSTLY, KptiState, state_from_tables
+from ptinspect.linux.kpti.state import MOSTLY, KptiState, mostly_ng, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
 from ptinspect.linux.layout.snapshot_layout import layout_of
@@ -193,7 +193,7 @@ def _not_over(
         return None
     had = summarize(before)
     same = had.table_descriptors_marked == state.counts.table_descriptors_marked
-    if same and 0 < had.leaves * MOSTLY <= had.leaves_ng:
+    if same and mostly_ng(had):
         why = "mappings were nG from the start (KASLR)"
         return Verdict("not-run", (f"{before.name}: {had.marks}", stands, why))
     return None
