@@ -9,7 +9,6 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
 from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import Breakpoint, Listener, RunState, StopInfo
-from ptinspect.memory.cached import CachedMemory
 from ptinspect.memory.dumpfile import DumpFile
 from ptinspect.memory.source import RamBlock
 
@@ -34,17 +33,12 @@ class Missing:
         raise UserError(f"{session.address} is a file: {self._why}", "launch or attach for that")
 
 
-class DumpMemory(CachedMemory):
-    """Remember what was read of the file."""
+class DumpMemory:
+    """The memory in a file, by a name that also says what is not from it."""
 
     def __init__(self, file: DumpFile, label: str) -> None:
-        super().__init__(file, lambda: 0)
-        self._label = label
-
-    @property
-    def label(self) -> str:
-        """Name the file, and what is not from it."""
-        return self._label
+        self.label = label
+        self.read, self.read_tables = file.read, file.read_tables
 
 
 class DumpSession:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ MAX_PIECES = 4096
 
 @dataclass(frozen=True)
 class Piece:
-    """Say which part of a file is which memory."""
+    """Name the memory that a part of a file holds."""
 
     start: int
     """Guest-physical address of the first byte."""
@@ -33,7 +34,7 @@ class Piece:
 
     @property
     def end(self) -> int:
-        """The first address behind it."""
+        """One past the end."""
         return self.start + self.size
 
 
@@ -96,17 +97,15 @@ class DumpFile:
 
     def read(self, pa: int, length: int) -> bytes:
         """Return `length` bytes at `pa`. Raises MemoryReadError for bytes that the file does not hold."""
-        if length == 0:
-            return b""
-        if not self._ranges.contains(pa, length):
-            raise MemoryReadError(pa, length, f"not in {self._path.name}")
         parts = []
-        at, left = pa, length
-        while left:
-            piece = self._piece_at(at)
-            count = min(left, piece.end - at)
+        at, end = pa, pa + length
+        while at < end:
+            piece = self._pieces[bisect_right(self._starts, at) - 1]
+            if not piece.start <= at < piece.end:
+                raise MemoryReadError(pa, length, f"not in {self._path.name}")
+            count = min(end, piece.end) - at
             parts.append(self._read(at, piece.offset + at - piece.start, count))
-            at, left = at + count, left - count
+            at += count
         return b"".join(parts)
 
     def read_tables(
@@ -121,11 +120,6 @@ class DumpFile:
             except MemoryReadError:
                 readable[i] = False
         return raw, readable
-
-    def _piece_at(self, pa: int) -> Piece:
-        from bisect import bisect_right
-
-        return self._pieces[bisect_right(self._starts, pa) - 1]
 
     def _read(self, pa: int, offset: int, count: int) -> bytes:
         """Read a part of the file, which may have become shorter."""
