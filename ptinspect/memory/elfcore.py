@@ -1,7 +1,8 @@
 """ELF core files of a guest's memory, as QEMU's dump-guest-memory writes them.
 
 Source: ELF-64 object file format; QEMU dump/dump.c, target/arm/arch_dump.c (struct aarch64_prstatus);
-Linux include/uapi/linux/elf.h. Nothing in the file is believed.
+Linux include/uapi/linux/elf.h. Nothing in the file is believed. (pyelftools reads as many bytes as a note
+claims to have, and as many headers as the file claims, before anybody can look at the numbers.)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import UserError
@@ -43,28 +45,22 @@ class Notes:
 
 def is_elf(path: Path) -> bool:
     """Tell whether a file begins as an ELF file does. Raises UserError if it cannot be read."""
-    number = open_file(path)
-    try:
-        return os.pread(number, 4, 0) == MAGIC
-    finally:
-        os.close(number)
+    with os.fdopen(open_file(path), "rb") as file:
+        return file.read(4) == MAGIC
 
 
 def load(path: Path) -> tuple[DumpFile, Notes]:
     """Open an ELF core. Raises UserError if it is none of an aarch64 machine, truncated or damaged."""
-    number = open_file(path)
-    try:
-        programs = list(_programs(path, number))
-        notes = _notes(path, number, [p for p in programs if p[0] == PT_NOTE])
-    finally:
-        os.close(number)
+    with os.fdopen(open_file(path), "rb") as file:
+        programs = _programs(path, file)
+        notes = _notes(path, file, [p for p in programs if p[0] == PT_NOTE])
     pieces = [Piece(p[4], p[2], min(p[5], p[6]) if p[6] else p[5]) for p in programs if p[0] == PT_LOAD]
     return DumpFile(path, 0, pieces), notes
 
 
-def _programs(path: Path, number: int) -> Iterator[tuple[int, ...]]:
-    """Yield the program headers."""
-    data = os.pread(number, HEADER.size, 0)
+def _programs(path: Path, file: BinaryIO) -> list[tuple[int, ...]]:
+    """Return the program headers."""
+    data = file.read(HEADER.size)
     if len(data) < HEADER.size or data[:4] != MAGIC:
         raise UserError(f"{path} is no ELF file, or is truncated")
     ident, kind, machine, _, _, offset, _, _, _, entry, count, *_ = HEADER.unpack(data)
@@ -76,24 +72,25 @@ def _programs(path: Path, number: int) -> Iterator[tuple[int, ...]]:
         )
     if entry != PROGRAM.size or not 0 < count < PN_XNUM:
         raise UserError(f"{path}: {count} program headers of {entry} bytes: damaged, or too many")
-    raw = os.pread(number, count * entry, offset) if offset < 1 << 62 else b""
-    if len(raw) != count * entry:
-        raise UserError(f"{path} is truncated: its program headers are missing")
-    yield from PROGRAM.iter_unpack(raw)
+    return list(PROGRAM.iter_unpack(_part(path, file, offset, count * entry, "program headers")))
 
 
-def _notes(path: Path, number: int, programs: list[tuple[int, ...]]) -> Notes:
+def _part(path: Path, file: BinaryIO, offset: int, size: int, what: str) -> bytes:
+    """Return a part of the file. Raises UserError if it is not there."""
+    data = os.pread(file.fileno(), size, offset) if offset < 1 << 62 else b""
+    if len(data) != size:
+        raise UserError(f"{path} is truncated: its {what} are missing")
+    return data
+
+
+def _notes(path: Path, file: BinaryIO, programs: list[tuple[int, ...]]) -> Notes:
     cpus: list[CpuState] = []
     info = ""
     total = sum(program[5] for program in programs)
     if total > MAX_NOTES:
         raise UserError(f"{path}: {total} bytes of notes, more than {MAX_NOTES}")
     for program in programs:
-        offset, size = program[2], program[5]
-        data = os.pread(number, size, offset) if offset < 1 << 62 else b""
-        if len(data) != size:
-            raise UserError(f"{path} is truncated: its notes are missing")
-        for name, kind, body in _each_note(data):
+        for name, kind, body in _each_note(_part(path, file, program[2], program[5], "notes")):
             if name == b"VMCOREINFO":
                 info = body.split(b"\0")[0].decode("ascii", "replace")
             elif name == b"CORE" and kind == NT_PRSTATUS and len(cpus) < MAX_CPUS:
