@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.image.kept import Kept
 
 Read = Callable[[int, int], bytes]
 """Gives bytes of code by address. Raises KernelFileError or GuestError where there are none."""
@@ -117,7 +117,8 @@ class RunningKernel(Protocol):
         ...
 
 
-_ENTRIES: Kept[EntryCode] = Kept()
+_ENTRIES: WeakKeyDictionary[KernelImage, EntryCode] = WeakKeyDictionary()
+"""What was recognised, as long as the kernel file is in use."""
 
 
 def entry_of(view: RunningKernel) -> EntryCode:
@@ -128,9 +129,8 @@ def entry_of(view: RunningKernel) -> EntryCode:
     image = view.image
     if image is None:
         raise GuestError("the kernel's stacks are found by its file", "--kernel FILE")
-    kept = _ENTRIES.get(image)
-    if kept is not None:
-        return kept
+    if image in _ENTRIES:
+        return _ENTRIES[image]
     if "vectors" in image.symbols:
         code = recognise_entry(image)
     else:
@@ -143,7 +143,8 @@ def entry_of(view: RunningKernel) -> EntryCode:
             )
         offset = view.kaslr_offset
         code = recognise_code(lambda va, n: view.read_virt((va + offset) & MASK64, n), vbar - offset, {})
-    return _ENTRIES.put(image, code)
+    _ENTRIES[image] = code
+    return code
 
 
 def recognise_entry(image: KernelImage) -> EntryCode:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,7 @@ from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.image.entry import RunningKernel, entry_of
-from ptinspect.linux.image.image import GET_BTF
-from ptinspect.linux.image.kept import Kept
+from ptinspect.linux.image.image import GET_BTF, KernelImage
 
 MOST_BYTES = 0x4000
 """Bytes of init_task that are looked at; a task_struct with everything turned on is about 10 KiB."""
@@ -38,7 +38,7 @@ SWITCH_BYTES = 0x400
 ENTRY_WORDS = 96
 
 
-_LEARNED: Kept[dict[str, int]] = Kept()
+_LEARNED: WeakKeyDictionary[KernelImage, dict[str, int]] = WeakKeyDictionary()
 """Offsets that were found at any stop: later the kernel's memory may be damaged."""
 
 
@@ -53,9 +53,7 @@ class MemberOffsets:
         """Return the offset in bytes of a member. Raises KernelFileError if memory does not tell it."""
         image = self._view.image
         assert image is not None
-        known = _LEARNED.get(image)
-        if known is None:
-            known = _LEARNED.put(image, {})
+        known = _LEARNED.setdefault(image, {})
         if path in known:
             return known[path]
         kind, _, member = path.partition(".")
