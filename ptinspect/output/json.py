@@ -15,13 +15,13 @@ def answer(command: str, report: Report, line: str = "", place: str = "") -> str
     of a script, and left out where there is none.
     """
     ok = report.exit_code == 0
-    return _dump({"command": command, "ok": ok, "result": dict(report.result), **_where(line, place)})
+    return json.dumps({"command": command, "ok": ok, "result": report.result, **_where(line, place)})
 
 
 def failure(command: str, kind: str, message: str, hint: str = "", line: str = "", *, place: str = "") -> str:
     """Return the line that `--json` prints for a command that failed."""
     error = {"kind": kind, "message": message, "hint": hint}
-    return _dump({"command": command, "ok": False, "error": error, **_where(line, place)})
+    return json.dumps({"command": command, "ok": False, "error": error, **_where(line, place)})
 
 
 def _where(line: str, place: str) -> dict[str, Any]:
@@ -30,15 +30,4 @@ def _where(line: str, place: str) -> dict[str, Any]:
 
 def document(report: Report) -> str:
     """Return the result alone, indented, as a file holds it."""
-    return json.dumps(dict(report.result), indent=2, default=_plain) + "\n"
-
-
-def _dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    """Turn numpy's scalars and arrays into Python's numbers and lists."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} in a result")
+    return json.dumps(report.result, indent=2) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -80,7 +80,7 @@ class Report:
     def result(self) -> Mapping[str, Any]:
         """What `--json` prints: addresses and raw descriptors are hex strings, counts and sizes numbers,
         levels numbers -1 to 3."""
-        return cast("Mapping[str, Any]", encode(self.value) if is_dataclass(self.value) else self.value)
+        return cast("Mapping[str, Any]", encode(self.value))
 
     def __post_init__(self) -> None:
         """Escape what no terminal should get: names come from guests, files and snapshots."""

@@ -15,7 +15,6 @@ from ptinspect import formats
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.command import Command
 from ptinspect.errors import PtinspectError
-from ptinspect.output import json as json_output
 from ptinspect.output.encode import schema_of
 from ptinspect.output.rows import COLUMNS
 from ptinspect.snapshot import store
@@ -60,7 +59,7 @@ LINES = (
 
 def check(command: str, result: Any) -> None:
     """Raise ValidationError unless a result is as its schema says, once it is JSON."""
-    plain = json.loads(json.dumps(result, default=json_output._plain))
+    plain = json.loads(json.dumps(result))
     jsonschema.Draft202012Validator(formats.schema(command)).validate(plain)
 
 

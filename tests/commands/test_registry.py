@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ from fakes import declare
 
 from ptinspect.commands.framework import catalogue
 from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.command import Needs
+from ptinspect.commands.framework.command import Command, Needs
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
@@ -177,3 +178,14 @@ def test_a_misspelt_option_is_guessed() -> None:
     with pytest.raises(UserError) as caught:
         build_registry().split("launch").command.parser().parse_args(["--zzz"])
     assert caught.value.hint.startswith("usage: launch")
+
+
+@pytest.mark.parametrize("command", list(build_registry()), ids=lambda command: command.name)
+def test_a_handler_takes_what_its_declaration_parses(command: Command) -> None:
+    first, *others = inspect.signature(command.handler).parameters.values()
+    assert first.name in ("guest", "ctx")
+    if [parameter.name for parameter in others] == ["args"]:
+        pytest.skip("takes an argparse Namespace")
+    parsed = {"line"} if command.passthrough else {action.dest for action in command.parser().actions()}
+    assert {parameter.name for parameter in others} == parsed | ({"extra"} if command.extra else set())
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)
