@@ -47,7 +47,10 @@ def go_on(guest: Guest, seconds: float | None = None) -> StopInfo | None:
 
 
 def run_for(guest: Guest, seconds: float) -> StopInfo | None:
-    """Let the guest run for a while; return its stop, None if nothing but the time stopped it."""
+    """Let the guest run for a while; return its stop, None if nothing but the time stopped it.
+
+    It is stopped after Ctrl-C too.
+    """
     session = guest.stopped
     session.resume()
     try:
@@ -55,6 +58,9 @@ def run_for(guest: Guest, seconds: float) -> StopInfo | None:
     except TargetTimeout:
         stop = session.interrupt(5.0)
         return None if stop.signal == "SIGINT" and stop.breakpoint is None else stop
+    except KeyboardInterrupt:
+        session.interrupt(5.0)
+        raise
 
 
 def step(guest: Guest, count: int, cpu: int, seconds: float) -> StopInfo:

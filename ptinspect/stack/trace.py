@@ -13,6 +13,12 @@ STEP, LADDER, SAMPLE = "step", "ladder", "sample"
 """Every instruction; every new depth, by watchpoints; SP at intervals."""
 UNITS = {STEP: "instructions", LADDER: "milliseconds", SAMPLE: "milliseconds"}
 """What Point.at counts, by method."""
+HOW = {
+    STEP: "every instruction of one CPU, interrupts held back",
+    LADDER: "a watchpoint below the lowest SP so far",
+    SAMPLE: "SP at intervals; what lies between is not seen",
+}
+"""What each method sees."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ptinspect.commands.stack.trace import diff_report, trace_report
 from ptinspect.errors import SnapshotError
 from ptinspect.link.gdb.recorder import TRACE_RECORD
 from ptinspect.output.text import render
-from ptinspect.output.views.trace import WIDTH, chart, diff_report, picture, trace_report
+from ptinspect.output.views.trace import WIDTH, chart, picture
 from ptinspect.stack.trace import (
     LADDER,
     STEP,

@@ -42,6 +42,10 @@ TABLES = (ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.source.Tables`)."""
 
 
+WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end here; {ADDRESS_HELP}")
+"""Addresses that end a run."""
+
+
 def address_argument(name: str, *, more: str = "", **options: Any) -> Argument:
     """Declare an address; `more` follows how addresses are written."""
     return argument(name, type=address, help=f"{ADDRESS_HELP}{more}", **options)

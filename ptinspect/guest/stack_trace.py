@@ -1,4 +1,4 @@
-"""The ways of following SP: every instruction, every new depth, or at intervals."""
+"""Follow the stack over a stretch of execution: every instruction, every new depth, or at intervals."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from ptinspect.arch.bits import bit
-from ptinspect.commands.framework.context import Context
-from ptinspect.errors import PtinspectError, TargetTimeout, UserError
+from ptinspect.errors import GuestError, OutOfSlots, PtinspectError, UserError
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.kernel_stacks import open_stacks, task_of
+from ptinspect.guest.run_control import run_for
+from ptinspect.link.gdb.recorder import Rung, Tracer
 from ptinspect.link.session import Capability
-from ptinspect.output.model import escape
+from ptinspect.linux.running.stacks import Stack, Stacks
+from ptinspect.stack.depth import depth_of_cpu, unwinder
+from ptinspect.stack.kernel_code import KernelCode
+from ptinspect.stack.trace import (
+    LADDER,
+    MAX_POINTS,
+    SAMPLE,
+    STEP,
+    Finder,
+    Part,
+    Point,
+    Series,
+    Trace,
+    TracedStack,
+    thin,
+)
+from ptinspect.stack.unwind import Frame
+from ptinspect.text import escape
 
-if TYPE_CHECKING:
-    from ptinspect.link.gdb.recorder import Rung, Tracer
-    from ptinspect.link.session import StopInfo
-    from ptinspect.linux.running.stacks import Stack, Stacks
-    from ptinspect.stack.kernel_code import KernelCode
-    from ptinspect.stack.trace import Part, Point, Trace, TracedStack
-    from ptinspect.stack.unwind import Frame
-
+Method = Literal["step", "ladder", "sample"]
+Whose = int | Literal["any", "current"]
+"""Whose stacks a ladder watches besides the CPUs' own: of a PID, of all tasks, of the current one."""
 STEPS_AT_ONCE = 4096
 SLICE = 2.0
 """Seconds that a ladder runs before it says how far it is."""
@@ -55,42 +70,73 @@ class Limits:
     """Seconds between two samples."""
 
 
-class Way:
+def follow(guest: Guest, limits: Limits, method: Method | None = None, whose: Whose = "current") -> Trace:
+    """Follow SP; without a method by a ladder, or by samples where the CPU has few watchpoints.
+
+    Raises OutOfSlots for a ladder there, UserError, GuestError.
+    """
+    limited = guest.stopped.slots.limited
+    if limited and method == "ladder":
+        raise OutOfSlots("no ladder under KVM: its watchpoints are many, and of any size", "--method sample")
+    method = method or ("sample" if limited else "ladder")
+    stacks = open_stacks(guest)
+    run = _Run(
+        guest, stacks, limits, _wanted(guest, stacks, limits.cpu, None if method != "ladder" else whose)
+    )
+    return {"step": run.step, "ladder": run.ladder, "sample": run.sample}[method]()
+
+
+def _wanted(guest: Guest, stacks: Stacks, cpu: int, whose: Whose | None) -> list[Stack]:
+    """Return the stacks that a ladder watches; None: all, to be told apart."""
+    session = guest.stopped
+    states = [session.cpu_state(number) for number in range(session.cpu_count)]
+    found = [stack for state in states for stack in stacks.of_cpu(state)]
+    if whose is not None:
+        found = [stack for stack in found if stack.kind == "irq"]
+    tasks = []
+    if whose is None or whose == "any":
+        with contextlib.suppress(PtinspectError):
+            tasks = list(stacks.tasks.all().tasks)
+    elif whose == "current":
+        task = stacks.tasks.current(states[cpu])
+        if task is None:
+            raise GuestError("there is no current task yet", "--task any, or let the guest run further")
+        tasks = [task]
+    else:
+        tasks = [task_of(stacks, whose)]
+    if whose is None:
+        tasks += [task for task in map(stacks.tasks.current, states) if task is not None]
+    return list({stack.base: stack for stack in (*found, *map(stacks.of_task, tasks))}.values())
+
+
+class _Run:
     """One trace being made."""
 
-    def __init__(self, ctx: Context, stacks: Stacks, limits: Limits, wanted: Sequence[Stack]) -> None:
+    def __init__(self, guest: Guest, stacks: Stacks, limits: Limits, wanted: Sequence[Stack]) -> None:
         """`wanted`: the stacks that are told apart; a ladder watches them all."""
-        from ptinspect.stack.kernel_code import KernelCode
-        from ptinspect.stack.trace import Finder, Series
-
-        self.ctx, self.stacks, self.limits, self.wanted = ctx, stacks, limits, list(wanted)
+        self.guest, self.stacks, self.limits, self.wanted = guest, stacks, limits, list(wanted)
         self.code = KernelCode(stacks.view)
-        finder = Finder(traced(stack) for stack in self.wanted)
-        self.series = Series(finder, namer(self.code), self.code.symbol, self._outer())
-        self.began = ctx.place(ctx.stopped.cpu_state(limits.cpu).pc)
+        finder = Finder(TracedStack(s.kind, s.owner, s.base, s.top) for s in self.wanted)
+        self.series = Series(finder, _namer(self.code), self.code.symbol, self._outer())
+        self.began = guest.place(guest.stopped.cpu_state(limits.cpu).pc)
         self.started = time.monotonic()
         self.steps = 0
 
     def _outer(self) -> list[tuple[int, str, int]]:
         """Return the frames that are on the stack now: the outer end of later chains."""
         frames = self._frames(self.limits.cpu)
-        return [(f.sp, p.function, p.size) for f, p in zip(frames, chain_of(frames, self.code), strict=True)]
+        return [(f.sp, p.function, p.size) for f, p in zip(frames, _chain_of(frames, self.code), strict=True)]
 
     def _frames(self, cpu: int) -> Sequence[Frame]:
-        from ptinspect.stack.depth import depth_of_cpu
-
         try:
-            frames = depth_of_cpu(self.stacks, self.ctx.stopped.cpu_state(cpu)).unwound.frames
+            frames = depth_of_cpu(self.stacks, self.guest.stopped.cpu_state(cpu)).unwound.frames
         except PtinspectError:
             return ()
         return [frame for frame in frames if frame.kind != "user"]
 
     def step(self) -> Trace:
         """Follow every instruction of one CPU; the others stand still, interrupts are held back."""
-        from ptinspect.link.gdb.recorder import Tracer
-        from ptinspect.stack.trace import STEP
-
-        limits, tracer, ended = self.limits, Tracer(self.ctx.stopped), "count"
+        limits, tracer, ended = self.limits, Tracer(self.guest.stopped), "count"
         while self.steps < limits.steps and ended == "count":
             count = min(STEPS_AT_ONCE, limits.steps - self.steps)
             try:
@@ -98,19 +144,16 @@ class Way:
             except KeyboardInterrupt:
                 records, ended = tracer.take()[0], "interrupted"
             finally:
-                self.ctx.forget_stop()
+                self.guest.forget_stop()
             skip = 1 if self.steps else 0  # the first record repeats the last one of the portion before
             self.series.add_steps(records[skip:], self.steps + skip)
             self.steps += max(len(records) - 1, 0)
-            self.ctx.progress("stepping", self.steps, limits.steps)
+            self.guest.progress("stepping", self.steps, limits.steps)
         return self._trace(STEP, ended)
 
     def ladder(self) -> Trace:
         """Stop at each store below the lowest SP so far: exact, at one stop for each new depth."""
-        from ptinspect.link.gdb.recorder import Rung, Tracer
-        from ptinspect.stack.trace import LADDER
-
-        session = self.ctx.stopped
+        session = self.guest.stopped
         if Capability.PIPELINE not in session.capabilities:
             raise UserError("a ladder needs GDB's socket, which cannot be told here", "--method sample")
         rungs = {s.top: Rung(s.base + END_MARK, min(self._saved(s), s.top), s.top) for s in self.wanted}
@@ -129,20 +172,17 @@ class Way:
             except KeyboardInterrupt:
                 records, ended = tracer.take()[0], "interrupted"
             finally:
-                self.ctx.forget_stop()
+                self.guest.forget_stop()
             self._add(records, before, rungs, tracer)
-            self.ctx.progress("looking for new depths", int(self._elapsed()), int(self.limits.seconds))
+            self.guest.progress("looking for new depths", int(self._elapsed()), int(self.limits.seconds))
         return self._trace(LADDER, ended)
 
     def _add(self, records: Any, before: float, rungs: dict[int, Rung], tracer: Tracer) -> None:
         """Take the records of one portion; the chain of the deepest point comes from the stack kept there."""
-        from ptinspect.link.gdb.recorder import Rung
-        from ptinspect.stack.trace import Point
-
         found = []
         lowest: dict[int, int] = {}
         for ms, thread, top, pc, sp, _, x29, x30 in records.tolist():
-            self.ctx.stopped.current_cpu = int(thread) - 1
+            self.guest.stopped.current_cpu = int(thread) - 1
             if top:
                 self.steps += 1
                 found.append(
@@ -157,8 +197,6 @@ class Way:
 
     def _kept(self, tracer: Tracer, point: Point, top: int, x29: int, x30: int) -> tuple[Part, ...]:
         """Return the chain at a hit, from the copy of the stack that was made there."""
-        from ptinspect.stack.depth import unwinder
-
         start, data = tracer.stack(top)
         if start != point.sp or not data:
             return ()
@@ -172,7 +210,7 @@ class Way:
             found = unwinder(self.stacks, self.wanted, read).unwind(point.pc + 4, point.sp, x29, x30)
         except PtinspectError:
             return ()
-        return chain_of([frame for frame in found.frames if frame.kind != "user"], self.code)
+        return _chain_of([frame for frame in found.frames if frame.kind != "user"], self.code)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self.started
@@ -182,25 +220,25 @@ class Way:
 
     def sample(self) -> Trace:
         """Stop the guest at intervals and look at every CPU: cheap, and what lies between is not seen."""
-        from ptinspect.stack.trace import SAMPLE
-
-        places = self._break()
-        ended = "the time is over"
+        session = self.guest.stopped
+        places = {session.set_breakpoint(place).id for place in self.limits.places}
+        ended = "time"
         try:
             while self._left() > 0:
-                stop = self._slice(self.limits.every)
+                stop = run_for(self.guest, self.limits.every)
                 if stop is not None:
-                    ended = "reached" if stop.breakpoint in places else f"stopped: {stop.reason}"
+                    ended = "place" if stop.breakpoint in places else f"stopped: {stop.reason}"
                     break
                 self.steps += 1
-                for cpu in range(self.ctx.stopped.cpu_count):
+                for cpu in range(session.cpu_count):
                     self._look(cpu)
-                self.ctx.progress("sampling", int(self._elapsed()), int(self.limits.seconds))
+                self.guest.progress("sampling", int(self._elapsed()), int(self.limits.seconds))
         except KeyboardInterrupt:
             ended = "interrupted"
-            self._stand()
         finally:
-            self._clear(list(places))
+            for number in places:
+                with contextlib.suppress(PtinspectError):
+                    session.delete_breakpoint(number)
         return self._trace(SAMPLE, ended)
 
     def _saved(self, stack: Stack) -> int:
@@ -215,55 +253,20 @@ class Way:
 
     def _look(self, cpu: int) -> None:
         """Note where a CPU's SP is, with the functions on its stack."""
-        from ptinspect.stack.trace import Point
-
-        state = self.ctx.stopped.cpu_state(cpu)
+        state = self.guest.stopped.cpu_state(cpu)
         stack = self.series.finder.find(state.sp) if state.el else -1
         at = round(1000 * self._elapsed())
-        chain = chain_of(self._frames(cpu), self.code) if stack >= 0 else ()
+        chain = _chain_of(self._frames(cpu), self.code) if stack >= 0 else ()
         self.series.add(Point(at, stack, state.sp, state.pc), chain)
 
-    def _break(self) -> set[int]:
-        return {self.ctx.stopped.set_breakpoint(place).id for place in self.limits.places}
-
-    def _slice(self, seconds: float) -> StopInfo | None:
-        """Let the guest run for a while; None if nothing but the time stopped it."""
-        if seconds <= 0:
-            return None
-        session = self.ctx.stopped
-        self.ctx.forget_stop()
-        session.resume()
-        try:
-            return session.wait_stop(seconds)
-        except TargetTimeout:
-            stop = session.interrupt(5.0)
-            return None if stop.breakpoint is None else stop
-        finally:
-            self.ctx.forget_stop()
-
-    def _stand(self) -> None:
-        with contextlib.suppress(PtinspectError):
-            self.ctx.target.interrupt(5.0)
-        self.ctx.forget_stop()
-
-    def _clear(self, numbers: Sequence[int]) -> None:
-        if self.ctx.state == "running":
-            self._stand()
-        for number in numbers:
-            with contextlib.suppress(PtinspectError):
-                self.ctx.stopped.delete_breakpoint(number)
-        self.ctx.forget_stop()
-
     def _trace(self, method: str, ended: str) -> Trace:
-        from ptinspect.stack.trace import MAX_POINTS, Trace, thin
-
         points, thinned = thin(self.series.points, MAX_POINTS)
-        state = self.ctx.stopped.cpu_state(self.ctx.stopped.current_cpu)
+        state = self.guest.stopped.cpu_state(self.guest.stopped.current_cpu)
         return Trace(
             method,
             escape(self.stacks.view.banner()),
             self.began,
-            f"{ENDS.get(ended, ended)}, cpu {state.cpu} at {self.ctx.place(state.pc)}",
+            f"{ENDS.get(ended, ended)}, cpu {state.cpu} at {self.guest.place(state.pc)}",
             self.steps,
             round(self._elapsed(), 3),
             tuple(self.series.finder.used),
@@ -274,25 +277,14 @@ class Way:
         )
 
 
-def traced(stack: Stack) -> TracedStack:
-    """Return a stack as a trace names it."""
-    from ptinspect.stack.trace import TracedStack
-
-    task = stack.task
-    owner = f"cpu {stack.cpu}" if task is None else f"{escape(task.comm)} ({task.pid})"
-    return TracedStack(stack.kind, owner, stack.base, stack.top)
-
-
-def chain_of(frames: Sequence[Frame], code: KernelCode) -> tuple[Part, ...]:
+def _chain_of(frames: Sequence[Frame], code: KernelCode) -> tuple[Part, ...]:
     """Return the functions of frames, the innermost first, with their own bytes."""
-    from ptinspect.stack.trace import Part
-
     return tuple(
         Part(code.symbol(frame.pc, returns=frame.returns).partition("+")[0], frame.size) for frame in frames
     )
 
 
-def namer(code: KernelCode) -> Callable[[int], tuple[str, int]]:
+def _namer(code: KernelCode) -> Callable[[int], tuple[str, int]]:
     """Return what gives the function of an address and its start; kept, since code repeats itself."""
 
     @lru_cache(maxsize=65_536)
