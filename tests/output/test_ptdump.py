@@ -17,7 +17,7 @@ from fakes import context, run
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.layout.geometry import GENERIC, by_name, geometries, geometry, variant_of
 from ptinspect.linux.ptdump.columns import columns, mask_of
-from ptinspect.linux.ptdump.markers import Facts, frame_of, markers, release_of
+from ptinspect.linux.ptdump.markers import frame_of, markers, release_of
 from ptinspect.linux.ptdump.segments import segments
 from ptinspect.linux.releases import TEXT_FORMS, Release, text_form
 from ptinspect.output.ptdump import lines, size_text
@@ -60,7 +60,7 @@ def dump(tree: TreeBuilder, era: str, *, scale: int = 0, mair: int = MTE) -> lis
     walked = segments(tree.snapshot(), mask_of(found))
     release = Release(*form.since, 0)
     made = geometry(variant_of(release), tree.regime, scale=scale)
-    marked = markers(made, release, form, tree.regime, Facts())
+    marked = markers(made, release, form, tree.regime)
     return list(lines(walked, marked, found, form, tree.regime))
 
 
@@ -234,7 +234,7 @@ def test_markers_ascend() -> None:
         for regime in REGIMES.values():
             if regime.upper and (form.since >= (6, 9) or not regime.ds):
                 for made in geometries(variant_of(release), regime):
-                    found = [marker.address for marker in markers(made, release, form, regime, Facts())]
+                    found = [marker.address for marker in markers(made, release, form, regime)]
                     assert found == sorted(found), (form, made)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,9 +129,9 @@ def compare(a: Sequence[TextRun], b: Sequence[TextRun]) -> Iterator[TextDifferen
     """Yield the ranges that differ in level or attributes, joined where what differs is the same."""
     edges = sorted({edge for run in (*a, *b) for edge in (run.start, run.end)})
     last: TextDifference | None = None
-    first, second = _Cursor(a), _Cursor(b)
+    starts = [run.start for run in a], [run.start for run in b]
     for start, end in itertools.pairwise(edges):
-        one, two = first.at(start), second.at(start)
+        one, two = _mapped(a, starts[0], start), _mapped(b, starts[1], start)
         if _what(one) == _what(two):
             continue
         found = TextDifference(start, end, one, two)
@@ -152,17 +153,7 @@ def _what(run: TextRun | None) -> tuple[str, ...]:
     return () if run is None else run.what
 
 
-class _Cursor:
-    """Find the mapped run at ascending addresses."""
-
-    def __init__(self, runs: Sequence[TextRun]) -> None:
-        self._runs = runs
-        self._at = 0
-
-    def at(self, address: int) -> TextRun | None:
-        while self._at < len(self._runs) and self._runs[self._at].end <= address:
-            self._at += 1
-        if self._at >= len(self._runs):
-            return None
-        run = self._runs[self._at]
-        return run if run.start <= address and run.mapped else None
+def _mapped(runs: Sequence[TextRun], starts: list[int], address: int) -> TextRun | None:
+    """Return the run that maps an address; None if none does."""
+    run = runs[bisect_right(starts, address) - 1] if starts and starts[0] <= address else None
+    return run if run is not None and address < run.end and run.mapped else None

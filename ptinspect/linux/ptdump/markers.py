@@ -37,16 +37,6 @@ class Marker:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What markers depend on besides geometry and release, all of it in the configuration."""
-
-    trampoline: int | None = None
-    """Lowest address of the KPTI trampoline's text in the fixmap."""
-    vmemmap: bool = True
-    """There is a vmemmap: from v5.13 on always."""
-
-
-@dataclass(frozen=True)
 class Frame:
     """All that the text of a snapshot depends on besides its tables."""
 
@@ -82,8 +72,8 @@ def frame_of(snapshot: Snapshot, form: TextForm | None = None) -> Frame:
     if text is None:
         assumed.append("no KPTI trampoline is mapped: where the fixmap begins depends on the configuration")
     vmemmap = release.series >= (5, 13) or has_tables(snapshot, made.vmemmap.start, made.vmemmap.end)
-    facts = Facts(text, vmemmap)
-    return Frame(form, markers(made, release, form, regime, facts), tuple(assumed))
+    found = markers(made, release, form, regime, text=text, vmemmap=vmemmap)
+    return Frame(form, found, tuple(assumed))
 
 
 def release_of(banner: str, made: Geometry | None) -> Release:
@@ -102,9 +92,19 @@ def release_of(banner: str, made: Geometry | None) -> Release:
 
 
 def markers(
-    made: Geometry, release: Release, form: TextForm, regime: Regime, facts: Facts
+    made: Geometry,
+    release: Release,
+    form: TextForm,
+    regime: Regime,
+    *,
+    text: int | None = None,
+    vmemmap: bool = True,
 ) -> tuple[Marker, ...]:
-    """Return the markers in the order of the kernel's table."""
+    """Return the markers in the order of the kernel's table, by what of its configuration they depend on.
+
+    `text` is the lowest address of the KPTI trampoline's text in the fixmap, if there is one; `vmemmap` tells
+    whether there is a vmemmap: from v5.13 on always.
+    """
     kasan = _pair("Kasan shadow", made.shadow.start, made.shadow.end) if made.scale else ()
     bpf = _pair("BPF", made.bpf.start, made.bpf.end) if form.bpf and made.variant.bpf else ()
     area, end, linear = ("Area", "End", "Mapping") if form.capitals else ("area", "end", "mapping")
@@ -112,9 +112,9 @@ def markers(
         Marker(made.vmalloc.start, f"vmalloc() {area}"),
         Marker(made.vmalloc.end, f"vmalloc() {end}"),
     )
-    fix = _pair("Fixmap", _fixmap(made, release, form, regime, facts), made.fixmap.end)
+    fix = _pair("Fixmap", _fixmap(made, release, form, regime, text), made.fixmap.end)
     pci = _pair("PCI I/O", made.pci.start, made.pci.end)
-    pages = _pair("vmemmap", made.vmemmap.start, made.vmemmap.end) if facts.vmemmap else ()
+    pages = _pair("vmemmap", made.vmemmap.start, made.vmemmap.end) if vmemmap else ()
     modules = _pair("Modules", made.modules.start, made.modules.end)
     devices = (*fix, *pci, *pages) if release.series < (6, 9) else (*pages, *pci, *fix)
     if not made.variant.flipped:
@@ -127,7 +127,7 @@ def _pair(name: str, start: int, end: int) -> Sequence[Marker]:
     return Marker(start, f"{name} start"), Marker(end, f"{name} end")
 
 
-def _fixmap(made: Geometry, release: Release, form: TextForm, regime: Regime, facts: Facts) -> int:
+def _fixmap(made: Geometry, release: Release, form: TextForm, regime: Regime, text: int | None) -> int:
     """Return FIXADDR_START, or FIXADDR_TOT_START, which counts the temporary slots too.
 
     How many permanent slots there are depends on the configuration. The trampoline has the last of them;
@@ -136,8 +136,8 @@ def _fixmap(made: Geometry, release: Release, form: TextForm, regime: Regime, fa
     tables of each level (from v6.9 on of five).
     """
     page, top = regime.granule, made.fixmap.end
-    if facts.trampoline is not None:
-        start = facts.trampoline - (2 if has_data_slot(release) else 1) * page
+    if text is not None:
+        start = text - (2 if has_data_slot(release) else 1) * page
     else:
         tree = 4 * MIB // page if release.series < (6, 4) else 2 * MIB // page + 2
         start = top - (tree + 3) * page

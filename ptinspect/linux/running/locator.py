@@ -12,8 +12,9 @@ from ptinspect.errors import GuestError, RegimeError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.running import placement, swapper
 from ptinspect.linux.running.placement import Placement
-from ptinspect.linux.running.swapper import Candidate, RootFound
+from ptinspect.linux.running.swapper import RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
+from ptinspect.snapshot.model import Root
 
 LOADER_SIZE = 4096
 """Bytes at the start of RAM in which QEMU's loader stays."""
@@ -74,15 +75,15 @@ class Locator:
         ram = [block for block in self.ram if block.writable]
         return [pa for pa in swapper.led_to(self.states) if any(block.contains(pa) for block in ram)]
 
-    def _likely(self, image: KernelImage, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
+    def _likely(self, image: KernelImage, candidates: list[Root]) -> Iterator[tuple[int, str]]:
         """Yield the places that a table maps where, by registers or an earlier stop, the code runs."""
         for candidate in candidates:
             for offset in swapper.likely_offsets(self.states, image, self.hint[1]):
                 pa = swapper.image_behind(self.memory, candidate.pa, self.regime(), image, offset)
                 if pa is not None:
-                    yield pa, f"its code, mapped by {candidate.name}"
+                    yield pa, f"its code, mapped by {candidate.provenance}"
 
-    def _mapped(self, candidates: list[Candidate]) -> Iterator[tuple[int, str]]:
+    def _mapped(self, candidates: list[Root]) -> Iterator[tuple[int, str]]:
         """Yield the places where a table maps code.
 
         The header's memory is free after boot (Linux commit e2a073dde921 ("arm64: omit [_text, _stext)
@@ -90,7 +91,7 @@ class Locator:
         """
         for candidate in candidates:
             for run in self._runs(candidate.pa):
-                why = f"its code, mapped by {candidate.name}"
+                why = f"its code, mapped by {candidate.provenance}"
                 yield from ((pa, why) for pa in (run.pa - FIRST_CODE, run.pa) if pa > 0)
 
     def _in_firmware(self, pa: int) -> bool:
@@ -121,7 +122,7 @@ class Locator:
         """
         regime = self.regime()
         pa = None if known is None else known.pa
-        candidates: dict[int, Candidate] = {}
+        candidates: dict[int, Root] = {}
         for candidate in swapper.candidate_roots(self.memory, self.states, regime, self.image, pa):
             candidates.setdefault(candidate.pa, candidate)
         for search in (self._confirm, self._scan):
@@ -131,7 +132,7 @@ class Locator:
                     return found
         return self._lost(candidates) or self._unconfirmed(regime)
 
-    def _lost(self, candidates: dict[int, Candidate]) -> RootFound | None:
+    def _lost(self, candidates: dict[int, Root]) -> RootFound | None:
         """Return the root of an earlier stop if a register still leads to it: its tables are damaged.
 
         While the new algorithm runs TTBR1 has a temporary table, which tells nothing of the kernel's own.
@@ -140,19 +141,21 @@ class Locator:
         if found is None:
             return None
         doubt = "which mapped the kernel image at an earlier stop and does not any more"
-        return RootFound(found.pa, f"{found.name}, {doubt}", None, confirmed=False, damaged=True)
+        return RootFound(found.pa, f"{found.provenance}, {doubt}", None, confirmed=False, damaged=True)
 
-    def _confirm(self, candidate: Candidate, known: Placement | None) -> RootFound | None:
+    def _confirm(self, candidate: Root, known: Placement | None) -> RootFound | None:
         """Return the root if it maps the kernel, with what that tells about KASLR."""
         regime, image = self.regime(), self.image
         if image is None or known is None:
             if swapper.maps_vectors(self.memory, candidate.pa, regime, self.states):
-                return RootFound(candidate.pa, f"{candidate.name}, which maps the exception vectors", None)
+                return RootFound(
+                    candidate.pa, f"{candidate.provenance}, which maps the exception vectors", None
+                )
             return None
         offsets = swapper.likely_offsets(self.states, image, self.hint[1])
         return self._first_proved(candidate, image, known, offsets)
 
-    def _scan(self, candidate: Candidate, known: Placement | None) -> RootFound | None:
+    def _scan(self, candidate: Root, known: Placement | None) -> RootFound | None:
         """Return the root if the kernel is mapped anywhere under it."""
         regime, image = self.regime(), self.image
         if image is None or known is None:
@@ -162,7 +165,7 @@ class Locator:
         return self._first_proved(candidate, image, known, offsets)
 
     def _first_proved(
-        self, candidate: Candidate, image: KernelImage, known: Placement, offsets: Iterable[int]
+        self, candidate: Root, image: KernelImage, known: Placement, offsets: Iterable[int]
     ) -> RootFound | None:
         """Return the root with the first of some KASLR offsets with which it maps the image where it lies."""
         for offset in offsets:
@@ -182,9 +185,9 @@ class Locator:
         raise GuestError("the guest has no kernel tables yet (TTBR1 is 0)", "let it run further")
 
 
-def _say(candidate: Candidate, image: KernelImage, known: Placement, offset: int) -> str:
+def _say(candidate: Root, image: KernelImage, known: Placement, offset: int) -> str:
     """Return why a root is the right one, in words."""
-    text = candidate.name
+    text = candidate.provenance
     if "symbol" not in text and "swapper_pg_dir" in image.symbols:
         near = image.nearest(candidate.pa - known.pa + image.text_va)
         if near is not None and near[1] == 0 and near[0].endswith("_pg_dir"):

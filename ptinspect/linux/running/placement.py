@@ -151,27 +151,17 @@ def headers(
     memory: PhysicalMemory, ram: Sequence[RamBlock], text_offset: int = 0, hint: int | None = None
 ) -> Iterator[tuple[int, ImageHeader]]:
     """Yield the places in RAM that hold an Image header, `hint` and the start of RAM first."""
-    known: set[int] = set()
-    if hint is not None:
-        known.add(hint)
-        try:
-            header = parse_header(memory.read(hint, HEADER_SIZE))
-        except MemoryReadError:
-            header = None
-        if header is not None:
-            yield hint, header
+    groups = [[] if hint is None else [hint]]
     for block in ram:
-        places = [pa for pa in _places(block, text_offset, HEADER_SIZE) if pa not in known]
-        for some in (places[:LIKELY], places[LIKELY:]):
-            addresses = np.array(some, dtype=np.uint64)
-            if not addresses.size:
-                continue
-            raw, readable = memory.read_tables(addresses, HEADER_SIZE)
-            hits = readable & (raw[:, 7] & np.uint64(0xFFFF_FFFF) == np.uint64(_MAGIC_WORD))
-            for row in np.flatnonzero(hits).tolist():
-                header = parse_header(raw[row].astype("<u8").tobytes())
-                if header is not None:
-                    yield int(addresses[row]), header
+        places = [pa for pa in _places(block, text_offset, HEADER_SIZE) if pa != hint]
+        groups += [places[:LIKELY], places[LIKELY:]]
+    for places in filter(None, groups):
+        raw, readable = memory.read_tables(np.array(places, dtype=np.uint64), HEADER_SIZE)
+        hits = readable & (raw[:, 7] & np.uint64(0xFFFF_FFFF) == np.uint64(_MAGIC_WORD))
+        for row in np.flatnonzero(hits).tolist():
+            header = parse_header(raw[row].astype("<u8").tobytes())
+            if header is not None:
+                yield places[row], header
 
 
 def compare(memory: PhysicalMemory, image: KernelImage, pa: int) -> float | None:

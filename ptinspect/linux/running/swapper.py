@@ -15,6 +15,7 @@ from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.layout.geometry import least_bits
 from ptinspect.linux.layout.leaves import Leaves
 from ptinspect.memory.source import PhysicalMemory
+from ptinspect.snapshot.model import Root
 from ptinspect.tables.capture import capture
 from ptinspect.tables.walk import walk
 
@@ -30,16 +31,6 @@ Source: TTBR1_BADDR_4852_OFFSET, arch/arm64/include/asm/pgtable-hwdef.h.
 """
 MAX_SCAN = 16_384
 """Tables that a search for the image's mapping reads at most."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A table that may be the kernel's own."""
-
-    pa: PhysAddr
-    """Its address."""
-    name: str
-    """Where the address comes from."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ def candidate_roots(
     regime: Regime,
     image: KernelImage | None,
     image_pa: int | None,
-) -> Iterator[Candidate]:
+) -> Iterator[Root]:
     """Yield the tables that may be swapper_pg_dir, best first.
 
     TTBR1 is the reserved table on CPUs that wait for the rewrite, a temporary one on the CPU that
@@ -75,23 +66,23 @@ def candidate_roots(
     for state in states:
         name = translation_register(state, "TTBR1")
         if state.system.get(name):
-            yield Candidate(root_pa(state, regime), f"{name} of cpu {state.cpu}")
+            yield Root(root_pa(state, regime), f"{name} of cpu {state.cpu}")
     if image is not None and image_pa is not None:
         for state in states:
             if image_pa <= state.pc < image_pa + image.size:
                 yield from _of_rewrite(state, regime)
         if "swapper_pg_dir" in image.symbols:
             pa = image_pa + image.lookup("swapper_pg_dir") - image.text_va
-            yield Candidate(PhysAddr(pa), "symbol swapper_pg_dir")
+            yield Root(PhysAddr(pa), "symbol swapper_pg_dir")
             if regime.granule_bits == 16 and regime.va_bits <= 48:
-                yield Candidate(PhysAddr(pa + VARIANTS_52), "symbol swapper_pg_dir, 48-bit part")
+                yield Root(PhysAddr(pa + VARIANTS_52), "symbol swapper_pg_dir, 48-bit part")
             return
     for state in states:
         name = translation_register(state, "TTBR1")
         stands_in, distances = _stands_in(memory, state, regime) if state.system.get(name) else ("", ())
         for pages in distances:
             where = f"{pages} page{'s' if pages > 1 else ''} after {stands_in} in {name} of cpu {state.cpu}"
-            yield Candidate(PhysAddr(root_pa(state, regime) + pages * regime.granule), where)
+            yield Root(PhysAddr(root_pa(state, regime) + pages * regime.granule), where)
 
 
 def _stands_in(memory: PhysicalMemory, state: CpuState, regime: Regime) -> tuple[str, tuple[int, ...]]:
@@ -118,12 +109,12 @@ def valid_entries(memory: PhysicalMemory, root: int, regime: Regime) -> int | No
     return int(np.count_nonzero(np.frombuffer(raw, "<u8") & np.uint64(1)))
 
 
-def _of_rewrite(state: CpuState, regime: Regime) -> Iterator[Candidate]:
+def _of_rewrite(state: CpuState, regime: Regime) -> Iterator[Root]:
     """Yield what the identity-mapped code of the rewrite keeps in x3 and x2."""
     for number in (3, 2):
         value = ttbr_base(state.x[number], pa52=regime.wide_oa)
         if value and not bit(state.x[number], 55):
-            yield Candidate(value, f"x{number} of idmap_kpti_install_ng_mappings on cpu {state.cpu}")
+            yield Root(value, f"x{number} of idmap_kpti_install_ng_mappings on cpu {state.cpu}")
 
 
 def likely_offsets(states: Sequence[CpuState], image: KernelImage, hint: int | None) -> list[int]:
