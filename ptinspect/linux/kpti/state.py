@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ptinspect.analysis.summary import Summary, summarize
@@ -92,9 +91,7 @@ def state_from_tables(snapshot: Snapshot, code: KptiCode | None = None) -> KptiS
         return _with(found, "before", "the rewrite has not begun, or is not needed here")
     marks = reached(snapshot, algorithm_of(snapshot, code), tables=found.marks_tables)
     verdict, why = _partly(found, marks, _moved(snapshot))
-    return dataclasses.replace(
-        _with(found, verdict, *why), frontier=marks.frontier if verdict == "in-progress" else None
-    )
+    return replace(_with(found, verdict, *why), frontier=marks.frontier if verdict == "in-progress" else None)
 
 
 def _partly(state: KptiState, marks: Reached, moved: bool) -> tuple[State, tuple[str, ...]]:
@@ -137,14 +134,13 @@ def kpti_state(view: GuestView, snapshot: Snapshot) -> KptiState:
     TargetError if the link to the guest failed.
     """
     code = running_code(view)
-    state = state_from_tables(snapshot, code)
-    state = dataclasses.replace(state, decision=decision(view), past=past_boot(view))
+    state = replace(state_from_tables(snapshot, code), decision=decision(view), past=past_boot(view))
     if code is None:
         return _without_code(view, state)
     boot, flag = boot_cpu(view, code), flag_of(view, code)
-    state = dataclasses.replace(state, algorithm=code.algorithm, flag=flag)
+    state = replace(state, algorithm=code.algorithm, flag=flag)
     if boot is not None or flag.finished:  # up to 6.6 the rewrite comes before the patches
-        state = dataclasses.replace(state, decision="on")
+        state = replace(state, decision="on")
     if boot is not None:
         return _inside(view, code, snapshot, state, boot)
     return _outside(view, code, state)
@@ -156,19 +152,19 @@ def _inside(
     """Judge with the boot CPU in the function."""
     offset = boot.pc - view.pa_of_link(code.entry_va)
     where = position(boot, code, view.regime, view.memory)
-    state = dataclasses.replace(state, position=where)
+    state = replace(state, position=where)
     place = f"cpu {boot.cpu} is at +{offset:#x} of {ENTRY}"
     if where.phase == "before":
         return _with(state, "before", f"{place}: nothing is written yet")
     doubts = tuple(agrees(snapshot, code.algorithm, where, tables=state.marks_tables))
-    state = dataclasses.replace(state, doubts=doubts)
+    state = replace(state, doubts=doubts)
     but = "; but " + ", and ".join(doubts) if doubts else ""
     if where.phase == "done":
         flushed = "TLB not flushed yet" if offset == code.points["after_writes"] else "on its way out"
         return _with(state, "after", f"{place}: all is written, {flushed}{but}")
     agree = ", and the marks in the tables agree" if state.marks_tables and not state.unseen else ""
     found = _with(state, "in-progress", f"{place}: the walk is in the middle{but or agree}")
-    return dataclasses.replace(found, frontier=where.frontier)
+    return replace(found, frontier=where.frontier)
 
 
 def _outside(view: GuestView, code: KptiCode, state: KptiState) -> KptiState:
@@ -195,7 +191,7 @@ def _marked(state: KptiState, flag: Flag) -> KptiState:
             return _with(state, "after", f"tables are marked, as by the rewrite{flag}")
         return _with(state, "unknown", f"tables are marked, and leaves are left that are not nG{flag}")
     if state.state == "in-progress":
-        return dataclasses.replace(state, reason=f"no CPU is in the rewrite{flag}; {state.reason}")
+        return replace(state, reason=f"no CPU is in the rewrite{flag}; {state.reason}")
     return _with(state, "unknown", f"tables are marked although the rewrite has not finished{flag}")
 
 
@@ -230,4 +226,4 @@ def _not_begun(view: GuestView, state: KptiState) -> KptiState:
 def _with(state: KptiState, verdict: State, *reasons: str) -> KptiState:
     """Return the state with another verdict, and its reasons in front of the counts."""
     reason = "; ".join([*reasons, state.counts.marks])
-    return dataclasses.replace(state, state=verdict, reason=reason, frontier=None)
+    return replace(state, state=verdict, reason=reason, frontier=None)

@@ -142,12 +142,10 @@ class Incident:
     @property
     def bad_stack(self) -> Fault | None:
         """The report of a stack without room, if this death is one."""
-        overflow = [
-            fault
-            for fault in (self.first, *self.later)
-            if fault.kind == "bad-stack" or "kernel stack overflow" in fault.panic
-        ]
-        return overflow[0] if overflow else None
+        for fault in (self.first, *self.later):
+            if fault.kind == "bad-stack" or "kernel stack overflow" in fault.panic:
+                return fault
+        return None
 
     @property
     def release(self) -> str:

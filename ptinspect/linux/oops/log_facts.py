@@ -63,9 +63,8 @@ def facts_of(incident: Incident) -> Facts:
 
 def _path(incident: Incident) -> Path | None:
     """Return the printed walk that says most: one of an address in the dead CPU's stacks, else the first."""
-    paths = [
-        path_of(fault, fault.release or incident.first.release) for fault in (incident.first, *incident.later)
-    ]
-    there = [path for path in paths if path is not None]
-    inside = [path for path in there if incident.first.stack_of(path.address) is not None]
-    return next(iter([*inside, *there]), None)
+    first = incident.first
+    faults = (first, *incident.later)
+    paths = [path for fault in faults if (path := path_of(fault, fault.release or first.release)) is not None]
+    inside = [path for path in paths if first.stack_of(path.address) is not None]
+    return next(iter([*inside, *paths]), None)

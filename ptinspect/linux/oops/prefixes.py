@@ -140,8 +140,8 @@ def _shape(column: str) -> str:
             parts.append(r"\d+")
         elif step.isspace():
             parts.append(r"\s+")
-        elif len(step) > 1 or step.isalpha():
-            parts.append(re.escape(step) if len(step) > 1 else r"[^\W\d_]")
+        elif len(step) == 1 and step.isalpha():
+            parts.append(r"[^\W\d_]")
         else:
             parts.append(re.escape(step))
     if parts and parts[-1] == r"\s+":

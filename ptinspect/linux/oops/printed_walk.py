@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import bit
@@ -68,17 +69,13 @@ def regime_of(pagetable: Pagetable | None, release: str) -> Regime:
 
     Memory types come from the release's MAIR_EL1 where it is known, else MAIR is 0.
     """
-    granule_bits, va_bits = 12, 48
-    if pagetable is not None:
-        granule_bits, va_bits = pagetable.page_size.bit_length() - 1, pagetable.va_bits
     mair = mair_el1(parse(release)) or 0
-    wide = va_bits > 48
-    try:
-        return Regime(
-            granule_bits, va_bits, 52 if wide else 48, True, ds=wide and granule_bits < 16, mair=mair
-        )
-    except RegimeError:
-        return Regime(12, 48, 48, True, mair=mair)
+    if pagetable is not None:
+        granule_bits, wide = pagetable.page_size.bit_length() - 1, pagetable.va_bits > 48
+        pa_bits, ds = 52 if wide else 48, wide and granule_bits < 16
+        with suppress(RegimeError):
+            return Regime(granule_bits, pagetable.va_bits, pa_bits, True, ds=ds, mair=mair)
+    return Regime(12, 48, 48, True, mair=mair)
 
 
 def incident_regime(incident: Incident) -> tuple[Regime, bool]:
