@@ -63,23 +63,9 @@ STATES = (
 )
 """State by code; from MARKED on, what changed since another snapshot."""
 (
-    S_INVALID,
-    S_TABLE,
-    S_TABLE_MARKED,
-    S_GLOBAL,
-    S_NG,
-    S_RESERVED,
-    S_NOT_ZERO,
-    S_UNREADABLE,
-    S_MARKED,
-    S_BECAME_NG,
-    S_UNMARKED,
-    S_BECAME_GLOBAL,
-    S_LOST,
-    S_NEW,
-    S_MOVED,
-    S_ATTRIBUTES,
-) = range(len(STATES))
+    S_INVALID, S_TABLE, S_TABLE_MARKED, S_GLOBAL, S_NG, S_RESERVED, S_NOT_ZERO, S_UNREADABLE, S_MARKED,
+    S_BECAME_NG, S_UNMARKED, S_BECAME_GLOBAL, S_LOST, S_NEW, S_MOVED, S_ATTRIBUTES,
+) = range(len(STATES))  # fmt: skip
 
 MAX_TABLES = 16_384
 """How many tables a picture holds: 64 MiB of descriptors at 4K."""

@@ -20,7 +20,7 @@ _MAX_DEPTH = 12
 
 
 @dataclass(frozen=True)
-class Told:
+class RunFacts:
     """Hold what the answers of a run show."""
 
     deepest: int | None = None
@@ -45,7 +45,7 @@ class Told:
     """The command line of the last answer."""
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read_answers(path: Path) -> Iterator[dict[str, Any]]:
     """Go through the answers in a file of JSON lines; lines that hold none are left out."""
     try:
         with path.open("rb") as file:
@@ -63,7 +63,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         return
 
 
-def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
+def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
     """Return what the answers of a run show."""
     depths: list[int] = []
     frees: list[int] = []
@@ -93,7 +93,7 @@ def tell(answers: Iterable[Mapping[str, Any]]) -> Told:
             kind, where = str(error.get("kind", "")), str(answer.get("place", ""))
             message = str(error.get("message", "")) or _unmet(name, result)
             message = message.removeprefix(f"{where}: ")
-    return Told(
+    return RunFacts(
         max(depths, default=None),
         min(frees, default=None),
         lost,
@@ -157,29 +157,29 @@ TEXT = 500
 
 def judge(run: Run, attempt: int, ended: Ended, directory: Path, panics: Panics) -> Record:
     """Return the record of an attempt that has ended."""
-    told = tell(read(directory / ANSWERS))
+    facts = facts_of(read_answers(directory / ANSWERS))
     panic = panics(_bytes(directory / CONSOLE)) if ended.code != EXIT_OK else ""
-    outcome = outcome_of(ended, told, panic)
+    outcome = outcome_of(ended, facts, panic)
     return Record(
         run=run.number,
         cell=dict(run.cell.values),
         attempt=attempt,
         outcome=outcome,
         code=ended.code,
-        where=told.where[:TEXT],
-        message="" if outcome == "pass" else _message(ended, told, directory),
+        where=facts.where[:TEXT],
+        message="" if outcome == "pass" else _message(ended, facts, directory),
         seconds=round(ended.seconds, 3),
-        deepest=told.deepest,
-        least_free=told.least_free,
-        lost=told.lost,
-        verdict=told.verdict[:TEXT],
+        deepest=facts.deepest,
+        least_free=facts.least_free,
+        lost=facts.lost,
+        verdict=facts.verdict[:TEXT],
         panic=panic[:TEXT],
-        answers=told.answers,
+        answers=facts.answers,
         version=__version__,
     )
 
 
-def outcome_of(ended: Ended, told: Told, panic: str) -> str:
+def outcome_of(ended: Ended, facts: RunFacts, panic: str) -> str:
     """Return one of results.OUTCOMES.
 
     A guest whose console shows a death has crashed, whatever the script reported about the time that it
@@ -194,19 +194,20 @@ def outcome_of(ended: Ended, told: Told, panic: str) -> str:
         return "crash"
     if ended.why == "time":
         return "hang"
-    if ended.code < 0 or not told.console:
+    if ended.code < 0 or not facts.console:
         return "error"  # a signal that was not sent from here, or no guest that was launched
-    return {"lost": "crash", "timeout": "hang"}.get(told.kind, "fail")
+    return {"lost": "crash", "timeout": "hang"}.get(facts.kind, "fail")
 
 
-def _message(ended: Ended, told: Told, directory: Path) -> str:
+def _message(ended: Ended, facts: RunFacts, directory: Path) -> str:
     if ended.why == "time":
-        more = f": {told.message}" if told.message else f"; its last answer was to: {told.last or 'nothing'}"
+        last = f"; its last answer was to: {facts.last or 'nothing'}"
+        more = f": {facts.message}" if facts.message else last
         return f"it did not end within its time limit{more}"[:TEXT]
     if ended.why == "output":
         return "it wrote more than a run may write"
-    if told.message:
-        return told.message[:TEXT]
+    if facts.message:
+        return facts.message[:TEXT]
     if ended.code < 0:
         return f"the process was ended by signal {-ended.code}"
     words = _bytes(directory / STDERR)[-4096:].decode("utf-8", "replace").strip().splitlines()

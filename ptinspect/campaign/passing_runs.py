@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptinspect.campaign.attempt import read
+from ptinspect.campaign.attempt import read_answers
 from ptinspect.campaign.child import ANSWERS
 from ptinspect.script.outcome import AFTERWARDS
 
@@ -117,7 +117,7 @@ def file_of(directory: Path, cell: int) -> Path:
 
 def add(directory: Path, cell: int, folder: Path) -> bool:
     """Take a passing run in; tell whether it is the first of its cell, whose files are kept."""
-    steps = tuple(steps_of(read(folder / ANSWERS)))
+    steps = tuple(steps_of(read_answers(folder / ANSWERS)))
     before = load(directory, cell)
     good = Good(folder.name, 1, steps) if before is None else common(before, steps)
     path = file_of(directory, cell)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ptinspect.campaign import passing_runs
-from ptinspect.campaign.attempt import read, tell
+from ptinspect.campaign.attempt import facts_of, read_answers
 from ptinspect.campaign.child import ANSWERS, Child, Ended, remove_private
 from ptinspect.campaign.plan import Plan, Run, folder
 from ptinspect.campaign.results import Record, append
@@ -113,7 +113,7 @@ class Runner:
 
 def _clean(path: Path) -> None:
     """Remove what a killed run has left, here and where its QEMU was."""
-    console = tell(read(path / ANSWERS)).console
+    console = facts_of(read_answers(path / ANSWERS)).console
     if console:
         remove_private(Path(console))
     shutil.rmtree(path, ignore_errors=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from ptinspect.errors import UserError
 
+T = TypeVar("T")
 DEFAULT_GUEST = "5.10-cloud"
 """The guest that `launch` and `demo` use when none is named."""
 
@@ -138,33 +140,25 @@ def parse(table: dict[str, Any]) -> Data:
     """Make values of the table; KeyError or TypeError means that `pins.toml` is wrong."""
     return Data(
         tuple(_guest(entry) for entry in table["guest"]),
-        tuple(
-            BusyboxSpec(
-                entry["suite"],
-                PinnedPackage(
-                    entry["package"],
-                    entry["version"],
-                    entry["sha256"],
-                    entry["package"],
-                    tuple(entry["file"]),
-                ),
-            )
-            for entry in table["busybox"]
-        ),
-        tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table["tool"]),
-        tuple(ToolSpec(entry["name"], tuple(entry["packages"])) for entry in table.get("test_tool", ())),
-        tuple(
-            EmulatorSpec(
-                entry["name"],
-                tuple(map(tuple, entry["suites"])),
-                entry["package"],
-                entry["libraries"],
-                tuple(entry["data"]),
-                tuple(entry["files"]),
-            )
-            for entry in table.get("emulator", ())
-        ),
+        tuple(_busybox(entry) for entry in table["busybox"]),
+        tuple(_spec(ToolSpec, entry) for entry in table["tool"]),
+        tuple(_spec(ToolSpec, entry) for entry in table.get("test_tool", ())),
+        tuple(_spec(EmulatorSpec, entry) for entry in table.get("emulator", ())),
     )
+
+
+def _spec(kind: type[T], entry: Mapping[str, Any]) -> T:
+    """Make a value whose fields have the names of the table's; lists become tuples."""
+    return kind(**{name: _frozen(value) for name, value in entry.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _busybox(entry: Mapping[str, Any]) -> BusyboxSpec:
+    name, files = entry["package"], tuple(entry["file"])
+    return BusyboxSpec(entry["suite"], PinnedPackage(name, entry["version"], entry["sha256"], name, files))
 
 
 def _guest(entry: dict[str, Any]) -> GuestSpec:

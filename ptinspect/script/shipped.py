@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ SUFFIX = ".pti"
 
 
 @dataclass(frozen=True)
-class Ready:
+class ShippedScript:
     """Describe a script that comes with ptinspect."""
 
     name: str
@@ -33,8 +34,6 @@ def find(name: str) -> Path:
     path = FOLDER / f"{name}{SUFFIX}"
     names = sorted(file.stem for file in FOLDER.glob(f"*{SUFFIX}"))
     if name not in names:
-        import difflib
-
         close = difflib.get_close_matches(name, names, 3)
         raise UserError(
             f"no script @{name}", f"did you mean @{close[0]}?" if close else "'scripts' lists those there are"
@@ -52,15 +51,15 @@ def open_script(script: str) -> tuple[Statement, ...]:
     return read_script(path_of(script), script if script.startswith("@") else "")
 
 
-def ready() -> tuple[Ready, ...]:
+def shipped_scripts() -> tuple[ShippedScript, ...]:
     """Return all scripts by name."""
     return tuple(_read(path) for path in sorted(FOLDER.glob(f"*{SUFFIX}")))
 
 
-def _read(path: Path) -> Ready:
+def _read(path: Path) -> ShippedScript:
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
     given = tuple(
         (s.name, " ".join(words(s.value, {}))) for s in parse(path.name, lines) if isinstance(s, Var)
     )
-    return Ready(path.stem, path, first, given)
+    return ShippedScript(path.stem, path, first, given)

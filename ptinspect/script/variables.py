@@ -42,28 +42,24 @@ def words(text: str, variables: Mapping[str, str]) -> list[str]:
 
 def needed(text: str) -> frozenset[str]:
     """Return the variables that a line cannot do without. Raises UserError if a use is malformed."""
-    names: set[str] = set()
-
-    def note(use: str) -> str:
-        name, default = _parts(use)
-        if default is None:
-            names.add(name)
-        return ""
-
-    _replace(text, note)
-    return frozenset(names)
+    return frozenset(name for name, default in _uses(text) if default is None)
 
 
 def used(text: str) -> tuple[str, ...]:
     """Return the variables in a line, those with a default too. Raises UserError if a use is malformed."""
-    names: dict[str, None] = {}
+    return tuple(dict.fromkeys(name for name, _ in _uses(text)))
+
+
+def _uses(text: str) -> list[tuple[str, str | None]]:
+    """Return name and default of each use in a line."""
+    found: list[tuple[str, str | None]] = []
 
     def note(use: str) -> str:
-        names[_parts(use)[0]] = None
+        found.append(_parts(use))
         return ""
 
     _replace(text, note)
-    return tuple(names)
+    return found
 
 
 def _parts(use: str) -> tuple[str, str | None]:

@@ -30,7 +30,6 @@ _PA_BITS = (32, 36, 40, 42, 44, 48, 52, 56)
 
 def encode(snapshot: Snapshot) -> bytes:
     """Write everything but the tables as UTF-8 JSON; addresses and registers are hex strings."""
-    meta = snapshot.meta
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -39,15 +38,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "regime": _regime_out(snapshot.regime),
         "cpus": [_cpu_out(state) for state in snapshot.cpus],
         "ram": [{"start": hex(b.start), "size": hex(b.size), "name": b.name} for b in snapshot.ram],
-        "meta": {
-            "created": meta.created,
-            "tool_version": meta.tool_version,
-            "where": meta.where,
-            "kernel": meta.kernel,
-            "source": meta.source,
-            "note": meta.note,
-            "extra": dict(meta.extra),
-        },
+        "meta": {**vars(snapshot.meta), "extra": dict(snapshot.meta.extra)},
         "va_range": None if snapshot.va_range is None else [hex(va) for va in snapshot.va_range],
         "truncated": snapshot.truncated,
     }
@@ -237,15 +228,10 @@ def _ram(fields: _Fields) -> RamBlock:
 
 def _meta(fields: _Fields) -> Meta:
     extra = fields.fields("extra")
-    return Meta(
-        created=fields.text("created"),
-        tool_version=fields.text("tool_version"),
-        where=fields.text("where"),
-        kernel=fields.text("kernel"),
-        source=fields.text("source"),
-        note=fields.text("note"),
-        extra={escape(name): extra.lines(name) for name in extra.keys()},  # noqa: SIM118
-    )
+    texts = {
+        field.name: fields.text(field.name) for field in dataclasses.fields(Meta) if field.name != "extra"
+    }
+    return Meta(**texts, extra={escape(name): extra.lines(name) for name in extra.keys()})  # noqa: SIM118
 
 
 def _range(value: object, regime: Regime) -> tuple[VirtAddr, VirtAddr] | None:

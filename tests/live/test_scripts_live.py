@@ -22,7 +22,7 @@ from ptinspect.guest.pokes import poke
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse
-from ptinspect.script.shipped import open_script, ready
+from ptinspect.script.shipped import open_script, shipped_scripts
 from ptinspect.script.statements import Line
 
 pytestmark = pytest.mark.live
@@ -45,7 +45,7 @@ def main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list
 
 
 def test_every_script_that_ships_is_run_here() -> None:
-    assert {name for name, _ in RUNS} == {script.name for script in ready()}
+    assert {name for name, _ in RUNS} == {script.name for script in shipped_scripts()}
 
 
 @pytest.mark.parametrize(("name", "guest"), RUNS)

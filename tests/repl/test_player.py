@@ -16,7 +16,7 @@ from ptinspect.output.model import Note, Report
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse, parse_line
-from ptinspect.script.shipped import ready
+from ptinspect.script.shipped import shipped_scripts
 from ptinspect.script.statements import ScriptError
 
 
@@ -238,8 +238,8 @@ def test_an_action_for_a_place_that_nobody_knows() -> None:
 
 
 def test_every_ready_script_parses_and_names_only_known_commands() -> None:
-    assert ready()
-    for script in ready():
+    assert shipped_scripts()
+    for script in shipped_scripts():
         assert script.summary and not script.summary.endswith(".")
         subject = player(context())
         subject.check(parse(script.name, script.path.read_text().splitlines()))

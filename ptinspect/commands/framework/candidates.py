@@ -113,9 +113,9 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
     elif kind == "guest":
         yield from _guests()
     elif kind == "script":
-        from ptinspect.script.shipped import ready
+        from ptinspect.script.shipped import shipped_scripts
 
-        yield from ((f"@{script.name}", script.summary) for script in ready())
+        yield from ((f"@{script.name}", script.summary) for script in shipped_scripts())
     elif kind == "info":
         from ptinspect.commands.look.info import WORDS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.campaign import passing_runs
-from ptinspect.campaign.attempt import read
+from ptinspect.campaign.attempt import read_answers
 from ptinspect.campaign.child import ANSWERS
 from ptinspect.campaign.passing_runs import first_difference
 from ptinspect.campaign.plan import folder
@@ -47,7 +47,7 @@ def _compare(merged: Merged, item: Attempts, directories: Sequence[Path]) -> Com
         good = passing_runs.load(place, cell)
         if good is None:
             continue
-        found = first_difference(good, passing_runs.steps_of(read(path / ANSWERS)))
+        found = first_difference(good, passing_runs.steps_of(read_answers(path / ANSWERS)))
         pairs = _snapshots(place / RUNS / good.reference, path)
         why = "" if found else "no value that passing runs share is another one"
         return Compared(name, number, outcome, found, why, tuple(pairs))

@@ -9,7 +9,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
-from ptinspect.script.shipped import ready
+from ptinspect.script.shipped import shipped_scripts
 
 EXAMPLE = """\
 # a comment
@@ -52,7 +52,7 @@ record FILE makes a script of what is typed."""
 )
 def scripts(ctx: Context) -> Report:
     """List the scripts that come with ptinspect."""
-    found = ready()
+    found = shipped_scripts()
     rows: list[tuple[Cell, ...]] = []
     for script in found:
         rows.append((Styled(f"@{script.name}", "level"), script.summary))
