@@ -12,6 +12,19 @@ from typing import IO, BinaryIO
 
 from ptinspect.errors import UserError
 
+CACHE_VARIABLE = "PTINSPECT_CACHE"
+"""Environment variable with the directory to use instead of the user's cache directory."""
+
+
+def cache_directory() -> Path:
+    """Return the directory of everything that ptinspect keeps for the user; it may not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if not chosen:
+        from platformdirs import user_cache_dir
+
+        chosen = user_cache_dir("ptinspect")
+    return Path(chosen).absolute()
+
 
 def open_input(path: Path) -> BinaryIO:
     """Open a file for reading; a FIFO without a writer is empty. Raises OSError, ValueError."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect.errors import ConnectError, UserError
-from ptinspect.files import replacing
+from ptinspect.files import CACHE_VARIABLE, replacing
 from ptinspect.link.address import StubAddress
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Detour:
 
 def directory() -> Path:
     """Return the directory of the journals and locks; it may not exist."""
-    chosen = os.environ.get("PTINSPECT_CACHE")
+    chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).absolute() / "stubs"
     from platformdirs import user_state_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -14,16 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from ptinspect.errors import TargetError, TargetTimeout
+from ptinspect.files import CACHE_VARIABLE, cache_directory
 from ptinspect.reference.apt import Progress
 from ptinspect.reference.deb import sha256
 
 FORMAT = 1
 """Version of the manifest."""
-CACHE_VARIABLE = "PTINSPECT_CACHE"
-"""Environment variable with the directory to use instead of the user's cache directory."""
 LOCK_TIMEOUT = 1800.0
 """Seconds to wait for another process that installs guests."""
 
@@ -76,12 +72,6 @@ class Manifest:
     """By use: `kernel`, `initrd`, `vmlinux`, `config`; of an emulator by path."""
     sources: tuple[Source, ...] = ()
     """The packages that it was made from."""
-
-
-def cache_directory() -> Path:
-    """Return the directory of everything that ptinspect keeps for the user; it may not exist yet."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return (Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ptinspect"))).absolute()
 
 
 def guests_directory() -> Path:

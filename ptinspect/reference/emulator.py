@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.errors import TargetError
+from ptinspect.files import cache_directory
 from ptinspect.reference import apt, cache, deb, pins
 from ptinspect.reference.apt import Package, Progress, Suite, SuiteUnavailable
 from ptinspect.reference.cache import Manifest, Source, StoredFile
@@ -52,7 +53,7 @@ class Emulator:
 
 def directory() -> Path:
     """Return the directory that holds one directory per emulator; it may not exist yet."""
-    return cache.cache_directory() / "qemu"
+    return cache_directory() / "qemu"
 
 
 def find(name: str) -> Emulator:
@@ -88,7 +89,7 @@ def install(
     with ExitStack() as end:
         end.enter_context(cache.lock(progress))
         if again or cache.read(name, directory(), {PROGRAM}) is None:
-            state = cache.cache_directory() / "apt"
+            state = cache_directory() / "apt"
             end.callback(shutil.rmtree, state, ignore_errors=True)
             try:
                 suite, packages = _choose(spec, state, addresses, trust, progress)

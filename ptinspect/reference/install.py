@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from ptinspect.errors import TargetError
+from ptinspect.files import cache_directory
 from ptinspect.reference import apt, cache, deb, initrd, pins
 from ptinspect.reference.apt import Package, Progress, Suite, SuiteUnavailable
 from ptinspect.reference.cache import Manifest, Source, StoredFile
@@ -209,7 +210,7 @@ class Installer:
 
 
 def _apt_directory() -> Path:
-    return cache.cache_directory() / "apt"
+    return cache_directory() / "apt"
 
 
 def _plain_name(path: str) -> str:

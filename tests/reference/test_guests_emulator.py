@@ -13,6 +13,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.target import setup
 from ptinspect.errors import TargetError, UserError
+from ptinspect.files import CACHE_VARIABLE, cache_directory
 from ptinspect.output.text import render
 from ptinspect.reference import cache, emulator, pins, system_tools
 from ptinspect.reference.pins import EmulatorSpec
@@ -45,7 +46,7 @@ def quiet(what: str, done: int, total: int) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalArchive:
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     table = replace(pins.load(), emulators=(SPEC,))
     monkeypatch.setattr(pins, "load", lambda: table)
     architecture = subprocess.run(
@@ -78,7 +79,7 @@ def test_the_newest_is_installed_with_what_it_needs_and_no_more(archive: LocalAr
     found = install(archive)
     assert found == emulator.find("newer")
     assert found.version == "1:11.1"
-    place = cache.cache_directory() / "qemu" / "newer"
+    place = cache_directory() / "qemu" / "newer"
     assert sorted(path.name for path in (place / "lib").iterdir()) == [
         *("ld-linux-test.so.2", "libbar.so.2", "libfoo.so.1", "qemu-system-aarch64"),
     ]
@@ -91,7 +92,7 @@ def test_the_newest_is_installed_with_what_it_needs_and_no_more(archive: LocalAr
     assert sorted(source.package for source in manifest.sources) == [
         *("firmware", "libbar2", "libc6", "libfoo1", "qemu-system-arm", "zlib1g"),
     ]
-    assert not (cache.cache_directory() / "apt").exists()
+    assert not (cache_directory() / "apt").exists()
     assert [path.name for path in emulator.directory().iterdir()] == ["newer"]
 
 
@@ -174,7 +175,7 @@ def test_setup_installs_and_lists_it(archive: LocalArchive, monkeypatch: pytest.
     assert (code, tool["found"], tool["version"]) == (0, True, "11.1")
     assert tool["path"] == str(emulator.find("newer").program)
     assert run("setup")[1][0]["found"]
-    (cache.cache_directory() / "qemu" / "newer" / "lib" / "libfoo.so.1").write_bytes(b"bad")
+    (cache_directory() / "qemu" / "newer" / "lib" / "libfoo.so.1").write_bytes(b"bad")
     assert run("setup --check --qemu newer")[1][0]["problem"] == "lib/libfoo.so.1 is not what was installed"
     assert run("setup --yes --check --qemu newer")[0] == 0
     with pytest.raises(UserError, match="no QEMU"):

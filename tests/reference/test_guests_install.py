@@ -12,6 +12,7 @@ import pytest
 from local_archive import TRUST, LocalArchive
 
 from ptinspect.errors import TargetError, UserError
+from ptinspect.files import CACHE_VARIABLE, cache_directory
 from ptinspect.reference import cache, guests, pins
 from ptinspect.reference.install import Installer
 from ptinspect.reference.pins import BusyboxSpec, Data, GuestSpec, PinnedPackage
@@ -99,7 +100,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     made = World(tmp_path)
     monkeypatch.setattr(pins, "load", lambda: made.table)
     return made
@@ -122,7 +123,7 @@ def test_the_pinned_version_is_installed_and_found(world: World) -> None:
     assert guests.installed_guests() == [guest]
     assert guests.damage("5.10-cloud") == ""
     assert leftovers() == []
-    assert not (cache.cache_directory() / "apt").exists()
+    assert not (cache_directory() / "apt").exists()
 
 
 SPLIT = "7.3.4+deb13-arm64"
@@ -329,8 +330,8 @@ def test_changed_bytes_are_found_by_hash(world: World) -> None:
 
 
 def test_two_processes_do_not_install_at_once(world: World) -> None:
-    cache.cache_directory().mkdir(parents=True)
-    other = (cache.cache_directory() / "guests.lock").open("a")
+    cache_directory().mkdir(parents=True)
+    other = (cache_directory() / "guests.lock").open("a")
     fcntl.flock(other, fcntl.LOCK_EX)
     said: list[str] = []
 
@@ -355,10 +356,10 @@ def test_a_cache_that_cannot_be_written(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.raises(TargetError, match="cannot write to the cache directory") as caught:
         world.install()
-    assert cache.CACHE_VARIABLE in caught.value.hint
+    assert CACHE_VARIABLE in caught.value.hint
 
 
 def test_an_unknown_guest_is_wrong_usage(world: World) -> None:

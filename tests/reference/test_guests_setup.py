@@ -11,10 +11,11 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.target import setup
 from ptinspect.errors import TargetError, UserError
+from ptinspect.files import CACHE_VARIABLE, cache_directory
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report
 from ptinspect.output.text import render
-from ptinspect.reference import cache, install, pins, system_tools
+from ptinspect.reference import install, pins, system_tools
 from ptinspect.reference.system_tools import Tool
 
 
@@ -53,7 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> World:
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     made = World(tmp_path)
     monkeypatch.setattr(pins, "load", lambda: made.table)
     monkeypatch.setattr(
@@ -85,7 +86,7 @@ def test_nothing_is_changed_without_yes(world: World, machine: Machine) -> None:
     assert report.exit_code == 1
     assert report.result["complete"] is False
     assert machine.installed == []
-    assert not cache.cache_directory().exists()
+    assert not cache_directory().exists()
     qemu, gdb = report.result["tools"]
     assert (qemu["found"], qemu["version"], qemu["path"]) == (True, "1.0", "/bin/qemu")
     assert (gdb["found"], gdb["problem"]) == (False, "not installed")

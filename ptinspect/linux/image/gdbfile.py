@@ -1,7 +1,9 @@
 """The part of a vmlinux that GDB needs: sections, symbols, call frames. Debug information stays where it is.
 
 GDB reads an index of all debug information when it is given a file (a second for 300 MB), and expands
-most of it at the first name that it looks up (more than ten seconds).
+most of it at the first name that it looks up: 15 s and 1.8 GB with GDB 13, 3 s and 0.5 GB with GDB 18.
+Its own -readnever is as fast as this file is (0.4 s, 80 MB), but leaves the call frames out too: 63 of 66
+backtraces then ended early or lacked functions with GDB 13, and 33 of 34 with GDB 18.
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ptinspect.files import open_input
-from ptinspect.linux.image.kallsyms import cache_directory, prune
+from ptinspect.errors import UserError
+from ptinspect.files import cache_directory, open_input, replacing
+from ptinspect.linux.image.kallsyms import prune
 
 VERSION = 2
 """Version of what is written; files of another one are written anew."""
@@ -41,7 +43,7 @@ def gdb_file(path: Path) -> Path:
         stat = path.stat()
         facts = f"{VERSION} {path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
         name = f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.elf"
-        kept = cache_directory("gdb") / name
+        kept = cache_directory() / "gdb" / name
         if kept.is_file():
             os.utime(kept)
             return kept
@@ -49,8 +51,11 @@ def gdb_file(path: Path) -> Path:
             parts = _parts(file)
         if parts is None:
             return path
-        _save(kept, parts)
-    except (OSError, ValueError, OverflowError, struct.error):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as out:
+            out.writelines(parts)
+        prune(kept.parent, MAX_FILES, "*.elf")
+    except (OSError, UserError, ValueError, OverflowError, struct.error):
         return path
     return kept
 
@@ -117,16 +122,3 @@ def _content(file: BinaryIO, section: list[int]) -> bytes | None:
     file.seek(section[4])
     data = file.read(section[5])
     return data if len(data) == section[5] else None
-
-
-def _save(path: Path, parts: list[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            file.writelines(parts)
-            file.flush()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    prune(path.parent, MAX_FILES, "*.elf")

@@ -10,12 +10,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from ptinspect.errors import UserError
+from ptinspect.files import cache_directory, replacing
 from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 from ptinspect.processes import die_with_parent
 
@@ -30,23 +31,13 @@ MAX_SYMBOLS = 4_000_000
 MAX_BYTES = 256 << 20
 
 
-def cache_directory(kind: str) -> Path:
-    """Return the directory of the user's cache for `kind`; $PTINSPECT_CACHE moves the whole cache."""
-    base = os.environ.get("PTINSPECT_CACHE")
-    if not base:
-        from platformdirs import user_cache_dir
-
-        base = user_cache_dir("ptinspect")
-    return Path(base).absolute() / kind
-
-
 def recover(data: bytes) -> tuple[SymbolTable, str]:
     """Return the symbols of an Image, and why there are none (empty if there are).
 
     The answer comes from the cache if this Image was asked for before. Never raises: a kernel
     without kallsyms is a kernel all the same.
     """
-    path = cache_directory("symbols") / f"{hashlib.sha256(data).hexdigest()}.npz"
+    path = cache_directory() / "symbols" / f"{hashlib.sha256(data).hexdigest()}.npz"
     table = _load(path)
     if table is None:
         table, reason = _run(data)
@@ -112,22 +103,16 @@ def _save(path: Path, table: SymbolTable) -> None:
     """Keep a table; a cache that cannot be written is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez_compressed(
-                    file,
-                    version=np.array(VERSION),
-                    addresses=table.addresses,
-                    names=np.frombuffer("\n".join(table.names).encode(), np.uint8),
-                    kinds=np.frombuffer(table.kinds.encode(), np.uint8),
-                )
-                file.flush()
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with replacing(path) as file:
+            np.savez_compressed(
+                file,
+                version=np.array(VERSION),
+                addresses=table.addresses,
+                names=np.frombuffer("\n".join(table.names).encode(), np.uint8),
+                kinds=np.frombuffer(table.kinds.encode(), np.uint8),
+            )
         prune(path.parent)
-    except OSError:
+    except (OSError, UserError):
         return
 
 
