@@ -200,12 +200,7 @@ def _not_over(
 
 
 def _marking(
-    before: Snapshot | None,
-    after: Snapshot,
-    state: KptiState,
-    recording: Recording | None,
-    *,
-    finished: bool,
+    before: Snapshot | None, after: Snapshot, state: KptiState, recording: Recording | None, *, finished: bool
 ) -> Verdict:
     """Judge by which descriptors have bit 11, by the stores to tables, and by the kernel's code."""
     c = state.counts

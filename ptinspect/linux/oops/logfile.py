@@ -33,24 +33,10 @@ TOGETHER = 4
 HEAD = 18
 """Bytes that tell how a file is packed: the longest header of a Zstandard frame."""
 WORDS = (
-    b"panic",
-    b"Insufficient",
-    b"Unable",
-    b"Internal",
-    b"Bad",
-    b"Unhandled",
-    b"Unexpected",
-    b"SError",
-    b"BUG",
-    b"WARNING",
-    b"LOCKUP",
-    b"Watchdog:",
-    b"INFO: rcu",
-    b"INFO: task",
-    b"Booting",
-    b"Linux version",
+    b"panic", b"Insufficient", b"Unable", b"Internal", b"Bad", b"Unhandled", b"Unexpected", b"SError",
+    b"BUG", b"WARNING", b"LOCKUP", b"Watchdog:", b"INFO: rcu", b"INFO: task", b"Booting", b"Linux version",
     b"Linux\xc2\xa0version",
-)
+)  # fmt: skip
 """Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
 
 _BLANK = re.compile(r"\s+")

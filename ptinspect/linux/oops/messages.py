@@ -72,27 +72,10 @@ NOTES = re.compile(
 NUMBER = re.compile(r"\[#(\d{1,6})\]")
 """The count of oopses since boot (kernel/panic.c, arm64 traps.c: die_counter)."""
 TRIGGERS = re.compile(
-    "|".join(
-        (
-            PANIC.pattern,
-            r"Insufficient stack space",
-            r"Unable to handle kernel",
-            r"Internal error:",
-            r"Bad mode in ",
-            r"Unhandled (?:64|32)-bit",
-            r"Unhandled (?:fault|prefetch)",
-            r"Unexpected kernel BRK",
-            r"SError Interrupt",
-            r"BUG",
-            r"WARNING: ",
-            r"LOCKUP",
-            r"Watchdog: CPU",
-            r"detected.{0,20}stall",
-            r"blocked for more than",
-            r"Booting Linux on physical CPU",
-            r"Linux version ",
-        )
-    )
+    rf"{PANIC.pattern}|Insufficient stack space|Unable to handle kernel|Internal error:|Bad mode in |"
+    r"Unhandled (?:64|32)-bit|Unhandled (?:fault|prefetch)|Unexpected kernel BRK|SError Interrupt|BUG|"
+    r"WARNING: |LOCKUP|Watchdog: CPU|detected.{0,20}stall|blocked for more than|"
+    r"Booting Linux on physical CPU|Linux version "
 )
 """What must occur in a text for anything to be found in it."""
 

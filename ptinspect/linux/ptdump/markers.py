@@ -108,10 +108,7 @@ def markers(
     kasan = _pair("Kasan shadow", made.shadow.start, made.shadow.end) if made.scale else ()
     bpf = _pair("BPF", made.bpf.start, made.bpf.end) if form.bpf and made.variant.bpf else ()
     area, end, linear = ("Area", "End", "Mapping") if form.capitals else ("area", "end", "mapping")
-    vmalloc = (
-        Marker(made.vmalloc.start, f"vmalloc() {area}"),
-        Marker(made.vmalloc.end, f"vmalloc() {end}"),
-    )
+    vmalloc = (Marker(made.vmalloc.start, f"vmalloc() {area}"), Marker(made.vmalloc.end, f"vmalloc() {end}"))
     fix = _pair("Fixmap", _fixmap(made, release, form, regime, text), made.fixmap.end)
     pci = _pair("PCI I/O", made.pci.start, made.pci.end)
     pages = _pair("vmemmap", made.vmemmap.start, made.vmemmap.end) if vmemmap else ()
