@@ -42,11 +42,12 @@ def encode(value: object, kind: object = object) -> Any:
     """Return a value of a type as JSON has it.
 
     Dataclasses are objects, without the fields that are ABSENT; numbers of the types HEX are hexadecimal
-    text; enumerations their text; numpy's scalars and arrays Python's numbers and lists.
+    text; enumerations their text; numpy's scalars and arrays Python's numbers and lists. A field whose name
+    Python keeps for itself is written with an underscore after it: `class_`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            name: encode(found, hint)
+            name.rstrip("_"): encode(found, hint)
             for name, hint in hints(type(value)).items()
             if (found := getattr(value, name)) is not ABSENT
         }
@@ -121,6 +122,6 @@ def _object(kind: type) -> dict[str, Any]:
     optional = {item.name for item in dataclasses.fields(kind) if item.default is ABSENT}
     return {
         "type": "object",
-        "required": sorted(set(fields) - optional),
-        "properties": {name: schema_of(hint) for name, hint in fields.items()},
+        "required": sorted(name.rstrip("_") for name in set(fields) - optional),
+        "properties": {name.rstrip("_"): schema_of(hint) for name, hint in fields.items()},
     }

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oops_logs import LOGS, bad_stack, lines, paging_request
 
+from ptinspect.commands.stack.oops_view import explained
 from ptinspect.linux.death import CODES
 from ptinspect.linux.oops.analysis import Analysis, analyse
 from ptinspect.output.files import to_csv, to_markdown
 from ptinspect.output.json import answer
 from ptinspect.output.text import render
-from ptinspect.output.views.oops import explained
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 NAMES = sorted(path.stem for path in LOGS.glob("*.log"))

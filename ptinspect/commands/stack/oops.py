@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.oops_result import OopsResult
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.output.files import form_of, write
@@ -24,44 +23,45 @@ VERDICTS = (
 """The codes of ptinspect.linux.death, named here so that help needs no import of it."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the log; - for standard input")
-    parser.add_argument(
-        "--output", "-o", type=Path, metavar="FILE", help="write it to a file too: .md, .txt, .json or .csv"
-    )
-
-
 @command(
     "oops",
     group="Stack",
     summary="Explain the panics and oopses in a console log",
     example="oops console.log",
-    configure=_configure,
+    arguments=(
+        argument("file", metavar="FILE", help="the log; - for standard input"),
+        argument(
+            "--output",
+            "-o",
+            type=Path,
+            metavar="FILE",
+            help="write it to a file too: .md, .txt, .json or .csv",
+        ),
+    ),
+    result=OopsResult,
     details="Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, a mail "
     "or a phone, with their prefixes, quotes and wrapped lines, also as .gz, .xz, .bz2 or .zst. Each "
     "death gets one verdict, with what in the log supports it and what the log "
     f"cannot tell: {VERDICTS}.",
 )
-def oops(ctx: Context, args: argparse.Namespace) -> Report:
+def oops(ctx: Context, *, file: str, output: Path | None) -> Report:
     """Explain a console log."""
+    from ptinspect.commands.stack.oops_view import explained
     from ptinspect.linux.oops.analysis import analyse
-    from ptinspect.output.views.oops import explained
 
-    if args.output is not None:
-        form_of(args.output)
-    with _opened(ctx, args.file) as log:
+    if output is not None:
+        form_of(output)
+    with _opened(ctx, file) as log:
         try:
             found = analyse(log)
         except OSError as error:
-            raise _unreadable(args.file, error) from error
-    report = explained(found, "standard input" if args.file == "-" else args.file)
-    if args.output is None:
+            raise _unreadable(file, error) from error
+    report = explained(found, "standard input" if file == "-" else file)
+    if output is None:
         return report
-    write(report, args.output)
-    result: Mapping[str, object] = {**report.result, "written": str(args.output)}
-    return replace(
-        report, value=result, body=[*report.body, Note(f"written to {escape(str(args.output))}", "dim")]
-    )
+    write(report, output)
+    written = Note(f"written to {escape(str(output))}", "dim")
+    return replace(report, value={**report.result, "written": str(output)}, body=[*report.body, written])
 
 
 def _opened(ctx: Context, name: str) -> AbstractContextManager[BinaryIO]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from ptinspect.arch.descriptor import Descriptor
-from ptinspect.arch.esr import Esr
+from ptinspect.commands.stack.oops_result import oops_result
 from ptinspect.linux.death import CODES
-from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
-from ptinspect.linux.oops.depth import Recursion
+from ptinspect.linux.oops.analysis import Analysis, Panic
 from ptinspect.linux.oops.incident import Fault
-from ptinspect.linux.oops.kpti_registers import KptiRegisters, describe
+from ptinspect.linux.oops.kpti_registers import describe
 from ptinspect.linux.oops.printed_walk import PathStep
-from ptinspect.linux.stack_range import StackRange
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
@@ -23,12 +19,6 @@ INNER, OUTER = 16, 8
 
 def explained(analysis: Analysis, name: str) -> Report:
     """Show every death: what happened, its verdict, what supports it, and what the log cannot tell."""
-    result = {
-        "file": name,
-        "total": analysis.total,
-        "complete": analysis.complete,
-        "panics": [_panic(panic) for panic in analysis.panics],
-    }
     body: list[Note | Table] = []
     if not analysis.panics:
         body.append(Note(f"{escape(name)}: no panic, oops or stall in this log", "good"))
@@ -39,138 +29,7 @@ def explained(analysis: Analysis, name: str) -> Report:
         body.append(Note(f"{left} more are left out", "dim"))
     if not analysis.complete:
         body.append(Note("the log was not read to its end: the compressed file ends too early", "bad"))
-    return Report(_escaped(result), body)
-
-
-def _escaped(value: Any) -> Any:
-    """Escape every string in a result: what the log holds is anybody's."""
-    if isinstance(value, dict):
-        return {name: _escaped(held) for name, held in value.items()}
-    if isinstance(value, list):
-        return [_escaped(held) for held in value]
-    return escape(value) if isinstance(value, str) else value
-
-
-def _panic(panic: Panic) -> dict[str, Any]:
-    facts, incident = panic.facts, panic.incident
-    first, nested, path = incident.first, facts.recursion, facts.path
-    return {
-        "message": incident.message,
-        "headline": first.headline,
-        "panic": incident.panic or None,
-        "kind": first.kind,
-        "line": first.line,
-        "time": first.time or None,
-        "architecture": incident.architecture,
-        "cpu": first.cpu,
-        "pid": first.pid,
-        "comm": first.comm or None,
-        "release": first.release or None,
-        "esr": None if facts.esr is None else _esr(facts.esr),
-        "far": _hex(first.far),
-        "stack": None if facts.stack is None else _stack(facts.stack),
-        "sp": _hex(first.sp),
-        "pc": first.pc or None,
-        "lr": first.lr or None,
-        "used_before_fault": facts.used,
-        "recursion": None if nested is None else _recursion(nested),
-        "walk_address": None if path is None else hex_address(path.address),
-        "walk": [] if path is None else [_step(step) for step in path.steps],
-        "registers": {note.name: _register(note, facts.kpti) for note in panic.registers},
-        "kpti": None if facts.kpti is None else _kpti(facts.kpti),
-        "trace": list(first.trace),
-        "trace_cut": first.elided,
-        "interleaved": first.mixed,
-        "notes": list(first.notes),
-        "later": [
-            {"message": later.headline, "line": later.line, "esr": _hex(later.esr), "far": _hex(later.far)}
-            for later in incident.later
-        ],
-        "later_count": incident.later_count,
-        "verdict": {
-            "code": panic.verdict.code,
-            "summary": CODES[panic.verdict.code],
-            "evidence": list(panic.verdict.evidence),
-            "unknown": list(panic.verdict.unknown),
-        },
-    }
-
-
-def _hex(value: int | None) -> str | None:
-    return None if value is None else hex_address(value)
-
-
-def _esr(esr: Esr) -> dict[str, Any]:
-    return {
-        "raw": hex_address(esr.raw),
-        "ec": hex_address(esr.ec),
-        "class": esr.class_name,
-        "text": esr.class_text,
-        "wnr": esr.wnr,
-        "fault": esr.fault or None,
-        "level": esr.level,
-        "s1ptw": esr.s1ptw,
-    }
-
-
-def _recursion(nested: Recursion) -> dict[str, Any]:
-    return {"count": nested.count, "frame_size": nested.frame_size, "evidence": list(nested.reasons)}
-
-
-def _stack(stack: StackRange) -> dict[str, Any]:
-    return {
-        "kind": stack.kind,
-        "base": hex_address(stack.base),
-        "top": hex_address(stack.top),
-        "size": stack.size,
-    }
-
-
-def _step(step: PathStep) -> dict[str, Any]:
-    found = step.descriptor
-    return {"level": step.level, "name": step.name, "raw": hex_address(found.raw), **_described(found)}
-
-
-def _described(found: Descriptor) -> dict[str, Any]:
-    a = found.attributes
-    return {
-        "kind": str(found.kind),
-        "output_address": _hex(found.output_address),
-        "bit11": bool(found.raw >> 11 & 1),
-        "ng": a.ng if a is not None else None,
-    }
-
-
-def _register(note: RegisterNote, kpti: KptiRegisters | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "value": hex_address(note.value),
-        "role": note.role or None,
-        "meaning": note.meaning or None,
-    }
-    for step in kpti.levels if kpti is not None else ():
-        if note.name == f"x{step.first + 2}":
-            entry["descriptor"] = {"level": step.level, "name": step.name, **_described(step.last)}
-    return entry
-
-
-def _kpti(walk: KptiRegisters) -> dict[str, Any]:
-    return {
-        "algorithm": walk.algorithm,
-        "complete": walk.complete,
-        "swapper_pa": _hex(walk.swapper_pa),
-        "evidence": list(walk.reasons),
-        "levels": [
-            {
-                "level": step.level,
-                "name": step.name,
-                "current": hex_address(step.current),
-                "end": hex_address(step.end),
-                "complete": step.complete,
-                "last": hex_address(step.last.raw),
-            }
-            for step in walk.levels
-        ],
-    }
+    return Report(oops_result(analysis, name), body)
 
 
 def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:

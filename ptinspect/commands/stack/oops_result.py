@@ -1,0 +1,307 @@
+"""The deaths in a console log, as results have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.output.encode import ABSENT, Absent, Hex, encode
+from ptinspect.output.model import escape
+
+if TYPE_CHECKING:
+    from ptinspect.arch.esr import Esr
+    from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
+    from ptinspect.linux.oops.kpti_registers import KptiRegisters
+    from ptinspect.linux.oops.printed_walk import PathStep
+
+
+@dataclass(frozen=True)
+class SyndromeResult:
+    """ESR, decoded."""
+
+    raw: Hex
+    ec: Hex
+    class_: str
+    text: str
+    wnr: bool | None
+    fault: str | None
+    level: int | None
+    s1ptw: bool | None
+
+
+@dataclass(frozen=True)
+class StackRangeResult:
+    """The bounds of the stack, as the log has them."""
+
+    kind: str
+    base: VirtAddr
+    top: VirtAddr
+    size: int
+
+
+@dataclass(frozen=True)
+class NestedResult:
+    """Exceptions on a stack that could not hold them."""
+
+    count: int
+    frame_size: int
+    evidence: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PrintedStepResult:
+    """One level of the walk that the kernel printed."""
+
+    level: int
+    name: str
+    raw: Hex
+    kind: str
+    output_address: PhysAddr | None
+    bit11: bool
+    ng: bool | None
+
+
+@dataclass(frozen=True)
+class LastDescriptorResult:
+    """The descriptor that a register of the rewrite held last."""
+
+    level: int
+    name: str
+    kind: str
+    output_address: PhysAddr | None
+    bit11: bool
+    ng: bool | None
+
+
+@dataclass(frozen=True)
+class RegisterResult:
+    """A register, and what it is for in the code of the rewrite."""
+
+    value: Hex
+    role: str | None
+    meaning: str | None
+    descriptor: LastDescriptorResult | Absent = ABSENT
+
+
+@dataclass(frozen=True)
+class RewriteLevelResult:
+    """How far the rewrite was at one level."""
+
+    level: int
+    name: str
+    current: Hex
+    end: Hex
+    complete: bool
+    last: Hex
+
+
+@dataclass(frozen=True)
+class RewriteResult:
+    """How far the rewrite was, by the registers."""
+
+    algorithm: str
+    complete: bool
+    swapper_pa: PhysAddr | None
+    evidence: Sequence[str]
+    levels: Sequence[RewriteLevelResult]
+
+
+@dataclass(frozen=True)
+class LaterResult:
+    """A fault while the kernel was dying."""
+
+    message: str
+    line: int
+    esr: Hex | None
+    far: VirtAddr | None
+
+
+@dataclass(frozen=True)
+class VerdictResult:
+    """What it died of."""
+
+    code: str
+    summary: str
+    evidence: Sequence[str]
+    unknown: Sequence[str]
+
+
+@dataclass(frozen=True)
+class DeathResult:
+    """One death."""
+
+    message: str
+    headline: str
+    panic: str | None
+    kind: str
+    line: int
+    time: str | None
+    architecture: str
+    cpu: int | None
+    pid: int | None
+    comm: str | None
+    release: str | None
+    esr: SyndromeResult | None
+    far: VirtAddr | None
+    stack: StackRangeResult | None
+    sp: VirtAddr | None
+    pc: str | None
+    lr: str | None
+    used_before_fault: int | None
+    recursion: NestedResult | None
+    walk_address: VirtAddr | None
+    walk: Sequence[PrintedStepResult]
+    registers: Mapping[str, RegisterResult]
+    kpti: RewriteResult | None
+    trace: Sequence[str]
+    trace_cut: bool
+    interleaved: bool
+    notes: Sequence[str]
+    later: Sequence[LaterResult]
+    later_count: int
+    verdict: VerdictResult
+
+
+@dataclass(frozen=True)
+class OopsResult:
+    """The deaths in a log."""
+
+    file: str
+    total: int
+    complete: bool
+    panics: Sequence[DeathResult]
+    written: str | Absent = ABSENT
+
+
+def oops_result(analysis: Analysis, name: str) -> Mapping[str, object]:
+    """Return an OopsResult, encoded, with every string escaped: what the log holds is anybody's."""
+    deaths = [_death(panic) for panic in analysis.panics]
+    escaped: dict[str, object] = _escaped(encode(OopsResult(name, analysis.total, analysis.complete, deaths)))
+    return escaped
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _escaped(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_escaped(held) for held in value]
+    return escape(value) if isinstance(value, str) else value
+
+
+def _death(panic: Panic) -> DeathResult:
+    from ptinspect.linux.death import CODES
+
+    facts, incident = panic.facts, panic.incident
+    first, nested, path, stack = incident.first, facts.recursion, facts.path, facts.stack
+    return DeathResult(
+        message=incident.message,
+        headline=first.headline,
+        panic=incident.panic or None,
+        kind=first.kind,
+        line=first.line,
+        time=first.time or None,
+        architecture=incident.architecture,
+        cpu=first.cpu,
+        pid=first.pid,
+        comm=first.comm or None,
+        release=first.release or None,
+        esr=None if facts.esr is None else _syndrome(facts.esr),
+        far=_virtual(first.far),
+        stack=None
+        if stack is None
+        else StackRangeResult(stack.kind, VirtAddr(stack.base), VirtAddr(stack.top), stack.size),
+        sp=_virtual(first.sp),
+        pc=first.pc or None,
+        lr=first.lr or None,
+        used_before_fault=facts.used,
+        recursion=None if nested is None else NestedResult(nested.count, nested.frame_size, nested.reasons),
+        walk_address=None if path is None else VirtAddr(path.address),
+        walk=[] if path is None else [_step(step) for step in path.steps],
+        registers={note.name: _register(note, facts.kpti) for note in panic.registers},
+        kpti=None if facts.kpti is None else _rewrite(facts.kpti),
+        trace=first.trace,
+        trace_cut=first.elided,
+        interleaved=first.mixed,
+        notes=first.notes,
+        later=[
+            LaterResult(
+                later.headline,
+                later.line,
+                None if later.esr is None else Hex(later.esr),
+                _virtual(later.far),
+            )
+            for later in incident.later
+        ],
+        later_count=incident.later_count,
+        verdict=VerdictResult(
+            panic.verdict.code, CODES[panic.verdict.code], panic.verdict.evidence, panic.verdict.unknown
+        ),
+    )
+
+
+def _virtual(value: int | None) -> VirtAddr | None:
+    return None if value is None else VirtAddr(value)
+
+
+def _syndrome(esr: Esr) -> SyndromeResult:
+    return SyndromeResult(
+        raw=Hex(esr.raw),
+        ec=Hex(esr.ec),
+        class_=esr.class_name,
+        text=esr.class_text,
+        wnr=esr.wnr,
+        fault=esr.fault or None,
+        level=esr.level,
+        s1ptw=esr.s1ptw,
+    )
+
+
+def _step(step: PathStep) -> PrintedStepResult:
+    found = step.descriptor
+    return PrintedStepResult(
+        step.level,
+        step.name,
+        Hex(found.raw),
+        str(found.kind),
+        found.output_address,
+        bool(found.raw >> 11 & 1),
+        None if found.attributes is None else found.attributes.ng,
+    )
+
+
+def _register(note: RegisterNote, kpti: KptiRegisters | None) -> RegisterResult:
+    last: LastDescriptorResult | Absent = ABSENT
+    for level in kpti.levels if kpti is not None else ():
+        if note.name == f"x{level.first + 2}":
+            found = level.last
+            last = LastDescriptorResult(
+                level.level,
+                level.name,
+                str(found.kind),
+                found.output_address,
+                bool(found.raw >> 11 & 1),
+                None if found.attributes is None else found.attributes.ng,
+            )
+    return RegisterResult(Hex(note.value), note.role or None, note.meaning or None, last)
+
+
+def _rewrite(walk: KptiRegisters) -> RewriteResult:
+    return RewriteResult(
+        algorithm=walk.algorithm,
+        complete=walk.complete,
+        swapper_pa=None if walk.swapper_pa is None else PhysAddr(walk.swapper_pa),
+        evidence=walk.reasons,
+        levels=[
+            RewriteLevelResult(
+                step.level,
+                step.name,
+                Hex(step.current),
+                Hex(step.end),
+                step.complete,
+                Hex(step.last.raw),
+            )
+            for step in walk.levels
+        ],
+    )
