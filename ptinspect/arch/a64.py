@@ -250,7 +250,7 @@ def _moved(word: int) -> int:
 
 
 def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int] | None:
-    """Return (Rd, address) that `adr`, or `adrp` with an `add` behind it, at `index` builds, else None.
+    """Return (Rd, address) that `adr`, or `adrp` followed by an `add`, at `index` builds, else None.
 
     `at` is the address of the first instruction of `code`.
     """

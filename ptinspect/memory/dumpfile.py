@@ -54,7 +54,7 @@ class DumpFile:
     """Read a file whose pieces are the guest's memory; nothing is kept, and nothing is read ahead."""
 
     def __init__(self, path: Path, start: int, pieces: Sequence[Piece] | None = None) -> None:
-        """Open the file: the whole of it is the memory at `start`, or parts of it are, as `pieces` say.
+        """Open the file: the whole of it is the memory at `start`, or parts of it are, by `pieces`.
 
         Pieces may overlap only if they put the same byte at the same address. Raises UserError if it
         cannot be used.

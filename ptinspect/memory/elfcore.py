@@ -103,12 +103,12 @@ def _each_note(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
     at = 0
     while at + NOTE.size <= len(data):
         names, size, kind = NOTE.unpack_from(data, at)
-        begin = at + NOTE.size
-        body = begin + (names + 3 & ~3)
+        start = at + NOTE.size
+        body = start + (names + 3 & ~3)
         at = body + (size + 3 & ~3)
         if body + size > len(data):
             return
-        yield data[begin : begin + names].rstrip(b"\0"), kind, data[body : body + size]
+        yield data[start : start + names].rstrip(b"\0"), kind, data[body : body + size]
 
 
 def _registers(path: Path, body: bytes, cpu: int) -> CpuState:

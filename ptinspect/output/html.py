@@ -29,7 +29,7 @@ CSP = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:"
 )
-"""Nothing is fetched, whatever the data say."""
+"""Nothing is fetched, whatever the data contain."""
 
 
 @dataclass

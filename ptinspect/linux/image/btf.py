@@ -31,7 +31,7 @@ _ALIASES = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 
 
 class Offsets(Protocol):
-    """Say where members are; all that most questions need."""
+    """Offsets of members: all that most callers need."""
 
     def offset(self, path: str) -> int:
         """Return the offset in bytes of a member. Raises KernelFileError if it is not known."""
@@ -71,7 +71,7 @@ def find_btf(data: bytes) -> BtfTypes | None:
 
 
 class BtfTypes:
-    """Answer for sizes and member offsets from a BTF blob."""
+    """The types in a BTF blob: sizes and member offsets."""
 
     def __init__(self, blob: bytes) -> None:
         """Index the types. Raises KernelFileError if the blob is damaged."""
@@ -210,7 +210,7 @@ class BtfTypes:
         for index in indices:
             array = self._array(self._resolve(type_id))
             if array is None or not index.isdecimal():
-                raise KernelFileError(f"{path!r}: {name!r} is no array, or the index is no number")
+                raise KernelFileError(f"{path!r}: {name!r} is not an array, or the index is not a number")
             type_id, count = array
             if int(index) >= count:
                 raise KernelFileError(f"{path!r}: {name!r} has {count} elements")

@@ -29,20 +29,20 @@ BANNER = re.compile(rb"Linux version \d[ -~]*")
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Give the fields of the 64-byte header of an Image."""
+    """The fields of the 64-byte header of an Image."""
 
     text_offset: int
     """Bytes above a 2 MiB boundary at which the image must lie."""
     image_size: int
     """Bytes that the image takes in memory, .bss included; 0 before Linux 3.17."""
     page_size: int
-    """Bytes of a page that the kernel was built for; 0 if the header does not say."""
+    """Bytes of a page that the kernel was built for; 0 if the header leaves it open."""
     anywhere: bool
     """The 2 MiB boundary may be anywhere in RAM, not only near its start."""
     big_endian: bool
     """The kernel is big-endian."""
     entry_offset: int
-    """Offset of the code that the header's branch goes to, `primary_entry`; 0 if it is no branch."""
+    """Offset of the code that the header's branch goes to, `primary_entry`; 0 if it has none."""
 
 
 def parse_header(data: bytes) -> ImageHeader | None:
@@ -128,7 +128,7 @@ def _unxz(data: bytes, name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Segment:
-    """Say which bytes of the file lie at which link-time address."""
+    """Map bytes of the file to link-time addresses."""
 
     va: int
     """First address."""
@@ -186,5 +186,5 @@ def open_bytes(path: Path) -> tuple[FileBytes, None] | tuple[Blob, ImageHeader]:
     header = parse_header(data)
     assert header is not None
     if header.big_endian:
-        raise KernelFileError(f"{path}: a big-endian kernel; ptinspect knows little-endian ones only")
+        raise KernelFileError(f"{path}: a big-endian kernel; ptinspect reads only little-endian ones")
     return Blob(data), header

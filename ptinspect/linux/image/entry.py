@@ -25,7 +25,7 @@ from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.image import KernelImage
 
 Read = Callable[[int, int], bytes]
-"""Gives bytes of code by address. Raises KernelFileError or GuestError where there are none."""
+"""Returns code by address. Raises KernelFileError or GuestError where there is none."""
 
 SLOT = 0x80
 """Bytes of one vector (Arm ARM D1.3.1.2, VBAR_EL1)."""
@@ -36,7 +36,7 @@ EL0 = 0x400
 KINDS = ("sync", "irq", "fiq", "error")
 """The four vectors of a group, in their order."""
 ENTRY_BYTES = 0x140
-"""How far behind a label its code is looked at: a switch to the IRQ stack, the load of current."""
+"""How far past a label its code is searched: for a switch to the IRQ stack, the load of current."""
 SWITCH = "call_on_irq_stack"
 """Switches to the IRQ stack. Source: Linux commit f8049488e7d3 (in v5.14); before, el1_irq does."""
 SDEI_HANDLER = "__sdei_asm_handler"
@@ -56,12 +56,12 @@ class Vector:
     label: int
     """Where it goes on to store the registers: `el1_sync`, `el1h_64_sync`, …"""
     overflow: int | None
-    """Where it goes when the stack is used up; None if it does not look."""
+    """Where it goes when the stack is used up; None if it does not test for that."""
 
 
 @dataclass(frozen=True)
 class EntryCode:
-    """What the entry code tells. Addresses are of the space that it was read from."""
+    """What was read from the entry code. Addresses are of the space that it was read from."""
 
     frame_size: int
     """Bytes of an exception frame: sizeof(struct pt_regs)."""
@@ -87,7 +87,7 @@ class EntryCode:
 
 
 class RunningKernel(Protocol):
-    """A running kernel with its file, as far as its code and its memory are read here."""
+    """A running kernel with its file: what of both is read here."""
 
     @property
     def image(self) -> KernelImage | None:
@@ -128,7 +128,7 @@ def entry_of(view: RunningKernel) -> EntryCode:
     """
     image = view.image
     if image is None:
-        raise GuestError("the kernel's stacks are found by its file", "--kernel FILE")
+        raise GuestError("the kernel's stacks are found through its file", "--kernel FILE")
     if image in _ENTRIES:
         return _ENTRIES[image]
     if "vectors" in image.symbols:
@@ -269,7 +269,7 @@ def _code(read: Read, va: int) -> tuple[int, ...]:
 
 
 def _pointer_loads(words: tuple[int, ...], va: int) -> list[tuple[int, int, int]]:
-    """Find loads of per-CPU pointers (ldr_this_cpu): (index behind it, address, register).
+    """Find loads of per-CPU pointers (ldr_this_cpu): (index past the load, address, register).
 
     `adrp Xd; add Xd, Xd, #…; mrs Xt, tpidr_el1; ldr Xd, [Xd, Xt]`.
     """

@@ -1,4 +1,4 @@
-"""The part of a vmlinux that GDB needs: sections, symbols, call frames. Debug information stays where it is.
+"""The part of a vmlinux that GDB needs: sections, symbols and call frames, no debug information.
 
 GDB reads an index of all debug information when it is given a file (a second for 300 MB), and expands
 most of it at the first name that it looks up: 15 s and 1.8 GB with GDB 13, 3 s and 0.5 GB with GDB 18.
@@ -37,7 +37,7 @@ _KEPT = (b".debug_frame",)
 def gdb_file(path: Path) -> Path:
     """Return a small ELF file with the symbols of `path`, from the user's cache or made now.
 
-    Returns `path` itself where that cannot be done: GDB then takes its time, or says what is wrong.
+    Returns `path` itself where that cannot be done: GDB then takes its time, or reports what is wrong.
     """
     try:
         stat = path.stat()
@@ -93,7 +93,7 @@ def _parts(file: BinaryIO) -> list[bytes] | None:
 
 
 def _place(section: list[int], offset: int, *, kept: bool) -> None:
-    """Make a section header one of the small file: kept, without bytes, or nothing."""
+    """Change a section header to that of the small file: with its bytes, without them, or empty."""
     if kept or section[2] & _ALLOC:
         section[1] = section[1] if kept else _NOBITS
         section[4] = offset

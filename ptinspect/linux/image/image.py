@@ -26,14 +26,14 @@ GET_BTF = (
 """How a kernel file comes to describe its types."""
 MAX_BANNER_SEARCH = 64 << 20
 FIRST_CODE = 0x1_0000
-"""Bytes behind which .text begins at the latest: the header has a segment of its own (vmlinux.lds.S)."""
+"""Offset at which .text begins at the latest: the header has a segment of its own (vmlinux.lds.S)."""
 
 
 class KernelImage:
-    """Give symbols, types and bytes of one kernel file, by link-time addresses.
+    """The symbols, types and bytes of one kernel file, by link-time addresses.
 
-    Symbols and types are found when they are first asked for. Of an Image without a symbol table
-    nothing tells where it was linked: its link-time addresses are then offsets from its first byte.
+    Symbols and types are read when they are first needed. An Image without a symbol table does not
+    record where it was linked: its link-time addresses are then offsets from its first byte.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class KernelImage:
 
     @classmethod
     def open(cls, path: Path) -> KernelImage:
-        """Read a kernel file. Raises KernelFileError if it is none that arm64 boots or links."""
+        """Open a kernel file. Raises KernelFileError unless it is an arm64 Image, vmlinuz or vmlinux."""
         data, header = open_bytes(path)
         elf = Vmlinux(path, data) if isinstance(data, FileBytes) else None
         return cls(path, data, header, elf)
@@ -100,7 +100,7 @@ class KernelImage:
             ) from None
 
     def _like(self, name: str) -> list[str]:
-        """Return up to three names that begin so, contain it, or are spelled alike."""
+        """Return up to three names that begin with this one, contain it, or are spelled alike."""
         if not name:
             return []
         close = [other for other in self.symbols if other.startswith(name)]
@@ -139,7 +139,7 @@ class KernelImage:
         raise KernelFileError(f"{self.path.name} describes no types (BTF)", GET_BTF)
 
     def _btf(self) -> bytes | None:
-        """Return the BTF whose place is known."""
+        """Return the BTF that a section or symbols lead to."""
         if self._elf is not None:
             section = self._elf.section(".BTF")
             if section is not None and section.stored:
@@ -160,12 +160,12 @@ class KernelImage:
 
     @property
     def linked(self) -> bool:
-        """True if it is known at which address the kernel was linked."""
+        """Tell whether it is known where the kernel was linked."""
         return self.text_va != 0
 
     @cached_property
     def text_va(self) -> int:
-        """Link-time address of the image's first byte (_text); 0 if nothing tells it."""
+        """Link-time address of the image's first byte (_text); 0 if it is not known."""
         for name in ("_text", "_head"):
             if name in self.symbols:
                 return self.symbols[name][0]
@@ -233,18 +233,18 @@ class KernelImage:
 
     @cached_property
     def code_pages(self) -> tuple[int, ...]:
-        """Offsets of code from the image's first byte: near its begin and its end, and between."""
-        begin, length = self.code_range
+        """Offsets of code from the image's first byte: near its start and its end, and between."""
+        start, length = self.code_range
         if not length:
             return (FIRST_CODE,)
-        return tuple(begin + align_down((length - 4) * part // 4, 4) for part in range(5))
+        return tuple(start + align_down((length - 4) * part // 4, 4) for part in range(5))
 
     @cached_property
     def data_pages(self) -> tuple[int, ...]:
         """Offsets of data from the image's first byte: the first of .rodata, the last of .data and of .bss.
 
         These stay mapped, as the memory for initialization does not (arch/arm64/mm/mmu.c: free_initmem).
-        The last is left out of a file that does not tell its size in memory.
+        The last is left out for a file that does not record its size in memory.
         """
         code_end = sum(self.code_range)
         stored = self.stored_size or code_end

@@ -18,7 +18,7 @@ _ENTRY_LABELS = (
 ANCHORS: Mapping[str, str] = dict.fromkeys(_ENTRY_LABELS, "vectors")
 """Local labels that several assembly files have, and the symbol next to which the kernel's own lies.
 
-Source: arch/arm64/kernel/entry.S defines them close behind `vectors`; those of the same name in
+Source: arch/arm64/kernel/entry.S defines them shortly after `vectors`; those of the same name in
 arch/arm64/kvm/hyp/ and arch/arm64/kernel/hyp-stub.S are vectors of EL2.
 """
 NEAR = 0x8000
@@ -65,7 +65,7 @@ class SymbolTable:
     def placed(self) -> SymbolTable:
         """Return the table, as offsets from _text if its addresses are none of the kernel's half.
 
-        So it is where kallsyms has no base (seen in 7.2 and 7.3): whoever reads it takes some other number.
+        This happens where kallsyms has no base (7.2 and 7.3): its reader then takes some other number.
         """
         first = self.by_name.get("_text", [1 << 63])[0]
         if first >> 63:

@@ -1,4 +1,4 @@
-"""What a kernel says about itself in VMCOREINFO: in a note of a dump, or in its own memory.
+"""What a kernel records about itself in VMCOREINFO: in a note of a dump, or in its own memory.
 
 Source: Linux Documentation/admin-guide/kdump/vmcoreinfo.rst, kernel/vmcore_info.c (crash_core.c),
 arch/arm64/kernel/vmcore_info.c.

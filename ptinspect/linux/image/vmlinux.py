@@ -1,4 +1,4 @@
-"""A vmlinux: where its bytes are loaded, its symbol table, its sections; nothing of its debug information."""
+"""A vmlinux: its segments, sections and symbols; its debug information stays on disk."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Section:
 
 
 class Vmlinux:
-    """Read a vmlinux piece by piece; 300 MB of debug information stay on disk."""
+    """Read a vmlinux piece by piece."""
 
     def __init__(self, path: Path, data: FileBytes) -> None:
         """Read the headers. Raises KernelFileError if this is no arm64 kernel."""
@@ -139,7 +139,7 @@ class Vmlinux:
 
 
 def _section_type(value: str | int) -> int:
-    """Return sh_type as a number; pyelftools gives a name for the types it knows."""
+    """Return sh_type as a number; pyelftools names the types it knows."""
     if isinstance(value, int):
         return value
     return _NOBITS if value == "SHT_NOBITS" else 1
