@@ -162,7 +162,7 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
     grounds: list[str] = []
     if sp % 16 and facts.esr is not None and facts.esr.ec == EC_SP_ALIGNMENT:
         grounds.append(
-            f"SP {sp:#x} is not a multiple of 16 and ESR says SP alignment fault: "
+            f"SP {sp:#x} is not a multiple of 16 and ESR shows an SP alignment fault: "
             "every store to the stack faults"
         )
         if x29 is not None and not any(s.contains(x29) for s in facts.stacks):

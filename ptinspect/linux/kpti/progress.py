@@ -94,7 +94,7 @@ def by_percent(snapshot: Snapshot, state: KptiState, percent: float, total: int 
     wanted = round(whole.total * percent / 100) - (whole.total - whole.left)
     keys = np.sort(np.concatenate([v.key for v in levels])) if levels else np.zeros(0, np.uint64)
     if wanted < 0 or not len(keys):
-        raise UserError(f"{percent:g} % are done already", "kpti progress says how far it is")
+        raise UserError(f"{percent:g} % are done already", "kpti progress shows how far it is")
     key = keys[min(wanted, len(keys) - 1)]
     best: tuple[int, _Level, int] | None = None
     for each in levels:

@@ -33,6 +33,7 @@ Code = Literal[
     "normal", "no-table-marks", "toggle-write-back", "lost-write", "reverted-entry", "not-run", "unknown"
 ]
 FIXMAP = "fixmap"
+UNEXPLAINED = "who marked tables: check"
 LISTED = 8
 """Descriptors that are named; all are counted."""
 MEANING: dict[Code, str] = {
@@ -186,7 +187,7 @@ def _not_over(
         return None
     stands = f"{after.name}: {state.reason}"
     if state.state == "in-progress":
-        return Verdict("unknown", (stands,), ("the rewrite is not over: kpti progress says how far it is",))
+        return Verdict("unknown", (stands,), ("the rewrite is not over: kpti progress shows how far it is",))
     if state.state in ("before", "not-needed"):
         return Verdict("not-run", (stands,))
     if before is None or state.unseen or unseen(before):
@@ -282,7 +283,7 @@ def _unmarked(state: KptiState, treated: TablesAre, evidence: tuple[str, ...]) -
     if treated == "never-written":
         how = () if code is None else ("the kernel's code has no store for tables",)
         if c.table_descriptors_marked:
-            return Verdict("unknown", (*evidence, *how), ("who marked tables: check",))
+            return Verdict("unknown", (*evidence, *how), (UNEXPLAINED,))
         return Verdict("no-table-marks", (*evidence, *how))
     how = ()
     if code is not None:
@@ -292,7 +293,7 @@ def _unmarked(state: KptiState, treated: TablesAre, evidence: tuple[str, ...]) -
         return Verdict("toggle-write-back", (*evidence, *how))
     top = _marked_at_the_top(c)
     if top is None:
-        return Verdict("unknown", (*evidence, *how), ("who marked tables: check",))
+        return Verdict("unknown", (*evidence, *how), (UNEXPLAINED,))
     once = (
         f"level {top}: all table descriptors are marked, none below: the walk enters the next level without "
         "the toggle that would take the mark back, as where levels are folded"

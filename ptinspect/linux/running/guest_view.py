@@ -236,7 +236,7 @@ class GuestView:
             raise GuestError(
                 f"a firmware or boot loader runs: {self.image.path.name} is at pa:{found.pa:#x}, "
                 "but may still be moved",
-                "let the guest run until the kernel has begun",
+                "let the guest run until the kernel has started",
             )
         return PhysAddr(found.pa + link_va - self.image.text_va)
 

@@ -161,7 +161,9 @@ class Tasks:
             found = self._first_ancestor(state)
             if found is not None:
                 return found
-        raise GuestError("no task was found: is the kernel far enough?", "a kernel file that names init_task")
+        raise GuestError(
+            "no task was found: has the kernel come far enough?", "a kernel file that names init_task"
+        )
 
     def _first_ancestor(self, state: CpuState) -> Task | None:
         address = self.current_address(state)
