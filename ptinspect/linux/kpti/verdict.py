@@ -18,8 +18,8 @@ from ptinspect.analysis.diff import Change, diff
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
-from ptinspect.linux.kpti.code import TablesAre
-from ptinspect.linux.kpti.marks import algorithm_of, marks, place_of
+from ptinspect.linux.kpti.code import PRE_ORDER, TablesAre
+from ptinspect.linux.kpti.marks import marks, place_of
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, mostly_ng, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
@@ -247,7 +247,7 @@ def _missed(before: Snapshot | None, after: Snapshot, *, tables: bool = True) ->
     """
     index = None if before is None else TableIndex(before.tables)
     total, lines = 0, list[str]()
-    for at in marks(after, algorithm_of(after)):
+    for at in marks(after, PRE_ORDER):  # what is counted in any order
         wrong, rows = at.open(tables=tables), at.rows
         if before is not None and index is not None:
             old = index.find(at.level, after.tables.pa[rows])
