@@ -21,6 +21,13 @@ from ptinspect.tables.walk import walk
 from ptinspect.tables.window import Window
 
 Flags = NDArray[np.bool_]
+DEVICE, NON_CACHEABLE, WRITE_THROUGH, WRITE_BACK = "Device", "Non-cacheable", "Write-Through", "Write-Back"
+SPECIAL = {0xF0: WRITE_BACK, 0x40: NON_CACHEABLE, 0xA0: WRITE_THROUGH}
+"""Bytes of MAIR_EL1 that have a meaning as a whole: tagged memory, and memory with the XS attribute clear."""
+Sort = tuple[str, str]
+"""Type and cacheability of memory, and its shareability where that counts."""
+SHARES = ("Non-shareable", "reserved", "Outer Shareable", "Inner Shareable")
+"""Meaning of SH (Arm ARM D8.6.2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +83,6 @@ def mappings(snapshot: Snapshot) -> Mappings:
     expansion = Expansion(snapshot, Window.of(snapshot.va_range, regime), once=True)
     expansion.run(collector.add)
     return Mappings(collector.result(), kinds.decoded, expansion.truncated)
-
-
-DEVICE, NON_CACHEABLE, WRITE_THROUGH, WRITE_BACK = "Device", "Non-cacheable", "Write-Through", "Write-Back"
-SPECIAL = {0xF0: WRITE_BACK, 0x40: NON_CACHEABLE, 0xA0: WRITE_THROUGH}
-"""Bytes of MAIR_EL1 that have a meaning as a whole: tagged memory, and memory with the XS attribute clear."""
-Sort = tuple[str, str]
-"""Type and cacheability of memory, and its shareability where that counts."""
-SHARES = ("Non-shareable", "reserved", "Outer Shareable", "Inner Shareable")
-"""Meaning of SH (Arm ARM D8.6.2)."""
 
 
 @dataclass(frozen=True)

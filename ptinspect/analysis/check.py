@@ -43,6 +43,8 @@ SHARED_BY_DESIGN = 4
 
 Evidence = Callable[[int], str]
 """Gives the reason why a raw entry breaks a rule."""
+Early = Sequence[tuple[int, int, str]]
+"""Physical ranges (first, one past the last, name) of tables of early boot, now out of use."""
 
 
 def check(
@@ -224,10 +226,6 @@ def _entry(
     end = VirtAddr(va + regime.entry_size(level) - 1)
     where = PhysAddr(int(tables.pa[row]) + 8 * slot)
     return Finding(rule, severity, VirtAddr(va), end, level, where, int(tables.raw[row, slot]), why)
-
-
-Early = Sequence[tuple[int, int, str]]
-"""Physical ranges (first, one past the last, name) of tables of early boot, now out of use."""
 
 
 @dataclass(frozen=True)

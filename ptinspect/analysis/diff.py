@@ -16,10 +16,12 @@ from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.errors import SnapshotError
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, entry_addresses
+from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
 from ptinspect.tables.window import Window
 
+MAX_CHANGES = 10_000
+"""How many changes are listed by default; all are counted."""
 UNREADABLE = "unreadable"
 """Kind of a change that is a table which cannot be compared."""
 
@@ -124,9 +126,6 @@ class Diff:
         return sum(level.changed for level in self.levels)
 
 
-_STEP = 256
-
-
 class Subtrees:
     """Count leaves and bytes below tables of one snapshot; each table is looked at once."""
 
@@ -160,20 +159,19 @@ class Subtrees:
     def _fill(self, rows: NDArray[np.intp], level: int) -> None:
         """Count below tables at `level`, those below them first."""
         todo = rows[~self._done[rows]]
-        for start in range(0, todo.shape[0], _STEP):
-            part = todo[start : start + _STEP]
-            raw = self._index.tables.raw[part]
+        for at in parts(len(todo), self._index.tables):
+            part = todo[at]
+            raw = take_rows(self._index.tables.raw, part)
             leaf = np.count_nonzero(are_leaves(raw, level, self._regime), axis=1)
             self._leaves[part] = leaf
             self._bytes[part] = leaf.astype(np.uint64) * np.uint64(self._regime.entry_size(level))
             if level == LEVEL_LAST:
                 continue
-            parent, slot = np.nonzero(are_tables(raw, level))
-            child = self._index.find(level + 1, next_tables(raw[parent, slot], self._regime))
-            parent, child = parent[child >= 0], child[child >= 0]
-            self._fill(np.unique(child), level + 1)
-            np.add.at(self._leaves, part[parent], self._leaves[child])
-            np.add.at(self._bytes, part[parent], self._bytes[child])
+            links = self._index.links(raw, self._index.tables.va[part], level, self._regime)
+            links = links[links.child >= 0]
+            self._fill(np.unique(links.child), level + 1)
+            np.add.at(self._leaves, part[links.row], self._leaves[links.child])
+            np.add.at(self._bytes, part[links.row], self._bytes[links.child])
         self._done[todo] = True
 
 
@@ -310,12 +308,6 @@ def _common(a: Snapshot, b: Snapshot) -> tuple[Window, list[str]]:
 
 def _format(regime: Regime) -> str:
     return "LPA2" if regime.ds else "LPA" if regime.wide_oa else "48-bit"
-
-
-__all__ = ["KINDS", "MAX_CHANGES", "UNREADABLE", "Change", "Diff", "LevelDiff", "diff"]
-
-MAX_CHANGES = 10_000
-"""How many changes are listed by default; all are counted."""
 
 
 def diff(

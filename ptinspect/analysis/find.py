@@ -22,6 +22,8 @@ MAX_HITS = 1000
 
 Rows = NDArray[np.intp]
 Kind = Literal["leaf", "table"]
+Slots = tuple[Rows, Rows]
+"""Entries of tables of one level: row and slot of each."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,6 @@ def find_pa(snapshot: Snapshot, pa: int, *, max_hits: int = MAX_HITS) -> Bounded
     if len(found) > max_hits:
         reasons.append(f"more than {max_hits} ways lead there")
     return Bounded(found[:max_hits], "; ".join(reason for reason in reasons if reason))
-
-
-Slots = tuple[Rows, Rows]
-"""Entries of tables of one level: row and slot of each."""
 
 
 class _Search:

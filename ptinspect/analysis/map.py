@@ -22,6 +22,9 @@ from ptinspect.tables.kinds import HIERARCHY_SHIFT, address_bits
 from ptinspect.tables.window import Window
 
 T = TypeVar("T")
+RegionNamer = Callable[[int], str]
+"""Gives the name of the region that a virtual address lies in; empty if it has none."""
+MAX_RUNS = 100_000
 
 
 class Bounded(list[T]):
@@ -32,17 +35,10 @@ class Bounded(list[T]):
         self.truncated = truncated
 
 
-RegionNamer = Callable[[int], str]
-"""Gives the name of the region that a virtual address lies in; empty if it has none."""
-
-
 def half_namer(regime: Regime) -> RegionNamer:
     """Return a namer that knows no more than which half an address lies in."""
     name = "kernel" if regime.upper else "EL2" if regime.name == "EL2" else "lower half"
     return lambda va: name if regime.contains(va) else ""
-
-
-MAX_RUNS = 100_000
 
 
 @dataclass(frozen=True)

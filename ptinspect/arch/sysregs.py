@@ -34,8 +34,6 @@ SYSTEM_REGISTERS: tuple[str, ...] = (
     "ELR_EL2", "SPSR_EL2", "TPIDR_EL2",
 )  # fmt: skip
 """What is read at every stop; those that a stub does not offer are left out of the state."""
-
-
 UNWRITTEN = 0x1DE7_EC7E_DBAD_C0DE
 """What KVM gives for a system register that the guest has never written: poison, no data.
 
@@ -166,8 +164,6 @@ def remarks(state: CpuState) -> Mapping[str, str]:
 
 
 _DEVICE = ("nGnRnE", "nGnRE", "nGRE", "GRE")
-
-
 _SPECIAL_TYPES = {0x40: "Normal NC XS=0", 0xA0: "Normal WT RA XS=0", 0xF0: "Normal Tagged WB"}
 """Bytes whose halves do not mean what they do elsewhere (FEAT_XS, FEAT_MTE2)."""
 

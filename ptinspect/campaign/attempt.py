@@ -17,6 +17,11 @@ from ptinspect.errors import EXIT_BUG, EXIT_CHECK, EXIT_OK
 MAX_ANSWERS = 100_000
 MAX_SHOWN = 1000
 _MAX_DEPTH = 12
+Panics = Callable[[bytes], str]
+"""From a console's bytes to the line in which the kernel died, or nothing."""
+_PLAIN = {EXIT_OK: "pass", EXIT_CHECK: "fail", EXIT_BUG: "bug"}
+TEXT = 500
+"""Longest message that is kept, characters."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +151,6 @@ def _depths(value: object, depths: list[int], frees: list[int], level: int) -> N
     elif isinstance(value, list):
         for item in value:
             _depths(item, depths, frees, level + 1)
-
-
-Panics = Callable[[bytes], str]
-"""From a console's bytes to the line in which the kernel died, or nothing."""
-_PLAIN = {EXIT_OK: "pass", EXIT_CHECK: "fail", EXIT_BUG: "bug"}
-TEXT = 500
-"""Longest message that is kept, characters."""
 
 
 def judge(run: Run, attempt: int, ended: Ended, directory: Path, panics: Panics) -> Record:

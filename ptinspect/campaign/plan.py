@@ -19,6 +19,19 @@ CORES = {"a53", "a55", "a57", "a72", "a76", "a710"}
 """Names of cores that QEMU knows as cortex-…."""
 GUEST_KEYS = ("kernel", "cpu", "mem", "smp", "machine", "append", "qemu")
 """Keys of a matrix that decide what is booted; all others are variables of the script only."""
+OPTIONS = {
+    "cpu": "--cpu",
+    "mem": "--memory",
+    "smp": "--smp",
+    "machine": "--machine",
+    "qemu": "--qemu",
+    "append": "--append-more",
+}
+"""Keys of a matrix -> options of `launch`."""
+ON_FAILURE = ("why", "stack --cpu all", "snap failed", "save failed failed.npz", "console -n 400")
+"""What a run that has failed does while its guest is still there."""
+GRACE = 45.0
+"""Seconds that a run gets beyond its time limit, to report how its guest stood."""
 
 
 @dataclass(frozen=True)
@@ -156,21 +169,6 @@ def shard_of(text: str) -> tuple[int, int]:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise UserError(f"{text!r} is no shard", "I/N, with I from 1 to N: 2/4")
     return int(found[1]), int(found[2])
-
-
-OPTIONS = {
-    "cpu": "--cpu",
-    "mem": "--memory",
-    "smp": "--smp",
-    "machine": "--machine",
-    "qemu": "--qemu",
-    "append": "--append-more",
-}
-"""Keys of a matrix -> options of `launch`."""
-ON_FAILURE = ("why", "stack --cpu all", "snap failed", "save failed failed.npz", "console -n 400")
-"""What a run that has failed does while its guest is still there."""
-GRACE = 45.0
-"""Seconds that a run gets beyond its time limit, to report how its guest stood."""
 
 
 def launch_line(cell: Cell, home: Path) -> str:

@@ -22,8 +22,6 @@ _ON_FAILURE = re.compile(r"on\s+failure\s*:(?:\s+(?P<body>.*))?")
 _VAR = re.compile(r"var\s+(?P<name>\S+?)\s*=\s*(?P<value>.*)")
 _SOURCE = re.compile(r"source\s+(?P<path>.+)")
 _BLOCKS = re.compile(r"(repeat|on\s+stop|on\s+failure)\b")
-
-
 _OTHERS = re.compile(r"(var|source)(\s|$)")
 
 

@@ -19,6 +19,14 @@ HOW = {
     SAMPLE: "SP at intervals; what lies between is not seen",
 }
 """What each method sees."""
+Function = Callable[[int], tuple[str, int]]
+"""Gives the function that an address lies in: its name and its first address."""
+MAX_POINTS = 20_000
+"""Points that a trace keeps."""
+EL_MASK = 0xC
+"""PSTATE bits [3:2]: the exception level (Arm ARM C5.2.2, CurrentEL)."""
+Outer = Sequence[tuple[int, str, int]]
+"""Frames that were on the stack when the trace began: SP, function, bytes; the innermost first."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,6 @@ class Trace:
     """The most that each function had on a stack at once, by size; empty if not measured."""
     thinned: bool = False
     """True if points were left out; the deepest ones are all there."""
-
-
-Function = Callable[[int], tuple[str, int]]
-"""Gives the function that an address lies in: its name and its first address."""
 
 
 class Contributions:
@@ -221,15 +225,6 @@ def _functions(trace: Trace) -> dict[str, int]:
 def _compared(a: dict[str, int], b: dict[str, int]) -> tuple[Compared, ...]:
     rows = [Compared(name, a.get(name), b.get(name)) for name in {**a, **b}]
     return tuple(sorted(rows, key=lambda row: (-row.grown, row.name)))
-
-
-MAX_POINTS = 20_000
-"""Points that a trace keeps."""
-EL_MASK = 0xC
-"""PSTATE bits [3:2]: the exception level (Arm ARM C5.2.2, CurrentEL)."""
-
-Outer = Sequence[tuple[int, str, int]]
-"""Frames that were on the stack when the trace began: SP, function, bytes; the innermost first."""
 
 
 class Finder:

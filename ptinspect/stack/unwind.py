@@ -22,6 +22,14 @@ from ptinspect.stack.prologue import MAX_TAIL, MAX_WORDS, epilogue, prologue
 FrameKind = Literal["function", "exception", "user", "end", "unwritten"]
 """`exception`: pt_regs of an exception; `user`: of the entry from user mode; `end`: what lies above
 the last frame; `unwritten`: exceptions whose frames could not be stored."""
+MAX_FRAMES = 256
+LINK_REGISTER = 30 * 8
+"""Offset of x30 in pt_regs."""
+FRAME_POINTER = 29 * 8
+ENTRY_REACH = 0x200
+"""Bytes from a label of the exception entry on that belong to it, where no symbol tells."""
+KERNEL_MODES = (4, 5, 8, 9)
+"""PSTATE.M of EL1t, EL1h, EL2t and EL2h."""
 
 
 class Code(Protocol):
@@ -88,16 +96,6 @@ class Unwound:
     """True if the chain was followed to its own end."""
     last: Frame | None = None
     """Where the chain ends, without a frame of its own that is known: 0 bytes; None at a limit."""
-
-
-MAX_FRAMES = 256
-LINK_REGISTER = 30 * 8
-"""Offset of x30 in pt_regs."""
-FRAME_POINTER = 29 * 8
-ENTRY_REACH = 0x200
-"""Bytes from a label of the exception entry on that belong to it, where no symbol tells."""
-KERNEL_MODES = (4, 5, 8, 9)
-"""PSTATE.M of EL1t, EL1h, EL2t and EL2h."""
 
 
 def strip_pac(address: int, lower_bits: int | None, upper_bits: int | None) -> int:
