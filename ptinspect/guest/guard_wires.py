@@ -199,8 +199,7 @@ def _watch_few(guest: Guest, armed: Armed, wanted: list[Stack], margin: int) -> 
 
 def give_up(guest: Guest, armed: Armed, number: int) -> None:
     """Watch a stack no more: somebody else wrote to its memory, so that it is nobody's now."""
-    stack = armed.wires.stacks.pop(number)
-    armed.wires.used_up[stack.base] = armed.wires.used_up.get(stack.base, 0) + 1
+    del armed.wires.stacks[number]
     guest.stopped.delete_breakpoint(number)
 
 
