@@ -154,7 +154,7 @@ class Server:
         elif "peer" in said:
             self.send({"number": number, "pid": peer()})
         elif "question" in said:
-            self.send({"number": number, "yes": from_tty and ask(said["question"])})
+            self.send({"number": number, "yes": from_tty and confirmed(said["question"])})
 
 
 class Stops:
@@ -240,7 +240,7 @@ def peer():
     return struct.unpack("iII", lane.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
 
 
-def ask(question):
+def confirmed(question):
     """Ask a yes-or-no question at the prompt."""
     gdb.write(f"{question} [y/N] ")
     gdb.flush()

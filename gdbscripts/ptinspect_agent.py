@@ -66,10 +66,19 @@ def check_cancelled():
 
 
 @contextlib.contextmanager
-def physical_mode():
-    """Switch the stub to guest-physical addresses; switch back whatever happens."""
+def held_sigint():
+    """Hold SIGINT back: it is checked between two packets, never in the middle of one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def physical_mode():
+    """Switch the stub to guest-physical addresses; switch back whatever happens."""
+    with held_sigint():
         lost = False
         try:
             expect("Qqemu.PhyMemMode:1", b"OK")
@@ -80,8 +89,6 @@ def physical_mode():
         finally:
             if not lost:
                 expect("Qqemu.PhyMemMode:0", b"OK")
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Silent(LinkLost):
@@ -417,14 +424,11 @@ class LookCommand(gdb.MICommand):
         lane = wire()
         if lane is None:
             return {"looked": "stood "}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with held_sigint():
             status = lane.monitor(b"info status", LOOK_SECONDS)
             ran = status is None or b"running" in status
             status = lane.monitor(b"info status") if status is None else status
             digest = hashlib.sha256(status + lane.monitor(b"info registers -a")).hexdigest()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if ran:
             flush()
         return {"looked": f"{'ran' if ran else 'stood'} {digest}"}

@@ -22,11 +22,14 @@ import contextlib
 import re
 import signal
 import struct
+import sys
 import time
 
 import gdb
 
-RECORD = struct.Struct("<8Q")
+agent = sys.modules["__main__"]
+"""Where GDB runs what it sources: ptinspect_agent.py was there first."""
+TRACE_RECORD = struct.Struct("<8Q")
 """Milliseconds, thread, top of the stack or 0, PC, SP, PSTATE, x29, x30; a step has no last two."""
 PC, SP, PSTATE, X29, X30 = 0x20, 0x1F, 0x21, 0x1D, 0x1E
 """Numbers in the target description's core feature (GDB features/aarch64-core.xml)."""
@@ -51,36 +54,40 @@ class Trace:
         self.ended = "interrupted"
         self.stacks = {}
 
+    def add_step(self, thread, values, places):
+        """Record PC, SP and PSTATE; return whether the thread is at one of the places."""
+        self.data += TRACE_RECORD.pack(0, thread, 0, *values, 0, 0)
+        return values[0] in places
+
 
 trace = Trace()
 
 
 @contextlib.contextmanager
-def held_sigint():
-    """Hold SIGINT back: it is checked between two packets, never in the middle of one."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        flush()  # noqa: F821
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def on_wire():
+    """Hold SIGINT back, and have GDB read everything again after that."""
+    with agent.held_sigint():
+        try:
+            yield
+        finally:
+            agent.flush()
 
 
-def ask(lane, body, size=2):
+def request(lane, body, size=2):
     """Send one packet and return its reply."""
-    return lane.ask([packet(body)], [size])[0]  # noqa: F821
+    return lane.ask([agent.packet(body)], [size])[0]
 
 
 def expect_ok(lane, body):
     """Send one packet that is answered by OK."""
-    reply = ask(lane, body)
+    reply = request(lane, body)
     if reply != b"OK":
         raise gdb.GdbError(f"ptinspect: the stub answers {reply[:40]!r} to {body[:40]!r}")
 
 
 def registers(lane, numbers):
     """Read registers of the thread that the stub has chosen."""
-    replies = lane.ask([packet(b"p%x" % n) for n in numbers], [WIDTHS[n] for n in numbers])  # noqa: F821
+    replies = lane.ask([agent.packet(b"p%x" % n) for n in numbers], [WIDTHS[n] for n in numbers])
     return [int.from_bytes(bytes.fromhex(reply.decode()), "little") for reply in replies]
 
 
@@ -90,13 +97,11 @@ def step_on_wire(lane, thread, count, places):
     expect_ok(lane, b"Hg" + name)
     go = b"vCont;s:" + name
     for _ in range(count):
-        reply = ask(lane, go, 0)
+        reply = request(lane, go, 0)
         if not reply.startswith(b"T05"):
             trace.ended = "stopped: " + reply[:40].decode("ascii", "replace")
             return
-        values = registers(lane, (PC, SP, PSTATE))
-        trace.data += RECORD.pack(0, thread, 0, *values, 0, 0)
-        if values[0] in places:
+        if trace.add_step(thread, registers(lane, (PC, SP, PSTATE)), places):
             trace.ended = "place"
             return
     trace.ended = "count"
@@ -112,9 +117,7 @@ def step_by_gdb(thread, count, places):
     """Step with GDB's own commands."""
     for _ in range(count):
         gdb.execute("stepi", False, True)
-        values = registers_of_gdb()
-        trace.data += RECORD.pack(0, thread, 0, *values, 0, 0)
-        if values[0] in places:
+        if trace.add_step(thread, registers_of_gdb(), places):
             trace.ended = "place"
             return
     trace.ended = "count"
@@ -127,12 +130,12 @@ def step(thread, count, places):
         raise gdb.GdbError(f"ptinspect: there is no thread {thread}")
     wanted[0].switch()
     trace.clear()
-    trace.data += RECORD.pack(0, thread, 0, *registers_of_gdb(), 0, 0)
-    lane = wire()  # noqa: F821
+    trace.add_step(thread, registers_of_gdb(), ())
+    lane = agent.wire()
     if lane is None:
         step_by_gdb(thread, count, places)
         return
-    with held_sigint():
+    with on_wire():
         step_on_wire(lane, thread, count, places)
 
 
@@ -163,20 +166,20 @@ class Ladder:
     def remove(self):
         """Take everything away."""
         for area in self.set.values():
-            ask(self.lane, b"z2,%x,%x" % area)
+            request(self.lane, b"z2,%x,%x" % area)
         for place in self.places:
-            ask(self.lane, b"z1,%x,4" % place)
+            request(self.lane, b"z1,%x,4" % place)
 
     def resume(self, deadline):
         """Let the guest run until it stops; return the stub's reply, and whether it was interrupted (T02)."""
         lane = self.lane
-        lane.sock.sendall(packet(b"vCont;c"))  # noqa: F821
+        lane.sock.sendall(agent.packet(b"vCont;c"))
         buffer, replies, asked = b"", [], None
         while not replies:
             if lane.poll.poll(POLL_MS):
                 data = lane.sock.recv(4096)
                 if not data:
-                    raise LinkLost("Remote connection closed")  # noqa: F821
+                    raise agent.LinkLost("Remote connection closed")
                 buffer = lane._take(buffer + data, [0], replies)
             now = time.monotonic()
             waiting = signal.sigtimedwait([signal.SIGINT], 0) is not None
@@ -186,7 +189,7 @@ class Ladder:
                 lane.sock.sendall(b"\x03")
                 asked = now
             if asked is not None and not replies and now > asked + STOP_SECONDS:
-                raise LinkLost("Remote communication error: the guest does not stop")  # noqa: F821
+                raise agent.LinkLost("Remote communication error: the guest does not stop")
         lane.sock.sendall(b"+")
         return replies[0], asked is not None
 
@@ -204,10 +207,12 @@ class Ladder:
         pc = registers(self.lane, (PC,))[0]
         if top:
             expect_ok(self.lane, b"z2,%x,%x" % self.set.pop(top))
-            ask(self.lane, b"vCont;s:" + name, 0)
+            request(self.lane, b"vCont;s:" + name, 0)
         after = registers(self.lane, (PC, SP, PSTATE, X29, X30))
         if not top or self.lower(top, after[1]):
-            trace.data += RECORD.pack(int(1000 * (time.monotonic() - began)), thread, top, pc, *after[1:])
+            trace.data += TRACE_RECORD.pack(
+                int(1000 * (time.monotonic() - began)), thread, top, pc, *after[1:]
+            )
         return not top and pc in self.places
 
     def lower(self, top, sp):
@@ -232,21 +237,21 @@ class Ladder:
 
     def words(self, address, size):
         """Return memory as the chosen thread sees it; empty if it cannot be read."""
-        parts = list(pieces([(address, size)]))  # noqa: F821
-        replies = self.lane.ask([packet(b"m%x,%x" % part) for part in parts], [2 * n for _, n in parts])  # noqa: F821
+        parts = list(agent.pieces([(address, size)]))
+        replies = self.lane.ask([agent.packet(b"m%x,%x" % part) for part in parts], [2 * n for _, n in parts])
         whole = all(len(reply) == 2 * n for reply, (_, n) in zip(replies, parts, strict=True))
         return bytes.fromhex(b"".join(replies).decode()) if whole else b""
 
 
 def ladder(milliseconds, hits, stacks, places):
     """Go down the ladder."""
-    lane = wire()  # noqa: F821
+    lane = agent.wire()
     if lane is None:
         raise gdb.GdbError("ptinspect: the socket of the stub is not known: no ladder")
     trace.clear()
     rungs = Ladder(lane, stacks, places)
     began = time.monotonic()
-    with held_sigint():
+    with on_wire():
         try:
             rungs.insert()
             trace.ended = "time"
@@ -280,10 +285,10 @@ class TraceCommand(gdb.Command):
             stacks = [tuple(int(n, 16) for n in each.split(":")) for each in words[2].split(",")]
             ladder(int(words[0]), int(words[1]), stacks, [int(word, 0) for word in words[3:]])
         elif action == "count":
-            print(len(trace.data) // RECORD.size, trace.ended)
+            print(len(trace.data) // TRACE_RECORD.size, trace.ended)
         elif action == "take" and len(words) == 2:
             first, count = (int(word) for word in words)
-            part = trace.data[first * RECORD.size : (first + count) * RECORD.size]
+            part = trace.data[first * TRACE_RECORD.size : (first + count) * TRACE_RECORD.size]
             print(base64.b64encode(bytes(part)).decode())
         elif action == "stack" and len(words) == 1:
             sp, data = trace.stacks.get(int(words[0], 16), (0, b""))

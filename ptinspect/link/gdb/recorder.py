@@ -21,7 +21,7 @@ RECORD = np.dtype([(name, "<u8") for name in ("site", "address", "before", "stor
 TRACE_RECORD = np.dtype(
     [(name, "<u8") for name in ("ms", "thread", "top", "pc", "sp", "pstate", "x29", "x30")]
 )
-"""One record of a step, or of a new depth: see RECORD in ptinspect_trace.py."""
+"""One record of a step, or of a new depth: see TRACE_RECORD in the script."""
 STEPS_PER_SECOND = 200
 """The slowest that stepping is given time for; a quiet machine does thousands."""
 
