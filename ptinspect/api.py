@@ -166,7 +166,7 @@ class Guest:
         """Translate an address by the live tables, step by step."""
         from ptinspect.guest.source import Tables, source
 
-        found = source(self.context.guest, Tables(cpu=cpu), "walk", va)
+        found = source(self.context.guest, Tables(cpu=cpu), va)
         return walk(found.memory, va, found.root.pa, found.regime)
 
     def stack(self, cpu: int | None = None) -> Depth:

@@ -40,3 +40,11 @@ def size_name(size: int) -> str:
         if size >= 1 << shift:
             return f"{size >> shift}{unit}"
     return f"{size >> 10}K"
+
+
+def size_text(size: int) -> str:
+    """Return any size as people write it: like a leaf's, above 16M in tenths where it is no multiple."""
+    if size >= 16 << 20 and size % (1 << 20):
+        return f"{size / (1 << 20):.1f}M"
+    shift = next((shift for shift in (40, 30, 20) if size >= 1 << shift and size % (1 << shift) == 0), 10)
+    return f"{size >> shift}{'KMGT'[shift // 10 - 1]}"

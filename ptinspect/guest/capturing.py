@@ -89,37 +89,33 @@ def snap(
     Raises UserError if there is a snapshot of this name and it is not to be replaced; see capture_snapshot.
     """
     guest.check_name(name, replace=replace)
-    found = source(guest, tables, "snap", None if va_range is None else va_range[0])
+    found = source(guest, tables, None if va_range is None else va_range[0])
     made = capture_snapshot(guest, found, name, va_range=va_range, max_tables=max_tables, note=note)
     guest.snapshots[name] = made
     return made
 
 
-def snapshot_of(
-    guest: Guest,
-    tables: Tables,
-    name: str,
-    va_range: tuple[int, int] | None = None,
-    *,
-    max_level: int = LEVEL_LAST,
-) -> Snapshot:
-    """Return the snapshot that `--snap` names, or a capture of the guest.
+def snapshot_of(guest: Guest, tables: Tables, va_range: tuple[int, int] | None = None) -> Snapshot:
+    """Return the snapshot that `tables` names, or a capture of the guest."""
+    return capture_of(guest, source(guest, tables, None if va_range is None else va_range[0]), va_range)
 
-    A whole capture is kept until the guest runs; a part is read each time.
+
+def capture_of(
+    guest: Guest, where: Source, va_range: tuple[int, int] | None = None, *, max_level: int = LEVEL_LAST
+) -> Snapshot:
+    """Return the snapshot that is the source, or a capture of it.
+
+    A whole capture of the guest is kept until it runs; a part is read each time.
     """
-    found = source(guest, tables, name, None if va_range is None else va_range[0])
-    if found.snapshot is not None and tables.root is None:
-        return found.snapshot
-    label = f"({found.label})"
-    if found.snapshot is not None:
-        return capture_snapshot(guest, found, label, va_range=va_range, max_level=max_level)
+    if where.snapshot is not None and where.root is where.snapshot.root:
+        return where.snapshot
 
     def read() -> Snapshot:
-        return capture_snapshot(guest, found, label, va_range=va_range, max_level=max_level)
+        return capture_snapshot(guest, where, f"({where.label})", va_range=va_range, max_level=max_level)
 
-    if va_range is not None or max_level != LEVEL_LAST:
+    if where.snapshot is not None or va_range is not None or max_level != LEVEL_LAST:
         return read()
-    return guest.once(("capture", found.root.pa, found.regime), read)
+    return guest.once(("capture", where.root.pa, where.regime), read)
 
 
 def _refuse_no_table(guest: Guest, source: Source, count: int, bad: int) -> None:

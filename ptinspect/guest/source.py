@@ -57,14 +57,14 @@ class Source:
     """What a snapshot of it keeps in Meta.extra: what its lower half is."""
 
 
-def source(guest: Guest, tables: Tables, name: str, va: int | None = None) -> Source:
-    """Choose memory, root and regime for the command `name`; `va` decides about the half.
+def source(guest: Guest, tables: Tables, va: int | None = None) -> Source:
+    """Choose memory, root and regime; `va` decides about the half.
 
     Raises UserError, TargetRunning or TargetLost if there is neither a stopped guest nor a snapshot.
     """
     if tables.snap:
         return _captured(guest, tables, guest.snapshot_or_file(tables.snap), va)
-    session = guest.require(name, stopped=True)
+    session = guest.stopped
     state = cpu_state(guest, tables.cpu)
     found = choose(guest, tables.root, state, va, tables.regime)
     return Source(session.memory, found.root, found.regime, f"guest, cpu {state.cpu}", None, found.facts)

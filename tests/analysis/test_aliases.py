@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from ptinspect.analysis.aliases import Places, mappings
 from ptinspect.analysis.check import check
-from ptinspect.analysis.findings import RULES, Findings
+from ptinspect.analysis.findings import Findings
 from ptinspect.arch.regime import Regime
+from ptinspect.commands.tables.check import check_report
 from ptinspect.memory.ranges import Ranges
 from ptinspect.output.text import render
-from ptinspect.output.views.check import check_report
 
 WRITE_BACK, NON_CACHEABLE, DEVICE, WRITE_THROUGH, TAGGED = range(5)
 MAIR = sum(byte << 8 * i for i, byte in enumerate((0xFF, 0x44, 0x04, 0xBB, 0xF0)))
@@ -86,7 +86,7 @@ def judged(made: TreeBuilder, places: Places | None = PLACES) -> Findings:
 def test_what_kernels_do_is_no_finding() -> None:
     found = judged(kernel())
     assert (found.totals, found.skipped, found.unseen) == ({}, {}, [])
-    assert "every rule holds" in render(check_report(found, "x", RULES, 0, regions=lambda va: ""))
+    assert "every rule holds" in render(check_report(found, "x", 0, regions=lambda va: ""))
 
 
 def device(t: TreeBuilder) -> None:
@@ -153,7 +153,7 @@ def test_a_fault_is_named_with_both_mappings(name: str) -> None:
         assert mapping.descriptor_pa == made.slot(mapping.va, 3)
         assert [level for level, _, _ in mapping.path] == [0, 1, 2, 3]
         assert all(raw == made.word(pa) for _, pa, raw in mapping.path)
-    report = check_report(found, "x", RULES, 1, regions=lambda at: "linear map" if at < MODULES else "other")
+    report = check_report(found, "x", 1, regions=lambda at: "linear map" if at < MODULES else "other")
     answer = report.result["findings"][0]["mappings"]
     assert [int(m["va"], 16) for m in answer] == [m.va for m in finding.mappings]
     assert {m["region"] for m in answer} <= {"linear map", "other"}

@@ -23,10 +23,10 @@ from builders import (
 from sparse_memory import SparseMemory
 
 from ptinspect.analysis.check import Pair, check, check_pair, check_stacks
-from ptinspect.analysis.findings import RULES, Findings
+from ptinspect.analysis.findings import Findings
 from ptinspect.arch.bits import PhysAddr
+from ptinspect.commands.tables.check import check_report
 from ptinspect.output.text import render
-from ptinspect.output.views.check import check_report
 from ptinspect.snapshot.model import Snapshot
 
 VA = 0xFFFF_8000_1000_0000
@@ -277,7 +277,7 @@ def test_of_a_part_nobody_says_that_every_rule_holds(cut: dict[str, object], sai
         whole = tree().snapshot("whole")
         check_pair(Pair(snapshot, whole), found) if pair_of else check(snapshot, found)
         assert (found.totals, found.complete, found.ok) == ({}, False, partial)
-        report = check_report(found, "x", RULES, int(not found.ok), regions=lambda va: "")
+        report = check_report(found, "x", int(not found.ok), regions=lambda va: "")
         text = render(report)
         assert "every" not in text and "no rule is broken in what was seen" in text
         assert said in " ".join(text.split()) and said in str(report.result["unseen"])
@@ -293,5 +293,5 @@ def test_an_unreadable_table_is_an_error_and_not_seen() -> None:
 
 def test_rules_that_were_not_asked_are_named() -> None:
     found = check(tree().snapshot())
-    text = render(check_report(found, "x", RULES, 0, regions=lambda va: ""))
+    text = render(check_report(found, "x", 0, regions=lambda va: ""))
     assert "writable-alias was not asked" in text and "no rule is broken" in text and "every" not in text

@@ -14,11 +14,11 @@ from ptinspect.analysis.atlas import STATES, changes
 from ptinspect.analysis.check import Pair, check_pair
 from ptinspect.analysis.diff import Diff, diff
 from ptinspect.analysis.findings import Findings
+from ptinspect.commands.tables.bars import bars_report
+from ptinspect.commands.tables.diff import diff_report
 from ptinspect.errors import SnapshotError
 from ptinspect.linux.kpti.state import state_from_tables
 from ptinspect.linux.kpti.verdict import judge
-from ptinspect.output.views.bars import bars_report
-from ptinspect.output.views.diff import diff_report
 from ptinspect.snapshot.model import Snapshot
 
 

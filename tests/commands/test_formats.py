@@ -121,7 +121,11 @@ def test_help_formats_tells_versions_columns_and_the_promise() -> None:
 
 def covers(kept: Any, made: Any, path: str = "") -> list[str]:
     """What a kept schema promises that the one made from the type does not."""
-    wrong = []
+    wrong = [
+        f"{path}: no alternative has what {sorted(each['properties'])} promise"
+        for each in kept.get("anyOf", ())
+        if all(covers(each, own) for own in objects(made))
+    ]
     for name, item in kept.get("properties", {}).items():
         own = objects(made)
         if not any(name in found.get("properties", {}) for found in own):
@@ -179,3 +183,5 @@ def test_a_schema_that_breaks_its_promise_is_found() -> None:
         assert covers(kept, made) != []
     assert covers(kept, {"type": "object", "required": [], "properties": kept["properties"]}) != []
     assert covers(kept, kept) == []
+    assert covers({"anyOf": [kept]}, {"type": "object", "properties": {"b": {}}}) != []
+    assert covers({"anyOf": [kept]}, {"anyOf": [{"type": "object", "properties": {"b": {}}}, kept]}) == []

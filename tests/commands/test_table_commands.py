@@ -10,9 +10,9 @@ import pytest
 from builders import NG, TreeBuilder
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run, text
 
+from ptinspect.arch.levels import size_text
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, KernelFileError, UserError
-from ptinspect.output.views.tables import size_text
 
 
 @pytest.fixture

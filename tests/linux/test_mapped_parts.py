@@ -8,12 +8,12 @@ from builders import KERNEL_DATA, KERNEL_TEXT, REGIMES, TreeBuilder
 
 from ptinspect.analysis.check import Pair, check_pair
 from ptinspect.analysis.diff import diff
-from ptinspect.analysis.findings import RULES, Findings
+from ptinspect.analysis.findings import Findings
+from ptinspect.commands.tables.check import check_report
+from ptinspect.commands.tables.diff import diff_report
 from ptinspect.linux.kpti.verdict import judge
 from ptinspect.linux.layout.mapped_parts import Contents, Part, in_words
 from ptinspect.output.text import render
-from ptinspect.output.views.check import check_report
-from ptinspect.output.views.diff import diff_report
 from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
 from ptinspect.snapshot.model import Snapshot
 
@@ -47,8 +47,7 @@ def kernel() -> tuple[Snapshot, Snapshot]:
 def test_a_lost_range_is_named_by_all_that_lay_in_it() -> None:
     before, after = kernel()
     found = diff(before, after)
-    held = Contents.of_changes(before, found.changes)
-    report = diff_report(found, before, after, shown=20, regions=lambda va: "kernel image", contents=held)
+    report = diff_report(found, before, after, shown=20, regions=lambda va: "kernel image")
     (change,) = report.result["changes"]
     names = [part["name"] for part in change["held"]]
     assert names == [name for _, _, name in NAMES]
@@ -64,7 +63,7 @@ def test_check_names_what_was_lost_too() -> None:
     found = check_pair(Pair(before, after), Findings())
     lost = [f for f in found.kept if f.rule == "entry-lost"]
     held = Contents(before, ((f.va_start, f.va_end) for f in lost))
-    report = check_report(found, "x", RULES, 1, regions=lambda va: "", contents=held)
+    report = check_report(found, "x", 1, regions=lambda va: "", contents=held)
     answer = next(f for f in report.result["findings"] if f["rule"] == "entry-lost")
     assert answer["held_total"] == STACKS + 2
     assert "15 task stacks" in " ".join(render(report).split())

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import Argument, argument
-from ptinspect.guest.expression import ADDRESS_HELP, address
+from ptinspect.guest.expression import ADDRESS_HELP, address, address_range
 from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
 
 CPU_NUMBER = argtypes.completes("cpu", argtypes.whole(0, 1023))
@@ -40,6 +40,24 @@ ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.source.Tables`)."""
+LEAVES = (
+    argument(
+        "--type",
+        dest="memory_type",
+        default="",
+        metavar="TYPE",
+        help="part of the memory type: device, normal, nc",
+    ),
+    argument("--cont", action="store_true", default=None, help="only leaves with the contiguous hint"),
+    argument("--pa", type=address_range, metavar="RANGE", help="only leaves that lead into this range"),
+)
+"""Which leaves: the handler takes `memory_type`, `cont`, `pa`."""
+
+
+def levels_argument(meaning: str) -> Argument:
+    """Declare `--level`, which may be repeated: the handler takes `levels`."""
+    more: dict[str, Any] = {"dest": "levels", "action": "append", "default": []}
+    return argument("--level", "-l", type=argtypes.level, metavar="L", help=meaning, **more)
 
 
 WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end here; {ADDRESS_HELP}")

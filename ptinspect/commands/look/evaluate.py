@@ -120,7 +120,7 @@ def _region(guest: Guest, value: int, snap: str | None) -> str:
         return ""
 
     try:
-        where = source(guest, Tables(snap=snap), "print", value)
+        where = source(guest, Tables(snap=snap), value)
         return name_of(guest, where, VirtAddr(value))
     except PtinspectError:
         return ""

@@ -2,45 +2,100 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptinspect.analysis.findings import RULES, Finding, Findings
+from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import add_root_options
-from ptinspect.commands.framework.command import command
-from ptinspect.commands.framework.context import Context
-from ptinspect.errors import EXIT_CHECK, EXIT_OK, KernelFileError
-from ptinspect.guest.capturing import snapshot_of
+from ptinspect.commands.framework.arguments import TABLES
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.tables.diff import PartResult, held_result
+from ptinspect.errors import EXIT_CHECK, EXIT_OK
+from ptinspect.guest.checkup import checkup
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.source import Tables
-from ptinspect.output.model import Report
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.views.snapshot import source_of
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.aliases import Places
-    from ptinspect.linux.layout.regions import Layout
-    from ptinspect.snapshot.model import Snapshot
+    from ptinspect.analysis.map import RegionNamer
+    from ptinspect.linux.layout.mapped_parts import Contents, Part
 
-ZERO_LEVELS = ("p4d", "pud", "pmd", "pte")
+STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
+MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
+"""Rules whose findings say what lay in the range before."""
+SHOWN = 40
+"""Findings shown to people; JSON has all that are kept."""
+COLUMNS = (
+    Column("rule"),
+    Column("addresses"),
+    Column("region"),
+    Column("level", "right"),
+    Column("descriptor"),
+    Column("evidence"),
+)
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add_root_options(parser)
-    add("--against", type=argtypes.snapshot, metavar="SNAP", help="compare with this earlier snapshot")
-    add(
-        "--rewrite-done",
-        action="store_true",
-        help="the rewrite has ended: bit 11 must be set where it should",
-    )
-    add("--partial", action="store_true", help="exit code 0 if what was captured is sound")
-    add("--expect-clean", action="store_true", help="exit code 1 if there is any finding at all")
-    add(
-        "--limit",
-        type=argtypes.whole(1, 1 << 20),
-        default=100,
-        metavar="N",
-        help="findings listed per rule (100)",
-    )
+@dataclass(frozen=True)
+class EntryResult:
+    """One descriptor on the way to a mapping."""
+
+    level: int
+    descriptor_pa: PhysAddr
+    raw: Hex
+
+
+@dataclass(frozen=True)
+class MappingResult:
+    """One of the mappings that a finding is about."""
+
+    va: VirtAddr
+    pa: PhysAddr
+    region: str
+    level: int
+    descriptor_pa: PhysAddr
+    raw: Hex
+    text: str
+    path: Sequence[EntryResult]
+
+
+@dataclass(frozen=True)
+class FindingResult:
+    """Where a rule does not hold, and what shows it."""
+
+    rule: str
+    severity: str
+    va_start: VirtAddr
+    va_end: VirtAddr
+    region: str
+    level: int
+    descriptor_pa: PhysAddr
+    raw: Hex | None
+    evidence: str
+    mappings: Sequence[MappingResult]
+    held: Sequence[PartResult]
+    """What lay there before, where an entry was lost or moved."""
+    held_total: int
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Which rules the tables break."""
+
+    ok: bool
+    of: str
+    findings: Sequence[FindingResult]
+    totals: Mapping[str, int]
+    rules: Sequence[str]
+    notes: Sequence[str]
+    complete: bool
+    unseen: Sequence[str]
+    skipped: Mapping[str, str]
 
 
 @command(
@@ -48,89 +103,166 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     group="Tables",
     summary="Say which rules the tables break, and what shows it",
     example="check --snap after --against before",
-    configure=_configure,
+    arguments=(
+        *TABLES,
+        argument(
+            "--against", type=argtypes.snapshot, metavar="SNAP", help="compare with this earlier snapshot"
+        ),
+        argument(
+            "--rewrite-done",
+            action="store_true",
+            help="the rewrite has ended: bit 11 must be set where it should",
+        ),
+        argument("--partial", action="store_true", help="exit code 0 if what was captured is sound"),
+        argument("--expect-clean", action="store_true", help="exit code 1 if there is any finding at all"),
+        argument(
+            "--limit",
+            type=argtypes.whole(1, 1 << 20),
+            default=100,
+            metavar="N",
+            help="findings listed per rule (100)",
+        ),
+    ),
+    result=CheckResult,
+    needs=Needs.STOPPED_UNLESS_SNAP,
     details="Exit code 1 if a finding is an error, or if not all was captured (a range, --max-tables, tables "
     "that cannot be read), which --partial allows; with --expect-clean, if there is any finding. "
     "With --against, what was lost, reverted, moved or left unmarked since the earlier snapshot.",
     expectable=True,
 )
-def check(ctx: Context, args: argparse.Namespace) -> Report:
+def check(
+    guest: Guest,
+    *,
+    root: str | Address | None,
+    regime: str | None,
+    cpu: int | None,
+    snap: str | None,
+    against: str | None,
+    rewrite_done: bool,
+    partial: bool,
+    expect_clean: bool,
+    limit: int,
+) -> Report:
     """Apply the rules."""
-    from ptinspect.analysis.check import Pair, check_pair, check_stacks
-    from ptinspect.analysis.check import check as check_one
-    from ptinspect.analysis.findings import RULES, Findings
     from ptinspect.linux.layout.mapped_parts import Contents
-    from ptinspect.output.views.check import MOVED, check_report
-    from ptinspect.output.views.snapshot import source_of
 
-    snapshot = snapshot_of(ctx.guest, Tables.of(args), "check")
-    found = Findings(limit=args.limit, shared=_shared(ctx, snapshot), partial=args.partial)
-    label, head = snapshot.name, source_of(snapshot)
-    areas = _places(names_of(snapshot)[1])
-    before = ctx.snapshot_or_file(args.against) if args.against else None
+    tables = Tables(root, regime, cpu, snap)
+    done = checkup(guest, tables, against=against, rewrite_done=rewrite_done, partial=partial, limit=limit)
+    found, snapshot, before = done.findings, done.snapshot, done.before
+    failed = not found.ok or (expect_clean and bool(found.totals))
+    label, source, held = snapshot.name, source_of(snapshot), None
     if before is not None:
-        label = f"{before.name} -> {snapshot.name}"
-        head = f"{source_of(before)} -> {source_of(snapshot)}"
-        check_pair(Pair(before, snapshot, args.rewrite_done, _early(ctx, snapshot), areas), found)
-    else:
-        check_one(snapshot, found, rewrite_done=args.rewrite_done, places=areas)
-        check_stacks(snapshot, found)
-    failed = not found.ok or (args.expect_clean and bool(found.totals))
-    namer = names_of(snapshot, before)[0]
-    held = None
-    if before is not None:
+        label, source = f"{before.name} -> {label}", f"{source_of(before)} -> {source}"
         held = Contents(before, ((f.va_start, f.va_end) for f in found.kept if f.rule in MOVED))
     return check_report(
         found,
         label,
-        RULES,
         EXIT_CHECK if failed else EXIT_OK,
-        source=head,
-        regions=namer,
+        source=source,
+        regions=names_of(snapshot, before)[0],
         contents=held,
     )
 
 
-def _places(names: Layout) -> Places:
-    """Return where the areas lie that rules speak of."""
-    from ptinspect.analysis.aliases import Places
+def check_report(
+    found: Findings,
+    label: str,
+    exit_code: int = EXIT_OK,
+    *,
+    source: str = "",
+    regions: RegionNamer,
+    contents: Contents | None = None,
+) -> Report:
+    """Show what breaks which rule.
 
-    def of(*wanted: str) -> tuple[tuple[int, int], ...]:
-        return tuple((region.start, region.end) for region in names.regions if region.name in wanted)
+    `source` says whose tables they are, `label` if it is empty; `regions` names the addresses; `contents`
+    says what lay before where entries were lost or moved.
+    """
+    from ptinspect.linux.layout.mapped_parts import in_words
 
-    return Places(
-        text=of("kernel text"),
-        linear=of("linear map"),
-        vmalloc=of("vmalloc"),
-        modules=of("modules", "bpf"),
-        fixmap=of("fixmap"),
+    def held(finding: Finding) -> Sequence[Part]:
+        moved = contents is not None and finding.rule in MOVED
+        return contents.of(finding.va_start, finding.va_end) if contents and moved else ()
+
+    parts = [held(finding) for finding in found.kept]
+    result = CheckResult(
+        ok=found.ok,
+        of=label,
+        findings=[_finding(f, regions, lay) for f, lay in zip(found.kept, parts, strict=True)],
+        totals=found.totals,
+        rules=list(RULES),
+        notes=found.notes,
+        complete=found.complete,
+        unseen=found.unseen,
+        skipped=found.skipped,
+    )
+    rows = [
+        (
+            Styled(f.rule, STYLES[f.severity]),
+            f"{f.va_start:#x}-{f.va_end:#x}",
+            escape(in_words(lay) or f.region),
+            str(f.level),
+            f"pa:{f.descriptor_pa:#x}" + ("" if f.raw is None else f" = {f.raw:#x}"),
+            escape(f.evidence + "".join(map(_other, f.mappings[1:]))),
+        )
+        for f, lay in list(zip(result.findings, parts, strict=True))[:SHOWN]
+    ]
+    body: list[Note | Table] = [
+        Note(escape(source or label), "dim"),
+        *(Note(escape(n), "changed") for n in found.notes),
+    ]
+    if rows:
+        body.append(Table(COLUMNS, rows))
+    if found.totals:
+        counts = ", ".join(f"{name} {count}" for name, count in found.totals.items())
+        body.append(Note(counts, "bad" if found.errors else "changed"))
+    body += [Note(f"{rule} was not asked: {escape(why)}", "dim") for rule, why in found.skipped.items()]
+    body += [Note(f"not seen: {escape(text)}", "bad") for text in found.unseen]
+    if not found.errors:
+        body.append(_verdict(found))
+    return Report(result, body, exit_code)
+
+
+def _other(mapping: MappingResult) -> str:
+    """Say where another mapping of a finding is."""
+    return (
+        f"; {mapping.va:#x}: {mapping.region}, level {mapping.level}, "
+        f"pa:{mapping.descriptor_pa:#x} = {mapping.raw:#x}"
     )
 
 
-def _shared(ctx: Context, snapshot: Snapshot) -> frozenset[int]:
-    """Return the tables of KASAN's zero shadow (mm/kasan/init.c), as far as the kernel file names them."""
-    try:
-        kernel = ctx.kernel
-    except KernelFileError:
-        kernel = None
-    if kernel is None or "swapper_pg_dir" not in kernel.symbols:
-        return frozenset()
-    base = snapshot.root.pa - kernel.lookup("swapper_pg_dir")
-    names = (f"kasan_{which}_{level}" for which in ("early_shadow", "zero") for level in ZERO_LEVELS)
-    return frozenset(kernel.lookup(name) + base for name in names if name in kernel.symbols)
+def _verdict(found: Findings) -> Note:
+    """Say what holds where no error was found; `every` only if all was seen and asked."""
+    what = "no errors" if found.totals else "no rule is broken"
+    if not found.complete:
+        return Note(f"{what} in what was seen", "good" if found.partial else "changed")
+    return Note(what if found.totals or found.skipped else "every rule holds", "good")
 
 
-def _early(ctx: Context, snapshot: Snapshot) -> list[tuple[int, int, str]]:
-    """Return where the tables of early boot lie, as far as the kernel file names them."""
-    kernel = ctx.kernel
-    if kernel is None:
-        return []
-    found = []
-    for start, end, skip in (("init_pg_dir", "init_pg_end", 0), ("swapper_pg_dir", "swapper_pg_end", 1)):
-        try:
-            base = snapshot.root.pa - kernel.lookup("swapper_pg_dir")
-            first = kernel.lookup(start) + base + skip * snapshot.regime.granule
-            found.append((first, kernel.lookup(end) + base, start))
-        except KernelFileError:
-            continue
-    return found
+def _finding(finding: Finding, regions: RegionNamer, parts: Sequence[Part]) -> FindingResult:
+    return FindingResult(
+        rule=finding.rule,
+        severity=finding.severity,
+        va_start=finding.va_start,
+        va_end=finding.va_end,
+        region=regions(finding.va_start),
+        level=finding.level,
+        descriptor_pa=finding.descriptor_pa,
+        raw=None if finding.raw is None else Hex(finding.raw),
+        evidence=finding.evidence,
+        mappings=[
+            MappingResult(
+                va=m.va,
+                pa=m.pa,
+                region=regions(m.va),
+                level=m.level,
+                descriptor_pa=m.descriptor_pa,
+                raw=Hex(m.raw),
+                text=m.text,
+                path=[EntryResult(level, pa, Hex(raw)) for level, pa, raw in m.path],
+            )
+            for m in finding.mappings
+        ],
+        held=held_result(parts),
+        held_total=len(parts),
+    )

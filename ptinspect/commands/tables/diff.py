@@ -2,34 +2,126 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.descriptor import decode
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.tables.kerneltext import compare_texts, is_kernel_text
+from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
+from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
+from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.regions import names_of
+from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Note, Report, escape
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.views.descriptor import in_words
+
+if TYPE_CHECKING:
+    from ptinspect.analysis.diff import Change, Diff, LevelDiff
+    from ptinspect.analysis.map import RegionNamer
+    from ptinspect.arch.regime import Regime
+    from ptinspect.linux.layout.mapped_parts import Part
+    from ptinspect.snapshot.model import Snapshot
 
 SHOWN = 20
 """Changes shown to people unless --limit says otherwise; files and JSON hold up to MAX_CHANGES."""
+COUNTS: tuple[tuple[str, str, Style], ...] = (
+    ("tables", "tables", "plain"),
+    ("changed", "changed", "plain"),
+    ("marked", "marked", "changed"),
+    ("unmarked", "unmarked", "changed"),
+    ("ng_set", "+nG", "changed"),
+    ("ng_cleared", "-nG", "changed"),
+    ("lost", "lost", "bad"),
+    ("new", "new", "bad"),
+    ("retargeted", "retarg.", "bad"),
+    ("attributes", "attrs", "bad"),
+    ("kind", "kind", "bad"),
+    ("invalid_changed", "invalid", "bad"),
+    ("unreadable", "unread.", "bad"),
+)
+"""Field of LevelResult, head of its column, and the style of a number that is not zero: bad, where it counts
+what is more than bit 11."""
+OPTIONAL = {"kind", "invalid_changed", "unreadable"}
+"""Columns that are shown only if they count something."""
+MAX_HELD = 256
+"""Names of what lay in a range that JSON has for each change."""
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("a", type=argtypes.snapshot, metavar="A", help="snapshot: a name or a file")
-    add("b", type=argtypes.snapshot, metavar="B", help="snapshot: a name or a file")
-    add("-o", dest="output", type=Path, metavar="FILE", help="write the whole report to a file")
-    add("--expect-only-bit11", action="store_true", help="exit code 1 if anything else changed")
-    add(
-        "--limit",
-        type=argtypes.whole(0, 1 << 24),
-        metavar="N",
-        help=f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
-    )
+@dataclass(frozen=True)
+class LevelResult:
+    """The descriptors of one level that differ: the counts of `analysis.diff.LevelDiff`."""
+
+    level: int
+    name: str
+    tables: int
+    changed: int
+    marked: int
+    unmarked: int
+    ng_set: int
+    ng_cleared: int
+    lost: int
+    new: int
+    retargeted: int
+    attributes: int
+    kind: int
+    invalid_changed: int
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """A named part of a range, and how much of it was mapped."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ChangeResult:
+    """One descriptor that differs in more than bit 11."""
+
+    va_start: VirtAddr
+    va_end: VirtAddr
+    level: int
+    descriptor_pa: PhysAddr
+    descriptor_pa_after: PhysAddr
+    before: Hex | None
+    after: Hex | None
+    before_decoded: str | None
+    after_decoded: str | None
+    kinds: Sequence[str]
+    leaves_before: int
+    bytes_before: int
+    leaves_after: int
+    bytes_after: int
+    note: str
+    region: str
+    held: Sequence[PartResult]
+    """What lay there before, if it was taken away or leads elsewhere."""
+    held_total: int
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """The difference of two snapshots."""
+
+    a: str
+    b: str
+    levels: Sequence[LevelResult]
+    changes: Sequence[ChangeResult]
+    changes_total: int
+    only_bit11: bool
+    complete: bool
+    unseen: Sequence[str]
+    notes: Sequence[str]
+    file: str | Absent = ABSENT
 
 
 @command(
@@ -37,41 +129,245 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     group="Snapshots",
     summary="Compare two snapshots, descriptor by descriptor",
     example="diff before after --expect-only-bit11",
-    configure=_configure,
+    arguments=(
+        argument("a", type=argtypes.snapshot, metavar="A", help="snapshot: a name or a file"),
+        argument("b", type=argtypes.snapshot, metavar="B", help="snapshot: a name or a file"),
+        argument("-o", dest="output", type=Path, metavar="FILE", help="write the whole report to a file"),
+        argument("--expect-only-bit11", action="store_true", help="exit code 1 if anything else changed"),
+        argument(
+            "--limit",
+            type=argtypes.whole(0, 1 << 24),
+            metavar="N",
+            help=f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
+        ),
+    ),
+    result=DiffResult | TextDiffResult,
     details="Per level: how many descriptors changed, tables marked, leaves that became nG, and every "
     "other kind of change. Each change that is more than bit 11 is listed, decoded. "
     "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md). "
     "A or B may be a text of the kernel's /sys/kernel/debug/kernel_page_tables: what is mapped "
     "is then compared, range by range.",
 )
-def diff(ctx: Context, args: argparse.Namespace) -> Report:
+def diff(
+    ctx: Context, *, a: str, b: str, output: Path | None, expect_only_bit11: bool, limit: int | None
+) -> Report:
     """Compare two snapshots."""
     from ptinspect.analysis.diff import MAX_CHANGES
     from ptinspect.analysis.diff import diff as compare
-    from ptinspect.linux.layout.mapped_parts import Contents
-    from ptinspect.output.views.diff import diff_report
 
-    if args.output is not None:
-        form_of(args.output)
-    if is_kernel_text(ctx, args.a) or is_kernel_text(ctx, args.b):
-        if args.expect_only_bit11:
+    guest = ctx.guest
+    if output is not None:
+        form_of(output)
+    if is_kernel_text(guest, a) or is_kernel_text(guest, b):
+        if expect_only_bit11:
             raise UserError("the kernel's text does not tell bit 11 of table descriptors")
-        report = compare_texts(ctx, args.a, args.b, args.limit)
-        if args.output is not None:
-            write(report, args.output)
+        report = compare_texts(guest, a, b, limit or ctx.rows(SHOWN_RANGES))
+        if output is not None:
+            write(report, output)
         return report
-    a, b = ctx.snapshot_or_file(args.a), ctx.snapshot_or_file(args.b)
-    found = compare(a, b, max_changes=MAX_CHANGES if args.limit is None else args.limit)
-    code = EXIT_CHECK if args.expect_only_bit11 and not found.only_bit11 else EXIT_OK
-    shown = ctx.rows(SHOWN) if args.limit is None else args.limit
-    namer = names_of(b, a)[0]
-    held = Contents.of_changes(a, found.changes)
-    report = diff_report(found, a, b, shown=shown, exit_code=code, regions=namer, contents=held)
-    if args.output is None:
+    before, after = guest.snapshot_or_file(a), guest.snapshot_or_file(b)
+    found = compare(before, after, max_changes=MAX_CHANGES if limit is None else limit)
+    code = EXIT_CHECK if expect_only_bit11 and not found.only_bit11 else EXIT_OK
+    shown = ctx.rows(SHOWN) if limit is None else limit
+    report = diff_report(found, before, after, shown=shown, exit_code=code)
+    if output is None:
         return report
-    wide = args.output.suffix.lower() in (".csv", ".md")
-    listed = len(found.changes)
-    whole = diff_report(found, a, b, shown=listed, wide=wide, exit_code=code, regions=namer, contents=held)
-    write(whole, args.output)
-    said = Note(f"written to {escape(str(args.output))}", "dim")
-    return Report({**report.result, "file": str(args.output)}, (*report.body, said), code)
+    wide = output.suffix.lower() in (".csv", ".md")
+    write(diff_report(found, before, after, shown=len(found.changes), wide=wide), output)
+    said = Note(f"written to {escape(str(output))}", "dim")
+    result = replace(cast("DiffResult", report.value), file=str(output))
+    return Report(result, (*report.body, said), code)
+
+
+def diff_report(
+    diff: Diff,
+    a: Snapshot,
+    b: Snapshot,
+    *,
+    shown: int,
+    regions: RegionNamer | None = None,
+    wide: bool = False,
+    exit_code: int = 0,
+) -> Report:
+    """Show counts by level and the changes that are more than bit 11.
+
+    `shown` limits the changes in the body, not in the result; `wide` makes them one row each. `regions`
+    names the addresses, by default as `a` and `b` do.
+    """
+    from ptinspect.linux.layout.mapped_parts import Contents, took
+    from ptinspect.snapshot.coverage import unseen
+
+    regions = regions or names_of(b, a)[0]
+    contents = Contents.of_changes(a, diff.changes)
+    held = [contents.of(c.va_start, c.va_end) if took(c) else () for c in diff.changes]
+    missing = (*unseen(a), *unseen(b))
+    result = DiffResult(
+        a=diff.a,
+        b=diff.b,
+        levels=[LevelResult(**asdict(level)) for level in diff.levels],
+        changes=[
+            _change(change, a.regime, b.regime, regions(change.va_start), parts)
+            for change, parts in zip(diff.changes, held, strict=True)
+        ],
+        changes_total=diff.changes_total,
+        only_bit11=diff.only_bit11,
+        complete=diff.complete,
+        unseen=missing,
+        notes=diff.notes,
+    )
+    body: list[Note | Table] = [
+        Note(f"{diff.a} -> {diff.b}", "title"),
+        *(_side(snapshot) for snapshot in (a, b)),
+        level_table(diff.levels),
+        *(Note(escape(note), "changed") for note in diff.notes),
+        _verdict(diff, part=bool(missing)),
+    ]
+    listed = list(zip(result.changes, held, strict=True))[:shown]
+    if listed and wide:
+        body.append(_rows(listed))
+    elif listed:
+        body.append(Note("changes that are more than bit 11:", "title"))
+        for change, parts in listed:
+            body += _block(change, parts)
+    more = diff.changes_total - len(listed)
+    if more:
+        body.append(Note(f"… and {more} more (--limit N shows more, -o FILE writes them)", "dim"))
+    return Report(result, body, exit_code)
+
+
+def _side(snapshot: Snapshot) -> Note:
+    where = f", {escape(snapshot.meta.where)}" if snapshot.meta.where else ""
+    text = f"  {snapshot.name}: {len(snapshot.tables)} tables, root pa:{snapshot.root.pa:#x}{where}"
+    return Note(text, "dim")
+
+
+def _change(
+    change: Change, before: Regime, after: Regime, region: str, parts: Sequence[Part]
+) -> ChangeResult:
+    return ChangeResult(
+        va_start=change.va_start,
+        va_end=change.va_end,
+        level=change.level,
+        descriptor_pa=change.descriptor_pa,
+        descriptor_pa_after=change.descriptor_pa_after,
+        before=None if change.before is None else Hex(change.before),
+        after=None if change.after is None else Hex(change.after),
+        before_decoded=_decoded(change.before, change.level, before),
+        after_decoded=_decoded(change.after, change.level, after),
+        kinds=change.kinds,
+        leaves_before=change.leaves_before,
+        bytes_before=change.bytes_before,
+        leaves_after=change.leaves_after,
+        bytes_after=change.bytes_after,
+        note=change.note,
+        region=region,
+        held=held_result(parts),
+        held_total=len(parts),
+    )
+
+
+def _decoded(raw: int | None, level: int, regime: Regime) -> str | None:
+    return None if raw is None else in_words(decode(raw, level, regime))
+
+
+def held_result(parts: Sequence[Part]) -> list[PartResult]:
+    """Return the first MAX_HELD parts of a range."""
+    return [PartResult(part.name, part.size) for part in parts[:MAX_HELD]]
+
+
+def counts_of(level: LevelDiff) -> dict[str, int]:
+    """Return the counts of a level, by the names that JSON has for them."""
+    return {field: getattr(level, field) for field, _, _ in COUNTS}
+
+
+def level_table(levels: Sequence[LevelDiff]) -> Table:
+    """Return a table of the counts, a row for each level."""
+    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in levels)]
+    rows = []
+    for level in levels:
+        row: list[Cell] = [Styled(f"{level.name} {level.level}", "level")]
+        for field, _, style in used:
+            count = getattr(level, field)
+            row.append(Styled(str(count), style if count else "dim"))
+        rows.append(row)
+    return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
+
+
+def _verdict(diff: Diff, *, part: bool) -> Note:
+    where = " in the part that was compared" if part else ""
+    marked = sum(level.marked for level in diff.levels)
+    ng = sum(level.ng_set for level in diff.levels)
+    if not diff.complete:
+        found = f"; {diff.changes_total} changes that are more than bit 11" if diff.changes_total else ""
+        return Note(f"not all could be compared{found}", "bad")
+    if diff.only_bit11 and not diff.changed:
+        return Note(f"identical{where}: no descriptor changed", "good")
+    if diff.only_bit11:
+        back = sum(level.unmarked + level.ng_cleared for level in diff.levels)
+        cleared = f", {back} cleared" if back else ""
+        return Note(
+            f"only bit 11 changed{where}: {marked} tables marked, {ng} leaves became nG{cleared}", "good"
+        )
+    kinds: dict[str, int] = {}
+    for field, _, style in COUNTS:
+        count = sum(getattr(level, field) for level in diff.levels)
+        if count and style == "bad":
+            kinds[field.replace("_", " ")] = count
+    what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return Note(f"{diff.changes_total} changes are more than bit 11: {what}", "bad")
+
+
+def _block(change: ChangeResult, parts: Sequence[Part]) -> list[Note]:
+    from ptinspect.linux.layout.mapped_parts import in_words as held_words
+
+    moved = change.descriptor_pa_after != change.descriptor_pa
+    where = f"pa:{change.descriptor_pa:#x}" + (f" -> pa:{change.descriptor_pa_after:#x}" if moved else "")
+    head = f"{', '.join(change.kinds)}: level {change.level}, {change.va_start:#x}..{change.va_end + 1:#x}"
+    head += f" ({escape(change.region)})" if change.region else ""
+    lines = [Note(head, "bad"), Note(f"  descriptor at {where}{_weight(change)}")]
+    for word, raw, decoded in (
+        ("before", change.before, change.before_decoded),
+        ("after ", change.after, change.after_decoded),
+    ):
+        if raw is not None:
+            lines.append(Note(f"  {word} {raw:#018x}  {decoded}"))
+    if parts:
+        lines.append(Note(f"  there lay: {escape(held_words(parts))}", "changed"))
+    if change.note:
+        lines.append(Note(f"  {escape(change.note)}"))
+    return lines
+
+
+def _weight(change: ChangeResult) -> str:
+    if "lost" in change.kinds and change.leaves_before:
+        return f"; {change.leaves_before} leaves with {change.bytes_before} bytes are gone"
+    if "new" in change.kinds and change.leaves_after:
+        return f"; {change.leaves_after} leaves with {change.bytes_after} bytes came"
+    return ""
+
+
+def _rows(changes: Sequence[tuple[ChangeResult, Sequence[Part]]]) -> Table:
+    from ptinspect.linux.layout.mapped_parts import in_words as held_words
+
+    titles = (
+        "va_start", "va_end", "level", "descriptor_pa", "kinds", "before", "after", "before decoded",
+        "after decoded", "note", "region", "held before",
+    )  # fmt: skip
+    rows = [
+        (
+            f"{c.va_start:#x}",
+            f"{c.va_end:#x}",
+            str(c.level),
+            f"{c.descriptor_pa:#x}",
+            " ".join(c.kinds),
+            "" if c.before is None else f"{c.before:#x}",
+            "" if c.after is None else f"{c.after:#x}",
+            c.before_decoded or "",
+            c.after_decoded or "",
+            c.note,
+            escape(c.region),
+            escape(held_words(parts)),
+        )
+        for c, parts in changes
+    ]
+    return Table([Column(title) for title in titles], rows, "Changes that are more than bit 11")

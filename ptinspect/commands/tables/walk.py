@@ -106,7 +106,7 @@ def walk(
     if va.physical:
         raise UserError(f"{va.text} is a physical address", "find PA lists the addresses that map it")
     address = VirtAddr(va.value(names(guest, cpu, snap)))
-    where = source(guest, Tables(root, regime, cpu, snap), "walk", address)
+    where = source(guest, Tables(root, regime, cpu, snap), address)
     found = walk_tables(where.memory, address, where.root.pa, where.regime)
     result = WalkResult(
         va=found.va,

@@ -76,6 +76,11 @@ def root_note(root: Root, source: str, regime: Regime) -> Note:
     return Note(f"root pa:{root.pa:#x}: {escape(root.provenance)} ({escape(source)}{off})", "dim")
 
 
+def heads(snapshot: Snapshot) -> list[Note]:
+    """Say which root is looked at and why, and what is missing."""
+    return [root_note(snapshot.root, source_of(snapshot), snapshot.regime), *warnings(snapshot)]
+
+
 def warnings(snapshot: Snapshot) -> list[Note]:
     """Return what is missing in a snapshot, so that nobody takes a part for the whole."""
     from ptinspect.snapshot.coverage import unseen

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.regime import Regime
-from ptinspect.linux.ptdump.columns import Column, level_text
-from ptinspect.linux.ptdump.markers import Marker
+from ptinspect.errors import UserError
+from ptinspect.linux.ptdump.columns import Column, columns, level_text, mask_of
+from ptinspect.linux.ptdump.markers import Frame, Marker, frame_of
+from ptinspect.linux.ptdump.segments import Segment, segments
 from ptinspect.linux.releases import TextForm
-
-if TYPE_CHECKING:
-    from ptinspect.linux.ptdump.segments import Segment
+from ptinspect.snapshot.model import Snapshot
 
 UNITS = "KMGTPE"
+
+
+def kernel_lines(snapshot: Snapshot, form: TextForm | None = None) -> tuple[Iterator[str], Frame]:
+    """Return the lines that the kernel would print for a snapshot, in its own form or another, and the frame.
+
+    Raises UserError if the snapshot is of a part, of a lower half, or of an unknown kernel.
+    """
+    regime = snapshot.regime
+    if not regime.upper or snapshot.va_range is not None or snapshot.truncated:
+        raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
+    frame = frame_of(snapshot, form)
+    attributes = columns(frame.form, regime.mair)
+    return lines(
+        segments(snapshot, mask_of(attributes)), frame.markers, attributes, frame.form, regime
+    ), frame
 
 
 def lines(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name
-from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, hex_address, spanned
-from ptinspect.output.views.diff import counts_of, level_table
-from ptinspect.output.views.snapshot import root_note, seen, source_of, warnings
+from ptinspect.commands.tables.diff import counts_of, level_table
+from ptinspect.guest.capturing import snapshot_of
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.source import Tables
+from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, spanned
+from ptinspect.output.views.snapshot import root_note, source_of, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.atlas import Atlas
@@ -38,42 +44,80 @@ COLUMNS = 64
 """Entries in a line: 64 of a 4K table's make eight lines, each an eighth of what it translates."""
 
 
+@dataclass(frozen=True)
+class StatesResult:
+    """How many descriptors of one level are in each state."""
+
+    level: int
+    name: str
+    states: Mapping[str, int]
+    changes: Mapping[str, int] | Absent = ABSENT
+    """The counts of `diff`, where the picture is of what changed."""
+
+
+@dataclass(frozen=True)
+class BarResult:
+    """One table, a letter for each entry."""
+
+    level: int
+    pa: PhysAddr
+    va: VirtAddr
+    letters: str
+
+
+@dataclass(frozen=True)
+class BarsResult:
+    """All levels at once, and the tables on the way to an address."""
+
+    levels: Sequence[StatesResult]
+    tables: Sequence[BarResult]
+    notes: Sequence[str]
+    complete: bool
+    unseen: Sequence[str]
+
+
+def bars(guest: Guest, tables: Tables, va: int | None, against: str | None) -> Report:
+    """Draw the tables of a guest or a snapshot, or what changed in them since the snapshot `against`."""
+    from ptinspect.analysis.atlas import atlas, changes
+
+    snapshot = snapshot_of(guest, tables)
+    before = None if against is None else guest.snapshot_or_file(against)
+    return bars_report(snapshot, atlas(snapshot) if before is None else changes(before, snapshot), va, before)
+
+
 def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None, before: Snapshot | None = None) -> Report:
     """Draw a bar for each level, and the tables on the way to `va`, or the root.
 
     `before` is the snapshot that the atlas holds the changes since.
     """
+    from ptinspect.snapshot.coverage import unseen
+
     regime = snapshot.regime
+    changed = {level.level: counts_of(level) for level in shown.changes}
+    levels = [
+        StatesResult(level, level_name(level, regime), dict(counts), changed.get(level, ABSENT))
+        for level, counts in shown.counts.items()
+    ]
     body: list[Note | Table] = [
         root_note(snapshot.root, source_of(snapshot), regime),
         *([] if before is None else [Note(f"changes since {escape(source_of(before))}", "dim")]),
         *warnings(snapshot),
         Note("levels, all tables of each joined, empty entries left out:", "title"),
+        *(_level_bar(f"{level.name} {level.level}", level.states) for level in levels),
     ]
-    changed = {level.level: counts_of(level) for level in shown.changes}
-    levels = []
-    for level, counts in shown.counts.items():
-        name = level_name(level, regime)
-        levels.append({"level": level, "name": name, "states": dict(counts)})
-        if shown.changes:
-            levels[-1]["changes"] = changed[level]
-        body.append(_level_bar(f"{name} {level}", dict(counts)))
     if shown.changes:
-        body += [
-            Note(""),
-            level_table(shown.changes),
-            *(Note(escape(note), "changed") for note in shown.notes),
-        ]
+        notes = (Note(escape(note), "changed") for note in shown.notes)
+        body += [Note(""), level_table(shown.changes), *notes]
     tables = [_table(row, shown) for row in _way(snapshot, shown, va)]
     for table in tables:
-        level = table["level"]
-        title = f"{level_name(level, regime)} {level} at pa:{table['pa']}, from {table['va']}"
-        each = f"{regime.entry_size(level):#x} bytes an entry"
-        body += [Note(""), Note(f"{title}, {each}", "title"), *_grid(table["letters"])]
-    used = {letter for table in tables for letter in table["letters"]}
-    used |= {_letter(name) for counts in shown.counts.values() for name in counts}
+        title = f"{level_name(table.level, regime)} {table.level} at pa:{table.pa:#x}, from {table.va:#x}"
+        each = f"{regime.entry_size(table.level):#x} bytes an entry"
+        body += [Note(""), Note(f"{title}, {each}", "title"), *_grid(table.letters)]
+    used = {letter for table in tables for letter in table.letters}
+    used |= {_letter(name) for level in levels for name in level.states}
     body += [Note(""), *_legend(used)]
-    return Report({"levels": levels, "tables": tables, "notes": list(shown.notes), **seen(snapshot)}, body)
+    missing = unseen(snapshot)
+    return Report(BarsResult(levels, tables, shown.notes, not missing, missing), body)
 
 
 def _letter(name: str) -> str:
@@ -82,7 +126,7 @@ def _letter(name: str) -> str:
     return LETTERS[STATES.index(name)][0]
 
 
-def _level_bar(title: str, counts: dict[str, int]) -> Note:
+def _level_bar(title: str, counts: Mapping[str, int]) -> Note:
     """Return a bar of COLUMNS characters; no state that occurs is rounded away."""
     total = sum(counts.values())
     spans = [Styled(f"{title:<7}", "level")]
@@ -107,13 +151,13 @@ def _way(snapshot: Snapshot, shown: Atlas, va: int | None) -> list[int]:
     return rows
 
 
-def _table(row: int, shown: Atlas) -> dict[str, Any]:
-    return {
-        "level": int(shown.level[row]),
-        "pa": hex_address(int(shown.pa[row])),
-        "va": hex_address(int(shown.va[row])),
-        "letters": "".join(LETTERS[state][0] for state in shown.states[row].tolist()),
-    }
+def _table(row: int, shown: Atlas) -> BarResult:
+    return BarResult(
+        level=int(shown.level[row]),
+        pa=PhysAddr(int(shown.pa[row])),
+        va=VirtAddr(int(shown.va[row])),
+        letters="".join(LETTERS[state][0] for state in shown.states[row].tolist()),
+    )
 
 
 def _grid(letters: str) -> list[Note]:

@@ -14,13 +14,14 @@ import pytest
 from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBuilder
 from fakes import context, run
 
+from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.layout.geometry import GENERIC, by_name, geometries, geometry, variant_of
 from ptinspect.linux.ptdump.columns import columns, mask_of
+from ptinspect.linux.ptdump.kernel_lines import lines, size_text
 from ptinspect.linux.ptdump.markers import frame_of, markers, release_of
 from ptinspect.linux.ptdump.segments import segments
 from ptinspect.linux.releases import TEXT_FORMS, Release, text_form
-from ptinspect.output.ptdump import lines, size_text
 from ptinspect.snapshot.store import load
 
 PAIRS = sorted((Path(__file__).parent.parent / "data" / "ptdump").glob("*.npz"))
@@ -239,6 +240,5 @@ def test_markers_ascend() -> None:
 
 
 def test_the_command_offers_the_eras_that_there_are() -> None:
-    from ptinspect.commands.tables.export import ERAS
-
-    assert tuple(TEXT_FORMS) == ERAS
+    (era,) = (a for a in build_registry().commands[("export",)].arguments if a.flags == ("--era",))
+    assert era.options["choices"] == tuple(TEXT_FORMS)

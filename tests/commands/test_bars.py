@@ -5,8 +5,8 @@ from __future__ import annotations
 from builders import NG, REGIMES, TreeBuilder
 
 from ptinspect.analysis.atlas import STATES, atlas, changes
+from ptinspect.commands.tables.bars import COLUMNS, LETTERS, bars_report
 from ptinspect.output.text import plain, render
-from ptinspect.output.views.bars import COLUMNS, LETTERS, bars_report
 
 
 def test_the_tables_on_the_way_are_drawn_entry_by_entry() -> None:

@@ -1,0 +1,141 @@
+"""`find`: the virtual addresses that map a physical one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.levels import level_name, size_name
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import TABLES
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.guest.expression import Address
+from ptinspect.guest.expression import address as address_text
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.mappings import physical_address, ways_to
+from ptinspect.guest.regions import names_of
+from ptinspect.guest.source import Tables
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+from ptinspect.output.views.snapshot import RootResult, heads, root_result
+
+COLUMNS = (
+    Column("address"),
+    Column("region"),
+    Column("what"),
+    Column("level"),
+    Column("descriptor at"),
+    Column("raw", "right"),
+)
+
+
+@dataclass(frozen=True)
+class HitResult:
+    """One way to the address: a leaf that maps it, or a descriptor that lies there."""
+
+    kind: str
+    va: VirtAddr
+    region: str
+    level: int
+    table_pa: PhysAddr
+    index: int
+    descriptor_pa: PhysAddr
+    raw: Hex
+    size: int
+
+
+@dataclass(frozen=True)
+class FindResult:
+    """The ways to a physical address."""
+
+    pa: PhysAddr
+    root: RootResult
+    hits: Sequence[HitResult]
+    truncated: str
+    complete: bool
+    unseen: Sequence[str]
+    snapshot: str
+
+
+@command(
+    "find",
+    group="Tables",
+    summary="List the virtual addresses that map a physical one",
+    example="find pa:0x41475000",
+    arguments=(
+        argument(
+            "address",
+            type=address_text,
+            metavar="PA",
+            help="physical address; a kernel address or symbol is translated first",
+        ),
+        argument(
+            "--limit", type=argtypes.whole(1, 100_000), default=1000, metavar="N", help="at most N hits"
+        ),
+        *TABLES,
+    ),
+    result=FindResult,
+    needs=Needs.STOPPED_UNLESS_SNAP,
+    details="Also tells if the address lies in a translation table, and what that entry translates.",
+)
+def find(
+    guest: Guest,
+    *,
+    address: Address,
+    limit: int,
+    root: str | Address | None,
+    regime: str | None,
+    cpu: int | None,
+    snap: str | None,
+) -> Report:
+    """Find what maps a physical address."""
+    from ptinspect.snapshot.coverage import unseen
+
+    tables = Tables(root, regime, cpu, snap)
+    pa = physical_address(guest, tables, address)
+    found = ways_to(guest, tables, pa, limit)
+    snapshot, missing = found.snapshot, unseen(found.snapshot)
+    region = names_of(snapshot)[0]
+    hits = [
+        HitResult(
+            kind=hit.kind,
+            va=hit.va,
+            region=region(hit.va),
+            level=hit.level,
+            table_pa=hit.table_pa,
+            index=hit.index,
+            descriptor_pa=hit.descriptor_pa,
+            raw=Hex(hit.raw),
+            size=hit.size,
+        )
+        for hit in found.items
+    ]
+    rows = [
+        (
+            Styled(f"{hit.va:#018x}", "address"),
+            escape(hit.region),
+            f"maps it ({size_name(hit.size)})" if hit.kind == "leaf" else "entry there",
+            Styled(f"{level_name(hit.level, snapshot.regime)} {hit.level}", "level"),
+            f"pa:{hit.descriptor_pa:#x}",
+            f"{hit.raw:#018x}",
+        )
+        for hit in hits
+    ]
+    result = FindResult(
+        pa=pa,
+        root=root_result(snapshot.root),
+        hits=hits,
+        truncated=found.truncated,
+        complete=not found.truncated and not missing,
+        unseen=missing,
+        snapshot=snapshot.name,
+    )
+    where = "in what was captured" if missing else "under this root"
+    body: list[Note | Table] = [
+        Note(f"pa:{pa:#x}", "title"),
+        *heads(snapshot),
+        Table(COLUMNS, rows, empty=f"no address {where} maps pa:{pa:#x}"),
+        *([Note(f"incomplete: {found.truncated}", "bad")] if found.truncated else []),
+    ]
+    return Report(result, body)

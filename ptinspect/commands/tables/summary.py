@@ -1,0 +1,123 @@
+"""`summary`: count what the tables hold, level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ptinspect.arch.levels import size_name
+from ptinspect.commands.framework.arguments import TABLES
+from ptinspect.commands.framework.command import Needs, command
+from ptinspect.guest.capturing import snapshot_of
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.source import Tables
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
+from ptinspect.output.views.snapshot import (
+    RegimeResult,
+    RootResult,
+    geometry_text,
+    heads,
+    regime_result,
+    root_result,
+)
+
+COUNTS: tuple[tuple[str, str, Style], ...] = (
+    ("tables", "tables", "plain"),
+    ("entries_valid", "valid", "plain"),
+    ("table_descriptors", "to tables", "plain"),
+    ("table_descriptors_marked", "marked", "changed"),
+    ("leaves", "leaves", "plain"),
+    ("leaves_ng", "nG", "changed"),
+    ("leaf_size", "leaf size", "plain"),
+    ("leaves_contiguous", "cont", "plain"),
+    ("reserved", "reserved", "bad"),
+    ("invalid_nonzero", "invalid≠0", "changed"),
+    ("unreadable", "unreadable", "bad"),
+)
+"""Field of LevelResult, head of its column, and the style of a number that is not zero."""
+OPTIONAL = {"leaves_contiguous", "reserved", "invalid_nonzero", "unreadable"}
+"""Columns that are shown only if they count something."""
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """The counts of one level: those of `analysis.summary.LevelSummary`."""
+
+    level: int
+    name: str
+    tables: int
+    entries_valid: int
+    table_descriptors: int
+    table_descriptors_marked: int
+    leaves: int
+    leaves_ng: int
+    leaf_size: int
+    leaves_contiguous: int
+    reserved: int
+    invalid_nonzero: int
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class SummaryResult:
+    """The counts of all levels."""
+
+    root: RootResult
+    regime: RegimeResult
+    levels: Sequence[LevelResult]
+    truncated: str
+    complete: bool
+    unseen: Sequence[str]
+    snapshot: str
+
+
+@command(
+    "summary",
+    group="Tables",
+    summary="Count tables, marks, leaves and nG, level by level",
+    example="summary",
+    arguments=TABLES,
+    result=SummaryResult,
+    needs=Needs.STOPPED_UNLESS_SNAP,
+    expectable=True,
+)
+def summary(
+    guest: Guest, *, root: str | Address | None, regime: str | None, cpu: int | None, snap: str | None
+) -> Report:
+    """Count what the tables hold."""
+    from ptinspect.analysis.summary import summarize
+    from ptinspect.snapshot.coverage import unseen
+
+    snapshot = snapshot_of(guest, Tables(root, regime, cpu, snap))
+    found, missing = summarize(snapshot), unseen(snapshot)
+    result = SummaryResult(
+        root=root_result(snapshot.root),
+        regime=regime_result(snapshot.regime),
+        levels=[LevelResult(**asdict(level)) for level in found.levels],
+        truncated=snapshot.truncated,
+        complete=not missing,
+        unseen=missing,
+        snapshot=snapshot.name,
+    )
+    said = (
+        f"{found.table_descriptors_marked} of {found.table_descriptors} table descriptors are marked, "
+        f"{found.leaves_ng} of {found.leaves} leaves are nG"
+    )
+    said += ", of those that were captured" if missing else ""
+    head = Note(geometry_text(snapshot.regime), "dim")
+    return Report(result, (*heads(snapshot), head, _table(result.levels), Note(said)))
+
+
+def _table(levels: Sequence[LevelResult]) -> Table:
+    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in levels)]
+    rows = [[Styled(f"{x.name} {x.level}", "level"), *(_count(x, c) for c in used)] for x in levels]
+    return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
+
+
+def _count(level: LevelResult, column: tuple[str, str, Style]) -> Cell:
+    field, _, style = column
+    value = getattr(level, field)
+    if field == "leaf_size":
+        return size_name(value) if value else Styled("-", "dim")
+    return Styled(str(value), style if value else "dim")
