@@ -77,7 +77,7 @@ class FindResult:
     ),
     result=FindResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
-    details="Also tells if the address lies in a translation table, and what that entry translates.",
+    details="Also tells whether the address lies in a translation table, and what that entry translates.",
 )
 def find(
     guest: Guest,
