@@ -123,6 +123,14 @@ def captured_cpu(snapshot: Snapshot, cpu: int | None) -> CpuState:
     raise UserError(f"snapshot {snapshot.name!r} has no registers of CPU {0 if cpu is None else cpu}")
 
 
+def state_of(guest: Guest, cpu: int | None, snap: str | None) -> tuple[CpuState, str]:
+    """Return the registers of a CPU of the guest or of a snapshot, and which of them it is."""
+    if snap:
+        snapshot = guest.snapshot_or_file(snap)
+        return captured_cpu(snapshot, cpu), f"snapshot {snapshot.name}"
+    return cpu_state(guest, cpu), "guest"
+
+
 def register_of(state: CpuState, name: str) -> int:
     """Return a register by name: x0…x30, w0…w30, sp, pc, lr, fp, or a system register."""
     low = name.lower()

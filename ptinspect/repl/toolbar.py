@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.watch import watched
-from ptinspect.commands.target.status import collect
 from ptinspect.errors import PtinspectError
+from ptinspect.guest.condition import condition
 from ptinspect.output.model import escape
 
 
@@ -35,10 +35,10 @@ class Toolbar:
 
     def _stopped(self) -> str:
         try:
-            now = collect(self._ctx)
+            now = condition(self._ctx.guest)
         except PtinspectError as error:
             return f"stopped · {escape(error.message)}"
-        place = now.place.replace(" (", " ").removesuffix(")")
+        place = "" if now.pc is None else self._ctx.guest.place(now.pc).replace(" (", " ").removesuffix(")")
         mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
         depth = watched(self._ctx.guest)
         return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · {place}{f' · {depth}' if depth else ''}"

@@ -11,6 +11,7 @@ from fakes import context, run, text
 from ptinspect.commands.framework.context import Silent
 from ptinspect.commands.target import console
 from ptinspect.errors import UserError
+from ptinspect.guest import console_log
 from ptinspect.repl.printer import Printer
 
 
@@ -51,14 +52,14 @@ def test_the_end_is_shown(tmp_path: Path) -> None:
 
 def test_only_whole_lines_and_only_new_ones(tmp_path: Path) -> None:
     ctx, path, _ = launched(tmp_path, b"old\nold")
-    tail = console.Tail(ctx)
+    tail = console_log.Tail(ctx.guest)
     add(path, b"er\r\nnew\xff\tx\npar")
     assert tail.lines() == ["er", "new\ufffd    x"]
     add(path, b"t\x07")
     assert tail.lines() == []
     assert tail.rest() == ["part\\x07"]
-    add(path, b"y" * (console.LINE + 3))
-    assert tail.lines() == ["y" * console.LINE]
+    add(path, b"y" * (console_log.LINE + 3))
+    assert tail.lines() == ["y" * console_log.LINE]
     path.unlink()
     assert tail.lines() == []
     other = tmp_path / "other"
@@ -70,7 +71,7 @@ def test_only_whole_lines_and_only_new_ones(tmp_path: Path) -> None:
 def test_a_script_follows_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx, path, listener = launched(tmp_path, b"old\n")
     times = iter((b"a\n", b"b\n", b"c"))
-    monkeypatch.setattr(console, "time", clock := SimpleNamespace(now=0.0))
+    monkeypatch.setattr(console_log, "time", clock := SimpleNamespace(now=0.0))
 
     def sleep(seconds: float) -> None:
         clock.now += 4.0

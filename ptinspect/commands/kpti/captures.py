@@ -55,10 +55,10 @@ def set_breakpoints(guest: Guest) -> Report:
     """Set breakpoints at the points of the rewrite."""
     found = set_around(guest, RUN_SECONDS)
     listed = [
-        BreakpointResult(number, point, Hex(address), MEANINGS[point].removesuffix(" (physical)"))
+        BreakpointResult(number, point, Hex(address), MEANINGS[point])
         for number, point, address in found.points
     ]
-    rows = [(str(one.id), hex_address(one.address), MEANINGS[one.point]) for one in listed]
+    rows = [(str(one.id), hex_address(one.address), one.meaning) for one in listed]
     body: list[Table | Note] = [
         Table((Column("no.", "right"), Column("address"), Column("what")), rows, "Breakpoints")
     ]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from ptinspect.commands.framework.command import command
-from ptinspect.commands.framework.context import Context
+from ptinspect.arch.bits import PhysAddr
+from ptinspect.commands.framework.arguments import address_argument
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.guest import expression
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names_at_hand
-from ptinspect.output.model import Column, Note, Report, Table, escape, hex_address
+from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.model import Column, Note, Report, Table, escape
 
 
-def _configure_kernel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="Image, vmlinuz, or vmlinux")
-    parser.add_argument("--force", action="store_true", help="use it even if the guest runs another kernel")
+@dataclass(frozen=True)
+class KernelResult:
+    """The kernel file; None if there is none."""
 
-
-def _configure_symbol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", type=expression.address, metavar="SYMBOL|ADDR", help=expression.ADDRESS_HELP)
+    file: str | None
+    banner: str | Absent = ABSENT
+    symbols: int | Absent = ABSENT
+    text: Hex | Absent = ABSENT
+    size: int | Absent = ABSENT
 
 
 @command(
@@ -27,32 +32,31 @@ def _configure_symbol(parser: argparse.ArgumentParser) -> None:
     group="Guest",
     summary="Name the guest's kernel file, or show it",
     example="kernel vmlinux",
-    configure=_configure_kernel,
+    arguments=(
+        argument("file", nargs="?", type=Path, metavar="FILE", help="Image, vmlinuz, or vmlinux"),
+        argument("--force", action="store_true", help="use it even if the guest runs another kernel"),
+    ),
+    result=KernelResult,
     details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
     "another kernel than the one in the stopped guest is refused (their code is compared).",
     changes=True,
 )
-def kernel(ctx: Context, args: argparse.Namespace) -> Report:
+def kernel(guest: Guest, *, file: Path | None = None, force: bool = False) -> Report:
     """Name or show the kernel file."""
-    if args.file is not None:
-        if not args.file.is_file():
-            raise UserError(f"no file {args.file}")
-        before = ctx.guest.kernel_path, ctx.guest.force_kernel
-        ctx.use_kernel(args.file, force=args.force)
-        wrong = ctx.guest.kernel_refused
-        if wrong is not None:
-            ctx.use_kernel(before[0], force=before[1])
+    if file is not None:
+        if not file.is_file():
+            raise UserError(f"no file {file}")
+        path, forced = guest.kernel_path, guest.force_kernel
+        guest.use_kernel(file, force=force)
+        if (wrong := guest.kernel_refused) is not None:
+            guest.use_kernel(path, force=forced)
             raise wrong
-    found = ctx.kernel
+    found = guest.kernel
     if found is None:
-        return Report({"file": None}, (Note("no kernel file; 'kernel FILE' names one", "dim"),))
-    result = {
-        "file": str(found.path),
-        "banner": escape(found.banner),
-        "symbols": len(found.symbols),
-        "text": hex_address(found.text_va),
-        "size": found.size,
-    }
+        return Report(KernelResult(None), (Note("no kernel file; 'kernel FILE' names one", "dim"),))
+    result = KernelResult(
+        str(found.path), escape(found.banner), len(found.symbols), Hex(found.text_va), found.size
+    )
     rows = [
         ("file", str(found.path)),
         ("banner", escape(found.banner)),
@@ -62,38 +66,39 @@ def kernel(ctx: Context, args: argparse.Namespace) -> Report:
     return Report(result, (Table((Column(""), Column("")), rows),))
 
 
+@dataclass(frozen=True)
+class SymbolResult:
+    """An address, and the symbol at or below it."""
+
+    address: Hex
+    symbol: str
+    offset: int | None
+    pa: PhysAddr | None
+
+
 @command(
     "symbol",
     aliases=("sym",),
     group="Guest",
     summary="Find a symbol, or what lies at an address",
     example="symbol kpti_install_ng_mappings",
-    configure=_configure_symbol,
+    arguments=(address_argument("what", metavar="SYMBOL|ADDR"),),
+    result=SymbolResult,
     details="With a stopped guest, addresses are those at run time, KASLR included; pa: where it lies.",
 )
-def symbol(ctx: Context, args: argparse.Namespace) -> Report:
+def symbol(guest: Guest, *, what: Address) -> Report:
     """Find a symbol by name or by address."""
-    file = ctx.kernel
-    if file is None:
+    if guest.kernel is None:
         raise UserError("symbols need the kernel file", "kernel FILE, or --kernel FILE")
-    live = ctx.session is not None and ctx.session.state.name == "STOPPED"
-    address = args.what.value(names_at_hand(ctx.guest))
-    near = ctx.nearest(address)
-    name = "" if near is None else near[0]
-    offset = None if near is None else near[1]
-    pa = _physical(ctx, address) if live and not args.what.physical else None
-    result = {
-        "address": hex_address(address),
-        "symbol": name,
-        "offset": offset,
-        "pa": None if pa is None else hex_address(pa),
-    }
-    where = f", pa:{pa:#x}" if pa is not None else ""
-    return Report(result, (Note(ctx.place(address) + where + ("" if name else ": no symbol there")),))
-
-
-def _physical(ctx: Context, address: int) -> int | None:
-    try:
-        return ctx.view().pa_of(address)
-    except PtinspectError:
-        return None
+    address = what.value(names_at_hand(guest))
+    near = guest.nearest(address)
+    name, offset = ("", None) if near is None else near
+    pa = None
+    if guest.state == "stopped" and not what.physical:
+        try:
+            pa = guest.view.pa_of(address)
+        except PtinspectError:
+            pa = None
+    where = "" if pa is None else f", pa:{pa:#x}"
+    note = Note(guest.place(address) + where + ("" if name else ": no symbol there"))
+    return Report(SymbolResult(Hex(address), name, offset, None if pa is None else PhysAddr(pa)), (note,))

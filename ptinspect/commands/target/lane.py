@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 
 if TYPE_CHECKING:
@@ -16,8 +16,25 @@ if TYPE_CHECKING:
 LANES = ("auto", "host", "pmemsave", "gdbstub")
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", choices=LANES, metavar="NAME", help=", ".join(LANES))
+@dataclass(frozen=True)
+class LaneResult:
+    """A way to guest memory."""
+
+    name: str
+    label: str
+    available: bool
+    why_not: str
+    chosen: bool
+    bytes_per_second: int | None
+
+
+@dataclass(frozen=True)
+class LanesResult:
+    """The ways to guest memory."""
+
+    mode: str
+    lanes: list[LaneResult]
+    notices: list[str]
 
 
 @command(
@@ -25,46 +42,44 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     group="Guest",
     summary="Show how guest memory is read, or choose the way",
     example="lane auto",
+    arguments=(argument("name", nargs="?", choices=LANES, metavar="NAME", help=", ".join(LANES)),),
+    result=LanesResult,
     needs=Needs.STOPPED,
-    configure=_configure,
     details="host: the RAM of the QEMU process on this machine; pmemsave: files that QEMU writes; "
     "gdbstub: always works. auto: the fastest that reads the same as the gdbstub at this stop.",
 )
-def lane(ctx: Context, args: argparse.Namespace) -> Report:
+def lane(guest: Guest, *, name: str | None = None) -> Report:
     """Show or choose the lane."""
-    lanes = ctx.stopped.lanes
-    if args.name is not None:
-        lanes.choose(args.name)
+    lanes = guest.stopped.lanes
+    if name is not None:
+        lanes.choose(name)
     facts = lanes.facts()
     return _shown(lanes.mode, facts, lanes.take_notices())
 
 
 def _shown(mode: str, facts: Sequence[LaneFacts], notices: Sequence[str]) -> Report:
     """Show every lane: in use, usable with what speed, or why not."""
-    result = {
-        "mode": mode,
-        "lanes": [
-            {
-                "name": way.name,
-                "label": way.label,
-                "available": not way.why_not,
-                "why_not": way.why_not,
-                "chosen": way.chosen,
-                "bytes_per_second": None if way.bytes_per_second is None else round(way.bytes_per_second),
-            }
-            for way in facts
-        ],
-        "notices": list(notices),
-    }
+    lanes = [
+        LaneResult(
+            name=way.name,
+            label=way.label,
+            available=not way.why_not,
+            why_not=way.why_not,
+            chosen=way.chosen,
+            bytes_per_second=None if way.bytes_per_second is None else round(way.bytes_per_second),
+        )
+        for way in facts
+    ]
     rows = [
         (
             Styled(way.name, "good") if way.chosen else way.name,
             "in use" if way.chosen else "",
             "" if way.bytes_per_second is None else f"{way.bytes_per_second / 1e6:.0f} MB/s",
-            escape(f"not usable: {way.why_not}" if way.why_not else way.label),
+            escape(way.label if way.available else f"not usable: {way.why_not}"),
         )
-        for way in facts
+        for way in lanes
     ]
     columns = (Column("lane"), Column(""), Column("speed", "right"), Column("memory by"))
-    notes = [Note(escape(text), "changed") for text in notices]
-    return Report(result, (Table(columns, rows), Note(f"chosen by: {mode}", "dim"), *notes))
+    body: list[Table | Note] = [Table(columns, rows), Note(f"chosen by: {mode}", "dim")]
+    body += [Note(escape(text), "changed") for text in notices]
+    return Report(LanesResult(mode, lanes, list(notices)), body)

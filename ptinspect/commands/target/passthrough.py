@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
+from dataclasses import dataclass, replace
 
 from ptinspect.commands.framework.command import Needs, command
-from ptinspect.commands.framework.context import Context
 from ptinspect.errors import MiError, PtinspectError, UserError
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.opening import elf_file
 from ptinspect.output.model import Note, Report, escape
 
 _NEEDS_DEBUG_INFO = re.compile(
     r"No (struct |union |enum )?type named|has unknown (return )?type|No symbol table is loaded"
     r"|No line number information|No debugging symbols|No symbol \".*\" in current context"
 )
-"""What GDB says where it would need the debug information that it was not given (`gdb_file`)."""
+"""What GDB prints where it would need the debug information that it was not given (`gdb_file`)."""
 _LOADS = re.compile(r"\s*(add-symbol-file|symbol-file|file)\b")
 _LOADED = "gdb has debug information"
+
+
+@dataclass(frozen=True)
+class AnswerResult:
+    """What another program answered."""
+
+    lines: list[str]
 
 
 @command(
@@ -25,42 +33,40 @@ _LOADED = "gdb has debug information"
     group="Guest",
     summary="Pass a command on to GDB",
     example="gdb info registers x0",
+    result=AnswerResult,
     needs=Needs.TARGET,
     passthrough=True,
     changes=True,
     not_in_gdb="type it at GDB's own prompt",
 )
-def gdb(ctx: Context, args: argparse.Namespace) -> Report:
+def gdb(guest: Guest, *, line: str) -> Report:
     """Pass a line on to GDB."""
-    line = args.line.strip()
+    line = line.strip()
     if not line:
         raise UserError("gdb: which command?", "for example: gdb info registers x0")
     try:
-        text = ctx.target.gdb_command(line)
+        text = guest.target.gdb_command(line)
     except MiError as error:
-        raise MiError(error.message, error.hint or _debug_info_hint(ctx, error.message)) from error
+        raise MiError(error.message, error.hint or _debug_info_hint(guest, error.message)) from error
     if _LOADS.match(line):
-        ctx.memo[_LOADED] = True
-    report = _text(text)
-    hint = _debug_info_hint(ctx, text)
-    if hint:
-        report = Report(report.result, (*report.body, Note(hint, "dim")))
-    if ctx.target.state.name != "RUNNING":
+        guest.kept[_LOADED] = True
+    report = _answer(text)
+    if hint := _debug_info_hint(guest, text):
+        report = replace(report, body=(*report.body, Note(hint, "dim")))
+    if guest.target.state.name != "RUNNING":
         return report
-    return Report(report.result, (*report.body, Note("running; interrupt stops it", "changed")))
+    return replace(report, body=(*report.body, Note("running; interrupt stops it", "changed")))
 
 
-def _debug_info_hint(ctx: Context, text: str) -> str:
+def _debug_info_hint(guest: Guest, text: str) -> str:
     """Say how GDB gets the debug information of the kernel file, if it was asked for what needs it."""
-    if _LOADED in ctx.memo or not _NEEDS_DEBUG_INFO.search(text):
+    if _LOADED in guest.kept or not _NEEDS_DEBUG_INFO.search(text):
         return ""
-    from ptinspect.commands.target.target import elf_file
-
-    kernel = elf_file(ctx.guest.kernel_path)
+    kernel = elf_file(guest.kernel_path)
     if kernel is None:
         return ""
     try:
-        offset = ctx.view().kaslr_offset
+        offset = guest.view.kaslr_offset
     except PtinspectError:
         offset = 0
     moved = f"-o {offset:#x} " if offset else ""
@@ -72,18 +78,19 @@ def _debug_info_hint(ctx: Context, text: str) -> str:
     group="Guest",
     summary="Pass a command on to QEMU's monitor",
     example="monitor info mtree -f",
+    result=AnswerResult,
     needs=Needs.STOPPED,
     passthrough=True,
     changes=True,
 )
-def monitor(ctx: Context, args: argparse.Namespace) -> Report:
+def monitor(guest: Guest, *, line: str) -> Report:
     """Pass a line on to QEMU's monitor."""
-    line = args.line.strip()
+    line = line.strip()
     if not line:
         raise UserError("monitor: which command?", "for example: monitor info mtree -f")
-    return _text(ctx.stopped.monitor(line))
+    return _answer(guest.stopped.monitor(line))
 
 
-def _text(text: str) -> Report:
+def _answer(text: str) -> Report:
     lines = [escape(line) for line in text.expandtabs(8).splitlines()]
-    return Report({"lines": lines}, [Note("\n".join(lines))] if lines else [])
+    return Report(AnswerResult(lines), [Note("\n".join(lines))] if lines else [])

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework.command import command
-from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
+from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
 if TYPE_CHECKING:
-    from ptinspect.reference.guests import Guest
+    from ptinspect.reference.guests import Guest as ReferenceGuest
     from ptinspect.reference.install import Installer
     from ptinspect.reference.pins import GuestSpec
     from ptinspect.reference.system_tools import Probe, Tool
-
-
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--yes", "-y", action="store_true", help="install what is missing")
-    add(
-        "--guest",
-        "-g",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a reference guest, instead of the default one; may be repeated",
-    )
-    add("--all", action="store_true", help="every reference guest but the large ones (debug symbols)")
-    add(
-        "--qemu",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="also a QEMU beside the system's: newer (as --tests does)",
-    )
-    add("--tests", action="store_true", help="also what the project's own tests need")
-    add("--check", action="store_true", help="compare the guests' files with their hashes")
-    add("--list", action="store_true", help="only list the reference guests")
 
 
 @dataclass(frozen=True)
@@ -48,7 +24,7 @@ class _State:
 
     spec: GuestSpec
     chosen: bool
-    guest: Guest | None
+    guest: ReferenceGuest | None
     problem: str
     hint: str = ""
 
@@ -57,57 +33,131 @@ class _State:
         return self.chosen and (self.guest is None or bool(self.problem))
 
 
+@dataclass(frozen=True)
+class ToolResult:
+    """A tool, and whether it is there."""
+
+    name: str
+    found: bool
+    path: str
+    version: str
+    problem: str
+    needed_command: str
+
+
+@dataclass(frozen=True)
+class GuestResult:
+    """A reference guest, and whether it is installed."""
+
+    name: str
+    description: str
+    chosen: bool
+    installed: bool
+    version: str
+    release: str
+    kernel: str
+    initrd: str
+    vmlinux: str
+    cpu: str
+    serves: str
+    note: str
+
+
+@dataclass(frozen=True)
+class SetupResult:
+    """What is there, and whether that is all that was chosen."""
+
+    tools: list[ToolResult]
+    guests: list[GuestResult]
+    complete: bool
+
+
 @command(
     "setup",
     group="Guest",
     summary="Check for QEMU, GDB and the reference guests, and install what is missing",
     example="setup --yes --guest 6.1-cloud",
-    configure=_configure,
+    arguments=(
+        argument("--yes", "-y", action="store_true", help="install what is missing"),
+        argument(
+            "--guest",
+            "-g",
+            dest="names",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="a reference guest, instead of the default one; may be repeated",
+        ),
+        argument(
+            "--all",
+            dest="every",
+            action="store_true",
+            help="every reference guest but the large ones (debug symbols)",
+        ),
+        argument(
+            "--qemu",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="also a QEMU beside the system's: newer (as --tests does)",
+        ),
+        argument("--tests", action="store_true", help="also what the project's own tests need"),
+        argument("--check", action="store_true", help="compare the guests' files with their hashes"),
+        argument("--list", dest="only_list", action="store_true", help="only list the reference guests"),
+    ),
+    result=SetupResult,
     details="Without --yes nothing is changed; exit code 1 says that something is missing. QEMU and GDB "
     "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
     "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
     "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
     "QEMU, with its own loader and libraries: `launch --qemu newer` starts it.",
 )
-def setup(ctx: Context, args: argparse.Namespace) -> Report:
+def setup(
+    guest: Guest,
+    *,
+    yes: bool = False,
+    names: Sequence[str] = (),
+    every: bool = False,
+    qemu: Sequence[str] = (),
+    tests: bool = False,
+    check: bool = False,
+    only_list: bool = False,
+) -> Report:
     """Check, and with `--yes` install."""
     from ptinspect.reference import pins, system_tools
 
-    chosen = _chosen(args)
-    if args.list:
-        return _report([], [_look(spec, spec.name in chosen, args.check) for spec in pins.load().guests])
-    tools = system_tools.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
+    table = pins.load()
+    chosen = {table.guest(name).name for name in names}
+    if every:
+        chosen |= {spec.name for spec in table.guests if not spec.large}
+    chosen = chosen or {pins.DEFAULT_GUEST}
+    if only_list:
+        return _report([], [_look(spec, spec.name in chosen, check) for spec in table.guests])
+    tools = system_tools.check_tools(_find_gdb(guest), _find_qemu, tests=tests)
     trouble: list[PtinspectError] = []
     lacking = [p for t in tools if not t.found for p in t.packages]
-    if args.yes and lacking:
+    if yes and lacking:
         try:
-            system_tools.install_packages(lacking, ctx.progress)
+            system_tools.install_packages(lacking, guest.progress)
         except PtinspectError as error:
             trouble.append(error)
-        tools = system_tools.check_tools(_find_gdb(ctx), _find_qemu, tests=args.tests)
-    tools += _emulators(ctx, args, trouble)
-    states = [_look(spec, spec.name in chosen, args.check) for spec in pins.load().guests]
-    if args.yes:
-        states = _install_all(ctx, states)
+        tools = system_tools.check_tools(_find_gdb(guest), _find_qemu, tests=tests)
+    wanted = {table.emulator(name).name for name in qemu}
+    if tests:
+        wanted |= {spec.name for spec in table.emulators}
+    tools += _emulators(guest, wanted, trouble, yes=yes, check=check)
+    states = [_look(spec, spec.name in chosen, check) for spec in table.guests]
+    if yes:
+        states = _install_all(guest, states)
         trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
-    return _report(tools, states, trouble, installing=args.yes)
+    return _report(tools, states, trouble, installing=yes)
 
 
-def _chosen(args: argparse.Namespace) -> set[str]:
-    from ptinspect.reference import pins
-
-    table = pins.load()
-    names = {table.guest(name).name for name in args.guest}
-    if args.all:
-        names |= {spec.name for spec in table.guests if not spec.large}
-    return names or {pins.DEFAULT_GUEST}
-
-
-def _find_gdb(ctx: Context) -> Probe:
+def _find_gdb(guest: Guest) -> Probe:
     def probe() -> tuple[str, str]:
         from ptinspect.link.gdb.program import find_gdb
 
-        gdb = find_gdb(ctx.guest.gdb)
+        gdb = find_gdb(guest.gdb)
         return gdb.path, gdb.version
 
     return probe
@@ -120,20 +170,18 @@ def _find_qemu() -> tuple[str, str]:
     return system_tools.find_program(find_program())
 
 
-def _emulators(ctx: Context, args: argparse.Namespace, trouble: list[PtinspectError]) -> list[Tool]:
-    """Look for the QEMUs beside the system's that are asked for or there; install what is asked for."""
+def _emulators(
+    guest: Guest, wanted: set[str], trouble: list[PtinspectError], *, yes: bool, check: bool
+) -> list[Tool]:
+    """Look for the QEMUs beside the system's that are wanted or there; install what is wanted."""
     from ptinspect.reference import emulator, pins, system_tools
 
-    table = pins.load()
-    wanted = {table.emulator(name).name for name in args.qemu}
-    if args.tests:
-        wanted |= {spec.name for spec in table.emulators}
     found = []
-    for spec in table.emulators:
-        tool = system_tools.check_emulator(spec.name, thoroughly=args.check)
-        if args.yes and spec.name in wanted and not tool.found:
+    for spec in pins.load().emulators:
+        tool = system_tools.check_emulator(spec.name, thoroughly=check)
+        if yes and spec.name in wanted and not tool.found:
             try:
-                emulator.install(spec.name, ctx.progress, again=True)
+                emulator.install(spec.name, guest.progress, again=True)
             except PtinspectError as error:
                 trouble.append(error)
             tool = system_tools.check_emulator(spec.name)
@@ -157,12 +205,12 @@ def _wanted(state: _State) -> bool:
     return state.missing or (state.chosen and state.guest is not None and state.guest.name != state.spec.name)
 
 
-def _install_all(ctx: Context, states: list[_State]) -> list[_State]:
+def _install_all(guest: Guest, states: list[_State]) -> list[_State]:
     from ptinspect.reference.install import Installer
 
     if not any(_wanted(state) for state in states):
         return states
-    with Installer(ctx.progress) as installer:
+    with Installer(guest.progress) as installer:
         return [_install(installer, state) if _wanted(state) else state for state in states]
 
 
@@ -182,11 +230,11 @@ def _report(
     installing: bool = False,
 ) -> Report:
     missing = any(not tool.found for tool in tools) or any(state.missing for state in states)
-    result = {
-        "tools": [_tool_fields(tool) for tool in tools],
-        "guests": [_guest_fields(state) for state in states],
-        "complete": not missing,
-    }
+    result = SetupResult(
+        tools=[ToolResult(t.name, t.found, t.path, t.version, t.problem, t.needed_command) for t in tools],
+        guests=[_guest(state) for state in states],
+        complete=not missing,
+    )
     body: list[Table | Note] = []
     if tools:
         body.append(_tool_table(tools))
@@ -203,33 +251,22 @@ def _report(
     return Report(result, body, code)
 
 
-def _tool_fields(tool: Tool) -> dict[str, Any]:
-    return {
-        "name": tool.name,
-        "found": tool.found,
-        "path": tool.path,
-        "version": tool.version,
-        "problem": tool.problem,
-        "needed_command": tool.needed_command,
-    }
-
-
-def _guest_fields(state: _State) -> dict[str, Any]:
+def _guest(state: _State) -> GuestResult:
     guest = state.guest
-    return {
-        "name": state.spec.name,
-        "description": state.spec.description,
-        "chosen": state.chosen,
-        "installed": guest is not None and not state.problem,
-        "version": guest.version if guest else "",
-        "release": guest.release if guest else "",
-        "kernel": str(guest.kernel) if guest else "",
-        "initrd": str(guest.initrd) if guest else "",
-        "vmlinux": str(guest.vmlinux) if guest and guest.vmlinux else "",
-        "cpu": state.spec.cpu if guest is None else guest.cpu,
-        "serves": guest.name if guest else "",
-        "note": guest.note if guest and not state.problem else state.problem,
-    }
+    return GuestResult(
+        name=state.spec.name,
+        description=state.spec.description,
+        chosen=state.chosen,
+        installed=guest is not None and not state.problem,
+        version=guest.version if guest else "",
+        release=guest.release if guest else "",
+        kernel=str(guest.kernel) if guest else "",
+        initrd=str(guest.initrd) if guest else "",
+        vmlinux=str(guest.vmlinux) if guest and guest.vmlinux else "",
+        cpu=state.spec.cpu if guest is None else guest.cpu,
+        serves=guest.name if guest else "",
+        note=guest.note if guest and not state.problem else state.problem,
+    )
 
 
 def _tool_table(tools: list[Tool]) -> Table:

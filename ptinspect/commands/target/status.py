@@ -1,51 +1,52 @@
-"""What stands where: the facts that `status`, `launch` and `attach` show."""
+"""`status`, and how a guest stands after `launch` and `attach`."""
 
 from __future__ import annotations
 
-from ptinspect.arch.sysregs import mmu_on
-from ptinspect.commands.framework.context import Context
-from ptinspect.guest.names import cpu_state
-from ptinspect.link.session import Capability
-from ptinspect.output.model import Report
-from ptinspect.output.views import target as views
+from ptinspect.commands.framework.arguments import CPU
+from ptinspect.commands.framework.command import command
+from ptinspect.guest.condition import Condition, condition
+from ptinspect.guest.guest import Guest
+from ptinspect.output.model import Cell, Column, Report, Style, Styled, Table, escape
+
+STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead": "bad"}
 
 
-def status_report(ctx: Context, headline: str, cpu: int | None = None) -> Report:
-    """Show the session, QEMU, kernel and snapshots as they are now. Raises TargetError."""
-    return views.status_report(collect(ctx, cpu), headline)
+@command(
+    "status",
+    group="Guest",
+    summary="Say what ptinspect is attached to and how it stands",
+    example="status",
+    arguments=(CPU,),
+    result=Condition,
+    expectable=True,
+)
+def status(guest: Guest, *, cpu: int | None = None) -> Report:
+    """Say what ptinspect is attached to."""
+    found = condition(guest, cpu)
+    return Report(found, (condition_table(guest, found),))
 
 
-def collect(ctx: Context, chosen: int | None = None) -> views.Status:
-    """Ask the session and QEMU for the facts, a CPU's too. Raises TargetError, UserError."""
-    session, qemu = ctx.session, ctx.qemu
-    facts: dict[str, object] = {
-        "kernel": "" if ctx.guest.kernel_path is None else str(ctx.guest.kernel_path),
-        "snapshots": tuple(ctx.snapshots),
-    }
-    if qemu is not None:
-        facts |= {"pid": qemu.pid, "console": str(qemu.console)}
-    if session is not None:
-        state = ctx.state
-        facts |= {"address": session.address, "state": state}
-        if state != "dead":
-            facts |= {"cpus": session.cpu_count, "qemu": session.qemu_version, "gdb": session.gdb_version}
-            facts["accel"] = session.accel
-        if state == "stopped" and Capability.REGISTERS not in session.capabilities:
-            facts["memory"] = session.memory.label
-        elif state == "stopped":
-            refused = ctx.guest.kernel_refused
-            cpu = cpu_state(ctx.guest, chosen)
-            facts |= {
-                "cpu": cpu.cpu,
-                "pc": cpu.pc,
-                "place": ctx.place(cpu.pc),
-                "el": cpu.el,
-                "mmu_on": mmu_on(cpu),
-                "reason": str(session.stop.reason),
-                "memory": session.memory.label,
-                "refused": "" if refused is None else refused.message,
-            }
-            found = session.slots_used()
-            if found is not None:
-                facts |= {"slots": found.as_json(), "slots_text": str(found)}
-    return views.Status(**facts)  # type: ignore[arg-type]
+def condition_table(guest: Guest, found: Condition) -> Table:
+    """Show how a guest stands, line by line."""
+    mmu = "" if found.mmu_on is None else f", MMU {'on' if found.mmu_on else 'off'}"
+    where = "" if found.pc is None else f"cpu {found.cpu} at {guest.place(found.pc)}, EL{found.el}{mmu}"
+    used = None if guest.session is None or found.slots is None else guest.session.slots_used()
+    state = found.state if found.state != "none" else "not attached"
+    lines: list[tuple[str, Cell]] = [
+        ("guest", Styled(state, STATE_STYLES.get(found.state, "dim"))),
+        ("stub", found.address),
+        ("stands", where),
+        ("stopped by", found.reason),
+        ("CPUs", str(found.cpus) if found.cpus else ""),
+        ("QEMU", found.qemu + (f" (pid {found.pid})" if found.pid is not None else "")),
+        ("runs by", found.accel.upper() if found.accel in ("kvm", "tcg") else found.accel),
+        ("slots", "" if used is None else str(used)),
+        ("GDB", found.gdb),
+        ("memory by", found.memory),
+        ("kernel", found.kernel),
+        ("not used", Styled(escape(found.kernel_refused), "bad")),
+        ("console", found.console),
+        ("snapshots", ", ".join(found.snapshots)),
+    ]
+    rows = [(name, value if isinstance(value, Styled) else escape(value)) for name, value in lines]
+    return Table((Column(""), Column("")), [row for row in rows if str(row[1]).strip()])

@@ -1,0 +1,190 @@
+"""`launch`, `attach`, `detach`, `quit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.command import argument, command
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.target.status import condition_table
+from ptinspect.guest import opening
+from ptinspect.guest.condition import Condition, condition
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.opening import Machine
+from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.model import Note, Report, Table, escape
+
+
+def megabytes(text: str) -> int:
+    """Read a size of RAM: a number of megabytes, or 2G. Raises UserError."""
+    return int(text) if text.isdigit() else max(argtypes.size(text) >> 20, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchResult(Condition):
+    """How a guest stands that was started."""
+
+    command_line: list[str]
+
+
+@command(
+    "launch",
+    group="Guest",
+    summary="Start QEMU on a kernel, stopped at reset, and attach",
+    example="launch --memory 512 -- -d guest_errors",
+    arguments=(
+        argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image or vmlinuz to boot"),
+        argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
+        argument(
+            "--guest",
+            type=argtypes.guest_name,
+            metavar="NAME",
+            help="a reference guest that setup installed",
+        ),
+        argument(
+            "--initrd",
+            type=Path,
+            metavar="FILE",
+            help="initial RAM disk (default: the reference guest's)",
+        ),
+        argument("--no-initrd", action="store_true", help="start without an initial RAM disk"),
+        argument("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)"),
+        argument("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)"),
+        argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
+        argument("--smp", type=argtypes.whole(1, 512), metavar="N", help="number of CPUs (default 1)"),
+        argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
+        argument("--append", metavar="TEXT", help="kernel command line instead of the default one"),
+        argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
+        argument("--keep", action="store_true", help="leave QEMU running when ptinspect ends"),
+        argument(
+            "--unless-attached",
+            action="store_true",
+            help="do nothing where a guest is attached already",
+        ),
+    ),
+    result=LaunchResult | Condition,
+    details="Without KERNEL: the one of --kernel, else the default reference guest. What stands "
+    "behind -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
+    extra=True,
+    not_in_gdb="start QEMU yourself, or use ptinspect without GDB",
+)
+def launch(ctx: Context, *, unless_attached: bool = False, **machine: Any) -> Report:
+    """Start QEMU, as `guest.opening.Machine` describes it, and attach to it."""
+    guest = ctx.guest
+    if unless_attached and guest.session is not None and guest.state != "dead":
+        found = condition(guest)
+        return Report(found, (Note("attached already", "good"), condition_table(guest, found)))
+    boot = opening.launch(guest, Machine(**machine), ctx.options.number("timeout-attach"))
+    found = condition(guest)
+    words = () if guest.qemu is None else guest.qemu.command_line
+    body: list[Table | Note] = [
+        Note(f"launched {boot.kernel.name}, stopped at reset", "good"),
+        condition_table(guest, found),
+        *([Note(boot.note, "changed")] if boot.note else []),
+    ]
+    return Report(LaunchResult(**vars(found), command_line=list(words)), body)
+
+
+@dataclass(frozen=True)
+class AttachResult(Condition):
+    """How a guest stands that was attached to."""
+
+    left_behind: list[str] | Absent = ABSENT
+
+
+@command(
+    "attach",
+    group="Guest",
+    summary="Attach to a gdbstub that runs already",
+    example="attach :1234",
+    arguments=(
+        argument(
+            "address",
+            nargs="?",
+            metavar="ADDR",
+            help="host:port, :port, or the path of a Unix socket",
+        ),
+        argument(
+            "--timeout",
+            type=argtypes.seconds,
+            metavar="SECONDS",
+            help="time that attaching may take (option timeout-attach)",
+        ),
+    ),
+    result=AttachResult,
+    details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
+    "The guest is stopped while ptinspect is attached and left as it was found. What an earlier session "
+    "that was killed has left in its memory is put back, and said.",
+    not_in_gdb="use GDB's own: target remote :1234",
+)
+def attach(ctx: Context, *, address: str | None = None, timeout: float | None = None) -> Report:
+    """Attach to a gdbstub."""
+    guest = ctx.guest
+    session = opening.attach(guest, address, timeout or ctx.options.number("timeout-attach"))
+    found, left = condition(guest), session.left_behind
+    headline = Note(f"attached to {address or session.address}", "good")
+    body = (headline, condition_table(guest, found))
+    result = AttachResult(**vars(found), left_behind=list(left) or ABSENT)
+    return Report(result, (*(Note(escape(line), "changed") for line in left), *body))
+
+
+@dataclass(frozen=True)
+class DetachResult:
+    """How a guest was left."""
+
+    detached: str
+    running: bool
+
+
+@command(
+    "detach",
+    group="Guest",
+    summary="Leave the guest as it was found",
+    example="detach",
+    arguments=(
+        argument(
+            "--resume",
+            one_of="how",
+            action="store_true",
+            help="leave it running, however it was found",
+        ),
+        argument(
+            "--stop",
+            one_of="how",
+            action="store_true",
+            help="leave it stopped, however it was found",
+        ),
+    ),
+    result=DetachResult,
+    not_in_gdb="use GDB's own: detach, or disconnect",
+)
+def detach(guest: Guest, *, resume: bool = False, stop: bool = False) -> Report:
+    """Detach; the guest runs again if it ran before."""
+    left = opening.detach(guest, True if resume else False if stop else None)
+    how = f"the guest is left {'running' if left.running else 'stopped'}"
+    text = "detached: the guest has ended" if left.dead else f"detached: {how}"
+    return Report(DetachResult(left.address, left.running), (Note(text),))
+
+
+@dataclass(frozen=True)
+class QuitResult:
+    """Nothing: ptinspect ends."""
+
+
+@command(
+    "quit",
+    aliases=("q", "exit"),
+    group="Guest",
+    summary="Leave ptinspect",
+    example="quit",
+    result=QuitResult,
+    recorded=False,
+    not_in_gdb="use GDB's own",
+)
+def leave(ctx: Context) -> Report:
+    """Leave ptinspect; the guest is detached, or ended if it was launched here."""
+    ctx.leave = True
+    return Report(QuitResult())

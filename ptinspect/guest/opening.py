@@ -1,0 +1,219 @@
+"""Open a guest: start QEMU on a kernel, or attach to a gdbstub that runs already; and leave it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptinspect.errors import UserError
+from ptinspect.files import open_input
+from ptinspect.guest.guest import Guest
+
+if TYPE_CHECKING:
+    from ptinspect.link.live import LiveSession
+    from ptinspect.link.qemu.machine import LaunchOptions
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine to start, as far as it is chosen; None stands for the default (`LaunchOptions`)."""
+
+    kernel: Path | None = None
+    """Image or vmlinuz to boot; None for the kernel file of the guest, else the default reference guest's."""
+    guest: str | None = None
+    """A reference guest, by its name."""
+    symbols: Path | None = None
+    """A vmlinux with the symbols of the kernel."""
+    initrd: Path | None = None
+    """Initial RAM disk; None for the reference guest's."""
+    no_initrd: bool = False
+    """Start without one."""
+    qemu: str | None = None
+    """QEMU: a path, or its name in setup."""
+    machine: str | None = None
+    """QEMU's -machine."""
+    cpu: str | None = None
+    """QEMU's -cpu."""
+    smp: int | None = None
+    """Number of CPUs."""
+    memory: int | None = None
+    """RAM in MiB."""
+    append: str | None = None
+    """The kernel's command line."""
+    append_more: str | None = None
+    """Words added to it."""
+    extra: Sequence[str] = ()
+    """Further arguments of QEMU."""
+    keep: bool = False
+    """Leave QEMU running when ptinspect ends."""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What is booted."""
+
+    kernel: Path
+    """Image or vmlinuz."""
+    initrd: Path | None
+    """Initial RAM disk, or None."""
+    symbols: Path
+    """File with the kernel's symbols; the kernel itself if there is no better one."""
+    cpu: str = ""
+    """CPU model that the guest asks for; empty for the default."""
+    note: str = ""
+    """What the user should know about the guest."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """How a guest was left."""
+
+    address: str
+    """Its gdbstub."""
+    running: bool
+    """True if it runs on."""
+    dead: bool
+    """True if it had ended already."""
+
+
+def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
+    """Start QEMU, stopped at reset, and attach to it within `timeout` seconds.
+
+    Raises UserError if a guest is attached already or a file is missing, TargetError.
+    """
+    _refuse_second(guest)
+    from ptinspect.link.qemu.machine import launch as start
+
+    if guest.qemu is not None:
+        guest.qemu.close()
+        guest.qemu = None
+    boot = _boot(guest, machine)
+    options = _options(boot, machine)
+    guest.progress("starting QEMU")
+    qemu = guest.qemu = start(options, keep=machine.keep)
+    try:
+        session = _session(guest, str(qemu.gdb_socket), boot.symbols, timeout)
+    except BaseException:
+        guest.qemu = None
+        qemu.keep = False
+        qemu.close()
+        raise
+    guest.use_kernel(boot.symbols)
+    guest.open_session(session)
+    return boot
+
+
+def attach(guest: Guest, address: str | None = None, timeout: float = 10.0) -> LiveSession:
+    """Attach to a gdbstub (host:port, :port, or a Unix socket's path), by default that of the QEMU launched.
+
+    Raises UserError if a guest is attached already or none is named, ConnectError.
+    """
+    _refuse_second(guest)
+    if address is None:
+        if guest.qemu is None or not guest.qemu.alive:
+            raise UserError(
+                "attach: which gdbstub?", "attach :1234, attach host:port, or attach /path/to/socket"
+            )
+        address = str(guest.qemu.gdb_socket)
+    session = _session(guest, address, guest.kernel_path, timeout)
+    guest.open_session(session)
+    return session
+
+
+def detach(guest: Guest, resume: bool | None = None) -> Left:
+    """Leave the guest as it was found, running if `resume`, stopped if not. Raises UserError without one."""
+    session = guest.session
+    if session is None:
+        raise UserError("not attached to a guest")
+    running = session.was_running if resume is None else resume
+    dead = guest.state == "dead"
+    try:
+        if not dead:
+            session.detach(resume)
+    finally:
+        guest.drop_session()
+    return Left(session.address, running and not dead, dead)
+
+
+def _refuse_second(guest: Guest) -> None:
+    if guest.session is not None and guest.state != "dead":
+        raise UserError(f"attached to {guest.session.address} already", "detach first")
+    guest.drop_session()
+
+
+def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -> LiveSession:
+    """Attach a GDB, which is given the symbols of an ELF file but not its debug information."""
+    from ptinspect.link.live import LiveSession
+    from ptinspect.linux.image.gdbfile import gdb_file
+
+    file = elf_file(symbols)
+    return LiveSession.attach(
+        address,
+        gdb_path=guest.gdb,
+        symbol_file=None if file is None else gdb_file(file),
+        timeout=timeout,
+    )
+
+
+def elf_file(kernel: Path | None) -> Path | None:
+    """Return the file if it is an ELF file; GDB can do nothing with an Image, nor QEMU with ELF."""
+    if kernel is None:
+        return None
+    try:
+        with open_input(kernel) as file:
+            return kernel if file.read(4) == b"\x7fELF" else None
+    except OSError as error:
+        raise UserError(f"cannot read {kernel}: {error.strerror or error}") from error
+
+
+def _boot(guest: Guest, machine: Machine) -> Boot:
+    """Choose kernel, initrd and symbols. Raises UserError."""
+    from ptinspect.reference import guests
+
+    kernel = machine.kernel or (None if machine.guest else guest.kernel_path)
+    if kernel is None:
+        found = guests.guest(machine.guest) if machine.guest else guests.guest()
+        initrd = None if machine.no_initrd else machine.initrd or found.initrd
+        boot = Boot(found.kernel, initrd, found.vmlinux or found.kernel, found.cpu, found.note)
+    else:
+        initrd = machine.initrd
+        if initrd is None and not machine.no_initrd:
+            installed = guests.installed_guests()
+            initrd = installed[0].initrd if installed else None
+        boot = Boot(kernel, initrd, kernel)
+    symbols = machine.symbols or (guest.kernel_path if machine.kernel else None)
+    boot = replace(boot, symbols=symbols) if symbols is not None else boot
+    for file in (boot.kernel, boot.initrd, boot.symbols):
+        if file is not None and not file.is_file():
+            raise UserError(f"no file {file}")
+    if elf_file(boot.kernel) is not None:
+        raise UserError(
+            f"QEMU cannot boot {boot.kernel}, an ELF file", f"launch IMAGE --symbols {boot.kernel}"
+        )
+    return boot
+
+
+def _options(boot: Boot, machine: Machine) -> LaunchOptions:
+    from ptinspect.link.qemu.machine import LaunchOptions
+
+    options = LaunchOptions(
+        boot.kernel, boot.initrd, extra=tuple(machine.extra), program=_program(machine.qemu or "")
+    )
+    if boot.cpu:
+        options = replace(options, cpu=boot.cpu)
+    chosen = {name: getattr(machine, name) for name in ("machine", "cpu", "smp", "memory", "append")}
+    options = replace(options, **{name: value for name, value in chosen.items() if value not in (None, "")})
+    if machine.append_more:
+        options = replace(options, append=f"{options.append} {machine.append_more}")
+    return options
+
+
+def _program(chosen: str) -> str:
+    """Return the path of a QEMU that is named by path or as setup names it; nothing if none is."""
+    if not chosen or "/" in chosen:
+        return chosen
+    from ptinspect.reference import emulator
+
+    return str(emulator.find(chosen).program)
