@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.command import argument, command
@@ -71,18 +71,51 @@ class LaunchResult(Condition):
     extra=True,
     not_in_gdb="start QEMU yourself, or use ptinspect without GDB",
 )
-def launch(ctx: Context, *, unless_attached: bool = False, **machine: Any) -> Report:
-    """Start QEMU, as `guest.opening.Machine` describes it, and attach to it."""
-    guest = ctx.guest
-    if unless_attached and guest.session is not None and guest.state != "dead":
-        found = condition(guest)
-        return Report(found, (Note("attached already", "good"), condition_table(guest, found)))
-    boot = opening.launch(guest, Machine(**machine), ctx.options.number("timeout-attach"))
-    found = condition(guest)
-    words = () if guest.qemu is None else guest.qemu.command_line
+def launch(
+    ctx: Context,
+    *,
+    kernel: Path | None = None,
+    symbols: Path | None = None,
+    guest: str | None = None,
+    initrd: Path | None = None,
+    no_initrd: bool = False,
+    qemu: str | None = None,
+    machine: str | None = None,
+    cpu: str | None = None,
+    smp: int | None = None,
+    memory: int | None = None,
+    append: str | None = None,
+    append_more: str | None = None,
+    keep: bool = False,
+    unless_attached: bool = False,
+    extra: Sequence[str] = (),
+) -> Report:
+    """Start QEMU and attach to it."""
+    if unless_attached and ctx.guest.session is not None and ctx.guest.state != "dead":
+        found = condition(ctx.guest)
+        return Report(found, (Note("attached already", "good"), condition_table(ctx.guest, found)))
+    wanted = Machine(
+        kernel=kernel,
+        guest=guest,
+        symbols=symbols,
+        initrd=initrd,
+        no_initrd=no_initrd,
+        qemu=qemu,
+        machine=machine,
+        cpu=cpu,
+        smp=smp,
+        memory=memory,
+        append=append,
+        append_more=append_more,
+        extra=extra,
+        keep=keep,
+    )
+    boot = opening.launch(ctx.guest, wanted, ctx.options.number("timeout-attach"))
+    found = condition(ctx.guest)
+    words = () if ctx.guest.qemu is None else ctx.guest.qemu.command_line
     body: list[Table | Note] = [
         Note(f"launched {boot.kernel.name}, stopped at reset", "good"),
-        condition_table(guest, found),
+        condition_table(ctx.guest, found),
         *([Note(boot.note, "changed")] if boot.note else []),
     ]
     return Report(LaunchResult(**vars(found), command_line=list(words)), body)
