@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptinspect.arch.levels import level_name
-from ptinspect.arch.regime import Regime
 from ptinspect.linux.releases import TextForm
 
 VALID, USER, RDONLY, SHARED, AF, NG = 1, 1 << 6, 1 << 7, 3 << 8, 1 << 10, 1 << 11
@@ -82,8 +80,3 @@ def mask_of(found: tuple[Column, ...]) -> int:
     for column in found:
         mask |= column.mask
     return mask
-
-
-def level_text(level: int, regime: Regime) -> str:
-    """Return the kernel's name of a level of lookup: the root's is PGD."""
-    return level_name(level, regime).upper()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
-from ptinspect.linux.ptdump.columns import Column, columns, level_text, mask_of
+from ptinspect.linux.ptdump.columns import Column, columns, mask_of
 from ptinspect.linux.ptdump.markers import Frame, Marker, frame_of
 from ptinspect.linux.ptdump.segments import Segment, segments
 from ptinspect.linux.releases import TextForm
@@ -25,9 +26,8 @@ def kernel_lines(snapshot: Snapshot, form: TextForm | None = None) -> tuple[Iter
         raise UserError(f"the kernel's text needs a whole capture of its half; {snapshot.name!r} is none")
     frame = frame_of(snapshot, form)
     attributes = columns(frame.form, regime.mair)
-    return lines(
-        segments(snapshot, mask_of(attributes)), frame.markers, attributes, frame.form, regime
-    ), frame
+    found = segments(snapshot, mask_of(attributes))
+    return lines(found, frame.markers, attributes, frame.form, regime), frame
 
 
 def lines(
@@ -64,7 +64,7 @@ def size_text(size: int) -> str:
 
 
 class _State:
-    """Hold what struct pg_state holds."""
+    """What the kernel's struct pg_state holds."""
 
     def __init__(
         self, markers: Sequence[Marker], attributes: Sequence[Column], form: TextForm, regime: Regime
@@ -80,7 +80,7 @@ class _State:
 
     @property
     def due(self) -> int | None:
-        """The address from which on the next marker is to be printed; None behind the last."""
+        """The address from which on the next marker is to be printed; None after the last."""
         return self._markers[self._at + 1].address if self._at + 1 < len(self._markers) else None
 
     def note(self, addr: int, level: int | None, prot: int) -> Iterator[str]:
@@ -112,7 +112,7 @@ class _State:
         key = (self._level, self._prot)
         if key not in self._texts:
             assert self._level is not None
-            name = level_text(self._level, self._regime)
+            name = level_name(self._level, self._regime).upper()  # the root's is PGD
             self._texts[key] = name + self._columns()
         return self._texts[key]
 
