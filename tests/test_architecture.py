@@ -310,6 +310,25 @@ def test_modules_do_not_print(path: Path) -> None:
     assert calls == []
 
 
+def instruction_masks(source: str) -> list[int]:
+    """Lines that compare the masked bits of a 32-bit word, as decoders of instructions do."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and isinstance(node.left, ast.BinOp)
+        and isinstance(node.left.op, ast.BitAnd)
+        and isinstance(node.left.right, ast.Constant)
+        and isinstance(node.left.right.value, int)
+        and 1 << 24 <= node.left.right.value < (1 << 32) - 1
+    ]
+
+
+def test_only_a64_decodes_instructions() -> None:
+    found = {str(path.relative_to(PACKAGE)) for path in modules() if instruction_masks(path.read_text())}
+    assert found == {"arch/a64.py"}
+
+
 def test_gdbscripts_import_only_gdb_and_the_standard_library() -> None:
     for path in sorted((ROOT / "gdbscripts").rglob("*.py")):
         tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text()))}
