@@ -110,6 +110,19 @@ def test_what_each_descriptor_is_and_where_it_leads(name: str) -> None:
         assert link == -1 if d.is_leaf else shown.pa[link] == d.output_address
 
 
+def test_a_table_in_two_places_is_entered_at_the_address_that_was_asked_for() -> None:
+    made = tree()
+    base, size = int(made.regime.va_min), made.regime.entry_size(2)
+    made.map(base + size, 0x4400_0000, size=4096, level=3)
+    before = made.snapshot("before")
+    made.set(base + size, 2, made.get(base, 2))
+    after = made.snapshot("after")
+    for shown, places in ((atlas(after), [base, base]), (changes(before, after), [base, base + size])):
+        below = shown.links[shown.level == 2][0, :2]
+        assert len(set(shown.pa[below].tolist())) == 1
+        assert shown.va[below].tolist() == places
+
+
 def test_sets_of_attributes_that_are_too_many_have_their_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     made = tree()
     made.xor(int(made.regime.va_min), 3, NG)
