@@ -100,9 +100,6 @@ _SERROR_STATES = {
 }
 """AET, bits 12:10 (Arm ARM ESR_EL1, ISS encoding for an SError interrupt)."""
 
-_EXTERNAL_ABORT = 0x10
-"""DFSC of a synchronous external abort that is not on a table walk."""
-_SYNC_ERRORS = ("recoverable", "reserved", "uncontainable", "restartable or corrected")
 
 _LEVELLED = {
     0b0000: "address size fault",
@@ -159,14 +156,8 @@ class Esr:
     """Data aborts: a write, bit 6."""
     s1ptw: bool | None = None
     """Aborts: on a stage 2 fault for a stage 1 table walk, bit 7."""
-    fnv: bool | None = None
-    """Aborts: FAR is not valid, bit 10; only after an external abort that is not on a table walk."""
-    ea: bool | None = None
-    """Aborts: external abort type, bit 9."""
     cm: bool | None = None
     """Data aborts: caused by cache maintenance, bit 8."""
-    isv: bool | None = None
-    """Data aborts: bits 23:14 are valid, bit 24."""
     status: int | None = None
     """Aborts: DFSC or IFSC, bits 5:0."""
     fault: str | None = None
@@ -175,18 +166,6 @@ class Esr:
     """Aborts: the level of the walk that faulted, -2 to 3; None for faults without one."""
     immediate: int | None = None
     """BRK, SVC, HVC, SMC: the immediate, bits 15:0."""
-    sync_error: int | None = None
-    """External aborts: SET, bits 12:11: 0 recoverable, 2 uncontainable, 3 restartable."""
-    size: int | None = None
-    """Data aborts with ISV: bytes accessed, 1 << SAS, bits 23:22."""
-    sign_extend: bool | None = None
-    """Data aborts with ISV: SSE, bit 21: a load that extends the sign."""
-    register: int | None = None
-    """Data aborts with ISV: SRT, bits 20:16: the register loaded or stored."""
-    wide: bool | None = None
-    """Data aborts with ISV: SF, bit 15: the register is an X, not a W."""
-    ordered: bool | None = None
-    """Data aborts with ISV: AR, bit 14: acquire or release semantics."""
 
     @property
     def is_abort(self) -> bool:
@@ -229,7 +208,7 @@ class Esr:
             parts.append(self.fault if self.level is None else f"{self.fault}, level {self.level}")
         if self.s1ptw:
             parts.append("stage 2 fault on a stage 1 walk")
-        parts += [name for name, _, _ in self.second_syndrome]
+        parts += self.second_syndrome
         if self.immediate is not None:
             use = self.brk_use
             parts.append(f"immediate {self.immediate:#x}" + (f" ({use})" if use else ""))
@@ -238,46 +217,9 @@ class Esr:
         return self.class_name + (f": {', '.join(parts)}" if parts else "")
 
     @property
-    def second_syndrome(self) -> tuple[tuple[str, int, str], ...]:
-        """ISS2 of an abort: name, position and meaning of each bit that is set."""
-        return tuple(row for row in _ISS2 if self.status is not None and bit(self.raw, row[1]))
-
-    def explain(self) -> list[tuple[str, str, int, str]]:
-        """List the fields: name, bits, value, meaning."""
-        rows = [
-            ("EC", "31:26", self.ec, f"{self.class_name}: {self.class_text}"),
-            ("IL", "25", int(self.il), "32-bit instruction" if self.il else "16-bit instruction"),
-            ("ISS", "24:0", self.iss, "instruction specific syndrome"),
-        ]
-        flags = (
-            ("ISV", "24", self.isv, "bits 23:14 describe the access", "bits 23:14 are not valid"),
-            ("SSE", "21", self.sign_extend, "sign-extended", "not sign-extended"),
-            ("SF", "15", self.wide, "64-bit register", "32-bit register"),
-            ("AR", "14", self.ordered, "acquire or release", "no acquire or release"),
-            ("FnV", "10", self.fnv, "FAR is not valid", "FAR is valid"),
-            ("EA", "9", self.ea, "external abort type 1", "external abort type 0"),
-            ("CM", "8", self.cm, "cache maintenance", "no cache maintenance"),
-            ("S1PTW", "7", self.s1ptw, "stage 2 fault on a stage 1 walk", "no fault on a stage 1 walk"),
-            ("WnR", "6", self.wnr, "write", "read"),
-        )
-        rows += [(name, str(at), 1, meaning) for name, at, meaning in self.second_syndrome]
-        rows += [
-            (name, where, int(v), yes if v else no) for name, where, v, yes, no in flags if v is not None
-        ]
-        if self.size is not None:
-            rows.append(("SAS", "23:22", self.size.bit_length() - 1, f"{self.size}-byte access"))
-        if self.register is not None:
-            rows.append(("SRT", "20:16", self.register, "register transferred"))
-        if self.sync_error is not None:
-            rows.append(("SET", "12:11", self.sync_error, _SYNC_ERRORS[self.sync_error]))
-        if self.status is not None:
-            level = "" if self.level is None else f", level {self.level}"
-            name = "DFSC" if self.wnr is not None else "IFSC"
-            rows.append((name, "5:0", self.status, f"{self.fault}{level}"))
-        if self.immediate is not None:
-            use = f": {self.brk_use}" if self.brk_use else ""
-            rows.append(("imm16", "15:0", self.immediate, "immediate of the instruction" + use))
-        return rows[:3] + sorted(rows[3:], key=lambda row: -int(row[1].split(":")[0]))
+    def second_syndrome(self) -> tuple[str, ...]:
+        """ISS2 of an abort: the name of each bit that is set."""
+        return tuple(name for name, at in _ISS2.items() if self.status is not None and bit(self.raw, at))
 
 
 def fault_status(status: int) -> tuple[str, int | None]:
@@ -287,13 +229,10 @@ def fault_status(status: int) -> tuple[str, int | None]:
     return _STATUS.get(status, (f"reserved fault status {status:#04x}", None))
 
 
-_ISS2 = (
-    ("GCS", 40, "an access to a guarded control stack"),
-    ("AssuredOnly", 39, "a translation that has to be protected (FEAT_THE)"),
-    ("Overlay", 38, "the overlay takes the permission (POR_EL0, POR_EL1)"),
-    ("DirtyBit", 37, "the page is clean (nDirty), and the CPU does not make it dirty"),
-)
-"""Bits of ISS2 of an abort (Arm ARM ESR_EL1, ISS2 of a Data Abort)."""
+_ISS2 = {"GCS": 40, "AssuredOnly": 39, "Overlay": 38, "DirtyBit": 37}
+"""Bits of ISS2 of an abort (Arm ARM ESR_EL1, ISS2 of a Data Abort): of a guarded control stack, of a
+translation that has to be protected (FEAT_THE), of an overlay that takes the permission (POR_EL0, POR_EL1),
+of a clean page (nDirty) that the CPU does not make dirty."""
 
 
 def decode_esr(esr: int) -> Esr:
@@ -309,7 +248,6 @@ def decode_esr(esr: int) -> Esr:
 def _abort(esr: int, ec: int, iss: int) -> Esr:
     name, text = CLASSES[ec]
     data = bit(ec, 2)
-    valid = data and bit(iss, 24)
     status = bits(iss, 5, 0)
     fault, level = fault_status(status)
     return Esr(
@@ -321,17 +259,8 @@ def _abort(esr: int, ec: int, iss: int) -> Esr:
         iss=iss,
         wnr=bit(iss, 6) if data else None,
         s1ptw=bit(iss, 7),
-        fnv=bit(iss, 10),
-        ea=bit(iss, 9),
         cm=bit(iss, 8) if data else None,
-        isv=bit(iss, 24) if data else None,
         status=status,
         fault=fault,
         level=level,
-        sync_error=bits(iss, 12, 11) if status == _EXTERNAL_ABORT else None,
-        size=1 << bits(iss, 23, 22) if valid else None,
-        sign_extend=bit(iss, 21) if valid else None,
-        register=bits(iss, 20, 16) if valid else None,
-        wide=bit(iss, 15) if valid else None,
-        ordered=bit(iss, 14) if valid else None,
     )
