@@ -8,7 +8,7 @@ from typing import Protocol
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.link.address import StubAddress
-from ptinspect.link.journal import GUARD, PAINT, POKE, Change, Detour, Journal, attaching, place
+from ptinspect.link.journal import GUARD, PAINT, POKE, Change, Detour, Journal, attaching
 from ptinspect.link.qemu.stub_probe import leave
 from ptinspect.memory.source import PhysicalMemory
 
@@ -127,9 +127,8 @@ def leave_as_found(address: StubAddress, running: bool | None, detach: Callable[
     `detach` attaches a session and leaves the guest by it, where registers may have to be changed. Returns
     what became of the guest.
     """
-    journal = Journal(str(address), place(address)).read()
     try:
-        if any(change.what != POKE for change in journal.changes):
+        if any(change.what != POKE for change in Journal.of(address).changes):
             detach(running)
         else:
             with attaching(address, LOCK_SECONDS):

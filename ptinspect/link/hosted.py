@@ -20,7 +20,16 @@ from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, Tar
 from ptinspect.link.address import StubAddress
 from ptinspect.link.connect import Link
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, console, error_message, split_line
+from ptinspect.link.gdb.mi import (
+    LINK_ERRORS,
+    SECONDS,
+    Line,
+    Reply,
+    c_string,
+    console,
+    error_message,
+    split_line,
+)
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.slots import REFUSED
 from ptinspect.link.live import LiveSession
@@ -32,7 +41,6 @@ LINE_LIMIT = 64 << 20
 """Longest line from GDB, bytes."""
 STOP_SECONDS = 10.0
 """How long GDB may take to stop the guest after SIGINT."""
-SETTINGS_SECONDS = 10.0
 DONE = Line(None, "^", "done", b"")
 _STEP = re.compile(r"-exec-step-instruction --thread (\d+) (\d+)")
 
@@ -245,7 +253,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
     tracker = HostedTracker(gdb)
 
     def monitor(command: str) -> str:
-        return console(gdb, f"monitor {command}", SETTINGS_SECONDS)
+        return console(gdb, f"monitor {command}", SECONDS)
 
     try:
         agent = Agent(gdb)
@@ -255,7 +263,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
             monitor("info version").strip(),
             status(monitor),
             stopped_by_us=False,
-            peer=host.peer(SETTINGS_SECONDS),
+            peer=host.peer(SECONDS),
             accel=accel,
             holds_interrupts=accel != "kvm",
         )
@@ -266,7 +274,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
             gdb=Gdb("", version),
             facts=facts,
             tracker=tracker,
-            timeout=SETTINGS_SECONDS,
+            timeout=SECONDS,
         )
     except TargetError as error:
         raise ConnectError(f"{details}: {error.message}", error.hint) from error

@@ -28,6 +28,8 @@ MAX_BYTES = 4 << 20
 """A larger file is not a journal."""
 MAX_WORDS = 1 << 24
 """Most words of one change: 128 MiB."""
+GUARD, POKE, PAINT = "stack guard", "poke", "paint"
+"""Reasons to change the guest. A poke stays until its user takes it back; the others are taken back."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Journal:
         self.changes: tuple[Change, ...] = ()
         self.detours: tuple[Detour, ...] = ()
 
+    @classmethod
+    def of(cls, address: StubAddress) -> Journal:
+        """Return what is written down of one stub."""
+        return cls(str(address), place(address)).read()
+
     def read(self) -> Journal:
         """Take what the file holds; nothing of one that is damaged."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -119,10 +126,6 @@ class Journal:
             table = {"format": FORMAT, "address": self.address, "changes": _rows(self.changes)}
             with replacing(self.file) as file:
                 file.write(json.dumps({**table, "detours": _rows(self.detours)}).encode())
-
-
-GUARD, POKE, PAINT = "stack guard", "poke", "paint"
-"""Reasons to change the guest. A poke stays until its user takes it back; the others are taken back."""
 
 
 @contextlib.contextmanager

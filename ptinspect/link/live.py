@@ -20,10 +20,10 @@ from ptinspect.link.gdb.breakpoints import (
     insert_watchpoint,
     list_breakpoints,
 )
-from ptinspect.link.gdb.mi import console
+from ptinspect.link.gdb.mi import SECONDS, console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
-from ptinspect.link.journal import Journal, attaching, place
+from ptinspect.link.journal import Journal, attaching
 from ptinspect.link.lanes.lane import Lane, LaneError
 from ptinspect.link.lanes.lanes import LaneMemory, Open
 from ptinspect.link.lanes.stubmem import StubMemory
@@ -36,8 +36,6 @@ from ptinspect.memory.source import PhysicalMemory, RamBlock
 if TYPE_CHECKING:
     from ptinspect.link.lanes.hostmem import HostMemory
 
-SECONDS = 10.0
-"""How long a small command may take."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
 """How long a request to stop is given before it is repeated, seconds."""
 STOP_SECONDS = 5.0
@@ -73,7 +71,7 @@ class LiveSession:
             lambda: self._tracker.token,
             self._need_stopped,
         )
-        self.changes = Changes(self, Journal(self.address, place(link.address)).read())
+        self.changes = Changes(self, Journal.of(link.address))
         self.left_behind: tuple[str, ...] = ()
         """What an earlier session had left in the guest, and what became of it."""
         self._looked: tuple[int, bytes] = (-1, b"")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ptinspect.errors import MiError, OutOfSlots
-from ptinspect.link.gdb.mi import GdbLink, console, quote
+from ptinspect.link.gdb.mi import SECONDS, GdbLink, console, quote
 from ptinspect.link.gdb.slots import (
     Capacity,
     Held,
@@ -22,7 +22,6 @@ from ptinspect.link.gdb.slots import (
 )
 from ptinspect.link.state import Breakpoint
 
-SECONDS = 10.0
 MOST = 16
 """Slots of a kind that an arm64 CPU can have (Arm ARM D19.2.59, ID_AA64DFR0_EL1)."""
 NOWHERE = 0xFFFF_FFFF_FFFF_0000

@@ -13,6 +13,8 @@ from pygdbmi import gdbmiparser
 
 from ptinspect.errors import MiError
 
+SECONDS = 10.0
+"""How long a small command may take."""
 PARSE_LIMIT = 4 << 20
 """Longest record that is parsed as a whole, bytes."""
 LINK_ERRORS = re.compile(

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
 from ptinspect.errors import TargetError
-from ptinspect.link.gdb.mi import GdbLink, c_string
+from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _VALUE = re.compile(rb'\{number="(\d+)",value="(0x[0-9a-f]+)"\}')
-SECONDS = 10.0
 
 
 class RegisterReader:
