@@ -34,11 +34,6 @@ class RegisterReader:
         }
         self._core = [self._number[name] for name in CORE]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names that GDB knows, in its order."""
-        return tuple(self._number)
-
     def state(self, cpu: int) -> CpuState:
         """Return the general and system registers of a CPU. Raises TargetError."""
         found = self._values(cpu, [*self._core, *self._system.values()])
