@@ -121,7 +121,6 @@ class Atlas:
     level: NDArray[np.int8]
     """Level of each table."""
     pa: Words
-    """Where it is."""
     va: Words
     """First address that it translates."""
     raw: Words

@@ -14,7 +14,7 @@ from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.columns import Columns
+from ptinspect.tables.arrays import Columns
 from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import address_bits, are_leaves, next_tables, output_addresses
 from ptinspect.tables.window import Window

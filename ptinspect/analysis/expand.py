@@ -12,7 +12,7 @@ from ptinspect.arch.bits import mask
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.columns import Columns
+from ptinspect.tables.arrays import Columns
 from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import (
     HIERARCHY_SHIFT,
@@ -37,9 +37,7 @@ class Fragments(Columns):
 
     level: int
     va: Words
-    """First virtual address."""
     pa: Words
-    """First physical address."""
     count: NDArray[np.int64]
     """How many leaves."""
     raw: Words

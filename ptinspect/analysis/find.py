@@ -43,7 +43,6 @@ class Hit:
     descriptor_pa: PhysAddr
     """Address of the descriptor."""
     raw: int
-    """The descriptor."""
     size: int
     """Bytes that the descriptor translates."""
 

@@ -44,7 +44,6 @@ class Mapping:
     descriptor_pa: PhysAddr
     """Where the leaf's descriptor is."""
     raw: int
-    """The descriptor."""
     text: str
     """Memory type and permissions, the tables above considered."""
     path: tuple[tuple[int, PhysAddr, int], ...]

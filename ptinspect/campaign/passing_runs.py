@@ -38,7 +38,6 @@ class Step:
     command: str
     """Name of the command."""
     line: str
-    """The command line."""
     place: str
     """`file:line`, or empty."""
     ok: bool
@@ -168,7 +167,6 @@ class Difference:
     """Where a run first answered otherwise than all passing runs did."""
 
     line: str
-    """The command line."""
     place: str
     """Its `file:line`, or empty."""
     path: str

@@ -58,7 +58,6 @@ class Run:
     number: int
     """From 1 on, over the whole campaign."""
     cell: Cell
-    """What it boots."""
 
     @property
     def name(self) -> str:

@@ -46,7 +46,6 @@ class Record:
     where: str = ""
     """`file:line` of what went wrong."""
     message: str = ""
-    """What went wrong."""
     seconds: float = 0.0
     """Time from start to end."""
     deepest: int | None = None
@@ -98,7 +97,6 @@ class Results:
     """What a directory holds."""
 
     directory: Path
-    """The directory."""
     plan: Plan
     """What was to be run."""
     shard: tuple[int, int]

@@ -33,7 +33,6 @@ class Runner:
     """Run a campaign's processes. One thread; results are on the disk as soon as they are known."""
 
     plan: Plan
-    """What is run."""
     directory: Path
     """Where the results are."""
     start: Callable[[Run, int, Path], Child]

@@ -18,7 +18,6 @@ class Attempts:
     """A run and what came of it."""
 
     run: Run
-    """The run."""
     records: tuple[Record, ...]
     """Its attempts, in order; at least one."""
     directory: Path
@@ -51,7 +50,6 @@ class CellRow:
     """What came of a cell."""
 
     cell: Cell
-    """The cell."""
     planned: int
     """Runs that it should have."""
     outcomes: dict[str, int]

@@ -44,7 +44,6 @@ class Package:
     """Name a package that the archive holds."""
 
     name: str
-    """Name."""
     version: str
     """Debian version."""
     sha256: str

@@ -33,7 +33,6 @@ class StoredFile:
     name: str
     """Name in the guest's directory."""
     size: int
-    """Bytes."""
     sha256: str
     """In hex."""
 
@@ -43,7 +42,6 @@ class Source:
     """Say which package something came from."""
 
     package: str
-    """Name."""
     version: str
     """Debian version."""
     sha256: str

@@ -44,7 +44,6 @@ class Emulator:
     name: str
     """As `launch --qemu` calls it."""
     program: Path
-    """Its executable."""
     share: Path
     """Directory of its firmware: QEMU_EFI.fd for `-bios`, and the boot ROM of virtio's network card."""
     version: str

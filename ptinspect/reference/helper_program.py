@@ -31,9 +31,7 @@ class Result:
     code: int
     """Exit code; negative: the signal that ended it."""
     output: str
-    """Standard output."""
     errors: str
-    """Standard error."""
 
     def last_words(self, lines: int = 4) -> str:
         """Return the last lines of complaint, joined; apt's `E:` and `W:` lines if there are any."""

@@ -43,7 +43,6 @@ class GuestSpec:
     suites: tuple[str, ...]
     """Suites of the archive that may hold it, in the order in which they are tried."""
     image: PinnedPackage
-    """The kernel image."""
     debug: PinnedPackage | None
     """The package with its vmlinux, or None. Of another image: the same name ending in `-dbg`."""
     large: bool
@@ -61,7 +60,6 @@ class BusyboxSpec:
     suite: str
     """Suite of the archive."""
     package: PinnedPackage
-    """The package."""
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,8 @@ class Outcome:
     line: str
     """The line that ran, its variables replaced."""
     place: str = ""
-    """`file:line`, or empty."""
     code: int = EXIT_OK
-    """Exit code."""
     message: str = ""
-    """What went wrong."""
     seconds: float = 0.0
     """How long it took."""
     result: Mapping[str, Any] = field(default_factory=dict)

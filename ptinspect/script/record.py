@@ -30,7 +30,6 @@ class Done:
     code: int
     """What it came to."""
     message: str
-    """What went wrong."""
     variables: Mapping[str, str]
     """The variables that it used and their values."""
 

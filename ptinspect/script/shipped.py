@@ -22,7 +22,6 @@ class ShippedScript:
     name: str
     """What follows the `@`."""
     path: Path
-    """Its file."""
     summary: str
     """The first line of the comment at its top."""
     variables: tuple[tuple[str, str], ...]

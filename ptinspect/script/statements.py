@@ -34,7 +34,6 @@ class Var:
     """Give a variable a value, unless the command line of the process gave it one."""
 
     name: str
-    """Its name."""
     value: str
     """Its value as written: quotes and other variables are resolved when it is reached."""
     place: str = ""
@@ -48,7 +47,6 @@ class Source:
     path: str
     """Its file as written: quotes and variables are resolved when it is reached."""
     place: str = ""
-    """`file:line`."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,7 @@ class Repeat:
     counter: str
     """Variable that counts the rounds from 1; empty where none is wanted."""
     body: tuple[Statement, ...]
-    """What to run."""
     place: str = ""
-    """`file:line`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,6 @@ class OnStop:
     body: tuple[Statement, ...]
     """What to run; empty: nothing any more."""
     place: str = ""
-    """`file:line`."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,6 @@ class OnFailure:
     body: tuple[Statement, ...]
     """What to run; empty: nothing any more."""
     place: str = ""
-    """`file:line`."""
 
 
 Statement = Line | Var | Source | Repeat | OnStop | OnFailure

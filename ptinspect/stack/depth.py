@@ -29,7 +29,6 @@ class Depth:
     end_magic_intact: bool | None
     """Whether the end mark is there; None for stacks without one, and where that memory is another's."""
     unwound: Unwound
-    """The frames."""
     other_stacks: tuple[Stack, ...] = ()
     """Stacks further up the chain, which were left for the one that SP is on."""
     doubt: str = ""

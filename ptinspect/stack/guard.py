@@ -58,7 +58,6 @@ class Budget:
     left: float = BURST
     """Stops that may be spent now."""
     clock: Callable[[], float] = time.monotonic
-    """Gives seconds."""
     _since: float | None = None
 
     def refill(self) -> float:

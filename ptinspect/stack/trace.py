@@ -57,7 +57,6 @@ class Point:
     stack: int
     """Position in Trace.stacks; -1 on none that is known, or in user mode."""
     sp: int
-    """The stack pointer."""
     pc: int
     """The program counter: the instruction that is executed next."""
 
@@ -83,7 +82,6 @@ class Deepest:
     at: int
     """When, in the unit of the trace."""
     pc: int
-    """The program counter."""
     place: str
     """The same as `function+0x10`."""
     chain: tuple[Part, ...] = ()

@@ -29,7 +29,6 @@ class Change:
     name: str
     """Linux's name of the level."""
     descriptor_pa: int
-    """Where it is."""
     before: int
     """What the snapshot holds."""
     after: int
@@ -59,9 +58,7 @@ class Facts:
     """What was read from the stopped guest."""
 
     esr: Esr
-    """ESR_EL1 decoded."""
     far: int
-    """FAR_EL1."""
     in_entry: bool
     """True if the last exception was taken on a store of the exception entry itself (ELR_EL1)."""
     handling: bool

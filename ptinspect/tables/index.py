@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.tables.columns import Columns
+from ptinspect.tables.arrays import Columns
 from ptinspect.tables.kinds import are_tables, next_tables
 from ptinspect.tables.window import Window
 
@@ -50,7 +50,6 @@ class Links(Columns):
     va: NDArray[np.uint64]
     """First address that the descriptor translates."""
     raw: NDArray[np.uint64]
-    """The descriptor."""
     child: NDArray[np.intp]
     """Row of the table that it points to; -1 where that was not captured."""
 
