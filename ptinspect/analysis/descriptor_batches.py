@@ -16,7 +16,7 @@ from ptinspect.errors import UserError
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.arrays import Columns
 from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
-from ptinspect.tables.kinds import address_bits, are_leaves, next_tables, output_addresses
+from ptinspect.tables.kinds import are_leaves, are_tables, next_tables, output_addresses, without_addresses
 from ptinspect.tables.window import Window
 
 Progress = Callable[[int, int], None]
@@ -148,18 +148,13 @@ class _Sorts:
         size = regime.entry_size(level)
         va = entry_addresses(begin[row], slot, level, regime)
         leaf = are_leaves(raw, level, regime)
-        next_table = ((raw & np.uint64(3)) == np.uint64(3)) & ~leaf
         output = np.where(leaf, output_addresses(raw, level, regime), np.uint64(0))
-        output = np.where(next_table, next_tables(raw, regime), output)
+        output = np.where(are_tables(raw, level), next_tables(raw, regime), output)
         kept = np.ones(raw.shape, dtype=np.bool_) if window.whole else window.touches(va, size)
         if self._wanted.pa_range is not None:
             low, high = (np.uint64(end) for end in self._wanted.pa_range)
             kept &= leaf & (output <= high) & (output + np.uint64(size - 1) >= low)
-        keep = np.full(raw.shape, MASK64, dtype=np.uint64)
-        keep[leaf] = np.uint64(~address_bits(level, regime) & MASK64)
-        keep[next_table] = np.uint64(~address_bits(level, regime, table=True) & MASK64)
-        keep[~leaf & ~next_table] = np.uint64(0x803)
-        distinct, fact = np.unique(raw & keep, return_inverse=True)
+        distinct, fact = np.unique(without_addresses(raw, level, regime), return_inverse=True)
         found = [self._decoded(level, bits) for bits in distinct.tolist()]
         kept &= np.array([sort is not None for sort in found], dtype=np.bool_)[fact.reshape(-1)]
         number = np.cumsum([sort is not None for sort in found]) - 1

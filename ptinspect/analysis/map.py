@@ -18,7 +18,7 @@ from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.arrays import Columns
-from ptinspect.tables.kinds import HIERARCHY_SHIFT, address_bits
+from ptinspect.tables.kinds import HIERARCHY_SHIFT, without_addresses
 from ptinspect.tables.window import Window
 
 T = TypeVar("T")
@@ -184,12 +184,12 @@ class LeafKinds:
 
     def of(self, part: Fragments) -> NDArray[np.intp]:
         """Return the number of each fragment's combination, -1 where the filter rejects it."""
-        keep = np.uint64(~address_bits(part.level, self._regime) & (1 << 64) - 1)
-        bits, inverse = np.unique(part.raw & keep, return_inverse=True)
+        bits, inverse = np.unique(without_addresses(part.raw, part.level, self._regime), return_inverse=True)
         code = inverse.reshape(-1) * 16 + part.hierarchy
         codes, inverse = np.unique(code, return_inverse=True)
         numbers = [self._number(part.level, int(bits[c >> 4]), c & 15) for c in codes.tolist()]
-        return np.array(numbers, dtype=np.intp)[inverse.reshape(-1)]
+        found: NDArray[np.intp] = np.array(numbers, dtype=np.intp)[inverse.reshape(-1)]
+        return found
 
     def _number(self, level: int, raw: int, hierarchy: int) -> int:
         key = (level, raw, hierarchy)

@@ -104,6 +104,14 @@ def attribute_bits(level: int, regime: Regime, *, table: bool = False) -> int:
     return ~(address_bits(level, regime, table=table) | 3) & MASK64
 
 
+def without_addresses(raw: NDArray[np.uint64], level: int, regime: Regime) -> NDArray[np.uint64]:
+    """Return descriptors without their addresses, and of those that fault bits 11 and 1:0 alone."""
+    keep = np.full(raw.shape, 0x803, dtype=np.uint64)
+    keep[are_leaves(raw, level, regime)] = attribute_bits(level, regime) | 3
+    keep[are_tables(raw, level)] = attribute_bits(level, regime, table=True) | 3
+    return raw & keep
+
+
 def memory_types(raw: NDArray[np.uint64], regime: Regime) -> NDArray[np.uint8]:
     """Return the attribute byte of MAIR_EL1, or with FEAT_AIE of MAIR2_EL1, that each leaf selects."""
     index = raw >> np.uint64(2) & np.uint64(7)
