@@ -39,7 +39,7 @@ from ptinspect.linux.kpti.state import KptiState, State
 def test_the_flag_is_read_by_where_the_rewrite_is(
     state: State, phase: Phase | None, value: int | None, cpus: int, said: str
 ) -> None:
-    position = None if phase is None else Position(phase, (), None)
+    position = None if phase is None else Position(phase, None)
     found = KptiState(state, "", Summary(()), flag=Flag(value, 1), position=position)
     assert flag_text(found, cpus) == said
 

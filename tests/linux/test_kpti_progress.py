@@ -156,5 +156,5 @@ def test_what_was_made_after_the_walk_is_not_its_work() -> None:
     new.tables.raw[row, slot] &= ~np.uint64(NG)
     state = dataclasses.replace(state_from_tables(new, CODES["5.10"]), state="after")
     assert work(new, state) == Work(18, 0, exact=False)
-    inside = dataclasses.replace(state, position=Position("done", (), None))
+    inside = dataclasses.replace(state, position=Position("done", None))
     assert work(new, inside).left == 1, "there it was missed"

@@ -44,8 +44,6 @@ class Position:
 
     phase: Phase
     """Whether the walk through the tables has begun and ended."""
-    cursors: tuple[Cursor, ...]
-    """The tables that are open, the root first; empty unless walking."""
     frontier: Frontier | None
     """The first descriptor that is not done; None unless walking."""
     subtree_done: bool = False
@@ -115,11 +113,10 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
     The new algorithm's cursors are addresses in a window of the temporary pgd (x2); they are
     translated through it. Raises TargetError if the link to the guest failed.
     """
-    found, offset = cursors(state, code, regime), (state.pc - code.entry_va) & _PLACE
-    if not found:
+    open_, offset = list(cursors(state, code, regime)), (state.pc - code.entry_va) & _PLACE
+    if not open_:
         walked = code.levels[0].skip <= offset <= code.points["return"]
-        return Position("done" if walked else "before", (), None)
-    open_ = list(found)
+        return Position("done" if walked else "before", None)
     deepest = code.levels_of(regime)[len(open_) - 1]
     subtree_done = deepest.mark is not None and deepest.mark <= offset <= (deepest.store or 0)
     while len(open_) > 1 and open_[-1].index >= open_[-1].entries:
@@ -130,13 +127,13 @@ def position(state: CpuState, code: KptiCode, regime: Regime, memory: PhysicalMe
             open_[-1] = Cursor(last.level, last.index + 1, last.entries, last.descriptor, last.table)
     last = open_[-1]
     if last.index >= last.entries:
-        return Position("done", found, None)
+        return Position("done", None)
     va = frontier_of(tuple(open_), regime)
     assert va is not None
     pa = _descriptor_pa(state, code, regime, memory, last)
     old = code.algorithm == POST_ORDER
     frontier = Frontier(VirtAddr(va), last.level, pa, "walk registers")
-    return Position("walking", found, frontier, subtree_done and old)
+    return Position("walking", frontier, subtree_done and old)
 
 
 def _descriptor_pa(

@@ -30,8 +30,6 @@ class Recursion:
     """Nested exceptions."""
     frame_size: int
     """Bytes of stack that each took."""
-    gap: int
-    """Bytes from SP up to the last good frame record, x29."""
     reasons: tuple[str, ...]
     """Why this size, sentence by sentence."""
 
@@ -89,7 +87,7 @@ def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:
         reasons.append(f"the call trace shows {traced} entries of the exception vector in a row")
     if 0 <= sp - stack.base < size:
         reasons.append(f"one more frame does not fit: {sp - stack.base:#x} bytes are left above the base")
-    return Recursion(count, size, gap, tuple(reasons))
+    return Recursion(count, size, tuple(reasons))
 
 
 def _wrong_bit(fault: Fault, sp: int) -> int | None:
@@ -109,7 +107,7 @@ def _by_trace(fault: Fault, gap: int, traced: int, reasons: list[str]) -> Recurs
         f"{traced} frames of {sizes[0]} bytes leave {gap - traced * sizes[0]} bytes to the last function"
     )
     reasons.extend(_era(fault, sizes[0]))
-    return Recursion(traced, sizes[0], gap, tuple(reasons))
+    return Recursion(traced, sizes[0], tuple(reasons))
 
 
 def _era(fault: Fault, size: int) -> list[str]:
