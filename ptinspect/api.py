@@ -13,8 +13,7 @@ Everything raises PtinspectError; its subclasses are in ptinspect.errors. Nothin
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +26,15 @@ from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
+from ptinspect.guest import capturing, opening
 from ptinspect.guest import guest as layer
+from ptinspect.guest.expression import address
+from ptinspect.guest.kernel_stacks import depth
+from ptinspect.guest.names import symbol
+from ptinspect.guest.opening import Machine
+from ptinspect.guest.roots import root_choice
+from ptinspect.guest.run_control import until
+from ptinspect.guest.source import Tables, source
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
@@ -89,25 +96,32 @@ class Guest:
 
         Without `kernel` or `guest` it is the default reference guest. Raises UserError, TargetError.
         """
-        words = ["launch", *([str(kernel)] if kernel else [])]
-        for name, value in (("guest", guest), ("symbols", symbols), ("initrd", initrd), ("cpu", cpu)):
-            words += [f"--{name}", str(value)] if value else []
-        words += ["--smp", str(smp), "--memory", str(memory), *(["--append", append] if append else [])]
-        return cls._opened(shlex.join([*words, *(["--", *qemu] if qemu else [])]), None)
+        machine = Machine(
+            kernel=_path(kernel),
+            guest=guest or None,
+            symbols=_path(symbols),
+            initrd=_path(initrd),
+            cpu=cpu or None,
+            smp=smp,
+            memory=memory,
+            append=append or None,
+            extra=qemu,
+        )
+        return cls._opened(None, lambda held: opening.launch(held, machine))
 
     @classmethod
     def attach(cls, address: str, *, kernel: str | Path | None = None, timeout: float = 10.0) -> Self:
         """Attach to a gdbstub: host:port, :port, or the path of a Unix socket. Raises ConnectError."""
-        path = None if kernel is None else Path(kernel)
+        path = _path(kernel)
         if path is not None and not path.is_file():
             raise UserError(f"no file {path}")
-        return cls._opened(shlex.join(["attach", address, "--timeout", str(timeout)]), path)
+        return cls._opened(path, lambda held: opening.attach(held, address, timeout))
 
     @classmethod
-    def _opened(cls, line: str, kernel: Path | None) -> Self:
+    def _opened(cls, kernel: Path | None, use: Callable[[layer.Guest], object]) -> Self:
         found = cls(Context(build_registry(), layer.Guest(kernel)))
         try:
-            found.command(line)
+            use(found.context.guest)
         except BaseException:
             found.close()
             raise
@@ -148,8 +162,6 @@ class Guest:
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol. Raises UserError, KernelFileError."""
-        from ptinspect.guest.names import symbol
-
         return symbol(self.context.guest, name)
 
     def snap(self, name: str = "snap", *, root: str | None = None, cpu: int | None = None) -> Snapshot:
@@ -157,27 +169,23 @@ class Guest:
 
         The snapshot is also kept in `snapshots`. `root`: as `--root` takes it.
         """
-        words = ["snap", name, *(["--root", root] if root else [])]
-        words += ["--cpu", str(cpu)] if cpu is not None else []
-        self.command(shlex.join(words))
-        return self.context.snapshots[name]
+        tables = Tables(root_choice(root) if root else None, cpu=cpu)
+        return capturing.snap(self.context.guest, name, tables)
 
     def walk(self, va: int, *, cpu: int | None = None) -> Walk:
         """Translate an address by the live tables, step by step."""
-        from ptinspect.guest.source import Tables, source
-
         found = source(self.context.guest, Tables(cpu=cpu), va)
         return walk(found.memory, va, found.root.pa, found.regime)
 
     def stack(self, cpu: int | None = None) -> Depth:
         """Examine the kernel stack of a CPU (default: the one that stopped): bounds, use, frames."""
-        from ptinspect.guest.kernel_stacks import depth
-
         return depth(self.context.guest, cpu)
 
     def until(self, *places: str | int, timeout: float = 60.0) -> StopInfo:
         """Run until one of these addresses or symbols is reached. Raises TargetTimeout; it stands then."""
-        addresses = [self.symbol(place) if isinstance(place, str) else place for place in places]
-        session = self.context.stopped
-        self.context.forget_stop()
-        return session.run_until(addresses, timeout)
+        wanted = [address(place) if isinstance(place, str) else place for place in places]
+        return until(self.context.guest, wanted, timeout).stop
+
+
+def _path(name: str | Path | None) -> Path | None:
+    return Path(name) if name else None
