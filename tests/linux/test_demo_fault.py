@@ -9,8 +9,8 @@ from builders import TreeBuilder
 from kernels import image, table
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, Guest
 
-from ptinspect.commands.target.demo_fault import _reverted
 from ptinspect.errors import GuestError
+from ptinspect.guest.injection import reverted
 from ptinspect.linux.image.image import KernelImage
 
 STACK = 0xFFFF_8000_1140_3CC0
@@ -36,7 +36,7 @@ def test_where_the_boot_uses_swapper_itself(kernel: KernelImage) -> None:
     boot = bytearray(guest.regime.root_size)
     boot[8 * index : 8 * index + 8] = (SWAPPER + 0x1000 | 3).to_bytes(8, "little")
     guest.tree.map(STACK & -4096, 0x4300_0000)
-    assert _reverted(guest.view(kernel), STACK, bytes(boot)) == (SWAPPER + 8 * index, SWAPPER + 0x1000 | 3)
+    assert reverted(guest.view(kernel), STACK, bytes(boot)) == (SWAPPER + 8 * index, SWAPPER + 0x1000 | 3)
 
 
 def test_where_the_boot_has_a_table_of_its_own(kernel: KernelImage) -> None:
@@ -48,7 +48,7 @@ def test_where_the_boot_has_a_table_of_its_own(kernel: KernelImage) -> None:
     boot = root_of(guest, 0x4700_0000)
     value = int.from_bytes(boot[8 * index : 8 * index + 8], "little")
     assert value & 1
-    assert _reverted(guest.view(kernel), STACK, boot) == (SWAPPER + 8 * index, value)
+    assert reverted(guest.view(kernel), STACK, boot) == (SWAPPER + 8 * index, value)
 
 
 def test_where_the_boots_tables_stay_nothing_can_revert(kernel: KernelImage) -> None:
@@ -59,6 +59,6 @@ def test_where_the_boots_tables_stay_nothing_can_revert(kernel: KernelImage) -> 
     entry = int.from_bytes(guest.memory.read(at, 8), "little")
     guest.memory.write(at, (entry | BIT11).to_bytes(8, "little"))
     with pytest.raises(GuestError, match="goes on with the boot's tables"):
-        _reverted(guest.view(kernel), STACK, boot)
+        reverted(guest.view(kernel), STACK, boot)
     with pytest.raises(GuestError, match="the boot's own table had no root entry for the stack"):
-        _reverted(guest.view(kernel), STACK, bytes(guest.regime.root_size))
+        reverted(guest.view(kernel), STACK, bytes(guest.regime.root_size))

@@ -44,7 +44,7 @@ VERDICTS = (
     "death gets one verdict, with what in the log supports it and what the log "
     f"cannot tell: {VERDICTS}.",
 )
-def oops(ctx: Context, *, file: str, output: Path | None) -> Report:
+def oops(ctx: Context, *, file: str, output: Path | None = None) -> Report:
     """Explain a console log."""
     from ptinspect.commands.stack.oops_view import explained
     from ptinspect.linux.oops.analysis import analyse

@@ -82,7 +82,7 @@ class WhyResult:
     "verdict on its stack if nothing is proved there. The codes are those of oops.",
     expectable=True,
 )
-def why(guest: Guest, *, cpu: int | None) -> Report:
+def why(guest: Guest, *, cpu: int | None = None) -> Report:
     """Explain."""
     from ptinspect.guest.fault import judge, judge_cpu
 

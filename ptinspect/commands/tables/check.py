@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
 MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
 """Rules whose findings say what lay in the range before."""
+LIMIT = 100
+"""Findings kept of each rule, where the user does not choose."""
 SHOWN = 40
 """Findings shown to people; JSON has all that are kept."""
 COLUMNS = (
@@ -118,9 +120,9 @@ class CheckResult:
         argument(
             "--limit",
             type=argtypes.whole(1, 1 << 20),
-            default=100,
+            default=LIMIT,
             metavar="N",
-            help="findings listed per rule (100)",
+            help=f"findings listed per rule ({LIMIT})",
         ),
     ),
     result=CheckResult,
@@ -133,15 +135,15 @@ class CheckResult:
 def check(
     guest: Guest,
     *,
-    root: str | Address | None,
-    regime: str | None,
-    cpu: int | None,
-    snap: str | None,
-    against: str | None,
-    rewrite_done: bool,
-    partial: bool,
-    expect_clean: bool,
-    limit: int,
+    root: str | Address | None = None,
+    regime: str | None = None,
+    cpu: int | None = None,
+    snap: str | None = None,
+    against: str | None = None,
+    rewrite_done: bool = False,
+    partial: bool = False,
+    expect_clean: bool = False,
+    limit: int = LIMIT,
 ) -> Report:
     """Apply the rules."""
     from ptinspect.linux.layout.mapped_parts import Contents

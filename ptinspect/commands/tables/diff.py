@@ -149,7 +149,13 @@ class DiffResult:
     "is then compared, range by range.",
 )
 def diff(
-    ctx: Context, *, a: str, b: str, output: Path | None, expect_only_bit11: bool, limit: int | None
+    ctx: Context,
+    *,
+    a: str,
+    b: str,
+    output: Path | None = None,
+    expect_only_bit11: bool = False,
+    limit: int | None = None,
 ) -> Report:
     """Compare two snapshots."""
     from ptinspect.analysis.diff import MAX_CHANGES

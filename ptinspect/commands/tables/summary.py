@@ -83,7 +83,12 @@ class SummaryResult:
     expectable=True,
 )
 def summary(
-    guest: Guest, *, root: str | Address | None, regime: str | None, cpu: int | None, snap: str | None
+    guest: Guest,
+    *,
+    root: str | Address | None = None,
+    regime: str | None = None,
+    cpu: int | None = None,
+    snap: str | None = None,
 ) -> Report:
     """Count what the tables hold."""
     from ptinspect.analysis.summary import summarize

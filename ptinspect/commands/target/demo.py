@@ -1,54 +1,107 @@
-"""`demo`: the main job on a real kernel, with the same commands that a user types."""
+"""`demo`: the main job on a real kernel, with the commands that a user types; or a fault, explained."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.command import command
+from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.target import demo_fault
+from ptinspect.commands.kpti.captures import run as kpti_run
+from ptinspect.commands.kpti.standing import status as kpti_status
+from ptinspect.commands.stack.guard import guard
+from ptinspect.commands.stack.oops import oops
+from ptinspect.commands.stack.why import why
+from ptinspect.commands.tables.check import check
+from ptinspect.commands.tables.diff import diff
+from ptinspect.commands.tables.snapshots import save
+from ptinspect.commands.tables.summary import summary
+from ptinspect.commands.target.attaching import launch, megabytes
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.injection import Fault, inject, run_to_death
+from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
 
 DIRECTORY = Path("ptinspect-demo")
 SAMPLES = 64
 """Addresses that QEMU's own MMU is asked to translate."""
-
-
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--directory", "-o", type=Path, default=DIRECTORY, metavar="DIR", help=f"where to write ({DIRECTORY})"
-    )
-    add(
-        "--guest",
-        type=argtypes.guest_name,
-        metavar="NAME",
-        help="a reference guest that setup installed (default: the first)",
-    )
-    add("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead")
-    add("--memory", "-m", metavar="MB", help="RAM in MB, or 2G (default 1024)")
-    add("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)")
-    add("--smp", type=argtypes.whole(1, 8), metavar="N", help="number of CPUs (default 1)")
-    add("--timeout", type=argtypes.seconds, default=180.0, metavar="SECONDS", help="limit for the boot (180)")
-    demo_fault.configure(parser)
+GUARD_SECONDS = 12.0
+EXPECTED: Mapping[Fault, str] = {"lost": "lost-entry", "reverted": "reverted-entry"}
+"""What `why` and `oops` have to call a fault."""
+REVERTED_CPUS = 8
+"""The boot's table maps blocks of 2 MiB: the first CPU's stack may lie in the last of them, mapped to
+memory that is not the stack's, and never fault; with more CPUs some stacks lie outside."""
+ELSEWHERE = "memory of something else"
+"""What `why` says of a stack whose addresses lead to other memory (stack/verdict.py)."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """State one thing that has to be so, and whether it was."""
+class CheckResult:
+    """One thing that has to be so, and whether it was."""
 
     name: str
-    """What has to be so."""
     ok: bool
-    """Whether it is."""
     evidence: str
     """The numbers behind it."""
+
+
+@dataclass(frozen=True)
+class NotShown:
+    """A demo on a kernel that does not rewrite its tables."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The main job, and what had to be so."""
+
+    ok: bool
+    algorithm: str
+    directory: str
+    files: list[str]
+    checks: list[CheckResult]
+
+
+@dataclass(frozen=True)
+class InjectedResult:
+    """The descriptor that was changed."""
+
+    descriptor_pa: Hex
+    before: Hex
+    after: Hex
+
+
+@dataclass(frozen=True)
+class CaughtResult:
+    """A fault that `stack guard` caught, and its explanation."""
+
+    ok: bool
+    fault: str
+    injected: InjectedResult
+    guard: str
+    why: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedResult:
+    """A fault that no guard caught, judged by the guest, its tables, and its console."""
+
+    fault: str
+    injected: InjectedResult
+    console: Mapping[str, object]
+    check: Mapping[str, object] | Absent = ABSENT
+    explained_by: Mapping[str, bool]
+    why: Mapping[str, object]
+    guard: str | Absent = ABSENT
+    end: str | Absent = ABSENT
+    ok: bool
 
 
 @command(
@@ -56,133 +109,256 @@ class Check:
     group="Guest",
     summary="Boot a real kernel, capture its tables around the KPTI rewrite, and diff them",
     example="demo --directory demo",
-    configure=_configure,
+    arguments=(
+        argument(
+            "--directory",
+            "-o",
+            type=Path,
+            default=DIRECTORY,
+            metavar="DIR",
+            help=f"where to write ({DIRECTORY})",
+        ),
+        argument(
+            "--guest",
+            type=argtypes.guest_name,
+            metavar="NAME",
+            help="a reference guest that setup installed (default: the first)",
+        ),
+        argument("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead"),
+        argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
+        argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
+        argument("--smp", type=argtypes.whole(1, 8), metavar="N", help="number of CPUs (default 1)"),
+        argument(
+            "--timeout",
+            type=argtypes.seconds,
+            default=180.0,
+            metavar="SECONDS",
+            help="limit for the boot (180)",
+        ),
+        argument(
+            "--fault",
+            choices=tuple(EXPECTED),
+            help="lose the stack's mapping at the end of the rewrite instead",
+        ),
+        argument("--no-guard", action="store_true", help="with --fault: let the guest die its own way"),
+    ),
+    result=DemoResult | NotShown | CaughtResult | JudgedResult,
     details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
     "that was seen is right: nothing nG before, everything after, nothing but bit 11 changed.",
     not_in_gdb="use ptinspect without GDB: it starts a guest of its own",
 )
-def demo(ctx: Context, args: argparse.Namespace) -> Report:
+def demo(
+    ctx: Context,
+    *,
+    directory: Path,
+    guest: str | None,
+    kernel: Path | None,
+    memory: int | None,
+    cpu: str | None,
+    smp: int | None,
+    timeout: float,
+    fault: Fault | None,
+    no_guard: bool,
+) -> Report:
     """Do the main job and check what it showed."""
-    if ctx.session is not None:
+    if ctx.guest.session is not None:
         raise UserError("demo starts a guest of its own", "detach first, or use kpti run on this one")
-    if args.fault:
+    if fault is None:
+        if no_guard:
+            raise UserError("--no-guard is for a demo with --fault", "--fault lost, or --fault reverted")
         try:
-            return demo_fault.demo_fault(ctx, args, _launch_words(args))
-        finally:
-            ctx.close()
-    if args.no_guard:
-        raise UserError("--no-guard is for a demo with --fault", "--fault lost, or --fault reverted")
-    folder: Path = args.directory
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{directory}: {error.strerror}", "--directory DIR names another one") from None
+    if fault == "reverted" and smp is None:
+        smp = REVERTED_CPUS
+    given = {"--guest": guest, "--memory": memory, "--cpu": cpu, "--smp": smp}
+    words = [f"{word}" for pair in given.items() if pair[1] is not None for word in pair]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}", "--directory DIR names another one") from None
-    try:
-        return _demo(ctx, args, folder)
+        _step(
+            ctx,
+            shlex.join(["launch", *([str(kernel)] if kernel else []), *words]),
+            launch(ctx, kernel=kernel, guest=guest, memory=memory, cpu=cpu, smp=smp),
+        )
+        return _fault(ctx, fault, timeout, guarded=not no_guard) if fault else _job(ctx, directory, timeout)
     finally:
         ctx.close()
 
 
-def _demo(ctx: Context, args: argparse.Namespace, folder: Path) -> Report:
-    def run(*words: str) -> dict[str, Any]:
-        line = shlex.join(words)
-        report = ctx.registry.run(ctx, line)
-        ctx.step(line, report)
-        return dict(report.result)
+def _step(ctx: Context, line: str, report: Report) -> Mapping[str, Any]:
+    """Show a command as if `line` had been typed, with its report; return its result."""
+    ctx.step(line, report)
+    return report.result
 
-    run("launch", *_launch_words(args))
-    ran = run("kpti", "run", "--replace", "--timeout", str(args.timeout))
+
+def _job(ctx: Context, folder: Path, timeout: float) -> Report:
+    guest = ctx.guest
+    line = f"kpti run --replace --timeout {timeout}"
+    ran = _step(ctx, line, kpti_run(guest, timeout=timeout, replace=True))
     if not ran["reached"]:
-        return Report({"ok": False, "reason": ran["reason"]}, (Note(ran["reason"], "bad"),), 1)
-    checks = [_translations(ctx)]
+        return Report(NotShown(False, ran["reason"]), (Note(ran["reason"], "bad"),), 1)
+    checks = [_translations(guest)]
     for name in ("before", "during", "after"):
-        run("save", name, str(folder / f"{name}.npz"))
-    before, after = run("summary", "--snap", "before"), run("summary", "--snap", "after")
-    during = run("kpti", "status", "--snap", "during")
-    diff = run("diff", "before", "after", "-o", str(folder / "diff.txt"))
-    run("diff", "before", "after", "-o", str(folder / "diff.json"))
-    checks += _checks(before["levels"], after["levels"], during, diff)
-    ok = all(check.ok for check in checks)
+        file = folder / f"{name}.npz"
+        _step(ctx, shlex.join(["save", name, str(file)]), save(guest, name=name, file=file))
+    before, after = (
+        _step(ctx, f"summary --snap {name}", summary(guest, snap=name)) for name in ("before", "after")
+    )
+    during = _step(ctx, "kpti status --snap during", kpti_status(guest, snap="during"))
+    for file in (folder / "diff.txt", folder / "diff.json"):
+        line = shlex.join(["diff", "before", "after", "-o", str(file)])
+        found = _step(ctx, line, diff(ctx, a="before", b="after", output=file))
+    checks += _checks(before["levels"], after["levels"], during, found)
+    ok = all(one.ok for one in checks)
     rows = [
         (Styled("yes" if c.ok else "NO", "good" if c.ok else "bad"), c.name, Styled(c.evidence, "dim"))
         for c in checks
     ]
     files = sorted(str(path) for path in folder.iterdir() if path.suffix in (".npz", ".txt", ".json"))
-    result = {
-        "ok": ok,
-        "algorithm": ran["algorithm"],
-        "directory": str(folder),
-        "files": files,
-        "checks": [{"name": c.name, "ok": c.ok, "evidence": c.evidence} for c in checks],
-    }
     verdict = "All as it has to be." if ok else "Something is not as it has to be."
     body = (
         Table((Column("ok"), Column("what has to be so"), Column("seen")), rows, "What was seen"),
         Note(f"written to {folder}: {', '.join(Path(f).name for f in files)}", "dim"),
         Note(verdict, "good" if ok else "bad"),
     )
-    return Report(result, body, 0 if ok else 1)
+    return Report(DemoResult(ok, ran["algorithm"], str(folder), files, checks), body, 0 if ok else 1)
 
 
-def _launch_words(args: argparse.Namespace) -> list[str]:
-    words = [str(args.kernel)] if args.kernel else []
-    for option, value in (
-        ("--guest", args.guest),
-        ("--memory", args.memory),
-        ("--cpu", args.cpu),
-        ("--smp", args.smp),
-    ):
-        if value is not None:
-            words += [option, str(value)]
-    return words
-
-
-def _translations(ctx: Context) -> Check:
+def _translations(guest: Guest) -> CheckResult:
     """Ask QEMU's own MMU about addresses spread over all leaves of `after`."""
     from ptinspect.analysis.descriptor_batches import sample_leaves
 
-    session = ctx.stopped
     wrong = []
     asked = 0
-    for va, pa in sample_leaves(ctx.snapshots["after"], SAMPLES):
+    for va, pa in sample_leaves(guest.snapshots["after"], SAMPLES):
         asked += 1
-        answer = session.gva2gpa(va)
+        answer = guest.stopped.gva2gpa(va)
         if answer != pa:
             wrong.append(f"{va:#x}: QEMU {'nothing' if answer is None else hex(answer)}, tables {pa:#x}")
     evidence = wrong[0] if wrong else f"{asked} addresses asked (gva2gpa)"
-    return Check("QEMU's own MMU translates as the captured tables say", asked > 0 and not wrong, evidence)
+    return CheckResult(
+        "QEMU's own MMU translates as the captured tables say", asked > 0 and not wrong, evidence
+    )
 
 
-def _sum(levels: list[dict[str, Any]], key: str) -> int:
+def _sum(levels: Sequence[Mapping[str, Any]], key: str) -> int:
     return sum(level[key] for level in levels)
 
 
 def _checks(
-    before: list[dict[str, Any]], after: list[dict[str, Any]], during: dict[str, Any], diff: dict[str, Any]
-) -> list[Check]:
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    during: Mapping[str, Any],
+    found: Mapping[str, Any],
+) -> list[CheckResult]:
     leaves, tables = _sum(before, "leaves"), _sum(before, "table_descriptors")
     ng, marked = _sum(before, "leaves_ng"), _sum(before, "table_descriptors_marked")
     all_ng = _sum(after, "leaves_ng") == _sum(after, "leaves") == leaves
     all_marked = _sum(after, "table_descriptors_marked") == _sum(after, "table_descriptors") == tables
-    changed = _sum(diff["levels"], "changed")
-    lost = _sum(diff["levels"], "lost")
+    changed = _sum(found["levels"], "changed")
+    gone = _sum(found["levels"], "lost")
     frontier = during["frontier"]
     where = "no frontier" if frontier is None else f"frontier {frontier['va']} at level {frontier['level']}"
     part = f"{during['leaves_ng']} of {during['leaves']} leaves nG, {where}"
+    marks = f"{_sum(after, 'table_descriptors_marked')} of {tables}"
     return [
-        Check(
+        CheckResult(
             "before: no leaf is nG, no table is marked",
             ng == marked == 0,
             f"{leaves} leaves, {tables} tables",
         ),
-        Check("during: caught in the middle", during["state"] == "in-progress", part),
-        Check("after: every leaf is nG", all_ng, f"{_sum(after, 'leaves_ng')} of {leaves}"),
-        Check(
-            "after: every table is marked",
-            all_marked,
-            f"{_sum(after, 'table_descriptors_marked')} of {tables}",
+        CheckResult("during: caught in the middle", during["state"] == "in-progress", part),
+        CheckResult("after: every leaf is nG", all_ng, f"{_sum(after, 'leaves_ng')} of {leaves}"),
+        CheckResult("after: every table is marked", all_marked, marks),
+        CheckResult(
+            "nothing but bit 11 changed", bool(found["only_bit11"]), f"{changed} descriptors changed"
         ),
-        Check("nothing but bit 11 changed", bool(diff["only_bit11"]), f"{changed} descriptors changed"),
-        Check("every descriptor changed", changed == leaves + tables, f"{changed} of {leaves + tables}"),
-        Check("no descriptor was lost", lost == 0, f"{lost} lost"),
+        CheckResult(
+            "every descriptor changed", changed == leaves + tables, f"{changed} of {leaves + tables}"
+        ),
+        CheckResult("no descriptor was lost", gone == 0, f"{gone} lost"),
     ]
+
+
+def _fault(ctx: Context, fault: Fault, timeout: float, *, guarded: bool) -> Report:
+    """Inject the fault where the report had it, and explain what happens."""
+    change = inject(ctx.guest, fault, timeout)
+    text = f"pa:{change.pa:#x}: {change.old:#x} -> {change.new:#x}"
+    line = f"poke descriptor pa:{change.pa:#x} {change.new:#x} --yes"
+    _step(ctx, line, Report({}, (Note(text, "changed"),)))
+    injected = InjectedResult(Hex(change.pa), Hex(change.old), Hex(change.new))
+    if not guarded:
+        return _death(ctx, fault, injected)
+    line = f"stack guard --timeout {GUARD_SECONDS:g}"
+    caught = _step(ctx, line, guard(ctx, timeout=GUARD_SECONDS))
+    if caught["way"] == "time":
+        return _quiet(ctx, fault, injected)
+    told = caught.get("why") or {}
+    ok = caught["way"] == "recursive-fault" and _is_explained(fault, injected, told)
+    note = (
+        "The guard caught it, and why names the descriptor."
+        if ok
+        else "It was not explained as it has to be."
+    )
+    result = CaughtResult(ok, fault, injected, caught["way"], told)
+    return Report(result, (Note(note, "good" if ok else "bad"),), 0 if ok else 1)
+
+
+def _is_explained(fault: Fault, injected: InjectedResult, told: Mapping[str, Any]) -> bool:
+    """Tell whether `why` names the fault and the descriptor."""
+    named = (told.get("descriptor") or {}).get("descriptor_pa") == hex_address(injected.descriptor_pa)
+    return bool(named and told.get("code") == EXPECTED[fault])
+
+
+def _quiet(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
+    """Say why the guard saw nothing: the stack's addresses still lead to memory, but not to the stack's."""
+    judged, note = _judged(ctx, fault, injected)
+    told: Mapping[str, Any] = judged["why"]
+    ok = judged["explained_by"]["why"] and any(ELSEWHERE in line for line in told["evidence"])
+    text = (
+        "The guard was quiet because nothing faulted: a block of the boot's table maps the stack's "
+        "addresses, to memory of something else. why and check name the reverted entry. With --smp "
+        f"{REVERTED_CPUS} some stacks lie outside of such blocks."
+        if ok
+        else "The guard was quiet, and nothing tells why."
+    )
+    style: Style = "changed" if ok else "bad"
+    return Report(JudgedResult(**judged, guard="time", ok=ok), (note, Note(text, style)), 0 if ok else 1)
+
+
+def _judged(ctx: Context, fault: Fault, injected: InjectedResult) -> tuple[dict[str, Any], Note]:
+    """Ask the stopped guest, its tables, and its console."""
+    console, live = _oops(ctx), dict[str, Any]()
+    judged: dict[str, Any] = {"fault": fault, "injected": injected, "console": console}
+    if ctx.guest.state == "stopped":
+        live = dict(_step(ctx, "why", why(ctx.guest)))
+        checked = _step(ctx, "check --against after --limit 4", check(ctx.guest, against="after", limit=4))
+        judged["check"] = {"ok": checked["ok"], "findings": checked["findings"]}
+    codes = [panic["verdict"]["code"] for panic in console["panics"]]
+    by_live = _is_explained(fault, injected, live)
+    judged |= {"explained_by": {"why": by_live, "oops": EXPECTED[fault] in codes}, "why": live}
+    how = f"the console tells: {', '.join(codes)}" if codes else "the console says nothing of it"
+    return judged, Note(how, "dim")
+
+
+def _death(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
+    """Let the guest die its own way, and explain it from the console's log and from the guest itself."""
+    end = run_to_death(ctx.guest)
+    judged, note = _judged(ctx, fault, injected)
+    ways = {"why": "why, on the guest itself", "oops": "oops, from its console"}
+    explained = [ways[name] for name, ok in judged["explained_by"].items() if ok]
+    ok = bool(explained)
+    text = f"Explained by {' and by '.join(explained)}." if ok else "It was not explained as it has to be."
+    body = (Note(end, "dim"), note, Note(text, "good" if ok else "bad"))
+    return Report(JudgedResult(**judged, end=end, ok=ok), body, 0 if ok else 1)
+
+
+def _oops(ctx: Context) -> Mapping[str, Any]:
+    """Have the console's log explained, if there is a death in it."""
+    if ctx.guest.qemu is None:
+        return {"panics": []}
+    file = str(ctx.guest.qemu.console)
+    report = oops(ctx, file=file)
+    if report.result["panics"]:
+        ctx.step(shlex.join(["oops", file]), report)
+    return report.result
