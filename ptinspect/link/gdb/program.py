@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ptinspect.errors import TargetError
@@ -64,21 +65,16 @@ def _candidates(path: str | None) -> Iterator[str]:
     yield from dict.fromkeys([*system, *(name for name in scripts if os.access(name, os.X_OK))])
 
 
-_checked: dict[tuple[str, int], Gdb] = {}
-
-
 def check_gdb(path: str) -> Gdb:
     """Check that the program is a GDB with Python that knows aarch64. Raises TargetError."""
     try:
-        key = (path, Path(path).stat().st_mtime_ns)
+        return _run_check(path, Path(path).stat().st_mtime_ns)
     except OSError as error:
         raise TargetError(error.strerror or str(error)) from error
-    if key not in _checked:
-        _checked[key] = _run_check(path)
-    return _checked[key]
 
 
-def _run_check(path: str) -> Gdb:
+@lru_cache
+def _run_check(path: str, modified: int) -> Gdb:
     try:
         done = subprocess.run(
             [path, "-nx", "-q", "-batch", *_CHECK],
@@ -91,8 +87,6 @@ def _run_check(path: str) -> Gdb:
         )
     except subprocess.TimeoutExpired as error:
         raise TargetError("does not end") from error
-    except OSError as error:
-        raise TargetError(error.strerror or str(error)) from error
     text = done.stdout.decode("utf-8", "replace")
     match = re.search(rf"{_MARK} (\S+) (\w+)", text)
     if match is None:

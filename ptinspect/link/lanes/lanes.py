@@ -68,14 +68,10 @@ class LaneMemory:
         self._stub = stub
         self._lanes = {name: _Lane(open_) for name, open_ in lanes.items()}
         self._token, self._guard = token, guard
-        self._mode = AUTO
+        self.mode = AUTO
+        """What the user chose: auto or the name of a lane."""
         self._filled: dict[int, int] = {}
         self._notices: list[str] = []
-
-    @property
-    def mode(self) -> str:
-        """What the user chose: auto or the name of a lane."""
-        return self._mode
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,14 +82,7 @@ class LaneMemory:
     def label(self) -> str:
         """Name the way the bytes come; nothing is asked while the guest runs."""
         try:
-            self._guard()
-            name, memory = self._choose()
-            while not self._check(name, memory, self._largest()):
-                name, memory = self._choose()
-            return memory.label
-        except LaneError as error:
-            self._drop(name, error)
-            return self._stub.label
+            return self._by_lane(lambda name: (self._largest(),), lambda memory: memory.label)
         except TargetError:
             return self._stub.label
 
@@ -107,7 +96,7 @@ class LaneMemory:
         self._guard()
         for lane in self._lanes.values():
             lane.why_not = ""
-        before, self._mode = self._mode, mode
+        before, self.mode = self.mode, mode
         if mode in self._lanes:
             memory = self._open(mode)
             try:
@@ -116,7 +105,7 @@ class LaneMemory:
                 self._drop(mode, error, note=False)
                 works = False
             if not works:
-                self._mode = before
+                self.mode = before
                 raise UserError(f"lane {mode} cannot be used: {self._lanes[mode].why_not}")
 
     def take_notices(self) -> tuple[str, ...]:
@@ -188,7 +177,7 @@ class LaneMemory:
     # Choosing
 
     def _choose(self) -> tuple[str, PhysicalMemory]:
-        for name in self._lanes if self._mode == AUTO else [self._mode]:
+        for name in self._lanes if self.mode == AUTO else [self.mode]:
             if name in self._lanes and (memory := self._open(name)) is not None:
                 return name, memory
         return STUB, self._stub
