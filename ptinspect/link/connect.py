@@ -122,7 +122,7 @@ def connect(
 
 
 def why_left(address: StubAddress) -> str:
-    """Tell whether it was QEMU that ended, or GDB that left it: QEMU listens on then."""
+    """Tell whether it was QEMU that ended, or GDB that left it: then QEMU still listens."""
     deadline = time.monotonic() + CLOSE_SECONDS
     while listeners(address):
         if time.monotonic() > deadline:
