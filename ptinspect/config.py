@@ -44,7 +44,7 @@ def read(path: Path) -> Mapping[str, object]:
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no TOML file: {error}") from error
+        raise UserError(f"{path} is not a TOML file: {error}") from error
 
 
 def write(path: Path, values: Mapping[str, object]) -> None:
@@ -54,7 +54,7 @@ def write(path: Path, values: Mapping[str, object]) -> None:
     """
     read(path)
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {path}: it is no regular file")
+        raise UserError(f"cannot write {path}: it is not a regular file")
     import tomlkit
 
     try:

@@ -241,7 +241,7 @@ def test_arguments_keep_their_words() -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("rows = [", "is no TOML file"),
+        ("rows = [", "is not a TOML file"),
         ("rows = -1", "rows: '-1' is not a number"),
         ('rose = 1\ncolour = "on"', "rose: no such option"),
     ],

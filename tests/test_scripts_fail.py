@@ -57,7 +57,7 @@ def file_of(script: Path, data: bytes) -> str:
         (b"version\nhelp \\", "{s}:2: the last line ends with a backslash"),
         (b"version\nsource none.pti\n", "{s}:2: cannot read the script none.pti: No such file"),
         (b"version\nsource @none\n", "{s}:2: no script @none"),
-        (b"version\n\xff\xfe\n", "ptinspect: {s} is no text file (UTF-8)"),
+        (b"version\n\xff\xfe\n", "ptinspect: {s} is not a text file (UTF-8)"),
         (b"#" * (1 << 20) + b"\n", "ptinspect: the script {s} is larger than 1 MiB"),
         (b"version\n" * 20_001, "{s}:20001: more than 20000 lines"),
     ],

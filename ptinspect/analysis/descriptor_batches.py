@@ -133,7 +133,7 @@ def _reached(snapshot: Snapshot, index: TableIndex, window: Window) -> Iterator[
 
 
 class _Sorts:
-    """Decode each distinct combination of bits that are no address once."""
+    """Decode each distinct combination of bits that are not an address once."""
 
     def __init__(self, snapshot: Snapshot, wanted: RowFilter) -> None:
         self._tables, self._regime, self._wanted = snapshot.tables, snapshot.regime, wanted

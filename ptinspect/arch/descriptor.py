@@ -123,7 +123,7 @@ def kind(raw: int, level: int, regime: Regime) -> Kind:
 def decode(raw: int, level: int, regime: Regime) -> Descriptor:
     """Decode the descriptor `raw` of a table at `level`. Raises ValueError unless raw fits 64 bits."""
     if not 0 <= raw < 1 << 64:
-        raise ValueError(f"{raw:#x} is no 64-bit descriptor")
+        raise ValueError(f"{raw:#x} is not a 64-bit descriptor")
     what = kind(raw, level, regime)
     if what is Kind.TABLE:
         return Descriptor(raw, level, what, regime.next_table(raw), _table(raw, regime), regime)

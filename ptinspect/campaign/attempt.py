@@ -113,7 +113,7 @@ def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
 
 
 def _unmet(name: str, result: Mapping[str, Any]) -> str:
-    """Return what did not hold, where the answer is no error."""
+    """Return what did not hold, where the answer is not an error."""
     for key in ("message", "expectation", "reason", "way"):
         if isinstance(result.get(key), str) and result[key]:
             values = f": {result['left']!r}" if "left" in result else ""

@@ -111,7 +111,7 @@ class Plan:
     def from_json(cls, value: object) -> Plan:
         """Read a plan. Raises UserError if it is none, or is out of bounds."""
         if not isinstance(value, Mapping):
-            raise UserError("the plan is no object")
+            raise UserError("the plan is not an object")
         known = {"script", "digest", "runs", "cells", "variables", "timeout", "retries"}
         try:
             cells = tuple(Cell(_pairs(cell)) for cell in value["cells"])
@@ -145,7 +145,7 @@ def cells_of(matrix: Sequence[str]) -> tuple[Cell, ...]:
     for text in matrix:
         key, equals, values = text.partition("=")
         if not equals or not NAME.fullmatch(key):
-            raise UserError(f"{text!r} is no part of a matrix", "--matrix cpu=a57,max mem=512,1024")
+            raise UserError(f"{text!r} is not part of a matrix", "--matrix cpu=a57,max mem=512,1024")
         if key in axes:
             raise UserError(f"{key} stands twice in the matrix", f"{key}=VALUE,VALUE")
         items = [item.strip() for item in values.split(",")]
@@ -166,7 +166,7 @@ def shard_of(text: str) -> tuple[int, int]:
     """Read `I/N`, with I from 1 to N. Raises UserError."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"{text!r} is no shard", "I/N, with I from 1 to N: 2/4")
+        raise UserError(f"{text!r} is not a shard", "I/N, with I from 1 to N: 2/4")
     return int(found[1]), int(found[2])
 
 

@@ -85,7 +85,7 @@ class Record:
             if not whole or record.outcome not in OUTCOMES or not isinstance(record.seconds, (int, float)):
                 raise ValueError("a field has a value that it cannot have")
             if not all(n is None or isinstance(n, int) for n in numbers):
-                raise ValueError("a count is no number")
+                raise ValueError("a count is not a number")
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"no result of a campaign: {error}") from error
         text = {name: str(getattr(record, name)) for name in ("where", "message", "verdict", "panic")}
@@ -191,7 +191,7 @@ def load(directory: Path) -> Results:
     plan = Plan.from_json(header["plan"])
     shard = header.get("shard", [1, 1])
     if not (isinstance(shard, list) and len(shard) == 2 and all(isinstance(n, int) for n in shard)):
-        raise UserError(f"{path}:1: {shard!r} is no shard")
+        raise UserError(f"{path}:1: {shard!r} is not a shard")
     return Results(directory, plan, (shard[0], shard[1]), tuple(records), cut, _host(header))
 
 

@@ -40,7 +40,7 @@ def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
     except OSError as error:
         raise UserError(f"cannot read the script {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file (UTF-8)") from error
+        raise UserError(f"{path} is not a text file (UTF-8)") from error
     except ValueError as error:  # a NUL character in the name
         raise UserError(f"cannot read the script {path}: {error}") from error
     return tuple(parse(name or str(path), io.StringIO(text, newline=None)))
@@ -128,7 +128,7 @@ def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
     if found := _REPEAT.fullmatch(text):
         counter = found["name"] or ""
         if counter and not NAME.fullmatch(counter):
-            raise line.wrong(f"{counter!r} is no name for a variable")
+            raise line.wrong(f"{counter!r} is not a name for a variable")
         body = _body(line, found["body"], cursor, depth)
         return Repeat(found["count"], counter, body, line.place)
     if found := _ON_STOP.fullmatch(text):
@@ -139,7 +139,7 @@ def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
         return OnFailure(body, line.place)
     if found := _VAR.fullmatch(text):
         if not NAME.fullmatch(found["name"]):
-            raise line.wrong(f"{found['name']!r} is no name for a variable")
+            raise line.wrong(f"{found['name']!r} is not a name for a variable")
         return Var(found["name"], found["value"], line.place)
     if found := _SOURCE.fullmatch(text):
         return Source(found["path"], line.place)

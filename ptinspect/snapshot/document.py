@@ -55,7 +55,7 @@ def decode(data: bytes, tables: Callable[[Regime, PhysAddr], Tables]) -> Snapsho
     except RecursionError as error:
         raise SnapshotError("the document is nested too deeply") from error
     except ValueError as error:
-        raise SnapshotError(f"the document is no JSON: {error}") from error
+        raise SnapshotError(f"the document is not JSON: {error}") from error
     top = _Fields(document, "document")
     if top.get("format") != FORMAT:
         raise SnapshotError("not a ptinspect snapshot")

@@ -129,7 +129,7 @@ def load(
             )
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise SnapshotError(f"{path} is not a snapshot, or is truncated: it is no zip file")
+                raise SnapshotError(f"{path} is not a snapshot, or is truncated: it is not a zip file")
             with zipfile.ZipFile(file) as archive:
                 return _read(_Archive(archive), max_table_bytes)
     except SnapshotError as error:

@@ -15,7 +15,7 @@ from ptinspect.linux.running.stacks import Stack
 
 Way = Literal["margin", "recursive-fault", "bad-stack", "other", "time", "interrupted"]
 """`margin`: a store into the guarded part; `recursive-fault`: the exception entry's own store faulted;
-`bad-stack`: the kernel found too little room itself; the rest are no alarms."""
+`bad-stack`: the kernel found too little room itself; the rest are not alarms."""
 ALARMS: tuple[Way, ...] = ("margin", "recursive-fault", "bad-stack")
 END_MARK = 16
 """Lowest bytes that are left out: the kernel itself writes its end mark there."""
@@ -24,7 +24,7 @@ ROOM = 1024
 MAX_STACKS = 1024
 """Stacks that are watched at most: each costs a comparison in every TLB miss of QEMU's."""
 BURST, PER_SECOND = 8.0, 3.0
-"""Faults that are no alarm which the entry's breakpoint may cost: at once, and in the long run."""
+"""Stops for faults that are not an alarm: at once, and in the long run."""
 
 
 def margin_bytes(text: str, size: int) -> int:

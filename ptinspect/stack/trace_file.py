@@ -77,9 +77,9 @@ def load(path: Path) -> Trace:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise SnapshotError(f"{path} is no stack trace: {error}") from error
+        raise SnapshotError(f"{path} is not a stack trace: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise SnapshotError(f"{path} is no stack trace", "stack trace -o FILE writes one")
+        raise SnapshotError(f"{path} is not a stack trace", "stack trace -o FILE writes one")
     if document.get("version") != VERSION:
         raise SnapshotError(f"{path}: version {document.get('version')!r} is not known", "a newer ptinspect?")
     try:
@@ -145,14 +145,14 @@ def _list(items: Any, make: Callable[[Any], _T]) -> list[_T]:
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 64:
-        raise ValueError(f"{str(value)[:40]!r} is no number")
+        raise ValueError(f"{str(value)[:40]!r} is not a number")
     return value
 
 
 def _hex(value: Any) -> int:
     number = int(str(value)[:20], 16)
     if not 0 <= number < 1 << 64:
-        raise ValueError(f"{value!r} is no address")
+        raise ValueError(f"{value!r} is not an address")
     return number
 
 

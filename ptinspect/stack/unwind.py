@@ -103,7 +103,7 @@ def strip_pac(address: int, lower_bits: int | None, upper_bits: int | None) -> i
 
     The bits from the VA size up take the value of bit 55, which also names the half whose size counts
     (64 minus T0SZ or T1SZ; None if it is not known, and the address is returned as it is). The top byte
-    is among them with TBI too: it is no part of the code then, but a branch gives it bit 55's value.
+    is among them with TBI too: it is not part of the code then, but a branch gives it bit 55's value.
     Source: Arm ARM, pseudocode Strip(), CalculateBottomPACBit(), AArch64.BranchAddr().
     """
     upper = bit(address, 55)

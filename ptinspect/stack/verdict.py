@@ -94,7 +94,7 @@ class Facts:
     level: str = "EL1"
     """EL1, or EL2 for a kernel with VHE: whose registers these are."""
     unwritten: Sequence[str] = ()
-    """ESR and FAR, as far as the guest has never written them: what stands here for them is no data."""
+    """ESR and FAR, as far as the guest has never written them: what stands here for them is not data."""
 
     @property
     def on_stack(self) -> bool:

@@ -396,7 +396,7 @@ def test_bit_11_changes_nothing_else(raw: int, regime: Regime) -> None:
 
 @pytest.mark.parametrize("raw", [-1, 1 << 64])
 def test_what_is_no_descriptor_is_refused(raw: int) -> None:
-    with pytest.raises(ValueError, match="no 64-bit descriptor"):
+    with pytest.raises(ValueError, match="not a 64-bit descriptor"):
         decode(raw, 3, K4)
 
 

@@ -94,8 +94,8 @@ def test_other_versions_formats_and_plans_are_refused(tmp_path: Path) -> None:
         ({"version": 2}, "of version 2"),
         ({"format": "else"}, "no results of a campaign"),
         ({"plan": {**header["plan"], "runs": 10**9}}, "1000000000 runs"),
-        ({"plan": None}, "the plan is no object"),
-        ({"shard": [0, "x"]}, "no shard"),
+        ({"plan": None}, "the plan is not an object"),
+        ({"shard": [0, "x"]}, "not a shard"),
     ):
         path.write_text(json.dumps({**header, **change}) + "\n")
         with pytest.raises(UserError, match=said):

@@ -228,7 +228,7 @@ def test_wrong_usage_is_said_before_anything_runs(campaign: Campaign, tmp_path: 
         ("word.pti --runs 1", "word.pti:2"),
         ("rel.pti --runs 1", "rel.pti:1: each run has a directory of its own"),
         ("s.pti --runs 1 --matrix memory=1", "no such key"),
-        ("s.pti --runs 1 --shard 3/2", "no shard"),
+        ("s.pti --runs 1 --shard 3/2", "not a shard"),
         ("s.pti --runs 1 --jobs 1000", "1000"),
         ("--resume nowhere", "no campaign"),
         ("--runs 4", "no SCRIPT"),

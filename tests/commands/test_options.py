@@ -94,11 +94,11 @@ def test_what_cannot_be_saved_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     broken = tmp_path / "broken.toml"
     broken.write_text("rows = [")
     monkeypatch.setenv(config.VARIABLE, str(broken))
-    with pytest.raises(UserError, match="no TOML"):
+    with pytest.raises(UserError, match="not a TOML file"):
         run(context(), "set --save pager off")
     assert broken.read_text() == "rows = ["
     monkeypatch.setenv(config.VARIABLE, "/dev/null")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         run(context(), "set --save pager off")
 
 
@@ -146,5 +146,5 @@ def test_a_large_file_and_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too large"):
         config.read(tmp_path / "large.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="no TOML"):
+    with pytest.raises(UserError, match="not a TOML file"):
         config.read(tmp_path / "binary.toml")

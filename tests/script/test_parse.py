@@ -78,8 +78,8 @@ version
         ("version\n  version\n", "s:2: indented, but it belongs to no block"),
         ("  version\nversion\n", "s:2: indented, but it belongs to no block"),
         ("repeat 3: version\n  version\n", "s:2: indented, but it belongs to no block"),
-        ("repeat 3 as 1x: version\n", "s:1: '1x' is no name"),
-        ("var a-b = 3\n", "s:1: 'a-b' is no name"),
+        ("repeat 3 as 1x: version\n", "s:1: '1x' is not a name"),
+        ("var a-b = 3\n", "s:1: 'a-b' is not a name"),
         ("version \\\n", "s:1: the last line ends with a backslash"),
         ("repeat 1: " * 9 + "version", "s:1: more than 8 blocks"),
         ("version\n" * (MAX_LINES + 1), f"s:{MAX_LINES + 1}: more than {MAX_LINES} lines"),
@@ -119,7 +119,7 @@ def test_a_script_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the script"):
         read_script(tmp_path / "a\0b")
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no text file"):
+    with pytest.raises(UserError, match="not a text file"):
         read_script(tmp_path / "b")
     (tmp_path / "big").write_bytes(b"#" * (MAX_BYTES + 1))
     with pytest.raises(UserError, match="larger than 1 MiB"):

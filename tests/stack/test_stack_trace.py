@@ -146,7 +146,7 @@ def test_a_file_gives_the_same_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: d.update(format="x"), "no stack trace"),
+        (lambda d: d.update(format="x"), "not a stack trace"),
         (lambda d: d.update(version=2), "version 2"),
         (lambda d: d.update(method="magic"), "damaged"),
         (lambda d: d.pop("points"), "damaged"),
