@@ -45,6 +45,11 @@ def encode(value: object, kind: object = object) -> Any:
     text; enumerations their text; numpy's scalars and arrays Python's numbers and lists. A field whose name
     Python keeps for itself is written with an underscore after it: `class_`.
     """
+    plain = type(value)
+    if plain is int:
+        return f"{value:#x}" if _is_hex(kind) else value
+    if plain is str or plain is bool or value is None:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             name.rstrip("_"): encode(found, hint)
@@ -59,8 +64,6 @@ def encode(value: object, kind: object = object) -> Any:
         return [encode(found, each[0]) for found in value]
     if isinstance(value, enum.Enum):
         return str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and _is_hex(kind):
-        return f"{value:#x}"
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -73,8 +73,7 @@ def kind_cell(kind: str) -> Styled:
 
 def attributes_json(attributes: Attributes) -> dict[str, Any]:
     """Return the attributes by name; those that the descriptor does not have are left out."""
-    found = dataclasses.asdict(attributes)
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items() if v is not None}
+    return {name: found for name, found in vars(attributes).items() if found is not None}
 
 
 SHAREABILITY = ("NSH", "SH=reserved", "OSH", "ISH")
