@@ -21,7 +21,8 @@ from ptinspect.analysis.classify import (
     NG_SET,
     UNMARKED,
 )
-from ptinspect.analysis.diff import Comparison, LevelDiff
+from ptinspect.analysis.counts import LevelDiff
+from ptinspect.analysis.diff import Comparison
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.descriptor_fields import explain
 from ptinspect.arch.levels import levels_of

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.analysis.classify import KINDS, MAPPING, Compared, Differences, compare, names
+from ptinspect.analysis.counts import LevelDiff
 from ptinspect.analysis.descent import Descent, Pairs
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, levels_of
@@ -24,45 +25,6 @@ MAX_CHANGES = 10_000
 """How many changes are listed by default; all are counted."""
 UNREADABLE = "unreadable"
 """Kind of a change that is a table which cannot be compared."""
-
-
-@dataclass(frozen=True)
-class LevelDiff:
-    """Count the descriptors of one level that differ; one may be counted under several kinds.
-
-    A table that is reached at several addresses counts once.
-    """
-
-    level: int
-    """Level of the tables, -1 to 3."""
-    name: str
-    """Linux's name of it."""
-    tables: int
-    """Tables that were compared."""
-    changed: int
-    """Descriptors whose eight bytes differ in any way."""
-    marked: int
-    """Table descriptors whose bit 11 became set."""
-    unmarked: int
-    """Table descriptors whose bit 11 became clear."""
-    ng_set: int
-    """Leaves whose nG became set."""
-    ng_cleared: int
-    """Leaves whose nG became clear."""
-    lost: int
-    """Valid before, invalid (or reserved) after."""
-    new: int
-    """Invalid (or reserved) before, valid after."""
-    retargeted: int
-    """Valid both times and of one kind, with another output or next table address."""
-    attributes: int
-    """Valid both times and of one kind, with other attributes than bit 11."""
-    kind: int
-    """Valid both times, but a table before and a block after, or the reverse."""
-    invalid_changed: int
-    """Invalid both times, with other contents."""
-    unreadable: int
-    """Tables that one snapshot or both could not read: nothing is known of them."""
 
 
 @dataclass(frozen=True)

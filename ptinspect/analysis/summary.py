@@ -7,43 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.analysis.counts import LevelSummary
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, parts
 from ptinspect.tables.kinds import BIT11, CONTIGUOUS, TYPE_MASK, are_leaves, are_tables, leaf_type
-
-
-@dataclass(frozen=True)
-class LevelSummary:
-    """Count what the tables of one level hold; a table that is reached several times counts once."""
-
-    level: int
-    """Level of the tables, -1 to 3."""
-    name: str
-    """Linux's name of it."""
-    tables: int
-    """Translation tables at this level, those included that could not be read."""
-    entries_valid: int
-    """Descriptors that are tables, blocks or pages."""
-    table_descriptors: int
-    """Descriptors that point to a next table."""
-    table_descriptors_marked: int
-    """Those of them in which bit 11 is set."""
-    leaves: int
-    """Blocks or pages."""
-    leaves_ng: int
-    """Those of them in which nG is set."""
-    leaf_size: int
-    """Bytes that a leaf of this level maps; 0 where the level allows none."""
-    leaves_contiguous: int
-    """Leaves with the contiguous hint."""
-    reserved: int
-    """Descriptors with an encoding that is reserved at this level; they fault."""
-    invalid_nonzero: int
-    """Invalid descriptors with contents: swap entries, or present but made invalid."""
-    unreadable: int
-    """Tables that could not be read; nothing in them is counted."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -32,11 +31,6 @@ class Tables:
     """Whose registers count; None for the CPU that stopped."""
     snap: str | None = None
     """A snapshot, by its name or its file; None for the guest."""
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Tables:
-        """Take what a command's arguments have of it."""
-        return cls(*(getattr(args, name, None) for name in ("root", "regime", "cpu", "snap")))
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,8 @@ def encode(value: object, kind: object = object) -> Any:
     text; enumerations their text; numpy's scalars and arrays Python's numbers and lists. A field whose name
     Python keeps for itself is written with an underscore after it: `class_`.
     """
-    plain = type(value)
-    if plain is int:
-        return f"{value:#x}" if _is_hex(kind) else value
-    if plain is str or plain is bool or value is None:
-        return value
+    if type(value) in NAMES:
+        return f"{value:#x}" if type(value) is int and _is_hex(kind) else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             name.rstrip("_"): encode(found, hint)

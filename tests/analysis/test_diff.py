@@ -21,7 +21,8 @@ from builders import (
 from hypothesis import given, settings
 from tangled import two_trees
 
-from ptinspect.analysis.diff import Diff, LevelDiff, diff
+from ptinspect.analysis.counts import LevelDiff
+from ptinspect.analysis.diff import Diff, diff
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from builders import CONTIGUOUS, KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder, regime_4k
 
-from ptinspect.analysis.summary import LevelSummary, summarize
+from ptinspect.analysis.counts import LevelSummary
+from ptinspect.analysis.summary import summarize
 from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.snapshot.model import Snapshot
 

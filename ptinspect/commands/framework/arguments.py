@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from ptinspect.commands.framework import argtypes
@@ -67,20 +66,3 @@ WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end h
 def address_argument(name: str, *, more: str = "", **options: Any) -> Argument:
     """Declare an address; `more` follows how addresses are written."""
     return argument(name, type=address, help=f"{ADDRESS_HELP}{more}", **options)
-
-
-def add_root_options(parser: argparse.ArgumentParser) -> None:
-    """Add TABLES."""
-    for item in TABLES:
-        parser.add_argument(*item.flags, **item.options)
-
-
-def add_cpu_option(
-    parser: argparse.ArgumentParser,
-    help_text: str = "whose registers count (default: the one that stopped)",
-    *,
-    every: bool = False,
-) -> None:
-    """Add `--cpu`."""
-    item = cpu_or_all_argument(help_text) if every else cpu_argument(help_text)
-    parser.add_argument(*item.flags, **item.options)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from ptinspect.analysis.counts import LevelDiff
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import decode
 from ptinspect.commands.framework import argtypes
@@ -23,7 +24,7 @@ from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Ta
 from ptinspect.output.views.descriptor import in_words
 
 if TYPE_CHECKING:
-    from ptinspect.analysis.diff import Change, Diff, LevelDiff
+    from ptinspect.analysis.diff import Change, Diff
     from ptinspect.analysis.map import RegionNamer
     from ptinspect.arch.regime import Regime
     from ptinspect.linux.layout.mapped_parts import Part
@@ -46,33 +47,12 @@ COUNTS: tuple[tuple[str, str, Style], ...] = (
     ("invalid_changed", "invalid", "bad"),
     ("unreadable", "unread.", "bad"),
 )
-"""Field of LevelResult, head of its column, and the style of a number that is not zero: bad, where it counts
+"""Field of LevelDiff, head of its column, and the style of a number that is not zero: bad, where it counts
 what is more than bit 11."""
 OPTIONAL = {"kind", "invalid_changed", "unreadable"}
 """Columns that are shown only if they count something."""
 MAX_HELD = 256
 """Names of what lay in a range that JSON has for each change."""
-
-
-@dataclass(frozen=True)
-class LevelResult:
-    """The descriptors of one level that differ: the counts of `analysis.diff.LevelDiff`."""
-
-    level: int
-    name: str
-    tables: int
-    changed: int
-    marked: int
-    unmarked: int
-    ng_set: int
-    ng_cleared: int
-    lost: int
-    new: int
-    retargeted: int
-    attributes: int
-    kind: int
-    invalid_changed: int
-    unreadable: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +94,7 @@ class DiffResult:
 
     a: str
     b: str
-    levels: Sequence[LevelResult]
+    levels: Sequence[LevelDiff]
     changes: Sequence[ChangeResult]
     changes_total: int
     only_bit11: bool
@@ -210,7 +190,7 @@ def diff_report(
     result = DiffResult(
         a=diff.a,
         b=diff.b,
-        levels=[LevelResult(**asdict(level)) for level in diff.levels],
+        levels=diff.levels,
         changes=[
             _change(change, a.regime, b.regime, regions(change.va_start), parts)
             for change, parts in zip(diff.changes, held, strict=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from ptinspect.analysis.counts import LevelSummary
 from ptinspect.arch.levels import size_name
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, command
@@ -35,28 +36,9 @@ COUNTS: tuple[tuple[str, str, Style], ...] = (
     ("invalid_nonzero", "invalid≠0", "changed"),
     ("unreadable", "unreadable", "bad"),
 )
-"""Field of LevelResult, head of its column, and the style of a number that is not zero."""
+"""Field of LevelSummary, head of its column, and the style of a number that is not zero."""
 OPTIONAL = {"leaves_contiguous", "reserved", "invalid_nonzero", "unreadable"}
 """Columns that are shown only if they count something."""
-
-
-@dataclass(frozen=True)
-class LevelResult:
-    """The counts of one level: those of `analysis.summary.LevelSummary`."""
-
-    level: int
-    name: str
-    tables: int
-    entries_valid: int
-    table_descriptors: int
-    table_descriptors_marked: int
-    leaves: int
-    leaves_ng: int
-    leaf_size: int
-    leaves_contiguous: int
-    reserved: int
-    invalid_nonzero: int
-    unreadable: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +47,7 @@ class SummaryResult:
 
     root: RootResult
     regime: RegimeResult
-    levels: Sequence[LevelResult]
+    levels: Sequence[LevelSummary]
     truncated: str
     complete: bool
     unseen: Sequence[str]
@@ -99,7 +81,7 @@ def summary(
     result = SummaryResult(
         root=root_result(snapshot.root),
         regime=regime_result(snapshot.regime),
-        levels=[LevelResult(**asdict(level)) for level in found.levels],
+        levels=found.levels,
         truncated=snapshot.truncated,
         complete=not missing,
         unseen=missing,
@@ -114,13 +96,13 @@ def summary(
     return Report(result, (*heads(snapshot), head, _table(result.levels), Note(said)))
 
 
-def _table(levels: Sequence[LevelResult]) -> Table:
+def _table(levels: Sequence[LevelSummary]) -> Table:
     used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in levels)]
     rows = [[Styled(f"{x.name} {x.level}", "level"), *(_count(x, c) for c in used)] for x in levels]
     return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
 
 
-def _count(level: LevelResult, column: tuple[str, str, Style]) -> Cell:
+def _count(level: LevelSummary, column: tuple[str, str, Style]) -> Cell:
     field, _, style = column
     value = getattr(level, field)
     if field == "leaf_size":

@@ -21,7 +21,6 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 from ptinspect.output.views.descriptor import (
     PermissionsResult,
     attributes_json,
-    kind_cell,
     permissions_result,
     permissions_text,
     regime_notes,
@@ -40,6 +39,7 @@ COLUMNS = (
     Column("kind"),
     Column("leads to", "right"),
 )
+KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
 OUTCOME_STYLES: dict[str, Style] = {"mapped": "good", "fault": "bad", "unreadable": "bad"}
 
 
@@ -175,7 +175,11 @@ def _row(step: Step) -> tuple[Styled | str, ...]:
         last: tuple[Styled | str, ...] = ("?", Styled("unreadable", "bad"), "")
     else:
         leads = "" if found.output_address is None else f"pa:{found.output_address:#x}"
-        last = (f"{step.raw:#018x}", kind_cell(str(found.kind)), leads)
+        last = (
+            f"{step.raw:#018x}",
+            Styled(str(found.kind), KIND_STYLES.get(str(found.kind), "plain")),
+            leads,
+        )
     return (
         Styled(f"{step.name} {step.level}", "level"),
         str(step.index),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from ptinspect.arch.descriptor import Attributes, Descriptor
 from ptinspect.arch.permissions import Permissions
 from ptinspect.arch.regime import Regime
-from ptinspect.output.encode import encode
-from ptinspect.output.model import Note, Style, Styled
-
-KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
+from ptinspect.output.model import Note
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PermissionsResult:
     """Permissions by level."""
 
@@ -39,11 +36,6 @@ def permissions_result(found: Permissions, regime: Regime) -> PermissionsResult:
     )
 
 
-def permissions_json(found: Permissions, regime: Regime) -> dict[str, Any]:
-    """Return permissions as JSON has them."""
-    return dict(encode(permissions_result(found, regime)))
-
-
 def permissions_text(found: Permissions, regime: Regime) -> str:
     """Write permissions as people do: `EL1 rw-, EL0 ---`; EL2's own regime has no EL0."""
     parts = [f"{regime.privileged} {found.el1}" + (" (GCS)" if found.el1_gcs else "")]
@@ -64,11 +56,6 @@ def regime_notes(regime: Regime) -> list[Note]:
     if regime.doubt:
         notes.append(Note(regime.doubt, "changed"))
     return notes
-
-
-def kind_cell(kind: str) -> Styled:
-    """Return the kind of a descriptor in its colour."""
-    return Styled(kind, KIND_STYLES.get(kind, "plain"))
 
 
 def attributes_json(attributes: Attributes) -> dict[str, Any]:

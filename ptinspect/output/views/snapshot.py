@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import Regime
@@ -86,11 +86,3 @@ def warnings(snapshot: Snapshot) -> list[Note]:
     from ptinspect.snapshot.coverage import unseen
 
     return [Note(escape(text), "bad") for text in unseen(snapshot)]
-
-
-def seen(*snapshots: Snapshot) -> dict[str, Any]:
-    """Return what JSON says about what snapshots do not show."""
-    from ptinspect.snapshot.coverage import unseen
-
-    missing = [text for snapshot in snapshots for text in unseen(snapshot)]
-    return {"complete": not missing, "unseen": missing}
