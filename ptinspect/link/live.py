@@ -170,8 +170,8 @@ class LiveSession:
 
     def _dfr0(self) -> int | None:
         """Read ID_AA64DFR0_EL1; None if the stub does not offer it."""
-        found = self._link.registers.named(0, DFR0)
-        return next(iter(found.values()), None)
+        found = self._link.registers.all(0)
+        return next((found[name] for name in DFR0 if name in found), None)
 
     def write_physical(self, pa: int, data: bytes) -> None:
         self._need_stopped()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
 from ptinspect.errors import TargetError
@@ -48,12 +48,6 @@ class RegisterReader:
         """Return every scalar register of a CPU under the stub's own names. Raises TargetError."""
         found = self._values(cpu, self._number.values())
         return {name: found[number] for name, number in self._number.items() if number in found}
-
-    def named(self, cpu: int, names: Sequence[str]) -> Mapping[str, int]:
-        """Return those registers of these names that the stub offers. Raises TargetError."""
-        numbers = [self._number[name] for name in names if name in self._number]
-        found = self._values(cpu, numbers) if numbers else {}
-        return {name: found[self._number[name]] for name in names if self._number.get(name) in found}
 
     def _values(self, cpu: int, numbers: Iterable[int]) -> dict[int, int]:
         wanted = " ".join(str(number) for number in numbers)
