@@ -60,6 +60,12 @@ class Note:
     """The text in pieces with styles of their own; it is one line, and never wrapped."""
 
 
+def more(count: int, what: str = "", hint: str = "--limit N shows more") -> list[Note]:
+    """Return a note that a list goes on, if it does: `… and 3 more runs (--limit N shows more)`."""
+    names = f" {what}" if what else ""
+    return [Note(f"… and {count} more{names} ({hint})", "dim")] if count > 0 else []
+
+
 def spanned(spans: Sequence[Styled]) -> Note:
     """Return a line made of pieces with styles of their own."""
     return Note("".join(span.text for span in spans), "plain", tuple(spans))

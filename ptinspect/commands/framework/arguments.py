@@ -39,6 +39,14 @@ ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.source.Tables`)."""
+PART = argument(
+    "--range",
+    dest="part",
+    type=address_range,
+    metavar="RANGE",
+    help=f"only a part; {argtypes.RANGE_HELP}",
+)
+"""Which addresses: the handler takes `part`."""
 LEAVES = (
     argument(
         "--type",

@@ -20,7 +20,7 @@ from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.regions import names_of
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, more
 from ptinspect.output.views.descriptor import in_words
 
 if TYPE_CHECKING:
@@ -215,10 +215,8 @@ def diff_report(
         body.append(Note("changes that are more than bit 11:", "title"))
         for change, parts in listed:
             body += _block(change, parts)
-    more = diff.changes_total - len(listed)
-    if more:
-        body.append(Note(f"… and {more} more (--limit N shows more, -o FILE writes them)", "dim"))
-    return Report(result, body, exit_code)
+    left = more(diff.changes_total - len(listed), hint="--limit N shows more, -o FILE writes them")
+    return Report(result, (*body, *left), exit_code)
 
 
 def _side(snapshot: Snapshot) -> Note:

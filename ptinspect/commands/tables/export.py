@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.levels import level_number
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import LEAVES, levels_argument
+from ptinspect.commands.framework.arguments import LEAVES, PART, levels_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import UserError
 from ptinspect.files import replacing
-from ptinspect.guest.expression import Range, address_range
+from ptinspect.guest.expression import Range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.regions import names_of
@@ -60,13 +60,7 @@ class ExportResult:
             "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, in one step"
         ),
         argument("--format", dest="form", choices=FORMATS, help="default: what FILE's suffix says"),
-        argument(
-            "--range",
-            dest="part",
-            type=address_range,
-            metavar="RANGE",
-            help=f"only a part; {argtypes.RANGE_HELP}",
-        ),
+        PART,
         levels_argument("only tables of this level"),
         argument(
             "--kind",

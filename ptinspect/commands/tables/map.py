@@ -19,7 +19,7 @@ from ptinspect.guest.mappings import Listed, mixed_groups_of, runs_of
 from ptinspect.guest.names import range_of
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.source import Tables
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, more
 from ptinspect.output.views.descriptor import (
     PermissionsResult,
     attributes_json,
@@ -232,16 +232,11 @@ def _runs_report(found: Listed[Run], shown: int) -> Report:
             [_row(run, regions, regime) for run in runs[:shown]],
             empty="nothing is mapped there that passes the filters",
         ),
-        *_more(len(runs) - shown, "runs"),
+        *more(len(runs) - shown, "runs"),
     ]
     if found.truncated:
         body.append(Note(f"incomplete: {found.truncated}", "bad"))
     return Report(result, body)
-
-
-def _more(count: int, what: str) -> list[Note]:
-    """Say that a table does not show all."""
-    return [Note(f"… and {count} more {what} (--limit N shows more)", "dim")] if count > 0 else []
 
 
 def _run(run: Run, regime: Regime) -> RunResult:
@@ -323,7 +318,7 @@ def _groups_report(found: Listed[MixedGroup], shown: int) -> Report:
         *heads(snapshot),
         Table(GROUP_COLUMNS, rows, empty="no contiguous group whose entries differ in AF or dirty"),
         *([Note("entries: a accessed, d dirty, D both, . neither", "dim")] if rows else []),
-        *_more(len(groups) - shown, "groups"),
+        *more(len(groups) - shown, "groups"),
     ]
     return Report(result, body)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import argtypes
-from ptinspect.commands.framework.arguments import CPU, ROOT, RULE
+from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.capturing import MAX_TABLES
 from ptinspect.guest.capturing import snap as capture
-from ptinspect.guest.expression import Address, Range, address_range
+from ptinspect.guest.expression import Address, Range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.source import Tables
@@ -80,13 +80,7 @@ class SnapshotsResult:
     example="snap before",
     arguments=(
         argument("name", metavar="NAME", help="name to keep it under"),
-        argument(
-            "--range",
-            dest="part",
-            type=address_range,
-            metavar="RANGE",
-            help=f"only a part; {argtypes.RANGE_HELP}",
-        ),
+        PART,
         ROOT,
         RULE,
         CPU,
