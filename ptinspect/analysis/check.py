@@ -21,7 +21,7 @@ from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.fact_names import PHASE
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, entry_addresses
+from ptinspect.tables.index import TableIndex, entry_addresses, place_of
 from ptinspect.tables.kinds import (
     BIT11,
     K_RESERVED,
@@ -222,10 +222,11 @@ def _entry(
     tables, regime = snapshot.tables, snapshot.regime
     row, slot = at
     level = int(tables.level[row])
-    va = (int(tables.va[row] if table_va is None else table_va) + (slot << regime.shift(level))) & MASK64
+    va, where = place_of(tables, row, slot, regime)
+    if table_va is not None:
+        va = VirtAddr(va - int(tables.va[row]) + table_va)
     end = VirtAddr(va + regime.entry_size(level) - 1)
-    where = PhysAddr(int(tables.pa[row]) + 8 * slot)
-    return Finding(rule, severity, VirtAddr(va), end, level, where, int(tables.raw[row, slot]), why)
+    return Finding(rule, severity, va, end, level, where, int(tables.raw[row, slot]), why)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
+from ptinspect.tables.index import TableIndex, entry_addresses, parts, place_of, take_rows
 from ptinspect.tables.kinds import CONTIGUOUS, are_leaves
 from ptinspect.tables.window import Window
 
@@ -85,9 +85,9 @@ def mixed_groups(
             va = entry_addresses(tables.va[part[row]], slot, level, regime)
             shown = whole & differ & window.touches(va, size * max(words.shape[1], 1))
             for i in np.flatnonzero(shown).tolist():
-                where = PhysAddr(int(tables.pa[part[row[i]]]) + 8 * int(slot[i]))
+                begin, where = place_of(tables, int(part[row[i]]), int(slot[i]), regime)
                 yield MixedGroup(
-                    VirtAddr(int(va[i])),
+                    begin,
                     level,
                     where,
                     size,

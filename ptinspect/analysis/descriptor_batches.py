@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.arrays import Columns
-from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
+from ptinspect.tables.index import TableIndex, entry_addresses, parts, place_of, take_rows
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables, output_addresses, without_addresses
 from ptinspect.tables.window import Window
 
@@ -194,11 +193,12 @@ def sample_leaves(snapshot: Snapshot, count: int) -> list[tuple[int, int]]:
     """Return pairs of virtual and physical address, at most `count` for each level, evenly spread."""
     tables, regime = snapshot.tables, snapshot.regime
     found: list[tuple[int, int]] = []
-    for level in np.unique(tables.level).tolist():
-        rows = np.flatnonzero(tables.level == level)
-        at, slots = np.nonzero(are_leaves(tables.raw[rows], level, regime))
+    index = TableIndex(tables)
+    for level in levels_of(regime):
+        rows = index.numbers(level)
+        at, slots = np.nonzero(are_leaves(take_rows(tables.raw, rows), level, regime))
         for i in np.linspace(0, max(len(at) - 1, 0), min(count, len(at)), dtype=int).tolist():
             row, slot = int(rows[at[i]]), int(slots[i])
-            va = (int(tables.va[row]) + (slot << regime.shift(level))) & MASK64
-            found.append((va, int(regime.output_address(int(tables.raw[row, slot]), level))))
+            va, _ = place_of(tables, row, slot, regime)
+            found.append((va, regime.output_address(int(tables.raw[row, slot]), level)))
     return found

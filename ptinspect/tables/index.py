@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.tables.arrays import Columns
 from ptinspect.tables.kinds import are_tables, next_tables
@@ -130,6 +131,12 @@ def entry_addresses(
 ) -> NDArray[np.uint64]:
     """Return the first address that each slot of a table at `level` translates; `va`: that of its table."""
     return va + (slot.astype(np.uint64) << np.uint64(regime.shift(level)))
+
+
+def place_of(tables: Tables, row: int, slot: int, regime: Regime) -> tuple[VirtAddr, PhysAddr]:
+    """Return the first virtual address that a descriptor translates, and the descriptor's own address."""
+    va = (int(tables.va[row]) + (slot << regime.shift(int(tables.level[row])))) & MASK64
+    return VirtAddr(va), PhysAddr(int(tables.pa[row]) + 8 * slot)
 
 
 def parts(count: int, tables: Tables) -> Iterator[slice]:

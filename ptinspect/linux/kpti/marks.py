@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
+from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode
 from ptinspect.snapshot.fact_names import ALGORITHM
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import parts
+from ptinspect.tables.index import TableIndex, parts, place_of
 from ptinspect.tables.kinds import are_tables, are_valid
 
 
@@ -57,8 +58,9 @@ class LevelMarks:
 def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
     """Yield the descriptors of a snapshot, root first, a bounded number of tables at a time."""
     tables, regime = snapshot.tables, snapshot.regime
-    for level in np.unique(tables.level).tolist():
-        every = np.flatnonzero((tables.level == level) & tables.readable)
+    index = TableIndex(tables)
+    for level in levels_of(regime):
+        every = index.readable(level)
         for part in parts(len(every), tables):
             rows = every[part]
             raw = tables.raw[rows]
@@ -66,13 +68,6 @@ def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
             key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
             marked = valid & ((raw & np.uint64(BIT11)) != 0)
             yield LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
-
-
-def place_of(snapshot: Snapshot, level: int, row: int, slot: int) -> tuple[VirtAddr, PhysAddr]:
-    """Return the first virtual address that a descriptor translates, and the descriptor's own address."""
-    tables = snapshot.tables
-    va = (int(tables.va[row]) + (slot << snapshot.regime.shift(level))) & MASK64
-    return VirtAddr(va), PhysAddr(int(tables.pa[row]) + 8 * slot)
 
 
 def order_keys(
@@ -126,7 +121,7 @@ def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) ->
         row, slot = (int(v) for v in np.unravel_index(nearest, at.key.shape))
         key, entry = int(at.key[row, slot]), int(at.rows[row])
         if first is None or key < first[0]:
-            va, pa = place_of(snapshot, at.level, entry, slot)
+            va, pa = place_of(snapshot.tables, entry, slot, snapshot.regime)
             first = key, Frontier(va, at.level, pa, "tables")
     if first is None:
         return Reached(None, 0, 0)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.errors import UserError
-from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks, place_of
+from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks
 from ptinspect.linux.kpti.state import KptiState
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.index import place_of
 
 ALL = MASK64
 """A place in the order of the walk past every descriptor."""
@@ -186,7 +187,7 @@ def _start(snapshot: Snapshot, level: _Level) -> NDArray[np.uint64]:
 
 def _target(snapshot: Snapshot, levels: list[_Level], mine: _Level, at: int) -> Target:
     key, row = mine.key[at], int(mine.row[at])
-    va, pa = place_of(snapshot, mine.level, row, int(mine.slot[at]))
+    va, pa = place_of(snapshot.tables, row, int(mine.slot[at]), snapshot.regime)
     above = next((v for v in levels if v.level == mine.level - 1), None)
     parent = None
     if above is not None and mine.level > snapshot.regime.start_level:

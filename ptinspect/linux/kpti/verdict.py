@@ -19,14 +19,14 @@ from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.linux.kpti.code import PRE_ORDER, TablesAre
-from ptinspect.linux.kpti.marks import marks, place_of
+from ptinspect.linux.kpti.marks import marks
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, mostly_ng, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
 from ptinspect.linux.layout.snapshot_layout import layout_of
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex
+from ptinspect.tables.index import TableIndex, place_of
 from ptinspect.tables.kinds import are_valid
 
 Code = Literal[
@@ -257,7 +257,7 @@ def _missed(before: Snapshot | None, after: Snapshot, *, tables: bool = True) ->
         total += int(np.count_nonzero(wrong))
         row, slot = (part[: LISTED - len(lines)].tolist() for part in np.nonzero(wrong))
         for r, s in zip(row, slot, strict=True):
-            va, pa = place_of(after, at.level, int(rows[r]), s)
+            va, pa = place_of(after.tables, int(rows[r]), s, after.regime)
             raw = int(after.tables.raw[rows[r], s])
             lines.append(f"{_descriptor(at.level, pa, va)}: {raw:#x} has no bit 11")
     return total, lines

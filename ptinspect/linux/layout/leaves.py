@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import Regime
 from ptinspect.linux.layout.regions import Region
-from ptinspect.tables.index import Tables
+from ptinspect.tables.index import TableIndex, Tables, entry_addresses
 from ptinspect.tables.kinds import are_leaves, output_addresses
 
 PXN = np.uint64(1 << 53)
@@ -33,12 +34,13 @@ class Leaves:
     def of(cls, tables: Tables, regime: Regime) -> Leaves:
         """Collect the leaves of all tables, each table once."""
         parts = []
-        for level in range(regime.start_level, LEVEL_LAST + 1):
-            rows = np.flatnonzero(tables.level == level)
+        index = TableIndex(tables)
+        for level in levels_of(regime):
+            rows = index.rows(level)
             raw = tables.raw[rows]
             row, slot = np.nonzero(are_leaves(raw, level, regime))
             size = regime.entry_size(level)
-            va = tables.va[rows][row] + slot.astype(np.uint64) * np.uint64(size)
+            va = entry_addresses(tables.va[rows][row], slot, level, regime)
             pa = output_addresses(raw[row, slot], level, regime)
             parts.append((va, pa, np.full(va.shape, size, np.uint64), (raw[row, slot] & PXN) == 0))
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
