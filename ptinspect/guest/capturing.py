@@ -121,7 +121,7 @@ def capture_of(
 def _refuse_no_table(guest: Guest, source: Source, count: int, bad: int) -> None:
     """Raise GuestError if most tables cannot be read, unless the root is known to be the kernel's own.
 
-    That one may be damaged, which is what is to be seen.
+    That one may be damaged, which is what somebody wants to look at.
     """
     if bad < FEW or 2 * bad <= count:
         return
@@ -134,7 +134,7 @@ def _refuse_no_table(guest: Guest, source: Source, count: int, bad: int) -> None
     raise GuestError(
         f"pa:{source.root.pa:#x} ({source.root.provenance}) is no root table: {bad} of the {count} "
         "tables that it leads to are not in memory",
-        "regime says what the registers hold; walk ADDR shows one way through these tables",
+        "regime shows what the registers hold; walk ADDR shows one way through these tables",
     )
 
 

@@ -63,7 +63,7 @@ def _opened(path: Path, base: int | None) -> tuple[DumpFile, tuple[CpuState, ...
 
     if is_elf(path):
         if base is not None:
-            raise UserError(f"{path} is an ELF file, which says itself where its memory was")
+            raise UserError(f"{path} is an ELF file: it records where its memory was")
         file, notes = load(path)
         return file, notes.cpus, notes.vmcoreinfo
     _refuse_packed(path)

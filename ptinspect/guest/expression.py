@@ -75,7 +75,7 @@ class Range:
     start: Address
     """First address."""
     end: Address | None = None
-    """First address behind the range, or None."""
+    """First address past the end, or None."""
     length: int | None = None
     """Length in bytes, or None."""
 

@@ -59,7 +59,7 @@ def choose(
 ) -> Chosen:
     """Return the root for an address of the stopped guest; kernel addresses without one.
 
-    `rules` (RULES) says how a root given as an address is used; by default as the register that holds it
+    `rules` (RULES) is how a root given as an address is used; by default as the register that holds it
     does. Raises GuestError or RegimeError if there is no such table, UserError for rules without address.
     """
     if isinstance(choice, Address):
@@ -76,7 +76,7 @@ def choose(
 
 
 def _named(guest: Guest, root: Root, regime: Regime, half: str, mm: int) -> Chosen:
-    """Join a root with the names of its addresses; what is wrong with those is said where it comes from."""
+    """Join a root with the names of its addresses; what is wrong with those stands in its provenance."""
     from ptinspect.linux.layout.snapshot_layout import encode
     from ptinspect.linux.running.user_areas import areas_of
 
@@ -112,24 +112,24 @@ def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
 
 def _by_register(guest: Guest, state: CpuState, name: RegimeName, upper: bool) -> Chosen:
     regime = regime_from_registers(state, upper, name)
-    said = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
-    return _told(guest, root_pa(state, regime), said, regime, state)
+    why = f"{regime.register('TTBR1' if upper else 'TTBR0')} of cpu {state.cpu}"
+    return _with_contents(guest, root_pa(state, regime), why, regime, state)
 
 
-def _told(guest: Guest, pa: PhysAddr, said: str, regime: Regime, state: CpuState) -> Chosen:
+def _with_contents(guest: Guest, pa: PhysAddr, why: str, regime: Regime, state: CpuState) -> Chosen:
     """Join a root with its regime, and with what it is known to hold where it translates lower addresses."""
     from ptinspect.linux.running.ttbr import lower_role
     from ptinspect.snapshot.model import Root
 
     if regime.upper:
-        return Chosen(Root(pa, said), regime)
+        return Chosen(Root(pa, why), regime)
     if regime.name == "EL2":
-        return Chosen(Root(pa, said), regime, {LOWER: "EL2"})
+        return Chosen(Root(pa, why), regime, {LOWER: "EL2"})
     try:
         found = lower_role(guest.view, state, pa)
     except PtinspectError:
-        return Chosen(Root(pa, said), regime)
-    holds = f"{said}: {found.text}" if found.text else said
+        return Chosen(Root(pa, why), regime)
+    holds = f"{why}: {found.text}" if found.text else why
     return _named(guest, Root(pa, holds), regime, found.half, found.mm)
 
 
@@ -145,19 +145,19 @@ def _by_address(guest: Guest, choice: Address, state: CpuState, va: int | None, 
         kernel = bit(pa, 55) and pa >> 56 == 0xFF
         pa = guest.view.pa_of(pa) if kernel else pa & 0x0000_FFFF_FFFF_FFFE
     half = None if va is None else bit(va, 55)
-    said = f"--root {choice.text}"
+    why = f"--root {choice.text}"
     if rules is not None:
         name, upper = _register(state, rules if rules in REGISTERS else f"ttbr0_{rules}")
         if rules not in REGISTERS:
             upper = half is not False and name != "EL2"
-        return _told(
-            guest, PhysAddr(pa), f"{said} --regime {rules}", regime_from_registers(state, upper, name), state
+        return _with_contents(
+            guest, PhysAddr(pa), f"{why} --regime {rules}", regime_from_registers(state, upper, name), state
         )
     holder = _holder(guest, pa, state, half)
     if holder is not None:
-        return _told(guest, PhysAddr(pa), f"{said}, as in {holder[1]}", holder[0], state)
+        return _with_contents(guest, PhysAddr(pa), f"{why}, as in {holder[1]}", holder[0], state)
     regime = regime_from_registers(state, half is not False, kernel_regime(state))
-    return _told(guest, PhysAddr(pa), said, regime, state)
+    return _with_contents(guest, PhysAddr(pa), why, regime, state)
 
 
 def _holder(guest: Guest, pa: int, state: CpuState, half: bool | None) -> tuple[Regime, str] | None:

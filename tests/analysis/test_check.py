@@ -279,7 +279,7 @@ def test_of_a_part_nobody_says_that_every_rule_holds(cut: dict[str, object], sai
         assert (found.totals, found.complete, found.ok) == ({}, False, partial)
         report = check_report(found, "x", int(not found.ok), regions=lambda va: "")
         text = render(report)
-        assert "every" not in text and "no rule is broken in what was seen" in text
+        assert "every" not in text and "no rule is broken in what was captured" in text
         assert said in " ".join(text.split()) and said in str(report.result["unseen"])
         assert report.result["complete"] is False and report.result["ok"] is partial
 

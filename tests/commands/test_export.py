@@ -178,7 +178,7 @@ def test_a_file_is_replaced_only_when_all_is_written(tmp_path: Path, monkeypatch
 
 def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = _ctx(_tree())
-    with pytest.raises(UserError, match="suffix says no format"):
+    with pytest.raises(UserError, match="suffix names no format"):
         run(ctx, f"export s -o {tmp_path}/x.dat")
     with pytest.raises(UserError, match="cannot write"):
         run(ctx, f"export s -o {tmp_path}/none/x.csv")

@@ -159,7 +159,7 @@ def test_files_that_are_neither(tmp_path: Path) -> None:
         run(ctx, f"import {put(tmp_path / 'x', b'hello')}")
     with pytest.raises(UserError, match="compressed format"):
         run(ctx, f"import {put(tmp_path / 'z', b'KDUMP   ' + bytes(4096))} --base pa:0")
-    with pytest.raises(UserError, match="says itself"):
+    with pytest.raises(UserError, match="records where its memory was"):
         run(ctx, f"import {put(tmp_path / 'y', core([(0, b'a')]))} --base pa:0")
     with pytest.raises(UserError, match="cannot read"):
         run(ctx, f"import {tmp_path}/none")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
 MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
-"""Rules whose findings say what lay in the range before."""
+"""Rules whose findings name what lay in the range before."""
 LIMIT = 100
 """Findings kept of each rule, where the user does not choose."""
 SHOWN = 40
@@ -177,8 +177,8 @@ def check_report(
 ) -> Report:
     """Show what breaks which rule.
 
-    `source` says whose tables they are, `label` if it is empty; `regions` names the addresses; `contents`
-    says what lay before where entries were lost or moved.
+    `source` is whose tables they are, `label` if it is empty; `regions` names the addresses; `contents` is
+    what lay before where entries were lost or moved.
     """
     from ptinspect.linux.layout.mapped_parts import in_words
 
@@ -219,7 +219,7 @@ def check_report(
         counts = ", ".join(f"{name} {count}" for name, count in found.totals.items())
         body.append(Note(counts, "bad" if found.errors else "changed"))
     body += [Note(f"{rule} was not asked: {escape(why)}", "dim") for rule, why in found.skipped.items()]
-    body += [Note(f"not seen: {escape(text)}", "bad") for text in found.unseen]
+    body += [Note(f"not captured: {escape(text)}", "bad") for text in found.unseen]
     if not found.errors:
         body.append(_verdict(found))
     return Report(result, body, exit_code)
@@ -234,10 +234,10 @@ def _other(mapping: MappingResult) -> str:
 
 
 def _verdict(found: Findings) -> Note:
-    """Say what holds where no error was found; `every` only if all was seen and asked."""
+    """Return what holds where no error was found; `every` only if all was captured and asked."""
     what = "no errors" if found.totals else "no rule is broken"
     if not found.complete:
-        return Note(f"{what} in what was seen", "good" if found.partial else "changed")
+        return Note(f"{what} in what was captured", "good" if found.partial else "changed")
     return Note(what if found.totals or found.skipped else "every rule holds", "good")
 
 

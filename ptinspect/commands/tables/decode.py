@@ -154,7 +154,7 @@ def _guest_regime(guest: Guest, rules: str | None) -> Regime | None:
 
 
 def _report(found: Descriptor, source: str) -> Report:
-    """Explain a descriptor field by field; `source` says where its regime comes from."""
+    """Explain a descriptor field by field; `source` is where its regime comes from."""
     regime, kind = found.regime, str(found.kind)
     fields = [
         FieldResult(part.name, part.bits, part.value, _meaning(part.name, part.meaning, regime))

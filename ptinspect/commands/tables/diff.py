@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
 
 SHOWN = 20
-"""Changes shown to people unless --limit says otherwise; files and JSON hold up to MAX_CHANGES."""
+"""Changes shown to people unless --limit is given; files and JSON hold up to MAX_CHANGES."""
 COUNTS: tuple[tuple[str, str, Style], ...] = (
     ("tables", "tables", "plain"),
     ("changed", "changed", "plain"),

@@ -59,7 +59,7 @@ class ExportResult:
         argument(
             "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, in one step"
         ),
-        argument("--format", dest="form", choices=FORMATS, help="default: what FILE's suffix says"),
+        argument("--format", dest="form", choices=FORMATS, help="default: by FILE's suffix"),
         PART,
         levels_argument("only tables of this level"),
         argument(
@@ -152,7 +152,7 @@ def _form_of(path: Path) -> str:
     """Return the format that a file's suffix names. Raises UserError."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
-        raise UserError(f"{path}: its suffix says no format", f"--format, one of: {', '.join(FORMATS)}")
+        raise UserError(f"{path}: its suffix names no format", f"--format, one of: {', '.join(FORMATS)}")
     return suffix
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ptinspect.arch.regime import Regime
 
 SHOWN = 200
-"""Runs shown unless --limit says otherwise."""
+"""Runs shown unless --limit is given."""
 GROUP_COLUMNS = (
     Column("from"),
     Column("level"),

@@ -59,7 +59,7 @@ class ImportResult:
     details="FILE: an ELF core of QEMU's `monitor dump-guest-memory FILE`, or with --base a raw image of "
     "RAM (`monitor pmemsave`). walk, map, find, summary, snap, check, x and stack work on it as on a "
     "stopped guest. Such files have no TTBR1, TCR and MAIR: they are found through the kernel file, or "
-    "the kernel's own VMCOREINFO in memory; what is assumed is said. A text of the kernel's own "
+    "the kernel's own VMCOREINFO in memory; what is assumed is printed. A text of the kernel's own "
     "/sys/kernel/debug/kernel_page_tables is listed; diff compares it with a snapshot.",
 )
 def read(

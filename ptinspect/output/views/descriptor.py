@@ -69,7 +69,7 @@ TABLE_ACCESS = ("", "APTable:EL0-none", "APTable:ro", "APTable:ro,EL0-none")
 
 
 def words(descriptor: Descriptor) -> str:
-    """Return attributes in one line by the names that Arm and Linux use; bit 11 is always told."""
+    """Return attributes in one line by the names that Arm and Linux use; bit 11 is always named."""
     a, regime = descriptor.attributes, descriptor.regime
     if a is None:
         return ""
