@@ -29,12 +29,12 @@ from ptinspect.errors import UserError
 from ptinspect.guest import capturing, opening
 from ptinspect.guest import guest as layer
 from ptinspect.guest.expression import address
-from ptinspect.guest.kernel_stacks import depth
 from ptinspect.guest.names import symbol
 from ptinspect.guest.opening import Machine
 from ptinspect.guest.roots import root_choice
 from ptinspect.guest.run_control import until
 from ptinspect.guest.source import Tables, source
+from ptinspect.guest.stacks.kernel_stacks import depth
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save

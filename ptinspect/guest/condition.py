@@ -9,8 +9,8 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import open_stacks
 from ptinspect.guest.names import cpu_state
+from ptinspect.guest.stacks.kernel_stacks import open_stacks
 from ptinspect.link.session import Capability
 
 

@@ -11,7 +11,7 @@ from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
-from ptinspect.guest.kernel_stacks import UNSURE
+from ptinspect.guest.stacks.kernel_stacks import UNSURE
 from ptinspect.snapshot.model import Snapshot
 
 pytestmark = pytest.mark.live

@@ -16,8 +16,8 @@ from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.guest.guard_wires import Entry
-    from ptinspect.guest.stack_guard import Guarded, Whose
+    from ptinspect.guest.stacks.guard_wires import Entry
+    from ptinspect.guest.stacks.stack_guard import Guarded, Whose
 
 MARGIN = 2048
 SECONDS = 60.0
@@ -94,7 +94,7 @@ def guard(
     entry: Entry | None = None,
 ) -> Report:
     """Arm, run, and say what happened."""
-    from ptinspect.guest.stack_guard import guard as run_guarded
+    from ptinspect.guest.stacks.stack_guard import guard as run_guarded
 
     guest = ctx.guest
     found = run_guarded(
@@ -133,7 +133,7 @@ def _quiet(result: GuardResult, found: Guarded) -> Report:
 
 
 def _tripped(guest: Guest, result: GuardResult, found: Guarded) -> Report:
-    from ptinspect.guest.fault import judge_cpu
+    from ptinspect.guest.stacks.fault import judge_cpu
 
     session = guest.stopped
     cpu = session.current_cpu

@@ -17,7 +17,7 @@ from ptinspect.guest.names import GuestNames
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
 if TYPE_CHECKING:
-    from ptinspect.guest.stack_growth import Growth
+    from ptinspect.guest.stacks.stack_growth import Growth
 
 SECONDS = 10.0
 SHOWN = 20
@@ -103,7 +103,7 @@ def highwater(
     timeout: float,
 ) -> Report:
     """Scan or paint, run, and scan again."""
-    from ptinspect.guest.stack_growth import growths, stacks_of
+    from ptinspect.guest.stacks.stack_growth import growths, stacks_of
 
     guest = ctx.guest
     wanted = stacks_of(guest, task)

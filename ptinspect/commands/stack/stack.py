@@ -11,7 +11,8 @@ from ptinspect.commands.framework import argtypes
 from ptinspect.commands.framework.arguments import cpu_or_all_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import (
+from ptinspect.guest.names import cpu_state, need_registers
+from ptinspect.guest.stacks.kernel_stacks import (
     FRAMES,
     depth,
     depth_of_sleeper,
@@ -19,7 +20,6 @@ from ptinspect.guest.kernel_stacks import (
     running_known,
     task_of,
 )
-from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 

@@ -9,7 +9,7 @@ from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import LITTLE, TaskResult, task_result
-from ptinspect.guest.kernel_stacks import TaskStack, task_stacks
+from ptinspect.guest.stacks.kernel_stacks import TaskStack, task_stacks
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
 
 SHOWN = 20

@@ -18,7 +18,7 @@ from ptinspect.output.files import write_text
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.guest.stack_trace import Method, Whose
+    from ptinspect.guest.stacks.stack_trace import Method, Whose
     from ptinspect.stack.trace import Compared, Deepest, Part, Trace
 
 SECONDS = 10.0
@@ -117,7 +117,7 @@ def trace(
     cpu: int | None,
 ) -> Report:
     """Follow SP and say what was found; the result is what a file of the trace holds."""
-    from ptinspect.guest.stack_trace import Limits, follow
+    from ptinspect.guest.stacks.stack_trace import Limits, follow
     from ptinspect.stack.trace_file import dumps
 
     number = cpu_state(guest, cpu).cpu

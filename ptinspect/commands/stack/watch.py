@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import open_stacks
+from ptinspect.guest.stacks.kernel_stacks import open_stacks
 from ptinspect.output.model import Note, Report, escape
 
 WATCH = "stack watch"

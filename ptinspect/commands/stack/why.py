@@ -15,7 +15,7 @@ from ptinspect.output.encode import Hex
 from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
-    from ptinspect.guest.fault import Judged
+    from ptinspect.guest.stacks.fault import Judged
     from ptinspect.stack.verdict import Change
 
 
@@ -84,7 +84,7 @@ class WhyResult:
 )
 def why(guest: Guest, *, cpu: int | None = None) -> Report:
     """Explain."""
-    from ptinspect.guest.fault import judge, judge_cpu
+    from ptinspect.guest.stacks.fault import judge, judge_cpu
 
     need_registers(guest)
     result = why_result(judge(guest) if cpu is None else judge_cpu(guest, cpu))

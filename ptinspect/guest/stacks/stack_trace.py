@@ -12,8 +12,8 @@ from typing import Any, Literal
 from ptinspect.arch.bits import bit
 from ptinspect.errors import GuestError, OutOfSlots, PtinspectError, UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.guest.run_control import run_for
+from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
 from ptinspect.link.gdb.recorder import Rung, Tracer
 from ptinspect.link.session import Capability
 from ptinspect.linux.running.stacks import Stack, Stacks

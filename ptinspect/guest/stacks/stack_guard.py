@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
-from ptinspect.guest import guard_wires
-from ptinspect.guest.guard_wires import Armed, Entry
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.guest.rewrite import Runner
 from ptinspect.guest.run_control import run_for
+from ptinspect.guest.stacks import guard_wires
+from ptinspect.guest.stacks.guard_wires import Armed, Entry
+from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.linux.running.tasks import Task
 from ptinspect.stack.guard import ALARMS, Budget, Way, judge, margin_bytes

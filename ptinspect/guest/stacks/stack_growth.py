@@ -9,8 +9,8 @@ from typing import Literal
 
 from ptinspect.errors import PtinspectError, TargetTimeout
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import open_stacks, task_of
 from ptinspect.guest.run_control import run_for, until
+from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
 from ptinspect.link.journal import PAINT, Change
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.stack import highwater

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_stacks import newest_first, open_stacks
 from ptinspect.guest.names import cpu_state
+from ptinspect.guest.stacks.kernel_stacks import newest_first, open_stacks
 from ptinspect.stack.depth import depth_of_cpu
 from ptinspect.stack.verdict import Facts, Why, explain
 from ptinspect.stack.verdict_facts import collect
