@@ -31,7 +31,7 @@ class Return:
 def finish(guest: Guest, cpu: int | None, seconds: float) -> Return:
     """Run until the function at the program counter has returned to its caller.
 
-    Raises UserError if nothing tells who that is, TargetTimeout.
+    Raises UserError if the caller is not known, TargetTimeout.
     """
     from ptinspect.stack.depth import start_of_cpu
 
@@ -107,7 +107,7 @@ def _same(guest: Guest, caller: Caller, before: CpuState, after: CpuState, whose
 
 
 def _thread(guest: Guest, state: CpuState) -> object:
-    """Return what tells the thread that a CPU runs from all others: its task, else what the registers hold.
+    """Return what distinguishes the thread that a CPU runs: its task, else what the registers hold.
 
     In the kernel SP_EL0 is the current task (asm/current.h); processes differ in TTBR0 (without ASID and
     CnP), their threads in TPIDR_EL0.

@@ -16,7 +16,7 @@ UNITS = {STEP: "instructions", LADDER: "milliseconds", SAMPLE: "milliseconds"}
 HOW = {
     STEP: "every instruction of one CPU, interrupts held back",
     LADDER: "a watchpoint below the lowest SP so far",
-    SAMPLE: "SP at intervals; what lies between is not seen",
+    SAMPLE: "SP at intervals; what lies between is missed",
 }
 """What each method sees."""
 Function = Callable[[int], tuple[str, int]]

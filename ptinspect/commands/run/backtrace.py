@@ -1,4 +1,4 @@
-"""`bt`: the chain of callers, through exceptions and changes of stack as far as the kernel file tells."""
+"""`bt`: the chain of callers, through exceptions and changes of stack as far as the kernel file allows."""
 
 from __future__ import annotations
 

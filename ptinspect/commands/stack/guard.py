@@ -78,7 +78,7 @@ class GuardResult:
     needs=Needs.STOPPED,
     details="Three wires: the first access to the lowest --margin bytes of a task's stack by a task that "
     "has used all above; a fault of the exception "
-    "entry itself (no store succeeds: the stack's mapping has gone); and the kernel's own overflow "
+    "entry itself (no store succeeds: the stack's mapping is lost); and the kernel's own overflow "
     "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
     "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
     "the cost of a stop for every fault in the kernel. Under KVM the entry has a breakpoint, and as many "

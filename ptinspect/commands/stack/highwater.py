@@ -90,8 +90,8 @@ class HighwaterResult:
     needs=Needs.STOPPED,
     details="The free part of each stack is scanned before and after: what is not zero any more was "
     "written. --paint fills it with a pattern first (asks, unless --yes) and takes that out again, so "
-    "that zeros that are stored are seen too, and only what happens from now on counts. Full speed; it "
-    "tells the depth, not who was there: stack trace does. Ends at WHERE or after --timeout.",
+    "that stores of zeros count too, and only what happens from now on does. Runs at full speed; it shows "
+    "the depth, not who was there: stack trace does. Ends at WHERE or after --timeout.",
 )
 def highwater(
     ctx: Context,

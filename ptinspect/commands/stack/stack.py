@@ -43,7 +43,7 @@ KINDS = {
 WHAT = {"exception": "exception frame", "user": "entry from user mode", "end": "the last one, up to the top"}
 LITTLE = 0.25
 """Part of a stack below which what is free is shown as bad."""
-MAY_HAVE_RUN = "the file does not tell whether the task ran: if it did, this is where it last slept"
+MAY_HAVE_RUN = "the file does not show whether the task ran: if it did, this is where it last slept"
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class WhyResult:
     text: str
     evidence: Sequence[str]
     unknown: Sequence[str]
-    """What cannot be told from here."""
+    """What this guest cannot show."""
     esr: EsrResult
     far: VirtAddr
     sp: VirtAddr
@@ -94,21 +94,21 @@ def why(guest: Guest, *, cpu: int | None = None) -> Report:
 
 
 def reasons(result: WhyResult) -> list[Note]:
-    """Show what supports a verdict, and what cannot be told."""
+    """Show what supports a verdict, and what remains unknown."""
     known = [Note(f"  - {line}") for line in result.evidence]
     return known + [Note(f"  ? {line}", "dim") for line in result.unknown]
 
 
 def why_result(found: Judged) -> WhyResult:
     """Return a verdict as results have it."""
-    facts, told = found.facts, found.why
+    facts, verdict = found.facts, found.why
     stack = facts.stack
     return WhyResult(
         cpu=found.cpu,
-        code=told.code,
-        text=told.text,
-        evidence=told.evidence,
-        unknown=told.unknown,
+        code=verdict.code,
+        text=verdict.text,
+        evidence=verdict.evidence,
+        unknown=verdict.unknown,
         esr=EsrResult(Hex(facts.esr.raw), facts.esr.fault, facts.esr.level),
         far=VirtAddr(facts.far),
         sp=VirtAddr(facts.sp),
@@ -117,7 +117,7 @@ def why_result(found: Judged) -> WhyResult:
         frames=facts.frames,
         dying=facts.dying,
         recursion=RecursionResult(facts.repeated, facts.frame_size),
-        descriptor=None if told.change is None else _change(told.change),
+        descriptor=None if verdict.change is None else _change(verdict.change),
     )
 
 

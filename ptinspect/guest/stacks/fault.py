@@ -36,7 +36,7 @@ def judge_cpu(guest: Guest, cpu: int | None = None) -> Judged:
 
 
 def judge(guest: Guest) -> Judged:
-    """Judge the CPU that stopped; unless it has a verdict on its stack, the first CPU that tells more."""
+    """Judge the CPU that stopped; unless it has a verdict on its stack, the first CPU with more to report."""
     session = guest.stopped
     found = judge_cpu(guest)
     for cpu in range(session.cpu_count):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FRAMES = 256
 """Frames of a stack at most, where nobody chooses."""
 UNSURE = "saved, unless it ran"
-"""How the stack pointer of a task is known where nothing tells which tasks the CPUs ran."""
+"""How the stack pointer of a task is known where it is not known which tasks the CPUs ran."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _paint(guest: Guest, stacks: Stacks, wanted: Sequence[Stack]) -> Iterator[Ma
 
 
 def _lowest_sp(stacks: Stacks, stack: Stack) -> int | None:
-    """Return the SP below which a stack is free; None where nobody can tell."""
+    """Return the SP below which a stack is free; None where that is not known."""
     for state in stacks.view.states:
         if state.el != 0 and stack.holds_sp(state.sp):
             return state.sp

@@ -87,7 +87,7 @@ def follow(guest: Guest, limits: Limits, method: Method | None = None, whose: Wh
 
 
 def _wanted(guest: Guest, stacks: Stacks, cpu: int, whose: Whose | None) -> list[Stack]:
-    """Return the stacks that a ladder watches; None: all, to be told apart."""
+    """Return the stacks that a ladder watches; None: all, to name the one that SP is on."""
     session = guest.stopped
     states = [session.cpu_state(number) for number in range(session.cpu_count)]
     found = [stack for state in states for stack in stacks.of_cpu(state)]
@@ -113,7 +113,7 @@ class _Run:
     """One trace being made."""
 
     def __init__(self, guest: Guest, stacks: Stacks, limits: Limits, wanted: Sequence[Stack]) -> None:
-        """`wanted`: the stacks that are told apart; a ladder watches them all."""
+        """`wanted`: the stacks by which SP is named; a ladder watches them all."""
         self.guest, self.stacks, self.limits, self.wanted = guest, stacks, limits, list(wanted)
         self.code = KernelCode(stacks.view)
         finder = Finder(TracedStack(s.kind, s.owner, s.base, s.top) for s in self.wanted)
@@ -155,7 +155,7 @@ class _Run:
         """Stop at each store below the lowest SP so far: exact, at one stop for each new depth."""
         session = self.guest.stopped
         if Capability.PIPELINE not in session.capabilities:
-            raise UserError("a ladder needs GDB's socket, which cannot be told here", "--method sample")
+            raise UserError("a ladder needs GDB's socket, which is not known here", "--method sample")
         rungs = {s.top: Rung(s.base + END_MARK, min(self._saved(s), s.top), s.top) for s in self.wanted}
         for cpu in range(session.cpu_count):
             self._look(cpu)
@@ -219,7 +219,7 @@ class _Run:
         return self.limits.seconds - self._elapsed()
 
     def sample(self) -> Trace:
-        """Stop the guest at intervals and look at every CPU: cheap, and what lies between is not seen."""
+        """Stop the guest at intervals and look at every CPU: cheap, and what lies between is missed."""
         session = self.guest.stopped
         places = {session.set_breakpoint(place).id for place in self.limits.places}
         ended = "time"
