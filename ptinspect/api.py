@@ -148,17 +148,17 @@ class Guest:
     @property
     def session(self) -> Session:
         """Run control, registers and memory. Raises UserError, TargetLost."""
-        return self.context.target
+        return self.context.guest.target
 
     @property
     def view(self) -> GuestView:
         """The running kernel at this stop: where it lies, its symbols and types."""
-        return self.context.view()
+        return self.context.guest.view
 
     @property
     def snapshots(self) -> Mapping[str, Snapshot]:
         """The snapshots in memory, by name."""
-        return self.context.snapshots
+        return self.context.guest.snapshots
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol. Raises UserError, KernelFileError."""

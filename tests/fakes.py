@@ -279,7 +279,7 @@ def context(tree: TreeBuilder | None = None, **more: Any) -> Context:
     """A context, attached to a stopped guest if there is a tree."""
     ctx = Context(build_registry(), **more)
     if tree is not None:
-        ctx.session = FakeSession(tree.memory, cpus=[cpu(tree)])
+        ctx.guest.session = FakeSession(tree.memory, cpus=[cpu(tree)])
         ctx.guest._look_at_kernel = lambda: FakeView(tree)  # type: ignore[method-assign,assignment,return-value]
     return ctx
 

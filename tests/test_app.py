@@ -15,6 +15,7 @@ from fakes import declare
 
 from ptinspect import __version__, app
 from ptinspect.commands.framework import catalogue
+from ptinspect.commands.framework.command import argument
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import ConnectError, MemoryReadError
@@ -154,8 +155,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
         def build() -> Registry:
             registry = Registry()
 
-            def handler(ctx: Context, args: Any) -> Report:
-                ctx.session, ctx.qemu = Closing(closed, "session"), Closing(closed, "qemu")  # type: ignore[assignment]
+            def handler(ctx: Context) -> Report:
+                ctx.guest.session, ctx.guest.qemu = Closing(closed, "session"), Closing(closed, "qemu")  # type: ignore[assignment]
                 answer = action()
                 return answer if isinstance(answer, Report) else Report({})
 
@@ -167,8 +168,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
             declare(
                 registry,
                 "attach",
-                lambda ctx, args: fail(ConnectError("refused")),
-                configure=lambda p: p.add_argument("address"),
+                lambda ctx, address: fail(ConnectError("refused")),
+                arguments=(argument("address"),),
             )
             return registry
 

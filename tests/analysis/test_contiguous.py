@@ -63,7 +63,7 @@ def test_map_shows_them() -> None:
     assert "no contiguous group whose entries differ" in text(run(ctx, "map --mixed"))
     tree.xor(at + 0x12000, 3, AF)
     tree.xor(at + 0x13000, 3, DIRTY)
-    ctx.session.stop_token += 1  # type: ignore[union-attr,misc]
+    ctx.guest.session.stop_token += 1  # type: ignore[union-attr,misc]
     report = run(ctx, "map --mixed")
     (group,) = report.result["groups"]
     assert (group["va_start"], group["entries"], group["level"]) == (hex(at + 0x10000), 16, 3)

@@ -72,7 +72,7 @@ def test_without_the_mmu_the_memory_types_do_not_matter() -> None:
 def test_commands_say_so() -> None:
     tree = kernel_tree()
     ctx = context(tree)
-    session = ctx.stopped
+    session = ctx.guest.stopped
     early = cpu(tree, TTBR1_EL1=UNWRITTEN, SP_EL1=EL1, SP_EL0=EL0, ELR_EL1=1, ESR_EL1=2)
     session.cpus = [early]  # type: ignore[attr-defined]
     report = run(ctx, "regs")
@@ -93,7 +93,7 @@ def test_commands_say_so() -> None:
 
 def test_every_name_that_means_nothing_is_told() -> None:
     ctx = context(kernel_tree())
-    ctx.stopped.stub = {"PAR_EL1": 0x807, "PMCR_EL0": UNWRITTEN}  # type: ignore[attr-defined]
+    ctx.guest.stopped.stub = {"PAR_EL1": 0x807, "PMCR_EL0": UNWRITTEN}  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"^no register \$foo; no register \$x31$"):
         run(ctx, "regs x0 foo par_el1 x31")
     assert run(ctx, "regs x0 par_el1").result["registers"] == {"x0": "0x0", "par_el1": "0x807"}

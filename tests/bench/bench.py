@@ -108,12 +108,12 @@ def booting(guest: str, memory: int, rounds: int) -> list[Row]:
     for _ in range(rounds):
         for times, line in ((alone, ""), (ours, "kpti run")):
             with launched(guest, f"--memory {memory}") as live:
-                assert live.ctx.qemu is not None
+                assert live.ctx.guest.qemu is not None
                 start = time.perf_counter()
                 if line:
                     live(line)
                 live("detach --resume")
-                _wait_for(live.ctx.qemu.console)
+                _wait_for(live.ctx.guest.qemu.console)
                 times.append(1000 * (time.perf_counter() - start))
     middle = rounds // 2
     return [
@@ -129,9 +129,9 @@ def booting(guest: str, memory: int, rounds: int) -> list[Row]:
 
 def lane(live: Live, name: str, label: str, rounds: int) -> list[Row]:
     """Measure one lane at the stop at which the guest stands."""
-    source = live.ctx.stopped.memory
+    source = live.ctx.guest.stopped.memory
     source.choose(name)
-    snapshot = live.ctx.snapshots["after"]
+    snapshot = live.ctx.guest.snapshots["after"]
     regime, root = snapshot.regime, snapshot.root.pa
     addresses = np.unique(snapshot.tables.pa)
     va = int(snapshot.tables.va[-1])
@@ -152,12 +152,12 @@ def lane(live: Live, name: str, label: str, rounds: int) -> list[Row]:
 
 def _distrust(live: Live) -> None:
     """Have the lanes compared with the gdbstub again, as at a new stop."""
-    live.ctx.stopped._tracker.touch()
+    live.ctx.guest.stopped._tracker.touch()
 
 
 def snapshots(live: Live, label: str, rounds: int) -> list[Row]:
     """Measure what works on whole captures."""
-    before, after = live.ctx.snapshots["before"], live.ctx.snapshots["after"]
+    before, after = live.ctx.guest.snapshots["before"], live.ctx.guest.snapshots["after"]
     few = _few_changes(after)
     leaves = sum(one.leaves for one in summarize(after).levels)
     note = f"({len(after.tables)} tables, {leaves} leaves)"
@@ -189,24 +189,24 @@ def _few_changes(snapshot: Snapshot) -> Snapshot:
 
 def _swapper_va(live: Live) -> int:
     """Return where the kernel image maps the root table."""
-    return (live.ctx.snapshots["after"].root.pa + live.ctx.view().voffset) & (1 << 64) - 1
+    return (live.ctx.guest.snapshots["after"].root.pa + live.ctx.guest.view.voffset) & (1 << 64) - 1
 
 
 def on_guest(options: argparse.Namespace, memory: int) -> list[Row]:
     """Measure everything on one guest."""
     label, rows = f"{memory} MiB", []
     with stopped_after(options.guest, memory) as (live, _):
-        lanes = [one.name for one in live.ctx.stopped.lanes.facts(measure=False) if not one.why_not]
+        lanes = [one.name for one in live.ctx.guest.stopped.lanes.facts(measure=False) if not one.why_not]
         for name in lanes:
             rows += lane(live, name, label, options.rounds)
-        live.ctx.stopped.lanes.choose("auto")
+        live.ctx.guest.stopped.lanes.choose("auto")
         rows += snapshots(live, label, options.rounds)
         if memory == options.memory[0]:
-            rows += with_drgn(live.ctx.snapshots["after"], _swapper_va(live))
+            rows += with_drgn(live.ctx.guest.snapshots["after"], _swapper_va(live))
             scripts = {"gdb-pt-dump": (options.gdb_pt_dump, "pt"), "gef": (options.gef, "pagewalk")}
             scripts = {name: found for name, found in scripts.items() if found[0]}
-            assert live.ctx.qemu is not None
-            socket = str(live.ctx.qemu.gdb_socket)
+            assert live.ctx.guest.qemu is not None
+            socket = str(live.ctx.guest.qemu.gdb_socket)
             live("detach --stop")
             rows += in_gdb(find_gdb().path, socket, scripts, 3)
     return rows

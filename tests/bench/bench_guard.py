@@ -43,10 +43,10 @@ def boot(guest: str, options: str, guarded: bool) -> float:
     """Return the seconds of one boot. Raises RuntimeError if the shell does not come."""
     with launched(guest, options) as live:
         Runner(live.ctx.guest, SECONDS).place_kernel()
-        assert live.ctx.qemu is not None
+        assert live.ctx.guest.qemu is not None
         found: list[float] = []
         begun = time.perf_counter()
-        watch = threading.Thread(target=shell_at, args=(live.ctx.qemu.console, found, begun))
+        watch = threading.Thread(target=shell_at, args=(live.ctx.guest.qemu.console, found, begun))
         watch.start()
         try:
             run(live, found, guarded)

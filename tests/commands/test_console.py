@@ -30,7 +30,7 @@ def launched(tmp_path: Path, said: bytes = b"") -> tuple[Any, Path, Listener]:
     path.write_bytes(said)
     listener = Listener()
     ctx = context(interaction=listener)
-    ctx.qemu = SimpleNamespace(console=path, close=lambda: None)  # type: ignore[assignment]
+    ctx.guest.qemu = SimpleNamespace(console=path, close=lambda: None)  # type: ignore[assignment]
     return ctx, path, listener
 
 
@@ -44,7 +44,7 @@ def test_the_end_is_shown(tmp_path: Path) -> None:
     assert text(run(ctx, "console -n 2")) == "two\\x1b[2J\nthree\n"
     with pytest.raises(UserError, match="following"):
         run(ctx, "console off")
-    ctx.qemu = None
+    ctx.guest.qemu = None
     for line in ("console", "console -f", "console -f --timeout 0"):
         with pytest.raises(UserError, match="launched here"):
             run(ctx, line)
@@ -64,7 +64,7 @@ def test_only_whole_lines_and_only_new_ones(tmp_path: Path) -> None:
     assert tail.lines() == []
     other = tmp_path / "other"
     other.write_bytes(b"first\n")
-    ctx.qemu = SimpleNamespace(console=other, close=lambda: None)
+    ctx.guest.qemu = SimpleNamespace(console=other, close=lambda: None)
     assert tail.lines() == ["first"]
 
 

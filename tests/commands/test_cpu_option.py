@@ -44,7 +44,7 @@ def ctx() -> Context:
     tree = kernel_tree()
     made = context(tree)
     made.guest._kernel = FakeKernel()  # type: ignore[assignment]
-    session = made.stopped
+    session = made.guest.stopped
     session.cpus = [cpu(tree), cpu(tree, 1)]  # type: ignore[attr-defined]
     return made
 
@@ -69,7 +69,7 @@ def test_there_is_no_such_cpu(ctx: Context, name: str) -> None:
 
 
 def test_the_other_cpu_s_registers_count(ctx: Context) -> None:
-    session = ctx.stopped
+    session = ctx.guest.stopped
     other = session.cpus[1]  # type: ignore[attr-defined]
     session.cpus[1] = type(other)(1, other.x, other.sp, KERNEL + 0x4, other.pstate, other.system)  # type: ignore[attr-defined]
     assert run(ctx, "status --cpu 1").result["pc"] == hex(KERNEL + 4)

@@ -26,7 +26,7 @@ def cut(request: pytest.FixtureRequest) -> tuple[Context, str]:
     options, said = CUTS[request.param]
     if request.param == "unreadable":
         tree.point(KERNEL + (64 << 30), 1, OUTSIDE)
-        ctx.session.stop_token += 1  # type: ignore[union-attr,misc]
+        ctx.guest.session.stop_token += 1  # type: ignore[union-attr,misc]
     run(ctx, f"snap part {options}")
     return ctx, said
 

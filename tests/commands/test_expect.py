@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ def ctx() -> Context:
     runs: list[str] = []
 
     def add(name: str, result: dict[str, Any]) -> None:
-        def handler(context: Context, args: argparse.Namespace) -> Report:
+        def handler(context: Context) -> Report:
             runs.append(name)
             return Report(result)
 
@@ -47,7 +46,7 @@ def ctx() -> Context:
         add(name, result)
     registry.add_all(expect)
     made = Context(registry)
-    made.memo["runs"] = runs
+    made.guest.kept["runs"] = runs
     return made
 
 
@@ -98,7 +97,7 @@ def test_what_cannot_be_answered_is_the_users_error(ctx: Context, line: str, wor
 
 
 def test_the_last_answer_is_used_until_something_changes(ctx: Context) -> None:
-    runs = ctx.memo["runs"]
+    runs = ctx.guest.kept["runs"]
     ctx.registry.run(ctx, "diff")
     assert ctx.registry.run(ctx, "expect diff.only_bit11 == true").exit_code == 0
     assert ctx.registry.run(ctx, "expect diff.only_bit11 == 1").exit_code == 1
@@ -116,7 +115,7 @@ def test_both_values_are_told(ctx: Context) -> None:
 
 
 def test_the_last_guard(ctx: Context) -> None:
-    ctx.memo[expect.GUARD] = {"quiet": False}
+    ctx.guest.kept[expect.GUARD] = {"quiet": False}
     assert ctx.registry.run(ctx, "expect guard quiet").exit_code == 1
-    ctx.memo[expect.GUARD] = {"quiet": True}
+    ctx.guest.kept[expect.GUARD] = {"quiet": True}
     assert ctx.registry.run(ctx, "expect guard quiet").exit_code == 0

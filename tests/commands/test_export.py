@@ -34,7 +34,7 @@ def _tree(name: str = "4k-48") -> TreeBuilder:
 
 def _ctx(tree: TreeBuilder) -> Context:
     ctx = context()
-    ctx.snapshots["s"] = tree.snapshot("s")
+    ctx.guest.snapshots["s"] = tree.snapshot("s")
     return ctx
 
 
@@ -154,7 +154,7 @@ def test_names_of_regions_are_quoted(tmp_path: Path) -> None:
     ctx = context(kernel_tree())
     run(ctx, "snap s")
     evil = 'task stack (7 a",=b)'
-    ctx.snapshots["s"].meta.extra["linux.regions"] = f"{KERNEL:x}-{KERNEL + 0x1F_FFFF:x} {evil}"  # type: ignore[index]
+    ctx.guest.snapshots["s"].meta.extra["linux.regions"] = f"{KERNEL:x}-{KERNEL + 0x1F_FFFF:x} {evil}"  # type: ignore[index]
     for form in ("csv", "jsonl"):
         run(ctx, f"export s -o {tmp_path}/x.{form} --kind block")
         rows = READERS[form](tmp_path / f"x.{form}")

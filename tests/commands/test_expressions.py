@@ -52,9 +52,9 @@ def test_every_command_that_takes_an_address_takes_an_expression(
 ) -> None:
     ctx = context(kernel_tree())
     ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
-    state = ctx.session.cpus[0]  # type: ignore[union-attr]
+    state = ctx.guest.session.cpus[0]  # type: ignore[union-attr]
     fields = {**vars(state), "sp": 0x8000, "x": (0, 0x1000, *state.x[2:])}
-    ctx.session.cpus[0] = type(state)(**fields)  # type: ignore[union-attr]
+    ctx.guest.session.cpus[0] = type(state)(**fields)  # type: ignore[union-attr]
     assert callable(action.type)
     read = action.type(form)
     if isinstance(read, str):
@@ -110,7 +110,7 @@ def test_gdbs_star_is_an_address_where_instructions_are_meant() -> None:
     ctx = context(kernel_tree())
     run(ctx, f"b *{KERNEL:#x}")
     run(ctx, f"until *{KERNEL:#x}+4")
-    assert [call[:2] for call in ctx.session.calls] == [  # type: ignore[union-attr]
+    assert [call[:2] for call in ctx.guest.session.calls] == [  # type: ignore[union-attr]
         ("break", KERNEL),
         ("until", (KERNEL + 4,)),
     ]

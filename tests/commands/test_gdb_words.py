@@ -73,7 +73,7 @@ def test_print(ctx: Any) -> None:
         0x1000,
     )
     assert run(ctx, "p start_kernel - _text + 4K").result["value"] == "0x2000"
-    assert run(ctx, "p $x1 + 3").result["decimal"] == ctx.session.cpu_state(0).x[1] + 3
+    assert run(ctx, "p $x1 + 3").result["decimal"] == ctx.guest.session.cpu_state(0).x[1] + 3
     assert run(ctx, f"p {KERNEL:#x}").result["signed"] == KERNEL - (1 << 64)
     physical = run(ctx, "p pa:0x41475000+8")
     assert physical.result["physical"]
@@ -143,17 +143,21 @@ def test_calls_are_told_by_their_instruction(word: int, call: bool) -> None:
 def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:
     code = {KERNEL: 0x94000400, KERNEL + 4: 0xD503201F}
     ctx.guest.code_at = lambda address, length: code[address].to_bytes(4, "little")
-    ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL})
+    ctx.guest.session.cpus[0] = ctx.guest.session.cpus[0].__class__(
+        **{**vars(ctx.guest.session.cpus[0]), "pc": KERNEL}
+    )
     run(ctx, "ni")
-    assert ("until", (KERNEL + 4,)) in ctx.session.calls
-    ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL + 4})
+    assert ("until", (KERNEL + 4,)) in ctx.guest.session.calls
+    ctx.guest.session.cpus[0] = ctx.guest.session.cpus[0].__class__(
+        **{**vars(ctx.guest.session.cpus[0]), "pc": KERNEL + 4}
+    )
     run(ctx, "ni")
-    assert ctx.session.calls[-1] == ("step", 1, 0)
+    assert ctx.guest.session.calls[-1] == ("step", 1, 0)
 
 
 def test_nexti_stops_where_something_else_stops_it(ctx: Any) -> None:
     ctx.guest.code_at = lambda address, length: (0x94000400).to_bytes(4, "little")
-    ctx.session.run_until = lambda addresses, timeout: ctx.session._stopped(
+    ctx.guest.session.run_until = lambda addresses, timeout: ctx.guest.session._stopped(
         Stop("breakpoint-hit", 0, 2, KERNEL + 0x1000, "")
     )
     shown = run(ctx, "ni 5").result
@@ -172,7 +176,7 @@ def test_x_goes_on_where_it_ended(ctx: Any) -> None:
 
 
 def test_x_i_names_where_a_branch_goes(ctx: Any) -> None:
-    ctx.session.gdb_command = lambda line: listing(KERNEL, 2, False)
+    ctx.guest.session.gdb_command = lambda line: listing(KERNEL, 2, False)
     report = run(ctx, f"x/2i {KERNEL:#x}")
     assert "bl      <start_kernel>" in text(report)
     assert f"bl      {KERNEL + 0x1000:#x}" in report.result["lines"][-1]
@@ -194,8 +198,10 @@ def test_disassemble_names_what_gdb_may_not_know(
         asked.append(line)
         return listing(int(line.split()[1], 16), int(line.split("/")[1].split("i", maxsplit=1)[0]), named)
 
-    ctx.session.gdb_command = gdb
-    ctx.session.cpus[0] = ctx.session.cpus[0].__class__(**{**vars(ctx.session.cpus[0]), "pc": KERNEL + 0x100})
+    ctx.guest.session.gdb_command = gdb
+    ctx.guest.session.cpus[0] = ctx.guest.session.cpus[0].__class__(
+        **{**vars(ctx.guest.session.cpus[0]), "pc": KERNEL + 0x100}
+    )
     report = run(ctx, "disas")
     assert asked == [f"x/16i {KERNEL + 0x100 - 24:#x}"]
     assert (report.result["function"], report.result["end"]) == ("_text", f"{KERNEL + 0x1000:#x}")

@@ -58,7 +58,7 @@ def put(path: Path, data: bytes) -> Path:
 
 def same(ctx: Context, tree: TreeBuilder, file: Path | None = None) -> bool:
     run(ctx, "snap taken" if file is None else f"load {file}")
-    a, b = ctx.snapshots["taken"].tables, tree.snapshot().tables
+    a, b = ctx.guest.snapshots["taken"].tables, tree.snapshot().tables
     return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("level", "pa", "va", "raw", "readable"))
 
 
@@ -73,14 +73,14 @@ def test_a_raw_image_is_a_guest_through_its_vmcoreinfo(tmp_path: Path) -> None:
     said = text(report)
     assert "assumed" in said and "not in the file: TTBR1_EL1" in said and "no registers of CPUs" in said
     assert same(ctx, tree)
-    assert "derived" in ctx.snapshots["taken"].meta.source
-    assert "VMCOREINFO" in ctx.snapshots["taken"].root.provenance
+    assert "derived" in ctx.guest.snapshots["taken"].meta.source
+    assert "VMCOREINFO" in ctx.guest.snapshots["taken"].root.provenance
     assert run(ctx, f"walk {IMAGE_VA + 0x1234:#x}").result["pa"] == hex(TABLES_AT + 0x1234)
     assert run(ctx, "summary").result["levels"][3]["leaves"] == 1024
     assert run(ctx, f"find pa:{TABLES_AT:#x}").result["hits"]
     assert run(ctx, "status").result["state"] == "stopped"
-    assert ctx.snapshots["taken"].cpus == () and "unknown" in ctx.snapshots["taken"].meta.where
-    assert ctx.snapshots["taken"].meta.kernel == "Linux version 6.1.0-test"
+    assert ctx.guest.snapshots["taken"].cpus == () and "unknown" in ctx.guest.snapshots["taken"].meta.where
+    assert ctx.guest.snapshots["taken"].meta.kernel == "Linux version 6.1.0-test"
     run(ctx, f"save taken {tmp_path}/taken.npz")
     assert same(context(), tree, tmp_path / "taken.npz")
     for line in ("regs", "bt", "x/gx $sp"):
@@ -90,7 +90,7 @@ def test_a_raw_image_is_a_guest_through_its_vmcoreinfo(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is a file"):
             run(ctx, line)
     with pytest.raises(MemoryReadError):
-        ctx.stopped.memory.read(TABLES_AT + SIZE - 8, 16)
+        ctx.guest.stopped.memory.read(TABLES_AT + SIZE - 8, 16)
     with pytest.raises(UserError, match="attached to"):
         run(ctx, f"import {path} --base pa:{TABLES_AT:#x}")
     run(ctx, "detach")
@@ -117,7 +117,7 @@ def test_an_elf_core_has_registers_too(tmp_path: Path) -> None:
     result = run(ctx, f"import {put(tmp_path / 'core', core([(TABLES_AT, ram(tree))], notes))}").result
     assert result["cpus"] == 2 and "a note of the file" in result["assumed"][0]
     assert same(ctx, tree)
-    assert [state.x[0] for state in ctx.snapshots["taken"].cpus] == [7, 8]
+    assert [state.x[0] for state in ctx.guest.snapshots["taken"].cpus] == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_table_that_does_not_map_itself_is_not_taken(change: dict[str, str], t
     with pytest.raises(UserError, match="nothing tells where the kernel's tables are") as caught:
         run(ctx, f"import {path} --base pa:{TABLES_AT:#x}")
     assert "--root" in caught.value.hint and "--kernel" in caught.value.hint
-    assert ctx.session is None
+    assert ctx.guest.session is None
 
 
 def test_the_user_may_say_it_all(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_user_may_say_it_all(tmp_path: Path) -> None:
         run(ctx, line)
     run(ctx, f"{line} --mair 0x44ffff")
     assert same(ctx, tree)
-    assert ctx.snapshots["taken"].regime.mair == 0x44FFFF
+    assert ctx.guest.snapshots["taken"].regime.mair == 0x44FFFF
 
 
 def test_files_that_are_neither(tmp_path: Path) -> None:

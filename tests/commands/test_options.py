@@ -137,7 +137,7 @@ def test_rows_and_timeout_have_an_effect() -> None:
     run(ctx, "set timeout 7")
     with pytest.raises(Exception, match="in time"):
         run(ctx, "continue")
-    assert ("wait", 7.0) in ctx.session.calls  # type: ignore[union-attr]
+    assert ("wait", 7.0) in ctx.guest.session.calls  # type: ignore[union-attr]
 
 
 def test_a_large_file_and_no_file(tmp_path: Path) -> None:

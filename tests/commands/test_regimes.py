@@ -41,7 +41,7 @@ def guest(**registers: int) -> tuple[Context, TreeBuilder, TreeBuilder]:
 
 
 def change(ctx: Context, pstate: int | None = None, **registers: int) -> None:
-    session: Any = ctx.session
+    session: Any = ctx.guest.session
     assert isinstance(session, FakeSession)
     state: CpuState = session.cpus[0]
     system = {**state.system, **registers}
@@ -169,7 +169,7 @@ def test_ttbr0_says_what_it_holds_by_evidence() -> None:
     assert "no entry is valid" in report.result["ttbr0"]["holds_reason"]
     assert "user" not in text(report) and "TTBR0_EL1 holds nothing: no entry is valid" in text(report)
     tree.memory.write(empty, (0x4700_0003).to_bytes(8, "little"))
-    ctx.forget_stop()
+    ctx.guest.forget_stop()
     assert run(ctx, "regime").result["ttbr0"]["holds"] == ""
 
 
@@ -208,7 +208,7 @@ def test_indirect_permissions_are_walked_mapped_captured_and_told() -> None:
 
 def test_what_is_not_readable_is_said_where_permissions_are() -> None:
     ctx, _ = indirect()
-    session: Any = ctx.session
+    session: Any = ctx.guest.session
     system = {n: v for n, v in session.cpus[0].system.items() if n != "TCR2_EL1"}
     session.cpus[0] = replace(session.cpus[0], system=system)
     doubt = "permissions by the direct bits; TCR2_EL1 not readable"

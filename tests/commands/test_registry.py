@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import subprocess
@@ -12,15 +11,15 @@ from fakes import declare
 
 from ptinspect.commands.framework import catalogue
 from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.command import Command, Needs
+from ptinspect.commands.framework.command import Command, Needs, argument
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 
 
-def answer(ctx: Context, args: argparse.Namespace) -> Report:
-    return Report(dict(vars(args)))
+def answer(ctx: Context, **parsed: Any) -> Report:
+    return Report(parsed)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def registry() -> Registry:
         "stack": {},
         "gdb": {"passthrough": True},
         "launch": {"extra": True},
-        "x": {"slash": "--format", "configure": lambda p: p.add_argument("--format")},
+        "x": {"slash": "--format", "arguments": (argument("--format"),)},
         "far away": {},
     }.items():
         options: dict[str, Any] = {"summary": "S", "example": name, **more}
@@ -184,8 +183,6 @@ def test_a_misspelt_option_is_guessed() -> None:
 def test_a_handler_takes_what_its_declaration_parses(command: Command) -> None:
     first, *others = inspect.signature(command.handler).parameters.values()
     assert first.name in ("guest", "ctx")
-    if [parameter.name for parameter in others] == ["args"]:
-        pytest.skip("takes an argparse Namespace")
     parsed = {"line"} if command.passthrough else {action.dest for action in command.parser().actions()}
     assert {parameter.name for parameter in others} == parsed | ({"extra"} if command.extra else set())
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)

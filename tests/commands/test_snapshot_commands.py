@@ -28,7 +28,7 @@ def ctx(tree: TreeBuilder) -> Context:
 def offline(ctx: Context) -> Context:
     """The same snapshots with no guest."""
     other = context()
-    other.guest.snapshots = ctx.snapshots
+    other.guest.snapshots = ctx.guest.snapshots
     return other
 
 
@@ -41,7 +41,7 @@ def test_snap_keeps_tables_registers_and_where(ctx: Context) -> None:
     assert result["root"]["provenance"] == "TTBR1_EL1 of cpu 0"
     assert result["note"] == "a note"
     assert result["kernel"] == "Linux version 5.10.0-test"
-    snapshot = ctx.snapshots["before"]
+    snapshot = ctx.guest.snapshots["before"]
     assert len(snapshot.tables) == result["tables"]
     assert snapshot.meta.where == f"cpu 0 at {KERNEL + 0x1_0000:#x} (start_kernel+0xf000)"
     assert snapshot.cpus[0].system["SCTLR_EL1"] == 1
@@ -56,7 +56,7 @@ def test_what_is_no_table_is_not_captured(ctx: Context, tree: TreeBuilder) -> No
     for line in ("snap x", "map", "summary", "check"):
         with pytest.raises(GuestError, match=f"pa:{code:#x} .*is no root table: 8 of the 9 tables"):
             run(ctx, f"{line} --root pa:{code:#x}")
-    assert "x" not in ctx.snapshots
+    assert "x" not in ctx.guest.snapshots
     for slot in range(3, 8):
         tree.set_word(code + 8 * slot, 0)
     assert run(ctx, f"snap x --root pa:{code:#x}").result["tables"] == 4
@@ -64,12 +64,12 @@ def test_what_is_no_table_is_not_captured(ctx: Context, tree: TreeBuilder) -> No
 
 def test_a_name_is_not_taken_twice(ctx: Context) -> None:
     run(ctx, "snap a")
-    first = ctx.snapshots["a"]
+    first = ctx.guest.snapshots["a"]
     with pytest.raises(UserError, match="already"):
         run(ctx, "snap a")
-    assert ctx.snapshots["a"] is first
+    assert ctx.guest.snapshots["a"] is first
     run(ctx, "snap a --replace")
-    assert ctx.snapshots["a"] is not first
+    assert ctx.guest.snapshots["a"] is not first
 
 
 @pytest.mark.parametrize("name", ["a/b", "''", "'a\tb'"])
@@ -97,10 +97,10 @@ def test_save_load_drop(ctx: Context, tmp_path: Path) -> None:
     assert (tmp_path / "a.npz").is_file()
     other = context()
     run(other, f"load {tmp_path}/a.npz --as b")
-    assert other.snapshots["b"].tables.raw.tolist() == ctx.snapshots["a"].tables.raw.tolist()
-    assert other.snapshots["b"].name == "b"
+    assert other.guest.snapshots["b"].tables.raw.tolist() == ctx.guest.snapshots["a"].tables.raw.tolist()
+    assert other.guest.snapshots["b"].name == "b"
     run(other, "drop b")
-    assert other.snapshots == {}
+    assert other.guest.snapshots == {}
     with pytest.raises(UserError, match="no snapshot and no file 'b'"):
         run(other, "drop b")
 
@@ -109,7 +109,7 @@ def test_drop_is_all_or_nothing(ctx: Context) -> None:
     run(ctx, "snap a")
     with pytest.raises(UserError):
         run(ctx, "drop a nosuch")
-    assert list(ctx.snapshots) == ["a"]
+    assert list(ctx.guest.snapshots) == ["a"]
 
 
 def test_a_file_that_is_no_snapshot(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_symbols_of_a_snapshot_use_the_placement_at_its_time(ctx: Context) -> No
 
 def test_symbols_of_a_snapshot_move_with_kaslr(ctx: Context) -> None:
     ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
-    view = ctx.view()
+    view = ctx.guest.view
     view.kaslr_offset = 0x20_0000  # type: ignore[misc]
     ctx.guest._look_at_kernel = lambda: view  # type: ignore[method-assign]
     run(ctx, "snap a")
@@ -186,7 +186,7 @@ def test_a_name_in_memory_wins_over_a_file(
 def pair(ctx: Context, tree: TreeBuilder, change: Any) -> Context:
     run(ctx, "snap before")
     change(tree)
-    ctx.session.stop_token += 1  # type: ignore[union-attr,misc]
+    ctx.guest.session.stop_token += 1  # type: ignore[union-attr,misc]
     run(ctx, "snap after")
     return ctx
 
@@ -266,8 +266,8 @@ def test_an_unknown_suffix_is_refused_at_once(ctx: Context, tmp_path: Path) -> N
 
 def test_diff_of_snapshots_of_different_shape(ctx: Context, tree: TreeBuilder) -> None:
     run(ctx, "snap a")
-    ctx.session.cpus = [cpu(tree, TCR_EL1=25 | 25 << 16 | 2 << 30)]  # type: ignore[union-attr]
-    ctx.session.stop_token += 1  # type: ignore[union-attr,misc]
+    ctx.guest.session.cpus = [cpu(tree, TCR_EL1=25 | 25 << 16 | 2 << 30)]  # type: ignore[union-attr]
+    ctx.guest.session.stop_token += 1  # type: ignore[union-attr,misc]
     run(ctx, "snap b")
     with pytest.raises(SnapshotError, match="cannot be compared"):
         run(ctx, "diff a b")

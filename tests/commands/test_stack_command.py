@@ -33,7 +33,7 @@ class Guest(StackGuest):
     def context(self) -> Context:
         ctx = Context(build_registry())
         session: Any = FakeSession(self.tree.memory, cpus=self.states)
-        ctx.session = session
+        ctx.guest.session = session
         ctx.guest._kernel = self.image  # type: ignore[assignment]
         ctx.guest._look_at_kernel = lambda: self.view(*self.states)  # type: ignore[method-assign]
         return ctx

@@ -93,7 +93,7 @@ class Guest(StackGuest):
     def context(self) -> Context:
         ctx = Context(build_registry())
         session: Any = self.session
-        ctx.session = session
+        ctx.guest.session = session
         ctx.guest._kernel = self.image  # type: ignore[assignment]
 
         def view() -> Any:

@@ -79,7 +79,7 @@ def test_every_heading_names_its_snapshot(ctx: Context, line: str, live: bool | 
         assert root.endswith("(guest, cpu 0)")
     if live is not None:
         assert "(guest" in text(run(ctx, line)) or "guest, cpu 0" in text(run(ctx, line))
-    ctx.snapshots["a\x1b[1m"] = replace(ctx.snapshots["one"], name="a\x1b[1m")
+    ctx.guest.snapshots["a\x1b[1m"] = replace(ctx.guest.snapshots["one"], name="a\x1b[1m")
     said = run(ctx, f"{line} --snap a\x1b[1m")
     assert "\x1b" not in "".join(getattr(part, name, "") for part in said.body for name in ("text", "title"))
 
@@ -89,16 +89,16 @@ def test_symbols_of_a_snapshot_are_where_its_kernel_was(ctx: Context) -> None:
     kernel = FakeKernel()
     ctx.guest._kernel = kernel  # type: ignore[assignment]
     run(ctx, "snap one")
-    one = ctx.snapshots["one"]
+    one = ctx.guest.snapshots["one"]
     for offset, said in (("0x200000", "(start_kernel+0x4)"), ("0x0", ""), ("nonsense", "")):
         meta = replace(one.meta, extra={**one.meta.extra, "kernel.offset": offset})
-        ctx.snapshots["one"] = replace(one, meta=meta)
+        ctx.guest.snapshots["one"] = replace(one, meta=meta)
         place = text(run(ctx, f"walk {KERNEL + 0x20_1004:#x} --snap one")).splitlines()[0]
         assert (said in place) if said else ("+0x" not in place), place
     assert run(ctx, f"print {KERNEL + 0x1004:#x} --snap one").result["symbol"] == "start_kernel"
     other = replace(one.meta, kernel="Linux version 6.1.0")
     kernel.banner = "Linux version 6.2.0"
-    ctx.snapshots["one"] = replace(one, meta=other)
+    ctx.guest.snapshots["one"] = replace(one, meta=other)
     shown = text(run(ctx, f"walk {KERNEL + 0x1004:#x} --snap one"))
     assert "start_kernel" not in shown, "the file is another kernel's"
 
@@ -124,7 +124,7 @@ def test_the_tables_are_read_once_per_stop(ctx: Context, tree: TreeBuilder) -> N
     run(ctx, "map")
     run(ctx, "find pa:0x40200000")
     assert sum(reads) == first > 0
-    ctx.session.stop_token += 1  # type: ignore[union-attr,misc]
+    ctx.guest.session.stop_token += 1  # type: ignore[union-attr,misc]
     run(ctx, "summary")
     assert sum(reads) == 2 * first
 
@@ -231,7 +231,7 @@ def test_they_work_offline(ctx: Context) -> None:
     live = [run(ctx, line).result for line in ("summary", "map", "find 0x40200000")]
     run(ctx, "snap a")
     other = context()
-    other.guest.snapshots = ctx.snapshots
+    other.guest.snapshots = ctx.guest.snapshots
     held = [run(other, f"{line} --snap a").result for line in ("summary", "map", "find 0x40200000")]
     for one, two in zip(live, held, strict=True):
         assert one["snapshot"] == "(guest, cpu 0)"

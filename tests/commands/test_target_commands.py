@@ -38,7 +38,7 @@ def ctx() -> Context:
 
 
 def session_of(ctx: Context) -> FakeSession:
-    return ctx.session  # type: ignore[return-value]
+    return ctx.guest.session  # type: ignore[return-value]
 
 
 def with_kernel(ctx: Context) -> Context:
@@ -239,7 +239,7 @@ def test_break_where_nothing_tells_the_address_yet(ctx: Context, monkeypatch: py
     monkeypatch.setattr(FakeKernel, "linked", False)
     with pytest.raises(GuestError, match="start_kernel: Image does not tell where it is linked, and it is"):
         run(ctx, "break start_kernel")
-    assert ctx.place(0x40_0000) == "0x400000"
+    assert ctx.guest.place(0x40_0000) == "0x400000"
 
 
 def test_delete(ctx: Context) -> None:
@@ -349,7 +349,7 @@ def test_gdb_that_would_need_debug_information_is_told_how_to_get_it(
 
     monkeypatch.setattr(session_of(ctx), "gdb_command", gdb_command)
     assert "debug information" not in text(run(ctx, "gdb info line f"))
-    ctx.use_kernel(kernel)
+    ctx.guest.use_kernel(kernel)
     assert f"gdb symbol-file '{kernel}'" in text(run(ctx, "gdb info line f"))
     assert "debug information" not in text(run(ctx, "gdb p 1"))
     with pytest.raises(MiError, match="No struct type") as caught:
@@ -386,7 +386,7 @@ def test_detach(ctx: Context, line: str, resume: bool | None) -> None:
     session = session_of(ctx)
     run(ctx, line)
     assert session.calls == [("detach", resume), ("close",)]
-    assert ctx.session is None
+    assert ctx.guest.session is None
 
 
 def test_a_second_guest_is_refused(ctx: Context) -> None:
@@ -406,7 +406,7 @@ def test_console_shows_the_last_lines_escaped(tmp_path: Path) -> None:
 
     Qemu.console.write_bytes(b"one\r\ntwo\x1b[2J\r\nthree\xff\r\n")
     ctx = context()
-    ctx.qemu = Qemu()  # type: ignore[assignment]
+    ctx.guest.qemu = Qemu()  # type: ignore[assignment]
     assert run(ctx, "console -n 2").result["lines"] == ["two\\x1b[2J", "three\ufffd"]
     Qemu.console.unlink()
     with pytest.raises(Exception, match="cannot read the console"):
@@ -432,12 +432,12 @@ def test_a_launched_qemu_that_has_gone_is_noticed_while_the_guest_is_stopped(ctx
         console = Path("console")
         alive = False
 
-    ctx.qemu = Qemu()  # type: ignore[assignment]
+    ctx.guest.qemu = Qemu()  # type: ignore[assignment]
     with pytest.raises(TargetLost):
         run(ctx, "regs")
     assert run(ctx, "status").result["state"] == "dead"
     run(ctx, "detach")
-    assert ctx.session is None
+    assert ctx.guest.session is None
 
 
 def test_the_chosen_cpu_is_the_one_that_commands_are_about() -> None:

@@ -215,10 +215,10 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
         frame_of(dataclasses.replace(snapshot, meta=old))
     tree.point(0xFFFF_0000_0000_0000, 1, OUTSIDE)
     ctx = context()
-    ctx.snapshots["s"] = tree.snapshot("s")
+    ctx.guest.snapshots["s"] = tree.snapshot("s")
     with pytest.raises(SnapshotError, match="could not be read: the dump would lie"):
         run(ctx, f"export s --format ptdump --era 6.9 -o {tmp_path}/x")
-    ctx.snapshots["part"] = TreeBuilder(REGIMES["4k-48"]).snapshot(
+    ctx.guest.snapshots["part"] = TreeBuilder(REGIMES["4k-48"]).snapshot(
         "part", va_range=(0xFFFF_0000_0000_0000, 0xFFFF_0000_0000_0FFF)
     )
     with pytest.raises(UserError, match="whole capture"):

@@ -68,7 +68,7 @@ def runner(
     monkeypatch.setattr("ptinspect.linux.kpti.code.recognise", lambda kernel: SimpleNamespace(algorithm=""))
     ctx = Context(build_registry())
     fake: Any = session
-    ctx.session, ctx.guest._kernel = fake, kernel
+    ctx.guest.session, ctx.guest._kernel = fake, kernel
     return Runner(ctx.guest, 60), ctx, session
 
 
@@ -89,7 +89,7 @@ def test_a_kernel_that_moves_itself_is_waited_for(
     script = [(firmware, None), (firmware, None), (linked, None), (stays, None)]
     run, ctx, session = runner(monkeypatch, kernel, Scripted(guest.memory, script))
     run.place_kernel()
-    assert ctx.view().kaslr_offset == MOVED and ctx.view().image_pa == WHERE
+    assert ctx.guest.view.kaslr_offset == MOVED and ctx.guest.view.image_pa == WHERE
     looks = [(addresses, seconds) for addresses, seconds in session.asked]
     assert looks[0] == ([FIRST], rewrite.LOOK_SECONDS) == looks[1]
     assert looks[2][0] == [WHERE + ANCHOR - TEXT_VA, FIRST]
@@ -102,7 +102,7 @@ def test_the_first_function_is_enough_without_kaslr(
     script = [(firmware, None), (linked, FIRST)]
     run, ctx, _ = runner(monkeypatch, kernel, Scripted(guest.memory, script))
     run.place_kernel()
-    assert ctx.view().kaslr_offset == 0
+    assert ctx.guest.view.kaslr_offset == 0
     assert run.stops == [("start_kernel", FIRST)]
 
 
@@ -115,7 +115,7 @@ def test_direct_boots_stop_at_the_anchor(monkeypatch: pytest.MonkeyPatch, kernel
     at = guest.cpu(pc=anchor, TTBR1_EL1=BOOT, VBAR_EL1=guest.va(0x1_0800))
     run, ctx, session = runner(monkeypatch, kernel, Scripted(guest.memory, [(reset, None), (at, anchor)]))
     run.place_kernel()
-    assert ctx.view().kaslr_offset == MOVED
+    assert ctx.guest.view.kaslr_offset == MOVED
     assert session.asked == [([anchor, FIRST], rewrite.SLICE_SECONDS)]
     assert run.stops == [("idmap_cpu_replace_ttbr1", anchor)]
 

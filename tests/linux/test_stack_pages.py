@@ -130,7 +130,7 @@ def test_stack_says_so(guest: Guest) -> None:
     guest.move(0, OTHER)
     ctx = Context(build_registry())
     session: Any = FakeSession(guest.tree.memory, cpus=[state])
-    ctx.session = session
+    ctx.guest.session = session
     ctx.guest._kernel = guest.image  # type: ignore[assignment]
     ctx.guest._look_at_kernel = lambda: guest.view(state)  # type: ignore[method-assign]
     shown = text(run(ctx, "stack"))

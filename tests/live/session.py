@@ -60,17 +60,17 @@ def need_guest(name: str) -> guests.Guest:
 
 def is_ready(live: Live) -> bool:
     """Tell whether the guest's first process has said that it is ready."""
-    assert live.ctx.qemu is not None
-    return READY in live.ctx.qemu.console.read_text("utf-8", "replace")
+    assert live.ctx.guest.qemu is not None
+    return READY in live.ctx.guest.qemu.console.read_text("utf-8", "replace")
 
 
 def to_shell(live: Live) -> None:
     """Let a stopped guest run until its first process is ready, and stop it."""
-    if live.ctx.state == "stopped":
+    if live.ctx.guest.state == "stopped":
         live("continue --background")
     deadline = time.monotonic() + BOOT_SECONDS
     while not is_ready(live):
-        if time.monotonic() > deadline or live.ctx.state != "running":
+        if time.monotonic() > deadline or live.ctx.guest.state != "running":
             pytest.fail(f"the guest did not reach its shell: {live('status')['state']}")
         time.sleep(0.1)
     live("interrupt")

@@ -32,7 +32,7 @@ def test_the_main_job_from_python(tmp_path: Path) -> None:
         save(now, tmp_path / "now.npz")
         with pytest.raises(TargetTimeout):
             guest.until(guest.symbol("_stext") + 2, timeout=0.3)
-        process = guest.context.qemu
+        process = guest.context.guest.qemu
     assert process is not None and not process.alive
     assert diff(load(tmp_path / "now.npz"), now).changed == 0
 

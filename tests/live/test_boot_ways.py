@@ -49,11 +49,11 @@ def booted(guest: str, options: str, *, uefi: bool = False) -> Iterator[Live]:
 
 def translates(live: Live, uefi: bool) -> None:
     """Compare what ptinspect says with QEMU's own walk: of code, and of the tables' own root."""
-    view = live.ctx.view()
+    view = live.ctx.guest.view
     assert view.placed and view.confirmed
-    assert view.symbol("vectors") == live.ctx.stopped.cpu_state(0).system["VBAR_EL1"]
+    assert view.symbol("vectors") == live.ctx.guest.stopped.cpu_state(0).system["VBAR_EL1"]
     pa = view.pa_of_link(view.image.lookup("vectors"))  # type: ignore[union-attr]
-    assert live.ctx.stopped.gva2gpa(view.symbol("vectors")) == pa
+    assert live.ctx.guest.stopped.gva2gpa(view.symbol("vectors")) == pa
     assert uefi == (view.image_pa != 0x4020_0000)
 
 
@@ -65,7 +65,7 @@ def test_with_kaslr_nothing_is_rewritten(guest: str, uefi: bool) -> None:
         assert not done["reached"], done
         assert "without a rewrite" in done["reason"]
         assert done["snapshots"] == []
-        offset = live.ctx.view().kaslr_offset
+        offset = live.ctx.guest.view.kaslr_offset
         assert offset % 0x1_0000 == 0 != offset
         status = live("kpti status")
         assert (status["state"], status["table_descriptors_marked"]) == ("not-needed", 0), status
@@ -105,21 +105,21 @@ def rewritten(guest: str, uefi: bool, line: str = REWRITES) -> None:
 def test_attach_in_the_firmware_and_in_the_kernel() -> None:
     """Somebody else's guest: while the firmware runs nothing is claimed; then the kernel is found."""
     with booted("5.10-cloud", MOVES, uefi=True) as live:
-        assert live.ctx.qemu is not None
+        assert live.ctx.guest.qemu is not None
         other = Live(Context(build_registry()))
-        socket, kernel = live.ctx.qemu.gdb_socket, live.ctx.kernel
+        socket, kernel = live.ctx.guest.qemu.gdb_socket, live.ctx.guest.kernel
         assert kernel is not None
         live.ctx.guest.drop_session()
         deadline = time.monotonic() + BOOT_SECONDS
         while time.monotonic() < deadline:
             other(f"attach {socket}")
-            other.ctx.use_kernel(kernel.path)
-            state = other.ctx.stopped.cpu_state(0)
+            other.ctx.guest.use_kernel(kernel.path)
+            state = other.ctx.guest.stopped.cpu_state(0)
             if state.system.get("TTBR1_EL1"):
                 break
             with pytest.raises(GuestError):
-                other.ctx.view().pa_of_link(kernel.lookup("vectors"))
-            assert not other.ctx.view().placed
+                other.ctx.guest.view.pa_of_link(kernel.lookup("vectors"))
+            assert not other.ctx.guest.view.placed
             other("detach --resume")
             time.sleep(0.1)
         else:

@@ -94,7 +94,7 @@ DEVICE, NON_CACHEABLE = 0x04, 0x44
 
 def changed(live: Live, line: str, change: Callable[[int], int]) -> set[str]:
     """Return the rules that are broken while the leaf of an address, as `walk` finds it, is another."""
-    session = live.ctx.stopped
+    session = live.ctx.guest.stopped
     leaf = live(line)["steps"][-1]
     at, raw = int(leaf["descriptor_pa"], 16), int(leaf["raw"], 16)
     session.write_physical(at, change(raw).to_bytes(8, "little"))
@@ -115,7 +115,7 @@ def changed(live: Live, line: str, change: Callable[[int], int]) -> set[str]:
 def aliases_and_permissions_that_no_kernel_makes_are_named(live: Live) -> None:
     hits = live("find _stext")["hits"]
     alias = next(int(h["va"], 16) for h in hits if h["kind"] == "leaf" and h["region"] == "linear map")
-    mair = live.ctx.stopped.cpu_state(0).system["MAIR_EL1"]
+    mair = live.ctx.guest.stopped.cpu_state(0).system["MAIR_EL1"]
     kinds = {mair >> 8 * i & 0xFF: i << 2 for i in range(8)}
     to_alias = f"walk {alias:#x}"
     # bit 51 is DBM: with indirect permissions it is what makes a page writable

@@ -20,7 +20,7 @@ def test_a_reverted_root_entry_is_named_and_the_stacks_that_it_took() -> None:
         walk = live("walk $sp")
         entry = int(walk["steps"][0]["descriptor_pa"], 16)
         raw = int(walk["steps"][0]["raw"], 16)
-        session = live.ctx.stopped
+        session = live.ctx.guest.stopped
         session.write_physical(entry, ((raw & ~0x800) + 0x1000).to_bytes(8, "little"))
         live.ctx.guest.forget_stop()
         answer = live("check --against before --rewrite-done")
@@ -45,11 +45,11 @@ def test_a_lost_range_is_named_by_the_stacks_that_lay_in_it(guest: str, options:
         stack = int(tasks[len(tasks) // 2]["base"], 16)
         entry = live(f"walk {stack:#x}")["steps"][-2]
         at, raw = int(entry["descriptor_pa"], 16), int(entry["raw"], 16)
-        size = 1 << live.ctx.view().regime.shift(entry["level"])
-        live.ctx.stopped.write_physical(at, bytes(8))
+        size = 1 << live.ctx.guest.view.regime.shift(entry["level"])
+        live.ctx.guest.stopped.write_physical(at, bytes(8))
         live.ctx.guest.forget_stop()
         live("snap after")
-        live.ctx.stopped.write_physical(at, raw.to_bytes(8, "little"))
+        live.ctx.guest.stopped.write_physical(at, raw.to_bytes(8, "little"))
         (change,) = live("diff before after")["changes"]
         first = stack & -size
         lay = {

@@ -106,7 +106,7 @@ def test_the_middle_of_the_rewrite_and_afterwards(live: Live, kernel: Path) -> N
     assert live("check --expect-clean")["findings"] == []
     tasks = live("stack tasks --all")["tasks"]
     assert len(tasks) > 10 and all(0 < task["used"] < task["size"] for task in tasks)
-    first, text = live("map --limit 1")["runs"], live.ctx.view().symbol("_stext")
+    first, text = live("map --limit 1")["runs"], live.ctx.guest.view.symbol("_stext")
     part = f"{text:#x}..0xffffffffffffffff" if wanted.get("kasan") else ""
     regions = {run["region"] for run in [*first, *live(f"map {part} --limit 100000")["runs"]]}
     kernels = {f"kernel {part}" for part in ("text", "rodata", "data")}

@@ -55,7 +55,7 @@ def whose(live: Live, cpu: int) -> Any:
 def test_finish_and_nexti_stay_in_the_task_that_slept(guest: str, tmp_path: Path) -> None:
     passed = 0
     with sleeping(guest, tmp_path) as live:
-        session = live.ctx.stopped
+        session = live.ctx.guest.stopped
         seen = session.run_until
 
         def counted(*args: Any, **more: Any) -> Any:
@@ -78,7 +78,7 @@ def test_finish_and_nexti_stay_in_the_task_that_slept(guest: str, tmp_path: Path
         for _ in range(200):
             state = session.cpu_state(session.current_cpu)
             call = live.ctx.guest.code_at(state.pc, 4)
-            name, offset = live.ctx.nearest(state.pc) or ("", 0)
+            name, offset = live.ctx.guest.nearest(state.pc) or ("", 0)
             if name != "do_nanosleep":
                 break
             found = live(f"nexti --cpu {state.cpu} --timeout 300")

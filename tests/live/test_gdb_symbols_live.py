@@ -14,7 +14,7 @@ pytestmark = pytest.mark.live
 
 def test_symbols_are_there_without_the_debug_information() -> None:
     with launched("5.10-cloud-dbg") as live:
-        kernel = live.ctx.kernel
+        kernel = live.ctx.guest.kernel
         assert kernel is not None and kernel.is_elf
         for name in ("init_task", "start_kernel", "swapper_pg_dir"):
             said = "".join(live(f"gdb p/x (unsigned long)&{name}")["lines"])

@@ -129,7 +129,7 @@ def running(name: str, directory: Path) -> Iterator[tuple[Live, list[Leaf], list
 
 def same(live: Live, half: str, leaves: list[Leaf], name: str) -> None:
     """What ptinspect says of one half is what was put there, and what QEMU's walk says."""
-    session, regime = live.ctx.stopped, REGIMES[name]
+    session, regime = live.ctx.guest.stopped, REGIMES[name]
     listed = []
     for run in live(f"map --root {half}")["runs"]:
         va, pa = int(run["va_start"], 16), int(run["pa_start"], 16)
@@ -159,7 +159,7 @@ def group_of(live: Live, leaf: Leaf) -> None:
     """`check` has nothing against a contiguous group until one entry of it differs."""
     before = live("check --root ttbr1")["totals"]
     assert "contiguous" not in before
-    descriptor = live(f"walk {leaf.va + live.ctx.view().regime.granule:#x} --root ttbr1")["steps"][-1]
+    descriptor = live(f"walk {leaf.va + live.ctx.guest.view.regime.granule:#x} --root ttbr1")["steps"][-1]
     raw = int(descriptor["raw"], 16)
     for wrong in (raw ^ UXN, raw & ~CONTIGUOUS, raw ^ 1 << 21, 0):
         live(f"poke descriptor pa:{descriptor['descriptor_pa']} {wrong:#x} --yes")
@@ -172,9 +172,9 @@ def group_of(live: Live, leaf: Leaf) -> None:
 @pytest.mark.parametrize("name", REGIMES)
 def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path) as (live, high, low, count):
-        session = live.ctx.stopped
+        session = live.ctx.guest.stopped
         stop = session.run_until([DONE, BAD], 300)
-        live.ctx.forget_stop()
+        live.ctx.guest.forget_stop()
         assert (stop.pc, session.cpu_state(0).x[20]) == (DONE, count)
         same(live, "ttbr1", high, name)
         same(live, "ttbr0", low, name)

@@ -51,7 +51,7 @@ def test_a_clean_boot_is_no_alarm_and_leaves_no_trace(guest: str, cpu: str, smp:
         quiet = guarded_to_shell(live)
         assert quiet["entry"] == "probe" and quiet["stacks_watched"] > 10
         assert live("stack tasks")["tasks"][0]["free"] > 2048
-        image, view = live.ctx.kernel, live.ctx.view()
+        image, view = live.ctx.guest.kernel, live.ctx.guest.view
         assert image is not None
         at = view.symbol("vectors") + EL1H
         vectors = image.text_at((at - view.kaslr_offset) & (1 << 64) - 1, 0x200)

@@ -48,22 +48,25 @@ def test_a_dump_is_the_guest(guest: str, options: str, tmp_path: Path) -> None:
         stacks = live("stack tasks")
         live(f"monitor dump-guest-memory {tmp_path}/core")
         live(f'monitor pmemsave 0x40000000 {SIZE:#x} "{tmp_path}/raw"')
-        kernel, taken = live.ctx.guest.kernel_path, live.ctx.snapshots["a"]
-        state = live.ctx.stopped.cpu_state(0)
+        kernel, taken = live.ctx.guest.kernel_path, live.ctx.guest.snapshots["a"]
+        state = live.ctx.guest.stopped.cpu_state(0)
     try:
         for file, cpus in (("core", 1), ("raw --base pa:0x40000000", 0)):
             for known in (kernel, None):
                 ctx = Context(build_registry())
-                ctx.use_kernel(known)
+                ctx.guest.use_kernel(known)
                 offline = Live(ctx)
                 found = offline(f"import {tmp_path}/{file}")
                 assert found["cpus"] == cpus
                 offline("snap b")
-                for ours, theirs in zip(arrays(ctx.snapshots["b"]), arrays(taken), strict=True):
+                for ours, theirs in zip(arrays(ctx.guest.snapshots["b"]), arrays(taken), strict=True):
                     assert np.array_equal(ours, theirs)
-                assert ctx.snapshots["b"].regime.mair & 0xFFFF_FFFF_FFFF_00FF == taken.regime.mair & ~0xFF00
+                assert (
+                    ctx.guest.snapshots["b"].regime.mair & 0xFFFF_FFFF_FFFF_00FF
+                    == taken.regime.mair & ~0xFF00
+                )
                 if cpus:
-                    dumped = ctx.stopped.cpu_state(0)
+                    dumped = ctx.guest.stopped.cpu_state(0)
                     assert (dumped.x, dumped.sp, dumped.pc, dumped.pstate) == (
                         state.x,
                         state.sp,

@@ -33,11 +33,11 @@ def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> K
     """Patch the rewrite where it runs; return what is recognised then."""
     runner = Runner(live.ctx.guest, 300)
     runner.place_kernel()
-    session, entry = live.ctx.stopped, runner.physical(runner.code.entry_va)
+    session, entry = live.ctx.guest.stopped, runner.physical(runner.code.entry_va)
     for at, word in patches(runner.code, session.memory.read(entry, runner.code.size)).items():
         session.write_physical(entry + at, word.to_bytes(4, "little"))
-    live.ctx.forget_stop()
-    code = running_code(live.ctx.view())
+    live.ctx.guest.forget_stop()
+    code = running_code(live.ctx.guest.view)
     assert code is not None
     return code
 
@@ -100,7 +100,7 @@ def test_before_and_after_alone_cannot_tell_the_two_apart() -> None:
         patch(live, written_back)
         live("kpti run")
         live.ctx.guest.drop_session()
-        live.ctx.use_kernel(None)
+        live.ctx.guest.use_kernel(None)
         found = live("kpti verdict")
         assert found["code"] == "unknown"
         assert "no-table-marks or toggle-write-back" in found["unknown"][0]
@@ -111,7 +111,7 @@ def test_before_and_after_alone_cannot_tell_the_two_apart() -> None:
 def test_an_entry_that_is_lost_or_reverts_is_named(guest: str, options: str, way: str) -> None:
     with launched(guest, f"--memory 256 {options}") as live:
         live("kpti run" if way == "snapshots" else "kpti writes")
-        sp = live.ctx.stopped.cpu_state(live.ctx.stopped.current_cpu).sp
+        sp = live.ctx.guest.stopped.cpu_state(live.ctx.guest.stopped.current_cpu).sp
         steps = live(f"walk {sp:#x}")["steps"]
         step = next(s for s in steps if s["name"] == "pmd")
         live(f"poke descriptor pa:{step['descriptor_pa']} 0 --yes")
@@ -163,7 +163,7 @@ def test_until_stands_where_registers_and_tables_agree(guest: str, options: str)
     with launched(guest, f"--memory 256 --smp 2 {options}") as live:
         live("kpti until 0%")
         last = -1.0
-        sp = live.ctx.stopped.cpu_state(1).sp
+        sp = live.ctx.guest.stopped.cpu_state(1).sp
         for where in ("25%", "pmd:3", "40%", f"{sp:#x}"):
             found = live(f"kpti until {where}")
             assert found["agree"] is True, (where, found["doubts"])

@@ -15,7 +15,7 @@ STOPS = ("smp_init", "driver_init", "free_initmem")
 @pytest.mark.parametrize("guest", ["5.10-cloud", "6.1-cloud", "6.12-cloud"])
 def test_a_kernel_that_does_not_need_it_says_so_before_its_boot_is_over(guest: str) -> None:
     with launched(guest, "--memory 256 --smp 2 --append-more kpti=off") as live:
-        kernel = live.ctx.kernel
+        kernel = live.ctx.guest.kernel
         assert kernel is not None
         for named in kernel.symbols.get("all_alternatives_applied", []):
             assert applied_variable(kernel) == named, "where the file names it"

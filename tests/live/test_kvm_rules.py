@@ -62,7 +62,7 @@ def test_the_main_job_and_the_guard_fit_into_the_slots_of_a_cpu() -> None:
 
 def test_where_slots_run_out_something_is_done_without_or_said() -> None:
     with under_kvm("6.12-cloud", 2, breakpoints=3) as (live, proxy):
-        live.ctx.stopped.slots._capacity = live.ctx.stopped.slots._try()  # the register says six
+        live.ctx.guest.stopped.slots._capacity = live.ctx.guest.stopped.slots._try()  # the register says six
         assert live("status")["slots"]["breakpoints"] == 3
         kpti = live("kpti break")
         assert [b["point"] for b in kpti["breakpoints"]] == ["entry", "before_first_write", "after_writes"]

@@ -219,11 +219,11 @@ def test_no_file_is_left_behind(pair: tuple[Qemu, LiveSession]) -> None:
 def test_captures_of_a_kernel_are_bit_identical() -> None:
     with launched("5.10-cloud") as live:
         assert live("kpti run")["reached"]
-        snapshot = live.ctx.snapshots["after"]
+        snapshot = live.ctx.guest.snapshots["after"]
         found = set()
         for lane in LANES:
             assert live(f"lane {lane}")["mode"] == lane
-            tables, why = capture(live.ctx.stopped.memory, snapshot.root.pa, snapshot.regime)
+            tables, why = capture(live.ctx.guest.stopped.memory, snapshot.root.pa, snapshot.regime)
             assert not why
             found.add((tables.pa.tobytes(), tables.va.tobytes(), tables.raw.tobytes()))
         assert len(found) == 1

@@ -87,7 +87,7 @@ CASES = [
 
 def look(live: Live) -> tuple[str, list[str], Snapshot]:
     """Judge this stop: the phase, what contradicts it, the tables."""
-    view, memory = live.ctx.view(), live.ctx.stopped.memory
+    view, memory = live.ctx.guest.view, live.ctx.guest.stopped.memory
     root, regime = view.swapper(), view.regime
     tables, _ = capture(memory, root.pa, regime)
     snapshot = Snapshot("x", root, regime, tables, view.states, view.ram, Meta("", ""))
@@ -111,12 +111,12 @@ def at_entry(request: pytest.FixtureRequest) -> Any:
     """A guest whose boot CPU stands at the entry of the rewrite."""
     guest, options = request.param
     with launched(guest, options) as live:
-        session, image = live.ctx.stopped, live.ctx.kernel
+        session, image = live.ctx.guest.stopped, live.ctx.guest.kernel
         assert image is not None
-        entry = live.ctx.view().pa_of_link(recognise(image).entry_va)
+        entry = live.ctx.guest.view.pa_of_link(recognise(image).entry_va)
         while True:
             stop = session.run_until([entry], SECONDS)
-            live.ctx.forget_stop()
+            live.ctx.guest.forget_stop()
             assert stop.pc == entry
             if session.cpu_state(session.current_cpu).x[0] & 0xFFFF_FFFF == 0:
                 break
@@ -124,31 +124,31 @@ def at_entry(request: pytest.FixtureRequest) -> Any:
 
 
 def test_registers_and_marks_agree_at_single_instructions(at_entry: Live) -> None:
-    session, ctx = at_entry.ctx.stopped, at_entry.ctx
-    image = ctx.kernel
+    session, ctx = at_entry.ctx.guest.stopped, at_entry.ctx
+    image = ctx.guest.kernel
     assert image is not None
     code = recognise(image)
-    entry = ctx.view().pa_of_link(code.entry_va)
-    levels = code.levels_of(ctx.view().regime)
+    entry = ctx.guest.view.pa_of_link(code.entry_va)
+    levels = code.levels_of(ctx.guest.view.regime)
     assert look(at_entry)[:2] == ("before", [])
     stops = [code.points["before_first_write"], levels[-1].store, levels[-1].closing + 4, levels[-2].store]
     for offset in stops:
         assert offset is not None
         session.run_until([entry + offset], SECONDS)
-        ctx.forget_stop()
+        ctx.guest.forget_stop()
         for _ in range(8):
             phase, doubts, _ = look(at_entry)
             assert doubts == []
             assert phase == ("walking" if offset != stops[0] else phase)
             session.step_instructions(1, 0)
-            ctx.forget_stop()
+            ctx.guest.forget_stop()
     states = []
     for name in ("after_writes", "return"):
         session.run_until([entry + code.points[name]], SECONDS)
-        ctx.forget_stop()
+        ctx.guest.forget_stop()
         phase, doubts, snapshot = look(at_entry)
         assert (phase, doubts) == ("done", [])
         marks = reached(snapshot, code.algorithm)
         assert marks.frontier is None
-        states.append(kpti_state(ctx.view(), snapshot).state)
+        states.append(kpti_state(ctx.guest.view, snapshot).state)
     assert states == ["after", "after"]

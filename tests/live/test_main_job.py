@@ -72,7 +72,7 @@ def test_everything_is_marked_and_nothing_else_changes(rewritten: Live) -> None:
 
 
 def test_during_is_in_the_middle(rewritten: Live) -> None:
-    tables = rewritten.ctx.snapshots["during"].tables
+    tables = rewritten.ctx.guest.snapshots["during"].tables
     raw = tables.raw[tables.level == 2]
     valid, stored = (int(np.count_nonzero((raw & np.uint64(bits)) == bits)) for bits in (0x1, 0x801))
     assert stored == valid // 2 > 0
@@ -83,7 +83,7 @@ def test_during_shows_the_frontier(rewritten: Live) -> None:
     assert 0 < total(during, "leaves_ng") < total(during, "leaves")
     status = rewritten("kpti status --snap during")
     assert status["state"] == "in-progress"
-    snapshot = rewritten.ctx.snapshots["during"]
+    snapshot = rewritten.ctx.guest.snapshots["during"]
     tables, regime = snapshot.tables, snapshot.regime
     frontier, level = int(status["frontier"]["va"], 16), status["frontier"]["level"]
     if status["algorithm"] == "mmu-off-post-order" and level < 3:
@@ -99,8 +99,8 @@ def test_during_shows_the_frontier(rewritten: Live) -> None:
 
 
 def test_qemus_mmu_agrees(rewritten: Live) -> None:
-    session = rewritten.ctx.stopped
-    asked = sample_leaves(rewritten.ctx.snapshots["after"], 100)
+    session = rewritten.ctx.guest.stopped
+    asked = sample_leaves(rewritten.ctx.guest.snapshots["after"], 100)
     assert len(asked) >= 100
     for n, (va, pa) in enumerate(asked):
         assert session.gva2gpa(va) == pa, hex(va)
@@ -111,7 +111,7 @@ def test_qemus_mmu_agrees(rewritten: Live) -> None:
 def test_drgn_agrees_on_every_leaf(rewritten: Live, tmp_path: Path) -> None:
     from drgn_oracle import DrgnOracle
 
-    snapshot = rewritten.ctx.snapshots["after"]
+    snapshot = rewritten.ctx.guest.snapshots["after"]
     hits = rewritten(f"find pa:{snapshot.root.pa:#x} --snap after")["hits"]
     images = [int(hit["va"], 16) for hit in hits]
     assert images
@@ -129,20 +129,20 @@ def test_drgn_agrees_on_every_leaf(rewritten: Live, tmp_path: Path) -> None:
 
 def test_the_walk_works_at_the_end_of_the_rewrite_and_status_says_after(rewritten: Live) -> None:
     assert rewritten("kpti status")["state"] == "after"
-    walk = rewritten("walk $pc") if rewritten.ctx.stopped.cpu_state(0).pc >> 63 else None
+    walk = rewritten("walk $pc") if rewritten.ctx.guest.stopped.cpu_state(0).pc >> 63 else None
     assert walk is None or walk["outcome"] == "mapped"
 
 
 def test_a_zeroed_pmd_entry_is_named(tmp_path: Path) -> None:
     with launched("5.10-cloud") as live:
         assert live("kpti run")["reached"]
-        snapshot = live.ctx.snapshots["after"]
+        snapshot = live.ctx.guest.snapshots["after"]
         tables = snapshot.tables
         row = int(np.flatnonzero(tables.level == 2)[0])
         slot = int(np.flatnonzero((tables.raw[row] & np.uint64(3)) == 3)[5])
         descriptor = int(tables.pa[row]) + 8 * slot
         va = (int(tables.va[row]) + (slot << 21)) & MASK64
-        live.ctx.stopped.write_physical(descriptor, bytes(8))
+        live.ctx.guest.stopped.write_physical(descriptor, bytes(8))
         live("snap broken")
         live(f"save after {tmp_path / 'after.npz'}")
         live(f"save broken {tmp_path / 'broken.npz'}")
@@ -165,11 +165,11 @@ def test_the_walk_works_with_the_mmu_off() -> None:
         runner = Runner(live.ctx.guest, 300.0)
         runner.place_kernel()
         assert runner.enter()
-        sp = live.ctx.stopped.cpu_state(0).sp
+        sp = live.ctx.guest.stopped.cpu_state(0).sp
         expected = live("walk " + hex(sp))["pa"]
         runner.run_to([runner.point("after_writes")])
-        state = live.ctx.stopped.cpu_state(0)
+        state = live.ctx.guest.stopped.cpu_state(0)
         assert not state.system["SCTLR_EL1"] & 1
-        assert live.ctx.stopped.gva2gpa(sp) in (None, sp)
+        assert live.ctx.guest.stopped.gva2gpa(sp) in (None, sp)
         walk = live("walk " + hex(sp))
         assert (walk["outcome"], walk["pa"], walk["mmu_on"]) == ("mapped", expected, False)

@@ -42,7 +42,7 @@ PATHS = (
 def test_what_memory_tells_is_what_the_kernel_says(name: str, options: str) -> None:
     with launched(name, options) as live:
         live("kpti run --timeout 300")
-        view = live.ctx.view()
+        view = live.ctx.guest.view
         seen, kernel = MemberOffsets(view), KernelImage.open(need_guest(name).kernel)
         assert view.image is not None and "init_task" in view.image.symbols
         wrong = {

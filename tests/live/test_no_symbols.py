@@ -26,7 +26,7 @@ def attached(qemu: Qemu) -> Iterator[Live]:
     try:
         live(f"attach {qemu.gdb_socket}")
         yield live
-        if ctx.session is not None:
+        if ctx.guest.session is not None:
             live("detach --stop")
     finally:
         ctx.close()
@@ -51,7 +51,7 @@ def test_the_tables_are_read_and_what_is_missing_is_said(guest: str, other: str)
             assert live("kernel")["file"] is None, "the one before stays: none"
             live(f"kernel {wrong} --force")
             assert live("kernel")["file"] == str(wrong)
-            live.ctx.use_kernel(wrong)  # as --kernel does before attaching
+            live.ctx.guest.use_kernel(wrong)  # as --kernel does before attaching
             status = live("kpti status")
             assert (status["state"], status["algorithm"], status["decision"]) == (
                 "in-progress",
@@ -71,7 +71,7 @@ def test_the_tables_are_read_and_what_is_missing_is_said(guest: str, other: str)
                     live(line)
             assert live("summary")["levels"] == known["summary"]["levels"]
             assert live("status")["pc"] == place, "the guest has not moved"
-            live.ctx.use_kernel(None)
+            live.ctx.guest.use_kernel(None)
             live("snap middle")
             back = live("bt")["frames"][1]["pc"]
             assert live(f"until {back} --timeout 300")["pc"] == back

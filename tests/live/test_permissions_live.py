@@ -208,7 +208,7 @@ def test_what_is_said_of_el2_is_what_the_cpu_allows(tmp_path: Path, each_qemu: s
         regime = live("regime")
         assert (regime["el2"]["regime"], regime["el2"]["root_pa"]) == ("EL2", hex(tree.root))
         gpa = live(f"walk {vas[0]:#x}")["pa"]
-        assert hex(live.ctx.stopped.gva2gpa(vas[0]) or 0) == gpa, "QEMU's own MMU"
+        assert hex(live.ctx.guest.stopped.gva2gpa(vas[0]) or 0) == gpa, "QEMU's own MMU"
     wrong = []
     for (name, _), permissions in zip(configs.items(), told, strict=True):
         for va in vas:
@@ -245,11 +245,11 @@ def answers(
     live: Live, configs: dict[str, Config], vas: list[int], roots: tuple[str, ...]
 ) -> tuple[list[dict[int, dict[str, Any]]], Iterator[int]]:
     """Let the guest work; return what is said before each configuration, and what the CPU allowed."""
-    session = live.ctx.stopped
+    session = live.ctx.guest.stopped
     told = []
     for _ in configs:
         assert session.run_until([READY, LOAD + 0x500], 300).pc == READY
-        live.ctx.forget_stop()
+        live.ctx.guest.forget_stop()
         told.append({va: may for root in roots for va, may in said(live, root).items()})
         for va in vas[7::401]:
             walked = live(f"walk {va:#x}")

@@ -22,12 +22,12 @@ def runs(live: Live, line: str) -> list[dict[str, Any]]:
 
 def at(live: Live, symbol: str) -> int:
     """Where a symbol of the kernel lies."""
-    return int(live.ctx.view().pa_of(live.ctx.view().symbol(symbol)))
+    return int(live.ctx.guest.view.pa_of(live.ctx.guest.view.symbol(symbol)))
 
 
 def banner(live: Live) -> int:
     """Return the address of the kernel's banner, which is read-only data."""
-    view = live.ctx.view()
+    view = live.ctx.guest.view
     assert view.image is not None
     return view.image.banner_va + view.kaslr_offset
 

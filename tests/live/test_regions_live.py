@@ -45,9 +45,9 @@ def test_every_leaf_has_a_name_and_it_is_the_kernels(
         to_shell(live)
         live("snap a")
         found = live("map --snap a")["runs"]
-        assert variant in live.ctx.snapshots["a"].meta.extra["linux.layout"]
+        assert variant in live.ctx.guest.snapshots["a"].meta.extra["linux.layout"]
         assert {r["region"] for r in found if r["region"] in ("", "kernel")} == set()
-        view = live.ctx.view()
+        view = live.ctx.guest.view
 
         def name(va: int) -> str:
             return str(live(f"walk {va:#x}")["region"])
@@ -75,7 +75,7 @@ def test_every_leaf_has_a_name_and_it_is_the_kernels(
             assert name(view.symbol(last) - 1) == part
             assert name(view.symbol(first)) in (part, "task stack (0 swapper/0)"), "that of init_task"
         if "_sdata" not in image.symbols:
-            assert live.ctx.place(data) == f"{data:#x}", "no function far away"
+            assert live.ctx.guest.place(data) == f"{data:#x}", "no function far away"
         # a limit lists the first runs, as they are without one
         for limit in (1, 7, 40, len(found) - 1):
             assert live(f"map --snap a --limit {limit}")["runs"] == found[:limit]

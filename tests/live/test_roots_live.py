@@ -48,10 +48,10 @@ def busy_initrd(original: Path, directory: Path) -> Path:
 
 def maps(live: Live, begin: str = "MAPS", end: str = "END") -> list[tuple[int, int, str, str]]:
     """Wait for the maps that the first process prints, and read one of them."""
-    assert live.ctx.qemu is not None
+    assert live.ctx.guest.qemu is not None
     for _ in range(1600):
         time.sleep(0.25)
-        text = live.ctx.qemu.console.read_text("utf-8", "replace")
+        text = live.ctx.guest.qemu.console.read_text("utf-8", "replace")
         if READY in text:
             break
     else:
@@ -64,8 +64,8 @@ def maps(live: Live, begin: str = "MAPS", end: str = "END") -> list[tuple[int, i
 def in_user_mode(live: Live) -> None:
     for tries in range(100):  # of a busy machine the guest gets little, and spends that on its timer
         live("interrupt")
-        live.ctx.forget_stop()
-        if live.ctx.stopped.cpu_state(0).el == 0:
+        live.ctx.guest.forget_stop()
+        if live.ctx.guest.stopped.cpu_state(0).el == 0:
             return
         live("continue --background")
         time.sleep(0.05 * (1 + tries))
@@ -102,7 +102,7 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
         assert names >= {"/bin/busybox", "[stack]"}, names
         areas_are_those_of_proc(live, areas, 1)
         many_areas(live)
-        session = live.ctx.stopped
+        session = live.ctx.guest.stopped
         for run in found["runs"][:40]:
             assert session.gva2gpa(int(run["va_start"], 16)) == int(run["pa_start"], 16), run
         for root in ("user", "ttbr0"):
@@ -111,7 +111,7 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
             assert "task 1 (" in other["root"]["provenance"]
         outside = live("walk 0x1000 --root task:1")
         assert outside["outcome"] == "fault"
-        thread = next(t for t in Tasks(live.ctx.view()).all().tasks if t.comm.startswith("kthreadd"))
+        thread = next(t for t in Tasks(live.ctx.guest.view).all().tasks if t.comm.startswith("kthreadd"))
         with pytest.raises(GuestError, match="kernel thread: it has no user tables"):
             live(f"map --root task:{thread.pid}")
         with pytest.raises(GuestError, match="no task 999999"):
@@ -135,8 +135,8 @@ def areas_are_those_of_proc(live: Live, areas: list[tuple[int, int, str, str]], 
 
 def many_areas(live: Live) -> None:
     """A process with more areas than a node of a maple tree holds, and files of all kinds."""
-    assert live.ctx.qemu is not None
-    number = re.search(r"MANY (\d+)", live.ctx.qemu.console.read_text("utf-8", "replace"))
+    assert live.ctx.guest.qemu is not None
+    number = re.search(r"MANY (\d+)", live.ctx.guest.qemu.console.read_text("utf-8", "replace"))
     assert number is not None
     areas, pid = maps(live, "MANY", "OVER"), int(number[1])
     assert len(areas) > 120
@@ -155,7 +155,7 @@ def many_areas(live: Live) -> None:
 
 def identity_and_trampoline(live: Live) -> None:
     """The identity map maps its text to itself; the trampoline is global, executable, and in swapper too."""
-    view = live.ctx.view()
+    view = live.ctx.guest.view
     text = view.pa_of_link(view.image.lookup("__idmap_text_start"))  # type: ignore[union-attr]
     found = live(f"walk {text:#x} --root idmap")
     assert (int(found["pa"], 16), found["region"]) == (text, "identity map")
@@ -167,7 +167,7 @@ def identity_and_trampoline(live: Live) -> None:
     assert {r["attributes"]["ng"] for r in tramp} == {False}
     code = [r for r in tramp if r["permissions"]["el1"] == "r-x"]
     assert code and {r["region"] for r in code} == {"KPTI trampoline"}
-    state = live.ctx.stopped.cpu_state(0)
+    state = live.ctx.guest.stopped.cpu_state(0)
     assert any(int(r["va_start"], 16) <= state.system["VBAR_EL1"] <= int(r["va_end"], 16) for r in code)
     for run in code:
         assert view.pa_of(int(run["va_start"], 16)) == int(run["pa_start"], 16)

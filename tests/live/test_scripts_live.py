@@ -94,7 +94,7 @@ def test_the_hunt_catches_a_lost_entry_and_keeps_what_was_seen(
         script = open_script("@lost-entry")
         at = next(i for i, s in enumerate(script) if isinstance(s, Line) and s.text.startswith("stack guard"))
         assert player.play(script[:at]) == 0
-        pa, value = lost(live.ctx.guest.view, live.ctx.stopped.cpu_state(0).sp)
+        pa, value = lost(live.ctx.guest.view, live.ctx.guest.stopped.cpu_state(0).sp)
         poke(live.ctx.guest, pa, value)
         capsys.readouterr()
         assert player.play(script[at:]) == 1

@@ -32,10 +32,10 @@ def busy(live: Live) -> int:
     for _ in range(60):
         live("continue --background")
         with contextlib.suppress(TargetTimeout):
-            live.ctx.target.wait_stop(1.0)
-        if live.ctx.state == "running":
+            live.ctx.guest.target.wait_stop(1.0)
+        if live.ctx.guest.state == "running":
             live("interrupt")
-        session = live.ctx.stopped
+        session = live.ctx.guest.stopped
         for cpu in range(session.cpu_count):
             if session.cpu_state(cpu).el == 0:
                 return cpu
@@ -53,10 +53,10 @@ def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_pat
     words = f"{KASLR_BOOT.replace('/init ', '/busy ')} nokaslr kpti=on"
     with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
         cpu = busy(live)
-        session = live.ctx.stopped
+        session = live.ctx.guest.stopped
         table = session.cpu_state(cpu).system["VBAR_EL1"]
         stop = session.run_until([table + EL0 + SLOT * i for i in range(4)], 300)
-        live.ctx.forget_stop()
+        live.ctx.guest.forget_stop()
         first = live(f"stack --cpu {stop.cpu}")
         assert (first["kind"], first["used"]) == ("task", 0), first
         assert "border of user mode" in first["note"]
@@ -79,7 +79,7 @@ def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_pat
 def test_a_stack_that_leads_elsewhere_is_told_from_a_destroyed_mark(guest: str) -> None:
     with launched(guest, "--memory 512") as live:
         live("until free_initmem --timeout 300")
-        stacks = Stacks(live.ctx.view())
+        stacks = Stacks(live.ctx.guest.view)
         known = 0
         for task in stacks.tasks.all().tasks:
             stack = stacks.of_task(task)

@@ -35,15 +35,15 @@ def in_do_idle(live: Live) -> int:
 
 def recurse(live: Live, name: str) -> int:
     """Make a function call itself where it makes its first call; return its address."""
-    view = live.ctx.view()
+    view = live.ctx.guest.view
     start = view.symbol(name)
     words = view.read_virt(start, 0x400)
     at = next(i for i in range(0, len(words), 4) if words[i + 3] & 0xFC == CALL >> 24)
     call = CALL | (-at // 4) & 0x3FFFFFF
-    live.ctx.stopped.write_physical(
+    live.ctx.guest.stopped.write_physical(
         int(view.pa_of_link(start + at - view.kaslr_offset)), call.to_bytes(4, "little")
     )
-    live.ctx.forget_stop()
+    live.ctx.guest.forget_stop()
     return start
 
 
@@ -65,8 +65,8 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
         assert "do_idle" in why["text"] and not why["unknown"]
         names = [frame["symbol"].split("+")[0] for frame in found["stack"]["frames"]]
         assert names.count("do_idle") > 50
-        assert live.ctx.qemu is not None
-        assert b"Kernel panic" not in live.ctx.qemu.console.read_bytes()
+        assert live.ctx.guest.qemu is not None
+        assert b"Kernel panic" not in live.ctx.guest.qemu.console.read_bytes()
 
 
 @pytest.mark.parametrize("guest", [*GUESTS, VHE])
@@ -86,8 +86,8 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
             assert below or any("does not fit above the base" in line for line in why["evidence"]), why
             assert base - 0x200 < int(why["sp"], 16) <= base
         assert any("SP was changed" in text for text in why["unknown"]), why
-        assert live.ctx.qemu is not None
-        assert b"Insufficient stack" not in live.ctx.qemu.console.read_bytes()
+        assert live.ctx.guest.qemu is not None
+        assert b"Insufficient stack" not in live.ctx.guest.qemu.console.read_bytes()
 
 
 @pytest.mark.parametrize("guest", GUESTS[:1])
@@ -108,8 +108,8 @@ def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
     with launched(name, options) as live:
         in_do_idle(live)
         recurse(live, "do_idle")
-        assert live.ctx.kernel is not None
-        last = "vpanic" if "vpanic" in live.ctx.kernel.symbols else "panic"
+        assert live.ctx.guest.kernel is not None
+        last = "vpanic" if "vpanic" in live.ctx.guest.kernel.symbols else "panic"
         live(f"until {last} --timeout 300")
         told = live("why")
         assert told["code"] == "deep-call-chain", told
@@ -127,7 +127,7 @@ def test_a_guest_left_to_die_is_explained(fault: str) -> None:
     assert found["why"]["descriptor"]["before"] == found["injected"]["before"]
     rules = {finding["rule"] for finding in found["check"]["findings"]}
     assert f"entry-{fault}" in rules
-    assert ctx.session is None
+    assert ctx.guest.session is None
 
 
 def test_a_reverted_entry_that_does_not_fault_is_named() -> None:
@@ -166,10 +166,10 @@ def test_a_poke_is_asked_for_and_undone() -> None:
             live("poke undo")
         live(f"poke descriptor {at} 0 --yes")
         pa = int(step["descriptor_pa"], 16)
-        live.ctx.stopped.write_physical(pa, (0x1234).to_bytes(8, "little"))
+        live.ctx.guest.stopped.write_physical(pa, (0x1234).to_bytes(8, "little"))
         with pytest.raises(UserError, match="changed it since"):
             live("poke undo")
-        assert live.ctx.stopped.memory.read(pa, 8) == (0x1234).to_bytes(8, "little")
+        assert live.ctx.guest.stopped.memory.read(pa, 8) == (0x1234).to_bytes(8, "little")
 
 
 def test_a_root_entry_that_cannot_revert_is_refused() -> None:

@@ -31,7 +31,7 @@ def test_the_injected_fault_is_caught_and_explained(fault: str, entry: str) -> N
     assert found["guard"] == "recursive-fault"
     assert found["why"]["code"] == f"{fault}-entry"
     assert found["why"]["free"] > MARGIN
-    assert ctx.session is None
+    assert ctx.guest.session is None
 
 
 def test_a_task_that_began_under_guard_is_guarded() -> None:

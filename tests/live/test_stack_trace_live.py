@@ -21,7 +21,7 @@ pytestmark = pytest.mark.live
 def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> None:
     with launched(guest, "--memory 256 --smp 2") as live:
         live("until driver_init --timeout 300")
-        cpu = live.ctx.stopped.current_cpu
+        cpu = live.ctx.guest.stopped.current_cpu
         file = tmp_path / "a.trace"
         before = live("stack")["cpus"][0]
         trace = live(f"stack trace --steps 400 -o {file}")
@@ -29,7 +29,7 @@ def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> 
         assert deepest["used"] >= before["used"]
         assert sum(size for _, size in deepest["chain"]) == deepest["used"]
         assert trace["steps"] == 400
-        state = live.ctx.stopped.cpu_state(cpu)
+        state = live.ctx.guest.stopped.cpu_state(cpu)
         assert int(trace["points"][-1][2], 16) == state.sp
         assert live(f"stack diff {file} {file}")["deepest_grown"] == 0
         assert live.exit_code(f"stack diff {file} {file} --at-most 0") == 0
@@ -38,8 +38,8 @@ def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> 
 def test_stepping_records_what_gdb_would_have_seen() -> None:
     with launched("5.10-cloud", "--memory 256") as live:
         live("until kpti_install_ng_mappings --timeout 300")
-        first = live.ctx.stopped.cpu_state(0)
-        session = live.ctx.stopped
+        first = live.ctx.guest.stopped.cpu_state(0)
+        session = live.ctx.guest.stopped
         trace = live("stack trace --steps 30")
         seen = {at: (int(sp, 16), int(pc, 16)) for at, _, sp, pc in trace["points"]}
         assert seen[0] == (first.sp, first.pc)
@@ -86,7 +86,7 @@ def test_highwater_paints_and_leaves_no_paint_behind() -> None:
             if stack["kind"] == "task" and stack["base"] not in left:
                 continue  # its task has ended and taken it along
             base = int(stack["base"], 16)
-            words = live.ctx.view().read_virt(base, int(stack["top"], 16) - base)
+            words = live.ctx.guest.view.read_virt(base, int(stack["top"], 16) - base)
             assert b"\xa5\x5a" * 2 not in words and bytes.fromhex("5aa5c3c35aa5c3c3") not in words
             assert bytes.fromhex("c3c3a55ac3c3a55a") not in words
         live("stack guard --timeout 1")
@@ -164,7 +164,7 @@ def test_the_bounds_of_all_stacks_are_those_of_the_symbols(guest: str) -> None:
     """By __per_cpu_offset and symbols of data, which the tool does not use where code tells."""
     with launched(guest, "--memory 256 --smp 4") as live:
         live("until driver_init --timeout 300")
-        view = live.ctx.view()
+        view = live.ctx.guest.view
         stacks = Stacks(view)
         for state in view.states:
             offset = view.read_u64(view.symbol("__per_cpu_offset") + 8 * state.cpu)

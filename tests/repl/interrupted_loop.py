@@ -23,14 +23,14 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def work(ctx: Any, args: Any) -> Report:
+def work(ctx: Any) -> Report:
     """Take long."""
     say("at work")
     time.sleep(60)
     return Report({}, (Note("not cancelled"),))
 
 
-def tidy(ctx: Any, args: Any) -> Report:
+def tidy(ctx: Any) -> Report:
     """Take long, and tidy up for a while when interrupted."""
     try:
         say("at work")
@@ -51,7 +51,7 @@ def wait() -> Stop:
 def main() -> int:
     ctx = context(kernel_tree())
     ctx.interactive = True
-    session: Any = ctx.session
+    session: Any = ctx.guest.session
     session.on_wait = wait
     for handler in (work, tidy):
         declare(

@@ -82,10 +82,10 @@ def test_tasks_that_were_listed_at_this_stop() -> None:
     ctx = context(kernel_tree())
     assert complete("walk --root task:", ctx) == ["walk --root task:"]
     tasks = {"tasks": [{"pid": 1, "comm": "init\x1b"}, {"pid": 12, "comm": "sh"}]}
-    ctx.memo[RESULTS] = {"stack tasks": (ctx.guest.stop_token, tasks)}
+    ctx.guest.kept[RESULTS] = {"stack tasks": (ctx.guest.stop_token, tasks)}
     assert complete("walk --root task:1", ctx) == ["walk --root task:1", "walk --root task:12"]
     assert offered("walk --root task:1", ctx)[0].display_meta_text == "init\\x1b"
-    ctx.session.stop_token += 1  # type: ignore[union-attr]
+    ctx.guest.session.stop_token += 1  # type: ignore[union-attr]
     assert complete("walk --root task:1", ctx) == []
 
 
@@ -93,7 +93,9 @@ def test_paths_of_expect() -> None:
     ctx = context(kernel_tree())
     assert "expect summary" in complete("expect s", ctx)
     levels = [{"level": 3, "leaves": 7}, {"level": 2}]
-    ctx.memo[RESULTS] = {"summary": (ctx.guest.stop_token, {"levels": levels, "total": 9, "name": "x\x1b"})}
+    ctx.guest.kept[RESULTS] = {
+        "summary": (ctx.guest.stop_token, {"levels": levels, "total": 9, "name": "x\x1b"})
+    }
     assert complete("expect summary l", ctx) == ["expect summary levels"]
     assert complete("expect summary levels l", ctx) == [
         f"expect summary levels {n}" for n in ("level", "leaves")
@@ -182,7 +184,7 @@ def test_registers() -> None:
 
 def test_snapshots_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context()
-    ctx.snapshots["before"] = ctx.snapshots["after"] = None  # type: ignore[assignment]
+    ctx.guest.snapshots["before"] = ctx.guest.snapshots["after"] = None  # type: ignore[assignment]
     for name in ("bench.npz", "bench.txt", ".hidden", "an odd 'name"):
         (tmp_path / name).touch()
     (tmp_path / "big dir").mkdir()

@@ -62,7 +62,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line(keys: PipeInput) -> None:
 
 
 def test_a_bug_does_not_end_the_loop(keys: PipeInput) -> None:
-    def broken(ctx: Any, args: Any) -> Report:
+    def broken(ctx: Any) -> Report:
         raise ZeroDivisionError("oh")
 
     ctx = context()
@@ -81,7 +81,7 @@ def test_a_bug_does_not_end_the_loop(keys: PipeInput) -> None:
 
 def test_enter_repeats_only_what_repeats(keys: PipeInput) -> None:
     ctx = context(kernel_tree())
-    session: Any = ctx.session
+    session: Any = ctx.guest.session
     subject = loop(ctx, keys)
     for line in ("", "stepi 3", "", "", "version", ""):
         subject.execute(line)
@@ -91,7 +91,7 @@ def test_enter_repeats_only_what_repeats(keys: PipeInput) -> None:
 
 def test_ctrl_c_stops_a_running_guest(keys: PipeInput) -> None:
     ctx = context(kernel_tree())
-    session: Any = ctx.session
+    session: Any = ctx.guest.session
 
     def press() -> Stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -108,7 +108,7 @@ def test_ctrl_c_stops_a_running_guest(keys: PipeInput) -> None:
 
 
 def test_ctrl_c_cancels_other_work(keys: PipeInput) -> None:
-    def work(ctx: Any, args: Any) -> Report:
+    def work(ctx: Any) -> Report:
         os.kill(os.getpid(), signal.SIGINT)
         return Report({}, (Note("not cancelled"),))
 
@@ -120,7 +120,7 @@ def test_ctrl_c_cancels_other_work(keys: PipeInput) -> None:
     )
     subject = loop(ctx, keys)
     subject.execute("work")
-    session: Any = ctx.session
+    session: Any = ctx.guest.session
     assert ("interrupt",) not in session.calls
     assert "not cancelled" not in out(subject)
     assert "cancelled" in err(subject)
@@ -131,7 +131,7 @@ def test_the_toolbar_says_where_the_guest_stands(keys: PipeInput) -> None:
     subject = loop(ctx, keys)
     assert subject.toolbar() == " no guest"
     attached = context(kernel_tree())
-    session: FakeSession = attached.session  # type: ignore[assignment]
+    session: FakeSession = attached.guest.session  # type: ignore[assignment]
     subject = loop(attached, keys)
     assert subject.toolbar() == " stopped · cpu 0 EL1 · MMU on · 0xffff800010010000 · :1234"
     session.state = State.RUNNING

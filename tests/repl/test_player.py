@@ -38,11 +38,11 @@ def saying() -> tuple[Any, list[str]]:
     """A context whose command `say` notes its words, and fails at the word `bad`."""
     said: list[str] = []
 
-    def say(ctx: Any, args: Any) -> Report:
-        said.append(args.line)
-        if args.line == "bad":
+    def say(ctx: Any, *, line: str) -> Report:
+        said.append(line)
+        if line == "bad":
             raise Bad("it is bad")
-        return Report({}, (Note(args.line),), exit_code=1 if args.line == "differs" else 0)
+        return Report({}, (Note(line),), exit_code=1 if line == "differs" else 0)
 
     ctx = context()
     declare(ctx.registry, "say", say, passthrough=True)
@@ -154,7 +154,7 @@ def test_json_lines_have_their_place() -> None:
 
 
 def test_a_time_limit_for_the_whole_run() -> None:
-    def sleep(ctx: Any, args: Any) -> Report:
+    def sleep(ctx: Any) -> Report:
         signal.raise_signal(signal.SIGALRM)
         return Report({})
 
@@ -177,7 +177,7 @@ def stopping(*places: tuple[int, int | None]) -> tuple[Any, list[str]]:
         return Stop("breakpoint-hit", 0, number, pc, "")
 
     session.on_wait = stop
-    ctx.session = session  # type: ignore[assignment]
+    ctx.guest.session = session  # type: ignore[assignment]
     return ctx, said
 
 
@@ -216,7 +216,7 @@ def test_finish_does_not_go_on() -> None:
     ctx, said = stopping((0x1000, 1), (0x2000, None))
     real = ctx.registry.commands[("finish",)]
     stopped = Report({"state": "stopped", "pc": "0x1000", "breakpoint": 1})
-    ctx.registry.commands[("finish",)] = replace(real, handler=lambda ctx, args: stopped)
+    ctx.registry.commands[("finish",)] = replace(real, handler=lambda ctx, **parsed: stopped)
     subject = player(ctx)
     assert play(subject, "on stop 1: say a; continue\nfinish\nsay b\n") == 2
     assert "'finish' cannot go on" in err(subject.printer)
@@ -285,7 +285,7 @@ def test_a_session_is_recorded_and_runs_again(tmp_path: Path) -> None:
 
 
 def test_what_was_interrupted_is_recorded_as_a_comment(tmp_path: Path) -> None:
-    def interrupted(ctx: Any, args: Any) -> Report:
+    def interrupted(ctx: Any) -> Report:
         raise KeyboardInterrupt
 
     subject = player(with_command(interrupted))
@@ -356,7 +356,7 @@ say b
 
 
 def test_nothing_is_done_after_the_time_is_over() -> None:
-    def sleep(ctx: Any, args: Any) -> Report:
+    def sleep(ctx: Any) -> Report:
         signal.raise_signal(signal.SIGALRM)
         return Report({})
 

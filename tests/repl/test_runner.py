@@ -55,13 +55,13 @@ def with_command(handler: Any, name: str = "probe") -> Any:
 
 
 def test_an_answer_goes_to_standard_output(printer: Printer) -> None:
-    ctx = with_command(lambda ctx, args: Report({}, (Note("hello"),)))
+    ctx = with_command(lambda ctx: Report({}, (Note("hello"),)))
     assert run_line(ctx, printer, Line("probe")) == 0
     assert (out(printer), err(printer)) == ("hello\n", "")
 
 
 def test_an_error_is_two_lines_on_standard_error(printer: Printer) -> None:
-    def fail(ctx: Any, args: Any) -> Report:
+    def fail(ctx: Any) -> Report:
         raise MemoryReadError(0x10, 8, "not RAM\x1b[2J", "try another")
 
     assert run_line(with_command(fail), printer, Line("probe")) == 3
@@ -70,7 +70,7 @@ def test_an_error_is_two_lines_on_standard_error(printer: Printer) -> None:
 
 
 def test_a_failed_expectation_is_exit_code_1(printer: Printer) -> None:
-    ctx = with_command(lambda ctx, args: Report({}, (Note("differs"),), exit_code=1))
+    ctx = with_command(lambda ctx: Report({}, (Note("differs"),), exit_code=1))
     assert run_line(ctx, printer, Line("probe")) == 1
     assert out(printer) == "differs\n"
 
@@ -139,11 +139,11 @@ def test_a_lost_guest_is_told_with_the_last_words_of_its_qemu(printer: Printer) 
         def last_words(self) -> str:
             return "one\nKernel panic\x07"
 
-    def fail(ctx: Any, args: Any) -> Report:
+    def fail(ctx: Any) -> Report:
         raise TargetLost("the session is over", "attach or launch again")
 
     ctx = with_command(fail)
-    ctx.qemu = Qemu()
+    ctx.guest.qemu = Qemu()
     assert run_line(ctx, printer, Line("probe")) == 3
     assert err(printer).splitlines() == [
         "ptinspect: the session is over",

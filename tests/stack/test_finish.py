@@ -25,7 +25,7 @@ class Finish:
         self.guest, self.state = guest, state
         self.ctx = Context(build_registry())
         session: Any = FakeSession(guest.tree.memory, cpus=[state, replace(state, cpu=1, pc=0)])
-        self.session = self.ctx.session = session
+        self.session = self.ctx.guest.session = session
         self.ctx.guest._look_at_kernel = lambda: guest.view(*session.cpus)  # type: ignore[method-assign]
         self.ctx.guest.code_at = guest.image.text_at  # type: ignore[method-assign]
         self.stops: list[CpuState] = []

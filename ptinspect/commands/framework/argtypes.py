@@ -79,7 +79,7 @@ def seconds(text: str) -> float:
 
 
 def snapshot(text: str) -> str:
-    """Read the name of a snapshot or of a snapshot file; `Context.snapshot_or_file` finds it."""
+    """Read the name of a snapshot or of a snapshot file; `Guest.snapshot_or_file` finds it."""
     if not text:
         raise UserError("a snapshot's name cannot be empty")
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -85,8 +84,6 @@ class Command:
     """The words after `--` are for another program: they arrive unparsed as `extra`."""
     slash: str = ""
     """Option that takes what is typed after a slash: with `--format`, `x/8gx` is `x --format 8gx`."""
-    configure: Callable[[argparse.ArgumentParser], None] | None = None
-    """Add arguments in argparse's own way."""
 
     @property
     def name(self) -> str:
@@ -101,8 +98,6 @@ class Command:
             if item.one_of and item.one_of not in groups:
                 groups[item.one_of] = parser.add_mutually_exclusive_group()
             groups.get(item.one_of, parser).add_argument(*item.flags, **item.options)
-        if self.configure is not None:
-            self.configure(parser)
         return parser
 
     def parse(self, words: Sequence[str], rest: str) -> dict[str, Any]:
@@ -155,11 +150,8 @@ class Call:
 
     def on(self, ctx: object, guest: object) -> Report:
         """Call the handler, with the guest or the shared state as its first parameter asks for it."""
-        first, *others = self.command.handler.__code__.co_varnames[:2]
-        state = guest if first == "guest" else ctx
-        if others == ["args"]:
-            return self.command.handler(state, argparse.Namespace(**self.arguments))
-        return self.command.handler(state, **self.arguments)
+        first = self.command.handler.__code__.co_varnames[0]
+        return self.command.handler(guest if first == "guest" else ctx, **self.arguments)
 
     def using(self, **changed: Any) -> Call:
         """Return the call with some of its arguments replaced."""

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.guest.guest import Guest, Watcher
 from ptinspect.output.model import Report
 from ptinspect.script.record import Record
-
-if TYPE_CHECKING:
-    from ptinspect.link.qemu.machine import Qemu
-    from ptinspect.link.session import Session
-    from ptinspect.linux.image.image import KernelImage
-    from ptinspect.linux.running.guest_view import GuestView
-    from ptinspect.snapshot.model import Snapshot
 
 
 class Interaction(Watcher, Protocol):
@@ -135,77 +127,3 @@ class Context:
         if follower is not None:
             follower.stop()
         self.guest.close()
-
-    # -- the guest's own, by their old names: for commands that do not take the guest yet ----------
-
-    @property
-    def session(self) -> Session | None:
-        """The attached session, or None."""
-        return self.guest.session
-
-    @session.setter
-    def session(self, session: Session | None) -> None:
-        self.guest.session = session
-
-    @property
-    def qemu(self) -> Qemu | None:
-        """The QEMU that was launched here, or None."""
-        return self.guest.qemu
-
-    @qemu.setter
-    def qemu(self, qemu: Qemu | None) -> None:
-        self.guest.qemu = qemu
-
-    @property
-    def snapshots(self) -> dict[str, Snapshot]:
-        """Snapshots in memory, by name."""
-        return self.guest.snapshots
-
-    @property
-    def memo(self) -> dict[str, Any]:
-        """What is remembered of this session, by name."""
-        return self.guest.kept
-
-    @property
-    def state(self) -> str:
-        """How the guest stands."""
-        return self.guest.state
-
-    @property
-    def target(self) -> Session:
-        """The attached session."""
-        return self.guest.target
-
-    @property
-    def stopped(self) -> Session:
-        """The attached, stopped session."""
-        return self.guest.stopped
-
-    @property
-    def kernel(self) -> KernelImage | None:
-        """The kernel file."""
-        return self.guest.kernel
-
-    def view(self) -> GuestView:
-        """Return the running kernel at this stop."""
-        return self.guest.view
-
-    def forget_stop(self) -> None:
-        """Forget what was derived from the guest as it stood."""
-        self.guest.forget_stop()
-
-    def nearest(self, address: int, snapshot: Snapshot | None = None) -> tuple[str, int] | None:
-        """Return the symbol at or below a code address."""
-        return self.guest.nearest(address, snapshot)
-
-    def place(self, address: int, *, returns: bool = False, snapshot: Snapshot | None = None) -> str:
-        """Return a code address with its symbol."""
-        return self.guest.place(address, returns=returns, snapshot=snapshot)
-
-    def snapshot_or_file(self, name: str) -> Snapshot:
-        """Return the snapshot in memory that has this name, else the one in the file of this name."""
-        return self.guest.snapshot_or_file(name)
-
-    def use_kernel(self, path: Path | None, *, force: bool = False) -> None:
-        """Name the kernel file."""
-        self.guest.use_kernel(path, force=force)
