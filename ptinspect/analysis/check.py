@@ -102,7 +102,7 @@ class _Checker:
             self._contiguous(level, rows, raw)
 
     def marks(self) -> None:
-        """Ask for bit 11 in all valid entries."""
+        """Require bit 11 in all valid entries."""
         for level in levels_of(self.regime):
             rows = self.rows(level)
             raw = self.snapshot.tables.raw[rows]
@@ -339,7 +339,7 @@ def _marks(pair: Pair, comparison: Comparison, step: Compared, out: Findings) ->
 
 
 def check_stacks(snapshot: Snapshot, out: Findings, before: Snapshot | None = None) -> None:
-    """Ask that the stack pointer of every CPU that is in the kernel translates, and as in `before`."""
+    """Require that the stack pointer of every CPU in the kernel translates, and as in `before`."""
     regime = snapshot.regime
     if not regime.upper:
         return

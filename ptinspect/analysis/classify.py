@@ -75,7 +75,7 @@ class Differences(Columns):
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Say what differs in a chunk of pairs of tables."""
+    """Hold what differs in a chunk of pairs of tables."""
 
     level: int
     """Level of the tables."""

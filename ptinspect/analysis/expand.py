@@ -220,7 +220,7 @@ def _handed_down(raw: Words, regime: Regime) -> NDArray[np.uint8]:
 
 
 class _Repeats:
-    """Know the tables all of whose entries are one page, or one table of which the same is true.
+    """Hold the tables all of whose entries are one page, or one table of which the same is true.
 
     KASAN maps the shadow of all that has none of its own so (mm/kasan/init.c): terabytes, a page each.
     """
@@ -232,9 +232,10 @@ class _Repeats:
         """The one page's descriptor; 0 for all other tables."""
         self.hierarchy = np.zeros(len(tables), dtype=np.uint8)
         """Bits [62:59] of the table descriptors below the table."""
-        alike = tables.readable & (tables.raw[:, 0] != 0) & (tables.raw[:, 0] == tables.raw[:, 1])
+        alike = (tables.raw[:, 0] != 0) & (tables.raw[:, 0] == tables.raw[:, 1])
         for level in range(LEVEL_LAST, regime.start_level, -1):
-            rows = np.flatnonzero(alike & (tables.level == level))
+            rows = index.readable(level)
+            rows = rows[alike[rows]]
             words = tables.raw[rows]
             rows = rows[(words == words[:, :1]).all(axis=1)]
             first = tables.raw[rows, 0]

@@ -39,7 +39,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Say which package something came from."""
+    """Name the package that something came from."""
 
     package: str
     version: str

@@ -28,7 +28,7 @@ PASSWORD_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Tool:
-    """Say whether a tool is there."""
+    """Hold whether a tool is there."""
 
     name: str
     """What it is called in lists."""
