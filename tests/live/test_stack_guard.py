@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from session import Live, guarded_to_shell, launched, need_guest
 
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.guard import guard
+from ptinspect.commands.target import demo
 
 pytestmark = pytest.mark.live
 
@@ -17,15 +20,12 @@ MARGIN = 2048
 
 @pytest.mark.parametrize("entry", ["probe", "breakpoint"])
 @pytest.mark.parametrize("fault", ["lost", "reverted"])
-def test_the_injected_fault_is_caught_and_explained(fault: str, entry: str) -> None:
+def test_the_injected_fault_is_caught_and_explained(
+    fault: str, entry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need_guest("5.10-cloud")
     ctx = Context(build_registry())
-    original = ctx.registry.run
-
-    def run(context: Context, line: str) -> Any:
-        return original(context, f"{line} --entry {entry}" if line.startswith("stack guard") else line)
-
-    ctx.registry.run = run  # type: ignore[method-assign]
+    monkeypatch.setattr(demo, "guard", partial(guard, entry=entry))
     found = Live(ctx)(f"demo --guest 5.10-cloud --fault {fault}")
     assert found["ok"], found
     assert found["guard"] == "recursive-fault"
