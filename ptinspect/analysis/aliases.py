@@ -14,6 +14,7 @@ from ptinspect.analysis.expand import Expansion
 from ptinspect.analysis.findings import Finding, Findings, Mapping
 from ptinspect.analysis.map import Collector, LeafKind, LeafKinds, MapFilter, Stretches
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
+from ptinspect.arch.sysregs import cacheability
 from ptinspect.memory.ranges import Range, Ranges
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
@@ -21,9 +22,8 @@ from ptinspect.tables.walk import walk
 from ptinspect.tables.window import Window
 
 Flags = NDArray[np.bool_]
-DEVICE, NON_CACHEABLE, WRITE_THROUGH, WRITE_BACK = "Device", "Non-cacheable", "Write-Through", "Write-Back"
-SPECIAL = {0xF0: WRITE_BACK, 0x40: NON_CACHEABLE, 0xA0: WRITE_THROUGH}
-"""Bytes of MAIR_EL1 that have a meaning as a whole: tagged memory, and memory with the XS attribute clear."""
+DEVICE, NON_CACHEABLE = "Device", "Non-cacheable"
+CACHEABILITY = {"NC": NON_CACHEABLE, "WT": "Write-Through", "WB": "Write-Back"}
 Sort = tuple[str, str]
 """Type and cacheability of memory, and its shareability where that counts."""
 SHARES = ("Non-shareable", "reserved", "Outer Shareable", "Inner Shareable")
@@ -264,15 +264,8 @@ class _Judge:
         byte = self._snapshot.regime.mair >> 8 * (a.attr_index or 0) & 0xFF
         if not byte & 0xF0:
             return DEVICE, ""
-        outer, inner = (SPECIAL.get(byte) or _cached(bits) for bits in (byte >> 4, byte & 0xF))
+        outer, inner = (CACHEABILITY[name] for name in cacheability(byte))
         if outer == inner == NON_CACHEABLE:
             return NON_CACHEABLE, ""
         named = outer if outer == inner else f"outer {outer}, inner {inner}"
         return named, SHARES[a.sh or 0]
-
-
-def _cached(bits: int) -> str:
-    """Return the cacheability that four bits of a byte of MAIR_EL1 mean (Arm ARM D19, MAIR_EL1)."""
-    if bits == 4:
-        return NON_CACHEABLE
-    return WRITE_BACK if bits & 4 else WRITE_THROUGH

@@ -164,8 +164,12 @@ def remarks(state: CpuState) -> Mapping[str, str]:
 
 
 _DEVICE = ("nGnRnE", "nGnRE", "nGRE", "GRE")
-_SPECIAL_TYPES = {0x40: "Normal NC XS=0", 0xA0: "Normal WT RA XS=0", 0xF0: "Normal Tagged WB"}
-"""Bytes whose halves do not mean what they do elsewhere (FEAT_XS, FEAT_MTE2)."""
+_SPECIAL_TYPES = {
+    0x40: ("NC", "Normal NC XS=0"),
+    0xA0: ("WT", "Normal WT RA XS=0"),
+    0xF0: ("WB", "Normal Tagged WB"),
+}
+"""Bytes whose halves do not mean what they do elsewhere (FEAT_XS, FEAT_MTE2): cacheability and name."""
 
 
 def mair_type_name(byte: int) -> str:
@@ -175,7 +179,7 @@ def mair_type_name(byte: int) -> str:
     Source: Arm ARM MAIR_EL1, Attr<n> encodings.
     """
     if byte in _SPECIAL_TYPES:
-        return _SPECIAL_TYPES[byte]
+        return _SPECIAL_TYPES[byte][1]
     if byte >> 4 == 0:
         if byte & 2:
             return f"reserved ({byte:#04x})"
@@ -186,10 +190,21 @@ def mair_type_name(byte: int) -> str:
     return f"Normal {outer}" if outer == inner else f"Normal outer {outer}, inner {inner}"
 
 
+def cacheability(byte: int) -> tuple[str, str]:
+    """Return outer and inner cacheability, NC, WT or WB, that a MAIR attribute byte gives Normal memory."""
+    if byte in _SPECIAL_TYPES:
+        return (_SPECIAL_TYPES[byte][0],) * 2
+    return _cacheability(byte >> 4), _cacheability(byte & 0xF)
+
+
+def _cacheability(nibble: int) -> str:
+    return "NC" if nibble == 0b0100 else "WB" if nibble & 0b0100 else "WT"
+
+
 def _cache_policy(nibble: int) -> str:
-    if nibble == 0b0100:
-        return "NC"
-    kind = "WT" if not nibble & 0b0100 else "WB"
+    kind = _cacheability(nibble)
+    if kind == "NC":
+        return kind
     transient = " transient" if nibble >> 3 == 0 else ""
     hints = {0b00: " no-allocate", 0b01: " WA", 0b10: " RA", 0b11: ""}[nibble & 3]
     return kind + hints + transient
