@@ -51,7 +51,7 @@
 
   class TableMap {
     constructor(facts, parts) {
-      Object.assign(this, { facts, row: 0 }, parts);
+      Object.assign(this, { facts }, parts);
       this.patterns = facts.patterns.map((p) => ({ kind: p.kind, fields: (p.fields ?? []).map((n) => data.fields[n]),
         distance: p.distance === undefined ? null : BigInt(p.distance) }));
       this.loud = this.findLoud();
