@@ -23,7 +23,7 @@ from ptinspect.commands.framework.command import Needs, command
 from ptinspect.errors import RegimeError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import state_of
-from ptinspect.guest.translation import Half, Halves, halves_of
+from ptinspect.guest.roots import Half, Halves, halves_of
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
 from ptinspect.output.views.descriptor import regime_notes

@@ -1,4 +1,4 @@
-"""`launch`, `attach`, `detach`, `quit`."""
+"""`launch`, `attach`, `status`, `detach`, `quit`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.target.status import condition_table
 from ptinspect.guest import opening
 from ptinspect.guest.condition import Condition, condition
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.opening import Machine
 from ptinspect.output.encode import ABSENT, Absent
-from ptinspect.output.model import Note, Report, Table, escape
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+
+STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead": "bad"}
 
 
 def megabytes(text: str) -> int:
@@ -39,16 +41,10 @@ class LaunchResult(Condition):
         argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image or vmlinuz to boot"),
         argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
         argument(
-            "--guest",
-            type=argtypes.guest_name,
-            metavar="NAME",
-            help="a reference guest that setup installed",
+            "--guest", type=argtypes.guest_name, metavar="NAME", help="a reference guest that setup installed"
         ),
         argument(
-            "--initrd",
-            type=Path,
-            metavar="FILE",
-            help="initial RAM disk (default: the reference guest's)",
+            "--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)"
         ),
         argument("--no-initrd", action="store_true", help="start without an initial RAM disk"),
         argument("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)"),
@@ -60,9 +56,7 @@ class LaunchResult(Condition):
         argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
         argument("--keep", action="store_true", help="leave QEMU running when ptinspect ends"),
         argument(
-            "--unless-attached",
-            action="store_true",
-            help="do nothing where a guest is attached already",
+            "--unless-attached", action="store_true", help="do nothing where a guest is attached already"
         ),
     ),
     result=LaunchResult | Condition,
@@ -134,12 +128,7 @@ class AttachResult(Condition):
     summary="Attach to a gdbstub that runs already",
     example="attach :1234",
     arguments=(
-        argument(
-            "address",
-            nargs="?",
-            metavar="ADDR",
-            help="host:port, :port, or the path of a Unix socket",
-        ),
+        argument("address", nargs="?", metavar="ADDR", help="host:port, :port, or the path of a Unix socket"),
         argument(
             "--timeout",
             type=argtypes.seconds,
@@ -164,6 +153,47 @@ def attach(ctx: Context, *, address: str | None = None, timeout: float | None = 
     return Report(result, (*(Note(escape(line), "changed") for line in left), *body))
 
 
+@command(
+    "status",
+    group="Guest",
+    summary="Say what ptinspect is attached to and how it stands",
+    example="status",
+    arguments=(CPU,),
+    result=Condition,
+    expectable=True,
+)
+def status(guest: Guest, *, cpu: int | None = None) -> Report:
+    """Say what ptinspect is attached to."""
+    found = condition(guest, cpu)
+    return Report(found, (condition_table(guest, found),))
+
+
+def condition_table(guest: Guest, found: Condition) -> Table:
+    """Show how a guest stands, line by line."""
+    mmu = "" if found.mmu_on is None else f", MMU {'on' if found.mmu_on else 'off'}"
+    where = "" if found.pc is None else f"cpu {found.cpu} at {guest.place(found.pc)}, EL{found.el}{mmu}"
+    used = None if guest.session is None or found.slots is None else guest.session.slots_used()
+    state = found.state if found.state != "none" else "not attached"
+    lines: list[tuple[str, Cell]] = [
+        ("guest", Styled(state, STATE_STYLES.get(found.state, "dim"))),
+        ("stub", found.address),
+        ("stands", where),
+        ("stopped by", found.reason),
+        ("CPUs", str(found.cpus) if found.cpus else ""),
+        ("QEMU", found.qemu + (f" (pid {found.pid})" if found.pid is not None else "")),
+        ("runs by", found.accel.upper() if found.accel in ("kvm", "tcg") else found.accel),
+        ("slots", "" if used is None else str(used)),
+        ("GDB", found.gdb),
+        ("memory by", found.memory),
+        ("kernel", found.kernel),
+        ("not used", Styled(escape(found.kernel_refused), "bad")),
+        ("console", found.console),
+        ("snapshots", ", ".join(found.snapshots)),
+    ]
+    rows = [(name, value if isinstance(value, Styled) else escape(value)) for name, value in lines]
+    return Table((Column(""), Column("")), [row for row in rows if str(row[1]).strip()])
+
+
 @dataclass(frozen=True)
 class DetachResult:
     """How a guest was left."""
@@ -179,17 +209,9 @@ class DetachResult:
     example="detach",
     arguments=(
         argument(
-            "--resume",
-            one_of="how",
-            action="store_true",
-            help="leave it running, however it was found",
+            "--resume", one_of="how", action="store_true", help="leave it running, however it was found"
         ),
-        argument(
-            "--stop",
-            one_of="how",
-            action="store_true",
-            help="leave it stopped, however it was found",
-        ),
+        argument("--stop", one_of="how", action="store_true", help="leave it stopped, however it was found"),
     ),
     result=DetachResult,
     not_in_gdb="use GDB's own: detach, or disconnect",

@@ -68,12 +68,7 @@ class ConsoleResult:
     summary="Show the end of the guest's console, or follow it",
     example="console -n 40",
     arguments=(
-        argument(
-            "state",
-            nargs="?",
-            choices=("on", "off"),
-            help="with -f: begin or end, whatever it is now",
-        ),
+        argument("state", nargs="?", choices=("on", "off"), help="with -f: begin or end, whatever it is now"),
         argument(
             "-n",
             dest="lines",
@@ -83,10 +78,7 @@ class ConsoleResult:
         ),
         argument("-f", "--follow", action="store_true", help="show what comes from now on"),
         argument(
-            "--timeout",
-            type=argtypes.seconds,
-            metavar="SECONDS",
-            help="with -f: wait here, for so long",
+            "--timeout", type=argtypes.seconds, metavar="SECONDS", help="with -f: wait here, for so long"
         ),
     ),
     result=ConsoleResult,
