@@ -73,10 +73,8 @@ def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
     depths: list[int] = []
     frees: list[int] = []
     lost: int | None = None
-    verdict = where = message = kind = console = ""
-    last = ""
-    count = 0
-    failed = False
+    verdict = where = message = kind = console = last = ""
+    count, failed = 0, False
     for answer in answers:
         count += 1
         result = answer.get("result")
@@ -99,16 +97,16 @@ def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
             message = str(error.get("message", "")) or _unmet(name, result)
             message = message.removeprefix(f"{where}: ")
     return RunFacts(
-        max(depths, default=None),
-        min(frees, default=None),
-        lost,
-        verdict,
-        where,
-        message[:MAX_SHOWN],
-        kind,
-        console,
-        count,
-        last,
+        deepest=max(depths, default=None),
+        least_free=min(frees, default=None),
+        lost=lost,
+        verdict=verdict,
+        where=where,
+        message=message[:MAX_SHOWN],
+        kind=kind,
+        console=console,
+        answers=count,
+        last=last,
     )
 
 

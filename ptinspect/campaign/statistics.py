@@ -146,14 +146,14 @@ def merge(parts: Sequence[Results], *, only_shards: bool = False) -> Merged:
     done = tuple(found[number] for number in sorted(found))
     missing = tuple(runs[number] for number in sorted(wanted - found.keys()))
     return Merged(
-        plan,
-        done,
-        missing,
-        tuple(sorted({part.shard for part in parts})),
-        tuple(sorted(twice)),
-        tuple(part.directory for part in parts if part.cut),
-        unknown,
-        _rows(plan, done, missing),
+        plan=plan,
+        runs=done,
+        missing=missing,
+        shards=tuple(sorted({part.shard for part in parts})),
+        duplicates=tuple(sorted(twice)),
+        cut=tuple(part.directory for part in parts if part.cut),
+        unknown=unknown,
+        rows=_rows(plan, done, missing),
     )
 
 
