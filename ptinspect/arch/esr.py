@@ -148,8 +148,6 @@ class Esr:
     """The name Linux prints, `DABT (current EL)`."""
     class_text: str
     """What the Arm ARM calls it."""
-    il: bool
-    """A 32-bit instruction, bit 25."""
     iss: int
     """Instruction specific syndrome, bits 24:0."""
     wnr: bool | None = None
@@ -242,7 +240,7 @@ def decode_esr(esr: int) -> Esr:
     if ec in ABORTS:
         return _abort(esr, ec, iss)
     immediate = iss & 0xFFFF if ec in _IMMEDIATES else None
-    return Esr(esr, ec, name, text, bit(esr, 25), iss, immediate=immediate)
+    return Esr(esr, ec, name, text, iss, immediate=immediate)
 
 
 def _abort(esr: int, ec: int, iss: int) -> Esr:
@@ -255,7 +253,6 @@ def _abort(esr: int, ec: int, iss: int) -> Esr:
         ec=ec,
         class_name=name,
         class_text=text,
-        il=bit(esr, 25),
         iss=iss,
         wnr=bit(iss, 6) if data else None,
         s1ptw=bit(iss, 7),

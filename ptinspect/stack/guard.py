@@ -84,8 +84,6 @@ class Wires:
     """Number of a watchpoint -> the stack."""
     entries: set[int] = field(default_factory=set)
     """Breakpoints that every fault in the kernel hits, not only a recursive one."""
-    used_up: dict[int, int] = field(default_factory=dict)
-    """Base of a stack that belonged to no task when its memory was written -> how often."""
     skipped: int = 0
     """Stacks that are not watched because there are too many."""
     false_hits: int = 0

@@ -11,7 +11,7 @@ from ptinspect.arch.esr import decode_esr, fault_status
 
 def test_the_reports_syndrome() -> None:
     esr = decode_esr(0x96000046)
-    assert (esr.class_name, esr.il, esr.wnr, esr.s1ptw) == ("DABT (current EL)", True, True, False)
+    assert (esr.class_name, esr.wnr, esr.s1ptw) == ("DABT (current EL)", True, False)
     assert (esr.fault, esr.level) == ("translation fault", 2)
     assert esr.text == "DABT (current EL): write, translation fault, level 2"
     later = decode_esr(0x96000006)
@@ -80,7 +80,7 @@ def test_every_class_has_the_name_that_linux_prints(ec: int) -> None:
     assert esr.class_text
 
 
-@pytest.mark.parametrize(("bit", "field"), [(6, "wnr"), (7, "s1ptw"), (8, "cm"), (25, "il")])
+@pytest.mark.parametrize(("bit", "field"), [(6, "wnr"), (7, "s1ptw"), (8, "cm")])
 def test_flags_of_a_data_abort(bit: int, field: str) -> None:
     assert getattr(decode_esr(0x25 << 26 | 1 << bit), field) is True
     assert getattr(decode_esr(0x25 << 26), field) is False

@@ -20,8 +20,6 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table
 
 FORMATS = {"x": "hexadecimal", "d": "signed", "u": "unsigned", "t": "binary", "c": "character", "a": "place"}
 
-FORMATS_HELP = ", ".join(f"{letter} {name}" for letter, name in FORMATS.items())
-
 
 def piece(text: str) -> str:
     """Read a piece of an expression."""
