@@ -3,8 +3,8 @@
     from ptinspect.api import Guest, load
 
     with Guest.launch(memory=512) as guest:
-        guest.command("kpti run")
-        before, after = guest.snapshots["before"], guest.snapshots["after"]
+        run = guest.rewrite()
+        before, after = run.snapshots["before"], run.snapshots["after"]
         assert diff(before, after).only_bit11
         print(guest.walk(guest.symbol("swapper_pg_dir")).pa)
 
@@ -25,16 +25,20 @@ from ptinspect.analysis.map import MapFilter, Run, runs
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.stack.guard import MARGIN
 from ptinspect.errors import UserError
 from ptinspect.guest import capturing, opening
 from ptinspect.guest import guest as layer
 from ptinspect.guest.expression import address
 from ptinspect.guest.names import symbol
 from ptinspect.guest.opening import Machine
+from ptinspect.guest.rewrite import Outcome, run_through
+from ptinspect.guest.rewrite_state import Judgement, judgement
 from ptinspect.guest.roots import root_choice
 from ptinspect.guest.run_control import until
 from ptinspect.guest.source import Tables, source
 from ptinspect.guest.stacks.kernel_stacks import depth
+from ptinspect.guest.stacks.stack_guard import Guarded, guard
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
@@ -49,8 +53,11 @@ __all__ = [
     "Diff",
     "Finding",
     "Findings",
+    "Guarded",
     "Guest",
+    "Judgement",
     "MapFilter",
+    "Outcome",
     "Run",
     "Snapshot",
     "Summary",
@@ -180,6 +187,21 @@ class Guest:
     def stack(self, cpu: int | None = None) -> Depth:
         """Examine the kernel stack of a CPU (default: the one that stopped): bounds, use, frames."""
         return depth(self.context.guest, cpu)
+
+    def rewrite(self, *, percent: int = 50, timeout: float = 180.0) -> Outcome:
+        """Run through the kernel's rewrite of its tables, and capture them before, during and after it.
+
+        The captures are kept in `snapshots` too. Raises UserError, GuestError, TargetTimeout.
+        """
+        return run_through(self.context.guest, percent=percent, timeout=timeout)
+
+    def verdict(self, *, live: bool = False) -> Judgement:
+        """Judge which way the rewrite has gone, from the snapshots, or `live` from the guest as it stands."""
+        return judgement(self.context.guest, live=live)
+
+    def guard(self, seconds: float, *, margin: int = MARGIN) -> Guarded:
+        """Run until a stack is about to be lost: `margin` bytes are left, or nothing can be stored on it."""
+        return guard(self.context.guest, margin=margin, seconds=seconds)
 
     def until(self, *places: str | int, timeout: float = 60.0) -> StopInfo:
         """Run until one of these addresses or symbols is reached. Raises TargetTimeout; it stands then."""
