@@ -153,7 +153,7 @@ class Guest:
         return self._kernel
 
     def use_kernel(self, path: Path | None, *, force: bool = False) -> None:
-        """Name the kernel file, with `force` even another kernel's; what another one told is forgotten."""
+        """Name the kernel file, with `force` even another kernel's; what another one gave is forgotten."""
         if (path, force) != (self.kernel_path, self.force_kernel):
             self.kernel_path, self.force_kernel = path, force
             self._kernel = self._last_view = None

@@ -250,8 +250,8 @@ class Runner:
         while True:
             stop = self.run_for([entry, *past, *functions, *returns], SLICE_SECONDS, 1 + len(past))
             if stop is None:
-                if said := past_boot(self.guest.view):
-                    self.reason = f"{said}: the kernel went on without a rewrite"
+                if past_by := past_boot(self.guest.view):
+                    self.reason = f"{past_by}: the kernel went on without a rewrite"
                     return False
                 continue
             state = self.session.cpu_state(stop.cpu)
@@ -417,10 +417,10 @@ class Runner:
 def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
     """Run the guest through the rewrite and capture before, during and after it.
 
-    Where it is in the rewrite already, what has passed is left out, and the outcome says so; snapshots of
+    Where it is in the rewrite already, what has passed is left out, and the reason tells that; snapshots of
     the names that are left out are dropped, for they are of another run. Raises UserError without a kernel
     file or after the rewrite, TargetTimeout after `timeout` seconds, GuestError if the guest stops for a
-    reason of its own. If the kernel does not rewrite its tables, the outcome says so.
+    reason of its own. The outcome tells if the kernel rewrites nothing.
     """
     runner = Runner(guest, timeout)
     algorithm = runner.code.algorithm
@@ -430,7 +430,7 @@ def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
         why = f"{off}; {state.counts.marks}" if state.state == "before" else state.reason
         return Outcome(False, f"{runner.reason}; {why}", algorithm, False, {}, runner.stops)
     phase = runner.phase()
-    reason = f"rewrite seen from entry to return ({algorithm})"
+    reason = f"the rewrite was followed from entry to return ({algorithm})"
     if phase != "before":
         where = "the guest stood in the middle of the rewrite" if phase == "walking" else "all was written"
         lacks = "before" if phase == "walking" else "before and during"

@@ -116,7 +116,7 @@ class RunResult:
     result=RunResult,
     needs=Needs.STOPPED,
     details="The captures are kept as snapshots: before, during, after. Exit code 1 if the kernel "
-    "does not rewrite its tables; kpti status says why. In the middle of the rewrite it captures what is "
+    "does not rewrite its tables; kpti status shows why. In the middle of the rewrite it captures what is "
     "left: during, where the guest stands, and after.",
 )
 def run(guest: Guest, *, timeout: float = RUN_SECONDS, percent: int = 50, replace: bool = False) -> Report:
@@ -151,7 +151,7 @@ def run(guest: Guest, *, timeout: float = RUN_SECONDS, percent: int = 50, replac
     body: list[Note | Table] = [Note(outcome.reason, "good" if outcome.whole else "changed")]
     if rows:
         body.append(Table(columns, rows))
-        compare = "diff before after says what changed; " if outcome.whole else ""
+        compare = "diff before after shows what changed; " if outcome.whole else ""
         body.append(Note(f"{compare}save NAME FILE keeps a snapshot", "dim"))
     result = RunResult(
         outcome.reached,

@@ -238,7 +238,7 @@ def _shown(result: ProgressResult, found: Standing, flag: str) -> list[Note | Ta
             (Column("level"), Column("valid", "right"), Column("bit 11", "right"), Column("", "right")),
             [_level_row(level) for level in result.levels],
         ),
-        *(Note(f"not seen: {part}", "changed") for part in state.unseen),
+        *(Note(f"not captured: {part}", "changed") for part in state.unseen),
     ]
     by_registers = None if state.position is None else state.position.frontier
     by_tables = None if result.frontier.tables is None else found.marks.frontier
@@ -265,7 +265,7 @@ def _where(phase: str, state: str) -> str:
         }[phase]
     words = {
         "before": "the rewrite has not begun",
-        "in-progress": "no CPU was seen in the rewrite, which is not over by the tables",
+        "in-progress": "no CPU is in the rewrite, but the tables show it unfinished",
         "after": "the rewrite has finished",
         "not-needed": "nothing is rewritten here",
     }
@@ -283,7 +283,7 @@ def _share(work: Work, state: KptiState) -> str:
     done, most = work.total - work.left, "" if work.exact else "at most "
     text = f"{done} of {work.total} descriptors are rewritten ({most}{work.percent:.1f} %)"
     if not work.exact:
-        text += "; the walk was not seen to begin, and what was nG before it is counted as done"
+        text += "; the start of the walk was missed, so what was nG before it counts as done"
     return text
 
 

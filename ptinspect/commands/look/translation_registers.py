@@ -227,7 +227,7 @@ def _has_aie(halves: Halves) -> bool:
 
 
 def _holds(halves: Halves) -> list[Note]:
-    """Say what shows that a register holds what its column says."""
+    """Say what shows that a register holds what its column names."""
     return [
         Note(f"{half.register} holds {half.holds}: {escape(half.reason)}", "dim")
         for half in (halves.lower, halves.upper)
@@ -236,7 +236,7 @@ def _holds(halves: Halves) -> list[Note]:
 
 
 def _permissions(halves: Halves) -> list[Note]:
-    """Say once by which rules each regime gives permissions, and which registers stand behind them."""
+    """Say once by which rules each regime gives permissions, and which registers those come from."""
     found: dict[str, Note] = {}
     for half in (halves.upper, halves.lower, *halves.all[2:]):
         if not isinstance(half.regime, RegimeError):

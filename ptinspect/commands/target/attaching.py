@@ -60,8 +60,8 @@ class LaunchResult(Condition):
         ),
     ),
     result=LaunchResult | Condition,
-    details="Without KERNEL: the one of --kernel, else the default reference guest. What stands "
-    "behind -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
+    details="Without KERNEL: the one of --kernel, else the default reference guest. What "
+    "follows -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
     extra=True,
     not_in_gdb="start QEMU yourself, or use ptinspect without GDB",
 )
@@ -139,7 +139,7 @@ class AttachResult(Condition):
     result=AttachResult,
     details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
     "The guest is stopped while ptinspect is attached and left as it was found. What an earlier session "
-    "that was killed has left in its memory is put back, and said.",
+    "that was killed has left in its memory is put back and reported.",
     not_in_gdb="use GDB's own: target remote :1234",
 )
 def attach(ctx: Context, *, address: str | None = None, timeout: float | None = None) -> Report:

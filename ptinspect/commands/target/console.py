@@ -15,7 +15,7 @@ from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report
 
 SCRIPT_SECONDS = 10.0
-"""How long `console -f` follows where there is no prompt, unless --timeout says so."""
+"""How long `console -f` follows where there is no prompt, unless --timeout gives another time."""
 AT_ONCE = 300
 """Lines shown of one look; of a guest that prints more, only the last ones are shown."""
 LINES = 20
@@ -83,8 +83,8 @@ class ConsoleResult:
     ),
     result=ConsoleResult,
     details="console -f shows each line above the prompt as it comes, while commands run too; a second "
-    f"one, or console -f off, ends that. In a script it follows for {SCRIPT_SECONDS:.0f} seconds, or as "
-    "--timeout says. Known for guests that were launched here.",
+    f"one, or console -f off, ends that. In a script it follows for {SCRIPT_SECONDS:.0f} seconds, or for "
+    "--timeout. Known for guests that were launched here.",
 )
 def console(
     ctx: Context,

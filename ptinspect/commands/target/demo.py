@@ -37,17 +37,17 @@ REVERTED_CPUS = 8
 """The boot's table maps blocks of 2 MiB: the first CPU's stack may lie in the last of them, mapped to
 memory that is not the stack's, and never fault; with more CPUs some stacks lie outside."""
 ELSEWHERE = "memory of something else"
-"""What `why` says of a stack whose addresses lead to other memory (stack/verdict.py)."""
+"""Part of the evidence of `why` where a stack's addresses lead to other memory (stack/verdict.py)."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that has to be so, and whether it was."""
+    """One thing that should hold, and whether it did."""
 
     name: str
     ok: bool
     evidence: str
-    """The numbers behind it."""
+    """The numbers that show it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class NotShown:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The main job, and what had to be so."""
+    """The main job, and whether all holds that should."""
 
     ok: bool
     algorithm: str
@@ -144,7 +144,7 @@ class JudgedResult:
     ),
     result=DemoResult | NotShown | CaughtResult | JudgedResult,
     details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
-    "that was seen is right: nothing nG before, everything after, nothing but bit 11 changed.",
+    "that was observed is right: nothing nG before, everything after, nothing but bit 11 changed.",
     not_in_gdb="use ptinspect without GDB: it starts a guest of its own",
 )
 def demo(
@@ -215,9 +215,9 @@ def _job(ctx: Context, folder: Path, timeout: float) -> Report:
         for c in checks
     ]
     files = sorted(str(path) for path in folder.iterdir() if path.suffix in (".npz", ".txt", ".json"))
-    verdict = "All as it has to be." if ok else "Something is not as it has to be."
+    verdict = "All is as it should be." if ok else "Something is not as it should be."
     body = (
-        Table((Column("ok"), Column("what has to be so"), Column("seen")), rows, "What was seen"),
+        Table((Column("ok"), Column("what should hold"), Column("observed")), rows, "What was observed"),
         Note(f"written to {folder}: {', '.join(Path(f).name for f in files)}", "dim"),
         Note(verdict, "good" if ok else "bad"),
     )
@@ -293,34 +293,34 @@ def _fault(ctx: Context, fault: Fault, timeout: float, *, guarded: bool) -> Repo
     caught = _step(ctx, line, guard(ctx, timeout=GUARD_SECONDS))
     if caught["way"] == "time":
         return _quiet(ctx, fault, injected)
-    told = caught.get("why") or {}
-    ok = caught["way"] == "recursive-fault" and _is_explained(fault, injected, told)
+    verdict = caught.get("why") or {}
+    ok = caught["way"] == "recursive-fault" and _is_explained(fault, injected, verdict)
     note = (
         "The guard caught it, and why names the descriptor."
         if ok
-        else "It was not explained as it has to be."
+        else "It was not explained as it should be."
     )
-    result = CaughtResult(ok, fault, injected, caught["way"], told)
+    result = CaughtResult(ok, fault, injected, caught["way"], verdict)
     return Report(result, (Note(note, "good" if ok else "bad"),), 0 if ok else 1)
 
 
-def _is_explained(fault: Fault, injected: InjectedResult, told: Mapping[str, Any]) -> bool:
+def _is_explained(fault: Fault, injected: InjectedResult, verdict: Mapping[str, Any]) -> bool:
     """Tell whether `why` names the fault and the descriptor."""
-    named = (told.get("descriptor") or {}).get("descriptor_pa") == hex_address(injected.descriptor_pa)
-    return bool(named and told.get("code") == EXPECTED[fault])
+    named = (verdict.get("descriptor") or {}).get("descriptor_pa") == hex_address(injected.descriptor_pa)
+    return bool(named and verdict.get("code") == EXPECTED[fault])
 
 
 def _quiet(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
     """Say why the guard saw nothing: the stack's addresses still lead to memory, but not to the stack's."""
     judged, note = _judged(ctx, fault, injected)
-    told: Mapping[str, Any] = judged["why"]
-    ok = judged["explained_by"]["why"] and any(ELSEWHERE in line for line in told["evidence"])
+    verdict: Mapping[str, Any] = judged["why"]
+    ok = judged["explained_by"]["why"] and any(ELSEWHERE in line for line in verdict["evidence"])
     text = (
         "The guard was quiet because nothing faulted: a block of the boot's table maps the stack's "
         "addresses, to memory of something else. why and check name the reverted entry. With --smp "
         f"{REVERTED_CPUS} some stacks lie outside of such blocks."
         if ok
-        else "The guard was quiet, and nothing tells why."
+        else "The guard was quiet, and nothing shows why."
     )
     style: Style = "changed" if ok else "bad"
     return Report(JudgedResult(**judged, guard="time", ok=ok), (note, Note(text, style)), 0 if ok else 1)
@@ -337,7 +337,7 @@ def _judged(ctx: Context, fault: Fault, injected: InjectedResult) -> tuple[dict[
     codes = [panic["verdict"]["code"] for panic in console["panics"]]
     by_live = _is_explained(fault, injected, live)
     judged |= {"explained_by": {"why": by_live, "oops": EXPECTED[fault] in codes}, "why": live}
-    how = f"the console tells: {', '.join(codes)}" if codes else "the console says nothing of it"
+    how = f"the console shows: {', '.join(codes)}" if codes else "the console shows nothing of it"
     return judged, Note(how, "dim")
 
 
@@ -348,7 +348,7 @@ def _death(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
     ways = {"why": "why, on the guest itself", "oops": "oops, from its console"}
     explained = [ways[name] for name, ok in judged["explained_by"].items() if ok]
     ok = bool(explained)
-    text = f"Explained by {' and by '.join(explained)}." if ok else "It was not explained as it has to be."
+    text = f"Explained by {' and by '.join(explained)}." if ok else "It was not explained as it should be."
     body = (Note(end, "dim"), note, Note(text, "good" if ok else "bad"))
     return Report(JudgedResult(**judged, end=end, ok=ok), body, 0 if ok else 1)
 
