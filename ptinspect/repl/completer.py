@@ -27,7 +27,7 @@ LIMIT = 60
 FILES = 200
 """Files offered at once."""
 END = "\U0010ffff"
-"""Sorts behind every letter of a name."""
+"""Sorts after every letter of a name."""
 _PLAIN = re.compile(r"[^\s'\"\\#]+")
 
 
@@ -225,7 +225,7 @@ def _offer(now: Typed, text: str, meaning: str) -> Completion:
 
 
 def _matching(found: Iterable[Candidate], now: Typed, current: str) -> Iterator[Completion]:
-    """Offer those that begin as what is typed; `current` may be the part behind `--option=`."""
+    """Offer those that begin as what is typed; `current` may be the part after `--option=`."""
     ahead = now.text[: len(now.text) - len(current)]
     return (_offer_part(now, ahead, text, meaning) for text, meaning in found if text.startswith(current))
 

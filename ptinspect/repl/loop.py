@@ -180,7 +180,7 @@ class Loop:
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Make the next Ctrl-C break into what is done here; those behind it wait for the next prompt."""
+        """Make the next Ctrl-C break into what is done here; later ones wait for the next prompt."""
         before = signal.signal(signal.SIGINT, self._on_interrupt)
         self._breakable = True
         try:

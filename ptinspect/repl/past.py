@@ -81,7 +81,7 @@ def _cut(path: Path, size: int) -> None:
 
 
 def expand(line: str, past: Sequence[str]) -> str:
-    """Return the line that `!N`, `!!`, `!-N` or `!prefix` calls back, with what stands behind it added.
+    """Return the line that `!N`, `!!`, `!-N` or `!prefix` calls back, with what follows it added.
 
     Other lines come back as they are. Raises UserError if there is no such line.
     """

@@ -71,7 +71,7 @@ class Preflight:
                 self._source(path)
 
     def _block(self, body: tuple[Statement, ...], more: Mapping[str, str | None]) -> None:
-        """Check what may run never or often: what it defines is not known behind it."""
+        """Check what may run never or often: what it defines is not known after it."""
         before, self.known = self.known, {**self.known, **more}
         self.check(body)
         self.known = before

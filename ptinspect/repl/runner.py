@@ -18,7 +18,7 @@ from ptinspect.script.statements import Line
 
 
 def last_words(ctx: Context, error: PtinspectError) -> None:
-    """Add what QEMU or the console said last to the hint, if the guest that was launched has gone."""
+    """Add the last lines of QEMU or the console to the hint, if the guest that was launched has ended."""
     if not isinstance(error, TargetLost) or ctx.guest.qemu is None:
         return
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -85,7 +85,7 @@ def attempt(
 
 
 def what_failed(report: Report) -> str:
-    """Return the line of a report that says what did not hold."""
+    """Return the line of a report that names what did not hold."""
     notes = [part for part in report.body if isinstance(part, Note) and part.text]
     bad = [note.text for note in notes if note.style == "bad"]
     return " ".join((bad or [note.text for note in notes[:1]] or ["it did not hold"])[0].split())

@@ -83,7 +83,7 @@ def test_values_are_compared(ctx: Context, line: str, code: int) -> None:
         ("nonsense x == 1", "begins with no command"),
         ("stack free >", "OPERATOR"),
         ("stack free == 1 == 2", "OPERATOR"),
-        ("stack init name > 3", "no number"),
+        ("stack init name > 3", "not a number"),
         ("diff.only_bit11 == true", "has not run"),
         ("kpti run ok", "has not run"),
         ("guard quiet", "stack guard"),

@@ -67,12 +67,12 @@ SYSTEM: Mapping[str, str] = {
 
 ROOTS: tuple[Candidate, ...] = (
     ("swapper", "the kernel's own table"),
-    ("ttbr0", "what TTBR0_EL1 says"),
-    ("ttbr1", "what TTBR1_EL1 says"),
+    ("ttbr0", "what TTBR0 holds"),
+    ("ttbr1", "what TTBR1 holds"),
     ("ttbr0_el2", "a hypervisor's table; the host's user table with VHE"),
     ("ttbr1_el2", "the kernel's table with VHE"),
-    ("ttbr0_el1", "what TTBR0_EL1 says, whoever runs"),
-    ("ttbr1_el1", "what TTBR1_EL1 says, whoever runs"),
+    ("ttbr0_el1", "what TTBR0_EL1 holds, whoever runs"),
+    ("ttbr1_el1", "what TTBR1_EL1 holds, whoever runs"),
     ("user", "tables of the current task"),
     ("task:", "PID: tables of a task"),
     ("idmap", "identity map"),

@@ -23,7 +23,7 @@ class Option:
     name: str
     """As it is typed and as it stands in the file."""
     default: Value
-    """What holds where nobody says anything."""
+    """What holds where nobody chose."""
     read: Callable[[str], Value]
     """Makes a value of what is typed; raises UserError."""
     meaning: str
@@ -72,7 +72,7 @@ _DECLARED = (
         "pager", "auto", _one_of("auto", "off"), "auto: what is longer than the screen in $PAGER, or less"
     ),
     Option("prompt", "ptinspect> ", _prompt, "what stands before the line that is typed"),
-    Option("rows", 0, argtypes.whole(0, 1 << 24), "rows of a list without --limit; 0: as each command says"),
+    Option("rows", 0, argtypes.whole(0, 1 << 24), "rows of a list without --limit; 0: what each command has"),
     Option(
         "timeout",
         0.0,
@@ -123,7 +123,7 @@ class Options:
             raise UserError(f"{option.name}: {error.message}", error.hint or f"{option.meaning}") from error
 
     def take(self, found: Mapping[str, object], origin: str) -> list[str]:
-        """Choose what a file says; return what is wrong with the rest of it, one line each."""
+        """Choose what a file holds; return what is wrong with the rest of it, one line each."""
         wrong = []
         for name, value in found.items():
             if name not in OPTIONS:

@@ -52,6 +52,6 @@ def joined(arguments: list[str]) -> list[str]:
 
 
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before and behind the first `--`."""
+    """Return the arguments before and after the first `--`."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:cut], arguments[cut + 1 :]

@@ -148,7 +148,7 @@ class Registry:
         return self.bind(self.split(line))
 
     def open_slash(self, words: list[str]) -> list[str]:
-        """Make an option of what stands behind a slash in the first word, for commands that have one."""
+        """Make an option of what follows a slash in the first word, for commands that have one."""
         name, slash, form = words[0].partition("/") if words else ("", "", "")
         command = self.commands.get((name,)) or self.commands.get(self.aliases.get(name, ()))
         if not slash or command is None or not command.slash:

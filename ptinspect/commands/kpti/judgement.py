@@ -1,4 +1,4 @@
-"""`kpti verdict`: which of the known ways the rewrite has gone."""
+"""`kpti verdict`: which of the known ways the rewrite went."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FINE = ("normal", "not-run")
 
 @dataclass(frozen=True)
 class VerdictResult:
-    """Which way the rewrite has gone, and why that is known."""
+    """How the rewrite went, and the evidence."""
 
     code: str
     meaning: str
@@ -31,7 +31,7 @@ class VerdictResult:
 @command(
     "kpti verdict",
     group="KPTI",
-    summary="Say which way the rewrite has gone, and why that is known",
+    summary="Judge how the rewrite went, and show the evidence",
     example="kpti verdict",
     arguments=(
         argument(

@@ -30,7 +30,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell counts it."""
 
 DETAILS = """\
-Each run is a process of its own with a fresh guest: `launch` with what the matrix says (kernel, cpu, mem,
+Each run is a process of its own with a fresh guest: `launch` with the values of the matrix (kernel, cpu, mem,
 smp, machine, qemu; append adds words to the kernel's command line; var.NAME is a variable of the script),
 then the script, which sees the same values as variables, and ${run}, ${attempt}, ${home}. A script that
 launches guests itself is left to do so. It runs in a directory of its own, where what it saves under a

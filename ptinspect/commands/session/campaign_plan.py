@@ -52,7 +52,7 @@ class Home:
     script: str
     """The script's absolute path, or `@NAME`."""
     directory: str
-    """The working directory: kernels with relative names are seen from it."""
+    """The working directory: kernels with relative names are relative to it."""
     gdb: str | None = None
     """GDB that was asked for."""
     launches: bool = False
@@ -91,7 +91,7 @@ class Home:
         return start
 
     def judge(self) -> Callable[[Run, int, Ended, Path], Record]:
-        """Return what says what came of an attempt."""
+        """Return what judges an attempt."""
         from ptinspect.campaign.attempt import judge
 
         def record(run: Run, attempt: int, ended: Ended, directory: Path) -> Record:
@@ -105,7 +105,7 @@ Begun = tuple[Plan, tuple[int, int], Home]
 
 
 def death(console: bytes) -> str:
-    """Return how a console says that the kernel died, or nothing."""
+    """Return how the kernel died by its console, or nothing."""
     from ptinspect.linux.oops.logfile import read
 
     for incident in read((console,)).finish():
@@ -182,7 +182,7 @@ def resume(before: Results, given: Begun | None) -> Home:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{before.directory / FILE} cannot be used: {type(error).__name__}",
-            "campaign SCRIPT … --directory DIR --resume says again what runs",
+            "campaign SCRIPT … --directory DIR --resume names again what runs",
         ) from error
     if digest_of(home.script) != before.plan.digest:
         raise UserError(f"{home.script} has changed since the campaign began", "begin another one")

@@ -134,7 +134,7 @@ def _expectable(ctx: Context) -> list[str]:
 
 
 def expect_words(ctx: Context, before: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Return what may stand behind the words `before`, each with a word about it; the guest is not asked."""
+    """Yield what may follow the words `before`, each with a word about it; the guest is not asked."""
     kept = ctx.guest.kept.get(RESULTS)
     known: dict[str, object] = dict.fromkeys(_expectable(ctx))
     if isinstance(kept, dict):

@@ -65,7 +65,7 @@ def fields_of(words: Sequence[str]) -> list[str]:
 
 
 def number(text: str) -> int | None:
-    """Read a number: decimal or hexadecimal, with K (1024) or M behind it; None if it is none."""
+    """Read a number: decimal or hexadecimal, with K (1024) or M after it; None if it is not one."""
     found = NUMBER.fullmatch(text)
     if found is None:
         return None
@@ -91,7 +91,7 @@ def resolve(result: object, steps: Sequence[str], name: str, cpu: int = 0) -> ob
     """Follow a path through a result.
 
     `cpu` is the vCPU whose entry a list of vCPUs stands for where the path names none. Raises
-    UserError if there is no such field, which says what there is.
+    UserError if there is no such field, which lists those that there are.
     """
     at, path = result, name
     for step in steps:
@@ -157,5 +157,5 @@ def holds(left: object, operation: str, right: object) -> bool:
         raise UserError(f"{container!r} holds nothing that could be looked for")
     for value in (left, right):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{value!r} is no number, so {operation} says nothing about it")
+            raise UserError(f"{value!r} is not a number, so {operation} does not apply to it")
     return ORDERS[operation](left, right)

@@ -14,7 +14,7 @@ from ptinspect.output.model import Note, Report, escape
 DETAILS = """\
 From now on, or with --all from the beginning, every line that succeeds is written to FILE as it was typed;
 one that failed or was interrupted is written as a comment. Variables are written with their values. The
-file runs again with -x. 'record off' ends it, as the end of ptinspect does; 'record' alone says how it
+file runs again with -x. 'record off' ends it, as the end of ptinspect does; 'record' alone shows how it
 stands. help, history, quit and record itself are left out."""
 
 

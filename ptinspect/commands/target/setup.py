@@ -106,7 +106,7 @@ class SetupResult:
         argument("--list", dest="only_list", action="store_true", help="only list the reference guests"),
     ),
     result=SetupResult,
-    details="Without --yes nothing is changed; exit code 1 says that something is missing. QEMU and GDB "
+    details="Without --yes nothing is changed; exit code 1: something is missing. QEMU and GDB "
     "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
     "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
     "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
