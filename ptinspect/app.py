@@ -297,7 +297,7 @@ def _epilog(registry: Registry) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ptinspect.commands.framework.parser import Parser
+    from ptinspect.commands.framework.command import Parser
 
     parser = Parser(
         prog="ptinspect",
@@ -356,7 +356,7 @@ def _file(text: str) -> tuple[str, str]:
 
 
 def _seconds(text: str) -> float:
-    from ptinspect.commands.framework.argtypes import seconds
+    from ptinspect.commands.framework.arguments import seconds
 
     value = seconds(text)
     if not 0 < value < 1e8:

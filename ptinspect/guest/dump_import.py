@@ -58,13 +58,12 @@ def import_dump(guest: Guest, path: Path, base: int | None, given: Given) -> Imp
 
 def _opened(path: Path, base: int | None) -> tuple[DumpFile, tuple[CpuState, ...], str]:
     """Return the file, and the registers and the VMCOREINFO in its notes."""
-    from ptinspect.memory.dumpfile import DumpFile
-    from ptinspect.memory.elfcore import is_elf, load
+    from ptinspect.memory.dumpfile import DumpFile, is_elf, load_core
 
     if is_elf(path):
         if base is not None:
             raise UserError(f"{path} is an ELF file: it records where its memory was")
-        file, notes = load(path)
+        file, notes = load_core(path)
         return file, notes.cpus, notes.vmcoreinfo
     _refuse_packed(path)
     if base is None:

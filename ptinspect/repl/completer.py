@@ -14,7 +14,7 @@ from pathlib import Path
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from ptinspect.commands.framework.argtypes import completion_kind
+from ptinspect.commands.framework.arguments import completion_kind
 from ptinspect.commands.framework.candidates import Candidate, candidates, symbol_meaning
 from ptinspect.commands.framework.command import Command
 from ptinspect.commands.framework.context import Context

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
-from ptinspect.repl import stops
+from ptinspect.guest import expression
+from ptinspect.guest.names import GuestNames
 from ptinspect.repl.preflight import MAX_DEPTH, Preflight
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Attempt, attempt
@@ -24,6 +25,53 @@ from ptinspect.script.parse import parse_line
 from ptinspect.script.shipped import open_script
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
+
+LEAST_SECONDS = 0.1
+"""What a command that goes on gets, however little is left of its time."""
+
+
+def action_for(ctx: Context, actions: Mapping[str, OnStop], outcome: Outcome) -> OnStop | None:
+    """Return the action for a stop: for its breakpoint, its address, or any.
+
+    Raises PtinspectError if the address of an action cannot be known any more.
+    """
+    pc = outcome.result.get("pc")
+    if outcome.result.get("state") != "stopped" or not isinstance(pc, str):
+        return None
+    for where, action in actions.items():
+        if where.isdecimal() and int(where) == outcome.result.get("breakpoint"):
+            return action
+        if where != "any" and not where.isdecimal() and stop_address(ctx, where) == int(pc, 16):
+            return action
+    return actions.get("any")
+
+
+def stop_address(ctx: Context, where: str) -> int | None:
+    """Return the address that an action is for; None for `any` and numbers. Raises PtinspectError."""
+    if where == "any" or where.isdecimal():
+        return None
+    return expression.address(where).value(GuestNames(ctx.guest))
+
+
+def goes_on(ctx: Context, body: tuple[Statement, ...]) -> bool:
+    """Tell whether the last of the actions lets the guest go on."""
+    return bool(body) and _continues(ctx, body[-1])
+
+
+def check_actions(ctx: Context, body: tuple[Statement, ...]) -> None:
+    """Raise UserError if the guest would go on in the middle of the actions."""
+    if any(_continues(ctx, statement) for statement in body[:-1]):
+        raise UserError("'continue' among the actions at a stop", "it can only be the last of them")
+
+
+def _continues(ctx: Context, statement: Statement) -> bool:
+    if not isinstance(statement, Line):
+        return False
+    try:
+        return ctx.registry.split(statement.text).command.name == "continue"
+    except UserError:  # it has a variable for a name, or is no command
+        return False
+
 
 MOST_ROUNDS = 1_000_000
 MOST_STOPS = 100_000
@@ -196,8 +244,8 @@ class Player:
                 return EXIT_OK
             case OnStop(where, body):
                 where = self._words(where)
-                stops.resolve(self.ctx, where)
-                stops.check(self.ctx, body)
+                stop_address(self.ctx, where)
+                check_actions(self.ctx, body)
                 self._actions.pop(where, None)
                 if body:
                     self._actions[where] = replace(statement, where=where)
@@ -255,17 +303,17 @@ class Player:
         again = call if call.name == "until" else self.ctx.registry.parse(text)
         for _ in range(MOST_STOPS):
             outcome = made.outcome
-            action = None if outcome.code else stops.action_for(self.ctx, self._actions, outcome)
+            action = None if outcome.code else action_for(self.ctx, self._actions, outcome)
             if action is None:
                 return first or outcome.code
-            goes_on = stops.goes_on(self.ctx, action.body)
-            if goes_on and outcome.name == "finish":
+            on = goes_on(self.ctx, action.body)
+            if on and outcome.name == "finish":
                 raise UserError("'finish' cannot go on after actions at a stop", "until ADDR can")
-            code = self._nested(action.body[:-1] if goes_on else action.body)
+            code = self._nested(action.body[:-1] if on else action.body)
             first = first or code
-            if not goes_on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
+            if not on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
                 return first
-            left = max(end - time.monotonic(), stops.LEAST_SECONDS)
+            left = max(end - time.monotonic(), LEAST_SECONDS)
             made = self._run(Line(text, action.body[-1].place), again.using(timeout=left))
         raise UserError(f"the guest stopped {MOST_STOPS} times", "let an action end without 'continue'")
 
@@ -287,7 +335,7 @@ class Player:
         return self._nested(statements)
 
     def _repeat(self, block: Repeat) -> int:
-        count = argtypes.whole(0, MOST_ROUNDS)(self._words(block.count))
+        count = arguments.whole(0, MOST_ROUNDS)(self._words(block.count))
         before = self.variables.get(block.counter)
         first = EXIT_OK
         for number in range(1, count + 1):

@@ -1,19 +1,83 @@
-"""Write answers, errors and progress to the terminal or to a pipe."""
+"""Write answers, errors and progress to the terminal, by the pager or not, or to a pipe."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import TextIO
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report, escape
+
+LESS = "-RFXK"
+"""Colours as they are; leave at once what fits; leave it on the screen; Ctrl-C leaves."""
+
+
+def pager_command(environment: Mapping[str, str]) -> list[str]:
+    """Return the pager and its arguments: $PAGER, else less; none if neither is there or wanted."""
+    chosen = environment.get("PAGER")
+    if chosen is not None:
+        try:
+            words = shlex.split(chosen)
+        except ValueError:
+            return []
+        return words if words and words[0] != "cat" and shutil.which(words[0]) else []
+    return ["less", LESS] if shutil.which("less") else []
+
+
+def too_long(text: str, size: os.terminal_size) -> bool:
+    """Tell whether a text and the prompt below it need more lines than the screen has."""
+    from ptinspect.output.text import plain
+
+    lines = (plain(line) for line in text.splitlines())
+    return sum(max(1, -(-len(line) // max(size.columns, 1))) for line in lines) > size.lines - 2
+
+
+def view_in_pager(text: str, environment: Mapping[str, str]) -> bool:
+    """Show a text in the pager, until the user leaves it; False if there is none."""
+    words = pager_command(environment)
+    if not words:
+        return False
+    try:
+        with _left_to_the_pager():
+            child = subprocess.Popen(
+                words, stdin=subprocess.PIPE, env={"LESS": LESS.removeprefix("-"), **environment}
+            )
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(text.encode("utf-8", "replace"))
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            child.wait()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _left_to_the_pager() -> Iterator[None]:
+    """Leave Ctrl-C to the pager: the terminal tells both. A handler, unlike SIG_IGN, is not inherited."""
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    before = signal.signal(signal.SIGINT, ignore)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 
 PROGRESS_AFTER = 1.0
 """Seconds of work after which a progress line appears."""
@@ -76,11 +140,9 @@ class Printer:
 
             width = terminal_width() if self.out.isatty() else 0
             text = render(report, colour=self.colour(self.out), width=width)
-            if page and self.pages and self.options.text("pager") == "auto" and self.out.isatty():
-                from ptinspect.repl.pager import too_long, view
-
-                if too_long(text, shutil.get_terminal_size()) and view(text, os.environ):
-                    return
+            wanted = page and self.pages and self.options.text("pager") == "auto" and self.out.isatty()
+            if wanted and too_long(text, shutil.get_terminal_size()) and view_in_pager(text, os.environ):
+                return
             self.out.write(text)
         self.out.flush()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ptinspect.arch.levels import level_number
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.errors import UserError
 from ptinspect.guest import expression
 
@@ -100,13 +100,13 @@ def test_an_empty_range_is_refused(text: str) -> None:
     ],
 )
 def test_size(text: str, value: int) -> None:
-    assert argtypes.size(text) == value
+    assert arguments.size(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "0", "K", "4X", "-4K", "4.5K"])
 def test_size_refuses(text: str) -> None:
     with pytest.raises(UserError, match="is not a size"):
-        argtypes.size(text)
+        arguments.size(text)
 
 
 @pytest.mark.parametrize(
@@ -125,36 +125,36 @@ def test_size_refuses(text: str) -> None:
     ],
 )
 def test_level(text: str, start: int, value: int) -> None:
-    assert level_number(argtypes.level(text), start) == value
+    assert level_number(arguments.level(text), start) == value
 
 
 @pytest.mark.parametrize("text", ["4", "-2", "", "page", "1.0"])
 def test_level_refuses(text: str) -> None:
     with pytest.raises(UserError, match="is not a level"):
-        argtypes.level(text)
+        arguments.level(text)
 
 
 @pytest.mark.parametrize("text", ["", "0x1_0000_0000_0000_0000", "-1", "zz", "18446744073709551616"])
 def test_number_refuses(text: str) -> None:
     with pytest.raises(UserError, match="64-bit"):
-        argtypes.number(text)
+        arguments.number(text)
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("30", 30.0), ("0.5", 0.5), ("2m", 120.0), ("250ms", 0.25), ("1s", 1.0)]
 )
 def test_seconds(text: str, value: float) -> None:
-    assert argtypes.seconds(text) == value
+    assert arguments.seconds(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1h", "inf", "nan"])
 def test_seconds_refuses(text: str) -> None:
     with pytest.raises(UserError, match="is not a time"):
-        argtypes.seconds(text)
+        arguments.seconds(text)
 
 
 def test_whole_has_bounds() -> None:
-    read = argtypes.whole(1, 8)
+    read = arguments.whole(1, 8)
     assert (read("1"), read("8"), read("0x2")) == (1, 8, 2)
     for text in ("0", "9", "x", "-1"):
         with pytest.raises(UserError, match="from 1 to 8"):

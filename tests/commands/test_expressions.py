@@ -7,7 +7,7 @@ import argparse
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.registry import Command
 from ptinspect.errors import UserError
@@ -25,7 +25,7 @@ FORMS = {
     "pa:0x41475000+0x18": 0x4147_5018,
     f"pa:start_kernel-{KERNEL - IMAGE:#x}": IMAGE + 0x1000,
 }
-KINDS = {"address": expression.address, "location": argtypes.location}
+KINDS = {"address": expression.address, "location": arguments.location}
 WITHOUT = {"attach", "decode", "break --if", "on stop", "kpti until"}
 """Commands whose help speaks of other addresses: of sockets, or read by the command itself."""
 
@@ -37,7 +37,7 @@ def takers() -> list[tuple[Command, argparse.Action]]:
         if command.passthrough:
             continue
         for action in command.parser().actions():
-            if argtypes.completion_kind(action) in ("address", "root"):
+            if arguments.completion_kind(action) in ("address", "root"):
                 found.append((command, action))
     return found
 

@@ -9,7 +9,7 @@ from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, te
 
 from ptinspect.arch.a64 import is_call
 from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.fingers import INSTEAD
+from ptinspect.commands.framework.registry import INSTEAD
 from ptinspect.commands.look import disassemble
 from ptinspect.commands.look.info import WORDS
 from ptinspect.errors import UserError

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oops_logs import LOGS, bad_stack, lines, paging_request
 
-from ptinspect.commands.stack.oops_view import explained
+from ptinspect.commands.stack.oops import explained
 from ptinspect.linux.death import CODES
 from ptinspect.linux.oops.analysis import Analysis, analyse
 from ptinspect.output.files import to_csv, to_markdown

@@ -323,7 +323,7 @@ def test_a_pc_in_a_page_that_may_not_be_executed_is_told() -> None:
 
 
 def test_the_users_tables_are_not_said_to_be_unmarked() -> None:
-    from ptinspect.commands.stack.oops_view import explained
+    from ptinspect.commands.stack.oops import explained
     from ptinspect.output.text import render
 
     walk = "pgd=08000000440a8003, p4d=08000000440a8003, pud=08000000440a9003, pmd=0000000000000000"
@@ -373,7 +373,7 @@ def test_exception_frames_inside_of_a_trace_do_not_end_it() -> None:
 
 
 def test_the_outermost_callers_are_shown_too() -> None:
-    from ptinspect.commands.stack.oops_view import explained
+    from ptinspect.commands.stack.oops import explained
     from ptinspect.output.text import render
 
     shown = render(explained(analyse(log("6.12-recursion")), "a log"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptinspect.errors import MemoryReadError, UserError
-from ptinspect.memory.elfcore import HEADER, PROGRAM, is_elf, load
+from ptinspect.memory.dumpfile import HEADER, PROGRAM, is_elf, load_core
 
 BASE = 0x4000_0000
 
@@ -61,7 +61,7 @@ def test_memory_and_registers_are_where_the_file_says(tmp_path: Path) -> None:
     notes += note(b"VMCOREINFO", 0, b"OSRELEASE=6.1.0\nPAGESIZE=4096\n")
     path = put(tmp_path / "core", core([(BASE + 0x8000, high), (BASE, low)], notes))
     assert is_elf(path)
-    memory, found = load(path)
+    memory, found = load_core(path)
     with memory:
         assert [(block.start, block.size) for block in memory.ram] == [
             (BASE, 0x3000),
@@ -81,13 +81,13 @@ def test_memory_and_registers_are_where_the_file_says(tmp_path: Path) -> None:
 
 
 def test_reads_go_across_pieces_that_touch(tmp_path: Path) -> None:
-    memory, _ = load(put(tmp_path / "core", core([(BASE, b"a" * 16), (BASE + 16, b"b" * 16)])))
+    memory, _ = load_core(put(tmp_path / "core", core([(BASE, b"a" * 16), (BASE + 16, b"b" * 16)])))
     assert memory.read(BASE + 12, 8) == b"aaaabbbb"
 
 
 def test_a_file_that_shrinks_is_an_error_and_no_zeros(tmp_path: Path) -> None:
     path = put(tmp_path / "core", core([(BASE, b"a" * 0x2000)]))
-    memory, _ = load(path)
+    memory, _ = load_core(path)
     data = path.read_bytes()
     path.write_bytes(data[:-0x1000])
     assert memory.read(BASE, 0x1000) == b"a" * 0x1000
@@ -140,7 +140,7 @@ def long_notes() -> bytes:
 )
 def test_what_makes_no_sense_is_refused(data: bytes, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        load(put(tmp_path / "core", data))
+        load_core(put(tmp_path / "core", data))
 
 
 def test_the_same_memory_twice_is_allowed_if_it_is_the_same_bytes(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_same_memory_twice_is_allowed_if_it_is_the_same_bytes(tmp_path: Path
     at = HEADER.size + 2 * PROGRAM.size
     start = HEADER.size + 3 * PROGRAM.size
     PROGRAM.pack_into(data, at, 1, 0, start + 4, 0xFFFF_0000_0000_0000, BASE + 4, 6, 6, 0)
-    memory, _ = load(put(tmp_path / "core", bytes(data)))
+    memory, _ = load_core(put(tmp_path / "core", bytes(data)))
     assert memory.read(BASE, 10) == b"0123456789"
 
 
@@ -163,7 +163,7 @@ def test_any_damage_is_a_clear_error_or_harmless(
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     path = put(tmp_path_factory.mktemp("fuzz") / "core", bytes(good[: data.draw(st.integers(0, len(good)))]))
     try:
-        memory, _ = load(path)
+        memory, _ = load_core(path)
     except UserError:
         return
     with memory:

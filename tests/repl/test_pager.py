@@ -10,7 +10,7 @@ import pytest
 from test_runner import Screen
 
 from ptinspect.output.model import Note, Report
-from ptinspect.repl import pager
+from ptinspect.repl import printer
 from ptinspect.repl.printer import Printer
 
 LONG = Report({}, (Note("\n".join(f"line {n}" for n in range(60)), "good"),))
@@ -71,8 +71,8 @@ def test_what_fits_is_just_printed_and_so_is_all_where_the_pager_is_off(to_file:
 
 def test_long_lines_count_as_what_they_take() -> None:
     size = os.terminal_size((80, 24))
-    assert pager.too_long("x" * 81 * 22, size)
-    assert not pager.too_long(f"\x1b[32m{'x' * 80}\x1b[0m\n" * 22, size)
+    assert printer.too_long("x" * 81 * 22, size)
+    assert not printer.too_long(f"\x1b[32m{'x' * 80}\x1b[0m\n" * 22, size)
 
 
 @pytest.mark.parametrize("chosen", ["", "cat", "no-such-pager-here", "'"])
@@ -85,10 +85,10 @@ def test_without_a_pager_all_is_printed(chosen: str, to_file: Path, monkeypatch:
 
 def test_less_is_the_default_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    assert pager.command({}) == ["less", "-RFXK"]
-    assert pager.command({"PAGER": "less -S"}) == ["less", "-S"]
+    assert printer.pager_command({}) == ["less", "-RFXK"]
+    assert printer.pager_command({"PAGER": "less -S"}) == ["less", "-S"]
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert pager.command({}) == []
+    assert printer.pager_command({}) == []
 
 
 def test_a_pager_that_leaves_early_and_ctrl_c_in_it_are_nothing_special(
@@ -98,5 +98,5 @@ def test_a_pager_that_leaves_early_and_ctrl_c_in_it_are_nothing_special(
     script.write_text("#!/bin/sh\nkill -INT $PPID\nexit 2\n")
     script.chmod(0o755)
     before = signal.getsignal(signal.SIGINT)
-    assert pager.view("x" * (1 << 20), {**os.environ, "PAGER": str(script)})
+    assert printer.view_in_pager("x" * (1 << 20), {**os.environ, "PAGER": str(script)})
     assert signal.getsignal(signal.SIGINT) is before

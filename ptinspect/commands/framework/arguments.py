@@ -1,21 +1,138 @@
-"""Arguments that many commands have: which CPU, which snapshot, which tables."""
+"""What arguments may hold, and those that many commands have: which CPU, which snapshot, which tables."""
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.arch.bits import MASK64
+from ptinspect.arch.levels import LEVEL_NAMES
 from ptinspect.commands.framework.command import Argument, argument
-from ptinspect.guest.expression import ADDRESS_HELP, address, address_range
+from ptinspect.errors import UserError
+from ptinspect.guest.expression import ADDRESS_HELP, Address, address, address_range, parse_number, parse_size
 from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
 
-CPU_NUMBER = argtypes.completes("cpu", argtypes.whole(0, 1023))
+RANGE_HELP = "range: A..B (B not included), A+LENGTH, or one address"
+
+Read = TypeVar("Read")
+"""What a type makes of the text."""
+
+
+def number(text: str) -> int:
+    """Read an unsigned 64-bit number. Raises UserError."""
+    value = parse_number(text)
+    if value is None or value > MASK64:
+        raise UserError(f"{text!r} is not a 64-bit number", "write 0x… or decimal")
+    return value
+
+
+def location(text: str) -> Address:
+    """Read the address of an instruction; GDB's `*ADDR` is the same here. Raises UserError."""
+    return address(text.removeprefix("*"))
+
+
+def size(text: str) -> int:
+    """Read a size in bytes: 4096, 0x1000, 4K, 2M, 1G. Raises UserError."""
+    value = parse_size(text)
+    if not value:
+        raise UserError(f"{text!r} is not a size", "write bytes, or 4K, 2M, 1G")
+    return value
+
+
+def level(text: str) -> int | str:
+    """Read a level: -1 to 3, or Linux's name of it (pgd, p4d, pud, pmd, pte). Raises UserError."""
+    if text.lower() in LEVEL_NAMES:
+        return text.lower()
+    if re.fullmatch(r"-1|[0-3]", text):
+        return int(text)
+    raise UserError(f"{text!r} is not a level", "write -1 to 3, or pgd, p4d, pud, pmd, pte")
+
+
+def whole(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Return a type that reads a number between `minimum` and `maximum`, both included."""
+
+    def read(text: str) -> int:
+        value = parse_number(text)
+        if value is None or not minimum <= value <= maximum:
+            raise UserError(f"{text!r} is not a number from {minimum} to {maximum}")
+        return value
+
+    return read
+
+
+def either(*words: str, other: Callable[[str], Read]) -> Callable[[str], Read | str]:
+    """Return a type that takes one of these words as it is, and reads all else by another type."""
+    return lambda text: text if text in words else other(text)
+
+
+PID = whole(0, 1 << 22)
+"""The type of a thread's id."""
+
+
+def seconds(text: str) -> float:
+    """Read a time in seconds: 30, 0.5, 30s, 2m. Raises UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|ms)?", text)
+    if not match:
+        raise UserError(f"{text!r} is not a time", "write seconds: 30, 0.5, 2m")
+    return float(match[1]) * {"s": 1.0, "m": 60.0, "ms": 0.001}[match[2] or "s"]
+
+
+def snapshot(text: str) -> str:
+    """Read the name of a snapshot or of a snapshot file; `Guest.snapshot_or_file` finds it."""
+    if not text:
+        raise UserError("a snapshot's name cannot be empty")
+    return text
+
+
+def command_word(text: str) -> str:
+    """Read a word of a command's name."""
+    return text
+
+
+def register_name(text: str) -> str:
+    """Read the name of a register, with or without `$`."""
+    return text.removeprefix("$")
+
+
+def guest_name(text: str) -> str:
+    """Read the name of a reference guest."""
+    return text
+
+
+_KINDS: dict[object, str] = {
+    address: "address",
+    address_range: "address",
+    location: "address",
+    snapshot: "snapshot",
+    command_word: "command",
+    level: "level",
+    register_name: "register",
+    guest_name: "guest",
+    Path: "file",
+}
+
+
+def completes(kind: str, reader: Callable[[str], Read]) -> Callable[[str], Read]:
+    """Have `reader`, the type of an argument, completed as `kind` (commands/candidates.py)."""
+    _KINDS[reader] = kind
+    return reader
+
+
+def completion_kind(action: argparse.Action) -> str:
+    """Return what completes an argument: address, snapshot, command, file, or nothing."""
+    return _KINDS.get(action.type, "")
+
+
+CPU_NUMBER = completes("cpu", whole(0, 1023))
 """The type of `--cpu`."""
 
 
-CPU_OR_ALL = argtypes.completes("cpu", argtypes.either("all", other=argtypes.whole(0, 1023)))
+CPU_OR_ALL = completes("cpu", either("all", other=whole(0, 1023)))
 """The same, where all of them may be shown."""
-argtypes.completes("root", root_choice)
+completes("root", root_choice)
 
 
 def cpu_argument(meaning: str = "whose registers count (default: the one that stopped)") -> Argument:
@@ -31,7 +148,7 @@ def cpu_or_all_argument(meaning: str) -> Argument:
 CPU = cpu_argument()
 SNAP = argument(
     "--snap",
-    type=argtypes.snapshot,
+    type=snapshot,
     metavar="SNAP",
     help="use this snapshot (a name, or a file) instead of the guest",
 )
@@ -44,7 +161,7 @@ PART = argument(
     dest="part",
     type=address_range,
     metavar="RANGE",
-    help=f"only a part; {argtypes.RANGE_HELP}",
+    help=f"only a part; {RANGE_HELP}",
 )
 """Which addresses: the handler takes `part`."""
 LEAVES = (
@@ -64,7 +181,7 @@ LEAVES = (
 def levels_argument(meaning: str) -> Argument:
     """Declare `--level`, which may be repeated: the handler takes `levels`."""
     more: dict[str, Any] = {"dest": "levels", "action": "append", "default": []}
-    return argument("--level", "-l", type=argtypes.level, metavar="L", help=meaning, **more)
+    return argument("--level", "-l", type=level, metavar="L", help=meaning, **more)
 
 
 WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end here; {ADDRESS_HELP}")

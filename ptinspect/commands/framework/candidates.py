@@ -94,7 +94,7 @@ SYMBOLS = {"t": "code", "w": "code", "d": "data", "b": "data", "r": "read-only d
 
 
 def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str] = ()) -> Iterator[Candidate]:
-    """Return what an argument of a kind (`argtypes.completion_kind`) may be.
+    """Return what an argument of a kind (`arguments.completion_kind`) may be.
 
     `current` is what is typed of it, `before` the words before it.
     """

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.errors import UserError
 from ptinspect.output.model import escape
 
@@ -67,19 +67,21 @@ _DECLARED = (
         ("auto", "on", "off"),
     ),
     Option("confirm", True, _switch, "ask before what cannot be undone; off: do it at once", ("on", "off")),
-    Option("history", 5000, argtypes.whole(0, 1_000_000), "lines that are kept between runs"),
+    Option("history", 5000, arguments.whole(0, 1_000_000), "lines that are kept between runs"),
     Option(
         "pager", "auto", _one_of("auto", "off"), "auto: what is longer than the screen in $PAGER, or less"
     ),
     Option("prompt", "ptinspect> ", _prompt, "what stands before the line that is typed"),
-    Option("rows", 0, argtypes.whole(0, 1 << 24), "rows of a list without --limit; 0: what each command has"),
+    Option(
+        "rows", 0, arguments.whole(0, 1 << 24), "rows of a list without --limit; 0: what each command has"
+    ),
     Option(
         "timeout",
         0.0,
-        argtypes.seconds,
+        arguments.seconds,
         "seconds that continue, until and finish wait; 0: at the prompt until Ctrl-C, in scripts 300",
     ),
-    Option("timeout-attach", 10.0, argtypes.seconds, "seconds that attaching may take"),
+    Option("timeout-attach", 10.0, arguments.seconds, "seconds that attaching may take"),
 )
 OPTIONS: Mapping[str, Option] = {option.name: option for option in _DECLARED}
 """By name."""
@@ -171,5 +173,5 @@ def option_value(text: str) -> str:
     return text
 
 
-argtypes.completes("option", option_name)
-argtypes.completes("option-value", option_value)
+arguments.completes("option", option_name)
+arguments.completes("option-value", option_value)

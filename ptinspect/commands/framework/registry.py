@@ -4,17 +4,64 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Protocol
 
 from ptinspect.commands.framework.command import Call, Command, Needs
-from ptinspect.commands.framework.fingers import INSTEAD
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Note, Report, escape
+
+INSTEAD: Mapping[str, str] = {
+    "add-symbol-file": "gdb add-symbol-file …",
+    "call": "the guest's functions cannot be called",
+    "clear": "delete N; break lists them",
+    "commands": "in a script: on stop NAME: …",
+    "context": "status, regs, bt, x/8i $pc",
+    "disconnect": "detach",
+    "display": "x/i $pc after each stop: in a script, on stop",
+    "down": "bt lists the frames; regs and $fp are those of the innermost",
+    "echo": "lines that begin with # are comments",
+    "f": "bt lists the frames, stack shows their sizes",
+    "file": "kernel FILE",
+    "frame": "bt lists the frames, stack shows their sizes",
+    "hbreak": "break ADDR: it is a hardware breakpoint unless --software",
+    "hexdump": "x/64bx ADDR",
+    "j": "gdb jump …",
+    "jump": "gdb jump …",
+    "kill": "quit ends the guest that was launched here; detach leaves it",
+    "l": "there are no source lines; disassemble, or x/8i $pc",
+    "list": "there are no source lines; disassemble, or x/8i $pc",
+    "nearpc": "disassemble",
+    "pagewalk": "walk ADDR",
+    "pmap": "map",
+    "pt": "map, walk ADDR, find pa:…",
+    "ptype": "gdb ptype …",
+    "r": "launch starts a guest, continue lets it run",
+    "restart": "quit and start again, or: gdb monitor system_reset",
+    "return": "finish runs until the function returns",
+    "run": "launch starts a guest, continue lets it run",
+    "rwatch": "gdb rwatch …",
+    "awatch": "gdb awatch …",
+    "search": "find PA lists the addresses that map it",
+    "shell": "Ctrl-Z, or another terminal",
+    "starti": "launch stops the guest at reset",
+    "symbol-file": "kernel FILE",
+    "target": "attach :1234",
+    "tb": "break --temporary ADDR",
+    "tbreak": "break --temporary ADDR",
+    "telescope": "x/8a $sp",
+    "thread": "cpu N",
+    "up": "bt lists the frames; regs and $fp are those of the innermost",
+    "vmmap": "map",
+    "watch": "gdb watch …; stack guard watches the stacks",
+    "xinfo": "print ADDR, walk ADDR",
+}
+"""GDB's, pwndbg's or gef's word -> what answers it here."""
+
 
 RESULTS = "results"
 """Name in Guest.kept of the last result of each command and the stop it belongs to, for `expect`."""

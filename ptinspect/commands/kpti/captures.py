@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -99,14 +99,14 @@ class RunResult:
     arguments=(
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             default=RUN_SECONDS,
             metavar="SECONDS",
             help=f"limit for the whole run (default {RUN_SECONDS:.0f})",
         ),
         argument(
             "--percent",
-            type=argtypes.whole(0, 100),
+            type=arguments.whole(0, 100),
             default=50,
             metavar="N",
             help="how many percent of the pmd entries to be rewritten are so at `during` (default 50)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.guest.guest import Guest
@@ -35,11 +35,11 @@ class VerdictResult:
     example="kpti verdict",
     arguments=(
         argument(
-            "--before", type=argtypes.snapshot, metavar="SNAP", help="the tables before (default: before)"
+            "--before", type=arguments.snapshot, metavar="SNAP", help="the tables before (default: before)"
         ),
         argument(
             "--after",
-            type=argtypes.snapshot,
+            type=arguments.snapshot,
             metavar="SNAP",
             help="the tables after (default: after, or live)",
         ),

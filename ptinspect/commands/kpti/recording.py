@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import NotReached
@@ -85,7 +85,7 @@ class AllStores:
     arguments=(
         argument(
             "--level",
-            type=argtypes.level,
+            type=arguments.level,
             action="append",
             metavar="LEVEL",
             help="this level; may be repeated",
@@ -99,7 +99,7 @@ class AllStores:
         ),
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             metavar="SECONDS",
             help=f"limit ({SECONDS:.0f}; more with pte)",
         ),

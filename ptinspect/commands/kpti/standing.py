@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import cpu_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.errors import GuestError, UserError
@@ -63,7 +63,7 @@ class StatusResult:
     summary="Say whether the rewrite is still to come, in progress, done, or not needed",
     example="kpti status",
     arguments=(
-        argument("--snap", type=argtypes.snapshot, metavar="SNAP", help="a snapshot instead of the guest"),
+        argument("--snap", type=arguments.snapshot, metavar="SNAP", help="a snapshot instead of the guest"),
         CPU,
     ),
     result=StatusResult,
@@ -338,13 +338,13 @@ def place(text: str) -> Place:
             raise UserError(f"{text!r}: 0% to 100%")
         return Percent(percent)
     if level is not None and not text.startswith("pa:"):
-        return NthOfLevel(argtypes.level(level[1]), int(level[2]))
+        return NthOfLevel(arguments.level(level[1]), int(level[2]))
     if not re.match(r"[0-9$A-Za-z_]", text):
         raise UserError(f"{text!r}: PERCENT%, an address, or LEVEL:N", "kpti until 50%, kpti until pmd:10")
     return address(text)
 
 
-argtypes.completes("address", place)
+arguments.completes("address", place)
 
 
 @command(
@@ -354,7 +354,7 @@ argtypes.completes("address", place)
     example="kpti until 50%",
     arguments=(
         argument("where", type=place, metavar="PERCENT%|VA|LEVEL:N", help="where to stop"),
-        argument("--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help="limit"),
+        argument("--timeout", type=arguments.seconds, default=SECONDS, metavar="SECONDS", help="limit"),
     ),
     result=UntilResult | NotReached,
     needs=Needs.STOPPED,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import VirtAddr, bit
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.errors import PtinspectError, UserError
@@ -57,7 +57,7 @@ class DisassembleResult:
     arguments=(
         address_argument("address", nargs="?", metavar="ADDR"),
         argument(
-            "-n", dest="count", type=argtypes.whole(1, MOST), metavar="N", help="N instructions from ADDR on"
+            "-n", dest="count", type=arguments.whole(1, MOST), metavar="N", help="N instructions from ADDR on"
         ),
         argument("--all", action="store_true", help="the whole function"),
         CPU,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64, VirtAddr, bit
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, SNAP
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import PtinspectError
@@ -26,7 +26,7 @@ def piece(text: str) -> str:
     return text
 
 
-argtypes.completes("address", piece)
+arguments.completes("address", piece)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Words
@@ -37,7 +37,7 @@ def info_word(text: str) -> str:
     return text
 
 
-argtypes.completes("info", info_word)
+arguments.completes("info", info_word)
 
 
 @command(

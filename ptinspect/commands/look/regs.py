@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ptinspect.arch.sysregs import CpuState, remarks
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, CPU_NUMBER, SNAP
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.errors import UserError
@@ -83,7 +83,7 @@ class RegistersResult:
     summary="Show the registers of a CPU",
     example="regs x0 x30 TTBR1_EL1",
     arguments=(
-        argument("names", nargs="*", type=argtypes.register_name, metavar="NAME", help="only these"),
+        argument("names", nargs="*", type=arguments.register_name, metavar="NAME", help="only these"),
         CPU,
         SNAP,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.guest import Guest
@@ -46,7 +46,7 @@ class BacktraceResult:
         argument(
             "-n",
             dest="limit",
-            type=argtypes.whole(1, 10_000),
+            type=arguments.whole(1, 10_000),
             default=64,
             metavar="N",
             help="at most N frames (64)",

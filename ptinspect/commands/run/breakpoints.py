@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
@@ -67,7 +67,7 @@ class DeleteResult:
         argument(
             "address",
             nargs="?",
-            type=argtypes.location,
+            type=arguments.location,
             metavar="ADDR",
             help=f"{ADDRESS_HELP}; none: list the breakpoints",
         ),
@@ -141,7 +141,7 @@ def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
         argument(
             "numbers",
             nargs="*",
-            type=argtypes.either("all", other=argtypes.whole(0, 1 << 31)),
+            type=arguments.either("all", other=arguments.whole(0, 1 << 31)),
             metavar="N",
             help="numbers of breakpoints, or: all",
         ),

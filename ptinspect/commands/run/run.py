@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, cpu_argument
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = argument(
     "--timeout",
-    type=argtypes.seconds,
+    type=arguments.seconds,
     metavar="SECONDS",
     help=f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})",
 )
@@ -34,7 +34,7 @@ FUNCTION_CPU = cpu_argument("whose function (default: the CPU that stopped)")
 
 def _count(most: int) -> Argument:
     return argument(
-        "count", nargs="?", type=argtypes.whole(1, most), default=1, metavar="N", help="instructions (1)"
+        "count", nargs="?", type=arguments.whole(1, most), default=1, metavar="N", help="instructions (1)"
     )
 
 
@@ -210,7 +210,7 @@ def _after_call(guest: Guest, found: calls.Return) -> Report:
     summary="Run until an address is reached",
     example="until kpti_install_ng_mappings",
     arguments=(
-        argument("addresses", nargs="+", type=argtypes.location, metavar="ADDR", help=ADDRESS_HELP),
+        argument("addresses", nargs="+", type=arguments.location, metavar="ADDR", help=ADDRESS_HELP),
         TIMEOUT,
     ),
     result=StopResult,

@@ -4,22 +4,100 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.campaign import passing_runs
+from ptinspect.campaign.attempt import read_answers
+from ptinspect.campaign.child import ANSWERS
+from ptinspect.campaign.passing_runs import first_difference
+from ptinspect.campaign.plan import folder
+from ptinspect.campaign.runner import RUNS
+from ptinspect.campaign.statistics import Attempts, Merged
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.session.campaign_compare import compared
-from ptinspect.errors import UserError
+from ptinspect.errors import PtinspectError, UserError
 from ptinspect.output.files import form_of, write, write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
     from ptinspect.campaign.statistics import Merged
+    from ptinspect.output.views.campaign import Compared
+
+
+MOST = 12
+"""Failed runs that are compared: the first of each way to fail."""
+SNAPSHOTS = 4
+"""Snapshots of one run that are compared."""
+
+
+def compared(merged: Merged, directories: Sequence[Path]) -> list[Compared]:
+    """Compare the first run of each way to fail with what passing runs of its cell have in common."""
+    firsts: dict[tuple[str, ...], Attempts] = {}
+    for item in merged.runs:
+        if not item.passed and item.last.outcome != "error":
+            firsts.setdefault(item.way, item)
+    return [_compare(merged, item, directories) for item in list(firsts.values())[:MOST]]
+
+
+def _compare(merged: Merged, item: Attempts, directories: Sequence[Path]) -> Compared:
+    from ptinspect.output.views.campaign import Compared
+
+    cell = merged.plan.cells.index(item.run.cell)
+    name, number, outcome = item.run.cell.name, item.run.number, item.last.outcome
+    path = item.directory / RUNS / folder(item.run, item.last.attempt)
+    if not (path / ANSWERS).is_file():
+        return Compared(name, number, outcome, None, "its answers are not here")
+    places = [item.directory, *(each for each in directories if each != item.directory)]
+    for place in places:
+        good = passing_runs.load(place, cell)
+        if good is None:
+            continue
+        found = first_difference(good, passing_runs.steps_of(read_answers(path / ANSWERS)))
+        pairs = _snapshots(place / RUNS / good.reference, path)
+        why = "" if found else "no value that passing runs share is another one"
+        return Compared(name, number, outcome, found, why, tuple(pairs))
+    passed = merged.rows[cell].count("pass", "retried")
+    why = "what passing runs had in common is not here" if passed else "no run of this cell passed"
+    return Compared(name, number, outcome, None, why)
+
+
+def _snapshots(good: Path, bad: Path) -> list[Mapping[str, Any]]:
+    """Compare snapshots that both runs saved under the same name."""
+    try:
+        names = sorted({file.name for file in good.glob("*.npz")} & {file.name for file in bad.glob("*.npz")})
+    except OSError:
+        return []
+    return [_pair(name, good / name, bad / name) for name in names[:SNAPSHOTS]]
+
+
+def _pair(name: str, good: Path, bad: Path) -> Mapping[str, Any]:
+    from ptinspect.analysis.diff import diff
+    from ptinspect.snapshot.store import load
+
+    try:
+        found = diff(load(good), load(bad), max_changes=1)
+    except PtinspectError as error:
+        return {"name": name, "error": escape(error.message)}
+    first = ""
+    for change in found.changes[:1]:
+        before, after = (
+            "unreadable" if value is None else f"{value:#x}" for value in (change.before, change.after)
+        )
+        kinds = ", ".join(change.kinds)
+        first = f"{kinds} at {change.va_start:#x}, level {change.level}: {before} -> {after}"
+    return {
+        "name": name,
+        "changes_total": found.changes_total,
+        "only_bit11": found.only_bit11,
+        "changed": found.changed,
+        "first": first,
+    }
+
 
 SECONDS = 300.0
 CORES = len(os.sched_getaffinity(0))
@@ -51,20 +129,20 @@ besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
     arguments=(
         argument("script", nargs="?", metavar="SCRIPT", help="a script, or @NAME: one that came along"),
         argument(
-            "--runs", type=argtypes.whole(1, 1_000_000), metavar="N", help="guests in all, over all shards"
+            "--runs", type=arguments.whole(1, 1_000_000), metavar="N", help="guests in all, over all shards"
         ),
         argument(
-            "--jobs", type=argtypes.whole(1, CORES), default=1, metavar="N", help="guests at a time (1)"
+            "--jobs", type=arguments.whole(1, CORES), default=1, metavar="N", help="guests at a time (1)"
         ),
         argument(
             "--matrix", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="values to combine"
         ),
         argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script"),
         argument(
-            "--timeout", type=argtypes.seconds, default=SECONDS, metavar="SECONDS", help="for one run (300)"
+            "--timeout", type=arguments.seconds, default=SECONDS, metavar="SECONDS", help="for one run (300)"
         ),
         argument(
-            "--retries", type=argtypes.whole(0, 100), default=0, metavar="K", help="further attempts (0)"
+            "--retries", type=arguments.whole(0, 100), default=0, metavar="K", help="further attempts (0)"
         ),
         argument("--shard", default="1/1", metavar="I/N", help="run this part only"),
         argument(

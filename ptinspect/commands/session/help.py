@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 
 from ptinspect import __version__, formats
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Command, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
@@ -38,7 +38,7 @@ PROMISE = (
     example="help walk",
     arguments=(
         argument(
-            "words", nargs="*", type=argtypes.command_word, metavar="COMMAND", help="the command to explain"
+            "words", nargs="*", type=arguments.command_word, metavar="COMMAND", help="the command to explain"
         ),
     ),
     details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "

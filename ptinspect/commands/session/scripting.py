@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
@@ -73,7 +73,7 @@ def script_file(text: str) -> str:
     return text
 
 
-argtypes.completes("script", script_file)
+arguments.completes("script", script_file)
 
 
 @command(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import StackResult, stack
@@ -57,14 +57,14 @@ class GuardResult:
         ),
         argument(
             "--task",
-            type=argtypes.either("current", "any", other=argtypes.PID),
+            type=arguments.either("current", "any", other=arguments.PID),
             default="any",
             metavar="current|PID|any",
             help="whose stack (default any)",
         ),
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             metavar="SECONDS",
             help=f"({SECONDS:.0f}; REPL: until Ctrl-C)",
         ),

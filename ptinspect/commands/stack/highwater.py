@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import WHERE
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
@@ -71,7 +71,7 @@ class HighwaterResult:
         WHERE,
         argument(
             "--task",
-            type=argtypes.either("any", other=argtypes.PID),
+            type=arguments.either("any", other=arguments.PID),
             default="any",
             metavar="PID|any",
             help="whose stack (default any)",
@@ -80,7 +80,7 @@ class HighwaterResult:
         argument("--yes", "-y", action="store_true", help="do not ask before painting"),
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             default=SECONDS,
             metavar="SECONDS",
             help=f"({SECONDS:.0f})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,121 @@ from typing import BinaryIO
 
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.oops_result import OopsResult
+from ptinspect.commands.stack.oops_result import OopsResult, oops_result
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
+from ptinspect.linux.death import CODES
+from ptinspect.linux.oops.analysis import Analysis, Panic
+from ptinspect.linux.oops.incident import Fault
+from ptinspect.linux.oops.kpti_registers import describe
+from ptinspect.linux.oops.printed_walk import PathStep
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Note, Report, escape
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
+
+STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
+INNER, OUTER = 16, 8
+"""Frames of a call trace that people are shown: the innermost and the outermost ones; JSON has all."""
+
+
+def explained(analysis: Analysis, name: str) -> Report:
+    """Show every death: what happened, its verdict, what supports it, and what the log cannot tell."""
+    body: list[Note | Table] = []
+    if not analysis.panics:
+        body.append(Note(f"{escape(name)}: no panic, oops or stall in this log", "good"))
+    for number, panic in enumerate(analysis.panics, 1):
+        body.extend(_section(panic, number, analysis.total))
+    left = analysis.total - len(analysis.panics)
+    if left > 0:
+        body.append(Note(f"{left} more are left out", "dim"))
+    if not analysis.complete:
+        body.append(Note("the log was not read to its end: the compressed file ends too early", "bad"))
+    return Report(oops_result(analysis, name), body)
+
+
+def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
+    """Show one death to people."""
+    first, code, path = panic.incident.first, panic.verdict.code, panic.facts.path
+    which = f"{number} of {total}: " if total > 1 else ""
+    body: list[Note | Table] = [
+        Note(f"{which}{escape(panic.incident.message)}", "title"),
+        Table((Column("what"), Column("value")), _facts(panic)),
+        Note(f"verdict: {code}: {CODES[code]}", STYLES.get(code, "bad")),
+        _list("what supports it", panic.verdict.evidence),
+    ]
+    if panic.verdict.unknown:
+        body.append(_list("what the log cannot tell", panic.verdict.unknown))
+    if path is not None:
+        columns = (Column("level"), Column("raw", "right"), Column("kind"), Column("meaning"))
+        steps = [_walk_row(step, user=path.user) for step in path.steps]
+        body.append(Table(columns, steps, f"walk of {path.address:#x}, as printed"))
+    known = [(n.name, hex_address(n.value), n.role, n.meaning) for n in panic.registers if n.role]
+    if known:
+        columns = (Column("register"), Column("value", "right"), Column("role"), Column("meaning"))
+        body.append(Table(columns, known, "registers of idmap_kpti_install_ng_mappings"))
+    if first.trace:
+        body.append(_list("call trace", _frames(first)))
+    return body
+
+
+def _list(title: str, texts: Sequence[str]) -> Table:
+    return Table((Column(title),), [(text,) for text in texts])
+
+
+def _frames(first: Fault) -> list[str]:
+    """Return the frames of a trace that are shown, what is left out counted."""
+    left, frames = len(first.trace) - INNER - OUTER, first.trace
+    shown = frames if left <= 1 else (*frames[:INNER], f"… {left} more", *frames[-OUTER:])
+    return [*shown, "… the trace is cut in the log"] if first.elided else list(shown)
+
+
+def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
+    found = step.descriptor
+    return (
+        Styled(f"{step.name} {step.level}", "level"),
+        hex_address(found.raw),
+        str(found.kind),
+        describe(found, user=user),
+    )
+
+
+def _facts(panic: Panic) -> list[tuple[str, str]]:
+    """Return the rows of what was printed and worked out."""
+    facts, first = panic.facts, panic.incident.first
+    rows = [("at", f"line {first.line}" + (f", {first.time} s" if first.time else ""))]
+    if first.comm or first.cpu is not None:
+        who = [
+            f"{name} {number}"
+            for name, number in (("CPU", first.cpu), ("PID", first.pid))
+            if number is not None
+        ]
+        rows.append(("on", " ".join([*who, first.comm])))
+    if first.release:
+        rows.append(("kernel", first.release))
+    esr = facts.esr
+    if esr is not None:
+        access = {True: "write", False: "read", None: ""}[esr.wnr]
+        fault = f"{esr.fault}, level {esr.level}" if esr.fault and esr.level is not None else esr.fault
+        words = [f"{esr.raw:#x}: {esr.class_text}", access, fault or ""]
+        rows.append(("ESR", ", ".join(word for word in words if word)))
+    if first.far is not None:
+        rows.append(("FAR", hex_address(first.far)))
+    if first.sp is not None:
+        rows.append(("SP", hex_address(first.sp)))
+    if first.pc:
+        rows.append(("pc", first.pc + (f", lr {first.lr}" if first.lr else "")))
+    if facts.stack is not None:
+        stack = facts.stack
+        rows.append((f"{stack.kind} stack", f"{stack.base:#x} to {stack.top:#x}, {stack.size} bytes"))
+    if facts.used is not None:
+        rows.append(("used before the fault", f"{facts.used} bytes"))
+    if facts.recursion is not None:
+        rows.append(
+            ("recursion", f"{facts.recursion.count} nested exceptions of {facts.recursion.frame_size} bytes")
+        )
+    if panic.incident.later_count:
+        rows.append(("while dying", f"{panic.incident.later_count} more fault(s)"))
+    return rows
+
 
 VERDICTS = (
     "reverted-entry, lost-entry, stack-mapping-lost, deep-call-chain, guard-page-hit, sp-corrupted, "
@@ -46,7 +157,6 @@ VERDICTS = (
 )
 def oops(ctx: Context, *, file: str, output: Path | None = None) -> Report:
     """Explain a console log."""
-    from ptinspect.commands.stack.oops_view import explained
     from ptinspect.linux.oops.analysis import analyse
 
     if output is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import cpu_or_all_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.guest import Guest
@@ -122,11 +122,11 @@ class StackResult(DepthResult):
     example="stack --cpu all",
     arguments=(
         cpu_or_all_argument("whose stack (default: the CPU that stopped)"),
-        argument("--task", metavar="PID", type=argtypes.PID, help="the stack of this task instead"),
+        argument("--task", metavar="PID", type=arguments.PID, help="the stack of this task instead"),
         argument(
             "-n",
             dest="limit",
-            type=argtypes.whole(1, 10_000),
+            type=arguments.whole(1, 10_000),
             default=FRAMES,
             metavar="N",
             help="at most N frames",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, WHERE
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
@@ -64,26 +64,26 @@ class StackDiffResult:
         argument("--method", choices=("step", "ladder", "sample"), help="how to follow SP"),
         argument(
             "--steps",
-            type=argtypes.whole(1, MOST_STEPS),
+            type=arguments.whole(1, MOST_STEPS),
             metavar="N",
             help=f"instructions at most ({STEPS})",
         ),
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             metavar="SECONDS",
             help=f"for ladder and sample ({SECONDS:.0f})",
         ),
         argument(
             "--every",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             default=EVERY,
             metavar="SECONDS",
             help=f"between samples ({EVERY})",
         ),
         argument(
             "--task",
-            type=argtypes.either("current", "any", other=argtypes.PID),
+            type=arguments.either("current", "any", other=arguments.PID),
             default="current",
             metavar="current|PID|any",
             help="whose stacks a ladder watches",
@@ -207,7 +207,7 @@ def _functions(parts: Sequence[Part]) -> Table:
         argument("a", type=Path, metavar="A", help="file of the first trace"),
         argument("b", type=Path, metavar="B", help="file of the second"),
         argument(
-            "--at-most", type=argtypes.whole(0, 1 << 20), metavar="BYTES", help="growth that is no failure"
+            "--at-most", type=arguments.whole(0, 1 << 20), metavar="BYTES", help="growth that is no failure"
         ),
     ),
     result=StackDiffResult,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.analysis.findings import RULES, Finding, Findings
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.tables.diff import PartResult, held_result
@@ -108,7 +108,7 @@ class CheckResult:
     arguments=(
         *TABLES,
         argument(
-            "--against", type=argtypes.snapshot, metavar="SNAP", help="compare with this earlier snapshot"
+            "--against", type=arguments.snapshot, metavar="SNAP", help="compare with this earlier snapshot"
         ),
         argument(
             "--rewrite-done",
@@ -119,7 +119,7 @@ class CheckResult:
         argument("--expect-clean", action="store_true", help="exit code 1 if there is any finding at all"),
         argument(
             "--limit",
-            type=argtypes.whole(1, 1 << 20),
+            type=arguments.whole(1, 1 << 20),
             default=LIMIT,
             metavar="N",
             help=f"findings listed per rule ({LIMIT})",

@@ -13,7 +13,7 @@ from ptinspect.arch.levels import level_number
 from ptinspect.arch.permissions import effective
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import regime_at_el2
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -75,18 +75,18 @@ class DecodeResult:
     summary="Explain one descriptor, field by field",
     example="decode 0x00680000411f7f03 --level 3",
     arguments=(
-        argument("value", type=argtypes.number, help="raw descriptor: 0x…, or 16 hex digits"),
+        argument("value", type=arguments.number, help="raw descriptor: 0x…, or 16 hex digits"),
         argument(
-            "--level", "-l", type=argtypes.level, required=True, help="-1 to 3, or pgd, p4d, pud, pmd, pte"
+            "--level", "-l", type=arguments.level, required=True, help="-1 to 3, or pgd, p4d, pud, pmd, pte"
         ),
-        argument("--granule", type=argtypes.size, help="4K (default), 16K or 64K"),
-        argument("--va-bits", type=argtypes.whole(16, 55), help="width of virtual addresses: 48"),
-        argument("--pa-bits", type=argtypes.whole(32, 52), help="width of physical addresses: 48"),
+        argument("--granule", type=arguments.size, help="4K (default), 16K or 64K"),
+        argument("--va-bits", type=arguments.whole(16, 55), help="width of virtual addresses: 48"),
+        argument("--pa-bits", type=arguments.whole(32, 52), help="width of physical addresses: 48"),
         argument("--ds", action="store_true", help="TCR_EL1.DS is set (LPA2: 52-bit addresses)"),
         argument("--regime", dest="rules", choices=("el1", "el2"), help="el2: a table of EL2's own regime"),
-        argument("--pir", type=argtypes.number, help="PIR_EL1 or PIR_EL2: permissions are indirect"),
-        argument("--pire0", type=argtypes.number, help="PIRE0_EL1: what EL0 may do then (0)"),
-        argument("--mair", type=argtypes.number, help="MAIR_EL1, which gives memory types their names"),
+        argument("--pir", type=arguments.number, help="PIR_EL1 or PIR_EL2: permissions are indirect"),
+        argument("--pire0", type=arguments.number, help="PIRE0_EL1: what EL0 may do then (0)"),
+        argument("--mair", type=arguments.number, help="MAIR_EL1, which gives memory types their names"),
     ),
     result=DecodeResult,
     details="Without options the regime is the attached guest's if it is stopped, else 4K granule, 48-bit "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from ptinspect.analysis.counts import LevelDiff
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import decode
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
@@ -110,13 +110,13 @@ class DiffResult:
     summary="Compare two snapshots, descriptor by descriptor",
     example="diff before after --expect-only-bit11",
     arguments=(
-        argument("a", type=argtypes.snapshot, metavar="A", help="snapshot: a name or a file"),
-        argument("b", type=argtypes.snapshot, metavar="B", help="snapshot: a name or a file"),
+        argument("a", type=arguments.snapshot, metavar="A", help="snapshot: a name or a file"),
+        argument("b", type=arguments.snapshot, metavar="B", help="snapshot: a name or a file"),
         argument("-o", dest="output", type=Path, metavar="FILE", help="write the whole report to a file"),
         argument("--expect-only-bit11", action="store_true", help="exit code 1 if anything else changed"),
         argument(
             "--limit",
-            type=argtypes.whole(0, 1 << 24),
+            type=arguments.whole(0, 1 << 24),
             metavar="N",
             help=f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
         ),

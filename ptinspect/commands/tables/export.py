@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.levels import level_number
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import LEAVES, PART, levels_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import UserError
@@ -55,7 +55,7 @@ class ExportResult:
     summary="Write a snapshot as CSV, JSON lines, Parquet, or the kernel's own text",
     example="export before -o before.csv --level pmd",
     arguments=(
-        argument("name", type=argtypes.snapshot, metavar="NAME", help="a snapshot in memory, or its file"),
+        argument("name", type=arguments.snapshot, metavar="NAME", help="a snapshot in memory, or its file"),
         argument(
             "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, in one step"
         ),

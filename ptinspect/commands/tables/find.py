@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, size_name
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.expression import Address
@@ -71,7 +71,7 @@ class FindResult:
             help="physical address; a kernel address or symbol is translated first",
         ),
         argument(
-            "--limit", type=argtypes.whole(1, 100_000), default=1000, metavar="N", help="at most N hits"
+            "--limit", type=arguments.whole(1, 100_000), default=1000, metavar="N", help="at most N hits"
         ),
         *TABLES,
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, size_name, size_text
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import LEAVES, TABLES, levels_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
@@ -112,7 +112,7 @@ def letters(text: str) -> str:
     summary="List what is mapped, as runs of equal attributes",
     example="map --level pmd --ng",
     arguments=(
-        argument("part", nargs="?", type=address_range, metavar="RANGE", help=argtypes.RANGE_HELP),
+        argument("part", nargs="?", type=address_range, metavar="RANGE", help=arguments.RANGE_HELP),
         levels_argument("only leaves of this level"),
         argument("--ng", one_of="ng", action="store_true", default=None, help="only leaves with nG"),
         argument("--global", one_of="ng", dest="ng", action="store_false", help="only leaves without nG"),
@@ -131,7 +131,7 @@ def letters(text: str) -> str:
             "--mixed", action="store_true", help="contiguous groups whose entries differ in AF or dirty"
         ),
         argument(
-            "--against", type=argtypes.snapshot, metavar="SNAP", help="with --bar: what changed since SNAP"
+            "--against", type=arguments.snapshot, metavar="SNAP", help="with --bar: what changed since SNAP"
         ),
         argument(
             "--merge",
@@ -140,7 +140,7 @@ def letters(text: str) -> str:
         ),
         argument(
             "--limit",
-            type=argtypes.whole(1, 1 << 24),
+            type=arguments.whole(1, 1 << 24),
             metavar="N",
             help=f"list at most N runs (default {SHOWN} on the screen, 100000 in JSON)",
         ),

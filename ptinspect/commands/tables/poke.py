@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
@@ -33,7 +33,7 @@ class PokeResult:
     example="poke descriptor pa:0x411f7000 0x411f8003 --yes",
     arguments=(
         argument("pa", type=address, metavar="PA", help="physical address, a multiple of 8: pa:0x…"),
-        argument("value", type=argtypes.number, metavar="VALUE", help="the new descriptor"),
+        argument("value", type=arguments.number, metavar="VALUE", help="the new descriptor"),
         argument("--yes", "-y", action="store_true", help="do not ask"),
     ),
     result=PokeResult,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.tables.diff import diff_report
 from ptinspect.errors import UserError
@@ -51,7 +51,7 @@ class ReportResult:
             "names",
             nargs="*",
             default=[],
-            type=argtypes.snapshot,
+            type=arguments.snapshot,
             metavar="NAME",
             help="snapshots: names or files, in order",
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.guest.capturing import MAX_TABLES
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".npz"
 """Suffix of snapshot files, added where the user gives none."""
-NAME = argument("name", type=argtypes.snapshot, metavar="NAME", help="the snapshot")
+NAME = argument("name", type=arguments.snapshot, metavar="NAME", help="the snapshot")
 REPLACE = argument("--replace", action="store_true", help="replace the snapshot that has this name")
 
 
@@ -87,7 +87,7 @@ class SnapshotsResult:
         argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot"),
         argument(
             "--max-tables",
-            type=argtypes.whole(1, 1 << 24),
+            type=arguments.whole(1, 1 << 24),
             default=MAX_TABLES,
             metavar="N",
             help=f"stop after so many tables (default {MAX_TABLES}, which is 1 GiB of tables)",
@@ -184,7 +184,7 @@ def load(guest: Guest, *, file: Path, name: str | None, replace: bool) -> Report
     group="Snapshots",
     summary="Forget a snapshot",
     example="drop before",
-    arguments=(argument("names", type=argtypes.snapshot, nargs="+", metavar="NAME", help="the snapshots"),),
+    arguments=(argument("names", type=arguments.snapshot, nargs="+", metavar="NAME", help="the snapshots"),),
     result=SnapshotsResult,
     changes=True,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
@@ -22,7 +22,7 @@ STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead
 
 def megabytes(text: str) -> int:
     """Read a size of RAM: a number of megabytes, or 2G. Raises UserError."""
-    return int(text) if text.isdigit() else max(argtypes.size(text) >> 20, 1)
+    return int(text) if text.isdigit() else max(arguments.size(text) >> 20, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,10 @@ class LaunchResult(Condition):
         argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image or vmlinuz to boot"),
         argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
         argument(
-            "--guest", type=argtypes.guest_name, metavar="NAME", help="a reference guest that setup installed"
+            "--guest",
+            type=arguments.guest_name,
+            metavar="NAME",
+            help="a reference guest that setup installed",
         ),
         argument(
             "--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)"
@@ -50,7 +53,7 @@ class LaunchResult(Condition):
         argument("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)"),
         argument("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)"),
         argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
-        argument("--smp", type=argtypes.whole(1, 512), metavar="N", help="number of CPUs (default 1)"),
+        argument("--smp", type=arguments.whole(1, 512), metavar="N", help="number of CPUs (default 1)"),
         argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
         argument("--append", metavar="TEXT", help="kernel command line instead of the default one"),
         argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
@@ -131,7 +134,7 @@ class AttachResult(Condition):
         argument("address", nargs="?", metavar="ADDR", help="host:port, :port, or the path of a Unix socket"),
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             metavar="SECONDS",
             help="time that attaching may take (option timeout-attach)",
         ),

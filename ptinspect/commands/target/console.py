@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
@@ -72,13 +72,13 @@ class ConsoleResult:
         argument(
             "-n",
             dest="lines",
-            type=argtypes.whole(1, 100_000),
+            type=arguments.whole(1, 100_000),
             metavar="LINES",
             help=f"how many lines ({LINES}; with -f {AHEAD})",
         ),
         argument("-f", "--follow", action="store_true", help="show what comes from now on"),
         argument(
-            "--timeout", type=argtypes.seconds, metavar="SECONDS", help="with -f: wait here, for so long"
+            "--timeout", type=arguments.seconds, metavar="SECONDS", help="with -f: wait here, for so long"
         ),
     ),
     result=ConsoleResult,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptinspect.commands.framework import argtypes
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.kpti.captures import run as kpti_run
@@ -120,17 +120,17 @@ class JudgedResult:
         ),
         argument(
             "--guest",
-            type=argtypes.guest_name,
+            type=arguments.guest_name,
             metavar="NAME",
             help="a reference guest that setup installed (default: the first)",
         ),
         argument("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead"),
         argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
         argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
-        argument("--smp", type=argtypes.whole(1, 8), metavar="N", help="number of CPUs (default 1)"),
+        argument("--smp", type=arguments.whole(1, 8), metavar="N", help="number of CPUs (default 1)"),
         argument(
             "--timeout",
-            type=argtypes.seconds,
+            type=arguments.seconds,
             default=180.0,
             metavar="SECONDS",
             help="limit for the boot (180)",
