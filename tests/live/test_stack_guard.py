@@ -36,7 +36,7 @@ def test_the_injected_fault_is_caught_and_explained(
 
 def test_a_task_that_began_under_guard_is_guarded() -> None:
     with launched("5.10-cloud") as live:
-        first = live("stack guard --timeout 0.6")
+        first = live("stack guard --timeout 0.2")
         later = guarded_to_shell(live)
         assert later["stacks_watched"] > first["stacks_watched"]
 

@@ -31,6 +31,7 @@ from ptinspect.link.gdb import agent as agent_module
 from ptinspect.link.gdb import process as process_module
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.live import LiveSession
+from ptinspect.link.qemu import stub_probe as stub_probe_module
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
 from ptinspect.link.session import RunState
@@ -524,6 +525,7 @@ def test_a_guest_that_switches_itself_off(session: LiveSession) -> None:
 def test_a_qemu_that_hangs(qemu: Qemu, session: LiveSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "BASE_SECONDS", 0.5)
     monkeypatch.setattr(process_module, "CANCEL_SECONDS", 0.5)
+    monkeypatch.setattr(stub_probe_module, "LEAVE_SECONDS", 0.5)
     os.kill(qemu.pid, signal.SIGSTOP)
     try:
         with pytest.raises(TargetTimeout, match="did not answer"):
