@@ -196,8 +196,11 @@ def _boot(guest: Guest, machine: Machine) -> Boot:
 
 
 def _options(boot: Boot, machine: Machine) -> LaunchOptions:
+    """Return what QEMU is started with. Raises UserError without a CPU or without memory."""
     from ptinspect.link.qemu.machine import LaunchOptions
 
+    if any(count is not None and count < 1 for count in (machine.smp, machine.memory)):
+        raise UserError("a machine has at least one CPU and 1 MiB of memory")
     options = LaunchOptions(
         boot.kernel, boot.initrd, extra=tuple(machine.extra), program=_program(machine.qemu or "")
     )
