@@ -35,8 +35,9 @@ def test_a_program_that_is_not_there() -> None:
 def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 600 & echo $! $$ > {pids}; wait"
-    with pytest.raises(TargetTimeout, match="sh did not get on"):
-        run(["sh", "-c", script], timeout=1)
+    steps = itertools.count(1)
+    with pytest.raises(TargetTimeout, match="sh did not get on"):  # a second after it has begun
+        run(["sh", "-c", script], timeout=1, watch=lambda: 0 if pids.exists() else next(steps))
     children = [int(p) for p in pids.read_text().split()]
     assert len(children) == 2
     deadline = time.monotonic() + 30
