@@ -23,8 +23,8 @@ from ptinspect.analysis.diff import Diff, diff
 from ptinspect.analysis.findings import Finding, Findings
 from ptinspect.analysis.map import MapFilter, Run, runs
 from ptinspect.analysis.summary import Summary, summarize
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.stack.guard import MARGIN
 from ptinspect.errors import UserError
 from ptinspect.guest import capturing, opening
@@ -34,9 +34,8 @@ from ptinspect.guest.names import symbol
 from ptinspect.guest.opening import Machine
 from ptinspect.guest.rewrite import Outcome, run_through
 from ptinspect.guest.rewrite_state import Judgement, judgement
-from ptinspect.guest.roots import root_choice
+from ptinspect.guest.roots import Tables, root_choice, source
 from ptinspect.guest.run_control import until
-from ptinspect.guest.source import Tables, source
 from ptinspect.guest.stacks.kernel_stacks import depth
 from ptinspect.guest.stacks.stack_guard import Guarded, guard
 from ptinspect.snapshot.memory import SnapshotMemory

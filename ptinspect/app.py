@@ -109,8 +109,8 @@ class Signals:
 
 
 def _main(arguments: list[str], signals: Signals) -> int:
-    from ptinspect.commands.framework.catalogue import build_registry
     from ptinspect.commands.framework.context import Context
+    from ptinspect.commands.framework.registry import build_registry
     from ptinspect.guest.guest import Guest
     from ptinspect.repl.printer import Printer
 

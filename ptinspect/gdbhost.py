@@ -58,8 +58,8 @@ class Server:
     """Run command lines for one GDB."""
 
     def __init__(self, host: Host) -> None:
-        from ptinspect.commands.framework.catalogue import build_registry
         from ptinspect.commands.framework.context import Context
+        from ptinspect.commands.framework.registry import build_registry
 
         self._host = host
         self.ctx: Context = Context(build_registry())

@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 from builders import RAM, TreeBuilder, cpu_state, regime_4k
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
+from ptinspect.commands.framework.registry import Registry, build_registry
 from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
 from ptinspect.link.changes import Changes
 from ptinspect.link.gdb.breakpoints import HardwareSlots

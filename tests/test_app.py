@@ -14,10 +14,9 @@ import pytest
 from fakes import declare
 
 from ptinspect import __version__, app
-from ptinspect.commands.framework import catalogue
 from ptinspect.commands.framework.command import argument
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
+from ptinspect.commands.framework.registry import Registry, build_registry
 from ptinspect.errors import ConnectError, MemoryReadError
 from ptinspect.output.model import Note, Report
 
@@ -44,7 +43,7 @@ def test_version() -> None:
 def test_help_names_every_command_and_the_exit_codes() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in catalogue.build_registry():
+    for command in build_registry():
         assert f"  {command.name} " in done.stdout
     assert "70 a bug" in done.stdout
 
@@ -173,7 +172,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Any:
             )
             return registry
 
-        monkeypatch.setattr("ptinspect.commands.framework.catalogue.build_registry", build)
+        monkeypatch.setattr("ptinspect.commands.framework.registry.build_registry", build)
         return closed
 
     return install
@@ -232,7 +231,7 @@ def test_a_stub_that_cannot_be_reached(probe: Any, capsys: pytest.CaptureFixture
 
 
 def test_arguments_keep_their_words() -> None:
-    registry = catalogue.build_registry()
+    registry = build_registry()
     assert app.join(registry, ["snap", "x", "--note", "two words; # no comment"]) == (
         "snap x --note 'two words; # no comment'"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.command import Command
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.script.parse import parse_line
 from ptinspect.script.statements import Line
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptinspect.analysis.descent import Chunk
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime
-from ptinspect.tables.arrays import Columns
+from ptinspect.tables.index import Columns
 from ptinspect.tables.kinds import (
     BIT11,
     K_INVALID,

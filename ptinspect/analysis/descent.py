@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import Regime
-from ptinspect.tables.arrays import Columns
-from ptinspect.tables.index import TableIndex, take_rows
+from ptinspect.tables.index import Columns, TableIndex, take_rows
 from ptinspect.tables.kinds import are_tables, next_tables
 from ptinspect.tables.window import Window
 

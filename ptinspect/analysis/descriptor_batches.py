@@ -13,8 +13,7 @@ from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import UserError
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.arrays import Columns
-from ptinspect.tables.index import TableIndex, entry_addresses, parts, place_of, take_rows
+from ptinspect.tables.index import Columns, TableIndex, entry_addresses, parts, place_of, take_rows
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables, output_addresses, without_addresses
 from ptinspect.tables.window import Window
 

@@ -12,8 +12,7 @@ from ptinspect.arch.bits import mask
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.arrays import Columns
-from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
+from ptinspect.tables.index import Columns, TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import (
     HIERARCHY_SHIFT,
     are_leaves,

@@ -17,7 +17,7 @@ from ptinspect.arch.levels import levels_of
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.arrays import Columns
+from ptinspect.tables.index import Columns
 from ptinspect.tables.kinds import HIERARCHY_SHIFT, without_addresses
 from ptinspect.tables.window import Window
 

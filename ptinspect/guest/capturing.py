@@ -11,7 +11,7 @@ from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.source import Source, Tables, source
+from ptinspect.guest.roots import Source, Tables, source
 from ptinspect.link.session import Capability
 from ptinspect.snapshot.fact_names import KERNEL_OFFSET
 from ptinspect.text import escape

@@ -9,7 +9,7 @@ from ptinspect.errors import KernelFileError
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 
 if TYPE_CHECKING:
     from ptinspect.analysis.aliases import Places

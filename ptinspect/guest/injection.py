@@ -1,6 +1,6 @@
-"""A fault put into the tables: the mapping of the stack lost at the end of the rewrite, and what follows.
+"""Faults put into the tables: a descriptor poked, or the stack's mapping lost at the end of the rewrite.
 
-So it was in the bug report on lost table entries (`linux.kpti.verdict`).
+The latter was so in the bug report on lost table entries (`linux.kpti.verdict`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,48 @@ from typing import TYPE_CHECKING, Literal
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import root_pa
-from ptinspect.errors import GuestError, TargetError, TargetTimeout
+from ptinspect.errors import GuestError, TargetError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.pokes import poke
 from ptinspect.guest.rewrite import Runner
+from ptinspect.link.journal import POKE, Change
 
 if TYPE_CHECKING:
     from ptinspect.link.journal import Change
     from ptinspect.linux.running.guest_view import GuestView
+
+
+def descriptor_at(guest: Guest, pa: int) -> int:
+    """Return the descriptor at a physical address of the stopped guest. Raises UserError, MemoryReadError."""
+    if pa % 8:
+        raise UserError(f"pa:{pa:#x}: a descriptor is eight bytes at a multiple of 8")
+    return int.from_bytes(guest.stopped.memory.read(pa, 8), "little")
+
+
+def poke(guest: Guest, pa: int, value: int) -> Change:
+    """Write a descriptor and remember what was there. Raises UserError, MemoryReadError, TargetError."""
+    made = Change(pa, descriptor_at(guest, pa), value, what=POKE)
+    guest.stopped.changes.make([made])
+    guest.forget_stop()
+    return made
+
+
+def undo_poke(guest: Guest) -> Change:
+    """Write back what the last poke replaced, and return that poke.
+
+    Raises UserError if there was none, or the guest has changed the descriptor since.
+    """
+    changes = guest.stopped.changes
+    done = changes.made(POKE)
+    if not done:
+        raise UserError("nothing was poked")
+    last = done[-1]
+    now = descriptor_at(guest, last.pa)
+    if now != last.new:
+        raise UserError(f"pa:{last.pa:#x} holds {now:#x}, not {last.new:#x}: the guest changed it since")
+    changes.undo([last])
+    guest.forget_stop()
+    return last
+
 
 Fault = Literal["lost", "reverted"]
 """The entry of the stack is cleared, or has the value that it had in the boot's own table."""

@@ -16,7 +16,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.source import Tables, source
+from ptinspect.guest.roots import Tables, source
 
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup

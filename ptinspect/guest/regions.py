@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.capturing import naming_facts
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.source import Source
+from ptinspect.guest.roots import Source
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import RegionNamer
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNamer, Layout]:
     """Return what names the addresses of a snapshot, and of an earlier one whose stacks count too."""
-    from ptinspect.linux.layout.choice import region_namer
-    from ptinspect.linux.layout.snapshot_layout import layout_of
+    from ptinspect.linux.layout.choice import layout_of, region_namer
 
     made = layout_of(snapshot, also)
     return region_namer(made, snapshot.regime), made
@@ -26,8 +25,7 @@ def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNa
 
 def name_of(guest: Guest, where: Source, va: int) -> str:
     """Return the name of the region of one address, of the guest or of a snapshot; empty if none."""
-    from ptinspect.linux.layout.choice import region_namer
-    from ptinspect.linux.layout.snapshot_layout import layout_from
+    from ptinspect.linux.layout.choice import layout_from, region_namer
 
     if where.snapshot is not None:
         return names_of(where.snapshot)[0](va)

@@ -13,7 +13,7 @@ from ptinspect.errors import GuestError, PtinspectError, UserError
 from ptinspect.guest.capturing import capture_snapshot
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
-from ptinspect.guest.source import Source
+from ptinspect.guest.roots import Source
 from ptinspect.snapshot.fact_names import ALGORITHM, PHASE
 from ptinspect.text import escape
 

@@ -1,4 +1,4 @@
-"""Run control: let the guest go on, run to an address, for a time, or for a number of instructions."""
+"""Run control: go on, run to an address, for a time, some instructions, or until a function has returned."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ptinspect.errors import GuestError, TargetTimeout
+from ptinspect.arch.a64 import is_call, words
+from ptinspect.arch.bits import bit, bits
+from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.errors import GuestError, PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import GuestNames
+from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.guest.rewrite import Runner
 
 if TYPE_CHECKING:
     from ptinspect.link.session import StopInfo
+    from ptinspect.stack.unwind import Caller
+
 
 STEPS_AT_ONCE = 256
 """Steps that GDB gets at once: it takes no interrupt in the middle of them."""
@@ -100,3 +105,111 @@ def until(guest: Guest, places: Sequence[Address | int], seconds: float) -> Arri
 def _values(guest: Guest, places: Sequence[Address | int]) -> list[int]:
     names = GuestNames(guest)
     return [place if isinstance(place, int) else place.value(names) for place in places]
+
+
+@dataclass(frozen=True)
+class Return:
+    """Where the guest stopped after a call."""
+
+    stop: StopInfo
+    """The stop."""
+    returned: bool | None
+    """Whether the call has returned; None where none was made."""
+
+
+def finish(guest: Guest, cpu: int | None, seconds: float) -> Return:
+    """Run until the function at the program counter has returned to its caller.
+
+    Raises UserError if the caller is not known, TargetTimeout.
+    """
+    from ptinspect.stack.depth import start_of_cpu
+
+    state = cpu_state(guest, cpu)
+    deadline = time.monotonic() + seconds
+    caller = start_of_cpu(guest.view, state).caller()
+    if caller is None or caller.pc == 0:
+        raise UserError("finish: there is no caller", "bt shows the chain")
+    return _return_to(guest, caller, state, deadline)
+
+
+def step_over(guest: Guest, count: int, cpu: int | None, seconds: float) -> Return:
+    """Step instructions of one CPU; calls run until they have returned. Raises TargetTimeout."""
+    from ptinspect.stack.unwind import Caller
+
+    session = guest.stopped
+    number = cpu_state(guest, cpu).cpu
+    deadline = time.monotonic() + seconds
+    for left in range(count - 1, -1, -1):
+        before = session.cpu_state(number)
+        if is_call(words(guest.code_at(before.pc, 4))[0]):
+            caller = Caller(before.pc + 4, before.sp, before.sp, before.x[29])
+            found = _return_to(guest, caller, before, deadline)
+            if not left or not found.returned:
+                return found
+            number = found.stop.cpu
+            continue
+        stop = session.step_instructions(1, number)
+        if not left or stop.reason != "end-stepping-range":
+            break
+    return Return(stop, None)
+
+
+def _return_to(guest: Guest, caller: Caller, before: CpuState, deadline: float) -> Return:
+    """Run until the call has returned, in the same task and frame, on whatever CPU.
+
+    Other tasks and deeper calls that come to the same place go on; a breakpoint of the user's stops there.
+    """
+    session = guest.stopped
+    mine = {found.id for found in session.breakpoints}
+    whose = _thread(guest, before)
+    passed = 0
+    while True:
+        try:
+            stop = session.run_until([caller.pc], max(deadline - time.monotonic(), 0.1))
+        except TargetTimeout as error:
+            raise _late(passed, error.hint) from error
+        after = session.cpu_state(stop.cpu)
+        if after.pc == caller.pc and _same(guest, caller, before, after, whose):
+            return Return(stop, True)
+        if after.pc != caller.pc or stop.breakpoint in mine:
+            return Return(stop, False)
+        passed += 1
+        if time.monotonic() >= deadline:
+            raise _late(passed, "the guest is stopped where it is")
+
+
+def _late(passed: int, hint: str) -> TargetTimeout:
+    others = f"; {passed} time(s) another task or call came there" if passed else ""
+    return TargetTimeout(f"the function did not return in time{others}", hint)
+
+
+def _same(guest: Guest, caller: Caller, before: CpuState, after: CpuState, whose: object) -> bool:
+    """Tell whether `after` is where the call of `before` has returned to.
+
+    Code at physical addresses, of the boot or the identity map, is run by no task, and some of it comes
+    back from a call at another exception level, with that level's SP (init_kernel_el, head.S): there
+    the CPU and the frame count, or the CPU alone.
+    """
+    if after.el and not bit(after.pc, 55):
+        return after.cpu == before.cpu and (after.el != before.el or caller.reached(after))
+    return caller.reached(after) and _thread(guest, after) == whose
+
+
+def _thread(guest: Guest, state: CpuState) -> object:
+    """Return what distinguishes the thread that a CPU runs: its task, else what the registers hold.
+
+    In the kernel SP_EL0 is the current task (asm/current.h); processes differ in TTBR0 (without ASID and
+    CnP), their threads in TPIDR_EL0.
+    """
+    from ptinspect.linux.running.tasks import Tasks
+
+    try:
+        task = Tasks(guest.view).current(state)
+    except PtinspectError:
+        task = None
+    if task is not None:
+        return state.el == 0, task.address, task.pid
+    if state.el == 0:
+        ttbr0 = state.system.get(translation_register(state, "TTBR0"), 0)
+        return True, bits(ttbr0, 47, 1), state.system.get("TPIDR_EL0", 0)
+    return False, state.system.get("SP_EL0", 0) if state.pstate & 1 else state.cpu, None

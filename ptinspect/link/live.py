@@ -24,8 +24,7 @@ from ptinspect.link.gdb.mi import SECONDS, console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.journal import Journal, attaching
-from ptinspect.link.lanes.lane import Lane, LaneError
-from ptinspect.link.lanes.lanes import LaneMemory, Open
+from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import Monitor, translated, version_number

@@ -20,7 +20,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 from ptinspect import __version__
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.watch import watched
+from ptinspect.commands.stack.stack import watched
 from ptinspect.errors import PtinspectError, TargetError, UserError
 from ptinspect.guest.condition import condition
 from ptinspect.output.model import escape

@@ -17,7 +17,7 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image.entry import SLOT
 from ptinspect.linux.running.stacks import TABLE, Stack
-from ptinspect.stack.prologue import MAX_TAIL, MAX_WORDS, epilogue, prologue
+from ptinspect.stack.kernel_code import MAX_TAIL, MAX_WORDS, epilogue, prologue
 
 FrameKind = Literal["function", "exception", "user", "end", "unwritten"]
 """`exception`: pt_regs of an exception; `user`: of the entry from user mode; `end`: what lies above

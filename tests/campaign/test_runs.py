@@ -19,8 +19,8 @@ import pytest
 
 from ptinspect.campaign import child
 from ptinspect.campaign.results import load
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.session import campaign_plan
 from ptinspect.errors import TargetError, UserError
 from ptinspect.output.model import Report

@@ -7,8 +7,8 @@ import argparse
 import pytest
 from fakes import KERNEL, FakeKernel, context, cpu, kernel_tree, run, text
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 
 LOOKS = {

@@ -8,8 +8,7 @@ import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.registry import Command
+from ptinspect.commands.framework.registry import Command, build_registry
 from ptinspect.errors import UserError
 from ptinspect.guest import expression
 from ptinspect.guest.names import GuestNames

@@ -12,8 +12,8 @@ from fakes import KERNEL, FakeKernel, context, kernel_tree, run, text
 from test_import import guest, info, put, ram
 
 from ptinspect import formats
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.command import Command
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import PtinspectError
 from ptinspect.output.encode import schema_of
 from ptinspect.output.rows import COLUMNS

@@ -8,9 +8,8 @@ import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, text
 
 from ptinspect.arch.a64 import is_call
-from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.registry import INSTEAD
-from ptinspect.commands.look import disassemble
+from ptinspect.commands.framework.registry import INSTEAD, build_registry
+from ptinspect.commands.look import memory
 from ptinspect.commands.look.info import WORDS
 from ptinspect.errors import UserError
 
@@ -209,7 +208,7 @@ def test_disassemble_names_what_gdb_may_not_know(
     assert f"=> {KERNEL + 0x100:#x} +0x100 nop" in shown
     assert "bl      <start_kernel>\n" in shown
     assert report.result["instructions"][-1]["text"] == f"bl {KERNEL + 0x1000:#x}"
-    monkeypatch.setattr(disassemble, "CODE_COLUMNS", 12)
+    monkeypatch.setattr(memory, "CODE_COLUMNS", 12)
     assert f"bl      {KERNEL + 0x1000:#x}\n" in text(run(ctx, "disas"))
     asked.pop()
     assert "other" not in shown

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from builders import REGIMES, TreeBuilder, snapshot_of
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.output.text import render
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import save

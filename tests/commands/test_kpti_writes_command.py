@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from builders import NG, REGIMES, TreeBuilder
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.kpti import recording as command
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest.rewrite_stores import level_numbers

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.stack.oops import VERDICTS
 from ptinspect.errors import UserError
 from ptinspect.linux.death import CODES

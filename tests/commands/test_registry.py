@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 from fakes import declare
 
-from ptinspect.commands.framework import catalogue
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.command import Command, Needs, argument
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry
+from ptinspect.commands.framework.registry import Registry, build_registry, declared
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 
@@ -121,7 +119,7 @@ def test_a_name_is_registered_once(registry: Registry) -> None:
 
 
 def test_the_catalogue_names_what_the_modules_register() -> None:
-    for module, names in catalogue.declared().items():
+    for module, names in declared().items():
         alone = Registry()
         alone.add_all(importlib.import_module(f"ptinspect.commands.{module}"))
         found = ", ".join("=".join([c.name, *c.aliases]) for c in alone.commands.values())
@@ -135,7 +133,7 @@ def test_a_command_imports_its_own_module_only() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
-    assert loaded & set(catalogue.declared()) == {"run.breakpoints"}, run.stderr
+    assert loaded & set(declared()) == {"run.breakpoints"}, run.stderr
 
 
 def test_looking_a_command_up_loads_it_and_counting_does_not() -> None:

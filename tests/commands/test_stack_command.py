@@ -8,8 +8,8 @@ import pytest
 from fakes import FakeSession, run, text
 from stack_guest import IRQ_POINTER, KERNEL, MAGIC, OFFSETS, SIZE, StackGuest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 
 

@@ -11,8 +11,8 @@ import stack_guest as sg
 from fakes import FakeSession, FakeSlots, State, Stop, run, text
 from stack_guest import KERNEL, SIZE, VECTORS, StackGuest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetError, TargetTimeout, UserError
 from ptinspect.link.gdb.slots import watch_fault
 

@@ -13,9 +13,9 @@ from ptinspect.guest.capturing import snap, snapshot_of
 from ptinspect.guest.checkup import checkup
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.injection import descriptor_at, poke, undo_poke
 from ptinspect.guest.mappings import physical_address, runs_of, ways_to
-from ptinspect.guest.pokes import descriptor_at, poke, undo_poke
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 
 
 @pytest.fixture

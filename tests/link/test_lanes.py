@@ -18,8 +18,7 @@ from ptinspect.errors import MemoryReadError, TargetError, TargetLost, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.lanes import hostmem
 from ptinspect.link.lanes.hostmem import HostMemory
-from ptinspect.link.lanes.lane import LaneError
-from ptinspect.link.lanes.lanes import LaneMemory
+from ptinspect.link.lanes.lanes import LaneError, LaneMemory
 from ptinspect.link.lanes.pmemsave import SavedMemory
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.memory.source import RamBlock

@@ -9,7 +9,7 @@ from oops_logs import bad_stack, text
 
 from ptinspect.arch.esr import decode_esr
 from ptinspect.linux import death
-from ptinspect.linux.oops.analysis import analyse
+from ptinspect.linux.oops.verdict import analyse
 from ptinspect.linux.running.stacks import Stack
 from ptinspect.linux.stack_range import holding
 from ptinspect.stack import verdict

@@ -14,13 +14,11 @@ import pytest
 from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBuilder
 from fakes import context, run
 
-from ptinspect.commands.framework.catalogue import build_registry
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.layout.geometry import GENERIC, by_name, geometries, geometry, variant_of
-from ptinspect.linux.ptdump.columns import columns, mask_of
-from ptinspect.linux.ptdump.kernel_lines import lines, size_text
+from ptinspect.linux.ptdump.kernel_lines import columns, lines, mask_of, segments, size_text
 from ptinspect.linux.ptdump.markers import frame_of, markers, release_of
-from ptinspect.linux.ptdump.segments import segments
 from ptinspect.linux.releases import TEXT_FORMS, Release, text_form
 from ptinspect.snapshot.store import load
 

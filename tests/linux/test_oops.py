@@ -6,7 +6,7 @@ import pytest
 from oops_logs import LOGS, bad_stack, log, paging_request, text
 
 from ptinspect.linux.death import CODES
-from ptinspect.linux.oops.analysis import Panic, analyse
+from ptinspect.linux.oops.verdict import Panic, analyse
 
 
 def only(data: bytes) -> Panic:

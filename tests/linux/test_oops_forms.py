@@ -13,7 +13,7 @@ import pytest
 from oops_forms import COATS, FOLDS, PREFIXES, rows
 from oops_logs import LOGS
 
-from ptinspect.linux.oops.analysis import Panic, analyse
+from ptinspect.linux.oops.verdict import Panic, analyse
 
 NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
 USUAL = ("console", "no stamps", "quoted", "journalctl")

@@ -11,7 +11,7 @@ from oops_logs import LOGS, bad_stack, lines, paging_request
 
 from ptinspect.commands.stack.oops import explained
 from ptinspect.linux.death import CODES
-from ptinspect.linux.oops.analysis import Analysis, analyse
+from ptinspect.linux.oops.verdict import Analysis, analyse
 from ptinspect.output.files import to_csv, to_markdown
 from ptinspect.output.json import answer
 from ptinspect.output.text import render

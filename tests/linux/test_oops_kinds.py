@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from oops_logs import bad_stack, log, paging_request, text
 
-from ptinspect.linux.oops.analysis import Panic, analyse
+from ptinspect.linux.oops.verdict import Panic, analyse
 
 BASE = 0xFFFF_8000_1188_0000
 NULL = 0x18

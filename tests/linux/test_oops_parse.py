@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from oops_logs import bad_stack, lines, log, paging_request, text
 
-from ptinspect.linux.oops.analysis import Panic, analyse
 from ptinspect.linux.oops.lines import Row, rows
+from ptinspect.linux.oops.verdict import Panic, analyse
 
 
 def panics(data: bytes) -> tuple[Panic, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ptinspect.linux.oops.analysis import analyse
 from ptinspect.linux.oops.lines import MAX_LINE, Line, Normaliser, rows
+from ptinspect.linux.oops.verdict import analyse
 
 FAR = "FAR: 0xffff0000093a80e0"
 

@@ -14,8 +14,8 @@ from sparse_memory import SparseMemory
 from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetTimeout
 from ptinspect.guest import rewrite
 from ptinspect.guest.rewrite import Runner

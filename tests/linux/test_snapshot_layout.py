@@ -9,8 +9,8 @@ import pytest
 from builders import REGIMES, TreeBuilder, regime_4k
 
 from ptinspect.analysis.map import MapFilter, runs
+from ptinspect.linux.layout.choice import decode_regions, encode_regions, layout_of
 from ptinspect.linux.layout.regions import Layout, Region
-from ptinspect.linux.layout.snapshot_layout import decode, encode, layout_of
 from ptinspect.snapshot.fact_names import LAYOUT, LOWER, REGIONS
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
@@ -27,7 +27,9 @@ def named(**extra: str) -> Snapshot:
 
 
 def test_names_survive_a_file(tmp_path: Path) -> None:
-    snapshot = named(**{LAYOUT: "v5.4 to v5.10", REGIONS: encode((STACK, Region(BASE, 1 << 64, "top")))})
+    snapshot = named(
+        **{LAYOUT: "v5.4 to v5.10", REGIONS: encode_regions((STACK, Region(BASE, 1 << 64, "top")))}
+    )
     save(snapshot, tmp_path / "a.npz")
     made = layout_of(load(tmp_path / "a.npz"))
     assert made.name(BASE + 0x3FFF) == STACK.name
@@ -63,7 +65,7 @@ def test_no_kernel_no_linux_names() -> None:
 
 
 def test_stacks_of_the_earlier_snapshot_count_too() -> None:
-    later, earlier = named(**{LAYOUT: "v5.4 to v5.10"}), named(**{REGIONS: encode((STACK,))})
+    later, earlier = named(**{LAYOUT: "v5.4 to v5.10"}), named(**{REGIONS: encode_regions((STACK,))})
     assert layout_of(later).name(STACK.start) == "vmalloc"
     assert layout_of(later, earlier).name(STACK.start) == STACK.name
 
@@ -79,7 +81,7 @@ def test_the_lower_half_says_what_it_is() -> None:
     "line", ["", "x", "1-", "-1 a", "g-h a", "20-10 a", "0-1ffffffffffffffff a", "0-f", "0-f ", "-5-7 a"]
 )
 def test_lines_of_a_damaged_file_are_left_out(line: str) -> None:
-    assert decode(f"{line}\n10-1f good") == [Region(0x10, 0x20, "good")]
+    assert decode_regions(f"{line}\n10-1f good") == [Region(0x10, 0x20, "good")]
 
 
 def test_the_first_region_wins_and_ends() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from conftest import missing
 from session import Live
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, launch
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import missing, newer_qemu
 from fakes import wider
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetError
 from ptinspect.reference import guests
 from ptinspect.reference.initrd import READY

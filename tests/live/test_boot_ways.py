@@ -10,8 +10,8 @@ import pytest
 from conftest import missing
 from session import BOOT_SECONDS, KASLR_BOOT, NEWER, Live, guarded_to_shell, launched
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import GuestError, TargetError
 from ptinspect.reference import emulator
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from session import launched, need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.output.text import render
 
 pytestmark = pytest.mark.live

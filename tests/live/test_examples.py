@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from session import need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.qemu.machine import LaunchOptions, launch
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report

@@ -24,8 +24,8 @@ import pytest
 from ptdump_oracle import END, account, differences, with_ptdump
 from session import Live, need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 
 pytestmark = pytest.mark.live
 

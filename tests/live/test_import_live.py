@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.guest.stacks.kernel_stacks import UNSURE
 from ptinspect.snapshot.model import Snapshot
 

@@ -15,8 +15,8 @@ from conftest import missing
 from kvm_proxy import KvmProxy
 from session import Live, need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import OutOfSlots
 from ptinspect.link.qemu.machine import LaunchOptions, launch
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from session import Live, need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import KernelFileError, UserError
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 

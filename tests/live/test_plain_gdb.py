@@ -16,8 +16,8 @@ import pytest
 from conftest import missing
 from session import need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from session import KASLR_BOOT, NEWER, launched, to_shell
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.linux.running.tasks import Tasks
 
 pytestmark = pytest.mark.live

@@ -17,8 +17,7 @@ import pytest
 from session import launched, need_guest
 
 from ptinspect import app
-from ptinspect.guest.injection import lost
-from ptinspect.guest.pokes import poke
+from ptinspect.guest.injection import lost, poke
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from session import NEWER, Live, guarded_to_shell, launched, need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import GuestError, UserError
 
 pytestmark = pytest.mark.live

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from session import Live, guarded_to_shell, launched, need_guest
 
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.stack.guard import guard
 from ptinspect.commands.target import demo
 

@@ -16,8 +16,8 @@ from conftest import missing
 from ptinspect.analysis.atlas import STATES
 from ptinspect.arch.descriptor import decode
 from ptinspect.arch.descriptor_fields import explain
-from ptinspect.commands.framework.catalogue import build_registry
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.html import Page, as_script

@@ -8,8 +8,7 @@ from fakes import FakeKernel, context, kernel_tree
 from prompt_toolkit.completion import CompleteEvent, Completion
 from prompt_toolkit.document import Document
 
-from ptinspect.commands.framework.catalogue import build_registry
-from ptinspect.commands.framework.registry import RESULTS, Command
+from ptinspect.commands.framework.registry import RESULTS, Command, build_registry
 from ptinspect.repl.completer import LIMIT, CommandCompleter, SymbolIndex, Typed, typed
 
 

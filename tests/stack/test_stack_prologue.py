@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import stack_guest as sg
 
-from ptinspect.stack.prologue import Epilogue, Prologue, epilogue, prologue
+from ptinspect.stack.kernel_code import Epilogue, Prologue, epilogue, prologue
 
 PACIASP, AUTIASP = 0xD503233F, 0xD50323BF
 STP_X19_AT_16, LDP_X19_AT_16 = 0xA90153F3, 0xA94153F3

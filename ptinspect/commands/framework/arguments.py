@@ -155,7 +155,7 @@ SNAP = argument(
 ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)
-"""Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.source.Tables`)."""
+"""Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.roots.Tables`)."""
 PART = argument(
     "--range",
     dest="part",

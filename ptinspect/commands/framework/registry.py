@@ -1,12 +1,16 @@
-"""The registry of commands: finds the one that a line names, parses the line once, and runs it."""
+"""The registry of commands: finds the one that a line names, parses the line, and runs it."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -291,3 +295,53 @@ def _with_notices(guest: Guest, report: Report, changed: str) -> Report:
     if not notices:
         return report
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))
+
+
+ROOMS = Path(__file__).parent.parent
+"""Every file in a folder beside this one may declare commands.
+
+Each must import cheaply: numpy, elftools, pygdbmi and prompt_toolkit only inside handlers.
+"""
+_DECLARED = re.compile(r'^@command\(\s*"([a-z ]+)"(?:,\s*aliases=\(([^)]*)\))?', re.M)
+_WORD = re.compile(r'"([^"]+)"')
+
+
+@cache
+def declared() -> Mapping[str, str]:
+    """Return the modules that declare commands, and the names in each: `quit=q=exit, kpti run`.
+
+    They are read from the source: a module is imported when one of its commands is wanted.
+    """
+    found = {}
+    for path in sorted(ROOMS.glob("*/*.py")):
+        names = ", ".join(_names(path.read_text("utf-8")))
+        if names:
+            found[f"{path.parent.name}.{path.stem}"] = names
+    return found
+
+
+def _names(source: str) -> Iterator[str]:
+    for name, aliases in _DECLARED.findall(source):
+        yield "=".join([name, *_WORD.findall(aliases)])
+
+
+def build_registry() -> Registry:
+    """Return a registry with every command; its modules are imported as they are needed."""
+    registry = Registry()
+    for module, names in declared().items():
+        registry.declare(names, Load(registry, module))
+    return registry
+
+
+class Load:
+    """Import a module and have its commands registered; the second time does nothing."""
+
+    def __init__(self, registry: Registry, module: str) -> None:
+        self._registry, self._module = registry, module
+        self._done = False
+
+    def __call__(self) -> None:
+        """Do it."""
+        if not self._done:
+            self._done = True
+            self._registry.add_all(importlib.import_module(f"ptinspect.commands.{self._module}"))

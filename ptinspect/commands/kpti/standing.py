@@ -1,4 +1,4 @@
-"""`kpti status`, `kpti progress`, `kpti until`: where the rewrite stands, and running to a point of it."""
+"""`kpti status`, `progress`, `until`, `verdict`: where the rewrite stands, running on in it, how it went."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import cpu_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.errors import GuestError, UserError
+from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, UserError
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import NotReached, Runner
-from ptinspect.guest.rewrite_state import CpuRole, Standing, cpu_roles, snapshot_state, standing
+from ptinspect.guest.rewrite_state import CpuRole, Standing, cpu_roles, judgement, snapshot_state, standing
 from ptinspect.guest.rewrite_stores import NthOfLevel, Percent, Place, run_to
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ptinspect.linux.kpti.marks import Frontier
     from ptinspect.linux.kpti.progress import Work
     from ptinspect.linux.kpti.state import KptiState
+
 
 SECONDS = 180.0
 CPU = cpu_argument("say what this CPU does (default: what each does)")
@@ -371,3 +372,81 @@ def until(guest: Guest, *, where: Place, timeout: float = SECONDS) -> Report:
     known = {field.name: getattr(now.value, field.name) for field in fields(ProgressResult)}
     reached = TargetResult(target.va, target.level, target.descriptor_pa)
     return Report(UntilResult(**known, reached=True, target=reached), now.body, now.exit_code)
+
+
+FINE = ("normal", "not-run")
+
+
+@dataclass(frozen=True)
+class VerdictResult:
+    """How the rewrite went, and the evidence."""
+
+    code: str
+    meaning: str
+    evidence: list[str]
+    unknown: list[str]
+    before: str | None
+    after: str
+    recorded_stores: int | None
+    algorithm: str | None
+
+
+@command(
+    "kpti verdict",
+    group="KPTI",
+    summary="Judge how the rewrite went, and show the evidence",
+    example="kpti verdict",
+    arguments=(
+        argument(
+            "--before", type=arguments.snapshot, metavar="SNAP", help="the tables before (default: before)"
+        ),
+        argument(
+            "--after",
+            type=arguments.snapshot,
+            metavar="SNAP",
+            help="the tables after (default: after, or live)",
+        ),
+        argument(
+            "--live",
+            action="store_true",
+            help="the guest as it stands, even if there is a snapshot from after",
+        ),
+    ),
+    result=VerdictResult,
+    details="From the tables before and after (the snapshots before and after, unless others are named; "
+    "the guest as it stands if there is none from after), the stores that kpti writes recorded, and the "
+    "kernel's code. Codes: normal, no-table-marks, toggle-write-back, lost-write, reverted-entry, "
+    "not-run, unknown. A capture that is cut is never normal. Exit code 1 unless normal or not-run.",
+)
+def verdict(
+    guest: Guest, *, before: str | None = None, after: str | None = None, live: bool = False
+) -> Report:
+    """Judge, and say what it rests on."""
+    judged = judgement(guest, before, after, live=live)
+    found = judged.verdict
+    stores = None if judged.recording is None else len(judged.recording)
+    algorithm = None if judged.code is None else judged.code.algorithm
+    used = (
+        f"tables before: {judged.before or 'none'}",
+        f"tables after: {judged.after}",
+        f"recorded stores: {'none' if stores is None else stores}",
+        f"the kernel's code: {algorithm or 'not known'}",
+    )
+    style: Style = "good" if found.code in FINE else "bad" if found.code != "unknown" else "changed"
+    body = [
+        Note(f"{found.code}: {found.meaning}", style),
+        *(Note(f"- {escape(text)}") for text in found.evidence),
+        *(Note(f"? {escape(text)}", "changed") for text in found.unknown),
+        Note("; ".join(used), "dim"),
+    ]
+    result = VerdictResult(
+        code=found.code,
+        meaning=found.meaning,
+        evidence=list(found.evidence),
+        unknown=list(found.unknown),
+        before=judged.before,
+        after=judged.after,
+        recorded_stores=stores,
+        algorithm=algorithm,
+    )
+    return Report(result, body, EXIT_OK if found.code in FINE else EXIT_CHECK)

@@ -14,7 +14,7 @@ from ptinspect.guest.expression import address as read_address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names_at_hand
 from ptinspect.guest.regions import name_of
-from ptinspect.guest.source import Tables, source
+from ptinspect.guest.roots import Tables, source
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 

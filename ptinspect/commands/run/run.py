@@ -11,9 +11,9 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, cpu_argument
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
-from ptinspect.commands.stack.watch import watched
+from ptinspect.commands.stack.stack import watched
 from ptinspect.errors import UserError
-from ptinspect.guest import calls, run_control
+from ptinspect.guest import run_control
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
@@ -173,7 +173,7 @@ def stepi(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
 )
 def nexti(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -> Report:
     """Step instructions of one CPU; calls run until they have returned."""
-    return _after_call(ctx.guest, calls.step_over(ctx.guest, count, cpu, ctx.time_limit(timeout)))
+    return _after_call(ctx.guest, run_control.step_over(ctx.guest, count, cpu, ctx.time_limit(timeout)))
 
 
 @command(
@@ -192,10 +192,10 @@ def nexti(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
 )
 def finish(ctx: Context, *, timeout: float | None, cpu: int | None) -> Report:
     """Run until the function at the program counter has returned to its caller."""
-    return _after_call(ctx.guest, calls.finish(ctx.guest, cpu, ctx.time_limit(timeout)))
+    return _after_call(ctx.guest, run_control.finish(ctx.guest, cpu, ctx.time_limit(timeout)))
 
 
-def _after_call(guest: Guest, found: calls.Return) -> Report:
+def _after_call(guest: Guest, found: run_control.Return) -> Report:
     """Say where a call has returned to, or what stopped the guest before."""
     if found.returned is None:
         return stopped(guest, found.stop)

@@ -16,8 +16,7 @@ from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.guest.stacks.guard_wires import Entry
-    from ptinspect.guest.stacks.stack_guard import Guarded, Whose
+    from ptinspect.guest.stacks.stack_guard import Entry, Guarded, Whose
 
 MARGIN = 2048
 SECONDS = 60.0

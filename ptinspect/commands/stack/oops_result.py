@@ -12,9 +12,9 @@ from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
     from ptinspect.arch.esr import Esr
-    from ptinspect.linux.oops.analysis import Analysis, Panic, RegisterNote
     from ptinspect.linux.oops.kpti_registers import KptiRegisters
     from ptinspect.linux.oops.printed_walk import PathStep
+    from ptinspect.linux.oops.verdict import Analysis, Panic, RegisterNote
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`stack`: which stack SP is on, how full it is, and its frames."""
+"""`stack`, `stack tasks`, `stack watch`: how deep kernel stacks are, that of one CPU with its frames."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import cpu_or_all_argument
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.framework.context import Context
+from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.guest.stacks.kernel_stacks import (
     FRAMES,
+    TaskStack,
     depth,
     depth_of_sleeper,
     open_stacks,
     running_known,
     task_of,
+    task_stacks,
 )
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from ptinspect.stack.depth import Depth
     from ptinspect.stack.kernel_code import KernelCode
     from ptinspect.stack.unwind import Frame
+
 
 KINDS = {
     "task": "task stack",
@@ -291,3 +296,164 @@ def _frames_table(frames: Sequence[Frame], code: KernelCode) -> Table:
         Column("what"),
     )
     return Table(columns, rows)
+
+
+SHOWN = 20
+"""Tasks shown to people unless --all."""
+
+
+@dataclass(frozen=True)
+class TaskStackResult(TaskResult):
+    """The stack of one task."""
+
+    cpu: int | None
+    base: VirtAddr
+    top: VirtAddr
+    size: int
+    sp: VirtAddr
+    used: int
+    free: int
+    how: str
+    end_magic_intact: bool | None
+    deepest: int | None
+    deepest_address: VirtAddr | None
+    deepest_how: str
+    least_free: int
+
+
+@dataclass(frozen=True)
+class TaskStacksResult:
+    """The stacks of all tasks, least free space first."""
+
+    tasks: Sequence[TaskStackResult]
+    total: int
+    incomplete: str
+    least_free: int
+
+
+@command(
+    "stack tasks",
+    group="Stack",
+    summary="Show the stacks of all tasks, least free space first",
+    example="stack tasks --all",
+    arguments=(
+        argument("--all", dest="everything", action="store_true", help=f"show all of them, not {SHOWN}"),
+    ),
+    result=TaskStacksResult,
+    needs=Needs.STOPPED,
+    details="From the saved SP of tasks that sleep and the live SP of those that run; with the deepest "
+    "point ever reached, where the unused part is still zero or painted.",
+)
+def tasks(ctx: Context, *, everything: bool) -> Report:
+    """List the stacks of all tasks."""
+    found = task_stacks(ctx.guest)
+    rows = found.rows
+    shown = rows if everything else rows[: ctx.rows(SHOWN)]
+    columns = (
+        Column("pid", "right"),
+        Column("task"),
+        Column("sp", spare=True),
+        Column("used", "right"),
+        Column("free", "right"),
+        Column("deepest", "right"),
+        Column("least free", "right"),
+        Column("end mark"),
+        Column("how"),
+    )
+    body: list[Note | Table] = [Table(columns, [_cells(row) for row in shown])]
+    if len(shown) < len(rows):
+        body.append(Note(f"{len(rows) - len(shown)} more; --all shows them", "dim"))
+    hows = dict.fromkeys(row.water.how for row in shown)
+    body.append(Note(f"deepest: {'; '.join(hows)}", "dim"))
+    if found.incomplete:
+        body.append(Note(escape(found.incomplete), "bad"))
+    result = TaskStacksResult(
+        [_task_stack(row) for row in rows],
+        len(rows),
+        escape(found.incomplete),
+        min(row.least for row in rows),
+    )
+    return Report(result, body)
+
+
+def _task_stack(row: TaskStack) -> TaskStackResult:
+    lowest = row.water.lowest
+    return TaskStackResult(
+        **vars(task_result(row.task)),
+        cpu=row.task.cpu,
+        base=VirtAddr(row.stack.base),
+        top=VirtAddr(row.stack.top),
+        size=row.stack.size,
+        sp=VirtAddr(row.sp),
+        used=row.stack.top - row.sp,
+        free=row.free,
+        how=row.how,
+        end_magic_intact=row.magic,
+        deepest=row.water.depth,
+        deepest_address=None if lowest is None else VirtAddr(lowest),
+        deepest_how=row.water.how,
+        least_free=row.least,
+    )
+
+
+def _cells(row: TaskStack) -> tuple[Cell, ...]:
+    marks: dict[bool | None, Cell] = {True: "intact", False: Styled("DESTROYED", "bad"), None: "?"}
+    bad = row.least < LITTLE * row.stack.size
+    return (
+        str(row.task.pid),
+        escape(row.task.comm),
+        Styled(f"{row.sp:#x}", "address"),
+        str(row.stack.top - row.sp),
+        str(row.free),
+        "?" if row.water.depth is None else str(row.water.depth),
+        Styled(str(row.least), "bad" if bad else "plain"),
+        marks[row.magic],
+        row.how,
+    )
+
+
+WATCH = "stack watch"
+"""Name in Guest.kept of whether `stack watch` is on."""
+
+
+@dataclass(frozen=True)
+class WatchResult:
+    """Whether the depth is shown."""
+
+    watch: str
+    stack: str
+    """The line for the CPU that stopped; empty where there is none."""
+
+
+@command(
+    "stack watch",
+    group="Stack",
+    summary="Show the depth of the stack in the toolbar and at each stop",
+    example="stack watch on",
+    arguments=(argument("state", nargs="?", choices=("on", "off"), default="on", help="(on)"),),
+    result=WatchResult,
+)
+def watch(guest: Guest, *, state: str) -> Report:
+    """Switch the display on or off."""
+    guest.kept[WATCH] = state == "on"
+    line = watched(guest)
+    return Report(WatchResult(state, line), (Note(line or f"stack watch is {state}"),))
+
+
+def watched(guest: Guest) -> str:
+    """Return the line of `stack watch` for the CPU that stopped; empty if it is off, or nothing is known."""
+    if not guest.kept.get(WATCH) or guest.state != "stopped":
+        return ""
+    cpu = guest.stopped.current_cpu
+    return guest.once(("stack watch", cpu), lambda: _line(guest, cpu))
+
+
+def _line(guest: Guest, cpu: int) -> str:
+    try:
+        found = open_stacks(guest).locate(guest.stopped.cpu_state(cpu))
+    except PtinspectError as error:
+        return f"stack: {error.message}"
+    whose = f" of {escape(found.task.comm)}" if found.task is not None and found.kind == "task" else ""
+    if found.stack is None or found.used is None:
+        return f"stack: {found.note or found.kind}"
+    return f"{found.kind} stack{whose}: {found.used} of {found.stack.size} used, {found.free} free"

@@ -12,7 +12,7 @@ from ptinspect.arch.levels import level_name
 from ptinspect.commands.tables.diff import counts_of, level_table
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, spanned
 from ptinspect.output.views.snapshot import root_note, source_of, warnings

@@ -17,7 +17,7 @@ from ptinspect.guest.checkup import checkup
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 from ptinspect.output.views.snapshot import source_of

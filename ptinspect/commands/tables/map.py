@@ -18,7 +18,7 @@ from ptinspect.guest.expression import Address, Range, address_range
 from ptinspect.guest.mappings import Listed, mixed_groups_of, runs_of
 from ptinspect.guest.names import range_of
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, more
 from ptinspect.output.views.descriptor import (
     PermissionsResult,

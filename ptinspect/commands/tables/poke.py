@@ -9,7 +9,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
-from ptinspect.guest import pokes
+from ptinspect.guest import injection
 from ptinspect.guest.expression import Address, address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames
@@ -45,10 +45,10 @@ def descriptor(ctx: Context, *, pa: Address, value: int, yes: bool) -> Report:
     """Ask, then write."""
     place = pa.value(GuestNames(ctx.guest))
     if not yes:
-        old = pokes.descriptor_at(ctx.guest, place)
+        old = injection.descriptor_at(ctx.guest, place)
         if not ctx.confirm(f"change pa:{place:#x} from {old:#x} to {value:#x}?"):
             raise UserError("nothing was changed", "--yes where nobody can be asked")
-    made = pokes.poke(ctx.guest, place, value)
+    made = injection.poke(ctx.guest, place, value)
     return _report(made.pa, made.old, made.new)
 
 
@@ -63,7 +63,7 @@ def descriptor(ctx: Context, *, pa: Address, value: int, yes: bool) -> Report:
 )
 def undo(guest: Guest) -> Report:
     """Write back what the last poke replaced, unless it was changed since."""
-    done = pokes.undo_poke(guest)
+    done = injection.undo_poke(guest)
     return _report(done.pa, done.new, done.old)
 
 

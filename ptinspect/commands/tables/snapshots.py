@@ -16,7 +16,7 @@ from ptinspect.guest.capturing import snap as capture
 from ptinspect.guest.expression import Address, Range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 from ptinspect.output.model import Column, Note, Report, Table, escape
 from ptinspect.output.views.snapshot import (
     RegimeResult,

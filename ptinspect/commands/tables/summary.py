@@ -12,7 +12,7 @@ from ptinspect.commands.framework.command import Needs, command
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.source import Tables
+from ptinspect.guest.roots import Tables
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
 from ptinspect.output.views.snapshot import (
     RegimeResult,

@@ -15,7 +15,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.regions import name_of
-from ptinspect.guest.source import Tables, source
+from ptinspect.guest.roots import Tables, source
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 from ptinspect.output.views.descriptor import (

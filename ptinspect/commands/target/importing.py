@@ -11,9 +11,9 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN, TextResult, show_text
-from ptinspect.guest.dump_import import import_dump
 from ptinspect.guest.expression import Address, address
 from ptinspect.guest.kernel_texts import is_kernel_text
+from ptinspect.guest.opening import import_dump
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Note, Report, escape
 from ptinspect.output.views.snapshot import RootResult

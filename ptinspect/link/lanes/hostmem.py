@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError, TargetError
-from ptinspect.link.lanes.lane import LaneError, QemuEnded
+from ptinspect.link.lanes.lanes import LaneError, QemuEnded
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
 

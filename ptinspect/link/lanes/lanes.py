@@ -5,15 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError, TargetError, UserError
-from ptinspect.link.lanes.lane import Lane, LaneError, QemuEnded
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.memory.source import PhysicalMemory, read_rows
+
+
+class LaneError(TargetError):
+    """Report that a lane to guest memory cannot be used; another lane may."""
+
+
+class QemuEnded(LaneError):
+    """Report that QEMU has ended; the gdbstub explains that better."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"QEMU (pid {pid}) has ended")
+
+
+class Lane(PhysicalMemory, Protocol):
+    """Guest-physical memory that raises LaneError when it can be read no more."""
+
+    def close(self) -> None:
+        """Give back what is open. Safe to call twice."""
+
 
 PAGE = 4096
 AUTO, STUB = "auto", "gdbstub"

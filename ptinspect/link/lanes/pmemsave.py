@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError
-from ptinspect.link.lanes.lane import LaneError
+from ptinspect.link.lanes.lanes import LaneError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
 from ptinspect.processes import PrivateDirectory

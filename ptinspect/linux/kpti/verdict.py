@@ -22,8 +22,8 @@ from ptinspect.linux.kpti.code import PRE_ORDER, TablesAre
 from ptinspect.linux.kpti.marks import marks
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, mostly_ng, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
+from ptinspect.linux.layout.choice import layout_of
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
-from ptinspect.linux.layout.snapshot_layout import layout_of
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, place_of

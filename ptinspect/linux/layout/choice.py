@@ -1,8 +1,8 @@
-"""Which geometry a kernel has: by what its tables map, where its image is linked, and its release."""
+"""The layout of a kernel: its geometry, by its tables, image or release, and the names in a snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ptinspect.linux.layout.leaves import Leaves
 from ptinspect.linux.layout.regions import Layout, Region
 from ptinspect.linux.layout.sections import image_regions, text_by_tables, trampoline
 from ptinspect.linux.releases import parse
-from ptinspect.snapshot.fact_names import LAYOUT
+from ptinspect.snapshot.fact_names import AREAS, LAYOUT, LOWER, REGIONS
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
@@ -187,3 +187,52 @@ def has_tables(snapshot: Snapshot, start: int, end: int) -> bool:
     tables = snapshot.tables
     inside = (tables.va >= np.uint64(start)) & (tables.va <= np.uint64(end - 1))
     return bool(tables.raw[(tables.level >= LEVEL_LAST - 1) & inside].any())
+
+
+MAX_REGIONS = 65_536
+
+
+def encode_regions(regions: tuple[Region, ...]) -> str:
+    """Write regions as text, one a line."""
+    return "\n".join(f"{r.start:x}-{r.end - 1:x} {r.name}" for r in regions[:MAX_REGIONS])
+
+
+def decode_regions(text: str) -> list[Region]:
+    """Read regions from text; lines that make no sense are left out, for files may be anybody's."""
+    found = []
+    for line in text.split("\n", MAX_REGIONS)[:MAX_REGIONS]:
+        place, _, name = line.partition(" ")
+        first, _, last = place.partition("-")
+        try:
+            start, end = int(first, 16), int(last, 16) + 1
+        except ValueError:
+            continue
+        if 0 <= start < end <= TOP and name:
+            found.append(Region(start, end, name))
+    return found
+
+
+def layout_of(snapshot: Snapshot, also: Snapshot | None = None) -> Layout:
+    """Return the names that a snapshot knows, and after them those of an earlier one.
+
+    Without facts of its own (older files) a snapshot of a Linux kernel is named by its tables; one of
+    anything else has only the names of the halves.
+    """
+    extra = snapshot.meta.extra
+    if snapshot.regime.upper and LAYOUT not in extra and snapshot.meta.kernel:
+        return layout(snapshot)
+    made = geometry_of(snapshot)
+    if made is not None:
+        extra = {**extra, LAYOUT: made.name}
+    return layout_from(snapshot.regime, extra, {} if also is None else also.meta.extra)
+
+
+def layout_from(regime: Regime, extra: Mapping[str, str], also: Mapping[str, str]) -> Layout:
+    """Return the names that facts tell, and after them those of other facts."""
+    if not regime.upper:
+        areas = decode_regions(extra.get(AREAS, ""))
+        all_of_it = Region(0, 1 << regime.va_bits, extra.get(LOWER, half_namer(regime)(0)))
+        return Layout((*areas, all_of_it), "the lower half", known=tuple(areas))
+    name = extra.get(LAYOUT, "")
+    known = (*decode_regions(extra.get(REGIONS, "")), *decode_regions(also.get(REGIONS, "")))
+    return of_variant(regime, name, known)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ptinspect.analysis.diff import Change
 from ptinspect.analysis.expand import Expansion, Fragments
-from ptinspect.linux.layout.choice import region_namer
-from ptinspect.linux.layout.snapshot_layout import layout_of
+from ptinspect.linux.layout.choice import layout_of, region_namer
 from ptinspect.memory.ranges import Ranges
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.window import Window

@@ -1,17 +1,197 @@
-"""Page tables as text in the kernel's own form, line for line as /sys/kernel/debug/kernel_page_tables."""
+"""Page tables as text in the kernel's own form, line for line as /sys/kernel/debug/kernel_page_tables.
+
+Source: Linux arch/arm64/mm/ptdump.c (dump.c up to v5.5).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from ptinspect.arch.levels import level_name
-from ptinspect.arch.regime import Regime
-from ptinspect.errors import UserError
-from ptinspect.linux.ptdump.columns import Column, columns, mask_of
+import numpy as np
+from numpy.typing import NDArray
+
+from ptinspect.arch.levels import level_name, levels_of
+from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.ptdump.markers import Frame, Marker, frame_of
-from ptinspect.linux.ptdump.segments import Segment, segments
 from ptinspect.linux.releases import TextForm
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.index import TableIndex
+from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
+
+VALID, USER, RDONLY, SHARED, AF, NG = 1, 1 << 6, 1 << 7, 3 << 8, 1 << 10, 1 << 11
+TABLE_BIT, TYPE, ATTRINDX, GP = 2, 3, 7 << 2, 1 << 50
+CONT, PXN, UXN = 1 << 52, 1 << 53, 1 << 54
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attribute: which text stands for which bits."""
+
+    mask: int
+    """The bits that are looked at."""
+    value: int
+    """What they must be."""
+    yes: str
+    """Printed if they are."""
+    no: str | None
+    """Printed if not; None: nothing at all."""
+
+
+MEMORY_TYPES = {
+    0x00: "DEVICE/nGnRnE",
+    0x04: "DEVICE/nGnRE",
+    0x0C: "DEVICE/GRE",
+    0x44: "MEM/NORMAL-NC",
+    0xFF: "MEM/NORMAL",
+    0xF0: "MEM/NORMAL-TAGGED",
+}
+"""Attribute byte of MAIR_EL1 -> text."""
+NORMAL = 0xFF
+
+
+def columns(form: TextForm, mair: int) -> tuple[Column, ...]:
+    """Return the attributes in order of their columns; the memory types come from MAIR_EL1.
+
+    Without MTE the kernel has two indices with the attributes of normal memory, 0 and 1: the second one is
+    the tagged type (asm/memory.h: MT_NORMAL 0, MT_NORMAL_TAGGED 1, from v5.10). Index 7 and up of a type that
+    was there before is unused.
+    """
+    block = Column(TYPE, VALID, "BLK", "   ") if form.sect else Column(TABLE_BIT, TABLE_BIT, "   ", "BLK")
+    fixed = [
+        Column(VALID, VALID, " ", "F"),
+        Column(USER, USER, "USR", "   "),
+        Column(RDONLY, RDONLY, "ro", "RW"),
+        Column(PXN, PXN, "NX", "x "),
+        Column(SHARED, SHARED, "SHD", "   "),
+        Column(AF, AF, "AF", "  "),
+        Column(NG, NG, "NG", "  "),
+        Column(CONT, CONT, "CON", "   "),
+        block,
+        Column(UXN, UXN, "UXN", "   "),
+    ]
+    if form.gp:
+        fixed.append(Column(GP, GP, "GP", "  "))
+    known: set[str] = set()
+    for index in range(8):
+        byte = mair >> 8 * index & 0xFF
+        text = MEMORY_TYPES.get(byte, "")
+        if byte == NORMAL and index == 1:
+            text = MEMORY_TYPES[0xF0]
+        if text and text not in known:
+            known.add(text)
+            fixed.append(Column(ATTRINDX, index << 2, text, None))
+    return tuple(fixed)
+
+
+def mask_of(found: tuple[Column, ...]) -> int:
+    """Return the bits that any column looks at, and the whole index of the memory type."""
+    mask = ATTRINDX
+    for column in found:
+        mask |= column.mask
+    return mask
+
+
+MAX_SEGMENTS = 4_000_000
+"""More than this are taken for tables that reach each other in circles."""
+
+
+class Segment(NamedTuple):
+    """Entries that follow each other in one table, all empty or all leaves, with equal bits."""
+
+    va: int
+    """First address."""
+    entries: int
+    """How many entries."""
+    level: int
+    """Level of the table that they stand in."""
+    bits: int
+    """What they have in common, cut to the wanted mask; 0 for empty ones."""
+
+
+def segments(snapshot: Snapshot, mask: int) -> Iterator[Segment]:
+    """Yield what lies side by side in order of va, shared tables at each address that reaches them.
+
+    Only the bits of `mask` are looked at. A tree of tables all of whose entries are equal pages (KASAN's
+    early shadow) is one segment of pages. Entries of the upper levels that are neither empty, nor a
+    leaf, nor a table are left out, as mm/pagewalk.c does. Raises SnapshotError if a table is missing
+    from the snapshot or could not be read: the text cannot express it.
+    """
+    yield from _Walk(snapshot, mask).table(0, int(snapshot.regime.va_min), snapshot.regime.start_level)
+
+
+class _Walk:
+    """Go down one tree."""
+
+    def __init__(self, snapshot: Snapshot, mask: int) -> None:
+        self._tables, self._regime = snapshot.tables, snapshot.regime
+        self._mask = np.uint64(mask)
+        self._index = TableIndex(snapshot.tables)
+        self._left = MAX_SEGMENTS
+        count = len(snapshot.tables)
+        self._uniform: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
+        self._value: NDArray[np.uint64] = np.zeros(count, dtype=np.uint64)
+        for level in reversed(levels_of(self._regime)):
+            self._find_uniform(level)
+
+    def _find_uniform(self, level: int) -> None:
+        """Note which tables of a level have nothing but equal pages below them."""
+        rows = self._index.numbers(level)
+        rows = rows[self._tables.readable[rows]]
+        words = self._tables.raw[rows][:, : self._regime.entries(level)]
+        if level == LEVEL_LAST:
+            bits = words & self._mask
+            self._uniform[rows] = (bits == bits[:, :1]).all(axis=1)
+            self._value[rows] = bits[:, 0]
+            return
+        rows = rows[are_tables(words, level).all(axis=1)]
+        for row in rows.tolist():
+            words = self._tables.raw[row, : self._regime.entries(level)]
+            children = np.unique(self._index.find(level + 1, next_tables(words, self._regime)))
+            if children[0] >= 0 and self._uniform[children].all():
+                values = self._value[children]
+                self._uniform[row] = bool((values == values[0]).all())
+                self._value[row] = values[0]
+
+    def table(self, row: int, va: int, level: int) -> Iterator[Segment]:
+        """Yield the segments of a table that begins at `va`, and of those below it."""
+        if row < 0 or not self._tables.readable[row]:
+            what = "is not in the snapshot" if row < 0 else "could not be read"
+            raise SnapshotError(f"the level {level} table of {va:#x} {what}: the dump would lie")
+        regime = self._regime
+        shift = regime.shift(level)
+        words = self._tables.raw[row, : regime.entries(level)]
+        bits = words & self._mask
+        if level == LEVEL_LAST:
+            kind = np.zeros(words.shape, dtype=np.int8)
+        else:
+            leaf, empty = are_leaves(words, level, regime), words == 0
+            kind = np.where(are_tables(words, level), 1, np.where(leaf | empty, 0, 2)).astype(np.int8)
+        same = (kind[1:] == kind[:-1]) & (bits[1:] == bits[:-1]) & (kind[1:] != 1)
+        first = np.nonzero(np.concatenate([[True], ~same]))[0]
+        counts = np.diff(np.append(first, words.shape[0])).tolist()
+        below = self._children(words, first, level)
+        columns = (first.tolist(), counts, kind[first].tolist(), bits[first].tolist(), below)
+        for slot, count, what, value, child in zip(*columns, strict=True):
+            at = va + (slot << shift)
+            self._left -= 1
+            if self._left < 0:
+                raise SnapshotError("the tables have no end: do they point at each other?")
+            if what == 1 and child >= 0 and self._uniform[child]:
+                pages = 1 << (shift - regime.granule_bits)
+                yield Segment(at, pages, LEVEL_LAST, int(self._value[child]))
+            elif what == 1:
+                yield from self.table(child, at, level + 1)
+            elif what == 0:
+                yield Segment(at, count, level, value)
+
+    def _children(self, words: NDArray[np.uint64], first: NDArray[np.intp], level: int) -> list[int]:
+        if level == LEVEL_LAST:
+            return [-1] * int(first.shape[0])
+        return list(self._index.find(level + 1, next_tables(words[first], self._regime)).tolist())
+
 
 UNITS = "KMGTPE"
 

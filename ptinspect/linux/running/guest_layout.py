@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import PtinspectError
-from ptinspect.linux.layout.choice import layout
+from ptinspect.linux.layout.choice import encode_regions, layout
 from ptinspect.linux.layout.geometry import TOP, least_bits
 from ptinspect.linux.layout.regions import Layout, Region
-from ptinspect.linux.layout.snapshot_layout import encode
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
@@ -41,7 +40,7 @@ def facts(view: GuestView) -> dict[str, str]:
         made = view_layout(view, part, more=stacks(view), used=_used(view, regime, root.pa))
     except PtinspectError:
         return {LAYOUT: ""}
-    return {LAYOUT: made.variant, REGIONS: encode(made.known)}
+    return {LAYOUT: made.variant, REGIONS: encode_regions(made.known)}
 
 
 def view_layout(

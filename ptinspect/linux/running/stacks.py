@@ -13,9 +13,8 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.image.entry import EL1H, EntryCode, entry_of
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.member_offsets import STACK_END_MAGIC
-from ptinspect.linux.running.percpu import per_cpu_offset, per_cpu_pointer
 from ptinspect.linux.running.stack_pages import Misled, is_own, misled
-from ptinspect.linux.running.tasks import Task, Tasks, at_user_border
+from ptinspect.linux.running.tasks import Task, Tasks, at_user_border, per_cpu_offset, per_cpu_pointer
 from ptinspect.linux.stack_range import StackRange
 
 StackKind = Literal["task", "irq", "overflow", "sdei-normal", "sdei-critical", "idmap", "user", "none"]
