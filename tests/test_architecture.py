@@ -34,20 +34,7 @@ BELOW = {
     "linux/oops": set(),
     "stack": {"errors", "files", "arch", "memory", "tables", "snapshot", "analysis", "linux"},
     "link": {"errors", "files", "processes", "text", "arch", "memory"},
-    "output": {
-        "errors",
-        "files",
-        "text",
-        "arch",
-        "memory",
-        "tables",
-        "snapshot",
-        "analysis",
-        "linux",
-        "stack",
-        "link",
-        "campaign",
-    },
+    "output": {"errors", "files", "text", "arch", "tables", "snapshot", "analysis"},
     "guest": {
         "errors",
         "files",
@@ -67,7 +54,6 @@ BELOW = {
     "campaign": {"errors", "script"},
     "repl": {"errors", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},
-    "formats": set(),
 }
 """Package -> packages of ptinspect that it may import, besides itself; the others may import all.
 
@@ -96,7 +82,6 @@ THIRD_PARTY = {
     "commands": set(),
     "repl": {"prompt_toolkit", "platformdirs"},
     "config": {"platformdirs", "tomlkit"},
-    "formats": set(),
     "api": set(),
     "app": set(),
     "gdbhost": set(),

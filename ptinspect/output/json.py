@@ -1,11 +1,20 @@
-"""Answers as JSON, one object per command and line."""
+"""Answers as JSON, one object per command and line; and the JSON Schemas of what is in them.
+
+There is one schema for each command, `stack-tasks.json` for `stack tasks`. They describe `result` of a line
+that `--json` prints, and the files that `-o FILE.json` writes. Within a version fields are added, never
+renamed or removed, and none changes its meaning; so a schema allows fields that it does not know.
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ptinspect.output.model import Report
+
+SCHEMAS = Path(__file__).parent.parent / "formats"
+"""The folder of the schemas."""
 
 
 def answer(command: str, report: Report, line: str = "", place: str = "") -> str:
@@ -31,3 +40,14 @@ def _where(line: str, place: str) -> dict[str, Any]:
 def document(report: Report) -> str:
     """Return the result alone, indented, as a file holds it."""
     return json.dumps(report.result, indent=2) + "\n"
+
+
+def schema_names() -> list[str]:
+    """Return the commands that have a schema, in order."""
+    return sorted(path.stem.replace("-", " ") for path in SCHEMAS.glob("*.json"))
+
+
+def schema(command: str) -> dict[str, Any]:
+    """Return the schema of a command's result. Raises FileNotFoundError if it has none."""
+    found: dict[str, Any] = json.loads((SCHEMAS / f"{command.replace(' ', '-')}.json").read_text())
+    return found

@@ -16,9 +16,9 @@ from ptinspect.campaign.plan import Plan, cells_of
 from ptinspect.campaign.results import Record, Results, append, begin, load, mend
 from ptinspect.campaign.runner import left
 from ptinspect.campaign.statistics import merge
+from ptinspect.commands.session.campaign_view import campaign_report
 from ptinspect.errors import UserError
 from ptinspect.output.text import render
-from ptinspect.output.views.campaign import campaign_report
 
 PLAN = Plan("s.pti", "0", 4, cells_of(["smp=1,2"]))
 

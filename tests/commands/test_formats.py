@@ -11,11 +11,11 @@ from builders import TABLES_AT
 from fakes import KERNEL, FakeKernel, context, kernel_tree, run, text
 from test_import import guest, info, put, ram
 
-from ptinspect import formats
 from ptinspect.commands.framework.command import Command
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import PtinspectError
 from ptinspect.output.encode import schema_of
+from ptinspect.output.json import schema, schema_names
 from ptinspect.output.rows import COLUMNS
 from ptinspect.snapshot import store
 from ptinspect.stack import trace_file
@@ -60,7 +60,7 @@ LINES = (
 def check(command: str, result: Any) -> None:
     """Raise ValidationError unless a result is as its schema says, once it is JSON."""
     plain = json.loads(json.dumps(result))
-    jsonschema.Draft202012Validator(formats.schema(command)).validate(plain)
+    jsonschema.Draft202012Validator(schema(command)).validate(plain)
 
 
 def test_real_results_are_as_the_schemas_say(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_imports_are_as_the_schema_says(tmp_path: Path) -> None:
     check("export", run(context(), f"export {DATA}/6.1-39bit.npz --format ptdump -o {tmp_path}/t").result)
 
 
-@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("name", schema_names())
 def test_schemas_are_valid_and_of_commands(name: str) -> None:
-    found = formats.schema(name)
+    found = schema(name)
     jsonschema.Draft202012Validator.check_schema(found)
     assert found["version"] == 1 and found["type"] == "object"
     assert tuple(name.split()) in build_registry().commands
@@ -168,8 +168,8 @@ MADE = [command for command in build_registry() if command.result is not None]
 @pytest.mark.parametrize("command", MADE, ids=lambda command: command.name)
 def test_the_types_of_results_keep_what_the_schemas_promise(command: Command) -> None:
     made = schema_of(command.result)
-    if command.name in formats.names():
-        assert covers(formats.schema(command.name), made) == []
+    if command.name in schema_names():
+        assert covers(schema(command.name), made) == []
 
 
 def test_a_schema_that_breaks_its_promise_is_found() -> None:

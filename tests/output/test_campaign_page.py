@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from test_page import data_of, drawn
 
+from ptinspect.commands.session.campaign_view import COLOURS, bars, picture
 from ptinspect.output.html import Page
 from ptinspect.output.model import Column, Note, Report, Styled, Table
-from ptinspect.output.views.campaign_page import COLOURS, bars, picture
 
 EVIL = "<img src=x onerror=alert(1)><b>cell</b>"
 COUNTS = {"1": {"pass": 3, "fail": 0}, EVIL: {"pass": 1, "hang": 2}, "512": {"crash": 1}}

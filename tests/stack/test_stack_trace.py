@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.commands.stack.trace import diff_report, trace_report
+from ptinspect.commands.stack.trace_view import WIDTH, chart, picture
 from ptinspect.errors import SnapshotError
 from ptinspect.link.gdb.recorder import TRACE_RECORD
 from ptinspect.output.text import render
-from ptinspect.output.views.trace import WIDTH, chart, picture
 from ptinspect.stack.trace import (
     LADDER,
     STEP,

@@ -76,7 +76,7 @@ class StatusResult:
 )
 def status(guest: Guest, *, snap: str | None = None, cpu: int | None = None) -> Report:
     """Say where the guest, or a snapshot, stands."""
-    from ptinspect.output.views.snapshot import source_of
+    from ptinspect.output.table_heads import source_of
 
     cpus: Sequence[CpuRole] = ()
     lacks = where = ""

@@ -24,9 +24,9 @@ from ptinspect.errors import RegimeError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import state_of
 from ptinspect.guest.roots import Half, Halves, halves_of
+from ptinspect.output.descriptor_words import regime_notes
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
-from ptinspect.output.views.descriptor import regime_notes
 
 SHOWN = ("TTBR0", "TTBR1", "TCR", "SCTLR", "MAIR")
 """Registers that every CPU has, without the level."""

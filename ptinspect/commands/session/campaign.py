@@ -26,7 +26,7 @@ from ptinspect.output.model import Note, Report, escape
 if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
     from ptinspect.campaign.statistics import Merged
-    from ptinspect.output.views.campaign import Compared
+    from ptinspect.commands.session.campaign_view import Compared
 
 
 MOST = 12
@@ -45,7 +45,7 @@ def compared(merged: Merged, directories: Sequence[Path]) -> list[Compared]:
 
 
 def _compare(merged: Merged, item: Attempts, directories: Sequence[Path]) -> Compared:
-    from ptinspect.output.views.campaign import Compared
+    from ptinspect.commands.session.campaign_view import Compared
 
     cell = merged.plan.cells.index(item.run.cell)
     name, number, outcome = item.run.cell.name, item.run.number, item.last.outcome
@@ -243,7 +243,7 @@ def _progress(ctx: Context, done: list[Record], running: int, total: int) -> Non
 def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Report:
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
-    from ptinspect.output.views.campaign import campaign_report
+    from ptinspect.commands.session.campaign_view import campaign_report
 
     merged = merge([results.load(directory)], only_shards=True)
     facts = {"directory": str(directory), "interrupted": interrupted, "started": wanted}
@@ -298,7 +298,7 @@ def report(ctx: Context, *, directories: list[Path], output: Path | None, title:
 
 def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:
     """Return a campaign as the HTML page draws it. Raises UserError if the directories hold none."""
-    from ptinspect.output.views.campaign_page import picture
+    from ptinspect.commands.session.campaign_view import picture
 
     made, merged = _joined(directories, IN_FILES)
     return picture(made, title, {row.cell.name: row.outcomes for row in merged.rows})
@@ -307,7 +307,7 @@ def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:
 def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged]:
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
-    from ptinspect.output.views.campaign import campaign_report
+    from ptinspect.commands.session.campaign_view import campaign_report
 
     merged = merge([results.load(directory) for directory in directories])
     return campaign_report(merged, compared(merged, directories), rows=rows), merged

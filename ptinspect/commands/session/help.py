@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from ptinspect import __version__, formats
+from ptinspect import __version__
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Command, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
+from ptinspect.output.json import SCHEMAS, schema_names
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
 GROUPS = ("Guest", "Run and stop", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
@@ -160,7 +161,7 @@ def formats_report() -> Report:
     """Say which formats there are."""
     from ptinspect.output.rows import COLUMNS
 
-    known = formats.names()
+    known = schema_names()
     result = {
         "topic": TOPIC,
         "formats": [
@@ -169,7 +170,7 @@ def formats_report() -> Report:
         ],
         "columns": list(COLUMNS),
         "schemas": known,
-        "folder": str(formats.FOLDER),
+        "folder": str(SCHEMAS),
     }
     columns = (Column("format"), Column("version", "right"), Column("seen as"), Column("what it is"))
     rows = [(name, str(version), seen, what) for name, version, seen, what in FORMATS]
@@ -178,6 +179,6 @@ def formats_report() -> Report:
         Note(PROMISE),
         Note(f"Columns of export: {', '.join(COLUMNS)}."),
         Note("They are empty where a descriptor has no such field: ng only leaves, mark only tables."),
-        Note(f"JSON Schemas of results, in {formats.FOLDER}: {', '.join(known)}."),
+        Note(f"JSON Schemas of results, in {SCHEMAS}: {', '.join(known)}."),
     )
     return Report(result, body)

@@ -134,7 +134,7 @@ def trace(
 
 def trace_report(trace: Trace) -> Report:
     """Show a trace."""
-    from ptinspect.output.views.trace import chart
+    from ptinspect.commands.stack.trace_view import chart
     from ptinspect.stack.trace import HOW
     from ptinspect.stack.trace_file import to_json
 

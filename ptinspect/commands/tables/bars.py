@@ -15,7 +15,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, spanned
-from ptinspect.output.views.snapshot import root_note, source_of, warnings
+from ptinspect.output.table_heads import root_note, source_of, warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.atlas import Atlas

@@ -20,7 +20,7 @@ from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
-from ptinspect.output.views.snapshot import source_of
+from ptinspect.output.table_heads import source_of
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import RegionNamer

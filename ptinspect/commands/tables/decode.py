@@ -17,15 +17,15 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.output.encode import Hex
-from ptinspect.output.model import Column, Note, Report, Table
-from ptinspect.output.views.descriptor import (
+from ptinspect.output.descriptor_words import (
     PermissionsResult,
     permissions_result,
     permissions_text,
     regime_notes,
 )
-from ptinspect.output.views.snapshot import geometry_text
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Column, Note, Report, Table
+from ptinspect.output.table_heads import geometry_text
 
 BY_DIRECT_BITS = "permissions by the direct bits; --pir reads them as an index (FEAT_S1PIE)"
 GRANULES = {4096: 12, 16384: 14, 65536: 16}

@@ -18,10 +18,10 @@ from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_t
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.regions import names_of
+from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, more
-from ptinspect.output.views.descriptor import in_words
 
 if TYPE_CHECKING:
     from ptinspect.analysis.diff import Change, Diff

@@ -20,7 +20,7 @@ from ptinspect.guest.regions import names_of
 from ptinspect.linux.releases import TEXT_FORMS
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, escape
-from ptinspect.output.views.snapshot import warnings
+from ptinspect.output.table_heads import warnings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.descriptor_batches import RowFilter

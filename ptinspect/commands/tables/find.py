@@ -18,7 +18,7 @@ from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
-from ptinspect.output.views.snapshot import RootResult, heads, root_result
+from ptinspect.output.table_heads import RootResult, heads, root_result
 
 COLUMNS = (
     Column("address"),

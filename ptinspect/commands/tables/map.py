@@ -19,14 +19,14 @@ from ptinspect.guest.mappings import Listed, mixed_groups_of, runs_of
 from ptinspect.guest.names import range_of
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, more
-from ptinspect.output.views.descriptor import (
+from ptinspect.output.descriptor_words import (
     PermissionsResult,
     attributes_json,
     permissions_result,
     regime_notes,
 )
-from ptinspect.output.views.snapshot import RootResult, heads, root_note, root_result, source_of
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, more
+from ptinspect.output.table_heads import RootResult, heads, root_note, root_result, source_of
 
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup

@@ -136,7 +136,7 @@ def _add_snapshots(guest: Guest, page: Page, names: list[str]) -> None:
 
 
 def _add_traces(page: Page, files: list[Path]) -> None:
-    from ptinspect.output.views.trace import picture
+    from ptinspect.commands.stack.trace_view import picture
     from ptinspect.stack.trace_file import load
 
     page.traces += [picture(load(file), file.name) for file in files]

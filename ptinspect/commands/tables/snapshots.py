@@ -18,7 +18,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.model import Column, Note, Report, Table, escape
-from ptinspect.output.views.snapshot import (
+from ptinspect.output.table_heads import (
     RegimeResult,
     RootResult,
     regime_result,

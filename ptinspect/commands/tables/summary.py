@@ -14,7 +14,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Tables
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
-from ptinspect.output.views.snapshot import (
+from ptinspect.output.table_heads import (
     RegimeResult,
     RootResult,
     geometry_text,

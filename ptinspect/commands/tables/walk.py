@@ -16,9 +16,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.regions import name_of
 from ptinspect.guest.roots import Tables, source
-from ptinspect.output.encode import Hex
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
-from ptinspect.output.views.descriptor import (
+from ptinspect.output.descriptor_words import (
     PermissionsResult,
     attributes_json,
     permissions_result,
@@ -26,7 +24,9 @@ from ptinspect.output.views.descriptor import (
     regime_notes,
     words,
 )
-from ptinspect.output.views.snapshot import RootResult, root_note, root_result
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.table_heads import RootResult, root_note, root_result
 
 if TYPE_CHECKING:
     from ptinspect.tables.walk import Step, Walk

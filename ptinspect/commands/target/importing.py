@@ -16,7 +16,7 @@ from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.opening import import_dump
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Note, Report, escape
-from ptinspect.output.views.snapshot import RootResult
+from ptinspect.output.table_heads import RootResult
 
 GRANULES = {"4K": 4096, "16K": 16384, "64K": 65536}
 
