@@ -25,7 +25,7 @@ from ptinspect.errors import PtinspectError, TargetError, UserError
 from ptinspect.guest.condition import condition
 from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter
-from ptinspect.repl.past import Past, expand, history_file, open_history
+from ptinspect.repl.line_history import LineHistory, expand, history_file, open_history
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse_line
@@ -95,12 +95,12 @@ class Loop:
         printer.above = self._above
         printer.pages = True
         self._kept = history is None
-        self._past = Past(
+        self._history = LineHistory(
             open_history(history_file(), self._size) if history is None else history, self._size
         )
-        ctx.past = self._past.lines
+        ctx.history = self._history.lines
         self._prompt: PromptSession[str] = PromptSession(
-            history=self._past,
+            history=self._history,
             completer=CommandCompleter(ctx),
             complete_in_thread=True,
             complete_while_typing=False,
@@ -204,7 +204,7 @@ class Loop:
     def _called_back(self, text: str) -> str:
         """Return the line that is meant, and keep it; one that the history gave is shown first."""
         try:
-            line = expand(text, self._past.lines)
+            line = expand(text, self._history.lines)
         except UserError as error:
             self.printer.error("", error, text)
             self._repeat = ""
@@ -212,7 +212,7 @@ class Loop:
         if line != text:
             self.printer.say(escape(line))
         if line and not line.startswith("#"):
-            self._past.keep(line)
+            self._history.keep(line)
         return line
 
     @contextmanager

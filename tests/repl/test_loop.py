@@ -14,8 +14,8 @@ from prompt_toolkit.output import DummyOutput
 from test_runner import Screen
 
 from ptinspect.output.model import Note, Report
+from ptinspect.repl.line_history import open_history
 from ptinspect.repl.loop import Loop
-from ptinspect.repl.past import open_history
 from ptinspect.repl.printer import Printer
 
 

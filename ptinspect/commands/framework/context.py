@@ -79,7 +79,7 @@ class Context:
     """What the user chose with `set` and in the configuration file."""
     follower: Follower | None = field(default=None, repr=False)
     """What shows the guest's console beside the prompt, or None."""
-    past: list[str] = field(default_factory=list)
+    history: list[str] = field(default_factory=list)
     """The lines typed at the prompt so far, oldest first; those of earlier runs too."""
     record: Record = field(default_factory=Record)
     """What was run, and the script that `record` makes of it."""

@@ -30,7 +30,7 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 )
 def history(ctx: Context, *, count: int | None) -> Report:
     """List the lines that were run, oldest first, with their numbers."""
-    lines = list(enumerate(ctx.past, 1))
+    lines = list(enumerate(ctx.history, 1))
     if count is not None:
         lines = lines[-count:]
     rows = [(Styled(str(number), "dim"), escape(line)) for number, line in lines]

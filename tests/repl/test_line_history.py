@@ -9,7 +9,7 @@ from prompt_toolkit.input import PipeInput
 from test_loop import err, keys, loop, out  # noqa: F401
 
 from ptinspect.errors import UserError
-from ptinspect.repl.past import Past, expand, open_history
+from ptinspect.repl.line_history import LineHistory, expand, open_history
 
 LINES = ["walk 0x10", "version", "decode 0x3", "walk $pc"]
 
@@ -46,7 +46,7 @@ def test_the_line_that_runs_is_shown_and_kept(keys: PipeInput) -> None:  # noqa:
     assert out(subject).count("ptinspect 0") == 3
     assert err(subject).count("version\n") == 2
     assert "no line !9" in err(subject)
-    assert subject.ctx.past == ["version"]
+    assert subject.ctx.history == ["version"]
 
 
 def test_up_arrow_and_search_find_lines(keys: PipeInput) -> None:  # noqa: F811
@@ -69,10 +69,10 @@ def test_the_file_is_cut(tmp_path: Path) -> None:
     store = open_history(path, 3)
     for number in range(7):
         store.store_string(f"line {number}")
-    assert Past(open_history(path, 4), 4).lines == [f"line {n}" for n in range(3, 7)]
+    assert LineHistory(open_history(path, 4), 4).lines == [f"line {n}" for n in range(3, 7)]
     assert len(list(FileHistory(path).load_history_strings())) == 7
-    past = Past(open_history(path, 3))
-    assert past.lines == ["line 4", "line 5", "line 6"]
-    past.keep("line 7")
-    past.keep("line 7")
-    assert Past(open_history(path, 3)).lines[-2:] == ["line 6", "line 7"]
+    history = LineHistory(open_history(path, 3))
+    assert history.lines == ["line 4", "line 5", "line 6"]
+    history.keep("line 7")
+    history.keep("line 7")
+    assert LineHistory(open_history(path, 3)).lines[-2:] == ["line 6", "line 7"]

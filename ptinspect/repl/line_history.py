@@ -16,7 +16,7 @@ SPARE = 2
 _EVENT = re.compile(r"!(!|-?\d{1,9}|[^\s!=(][^\s]*)(.*)", re.DOTALL)
 
 
-class Past(History):
+class LineHistory(History):
     """Hold the lines that were run, oldest first; what is only typed does not get in by itself."""
 
     def __init__(self, store: History, size: int | None = None) -> None:
