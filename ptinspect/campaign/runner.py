@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,8 @@ from ptinspect.errors import TargetError, UserError
 RUNS, LOCK = "runs", "lock"
 """In the directory of a campaign: the directories of runs, and the file that is locked while it runs."""
 POLL_SECONDS = 0.05
+ROOM = 64 << 10
+"""Bytes that a failed run must have been able to write: its answers and its console may be cut otherwise."""
 HOPELESS = 3
 """Runs that could not be made, and none before them that could, after which it is over."""
 
@@ -91,6 +96,8 @@ class Runner:
     def _ended(self, run: Run, attempt: int, ended: Ended, path: Path) -> bool:
         """Keep what came of an attempt; return whether it is the last one."""
         record = self.judge(run, attempt, ended, path)
+        if record.outcome != "pass":
+            _need_room(record, path)
         final = record.outcome == "pass" or attempt > self.plan.retries
         record = replace(record, final=final)
         if record.outcome == "pass":
@@ -108,6 +115,22 @@ class Runner:
                 f"see {path}; campaign --resume {self.directory} tries again",
             )
         return final
+
+
+def _need_room(record: Record, path: Path) -> None:
+    """Raise UserError if a run may have failed because there is no room for its files."""
+    why = os.strerror(errno.ENOSPC)
+    if why not in record.message:
+        try:
+            with tempfile.TemporaryFile(dir=path, buffering=0) as file:
+                if file.write(bytes(ROOM)) == ROOM:
+                    return
+        except OSError as error:
+            why = error.strerror or str(error)
+    raise UserError(
+        f"run {record.run} had no room for its files in {path}: {why}",
+        "make room; campaign --resume DIR runs what is missing",
+    )
 
 
 def _clean(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -64,6 +65,13 @@ def unable(folder: Path) -> int:
     return 2
 
 
+def unsaved(folder: Path) -> int:
+    """Have no room for a snapshot."""
+    message = f"s.pti:3: cannot write s.npz: {os.strerror(errno.ENOSPC)}"
+    say("save", False, error={"kind": "usage", "message": message}, place="s.pti:3")
+    return 2
+
+
 def crash(folder: Path) -> int:
     """Lose the guest; its console says why."""
     (folder / "console.log").write_bytes(OOPS)
@@ -122,7 +130,8 @@ def orphan(folder: Path) -> int:
 
 
 KINDS = {
-    each.__name__: each for each in (fail, unable, crash, wedged, late, hang, die, bug, garbage, huge, orphan)
+    each.__name__: each
+    for each in (fail, unable, unsaved, crash, wedged, late, hang, die, bug, garbage, huge, orphan)
 }
 
 if __name__ == "__main__":

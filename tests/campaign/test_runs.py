@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ptinspect.campaign import child
+from ptinspect.campaign import child, runner
 from ptinspect.campaign.results import load
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
@@ -145,6 +146,25 @@ def test_nothing_can_be_run_is_said_soon_and_can_be_tried_again(campaign: Campai
     with pytest.raises(TargetError, match="no run can be made"):
         campaign("--resume d")
     assert [record.attempt for record in load(tmp_path / "d").records] == [1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["full", "unsaved"])
+def test_a_full_disk_is_an_error_and_no_failed_check(
+    campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def full(**_: object) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if kind == "full":
+            patch.setattr(runner.tempfile, "TemporaryFile", full)
+        script = f"s.pti --runs 3 --matrix var.kind=pass,{'fail' if kind == 'full' else kind}"
+        with pytest.raises(UserError, match=r"run 2 had no room for its files in .*00002: No space left"):
+            campaign(f"{script} --directory d")
+    assert [(each.run, each.outcome) for each in load(tmp_path / "d").records] == [(1, "pass")]
+    if kind == "full":
+        report = campaign("--resume d")
+        assert (report.result["done"], report.result["passed"], report.result["missing"]) == (3, 2, 0)
 
 
 def test_ctrl_c_keeps_what_there_is_and_resume_runs_the_rest(campaign: Campaign, tmp_path: Path) -> None:
