@@ -41,6 +41,9 @@ ACCESS_FLAG = 1 << 10
 SHARED_BY_DESIGN = 4
 """References from which on a table that neighbours share is taken for a known one (KASAN's zero shadow)."""
 
+Addresses = NDArray[np.uint64]
+Entries = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""Entries by the rows of their tables and their slots."""
 Evidence = Callable[[int], str]
 """Gives the reason why a raw entry breaks a rule."""
 Early = Sequence[tuple[int, int, str]]
@@ -152,37 +155,61 @@ class _Checker:
         row, slot = np.nonzero(are_tables(raw, level))
         if not row.size:
             return
+        at = rows[row], slot
         target = next_tables(raw[row, slot], self.regime)
-        above = tables.pa[tables.level <= level]
-        back = np.isin(target, above)
-        for i in np.flatnonzero(back).tolist():
-            at = int(rows[row[i]])
-            ancestor = self._is_ancestor(int(target[i]), at, level)
-            rule = "table-loop" if ancestor else "table-shared"
-            why = f"points to pa:{int(target[i]):#x}, which is a table of a level above"
-            self.out.add(_entry(self.snapshot, (at, int(slot[i])), rule, why))
-        values, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
-        for number in np.flatnonzero(counts > 1).tolist():
-            some = np.flatnonzero((inverse.reshape(-1) == number) & ~back)
-            if some.size < 2 or int(values[number]) in self.out.shared:
-                continue
-            va = np.sort(entry_addresses(tables.va[rows[row[some]]], slot[some], level, self.regime))
-            next_to = int(np.count_nonzero(np.diff(va) == np.uint64(self.regime.entry_size(level))))
-            known = some.size >= SHARED_BY_DESIGN and 2 * next_to >= some.size
-            second = (int(rows[row[some[1]]]), int(slot[some[1]]))
-            table, lowest = int(values[number]), int(va[0])
-            why = f"{some.size} entries point to the table at pa:{table:#x}, the first for {lowest:#x}"
-            severity: Severity = "info" if known else "error"
-            self.out.add(_entry(self.snapshot, second, "table-shared", why, severity=severity))
+        back = np.isin(target, tables.pa[tables.level <= level])
+        self._upwards(level, at, target, back)
+        self._shared(level, (at[0][~back], at[1][~back]), target[~back])
 
-    def _is_ancestor(self, pa: int, row: int, level: int) -> bool:
-        """Tell whether the table at `pa` translates the addresses of a row's table too."""
-        tables, regime = self.snapshot.tables, self.regime
-        for other in np.flatnonzero((tables.pa == np.uint64(pa)) & (tables.level <= level)).tolist():
-            span = regime.table_span(int(tables.level[other]))
-            if int(tables.va[other]) // span == int(tables.va[row]) // span:
-                return True
-        return False
+    def _upwards(self, level: int, at: Entries, target: Addresses, back: NDArray[np.bool_]) -> None:
+        """Make findings of the entries that point to a table of a level above, or of their own."""
+        loops = back & self._are_ancestors(target, at[0], level)
+        shared = back & ~loops
+        listed = [
+            (i, rule)
+            for rule, bad in (("table-loop", loops), ("table-shared", shared))
+            for i in np.flatnonzero(bad)[: self.out.room(rule)].tolist()
+        ]
+        for i, rule in sorted(listed):
+            why = f"points to pa:{int(target[i]):#x}, which is a table of a level above"
+            self.out.add(_entry(self.snapshot, (int(at[0][i]), int(at[1][i])), rule, why))
+        for rule, bad in (("table-loop", loops), ("table-shared", shared)):
+            unlisted = np.count_nonzero(bad) - sum(name == rule for _, name in listed)
+            self.out.count(rule, int(unlisted), "error")
+
+    def _shared(self, level: int, at: Entries, target: Addresses) -> None:
+        """Make findings of the tables that several entries of a level point to."""
+        rule, size = "table-shared", np.uint64(self.regime.entry_size(level))
+        values, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
+        begins = np.cumsum(counts) - counts
+        va = entry_addresses(self.snapshot.tables.va[at[0]], at[1], level, self.regime)
+        order = np.lexsort((va, inverse))
+        near = (np.diff(va[order]) == size) & (np.diff(inverse[order]) == 0)
+        next_to = np.bincount(inverse[order][1:][near], minlength=values.size)
+        known = (counts >= SHARED_BY_DESIGN) & (2 * next_to >= counts)
+        by_design = np.isin(values, np.array(sorted(self.out.shared), dtype=np.uint64))
+        several = np.flatnonzero((counts > 1) & ~by_design)
+        room = self.out.room(rule)
+        as_found = np.argsort(inverse, kind="stable")
+        for number in several[:room].tolist():
+            second = int(as_found[begins[number] + 1])
+            count, table, lowest = int(counts[number]), int(values[number]), int(va[order[begins[number]]])
+            why = f"{count} entries point to the table at pa:{table:#x}, the first for {lowest:#x}"
+            where = int(at[0][second]), int(at[1][second])
+            severity: Severity = "info" if known[number] else "error"
+            self.out.add(_entry(self.snapshot, where, rule, why, severity=severity))
+        unlisted = known[several[room:]]
+        self.out.count(rule, int(np.count_nonzero(unlisted)), "info")
+        self.out.count(rule, int(np.count_nonzero(~unlisted)), "error")
+
+    def _are_ancestors(self, target: Addresses, rows: NDArray[np.intp], level: int) -> NDArray[np.bool_]:
+        """Tell of each target whether it is a table that translates the addresses of a row's table too."""
+        va, found = self.snapshot.tables.va, np.zeros(target.size, dtype=np.bool_)
+        for above in levels_of(self.regime):
+            if above <= level:
+                other, span = self.index.find(above, target), np.uint64(self.regime.table_span(above))
+                found |= (other >= 0) & (va[other] // span == va[rows] // span)
+        return found
 
     def _contiguous(self, level: int, rows: NDArray[np.intp], raw: NDArray[np.uint64]) -> None:
         regime = self.regime

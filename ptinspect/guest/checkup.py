@@ -54,6 +54,7 @@ def checkup(
     snapshot = snapshot_of(guest, tables)
     places = _places(names_of(snapshot)[1])
     before = guest.snapshot_or_file(against) if against else None
+    guest.progress(f"checking {len(snapshot.tables):,} tables")
     found = Findings(limit=limit, shared=_shared(_kernel(guest), snapshot), partial=partial)
     if before is not None:
         check_pair(Pair(before, snapshot, rewrite_done, _early(guest.kernel, snapshot), places), found)

@@ -20,12 +20,17 @@ from builders import (
     TreeBuilder,
     cpu_state,
 )
+from hypothesis import given
 from sparse_memory import SparseMemory
+from tangled import two_trees
 
 from ptinspect.analysis.check import Pair, check, check_pair, check_stacks
 from ptinspect.analysis.findings import Findings
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.tables.check import check_report
+from ptinspect.guest.checkup import checkup
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.roots import Tables
 from ptinspect.output.text import render
 from ptinspect.snapshot.model import Snapshot
 
@@ -295,3 +300,49 @@ def test_rules_that_were_not_asked_are_named() -> None:
     found = check(tree().snapshot())
     text = render(check_report(found, "x", 0, regions=lambda va: ""))
     assert "writable-alias was not asked" in text and "no rule is broken" in text and "every" not in text
+
+
+@given(two_trees())
+def test_tables_that_are_shared_are_counted_as_a_slow_reading_of_the_rules_counts_them(
+    pair: tuple[Snapshot, Snapshot],
+) -> None:
+    for snapshot in pair:
+        tables, regime = snapshot.tables, snapshot.regime
+        at = [(int(level), int(pa)) for level, pa in zip(tables.level, tables.pa, strict=True)]
+        loops, shared, judged = 0, 0, set()
+        for level in sorted({level for level, _ in at} - {3}):
+            targets: list[int] = []
+            for row in (row for row, (found, _) in enumerate(at) if found == level):
+                if at[row][1] in judged or not tables.readable[row]:
+                    continue
+                for raw in tables.raw[row].tolist():
+                    if raw & 3 != 3:
+                        continue
+                    to = int(regime.next_table(raw))
+                    above = [n for n, (found, pa) in enumerate(at) if found <= level and pa == to]
+                    spans = [regime.table_span(at[n][0]) for n in above]
+                    loop = any(
+                        int(tables.va[n]) // span == int(tables.va[row]) // span
+                        for n, span in zip(above, spans, strict=True)
+                    )
+                    loops += loop
+                    shared += bool(above) and not loop
+                    targets += [] if above else [to]
+            judged |= {pa for found, pa in at if found == level}
+            shared += sum(targets.count(to) > 1 for to in set(targets))
+        for limit in (1, 100):
+            totals = check(snapshot, Findings(limit=limit)).totals
+            assert (totals.get("table-loop", 0), totals.get("table-shared", 0)) == (loops, shared)
+
+
+def test_how_many_tables_are_checked_is_shown_meanwhile() -> None:
+    shown: list[str] = []
+
+    class Watcher:
+        def progress(self, text: str, done: int, total: int) -> None:
+            shown.append(text)
+
+    guest = Guest(watcher=Watcher())
+    guest.snapshots["a"] = tree().snapshot("a")
+    checkup(guest, Tables(None, None, None, "a"))
+    assert shown == [f"checking {len(guest.snapshots['a'].tables)} tables"]
