@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ptinspect.analysis.check import check
 from ptinspect.analysis.diff import Diff, diff
@@ -38,15 +38,13 @@ from ptinspect.guest.roots import Tables, root_choice, source
 from ptinspect.guest.run_control import until
 from ptinspect.guest.stacks.kernel_stacks import depth
 from ptinspect.guest.stacks.stack_guard import Guarded, guard
+from ptinspect.link.session import Session, StopInfo
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
+from ptinspect.stack.depth import Depth
 from ptinspect.tables.walk import Walk, walk
-
-if TYPE_CHECKING:
-    from ptinspect.link.session import Session, StopInfo
-    from ptinspect.linux.running.guest_view import GuestView
-    from ptinspect.stack.depth import Depth
 
 __all__ = [
     "Diff",

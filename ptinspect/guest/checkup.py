@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptinspect.analysis.findings import Findings
 from ptinspect.errors import KernelFileError
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
@@ -13,7 +14,6 @@ from ptinspect.guest.roots import Tables
 
 if TYPE_CHECKING:
     from ptinspect.analysis.aliases import Places
-    from ptinspect.analysis.findings import Findings
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.layout.regions import Layout
     from ptinspect.snapshot.model import Snapshot
@@ -49,7 +49,6 @@ def checkup(
     are kept of each rule.
     """
     from ptinspect.analysis.check import Pair, check, check_pair, check_stacks
-    from ptinspect.analysis.findings import Findings
 
     snapshot = snapshot_of(guest, tables)
     places = _places(names_of(snapshot)[1])

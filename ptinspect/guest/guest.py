@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
+from ptinspect.link.session import Session
 from ptinspect.snapshot.fact_names import kernel_offset
 from ptinspect.text import escape
 
 if TYPE_CHECKING:
     from ptinspect.link.qemu.machine import Qemu
-    from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.linux.running.guest_view import GuestView

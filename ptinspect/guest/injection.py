@@ -17,7 +17,6 @@ from ptinspect.guest.rewrite import Runner
 from ptinspect.link.journal import POKE, Change
 
 if TYPE_CHECKING:
-    from ptinspect.link.journal import Change
     from ptinspect.linux.running.guest_view import GuestView
 
 

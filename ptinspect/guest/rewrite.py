@@ -13,10 +13,10 @@ from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite_state import Standing, standing
 from ptinspect.link.gdb.slots import Purpose, fitting
+from ptinspect.link.session import Session, StopInfo
 from ptinspect.snapshot.fact_names import PHASE
 
 if TYPE_CHECKING:
-    from ptinspect.link.session import Session, StopInfo
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.kpti.code import KptiCode
     from ptinspect.linux.kpti.position import Phase

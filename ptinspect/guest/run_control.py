@@ -15,9 +15,9 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.guest.rewrite import Runner
+from ptinspect.link.session import StopInfo
 
 if TYPE_CHECKING:
-    from ptinspect.link.session import StopInfo
     from ptinspect.stack.unwind import Caller
 
 

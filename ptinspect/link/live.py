@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
@@ -24,16 +24,15 @@ from ptinspect.link.gdb.mi import SECONDS, console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.journal import Journal, attaching
+from ptinspect.link.lanes.hostmem import HostMemory
 from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
+from ptinspect.link.lanes.pmemsave import SavedMemory
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import Monitor, translated, version_number
 from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
-
-if TYPE_CHECKING:
-    from ptinspect.link.lanes.hostmem import HostMemory
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
 """How long a request to stop is given before it is repeated, seconds."""
@@ -405,7 +404,6 @@ def _lanes(
         return _host(address, peer, ram, monitor)
 
     def saved() -> Lane:
-        from ptinspect.link.lanes.pmemsave import SavedMemory
 
         if not address.path and not listeners(address):
             raise LaneError("QEMU is not known to run on this machine")
@@ -415,7 +413,6 @@ def _lanes(
 
 
 def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor) -> HostMemory:
-    from ptinspect.link.lanes.hostmem import HostMemory
 
     pids = listeners(address) if peer is None else [peer]
     if not pids:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from ptinspect.link.gdb.slots import Purpose
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.link.gdb.slots import Purpose, Usage
 from ptinspect.link.state import Breakpoint, Listener, RunState, StopInfo
 
 if TYPE_CHECKING:
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.link.changes import Changes
     from ptinspect.link.gdb.breakpoints import HardwareSlots
-    from ptinspect.link.gdb.slots import Usage
     from ptinspect.link.lanes.lanes import LaneMemory
     from ptinspect.memory.source import PhysicalMemory, RamBlock
 

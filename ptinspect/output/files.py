@@ -11,6 +11,7 @@ from ptinspect.errors import UserError
 from ptinspect.files import replacing
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Cell, Report, Table
+from ptinspect.output.text import render
 
 
 def write(report: Report, path: Path) -> None:
@@ -37,7 +38,6 @@ def form_of(path: Path) -> Callable[[Report], str]:
 
 def text(report: Report) -> str:
     """Return the report as plain text."""
-    from ptinspect.output.text import render
 
     return render(report)
 

@@ -13,15 +13,15 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report, escape
-
-if TYPE_CHECKING:
-    from ptinspect.analysis.atlas import Atlas, Pattern
-    from ptinspect.snapshot.model import Snapshot
+from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.kinds import KIND_NAMES
 
 PAGE_VERSION = 2
 """Version of the data in the page."""
@@ -51,9 +51,6 @@ class Page:
 
     def add_map(self, snapshot: Snapshot, shown: Atlas, title: str) -> None:
         """Add a map: a snapshot, or what changed in it, with a state for each descriptor."""
-        from ptinspect.analysis.atlas import delta_planes
-        from ptinspect.snapshot.coverage import unseen
-        from ptinspect.tables.kinds import KIND_NAMES
 
         regime = snapshot.regime
         self.maps.append(
@@ -141,7 +138,6 @@ def packed(data: bytes) -> str:
 
 def state_names() -> Sequence[str]:
     """Return the names of the states, by code."""
-    from ptinspect.analysis.atlas import STATES
 
     return STATES
 

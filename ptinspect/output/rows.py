@@ -7,15 +7,13 @@ import io
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from ptinspect.analysis.descriptor_batches import Batch
 from ptinspect.arch.descriptor import Descriptor
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
-
-if TYPE_CHECKING:
-    from ptinspect.analysis.descriptor_batches import Batch
 
 ADDRESSES = ("va", "table_pa", "raw", "output_address")
 """Columns that are hex texts in CSV and JSON lines, and unsigned 64-bit numbers in Parquet."""

@@ -14,10 +14,11 @@ from typing import NoReturn
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.preflight import MAX_DEPTH, Preflight
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.guest import expression
 from ptinspect.guest.names import GuestNames
-from ptinspect.repl.preflight import MAX_DEPTH, Preflight
+from ptinspect.output.files import write_text
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Attempt, attempt
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
@@ -366,7 +367,6 @@ def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    from ptinspect.output.files import write_text
 
     write_text(path, junit(name, ()))
     player.outcomes = []
@@ -379,7 +379,5 @@ def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
 def refused(path: Path | None, name: str, error: UserError) -> None:
     """Write the report of a script that was not run: the one that is there may be an older one."""
     if path is not None:
-        from ptinspect.output.files import write_text
-
         place = str(getattr(error, "place", ""))
         write_text(path, junit(name, [Outcome("", "", place, error.exit_code, error.message)]))

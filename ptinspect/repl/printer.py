@@ -19,6 +19,7 @@ from ptinspect.commands.framework.options import Options
 from ptinspect.errors import PtinspectError
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report, escape
+from ptinspect.output.text import paint, plain, render, terminal_width, wants_colour, wrap
 
 LESS = "-RFXK"
 """Colours as they are; leave at once what fits; leave it on the screen; Ctrl-C leaves."""
@@ -38,7 +39,6 @@ def pager_command(environment: Mapping[str, str]) -> list[str]:
 
 def too_long(text: str, size: os.terminal_size) -> bool:
     """Tell whether a text and the prompt below it need more lines than the screen has."""
-    from ptinspect.output.text import plain
 
     lines = (plain(line) for line in text.splitlines())
     return sum(max(1, -(-len(line) // max(size.columns, 1))) for line in lines) > size.lines - 2
@@ -111,7 +111,6 @@ class Printer:
 
     def colour(self, stream: TextIO) -> bool:
         """Tell whether to colour what goes to `stream`: `set`, then --plain, then NO_COLOR, then the file."""
-        from ptinspect.output.text import wants_colour
 
         chosen = {"on": True, "off": False}.get(self.options.text("colour"))
         if self.options.origin("colour") != "session":
@@ -136,8 +135,6 @@ class Printer:
         if self.json:
             self.out.write(json_output.answer(name, report, line, place) + "\n")
         else:
-            from ptinspect.output.text import render, terminal_width
-
             width = terminal_width() if self.out.isatty() else 0
             text = render(report, colour=self.colour(self.out), width=width)
             wanted = page and self.pages and self.options.text("pager") == "auto" and self.out.isatty()
@@ -162,7 +159,6 @@ class Printer:
             self.out.write(json_output.failure(name, kind, where + message, hint, line, place=place) + "\n")
             self.out.flush()
             return
-        from ptinspect.output.text import paint, terminal_width, wrap
 
         colour = self.colour(self.err)
         width = terminal_width() if self.err.isatty() else 1 << 16
@@ -182,7 +178,6 @@ class Printer:
         """Print a line of the guest's console, above the prompt if there is one; any thread may."""
         if self.json:
             return
-        from ptinspect.output.text import paint
 
         with self._turn:
             text = paint(f"| {line}", "dim", self.colour(self.out)) + "\n"
@@ -222,7 +217,6 @@ class Printer:
         """Show a command that runs as part of another one and its answer; JSON has the whole's only."""
         if self.json:
             return
-        from ptinspect.output.text import paint
 
         self.end_progress()
         self.out.write(paint(f"ptinspect> {line}", "title", self.colour(self.out)) + "\n")

@@ -9,8 +9,8 @@ from fakes import context
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ptinspect.commands.framework.preflight import Preflight
 from ptinspect.errors import UserError
-from ptinspect.repl.preflight import Preflight
 from ptinspect.script.parse import parse, parse_line
 from ptinspect.script.record import lines_of
 from ptinspect.script.statements import ScriptError, Statement

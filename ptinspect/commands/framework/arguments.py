@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,9 +115,17 @@ _KINDS: dict[object, str] = {
 }
 
 
-def completes(kind: str, reader: Callable[[str], Read]) -> Callable[[str], Read]:
-    """Have `reader`, the type of an argument, completed as `kind` (commands/candidates.py)."""
+FIXED: dict[str, Mapping[str, str]] = {}
+"""Kind -> the words that complete it, each with its meaning, for kinds that have always the same."""
+
+
+def completes(
+    kind: str, reader: Callable[[str], Read], words: Mapping[str, str] | None = None
+) -> Callable[[str], Read]:
+    """Have `reader`, the type of an argument, completed as `kind` (candidates.py), or by these words."""
     _KINDS[reader] = kind
+    if words is not None:
+        FIXED[kind] = words
     return reader
 
 

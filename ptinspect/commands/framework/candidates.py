@@ -6,19 +6,19 @@ Completion runs beside the prompt: everything here comes from what is known alre
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import SYSTEM_REGISTERS
+from ptinspect.commands.framework.arguments import FIXED
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, written
 from ptinspect.commands.framework.registry import RESULTS
 from ptinspect.errors import UserError
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.output.model import escape
-
-if TYPE_CHECKING:
-    from ptinspect.linux.image.image import KernelImage
-    from ptinspect.snapshot.model import Snapshot
+from ptinspect.reference import guests
+from ptinspect.script.shipped import shipped_scripts
+from ptinspect.snapshot.model import Snapshot
 
 Candidate = tuple[str, str]
 """What may be typed, and a word about it."""
@@ -113,13 +113,9 @@ def candidates(ctx: Context, kind: str, current: str = "", before: Sequence[str]
     elif kind == "guest":
         yield from _guests()
     elif kind == "script":
-        from ptinspect.script.shipped import shipped_scripts
-
         yield from ((f"@{script.name}", script.summary) for script in shipped_scripts())
-    elif kind == "info":
-        from ptinspect.commands.look.info import WORDS
-
-        yield from WORDS.items()
+    elif kind in FIXED:
+        yield from FIXED[kind].items()
     elif kind == "option":
         yield from ((name, option.meaning) for name, option in OPTIONS.items())
     elif kind == "option-value":
@@ -177,7 +173,6 @@ def _values(ctx: Context, name: str) -> Iterator[Candidate]:
 
 
 def _guests() -> Iterator[Candidate]:
-    from ptinspect.reference import guests
 
     for guest in guests.installed_guests():
         yield guest.name, guest.note or "installed"

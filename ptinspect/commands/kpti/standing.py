@@ -18,6 +18,7 @@ from ptinspect.guest.rewrite import NotReached, Runner
 from ptinspect.guest.rewrite_state import CpuRole, Standing, cpu_roles, judgement, snapshot_state, standing
 from ptinspect.guest.rewrite_stores import NthOfLevel, Percent, Place, run_to
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.table_heads import source_of
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.marks import Frontier
@@ -76,7 +77,6 @@ class StatusResult:
 )
 def status(guest: Guest, *, snap: str | None = None, cpu: int | None = None) -> Report:
     """Say where the guest, or a snapshot, stands."""
-    from ptinspect.output.table_heads import source_of
 
     cpus: Sequence[CpuRole] = ()
     lacks = where = ""

@@ -37,7 +37,7 @@ def info_word(text: str) -> str:
     return text
 
 
-arguments.completes("info", info_word)
+arguments.completes("info", info_word, WORDS)
 
 
 @command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
@@ -15,11 +14,9 @@ from ptinspect.errors import UserError
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames
+from ptinspect.link.session import Breakpoint
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Table
-
-if TYPE_CHECKING:
-    from ptinspect.link.session import Breakpoint
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
@@ -17,11 +16,9 @@ from ptinspect.guest import run_control
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
+from ptinspect.link.session import StopInfo
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, escape, hex_address
-
-if TYPE_CHECKING:
-    from ptinspect.link.session import StopInfo
 
 TIMEOUT = argument(
     "--timeout",

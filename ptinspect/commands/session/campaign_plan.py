@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect import __version__
+from ptinspect.campaign.attempt import judge
 from ptinspect.campaign.child import Child, Ended
 from ptinspect.campaign.plan import (
     GRACE,
@@ -27,9 +28,13 @@ from ptinspect.campaign.plan import (
 )
 from ptinspect.campaign.results import Record, Results
 from ptinspect.campaign.statistics import same_campaign
+from ptinspect.commands.framework.preflight import Preflight
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.errors import UserError
+from ptinspect.linux.oops import logfile
 from ptinspect.output.files import write_text
+from ptinspect.processes import die_with_parent
+from ptinspect.reference import guests
 from ptinspect.script.shipped import open_script, path_of
 from ptinspect.script.statements import Line, OnStop, Repeat, Source, Statement
 from ptinspect.script.variables import definition
@@ -64,7 +69,6 @@ class Home:
 
     def starter(self, plan: Plan) -> Callable[[Run, int, Path], Child]:
         """Return what starts an attempt in a directory; it refuses a script that has changed meanwhile."""
-        from ptinspect.processes import die_with_parent
 
         place = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
@@ -92,7 +96,6 @@ class Home:
 
     def judge(self) -> Callable[[Run, int, Ended, Path], Record]:
         """Return what judges an attempt."""
-        from ptinspect.campaign.attempt import judge
 
         def record(run: Run, attempt: int, ended: Ended, directory: Path) -> Record:
             return judge(run, attempt, ended, directory, death)
@@ -106,9 +109,8 @@ Begun = tuple[Plan, tuple[int, int], Home]
 
 def death(console: bytes) -> str:
     """Return how the kernel died by its console, or nothing."""
-    from ptinspect.linux.oops.logfile import read
 
-    for incident in read((console,)).finish():
+    for incident in logfile.read((console,)).finish():
         if incident.panic or incident.first.kind in CONSOLE_DEATHS:
             return " ".join(incident.message.split())
     return ""
@@ -220,7 +222,6 @@ def _flat(statements: Iterable[Statement]) -> Iterator[Statement]:
 
 def _check(registry: Registry, script: str, plan: Plan) -> bool:
     """Look at the script as the runs will; tell whether it launches its guests. Raises UserError."""
-    from ptinspect.repl.preflight import Preflight
 
     statements = open_script(script)
     for cell in plan.cells[:CHECKED]:
@@ -243,7 +244,6 @@ def _check(registry: Registry, script: str, plan: Plan) -> bool:
 
 def _check_kernels(cells: tuple[Cell, ...]) -> None:
     """Raise TargetError if a kernel is neither a file nor a reference guest that is installed."""
-    from ptinspect.reference import guests
 
     names = {cell.get("kernel") for cell in cells}
     for name in sorted(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ptinspect import config
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
@@ -39,7 +40,6 @@ def set_option(ctx: Context, *, name: str | None, value: list[str], save: bool) 
 
 
 def _save(ctx: Context, names: list[str] | None) -> Report:
-    from ptinspect import config
 
     if names is None:
         names = [name for name in OPTIONS if ctx.options.origin(name) == "session"]
@@ -76,7 +76,6 @@ def show(ctx: Context, *, name: str | None) -> Report:
 
 
 def _table(ctx: Context, names: tuple[str, ...]) -> Report:
-    from ptinspect import config
 
     rows = [(name, _shown(ctx, name), ctx.options.origin(name), OPTIONS[name].meaning) for name in names]
     columns = (Column("option"), Column("value"), Column("from"), Column("what it does"))

@@ -18,7 +18,7 @@ from ptinspect.linux.death import CODES
 from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.oops.kpti_registers import describe
 from ptinspect.linux.oops.printed_walk import PathStep
-from ptinspect.linux.oops.verdict import Analysis, Panic
+from ptinspect.linux.oops.verdict import Analysis, Panic, analyse
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
 
@@ -157,7 +157,6 @@ VERDICTS = (
 )
 def oops(ctx: Context, *, file: str, output: Path | None = None) -> Report:
     """Explain a console log."""
-    from ptinspect.linux.oops.verdict import analyse
 
     if output is not None:
         form_of(output)

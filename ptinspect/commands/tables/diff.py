@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from ptinspect.analysis.counts import LevelDiff
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import decode
+from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
@@ -26,7 +27,6 @@ from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Ta
 if TYPE_CHECKING:
     from ptinspect.analysis.diff import Change, Diff
     from ptinspect.analysis.map import RegionNamer
-    from ptinspect.arch.regime import Regime
     from ptinspect.linux.layout.mapped_parts import Part
     from ptinspect.snapshot.model import Snapshot
 

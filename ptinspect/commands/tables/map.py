@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.descriptor import Attributes
 from ptinspect.arch.levels import level_name, size_name, size_text
+from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import LEAVES, TABLES, levels_argument
 from ptinspect.commands.framework.command import Needs, argument, command
@@ -31,8 +33,6 @@ from ptinspect.output.table_heads import RootResult, heads, root_note, root_resu
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup
     from ptinspect.analysis.map import Run
-    from ptinspect.arch.descriptor import Attributes
-    from ptinspect.arch.regime import Regime
 
 SHOWN = 200
 """Runs shown unless --limit is given."""

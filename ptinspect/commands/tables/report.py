@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.commands.session.campaign import drawn
 from ptinspect.commands.tables.diff import diff_report
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -143,6 +144,5 @@ def _add_traces(page: Page, files: list[Path]) -> None:
 
 
 def _add_campaigns(page: Page, directories: list[Path]) -> None:
-    from ptinspect.commands.session.campaign import drawn
 
     page.campaigns += [drawn([directory], f"campaign {directory.name}") for directory in directories]
