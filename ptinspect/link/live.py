@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
-from ptinspect.link.connect import Link, connect
+from ptinspect.link.connect import Link, connect, heir
 from ptinspect.link.gdb.breakpoints import (
     HardwareSlots,
     insert_breakpoint,
@@ -28,7 +29,7 @@ from ptinspect.link.lanes.hostmem import HostMemory
 from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
 from ptinspect.link.lanes.pmemsave import SavedMemory
 from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.link.qemu.listener import listeners
+from ptinspect.link.qemu.listener import is_stopped, listeners
 from ptinspect.link.qemu.monitor import Monitor, translated, version_number
 from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
@@ -363,6 +364,11 @@ class LiveSession:
             return self._recovered
 
     def _leave_without_gdb(self) -> str:
+        if is_stopped(self._link.address):
+            quiet = subprocess.DEVNULL
+            words = heir(self._link.address, self.was_running)
+            subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+            return "the guest is left as it was found when QEMU, which a signal has stopped, continues"
         return leave_as_found(
             self._link.address,
             self.was_running,

@@ -17,6 +17,7 @@ from conftest import missing
 from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
+from ptinspect.link import live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
 from ptinspect.link.gdb.agent import script_path
@@ -334,6 +335,25 @@ def test_a_guest_whose_gdb_is_killed_is_left_as_it_was_found(
     with pytest.raises(TargetLost, match=r"GDB (ended|has left)"):
         session.resume()
     session.close()
+    assert stub.running is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continues(
+    gdb: Gdb, stub: FakeStub, monkeypatch: pytest.MonkeyPatch, ran: bool
+) -> None:
+    stub.was_running = ran
+    session = LiveSession.attach(stub.address, gdb_path=gdb.path)
+    stub.packets.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(live, "is_stopped", lambda address: True)
+        os.kill(session._gdb.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        _wait_for(lambda: session.state is RunState.DEAD)
+        with pytest.raises(TargetLost, match="when QEMU, which a signal has stopped, continues"):
+            session.cpu_state(0)
+        session.close()
+    _wait_for(lambda: "Qqemu.PhyMemMode:0" in stub.packets)
+    _wait_for(lambda: not is_busy(StubAddress.parse(stub.address)))
     assert stub.running is ran
 
 
