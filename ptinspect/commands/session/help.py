@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptinspect import __version__
@@ -31,12 +32,69 @@ PROMISE = (
 )
 
 
+@dataclass(frozen=True)
+class ArgumentResult:
+    """An argument of a command."""
+
+    name: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What is known of a command."""
+
+    command: str
+    summary: str
+    usage: str
+    arguments: Sequence[ArgumentResult]
+    details: str
+    example: str
+    aliases: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ListedResult(CommandResult):
+    """The same, and the group that lists it."""
+
+    group: str
+
+
+@dataclass(frozen=True)
+class CommandsResult:
+    """Commands."""
+
+    commands: Sequence[ListedResult]
+
+
+@dataclass(frozen=True)
+class FormatResult:
+    """A format that ptinspect writes."""
+
+    name: str
+    version: int
+    seen: str
+    what: str
+
+
+@dataclass(frozen=True)
+class FormatsResult:
+    """The formats, the columns of exports, and the schemas of results."""
+
+    topic: str
+    formats: Sequence[FormatResult]
+    columns: Sequence[str]
+    schemas: Sequence[str]
+    folder: str
+
+
 @command(
     "help",
     aliases=("?",),
     group="Session",
     summary="List the commands, or explain one",
     example="help walk",
+    result=CommandResult | CommandsResult | FormatsResult,
     arguments=(
         argument(
             "words", nargs="*", type=arguments.command_word, metavar="COMMAND", help="the command to explain"
@@ -73,7 +131,7 @@ def _list(commands: list[Command], title: str) -> Report:
         if len(group) < len(commands):
             rows += [("", ""), (Styled(name, "title"), "")]
         rows.extend((Styled(c.name, "level"), _summary(c)) for c in group)
-    result = {"commands": [{**_facts(c), "group": c.group} for c in commands]}
+    result = CommandsResult([ListedResult(**vars(_facts(c)), group=c.group) for c in commands])
     return Report(result, (Table((Column(""), Column("")), rows, title),))
 
 
@@ -118,16 +176,16 @@ def _arguments(command: Command) -> list[tuple[str, str]]:
     return rows
 
 
-def _facts(command: Command) -> dict[str, object]:
-    return {
-        "command": command.name,
-        "summary": command.summary,
-        "usage": usage(command),
-        "arguments": [{"name": name, "meaning": text} for name, text in _arguments(command)],
-        "details": command.details,
-        "example": command.example,
-        "aliases": list(command.aliases),
-    }
+def _facts(command: Command) -> CommandResult:
+    return CommandResult(
+        command=command.name,
+        summary=command.summary,
+        usage=usage(command),
+        arguments=[ArgumentResult(name, text) for name, text in _arguments(command)],
+        details=command.details,
+        example=command.example,
+        aliases=command.aliases,
+    )
 
 
 @dataclass(frozen=True)
@@ -162,16 +220,13 @@ def formats_report() -> Report:
     from ptinspect.output.rows import COLUMNS
 
     known = schema_names()
-    result = {
-        "topic": TOPIC,
-        "formats": [
-            {"name": name, "version": version, "seen": seen, "what": what}
-            for name, version, seen, what in FORMATS
-        ],
-        "columns": list(COLUMNS),
-        "schemas": known,
-        "folder": str(SCHEMAS),
-    }
+    result = FormatsResult(
+        topic=TOPIC,
+        formats=[FormatResult(*item) for item in FORMATS],
+        columns=COLUMNS,
+        schemas=known,
+        folder=str(SCHEMAS),
+    )
     columns = (Column("format"), Column("version", "right"), Column("seen as"), Column("what it is"))
     rows = [(name, str(version), seen, what) for name, version, seen, what in FORMATS]
     body = (

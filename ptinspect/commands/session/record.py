@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,21 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+
+
+@dataclass(frozen=True)
+class HistoryLine:
+    """A line that was typed."""
+
+    number: int
+    line: str
+
+
+@dataclass(frozen=True)
+class HistoryResult:
+    """The lines typed so far, oldest first."""
+
+    lines: Sequence[HistoryLine]
 
 
 @command(
@@ -23,6 +39,7 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
             "count", nargs="?", type=arguments.whole(1, 1_000_000), metavar="N", help="only the last N lines"
         ),
     ),
+    result=HistoryResult,
     details="At the prompt !N runs line N again, !! the last one, !-2 the one before it, !walk the last "
     "that began so; what follows it is added (!! --json). The line is shown before it runs. "
     "Up-arrow goes through the lines that begin as what is typed already, Ctrl-R searches.",
@@ -30,12 +47,12 @@ from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 )
 def history(ctx: Context, *, count: int | None) -> Report:
     """List the lines that were run, oldest first, with their numbers."""
-    lines = list(enumerate(ctx.history, 1))
+    lines = [HistoryLine(number, line) for number, line in enumerate(ctx.history, 1)]
     if count is not None:
         lines = lines[-count:]
-    rows = [(Styled(str(number), "dim"), escape(line)) for number, line in lines]
+    rows = [(Styled(str(line.number), "dim"), escape(line.line)) for line in lines]
     table = Table((Column("", "right"), Column("")), rows, empty="no lines yet")
-    return Report({"lines": [{"number": number, "line": line} for number, line in lines]}, (table,))
+    return Report(HistoryResult(lines), (table,))
 
 
 DETAILS = """\

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
@@ -43,11 +45,29 @@ Commands that let the guest run have a limit, --timeout; ptinspect --timeout SEC
 record FILE makes a script of what is typed."""
 
 
+@dataclass(frozen=True)
+class ScriptResult:
+    """A script that came with ptinspect."""
+
+    name: str
+    path: str
+    summary: str
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ScriptsResult:
+    """The scripts that came with ptinspect."""
+
+    scripts: Sequence[ScriptResult]
+
+
 @command(
     "scripts",
     group="Session",
     summary="List the scripts that come with ptinspect",
     example="scripts",
+    result=ScriptsResult,
     details=LANGUAGE,
 )
 def scripts(ctx: Context) -> Report:
@@ -56,16 +76,11 @@ def scripts(ctx: Context) -> Report:
     rows: list[tuple[Cell, ...]] = []
     for script in found:
         rows.append((Styled(f"@{script.name}", "level"), script.summary))
-        said = ", ".join(f"{name}={value}" if value else name for name, value in script.variables)
-        rows.append(("", Styled(said, "dim")))
+        given = ", ".join(f"{name}={value}" if value else name for name, value in script.variables)
+        rows.append(("", Styled(given, "dim")))
     table = Table((Column("script"), Column("what it does, and its variables")), rows, "Scripts")
-    result = {
-        "scripts": [
-            {"name": s.name, "path": str(s.path), "summary": s.summary, "variables": dict(s.variables)}
-            for s in found
-        ]
-    }
-    return Report(result, (table, Note("run one: ptinspect -x @NAME --var NAME=VALUE", "dim")))
+    listed = [ScriptResult(s.name, str(s.path), s.summary, dict(s.variables)) for s in found]
+    return Report(ScriptsResult(listed), (table, Note("run one: ptinspect -x @NAME --var NAME=VALUE", "dim")))
 
 
 def script_file(text: str) -> str:

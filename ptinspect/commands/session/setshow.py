@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from ptinspect import config
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """The options that were chosen, and where they were saved."""
+
+    options: Mapping[str, object]
+    saved: str | None
+
+
+@dataclass(frozen=True)
+class OptionResult:
+    """An option."""
+
+    name: str
+    value: object
+    from_: str
+    default: object
+    meaning: str
+    choices: Sequence[str]
+
+
+@dataclass(frozen=True)
+class OptionsResult:
+    """Options, and the file that keeps them."""
+
+    options: Sequence[OptionResult]
+    file: str
 
 
 @command(
@@ -20,6 +51,7 @@ from ptinspect.output.model import Column, Note, Report, Table, escape
         argument("value", nargs="*", type=option_value, metavar="VALUE", help="its value, or: default"),
         argument("--save", action="store_true", help="keep it in the configuration file"),
     ),
+    result=SetResult | OptionsResult,
     details="Without VALUE: shows it; the word default takes the choice back. --save writes it to the "
     "configuration file too (PTINSPECT_CONFIG names another); alone, it writes all set in this session. "
     "What is set here wins over --plain and the like, those over NO_COLOR, and that over the file.",
@@ -55,7 +87,7 @@ def _shown_now(ctx: Context, names: list[str], path: str) -> Report:
     lines = [f"{name} is {_shown(ctx, name)}" for name in names]
     if path:
         lines.append(f"saved in {escape(str(path))}")
-    return Report({"options": values, "saved": path or None}, (Note("\n".join(lines)),))
+    return Report(SetResult(values, path or None), (Note("\n".join(lines)),))
 
 
 def _shown(ctx: Context, name: str) -> str:
@@ -68,6 +100,7 @@ def _shown(ctx: Context, name: str) -> str:
     group="Session",
     summary="Show the options, where each comes from, and what it does",
     example="show pager",
+    result=OptionsResult,
     arguments=(argument("name", nargs="?", type=option_name, metavar="NAME", help="only this option"),),
 )
 def show(ctx: Context, *, name: str | None) -> Report:
@@ -80,18 +113,15 @@ def _table(ctx: Context, names: tuple[str, ...]) -> Report:
     rows = [(name, _shown(ctx, name), ctx.options.origin(name), OPTIONS[name].meaning) for name in names]
     columns = (Column("option"), Column("value"), Column("from"), Column("what it does"))
     path = str(config.config_file())
-    result = {
-        "options": [
-            {
-                "name": name,
-                "value": ctx.options[name],
-                "from": ctx.options.origin(name),
-                "default": OPTIONS[name].default,
-                "meaning": OPTIONS[name].meaning,
-                "choices": list(OPTIONS[name].choices),
-            }
-            for name in names
-        ],
-        "file": path,
-    }
-    return Report(result, (Table(columns, rows), Note(f"the file is {path}", "dim")))
+    listed = [
+        OptionResult(
+            name=name,
+            value=ctx.options[name],
+            from_=ctx.options.origin(name),
+            default=OPTIONS[name].default,
+            meaning=OPTIONS[name].meaning,
+            choices=OPTIONS[name].choices,
+        )
+        for name in names
+    ]
+    return Report(OptionsResult(listed, path), (Table(columns, rows), Note(f"the file is {path}", "dim")))
