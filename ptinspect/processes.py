@@ -13,6 +13,7 @@ from pathlib import Path
 
 PREFIX = "ptinspect-"
 _LOCK = ".lock"
+_PROC = Path("/proc")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -23,6 +24,55 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     Runs between fork and exec, so it does nothing but one system call.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def wake_orphans(mark: str) -> list[int]:
+    """Continue the processes of this user that a signal has stopped and whose parent has died; return them.
+
+    What `die_with_parent` chose ends them then. They are known by a memory file called `mark`
+    (memfd_create(2)), which their parent had open as well.
+    """
+    woken = []
+    for folder in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = _stat(folder)[:2]
+            if state == "T" and _holds(folder, mark) and not _holds(_PROC / parent, mark):
+                os.kill(int(folder.name), signal.SIGCONT)
+                woken.append(int(folder.name))
+    return woken
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether there is no such process, or only what its parent has not yet waited for."""
+    try:
+        return _stat(_PROC / str(pid))[0] in "ZX"
+    except OSError:
+        return True
+
+
+def running_with(*words: str) -> list[int]:
+    """Return the other processes whose command line has all of these words."""
+    found, wanted = [], {os.fsencode(word) for word in words}
+    for folder in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted <= set((folder / "cmdline").read_bytes().split(b"\0")):
+                found.append(int(folder.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def _stat(folder: Path) -> list[str]:
+    """Return what proc(5) tells of a process after its name: its state, its parent, … Raises OSError."""
+    return (folder / "stat").read_text("latin-1").rpartition(")")[2].split()
+
+
+def _holds(folder: Path, mark: str) -> bool:
+    """Tell whether a process has a memory file of that name open; False if that cannot be known."""
+    with contextlib.suppress(OSError):
+        for link in (folder / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()) == f"/memfd:{mark} (deleted)":
+                    return True
+    return False
 
 
 class PrivateDirectory:

@@ -77,7 +77,8 @@ class FakeStub:
             except OSError:
                 return
             with self._client, contextlib.suppress(OSError):
-                if self.was_running:
+                if self.was_running or self.running:
+                    self.running = False
                     self._send(f"T02thread:{self._cpu};", acknowledge=False)
                     self.was_running = False
                 self._talk(self._client)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from ptinspect.processes import PrivateDirectory
+from ptinspect.processes import PrivateDirectory, running_with, wake_orphans
 
 MAKE = """
 import subprocess, sys, time
-from ptinspect.processes import PrivateDirectory
+from ptinspect.processes import PrivateDirectory, running_with, wake_orphans
 made = PrivateDirectory(sys.argv[1])
 child = None
 if sys.argv[2] == "kept":
@@ -51,6 +52,32 @@ def test_a_directory_that_a_process_has_inherited_stays(tmp_path: Path) -> None:
         assert left.is_dir()
     finally:
         os.kill(child, 9)
+
+
+HELD = """
+import os, subprocess, sys
+file = os.memfd_create(sys.argv[1])
+child = subprocess.Popen(["sleep", "60"], pass_fds=(file,), stdout=subprocess.DEVNULL)
+print(child.pid, flush=True)
+input()
+"""
+
+
+def test_only_what_is_stopped_and_has_no_parent_any_more_is_continued() -> None:
+    mark = f"ptinspect-test-{os.getpid()}"
+    command = [sys.executable, "-c", HELD, mark]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            os.kill(child, signal.SIGSTOP)
+            assert wake_orphans(mark) == [] and running_with("sleep", "60").count(child) == 1
+            process.kill()
+            process.wait()
+            assert wake_orphans(f"{mark}-other") == []
+            assert wake_orphans(mark) == [child]
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_directories_of_others_stay(tmp_path: Path) -> None:

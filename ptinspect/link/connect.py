@@ -22,6 +22,7 @@ from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
 from ptinspect.link.state import QEMU_ENDED, RunTracker
+from ptinspect.processes import has_ended, running_with, wake_orphans
 
 SETTINGS = (
     "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
@@ -34,6 +35,11 @@ KVM_SETTINGS = ("set breakpoint auto-hw on", "mem 0 0 ro")
 breakpoint, those of its own too, and never writes BRK into the guest (gdb/breakpoint.c)."""
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
+HEIR = "ptinspect.link.heir"
+HEIR_SECONDS = 10.0
+"""How long one that leaves a guest for a debugger that died is waited for."""
+MARK = "ptinspect"
+"""Name of the memory file through which a GDB passes on what it reads."""
 GDB_LEFT = "GDB has left the guest; a signal may have ended it"
 CLOSE_SECONDS = 0.3
 """How long a process that ends may keep a socket open, after it has closed another."""
@@ -81,7 +87,7 @@ def connect(
     try:
         with contextlib.ExitStack() as undo:
             held = undo.enter_context(contextlib.ExitStack())
-            file = os.memfd_create("ptinspect")
+            file = os.memfd_create(MARK)
             held.callback(os.close, file)
             process = GdbProcess(
                 [gdb.path, "-nx", "-q", "--interpreter=mi3"],
@@ -134,7 +140,17 @@ def why_left(address: StubAddress) -> str:
 def heir(address: StubAddress, running: bool | None) -> list[str]:
     """Return the command that leaves the guest as it was found; None: how that is, is not known yet."""
     how = {True: "running", False: "stopped", None: "unknown"}[running]
-    return [sys.executable, "-m", "ptinspect.link.heir", str(address), how]
+    return [sys.executable, "-m", HEIR, str(address), how]
+
+
+def clear(address: StubAddress) -> None:
+    """Let debuggers that were stopped by a signal when their ptinspect died leave their guests now."""
+    orphans = wake_orphans(MARK)
+    deadline = time.monotonic() + HEIR_SECONDS
+    while orphans and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if all(map(has_ended, orphans)) and not running_with(HEIR, str(address)):
+            return
 
 
 def _let_run(process: GdbProcess, address: StubAddress) -> None:

@@ -14,7 +14,7 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
-from ptinspect.link.connect import Link, connect, heir
+from ptinspect.link.connect import Link, clear, connect, heir
 from ptinspect.link.gdb.breakpoints import (
     HardwareSlots,
     insert_breakpoint,
@@ -95,6 +95,7 @@ class LiveSession:
         on an address that makes no sense, ConnectError on everything else that fails.
         """
         where = StubAddress.parse(address)
+        clear(where)
         with attaching(where, timeout):
             session = cls(connect(where, gdb_path, symbol_file, timeout))
         with contextlib.ExitStack() as undo:

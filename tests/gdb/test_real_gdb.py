@@ -28,6 +28,7 @@ from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.listener import is_busy
 from ptinspect.link.qemu.stub_probe import probe
 from ptinspect.link.session import RunState
+from ptinspect.processes import has_ended
 
 pytestmark = pytest.mark.gdb
 PAGE = 4096
@@ -334,6 +335,27 @@ def test_a_guest_whose_gdb_is_killed_is_left_as_it_was_found(
     assert stub.running is ran
     with pytest.raises(TargetLost, match=r"GDB (ended|has left)"):
         session.resume()
+    session.close()
+    assert stub.running is ran
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_gdb_that_was_stopped_when_its_ptinspect_died_leaves_the_guest_to_the_next(
+    gdb: Gdb, stub: FakeStub, ran: bool
+) -> None:
+    stub.was_running = ran
+    command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        debugger = int(child.stdout.readline())
+        os.kill(debugger, signal.SIGSTOP)
+        child.kill()
+    assert not has_ended(debugger)
+    stub.packets.clear()
+    session = LiveSession.attach(stub.address, gdb_path=gdb.path)
+    assert has_ended(debugger)
+    first = next(packet for packet in stub.packets if packet in ("Qqemu.PhyMemMode:0", "?"))
+    assert first == "Qqemu.PhyMemMode:0", "the heir has left the guest before the next attach"
     session.close()
     assert stub.running is ran
 
