@@ -71,6 +71,8 @@ def test_only_what_is_stopped_and_has_no_parent_any_more_is_continued() -> None:
         child = int(process.stdout.readline())
         try:
             os.kill(child, signal.SIGSTOP)
+            while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                pass
             assert wake_orphans(mark) == [] and running_with("sleep", "60").count(child) == 1
             process.kill()
             process.wait()

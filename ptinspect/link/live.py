@@ -334,7 +334,7 @@ class LiveSession:
         if self._left:
             return
         running = self.was_running if resume is None else resume
-        done = False
+        done, failed = False, None
         try:
             if self._tracker.state is not RunState.DEAD:
                 self.interrupt()
@@ -345,13 +345,18 @@ class LiveSession:
                 self._gdb.expect_end()
                 self._gdb.request("-target-detach" if running else "-target-disconnect", SECONDS)
                 done = True
+        except TargetError as error:
+            failed = error
+            raise
         finally:
             self._left = True
             self.lanes.close()
             self._gdb.close()
             self._link.close()
             if not done:
-                self._aftermath()
+                after = self._aftermath()
+                if failed is not None and after:
+                    failed.hint = after
 
     def _lost(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "lost" and not self._left:

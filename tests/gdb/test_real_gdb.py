@@ -349,6 +349,7 @@ def test_a_gdb_that_was_stopped_when_its_ptinspect_died_leaves_the_guest_to_the_
         assert child.stdout is not None
         debugger = int(child.stdout.readline())
         os.kill(debugger, signal.SIGSTOP)
+        _wait_for(lambda: Path(f"/proc/{debugger}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         child.kill()
     assert not has_ended(debugger)
     stub.packets.clear()

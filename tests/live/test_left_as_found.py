@@ -176,6 +176,70 @@ def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
     assert "Traceback" not in said and "a bug" not in said
 
 
+@pytest.mark.parametrize("ran", [True, False], ids=["ran", "stood"])
+@pytest.mark.parametrize(
+    ("stage", "number", "codes"),
+    [
+        ("guard", signal.SIGINT, (3, 130)),
+        ("continue", signal.SIGTERM, (3, 143)),
+        ("continue", signal.SIGKILL, (-9,)),
+    ],
+)
+def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continues(  # noqa: PLR0917
+    machine: Machine, tmp_path: Path, stage: str, number: int, codes: tuple[int, ...], ran: bool
+) -> None:
+    machine("cont" if ran else "stop")
+    before, stops = machine.text(tmp_path), machine.stops
+    words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel), *STAGES[stage]]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ptinspect", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        if stage == "guard":
+            wait_for(lambda: machine.text(tmp_path) != before)
+        wait_for(lambda: machine.runs and (machine.stops > stops or not ran))
+        os.kill(machine.qemu.pid, signal.SIGSTOP)
+        try:
+            os.kill(process.pid, number)
+            said = process.stdout.read()
+            assert process.wait(PATIENCE) in codes, said
+        finally:
+            os.kill(machine.qemu.pid, signal.SIGCONT)
+    if 3 in codes:
+        assert "as it was found when QEMU, which a signal has stopped, continues" in said
+    wait_for(lambda: not others(machine))
+    assert machine.runs is ran, said
+    assert machine.text(tmp_path) == before
+    assert "Traceback" not in said and "a bug" not in said
+
+
+@pytest.mark.parametrize("ran", [True, False], ids=["ran", "stood"])
+def test_a_gdb_that_was_stopped_leaves_the_guest_before_the_next_attach(
+    machine: Machine, tmp_path: Path, ran: bool
+) -> None:
+    machine("cont" if ran else "stop")
+    before = machine.text(tmp_path)
+    words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel)]
+    command = [sys.executable, "-m", "ptinspect", *words]
+    with subprocess.Popen([*command, *STAGES["guard"]], stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: machine.text(tmp_path) != before)
+        wait_for(lambda: machine.runs)
+        [debugger] = children(process.pid)
+        os.kill(debugger, signal.SIGSTOP)
+        wait_for(lambda: Path(f"/proc/{debugger}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        process.kill()
+    assert not ended(debugger)
+    run = subprocess.run([*command, "-c", "regs pc"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert ended(debugger)
+    wait_for(lambda: not others(machine))
+    assert machine.runs is ran and machine.text(tmp_path) == before
+
+
 def test_those_who_work_on_the_guest_are_found(machine: Machine) -> None:
     words = [sys.executable, "-c", "input()", str(machine.qemu.gdb_socket)]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
