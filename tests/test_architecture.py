@@ -375,6 +375,21 @@ def test_starting_imports_nothing_heavy() -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+def test_starting_imports_the_commands_and_little_else() -> None:
+    """`--help` declares every command; the rooms that do the work are imported by the handlers."""
+    code = (
+        "import sys; sys.stdout = open('/dev/null', 'w'); from ptinspect.app import main; main(['--help']);"
+        "sys.stderr.write(' '.join(name for name in sys.modules if name.startswith('ptinspect.')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    rooms = [name.split(".")[1:3] for name in run.stderr.split()]
+    work = {"tables", "memory", "stack", "campaign", "reference"}
+    work |= {f"linux.{room}" for room in ("image", "running", "layout", "kpti", "ptdump", "oops")}
+    assert not work & ({room[0] for room in rooms} | {".".join(room) for room in rooms})
+    own = [room for room in rooms if room[0] not in ("commands", "guest", "arch", "output")]
+    assert len(own) <= 30, "imported at every start"
+
+
 @pytest.mark.parametrize(
     "command",
     [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["mypy", "tests/fakes.py"]],

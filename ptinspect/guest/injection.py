@@ -14,9 +14,9 @@ from ptinspect.arch.regime import root_pa
 from ptinspect.errors import GuestError, TargetError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import Runner
-from ptinspect.link.journal import POKE, Change
 
 if TYPE_CHECKING:
+    from ptinspect.link.journal import Change
     from ptinspect.linux.running.guest_view import GuestView
 
 
@@ -29,6 +29,8 @@ def descriptor_at(guest: Guest, pa: int) -> int:
 
 def poke(guest: Guest, pa: int, value: int) -> Change:
     """Write a descriptor and remember what was there. Raises UserError, MemoryReadError, TargetError."""
+    from ptinspect.link.journal import POKE, Change
+
     made = Change(pa, descriptor_at(guest, pa), value, what=POKE)
     guest.stopped.changes.make([made])
     guest.forget_stop()
@@ -40,6 +42,8 @@ def undo_poke(guest: Guest) -> Change:
 
     Raises UserError if there was none, or the guest has changed the descriptor since.
     """
+    from ptinspect.link.journal import POKE
+
     changes = guest.stopped.changes
     done = changes.made(POKE)
     if not done:

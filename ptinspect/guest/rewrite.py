@@ -12,7 +12,6 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite_state import Standing, standing
-from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.link.session import Session, StopInfo
 from ptinspect.snapshot.fact_names import PHASE
 
@@ -158,6 +157,8 @@ class Runner:
 
         Under KVM those past the first `needed` are left out where the CPU has no breakpoint for them.
         """
+        from ptinspect.link.gdb.slots import Purpose
+
         self.guest.forget_stop()
         try:
             stop = self.session.run_until(
@@ -173,6 +174,8 @@ class Runner:
 
     def run_for(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo | None:
         """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
+        from ptinspect.link.gdb.slots import Purpose
+
         self.guest.forget_stop()
         seconds = min(seconds, self.left())
         try:
@@ -374,6 +377,8 @@ class Runner:
 
         A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
         """
+        from ptinspect.link.gdb.slots import Purpose
+
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
         self.guest.forget_stop()
         try:
@@ -389,6 +394,8 @@ class Runner:
 
         Raises GuestError if the guest stops elsewhere, TargetTimeout.
         """
+        from ptinspect.link.gdb.slots import Purpose
+
         site, session = self.site_of(level), self.session
         state = self.boot()
         if state is not None and state.pc == site:  # GDB steps over a breakpoint where the CPU stands
@@ -444,6 +451,8 @@ def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
 
 def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
     """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
+    from ptinspect.link.gdb.slots import Purpose, fitting
+
     runner = Runner(guest, timeout)
     placed = guest.view.placed
     functions = runner.runtime(C_FUNCTIONS) if placed else []

@@ -9,14 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.campaign import passing_runs, results
-from ptinspect.campaign.attempt import read_answers
-from ptinspect.campaign.child import ANSWERS
-from ptinspect.campaign.passing_runs import first_difference
-from ptinspect.campaign.plan import folder
-from ptinspect.campaign.results import Record
-from ptinspect.campaign.runner import RUNS, Runner, left, locked
-from ptinspect.campaign.statistics import Attempts, Merged, merge
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
@@ -25,6 +17,8 @@ from ptinspect.output.files import form_of, write, write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
+    from ptinspect.campaign.results import Record
+    from ptinspect.campaign.statistics import Attempts, Merged
     from ptinspect.commands.session.campaign_view import Compared
 
 
@@ -44,6 +38,12 @@ def compared(merged: Merged, directories: Sequence[Path]) -> list[Compared]:
 
 
 def _compare(merged: Merged, item: Attempts, directories: Sequence[Path]) -> Compared:
+    from ptinspect.campaign import passing_runs
+    from ptinspect.campaign.attempt import read_answers
+    from ptinspect.campaign.child import ANSWERS
+    from ptinspect.campaign.passing_runs import first_difference
+    from ptinspect.campaign.plan import folder
+    from ptinspect.campaign.runner import RUNS
     from ptinspect.commands.session.campaign_view import Compared
 
     cell = merged.plan.cells.index(item.run.cell)
@@ -171,6 +171,8 @@ def campaign(
     keep_all: bool,
 ) -> Report:
     """Run a campaign, or what is missing of one."""
+    from ptinspect.campaign import results
+    from ptinspect.campaign.runner import Runner, left, locked
     from ptinspect.commands.session import campaign_plan as planning
 
     folder = _directory(script, shard, directory, resume)
@@ -238,6 +240,8 @@ def _progress(ctx: Context, done: list[Record], running: int, total: int) -> Non
 
 
 def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Report:
+    from ptinspect.campaign import results
+    from ptinspect.campaign.statistics import merge
     from ptinspect.commands.session.campaign_view import campaign_report
 
     merged = merge([results.load(directory)], only_shards=True)
@@ -300,6 +304,8 @@ def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:
 
 
 def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged]:
+    from ptinspect.campaign import results
+    from ptinspect.campaign.statistics import merge
     from ptinspect.commands.session.campaign_view import campaign_report
 
     merged = merge([results.load(directory) for directory in directories])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ptinspect.campaign.passing_runs import Difference
-from ptinspect.campaign.statistics import Attempts, CellRow, Merged
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+
+if TYPE_CHECKING:
+    from ptinspect.campaign.passing_runs import Difference
+    from ptinspect.campaign.statistics import Attempts, CellRow, Merged
 
 RUNS_NAMED = 6
 """Numbers of runs in one line; the rest is counted."""

@@ -11,7 +11,6 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
-from ptinspect.script.shipped import shipped_scripts
 
 EXAMPLE = """\
 # a comment
@@ -72,6 +71,8 @@ class ScriptsResult:
 )
 def scripts(ctx: Context) -> Report:
     """List the scripts that come with ptinspect."""
+    from ptinspect.script.shipped import shipped_scripts
+
     found = shipped_scripts()
     rows: list[tuple[Cell, ...]] = []
     for script in found:

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.oops_result import OopsResult, oops_result
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
-from ptinspect.linux.death import CODES
-from ptinspect.linux.oops.incident import Fault
-from ptinspect.linux.oops.kpti_registers import describe
-from ptinspect.linux.oops.printed_walk import PathStep
-from ptinspect.linux.oops.verdict import Analysis, Panic, analyse
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
+
+if TYPE_CHECKING:
+    from ptinspect.linux.oops.incident import Fault
+    from ptinspect.linux.oops.printed_walk import PathStep
+    from ptinspect.linux.oops.verdict import Analysis, Panic
 
 STYLES: dict[str, Style] = {"unknown": "changed", "not-a-stack-problem": "plain"}
 INNER, OUTER = 16, 8
@@ -44,6 +44,8 @@ def explained(analysis: Analysis, name: str) -> Report:
 
 def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
     """Show one death to people."""
+    from ptinspect.linux.death import CODES
+
     first, code, path = panic.incident.first, panic.verdict.code, panic.facts.path
     which = f"{number} of {total}: " if total > 1 else ""
     body: list[Note | Table] = [
@@ -79,6 +81,8 @@ def _frames(first: Fault) -> list[str]:
 
 
 def _walk_row(step: PathStep, *, user: bool) -> tuple[Styled | str, ...]:
+    from ptinspect.linux.oops.kpti_registers import describe
+
     found = step.descriptor
     return (
         Styled(f"{step.name} {step.level}", "level"),
@@ -157,6 +161,8 @@ VERDICTS = (
 )
 def oops(ctx: Context, *, file: str, output: Path | None = None) -> Report:
     """Explain a console log."""
+
+    from ptinspect.linux.oops.verdict import analyse
 
     if output is not None:
         form_of(output)

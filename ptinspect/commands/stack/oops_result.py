@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.esr import Esr
-from ptinspect.linux.death import CODES
-from ptinspect.linux.oops.kpti_registers import KptiRegisters
-from ptinspect.linux.oops.printed_walk import PathStep
-from ptinspect.linux.oops.verdict import Analysis, Panic, RegisterNote
 from ptinspect.output.encode import ABSENT, Absent, Hex, encode
 from ptinspect.output.model import escape
+
+if TYPE_CHECKING:
+    from ptinspect.linux.oops.kpti_registers import KptiRegisters
+    from ptinspect.linux.oops.printed_walk import PathStep
+    from ptinspect.linux.oops.verdict import Analysis, Panic, RegisterNote
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,8 @@ def _escaped(value: Any) -> Any:
 
 
 def _death(panic: Panic) -> DeathResult:
+
+    from ptinspect.linux.death import CODES
 
     facts, incident = panic.facts, panic.incident
     first, nested, path, stack = incident.first, facts.recursion, facts.path, facts.stack

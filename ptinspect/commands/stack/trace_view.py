@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptinspect.output.model import Note, escape
-from ptinspect.stack.trace import HOW, LADDER, UNITS, Deepest, Trace, TracedStack
+
+if TYPE_CHECKING:
+    from ptinspect.stack.trace import Deepest, Trace, TracedStack
 
 WIDTH, HEIGHT = 64, 8
 """Columns and lines of the chart."""
@@ -13,6 +15,8 @@ WIDTH, HEIGHT = 64, 8
 
 def chart(trace: Trace, deepest: Deepest) -> list[Note]:
     """Draw the depth of one stack over time; a column shows the deepest point of its interval."""
+    from ptinspect.stack.trace import LADDER, UNITS
+
     stack = trace.stacks[deepest.stack]
     points = trace.points
     if len(points) < 2 or points[-1].at == points[0].at:
@@ -42,6 +46,8 @@ def chart(trace: Trace, deepest: Deepest) -> list[Note]:
 
 def picture(trace: Trace, title: str) -> dict[str, Any]:
     """Return a trace as the HTML page draws it."""
+
+    from ptinspect.stack.trace import HOW, UNITS
 
     def name(stack: TracedStack) -> str:
         return f"{stack.kind} stack of {stack.owner}"
