@@ -157,6 +157,28 @@ def test_the_time_is_over(guest: Guest) -> None:
     nothing_left(guest, before)
 
 
+def test_no_time_at_all_is_as_if_none_was_given(guest: Guest) -> None:
+    guest.session.stops = [None, guest.stop_at(77)]
+    assert run(guest.context(), "stack guard --timeout 0").result["way"] == "other"
+
+
+def test_a_tripped_wire_that_cannot_be_explained_is_not_quiet_either(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = guest.context()
+    guest.session.stops = [guest.stop_at(77), guest.stop_at(101, sp=guest.base + 0x700)]
+    run(ctx, "stack guard")
+    assert run(ctx, "expect guard quiet").exit_code == 0
+
+    def lost(*_: object) -> None:
+        raise TargetError("the link failed")
+
+    monkeypatch.setattr("ptinspect.guest.stacks.fault.judge_cpu", lost)
+    with pytest.raises(TargetError):
+        run(ctx, "stack guard")
+    assert run(ctx, "expect guard quiet").exit_code == 1
+
+
 def test_a_recursive_fault(guest: Guest) -> None:
     before = guest.code()
     low = guest.base + 0x3000

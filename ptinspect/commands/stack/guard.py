@@ -97,7 +97,7 @@ def guard(
 
     guest = ctx.guest
     found = run_guarded(
-        guest, margin=margin, whose=task, entry=entry, seconds=ctx.time_limit(timeout, SECONDS)
+        guest, margin=margin, whose=task, entry=entry, seconds=ctx.time_limit(timeout or None, SECONDS)
     )
     session = guest.stopped
     result = GuardResult(
@@ -111,6 +111,7 @@ def guard(
         seconds=round(found.seconds, 2),
         place=guest.place(session.cpu_state(session.current_cpu).pc),
     )
+    guest.kept[LAST] = Report(result).result  # what tripped it may be more than can be explained
     report = _quiet(result, found) if found.quiet else _tripped(guest, result, found)
     guest.kept[LAST] = report.result
     return report
