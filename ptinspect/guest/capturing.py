@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,11 @@ def capture_of(
 
     if where.snapshot is not None or va_range is not None or max_level != LEVEL_LAST:
         return read()
-    return guest.once(("capture", where.root.pa, where.regime), read)
+    known_by = ("capture", where.root.pa, where.regime, frozenset(where.facts.items()))
+    found = guest.once(known_by, read)
+    if (found.root, found.name) == (where.root, f"({where.label})"):
+        return found
+    return replace(found, root=where.root, name=f"({where.label})")  # the same tables, chosen otherwise
 
 
 def _refuse_no_table(guest: Guest, source: Source, count: int, bad: int) -> None:

@@ -162,7 +162,7 @@ class Guest:
     @property
     def view(self) -> GuestView:
         """The running kernel at this stop. Raises UserError, GuestError, TargetError."""
-        return self.once("view", self._look_at_kernel)
+        return self.once(("view", self.stopped.current_cpu), self._look_at_kernel)
 
     @property
     def kernel_refused(self) -> KernelFileError | None:

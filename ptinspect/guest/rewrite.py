@@ -382,8 +382,7 @@ class Runner:
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
         self.guest.forget_stop()
         try:
-            self.session.resume()
-            self.session.wait_stop(self.left())
+            self.session.run_until([], self.left())
         finally:
             if self.session.state.name == "STOPPED":
                 self.session.delete_breakpoint(number)

@@ -57,12 +57,13 @@ def run_for(guest: Guest, seconds: float) -> StopInfo | None:
     It is stopped after Ctrl-C too.
     """
     session = guest.stopped
-    session.resume()
     try:
-        return session.wait_stop(seconds)
-    except TargetTimeout:
-        stop = session.interrupt(5.0)
-        return None if stop.signal == "SIGINT" and stop.breakpoint is None else stop
+        session.resume()
+        try:
+            return session.wait_stop(seconds)
+        except TargetTimeout:
+            stop = session.interrupt(5.0)
+            return None if stop.signal == "SIGINT" and stop.breakpoint is None else stop
     except KeyboardInterrupt:
         session.interrupt(5.0)
         raise

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from fakes import FakeSession, Stop
 from stack_guest import KERNEL, StackGuest
 
-from ptinspect.errors import TargetTimeout, UserError
+from ptinspect.errors import OutOfSlots, TargetTimeout, UserError
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.rewrite import Runner
 from ptinspect.guest.run_control import go_on, run_for, until
 from ptinspect.guest.stacks.fault import judge, judge_cpu
 from ptinspect.guest.stacks.kernel_stacks import depth, open_stacks, task_stacks
 from ptinspect.guest.stacks.stack_growth import growths, stacks_of
 from ptinspect.guest.stacks.stack_guard import guard
+from ptinspect.guest.stacks.stack_trace import Limits, follow
 
 
 class Small(StackGuest):
@@ -119,3 +122,61 @@ def test_a_stack_that_grew_is_first(small: Small, paint: bool) -> None:
     assert (found.ended, first.stack.owner, first.painted) == ("the time is over", "sh (7)", paint)
     assert (first.after.lowest, first.grown) == (low, 0x2000 if paint else 0x3000)
     assert open_stacks(guest).view.read_u64(low - 8) == 0, "no paint is left"
+
+
+def test_the_guest_is_stopped_when_ctrl_c_comes_while_it_is_being_stopped(small: Small) -> None:
+    guest, session = small.guest(), small.session
+    stop = session.interrupt
+
+    def press(timeout: float = 5.0) -> Stop:
+        session.interrupt = stop  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    session.interrupt = press  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run_for(guest, 0.1)
+    assert guest.state == "stopped"
+
+
+def test_no_breakpoint_of_samples_is_left_where_there_is_room_for_one_only(small: Small) -> None:
+    guest, session = small.guest(), small.session
+    put = session.set_breakpoint
+
+    def few(at: int, **options: Any) -> Any:
+        if session.breakpoints:
+            raise OutOfSlots("too few", "delete 1")
+        return put(at, **options)
+
+    session.set_breakpoint = few  # type: ignore[method-assign]
+    limits = Limits(cpu=0, places=[KERNEL, KERNEL + 4], steps=1, seconds=0.1, every=0.05)
+    with pytest.raises(OutOfSlots):
+        follow(guest, limits, "sample")
+    assert session.breakpoints == ()
+
+
+def test_what_is_found_by_the_chosen_cpu_is_found_again_for_another_one(small: Small) -> None:
+    guest = small.guest()
+    small.session.cpus.append(small.cpu(small.shell, small.bases[1] + 0x3000, number=1))
+    first, stacks = guest.view, open_stacks(guest)
+    small.session.current_cpu = 1
+    assert guest.view is not first and open_stacks(guest) is not stacks
+    small.session.current_cpu = 0
+    assert guest.view is first and open_stacks(guest) is stacks
+
+
+def test_an_access_that_does_not_come_leaves_the_guest_stopped_and_no_watchpoint(small: Small) -> None:
+    session, watched = small.session, [7]
+    session.watch_access = lambda *_: 7  # type: ignore[method-assign]
+    session.delete_breakpoint = watched.remove  # type: ignore[method-assign]
+
+    def late(addresses: Any, timeout: float, **_: Any) -> Stop:
+        session.resume()
+        session.interrupt()
+        raise TargetTimeout("the guest did not stop in time")
+
+    session.run_until = late  # type: ignore[method-assign]
+    runner = Runner.__new__(Runner)
+    runner.guest, runner.session, runner.deadline = small.guest(), session, time.monotonic() + 1  # type: ignore[assignment]
+    with pytest.raises(TargetTimeout):
+        runner.run_to_access(0x4000_0000)
+    assert not watched and session.state.name == "STOPPED"

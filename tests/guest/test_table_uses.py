@@ -49,6 +49,14 @@ def test_a_whole_capture_is_read_once_at_a_stop(guest: Guest) -> None:
     assert snapshot_of(guest, Tables()) is not first
 
 
+def test_a_capture_tells_by_which_root_it_was_asked_for_each_time(guest: Guest) -> None:
+    own = snapshot_of(guest, Tables())
+    assert own.root.provenance.startswith("TTBR1")
+    given = snapshot_of(guest, Tables(root=address(f"pa:{own.root.pa:#x}")))
+    assert given.root.provenance.startswith("--root pa:") and given.tables is own.tables
+    assert snapshot_of(guest, Tables()) is own
+
+
 def test_levels_are_named_as_linux_does_and_ways_lead_back(guest: Guest) -> None:
     found = runs_of(guest, Tables(), MapFilter(), ["pmd"])
     assert [(run.va_start, run.pa_start, run.count) for run in found.items] == [(KERNEL, IMAGE, 2)]

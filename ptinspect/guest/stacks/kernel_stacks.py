@@ -69,7 +69,7 @@ def open_stacks(guest: Guest) -> Stacks:
 
     if guest.kernel is None:
         raise UserError("stacks are found by the kernel file", "kernel FILE, or --kernel FILE")
-    return guest.once("stacks", lambda: Stacks(guest.view))
+    return guest.once(("stacks", guest.stopped.current_cpu), lambda: Stacks(guest.view))
 
 
 def task_of(stacks: Stacks, pid: int) -> Task:

@@ -221,9 +221,11 @@ class _Run:
     def sample(self) -> Trace:
         """Stop the guest at intervals and look at every CPU: cheap, and what lies between is missed."""
         session = self.guest.stopped
-        places = {session.set_breakpoint(place).id for place in self.limits.places}
+        places: set[int] = set()
         ended = "time"
         try:
+            for place in self.limits.places:
+                places.add(session.set_breakpoint(place).id)
             while self._left() > 0:
                 stop = run_for(self.guest, self.limits.every)
                 if stop is not None:
