@@ -45,6 +45,8 @@ def encode(value: object, kind: object = object) -> Any:
     text; enumerations their text; numpy's scalars and arrays Python's numbers and lists. A field whose name
     Python keeps for itself is written with an underscore after it: `class_`.
     """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if type(value) in NAMES:
         return f"{value:#x}" if type(value) is int and _is_hex(kind) else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -59,9 +61,7 @@ def encode(value: object, kind: object = object) -> Any:
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
         each = _arguments(kind, Sequence)[:1] or (object,)
         return [encode(found, each[0]) for found in value]
-    if isinstance(value, enum.Enum):
-        return str(value)
-    return value.tolist() if hasattr(value, "tolist") else value
+    return str(value) if isinstance(value, enum.Enum) else value
 
 
 @cache

@@ -58,6 +58,11 @@ def test_addresses_and_raw_values_are_hexadecimal_and_numbers_numbers() -> None:
     assert encode({"n": np.uint64(5), "a": np.arange(2)}) == {"n": 5, "a": [0, 1]}
 
 
+def test_numbers_of_numpy_are_hexadecimal_where_they_are_addresses() -> None:
+    assert encode(Inner(np.uint64(1 << 63))) == {"raw": "0x8000000000000000"}  # type: ignore[arg-type]
+    assert encode(np.arange(2), list[PhysAddr]) == ["0x0", "0x1"]
+
+
 def test_what_is_encoded_is_as_the_schema_of_its_type() -> None:
     schema = schema_of(Outer)
     assert schema["required"] == sorted({"va", "places", "inner", "many", "named", "colour", "count", "flag"})
