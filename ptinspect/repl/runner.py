@@ -36,8 +36,6 @@ class Attempt:
 
     outcome: Outcome
     """What came of it."""
-    command: Command | None = None
-    """The command that it names; None if there is none."""
     call: Call | None = None
     """The command with its arguments; None if they make no sense."""
 
@@ -56,23 +54,23 @@ def attempt(
     What is no PtinspectError is a bug and goes to the caller.
     """
     began = time.monotonic()
-    command = None if call is None else call.command
     name = line.text.split(maxsplit=1)[0] if line.text.split() else ""
     printer.start()
     try:
         if call is None:
             words = ctx.registry.split(line.text)
-            command, name = words.command, words.command.name
-            found(command)
+            name = words.command.name
+            found(words.command)
             call = ctx.registry.bind(words)
-        command, name = call.command, call.name
+        else:
+            name = call.name
         report = ctx.registry.run(ctx, call)
     except PtinspectError as error:
         last_words(ctx, error)
         printer.error(name, error, line.text, line.place)
         seconds = time.monotonic() - began
         outcome = Outcome(name, line.text, line.place, error.exit_code, error.message, seconds)
-        return Attempt(outcome, command, call)
+        return Attempt(outcome, call)
     finally:
         printer.end_progress()
     printer.report(name, report, line.text, line.place)
@@ -81,7 +79,7 @@ def attempt(
         printer.say(f"{line.place}: {message}")
     seconds = time.monotonic() - began
     outcome = Outcome(name, line.text, line.place, report.exit_code, message, seconds, report.result)
-    return Attempt(outcome, command, call)
+    return Attempt(outcome, call)
 
 
 def what_failed(report: Report) -> str:

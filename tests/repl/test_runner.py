@@ -95,6 +95,9 @@ def test_json_is_one_object_per_line(printer: Printer) -> None:
 def test_help_of_a_command(printer: Printer, line: str) -> None:
     assert run_line(context(), printer, Line(line)) == 0
     assert "decode: Explain one descriptor" in out(printer)
+    printer.json = True
+    assert run_line(context(), printer, Line(line)) == 0
+    assert json.loads(out(printer).splitlines()[-1])["command"] == "decode"
 
 
 def test_x_takes_its_format_as_gdb_does(printer: Printer) -> None:
