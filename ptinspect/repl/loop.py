@@ -182,13 +182,13 @@ class Loop:
         line = self._called_back(text.strip()) or self._repeat
         if not line or line.startswith("#"):
             return
-        self._repeat = ""
+        self._repeat, self.player.asked = "", None
         try:
             self._execute(line)
         except Exception as error:  # noqa: BLE001 (the bug net)
             self._bug(error)
-        command = self.player.command
-        if command is not None and command.repeats and self.player.at.text == line:
+        command = self.player.asked
+        if command is not None and command.repeats:
             self._repeat = command.again or line
 
     def _execute(self, line: str) -> None:

@@ -103,6 +103,8 @@ class Player:
     """The line that runs, or ran last."""
     command: Command | None = None
     """The command that it names; None if there is none."""
+    asked: Command | None = None
+    """The command that the line played last names, whatever ran after it at a stop; None if there is none."""
     _actions: dict[str, OnStop] = field(default_factory=dict)
     _last_acts: tuple[Statement, ...] = ()
     """What `on failure` is to run."""
@@ -175,12 +177,12 @@ class Player:
 
     def _noted(self, statement: Statement) -> int:
         """Run one statement and take note of it for `record`."""
-        self._said, self.command = "", None
+        self._said, self.asked = "", None
         code = EXIT_INTERRUPTED
         try:
             code = self._guarded(statement)
         finally:
-            if not isinstance(statement, Line) or self.command is None or self.command.recorded:
+            if not isinstance(statement, Line) or self.asked is None or self.asked.recorded:
                 self._note(statement, code)
         return code
 
@@ -222,7 +224,7 @@ class Player:
         statement = statement or self.at
         text = getattr(statement, "text", "")
         self.printer.failure("", "timeout", self._late, line=text, place=statement.place)
-        name = self.name if text == self.at.text else ""
+        name = self.name if isinstance(statement, Line) else ""
         self._keep(Outcome(name, text, statement.place, EXIT_TARGET, self._late))
         return EXIT_TARGET
 
@@ -273,6 +275,8 @@ class Player:
 
     def _found(self, command: Command) -> None:
         self.command = command
+        if not self._depth:
+            self.asked = command
 
     def _run(self, line: Line, call: Call | None = None) -> Attempt:
         self.at, self.command = line, None if call is None else call.command

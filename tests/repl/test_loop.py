@@ -89,6 +89,20 @@ def test_enter_repeats_only_what_repeats(keys: PipeInput) -> None:
     assert out(subject).count("ptinspect 0") == 1
 
 
+def test_enter_repeats_a_line_with_a_variable_and_one_with_actions_at_its_stop(keys: PipeInput) -> None:
+    ctx = context(kernel_tree())
+    session: Any = ctx.guest.session
+    session.on_wait = lambda: Stop("breakpoint-hit", 0, None, 0x1000, "")
+    subject = loop(ctx, keys)
+    for line in ("var n = 3", "stepi ${n}", "", "on stop any: version", "continue", ""):
+        subject.execute(line)
+    assert [call for call in session.calls if call[0] == "step"] == [("step", 3, 0)] * 2
+    assert out(subject).count("ptinspect 0") == 2
+    subject.execute("nonsense")
+    subject.execute("")
+    assert out(subject).count("ptinspect 0") == 2
+
+
 def test_ctrl_c_stops_a_running_guest(keys: PipeInput) -> None:
     ctx = context(kernel_tree())
     session: Any = ctx.guest.session

@@ -284,6 +284,15 @@ def test_a_session_is_recorded_and_runs_again(tmp_path: Path) -> None:
     assert said == ["before", "'you and I'", "1", "2"]
 
 
+def test_a_line_is_recorded_whatever_ran_at_its_stop(tmp_path: Path) -> None:
+    ctx, _ = stopping((0x1000, None))
+    subject = player(ctx)
+    path = tmp_path / "s.pti"
+    for line in (f"record {path}", "on stop any: help", "continue", "help"):
+        subject.play([parse_line(line)])
+    assert path.read_text().splitlines()[-3:] == ["on stop any:", "    help", "continue"]
+
+
 def test_what_was_interrupted_is_recorded_as_a_comment(tmp_path: Path) -> None:
     def interrupted(ctx: Any) -> Report:
         raise KeyboardInterrupt
