@@ -36,7 +36,7 @@ breakpoint, those of its own too, and never writes BRK into the guest (gdb/break
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
 HEIR = "ptinspect.link.heir"
-HEIR_SECONDS = 10.0
+HEIR_SECONDS = 30.0
 """How long one that leaves a guest for a debugger that died is waited for."""
 MARK = "ptinspect"
 """Name of the memory file through which a GDB passes on what it reads."""

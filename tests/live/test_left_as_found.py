@@ -202,6 +202,7 @@ def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continu
         if stage == "guard":
             wait_for(lambda: machine.text(tmp_path) != before)
         wait_for(lambda: machine.runs and (machine.stops > stops or not ran))
+        [debugger] = children(process.pid)
         os.kill(machine.qemu.pid, signal.SIGSTOP)
         try:
             os.kill(process.pid, number)
@@ -209,6 +210,7 @@ def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continu
             assert process.wait(PATIENCE) in codes, said
         finally:
             os.kill(machine.qemu.pid, signal.SIGCONT)
+    wait_for(lambda: ended(debugger))
     if 3 in codes:
         assert "as it was found when QEMU, which a signal has stopped, continues" in said
     wait_for(lambda: not others(machine))
@@ -235,6 +237,7 @@ def test_a_gdb_that_was_stopped_leaves_the_guest_before_the_next_attach(
     assert not ended(debugger)
     run = subprocess.run([*command, "-c", "regs pc"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert "earlier session" not in run.stdout + run.stderr
     assert ended(debugger)
     wait_for(lambda: not others(machine))
     assert machine.runs is ran and machine.text(tmp_path) == before
