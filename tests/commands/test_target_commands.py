@@ -23,6 +23,7 @@ from fakes import (
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import (
     GuestError,
+    KernelFileError,
     MemoryReadError,
     MiError,
     TargetLost,
@@ -160,6 +161,19 @@ def test_walk_with_the_mmu_off_says_so() -> None:
 def test_no_such_cpu(ctx: Context) -> None:
     with pytest.raises(UserError, match="no CPU 3: the guest has 1"):
         run(ctx, "walk 0x10 --cpu 3")
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_file_that_is_no_kernel_does_not_take_the_place_of_the_one_before(
+    tmp_path: Path, attached: bool
+) -> None:
+    ctx = context(kernel_tree() if attached else None)
+    before = ctx.guest.kernel_path = tmp_path / "vmlinux"
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"no kernel")
+    with pytest.raises(KernelFileError, match="neither"):
+        run(ctx, f"kernel {bad}")
+    assert ctx.guest.kernel_path == before
 
 
 def test_symbols_need_a_kernel(ctx: Context) -> None:

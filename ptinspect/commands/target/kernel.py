@@ -8,7 +8,7 @@ from pathlib import Path
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework.arguments import address_argument
 from ptinspect.commands.framework.command import argument, command
-from ptinspect.errors import PtinspectError, UserError
+from ptinspect.errors import KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names_at_hand
@@ -48,9 +48,13 @@ def kernel(guest: Guest, *, file: Path | None = None, force: bool = False) -> Re
             raise UserError(f"no file {file}")
         path, forced = guest.kernel_path, guest.force_kernel
         guest.use_kernel(file, force=force)
-        if (wrong := guest.kernel_refused) is not None:
+        try:
+            if (wrong := guest.kernel_refused) is not None:
+                raise wrong
+            _ = guest.kernel
+        except KernelFileError:  # the one named before stays
             guest.use_kernel(path, force=forced)
-            raise wrong
+            raise
     found = guest.kernel
     if found is None:
         return Report(KernelResult(None), (Note("no kernel file; 'kernel FILE' names one", "dim"),))
