@@ -174,7 +174,7 @@ class Guest:
         The snapshot is also kept in `snapshots`. `root`: as `--root` takes it.
         """
         tables = Tables(root_choice(root) if root else None, cpu=cpu)
-        return capturing.snap(self.context.guest, name, tables)
+        return capturing.snap(self._now(), name, tables)
 
     def walk(self, va: int, *, cpu: int | None = None) -> Walk:
         """Translate an address by the live tables, step by step."""
@@ -190,20 +190,27 @@ class Guest:
 
         The captures are kept in `snapshots` too. Raises UserError, GuestError, TargetTimeout.
         """
-        return run_through(self.context.guest, percent=percent, timeout=timeout)
+        return run_through(self._now(), percent=percent, timeout=timeout)
 
     def verdict(self, *, live: bool = False) -> Judgement:
         """Judge which way the rewrite has gone, from the snapshots, or `live` from the guest as it stands."""
-        return judgement(self.context.guest, live=live)
+        return judgement(self._now(), live=live)
 
     def guard(self, seconds: float, *, margin: int = MARGIN) -> Guarded:
         """Run until a stack is about to be lost: `margin` bytes are left, or nothing can be stored on it."""
-        return guard(self.context.guest, margin=margin, seconds=seconds)
+        return guard(self._now(), margin=margin, seconds=seconds)
 
     def until(self, *places: str | int, timeout: float = 60.0) -> StopInfo:
         """Run until one of these addresses or symbols is reached. Raises TargetTimeout; it stands then."""
         wanted = [address(place) if isinstance(place, str) else place for place in places]
-        return until(self.context.guest, wanted, timeout).stop
+        return until(self._now(), wanted, timeout).stop
+
+    def _now(self) -> layer.Guest:
+        """Return the guest; what was read before somebody else changed it is forgotten."""
+        guest = self.context.guest
+        if guest.state == "stopped":
+            guest.look()
+        return guest
 
 
 def _path(name: str | Path | None) -> Path | None:
