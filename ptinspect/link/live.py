@@ -416,7 +416,6 @@ def _lanes(
         return _host(address, peer, ram, monitor)
 
     def saved() -> Lane:
-
         if not address.path and not listeners(address):
             raise LaneError("QEMU is not known to run on this machine")
         return SavedMemory(ram, monitor)
@@ -425,7 +424,6 @@ def _lanes(
 
 
 def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor) -> HostMemory:
-
     pids = listeners(address) if peer is None else [peer]
     if not pids:
         raise LaneError("no process of this machine is known to serve the gdbstub")

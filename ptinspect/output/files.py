@@ -38,7 +38,6 @@ def form_of(path: Path) -> Callable[[Report], str]:
 
 def text(report: Report) -> str:
     """Return the report as plain text."""
-
     return render(report)
 
 

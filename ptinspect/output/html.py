@@ -51,7 +51,6 @@ class Page:
 
     def add_map(self, snapshot: Snapshot, shown: Atlas, title: str) -> None:
         """Add a map: a snapshot, or what changed in it, with a state for each descriptor."""
-
         regime = snapshot.regime
         self.maps.append(
             {
@@ -138,7 +137,6 @@ def packed(data: bytes) -> str:
 
 def state_names() -> Sequence[str]:
     """Return the names of the states, by code."""
-
     return STATES
 
 

@@ -39,7 +39,6 @@ def pager_command(environment: Mapping[str, str]) -> list[str]:
 
 def too_long(text: str, size: os.terminal_size) -> bool:
     """Tell whether a text and the prompt below it need more lines than the screen has."""
-
     lines = (plain(line) for line in text.splitlines())
     return sum(max(1, -(-len(line) // max(size.columns, 1))) for line in lines) > size.lines - 2
 
@@ -111,7 +110,6 @@ class Printer:
 
     def colour(self, stream: TextIO) -> bool:
         """Tell whether to colour what goes to `stream`: `set`, then --plain, then NO_COLOR, then the file."""
-
         chosen = {"on": True, "off": False}.get(self.options.text("colour"))
         if self.options.origin("colour") != "session":
             if self._choice is not None:

@@ -173,6 +173,5 @@ def _values(ctx: Context, name: str) -> Iterator[Candidate]:
 
 
 def _guests() -> Iterator[Candidate]:
-
     for guest in guests.installed_guests():
         yield guest.name, guest.note or "installed"

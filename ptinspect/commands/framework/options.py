@@ -94,7 +94,7 @@ class Options:
     """Hold what was chosen, and by whom."""
 
     chosen: dict[str, tuple[Value, str]] = field(default_factory=dict)
-    """Name -> value and its origin: `session`, or what else said so."""
+    """Name -> value and its origin: `session`, or the file."""
 
     def __getitem__(self, name: str) -> Value:
         """Return a value."""

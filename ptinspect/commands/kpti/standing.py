@@ -77,7 +77,6 @@ class StatusResult:
 )
 def status(guest: Guest, *, snap: str | None = None, cpu: int | None = None) -> Report:
     """Say where the guest, or a snapshot, stands."""
-
     cpus: Sequence[CpuRole] = ()
     lacks = where = ""
     if snap:

@@ -69,7 +69,6 @@ class Home:
 
     def starter(self, plan: Plan) -> Callable[[Run, int, Path], Child]:
         """Return what starts an attempt in a directory; it refuses a script that has changed meanwhile."""
-
         place = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths}
@@ -109,7 +108,6 @@ Begun = tuple[Plan, tuple[int, int], Home]
 
 def death(console: bytes) -> str:
     """Return how the kernel died by its console, or nothing."""
-
     for incident in logfile.read((console,)).finish():
         if incident.panic or incident.first.kind in CONSOLE_DEATHS:
             return " ".join(incident.message.split())
@@ -222,7 +220,6 @@ def _flat(statements: Iterable[Statement]) -> Iterator[Statement]:
 
 def _check(registry: Registry, script: str, plan: Plan) -> bool:
     """Look at the script as the runs will; tell whether it launches its guests. Raises UserError."""
-
     statements = open_script(script)
     for cell in plan.cells[:CHECKED]:
         known: dict[str, str | None] = {**variables(plan, Run(1, cell), 1, Path.cwd()), "run": None}
@@ -244,7 +241,6 @@ def _check(registry: Registry, script: str, plan: Plan) -> bool:
 
 def _check_kernels(cells: tuple[Cell, ...]) -> None:
     """Raise TargetError if a kernel is neither a file nor a reference guest that is installed."""
-
     names = {cell.get("kernel") for cell in cells}
     for name in sorted(names):
         if name and not Path(name).is_file():

@@ -24,7 +24,7 @@ FORMATS = (
     ("rows", 1, ".csv .jsonl .parquet", "export: one row for each descriptor that is not zero"),
     ("ptdump", 1, "text", "the kernel's own kernel_page_tables, in the form of its release"),
 )
-"""Name, version, where it is seen, and what it is."""
+"""Name, version, where it is met, and what it is."""
 PROMISE = (
     "Within a version fields and columns are added, never renamed or removed; read what you know and "
     "ignore the rest. Addresses and raw descriptors are hex texts, counts and sizes numbers, levels "

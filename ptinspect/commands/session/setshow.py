@@ -72,7 +72,6 @@ def set_option(ctx: Context, *, name: str | None, value: list[str], save: bool) 
 
 
 def _save(ctx: Context, names: list[str] | None) -> Report:
-
     if names is None:
         names = [name for name in OPTIONS if ctx.options.origin(name) == "session"]
         if not names:
@@ -109,7 +108,6 @@ def show(ctx: Context, *, name: str | None) -> Report:
 
 
 def _table(ctx: Context, names: tuple[str, ...]) -> Report:
-
     rows = [(name, _shown(ctx, name), ctx.options.origin(name), OPTIONS[name].meaning) for name in names]
     columns = (Column("option"), Column("value"), Column("from"), Column("what it does"))
     path = str(config.config_file())

@@ -161,7 +161,6 @@ VERDICTS = (
 )
 def oops(ctx: Context, *, file: str, output: Path | None = None) -> Report:
     """Explain a console log."""
-
     from ptinspect.linux.oops.verdict import analyse
 
     if output is not None:

@@ -191,7 +191,6 @@ def _escaped(value: Any) -> Any:
 
 
 def _death(panic: Panic) -> DeathResult:
-
     from ptinspect.linux.death import CODES
 
     facts, incident = panic.facts, panic.incident

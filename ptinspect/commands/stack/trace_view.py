@@ -46,7 +46,6 @@ def chart(trace: Trace, deepest: Deepest) -> list[Note]:
 
 def picture(trace: Trace, title: str) -> dict[str, Any]:
     """Return a trace as the HTML page draws it."""
-
     from ptinspect.stack.trace import HOW, UNITS
 
     def name(stack: TracedStack) -> str:

@@ -144,5 +144,4 @@ def _add_traces(page: Page, files: list[Path]) -> None:
 
 
 def _add_campaigns(page: Page, directories: list[Path]) -> None:
-
     page.campaigns += [drawn([directory], f"campaign {directory.name}") for directory in directories]
