@@ -103,12 +103,12 @@ class DumpFile:
 
     def read(self, pa: int, length: int) -> bytes:
         """Return `length` bytes at `pa`. Raises MemoryReadError for bytes that the file does not hold."""
+        if length and not self._ranges.contains(pa, length):
+            raise MemoryReadError(pa, length, f"not in {self._path.name}")
         parts = []
         at, end = pa, pa + length
         while at < end:
             piece = self._pieces[bisect_right(self._starts, at) - 1]
-            if not piece.start <= at < piece.end:
-                raise MemoryReadError(pa, length, f"not in {self._path.name}")
             count = min(end, piece.end) - at
             parts.append(self._read(at, piece.offset + at - piece.start, count))
             at += count

@@ -85,6 +85,15 @@ def test_reads_go_across_pieces_that_touch(tmp_path: Path) -> None:
     assert memory.read(BASE + 12, 8) == b"aaaabbbb"
 
 
+def test_nothing_is_read_where_the_end_is_not_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, _ = load_core(put(tmp_path / "core", core([(BASE, b"a" * 16)])))
+    monkeypatch.setattr(memory, "_read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(MemoryReadError):
+        memory.read(BASE, 1 << 40)
+
+
 def test_a_file_that_shrinks_is_an_error_and_no_zeros(tmp_path: Path) -> None:
     path = put(tmp_path / "core", core([(BASE, b"a" * 0x2000)]))
     memory, _ = load_core(path)
