@@ -38,7 +38,9 @@ def main() -> int:
     words = sys.argv[1:]
     given = dict(words[n + 1].split("=", 1) for n, word in enumerate(words) if word == "--var")
     kind, run = given["kind"], int(given["run"])
-    Path("seen.json").write_text(json.dumps({"words": words, "cwd": str(Path.cwd())}))
+    Path("seen.json").write_text(
+        json.dumps({"words": words, "cwd": str(Path.cwd()), "path": os.environ["PYTHONPATH"]})
+    )
     if kind == "connect":
         say("launch", False, error={"kind": "connect", "message": "no QEMU", "hint": ""}, line="launch")
         return 4

@@ -101,6 +101,7 @@ def test_a_run_gets_its_cell_as_launch_arguments_and_as_variables(campaign: Camp
     seen = json.loads((tmp_path / "d/runs/00001/seen.json").read_text())
     words = seen["words"]
     assert seen["cwd"] == str(tmp_path / "d/runs/00001")
+    assert Path(seen["path"].split(os.pathsep)[0], "ptinspect/__main__.py").is_file()
     line = words[words.index("-c") + 1]
     options = "--cpu cortex-a57 --memory 512 --smp 2 --append-more 'a b'"
     assert line == f"launch {tmp_path / 'Image'} {options}"

@@ -69,7 +69,7 @@ class Home:
 
     def starter(self, plan: Plan) -> Callable[[Run, int, Path], Child]:
         """Return what starts an attempt in a directory; it refuses a script that has changed meanwhile."""
-        place = str(Path(__file__).resolve().parents[2])
+        place = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths}
 
