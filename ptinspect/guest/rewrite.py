@@ -382,11 +382,13 @@ class Runner:
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
         self.guest.forget_stop()
         try:
-            self.session.run_until([], self.left())
+            stop = self.session.run_until([], self.left())
         finally:
             if self.session.state.name == "STOPPED":
                 self.session.delete_breakpoint(number)
             self.guest.forget_stop()
+        if stop.breakpoint != number:
+            raise _stopped_early(stop)
 
     def run_to_store(self, level: int, skip: int) -> None:
         """Run until the store of a level is reached for the time number `skip` + 1; GDB counts the others.
@@ -414,10 +416,15 @@ class Runner:
             if session.state.name == "STOPPED":
                 session.delete_breakpoint(found.id)
         if stop.pc != site:
-            raise GuestError(
-                f"the guest stopped at {stop.pc:#x} in the middle of the rewrite, before that store",
-                "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
-            )
+            raise _stopped_early(stop)
+
+
+def _stopped_early(stop: StopInfo) -> GuestError:
+    """Return the error that something else stopped the guest before the descriptor that was wanted."""
+    return GuestError(
+        f"the guest stopped at {stop.pc:#x} in the middle of the rewrite, before that store",
+        "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
+    )
 
 
 def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:

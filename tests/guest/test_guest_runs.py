@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeSession, Stop
 from stack_guest import KERNEL, StackGuest
 
-from ptinspect.errors import OutOfSlots, TargetTimeout, UserError
+from ptinspect.errors import GuestError, OutOfSlots, TargetTimeout, UserError
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import Runner
@@ -164,7 +164,7 @@ def test_what_is_found_by_the_chosen_cpu_is_found_again_for_another_one(small: S
     assert guest.view is first and open_stacks(guest) is stacks
 
 
-def test_an_access_that_does_not_come_leaves_the_guest_stopped_and_no_watchpoint(small: Small) -> None:
+def test_only_the_access_itself_ends_the_way_to_it_and_no_watchpoint_is_left(small: Small) -> None:
     session, watched = small.session, [7]
     session.watch_access = lambda *_: 7  # type: ignore[method-assign]
     session.delete_breakpoint = watched.remove  # type: ignore[method-assign]
@@ -180,3 +180,11 @@ def test_an_access_that_does_not_come_leaves_the_guest_stopped_and_no_watchpoint
     with pytest.raises(TargetTimeout):
         runner.run_to_access(0x4000_0000)
     assert not watched and session.state.name == "STOPPED"
+    watched.append(7)
+    session.run_until = lambda *_, **__: Stop("breakpoint-hit", 0, 3, KERNEL, "")  # type: ignore[method-assign]
+    with pytest.raises(GuestError, match=f"stopped at {KERNEL:#x} in the middle"):
+        runner.run_to_access(0x4000_0000)
+    watched.append(7)
+    session.run_until = lambda *_, **__: Stop("access-watchpoint-trigger", 0, 7, KERNEL, "")  # type: ignore[method-assign]
+    runner.run_to_access(0x4000_0000)
+    assert not watched
