@@ -290,10 +290,11 @@ class LiveSession:
 
     def _stop_in_time(self, timeout: float) -> StopInfo:
         try:
-            return self.wait_stop(timeout)
-        except TargetTimeout as error:
-            self.interrupt()
-            raise TargetTimeout(error.message, "the guest was stopped where it is") from error
+            try:
+                return self.wait_stop(timeout)
+            except TargetTimeout as error:
+                self.interrupt()
+                raise TargetTimeout(error.message, "the guest was stopped where it is") from error
         except KeyboardInterrupt:
             self.interrupt()
             raise

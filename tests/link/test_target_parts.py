@@ -18,8 +18,9 @@ from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_comm
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.lanes.stubmem import CHUNK, StubMemory
+from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.monitor import parse_mtree
-from ptinspect.link.state import RunState, RunTracker, StopInfo
+from ptinspect.link.state import NEVER_STOPPED, RunState, RunTracker, StopInfo
 from ptinspect.memory.source import RamBlock
 
 RAM = RamBlock(0x4000_0000, 16 << 20, "ram")  # type: ignore[arg-type]
@@ -335,3 +336,22 @@ def test_monitor_commands() -> None:
     for line in ("cont", "c", "", "info status\nquit"):
         with pytest.raises(UserError):
             check_monitor_command(line)
+
+
+def test_ctrl_c_while_the_guest_is_being_stopped_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, asked = LiveSession.__new__(LiveSession), list[str]()
+
+    def late(timeout: float) -> StopInfo:
+        raise TargetTimeout("not in time")
+
+    def stop(timeout: float = 5.0) -> StopInfo:
+        asked.append("stop")
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return NEVER_STOPPED
+
+    monkeypatch.setattr(session, "wait_stop", late)
+    monkeypatch.setattr(session, "interrupt", stop)
+    with pytest.raises(KeyboardInterrupt):
+        session._stop_in_time(0.1)
+    assert asked == ["stop", "stop"]
