@@ -277,8 +277,10 @@ class LiveSession:
         musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
         self.slots.claim(musts)
         chosen, _ = fitting([*musts, *wanted], self.slots.free("breakpoint"))
-        numbers = [self.set_breakpoint(a, temporary=True, purpose=purpose).id for a in chosen]
+        numbers: list[int] = []
         try:
+            for address in chosen:
+                numbers.append(self.set_breakpoint(address, temporary=True, purpose=purpose).id)
             self.resume()
             return self._stop_in_time(timeout)
         finally:

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 from fake_stub import MTREE
+from fakes import FakeSlots
 from gdb_starter import fake_gdbs
 
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost, TargetTimeout, UserError
@@ -20,7 +21,7 @@ from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.lanes.stubmem import CHUNK, StubMemory
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.monitor import parse_mtree
-from ptinspect.link.state import NEVER_STOPPED, RunState, RunTracker, StopInfo
+from ptinspect.link.state import NEVER_STOPPED, Breakpoint, RunState, RunTracker, StopInfo
 from ptinspect.memory.source import RamBlock
 
 RAM = RamBlock(0x4000_0000, 16 << 20, "ram")  # type: ignore[arg-type]
@@ -355,3 +356,23 @@ def test_ctrl_c_while_the_guest_is_being_stopped_stops_it(monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         session._stop_in_time(0.1)
     assert asked == ["stop", "stop"]
+
+
+def test_a_run_whose_breakpoints_cannot_all_be_set_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, there = LiveSession.__new__(LiveSession), list[Breakpoint]()
+
+    def put(address: int, **options: object) -> Breakpoint:
+        if there:
+            raise KeyboardInterrupt
+        there.append(Breakpoint(1, address))
+        return there[-1]
+
+    monkeypatch.setattr(LiveSession, "breakpoints", property(lambda _: tuple(there)))
+    monkeypatch.setattr(LiveSession, "state", RunState.STOPPED)
+    monkeypatch.setattr(session, "slots", FakeSlots(), raising=False)
+    monkeypatch.setattr(session, "_need_stopped", lambda: None)
+    monkeypatch.setattr(session, "set_breakpoint", put)
+    monkeypatch.setattr(session, "delete_breakpoint", lambda number: there.pop(number - 1))
+    with pytest.raises(KeyboardInterrupt):
+        session.run_until([0x1000, 0x2000], 1)
+    assert there == []
