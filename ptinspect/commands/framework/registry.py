@@ -6,6 +6,7 @@ import difflib
 import importlib
 import re
 import shlex
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -338,10 +339,11 @@ class Load:
 
     def __init__(self, registry: Registry, module: str) -> None:
         self._registry, self._module = registry, module
-        self._done = False
+        self._done, self._lock = False, threading.RLock()
 
     def __call__(self) -> None:
-        """Do it."""
-        if not self._done:
-            self._done = True
-            self._registry.add_all(importlib.import_module(f"ptinspect.commands.{self._module}"))
+        """Do it; another thread, that of completion for instance, waits until it is done."""
+        with self._lock:
+            if not self._done:
+                self._registry.add_all(importlib.import_module(f"ptinspect.commands.{self._module}"))
+                self._done = True
