@@ -4,6 +4,8 @@ import importlib
 import inspect
 import subprocess
 import sys
+import threading
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -184,3 +186,40 @@ def test_a_handler_takes_what_its_declaration_parses(command: Command) -> None:
     parsed = {"line"} if command.passthrough else {action.dest for action in command.parser().actions()}
     assert {parameter.name for parameter in others} == parsed | ({"extra"} if command.extra else set())
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)
+
+
+def test_a_command_that_another_thread_loads_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, real = build_registry(), importlib.import_module
+    began, go_on = threading.Event(), threading.Event()
+
+    def slowly(name: str) -> ModuleType:
+        began.set()
+        assert go_on.wait(10)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", slowly)
+    other = threading.Thread(target=lambda: registry.commands[("version",)])
+    other.start()
+    assert began.wait(10)
+    threading.Timer(0.1, go_on.set).start()
+    assert registry.commands[("version",)].name == "version"
+    other.join()
+
+
+def test_a_module_whose_import_was_interrupted_is_imported_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = build_registry()
+
+    def interrupted(name: str) -> ModuleType:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            registry.split("version")
+    assert registry.split("version").command.name == "version"
+
+
+def test_commands_are_listed_with_those_that_they_belong_to() -> None:
+    groups = {command.name: command.group for command in build_registry()}
+    assert groups["finish"] == groups["nexti"] == groups["stepi"]
+    assert groups["bt"] == groups["disassemble"]

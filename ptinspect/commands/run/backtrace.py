@@ -39,7 +39,7 @@ class BacktraceResult:
 @command(
     "bt",
     aliases=("backtrace", "where"),
-    group="Session",
+    group="Look",
     summary="Show the chain of callers",
     example="bt -n 10",
     arguments=(

@@ -158,7 +158,7 @@ def stepi(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
 @command(
     "nexti",
     aliases=("ni", "n", "next"),
-    group="Session",
+    group="Run and stop",
     summary="Step one instruction, or N, over calls",
     example="nexti",
     arguments=(_count(10_000), TIMEOUT, FUNCTION_CPU),
@@ -176,7 +176,7 @@ def nexti(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
 @command(
     "finish",
     aliases=("fin",),
-    group="Session",
+    group="Run and stop",
     summary="Run until the current function has returned",
     example="finish",
     arguments=(TIMEOUT, FUNCTION_CPU),
