@@ -161,7 +161,7 @@ class Guest:
 
     @property
     def view(self) -> GuestView:
-        """The running kernel at this stop. Raises UserError, GuestError, TargetError."""
+        """The kernel that runs, as the chosen CPU has it now. Raises UserError, GuestError, TargetError."""
         return self.once(("view", self.stopped.current_cpu), self._look_at_kernel)
 
     @property
