@@ -375,6 +375,20 @@ def test_nothing_is_done_after_the_time_is_over() -> None:
     assert out(subject.printer) == ""
 
 
+def test_the_command_at_which_the_time_was_over_is_named() -> None:
+    def nap(ctx: Any, *, line: str) -> Report:
+        signal.raise_signal(signal.SIGALRM)
+        return Report({})
+
+    ctx = context()
+    declare(ctx.registry, "nap", nap, passthrough=True)
+    subject = player(ctx, variables={"long": "60"})
+    with subject.within(600):
+        assert play(subject, "nap ${long}\n") == 3
+    assert subject.outcomes is not None
+    assert [(o.name, o.line) for o in subject.outcomes] == [("nap", "nap ${long}")]
+
+
 def test_a_script_that_comes_slowly_is_ended_in_time() -> None:
     def lines() -> Iterator[str]:
         yield "say a"
