@@ -88,6 +88,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     found.close()
 
 
+def settled(machine: Machine, ran: bool) -> bool:
+    """Whether the guest comes to run, or to stand, with nobody at work on it any more."""
+    deadline = time.monotonic() + PATIENCE
+    while others(machine) or machine.runs is not ran:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def wait_for(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not done():
@@ -170,8 +180,7 @@ def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
         said = process.stdout.read()
         assert process.wait(PATIENCE) == code, said
     wait_for(lambda: ended(debugger))
-    wait_for(lambda: not others(machine))
-    assert machine.runs is ran, said
+    assert settled(machine, ran), said
     assert machine.text(tmp_path) == before
     assert "Traceback" not in said and "a bug" not in said
 
@@ -213,8 +222,7 @@ def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continu
     wait_for(lambda: ended(debugger))
     if 3 in codes:
         assert "as it was found when QEMU, which a signal has stopped, continues" in said
-    wait_for(lambda: not others(machine))
-    assert machine.runs is ran, said
+    assert settled(machine, ran), said
     assert machine.text(tmp_path) == before
     assert "Traceback" not in said and "a bug" not in said
 
@@ -239,8 +247,7 @@ def test_a_gdb_that_was_stopped_leaves_the_guest_before_the_next_attach(
     assert run.returncode == 0, run.stdout + run.stderr
     assert "earlier session" not in run.stdout + run.stderr
     assert ended(debugger)
-    wait_for(lambda: not others(machine))
-    assert machine.runs is ran and machine.text(tmp_path) == before
+    assert settled(machine, ran) and machine.text(tmp_path) == before
 
 
 def test_those_who_work_on_the_guest_are_found(machine: Machine) -> None:
