@@ -49,7 +49,9 @@ continue --background
 """
 BEFORE_THE_REWRITE = """
 launch --guest 5.10-cloud --memory 512
-*until *snap *on stop *kpti break *kpti until *kpti progress *kpti writes *kpti verdict
+*until *snap *on stop *kpti break
+delete all
+*kpti until *kpti progress *kpti writes *kpti verdict
 """
 A_SCRIPT = """
 *source *quit
