@@ -42,7 +42,11 @@ def test_a_task_that_began_under_guard_is_guarded() -> None:
 
 
 def test_a_stack_that_loses_its_mapping_later_on() -> None:
-    """The margin may be reached before the probe is, by what the victim had in hand: then on another boot."""
+    """Whose mapping is lost: a task's stack, by the entry of its 2 MiB.
+
+    An interrupt of the idle task may need other data there first: its handlers fault over and over on a stack
+    that is mapped, and the guard rightly stops them at the margin. Then it is tried on another boot.
+    """
     ways = []
     for _ in range(5):
         with launched("5.10-cloud") as live:
