@@ -9,7 +9,10 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 PREFIX = "ptinspect-"
 _LOCK = ".lock"
@@ -24,6 +27,26 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     Runs between fork and exec, so it does nothing but one system call.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def ctrl_c_left_to_child() -> Iterator[None]:
+    """Leave Ctrl-C to a program that has the terminal, which tells both; in the main thread only.
+
+    A handler, unlike SIG_IGN, is not inherited.
+    """
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, ignore)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wake_orphans(mark: str) -> list[int]:

@@ -80,7 +80,7 @@ BELOW = {
     "reference": {"errors", "files", "output"},
     "script": {"errors", "files", "text"},
     "campaign": {"errors", "script"},
-    "repl": {"errors", "output", "commands", "guest", "script"},
+    "repl": {"errors", "files", "processes", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},
 }
 """Package -> packages of ptinspect that it may import, besides itself; the others may import all.

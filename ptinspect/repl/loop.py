@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -21,14 +23,16 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from ptinspect import __version__
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import watched
-from ptinspect.errors import PtinspectError, TargetError, UserError
+from ptinspect.errors import EXIT_OK, PtinspectError, TargetError, UserError
 from ptinspect.guest.condition import condition
 from ptinspect.output.model import escape
 from ptinspect.repl.completer import CommandCompleter
 from ptinspect.repl.line_history import LineHistory, expand, history_file, open_history
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
-from ptinspect.script.parse import parse_line
+from ptinspect.repl.typed_line import Typed, commands, without_prompt
+from ptinspect.script.parse import parse, parse_line
+from ptinspect.script.statements import Line
 
 
 class Toolbar:
@@ -108,6 +112,7 @@ class Loop:
             bottom_toolbar=self.toolbar,
             refresh_interval=1.0,
             enable_history_search=True,
+            enable_suspend=True,
             input=source,
             output=screen,
         )
@@ -178,33 +183,81 @@ class Loop:
         self._prompt.app.invalidate()
 
     def execute(self, text: str) -> None:
-        """Run one line, or repeat the last stepping command if it is empty."""
-        line = self._called_back(text.strip()) or self._repeat
-        if not line or line.startswith("#"):
+        """Run what was typed, or pasted, or repeat the last stepping command if it is empty."""
+        pasted = [without_prompt(line) for line in text.strip("\r\n").splitlines()]
+        if len(pasted) > 1:
+            self._pasted(pasted)
             return
+        line = self._called_back("".join(pasted).strip()) or self._repeat
+        if line and not line.startswith("#"):
+            self._noticing(lambda: self._execute(line), line)
+
+    def _noticing(self, work: Callable[[], object], line: str = "") -> None:
+        """Do what a line asks for, and remember it where an empty line repeats it; a bug ends nothing."""
         self._repeat, self.player.asked = "", None
         try:
-            self._execute(line)
+            work()
         except Exception as error:  # noqa: BLE001 (the bug net)
             self._bug(error)
         command = self.player.asked
         if command is not None and command.repeats:
             self._repeat = command.again or line
 
+    def _pasted(self, lines: Sequence[str]) -> None:
+        """Run the lines of a block that was pasted, one after the other as if they were typed."""
+        self._repeat = ""
+        statements = parse("pasted", lines)
+        while True:
+            try:
+                statement = next(statements, None)
+            except UserError as error:
+                self.printer.error("", error)
+                return
+            if statement is None or self.ctx.leave:
+                return
+            if isinstance(statement, Line):
+                self._history.keep(statement.text)
+                self.printer.say(escape(f"ptinspect> {statement.text}"))
+                self._noticing(partial(self._execute, statement.text))
+            else:
+                play = partial(self.player.play, [statement])
+                self._noticing(partial(self._breakable_by_ctrl_c, play))
+
     def _execute(self, line: str) -> None:
+        try:
+            for part in commands(line, self._own):
+                if self.ctx.leave or not self._breakable_by_ctrl_c(partial(self._command, part)):
+                    return
+        except UserError as error:
+            self.printer.error("", error, line)
+
+    def _own(self, line: str) -> str:
+        """Return the signs `;`, `|` and `>` where they belong to the arguments of a line's command."""
+        try:
+            statement = parse_line(line)
+            ours = isinstance(statement, Line) and not self.ctx.registry.split(line).command.passthrough
+        except UserError:
+            return ""
+        return "" if ours else ";|>"
+
+    def _command(self, typed: Typed) -> int:
+        with self.printer.into(shell=typed.shell, file=typed.file, append=typed.append):
+            return self.player.play([parse_line(typed.text)])
+
+    def _breakable_by_ctrl_c(self, work: Callable[[], int]) -> bool:
+        """Do something that Ctrl-C can break into; tell whether it went well."""
         stops = None if self.ctx.guest.session is None else self.ctx.guest.session.stop
         try:
             with self._interrupts():
-                self.player.play([parse_line(line)])
-        except UserError as error:
-            self.printer.error("", error, line)
+                return work() == EXIT_OK
         except KeyboardInterrupt:
             self._interrupted(stops)
+            return False
 
     def _called_back(self, text: str) -> str:
         """Return the line that is meant, and keep it; one that the history gave is shown first."""
         try:
-            line = expand(text, self._history.lines)
+            line = self._for_the_shell(text) or expand(text, self._history.lines)
         except UserError as error:
             self.printer.error("", error, text)
             self._repeat = ""
@@ -214,6 +267,24 @@ class Loop:
         if line and not line.startswith("#"):
             self._history.keep(line)
         return line
+
+    def _for_the_shell(self, text: str) -> str:
+        """Return the command that runs `!cmd`; nothing if that is no command of the shell's, but a line.
+
+        A line of the history that begins so is meant first, then a command of ptinspect's.
+        """
+        command = text.removeprefix("!")
+        if command == text or not re.match(r"\s*[\w./~]", command) or re.match(r"-?\d", command):
+            return ""
+        if command[0].isspace():
+            return f"shell {command.strip()}"
+        if any(line.startswith(command.split()[0]) for line in self._history.lines):
+            return ""
+        try:
+            self.ctx.registry.resolve(command.split())
+        except UserError:
+            return f"shell {command}"
+        return ""
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
+from pathlib import Path
 from typing import TextIO
 
 from ptinspect.commands.framework.options import Options
-from ptinspect.errors import PtinspectError
+from ptinspect.errors import PtinspectError, UserError
+from ptinspect.files import open_input
 from ptinspect.output import json as json_output
+from ptinspect.output.files import write_text
 from ptinspect.output.model import Report, escape
 from ptinspect.output.text import paint, plain, render, terminal_width, wants_colour, wrap
+from ptinspect.processes import ctrl_c_left_to_child
 
 LESS = "-RFXK"
 """Colours as they are; leave at once what fits; leave it on the screen; Ctrl-C leaves."""
@@ -49,7 +52,7 @@ def view_in_pager(text: str, environment: Mapping[str, str]) -> bool:
     if not words:
         return False
     try:
-        with _left_to_the_pager():
+        with ctrl_c_left_to_child():
             child = subprocess.Popen(
                 words, stdin=subprocess.PIPE, env={"LESS": LESS.removeprefix("-"), **environment}
             )
@@ -64,20 +67,8 @@ def view_in_pager(text: str, environment: Mapping[str, str]) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _left_to_the_pager() -> Iterator[None]:
-    """Leave Ctrl-C to the pager: the terminal tells both. A handler, unlike SIG_IGN, is not inherited."""
-
-    def ignore(number: int, frame: FrameType | None) -> None:
-        pass
-
-    before = signal.signal(signal.SIGINT, ignore)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
+NO_COMMAND = 127
+"""Exit code of a shell that knows no such command (POSIX.1, Shell Command Language 2.8.2)."""
 PROGRESS_AFTER = 1.0
 """Seconds of work after which a progress line appears."""
 PROGRESS_EVERY = 0.1
@@ -171,6 +162,49 @@ class Printer:
         for part in told:
             self.err.write(paint(part, "dim", colour) + "\n")
         self.err.flush()
+
+    @contextlib.contextmanager
+    def into(self, *, shell: str = "", file: str = "", append: bool = False) -> Iterator[None]:
+        """Write what is printed here to a command of the shell's, or to a file in one step.
+
+        Raises UserError if the file cannot be written, or the command ends with a failure of the shell's.
+        """
+        if not shell and not file:
+            yield
+            return
+        before, pages = self.out, self.pages
+        self.out, self.pages = io.StringIO(), False
+        try:
+            yield
+            text = self.out.getvalue()
+        finally:
+            self.out, self.pages = before, pages
+        if shell:
+            self._through(shell, text)
+            return
+        path = Path(file).expanduser()
+        try:
+            with open_input(path) if append else io.BytesIO() as kept:
+                text = kept.read().decode() + text
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot append to {path}: {error}") from error
+        write_text(path, text)
+
+    def _through(self, shell: str, text: str) -> None:
+        """Give a text to a command of the shell's, which prints on the terminal."""
+        inherits = self.out is sys.stdout
+        self.out.flush()
+        with ctrl_c_left_to_child():
+            child = subprocess.Popen(
+                shell, shell=True, stdin=subprocess.PIPE, stdout=None if inherits else subprocess.PIPE
+            )
+            said, _ = child.communicate(text.encode("utf-8", "replace"))
+        if not inherits:
+            self.out.write(said.decode("utf-8", "replace"))
+        if child.returncode == NO_COMMAND:
+            raise UserError(f"the shell has no command {shell.split(maxsplit=1)[0]!r}", "walk $pc | grep PTE")
 
     def aside(self, line: str) -> None:
         """Print a line of the guest's console, above the prompt if there is one; any thread may."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
 import shlex
 import threading
@@ -46,13 +47,14 @@ INSTEAD: Mapping[str, str] = {
     "pt": "map, walk ADDR, find pa:…",
     "ptype": "gdb ptype …",
     "r": "launch starts a guest, continue lets it run",
+    "pipe": "COMMAND | SHELL, as in walk $pc | grep PTE",
+    "make": "!make",
     "restart": "quit and start again, or: gdb monitor system_reset",
     "return": "finish runs until the function returns",
     "run": "launch starts a guest, continue lets it run",
     "rwatch": "gdb rwatch …",
     "awatch": "gdb awatch …",
     "search": "find PA lists the addresses that map it",
-    "shell": "Ctrl-Z, or another terminal",
     "starti": "launch stops the guest at reset",
     "symbol-file": "kernel FILE",
     "target": "attach :1234",
@@ -134,6 +136,11 @@ class Commands(MutableMapping[tuple[str, ...], Command]):
         return len({**self._declared, **self._loaded})
 
 
+def _at_home(word: str) -> str:
+    """Return a word with the home directory that its `~` stands for, as a shell does."""
+    return os.path.expanduser(word) if word.startswith("~") else word  # noqa: PTH111 (~nobody stays)
+
+
 @dataclass
 class Registry:
     """Hold the commands by name."""
@@ -173,7 +180,7 @@ class Registry:
         return iter(sorted(self.commands.values(), key=lambda c: c.words))
 
     def split(self, line: str) -> Words:
-        """Find the command that `line` names, and split what follows.
+        """Find the command that `line` names, and split what follows; `~` is the user's directory.
 
         Raises UserError if there is no such command, or the quotes do not match.
         """
@@ -181,7 +188,7 @@ class Registry:
             words = shlex.split(line, comments=True)
         except ValueError as error:
             raise UserError(f"{line.strip()}: {error}", "close the quotes") from error
-        words = self.open_slash(words)
+        words = self.open_slash([_at_home(word) for word in words])
         command, used = self.resolve(words)
         rest = line.strip()
         for _ in range(used):

@@ -1,0 +1,87 @@
+"""What is typed or pasted at the prompt: prompts that came along, several commands, where output goes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ptinspect.errors import UserError
+
+_PROMPTS = re.compile(r"(?:\s*(?:\(gdb\)|ptinspect>|pwndbg>|gef➤)(?=\s|$))+\s*")
+"""Prompts of this and of other debuggers, as they come along with a line that is pasted."""
+_FILE = re.compile(r"(?:^|(?<=\s))(>>?)\s*([^\s<>|]+|'[^']+'|\"[^\"]+\")\s*$")
+
+
+@dataclass(frozen=True)
+class Typed:
+    """One command of a line, and where its output goes."""
+
+    text: str
+    """The command."""
+    shell: str = ""
+    """The shell's command that gets its output; empty if none does."""
+    file: str = ""
+    """The file that gets it; empty if none does."""
+    append: bool = False
+    """The file keeps what it holds."""
+
+
+def without_prompt(line: str) -> str:
+    """Return a line without the prompts in front of it."""
+    found = _PROMPTS.match(line)
+    return line[found.end() :] if found else line
+
+
+def commands(line: str, own: Callable[[str], str]) -> Iterator[Typed]:
+    """Yield the commands of a line, one after the other.
+
+    `own` returns which of the signs `;`, `|` and `>` a command takes as part of its arguments. Raises
+    UserError for a pipe or a file without a command before it or a name after it.
+    """
+    rest = line.strip()
+    while rest:
+        if rest.startswith("|"):  # GDB's `| COMMAND | SHELL`: whatever the command takes
+            text, _, shell = _cut(rest[1:], "|")
+            yield _piped(text, shell)
+            return
+        signs = own(rest)
+        text, _, rest = (rest, "", "") if ";" in signs else _cut(rest, ";")
+        text, rest = text.strip(), rest.strip()
+        text, pipe, shell = (text, "", "") if "|" in signs else _cut(text, "|")
+        if pipe:
+            yield _piped(text, shell)
+            continue
+        found = None if ">" in signs else _FILE.search(text)
+        if found and not _quoted(text, found.start()):
+            name = found[2].strip("'\"")
+            yield Typed(text[: found.start()].strip(), file=name, append=found[1] == ">>")
+        elif text:
+            yield Typed(text)
+
+
+def _piped(text: str, shell: str) -> Typed:
+    if not text.strip() or not shell.strip():
+        raise UserError("a pipe has a command on both of its sides", "walk $pc | grep PTE")
+    return Typed(text.strip(), shell=shell.strip())
+
+
+def _cut(line: str, sign: str) -> tuple[str, str, str]:
+    """Part a line at the first `sign` outside quotes, as str.partition does."""
+    quote = ""
+    at = 0
+    while at < len(line):
+        char = line[at]
+        if char == "\\" and quote != "'":
+            at += 1
+        elif char in "'\"" and quote in ("", char):
+            quote = "" if quote else char
+        elif char == sign and not quote:
+            return line[:at], sign, line[at + 1 :]
+        at += 1
+    return line, "", ""
+
+
+def _quoted(line: str, at: int) -> bool:
+    """Tell whether the character at this place stands within quotes."""
+    return bool(line[:at].replace("\\'", "").count("'") % 2 or line[:at].replace('\\"', "").count('"') % 2)
