@@ -13,6 +13,10 @@ ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET], or pa:0x…
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?")
+_OF_SIZE = re.compile(r"(?<=[0-9a-f])/0x[0-9a-f]+(?: \[[^\s\]]+\])?$")
+"""What the kernel prints after the offset into a function: its size, and its module (kernel/kallsyms.c)."""
+_FROM_TO = re.compile(r"(?:0x)?([0-9a-fA-F]{8,16})-(?:0x)?([0-9a-fA-F]{8,16})")
+"""A range as the kernel's own lists have it: /proc/PID/maps, kernel_page_tables, /proc/iomem."""
 _NAME = re.compile(r"\$\w+|[A-Za-z_.][\w.$]*")
 
 
@@ -114,9 +118,12 @@ def parse_number(text: str) -> int | None:
 
 
 def address(text: str) -> Address:
-    """Read an address expression: numbers, symbols and registers joined by + and -. Raises UserError."""
+    """Read an address expression: numbers, symbols and registers joined by + and -.
+
+    `func+0x17c/0x200`, as a call trace has it, is that place in the function. Raises UserError.
+    """
     physical = text.lower().startswith("pa:")
-    body = text[3:] if physical else text
+    body = _OF_SIZE.sub("", text[3:] if physical else text)
     terms: list[Term] = []
     position = 0
     while position < len(body):
@@ -141,8 +148,9 @@ def _term_value(text: str) -> int | None:
 
 
 def address_range(text: str) -> Range:
-    """Read a range: `A..B`, `A+LENGTH` or one address. Raises UserError."""
-    first, dots, last = text.partition("..")
+    """Read a range: `A..B`, `A-B` of two whole numbers, `A+LENGTH` or one address. Raises UserError."""
+    listed = _FROM_TO.fullmatch(text)
+    first, dots, last = (f"0x{listed[1]}", "..", f"0x{listed[2]}") if listed else text.partition("..")
     if dots:
         start, end = address(first), address(last)
         if end.physical and not start.physical:

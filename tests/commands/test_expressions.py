@@ -22,6 +22,8 @@ FORMS = {
     "$x1+$x1+1": 0x2001,
     "start_kernel+swapper_pg_dir-_text": KERNEL + 0x10_1000,
     "pa:0x41475000+0x18": 0x4147_5018,
+    "swapper_pg_dir+0x1000/0x2000": KERNEL + 0x10_1000,
+    "swapper_pg_dir+0x1000/0x2000 [module]": KERNEL + 0x10_1000,
     f"pa:start_kernel-{KERNEL - IMAGE:#x}": IMAGE + 0x1000,
 }
 KINDS = {"address": expression.address, "location": arguments.location}
@@ -115,3 +117,16 @@ def test_gdbs_star_is_an_address_where_instructions_are_meant() -> None:
     ]
     with pytest.raises(UserError):
         run(ctx, f"walk *{KERNEL:#x}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0xffff800010000000..0xffff800010010000",
+        "0xffff800010000000-0xffff800010010000",
+        "ffff800010000000-ffff800010010000",
+        "0xffff800010000000+64K",
+    ],
+)
+def test_ranges_as_the_kernel_lists_them(text: str) -> None:
+    assert expression.address_range(text).value() == (KERNEL, KERNEL + 0xFFFF)
