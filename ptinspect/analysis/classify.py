@@ -92,6 +92,14 @@ class Compared:
     beyond: Differences
     """What differs in more than bit 11."""
 
+    def cleared(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return pair and slot of each descriptor that leads where it led and has lost bit 11, in order."""
+        if not self.counts[[KINDS.index("unmarked"), KINDS.index("ng_cleared")]].any():
+            return self.rows[:0], self.rows[:0]
+        codes = self.codes()
+        row, slot = np.nonzero(((codes & (UNMARKED | NG_CLEARED)) != 0) & ((codes & ELSEWHERE) == 0))
+        return row, slot
+
     def codes(self) -> Codes:
         """Return the change code of every descriptor of the chunk, 0 for equal ones; shape (pairs, words)."""
         found = np.zeros(self.chunk.raw_b.shape, dtype=np.uint16)

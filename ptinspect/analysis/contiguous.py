@@ -43,14 +43,19 @@ class MixedGroup:
     """Whether the entry is dirty: writable by DBM and AP[2], or marked by Linux (PTE_DIRTY, bit 55)."""
 
 
+def group_size(level: int, regime: Regime) -> int:
+    """Return how many entries a contiguous group of a level has; 1 where there are none."""
+    return 1 if regime.pnch else SIZES.get((regime.granule_bits, level), 1)
+
+
 def groups_of(raw: Words, level: int, regime: Regime) -> tuple[Rows, Rows, Words]:
     """Return row and first slot of each group of some tables, and its entries, shape (groups, entries).
 
     A group is one if any of its entries has the Contiguous bit. With FEAT_S1PIE's PnCH that bit means
     something else, and there are none.
     """
-    size = SIZES.get((regime.granule_bits, level), 1)
-    if size == 1 or not raw.size or regime.pnch:
+    size = group_size(level, regime)
+    if size == 1 or not raw.size:
         none = np.zeros(0, dtype=np.intp)
         return none, none, np.zeros((0, size), dtype=np.uint64)
     flagged = are_leaves(raw, level, regime) & ((raw & CONTIGUOUS) != 0)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ptinspect.memory.source import RamBlock
 
+FEW = 4
+"""Ranges that addresses are compared with one by one."""
 Range = tuple[int, int]
 """First address, and the first past the end."""
 
@@ -74,9 +76,14 @@ class Ranges:
 
     def contains_each(self, addresses: NDArray[np.uint64], length: int) -> NDArray[np.bool_]:
         """Tell for each address whether the `length` bytes there lie in the ranges; same shape."""
-        if not len(self):
-            return np.zeros(addresses.shape, dtype=np.bool_)
+        inside: NDArray[np.bool_]
+        if len(self) <= FEW:  # comparing is faster than searching
+            inside = np.zeros(addresses.shape, dtype=np.bool_)
+            for start, last in zip(self.start.tolist(), self.last.tolist(), strict=True):
+                if last - start >= length - 1:
+                    inside |= addresses - np.uint64(start) <= np.uint64(last - start - (length - 1))
+            return inside
         slot = np.searchsorted(self.start, addresses, side="right") - 1
-        last = addresses + np.uint64(length - 1)
-        inside: NDArray[np.bool_] = (slot >= 0) & (last >= addresses)
-        return inside & (last <= self.last[np.maximum(slot, 0)])
+        ends = addresses + np.uint64(length - 1)
+        inside = (slot >= 0) & (ends >= addresses)
+        return inside & (ends <= self.last[np.maximum(slot, 0)])

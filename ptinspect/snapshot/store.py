@@ -27,6 +27,8 @@ import re
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,20 +71,17 @@ def save(snapshot: Snapshot, path: str | Path) -> None:
     text = np.frombuffer(document.encode(snapshot), dtype=np.uint8)
     if text.nbytes > MAX_DOCUMENT_BYTES:
         raise SnapshotError(f"{text.nbytes} bytes of registers and notes are too much for a snapshot file")
-    count, words = tables.raw.shape
-    planes = tables.raw.astype("<u8", copy=False).view(np.uint8).reshape(count, words, 8)
     arrays: dict[str, _Array] = {
         "document": text,
         "level": tables.level,
         "pa": tables.pa.astype("<u8", copy=False),
         "va": tables.va.astype("<u8", copy=False),
         "readable": tables.readable,
-        "planes": np.ascontiguousarray(np.moveaxis(planes, -1, 0)),
     }
     path = Path(path)
     try:
         with replacing(path) as file:
-            _write(arrays, file)
+            _write(arrays, tables.raw, file)
         if path.is_file():
             _sync_directory(path.resolve().parent)
     except OSError as error:
@@ -91,14 +90,26 @@ def save(snapshot: Snapshot, path: str | Path) -> None:
         raise SnapshotError(error.message, error.hint) from error
 
 
-def _write(arrays: dict[str, _Array], file: IO[bytes]) -> None:
+def _write(arrays: dict[str, _Array], raw: NDArray[np.uint64], file: IO[bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry._compresslevel = 1  # type: ignore[attr-defined]
-            with archive.open(entry, "w", force_zip64=True) as member:
+            with _member(archive, name) as member:
                 np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+        with _member(archive, "planes") as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (8, *raw.shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for plane in range(8):
+                for start in range(0, raw.shape[0], max(_STEP // raw.shape[1], 1)):
+                    words = raw[start : start + max(_STEP // raw.shape[1], 1)].astype("<u8", copy=False)
+                    member.write(words.view(np.uint8)[:, plane::8].tobytes())
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Begin an array in the file."""
+    entry = zipfile.ZipInfo(f"{name}.npy")
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry._compresslevel = 1  # type: ignore[attr-defined]
+    return archive.open(entry, "w", force_zip64=True)
 
 
 def _sync_directory(path: Path) -> None:
@@ -151,11 +162,13 @@ def _tables(archive: _Archive, max_table_bytes: int, regime: Regime, root_pa: in
     most = max_table_bytes // regime.granule
     level = archive.array("level", "|i1", (None,), most)
     count = level.shape[0]
-    planes = archive.array("planes", "|u1", (8, count, words), max_table_bytes)
-    raw = np.empty((count, words), dtype="<u8")
-    columns = raw.view(np.uint8).reshape(count, words, 8)
-    for i in range(8):
-        columns[..., i] = planes[i]
+    raw = np.zeros((count, words), dtype="<u8")
+    columns = raw.view(np.uint8).reshape(-1, 8)
+    with archive.member("planes", "|u1", (8, count, words), max_table_bytes) as (_, pieces):
+        done = 0
+        for piece in pieces:
+            _spread(piece, done, columns)
+            done += piece.shape[0]
     flags = archive.array("readable", "|b1", (count,), most)
     tables = Tables(
         level=level,
@@ -179,6 +192,19 @@ class _Archive:
 
     def array(self, name: str, kind: str, shape: tuple[int | None, ...], max_bytes: int) -> _Array:
         """Read one array. Raises SnapshotError unless type and shape (None: any length) are these."""
+        with self.member(name, kind, shape, max_bytes) as (found, pieces):
+            array = np.empty(found, dtype=kind)
+            room, done = array.reshape(-1).view(np.uint8), 0
+            for piece in pieces:
+                room[done : done + piece.shape[0]] = piece
+                done += piece.shape[0]
+            return array
+
+    @contextmanager
+    def member(
+        self, name: str, kind: str, shape: tuple[int | None, ...], max_bytes: int
+    ) -> Iterator[tuple[tuple[int, ...], Iterator[NDArray[np.uint8]]]]:
+        """Open one array: its shape, and its bytes piece by piece; raises as `array` does."""
         entry = self._entries.get(f"{name}.npy")
         if entry is None:
             raise SnapshotError(f"the array {name!r} is missing")
@@ -195,9 +221,7 @@ class _Archive:
             size = int(np.prod(found_shape, dtype=object)) * np.dtype(kind).itemsize
             if size != entry.file_size - header:
                 raise SnapshotError(f"the array {name!r} has not the size that its header gives")
-            array = np.empty(found_shape, dtype=kind)
-            _fill(member, array, name)
-        return array
+            yield found_shape, _pieces(member, size, name)
 
 
 def _header(member: IO[bytes], name: str) -> tuple[str, tuple[int, ...], int]:
@@ -212,16 +236,28 @@ def _header(member: IO[bytes], name: str) -> tuple[str, tuple[int, ...], int]:
     return found[1].decode(), tuple(int(size) for size in found[2].split(b", ")), 10 + length
 
 
-def _fill(member: IO[bytes], array: _Array, name: str) -> None:
-    """Decompress exactly the array's bytes, a bounded part at once."""
-    room = array.reshape(-1).view(np.uint8)
-    done = 0
-    while done < room.shape[0]:
-        data = member.read(min(_STEP, room.shape[0] - done))
+def _pieces(member: IO[bytes], size: int, name: str) -> Iterator[NDArray[np.uint8]]:
+    """Decompress exactly so many bytes, a bounded part at once."""
+    while size:
+        data = member.read(min(_STEP, size))
         if not data:
             raise SnapshotError(f"the array {name!r} is truncated")
-        room[done : done + len(data)] = np.frombuffer(data, dtype=np.uint8)
-        done += len(data)
+        size -= len(data)
+        yield np.frombuffer(data, dtype=np.uint8)
+
+
+def _spread(piece: NDArray[np.uint8], start: int, columns: NDArray[np.uint8]) -> None:
+    """Put a piece of the byte planes, which begins at byte `start` of them, into the descriptors' bytes.
+
+    `columns` has a row for each descriptor and is zero: what is zero need not be written.
+    """
+    count = columns.shape[0]
+    while piece.shape[0]:
+        plane, first = divmod(start, count)
+        part = piece[: count - first]
+        if part.any():
+            columns[first : first + part.shape[0], plane] = part
+        piece, start = piece[part.shape[0] :], start + part.shape[0]
 
 
 def check_tables(tables: Tables, regime: Regime, root_pa: int) -> None:

@@ -37,6 +37,8 @@ HIERARCHY_SHIFT = 59
 TABLE_TYPE = 3
 PAGE_TYPE = 3
 BLOCK_TYPE = 1
+RESERVED_TYPE = 1
+"""Bits [1:0] of a reserved encoding, where they are not a block's."""
 
 Flags = NDArray[np.bool_]
 """One truth value for each descriptor."""
@@ -86,6 +88,28 @@ def are_valid(raw: NDArray[np.uint64], level: int, regime: Regime) -> Flags:
         return _typed(raw, PAGE_TYPE)
     valid: Flags = (raw & np.uint64(1)) != 0
     return valid
+
+
+def are_reserved(raw: NDArray[np.uint64], level: int, regime: Regime) -> Flags:
+    """Tell which descriptors have an encoding that their level reserves."""
+    if level < LEVEL_LAST and regime.allows_block(level):
+        return np.zeros(raw.shape, dtype=np.bool_)
+    return _typed(raw, RESERVED_TYPE)
+
+
+def are_whole(raw: NDArray[np.uint64], level: int, regime: Regime) -> Flags:
+    """Tell which tables lead to memory in one piece: leaves throughout, alike but for addresses that follow.
+
+    `raw` has shape (tables, words), the result (tables,). Most tables of a linear map are such.
+    """
+    low, size = np.uint64(regime.address_fields(regime.shift(level))[0][0]), regime.entry_size(level)
+    first, last = raw[:, 0], raw[:, -1]
+    found: Flags = are_leaves(first, level, regime) & ((first & low) <= (last & low))
+    found &= last - first == np.uint64(size * (raw.shape[1] - 1))
+    rows = np.flatnonzero(found)
+    words = raw if rows.shape[0] == raw.shape[0] else raw[rows]
+    found[rows] = (words[:, 1:] - words[:, :-1] == np.uint64(size)).all(axis=1)
+    return found
 
 
 def _typed(raw: NDArray[np.uint64], wanted: int) -> Flags:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,20 @@ def test_launch_starts_the_one_that_is_named(tmp_path: Path) -> None:
         run(context(), f"launch {kernel} --no-initrd --qemu {mine}")
     with pytest.raises(UserError, match="no QEMU 'elder'"):
         run(context(), f"launch {kernel} --no-initrd --qemu elder")
+
+
+def test_more_ram_than_the_host_has_is_only_reserved(tmp_path: Path) -> None:
+    echo = tmp_path / "qemu"
+    echo.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
+    echo.chmod(0o755)
+    huge = (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20) + 1
+
+    def words(memory: int, *more: str) -> str:
+        with pytest.raises(TargetError) as caught:
+            launch(LaunchOptions(tmp_path / "kernel", program=str(echo), memory=memory, extra=more))
+        return caught.value.message
+
+    backend = "-machine memory-backend=guest-ram"
+    assert f"size={huge}M,reserve=off {backend}" in words(huge)
+    assert "reserve" not in words(64)
+    assert backend not in words(huge, "-object", f"memory-backend-file,id=ram,size={huge}M,mem-path=/tmp")

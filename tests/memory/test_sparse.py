@@ -56,7 +56,7 @@ def test_tables_are_read_in_bulk_and_those_outside_ram_say_so() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=12),
     st.integers(0, 70),
     st.integers(1, 12),
 )

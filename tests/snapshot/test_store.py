@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,25 @@ def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
     save(snapshot, path)
     assert_same(snapshot, load(path))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_large_one_needs_little_more_memory_than_its_tables(tmp_path: Path) -> None:
+    regime = REGIMES["4k-48"]
+    tree = TreeBuilder(regime)
+    tree.map(int(regime.va_min), 0x8000_0000, size=3001 << 21)
+    snapshot = tree.snapshot()
+    snapshot.tables.raw[-1000:] ^= np.random.default_rng(1).integers(0, 1 << 64, (1000, 512), dtype=np.uint64)
+    path, size = tmp_path / "a.npz", snapshot.tables.raw.nbytes
+    tracemalloc.start()
+    try:
+        save(snapshot, path)
+        assert tracemalloc.get_traced_memory()[1] < size // 2
+        tracemalloc.reset_peak()
+        again = load(path)
+        assert tracemalloc.get_traced_memory()[1] < size * 3 // 2
+    finally:
+        tracemalloc.stop()
+    assert_same(snapshot, again)
 
 
 def test_numpy_alone_reads_the_file_as_documented(tmp_path: Path) -> None:

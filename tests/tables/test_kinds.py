@@ -26,6 +26,8 @@ def compare(raws: list[int], level: int, regime: Regime) -> None:
     assert classify.are_leaves(array, level, regime).tolist() == [d.is_leaf for d in scalar]
     valid = [d.kind in (Kind.TABLE, Kind.BLOCK, Kind.PAGE) for d in scalar]
     assert classify.are_valid(array, level, regime).tolist() == valid
+    reserved = [d.kind is Kind.RESERVED for d in scalar]
+    assert classify.are_reserved(array, level, regime).tolist() == reserved
     leaves = classify.output_addresses(array, level, regime).tolist()
     tables = classify.next_tables(array, regime).tolist()
     for i, found in enumerate(scalar):
@@ -45,6 +47,34 @@ def test_each_single_bit(name: str, level: int) -> None:
 @given(st.sampled_from(EVERY), st.lists(st.integers(0, MASK64), min_size=1, max_size=20))
 def test_any_bits(where: tuple[str, int], raws: list[int]) -> None:
     compare(raws, where[1], REGIMES[where[0]])
+
+
+@given(
+    st.sampled_from(EVERY),
+    st.integers(0, MASK64),
+    st.none() | st.integers(0, 16),
+    st.lists(st.tuples(st.integers(0, 15), st.sampled_from([0, 1 << 11, 1 << 47, 2])), max_size=2),
+)
+def test_tables_in_one_piece_are_leaves_whose_addresses_follow(
+    where: tuple[str, int], first: int, to_the_top: int | None, changes: list[tuple[int, int]]
+) -> None:
+    name, level = where
+    regime = REGIMES[name]
+    size, low = regime.entry_size(level), regime.address_fields(regime.shift(level))[0][0]
+    if to_the_top is not None:
+        first = (first & ~low | low) - to_the_top * size
+    row = [(first + size * slot) & MASK64 for slot in range(16)]
+    for slot, bits in changes:
+        row[slot] ^= bits
+    entries = [decode(raw, level, regime) for raw in row]
+    begin = entries[0].output_address
+    expected = all(entry.is_leaf for entry in entries) and all(
+        raw & ~low == row[0] & ~low and entry.output_address == begin + size * slot
+        for slot, (raw, entry) in enumerate(zip(row, entries, strict=True))
+        if begin is not None
+    )
+    found = classify.are_whole(np.array([row, [0] * 16], dtype=np.uint64), level, regime)
+    assert found.tolist() == [expected, False]
 
 
 @pytest.mark.parametrize(("name", "level"), EVERY)

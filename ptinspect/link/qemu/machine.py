@@ -18,6 +18,8 @@ from ptinspect.processes import PrivateDirectory, die_with_parent
 PROGRAM = "qemu-system-aarch64"
 PROGRAM_VARIABLE = "PTINSPECT_QEMU"
 """Environment variable with the QEMU to start instead of the one in PATH."""
+RAM_NAME = "guest-ram"
+"""Name of the RAM where it is larger than the host's."""
 START_SECONDS = 60.0
 SOCKET_PATH_LIMIT = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
@@ -153,7 +155,7 @@ def find_program(chosen: str = "") -> str:
 
 def _command_line(program: str, options: LaunchOptions, folder: Path) -> list[str]:
     words = [program, "-machine", options.machine, "-cpu", options.cpu]
-    words += ["-smp", str(options.smp), "-m", f"{options.memory}M"]
+    words += ["-smp", str(options.smp), *_memory(options)]
     words += ["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
     words += ["-serial", f"file:{folder / 'console.log'}"]
     words += ["-kernel", str(options.kernel)]
@@ -162,6 +164,20 @@ def _command_line(program: str, options: LaunchOptions, folder: Path) -> list[st
     words += ["-append", options.append]
     words += ["-S", "-gdb", f"unix:{_escape(folder / 'gdb.sock')},server=on,wait=off"]
     return [*words, *options.extra]
+
+
+def _memory(options: LaunchOptions) -> list[str]:
+    """Give the guest its RAM; more than the host has is only reserved, which Linux else refuses to map.
+
+    Source: QEMU's qapi/qom.json, `reserve` of memory-backend-ram (since 6.1).
+    """
+    words = ["-m", f"{options.memory}M"]
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    given = any("memory-backend" in word for word in (options.machine, *options.extra))
+    if options.memory << 20 <= host or given:
+        return words
+    backend = f"memory-backend-ram,id={RAM_NAME},size={options.memory}M,reserve=off"
+    return [*words, "-object", backend, "-machine", f"memory-backend={RAM_NAME}"]
 
 
 def _escape(path: Path) -> str:
