@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
@@ -15,6 +14,7 @@ from ptinspect.analysis.findings import Finding, Findings, Mapping
 from ptinspect.analysis.map import Collector, LeafKind, LeafKinds, MapFilter, Stretches
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.sysregs import cacheability
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.memory.ranges import Range, Ranges
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot

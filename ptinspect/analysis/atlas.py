@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -27,6 +26,7 @@ from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.arch.descriptor_fields import explain
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, Tables, parts, take_rows
 from ptinspect.tables.kinds import (

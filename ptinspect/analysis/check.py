@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ptinspect.analysis.entry_rules import EntryRules, entry_finding
 from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import VirtAddr, bit
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.dataclass import dataclass
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.fact_names import PHASE
 from ptinspect.snapshot.memory import SnapshotMemory

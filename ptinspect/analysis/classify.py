@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.analysis.descent import Chunk
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.tables.index import Columns
 from ptinspect.tables.kinds import (
     BIT11,

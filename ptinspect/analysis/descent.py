@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.tables.index import Columns, TableIndex, take_rows
 from ptinspect.tables.kinds import are_tables, next_tables
 from ptinspect.tables.window import Window

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import Columns, TableIndex, entry_addresses, parts, place_of, take_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -15,6 +14,7 @@ from ptinspect.analysis.descent import Descent, Pairs
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import SnapshotError
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows

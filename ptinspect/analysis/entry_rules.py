@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from ptinspect.analysis.contiguous import DBM, READ_ONLY, group_size, groups_of
 from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
+from ptinspect.dataclass import dataclass
 from ptinspect.memory.ranges import Ranges
 from ptinspect.snapshot.fact_names import PHASE
 from ptinspect.snapshot.model import Snapshot

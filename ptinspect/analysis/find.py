@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from ptinspect.analysis.map import Bounded
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import levels_of
+from ptinspect.dataclass import dataclass
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import Links, TableIndex, parts, take_rows
 from ptinspect.tables.kinds import are_leaves, next_tables, output_addresses

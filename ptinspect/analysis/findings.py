@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.dataclass import dataclass, field
 
 Severity = Literal["error", "warning", "info"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from ptinspect.arch.descriptor import Attributes, decode
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import Columns
 from ptinspect.tables.kinds import HIERARCHY_SHIFT, without_addresses

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.analysis.counts import LevelSummary
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, parts
 from ptinspect.tables.kinds import BIT11, CONTIGUOUS, TYPE_MASK, are_leaves, are_tables, leaf_type

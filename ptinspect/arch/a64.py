@@ -6,8 +6,9 @@ Source: Arm ARM C4.1 (encodings), C6.2 (instructions), C5.3 and C5.5 (system reg
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Literal
+
+from ptinspect.dataclass import dataclass
 
 RET = 0xD65F03C0
 ERET = 0xD69F03E0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ptinspect.arch.bits import PhysAddr, bit, bits
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.arch.sysregs import mair_type_name
+from ptinspect.dataclass import dataclass, replace
 
 BIT11 = 1 << 11
 """nG on a block or page; ignored by the CPU on a table descriptor, where KPTI's rewrite leaves its mark."""

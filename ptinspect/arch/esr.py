@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ptinspect.arch.bits import bit, bits
+from ptinspect.dataclass import dataclass
 
 UNRECOGNIZED = "UNRECOGNIZED EC"
 """What Linux prints for a class that it does not name."""

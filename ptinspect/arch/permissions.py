@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from ptinspect.arch.descriptor import Attributes, Descriptor
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass, replace
 
 INDIRECT = (
     *("---", "r--", "--x", "r-x", "---", "rw-", "rwx", "rwx"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, align_down, bit, bits, mask
 from ptinspect.arch.sysregs import (
     PA_SIZES,
@@ -19,6 +17,7 @@ from ptinspect.arch.sysregs import (
     register_of_regime,
     ttbr_base,
 )
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import RegimeError
 
 LEVEL_LAST = 3

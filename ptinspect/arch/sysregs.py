@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from ptinspect.arch.bits import PhysAddr, bit, bits
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import RegimeError
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -319,7 +318,7 @@ def decode_tcr_el2(tcr: int) -> Tcr:
 
     Source: Arm ARM TCR_EL2.
     """
-    return dataclasses.replace(
+    return replace(
         decode_tcr(0),
         t0sz=bits(tcr, 5, 0),
         irgn0=bits(tcr, 9, 8),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ptinspect import __version__
 from ptinspect.campaign.child import ANSWERS, CONSOLE, MAX_LINE, STDERR, Ended
 from ptinspect.campaign.plan import Run
 from ptinspect.campaign.results import Record
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_BUG, EXIT_CHECK, EXIT_OK
 
 MAX_ANSWERS = 100_000

@@ -11,10 +11,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 
 ANSWERS, STDERR, CONSOLE = "answers.jsonl", "stderr.txt", "console.log"

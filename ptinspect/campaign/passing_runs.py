@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ptinspect.campaign.attempt import read_answers
 from ptinspect.campaign.child import ANSWERS
+from ptinspect.dataclass import dataclass
 from ptinspect.script.outcome import AFTERWARDS
 
 FOLDER = "good"

@@ -6,10 +6,10 @@ import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.script.variables import NAME
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ptinspect.campaign.plan import Plan
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 
 FORMAT = "ptinspect-campaign"

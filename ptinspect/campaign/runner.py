@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ptinspect.campaign import passing_runs
@@ -19,6 +18,7 @@ from ptinspect.campaign.attempt import facts_of, read_answers
 from ptinspect.campaign.child import ANSWERS, Child, Ended, remove_private
 from ptinspect.campaign.plan import Plan, Run, folder
 from ptinspect.campaign.results import Record, append
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import TargetError, UserError
 
 RUNS, LOCK = "runs", "lock"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptinspect.campaign.plan import Cell, Plan, Run
 from ptinspect.campaign.results import OUTCOMES, Record, Results
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 
 

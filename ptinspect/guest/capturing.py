@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ptinspect import __version__
 from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.dataclass import replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Source, Tables, source

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.analysis.findings import Findings
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.sysregs import CpuState, mmu_on
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Protocol
 
 from ptinspect.arch.bits import MASK64
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 
 ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET], or pa:0x… for a physical one"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ptinspect.arch.bits import MASK64, bit
+from ptinspect.dataclass import dataclass, field
+from ptinspect.dataclass import replace as changed
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
 from ptinspect.link.session import Session
 from ptinspect.snapshot.fact_names import kernel_offset
@@ -310,7 +310,7 @@ class Guest:
         from ptinspect.snapshot.store import load
 
         self.check_name(name, replace=replace)
-        self.snapshots[name] = dataclasses.replace(load(path), name=name)
+        self.snapshots[name] = changed(load(path), name=name)
         return self.snapshots[name]
 
     def drop_snapshots(self, names: Sequence[str]) -> None:

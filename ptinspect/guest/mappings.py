@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.levels import level_number
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError
 from ptinspect.guest.capturing import capture_of, snapshot_of
 from ptinspect.guest.expression import Address

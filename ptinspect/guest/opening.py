@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.guest.guest import Guest

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite_state import Standing, standing

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.arch.sysregs import CpuState, mmu_on
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError, PtinspectError, UserError
 from ptinspect.guest.capturing import capture_snapshot
 from ptinspect.guest.guest import Guest
@@ -120,7 +119,7 @@ def standing(guest: Guest, name: str, extra: Mapping[str, str] | None = None) ->
     state = kpti_state(view, snapshot)
     if state.algorithm:
         noted = {**snapshot.meta.extra, ALGORITHM: state.algorithm}
-        snapshot = dataclasses.replace(snapshot, meta=dataclasses.replace(snapshot.meta, extra=noted))
+        snapshot = replace(snapshot, meta=replace(snapshot.meta, extra=noted))
     if state.position is not None and state.position.phase == "before":
         guest.kept[TOTAL] = work(snapshot, state).total
     elif state.position is None:
@@ -134,7 +133,7 @@ def snapshot_state(guest: Guest, snapshot: Snapshot) -> KptiState:
 
     code = code_of(guest, snapshot)
     state = state_from_tables(snapshot, code)
-    return state if code is None else dataclasses.replace(state, algorithm=code.algorithm)
+    return state if code is None else replace(state, algorithm=code.algorithm)
 
 
 def code_of(guest: Guest, snapshot: Snapshot) -> KptiCode | None:

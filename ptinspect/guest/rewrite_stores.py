@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.levels import level_number
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, bit
@@ -17,6 +16,7 @@ from ptinspect.arch.sysregs import (
     regime_at_el2,
     register_of_regime,
 )
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import PtinspectError, RegimeError, UserError
 from ptinspect.guest.expression import Address, address
 from ptinspect.guest.guest import Guest

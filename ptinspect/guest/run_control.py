@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.a64 import is_call, words
 from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import ConnectError, UserError
 
 

@@ -15,10 +15,11 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import ConnectError, UserError
 from ptinspect.files import CACHE_VARIABLE, replacing
 from ptinspect.link.address import StubAddress

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import TargetError, TargetLost, TargetTimeout
 
 QEMU_ENDED = "QEMU has ended (the guest switched off, or QEMU was ended)"

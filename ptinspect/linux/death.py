@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.esr import EC_DABT, EC_IABT, EC_SP_ALIGNMENT, Esr
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.stack_range import StackRange
 
 CODES: Mapping[str, str] = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
+
+from ptinspect.dataclass import dataclass
 
 Series = tuple[int, int]
 """Major and minor number: 5.10 and all its stable releases are (5, 10)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TypeVar
+
+from ptinspect.dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import stat
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import MemoryReadError, UserError
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.dataclass import dataclass
 from ptinspect.memory.source import RamBlock
 
 FEW = 4

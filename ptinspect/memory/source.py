@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.bits import PhysAddr
+from ptinspect.dataclass import dataclass
 
 
 @dataclass(frozen=True)

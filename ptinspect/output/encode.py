@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import types
 import typing
@@ -49,10 +48,11 @@ def encode(value: object, kind: object = object) -> Any:
         value = value.tolist()
     if type(value) in NAMES:
         return f"{value:#x}" if type(value) is int and _is_hex(kind) else value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    kind_of: type = type(value)
+    if hasattr(kind_of, "__dataclass_fields__"):
         return {
             name.rstrip("_"): encode(found, hint)
-            for name, hint in hints(type(value)).items()
+            for name, hint in hints(kind_of).items()
             if (found := getattr(value, name)) is not ABSENT
         }
     if isinstance(value, Mapping):
@@ -67,8 +67,10 @@ def encode(value: object, kind: object = object) -> Any:
 @cache
 def hints(kind: type) -> Mapping[str, object]:
     """Return the fields of a dataclass and their types, in order."""
+    from dataclasses import fields
+
     found = typing.get_type_hints(kind)
-    return {field.name: found[field.name] for field in dataclasses.fields(kind)}
+    return {field.name: found[field.name] for field in fields(kind)}
 
 
 def _choices(kind: object) -> tuple[object, ...]:
@@ -112,16 +114,18 @@ def schema_of(kind: object) -> dict[str, Any]:
         return (
             {"type": "object", "additionalProperties": each} if mapping else {"type": "array", "items": each}
         )
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
         return _object(kind)
     return {"type": NAMES[kind]} if isinstance(kind, type) and kind in NAMES else {}
 
 
 def _object(kind: type) -> dict[str, Any]:
-    fields = hints(kind)
-    optional = {item.name for item in dataclasses.fields(kind) if item.default is ABSENT}
+    from dataclasses import fields
+
+    types_of = hints(kind)
+    optional = {item.name for item in fields(kind) if item.default is ABSENT}
     return {
         "type": "object",
-        "required": sorted(name.rstrip("_") for name in set(fields) - optional),
-        "properties": {name.rstrip("_"): schema_of(hint) for name, hint in fields.items()},
+        "required": sorted(name.rstrip("_") for name in set(types_of) - optional),
+        "properties": {name.rstrip("_"): schema_of(hint) for name, hint in types_of.items()},
     }

@@ -11,12 +11,12 @@ import html
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report, escape
 from ptinspect.snapshot.coverage import unseen

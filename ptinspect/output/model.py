@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.output.encode import encode
 from ptinspect.text import escape as escape  # noqa: PLC0414 - all that prints takes it from here
 

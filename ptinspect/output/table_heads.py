@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.output.model import Note, escape
 
 if TYPE_CHECKING:

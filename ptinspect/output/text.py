@@ -6,8 +6,8 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
+from ptinspect.dataclass import replace
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
 
 SGR: Mapping[Style, str] = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 from ptinspect.reference import deb
 from ptinspect.reference.helper_program import Result, run

@@ -9,10 +9,11 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import TargetError, TargetTimeout
 from ptinspect.files import CACHE_VARIABLE, cache_directory
 from ptinspect.reference.apt import Progress

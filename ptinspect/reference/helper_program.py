@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError, TargetTimeout
 
 Watch = Callable[[], int]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import stat
 import zlib
-from dataclasses import dataclass
+
+from ptinspect.dataclass import dataclass
 
 READY = "ptinspect guest ready"
 """The line on the console by which the first process is known to run."""

@@ -8,9 +8,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetError
 from ptinspect.reference import emulator, pins
 from ptinspect.reference.apt import Progress

@@ -8,7 +8,6 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -19,6 +18,7 @@ from ptinspect.commands.framework.candidates import Candidate, candidates, symbo
 from ptinspect.commands.framework.command import Command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.session.expect import expect_words
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError
 from ptinspect.output.model import escape
 

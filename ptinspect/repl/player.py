@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -15,6 +14,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.preflight import MAX_DEPTH, Preflight
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.guest import expression
 from ptinspect.guest.names import GuestNames

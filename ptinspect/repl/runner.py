@@ -6,10 +6,10 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 
 _PROMPTS = re.compile(r"(?:\s*(?:\(gdb\)|ptinspect>|pwndbg>|gef➤)(?=\s|$))+\s*")

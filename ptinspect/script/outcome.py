@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 
 AFTERWARDS = "on-failure"

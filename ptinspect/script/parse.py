@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var

@@ -6,10 +6,10 @@ import contextlib
 import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import EXIT_OK, UserError
 from ptinspect.script.parse import parse
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var

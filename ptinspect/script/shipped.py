@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.script.parse import parse, read_script
 from ptinspect.script.statements import Statement, Var

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass, field
 from ptinspect.memory.source import RamBlock
 from ptinspect.tables.index import Tables
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import regime_from_registers
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError, KernelFileError, RegimeError
 from ptinspect.linux.image.entry import SLOT, code_length
 from ptinspect.linux.running.guest_view import GuestView
@@ -215,4 +214,4 @@ def with_true_sp(stacks: Stacks, state: CpuState) -> CpuState:
         sp = (state.sp - state.x[0]) & MASK64
     elif at - first in (2, 3):
         sp = state.x[0]
-    return dataclasses.replace(state, sp=sp)
+    return replace(state, sp=sp)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from ptinspect.arch.esr import EC_DABT, decode_esr
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.linux.running.stacks import Stack
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.member_offsets import STACK_END_MAGIC

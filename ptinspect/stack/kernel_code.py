@@ -6,10 +6,10 @@ Source: AAPCS64 6.4.6 (a frame record is x29 and x30 of the caller, x29 points t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError
 from ptinspect.linux.running.guest_view import GuestView
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ptinspect.dataclass import dataclass, field
 
 STEP, LADDER, SAMPLE = "step", "ladder", "sample"
 """Every instruction; every new depth, by watchpoints; SP at intervals."""

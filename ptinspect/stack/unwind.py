@@ -9,11 +9,11 @@ code or pt_regs are not known, the records alone are followed, each of which mus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image.entry import SLOT
 from ptinspect.linux.running.stacks import TABLE, Stack

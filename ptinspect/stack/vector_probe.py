@@ -24,9 +24,9 @@ fault. Source: Arm ARM C6.2 (encodings), D1.3 (exception entry).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch import a64
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.image.entry import code_length
 
 _TEST = 8

@@ -6,11 +6,11 @@ The judge is the one of console logs (linux/death.py): here the guest itself can
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.analysis.classify import kinds_of, only_bit11
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.linux import death
 from ptinspect.linux.running.stacks import Stack
 from ptinspect.linux.stack_range import holding

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.esr import decode_esr
 from ptinspect.arch.regime import LEVEL_LAST, Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.linux.image.entry import EL1H, SLOT
 from ptinspect.linux.running.stacks import Stack, Stacks

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.memory.source import PhysicalMemory, has_rows, read_rows
 from ptinspect.tables.index import Tables
 from ptinspect.tables.kinds import are_tables, next_tables

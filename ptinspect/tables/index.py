@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.tables.kinds import are_tables, next_tables
 from ptinspect.tables.window import Window
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit
@@ -11,6 +10,7 @@ from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import MemoryReadError, UserError
 from ptinspect.memory.source import PhysicalMemory
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, NoReturn, TypeVar
 
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 

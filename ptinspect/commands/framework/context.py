@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.commands.framework.registry import Registry
+from ptinspect.dataclass import dataclass, field
 from ptinspect.guest.guest import Guest, Watcher
 from ptinspect.output.model import Report
 from ptinspect.script.record import Record

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from ptinspect.commands.framework import arguments
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.output.model import escape
 

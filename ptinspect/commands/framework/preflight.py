@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from ptinspect.commands.framework.registry import Registry
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.script.shipped import open_script
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var

@@ -10,13 +10,13 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
 from ptinspect.commands.framework.command import Call, Command, Needs
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Note, Report, escape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import NotReached
 from ptinspect.guest.rewrite_stores import SECONDS, record

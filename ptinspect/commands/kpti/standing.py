@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import cpu_argument
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, UserError
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest

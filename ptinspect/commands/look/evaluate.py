@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ptinspect.arch.bits import MASK64, VirtAddr, bit
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, SNAP
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.expression import ADDRESS_HELP
 from ptinspect.guest.expression import address as read_address

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Words
+from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 

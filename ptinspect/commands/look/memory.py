@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import MASK64, VirtAddr, bit
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

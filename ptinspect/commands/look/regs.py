@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.sysregs import CpuState, remarks
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, CPU_NUMBER, SNAP
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.condition import Cpu, cpus_of
 from ptinspect.guest.guest import Guest

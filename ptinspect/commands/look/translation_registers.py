@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import root_pa
@@ -20,6 +19,7 @@ from ptinspect.arch.sysregs import (
 )
 from ptinspect.commands.framework.arguments import CPU, SNAP
 from ptinspect.commands.framework.command import Needs, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import RegimeError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import state_of

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, need_registers
 from ptinspect.output.model import Column, Note, Report, Table, escape

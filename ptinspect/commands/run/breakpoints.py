@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest

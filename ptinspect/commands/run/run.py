@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
@@ -11,6 +10,7 @@ from ptinspect.commands.framework.arguments import CPU, cpu_argument
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
 from ptinspect.commands.stack.stack import watched
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest import run_control
 from ptinspect.guest.expression import ADDRESS_HELP, Address

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ptinspect.campaign.results import Record, Results
 from ptinspect.campaign.statistics import same_campaign
 from ptinspect.commands.framework.preflight import Preflight
 from ptinspect.commands.framework.registry import Registry
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.linux.oops import logfile
 from ptinspect.output.files import write_text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.dataclass import dataclass
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 
 if TYPE_CHECKING:

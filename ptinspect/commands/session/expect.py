@@ -6,12 +6,12 @@ import operator
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ptinspect.commands.framework.command import Call, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import RESULTS
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Note, Report, escape
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect import __version__
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Command, argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.json import SCHEMAS, schema_names
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 

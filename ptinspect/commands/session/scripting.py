@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ptinspect import config
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Table, escape
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
 
 from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, escape

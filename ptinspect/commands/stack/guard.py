@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
@@ -11,6 +10,7 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import StackResult, stack
 from ptinspect.commands.stack.why import WhyResult, reasons, why_result
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest.guest import Guest
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Table, escape

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.oops_result import OopsResult, oops_result
+from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.output.files import form_of, write

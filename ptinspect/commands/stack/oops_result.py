@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.esr import Esr
+from ptinspect.dataclass import dataclass
 from ptinspect.output.encode import ABSENT, Absent, Hex, encode
 from ptinspect.output.model import escape
 

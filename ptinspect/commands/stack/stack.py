@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
@@ -11,6 +10,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import cpu_or_all_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, need_registers

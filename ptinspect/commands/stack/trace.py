@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, WHERE
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name
 from ptinspect.commands.tables.diff import counts_of, level_table
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Tables

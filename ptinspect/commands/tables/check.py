@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.analysis.findings import RULES, Finding, Findings
@@ -12,6 +11,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.tables.diff import PartResult, held_result
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.guest.checkup import checkup
 from ptinspect.guest.expression import Address

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.descriptor import Descriptor
@@ -15,6 +14,7 @@ from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import regime_at_el2
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.descriptor_words import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +15,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
 from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.regions import names_of

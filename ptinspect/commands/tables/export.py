@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from ptinspect.arch.levels import level_number
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import LEAVES, PART, levels_argument
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.files import replacing
 from ptinspect.guest.expression import Range

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.arch.levels import size_text
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.kernel_texts import kernel_text
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
@@ -15,6 +14,7 @@ from ptinspect.commands.framework.arguments import LEAVES, TABLES, levels_argume
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.bars import BarsResult, bars
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address, Range, address_range
 from ptinspect.guest.mappings import Listed, mixed_groups_of, runs_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import MAX_TABLES
 from ptinspect.guest.capturing import snap as capture
 from ptinspect.guest.expression import Address, Range

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.analysis.counts import LevelSummary
 from ptinspect.arch.levels import size_name
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, command
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework.arguments import TABLES, address_argument
 from ptinspect.commands.framework.command import Needs, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

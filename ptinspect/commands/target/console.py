@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest import console_log
 from ptinspect.guest.console_log import Tail, console_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ptinspect.commands.tables.diff import diff
 from ptinspect.commands.tables.snapshots import save
 from ptinspect.commands.tables.summary import summary
 from ptinspect.commands.target.attaching import launch, megabytes
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import Fault, inject, run_to_death

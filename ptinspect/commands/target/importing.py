@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
@@ -11,6 +10,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN, TextResult, show_text
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address, address
 from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.opening import import_dump

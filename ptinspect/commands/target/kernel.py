@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework.arguments import address_argument
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

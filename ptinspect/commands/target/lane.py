@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass, replace
 
 from ptinspect.commands.framework.command import Needs, command
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import MiError, PtinspectError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.opening import elf_file

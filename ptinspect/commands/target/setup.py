@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Column, Note, Report, Styled, Table

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.guest.stacks.kernel_stacks import newest_first, open_stacks

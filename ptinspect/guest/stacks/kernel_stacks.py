@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state

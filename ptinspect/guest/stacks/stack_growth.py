@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetTimeout
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.run_control import run_for, until

@@ -6,11 +6,11 @@ import contextlib
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Literal
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import Runner

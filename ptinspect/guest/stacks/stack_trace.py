@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from ptinspect.arch.bits import bit
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, OutOfSlots, PtinspectError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.run_control import run_for

@@ -6,11 +6,11 @@ Records that are large or damaged are taken apart without a grammar.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pygdbmi import gdbmiparser
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError
 
 SECONDS = 10.0

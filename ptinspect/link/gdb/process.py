@@ -14,9 +14,9 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.link.gdb.mi import LINK_ERRORS, Line, Reply, c_string, error_message, parse_payload, split_line
 from ptinspect.link.state import QEMU_ENDED, Listener

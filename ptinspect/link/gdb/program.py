@@ -8,10 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 
 OLDEST = 12

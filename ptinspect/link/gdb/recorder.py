@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError
 from ptinspect.link.gdb.agent import script_path
 from ptinspect.link.session import Session

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
+
+from ptinspect.dataclass import dataclass
 
 Kind = Literal["breakpoint", "watchpoint"]
 LARGEST_AREA = 1 << 15

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import MemoryReadError, TargetError, UserError
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.memory.source import PhysicalMemory, read_rows

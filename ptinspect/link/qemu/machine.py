@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 from ptinspect.link.qemu.listener import is_listening
 from ptinspect.processes import PrivateDirectory, die_with_parent

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from dataclasses import dataclass
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import ConnectError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu.listener import is_busy, is_stopped, socket_pid

@@ -7,11 +7,11 @@ offset is checked, chains of types are bounded.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError
 
 MAGIC = 0xEB9F

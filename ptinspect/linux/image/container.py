@@ -10,11 +10,11 @@ import lzma
 import re
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from ptinspect.arch import a64
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError
 from ptinspect.files import open_input
 

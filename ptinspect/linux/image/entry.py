@@ -14,13 +14,13 @@ detection") (in v4.14).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.image import KernelImage
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import MemoryReadError
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 

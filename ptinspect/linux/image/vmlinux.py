@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.container import FileBytes, Segment
 from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable

@@ -15,7 +15,6 @@ are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -24,6 +23,7 @@ import numpy as np
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.image import KernelImage
 

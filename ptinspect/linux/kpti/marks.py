@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode
 from ptinspect.snapshot.fact_names import ALGORITHM
 from ptinspect.snapshot.model import Snapshot

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import CpuState, ttbr_base
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode, LevelCode
 from ptinspect.linux.kpti.marks import Frontier, key_of, marks
 from ptinspect.memory.source import PhysicalMemory

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks
 from ptinspect.linux.kpti.state import KptiState

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.kpti.code import KptiCode, recognise, recognise_code

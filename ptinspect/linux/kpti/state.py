@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.linux.kpti.code import ENTRY, KptiCode
 from ptinspect.linux.kpti.decision import Decision, decision, kaslr_offset, past_boot, user_code, why_not
 from ptinspect.linux.kpti.marks import Frontier, Reached, algorithm_of, reached

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import BIT11
+from ptinspect.dataclass import dataclass, field
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_TABLE, kinds, output_addresses
 

@@ -7,7 +7,6 @@ kernel's code, which decides where it is known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from ptinspect.analysis.diff import Change, diff
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import LEVEL_LAST
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.kpti.code import PRE_ORDER, TablesAre
 from ptinspect.linux.kpti.marks import marks
 from ptinspect.linux.kpti.state import MOSTLY, KptiState, mostly_ng, state_from_tables

@@ -6,9 +6,8 @@ v7.2. Names of regions and the kernel's own text both stand on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.layout.regions import Region
 from ptinspect.linux.releases import Release, Series, has_bpf_region
 

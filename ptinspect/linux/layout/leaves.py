@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.layout.regions import Region
 from ptinspect.tables.index import TableIndex, Tables, entry_addresses
 from ptinspect.tables.kinds import are_leaves, output_addresses

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptinspect.analysis.diff import Change
 from ptinspect.analysis.expand import Expansion, Fragments
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.layout.choice import layout_of, region_namer
 from ptinspect.memory.ranges import Ranges
 from ptinspect.snapshot.model import Snapshot

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind, Incident

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.death import ONE_STEP, Calls, single_bit
 from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.releases import exception_frames, parse, releases_with_frame

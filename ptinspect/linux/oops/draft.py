@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops.incident import Fault, FaultKind
 from ptinspect.linux.stack_range import StackRange
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from ptinspect.arch.esr import EC_BRK, EC_IABT, Esr
+from ptinspect.dataclass import replace
 from ptinspect.linux import death
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.stack_range import StackRange
 
 FaultKind = Literal[

@@ -7,11 +7,11 @@ and are not touched by the short way back into kpti_install_ng_mappings.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ptinspect.arch.descriptor import BIT11, Descriptor, Kind, decode
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import ttbr_base
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.oops.incident import Fault
 
 ROLES: Mapping[int, tuple[str, str]] = {

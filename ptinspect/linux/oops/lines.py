@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, field
 from itertools import pairwise
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops.prefixes import ANCHOR, FRAME_LINE, STAMP, Columns, Peeled, peel, quotes
 
 MAX_LINE = 4096

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ptinspect.arch.esr import Esr, decode_esr
+from ptinspect.dataclass import dataclass
 from ptinspect.linux.death import Calls
 from ptinspect.linux.oops.depth import Recursion, chain, recursion, stack_at, used_before
 from ptinspect.linux.oops.incident import Fault, Incident

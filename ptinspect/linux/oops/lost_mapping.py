@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.esr import EC_DABT, Esr, decode_esr
+from ptinspect.dataclass import replace
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.incident import Fault, Incident

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+
+from ptinspect.dataclass import dataclass, field
 
 MAX_COLUMN = 160
 """Characters of a column that is learned."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ptinspect.arch.bits import bit
 from ptinspect.arch.descriptor import Descriptor, Kind, decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import RegimeError
 from ptinspect.linux.oops.incident import Fault, Incident, Pagetable
 from ptinspect.linux.releases import mair_el1, parse

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind

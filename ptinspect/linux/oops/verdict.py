@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO
 
 from ptinspect.arch.esr import EC_BRK, EC_DABT, EC_IABT, EC_SP_ALIGNMENT, Esr
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.linux import death
 from ptinspect.linux.death import Verdict, place
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace

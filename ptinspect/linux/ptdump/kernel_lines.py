@@ -6,7 +6,6 @@ Source: Linux arch/arm64/mm/ptdump.c (dump.c up to v5.5).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.ptdump.markers import Frame, Marker, frame_of
 from ptinspect.linux.releases import TextForm

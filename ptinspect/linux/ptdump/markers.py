@@ -6,9 +6,9 @@ Source: Linux arch/arm64/mm/ptdump.c (dump.c up to v5.5), arch/arm64/include/asm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.linux.layout.choice import geometry_of, has_tables, with_shadow
 from ptinspect.linux.layout.geometry import MIB, Geometry, geometry, least_bits, variant_of

@@ -7,12 +7,12 @@ VMCOREINFO, from the kernel file and its code in memory, or from the user; MAIR_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, MemoryReadError, UserError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.vmcoreinfo import VmcoreInfo

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, current_regime, translation_register
+from ptinspect.dataclass import replace
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
 from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import GuestError, RegimeError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.running import placement, swapper

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.swapper import PAGES_APART, executable_runs, valid_entries

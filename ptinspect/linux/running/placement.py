@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ptinspect.arch.bits import PhysAddr, align_up
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, MemoryReadError
 from ptinspect.linux.image.container import HEADER_SIZE, ImageHeader, parse_header
 from ptinspect.linux.image.image import BOUNDARY, KernelImage

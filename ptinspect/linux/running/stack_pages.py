@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.btf import BtfTypes
 from ptinspect.linux.running.guest_view import GuestView

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.image.entry import EL1H, EntryCode, entry_of
 from ptinspect.linux.running.guest_view import GuestView

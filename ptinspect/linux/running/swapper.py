@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import MemoryReadError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.layout.geometry import least_bits

@@ -7,12 +7,12 @@ bounds, and a task that makes no sense is an error, never a row.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.entry import EntryCode, RunningKernel, entry_of
 from ptinspect.linux.image.image import KernelImage

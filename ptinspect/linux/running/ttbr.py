@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from ptinspect.arch.bits import bit
 from ptinspect.arch.regime import regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.other_roots import current_tables, identity_map

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from ptinspect.arch.bits import MASK64, bit
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.layout.regions import Region

@@ -1,0 +1,175 @@
+"""Dataclasses that cost next to nothing until an object is made: most that a start declares are not used.
+
+The standard library writes and compiles six methods for every class where it is declared, and imports
+`inspect` for it: half of the time that a command without a guest took. Here `__init__` is compiled with the
+first object of a class, and the other methods are shared by all. Type checkers, and `dataclasses.fields`,
+`asdict` and the like, take these for what they are.
+"""
+
+from __future__ import annotations
+
+from _thread import RLock
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+_REQUIRED = object()
+"""The default of a field without one."""
+_STANDARD = "__dataclass_fields__"
+"""Attribute by which the standard library knows a dataclass."""
+_lock = RLock()
+
+
+class _Field:
+    """What a class declares of a field."""
+
+    def __init__(
+        self,
+        default: object = _REQUIRED,
+        default_factory: Callable[[], object] | None = None,
+        repr: bool = True,
+    ) -> None:
+        self.default, self.factory, self.repr, self.kw_only = default, default_factory, repr, False
+
+
+class _Fields:
+    """What a class has until somebody asks for the standard library's own fields."""
+
+    def __get__(self, value: object, owner: type) -> object:
+        """Have the standard library go through the class, and through those that it inherits from."""
+        import dataclasses
+
+        with _lock:
+            one: Any
+            for one in reversed(owner.__mro__):
+                if not isinstance(vars(one).get(_STANDARD), _Fields):
+                    continue
+                for name, found in _declared(one).items():
+                    more: dict[str, Any] = {"repr": found.repr, "kw_only": found.kw_only}
+                    if found.factory is not None:
+                        more["default_factory"] = found.factory
+                    elif found.default is not _REQUIRED:
+                        more["default"] = found.default
+                    setattr(one, name, dataclasses.field(**more))
+                delattr(one, _STANDARD)
+                frozen = vars(one).get("__setattr__") is _refuse
+                if frozen:  # it makes its own of these
+                    del one.__setattr__, one.__delattr__
+                dataclasses.dataclass(init=False, repr=False, eq=False, frozen=frozen)(one)
+        return getattr(owner, _STANDARD)
+
+
+def _declared(cls: type) -> Mapping[str, _Field]:
+    """Return the fields that a class declares itself."""
+    found: Mapping[str, _Field] = vars(cls).get("_declared_fields", {})
+    return found
+
+
+def _fields(cls: type) -> dict[str, _Field]:
+    """Return the fields of a class, those that it inherits first."""
+    return {name: found for one in reversed(cls.__mro__) for name, found in _declared(one).items()}
+
+
+def _declare(cls: Any, frozen: bool, eq: bool, kw_only: bool) -> Any:
+    """Give a class its methods, but for those that it has of its own."""
+    declared = {}
+    for name, kind in cls.__annotations__.items():
+        if str(kind).startswith("ClassVar"):
+            continue
+        found = vars(cls).get(name, _REQUIRED)
+        declared[name] = found if isinstance(found, _Field) else _Field(found)
+        declared[name].kw_only = kw_only
+        if declared[name].default is not _REQUIRED:
+            setattr(cls, name, declared[name].default)
+        elif name in vars(cls):
+            delattr(cls, name)
+    cls._declared_fields = declared
+    methods: dict[str, object] = {"__init__": _first_init, "__repr__": _repr}
+    methods["__match_args__"] = tuple(name for name, found in _fields(cls).items() if not found.kw_only)
+    if eq:
+        methods |= {"__eq__": _eq, "__hash__": _hash if frozen else None}
+    if frozen:
+        methods |= {"__setattr__": _refuse, "__delattr__": _refuse}
+    for name, method in {**methods, _STANDARD: _Fields()}.items():
+        if name not in vars(cls):
+            setattr(cls, name, method)
+    return cls
+
+
+def _first_init(self: Any, *values: object, **named: object) -> None:
+    """Compile `__init__` for the class of the first object, then call it."""
+    owner: Any = next(one for one in type(self).__mro__ if "_declared_fields" in vars(one))
+    owner.__init__ = _compiled_init(owner)
+    self.__init__(*values, **named)
+
+
+def _compiled_init(cls: type) -> object:
+    """Write and compile `__init__`: a default that makes a new object for each is called in it."""
+    names: dict[str, Any] = {"_REQUIRED": _REQUIRED}
+    plain, by_name, lines = ["self"], ["*"], ["_vars = self.__dict__"]
+    for name, found in _fields(cls).items():
+        parameter, value = name, name
+        if found.factory is not None:
+            names[f"_new_{name}"] = found.factory
+            parameter, value = f"{name}=_REQUIRED", f"_new_{name}() if {name} is _REQUIRED else {name}"
+        elif found.default is not _REQUIRED:
+            names[f"_default_{name}"] = found.default
+            parameter = f"{name}=_default_{name}"
+        (by_name if found.kw_only else plain).append(parameter)
+        lines.append(f"_vars[{name!r}] = {value}")
+    if hasattr(cls, "__post_init__"):
+        lines.append("self.__post_init__()")
+    parameters = ", ".join(plain + (by_name if len(by_name) > 1 else []))
+    exec(f"def __init__({parameters}):\n " + "\n ".join(lines), names)
+    return names["__init__"]
+
+
+def _values(self: Any) -> object:
+    """Return the values of all fields of an object."""
+    cls: Any = type(self)
+    get = vars(cls).get("_get_values")
+    if get is None:
+        names = tuple(_fields(cls))
+        get = cls._get_values = attrgetter(*names) if names else type
+    return get(self)
+
+
+def _eq(self: object, other: object) -> bool:
+    """Compare the values of all fields."""
+    return _values(self) == _values(other) if type(self) is type(other) else NotImplemented
+
+
+def _hash(self: object) -> int:
+    """Return a hash of the values of all fields."""
+    return hash(_values(self))
+
+
+def _repr(self: object) -> str:
+    """Write the object as the call that makes it."""
+    shown = [f"{name}={getattr(self, name)!r}" for name, found in _fields(type(self)).items() if found.repr]
+    return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+def _refuse(self: object, name: str, *value: object) -> None:
+    """Leave a frozen object as it is."""
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot change field {name!r}")
+
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as dataclass  # noqa: PLC0414
+    from dataclasses import field as field  # noqa: PLC0414
+    from dataclasses import replace as replace  # noqa: PLC0414
+else:
+    field = _Field
+
+    def dataclass(cls=None, /, *, frozen=False, eq=True, kw_only=False):
+        """Declare a class as `dataclasses.dataclass` does, with these of its options."""
+        if cls is not None:
+            return _declare(cls, frozen, eq, kw_only)
+        return lambda cls: _declare(cls, frozen, eq, kw_only)
+
+    def replace(value, /, **changes):
+        """Return a copy of an object with other values of some fields, as `dataclasses.replace` does."""
+        return type(value)(**{name: getattr(value, name) for name in _fields(type(value))} | changes)
