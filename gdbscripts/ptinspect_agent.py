@@ -26,8 +26,11 @@ import gdb
 
 PACKET_BYTES = 2048
 """Most that the stub sends in one reply (QEMU gdbstub: MAX_PACKET_LENGTH 4096, two digits a byte)."""
-WINDOW = 16
-"""Requests under way at once on the wire; small, so that neither side can block on a full buffer."""
+WINDOW = 128
+"""Requests under way at once on the wire: those of a batch take no longer than the way there and back.
+All of them together fit into the smallest buffer of a socket, so that neither side can block."""
+ENTER, LEAVE = b"Qqemu.PhyMemMode:1", b"Qqemu.PhyMemMode:0"
+"""Requests that switch the stub to guest-physical addresses, and back."""
 SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
 LOOK_SECONDS = 1.0
@@ -81,14 +84,14 @@ def physical_mode():
     with held_sigint():
         lost = False
         try:
-            expect("Qqemu.PhyMemMode:1", b"OK")
+            expect(ENTER.decode(), b"OK")
             yield
         except LinkLost:
             lost = True
             raise
         finally:
             if not lost:
-                expect("Qqemu.PhyMemMode:0", b"OK")
+                expect(LEAVE.decode(), b"OK")
 
 
 class Silent(LinkLost):
@@ -105,6 +108,8 @@ class Wire:
 
     def __init__(self, sock):
         self.sock = sock
+        self.proved = False
+        """The stub has answered on it in the mode that GDB had chosen."""
         self.poll = select.poll()
         self.poll.register(sock, select.POLLIN)
 
@@ -274,18 +279,25 @@ def pieces(ranges):
 
 
 def read_on_wire(lane, ranges):
-    """Read ranges with many requests under way; None if the socket is not the stub's after all."""
+    """Read ranges with many requests under way; the mode is chosen and left in the same breath."""
     parts = list(pieces(ranges))
-    packets = [packet(b"m%x,%x" % part) for part in parts]
-    replies = lane.ask([packet(b"qqemu.PhyMemMode"), *packets], [1, *(2 * size for _, size in parts)])
-    if replies[0] != b"1":
-        return None
-    for (pa, size), reply in zip(parts, replies[1:], strict=True):
-        if len(reply) != 2 * size:
+    packets = [packet(ENTER), *(packet(b"m%x,%x" % part) for part in parts), packet(LEAVE)]
+    left = False
+    try:
+        replies = lane.ask(packets, [2, *(2 * size for _, size in parts), 2])
+        left = replies[-1] == b"OK"
+    except LinkLost:
+        left = True
+        raise
+    finally:
+        if not left:
+            lane.ask([packet(LEAVE)], [2])
+    for (pa, size), reply in zip(parts, replies[1:-1], strict=True):
+        if replies[0] != b"OK" or len(reply) != 2 * size:
             raise gdb.GdbError(
                 f"ptinspect: the stub answers {reply[:20]!r} to a read of {size} bytes at {pa:#x}"
             )
-    return binascii.unhexlify(b"".join(replies[1:]))
+    return binascii.unhexlify(b"".join(replies[1:-1]))
 
 
 def read_by_gdb(ranges):
@@ -300,14 +312,24 @@ def read_by_gdb(ranges):
 
 def read_physical(ranges, pipelined=True):
     """Return the bytes of the ranges [(pa, size), ...], one after another."""
+    lane = proved_wire() if pipelined else None
+    if lane is not None:
+        with held_sigint():
+            return read_on_wire(lane, ranges)
     with physical_mode():
-        lane = wire() if pipelined else None
-        if lane is not None:
-            data = read_on_wire(lane, ranges)
-            if data is not None:
-                return data
-            _give_wire_up()
         return read_by_gdb(ranges)
+
+
+def proved_wire():
+    """Return the wire if the stub answers on it in the mode that GDB has chosen, else None."""
+    lane = wire()
+    if lane is not None and not lane.proved:
+        with physical_mode():
+            lane.proved = lane.ask([packet(b"qqemu.PhyMemMode")], [1]) == [b"1"]
+        if not lane.proved:
+            _give_wire_up()
+            return None
+    return lane
 
 
 def write_physical(pa, data):
@@ -366,7 +388,7 @@ class VirtualCommand(gdb.MICommand):
     """-ptinspect-virtual: leave physical mode and flush GDB's caches."""
 
     def invoke(self, argv):
-        expect("Qqemu.PhyMemMode:0", b"OK")
+        expect(LEAVE.decode(), b"OK")
         flush()
         return {"wire": "no" if wire() is None else "yes"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -74,6 +75,24 @@ class RowMemory(Protocol):
         the addresses could be read, shape (n,); the rows of the others hold zeros. Raises TargetError.
         """
         ...
+
+
+class AheadMemory(Protocol):
+    """Physical memory that is far away: many small reads take as long as the longest if they come at once."""
+
+    def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Read the pages of some ranges (pa, bytes), which are going to be read, in one go.
+
+        What is not RAM is left out. Raises TargetError.
+        """
+        ...
+
+
+def read_ahead(memory: PhysicalMemory, ranges: Sequence[tuple[int, int]]) -> None:
+    """Tell a memory what is going to be read, if it is one to which that matters. Raises TargetError."""
+    ahead = getattr(memory, "read_ahead", None)
+    if ahead is not None and ranges:
+        ahead(ranges)
 
 
 def has_rows(memory: object) -> TypeGuard[RowMemory]:

@@ -130,7 +130,7 @@ def test_an_error_of_a_lane_falls_back() -> None:
     s = Set()
     s.lanes.read(LOW, 8)
     s.fast.fails = "process 7: Bad address"
-    assert s.lanes.read(LOW, 8) == s.truth.read(LOW, 8)
+    assert s.lanes.read(LOW + 4096, 8) == s.truth.read(LOW + 4096, 8)
     assert "Bad address" in s.lanes.take_notices()[0] and s.lanes.label == "gdbstub"
     with pytest.raises(UserError, match="Bad address"):
         s.lanes.choose("fast")

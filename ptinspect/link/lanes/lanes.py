@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import MemoryReadError, TargetError, UserError
+from ptinspect.link.lanes.pages import StopPages
 from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.memory.source import PhysicalMemory, read_rows
+from ptinspect.memory.source import PhysicalMemory, has_rows, read_ahead, read_rows
 
 
 class LaneError(TargetError):
@@ -62,6 +63,8 @@ class LaneFacts:
 class _Lane:
     open: Open
     memory: Lane | None = None
+    reads: PhysicalMemory | None = None
+    """The same, with what was read already at this stop where reading takes long."""
     why_not: str = ""
     trusted: tuple[int, set[int]] = field(default_factory=lambda: (-1, set()))
 
@@ -69,7 +72,8 @@ class _Lane:
         """Use it no more until it is chosen again."""
         if self.memory is not None:
             self.memory.close()
-        self.memory, self.why_not, self.trusted = None, why_not, (-1, set())
+        self.memory = self.reads = None
+        self.why_not, self.trusted = why_not, (-1, set())
 
 
 class LaneMemory:
@@ -84,6 +88,7 @@ class LaneMemory:
     ) -> None:
         """`lanes`: fastest first, each opened at first use. `guard` raises TargetError if nothing is read."""
         self._stub = stub
+        self._stub_reads = StopPages(stub, token)
         self._lanes = {name: _Lane(open_) for name, open_ in lanes.items()}
         self._token, self._guard = token, guard
         self.mode = AUTO
@@ -174,6 +179,10 @@ class LaneMemory:
         )
         return readable[rows]
 
+    def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Read what is going to be read, where each request takes long; see AheadMemory."""
+        self._by_lane(lambda name: [pa for pa, _ in ranges], lambda memory: read_ahead(memory, ranges))
+
     def _by_lane(
         self, compared: Callable[[str], Iterable[int]], read: Callable[[PhysicalMemory], Read]
     ) -> Read:
@@ -183,7 +192,7 @@ class LaneMemory:
             name, memory = self._choose()
             try:
                 if self._check(name, memory, *compared(name)):
-                    return read(memory)
+                    return read(self._reads(name))
             except LaneError as error:
                 self._drop(name, error)
 
@@ -199,6 +208,17 @@ class LaneMemory:
             if name in self._lanes and (memory := self._open(name)) is not None:
                 return name, memory
         return STUB, self._stub
+
+    def _reads(self, name: str) -> PhysicalMemory:
+        """Return what reads by a lane: one that costs a request for each read remembers pages."""
+        if name == STUB:
+            return self._stub_reads
+        lane = self._lanes[name]
+        assert lane.memory is not None
+        if lane.reads is None:
+            far = not has_rows(lane.memory)
+            lane.reads = StopPages(lane.memory, self._token) if far else lane.memory
+        return lane.reads
 
     def _open(self, name: str) -> Lane | None:
         lane = self._lanes[name]
