@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ptinspect.analysis.classify import kinds_of, only_bit11
+from ptinspect.analysis.classify import only_bit11
+from ptinspect.analysis.paths import side_by_side
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
@@ -123,10 +124,10 @@ def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[
 
     Past it the two paths lead through other tables: nothing there can be compared.
     """
-    for new, old in zip(now.steps, then.steps, strict=False):
-        if new.raw is None or old.raw is None or new.descriptor_pa != old.descriptor_pa:
+    for row in side_by_side((then, now), regime):
+        (old, new), (kinds,) = row.steps, row.kinds
+        if kinds is None or old is None or new is None or old.raw is None or new.raw is None:
             break
-        kinds = kinds_of(old.raw, new.raw, new.level, regime)
         if not only_bit11(kinds):
             return (Change(new.level, new.name, new.descriptor_pa, old.raw, new.raw, snapshot, kinds),)
     return ()

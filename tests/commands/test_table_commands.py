@@ -10,6 +10,7 @@ import pytest
 from builders import NG, TreeBuilder
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run, text
 
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.levels import size_text
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import GuestError, KernelFileError, UserError
@@ -344,3 +345,57 @@ def test_check_says_nothing_of_tables_that_are_shared_by_design() -> None:
     kernel.symbols = {**kernel.symbols, **more}  # type: ignore[misc]
     ctx.guest._kernel = kernel  # type: ignore[assignment]
     assert run(ctx, "check --expect-clean").result["totals"] == {}
+
+
+# -- walk --against -----------------------------------------------------------------------------
+
+
+def test_one_path_at_several_times(ctx: Context, tree: TreeBuilder) -> None:
+    run(ctx, "snap before")
+    tree.xor(KERNEL, 0, NG)
+    run(ctx, "snap during")
+    tree.xor(KERNEL, 2, 1)  # the entry is lost
+    ctx.guest.forget_stop()
+    report = run(ctx, f"walk {KERNEL:#x} --against before --against during")
+    one, two = report.result["against"]
+    assert (one["snapshot"], one["outcome"], two["outcome"]) == ("before", "mapped", "mapped")
+    assert [(s["name"], s["kinds"]) for s in one["steps"]] == [("pgd", ["marked"]), ("pud", []), ("pmd", [])]
+    assert [s["kinds"] for s in two["steps"]] == [[], [], ["lost"]]
+    assert report.result["outcome"] == "fault"
+    shown = text(report)
+    assert "pmd 2: lost between during and now" in shown
+    assert "no more than bit 11" in text(run(ctx, f"walk {KERNEL:#x} --snap during --against before"))
+
+
+def test_what_lies_in_another_table_is_not_compared(ctx: Context, tree: TreeBuilder) -> None:
+    run(ctx, "snap before")
+    tree.xor(KERNEL, 1, 0x10_0000)  # leads to another table
+    ctx.guest.forget_stop()
+    report = run(ctx, f"walk {KERNEL:#x} --against before")
+    kinds = [step["kinds"] for step in report.result["against"][0]["steps"]]
+    assert kinds[:2] == [[], ["retargeted"]] and set(map(str, kinds[2:])) <= {"None"}
+    assert "pud 1: retargeted between before and now" in text(report)
+
+
+def test_a_path_of_the_other_half_is_refused(ctx: Context) -> None:
+    run(ctx, "snap before")
+    with pytest.raises(UserError, match="half"):
+        run(ctx, "walk 0x1000 --root ttbr0 --against before")
+
+
+def test_a_snapshot_against_the_guest_as_it_is_now(ctx: Context, tree: TreeBuilder) -> None:
+    run(ctx, "snap before")
+    tree.xor(KERNEL, 0, NG)
+    ctx.guest.forget_stop()
+    report = run(ctx, f"diff before --at {KERNEL:#x}")
+    assert (report.result["a"], report.result["b"], report.result["only_bit11"]) == ("before", "now", True)
+    before, now = report.result["at"]
+    assert [step["kinds"] for step in before["steps"]] == [["marked"], [], []]
+    assert [step["kinds"] for step in now["steps"]] == [None] * 3 and "now" not in ctx.guest.snapshots
+    ctx.guest.snapshots["other"] = kernel_tree().snapshot("other")
+    ctx.guest.snapshots["other"] = replace(
+        ctx.guest.snapshots["other"], root=replace(ctx.guest.snapshots["other"].root, pa=PhysAddr(0x1000))
+    )
+    with pytest.raises(UserError, match="was captured under") as caught:
+        run(ctx, "diff other")
+    assert "snap now --root" in caught.value.hint

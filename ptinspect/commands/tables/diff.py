@@ -15,10 +15,16 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
 from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
+from ptinspect.commands.tables.paths import PathResult, captured_walk, path_results, side_by_side
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
+from ptinspect.guest.capturing import snapshot_of
+from ptinspect.guest.expression import Address, address
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.kernel_texts import is_kernel_text
+from ptinspect.guest.names import SnapshotNames
 from ptinspect.guest.regions import names_of
+from ptinspect.guest.roots import Tables
 from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.files import form_of, write
@@ -102,6 +108,8 @@ class DiffResult:
     unseen: Sequence[str]
     notes: Sequence[str]
     file: str | Absent = ABSENT
+    at: Sequence[PathResult] | Absent = ABSENT
+    """The path of --at in both; of B's last steps `kinds` is null."""
 
 
 @command(
@@ -111,7 +119,19 @@ class DiffResult:
     example="diff before after --expect-only-bit11",
     arguments=(
         argument("a", type=arguments.snapshot, metavar="A", help="snapshot: a name or a file"),
-        argument("b", type=arguments.snapshot, metavar="B", help="snapshot: a name or a file"),
+        argument(
+            "b",
+            nargs="?",
+            type=arguments.snapshot,
+            metavar="B",
+            help="snapshot: a name or a file; without it the stopped guest, as it is now",
+        ),
+        argument(
+            "--at",
+            type=address,
+            metavar="VA",
+            help="compare the path of this address, level by level; $REGISTER is as in A",
+        ),
         argument("-o", dest="output", type=Path, metavar="FILE", help="write the whole report to a file"),
         argument("--expect-only-bit11", action="store_true", help="exit code 1 if anything else changed"),
         argument(
@@ -122,7 +142,8 @@ class DiffResult:
         ),
     ),
     result=DiffResult | TextDiffResult,
-    details="Per level: how many descriptors changed, tables marked, leaves that became nG, and every "
+    details="diff before compares with the guest as it stands now. "
+    "Per level: how many descriptors changed, tables marked, leaves that became nG, and every "
     "other kind of change. Each change that is more than bit 11 is listed, decoded. "
     "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md). "
     "A or B may be a text of the kernel's /sys/kernel/debug/kernel_page_tables: what is mapped "
@@ -132,30 +153,34 @@ def diff(
     ctx: Context,
     *,
     a: str,
-    b: str,
+    b: str | None = None,
+    at: Address | None = None,
     output: Path | None = None,
     expect_only_bit11: bool = False,
     limit: int | None = None,
 ) -> Report:
-    """Compare two snapshots."""
+    """Compare two snapshots, or one with the guest as it is now."""
     from ptinspect.analysis.diff import MAX_CHANGES
     from ptinspect.analysis.diff import diff as compare
 
     guest = ctx.guest
     if output is not None:
         form_of(output)
-    if is_kernel_text(guest, a) or is_kernel_text(guest, b):
-        if expect_only_bit11:
-            raise UserError("the kernel's text does not tell bit 11 of table descriptors")
+    if b is not None and (is_kernel_text(guest, a) or is_kernel_text(guest, b)):
+        if expect_only_bit11 or at is not None:
+            raise UserError("the kernel's text does not tell bit 11 of table descriptors, nor any of a path")
         report = compare_texts(guest, a, b, limit or ctx.rows(SHOWN_RANGES))
         if output is not None:
             write(report, output)
         return report
-    before, after = guest.snapshot_or_file(a), guest.snapshot_or_file(b)
+    before = guest.snapshot_or_file(a)
+    after = now(guest, before) if b is None else guest.snapshot_or_file(b)
     found = compare(before, after, max_changes=MAX_CHANGES if limit is None else limit)
     code = EXIT_CHECK if expect_only_bit11 and not found.only_bit11 else EXIT_OK
     shown = ctx.rows(SHOWN) if limit is None else limit
-    report = diff_report(found, before, after, shown=shown, exit_code=code)
+    report = diff_report(found, before, after, shown=0 if at else shown, exit_code=code)
+    if at is not None:
+        report = _with_path(guest, report, before, after, at)
     if output is None:
         return report
     wide = output.suffix.lower() in (".csv", ".md")
@@ -163,6 +188,26 @@ def diff(
     said = Note(f"written to {escape(str(output))}", "dim")
     result = replace(cast("DiffResult", report.value), file=str(output))
     return Report(result, (*report.body, said), code)
+
+
+def now(guest: Guest, before: Snapshot) -> Snapshot:
+    """Return the guest's tables as they are now. Raises UserError if the snapshot is not of the same root."""
+    found = snapshot_of(guest, Tables())
+    if found.root.pa == before.root.pa:
+        return replace(found, name="now")
+    here = f"pa:{found.root.pa:#x} ({found.root.provenance})"
+    raise UserError(
+        f"snapshot {before.name!r} was captured under pa:{before.root.pa:#x}; the guest's own root is {here}",
+        f"snap now --root pa:{before.root.pa:#x}, then: diff {before.name} now",
+    )
+
+
+def _with_path(guest: Guest, report: Report, a: Snapshot, b: Snapshot, at: Address) -> Report:
+    """Add how the path of one address differs."""
+    va = VirtAddr(at.value(SnapshotNames(guest, a)))
+    walks = [captured_walk(snapshot, va) for snapshot in (a, b)]
+    result = replace(cast("DiffResult", report.value), at=path_results(walks, a.regime))
+    return Report(result, (*report.body, *side_by_side(walks, a.regime)), report.exit_code)
 
 
 def diff_report(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
+from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import TABLES, address_argument
-from ptinspect.commands.framework.command import Needs, command
-from ptinspect.dataclass import dataclass
+from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.tables.paths import PathResult, captured_walk, outcome, path_results, side_by_side
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
@@ -20,11 +22,10 @@ from ptinspect.output.descriptor_words import (
     PermissionsResult,
     attributes_json,
     permissions_result,
-    permissions_text,
     regime_notes,
     words,
 )
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 from ptinspect.output.table_heads import RootResult, root_note, root_result
 
@@ -40,7 +41,6 @@ COLUMNS = (
     Column("leads to", "right"),
 )
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
-OUTCOME_STYLES: dict[str, Style] = {"mapped": "good", "fault": "bad", "unreadable": "bad"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class WalkResult:
     reason: str
     mmu_on: bool
     source: str
+    against: Sequence[PathResult] | Absent = ABSENT
+    """The snapshots that it was to be compared with, in the order in which they were named."""
 
 
 @command(
@@ -85,11 +87,24 @@ class WalkResult:
     group="Tables",
     summary="Show each level of the translation of an address",
     example="walk $pc",
-    arguments=(address_argument("va", metavar="VA"), *TABLES),
+    arguments=(
+        address_argument("va", metavar="VA"),
+        *TABLES,
+        argument(
+            "--against",
+            action="append",
+            default=[],
+            type=arguments.snapshot,
+            metavar="SNAP",
+            help="compare with the same path in this snapshot; may be repeated, the earliest first",
+        ),
+    ),
     result=WalkResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
     details="Works with the MMU off and at any exception level. The root is printed with the reason for it; "
-    "--root chooses another. --snap walks a snapshot, with no guest.",
+    "--root chooses another. --snap walks a snapshot, with no guest. With --against each level is shown as "
+    "it was in those snapshots too, and in which ways it changed since (the words of diff): "
+    "walk $sp --against before --against during.",
 )
 def walk(
     guest: Guest,
@@ -99,6 +114,7 @@ def walk(
     regime: str | None,
     cpu: int | None,
     snap: str | None,
+    against: Sequence[str],
 ) -> Report:
     """Walk to one virtual address."""
     from ptinspect.tables.walk import walk as walk_tables
@@ -125,11 +141,16 @@ def walk(
         mmu_on=where.regime.mmu_on,
         source=where.label,
     )
+    times = [captured_walk(guest.snapshot_or_file(name), address) for name in against]
+    times.append(("now" if where.snapshot is None else where.snapshot.name, found))
+    if against:
+        result = replace(result, against=path_results(times, where.regime)[:-1])
     place = guest.place(address, snapshot=where.snapshot)
     body: list[Note | Table] = [
         Note(f"{place}: {escape(result.region)}" if result.region else place, "title"),
         root_note(where.root, where.label, where.regime),
         *_shown(found, where.regime),
+        *(side_by_side(times, where.regime) if against else ()),
     ]
     return Report(result, body)
 
@@ -143,7 +164,7 @@ def _shown(walk: Walk, regime: Regime) -> list[Note | Table]:
     if any(text for _, text in levels):
         rows = [(Styled(name, "level"), text) for name, text in levels if text]
         body.append(Table((Column("level"), Column("attributes")), rows))
-    body.append(_outcome(walk, regime))
+    body.append(outcome(walk, regime))
     body.extend(regime_notes(regime))
     if not regime.mmu_on and walk.va >> 55 == 0:
         body.append(
@@ -186,15 +207,6 @@ def _row(step: Step) -> tuple[Styled | str, ...]:
         f"pa:{step.descriptor_pa:#x}",
         *last,
     )
-
-
-def _outcome(walk: Walk, regime: Regime) -> Note:
-    may = "" if walk.permissions is None else f", {permissions_text(walk.permissions, regime)}"
-    if walk.pa is not None:
-        return Note(f"mapped to pa:{walk.pa:#x}{may}", "good")
-    reason = f": {walk.reason}" if walk.reason else ""
-    level = "" if walk.fault_level is None else f" at level {walk.fault_level}"
-    return Note(f"{walk.outcome}{level}{reason}", OUTCOME_STYLES[walk.outcome])
 
 
 def attributes_text(step: Step) -> str:
