@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import tarfile
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
+from ptinspect import debfile
 from ptinspect.errors import TargetError
 from ptinspect.reference.helper_program import run
 
@@ -32,51 +31,34 @@ def extract(
     size of the file. Returns pattern -> file for those that were found. Raises TargetError.
     """
     found: dict[str, Path] = {}
+    wanted = list(patterns)
     try:
-        with subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(package)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as unpacker:
-            try:
-                assert unpacker.stdout is not None
-                _extract(unpacker.stdout, list(patterns), choose, found, progress)
-            finally:
-                unpacker.kill()
-    except (OSError, tarfile.TarError, EOFError) as error:
+        with package.open("rb") as file:
+            for path, size, source in debfile.files(file, package.name):
+                match = next((p for p in wanted if fnmatchcase(path, p)), None)
+                if match is None:
+                    continue
+                found[match] = _write(choose(path), source, path, size, progress)
+                wanted.remove(match)
+                if not wanted:
+                    break
+    except debfile.DAMAGE as error:
         raise TargetError(f"cannot unpack {package.name}: {error}") from error
     return found
 
 
-def _extract(
-    stream: IO[bytes],
-    wanted: list[str],
-    choose: Callable[[str], Path],
-    found: dict[str, Path],
-    progress: Callable[[int, int], None],
-) -> None:
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            path = member.name.removeprefix("./").lstrip("/")
-            match = next((p for p in wanted if fnmatchcase(path, p)), None)
-            if match is None or not member.isreg():
-                continue
-            if member.size > MAX_FILE:
-                raise TargetError(f"{path} is larger than any kernel: {member.size} bytes")
-            source = tar.extractfile(member)
-            assert source is not None
-            target = choose(path)
-            with target.open("wb") as out:
-                while data := source.read(CHUNK):
-                    out.write(data)
-                    progress(out.tell(), member.size)
-            if target.stat().st_size != member.size:
-                raise EOFError(f"{path} ends early")
-            found[match] = target
-            wanted.remove(match)
-            if not wanted:
-                return
+def _write(
+    target: Path, source: IO[bytes], path: str, size: int, progress: Callable[[int, int], None]
+) -> Path:
+    if size > MAX_FILE:
+        raise TargetError(f"{path} is larger than any kernel: {size} bytes")
+    with target.open("wb") as out:
+        while data := source.read(CHUNK):
+            out.write(data)
+            progress(out.tell(), size)
+        if out.tell() != size:
+            raise EOFError(f"{path} ends early")
+    return target
 
 
 def unpack(package: Path, directory: Path) -> None:

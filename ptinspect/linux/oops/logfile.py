@@ -5,22 +5,16 @@ Memory is bounded by CHUNK and BATCH, whatever the log's size.
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import BinaryIO, cast
-
-import zstandard
 
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.deaths import Reader
 from ptinspect.linux.oops.lines import Normaliser, Row, rows
+from ptinspect.packing import HEAD, DamagedError, chunks, packing_of
 
 CHUNK = 4 << 20
 """Bytes that are unpacked and searched at a time."""
@@ -30,8 +24,6 @@ MAX_ROW = 1 << 20
 """Bytes of a row that are kept while its end is looked for."""
 TOGETHER = 4
 """Rows at the end of a chunk that wait for the next one: a line may be wrapped there."""
-HEAD = 18
-"""Bytes that tell how a file is packed: the longest header of a Zstandard frame."""
 WORDS = (
     b"panic", b"Insufficient", b"Unable", b"Internal", b"Bad", b"Unhandled", b"Unexpected", b"SError",
     b"BUG", b"WARNING", b"LOCKUP", b"Watchdog:", b"INFO: rcu", b"INFO: task", b"Booting", b"Linux version",
@@ -40,65 +32,48 @@ WORDS = (
 """Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
 
 _BLANK = re.compile(r"\s+")
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 class Log:
-    """The bytes of a log, unpacked if it is gzip, xz, bzip2 or Zstandard, as UTF-8."""
+    """The bytes of a log, unpacked if it is packed (`ptinspect.packing`), as UTF-8."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.whole = True
         """False once the file turned out to be damaged: what came before that was read."""
         self._file = file
-        self._expected = -1
-        self._packed = False
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the log in chunks."""
-        stream = self._unpacked()
-        first = self._read(stream)
+        pieces = self._unpacked()
+        first = next(pieces, b"")
         mark = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(first[:2])
         decoder = codecs.getincrementaldecoder(mark)(errors="replace") if mark is not None else None
         chunk = first[2:] if mark is not None else first
-        size = 0
         feeds = b"\n" not in first and b"\r" in first
         while chunk:
-            size += len(chunk)
             text = chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
             yield text.replace(b"\r", b"\n") if feeds and decoder is None else text
-            chunk = self._read(stream)
-        self.whole = self.whole and size >= self._expected
+            chunk = next(pieces, b"")
 
-    def _read(self, stream: BinaryIO) -> bytes:
-        if not self.whole:
-            return b""
-        try:
-            return stream.read(CHUNK)
-        except _DAMAGED:
-            self.whole = False
-        except OSError:
-            if not self._packed:
-                raise
-            self.whole = False
-        return b""
-
-    def _unpacked(self) -> BinaryIO:
+    def _unpacked(self) -> Iterator[bytes]:
+        """Yield what the file holds, CHUNK bytes at a time."""
         head = self._file.read(HEAD)
-        joined = cast(BinaryIO, _Joined(head, self._file))
-        self._packed = True
-        if head.startswith(b"\x1f\x8b"):
-            return cast(BinaryIO, gzip.GzipFile(fileobj=joined))
-        if head.startswith(b"\xfd7zXZ\x00"):
-            return cast(BinaryIO, lzma.LZMAFile(joined))
-        if head.startswith(b"BZh"):
-            return cast(BinaryIO, bz2.BZ2File(joined))
-        if head.startswith(b"\x28\xb5\x2f\xfd"):
-            with suppress(zstandard.ZstdError):
-                size = zstandard.get_frame_parameters(head).content_size
-                self._expected = -1 if size == zstandard.CONTENTSIZE_UNKNOWN else size
-            return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(joined, read_across_frames=True))
-        self._packed = False
-        return joined
+        file = cast(BinaryIO, _Joined(head, self._file))
+        kind = packing_of(head)
+        if not kind:
+            yield from iter(lambda: file.read(CHUNK), b"")
+            return
+        waiting = bytearray()
+        try:
+            for piece in chunks(file, kind, strict=True):
+                waiting += piece
+                while len(waiting) >= CHUNK:
+                    yield bytes(waiting[:CHUNK])
+                    del waiting[:CHUNK]
+        except (DamagedError, OSError):
+            self.whole = False
+        if waiting:
+            yield bytes(waiting)
 
 
 class _Joined(io.RawIOBase):
