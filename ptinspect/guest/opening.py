@@ -26,7 +26,7 @@ class Machine:
     """The machine to start, as far as it is chosen; None stands for the default (`LaunchOptions`)."""
 
     kernel: Path | None = None
-    """Image or vmlinuz to boot; None for the kernel file of the guest, else the default reference guest's."""
+    """Kernel to boot, in any form; None for that of the guest, else of the default reference guest."""
     guest: str | None = None
     """A reference guest, by its name."""
     symbols: Path | None = None
@@ -60,7 +60,7 @@ class Boot:
     """What is booted."""
 
     kernel: Path
-    """Image or vmlinuz."""
+    """The kernel, as it was named."""
     initrd: Path | None
     """Initial RAM disk, or None."""
     symbols: Path
@@ -95,7 +95,8 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
         guest.qemu.close()
         guest.qemu = None
     boot = _boot(guest, machine)
-    options = _options(boot, machine)
+    kernel, boot = _for_qemu(guest, boot, machine)
+    options = _options(boot, kernel, machine)
     guest.progress("starting QEMU")
     qemu = guest.qemu = start(options, keep=machine.keep)
     try:
@@ -163,14 +164,42 @@ def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -
 
 
 def elf_file(kernel: Path | None) -> Path | None:
-    """Return the file if it is an ELF file; GDB can do nothing with an Image, nor QEMU with ELF."""
+    """Return the ELF file that a kernel file is or has inside it; GDB can do nothing with an Image.
+
+    Raises KernelFileError if it cannot be read, or is damaged.
+    """
     if kernel is None:
         return None
+    from ptinspect.linux.image.unpacking import UnknownFile, is_elf, plain
+
     try:
-        with open_input(kernel) as file:
-            return kernel if file.read(4) == b"\x7fELF" else None
-    except OSError as error:
-        raise UserError(f"cannot read {kernel}: {error.strerror or error}") from error
+        found = plain(kernel)
+    except UnknownFile:
+        return None
+    return found if is_elf(found) else None
+
+
+def boots_by_firmware(words: Sequence[str]) -> bool:
+    """Tell whether QEMU's arguments name a firmware, which then starts the kernel."""
+    return any(word in ("-bios", "--bios", "-pflash", "--pflash") for word in words) or any(
+        mark in word for word in words for mark in ("if=pflash", "pflash0=")
+    )
+
+
+def _for_qemu(guest: Guest, boot: Boot, machine: Machine) -> tuple[Path, Boot]:
+    """Return the file that QEMU is to be given: unpacked, for it knows few packings, and knows no vmlinux.
+
+    What is no known kernel is given as it is, and the user is told. Raises KernelFileError.
+    """
+    from ptinspect.linux.image.unpacking import UnknownFile, bootable
+
+    guest.progress(f"reading {boot.kernel.name}")
+    try:
+        firmware = boots_by_firmware((machine.machine or "", *machine.extra))
+        return bootable(boot.kernel, firmware=firmware), boot
+    except UnknownFile:
+        doubt = f"{boot.kernel.name} is no kernel that is known: QEMU runs its bytes as they are"
+        return boot.kernel, replace(boot, note="; ".join(filter(None, (boot.note, doubt))))
 
 
 def _boot(guest: Guest, machine: Machine) -> Boot:
@@ -193,21 +222,17 @@ def _boot(guest: Guest, machine: Machine) -> Boot:
     for file in (boot.kernel, boot.initrd, boot.symbols):
         if file is not None and not file.is_file():
             raise UserError(f"no file {file}")
-    if elf_file(boot.kernel) is not None:
-        raise UserError(
-            f"QEMU cannot boot {boot.kernel}, an ELF file", f"launch IMAGE --symbols {boot.kernel}"
-        )
     return boot
 
 
-def _options(boot: Boot, machine: Machine) -> LaunchOptions:
+def _options(boot: Boot, kernel: Path, machine: Machine) -> LaunchOptions:
     """Return what QEMU is started with. Raises UserError without a CPU or without memory."""
     from ptinspect.link.qemu.machine import LaunchOptions
 
     if any(count is not None and count < 1 for count in (machine.smp, machine.memory)):
         raise UserError("a machine has at least one CPU and 1 MiB of memory")
     options = LaunchOptions(
-        boot.kernel, boot.initrd, extra=tuple(machine.extra), program=_program(machine.qemu or "")
+        kernel, boot.initrd, extra=tuple(machine.extra), program=_program(machine.qemu or "")
     )
     if boot.cpu:
         options = replace(options, cpu=boot.cpu)

@@ -44,10 +44,62 @@ def image(
     return bytes(data)
 
 
-def zboot(payload: bytes, kind: bytes) -> bytes:
+def zboot(payload: bytes, kind: bytes, machine: int = 0xAA64) -> bytes:
     """Pack an Image as drivers/firmware/efi/libstub/zboot-header.S does."""
-    head = b"MZ\0\0zimg" + struct.pack("<IIII", 512, len(payload), 0, 0) + kind.ljust(8, b"\0")
-    return head.ljust(512, b"\0") + payload
+    head = b"MZ\0\0zimg" + struct.pack("<IIII", 512, len(payload), 0, 0) + kind.ljust(32, b"\0")
+    pe = b"PE\0\0" + struct.pack("<HH", machine, 0)
+    return (head + b"\xcd\x23\x82\x81" + struct.pack("<I", 64) + pe).ljust(512, b"\0") + payload
+
+
+def unified(kernel: bytes) -> bytes:
+    """Wrap a kernel as ukify does: a PE file with a section `.linux`, signed at its end."""
+    names = (b".text", b".osrel", b".linux")
+    bodies = (bytes(512), b"ID=test".ljust(512, b"\0"), kernel.ljust(-(-len(kernel) // 512) * 512, b"\0"))
+    at, table, raw = 1024, b"", b""
+    for name, body in zip(names, bodies, strict=True):
+        size = len(kernel) if name == b".linux" else len(body)
+        table += name.ljust(8, b"\0") + struct.pack("<IIIIIIHHI", size, 0x1000, len(body), at, 0, 0, 0, 0, 0)
+        raw, at = raw + body, at + len(body)
+    dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    pe = b"PE\0\0" + struct.pack("<HHIIIHH", 0xAA64, 3, 0, 0, 0, 112, 0x206) + bytes(112)
+    return (dos + pe + table).ljust(1024, b"\0") + raw + b"signature" * 100
+
+
+def uimage(data: bytes, *, machine: int = 22, kind: int = 2) -> bytes:
+    """Wrap a kernel as `mkimage -A arm64 -T kernel` does."""
+    head = struct.pack(
+        ">IIIIIIIBBBB", 0x27051956, 0, 0, len(data), 0x40200000, 0x40200000, 0, 5, machine, kind, 0
+    )
+    return head + b"Linux".ljust(32, b"\0") + data
+
+
+def fit(kernel: bytes, *, machine: bytes = b"arm64", external: bool = False) -> bytes:
+    """Wrap a kernel as `mkimage -f` does, with a device tree beside it; `external`: as with -E."""
+    strings = b""
+
+    def has(name: bytes, value: bytes) -> bytes:
+        nonlocal strings
+        at = len(strings)
+        strings += name + b"\0"
+        return struct.pack(">III", 3, len(value), at) + value + bytes(-len(value) % 4)
+
+    def node(name: bytes, *content: bytes) -> bytes:
+        text = name + b"\0"
+        return struct.pack(">I", 1) + text + bytes(-len(text) % 4) + b"".join(content) + struct.pack(">I", 2)
+
+    where = [has(b"data", kernel)]
+    if external:
+        where = [has(b"data-offset", struct.pack(">I", 0)), has(b"data-size", struct.pack(">I", len(kernel)))]
+    other = node(b"other", has(b"type", b"kernel\0"), has(b"arch", b"arm64\0"), has(b"data", b"not this one"))
+    image = node(b"kernel-1", has(b"type", b"kernel\0"), has(b"arch", machine + b"\0"), *where)
+    conf = node(b"configurations", has(b"default", b"c1\0"), node(b"c1", has(b"kernel", b"kernel-1\0")))
+    tree = node(b"", has(b"description", b"test\0"), node(b"images", other, image), conf) + struct.pack(
+        ">I", 9
+    )
+    total = 56 + len(tree) + len(strings)
+    head = struct.pack(">10I", 0xD00DFEED, total, 56, 56 + len(tree), 40, 17, 16, 0, len(strings), len(tree))
+    whole = head + bytes(16) + tree + strings
+    return whole + bytes(-len(whole) % 4) + kernel if external else whole
 
 
 def packed(data: bytes) -> dict[str, bytes]:

@@ -38,7 +38,7 @@ class LaunchResult(Condition):
     summary="Start QEMU on a kernel, stopped at reset, and attach",
     example="launch --memory 512 -- -d guest_errors",
     arguments=(
-        argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="Image or vmlinuz to boot"),
+        argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="kernel to boot, in any form"),
         argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
         argument(
             "--guest",
@@ -63,8 +63,10 @@ class LaunchResult(Condition):
         ),
     ),
     result=LaunchResult | Condition,
-    details="Without KERNEL: the one of --kernel, else the default reference guest. What "
-    "follows -- goes to QEMU. QEMU ends with ptinspect unless --keep is given.",
+    details="Without KERNEL: the one of --kernel, else the default reference guest. It may be an Image or a "
+    "vmlinux, packed, an EFI zboot image, or in a Debian package: what is inside is what QEMU gets. With a "
+    "firmware (-- -bios FILE) an EFI file stays as it is. What follows -- goes to QEMU. QEMU ends with "
+    "ptinspect unless --keep is given.",
     extra=True,
     not_in_gdb="start QEMU yourself, or use ptinspect without GDB",
 )

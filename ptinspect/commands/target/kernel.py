@@ -33,7 +33,13 @@ class KernelResult:
     summary="Name the guest's kernel file, or show it",
     example="kernel vmlinux",
     arguments=(
-        argument("file", nargs="?", type=Path, metavar="FILE", help="Image, vmlinuz, or vmlinux"),
+        argument(
+            "file",
+            nargs="?",
+            type=Path,
+            metavar="FILE",
+            help="Image, vmlinuz, or vmlinux, packed or not, or a .deb",
+        ),
         argument("--force", action="store_true", help="use it even if the guest runs another kernel"),
     ),
     result=KernelResult,

@@ -1,25 +1,17 @@
-"""Kernel files as bytes: arm64 Images, packed Images and vmlinux ELF files, with what is at which address.
+"""Kernel files as bytes: arm64 Images and vmlinux ELF files, with what is at which address.
 
-Source: Documentation/arch/arm64/booting.rst (the Image header), drivers/firmware/efi/libstub/zboot.lds
-and Makefile.zboot (the header of an EFI zboot image).
+Source: Documentation/arch/arm64/booting.rst (the Image header).
 """
 
 from __future__ import annotations
 
-import lzma
 import re
 import struct
-import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 from ptinspect.arch import a64
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import KernelFileError
-from ptinspect.files import open_input
 
-MAX_IMAGE = 384 << 20
-"""Bytes that an Image may have; real ones are below 100 MB. Unpacking takes twice that."""
 HEADER_SIZE = 64
 _MAGIC = b"ARMd"
 _PAGE_SIZES = {1: 4096, 2: 16384, 3: 65536}
@@ -64,68 +56,6 @@ def parse_header(data: bytes) -> ImageHeader | None:
     )
 
 
-def unpack(data: bytes, name: str) -> bytes:
-    """Return the Image inside a packed kernel; an Image is returned as it is.
-
-    Raises KernelFileError if it is neither, if the packing is one that the standard library does not
-    know, or if what comes out is not an Image.
-    """
-    if parse_header(data) is not None:
-        return data
-    if data[4:8] == b"zimg":
-        data = _unpack_zboot(data, name)
-    elif data[:2] == b"\x1f\x8b":
-        data = _gunzip(data, name)
-    elif data[:6] == b"\xfd7zXZ\0":
-        data = _unxz(data, name)
-    if parse_header(data) is None:
-        raise KernelFileError(
-            f"{name}: neither an arm64 Image, nor one packed by gzip, xz or EFI zboot, nor an ELF file",
-            "give the Image or vmlinuz that QEMU boots, or the vmlinux it was made from",
-        )
-    return data
-
-
-def _unpack_zboot(data: bytes, name: str) -> bytes:
-    if len(data) < 32:
-        raise KernelFileError(f"{name}: the EFI zboot image is truncated")
-    offset, size = struct.unpack_from("<II", data, 8)
-    kind = data[24:32].split(b"\0")[0].decode("ascii", "replace")
-    payload = data[offset : offset + size]
-    if not size or len(payload) != size:
-        raise KernelFileError(f"{name}: the EFI zboot image is truncated")
-    if kind == "gzip":
-        return _gunzip(payload, name)
-    if kind in ("lzma", "xzkern", "xz"):
-        return _unxz(payload, name)
-    raise KernelFileError(
-        f"{name}: the EFI zboot image is packed with {kind!r}, which ptinspect cannot unpack",
-        "give the vmlinux, or the plain Image (arch/arm64/boot/Image)",
-    )
-
-
-def _gunzip(data: bytes, name: str) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        out = unpacker.decompress(data, MAX_IMAGE)
-    except zlib.error as error:
-        raise KernelFileError(f"{name}: damaged gzip data: {error}") from error
-    if not unpacker.eof:
-        raise KernelFileError(f"{name}: the gzip data is truncated or larger than {MAX_IMAGE >> 20} MiB")
-    return out
-
-
-def _unxz(data: bytes, name: str) -> bytes:
-    try:
-        unpacker = lzma.LZMADecompressor(memlimit=1 << 30)
-        out = unpacker.decompress(data, MAX_IMAGE)
-    except lzma.LZMAError as error:
-        raise KernelFileError(f"{name}: damaged xz data: {error}") from error
-    if not unpacker.eof:
-        raise KernelFileError(f"{name}: the xz data is truncated or larger than {MAX_IMAGE >> 20} MiB")
-    return out
-
-
 @dataclass(frozen=True)
 class Segment:
     """Map bytes of the file to link-time addresses."""
@@ -164,27 +94,3 @@ class Blob:
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
         return self.data[offset : offset + length]
-
-
-def open_bytes(path: Path) -> tuple[FileBytes, None] | tuple[Blob, ImageHeader]:
-    """Open a kernel file: an ELF file as it stands, an Image unpacked and with its header.
-
-    Raises KernelFileError if it cannot be read or is neither.
-    """
-    try:
-        file = open_input(path)
-        magic = file.read(4)
-        if magic == b"\x7fELF":
-            return FileBytes(file), None
-        with file:
-            data = magic + file.read(MAX_IMAGE)
-    except OSError as error:
-        raise KernelFileError(f"{path}: {error.strerror or error}") from error
-    if len(data) > MAX_IMAGE:
-        raise KernelFileError(f"{path}: larger than {MAX_IMAGE >> 20} MiB, and no ELF file")
-    data = unpack(data, str(path))
-    header = parse_header(data)
-    assert header is not None
-    if header.big_endian:
-        raise KernelFileError(f"{path}: a big-endian kernel; ptinspect reads only little-endian ones")
-    return Blob(data), header

@@ -8,16 +8,14 @@ backtraces then ended early or lacked functions with GDB 13, and 33 of 34 with G
 
 from __future__ import annotations
 
-import hashlib
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ptinspect.errors import UserError
-from ptinspect.files import cache_directory, open_input, replacing
-from ptinspect.linux.image.kallsyms import prune
+from ptinspect.files import open_input
+from ptinspect.linux.image.derived import derived
 
 VERSION = 2
 """Version of what is written; files of another one are written anew."""
@@ -39,25 +37,18 @@ def gdb_file(path: Path) -> Path:
 
     Returns `path` itself where that cannot be done: GDB then takes its time, or reports what is wrong.
     """
-    try:
-        stat = path.stat()
-        facts = f"{VERSION} {path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
-        name = f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.elf"
-        kept = cache_directory() / "gdb" / name
-        if kept.is_file():
-            os.utime(kept)
-            return kept
+
+    def write(out: IO[bytes]) -> None:
         with open_input(path) as file:
             parts = _parts(file)
         if parts is None:
-            return path
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(kept) as out:
-            out.writelines(parts)
-        prune(kept.parent, MAX_FILES, "*.elf")
+            raise ValueError("a file without symbols")
+        out.writelines(parts)
+
+    try:
+        return derived(path, "gdb", f"{VERSION}", ".elf", write, keep=MAX_FILES)
     except (OSError, UserError, ValueError, OverflowError, struct.error):
         return path
-    return kept
 
 
 def _parts(file: BinaryIO) -> list[bytes] | None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from ptinspect.arch.bits import align_down, align_up
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.btf import BtfTypes, find_btf
-from ptinspect.linux.image.container import BANNER, Blob, FileBytes, ImageHeader, Segment, open_bytes
+from ptinspect.linux.image.container import BANNER, Blob, FileBytes, ImageHeader, Segment
 from ptinspect.linux.image.kallsyms import recover
 from ptinspect.linux.image.symbols import SymbolTable
+from ptinspect.linux.image.unpacking import open_bytes
 from ptinspect.linux.image.vmlinux import Vmlinux
 
 BOUNDARY = 2 << 20

@@ -17,6 +17,7 @@ import numpy as np
 
 from ptinspect.errors import UserError
 from ptinspect.files import cache_directory, replacing
+from ptinspect.linux.image.derived import prune
 from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 from ptinspect.processes import die_with_parent
 
@@ -111,13 +112,6 @@ def _save(path: Path, table: SymbolTable) -> None:
                 names=np.frombuffer("\n".join(table.names).encode(), np.uint8),
                 kinds=np.frombuffer(table.kinds.encode(), np.uint8),
             )
-        prune(path.parent)
+        prune(path.parent, MAX_FILES, "*.npz")
     except (OSError, UserError):
         return
-
-
-def prune(directory: Path, keep: int = MAX_FILES, pattern: str = "*.npz") -> None:
-    """Delete the files of a cache directory that were used longest ago, all but `keep`."""
-    files = sorted(directory.glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in files[keep:]:
-        old.unlink(missing_ok=True)
