@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ptinspect.errors import UserError
-from ptinspect.files import replacing
+from ptinspect.files import replacing, user_directory
 
 VARIABLE = "PTINSPECT_CONFIG"
 """Environment variable that names another file."""
@@ -23,9 +23,7 @@ def config_file() -> Path:
             return Path(chosen).expanduser()
         except RuntimeError:  # ~nobody
             return Path(chosen)
-    from platformdirs import user_config_path
-
-    return user_config_path("ptinspect") / "config.toml"
+    return user_directory("config") / "config.toml"
 
 
 def read(path: Path) -> Mapping[str, object]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Literal
 
 from ptinspect.errors import UserError
 
@@ -19,11 +18,18 @@ CACHE_VARIABLE = "PTINSPECT_CACHE"
 def cache_directory() -> Path:
     """Return the directory of everything that ptinspect keeps for the user; it may not exist yet."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    if not chosen:
-        from platformdirs import user_cache_dir
+    return Path(chosen).absolute() if chosen else user_directory("cache")
 
-        chosen = user_cache_dir("ptinspect")
-    return Path(chosen).absolute()
+
+def user_directory(kind: Literal["cache", "config", "state"]) -> Path:
+    """Return the user's directory of one kind for ptinspect (XDG Base Directory Specification 0.8)."""
+    variable, usual = {
+        "cache": ("XDG_CACHE_HOME", "~/.cache"),
+        "config": ("XDG_CONFIG_HOME", "~/.config"),
+        "state": ("XDG_STATE_HOME", "~/.local/state"),
+    }[kind]
+    chosen = os.environ.get(variable, "")
+    return Path(chosen if chosen.startswith("/") else os.path.expanduser(usual)) / "ptinspect"  # noqa: PTH111
 
 
 def open_input(path: Path) -> BinaryIO:
@@ -42,6 +48,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     A device or FIFO is not replaced, but written to. Raises UserError if it cannot be written.
     """
+    import tempfile
+
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             with path.open("wb") as file:

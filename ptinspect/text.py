@@ -1,8 +1,17 @@
-"""What is done to every string that comes from a guest or from a file."""
+"""What is done to strings: those that come from a guest or from a file, and those that are misspelt."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def escape(text: str) -> str:
     """Make a string from the guest or from a file safe to print: no control codes, no line breaks."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def similar(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return the known words that may have been meant by one that is not known, the likeliest first."""
+    from difflib import get_close_matches  # it takes longer to import than all that is done at most starts
+
+    return get_close_matches(word, known, most)

@@ -112,8 +112,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print which live tests passed on which guest: files against guests, numbers of tests."""
     if not _passed:
         return
-    from tabulate import tabulate
-
+    from ptinspect.output.model import Column, Report, Table
+    from ptinspect.output.text import render
     from ptinspect.reference import pins
 
     guests = [spec.name for spec in pins.load().guests]
@@ -125,7 +125,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for guest in named or asked:
             cells[node.partition("::")[0].rpartition("/")[2], guest] += 1
     files = sorted({file for file, _ in cells})
-    rows = [[file, *(cells[file, guest] or "" for guest in guests)] for file in files]
+    rows = [[file, *(str(cells[file, guest] or "") for guest in guests)] for file in files]
     if rows:
         terminalreporter.section("live tests passed, by guest")
-        terminalreporter.write_line(tabulate(rows, headers=["", *guests]))
+        columns = [Column(""), *(Column(guest, "right") for guest in guests)]
+        terminalreporter.write(render(Report(rows, [Table(columns, rows)])))

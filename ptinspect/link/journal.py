@@ -21,7 +21,7 @@ from typing import Any
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import ConnectError, UserError
-from ptinspect.files import CACHE_VARIABLE, replacing
+from ptinspect.files import CACHE_VARIABLE, replacing, user_directory
 from ptinspect.link.address import StubAddress
 
 FORMAT = 1
@@ -66,11 +66,7 @@ class Detour:
 def directory() -> Path:
     """Return the directory of the journals and locks; it may not exist."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).absolute() / "stubs"
-    from platformdirs import user_state_path
-
-    return user_state_path("ptinspect") / "stubs"
+    return (Path(chosen).absolute() if chosen else user_directory("state")) / "stubs"
 
 
 def place(address: StubAddress) -> Path:

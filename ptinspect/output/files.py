@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,6 +42,8 @@ def text(report: Report) -> str:
 
 def to_csv(report: Report) -> str:
     """Return the report's tables as CSV (RFC 4180), an empty line between two tables."""
+    import csv
+
     out = io.StringIO()
     writer = csv.writer(out)
     for number, table in enumerate(_tables(report)):

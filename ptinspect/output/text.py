@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from ptinspect.dataclass import replace
@@ -25,7 +25,7 @@ SGR: Mapping[Style, str] = {
 FOLDED = 24
 """Columns that the last column of a table must have left to be folded; else it goes below its row."""
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+_ESCAPES = r"\x1b\[[0-9;]*m"
 
 
 def wants_colour(environment: Mapping[str, str], terminal: bool, choice: bool | None = None) -> bool:
@@ -35,9 +35,11 @@ def wants_colour(environment: Mapping[str, str], terminal: bool, choice: bool | 
     return terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
-def terminal_width(fallback: int = 80) -> int:
-    """Return the columns of the terminal, or `fallback` where there is none."""
-    return shutil.get_terminal_size((fallback, 24)).columns
+def terminal_size(fallback: int = 80) -> os.terminal_size:
+    """Return the columns and lines of the terminal, or `fallback` columns where there is none."""
+    import shutil
+
+    return shutil.get_terminal_size((fallback, 24))
 
 
 def paint(text: str, style: Style, colour: bool) -> str:
@@ -48,7 +50,7 @@ def paint(text: str, style: Style, colour: bool) -> str:
 
 def plain(text: str) -> str:
     """Remove colours from a text."""
-    return _ESCAPES.sub("", text)
+    return re.sub(_ESCAPES, "", text)
 
 
 def render(report: Report, *, colour: bool = False, width: int = 0) -> str:
@@ -76,6 +78,8 @@ def wrap(text: str, width: int) -> list[str]:
     """Break a line at spaces so that no part is longer than `width`, if its words allow that."""
     if len(text) <= width:
         return [text]
+    import textwrap
+
     indent = text[: len(text) - len(text.lstrip())]
     return textwrap.wrap(
         text,
@@ -129,21 +133,27 @@ def _widths(table: Table) -> list[int]:
 
 
 def _grid(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], colour: bool) -> list[str]:
-    from tabulate import tabulate
+    """Return the lines of a table; the first is its head, if a column has a title."""
+    heads = [[Styled(column.title, "dim") for column in columns]] if any(c.title for c in columns) else []
+    grid = [[*row] for row in (*heads, *rows)]
+    widths = [max((_width(str(row[i])) for row in grid), default=0) for i in range(len(columns))]
+    lines = []
+    for row in grid:
+        cells = []
+        for column, cell, width in zip(columns, row, widths, strict=True):
+            space = " " * (width - _width(str(cell)))
+            text = paint(cell.text, cell.style, colour) if isinstance(cell, Styled) else cell
+            cells.append(space + text if column.align == "right" else text + space)
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
-    headers = [[paint(column.title, "dim", colour) for column in columns]]
-    body = tabulate(  # headers are a row: tabulate would pad them by two columns
-        (headers if any(column.title for column in columns) else [])
-        + [[_cell(cell, colour) for cell in row] for row in rows],
-        colalign=[column.align for column in columns],
-        tablefmt="plain",
-        disable_numparse=True,
-    )
-    return [line.rstrip() for line in body.split("\n")]
 
-
-def _cell(cell: Cell, colour: bool) -> str:
-    return paint(cell.text, cell.style, colour) if isinstance(cell, Styled) else cell
+def _width(text: str) -> int:
+    """Return the columns that a text takes on a terminal (Unicode Standard Annex 11)."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def _style(cell: Cell) -> Style:
@@ -152,6 +162,8 @@ def _style(cell: Cell) -> Style:
 
 def _folded(table: Table, colour: bool, width: int, room: int) -> list[str]:
     """Break the last column's cells where a line would pass `width`; long words go below their row."""
+    import textwrap
+
     rows: list[Sequence[Cell]] = []
     below: dict[int, list[str]] = {}
     for row in table.rows:

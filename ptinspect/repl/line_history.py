@@ -9,6 +9,7 @@ from pathlib import Path
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from ptinspect.errors import UserError
+from ptinspect.files import user_directory
 
 SPARE = 2
 """The file is cut to its size when it holds this many times as many lines."""
@@ -47,9 +48,7 @@ class LineHistory(History):
 
 def history_file() -> Path:
     """Return the file that keeps the history between runs."""
-    from platformdirs import user_state_path
-
-    return user_state_path("ptinspect") / "history"
+    return user_directory("state") / "history"
 
 
 def open_history(path: Path, size: int | None = None) -> History:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
@@ -31,16 +31,16 @@ LEAST_SECONDS = 0.1
 """What a command that goes on gets, however little is left of its time."""
 
 
-def action_for(ctx: Context, actions: Mapping[str, OnStop], outcome: Outcome) -> OnStop | None:
+def action_for(ctx: Context, actions: Mapping[str, OnStop], result: Mapping[str, Any]) -> OnStop | None:
     """Return the action for a stop: for its breakpoint, its address, or any.
 
     Raises PtinspectError if the address of an action cannot be known any more.
     """
-    pc = outcome.result.get("pc")
-    if outcome.result.get("state") != "stopped" or not isinstance(pc, str):
+    pc = result.get("pc")
+    if result.get("state") != "stopped" or not isinstance(pc, str):
         return None
     for where, action in actions.items():
-        if where.isdecimal() and int(where) == outcome.result.get("breakpoint"):
+        if where.isdecimal() and int(where) == result.get("breakpoint"):
             return action
         if where != "any" and not where.isdecimal() and stop_address(ctx, where) == int(pc, 16):
             return action
@@ -266,7 +266,7 @@ class Player:
     def _keep(self, outcome: Outcome) -> None:
         self._said = outcome.message if outcome.code else self._said
         if self.outcomes is not None and len(self.outcomes) < MOST_OUTCOMES:
-            self.outcomes.append(replace(outcome, result={}))
+            self.outcomes.append(outcome)
 
     @property
     def name(self) -> str:
@@ -308,7 +308,8 @@ class Player:
         again = call if call.name == "until" else self.ctx.registry.parse(text)
         for _ in range(MOST_STOPS):
             outcome = made.outcome
-            action = None if outcome.code else action_for(self.ctx, self._actions, outcome)
+            stop = None if outcome.code or made.report is None else made.report.result
+            action = None if stop is None else action_for(self.ctx, self._actions, stop)
             if action is None:
                 return first or outcome.code
             on = goes_on(self.ctx, action.body)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -21,8 +18,7 @@ from ptinspect.files import open_input
 from ptinspect.output import json as json_output
 from ptinspect.output.files import write_text
 from ptinspect.output.model import Report, escape
-from ptinspect.output.text import paint, plain, render, terminal_width, wants_colour, wrap
-from ptinspect.processes import ctrl_c_left_to_child
+from ptinspect.output.text import paint, plain, render, terminal_size, wants_colour, wrap
 
 LESS = "-RFXK"
 """Colours as they are; leave at once what fits; leave it on the screen; Ctrl-C leaves."""
@@ -30,6 +26,9 @@ LESS = "-RFXK"
 
 def pager_command(environment: Mapping[str, str]) -> list[str]:
     """Return the pager and its arguments: $PAGER, else less; none if neither is there or wanted."""
+    import shlex
+    import shutil
+
     chosen = environment.get("PAGER")
     if chosen is not None:
         try:
@@ -51,6 +50,10 @@ def view_in_pager(text: str, environment: Mapping[str, str]) -> bool:
     words = pager_command(environment)
     if not words:
         return False
+    import subprocess
+
+    from ptinspect.processes import ctrl_c_left_to_child
+
     try:
         with ctrl_c_left_to_child():
             child = subprocess.Popen(
@@ -124,10 +127,10 @@ class Printer:
         if self.json:
             self.out.write(json_output.answer(name, report, line, place) + "\n")
         else:
-            width = terminal_width() if self.out.isatty() else 0
+            width = terminal_size().columns if self.out.isatty() else 0
             text = render(report, colour=self.colour(self.out), width=width)
             wanted = page and self.pages and self.options.text("pager") == "auto" and self.out.isatty()
-            if wanted and too_long(text, shutil.get_terminal_size()) and view_in_pager(text, os.environ):
+            if wanted and too_long(text, terminal_size()) and view_in_pager(text, os.environ):
                 return
             self.out.write(text)
         self.out.flush()
@@ -150,7 +153,7 @@ class Printer:
             return
 
         colour = self.colour(self.err)
-        width = terminal_width() if self.err.isatty() else 1 << 16
+        width = terminal_size().columns if self.err.isatty() else 1 << 16
         said = [
             part for line in f"{place or 'ptinspect'}: {message}".split("\n") for part in wrap(line, width)
         ]
@@ -194,6 +197,10 @@ class Printer:
 
     def _through(self, shell: str, text: str) -> None:
         """Give a text to a command of the shell's, which prints on the terminal."""
+        import subprocess
+
+        from ptinspect.processes import ctrl_c_left_to_child
+
         inherits = self.out is sys.stdout
         self.out.flush()
         with ctrl_c_left_to_child():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -21,6 +20,8 @@ def last_words(ctx: Context, error: PtinspectError) -> None:
     """Add the last lines of QEMU or the console to the hint, if the guest that was launched has ended."""
     if not isinstance(error, TargetLost) or ctx.guest.qemu is None:
         return
+    import subprocess
+
     with contextlib.suppress(subprocess.TimeoutExpired):
         ctx.guest.qemu.process.wait(1)
     if not ctx.guest.qemu.alive:
@@ -38,6 +39,8 @@ class Attempt:
     """What came of it."""
     call: Call | None = None
     """The command with its arguments; None if they make no sense."""
+    report: Report | None = None
+    """Its answer; None if it failed."""
 
 
 def attempt(
@@ -78,8 +81,8 @@ def attempt(
     if message and line.place and not printer.json:
         printer.say(f"{line.place}: {message}")
     seconds = time.monotonic() - began
-    outcome = Outcome(name, line.text, line.place, report.exit_code, message, seconds, report.result)
-    return Attempt(outcome, call)
+    outcome = Outcome(name, line.text, line.place, report.exit_code, message, seconds)
+    return Attempt(outcome, call, report)
 
 
 def what_failed(report: Report) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ptinspect.dataclass import dataclass, field
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 
 AFTERWARDS = "on-failure"
 """The place of commands that run after a failure, where others have `file:line`."""
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NO_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,6 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     """How long it took."""
-    result: Mapping[str, Any] = field(default_factory=dict)
-    """What `--json` prints; empty where the command failed."""
 
 
 def junit(name: str, outcomes: Sequence[Outcome]) -> str:
@@ -37,6 +33,8 @@ def junit(name: str, outcomes: Sequence[Outcome]) -> str:
 
     What did not hold (exit code 1) is a failure, everything else that went wrong an error.
     """
+    import xml.etree.ElementTree as ET
+
     failures = sum(o.code == EXIT_CHECK for o in outcomes)
     errors = sum(o.code not in (EXIT_OK, EXIT_CHECK) for o in outcomes)
     totals = {
@@ -71,4 +69,4 @@ def junit(name: str, outcomes: Sequence[Outcome]) -> str:
 
 def _clean(text: str) -> str:
     """Replace what XML cannot hold."""
-    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    return re.sub(_NO_XML, "\N{REPLACEMENT CHARACTER}", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from ptinspect.dataclass import dataclass
@@ -10,6 +9,7 @@ from ptinspect.errors import UserError
 from ptinspect.script.parse import parse, read_script
 from ptinspect.script.statements import Statement, Var
 from ptinspect.script.variables import words
+from ptinspect.text import similar
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts"
 SUFFIX = ".pti"
@@ -33,7 +33,7 @@ def find(name: str) -> Path:
     path = FOLDER / f"{name}{SUFFIX}"
     names = sorted(file.stem for file in FOLDER.glob(f"*{SUFFIX}"))
     if name not in names:
-        close = difflib.get_close_matches(name, names, 3)
+        close = similar(name, names)
         raise UserError(
             f"no script @{name}", f"did you mean @{close[0]}?" if close else "'scripts' lists those there are"
         )

@@ -9,6 +9,7 @@ from prompt_toolkit.completion import CompleteEvent, Completion
 from prompt_toolkit.document import Document
 
 from ptinspect.commands.framework.registry import RESULTS, Command, build_registry
+from ptinspect.output.model import Report
 from ptinspect.repl.completer import LIMIT, CommandCompleter, SymbolIndex, Typed, typed
 
 
@@ -81,7 +82,7 @@ def test_tasks_that_were_listed_at_this_stop() -> None:
     ctx = context(kernel_tree())
     assert complete("walk --root task:", ctx) == ["walk --root task:"]
     tasks = {"tasks": [{"pid": 1, "comm": "init\x1b"}, {"pid": 12, "comm": "sh"}]}
-    ctx.guest.kept[RESULTS] = {"stack tasks": (ctx.guest.stop_token, tasks)}
+    ctx.guest.kept[RESULTS] = {"stack tasks": (ctx.guest.stop_token, Report(tasks))}
     assert complete("walk --root task:1", ctx) == ["walk --root task:1", "walk --root task:12"]
     assert offered("walk --root task:1", ctx)[0].display_meta_text == "init\\x1b"
     ctx.guest.session.stop_token += 1  # type: ignore[union-attr]
@@ -93,7 +94,7 @@ def test_paths_of_expect() -> None:
     assert "expect summary" in complete("expect s", ctx)
     levels = [{"level": 3, "leaves": 7}, {"level": 2}]
     ctx.guest.kept[RESULTS] = {
-        "summary": (ctx.guest.stop_token, {"levels": levels, "total": 9, "name": "x\x1b"})
+        "summary": (ctx.guest.stop_token, Report({"levels": levels, "total": 9, "name": "x\x1b"}))
     }
     assert complete("expect summary l", ctx) == ["expect summary levels"]
     assert complete("expect summary levels l", ctx) == [

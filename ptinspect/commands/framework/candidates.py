@@ -155,10 +155,10 @@ def _snapshot(snapshot: Snapshot | None) -> str:
 def _tasks(ctx: Context) -> Iterator[Candidate]:
     """Return the tasks that a listing at this stop has shown."""
     kept = ctx.guest.kept.get(RESULTS)
-    stop, result = kept.get("stack tasks", (None, None)) if isinstance(kept, dict) else (None, None)
-    if not isinstance(result, Mapping) or stop != ctx.guest.stop_token:
+    stop, report = kept.get("stack tasks", (None, None)) if isinstance(kept, dict) else (None, None)
+    if report is None or stop != ctx.guest.stop_token:
         return
-    for task in result.get("tasks", ()):
+    for task in report.result.get("tasks", ()):
         yield f"{task['pid']}", escape(f"{task['comm']}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
+from ptinspect.text import similar
 
 PROGRAM = "ptinspect"
 """The program's own parser: its name stands in front of every error anyway."""
@@ -24,12 +25,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{named}{message}", self._meant(message) or " ".join(self.format_usage().split()))
 
     def _meant(self, message: str) -> str:
-        import difflib
-
         wrong = message.removeprefix("unrecognized arguments: ").split()
         if wrong and wrong[0].startswith("--") and not message.startswith(wrong[0]):
             options = [name for action in self._actions for name in action.option_strings]
-            close = difflib.get_close_matches(wrong[0], options, 2)
+            close = similar(wrong[0], options, 2)
             lists = "ptinspect --help" if self.prog == PROGRAM else f"'help {self.prog}'"
             return f"did you mean {' or '.join(close)}? {lists} lists the options" if close else ""
         return ""

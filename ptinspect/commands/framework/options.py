@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from ptinspect.commands.framework import arguments
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.output.model import escape
+from ptinspect.text import similar
 
 Value = str | int | float | bool
 
@@ -159,7 +159,7 @@ def find(name: str) -> Option:
         raise UserError(f"{name!r} is ambiguous", f"one of: {', '.join(o.name for o in begins)}")
     if name.startswith("$") or name in ("var", "variable"):
         raise UserError(f"no option {name!r}", "registers and variables are GDB's to set: gdb set …")
-    close = difflib.get_close_matches(name, (*OPTIONS, *SPELLINGS), 1)
+    close = similar(name, (*OPTIONS, *SPELLINGS), 1)
     raise UserError(f"no option {name!r}", f"did you mean {close[0]}?" if close else "show lists them")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import re
@@ -20,6 +19,7 @@ from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Note, Report, escape
+from ptinspect.text import similar
 
 INSTEAD: Mapping[str, str] = {
     "add-symbol-file": "gdb add-symbol-file …",
@@ -71,7 +71,7 @@ INSTEAD: Mapping[str, str] = {
 
 
 RESULTS = "results"
-"""Name in Guest.kept of the last result of each command and the stop it belongs to, for `expect`."""
+"""Name in Guest.kept of the last report of each command and the stop it belongs to, for `expect`."""
 
 
 class State(Protocol):
@@ -246,7 +246,7 @@ class Registry:
         if used:
             names = ", ".join(sorted(" ".join(c) for c in candidates))
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
-        close = difflib.get_close_matches(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
+        close = similar(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
         hint = instead or (f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list")
         raise UserError(f"no command {words[0]!r}", hint)
 
@@ -288,13 +288,13 @@ def _system_errors() -> Iterator[None]:
 
 
 def _remember(guest: Guest, command: Command, report: Report) -> None:
-    """Keep the result of a command for `expect`; forget those that it may have made wrong."""
+    """Keep the report of a command for `expect`; forget those that it may have made wrong."""
     kept = guest.kept.setdefault(RESULTS, {})
     if command.changes:
         for old in [key for key in kept if key != "diff"]:
             del kept[old]
     if command.name != "expect":
-        kept[command.name] = (guest.stop_token, report.result)
+        kept[command.name] = (guest.stop_token, report)
 
 
 def _with_notices(guest: Guest, report: Report, changed: str) -> Report:

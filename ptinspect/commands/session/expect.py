@@ -263,7 +263,7 @@ def _answer(ctx: Context, name: str) -> Mapping[str, object]:
     kept = ctx.guest.kept.get(RESULTS)
     entry = kept.get(name) if isinstance(kept, dict) else None
     if entry is not None and (name == "diff" or entry[0] == ctx.guest.stop_token):
-        return entry[1]  # type: ignore[no-any-return]
+        return entry[1].result  # type: ignore[no-any-return]
     command = ctx.registry.commands[tuple(name.split())]
     if not command.expectable:
         raise UserError(
@@ -283,7 +283,7 @@ def expect_words(ctx: Context, before: Sequence[str]) -> Iterator[tuple[str, str
     kept = ctx.guest.kept.get(RESULTS)
     known: dict[str, object] = dict.fromkeys(_expectable(ctx))
     if isinstance(kept, dict):
-        known |= {name: result for name, (_, result) in kept.items()}
+        known |= {name: report.result for name, (_, report) in kept.items()}
     for name in sorted(known):
         words = name.split()
         if list(before) == words[: len(before)] and len(words) > len(before):
