@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 from ptinspect.arch.bits import mask
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import Columns, TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import (
     HIERARCHY_SHIFT,
     are_leaves,
     are_tables,
+    are_whole,
     next_tables,
     output_addresses,
 )
 from ptinspect.tables.window import Window
 
 MAX_VISITS = 262_144
-"""How many ways to reach a table are followed by default."""
+"""How many ways to reach a table are followed at each level, or four for each table if that is more."""
+NEIGHBOURS = 64
+"""Entries next to each other that lead to one table, from which on its content is given once."""
 HIERARCHY_MASK = np.uint64(0xF)
 
 Words = NDArray[np.uint64]
@@ -58,6 +61,21 @@ class _Visits(Columns):
     """0; else the row is of any level, and this many leaves are those of tables that repeat one page."""
 
 
+@dataclass(frozen=True)
+class Again:
+    """Entries that lead to one table, after a first one at which its content is given."""
+
+    va: int
+    """First address that the second of the entries translates."""
+    times: int
+    """How many there are after the first."""
+    span: int
+    """Bytes that each of them translates; the first one begins so much below `va`."""
+    level: int
+    """Level of the table."""
+    table_pa: int
+
+
 class Expansion:
     """Go through a snapshot by virtual address, shared tables at each address that reaches them."""
 
@@ -67,24 +85,28 @@ class Expansion:
         window: Window,
         pa_range: tuple[int, int] | None = None,
         levels: frozenset[int] | None = None,
-        max_visits: int = MAX_VISITS,
+        max_visits: int = 0,
         *,
         once: bool = False,
         repeated: bool = False,
     ) -> None:
         """Go through `window`; with `once`, a table once for each set of bits inherited, at its lowest va.
 
-        With `repeated`, tables all of whose entries are one page, or one such table, are one stretch.
+        With `repeated`, tables all of whose entries are one page, or one such table, are one stretch, and
+        what NEIGHBOURS lead to is given for the first of them; `again` has the others. `max_visits` is
+        MAX_VISITS by default.
         """
         self._snapshot = snapshot
         self._regime = snapshot.regime
         self._window = window
         self._pa_range = pa_range
         self._levels = frozenset(levels_of(self._regime)) if levels is None else levels
-        self._max_visits = max_visits
+        self._max_visits = max_visits or max(MAX_VISITS, 4 * len(snapshot.tables))
         self._once = once and window.whole
         self._index = TableIndex(snapshot.tables)
         self._repeats = _Repeats(snapshot, self._index) if repeated and not once else None
+        self.again: list[Again] = []
+        """Ways that are not followed because the first of them shows what they lead to."""
         self.truncated = ""
         """Why not everything was followed; empty if it was."""
         self.unreadable = 0
@@ -130,15 +152,45 @@ class Expansion:
         if self._once:
             key = visits.row * (int(HIERARCHY_MASK) + 1) + visits.hierarchy
             visits = visits[np.sort(np.unique(key, return_index=True)[1])]
+        if self._repeats is not None:
+            visits = self._first_of_many(visits, level)
         if len(visits) > self._max_visits:
             self.truncated = f"more than {self._max_visits} ways to reach a level {level + 1} table"
         return visits[: self._max_visits]
 
+    def _first_of_many(self, visits: _Visits, level: int) -> _Visits:
+        """Leave out, of many neighbours at `level` that lead to one table, all but the first."""
+        size = self._regime.entry_size(level)
+        alone = (visits.pages == 0) & self._window.covers(visits.va, size)
+        same = alone[1:] & alone[:-1] & (visits.va[:-1] + np.uint64(size) == visits.va[1:])
+        same &= (visits.row[:-1] == visits.row[1:]) & (visits.hierarchy[:-1] == visits.hierarchy[1:])
+        first = np.flatnonzero(np.concatenate([np.ones(min(len(visits), 1), dtype=np.bool_), ~same]))
+        many = np.diff(np.append(first, len(visits)))
+        kept = np.repeat(many < NEIGHBOURS, many)
+        kept[first] = True
+        for at, count in zip(*(each[many >= NEIGHBOURS].tolist() for each in (first, many)), strict=True):
+            table = int(self._snapshot.tables.pa[visits.row[at]])
+            self.again.append(Again(int(visits.va[at]) + size, count - 1, size, level + 1, table))
+        return visits[kept]
+
     def _stretches(self, visits: _Visits, raw: Words, level: int) -> Fragments:
         """Find the stretches in the tables of a chunk: raw has one row for each visit."""
+        if not self._window.whole or self._pa_range is not None:
+            return self._of_many(visits, raw, level)
+        whole = are_whole(raw, level, self._regime)
+        if not whole.any():
+            return self._of_many(visits, raw, level)
+        one = self._fragments(visits[whole], raw[whole, 0], np.zeros(1, dtype=np.intp), raw.shape[1], level)
+        if whole.all():
+            return one
+        return _in_order([one, self._of_many(visits[~whole], raw[~whole], level)])
+
+    def _of_many(self, visits: _Visits, raw: Words, level: int) -> Fragments:
+        """Find the stretches in tables that may have several."""
         regime = self._regime
         leaf = are_leaves(raw, level, regime)
         self._restrict(leaf, visits, raw, level)
+        alike = self._alike(visits, raw, leaf, level)
         low = mask(49 if regime.ds else 47, regime.shift(level))
         joined = (raw[:, 1:] - raw[:, :-1]) == np.uint64(regime.entry_size(level))
         joined &= leaf[:, 1:] & leaf[:, :-1]
@@ -147,16 +199,40 @@ class Expansion:
         first[:, 1:] &= ~joined
         last[:, :-1] &= ~joined
         row, slot = np.nonzero(first)
-        end = np.nonzero(last)[1]
-        start = raw[row, slot]
+        count = np.nonzero(last)[1] - slot + 1
+        found = self._fragments(visits[row], raw[row, slot], slot, count, level)
+        return _in_order([found, *alike])
+
+    def _alike(self, visits: _Visits, raw: Words, leaf: NDArray[np.bool_], level: int) -> list[Fragments]:
+        """Take NEIGHBOURS that are one page out of the leaves; return them as stretches."""
+        if self._repeats is None or level < LEVEL_LAST:
+            return []
+        same = leaf[:, 1:] & leaf[:, :-1] & (raw[:, 1:] == raw[:, :-1])
+        rows = np.flatnonzero(np.count_nonzero(same, axis=1) >= NEIGHBOURS - 1)
+        first, last = leaf[rows], leaf[rows]
+        first[:, 1:] &= ~same[rows]
+        last[:, :-1] &= ~same[rows]
+        row, slot = np.nonzero(first)
+        count = np.nonzero(last)[1] - slot + 1
+        many = count >= NEIGHBOURS
+        row, slot, count = rows[row[many]], slot[many], count[many]
+        for at, begin, length in zip(row.tolist(), slot.tolist(), count.tolist(), strict=True):
+            leaf[at, begin : begin + length] = False
+        found = self._fragments(visits[row], raw[row, slot], slot, count, level)
+        return [replace(found, again=~found.again)] if len(found) else []
+
+    def _fragments(
+        self, visits: _Visits, raw: Words, slot: Rows, count: NDArray[np.intp] | int, level: int
+    ) -> Fragments:
+        """Make stretches, each in a table of its own visit, of so many leaves from a slot on."""
         return Fragments(
             level=level,
-            va=entry_addresses(visits.va[row], slot, level, regime),
-            pa=output_addresses(start, level, regime),
-            count=end - slot + 1,
-            raw=start,
-            hierarchy=visits.hierarchy[row],
-            again=np.zeros(row.shape, dtype=np.bool_),
+            va=entry_addresses(visits.va, slot, level, self._regime),
+            pa=output_addresses(raw, level, self._regime),
+            count=np.broadcast_to(count, raw.shape).astype(np.int64),
+            raw=raw,
+            hierarchy=visits.hierarchy,
+            again=np.zeros(raw.shape, dtype=np.bool_),
         )
 
     def _with_repeated(self, found: Fragments, alike: _Visits) -> Fragments:
@@ -183,8 +259,7 @@ class Expansion:
             hierarchy=alike.hierarchy,
             again=np.ones(len(alike), dtype=np.bool_),
         )[kept]
-        both = Fragments.joined([found, more])
-        return both[np.argsort(both.va, kind="stable")]
+        return _in_order([found, more])
 
     def _restrict(self, leaf: NDArray[np.bool_], visits: _Visits, raw: Words, level: int) -> None:
         """Clear the flags of leaves outside the wanted virtual and physical addresses."""
@@ -210,6 +285,14 @@ class Expansion:
         hierarchy = visits.hierarchy[links.row] | _handed_down(links.raw, regime)
         found = _Visits(links.child, links.va, hierarchy, np.zeros(len(links), dtype=np.int64))
         return found if self._repeats is None else self._repeats.folded(found, level)
+
+
+def _in_order(parts: list[Fragments]) -> Fragments:
+    """Join stretches in order of va."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = Fragments.joined(parts)
+    return joined[np.argsort(joined.va, kind="stable")]
 
 
 def _handed_down(raw: Words, regime: Regime) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ptinspect.analysis.expand import MAX_VISITS, Expansion, Fragments
+from ptinspect.analysis.expand import Again, Expansion, Fragments
 from ptinspect.arch.bits import PhysAddr, VirtAddr, align_up
 from ptinspect.arch.descriptor import Attributes, decode
 from ptinspect.arch.levels import levels_of
@@ -69,8 +69,8 @@ class MapFilter:
     """Join leaves that follow each other in VA but not in PA."""
     max_runs: int = MAX_RUNS
     """List no more than this."""
-    max_visits: int = MAX_VISITS
-    """Follow no more than this many ways to reach a table, at each level."""
+    max_visits: int = 0
+    """Follow no more than this many ways to reach a table, at each level; 0: expand.MAX_VISITS."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,36 @@ class Run:
         return self.count * self.leaf_size
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Describe neighbours that lead to one table, all but the first, whose runs are listed."""
+
+    va_start: VirtAddr
+    """First address of the second."""
+    va_end: VirtAddr
+    """Last address of the last."""
+    as_at: VirtAddr
+    """First address of the first: each of the others maps what it maps."""
+    times: int
+    """How many there are, the first not counted."""
+    span: int
+    """Bytes of addresses that each has."""
+    level: int
+    """Level of the table."""
+    table_pa: PhysAddr
+    region: str
+    """Name of the region that it lies in; empty if unknown."""
+
+
+class Runs(Bounded[Run]):
+    """Runs, and what repeats some of them."""
+
+    def __init__(self, items: Iterable[Run], truncated: str, repeats: Sequence[Repeat]) -> None:
+        super().__init__(items, truncated)
+        self.repeats = repeats
+        """In order of va."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stretches(Columns):
     """Fragments that the filter accepts."""
@@ -129,8 +159,11 @@ def runs(
     chosen: MapFilter | None = None,
     regions: RegionNamer | None = None,
     edges: Sequence[int] = (),
-) -> Bounded[Run]:
+) -> Runs:
     """List runs of leaves in order of va, a shared table at each address that reaches it.
+
+    Where many neighbours lead to one table (expand.NEIGHBOURS), its runs are listed for the first of them,
+    and `repeats` of the result has the others: KASAN's zero shadow while the rewrite is in it.
 
     Adjacent leaves are joined if size, attributes, permissions and, unless `merge_pa`, the step in
     physical addresses agree, or tables repeat one page in all their entries; also across tables, but not
@@ -159,7 +192,22 @@ def runs(
     found = _by_region(_runs(joined, kinds, namer, wanted.max_runs), namer, edges)
     if collector.full or max(len(joined), len(found)) > wanted.max_runs:
         reasons.append(f"only the first {wanted.max_runs} runs are listed")
-    return Bounded(found[: wanted.max_runs], "; ".join(reason for reason in reasons if reason))
+    repeats = _repeats(expansion.again, joined, namer)
+    return Runs(found[: wanted.max_runs], "; ".join(reason for reason in reasons if reason), repeats)
+
+
+def _repeats(again: Sequence[Again], joined: Stretches, namer: RegionNamer) -> list[Repeat]:
+    """Return those of the repeats at whose first address something is listed."""
+    ends = joined.va + (joined.span - np.uint64(1))
+    found = []
+    for each in sorted(again, key=lambda each: each.va):
+        first = each.va - each.span
+        at = int(np.searchsorted(ends, np.uint64(first)))
+        if at < len(joined) and int(joined.va[at]) < each.va:
+            end = VirtAddr(each.va + each.times * each.span - 1)
+            where = VirtAddr(each.va), end, VirtAddr(first), each.times, each.span, each.level
+            found.append(Repeat(*where, PhysAddr(each.table_pa), namer(each.va)))
+    return found
 
 
 @dataclass(frozen=True)

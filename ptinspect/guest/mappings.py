@@ -21,7 +21,7 @@ from ptinspect.guest.roots import Tables, source
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup
     from ptinspect.analysis.find import Hit
-    from ptinspect.analysis.map import MapFilter, Run
+    from ptinspect.analysis.map import MapFilter, Repeat, Run
     from ptinspect.snapshot.model import Snapshot
 
 Item = TypeVar("Item")
@@ -37,6 +37,8 @@ class Listed(Generic[Item]):
     """What was found, in order."""
     truncated: str = ""
     """Why it is not all; empty if it is."""
+    repeats: Sequence[Repeat] = ()
+    """Runs are also where these say."""
 
 
 def runs_of(guest: Guest, tables: Tables, wanted: MapFilter, levels: Sequence[int | str] = ()) -> Listed[Run]:
@@ -46,7 +48,7 @@ def runs_of(guest: Guest, tables: Tables, wanted: MapFilter, levels: Sequence[in
     snapshot, wanted = _chosen(guest, tables, wanted, levels)
     namer, layout = names_of(snapshot)
     found = runs(snapshot, wanted, namer, layout.edges)
-    return Listed(snapshot, found, found.truncated)
+    return Listed(snapshot, found, found.truncated, found.repeats)
 
 
 def mixed_groups_of(

@@ -162,9 +162,9 @@ def place_of(tables: Tables, row: int, slot: int, regime: Regime) -> tuple[VirtA
     return VirtAddr(va), PhysAddr(int(tables.pa[row]) + 8 * slot)
 
 
-def parts(count: int, tables: Tables, words: int = CHUNK_WORDS) -> Iterator[slice]:
-    """Cut so many rows into parts of at most so many descriptors, of one row at least."""
-    step = max(words // tables.raw.shape[1], 1)
+def parts(count: int, tables: Tables, words: int | None = None) -> Iterator[slice]:
+    """Cut rows into parts of at most so many descriptors (CHUNK_WORDS), of one row at least."""
+    step = max((words or CHUNK_WORDS) // tables.raw.shape[1], 1)
     for start in range(0, count, step):
         yield slice(start, start + step)
 

@@ -190,6 +190,22 @@ def test_map_to_people(ctx: Context, tree: TreeBuilder) -> None:
     assert "nothing is mapped" in text(run(ctx, "map --el0 rwx"))
 
 
+def test_map_has_one_line_for_a_table_that_many_entries_lead_to(ctx: Context, tree: TreeBuilder) -> None:
+    for number in range(1, 101):
+        tree.share(0xFFFF_0000_0000_0000 + (number << 21), 2, 0xFFFF_0000_0000_0000)
+    report = run(ctx, "map")
+    (again,) = report.result["repeats"]
+    assert (again["va_start"], again["as_at"]) == ("0xffff000000200000", "0xffff000000000000")
+    assert (again["times"], again["span"], again["level"]) == (100, 2 << 20, 3)
+    assert report.result["complete"] and len(report.result["runs"]) == 3
+    shown = text(report).splitlines()
+    line = next(i for i, line in enumerate(shown) if line.startswith("0xffff000000200000"))
+    assert shown[line - 1].startswith("0xffff000000000000")
+    table = tree.table_at(0xFFFF_0000_0000_0000, 3, create=False)
+    assert f"table {table:#x}  200M  100x2M" in shown[line] and "as at 0xffff000000000000" in shown[line]
+    assert text(run(ctx, "map --limit 1")).count("0xffff000000200000") == 0
+
+
 def test_map_limits_the_screen_and_says_so(ctx: Context) -> None:
     report = run(ctx, "map --limit 1")
     assert "only the first 1 runs are listed" in text(report)

@@ -32,7 +32,7 @@ from ptinspect.output.table_heads import RootResult, heads, root_note, root_resu
 
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup
-    from ptinspect.analysis.map import Run
+    from ptinspect.analysis.map import Repeat, Run
 
 SHOWN = 200
 """Runs shown unless --limit is given."""
@@ -64,11 +64,26 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class RepeatResult:
+    """Neighbours that lead to one table, after a first one whose runs are listed."""
+
+    va_start: VirtAddr
+    va_end: VirtAddr
+    as_at: VirtAddr
+    times: int
+    span: int
+    level: int
+    table_pa: PhysAddr
+    region: str
+
+
+@dataclass(frozen=True)
 class MapResult:
     """What is mapped."""
 
     root: RootResult
     runs: Sequence[RunResult]
+    repeats: Sequence[RepeatResult]
     truncated: str
     complete: bool
     snapshot: str
@@ -150,7 +165,8 @@ def letters(text: str) -> str:
     needs=Needs.STOPPED_UNLESS_SNAP,
     details="Only the tables of RANGE and of the chosen levels are read. --bar draws them in characters, "
     "one for each entry; --against shows what changed. `all` after a physical address: every leaf leads "
-    "there; `…`: the others lead elsewhere. --mixed lists contiguous groups whose entries "
+    "there; `…`: the others lead elsewhere. A table that many neighbours lead to is listed for the first; "
+    "one line has the others. --mixed lists contiguous groups whose entries "
     "differ in AF, or in whether they are dirty: the CPU may set these one by one.",
 )
 def show_map(
@@ -204,15 +220,19 @@ def show_map(
 
 def _runs_report(found: Listed[Run], shown: int) -> Report:
     """List runs; `shown` limits the rows, not the result."""
+    from ptinspect.analysis.map import Run
+
     snapshot, runs, regime = found.snapshot, found.items, found.snapshot.regime
     result = MapResult(
         root=root_result(snapshot.root),
         runs=[_run(run, regime) for run in runs],
+        repeats=[RepeatResult(**vars(each)) for each in found.repeats],
         truncated=found.truncated,
         complete=not found.truncated,
         snapshot=snapshot.name,
     )
-    regions = len({run.region for run in runs}) > 1
+    listed: list[Run | Repeat] = sorted([*runs, *found.repeats], key=lambda each: each.va_start)
+    regions = len({each.region for each in listed}) > 1
     columns = [
         Column("from"),
         Column("leads to pa", "right"),
@@ -229,10 +249,13 @@ def _runs_report(found: Listed[Run], shown: int) -> Report:
         *regime_notes(regime),
         Table(
             columns,
-            [_row(run, regions, regime) for run in runs[:shown]],
+            [
+                _row(each, regions, regime) if isinstance(each, Run) else _repeat(each, regions, regime)
+                for each in listed[:shown]
+            ],
             empty="nothing is mapped there that passes the filters",
         ),
-        *more(len(runs) - shown, "runs"),
+        *more(len(listed) - shown, "runs"),
     ]
     if found.truncated:
         body.append(Note(f"incomplete: {found.truncated}", "bad"))
@@ -267,6 +290,19 @@ def _row(run: Run, regions: bool, regime: Regime) -> list[Cell]:
         Styled("nG", "changed") if run.attributes.ng else "",
         _unusual(run.attributes),
         *([escape(run.region)] if regions else []),
+    ]
+
+
+def _repeat(each: Repeat, regions: bool, regime: Regime) -> list[Cell]:
+    """Return the row of the table's other addresses."""
+    return [
+        Styled(f"{each.va_start:#018x}", "address"),
+        f"table {each.table_pa:#x}",
+        size_text(each.times * each.span),
+        f"{each.times}x{size_name(each.span)}",
+        *[""] * (2 if regime.name == "EL2" else 3),
+        f"as at {each.as_at:#x}",
+        *([escape(each.region)] if regions else []),
     ]
 
 
