@@ -25,7 +25,7 @@ BELOW = {
     "processes": set(),
     "arch": {"errors"},
     "memory": {"errors", "arch"},
-    "tables": {"errors", "arch", "memory"},
+    "tables": {"errors", "files", "arch", "memory"},
     "snapshot": {"errors", "files", "text", "arch", "memory", "tables"},
     "analysis": {"errors", "arch", "memory", "tables", "snapshot"},
     "linux": {

@@ -20,8 +20,6 @@ from ptinspect.text import escape
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Meta, Snapshot
 
-MAX_TABLES = 262_144
-"""Tables that a capture stops after: 1 GiB of them at 4K."""
 FEW = 4
 """Tables that cannot be read and prove nothing yet."""
 
@@ -33,7 +31,7 @@ def capture_snapshot(
     *,
     va_range: tuple[int, int] | None = None,
     max_level: int = LEVEL_LAST,
-    max_tables: int = MAX_TABLES,
+    max_tables: int | None = None,
     note: str = "",
     extra: Mapping[str, str] | None = None,
 ) -> Snapshot:
@@ -81,7 +79,7 @@ def snap(
     tables: Tables,
     *,
     va_range: tuple[int, int] | None = None,
-    max_tables: int = MAX_TABLES,
+    max_tables: int | None = None,
     note: str = "",
     replace: bool = False,
 ) -> Snapshot:

@@ -40,11 +40,12 @@ from ptinspect.errors import SnapshotError, UserError
 from ptinspect.files import replacing
 from ptinspect.snapshot import document
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables import storage
 from ptinspect.tables.index import Tables
 
 MAX_FILE_BYTES = 1 << 30
 """Largest file that `load` opens by default."""
-MAX_TABLE_BYTES = 2 << 30
+MAX_TABLE_BYTES = storage.MOST
 """Largest size of all tables together, uncompressed."""
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_HEADER_BYTES = 4096
@@ -162,7 +163,7 @@ def _tables(archive: _Archive, max_table_bytes: int, regime: Regime, root_pa: in
     most = max_table_bytes // regime.granule
     level = archive.array("level", "|i1", (None,), most)
     count = level.shape[0]
-    raw = np.zeros((count, words), dtype="<u8")
+    raw = storage.zeros(count, words).view("<u8")
     columns = raw.view(np.uint8).reshape(-1, 8)
     with archive.member("planes", "|u1", (8, count, words), max_table_bytes) as (_, pieces):
         done = 0

@@ -12,12 +12,12 @@ from ptinspect.dataclass import dataclass
 from ptinspect.memory.source import PhysicalMemory, has_rows, read_rows
 from ptinspect.tables.index import Tables
 from ptinspect.tables.kinds import are_tables, next_tables
+from ptinspect.tables.storage import most_bytes, zeros
 from ptinspect.tables.window import Window
 
 Progress = Callable[[int, int], None]
 """Called with the number of tables read, and the number known to exist so far."""
 
-MAX_TABLES = 262_144
 BATCH_BYTES = 512 << 10
 """At most this much is read by `read_tables` in one call: it stays in the cache until it is put in order."""
 SCATTER_BYTES = 16 << 20
@@ -60,26 +60,28 @@ def capture(
     *,
     va_range: tuple[int, int] | None = None,
     max_level: int = LEVEL_LAST,
-    max_tables: int = MAX_TABLES,
+    max_tables: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tables, str]:
     """Read all tables reachable from `root_pa`, each one once per level, however they loop.
 
     `va_range` (both ends included) and `max_level` limit what is followed; `max_tables` bounds the
-    number of rows, of which the lowest addresses are kept. Returns the tables and why they are not
-    complete (empty if they are; `va_range` is not a reason). A table that cannot be read is a row that is
-    not `readable`. Raises UserError if `va_range` lies outside the regime's half, TargetError if the link
-    to the guest failed, and what `progress` raises.
+    number of rows, of which the lowest addresses are kept; by default there are as many as storage has
+    room for. Returns the tables and why they are not complete (empty if they are; `va_range` is not a
+    reason). A table that cannot be read is a row that is not `readable`. Raises UserError if `va_range`
+    lies outside the regime's half, or the disk is full, TargetError if the link to the guest failed, and
+    what `progress` raises.
     """
     window = Window.of(va_range, regime)
+    most = max(max_tables or most_bytes() // regime.granule, 1)
     last_level = max(min(max_level, LEVEL_LAST), regime.start_level)
     reached = _Reached(np.array([root_pa], dtype=np.uint64), np.array([int(regime.va_min)], dtype=np.uint64))
     parts = _Parts(regime, last_level)
     truncated = ""
     for level in range(regime.start_level, last_level + 1):
-        plan = _plan(reached, max(max_tables, 1) - parts.total)
+        plan = _plan(reached, most - parts.total)
         if plan.dropped:
-            truncated = f"more than {max_tables} tables: stopped at level {level}"
+            truncated = f"more than {most} tables: stopped at level {level}"
         raw = parts.add(level, plan)
         rows = raw, parts.readable[-1]
         _read(memory, plan, rows, size=regime.entries(level) * 8, progress=progress, known=parts.total)
@@ -88,9 +90,9 @@ def capture(
         reached = _below(raw, plan, reached, level=level, regime=regime, window=window)
         if level == last_level and len(reached) and not truncated:
             truncated = f"levels below {last_level} were not asked for"
-        if not len(reached) or parts.total >= max_tables:
+        if not len(reached) or parts.total >= most:
             if len(reached) and not truncated:
-                truncated = f"more than {max_tables} tables: stopped at level {level + 1}"
+                truncated = f"more than {most} tables: stopped at level {level + 1}"
             break
     return parts.tables(), truncated
 
@@ -112,7 +114,7 @@ class _Parts:
         """Make room for one level; returns the array to fill, shape (tables, granule / 8)."""
         first, self.total = self.total, self.total + len(plan)
         if level == self._last_level:
-            self._final = np.empty((self.total, self._width), dtype=np.uint64)
+            self._final = zeros(self.total, self._width)
             np.concatenate([*self._raw, self._final[:0]], out=self._final[:first])
             raw = self._final[first:]
         else:

@@ -11,7 +11,6 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
-from ptinspect.guest.capturing import MAX_TABLES
 from ptinspect.guest.capturing import snap as capture
 from ptinspect.guest.expression import Address, Range
 from ptinspect.guest.guest import Guest
@@ -88,9 +87,8 @@ class SnapshotsResult:
         argument(
             "--max-tables",
             type=arguments.whole(1, 1 << 24),
-            default=MAX_TABLES,
             metavar="N",
-            help=f"stop after so many tables (default {MAX_TABLES}, which is 1 GiB of tables)",
+            help="stop after so many tables (default: 16 GiB of them, or what half of the free disk holds)",
         ),
         REPLACE,
     ),
@@ -109,7 +107,7 @@ def snap(
     regime: str | None,
     cpu: int | None,
     note: str,
-    max_tables: int,
+    max_tables: int | None,
     replace: bool,
 ) -> Report:
     """Capture the tree under the root."""
