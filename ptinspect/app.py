@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -109,23 +108,24 @@ class Signals:
 
 
 def _main(arguments: list[str], signals: Signals) -> int:
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except UserError as error:
+        from ptinspect.repl.printer import Printer
+
+        Printer(json="--json" in arguments).error("", error)
+        return error.exit_code
+    if options.help or options.version:
+        parser.epilog = _epilog() if options.help else ""
+        sys.stdout.write(parser.format_help() if options.help else f"ptinspect {__version__}\n")
+        return EXIT_OK
     from ptinspect.commands.framework.context import Context
     from ptinspect.commands.framework.registry import build_registry
     from ptinspect.guest.guest import Guest
     from ptinspect.repl.printer import Printer
 
     registry = build_registry()
-    parser = _parser()
-    json = "--json" in arguments
-    try:
-        options = parser.parse_args(arguments)
-    except UserError as error:
-        Printer(json=json).error("", error)
-        return error.exit_code
-    if options.help or options.version:
-        parser.epilog = _epilog(registry)
-        sys.stdout.write(parser.format_help() if options.help else f"ptinspect {__version__}\n")
-        return EXIT_OK
     printer = Printer(json=options.json, colour=options.colour)
     _configure(printer)
     ctx = Context(
@@ -158,7 +158,7 @@ def _configure(printer: Printer) -> None:
     """Take over the configuration file; one that cannot be used is one line, and the defaults hold."""
     from ptinspect import config
 
-    path = config.config_file()
+    path = config.location()
     try:
         for wrong in printer.options.take(config.read(path), "file"):
             printer.say(f"ptinspect: {path}: {escape(wrong)}: the default holds")
@@ -191,8 +191,6 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace, signals: S
 
 def _work(player: Player, options: argparse.Namespace, statements: list[Statement]) -> int:
     """Attach if that is wanted; run the statements, or what comes through a pipe, or the prompt."""
-    from ptinspect.script.parse import parse
-
     ctx, printer = player.ctx, player.printer
     if options.gdb is not None:
         code = _attach(ctx, printer, options.gdb, quiet=bool(statements))
@@ -206,6 +204,8 @@ def _work(player: Player, options: argparse.Namespace, statements: list[Statemen
     if sys.stdin is None:
         raise UserError("there is no standard input to read commands from", "-c 'COMMAND', or -x FILE")
     if options.json or not sys.stdin.isatty():
+        from ptinspect.script.parse import parse
+
         return player.play(parse("stdin", _typed()))
     from ptinspect.repl.loop import Loop
 
@@ -217,12 +217,13 @@ def _work(player: Player, options: argparse.Namespace, statements: list[Statemen
 
 def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
     """Return what the process's arguments ask for. Raises UserError if a script cannot be used."""
-    from ptinspect.script.parse import parse_line
-    from ptinspect.script.shipped import open_script
     from ptinspect.script.statements import Line
 
     statements: list[Statement] = []
     for kind, text in options.work or ():
+        from ptinspect.script.parse import parse_line
+        from ptinspect.script.shipped import open_script
+
         statements.extend(open_script(text) if kind == "script" else [parse_line(text)])
     if options.command:
         statements.append(Line(join(ctx.registry, options.command)))
@@ -291,12 +292,16 @@ def join(registry: Registry, words: list[str]) -> str:
     return shlex.join(words)
 
 
-def _epilog(registry: Registry) -> str:
-    commands = [f"  {command.name:<16} {command.summary}" for command in registry]
+def _epilog() -> str:
+    from ptinspect.commands.framework.catalogue import catalogue
+
+    found = sorted(catalogue(), key=lambda entry: entry.words)
+    commands = [f"  {' '.join(entry.words):<16} {entry.summary}" for entry in found]
     return "\n".join(["commands (help COMMAND explains one):", *commands, "", EXIT_CODES])
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ptinspect.commands.framework.arguments import file
     from ptinspect.commands.framework.command import Parser
 
     parser = Parser(
@@ -311,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--help", "-h", action="store_true", help="show this and leave")
     add("--version", action="store_true", help="show the version and leave")
     add("--gdb", metavar="ADDR", help="attach to a gdbstub first: host:port, :port or a socket's path")
-    add("--kernel", metavar="FILE", type=Path, help="the guest's kernel: Image, vmlinuz, or vmlinux")
+    add("--kernel", metavar="FILE", type=file, help="the guest's kernel: Image, vmlinuz, or vmlinux")
     add(
         "-c", dest="work", action="append", metavar="'COMMAND'", type=_command, help="run it; may be repeated"
     )
@@ -337,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run it after a failure, while the guest is there",
     )
     add("--timeout", metavar="SECONDS", type=_seconds, help="end after that time, whatever runs")
-    add("--junit", metavar="FILE", type=Path, help="write a JUnit report of the commands")
+    add("--junit", metavar="FILE", type=file, help="write a JUnit report of the commands")
     add("--json", action="store_true", help="print one JSON object per command and line")
     add("--plain", dest="colour", action="store_false", default=None, help="no colours")
     add("--color", dest="colour", action="store_true", default=None, help="colours, even into a pipe")
@@ -369,7 +374,7 @@ def report_bug(printer: Printer, error: BaseException) -> None:
     import traceback
 
     last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    where = f" ({os.path.basename(last[0].filename)}:{last[0].lineno})" if last else ""  # noqa: PTH119
     sys.stderr.write("".join(traceback.format_exception(error)))
     printer.failure("", "bug", f"a bug in ptinspect: {type(error).__name__}: {error}{where}")
 

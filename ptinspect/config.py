@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptinspect.errors import UserError
 from ptinspect.files import replacing, user_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VARIABLE = "PTINSPECT_CONFIG"
 """Environment variable that names another file."""
@@ -15,21 +18,23 @@ MAX_BYTES = 1 << 20
 """A larger file is not a configuration."""
 
 
+def location() -> str:
+    """Return where the configuration file is, which need not be there."""
+    chosen = os.environ.get(VARIABLE)
+    return os.path.expanduser(chosen) if chosen else f"{user_directory('config')}/config.toml"  # noqa: PTH111
+
+
 def config_file() -> Path:
     """Return the path of the configuration file, which need not be there."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen:
-        try:
-            return Path(chosen).expanduser()
-        except RuntimeError:  # ~nobody
-            return Path(chosen)
-    return user_directory("config") / "config.toml"
+    from pathlib import Path
+
+    return Path(location())
 
 
-def read(path: Path) -> Mapping[str, object]:
+def read(path: Path | str) -> Mapping[str, object]:
     """Return the values in the file; none if there is no file. Raises UserError if it cannot be used."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 (a start is over before pathlib is imported)
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return {}

@@ -6,10 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, BinaryIO, Literal
+from typing import IO, TYPE_CHECKING, BinaryIO, Literal
 
 from ptinspect.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CACHE_VARIABLE = "PTINSPECT_CACHE"
 """Environment variable with the directory to use instead of the user's cache directory."""
@@ -17,11 +19,13 @@ CACHE_VARIABLE = "PTINSPECT_CACHE"
 
 def cache_directory() -> Path:
     """Return the directory of everything that ptinspect keeps for the user; it may not exist yet."""
+    from pathlib import Path
+
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).absolute() if chosen else user_directory("cache")
+    return Path(chosen or user_directory("cache")).absolute()
 
 
-def user_directory(kind: Literal["cache", "config", "state"]) -> Path:
+def user_directory(kind: Literal["cache", "config", "state"]) -> str:
     """Return the user's directory of one kind for ptinspect (XDG Base Directory Specification 0.8)."""
     variable, usual = {
         "cache": ("XDG_CACHE_HOME", "~/.cache"),
@@ -29,7 +33,7 @@ def user_directory(kind: Literal["cache", "config", "state"]) -> Path:
         "state": ("XDG_STATE_HOME", "~/.local/state"),
     }[kind]
     chosen = os.environ.get(variable, "")
-    return Path(chosen if chosen.startswith("/") else os.path.expanduser(usual)) / "ptinspect"  # noqa: PTH111
+    return f"{chosen if chosen.startswith('/') else os.path.expanduser(usual)}/ptinspect"  # noqa: PTH111
 
 
 def open_input(path: Path) -> BinaryIO:
@@ -49,6 +53,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     A device or FIFO is not replaced, but written to. Raises UserError if it cannot be written.
     """
     import tempfile
+    from pathlib import Path
 
     try:
         if path.exists() and not path.is_file() and not path.is_dir():

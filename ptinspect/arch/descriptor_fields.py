@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.descriptor import BIT11, SOFTWARE_BITS, Attributes, Descriptor, Kind
 from ptinspect.arch.permissions import field, field_text
 from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
 
 _SOFTWARE_ERAS: dict[int, str] = {
     55: "Linux PTE_DIRTY: written to, as software keeps it",
@@ -18,7 +17,8 @@ _SOFTWARE_ERAS: dict[int, str] = {
 }
 
 
-class Field(NamedTuple):
+@dataclass(frozen=True)
+class Field:
     """Explain one field of a descriptor."""
 
     name: str

@@ -144,7 +144,7 @@ def cells_of(matrix: Sequence[str]) -> tuple[Cell, ...]:
     axes: dict[str, list[str]] = {}
     for text in matrix:
         key, equals, values = text.partition("=")
-        if not equals or not NAME.fullmatch(key):
+        if not equals or not re.fullmatch(NAME, key):
             raise UserError(f"{text!r} is not part of a matrix", "--matrix cpu=a57,max mem=512,1024")
         if key in axes:
             raise UserError(f"{key} stands twice in the matrix", f"{key}=VALUE,VALUE")

@@ -11,13 +11,13 @@ from ptinspect.errors import UserError
 
 ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET], or pa:0x… for a physical one"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_TERM = re.compile(r"\s*([+-]?)\s*([^\s+-]+)")
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?")
-_OF_SIZE = re.compile(r"(?<=[0-9a-f])/0x[0-9a-f]+(?: \[[^\s\]]+\])?$")
+_TERM = r"\s*([+-]?)\s*([^\s+-]+)"
+_SIZE = r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?"
+_OF_SIZE = r"(?<=[0-9a-f])/0x[0-9a-f]+(?: \[[^\s\]]+\])?$"
 """What the kernel prints after the offset into a function: its size, and its module (kernel/kallsyms.c)."""
-_FROM_TO = re.compile(r"(?:0x)?([0-9a-fA-F]{8,16})-(?:0x)?([0-9a-fA-F]{8,16})")
+_FROM_TO = r"(?:0x)?([0-9a-fA-F]{8,16})-(?:0x)?([0-9a-fA-F]{8,16})"
 """A range as the kernel's own lists have it: /proc/PID/maps, kernel_page_tables, /proc/iomem."""
-_NAME = re.compile(r"\$\w+|[A-Za-z_.][\w.$]*")
+_NAME = r"\$\w+|[A-Za-z_.][\w.$]*"
 
 
 class Names(Protocol):
@@ -123,15 +123,16 @@ def address(text: str) -> Address:
     `func+0x17c/0x200`, as a call trace has it, is that place in the function. Raises UserError.
     """
     physical = text.lower().startswith("pa:")
-    body = _OF_SIZE.sub("", text[3:] if physical else text)
+    body = re.sub(_OF_SIZE, "", text[3:] if physical else text)
     terms: list[Term] = []
+    term = re.compile(_TERM)
     position = 0
     while position < len(body):
-        match = _TERM.match(body, position)
+        match = term.match(body, position)
         if match is None or (terms and not match[1]) or (not terms and match[1] == "-"):
             break
         value = _term_value(match[2])
-        if value is None and not _NAME.fullmatch(match[2]):
+        if value is None and not re.fullmatch(_NAME, match[2]):
             break
         terms.append(Term(-1 if match[1] == "-" else 1, match[2], value))
         position = match.end()
@@ -149,7 +150,7 @@ def _term_value(text: str) -> int | None:
 
 def address_range(text: str) -> Range:
     """Read a range: `A..B`, `A-B` of two whole numbers, `A+LENGTH` or one address. Raises UserError."""
-    listed = _FROM_TO.fullmatch(text)
+    listed = re.fullmatch(_FROM_TO, text)
     first, dots, last = (f"0x{listed[1]}", "..", f"0x{listed[2]}") if listed else text.partition("..")
     if dots:
         start, end = address(first), address(last)
@@ -165,5 +166,5 @@ def address_range(text: str) -> Range:
 
 def parse_size(text: str) -> int | None:
     """Return the bytes of a size: 4096, 0x1000, 4K, 2M, 1G; None if it is none."""
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text)
     return int(match[1].replace("_", ""), 0) * _UNITS[match[2].upper()] if match else None

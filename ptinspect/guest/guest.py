@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
 from ptinspect.dataclass import replace as changed
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
-from ptinspect.link.session import Session
 from ptinspect.snapshot.fact_names import kernel_offset
 from ptinspect.text import escape
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ptinspect.link.qemu.machine import Qemu
+    from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.linux.running.guest_view import GuestView
@@ -287,6 +288,8 @@ class Guest:
         """
         if name in self.snapshots:
             return self.snapshots[name]
+        from pathlib import Path
+
         path = Path(name)
         if not path.is_file():
             raise self.no_snapshot(name)

@@ -159,7 +159,7 @@ class HostedGdb:
             raise TargetLost("GDB could not stop the guest", "QEMU may hang")
         if "stop" not in answer:
             error = str(answer.get("error") or QEMU_ENDED)
-            if not REFUSED.search(error):
+            if not re.search(REFUSED, error):
                 raise TargetLost(error)
             self.on_event("refused", {"text": error})
             return

@@ -66,7 +66,7 @@ class Detour:
 def directory() -> Path:
     """Return the directory of the journals and locks; it may not exist."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return (Path(chosen).absolute() if chosen else user_directory("state")) / "stubs"
+    return Path(chosen or user_directory("state")).absolute() / "stubs"
 
 
 def place(address: StubAddress) -> Path:

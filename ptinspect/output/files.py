@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptinspect.errors import UserError
 from ptinspect.files import replacing
-from ptinspect.output import json as json_output
 from ptinspect.output.model import Cell, Report, Table
 from ptinspect.output.text import render
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def write(report: Report, path: Path) -> None:
@@ -43,6 +44,7 @@ def text(report: Report) -> str:
 def to_csv(report: Report) -> str:
     """Return the report's tables as CSV (RFC 4180), an empty line between two tables."""
     import csv
+    import io
 
     out = io.StringIO()
     writer = csv.writer(out)
@@ -72,6 +74,13 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def to_json(report: Report) -> str:
+    """Return the report's result as JSON."""
+    from ptinspect.output.json import document
+
+    return document(report)
+
+
 def _tables(report: Report) -> list[Table]:
     return [part for part in report.body if isinstance(part, Table)]
 
@@ -88,7 +97,7 @@ def _escaped(value: str) -> str:
 
 FORMS: Mapping[str, Callable[[Report], str]] = {
     ".txt": text,
-    ".json": json_output.document,
+    ".json": to_json,
     ".csv": to_csv,
     ".md": to_markdown,
 }

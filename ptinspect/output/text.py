@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from ptinspect.dataclass import replace
@@ -152,6 +151,8 @@ def _width(text: str) -> int:
     """Return the columns that a text takes on a terminal (Unicode Standard Annex 11)."""
     if text.isascii():
         return len(text)
+    import unicodedata
+
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 

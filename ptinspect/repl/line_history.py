@@ -48,7 +48,7 @@ class LineHistory(History):
 
 def history_file() -> Path:
     """Return the file that keeps the history between runs."""
-    return user_directory("state") / "history"
+    return Path(user_directory("state")) / "history"
 
 
 def open_history(path: Path, size: int | None = None) -> History:

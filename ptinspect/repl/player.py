@@ -6,9 +6,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
@@ -22,10 +21,11 @@ from ptinspect.output.files import write_text
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Attempt, attempt
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
-from ptinspect.script.parse import parse_line
-from ptinspect.script.shipped import open_script
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LEAST_SECONDS = 0.1
 """What a command that goes on gets, however little is left of its time."""
@@ -195,6 +195,8 @@ class Player:
 
     def afterwards(self, commands: Iterable[str], seconds: float) -> None:
         """Run commands after a failure, as long as there is a guest to ask; what they say fails nothing."""
+        from ptinspect.script.parse import parse_line
+
         kept, self.outcomes, self._late = self.outcomes, None, ""
         try:
             with self.within(seconds):
@@ -336,6 +338,8 @@ class Player:
         given = words(path, self.variables)
         if len(given) != 1:
             raise UserError("source takes one file", "source session.pti")
+        from ptinspect.script.shipped import open_script
+
         statements = open_script(given[0])
         self.check(statements)
         return self._nested(statements)

@@ -9,14 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TextIO
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.files import open_input
-from ptinspect.output import json as json_output
-from ptinspect.output.files import write_text
 from ptinspect.output.model import Report, escape
 from ptinspect.output.text import paint, plain, render, terminal_size, wants_colour, wrap
 
@@ -125,6 +122,8 @@ class Printer:
     def _report(self, name: str, report: Report, line: str, place: str, page: bool) -> None:
         self.end_progress()
         if self.json:
+            from ptinspect.output import json as json_output
+
             self.out.write(json_output.answer(name, report, line, place) + "\n")
         else:
             width = terminal_size().columns if self.out.isatty() else 0
@@ -147,6 +146,8 @@ class Printer:
         self.end_progress()
         message = "\n".join(escape(part) for part in message.splitlines()) or kind
         if self.json:
+            from ptinspect.output import json as json_output
+
             where = f"{place}: " if place else ""
             self.out.write(json_output.failure(name, kind, where + message, hint, line, place=place) + "\n")
             self.out.flush()
@@ -185,6 +186,8 @@ class Printer:
         if shell:
             self._through(shell, text)
             return
+        from pathlib import Path
+
         path = Path(file).expanduser()
         try:
             with open_input(path) if append else io.BytesIO() as kept:
@@ -193,6 +196,8 @@ class Printer:
             pass
         except (OSError, ValueError) as error:
             raise UserError(f"cannot append to {path}: {error}") from error
+        from ptinspect.output.files import write_text
+
         write_text(path, text)
 
     def _through(self, shell: str, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
@@ -13,16 +13,19 @@ from ptinspect.files import open_input
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import LONGEST, NAME
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 MAX_BYTES = 1 << 20
 MAX_LINES = 20_000
 MAX_DEPTH = 8
-_REPEAT = re.compile(r"repeat\s+(?P<count>\S+?)(?:\s+as\s+(?P<name>\S+?))?\s*:(?:\s+(?P<body>.*))?")
-_ON_STOP = re.compile(r"on\s+stop\s+(?P<where>.+?):(?:\s+(?P<body>.*))?")
-_ON_FAILURE = re.compile(r"on\s+failure\s*:(?:\s+(?P<body>.*))?")
-_VAR = re.compile(r"var\s+(?P<name>\S+?)\s*=\s*(?P<value>.*)")
-_SOURCE = re.compile(r"source\s+(?P<path>.+)")
-_BLOCKS = re.compile(r"(repeat|on\s+stop|on\s+failure)\b")
-_OTHERS = re.compile(r"(var|source)(\s|$)")
+_REPEAT = r"repeat\s+(?P<count>\S+?)(?:\s+as\s+(?P<name>\S+?))?\s*:(?:\s+(?P<body>.*))?"
+_ON_STOP = r"on\s+stop\s+(?P<where>.+?):(?:\s+(?P<body>.*))?"
+_ON_FAILURE = r"on\s+failure\s*:(?:\s+(?P<body>.*))?"
+_VAR = r"var\s+(?P<name>\S+?)\s*=\s*(?P<value>.*)"
+_SOURCE = r"source\s+(?P<path>.+)"
+_BLOCKS = r"(repeat|on\s+stop|on\s+failure)\b"
+_OTHERS = r"(var|source)(\s|$)"
 
 
 def read_script(path: Path, name: str = "") -> tuple[Statement, ...]:
@@ -125,30 +128,30 @@ def _logical(name: str, lines: Iterable[str]) -> Iterator[_Logical]:
 
 def _statement(line: _Logical, cursor: _Cursor, depth: int) -> Statement:
     text = line.text
-    if found := _REPEAT.fullmatch(text):
+    if found := re.fullmatch(_REPEAT, text):
         counter = found["name"] or ""
-        if counter and not NAME.fullmatch(counter):
+        if counter and not re.fullmatch(NAME, counter):
             raise line.wrong(f"{counter!r} is not a name for a variable")
         body = _body(line, found["body"], cursor, depth)
         return Repeat(found["count"], counter, body, line.place)
-    if found := _ON_STOP.fullmatch(text):
+    if found := re.fullmatch(_ON_STOP, text):
         body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
         return OnStop(found["where"].strip(), body, line.place)
-    if found := _ON_FAILURE.fullmatch(text):
+    if found := re.fullmatch(_ON_FAILURE, text):
         body = () if found["body"] == "off" else _body(line, found["body"], cursor, depth)
         return OnFailure(body, line.place)
-    if found := _VAR.fullmatch(text):
-        if not NAME.fullmatch(found["name"]):
+    if found := re.fullmatch(_VAR, text):
+        if not re.fullmatch(NAME, found["name"]):
             raise line.wrong(f"{found['name']!r} is not a name for a variable")
         return Var(found["name"], found["value"], line.place)
-    if found := _SOURCE.fullmatch(text):
+    if found := re.fullmatch(_SOURCE, text):
         return Source(found["path"], line.place)
-    if _BLOCKS.match(text):
+    if re.match(_BLOCKS, text):
         raise line.wrong(
             f"{text!r} lacks its colon, or what belongs before it",
             "repeat 3: COMMAND; …   on stop NAME: COMMAND; …   or the commands below, indented",
         )
-    if _OTHERS.match(text):
+    if re.match(_OTHERS, text):
         raise line.wrong(f"{text!r} is not complete", "var NAME = VALUE   source FILE")
     return Line(text, line.place)
 

@@ -6,15 +6,16 @@ import contextlib
 import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import EXIT_OK, UserError
-from ptinspect.script.parse import parse
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import used
 from ptinspect.text import escape
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MOST = 10_000
 """Statements that are remembered for `record FILE --all`."""
@@ -114,6 +115,8 @@ def _same(statement: Statement) -> bool:
     """Tell whether a script can hold a statement: a backslash at its end would continue the line."""
     lines = lines_of(statement)
     try:
+        from ptinspect.script.parse import parse
+
         again = list(parse("", "\n".join(lines).splitlines()))
     except UserError:
         return False

@@ -47,7 +47,11 @@ def path_of(script: str) -> Path:
 
 def open_script(script: str) -> tuple[Statement, ...]:
     """Return the statements of a file, or of `@NAME`, a script of ptinspect's own. Raises UserError."""
-    return read_script(path_of(script).expanduser(), script if script.startswith("@") else "")
+    try:
+        path = path_of(script).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{script}: {error}") from error
+    return read_script(path, script if script.startswith("@") else "")
 
 
 def shipped_scripts() -> tuple[ShippedScript, ...]:

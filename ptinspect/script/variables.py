@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 from ptinspect.errors import UserError
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
+NAME = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*"
 """What may be the name of a variable."""
-_USE = re.compile(r"\$\{([^{}]*)\}")
+_USE = r"\$\{([^{}]*)\}"
 LONGEST = 65536
 """Longest line of a script, characters."""
 
@@ -18,7 +18,7 @@ LONGEST = 65536
 def definition(text: str) -> tuple[str, str]:
     """Split `NAME=VALUE`. Raises UserError if it is none."""
     name, equals, value = text.partition("=")
-    if not equals or not NAME.fullmatch(name.strip()):
+    if not equals or not re.fullmatch(NAME, name.strip()):
         raise UserError(f"{text!r} gives no variable a value", "--var NAME=VALUE, as in --var mem=1024")
     return name.strip(), value
 
@@ -65,7 +65,7 @@ def _uses(text: str) -> list[tuple[str, str | None]]:
 def _parts(use: str) -> tuple[str, str | None]:
     """Split what stands between the braces into the name and the default."""
     name, colon, default = use.partition(":-")
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise UserError(f"${{{use}}} names no variable", "${NAME}, ${NAME:-DEFAULT}; $${ is ${ itself")
     return name, default if colon else None
 
@@ -90,7 +90,7 @@ def _replace(text: str, value_of: Callable[[str], str]) -> str:
     at = 0
     while at < len(text):
         char = text[at]
-        use = _USE.match(text, at) if quote != "'" else None
+        use = re.compile(_USE).match(text, at) if quote != "'" else None
         if text.startswith("$${", at) and quote != "'":
             parts.append("${")
             at += 3

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fakes import declare
 
+from ptinspect.commands.framework.catalogue import catalogue
 from ptinspect.commands.framework.command import Command, Needs, argument
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import Registry, build_registry, declared
+from ptinspect.commands.framework.registry import Registry, build_registry
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 
@@ -121,11 +122,12 @@ def test_a_name_is_registered_once(registry: Registry) -> None:
 
 
 def test_the_catalogue_names_what_the_modules_register() -> None:
-    for module, names in declared().items():
-        alone = Registry()
-        alone.add_all(importlib.import_module(f"ptinspect.commands.{module}"))
-        found = ", ".join("=".join([c.name, *c.aliases]) for c in alone.commands.values())
-        assert sorted(found.split(", ")) == sorted(names.split(", "))
+    registry = build_registry()
+    for entry in catalogue():
+        command = registry.commands[entry.words]
+        assert (command.aliases, command.summary) == (entry.aliases, entry.summary)
+        assert command.handler.__module__ == f"ptinspect.commands.{entry.module}"
+    assert sorted(command.words for command in registry) == sorted(entry.words for entry in catalogue())
 
 
 def test_a_command_imports_its_own_module_only() -> None:
@@ -135,7 +137,7 @@ def test_a_command_imports_its_own_module_only() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
-    assert loaded & set(declared()) == {"run.breakpoints"}, run.stderr
+    assert loaded & {entry.module for entry in catalogue()} == {"run.breakpoints"}, run.stderr
 
 
 def test_looking_a_command_up_loads_it_and_counting_does_not() -> None:
@@ -145,7 +147,8 @@ def test_looking_a_command_up_loads_it_and_counting_does_not() -> None:
         loads.append(1)
         declare(registry, "far", answer, aliases=("f",))
 
-    registry.declare("far=f, farther", load)
+    registry.declare(("far",), ("f",), load)
+    registry.declare(("farther",), (), load)
     assert (len(registry.commands), ("far",) in registry.commands, loads) == (2, True, [])
     with pytest.raises(UserError, match="ambiguous"):
         registry.resolve(["fa"])
@@ -153,9 +156,9 @@ def test_looking_a_command_up_loads_it_and_counting_does_not() -> None:
     assert registry.split("f").command.name == "far" and registry.split("far").command.name == "far"
     assert loads == [1]
     with pytest.raises(ValueError, match="declared twice"):
-        registry.declare("other=f", load)
+        registry.declare(("other",), ("f",), load)
     with pytest.raises(ValueError, match="declared twice"):
-        registry.declare("far", load)
+        registry.declare(("far",), (), load)
 
 
 def test_no_alias_hides_a_command() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.levels import LEVEL_NAMES
@@ -14,6 +13,9 @@ from ptinspect.commands.framework.command import Argument, argument
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import ADDRESS_HELP, Address, address, address_range, parse_number, parse_size
 from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RANGE_HELP = "range: A..B (B not included), A+LENGTH, or one address"
 
@@ -92,6 +94,13 @@ def command_word(text: str) -> str:
     return text
 
 
+def file(text: str) -> Path:
+    """Read the path of a file."""
+    from pathlib import Path  # it takes longer to import than most commands to run
+
+    return Path(text)
+
+
 def register_name(text: str) -> str:
     """Read the name of a register, with or without `$`."""
     return text.removeprefix("$")
@@ -110,8 +119,8 @@ _KINDS: dict[object, str] = {
     command_word: "command",
     level: "level",
     register_name: "register",
+    file: "file",
     guest_name: "guest",
-    Path: "file",
 }
 
 
@@ -131,7 +140,9 @@ def completes(
 
 def completion_kind(action: argparse.Action) -> str:
     """Return what completes an argument: address, snapshot, command, file, or nothing."""
-    return _KINDS.get(action.type, "")
+    from pathlib import Path
+
+    return "file" if action.type is Path else _KINDS.get(action.type, "")
 
 
 CPU_NUMBER = completes("cpu", whole(0, 1023))

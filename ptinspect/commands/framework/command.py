@@ -171,8 +171,8 @@ def command(
 ) -> Callable[[Handler], Handler]:
     """Declare the decorated function as the command `name` (words separated by spaces).
 
-    `more` are further fields of Command. The name, and the aliases after it, are literals: the catalogue
-    reads them from the source to know which module holds which command without importing it.
+    `more` are further fields of Command. Name, aliases, group and summary are literals in this order: the
+    catalogue reads them from the source to know which module holds which command without importing it.
     """
 
     def declare(handler: Handler) -> Handler:

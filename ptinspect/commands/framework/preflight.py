@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
-from ptinspect.script.shipped import open_script
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, ScriptError, Source, Statement, Var
 from ptinspect.script.variables import needed, words
 
@@ -100,6 +99,8 @@ class Preflight:
             most = MAX_DEPTH if self.depth >= MAX_DEPTH else MOST_SCRIPTS
             raise UserError(f"more than {most} scripts within each other", "does one of them call itself?")
         if given[0] not in self._open:
+            from ptinspect.script.shipped import open_script
+
             self._open[given[0]] = open_script(given[0])
         self.depth += 1
         self.check(self._open[given[0]])

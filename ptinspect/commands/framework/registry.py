@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+from ptinspect.commands.framework.catalogue import catalogue
 from ptinspect.commands.framework.command import Call, Command, Needs
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
@@ -148,15 +146,12 @@ class Registry:
     commands: Commands = field(default_factory=Commands)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def declare(self, names: str, load: Callable[[], None]) -> None:
-        """Announce commands and their aliases, `quit=q=exit, kpti run`: `load` registers them when needed."""
-        for item in names.split(", "):
-            name, *aliases = item.split("=")
-            words = tuple(name.split())
-            if words in self.commands or self.aliases.keys() & set(aliases):
-                raise ValueError(f"command {item!r} is declared twice")
-            self.commands.declare(words, load)
-            self.aliases.update(dict.fromkeys(aliases, words))
+    def declare(self, words: tuple[str, ...], aliases: Sequence[str], load: Callable[[], None]) -> None:
+        """Announce a command: `load` registers it when it is needed."""
+        if words in self.commands or self.aliases.keys() & set(aliases):
+            raise ValueError(f"command {' '.join(words)!r}, or an alias of it, is declared twice")
+        self.commands.declare(words, load)
+        self.aliases.update(dict.fromkeys(aliases, words))
 
     def add(self, command: Command) -> None:
         """Store a command. Raises ValueError if its name or an alias is another one's."""
@@ -305,39 +300,13 @@ def _with_notices(guest: Guest, report: Report, changed: str) -> Report:
     return replace(report, body=(*report.body, *(Note(escape(text), "changed") for text in notices)))
 
 
-ROOMS = Path(__file__).parent.parent
-"""Every file in a folder beside this one may declare commands.
-
-Each must import cheaply: numpy, elftools, pygdbmi and prompt_toolkit only inside handlers.
-"""
-_DECLARED = re.compile(r'^@command\(\s*"([a-z ]+)"(?:,\s*aliases=\(([^)]*)\))?', re.M)
-_WORD = re.compile(r'"([^"]+)"')
-
-
-@cache
-def declared() -> Mapping[str, str]:
-    """Return the modules that declare commands, and the names in each: `quit=q=exit, kpti run`.
-
-    They are read from the source: a module is imported when one of its commands is wanted.
-    """
-    found = {}
-    for path in sorted(ROOMS.glob("*/*.py")):
-        names = ", ".join(_names(path.read_text("utf-8")))
-        if names:
-            found[f"{path.parent.name}.{path.stem}"] = names
-    return found
-
-
-def _names(source: str) -> Iterator[str]:
-    for name, aliases in _DECLARED.findall(source):
-        yield "=".join([name, *_WORD.findall(aliases)])
-
-
 def build_registry() -> Registry:
     """Return a registry with every command; its modules are imported as they are needed."""
     registry = Registry()
-    for module, names in declared().items():
-        registry.declare(names, Load(registry, module))
+    loads: dict[str, Load] = {}
+    for entry in catalogue():
+        load = loads.setdefault(entry.module, Load(registry, entry.module))
+        registry.declare(entry.words, entry.aliases, load)
     return registry
 
 

@@ -7,7 +7,6 @@ one too many with E22. Under TCG there is no limit. This module neither asks nor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Literal
@@ -20,9 +19,7 @@ LARGEST_AREA = 1 << 15
 and takes a hit in a larger area for one of the guest's own."""
 WORD = 8
 """Bytes that DBGWCR.BAS can choose from (Arm ARM D2.10.5)."""
-REFUSED = re.compile(
-    r"(?:Could not|Cannot) insert (?:hardware )?(?:breakpoint|watchpoint)|^Command aborted", re.IGNORECASE
-)
+REFUSED = r"(?i)(?:Could not|Cannot) insert (?:hardware )?(?:breakpoint|watchpoint)|^Command aborted"
 """What GDB prints if the stub refuses a breakpoint, at the moment when the guest should run."""
 
 
