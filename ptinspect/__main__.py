@@ -1,7 +1,12 @@
 """The process: `ptinspect` and `python -m ptinspect`."""
 
+import gc
+import os
 import signal
 import sys
+
+GARBAGE_AFTER = 20_000
+"""Objects made and kept before Python looks for garbage: a start makes many, and none of them is any."""
 
 
 def main() -> int:
@@ -19,9 +24,16 @@ def main() -> int:
             return 0
         except OSError:
             pass  # the long way says what is wrong
+    gc.set_threshold(GARBAGE_AFTER)
     from ptinspect.app import main as run
 
-    return run()
+    code = run()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except OSError:
+        return code
+    os._exit(code)  # all is closed and in order; Python would take itself apart for as long as a command runs
 
 
 if __name__ == "__main__":

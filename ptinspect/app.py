@@ -116,9 +116,12 @@ def _main(arguments: list[str], signals: Signals) -> int:
 
         Printer(json="--json" in arguments).error("", error)
         return error.exit_code
-    if options.help or options.version:
-        parser.epilog = _epilog() if options.help else ""
-        sys.stdout.write(parser.format_help() if options.help else f"ptinspect {__version__}\n")
+    if options.help:
+        parser.epilog, parser.formatter_class = _epilog(), argparse.RawDescriptionHelpFormatter
+        sys.stdout.write(parser.format_help())
+        return EXIT_OK
+    if options.version:
+        sys.stdout.write(f"ptinspect {__version__}\n")
         return EXIT_OK
     from ptinspect.commands.framework.context import Context
     from ptinspect.commands.framework.registry import build_registry
@@ -305,12 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     from ptinspect.commands.framework.command import Parser
 
     parser = Parser(
-        prog="ptinspect",
+        "ptinspect",
         usage="ptinspect [OPTIONS] [COMMAND ARGS…]   (no command: interactive)",
         description="Look at, snapshot and diff the translation tables of an arm64 Linux guest under QEMU.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--help", "-h", action="store_true", help="show this and leave")

@@ -16,8 +16,18 @@ PROGRAM = "ptinspect"
 """The program's own parser: its name stands in front of every error anyway."""
 
 
+class OneLine(argparse.HelpFormatter):
+    """Write usage in one line; argparse's own asks for the terminal's width at each argument."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=1 << 16)
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises UserError instead of leaving the process."""
+
+    def __init__(self, prog: str, **more: Any) -> None:
+        super().__init__(prog, formatter_class=OneLine, add_help=False, allow_abbrev=False, **more)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the usage as hint; for a misspelt option, with those that are meant."""
@@ -142,7 +152,7 @@ class Command:
 
     def parser(self) -> Parser:
         """Build the argument parser."""
-        parser = Parser(prog=self.name, description=self.summary, add_help=False, allow_abbrev=False)
+        parser = Parser(self.name, description=self.summary)
         groups: dict[str, Any] = {}
         for item in self.arguments:
             if item.one_of and item.one_of not in groups:

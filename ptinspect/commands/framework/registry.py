@@ -174,6 +174,10 @@ class Registry:
         """Go through the commands by name."""
         return iter(sorted(self.commands.values(), key=lambda c: c.words))
 
+    def beginning(self, words: tuple[str, ...]) -> list[Command]:
+        """Return the commands whose names begin with these words, by name."""
+        return [self.commands[name] for name in sorted(self.commands) if name[: len(words)] == words]
+
     def split(self, line: str) -> Words:
         """Find the command that `line` names, and split what follows; `~` is the user's directory.
 

@@ -114,13 +114,13 @@ def show_help(ctx: Context, *, words: list[str]) -> Report:
     try:
         command, used = ctx.registry.resolve(named)
     except UserError:
-        group = [c for c in ctx.registry if c.words[: len(named)] == named]
+        group = ctx.registry.beginning(named)
         if not group:
             raise
         return _list(group, f"Commands that begin with {' '.join(named)!r}")
     if used < len(named):
         raise UserError(f"no command {' '.join(named)!r}", f"help {command.name}")
-    group = [c for c in ctx.registry if c.words[: len(named)] == named and c is not command]
+    group = [c for c in ctx.registry.beginning(named) if c is not command]
     return explain(command, group)
 
 
