@@ -70,6 +70,16 @@ def _fields(cls: type) -> dict[str, _Field]:
     return {name: found for one in reversed(cls.__mro__) for name, found in _declared(one).items()}
 
 
+def is_dataclass(cls: type) -> bool:
+    """Tell whether a class is a dataclass, one of ours or the standard library's."""
+    return any("_declared_fields" in vars(one) for one in cls.__mro__) or hasattr(cls, _STANDARD)
+
+
+def field_names(cls: type) -> tuple[str, ...]:
+    """Return the names of the fields of a dataclass, those that it inherits first."""
+    return tuple(_fields(cls) or getattr(cls, _STANDARD))
+
+
 def _declare(cls: Any, frozen: bool, eq: bool, kw_only: bool) -> Any:
     """Give a class its methods, but for those that it has of its own."""
     declared = {}

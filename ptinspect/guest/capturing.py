@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ptinspect import __version__
@@ -149,6 +148,8 @@ def naming_facts(guest: Guest) -> dict[str, str]:
 
 
 def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> Meta:
+    from datetime import UTC, datetime
+
     from ptinspect.snapshot.model import Meta
 
     session = guest.stopped

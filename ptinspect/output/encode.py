@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Final, Literal, NewType, Union
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.dataclass import field_names, is_dataclass
 
 Hex = NewType("Hex", int)
 """A number that is shown as hexadecimal text: a raw descriptor, a register, an address of either kind."""
@@ -49,7 +50,7 @@ def encode(value: object, kind: object = object) -> Any:
     if type(value) in NAMES:
         return f"{value:#x}" if type(value) is int and _is_hex(kind) else value
     kind_of: type = type(value)
-    if hasattr(kind_of, "__dataclass_fields__"):
+    if is_dataclass(kind_of):
         return {
             name.rstrip("_"): encode(found, hint)
             for name, hint in hints(kind_of).items()
@@ -67,10 +68,8 @@ def encode(value: object, kind: object = object) -> Any:
 @cache
 def hints(kind: type) -> Mapping[str, object]:
     """Return the fields of a dataclass and their types, in order."""
-    from dataclasses import fields
-
     found = typing.get_type_hints(kind)
-    return {field.name: found[field.name] for field in fields(kind)}
+    return {name: found[name] for name in field_names(kind)}
 
 
 def _choices(kind: object) -> tuple[object, ...]:
@@ -114,7 +113,7 @@ def schema_of(kind: object) -> dict[str, Any]:
         return (
             {"type": "object", "additionalProperties": each} if mapping else {"type": "array", "items": each}
         )
-    if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _object(kind)
     return {"type": NAMES[kind]} if isinstance(kind, type) and kind in NAMES else {}
 

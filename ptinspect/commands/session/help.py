@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
 from ptinspect import __version__
@@ -11,7 +10,6 @@ from ptinspect.commands.framework.command import Command, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.output.json import SCHEMAS, schema_names
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
 GROUPS = ("Guest", "Run and stop", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
@@ -207,6 +205,8 @@ class VersionResult:
 )
 def version(ctx: Context) -> Report:
     """Say the version of ptinspect and of the Python that runs it, and where the scripts for GDB are."""
+    import platform
+
     from ptinspect.link.gdb.agent import script_path
 
     scripts = str(script_path().with_name("ptinspect.py"))
@@ -217,6 +217,7 @@ def version(ctx: Context) -> Report:
 
 def formats_report() -> Report:
     """Say which formats there are."""
+    from ptinspect.output.json import SCHEMAS, schema_names
     from ptinspect.output.rows import COLUMNS
 
     known = schema_names()
