@@ -15,7 +15,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ptinspect import __version__
-from ptinspect.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, PtinspectError, UserError
+from ptinspect.errors import (
+    EXIT_BUG,
+    EXIT_CONNECT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TARGET,
+    EXIT_USAGE,
+    PtinspectError,
+    UserError,
+)
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
     from ptinspect.repl.printer import Printer
     from ptinspect.script.statements import Statement
 
+CANNOT_TELL = 125
+"""What --bisect makes of an error that is no verdict on the kernel."""
 EXIT_PIPE = 141
 """Ended because nobody reads the output any more, as a shell counts it."""
 
@@ -154,7 +165,15 @@ def _main(arguments: list[str], signals: Signals) -> int:
     finally:
         signals.closing = True
         code = _close(ctx, printer) or code
-    return code
+    return for_bisect(code) if options.bisect else code
+
+
+def for_bisect(code: int) -> int:
+    """Return the exit code with which `git bisect run` is told that a run cannot tell good from bad.
+
+    Source: git-bisect(1): 125 skips the commit, 1 to 127 are bad, all above ends the bisection.
+    """
+    return CANNOT_TELL if code in (EXIT_USAGE, EXIT_TARGET, EXIT_CONNECT, EXIT_BUG) else code
 
 
 def _configure(printer: Printer) -> None:
@@ -342,6 +361,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run it after a failure, while the guest is there",
     )
     add("--timeout", metavar="SECONDS", type=_seconds, help="end after that time, whatever runs")
+    add("--bisect", action="store_true", help="for git bisect run: exit code 125 instead of 2, 3, 4 and 70")
     add("--junit", metavar="FILE", type=file, help="write a JUnit report of the commands")
     add("--json", action="store_true", help="print one JSON object per command and line")
     add("--plain", dest="colour", action="store_false", default=None, help="no colours")

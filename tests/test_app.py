@@ -72,6 +72,14 @@ def test_exit_codes(arguments: list[str], code: int, word: str) -> None:
         assert 1 <= len(done.stderr.splitlines()) <= 4
 
 
+@pytest.mark.parametrize(
+    ("command", "code"), [("version", 0), ("shell exit 3", 1), ("nonsense", 125), ("walk 0x10", 125)]
+)
+def test_what_git_bisect_is_told(command: str, code: int) -> None:
+    assert run("--bisect", "-c", command).returncode == code
+    assert app.for_bisect(130) == 130
+
+
 def test_errors_are_json_too() -> None:
     done = run("--json", "-c", "version", "-c", "walk 0x10")
     assert done.returncode == 2
