@@ -56,6 +56,17 @@ class FakeSlots(HardwareSlots):
             raise OutOfSlots("too few", "delete 1")
 
 
+class FakeEscort:
+    """Takes no thread: what the steward wants is done when the guest is to run."""
+
+    def __init__(self) -> None:
+        self.steward: Any = None
+
+    def depart(self) -> None:
+        if self.steward is not None:
+            self.steward.depart()
+
+
 @dataclass
 class FakeSession:
     """Behave like a session; what was asked of it is in `calls`."""
@@ -82,6 +93,8 @@ class FakeSession:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     listeners: list[Callable[..., None]] = field(default_factory=list)
     on_wait: Callable[[], Stop] | None = None
+    reserved: int = 0
+    escort: Any = field(default_factory=FakeEscort)
 
     @property
     def cpu_count(self) -> int:
@@ -109,12 +122,19 @@ class FakeSession:
 
     def set_breakpoint(self, address: int, **options: Any) -> Breakpoint:
         self.calls.append(("break", address, options))
-        found = Breakpoint(len(self.breakpoints) + 1, address)
+        number = 1 + max((b.id for b in self.breakpoints), default=0)
+        found = Breakpoint(number, address)
         self.breakpoints = (*self.breakpoints, found)
         return found
 
     def delete_breakpoint(self, number: int) -> None:
         self.breakpoints = tuple(b for b in self.breakpoints if b.id != number)
+
+    delete_place = delete_breakpoint
+
+    def reserve_breakpoint(self) -> int:
+        self.reserved += 1
+        return 1000 + self.reserved
 
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
         raise NotImplementedError
@@ -126,6 +146,7 @@ class FakeSession:
         raise NotImplementedError
 
     def resume(self) -> None:
+        self.escort.depart()
         self.calls.append(("resume",))
         self.state = State.RUNNING
 
@@ -148,6 +169,9 @@ class FakeSession:
         return self._stopped(Stop("end-stepping-range", cpu, None, KERNEL + 4 * count, ""))
 
     def run_until(self, addresses: Sequence[int], timeout: float, **options: Any) -> Stop:
+        before = {b.id for b in self.breakpoints}
+        self.escort.depart()
+        addresses = [*addresses, *(b.address for b in self.breakpoints if b.id not in before)]
         self.calls.append(("until", tuple(addresses)))
         return self._stopped(Stop("breakpoint-hit", 0, 1, addresses[0], ""))
 
@@ -205,7 +229,7 @@ class FakeView:
     """Where the kernel is: linked address, no KASLR, image at IMAGE."""
 
     kaslr_offset = 0
-    placed = True
+    placed = entered = True
     placement = None
     voffset = KERNEL - IMAGE
     image = None

@@ -179,6 +179,11 @@ def is_call(word: int) -> bool:
     return word >> 26 == 0b100101 or word & 0xFFFF_FC1F == 0xD63F_0000 or word & 0xFEFF_F800 == 0xD63F_0800
 
 
+def jumps_to_register(word: int) -> bool:
+    """Tell whether an instruction is `br Xn` or `blr Xn`."""
+    return word & 0xFFDFFC1F == 0xD61F0000
+
+
 def targets(word: int, at: int) -> tuple[int, ...]:
     """Return where a branch at address `at` may lead, a call or a conditional one too; () for others."""
     if word & 0x7C000000 == 0x14000000:  # b, bl

@@ -10,6 +10,7 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.guest.breakpoints import symbol_breakpoints
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite_state import Standing, standing
 from ptinspect.link.session import Session, StopInfo
@@ -27,14 +28,6 @@ C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
 Source: arch/arm64/kernel/cpufeature.c (mm/mmu.c from 7.x); since 6.12 the per-CPU part has two
 underscores and the other name runs once, before it.
 """
-ANCHOR = "idmap_cpu_replace_ttbr1"
-"""Runs from the identity map in paging_init(), early and with the final vectors installed: the first
-place where it can be known, at an address known in advance, where KASLR put the kernel."""
-FIRST_VIRTUAL = "start_kernel"
-"""The C function that a kernel enters first; without KASLR it runs where it was linked."""
-LOOK_SECONDS = 0.05
-"""How long the guest runs between two looks for the kernel while a firmware runs: the kernel needs some
-hundred milliseconds from its first instruction to the rewrite."""
 SLICE_SECONDS = 2.0
 """How long it runs at most, at breakpoints that it may have passed already, before it is looked at again."""
 PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
@@ -188,57 +181,24 @@ class Runner:
     def place_kernel(self) -> None:
         """Run until it is known where the kernel runs, if it is not known yet.
 
-        The anchor changes TTBR1. In 5.10 and 6.1 the table before it maps the kernel already; in 6.12
-        only the one after it does (arch/arm64/kernel/pi/map_kernel.c), so its return is looked at too.
-        A firmware or a boot loader may put the kernel anywhere: while one runs the guest is looked at every
-        LOOK_SECONDS, until the registers of a CPU lead into the image.
+        Raises GuestError if the guest stops before, for a reason of its own.
         """
-        more: list[int] = []
-        stop: StopInfo | None = None
-        first: int | None = None
-        while not self.placed(at_stop=stop is not None):
-            anchor, first = self.anchor(), self.first()
-            wanted = [*([] if anchor is None else [anchor]), *([] if first is None else [first]), *more]
-            self.guest.progress(f"waiting for {'the kernel' if anchor is None else ANCHOR}", 0, 0)
-            often = anchor is None or self.guest.view.placed  # it may have passed both already
-            stop = self.run_for(wanted, LOOK_SECONDS if often else SLICE_SECONDS)
-            if stop is not None and stop.pc not in wanted:
-                raise GuestError(
-                    f"the guest stopped at {stop.pc:#x} before the kernel set up its tables",
-                    "was the kernel file the one that was booted?",
-                )
-            if stop is not None:
-                more = [self.session.cpu_state(stop.cpu).x[30]] if stop.pc == anchor else []
-        if stop is not None:
-            self.stops.append((FIRST_VIRTUAL if stop.pc == first else ANCHOR, stop.pc))
-
-    def placed(self, *, at_stop: bool) -> bool:
-        """Tell whether it is known where the kernel runs: not before a CPU has tables for its addresses.
-
-        With KASLR a kernel up to v6.5 runs where it was linked for a while before it moves (head.S,
-        __primary_switched). It stays when it is stopped at the anchor or at its first function, and when
-        its table has more in it than the image.
-        """
-        from ptinspect.linux.running.swapper import valid_entries
-
-        view = self.guest.view
-        if not (view.entered and view.placed):
-            return False
-        return at_stop or (valid_entries(view.memory, view.swapper().pa, view.regime) or 0) > 1
-
-    def anchor(self) -> int | None:
-        """Return where the anchor lies; None while it is not known where the image will be."""
+        self.guest.progress("waiting for the kernel", 0, 0)
+        breakpoints = symbol_breakpoints(self.guest)
         try:
-            return self.physical(self.kernel.lookup(ANCHOR)) if self.guest.view.entered else None
-        except GuestError:
-            return None
-
-    def first(self) -> int | None:
-        """Return the address of the kernel's first function: as linked while it is not known otherwise."""
-        view = self.guest.view
-        if view.entered and view.placed:
-            return view.symbol(FIRST_VIRTUAL)
-        return self.kernel.lookup(FIRST_VIRTUAL) if self.kernel.linked else None
+            stop = breakpoints.await_place(self.left())
+        except TargetTimeout:
+            self.deadline = 0.0
+            self.left()
+            raise
+        if not breakpoints.place.known:
+            where = "" if stop is None else f" at {stop.pc:#x}"
+            raise GuestError(
+                f"the guest stopped{where} before the kernel set up its tables",
+                "was the kernel file the one that was booted?",
+            )
+        if stop is not None and breakpoints.place.reached:
+            self.stops.append((breakpoints.place.reached, stop.pc))
 
     def enter(self) -> bool:
         """Run to the entry of the identity-mapped function on the boot CPU; False if it is not called."""

@@ -10,11 +10,11 @@ from ptinspect.arch.a64 import is_call, words
 from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import GuestError, PtinspectError, TargetTimeout, UserError
+from ptinspect.errors import PtinspectError, TargetTimeout, UserError
+from ptinspect.guest.breakpoints import of_kernel, symbol_breakpoints, timed_out
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, cpu_state
-from ptinspect.guest.rewrite import Runner
 from ptinspect.link.session import StopInfo
 
 if TYPE_CHECKING:
@@ -86,26 +86,21 @@ def step(guest: Guest, count: int, cpu: int, seconds: float) -> StopInfo:
 
 
 def until(guest: Guest, places: Sequence[Address | int], seconds: float) -> Arrival:
-    """Run until one of the places is reached; before that, where one is a symbol of a kernel that nobody has
-    found yet, until it is known where that runs.
+    """Run until one of the places is reached; those of the kernel's symbols are followed to where it runs.
 
     Raises UserError for a name that is not known, TargetTimeout; the guest is stopped then.
     """
-    end = time.monotonic() + seconds
-    try:
-        addresses = _values(guest, places)
-    except GuestError:
-        if guest.kernel is None or guest.kernel.linked:
-            raise
-        Runner(guest, seconds).place_kernel()
-        addresses = _values(guest, places)
-        seconds = max(end - time.monotonic(), 1.0)
-    return Arrival(guest.stopped.run_until(addresses, seconds), addresses)
-
-
-def _values(guest: Guest, places: Sequence[Address | int]) -> list[int]:
+    followed = [place for place in places if isinstance(place, Address) and of_kernel(guest, place)]
     names = GuestNames(guest)
-    return [place if isinstance(place, int) else place.value(names) for place in places]
+    others = [
+        place if isinstance(place, int) else place.value(names) for place in places if place not in followed
+    ]
+    with symbol_breakpoints(guest).passing(followed) as waiting:
+        try:
+            stop = guest.stopped.run_until(others, seconds)
+        except TargetTimeout as error:
+            raise timed_out(error, waiting) from None
+        return Arrival(stop, [*others, *(at for one in waiting for at in one.places)])
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class DumpSession:
     """A stopped guest; see Session. Nothing can be made to run, or written."""
 
     set_breakpoint = watch_access = delete_breakpoint = slots = Missing(Capability.RUN)
+    reserve_breakpoint = delete_place = escort = Missing(Capability.RUN)
     resume = wait_stop = interrupt = step_instructions = run_until = Missing(Capability.RUN)
     write_physical = changes = Missing(Capability.WRITE)
     gva2gpa = monitor = Missing(Capability.MONITOR)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import replace
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
 from ptinspect.link.connect import Link, clear, connect, heir
+from ptinspect.link.escort import FIRST_PAUSE, LONGEST_PAUSE, Escort
 from ptinspect.link.gdb.breakpoints import (
+    NOWHERE,
     HardwareSlots,
     insert_breakpoint,
     insert_watchpoint,
@@ -35,8 +38,6 @@ from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
-"""How long a request to stop is given before it is repeated, seconds."""
 STOP_SECONDS = 5.0
 """How long the guest may take to stop where the caller gives no time."""
 DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
@@ -78,6 +79,7 @@ class LiveSession:
         self._recovery = threading.Lock()
         self._recovered: str | None = None
         self._tracker.listeners.append(self._lost)
+        self.escort = Escort(self._tracker, self._let_run, self._ask_to_stop)
 
     @classmethod
     def attach(
@@ -124,7 +126,10 @@ class LiveSession:
 
     @property
     def state(self) -> RunState:
-        return RunState.DEAD if self._left else self._tracker.state
+        if self._left:
+            return RunState.DEAD
+        found = self._tracker.state
+        return RunState.STOPPED if found is RunState.RUNNING and self.escort.inside else found
 
     @property
     def stop_token(self) -> int:
@@ -191,7 +196,19 @@ class LiveSession:
     @property
     def breakpoints(self) -> tuple[Breakpoint, ...]:
         self._need_alive()
-        return list_breakpoints(self._gdb)
+        numbers, inner = self._tracker.numbers, self._tracker.inner
+        found = list_breakpoints(self._gdb)
+        return tuple(
+            replace(b, id=numbers.get(b.id, b.id)) for b in found if b.id in numbers or b.id not in inner
+        )
+
+    def reserve_breakpoint(self) -> int:
+        self._need_stopped()
+        found = insert_breakpoint(
+            self._gdb, NOWHERE, hardware=True, temporary=False, cpu=None, condition=None, enabled=False
+        )
+        self._gdb.request(f"-break-delete {found.id}", SECONDS)
+        return found.id
 
     def set_breakpoint(
         self,
@@ -202,6 +219,8 @@ class LiveSession:
         cpu: int | None = None,
         condition: str | None = None,
         purpose: Purpose = Purpose.USER,
+        of: int | None = None,
+        inner: bool = False,
     ) -> Breakpoint:
         self._need_stopped()
         self.slots.claim([address])
@@ -214,6 +233,10 @@ class LiveSession:
             condition=condition,
         )
         self.slots.note(found.id, purpose)
+        if inner:
+            self._tracker.inner.add(found.id)
+        if of is not None or (inner and purpose is not Purpose.PLACE):
+            self._tracker.numbers[found.id] = of or found.id
         return found
 
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
@@ -228,14 +251,28 @@ class LiveSession:
         return self.slots.usage()
 
     def delete_breakpoint(self, number: int) -> None:
+        for place in [n for n, known in self._tracker.numbers.items() if known == number] or [number]:
+            self.delete_place(place)
+
+    def delete_place(self, number: int) -> None:
         self._need_stopped()
+        self._tracker.inner.discard(number)
+        self._tracker.numbers.pop(number, None)
         self._gdb.request(f"-break-delete {number}", SECONDS)
 
     # Running
 
     def resume(self) -> None:
         self._need_stopped()
+        self.escort.depart()
+        self._let_run()
+        self.escort.follow()
+
+    def _let_run(self) -> None:
         self._gdb.request("-exec-continue", SECONDS)
+
+    def _ask_to_stop(self) -> None:
+        self._gdb.request("-exec-interrupt", SECONDS, check=False)
 
     def wait_stop(self, timeout: float) -> StopInfo:
         try:
@@ -247,6 +284,7 @@ class LiveSession:
         self._need_alive()
         deadline = time.monotonic() + timeout
         pause = FIRST_PAUSE
+        self._tracker.asked = True
         # Repeated, because QEMU drops a request that comes while the guest is stopped at a breakpoint
         # whose condition GDB is about to find false.
         while self.state is RunState.RUNNING and time.monotonic() < deadline:
@@ -303,6 +341,7 @@ class LiveSession:
 
     def cancel(self) -> None:
         if self.state is RunState.RUNNING:
+            self._tracker.asked = True
             self._gdb.post("-exec-interrupt")
         elif self.state is RunState.STOPPED and self._gdb.busy:
             self._gdb.cancel()
@@ -397,7 +436,7 @@ class LiveSession:
 
     def _need_stopped(self) -> None:
         self._need_alive()
-        if self._tracker.state is RunState.RUNNING:
+        if self.state is RunState.RUNNING:
             raise TargetRunning("the guest is running", "interrupt stops it")
 
     def _forget(self) -> None:

@@ -12,6 +12,7 @@ from ptinspect.link.state import Breakpoint, Listener, RunState, StopInfo
 
 if TYPE_CHECKING:
     from ptinspect.link.changes import Changes
+    from ptinspect.link.escort import Escort
     from ptinspect.link.gdb.breakpoints import HardwareSlots
     from ptinspect.link.lanes.lanes import LaneMemory
     from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -92,6 +93,10 @@ class Session(Protocol):
         """The last stop."""
 
     @property
+    def escort(self) -> Escort:
+        """Who goes with the guest when it runs, for what has to be done on the way."""
+
+    @property
     def stop_token(self) -> int:
         """A number that changes at every stop, resume and write: the key of whatever is cached."""
 
@@ -144,13 +149,24 @@ class Session(Protocol):
         cpu: int | None = None,
         condition: str | None = None,
         purpose: Purpose = Purpose.USER,
+        of: int | None = None,
+        inner: bool = False,
     ) -> Breakpoint:
         """Stop the guest when a program counter has this value: a physical address if the MMU is off.
 
         `cpu`: only this one; others pass (GDB resumes them, at some cost per hit). Under KVM it is always
         one of the CPU's own, since an instruction that is written into the guest must be mapped, and
         shows in the code that others read. Raises OutOfSlots then if none is free.
+
+        `of`: it is one more place of the breakpoint that has this number. `inner`: the escort's steward looks
+        at a stop there before anybody else; with the purpose PLACE nobody else ever sees it.
         """
+
+    def reserve_breakpoint(self) -> int:
+        """Return a number for a breakpoint that has no place yet."""
+
+    def delete_place(self, number: int) -> None:
+        """Delete what `set_breakpoint` returned, and no other place of the same breakpoint."""
 
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
         """Stop the guest when it loads or stores here; return a number for `delete_breakpoint`.
@@ -160,7 +176,7 @@ class Session(Protocol):
         """
 
     def delete_breakpoint(self, number: int) -> None:
-        """Delete a breakpoint. Raises MiError if there is none of this number."""
+        """Delete a breakpoint, all its places. Raises MiError if there is none of this number."""
 
     # Running
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import TargetError, TargetLost, TargetTimeout
+from ptinspect.errors import PtinspectError, TargetError, TargetLost, TargetTimeout
 
 QEMU_ENDED = "QEMU has ended (the guest switched off, or QEMU was ended)"
 
@@ -85,6 +85,17 @@ class RunTracker:
         """Why the session is over."""
         self._refused = ""
         self.listeners: list[Listener] = []
+        self.inner: set[int] = set()
+        """GDB's numbers of the breakpoints at which somebody looks first (`link.escort`)."""
+        self.numbers: dict[int, int] = {}
+        """GDB's number -> that under which people know the breakpoint, which may have several places."""
+        self.asked = False
+        """Somebody wants the guest stopped."""
+        self.glimpse = False
+        """The escort has asked GDB to stop it."""
+        self._escorted = False
+        self._visit: StopInfo | None = None
+        self._trouble: PtinspectError | None = None
 
     def attached(self) -> None:
         """Name the stop that connecting to the stub is."""
@@ -105,14 +116,71 @@ class RunTracker:
             self._set(RunState.RUNNING)
             self._tell(name, fields)
         elif name == "stopped":
-            self._set(RunState.STOPPED, _stop_info(fields))
-            self._tell(name, fields)
+            self._stopped(_stop_info(fields), fields)
         elif name == "refused":
             self._refuse(str(fields.get("text", "")))
         elif name == "thread-selected":
             self.cpu = max(_number(fields.get("id", "1")) - 1, 0)
         elif name == "thread-group-exited":
             self.lost(QEMU_ENDED)
+
+    # Stops on the way
+
+    def begin(self, *, escorted: bool) -> None:
+        """Note that the guest is about to run; `escorted`: somebody looks at stops on the way."""
+        with self._changed:
+            self._escorted, self._visit, self._trouble = escorted, None, None
+            self.asked = self.glimpse = False
+
+    def await_visit(self, timeout: float) -> StopInfo | None:
+        """Return the next stop on the way; None if there is none in time, or the run is over."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._visit is None and self.state is RunState.RUNNING:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return self._visit
+
+    def go_on(self) -> bool:
+        """Note that the guest runs on from a stop on the way; False if somebody wants it stopped."""
+        with self._changed:
+            if self.asked or self._visit is None:
+                return False
+            self._visit = None
+            self.token += 1
+            return True
+
+    def end_visit(self, trouble: PtinspectError | None = None) -> None:
+        """Let everybody know of the stop on the way; `trouble` is raised where somebody waits for it."""
+        with self._changed:
+            stop, self._visit, self._trouble = self._visit, None, trouble
+            if stop is None or self.state is not RunState.RUNNING:
+                return
+            if stop.breakpoint not in self.numbers.values():
+                stop = replace(stop, breakpoint=None)
+                if self.asked:
+                    stop = replace(stop, reason="signal-received", signal="SIGINT")
+        self._set(RunState.STOPPED, stop)
+        self._tell("stopped", {"reason": stop.reason})
+
+    def _stopped(self, stop: StopInfo, fields: Mapping[str, Any]) -> None:
+        """Take a stop: one on the way is for the escort, the others are everybody's."""
+        known = self.numbers.get(stop.breakpoint or 0, stop.breakpoint)
+        asked = stop.breakpoint is None and stop.signal == "SIGINT"
+        ours = stop.breakpoint in self.inner or (self.glimpse and asked)
+        ours = ours and self._escorted and self.state is RunState.RUNNING
+        self.glimpse = self.glimpse and not asked
+        stop = replace(stop, breakpoint=known)
+        if ours:
+            with self._changed:
+                self._visit, self.cpu = stop, stop.cpu
+                self.token += 1
+                self._changed.notify_all()
+            return
+        self._set(RunState.STOPPED, stop)
+        self._tell("stopped", fields)
 
     def lost(self, reason: str) -> None:
         """Note that the session is over; only the first reason is kept."""
@@ -141,6 +209,9 @@ class RunTracker:
             refused, self._refused = self._refused, ""
             if refused:
                 raise Refused(f"GDB did not let the guest run: {refused}")
+            trouble, self._trouble = self._trouble, None
+            if trouble is not None:
+                raise trouble
             return self.stop
 
     def _refuse(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
@@ -11,6 +12,7 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
+from ptinspect.guest.breakpoints import SymbolBreakpoint, link_address, of_kernel, symbol_breakpoints
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames
@@ -27,6 +29,10 @@ class BreakpointResult:
     address: VirtAddr
     """A physical one for code that runs with the MMU off."""
     place: str
+    pending: bool | Absent = ABSENT
+    """True while it is not known where the kernel runs: `address` is the kernel file's then."""
+    places: Sequence[VirtAddr] | Absent = ABSENT
+    """Where it is set now, if it follows a symbol: a physical one where the MMU is off, or by identity."""
 
 
 @dataclass(frozen=True)
@@ -92,33 +98,59 @@ def set_breakpoint(
     if address is None:
         return _listed(guest)
     session = guest.require("break", stopped=True)
-    found = session.set_breakpoint(
-        address.value(GuestNames(guest, cpu)),
-        hardware=not software,
-        temporary=temporary,
-        cpu=cpu,
-        condition=condition,
-    )
-    early = guest.kernel is not None and address.names_symbol and not guest.view.placed
+    options: dict[str, Any] = {
+        "hardware": not software, "temporary": temporary, "cpu": cpu, "condition": condition
+    }  # fmt: skip
+    if of_kernel(guest, address):
+        return _followed(guest, symbol_breakpoints(guest).add(address, **options))
+    found = session.set_breakpoint(address.value(GuestNames(guest, cpu)), **options)
     slots, notes = _slots(guest)
     notes.insert(0, Note(f"breakpoint {found.id} at {guest.place(found.address)}"))
-    if early:
-        text = "it is not known yet where the kernel will run: with KASLR (no 'nokaslr') it is elsewhere"
-        notes.append(Note(text, "changed"))
-    as_linked = True if early else ABSENT
-    return Report(SetResult(**vars(_result(guest, found)), slots=slots, as_linked=as_linked), notes)
+    return Report(SetResult(**vars(_result(guest, found)), slots=slots), notes)
+
+
+def _followed(guest: Guest, made: SymbolBreakpoint) -> Report:
+    """Say where a breakpoint at a symbol is, or what it waits for."""
+    slots, notes = _slots(guest)
+    result = _symbol_result(guest, made)
+    notes.insert(
+        0, Note(f"breakpoint {made.id} {_where(guest, made)}", "changed" if result.pending else "plain")
+    )
+    return Report(SetResult(**vars(result), slots=slots, as_linked=result.pending), notes)
+
+
+def _where(guest: Guest, one: SymbolBreakpoint) -> str:
+    places = ", ".join(guest.place(place) for place in one.places)
+    if symbol_breakpoints(guest).place.known:
+        return f"at {places}"
+    also = f"; until then at {places}" if places else ""
+    return f"at {one.address.text}, pending until it is known where the kernel runs{also}"
 
 
 def _listed(guest: Guest) -> Report:
-    found = guest.target.breakpoints
+    breakpoints = symbol_breakpoints(guest)
+    breakpoints.refresh()
+    found = {b.id: (_result(guest, b), "temporary" if b.temporary else "") for b in guest.target.breakpoints}
+    for one in breakpoints.all:
+        pending = "" if breakpoints.place.known else "pending"
+        kind = " ".join(filter(None, ("temporary" if one.temporary else "", pending)))
+        found[one.id] = (_symbol_result(guest, one), kind)
     slots, notes = _slots(guest)
-    rows = [(str(b.id), guest.place(b.address), "temporary" if b.temporary else "") for b in found]
+    rows = [(str(b.id), b.place, kind) for _, (b, kind) in sorted(found.items())]
     table = Table((Column("no.", "right"), Column("address"), Column("kind")), rows, empty="no breakpoints")
-    return Report(ListResult([_result(guest, b) for b in found], slots), (table, *notes))
+    return Report(ListResult([b for _, (b, _) in sorted(found.items())], slots), (table, *notes))
 
 
 def _result(guest: Guest, found: Breakpoint) -> BreakpointResult:
     return BreakpointResult(found.id, VirtAddr(found.address), guest.place(found.address))
+
+
+def _symbol_result(guest: Guest, one: SymbolBreakpoint) -> BreakpointResult:
+    places = [VirtAddr(place) for place in one.places]
+    if symbol_breakpoints(guest).place.known and places:
+        return BreakpointResult(one.id, places[0], guest.place(places[0]), ABSENT, places)
+    link = 0 if guest.kernel is None else link_address(guest.kernel, one.address)
+    return BreakpointResult(one.id, VirtAddr(link), one.address.text, True, places)
 
 
 def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
@@ -149,7 +181,8 @@ def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
 def delete(ctx: Context, *, numbers: Sequence[int | str]) -> Report:
     """Delete breakpoints by number."""
     session = ctx.guest.stopped
-    known = [b.id for b in session.breakpoints]
+    ours = [one.id for one in symbol_breakpoints(ctx.guest).all]
+    known = sorted({*ours, *(b.id for b in session.breakpoints)})
     if not numbers and not (known and ctx.confirm(f"delete all {len(known)} breakpoint(s)?")):
         raise UserError("delete: which breakpoints?", "delete 1, or delete all; break lists them")
     wanted = known if not numbers or "all" in numbers else [int(number) for number in numbers]
@@ -157,5 +190,6 @@ def delete(ctx: Context, *, numbers: Sequence[int | str]) -> Report:
         if number not in known:
             raise UserError(f"no breakpoint {number}", "break lists them")
     for number in dict.fromkeys(wanted):
-        session.delete_breakpoint(number)
+        if not symbol_breakpoints(ctx.guest).delete(number):
+            session.delete_breakpoint(number)
     return Report(DeleteResult(wanted), (Note(f"deleted {len(wanted)} breakpoint(s)"),))

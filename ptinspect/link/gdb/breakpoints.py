@@ -31,10 +31,18 @@ _WATCHED = re.compile(r"\[(\d+)\]\)\s*(0x[0-9a-f]+)")
 
 
 def insert_breakpoint(
-    gdb: GdbLink, address: int, *, hardware: bool, temporary: bool, cpu: int | None, condition: str | None
+    gdb: GdbLink,
+    address: int,
+    *,
+    hardware: bool,
+    temporary: bool,
+    cpu: int | None,
+    condition: str | None,
+    enabled: bool = True,
 ) -> Breakpoint:
     """Set a breakpoint on a value of the program counter. Raises MiError with GDB's reason."""
     words = ["-break-insert"]
+    words += [] if enabled else ["-d"]
     words += ["-t"] if temporary else []
     words += ["-h"] if hardware else []
     words += ["-p", str(cpu + 1)] if cpu is not None else []

@@ -34,9 +34,16 @@ class Purpose(IntEnum):
     GUARD = 1
     REWRITE = 2
     USER = 3
+    PLACE = 4
+    """Where it becomes known where the kernel runs."""
 
 
-OWNERS = {Purpose.GUARD: "stack guard", Purpose.REWRITE: "kpti", Purpose.USER: "yours"}
+OWNERS = {
+    Purpose.GUARD: "stack guard",
+    Purpose.REWRITE: "kpti",
+    Purpose.USER: "yours",
+    Purpose.PLACE: "for the kernel's place",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,314 @@
+"""Breakpoints at symbols: they wait until it is known where the kernel runs, and follow it.
+
+Code of the kernel runs where it lies while the MMU is off, or is mapped there by the identity map; then at
+the kernel's own addresses. A breakpoint is set where its code may run next: until the kernel has gone over to
+its own addresses at the physical place, from then on at the virtual one; code of the identity map keeps its
+physical place (`linux.image.code_parts`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.dataclass import dataclass, field
+from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
+from ptinspect.guest.expression import Address
+from ptinspect.guest.kernel_place import KernelPlace
+from ptinspect.link.gdb.slots import Purpose, fitting
+from ptinspect.link.session import Session, StopInfo
+
+if TYPE_CHECKING:
+    from ptinspect.guest.guest import Guest
+    from ptinspect.linux.image.image import KernelImage
+
+NOT_USER = "($cpsr & 0xc) != 0"
+"""True in the kernel (PSTATE.EL, Arm ARM C5.2.18): a user program's address may be the same number."""
+
+
+@dataclass
+class SymbolBreakpoint:
+    """A breakpoint that follows the kernel."""
+
+    id: int
+    """Its number."""
+    address: Address
+    """Where it is, as typed."""
+    hardware: bool = True
+    temporary: bool = False
+    cpu: int | None = None
+    condition: str | None = None
+    purpose: Purpose = Purpose.USER
+    places: dict[int, int] = field(default_factory=dict)
+    """GDB's numbers by address, of where it is set now; none while it is pending."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is set nowhere yet."""
+        return not self.places
+
+
+class SymbolBreakpoints:
+    """The breakpoints at symbols of one session, and the steward that sets them on the way."""
+
+    def __init__(self, guest: Guest, session: Session) -> None:
+        self._guest, self.session = guest, session
+        self.place = KernelPlace(guest)
+        self.all: list[SymbolBreakpoint] = []
+        """By number."""
+        self._passing: list[SymbolBreakpoint] = []
+        """Those of a run that is under way."""
+        self._ours: dict[int, int] = {}
+        """GDB's numbers of the breakpoints at `place.stops`, by address."""
+        self._awaited = False
+        self._kernel: KernelImage | None = None
+        session.escort.steward = self
+
+    # -- what people set ------------------------------------------------------------------------
+
+    def add(
+        self,
+        address: Address,
+        *,
+        hardware: bool = True,
+        temporary: bool = False,
+        cpu: int | None = None,
+        condition: str | None = None,
+        purpose: Purpose = Purpose.USER,
+    ) -> SymbolBreakpoint:
+        """Set a breakpoint at an address that names a symbol: where that is now, and where it will be.
+
+        Raises KernelFileError for a symbol that the kernel file does not have, OutOfSlots.
+        """
+        self.tidy()
+        made = SymbolBreakpoint(0, address, hardware, temporary, cpu, condition, purpose)
+        if self._guest.kernel is not None:
+            link_address(self._guest.kernel, address)
+            self._look()
+        self._set(made)
+        made.id = next(iter(made.places.values()), 0) or self.session.reserve_breakpoint()
+        self.all.append(made)
+        return made
+
+    def delete(self, number: int) -> bool:
+        """Delete one of these; False if there is none of this number."""
+        found = next((one for one in self.all if one.id == number), None)
+        if found is None:
+            return False
+        self.all.remove(found)
+        self._clear(found)
+        return True
+
+    def addresses(self, address: Address) -> set[int]:
+        """Return where the code at an address may run, as far as that is known now."""
+        if self._guest.kernel is None or not follows(address):
+            return set()
+        return set(self._wanted(self._guest.kernel, address))
+
+    @contextlib.contextmanager
+    def passing(self, places: Sequence[Address]) -> Iterator[list[SymbolBreakpoint]]:
+        """Stop at these addresses too, for one run."""
+        made = [self.add(place) for place in places]
+        for one in made:
+            self.all.remove(one)
+        self._passing += made
+        try:
+            yield made
+        finally:
+            for one in made:
+                self._passing.remove(one)
+                if self._guest.state == "stopped":
+                    self._clear(one)
+
+    def refresh(self) -> None:
+        """Have all of them where they are to be, if the guest is stopped."""
+        self.tidy()
+        if self.all and self._guest.state == "stopped" and self._guest.kernel is not None:
+            self._look()
+            for one in self.all:
+                self._set(one)
+
+    def tidy(self) -> None:
+        """Delete the temporary one that the guest has stopped at."""
+        if self._guest.state != "stopped":
+            return
+        for one in [one for one in self.all if one.temporary and one.id == self.session.stop.breakpoint]:
+            self.delete(one.id)
+
+    # -- on the way -----------------------------------------------------------------------------
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds until the guest is to be looked at."""
+        return self.place.pause if self.active else None
+
+    @property
+    def active(self) -> bool:
+        """Whether anything depends on where the kernel runs."""
+        return bool(self.all or self._passing or self._awaited)
+
+    def depart(self) -> None:
+        """Set what can be set; the guest is about to run."""
+        self.tidy()
+        self._update()
+
+    def passes(self, stop: StopInfo) -> bool:
+        """Look at a stop on the way; tell whether the guest runs on."""
+        if stop.breakpoint in {one.id for one in (*self.all, *self._passing)}:
+            return not self._runs_here(stop)
+        self._update()
+        return not (self._awaited and self.place.known)
+
+    def await_place(self, seconds: float) -> StopInfo | None:
+        """Run until it is known where the kernel runs; return the stop, None if it is known already.
+
+        It may be another stop than that for which it runs. Raises TargetTimeout; the guest is stopped then.
+        """
+        self._look()
+        if self.place.known:
+            return None
+        self._awaited = True
+        try:
+            return self.session.run_until([], seconds, purpose=Purpose.REWRITE)
+        finally:
+            self._awaited = False
+            self._guest.forget_stop()
+            if self._guest.state == "stopped":
+                with contextlib.suppress(PtinspectError):
+                    self._look()
+
+    def _look(self) -> None:
+        kernel = self._guest.kernel
+        if kernel is None:
+            return
+        if kernel is not self._kernel:
+            self._kernel = kernel
+            self.place.forget()
+        self.place.look(kernel)
+
+    def _update(self) -> None:
+        if not self.active:
+            self._arm(())
+            return
+        if self._guest.kernel is None:
+            numbers = ", ".join(str(one.id) for one in self.all if one.pending)
+            raise UserError(
+                f"breakpoint {numbers} waits for the kernel file", f"kernel FILE, or delete {numbers}"
+            )
+        self._look()
+        for one in (*self.all, *self._passing):
+            self._set(one)
+        self._arm(self.place.stops)
+
+    def _arm(self, wanted: Sequence[int]) -> None:
+        """Have breakpoints at these places that nobody sees; those that matter least are done without."""
+        taken = {address for one in (*self.all, *self._passing) for address in one.places}
+        new = [at for at in wanted if at not in taken]
+        for address in [at for at in self._ours if at not in new]:
+            self._drop(self._ours.pop(address))
+        missing = [at for at in new if at not in self._ours]
+        slots = self.session.slots
+        for address in fitting(missing, slots.free("breakpoint"))[0] if missing else ():
+            made = self.session.set_breakpoint(address, purpose=Purpose.PLACE, inner=True)
+            self._ours[address] = made.id
+
+    def _set(self, one: SymbolBreakpoint) -> None:
+        """Have a breakpoint where its code may run now, and nowhere else."""
+        kernel = self._guest.kernel
+        wanted = {} if kernel is None else self._wanted(kernel, one.address)
+        for address in [at for at in one.places if at not in wanted]:
+            self._drop(one.places.pop(address))
+        for address, physical in wanted.items():
+            if address in one.places:
+                continue
+            condition = one.condition
+            if physical:
+                condition = f"{NOT_USER} && ({condition})" if condition else NOT_USER
+            made = self.session.set_breakpoint(
+                address,
+                hardware=one.hardware,
+                cpu=one.cpu,
+                condition=condition,
+                purpose=one.purpose,
+                of=one.id or next(iter(one.places.values()), None),
+                inner=physical,
+            )
+            one.places[address] = made.id
+
+    def _wanted(self, kernel: KernelImage, address: Address) -> dict[int, bool]:
+        """Return where code may run, virtual addresses first, and whether each is a physical one."""
+        from ptinspect.linux.image.code_parts import part_of
+
+        link, place = link_address(kernel, address), self.place
+        identity = part_of(kernel, link) == "identity"
+        found = {}
+        if place.offset is not None and not (identity and place.known):
+            found[(link + place.offset) & MASK64] = False
+        if identity or not place.known:
+            found |= {base + link - kernel.text_va: True for base in place.bases}
+        return found
+
+    def _clear(self, one: SymbolBreakpoint) -> None:
+        for number in one.places.values():
+            self._drop(number)
+        one.places.clear()
+
+    def _drop(self, number: int) -> None:
+        with contextlib.suppress(MiError):  # somebody has deleted it in GDB
+            self.session.delete_place(number)
+
+    def _runs_here(self, stop: StopInfo) -> bool:
+        """Tell whether a CPU at a physical place of code runs that code: where it lies, not in user mode."""
+        state = self.session.cpu_state(stop.cpu)
+        if bit(stop.pc, 55):
+            return True
+        if state.el == 0:
+            return False
+        try:
+            return int(self._guest.view.pa_of(stop.pc)) == stop.pc
+        except PtinspectError:
+            return True
+
+
+def symbol_breakpoints(guest: Guest) -> SymbolBreakpoints:
+    """Return the breakpoints at symbols of the guest's session. Raises UserError, TargetLost."""
+    session = guest.target
+    found = session.escort.steward
+    return found if isinstance(found, SymbolBreakpoints) else SymbolBreakpoints(guest, session)
+
+
+def follows(address: Address) -> bool:
+    """Tell whether an address moves with the kernel: it names one symbol, and adds numbers."""
+    named = [term.sign for term in address.terms if term.value is None]
+    return not address.physical and address.names_symbol and sum(named) == 1 and len(named) == 1
+
+
+def of_kernel(guest: Guest, address: Address) -> bool:
+    """Tell whether an address follows the kernel: its symbol is one of the kernel file's, if there is one."""
+    if not follows(address):
+        return False
+    if guest.kernel is None:
+        return True
+    try:
+        link_address(guest.kernel, address)
+    except KernelFileError:
+        return False
+    return True
+
+
+def link_address(kernel: KernelImage, address: Address) -> int:
+    """Return where an address that follows the kernel is linked. Raises KernelFileError."""
+    total = 0
+    for term in address.terms:
+        total += term.sign * (kernel.lookup(term.text) if term.value is None else term.value)
+    return total & MASK64
+
+
+def timed_out(error: TargetTimeout, waiting: Sequence[SymbolBreakpoint]) -> TargetTimeout:
+    """Return the error with what is still pending."""
+    names = ", ".join(one.address.text for one in waiting if one.pending)
+    if not names:
+        return error
+    return TargetTimeout(f"{error.message}; it is not known yet where {names} will be", error.hint)

@@ -1,0 +1,116 @@
+"""Stops that nobody sees: what has to be done on the way while the guest seems to run on.
+
+Somebody who follows the kernel (a steward) sets breakpoints of his own, and may want to look at the guest at
+intervals. When the guest stops for one of these, it still runs for everybody else: whoever waits goes on
+waiting, and the time counts. The steward looks, and the guest runs on, or the stop is everybody's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from ptinspect.errors import PtinspectError
+from ptinspect.link.state import RunState, RunTracker, StopInfo
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
+"""How long a request to stop is given before it is repeated, seconds."""
+WAIT_SECONDS = 3600.0
+
+
+class Steward(Protocol):
+    """Decide about stops on the way. It is called with the guest stopped, from a thread of its own."""
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds after which the guest is to be looked at although nothing stopped it; None: never."""
+
+    def depart(self) -> None:
+        """Set what is to stop the guest; it is about to run. Raises what keeps it from running."""
+
+    def passes(self, stop: StopInfo) -> bool:
+        """Tell whether the guest is to run on from a stop at one of the steward's breakpoints.
+
+        What is raised ends the run: whoever waits gets it.
+        """
+
+
+class Escort:
+    """Go with a guest that runs, for the steward."""
+
+    def __init__(
+        self, tracker: RunTracker, resume: Callable[[], None], ask_to_stop: Callable[[], object]
+    ) -> None:
+        """`resume` and `ask_to_stop` send GDB the commands for that, and nothing else."""
+        self._tracker, self._resume, self._ask = tracker, resume, ask_to_stop
+        self.steward: Steward | None = None
+        """Who decides; nobody: every stop is everybody's."""
+        self._inside: int | None = None
+        self._run = 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread looks at a stop on the way."""
+        return self._inside == threading.get_ident()
+
+    def depart(self) -> None:
+        """Prepare a run. Raises what the steward raises."""
+        if self.steward is not None:
+            self.steward.depart()
+        self._tracker.begin(escorted=self.needed)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there may be a stop on the way."""
+        return self.steward is not None and bool(self._tracker.inner or self.steward.pause is not None)
+
+    def follow(self) -> None:
+        """Go with the guest, which runs now, in a thread of its own."""
+        self._run += 1
+        if self.needed:
+            threading.Thread(target=self._follow, args=(self._run,), name="escort", daemon=True).start()
+
+    def _follow(self, run: int) -> None:
+        while run == self._run and self._tracker.state is RunState.RUNNING:
+            pause = None if self.steward is None else self.steward.pause
+            stop = self._tracker.await_visit(WAIT_SECONDS if pause is None else pause)
+            if stop is None and pause is not None:
+                stop = self._glimpse()
+            if stop is not None and run == self._run:
+                self.serve(stop)
+
+    def _glimpse(self) -> StopInfo | None:
+        """Stop the guest for a look; None if it has stopped for another reason."""
+        tracker, wait = self._tracker, FIRST_PAUSE
+        tracker.glimpse = True  # until that stop comes: another one may come first
+        while tracker.state is RunState.RUNNING:
+            try:
+                self._ask()
+            except PtinspectError:  # it is lost, and whoever waits is told so
+                return None
+            found = tracker.await_visit(wait)
+            if found is not None:
+                return found
+            wait = min(wait * 2, LONGEST_PAUSE)
+        return None
+
+    def serve(self, stop: StopInfo) -> None:
+        """Have the steward look at a stop on the way, and let the guest run on, or the stop be known."""
+        tracker, trouble, on = self._tracker, None, False
+        self._inside = threading.get_ident()
+        try:
+            on = self.steward is not None and self.steward.passes(stop)
+        except PtinspectError as error:
+            trouble = error
+        finally:
+            self._inside = None
+        if trouble is not None or not on or not tracker.go_on():
+            tracker.end_visit(trouble)
+            return
+        try:
+            self._resume()
+        except PtinspectError as error:
+            tracker.end_visit(error)
+        if tracker.asked:
+            self._ask()
