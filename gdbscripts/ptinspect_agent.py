@@ -13,11 +13,13 @@ without RAM gives zeros: the caller knows the RAM blocks.
 import base64
 import binascii
 import contextlib
+import fcntl
 import hashlib
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -37,6 +39,10 @@ LOOK_SECONDS = 1.0
 """How long a stub may take to report that the guest has stopped."""
 ORPHAN_SECONDS = 1.0
 """How long after its first thread a process that was killed may hold its files."""
+
+
+RELAY_SECONDS = 30.0
+"""How long a relay may take to start, which reads the description of all registers."""
 
 
 class Cancelled(gdb.GdbError):
@@ -106,10 +112,22 @@ class Wire:
     and the guest stopped, so that nobody else reads from the socket.
     """
 
-    def __init__(self, sock):
+    def __init__(self, sock, number=None):
         self.sock = sock
         self.proved = False
         """The stub has answered on it in the mode that GDB had chosen."""
+        self.number = number
+        """GDB's own descriptor of the socket."""
+        self.stub = _process_at(sock)
+        """The process at the other end, if it is known; a relay that comes between does not change that."""
+        self.relayed = False
+        self.poll = select.poll()
+        self.poll.register(sock, select.POLLIN)
+
+    def replace(self, sock):
+        """Speak through a relay from now on."""
+        self.sock.close()
+        self.sock, self.relayed = sock, True
         self.poll = select.poll()
         self.poll.register(sock, select.POLLIN)
 
@@ -204,8 +222,8 @@ def packet(body):
     return b"$%s#%02x" % (body, sum(body) & 0xFF)
 
 
-_wires = {}
-"""The wire by connection; at most one, or None for a connection without."""
+_wires = globals().get("_wires", {})
+"""The wire by connection; at most one, None for a connection without. Kept when this is sourced again."""
 
 
 def _forget_wire(event=None):
@@ -249,12 +267,12 @@ def _open_wire(details):
         if link.startswith("socket:"):
             sock = socket.socket(fileno=os.dup(number))
             if _is_peer(sock, details):
-                found.append(sock)
+                found.append((sock, number))
             else:
                 sock.close()
     if len(found) == 1:
-        return Wire(found[0])
-    for sock in found:
+        return Wire(*found[0])
+    for sock, _ in found:
         sock.close()
     return None
 
@@ -269,6 +287,46 @@ def _is_peer(sock, details):
     if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
         return str(peer[1]) == details.rpartition(":")[2]
     return False
+
+
+def _process_at(sock):
+    """Return the process at the other end of a Unix socket, or None (unix(7), SO_PEERCRED)."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    size = struct.calcsize("iII")
+    return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+
+
+def put_between(words):
+    """Start a relay between GDB and the stub, unless there is one; return whether there is one now.
+
+    It gets the socket of the stub, and one end of a pair whose other end takes that socket's place in GDB.
+    """
+    lane = wire()
+    if lane is None or lane.relayed:
+        return lane is not None
+    ours, theirs = socket.socketpair()
+    ends = [lane.sock.fileno(), theirs.fileno()]
+    quiet = subprocess.DEVNULL
+    with ours, theirs:
+        relay = subprocess.Popen(
+            [*words, *map(str, ends)], pass_fds=ends, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet,
+            start_new_session=True, bufsize=0,
+        )  # fmt: skip
+        with relay.stdout:
+            if not select.select([relay.stdout], [], [], RELAY_SECONDS)[0] or not relay.stdout.read(1):
+                relay.kill()
+                return False
+        flags = fcntl.fcntl(lane.number, fcntl.F_GETFL)
+        os.dup2(ours.fileno(), lane.number, inheritable=False)
+        fcntl.fcntl(lane.number, fcntl.F_SETFL, flags)
+    lane.replace(socket.socket(fileno=os.dup(lane.number)))
+    _relays.append(relay)
+    return True
+
+
+_relays = []
+"""Processes of relays: each ends with its connection."""
 
 
 def pieces(ranges):
@@ -435,6 +493,13 @@ if hasattr(gdb.events, "gdb_exiting") and hasattr(gdb.events, "connection_remove
     gdb.events.connection_removed.connect(_disinherit)
 
 
+class RelayCommand(gdb.MICommand):
+    """-ptinspect-relay WORD...: start this command, with two sockets, as a relay between GDB and the stub."""
+
+    def invoke(self, argv):
+        return {"relayed": "yes" if put_between(argv) else "no"}
+
+
 class LookCommand(gdb.MICommand):
     """-ptinspect-look: report the state of the machine, by all that its monitor prints of the CPUs.
 
@@ -476,5 +541,6 @@ ReadCommand("-ptinspect-read")
 WriteCommand("-ptinspect-write")
 VirtualCommand("-ptinspect-virtual")
 HeirCommand("-ptinspect-heir")
+RelayCommand("-ptinspect-relay")
 LookCommand("-ptinspect-look")
 PhysicalCommand()

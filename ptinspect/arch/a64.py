@@ -323,3 +323,20 @@ def branches(word: int) -> bool:
 def fills(word: int) -> bool:
     """Tell whether an instruction is one that fills space: a hint (NOP and BTI among them), UDF or BRK."""
     return word & 0xFFFFF01F == 0xD503201F or word < 1 << 16 or word & 0xFFE0001F == 0xD4200000
+
+
+DAIF = 0x1B4220
+"""Operand fields of DAIF; the flags stand where PSTATE and SPSR have them, bits 9 to 6."""
+SPSR_EL1 = 0x184000
+ERETS = (ERET, 0xD69F0BFF, 0xD69F0FFF)
+"""`eret`, `eretaa`, `eretab`."""
+
+
+def sets_daif(word: int) -> int | None:
+    """Return the flags (bits 9:6) that `msr daifset, #imm` sets, else None."""
+    return (word >> 8 & 0xF) << 6 if word & 0xFFFFF0FF == 0xD50340DF else None
+
+
+def clears_daif(word: int) -> int | None:
+    """Return the flags (bits 9:6) that `msr daifclr, #imm` clears, else None."""
+    return (word >> 8 & 0xF) << 6 if word & 0xFFFFF0FF == 0xD50340FF else None

@@ -10,6 +10,7 @@ from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.journal import GUARD, PAINT, POKE, Change, Detour, Journal, attaching
 from ptinspect.link.qemu.stub_probe import leave
+from ptinspect.link.relay import put_back
 from ptinspect.memory.source import PhysicalMemory
 
 LOCK_SECONDS = 30.0
@@ -132,6 +133,7 @@ def leave_as_found(address: StubAddress, running: bool | None, detach: Callable[
             detach(running)
         else:
             with attaching(address, LOCK_SECONDS):
+                put_back(address)
                 leave(address, running, heard=running is not None, clear=running is not None)
     except PtinspectError as error:
         return f"the guest is not as it was found: {error.message}"

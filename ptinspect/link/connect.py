@@ -21,6 +21,7 @@ from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
+from ptinspect.link.relay import put_back
 from ptinspect.link.state import QEMU_ENDED, RunTracker
 from ptinspect.processes import has_ended, running_with, wake_orphans
 
@@ -36,6 +37,7 @@ breakpoint, those of its own too, and never writes BRK into the guest (gdb/break
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 SYMBOL_SECONDS = 120.0
 HEIR = "ptinspect.link.heir"
+RELAY = "ptinspect.link.relay"
 HEIR_SECONDS = 30.0
 """How long one that leaves a guest for a debugger that died is waited for."""
 MARK = "ptinspect"
@@ -65,6 +67,10 @@ class Link:
         self.facts, self.tracker = facts, tracker
         self.pipelined = agent.leave_physical_mode()
         """Physical reads go through the socket's pipeline."""
+        self.holds_interrupts = facts.holds_interrupts or agent.relay(
+            [sys.executable, "-m", RELAY, str(address)]
+        )
+        """No interrupt is taken while an instruction is stepped: by the stub, or by a relay before it."""
         self.registers = RegisterReader(process)
         self.ram = parse_mtree(console(process, "monitor info mtree -f", timeout))
         self.cpu_count = _count_cpus(process, timeout)
@@ -104,6 +110,7 @@ def connect(
             if facts.was_running:
                 undo.callback(_let_run, process, address)
             agent.bequeath(heir(address, facts.was_running))
+            put_back(address)
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
             for setting in KVM_SETTINGS if facts.accel == "kvm" else ():

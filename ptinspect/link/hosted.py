@@ -257,15 +257,14 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
 
     try:
         agent = Agent(gdb)
-        accel = accelerator(monitor)
         facts = StubFacts(
             "aarch64",
             monitor("info version").strip(),
             status(monitor),
             stopped_by_us=False,
             peer=host.peer(SECONDS),
-            accel=accel,
-            holds_interrupts=accel != "kvm",
+            accel=accelerator(monitor),
+            holds_interrupts="NOIRQ" in console(gdb, "maintenance packet qqemu.sstepbits", SECONDS),
         )
         link = Link(
             address,

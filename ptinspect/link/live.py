@@ -61,7 +61,7 @@ class LiveSession:
         self.qemu_version = version_number(facts.version)
         self.gdb_version = link.gdb.version
         self.accel = facts.accel
-        self.holds_interrupts = facts.holds_interrupts
+        self.holds_interrupts = link.holds_interrupts
         self.capabilities = frozenset(Capability) - ({Capability.PIPELINE} if not link.pipelined else set())
         self.ram: Sequence[RamBlock] = link.ram
         self.cpu_count = link.cpu_count

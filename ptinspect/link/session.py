@@ -58,7 +58,7 @@ class Session(Protocol):
     accel: str
     """What executes the guest: `kvm`, `tcg`, `other`; empty if it is not known."""
     holds_interrupts: bool
-    """The guest takes no interrupt while an instruction is stepped."""
+    """The guest takes no interrupt while an instruction is stepped: the stub sees to it, or a relay."""
     ram: Sequence[RamBlock]
     """RAM and ROM of the machine, by address."""
     current_cpu: int

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import missing
 from fake_stub import RAM_START
+from kvm_cpu import ADD_X0_1, MRS_X1_DAIF, MSR_SPSR_X22, NOP, STR_X0_X1, SVC, VECTORS
 from kvm_stub import KvmStub
 
 from ptinspect.errors import OutOfSlots, TargetError
+from ptinspect.link.address import StubAddress
+from ptinspect.link.connect import RELAY
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.live import LiveSession
+from ptinspect.link.relay import record_of
 from ptinspect.link.state import RunState
+from ptinspect.processes import running_with
 
 pytestmark = pytest.mark.gdb
 CODE = RAM_START + 0x1000
@@ -48,7 +57,7 @@ def attach(tmp_path: Path) -> Iterator[Attach]:
 
 def test_kvm_and_its_slots_are_recognised(attach: Attach) -> None:
     stub, session = attach(dfr0=DFR0)
-    assert session.accel == "kvm" and not session.holds_interrupts
+    assert session.accel == "kvm"
     usage = session.slots_used()
     assert usage is not None and (usage.capacity.breakpoints, usage.capacity.watchpoints) == (6, 4)
     assert usage.capacity.source == "ID_AA64DFR0_EL1"
@@ -135,3 +144,118 @@ def test_watchpoints(attach: Attach) -> None:
     session.watch_access(RAM_START + 0x1000, 0x1000)
     session.resume()
     session.wait_stop(10)
+
+
+def loop(stub: KvmStub, *words: int) -> None:
+    """Give the CPU a loop, entered at CODE with interrupts enabled: X0 counts, then these instructions."""
+    code = [NOP, ADD_X0_1, *words]
+    stub.cpu.words |= {CODE + 4 * n: word for n, word in enumerate(code)}
+    stub.cpu.words[CODE + 4 * len(code)] = 0x1400_0000 | -len(code) & 0x3FF_FFFF
+    stub.cpu.regs |= {"PC": CODE, "CPSR": 5, "X0": 0}
+
+
+def go(session: LiveSession) -> int:
+    session.resume()
+    session.wait_stop(10)
+    return session.cpu_state(0).x[0]
+
+
+@pytest.mark.parametrize("words", [(), (NOP,)])
+def test_five_rounds_are_five_stops_though_an_interrupt_is_always_pending(
+    attach: Attach, words: tuple[int, ...]
+) -> None:
+    stub, session = attach(dfr0=DFR0)
+    assert session.holds_interrupts
+    loop(stub, *words)
+    session.set_breakpoint(CODE + 4)
+    session.gdb_command("maint flush register-cache")
+    assert [go(session) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert stub.cpu.regs["CPSR"] == 5 and session.breakpoints[0].hits == 5
+
+
+def test_gdb_s_own_steps_over_a_breakpoint_whose_condition_does_not_hold(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    session.set_breakpoint(CODE, condition="$x0 == 3")
+    number = session.set_breakpoint(CODE + 4).id
+    session.gdb_command(f"ignore {number} 100")
+    session.gdb_command("maint flush register-cache")
+    assert go(session) == 3 and session.stop.pc == CODE
+
+
+def test_a_watchpoint_names_the_writer_not_the_vector(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub, STR_X0_X1)
+    stub.cpu.regs["X1"] = CODE + 0x800
+    session.gdb_command("maint flush register-cache")
+    session.watch_access(CODE + 0x800, 8)
+    for n in (1, 2, 3):
+        assert go(session) == n
+        assert session.stop.pc == CODE + 12 and stub.cpu.stored[CODE + 0x800] == n
+
+
+def test_what_is_stepped_sees_its_own_flags(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub, MRS_X1_DAIF, SVC)
+    stub.cpu.words[VECTORS + 0x1000] = MSR_SPSR_X22
+    session.gdb_command("maint flush register-cache")
+    for _ in range(3):
+        session.step_instructions(1, 0)
+    assert session.cpu_state(0).x[1] == 0 and session.stop.pc == CODE + 12
+    stop = session.step_instructions(1, 0)
+    state = session.cpu_state(0)
+    assert stop.pc == VECTORS + 0x200 and (state.pstate, state.system["SPSR_EL1"]) == (0x3C5, 5)
+    assert state.system["ELR_EL1"] == CODE + 16 and state.x[22] == 0x1000 + 22
+
+
+def until(stub: KvmStub, pstate: int) -> int:
+    """Wait until PSTATE is this; return what it is."""
+    deadline = time.monotonic() + 30
+    while stub.cpu.regs["CPSR"] != pstate and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return stub.cpu.regs["CPSR"]
+
+
+@pytest.mark.parametrize("executed", [False, True])
+def test_where_relay_and_gdb_are_killed_in_the_middle_the_flags_are_put_back(
+    attach: Attach, executed: bool
+) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    record = record_of(StubAddress.parse(stub.address))
+    session.gdb_command("maint flush register-cache")
+    stub.overrides["vCont;s"] = None
+    session.gdb_command("stepi")
+    assert until(stub, 0xC5) == 0xC5 and f'"pc": {CODE}' in record.read_text()
+    del stub.overrides["vCont;s"]
+    if executed:
+        stub.cpu.step()
+    (relay,) = running_with(RELAY, stub.address)
+    for pid in (relay, session._gdb.process.pid):  # type: ignore[attr-defined]
+        os.kill(pid, signal.SIGKILL)
+    assert until(stub, 5) == 5 and stub.cpu.regs["PC"] == CODE + 4 * executed
+    session.close()
+    assert not record.exists()
+
+
+def test_another_guest_at_the_same_place_is_left_alone(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    session.close()
+    record = record_of(StubAddress.parse(stub.address))
+    before = {"thread": "p01.01", "pc": CODE, "pstate": 5, "word": NOP, "vbar": 1, "tpidr": 3}
+    record.write_text(json.dumps(before))
+    stub.cpu.regs |= {"PC": CODE, "CPSR": 0xC5}
+    LiveSession.attach(stub.address).close()
+    assert stub.cpu.regs["CPSR"] == 0xC5 and not record.exists()
+
+
+def test_a_relay_outlives_its_gdb_until_the_step_is_over(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    session.gdb_command("maint flush register-cache")
+    stub.hold = True
+    session.gdb_command("stepi")
+    assert until(stub, 0xC5) == 0xC5
+    os.kill(session._gdb.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    stub.hold = False
+    assert until(stub, 5) == 5 and stub.cpu.regs["PC"] == CODE + 4

@@ -55,6 +55,10 @@ class KvmProxy:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(str(self.stub))
+                server.sendall(framed(b"Qqemu.sstep=1"))  # from now on QEMU too takes interrupts
+                while not server.recv(1 << 16).endswith(b"#9a"):
+                    pass
+                server.sendall(b"+")
                 self._pair = [client, server]
                 back = threading.Thread(target=self._back, args=(server, client), daemon=True)
                 back.start()

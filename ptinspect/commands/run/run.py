@@ -151,7 +151,7 @@ def stepi(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
     guest = ctx.guest
     stop = run_control.step(guest, count, cpu_state(guest, cpu).cpu, ctx.time_limit(timeout))
     held = guest.stopped.holds_interrupts
-    notes = () if held else (Note("under KVM interrupts are taken while stepping", "dim"),)
+    notes = () if held else (Note("interrupts are taken while stepping: the stub holds none back", "dim"),)
     return stopped(guest, stop, *notes, kind=StepResult, interrupts_held=held)
 
 

@@ -15,6 +15,8 @@ BYTES_PER_SECOND = 500_000
 """Slowest link for which a batch is given time."""
 BASE_SECONDS = 10.0
 WRITE_CHUNK = 64 << 10
+RELAY_SECONDS = 40.0
+"""Longer than the script waits for a relay to start."""
 
 
 def script_path() -> Path:
@@ -84,3 +86,8 @@ class Agent:
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""
         self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)
+
+    def relay(self, words: Sequence[str]) -> bool:
+        """Have this command, with two sockets, pass on what GDB and the stub say; False if it cannot."""
+        request = f"-ptinspect-relay {' '.join(map(quote, words))}"
+        return self._gdb.request(request, RELAY_SECONDS).field("relayed") == b"yes"
