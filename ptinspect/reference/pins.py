@@ -81,6 +81,18 @@ class EmulatorSpec:
 
 
 @dataclass(frozen=True)
+class KvmHostSpec:
+    """Say what the emulated host with a KVM is made of."""
+
+    guest: str
+    """The guest whose kernel it runs, and whose suite its packages come from."""
+    modules: tuple[str, ...]
+    """Modules of that kernel, beside those that they depend on."""
+    emulator: EmulatorSpec
+    """Its QEMU, for arm64; without suites of its own."""
+
+
+@dataclass(frozen=True)
 class ToolSpec:
     """Name the system packages that bring a tool."""
 
@@ -104,6 +116,15 @@ class Data:
     """What the project's own tests need besides; each is found by its name in PATH."""
     emulators: tuple[EmulatorSpec, ...] = ()
     """QEMUs to have beside the system's."""
+    kvm_hosts: tuple[KvmHostSpec, ...] = ()
+    """What the project's own tests run KVM guests in; one at most."""
+
+    @property
+    def kvm_host(self) -> KvmHostSpec:
+        """The one host. Raises UserError if the table has none."""
+        if not self.kvm_hosts:
+            raise UserError("no host for KVM guests is known")
+        return self.kvm_hosts[0]
 
     def guest(self, name: str) -> GuestSpec:
         """Return the guest of this name. Raises UserError."""
@@ -142,7 +163,14 @@ def parse(table: dict[str, Any]) -> Data:
         tuple(_spec(ToolSpec, entry) for entry in table["tool"]),
         tuple(_spec(ToolSpec, entry) for entry in table.get("test_tool", ())),
         tuple(_spec(EmulatorSpec, entry) for entry in table.get("emulator", ())),
+        tuple(_kvm_host(entry) for entry in table.get("kvm_host", ())),
     )
+
+
+def _kvm_host(entry: Mapping[str, Any]) -> KvmHostSpec:
+    own = {name: entry[name] for name in ("package", "libraries", "data", "files")}
+    qemu = _spec(EmulatorSpec, {"name": "kvm", "suites": [], **own})
+    return KvmHostSpec(entry["guest"], tuple(entry["modules"]), qemu)
 
 
 def _spec(kind: type[T], entry: Mapping[str, Any]) -> T:

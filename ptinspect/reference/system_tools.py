@@ -12,7 +12,7 @@ from functools import partial
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetError
-from ptinspect.reference import emulator, pins
+from ptinspect.reference import emulator, kvm_host, pins
 from ptinspect.reference.apt import Progress
 from ptinspect.reference.helper_program import Result, run
 
@@ -77,6 +77,19 @@ def check_emulator(name: str, *, thoroughly: bool = False) -> Tool:
         return find_program(str(program))
 
     return _check(pins.ToolSpec(f"{QEMU} ({name})", ()), probe)
+
+
+def check_kvm_host(*, thoroughly: bool = False) -> Tool:
+    """Look for the host of KVM guests, and `thoroughly` at the hash of its files."""
+
+    def probe() -> tuple[str, str]:
+        host = kvm_host.find()
+        problem = kvm_host.damage() if thoroughly else ""
+        if problem:
+            raise TargetError(problem)
+        return str(host.initrd), host.version
+
+    return _check(pins.ToolSpec("host of KVM guests", ()), probe)
 
 
 def find_program(name: str) -> tuple[str, str]:

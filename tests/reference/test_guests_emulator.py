@@ -47,7 +47,7 @@ def quiet(what: str, done: int, total: int) -> None:
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalArchive:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    table = replace(pins.load(), emulators=(SPEC,))
+    table = replace(pins.load(), emulators=(SPEC,), kvm_hosts=())
     monkeypatch.setattr(pins, "load", lambda: table)
     architecture = subprocess.run(
         ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True

@@ -110,7 +110,8 @@ class SetupResult:
     "come through apt, with sudo where that is needed. Guests come from Debian's archive for "
     "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
     "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
-    "QEMU, with its own loader and libraries: `launch --qemu newer` starts it.",
+    "QEMU, with its own loader and libraries: `launch --qemu newer` starts it. The tests also want an "
+    "emulated arm64 host, whose KVM runs guests.",
 )
 def setup(
     guest: Guest,
@@ -149,6 +150,8 @@ def setup(
     states = [_look(spec, spec.name in chosen, check) for spec in table.guests]
     if yes:
         states = _install_all(guest, states)
+    tools += _kvm_hosts(guest, trouble, tests=tests, yes=yes, check=check)
+    if yes:
         trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
     return _report(tools, states, trouble, installing=yes)
 
@@ -187,6 +190,27 @@ def _emulators(
             tool = system_tools.check_emulator(spec.name)
         if spec.name in wanted or tool.path:
             found.append(tool)
+    return found
+
+
+def _kvm_hosts(
+    guest: Guest, trouble: list[PtinspectError], *, tests: bool, yes: bool, check: bool
+) -> list[Tool]:
+    """Look for the host of KVM guests, which only tests want; install it if they do."""
+    from ptinspect.reference import kvm_host, pins, system_tools
+
+    found = []
+    for spec in pins.load().kvm_hosts if tests else ():
+        tool = system_tools.check_kvm_host(thoroughly=check)
+        if yes and not tool.found:
+            try:
+                with_kernel = pins.load().guest(spec.guest)
+                _install_all(guest, [_look(with_kernel, True, False)])
+                kvm_host.install(guest.progress, again=True)
+            except PtinspectError as error:
+                trouble.append(error)
+            tool = system_tools.check_kvm_host()
+        found.append(tool)
     return found
 
 
