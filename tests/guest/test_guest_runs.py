@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import Runner
 from ptinspect.guest.run_control import go_on, run_for, until
+from ptinspect.guest.stacks import stack_guard
 from ptinspect.guest.stacks.fault import judge, judge_cpu
 from ptinspect.guest.stacks.kernel_stacks import depth, open_stacks, task_stacks
 from ptinspect.guest.stacks.stack_growth import growths, stacks_of
@@ -93,6 +95,28 @@ def test_a_guard_returns_values_and_leaves_nothing(small: Small) -> None:
     assert (found.entry, found.no_probe) == ("breakpoint", "the guest runs under KVM")
     with pytest.raises(UserError, match="no task has PID 99"):
         guard(small.guest(), margin=2048, whose=99, seconds=0.0)
+
+
+@pytest.mark.parametrize(("look", "share"), [(0.1, 0.85), (1.0, 0.79), (20.0, 0.75)])
+def test_a_guard_spends_most_of_the_time_in_the_guest(
+    small: Small, monkeypatch: pytest.MonkeyPatch, look: float, share: float
+) -> None:
+    """Whatever a look costs: over a slow link it may take tens of seconds."""
+    now, ran = [0.0], [0.0]
+
+    def run(guest: Guest, seconds: float) -> None:
+        now[0] += seconds
+        ran[0] += seconds
+
+    def looks(self: object) -> None:
+        now[0] += look
+
+    monkeypatch.setattr(stack_guard, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(stack_guard, "run_for", run)
+    monkeypatch.setattr(stack_guard._Run, "look", looks)
+    small.session.gdb_command = lambda line, timeout=0.0: ""  # type: ignore[method-assign]
+    found = guard(small.guest(), margin="25%", seconds=1000.0, entry="breakpoint")
+    assert found.way == "time" and ran[0] >= share * found.seconds
 
 
 def test_depths_tasks_and_the_verdict_agree(small: Small) -> None:

@@ -238,6 +238,8 @@ PLACING = 60.0
 """Seconds that it may take until it is known where the kernel runs."""
 FIRST_LOOK, LOOK = 0.5, 1.0
 """Seconds after which tasks that came later are looked for: the first time, and from then on."""
+LOOKING = 0.2
+"""Share of the time that looking may take: over a slow link a look at many tasks takes seconds."""
 FULL_LOOKS = 8
 """Looks after which the whole list is walked: the short look does not see new threads of a process."""
 
@@ -295,7 +297,7 @@ def guard(
     try:
         always_inserted(guest, True)
         arm_entry(guest, stacks, run.armed, entry)
-        run.look()
+        run.look_in_time(FIRST_LOOK)
         with contextlib.suppress(KeyboardInterrupt):
             way = run.run(stacks)
     finally:
@@ -327,6 +329,15 @@ class _Run:
     looks: int = 0
     blind: str = ""
     near: Stack | None = None
+    due: float = 0.0
+    """When to look again."""
+
+    def look_in_time(self, least: float) -> None:
+        """Look, and leave the guest at least so many seconds after that, more if the look was long."""
+        began = time.monotonic()
+        self.look()
+        now = time.monotonic()
+        self.due = now + max(least, (now - began) * (1 / LOOKING - 1))
 
     def tasks(self, stacks: Stacks) -> list[Task]:
         """Return the tasks to guard that are there now."""
@@ -363,14 +374,12 @@ class _Run:
         entry = entry_ranges(stacks)
         budget = Budget()
         budget.refill()
-        seconds = FIRST_LOOK
         while True:
-            stop = run_for(guest, max(min(seconds, self.deadline - time.monotonic()), 0.05))
-            seconds = LOOK
+            stop = run_for(guest, max(min(self.due, self.deadline) - time.monotonic(), 0.05))
             if stop is None:
                 if time.monotonic() >= self.deadline:
                     return "time"
-                self.look()
+                self.look_in_time(LOOK)
                 if self.armed.entry == "breakpoint" and budget.refill() >= budget.left >= 2:
                     arm_label(guest, stacks, self.armed)
                 continue
