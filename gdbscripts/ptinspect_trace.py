@@ -3,8 +3,8 @@
 Use: `source ptinspect_agent.py`, `source ptinspect_trace.py` in a GDB (12 or newer, with Python) that is
 connected to QEMU; then
 
-    ptinspect-trace step THREAD COUNT [PC ...]
-        step until COUNT instructions, or one of the addresses
+    ptinspect-trace step THREAD COUNT MILLISECONDS [PC ...]
+        step until COUNT instructions, the time, or one of the addresses
     ptinspect-trace ladder MILLISECONDS HITS BASE:LOW:TOP[,BASE:LOW:TOP ...] [PC ...]
         let the guest run, and stop for each store between BASE and LOW, which moves down each time;
         until the time, that many hits, or one of the addresses
@@ -14,7 +14,8 @@ connected to QEMU; then
 
 Both work on the wire of ptinspect_agent.py: three times as fast as GDB's own steps, and many times as fast
 as its watchpoints, of which GDB reads the whole value at each stop. GDB's caches are flushed at the end.
-Interrupts are held back while an instruction is stepped (QEMU gdbstub, sstep flags NOIRQ and NOTIMER).
+Interrupts are held back while an instruction is stepped (QEMU gdbstub, sstep flags NOIRQ and NOTIMER; where
+the stub cannot, a relay before it does).
 """
 
 import base64
@@ -91,18 +92,48 @@ def registers(lane, numbers):
     return [int.from_bytes(bytes.fromhex(reply.decode()), "little") for reply in replies]
 
 
-def step_on_wire(lane, thread, count, places):
+def run(lane, body, deadline):
+    """Let the guest run, or step, until it stops by itself, at the time, or by Ctrl-C.
+
+    Returns the stub's reply, and who asked it to stop: nobody (empty), `time`, `interrupted`.
+    """
+    lane.sock.sendall(agent.packet(body))
+    buffer, replies, asked, who = b"", [], None, ""
+    while not replies:
+        if lane.poll.poll(POLL_MS):
+            data = lane.sock.recv(4096)
+            if not data:
+                raise agent.LinkLost("Remote connection closed")
+            buffer = lane._take(buffer + data, [0], replies)
+        now = time.monotonic()
+        if signal.sigtimedwait([signal.SIGINT], 0) is not None:
+            who = "interrupted"
+        elif now >= deadline:
+            who = who or "time"
+        if asked is None and not replies and who:
+            lane.sock.sendall(b"\x03")
+            asked = now
+        if asked is not None and not replies and now > asked + STOP_SECONDS:
+            raise agent.LinkLost("Remote communication error: the guest does not stop")
+    lane.sock.sendall(b"+")
+    return replies[0], who if asked is not None or who == "interrupted" else ""
+
+
+def step_on_wire(lane, thread, count, deadline, places):
     """Step with raw packets."""
     name = b"p1.%x" % thread
     expect_ok(lane, b"Hg" + name)
     go = b"vCont;s:" + name
     for _ in range(count):
-        reply = request(lane, go, 0)
-        if not reply.startswith(b"T05"):
+        reply, who = run(lane, go, deadline)
+        if reply[:3] not in (b"T05", b"T02"):
             trace.ended = "stopped: " + reply[:40].decode("ascii", "replace")
             return
         if trace.add_step(thread, registers(lane, (PC, SP, PSTATE)), places):
             trace.ended = "place"
+            return
+        if who or time.monotonic() >= deadline:
+            trace.ended = who or "time"
             return
     trace.ended = "count"
 
@@ -113,18 +144,22 @@ def registers_of_gdb():
     return [int(frame.read_register(name)) & (1 << 64) - 1 for name in ("pc", "sp", "cpsr")]
 
 
-def step_by_gdb(thread, count, places):
+def step_by_gdb(thread, count, deadline, places):
     """Step with GDB's own commands."""
     for _ in range(count):
         gdb.execute("stepi", False, True)
         if trace.add_step(thread, registers_of_gdb(), places):
             trace.ended = "place"
             return
+        if time.monotonic() >= deadline:
+            trace.ended = "time"
+            return
     trace.ended = "count"
 
 
-def step(thread, count, places):
+def step(thread, count, milliseconds, places):
     """Record where the CPU is, and step."""
+    deadline = time.monotonic() + milliseconds / 1000
     wanted = [each for each in gdb.selected_inferior().threads() if each.num == thread]
     if not wanted:
         raise gdb.GdbError(f"ptinspect: there is no thread {thread}")
@@ -133,10 +168,10 @@ def step(thread, count, places):
     trace.add_step(thread, registers_of_gdb(), ())
     lane = agent.wire()
     if lane is None:
-        step_by_gdb(thread, count, places)
+        step_by_gdb(thread, count, deadline, places)
         return
     with on_wire():
-        step_on_wire(lane, thread, count, places)
+        step_on_wire(lane, thread, count, deadline, places)
 
 
 class Ladder:
@@ -169,29 +204,6 @@ class Ladder:
             request(self.lane, b"z2,%x,%x" % area)
         for place in self.places:
             request(self.lane, b"z1,%x,4" % place)
-
-    def resume(self, deadline):
-        """Let the guest run until it stops; return the stub's reply, and whether it was interrupted (T02)."""
-        lane = self.lane
-        lane.sock.sendall(agent.packet(b"vCont;c"))
-        buffer, replies, asked = b"", [], None
-        while not replies:
-            if lane.poll.poll(POLL_MS):
-                data = lane.sock.recv(4096)
-                if not data:
-                    raise agent.LinkLost("Remote connection closed")
-                buffer = lane._take(buffer + data, [0], replies)
-            now = time.monotonic()
-            waiting = signal.sigtimedwait([signal.SIGINT], 0) is not None
-            if waiting:
-                trace.ended = "interrupted"
-            if asked is None and not replies and (waiting or now >= deadline):
-                lane.sock.sendall(b"\x03")
-                asked = now
-            if asked is not None and not replies and now > asked + STOP_SECONDS:
-                raise agent.LinkLost("Remote communication error: the guest does not stop")
-        lane.sock.sendall(b"+")
-        return replies[0], asked is not None
 
     def take(self, reply, began):
         """Record a hit; return whether the guest stopped at one of the places.
@@ -256,10 +268,11 @@ def ladder(milliseconds, hits, stacks, places):
             rungs.insert()
             trace.ended = "time"
             while hits and trace.ended == "time":
-                reply, ours = rungs.resume(began + milliseconds / 1000)
+                reply, who = run(lane, b"vCont;c", began + milliseconds / 1000)
+                trace.ended = who or trace.ended
                 if reply[:3] not in (b"T05", b"T02"):
                     trace.ended = "stopped: " + reply[:40].decode("ascii", "replace")
-                elif ours and b"watch:" not in reply and reply[:3] == b"T02":
+                elif who and b"watch:" not in reply and reply[:3] == b"T02":
                     rungs.take(reply, began)
                     return
                 elif rungs.take(reply, began):
@@ -278,9 +291,9 @@ class TraceCommand(gdb.Command):
 
     def invoke(self, argument, from_tty):
         action, *words = gdb.string_to_argv(argument) or [""]
-        if action == "step" and len(words) >= 2:
-            thread, count, *places = (int(word, 0) for word in words)
-            step(thread, count, frozenset(places))
+        if action == "step" and len(words) >= 3:
+            thread, count, milliseconds, *places = (int(word, 0) for word in words)
+            step(thread, count, milliseconds, frozenset(places))
         elif action == "ladder" and len(words) >= 3:
             stacks = [tuple(int(n, 16) for n in each.split(":")) for each in words[2].split(",")]
             ladder(int(words[0]), int(words[1]), stacks, [int(word, 0) for word in words[3:]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ptinspect.errors import OutOfSlots, TargetError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.connect import RELAY
 from ptinspect.link.gdb.program import find_gdb
+from ptinspect.link.gdb.recorder import Tracer
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.live import LiveSession
 from ptinspect.link.relay import record_of
@@ -259,3 +261,28 @@ def test_a_relay_outlives_its_gdb_until_the_step_is_over(attach: Attach) -> None
     os.kill(session._gdb.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     stub.hold = False
     assert until(stub, 5) == 5 and stub.cpu.regs["PC"] == CODE + 4
+
+
+def test_a_trace_keeps_what_it_has_when_the_time_is_over(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    session.gdb_command("maint flush register-cache")
+    records, ended = Tracer(session).step(0, 4096, 200, [])
+    steps = len(records) - 1
+    assert ended == "time" and 0 < steps < 4096
+    assert stub.cpu.regs["X0"] == (steps + 1) // 3  # no step led into the vector
+    records, ended = Tracer(session).step(0, 4096, 60_000, [CODE + 8])
+    assert ended == "place" and records["pc"][-1] == CODE + 8
+
+
+def test_a_step_that_answers_late_costs_no_record(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    session.gdb_command("maint flush register-cache")
+    stub.hold = True
+    release = threading.Timer(2, setattr, (stub, "hold", False))
+    release.start()
+    records, ended = Tracer(session).step(0, 4096, 300, [])
+    release.join()
+    assert ended == "time" and list(records["pc"]) == [CODE, CODE + 4]
+    assert stub.cpu.regs["CPSR"] == 5 and session.state is RunState.STOPPED

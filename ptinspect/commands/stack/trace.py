@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ class StackDiffResult:
             "--timeout",
             type=arguments.seconds,
             metavar="SECONDS",
-            help=f"for ladder and sample ({SECONDS:.0f})",
+            help=f"time at most ({SECONDS:.0f}; step: none)",
         ),
         argument(
             "--every",
@@ -122,8 +123,9 @@ def trace(
 
     number = cpu_state(guest, cpu).cpu
     places = [address.value(GuestNames(guest, cpu)) for address in where]
-    limits = Limits(number, places, steps or STEPS, timeout or SECONDS, every)
-    found = follow(guest, limits, method or (None if steps is None else "step"), task)
+    method = method or (None if steps is None else "step")
+    limits = Limits(number, places, steps or STEPS, timeout or (inf if method == "step" else SECONDS), every)
+    found = follow(guest, limits, method, task)
     report = trace_report(found)
     if output is None:
         return report

@@ -40,7 +40,7 @@ Whose = int | Literal["any", "current"]
 """Whose stacks a ladder watches besides the CPUs' own: of a PID, of all tasks, of the current one."""
 STEPS_AT_ONCE = 4096
 SLICE = 2.0
-"""Seconds that a ladder runs before it says how far it is."""
+"""Seconds that a ladder, or stepping, goes on before it says how far it is."""
 ENDS = {
     "count": "the number of steps is done",
     "place": "reached",
@@ -65,7 +65,7 @@ class Limits:
     steps: int
     """Instructions at most, when stepping."""
     seconds: float
-    """Time at most, otherwise."""
+    """Time at most; infinite: none, when stepping."""
     every: float
     """Seconds between two samples."""
 
@@ -137,10 +137,12 @@ class _Run:
     def step(self) -> Trace:
         """Follow every instruction of one CPU; the others stand still, interrupts are held back."""
         limits, tracer, ended = self.limits, Tracer(self.guest.stopped), "count"
-        while self.steps < limits.steps and ended == "count":
+        while self.steps < limits.steps and ended in ("count", "time") and (left := self._left()) > 0:
             count = min(STEPS_AT_ONCE, limits.steps - self.steps)
             try:
-                records, ended = tracer.step(limits.cpu, count, limits.places)
+                records, ended = tracer.step(
+                    limits.cpu, count, int(1000 * min(left, SLICE)) + 1, limits.places
+                )
             except KeyboardInterrupt:
                 records, ended = tracer.take()[0], "interrupted"
             finally:
@@ -149,6 +151,8 @@ class _Run:
             self.series.add_steps(records[skip:], self.steps + skip)
             self.steps += max(len(records) - 1, 0)
             self.guest.progress("stepping", self.steps, limits.steps)
+        if ended in ("count", "time"):
+            ended = "count" if self.steps >= limits.steps else "time"
         return self._trace(STEP, ended)
 
     def ladder(self) -> Trace:

@@ -22,8 +22,6 @@ TRACE_RECORD = np.dtype(
     [(name, "<u8") for name in ("ms", "thread", "top", "pc", "sp", "pstate", "x29", "x30")]
 )
 """One record of a step, or of a new depth: see TRACE_RECORD in the script."""
-STEPS_PER_SECOND = 200
-"""The slowest that stepping is given time for; a quiet machine does thousands."""
 
 
 class Recorder:
@@ -117,13 +115,16 @@ class Tracer(Recorder):
         """Load the script into GDB. Raises TargetError."""
         super().__init__(session, TRACE_SCRIPT, "ptinspect-trace", TRACE_RECORD)
 
-    def step(self, cpu: int, count: int, places: Iterable[int]) -> tuple[NDArray[np.void], str]:
-        """Step `count` instructions of one CPU, or until one of the places; the others do not run.
+    def step(
+        self, cpu: int, count: int, milliseconds: int, places: Iterable[int]
+    ) -> tuple[NDArray[np.void], str]:
+        """Step `count` instructions of one CPU, until the time or one of the places; the others do not run.
 
         Returns records of type TRACE_RECORD, the first from before the first step, and how it ended:
-        `count`, `place`, `interrupted`, or the stub's own answer. Raises TargetError.
+        `count`, `time`, `place`, `interrupted`, or the stub's own answer. Raises TargetError.
         """
-        self.ask("step", cpu + 1, count, *map(hex, places), timeout=30 + count / STEPS_PER_SECOND)
+        timeout = 30 + milliseconds / 1000
+        self.ask("step", cpu + 1, count, milliseconds, *map(hex, places), timeout=timeout)
         return self.take()
 
     def ladder(
