@@ -107,7 +107,22 @@ def record(
     stops halfway. Raises UserError then, or if there is no such level, GuestError, TargetError.
     """
     runner = Runner(guest, timeout or SECONDS)
+    _claim(runner, levels)
     return _record(runner, levels, timeout) if runner.reach() else NotReached(False, runner.reason)
+
+
+def _claim(runner: Runner, levels: Sequence[int | str]) -> None:
+    """Make sure that there are slots for the stores before the guest runs, for its boot cannot be had back.
+
+    The kernel's code tells which levels there are before it is known where it runs. Raises OutOfSlots.
+    """
+    code, slots = runner.code, runner.session.slots
+    if slots.limited and code.stores:
+        wanted = level_numbers(levels, min(store.level for store in code.stores))
+        slots.claim(
+            code.entry_va + offset
+            for offset in (*(s.offset for s in code.stores if s.level in wanted), code.points["after_writes"])
+        )
 
 
 def _record(runner: Runner, levels: Sequence[int | str], timeout: float | None) -> Recording:
