@@ -145,7 +145,7 @@ def register_of(state: CpuState, name: str) -> int:
         return state.pstate
     found = _by_any_name(state.system, name)
     if found is None and _by_any_name(dict.fromkeys(state.unwritten, 0), name) is not None:
-        raise UserError(f"${name} was never written: it holds no value yet", "let the guest run further")
+        raise _never_written(name)
     if found is None:
         raise UserError(f"no register ${name}", "regs lists them")
     return found
@@ -160,9 +160,15 @@ def live_register(guest: Guest, state: CpuState, name: str) -> int:
         return register_of(state, name)
     except UserError:
         found = _by_any_name(guest.stopped.registers(state.cpu), name)
-        if found is None or found == UNWRITTEN:
+        if found == UNWRITTEN:
+            raise _never_written(name) from None
+        if found is None:
             raise
         return found
+
+
+def _never_written(name: str) -> UserError:
+    return UserError(f"${name} was never written: it holds no value yet", "let the guest run further")
 
 
 def _by_any_name(registers: Mapping[str, int], name: str) -> int | None:

@@ -97,8 +97,18 @@ def test_every_name_that_means_nothing_is_told() -> None:
     with pytest.raises(UserError, match=r"^no register \$foo; no register \$x31$"):
         run(ctx, "regs x0 foo par_el1 x31")
     assert run(ctx, "regs x0 par_el1").result["registers"] == {"x0": "0x0", "par_el1": "0x807"}
-    with pytest.raises(UserError, match="no register"):
+    with pytest.raises(UserError, match="PMCR_EL0 was never written"):
         run(ctx, "regs PMCR_EL0")
+
+
+def test_gdb_s_own_answer_is_told_apart_from_data() -> None:
+    ctx = context(kernel_tree())
+    shown = f"FAR_EL1        {UNWRITTEN:#x}  {UNWRITTEN}\nESR_EL1        0x0  0\n"
+    ctx.guest.stopped.gdb_command = lambda line, timeout=0.0: shown  # type: ignore[method-assign]
+    report = run(ctx, "gdb info registers FAR_EL1 ESR_EL1")
+    assert "FAR_EL1: never written" in text(report) and "ESR_EL1: never" not in text(report)
+    ctx.guest.stopped.gdb_command = lambda line, timeout=0.0: f"$1 = {UNWRITTEN}\n"  # type: ignore[method-assign]
+    assert "$1: never written" in text(run(ctx, "gdb print $FAR_EL1"))
 
 
 def test_a_snapshot_keeps_what_was_never_written(tmp_path: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from ptinspect.arch.sysregs import UNWRITTEN
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import MiError, PtinspectError, UserError
@@ -18,6 +19,8 @@ _NEEDS_DEBUG_INFO = re.compile(
 )
 """What GDB prints where it would need the debug information that it was not given (`gdb_file`)."""
 _LOADS = re.compile(r"\s*(add-symbol-file|symbol-file|file)\b")
+_UNWRITTEN = re.compile(rf"^(\S+)[ =].*\b(?:{UNWRITTEN:#x}|{UNWRITTEN})\b", re.MULTILINE)
+"""Registers, or values, that GDB prints as KVM marks those that the guest has never written."""
 _LOADED = "gdb has debug information"
 
 
@@ -51,6 +54,8 @@ def gdb(guest: Guest, *, line: str) -> Report:
     if _LOADS.match(line):
         guest.kept[_LOADED] = True
     report = _answer(text)
+    if never := _UNWRITTEN.findall(text):
+        report = replace(report, body=(*report.body, Note(f"{', '.join(never)}: never written", "dim")))
     if hint := _debug_info_hint(guest, text):
         report = replace(report, body=(*report.body, Note(hint, "dim")))
     if guest.target.state.name != "RUNNING":
