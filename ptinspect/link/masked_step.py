@@ -10,10 +10,10 @@ DAIF, and for an exception, which saves PSTATE in SPSR_EL1 (Arm ARM D1.3.1, D1.3
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from ptinspect.arch import a64
+from ptinspect.dataclass import dataclass
 
 IRQS, FIQS = 0x80, 0x40
 HELD = IRQS | FIQS

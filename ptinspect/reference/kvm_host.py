@@ -13,9 +13,9 @@ import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 from ptinspect.files import cache_directory
 from ptinspect.reference import apt, cache, deb, emulator, guests, pins
