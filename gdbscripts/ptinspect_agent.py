@@ -26,6 +26,9 @@ from pathlib import Path
 
 import gdb
 
+with contextlib.suppress(ImportError):
+    import gdb.disassembler
+
 PACKET_BYTES = 2048
 """Most that the stub sends in one reply (QEMU gdbstub: MAX_PACKET_LENGTH 4096, two digits a byte)."""
 WINDOW = 128
@@ -519,6 +522,48 @@ class LookCommand(gdb.MICommand):
         if ran:
             flush()
         return {"looked": f"{'ran' if ran else 'stood'} {digest}"}
+
+
+if hasattr(gdb, "disassembler"):  # GDB 13
+
+    class Given(gdb.disassembler.DisassembleInfo):
+        """An instruction whose bytes are those that were given, whatever memory holds."""
+
+        def __init__(self, info, code):
+            super().__init__(info)
+            self.code = code
+
+        def read_memory(self, length, offset):
+            start = (self.address + offset - self.code[0]) & (1 << 64) - 1  # GDB 13 has signed addresses
+            if not 0 <= start <= len(self.code[1]) - length:
+                raise gdb.MemoryError(f"no code was given for {length} bytes at {start:#x}")
+            return self.code[1][start : start + length]
+
+    class OfGiven(gdb.disassembler.Disassembler):
+        """Disassemble what was given, while something is."""
+
+        code = None
+
+        def __call__(self, info):
+            if self.code is None:
+                return None
+            return gdb.disassembler.builtin_disassemble(Given(info, self.code))
+
+    class DisassembleCommand(gdb.MICommand):
+        """-ptinspect-disassemble ADDRESS HEX: disassemble bytes as code at an address, which is not read"""
+
+        def invoke(self, argv):
+            address, code = int(argv[0], 16), bytes.fromhex(argv[1])
+            given = OfGiven("ptinspect")
+            before = gdb.disassembler.register_disassembler(given)
+            try:
+                given.code = address, code
+                text = gdb.execute(f"x/{len(code) // 4}i {address:#x}", to_string=True)
+            finally:
+                gdb.disassembler.register_disassembler(before)
+            return {"text": base64.b64encode(text.encode()).decode()}
+
+    DisassembleCommand("-ptinspect-disassemble")
 
 
 class PhysicalCommand(gdb.Command):

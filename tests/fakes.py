@@ -9,19 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from builders import RAM, TreeBuilder, cpu_state, regime_4k
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.command import command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry, build_registry
-from ptinspect.errors import KernelFileError, OutOfSlots, TargetTimeout
+from ptinspect.errors import KernelFileError, MiError, OutOfSlots, TargetTimeout, UserError
 from ptinspect.link.changes import Changes
 from ptinspect.link.gdb.breakpoints import HardwareSlots
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.journal import Journal
 from ptinspect.link.session import Breakpoint, Capability, Session, StopInfo
 from ptinspect.link.session import RunState as State
+from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.output.model import Report
 
 TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
@@ -112,6 +114,8 @@ class FakeSession:
         return ()
 
     def cpu_state(self, cpu: int) -> CpuState:
+        if cpu >= len(self.cpus):
+            raise UserError(f"no CPU {cpu}")
         return self.cpus[cpu]
 
     def registers(self, cpu: int) -> dict[str, int]:
@@ -183,6 +187,9 @@ class FakeSession:
         self.calls.append(("gdb", line))
         return f"\x1b[2Jgdb {line}\n"
 
+    def disassemble(self, address: int, code: bytes) -> str:
+        raise MiError("Undefined MI command: ptinspect-disassemble")
+
     def on_event(self, listener: Callable[..., None]) -> None:
         self.listeners.append(listener)
 
@@ -218,6 +225,14 @@ class FakeKernel:
     def kind_of(self, name: str) -> str:
         return "T"
 
+    def text_at(self, va: int, length: int) -> bytes:
+        raise KernelFileError(f"{va:#x}: not in the file")
+
+    @property
+    def table(self) -> SymbolTable:
+        rows = sorted((values[0], name) for name, values in self.symbols.items())
+        return SymbolTable([n for _, n in rows], np.array([a for a, _ in rows], np.uint64), "T" * len(rows))
+
     def nearest(self, va: int) -> tuple[str, int] | None:
         below = [
             (values[0], name) for name, values in self.symbols.items() if values[0] <= va < KERNEL + 0x20_0000
@@ -242,6 +257,16 @@ class FakeView:
 
     def pa_of_link(self, link_va: int) -> int:
         return link_va - self.voffset
+
+    def pa_of_lower(self, va: int, state: CpuState) -> int:
+        return va
+
+    @property
+    def state(self) -> CpuState:
+        return cpu(self._tree)
+
+    def link_of_pa(self, pa: int) -> int | None:
+        return pa + self.voffset if IMAGE <= pa < IMAGE + (2 << 20) else None
 
     def maps_kernel(self, pa: int) -> bool:
         return pa == self._tree.root

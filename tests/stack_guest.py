@@ -206,6 +206,7 @@ class View:
 
     kaslr_offset = 0
     voffset = KERNEL - IMAGE
+    placement = None
 
     def __init__(self, guest: StackGuest, states: Sequence[CpuState]) -> None:
         self._tree = guest.tree
@@ -220,6 +221,16 @@ class View:
 
     def symbol(self, name: str) -> int:
         return self.image.lookup(name)
+
+    @property
+    def state(self) -> CpuState:
+        return self.states[0]
+
+    def pa_of_lower(self, va: int, state: CpuState) -> int:
+        return va
+
+    def link_of_pa(self, pa: int) -> int | None:
+        return pa + self.voffset if IMAGE <= pa < IMAGE + (4 << 20) else None
 
     def pa_of(self, va: int) -> int:
         found = walk(self.memory, va, self._tree.root, self.regime)

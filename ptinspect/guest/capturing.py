@@ -164,7 +164,7 @@ def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> M
             extra[KERNEL_OFFSET] = f"{view.kaslr_offset & MASK64:#x}"
     except (GuestError, KernelFileError):
         pass  # a guest without a recognisable kernel is captured all the same
-    where = f"cpu {state.cpu} at {guest.place(state.pc)}"
+    where = f"cpu {state.cpu} at {guest.place(state.pc, state=state)}"
     if Capability.REGISTERS not in session.capabilities:
         where = f"{session.address}, registers unknown"
     if not banner and guest.imported is not None:

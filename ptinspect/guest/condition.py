@@ -148,7 +148,7 @@ def _cpu(guest: Guest, state: CpuState) -> Cpu:
     from ptinspect.linux.running.tasks import Tasks
     from ptinspect.linux.running.ttbr import upper_root
 
-    found = Cpu(state.cpu, VirtAddr(state.pc), guest.place(state.pc), state.el, mmu_on(state))
+    found = Cpu(state.cpu, VirtAddr(state.pc), guest.place(state.pc, state=state), state.el, mmu_on(state))
     try:
         view = guest.view
         root, what = upper_root(state, view) or (None, "")

@@ -7,9 +7,11 @@ from typing import Protocol
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import UserError
+from ptinspect.errors import GuestError, UserError
 
-ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET], or pa:0x… for a physical one"
+ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET]; physical: pa:0x…, pa:SYMBOL"
+PHYSICAL_END = 1 << 52
+"""No physical address lies above (Arm ARM D8.1.8)."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _TERM = r"\s*([+-]?)\s*([^\s+-]+)"
 _SIZE = r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?"
@@ -25,6 +27,10 @@ class Names(Protocol):
 
     def symbol(self, name: str) -> int:
         """Return the run-time virtual address of a kernel symbol. Raises PtinspectError."""
+        ...
+
+    def physical(self, name: str) -> int:
+        """Return the physical address at which a kernel symbol lies. Raises PtinspectError."""
         ...
 
     def register(self, name: str) -> int:
@@ -51,7 +57,7 @@ class Address:
     text: str
     """As typed."""
     physical: bool
-    """True if it began with `pa:`."""
+    """True if it began with `pa:`: its symbols stand for where they lie in physical memory."""
     terms: tuple[Term, ...]
     """The summands."""
 
@@ -62,11 +68,23 @@ class Address:
 
     def value(self, names: Names | None = None) -> int:
         """Return the address, 64 bits. Raises UserError if a name cannot be resolved."""
-        total = 0
-        for term in self.terms:
-            total += term.sign * (_named(term.text, names) if term.value is None else term.value)
+        total = self._physical_sum(names) if self.physical and self.names_symbol else self._sum(names)
         if not 0 <= total <= MASK64:
             raise UserError(f"{self.text!r} lies outside of 64 bits")
+        return total
+
+    def _physical_sum(self, names: Names | None) -> int:
+        """Return the sum with symbols where they lie, unless the offset to there is among the summands."""
+        try:
+            total = self._sum(names)
+        except GuestError:
+            total = -1
+        return total if 0 <= total < PHYSICAL_END else self._sum(names, lies=True)
+
+    def _sum(self, names: Names | None, *, lies: bool = False) -> int:
+        total = 0
+        for term in self.terms:
+            total += term.sign * (_named(term.text, names, lies) if term.value is None else term.value)
         return total
 
 
@@ -100,12 +118,6 @@ class Range:
         return start, min(last, MASK64)
 
 
-def _named(text: str, names: Names | None) -> int:
-    if names is None:
-        raise UserError(f"{text!r}: no guest and no kernel file to look it up in", "use a number: 0x…")
-    return names.register(text[1:]) if text.startswith("$") else names.symbol(text)
-
-
 def parse_number(text: str) -> int | None:
     """Return the number that `text` is: 0x…, decimal, or 16 hex digits as kernels print; else None."""
     if re.fullmatch(r"0[xX][0-9a-fA-F_]+", text):
@@ -115,6 +127,14 @@ def parse_number(text: str) -> int | None:
     if re.fullmatch(r"[0-9][0-9_]*", text):
         return int(text.replace("_", ""))
     return None
+
+
+def _named(text: str, names: Names | None, lies: bool) -> int:
+    if names is None:
+        raise UserError(f"{text!r}: no guest and no kernel file to look it up in", "use a number: 0x…")
+    if text.startswith("$"):
+        return names.register(text[1:])
+    return names.physical(text) if lies else names.symbol(text)
 
 
 def address(text: str) -> Address:

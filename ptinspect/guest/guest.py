@@ -6,21 +6,25 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ptinspect.arch.bits import MASK64, bit
+from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass, field
 from ptinspect.dataclass import replace as changed
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
+from ptinspect.link.session import Capability, Session
 from ptinspect.snapshot.fact_names import kernel_offset
 from ptinspect.text import escape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ptinspect.arch.sysregs import CpuState
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.linux.running.guest_view import GuestView
     from ptinspect.snapshot.model import Snapshot
+    from ptinspect.stack.kernel_code import KernelCode, Near
 
 PAGE = 4096
 """Bytes of the smallest granule: what is mapped changes at its borders only."""
@@ -208,56 +212,91 @@ class Guest:
         view = self._last_view
         return None if view is None or self.session is None else view.known_offset
 
-    def nearest(self, address: int, snapshot: Snapshot | None = None) -> tuple[str, int] | None:
-        """Return the symbol at or below a code address and the distance to it; None if none is known.
+    def code(self, state: CpuState | None = None) -> KernelCode:
+        """Return what names code of the stopped guest, as a CPU sees it: by default the chosen one."""
+        from ptinspect.stack.kernel_code import KernelCode
 
-        A physical address stands for the code that the identity map runs there. The file of another kernel
-        than the one that runs, or than that of `snapshot`, knows none.
+        current = self.stopped.current_cpu
+        return self.once(
+            ("code", current, current if state is None else state.cpu),
+            lambda: KernelCode(self.view, state, self.kernel),
+        )
+
+    def nearest(
+        self,
+        address: int,
+        snapshot: Snapshot | None = None,
+        *,
+        physical: bool = False,
+        state: CpuState | None = None,
+    ) -> Near | None:
+        """Return the symbol at or below an address, and the distance to it; None if none is known.
+
+        With `physical` it is a physical one; else one of the lower half is as a CPU takes it, the chosen one
+        or that of `state`. The file of another kernel than the one that runs, or than that of `snapshot`,
+        knows none. One that does not tell where it is linked needs a guest that runs it.
         """
         if self.kernel is None:
             return None
-        try:
-            if snapshot is None:
-                offset = self._offset(physical=not bit(address, 55))
-            else:
-                captured, own = snapshot.meta.kernel, escape(self.kernel.banner)
-                if not (captured.startswith(own) or own.startswith(captured)):  # either may be short or empty
-                    return None
-                offset = -kernel_offset(snapshot.meta.extra)
-        except KernelFileError:
+        if snapshot is not None:
+            captured, own = snapshot.meta.kernel, escape(self.kernel.banner)
+            if not (captured.startswith(own) or own.startswith(captured)):  # either may be short or empty
+                return None
+            return self._linked(address - kernel_offset(snapshot.meta.extra))
+        offset = 0
+        if self.state == "stopped":
+            code = self.code(state)
+            if physical or code.placed or code.refused or not bit(address, 55):
+                return code.nearest(address, physical=physical)
+        elif self.session is not None:
+            offset = self.known_offset or 0
+        if not self.kernel.linked and not offset:
             return None
-        return self.kernel.nearest((address + offset) & MASK64)
+        return self._linked(address - offset, as_linked=self.session is not None and not offset)
 
-    def _offset(self, *, physical: bool) -> int:
-        """Return what to add to a run-time address to get the link-time one; 0 where nobody knows.
+    def _linked(self, link: int, *, as_linked: bool = False) -> Near | None:
+        """Return the symbol at or below a link-time address."""
+        from ptinspect.stack.kernel_code import Near
 
-        Raises KernelFileError if the file is another kernel's than the guest's, and where nobody knows if it
-        does not tell where it is linked: its addresses are offsets then.
-        """
-        try:
-            view, kernel = self.view, self.kernel
-            if physical and kernel is not None:
-                return kernel.text_va - view.pa_of_link(kernel.text_va)
-            return -view.kaslr_offset
-        except KernelFileError:
-            raise
-        except PtinspectError as error:
-            if self.kernel is not None and not self.kernel.linked:
-                raise KernelFileError(f"{self.kernel.path.name} does not tell where it runs") from error
-            return 0
+        near = None if self.kernel is None else self.kernel.nearest(link & MASK64)
+        return None if near is None else Near(*near, as_linked=as_linked)
 
-    def place(self, address: int, *, returns: bool = False, snapshot: Snapshot | None = None) -> str:
+    def place(
+        self,
+        address: int,
+        *,
+        returns: bool = False,
+        snapshot: Snapshot | None = None,
+        physical: bool = False,
+        state: CpuState | None = None,
+    ) -> str:
         """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`.
 
-        `returns`: it is a return address, which may lie past the end of the function that called. It is one
-        of the guest's, or of a snapshot's.
+        A physical one is written `pa:0x…`: with `physical`, or while the MMU is off of the CPU that it is
+        for (`state`; the chosen one). `returns`: it is a return address, which may lie past the end of the
+        function that called. It is one of the guest's, or of a snapshot's.
         """
         back = 4 if returns else 0
         try:
-            near = self.nearest(address - back, snapshot)
+            near = self.nearest(address - back, snapshot, physical=physical, state=state)
         except PtinspectError:
             near = None
-        return f"{address:#x}" if near is None else f"{address:#x} ({near[0]}+{near[1] + back:#x})"
+        flat = physical or (snapshot is None and self.is_flat(address, state))
+        where = f"{'pa:' if flat else ''}{address:#x}"
+        return where if near is None else f"{where} ({near.further(back)})"
+
+    def is_flat(self, address: int, state: CpuState | None = None) -> bool:
+        """Tell whether a CPU (the chosen one) takes an address as a physical one, since its MMU is off."""
+
+        session = self.session
+        if session is None or bit(address, 55) or self.state != "stopped":
+            return False
+        if state is None and Capability.REGISTERS not in session.capabilities:
+            return False
+        try:
+            return mmu_on(state or session.cpu_state(session.current_cpu)) is False
+        except PtinspectError:
+            return False
 
     def code_at(self, address: int, length: int) -> bytes:
         """Return code as it stands in the guest, at a virtual or an identity-mapped address."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import UNWRITTEN, CpuState
-from ptinspect.errors import GuestError, UserError
-from ptinspect.guest.expression import Names, Range
+from ptinspect.dataclass import dataclass, replace
+from ptinspect.errors import GuestError, PtinspectError, UserError
+from ptinspect.guest.expression import Address, Names, Range
 from ptinspect.guest.guest import Guest
 from ptinspect.link.session import Capability
 from ptinspect.snapshot.fact_names import kernel_offset
@@ -27,6 +28,10 @@ class GuestNames:
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol."""
         return symbol(self._guest, name)
+
+    def physical(self, name: str) -> int:
+        """Return where a symbol of the image lies in physical memory."""
+        return physical(self._guest, name)
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU."""
@@ -49,6 +54,17 @@ class SnapshotNames:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
         return (kernel.lookup(name) + kernel_offset(self._snapshot.meta.extra)) & MASK64
 
+    def physical(self, name: str) -> int:
+        """Return where a symbol leads by the captured tables."""
+        from ptinspect.snapshot.memory import SnapshotMemory
+        from ptinspect.tables.walk import walk
+
+        snapshot = self._snapshot
+        found = walk(SnapshotMemory(snapshot), self.symbol(name), snapshot.root.pa, snapshot.regime)
+        if found.pa is None:
+            raise UserError(f"{name} is not mapped in snapshot {self._snapshot.name!r}: {found.reason}")
+        return found.pa
+
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU at the time of the capture."""
         return register_of(captured_cpu(self._snapshot, self._cpu), name)
@@ -66,6 +82,10 @@ class LinkNames:
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
         return kernel.lookup(name)
+
+    def physical(self, name: str) -> int:
+        """Raise UserError: nobody knows where the kernel lies."""
+        raise UserError(f"pa:{name}: not attached to a stopped guest")
 
     def register(self, name: str) -> int:
         """Raise UserError: there are no registers."""
@@ -95,8 +115,60 @@ def symbol(guest: Guest, name: str) -> int:
         link = guest.kernel.lookup(name)
         if not guest.kernel.linked:
             what = f"{name}: {guest.kernel.path.name} does not tell where it is linked, and {error.message}"
-            raise GuestError(what, "until start_kernel runs to where that is known") from error
+            raise GuestError(
+                what, f"pa:{name} is where it lies; later on it is known where it runs"
+            ) from error
         return link
+
+
+def physical(guest: Guest, name: str) -> int:
+    """Return where a symbol of the image lies in the stopped guest's physical memory.
+
+    It need not be mapped yet. Raises UserError without a kernel file, KernelFileError if it has no such
+    symbol, or is another kernel's, GuestError while that is not known, or a firmware may still move it.
+    """
+    if guest.kernel is None:
+        raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: pa:0x…")
+    return guest.view.pa_of_link(guest.kernel.lookup(name))
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where in the stopped guest an address as typed is."""
+
+    address: int
+    """Virtual, unless `physical`."""
+    physical: bool
+    """True for one that is physical: as typed, since the CPU's MMU is off, or no other is known yet."""
+
+
+def located(guest: Guest, address: Address, cpu: int | None = None) -> Located:
+    """Return where an address is: a symbol's is physical until it is known where the kernel maps itself.
+
+    Raises as `symbol` and `physical` do.
+    """
+    known = GuestNames(guest, cpu)
+    if address.names_symbol and not address.physical and guest.kernel is not None and not guest.view.placed:
+        return Located(replace(address, physical=True).value(known), True)
+    value = address.value(known)
+    state = None if cpu is None else cpu_state(guest, cpu)
+    return Located(value, address.physical or guest.is_flat(value, state))
+
+
+def early(guest: Guest, address: Address, snap: str | None = None) -> tuple[bool, int | None, str]:
+    """Return whether an address is of a symbol as linked, where that lies, and what is to be said of it.
+
+    So it is in a stopped guest of which it is not known yet where its kernel will map itself.
+    """
+    if snap or guest.state != "stopped" or guest.kernel is None:
+        return False, None, ""
+    if not address.names_symbol or address.physical or guest.view.placed:
+        return False, None, ""
+    text = "where the kernel will run is not known yet"
+    try:
+        return True, replace(address, physical=True).value(GuestNames(guest)), text
+    except PtinspectError as error:
+        return True, None, f"{text}; {error.message}"
 
 
 def cpu_state(guest: Guest, cpu: int | None) -> CpuState:

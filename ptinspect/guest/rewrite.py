@@ -138,7 +138,7 @@ class Runner:
             where = ""
             if self.guest.state == "stopped":
                 state = self.session.cpu_state(self.session.current_cpu)
-                where = f": cpu {state.cpu} is at {self.guest.place(state.pc)}"
+                where = f": cpu {state.cpu} is at {self.guest.place(state.pc, state=state)}"
             raise TargetTimeout(
                 f"the guest did not reach the rewrite in time{where}",
                 "a longer --timeout, or look where it stands: interrupt, bt, console",

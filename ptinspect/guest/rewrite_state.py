@@ -177,7 +177,9 @@ def _in_rewrite(guest: Guest, code: KptiCode | None, state: CpuState) -> CpuRole
         ttbr1 = str(ttbr1_role(view, state).name)
     except PtinspectError:
         ttbr1 = "unknown"
-    return CpuRole(state.cpu, role, VirtAddr(state.pc), guest.place(state.pc), ttbr1, mmu_on(state))
+    return CpuRole(
+        state.cpu, role, VirtAddr(state.pc), guest.place(state.pc, state=state), ttbr1, mmu_on(state)
+    )
 
 
 def role_of(guest: Guest, code: KptiCode, state: CpuState) -> str:
@@ -187,8 +189,8 @@ def role_of(guest: Guest, code: KptiCode, state: CpuState) -> str:
     view = guest.view
     entry = view.pa_of_link(code.entry_va)
     if not code.contains(state.pc, entry):
-        near = guest.nearest(state.pc)
-        return "held by stop_machine" if near is not None and near[0] in HELD else "elsewhere"
+        near = guest.nearest(state.pc, state=state)
+        return "held by stop_machine" if near is not None and near.symbol in HELD else "elsewhere"
     if code.secondary(state.pc, entry):
         return "waits for the flag"
     parted = state.pc - entry > code.points.get("parting", 0)

@@ -49,7 +49,7 @@ class DumpSession:
     resume = wait_stop = interrupt = step_instructions = run_until = Missing(Capability.RUN)
     write_physical = changes = Missing(Capability.WRITE)
     gva2gpa = monitor = Missing(Capability.MONITOR)
-    gdb_command = Missing(Capability.GDB)
+    gdb_command = disassemble = Missing(Capability.GDB)
     lanes = Missing(Capability.LANES)
 
     was_running = holds_interrupts = False

@@ -370,6 +370,10 @@ class LiveSession:
         finally:
             self._tracker.touch()
 
+    def disassemble(self, address: int, code: bytes) -> str:
+        self._need_stopped()
+        return self._link.agent.disassemble(address, code)
+
     # The end
 
     def detach(self, resume: bool | None = None) -> None:

@@ -225,6 +225,12 @@ class Session(Protocol):
         that would end the session or QEMU without its knowledge, MiError with GDB's message.
         """
 
+    def disassemble(self, address: int, code: bytes) -> str:
+        """Return GDB's lines for these bytes as instructions at an address; memory is not read for it.
+
+        Raises MiError if GDB is older than 13.
+        """
+
     # The end
 
     def detach(self, resume: bool | None = None) -> None:

@@ -6,11 +6,14 @@ Source: AAPCS64 6.4.6 (a frame record is x29 and x30 of the caller, x29 points t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
-from ptinspect.dataclass import dataclass
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import KernelFileError, PtinspectError
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
 
 MAX_WORDS = 96
@@ -69,28 +72,106 @@ def epilogue(words: Sequence[int]) -> Epilogue | None:
     return None
 
 
+@dataclass(frozen=True)
+class Near:
+    """The symbol that an address belongs to."""
+
+    symbol: str
+    """Its name."""
+    offset: int
+    """Bytes from its beginning to the address."""
+    as_linked: bool = False
+    """True if it is not known where the kernel runs: it lies there if it runs where it was linked."""
+
+    def __str__(self) -> str:
+        """Return `function+0x10`."""
+        return f"{self.symbol}+{self.offset:#x}{', as linked' if self.as_linked else ''}"
+
+    def further(self, count: int) -> Near:
+        """Return the same symbol for an address that lies so many bytes further on."""
+        return replace(self, offset=self.offset + count)
+
+
 class KernelCode:
-    """Give functions and instructions of the running kernel; code of modules is not known."""
+    """Name the running kernel's code, and give its functions and instructions, by what a CPU has for a PC.
 
-    def __init__(self, view: GuestView) -> None:
-        """Prepare; where the kernel runs is looked up once."""
-        self._image = view.image
+    An address of the upper half is the kernel's own mapping. One of the lower half is as the CPU takes it:
+    physical with its MMU off, else through its own tables, such as those of the identity map; one that these
+    do not map is taken for the identity map's at another time.
+    """
+
+    def __init__(
+        self, view: GuestView, state: CpuState | None = None, kernel: KernelImage | None = None
+    ) -> None:
+        """Prepare; `state` is the CPU that addresses of the lower half are for: the current one if None.
+
+        `kernel` is the kernel file, if it is not the view's own.
+        """
+        self._view = view
+        self._state = state
+        self._kernel = kernel or view.image
+
+    @cached_property
+    def _image(self) -> KernelImage | None:
+        """The kernel file; None if it is another kernel's, or there is none."""
         try:
-            self._virtual = view.kaslr_offset
-            self._physical = view.kaslr_offset - view.voffset
-        except PtinspectError:
-            self._image = None
+            _ = self._view.placement
+        except KernelFileError:
+            return None
+        except PtinspectError:  # it may yet be found where the code runs
+            pass
+        return self._kernel
 
-    def link(self, pc: int) -> int:
-        """Return the link-time address of code; that of the identity map is at physical addresses."""
-        return (pc - (self._virtual if bit(pc, 55) else self._physical)) & MASK64
+    @cached_property
+    def _offset(self) -> int | None:
+        try:
+            return self._view.kaslr_offset
+        except PtinspectError:
+            return None
+
+    @property
+    def refused(self) -> bool:
+        """True if there is a kernel file, and it is another kernel's."""
+        return self._image is None and self._kernel is not None
+
+    @property
+    def placed(self) -> bool:
+        """True if it is known where the kernel's own mapping is."""
+        return self._offset is not None
+
+    def link(self, pc: int, *, physical: bool = False) -> int | None:
+        """Return the link-time address of code; None if it is not in the image, or nobody knows."""
+        if self._image is None:
+            return None
+        if bit(pc, 55) and not physical:
+            return None if self._offset is None else (pc - self._offset) & MASK64
+        try:
+            pa = pc if physical else self._view.pa_of_lower(pc, self._state or self._view.state)
+        except PtinspectError:
+            pa = pc
+        try:
+            return self._view.link_of_pa(pa)
+        except PtinspectError:
+            return None
+
+    def nearest(self, pc: int, *, physical: bool = False) -> Near | None:
+        """Return the symbol at or below an address, which `physical` says is one; None if none is known."""
+        link = self.link(pc, physical=physical)
+        near = None if link is None or self._image is None else self._image.nearest(link)
+        return None if near is None else Near(*near)
+
+    def extent(self, pc: int, *, physical: bool = False) -> tuple[int, int | None] | None:
+        """Return first address and end of the function at `pc`; the end None at the last of all symbols."""
+        near, link = self.nearest(pc, physical=physical), self.link(pc, physical=physical)
+        if near is None or link is None or self._image is None:
+            return None
+        end = self._image.table.end(link)
+        return pc - near.offset, None if end is None else pc + end - link
 
     def start(self, pc: int) -> int | None:
         """Return where the function at `pc` begins; None if it is not known."""
-        if self._image is None:
-            return None
-        near = self._image.nearest(self.link(pc))
-        return None if near is None else pc - near[1]
+        near = self.nearest(pc)
+        return None if near is None else pc - near.offset
 
     def symbol(self, pc: int, *, returns: bool = False) -> str:
         """Return `function+0x10`; the address in hex if nothing is known of it.
@@ -98,14 +179,15 @@ class KernelCode:
         `returns`: it is a return address, which may lie past the end of the function that called.
         """
         back = 4 if returns else 0
-        near = None if self._image is None else self._image.nearest(self.link(pc - back))
-        return f"{pc:#x}" if near is None else f"{near[0]}+{near[1] + back:#x}"
+        near = self.nearest(pc - back)
+        return f"{pc:#x}" if near is None else str(near.further(back))
 
     def words(self, va: int, count: int) -> Sequence[int]:
         """Return up to `count` instructions at `va`; none where the file has none."""
-        if self._image is None or count <= 0:
+        link = self.link(va)
+        if self._image is None or link is None or count <= 0:
             return ()
         try:
-            return a64.words(self._image.text_at(self.link(va), 4 * count))
+            return a64.words(self._image.text_at(link, 4 * count))
         except KernelFileError:
             return ()

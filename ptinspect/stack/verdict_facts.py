@@ -16,6 +16,7 @@ from ptinspect.linux.stack_range import holding
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.stack.depth import Depth, regs_layout, sp_before_overflow, with_true_sp
+from ptinspect.stack.kernel_code import KernelCode
 from ptinspect.stack.unwind import FRAME_POINTER, KERNEL_MODES
 from ptinspect.stack.verdict import Change, Facts, Gone, path_changes
 from ptinspect.tables.walk import Walk, walk
@@ -153,8 +154,8 @@ def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Interrupted | None:
 
 def _name(stacks: Stacks, pc: int) -> str:
     """Name the function at a run-time address."""
-    near = stacks.tasks.image.nearest((pc - stacks.view.kaslr_offset) & MASK64)
-    return f"{pc:#x}" if near is None else near[0]
+    near = KernelCode(stacks.view).nearest(pc)
+    return f"{pc:#x}" if near is None else near.symbol
 
 
 def _dying(stacks: Stacks, depth: Depth) -> tuple[str, ...]:
@@ -181,11 +182,10 @@ def _handling(stacks: Stacks, state: CpuState, ranges: Sequence[tuple[int, int]]
         return True
     if any(low <= state.pc < high for low, high in ranges):
         return True
-    image = stacks.tasks.image
-    near = image.nearest((state.pc - offset) & MASK64)
+    near = KernelCode(stacks.view, state).nearest(state.pc)
     bad = stacks.entry.bad_stack
     at_label = bad is not None and 0 <= state.pc - offset - bad < STORES
-    return at_label or (near is not None and near[0] in BAD_STACK)
+    return at_label or (near is not None and near.symbol in BAD_STACK)
 
 
 def leads_elsewhere(stacks: Stacks, stack: Stack, snapshots: Sequence[Snapshot]) -> str:

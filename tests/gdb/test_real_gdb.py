@@ -422,3 +422,15 @@ def test_a_guest_that_somebody_else_reset_is_noticed(
     assert session.look().startswith("the guest is not where it stopped")
     assert session.stop_token > token
     assert session.look() == ""
+
+
+def test_code_is_disassembled_whatever_memory_holds(session: LiveSession) -> None:
+    """Also at addresses that neither the CPU nor the stub can read."""
+    code = bytes.fromhex("1f2003d5 02000094")
+    for at in (0x4100_0000, 0xFFFF_8000_1108_0000):
+        lines = session.disassemble(at, code).split("\n")
+        assert [line.split() for line in lines[:2]] == [
+            [f"{at:#x}:", "nop"],
+            [f"{at + 4:#x}:", "bl", f"{at + 12:#x}"],
+        ]
+    assert session.disassemble(0x4100_0000, code * 1000).count("nop") == 1000

@@ -134,5 +134,5 @@ def test_a_kernel_that_does_not_begin_is_shown_where_it_stands(
     parked = guest.cpu(pc=IMAGE_PA + 0x1_0840, TTBR1_EL1=0, TCR_EL1=0, SCTLR_EL1=0, VBAR_EL1=0)
     run, _, _ = runner(monkeypatch, kernel, Scripted(guest.memory, [(parked, None), (parked, None)]))
     run.deadline = time.monotonic() + 5
-    with pytest.raises(TargetTimeout, match=r"in time: cpu 0 is at 0x40210840 \(vectors\+0x40\)"):
+    with pytest.raises(TargetTimeout, match=r"in time: cpu 0 is at pa:0x40210840 \(vectors\+0x40\)"):
         run.place_kernel()

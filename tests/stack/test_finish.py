@@ -15,6 +15,7 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import TargetTimeout, UserError
 from ptinspect.stack.depth import start_of_cpu
+from ptinspect.stack.kernel_code import Near
 from ptinspect.stack.unwind import Caller, strip_pac
 
 
@@ -276,5 +277,5 @@ def test_bt_names_the_function_that_called_last(guest: Guest) -> None:
     guest.put(sp, sp + 64, HANDLER)
     guest.image.symbols["middle"] = [HANDLER - 8]
     case = Finish(guest, guest.cpu(guest.me, sp, pc=LR_MIDDLE, x29=sp))
-    case.ctx.guest.nearest = lambda va, snapshot=None: guest.image.nearest(va)  # type: ignore[method-assign]
+    case.ctx.guest.nearest = lambda va, *_, **__: Near(*guest.image.nearest(va))  # type: ignore[method-assign]
     assert case.run("bt")["frames"][1]["place"] == f"{HANDLER:#x} (middle+0x8)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ptinspect.arch.bits import MASK64, VirtAddr, bit
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, SNAP
 from ptinspect.commands.framework.command import argument, command
@@ -11,11 +13,14 @@ from ptinspect.errors import PtinspectError
 from ptinspect.guest.expression import ADDRESS_HELP
 from ptinspect.guest.expression import address as read_address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import names_at_hand
+from ptinspect.guest.names import early, names_at_hand
 from ptinspect.guest.regions import name_of
 from ptinspect.guest.roots import Tables, source
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Styled, Table
+
+if TYPE_CHECKING:
+    from ptinspect.stack.kernel_code import Near
 
 FORMATS = {"x": "hexadecimal", "d": "signed", "u": "unsigned", "t": "binary", "c": "character", "a": "place"}
 
@@ -40,6 +45,10 @@ class PrintResult:
     symbol: str
     offset: int | None
     region: str
+    pa: PhysAddr | Absent = ABSENT
+    """Where it lies, of a symbol as linked."""
+    as_linked: bool | Absent = ABSENT
+    """True of a symbol if it is not known where the kernel will run."""
 
 
 @command(
@@ -68,16 +77,19 @@ def evaluate(
     """Evaluate an expression."""
     address = read_address(" ".join(expression))
     value = address.value(names_at_hand(guest, cpu, snap))
-    near = None if address.physical else _nearest(guest, value, snap)
+    near = _nearest(guest, value, snap, address.physical)
+    as_linked, pa, note = early(guest, address, snap)
     result = PrintResult(
         expression=address.text,
         value=Hex(value),
         decimal=value,
         signed=value - (bit(value, 63) << 64),
         physical=address.physical,
-        symbol="" if near is None else near[0],
-        offset=None if near is None else near[1],
+        symbol="" if near is None else near.symbol,
+        offset=None if near is None else near.offset,
         region="" if address.physical else _region(guest, value, snap),
+        pa=ABSENT if pa is None else PhysAddr(pa),
+        as_linked=as_linked or ABSENT,
     )
     if format is not None:
         return Report(result, (Note(_as(format, value, near)),))
@@ -86,27 +98,33 @@ def evaluate(
     if bit(value, 63):
         rows.append(("signed", Styled(str(result.signed))))
     if near is not None:
-        rows.append(("symbol", Styled(f"{near[0]}+{near[1]:#x}")))
+        rows.append(("symbol", Styled(f"{near}")))
     if result.region:
         rows.append(("region", Styled(result.region)))
-    return Report(result, (Table((Column(""), Column("")), rows),))
+    if pa is not None:
+        rows.append(("lies at", Styled(f"pa:{pa:#x}", "address")))
+    table = Table((Column(""), Column("")), rows)
+    return Report(result, (table, Note(note, "changed")) if note else (table,))
 
 
-def _as(form: str, value: int, near: tuple[str, int] | None) -> str:
+def _as(form: str, value: int, near: Near | None) -> str:
     if form == "d":
         return str(value - (bit(value, 63) << 64))
     if form == "c":
         low = value & 0xFF
         return f"{low} {chr(low)!r}" if 0x20 <= low < 0x7F else str(low)
     if form == "a":
-        return f"{value:#x}" + ("" if near is None else f" ({near[0]}+{near[1]:#x})")
+        return f"{value:#x}" + ("" if near is None else f" ({near})")
     return {"x": f"{value:#x}", "u": str(value), "t": f"{value:#b}"}[form]
 
 
-def _nearest(guest: Guest, value: int, snap: str | None) -> tuple[str, int] | None:
+def _nearest(guest: Guest, value: int, snap: str | None, physical: bool) -> Near | None:
+    """Return the symbol; of what is neither a kernel's address nor taken for a physical one, none."""
     try:
         snapshot = guest.snapshot_or_file(snap) if snap else None
-        return guest.nearest(value, snapshot) if bit(value, 55) else None
+        if snapshot is None and (physical or guest.is_flat(value)):
+            return guest.nearest(value, physical=True)
+        return guest.nearest(value, snapshot) if bit(value, 55) and not physical else None
     except PtinspectError:
         return None
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ptinspect.arch.bits import MASK64, VirtAddr, bit
+from ptinspect.arch.bits import MASK64, VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import PtinspectError, UserError
+from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import GuestNames, cpu_state
+from ptinspect.guest.instructions import instructions
+from ptinspect.guest.names import Located, cpu_state, located
+from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, spanned
 
 COUNT = 16
@@ -25,7 +27,8 @@ CODE_COLUMNS = 50
 """What an instruction may take of a line of 80."""
 
 _LINE = re.compile(r"(?:=>)?\s*(0x[0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
-_TARGET = re.compile(r"(0x[0-9a-f]{9,16})(?: <[^>]*>)?")
+_TARGET = re.compile(r"(?<![#\w])(0x[0-9a-f]{5,16})(?: <[^>]*>)?")
+"""An address in an instruction; other numbers begin with #."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class DisassembleResult:
     end: VirtAddr | None
     whole: bool
     instructions: list[Instruction]
+    physical: bool | Absent = ABSENT
+    """True if the addresses are physical ones: as typed, or since the kernel has not mapped itself yet."""
 
 
 @command(
@@ -65,58 +70,50 @@ class DisassembleResult:
     ),
     result=DisassembleResult,
     details=f"Without ADDR: where the CPU stands. Of a function longer than {COUNT} instructions those "
-    "around the address are shown; --all shows all, -n N so many from ADDR on. GDB reads the code as the "
-    "CPU does. x/8i ADDR shows as many as wanted, too.",
+    "around the address are shown; --all shows all, -n N so many from ADDR on. The code is read where it "
+    "lies: physically (pa:) while the kernel has not mapped itself. x/8i ADDR shows as many as wanted, too.",
 )
 def disassemble(
     guest: Guest, *, address: Address | None, count: int | None, all: bool, cpu: int | None
 ) -> Report:
     """Show instructions."""
     pc = cpu_state(guest, cpu).pc
-    at = pc if address is None else address.value(GuestNames(guest, cpu))
-    if at % 4:
-        raise UserError(f"{at:#x} is no multiple of 4", "instructions are four bytes, aligned")
+    at = Located(pc, guest.is_flat(pc)) if address is None else located(guest, address, cpu)
+    if at.address % 4:
+        raise UserError(f"{at.address:#x} is no multiple of 4", "instructions are four bytes, aligned")
     start, end, name = _bounds(guest, at)
-    first, length = (at, count) if count is not None else _window(at, start, end, all)
-    try:
-        listing = guest.stopped.gdb_command(f"x/{length}i {first:#x}")
-    except PtinspectError as error:
-        raise UserError(
-            f"no code can be read at {first:#x}: {error.message}", "x/8gx ADDR; walk ADDR"
-        ) from error
-    lines = [_instruction(guest, line, pc) for line in listing.expandtabs(8).splitlines()]
+    first, length = (at.address, count) if count is not None else _window(at.address, start, end, all)
+    listing, missing = instructions(guest, first, length, physical=at.physical)
+    lines = [_instruction(guest, line, pc, at.physical) for line in listing]
     whole = not end or (first <= start and first + 4 * length >= end)
     body: list[Note | Table] = [Note(f"{name} ({(end - start) // 4} instructions)", "title")] if name else []
     body += [spanned(spans) for spans, _ in lines]
+    if missing:
+        body.append(Note(missing, "bad"))
     if not whole and count is None:
         body.append(Note("--all shows the whole function", "dim"))
     result = DisassembleResult(
-        address=VirtAddr(at),
+        address=VirtAddr(at.address),
         function=name,
         start=VirtAddr(start) if end else None,
         end=VirtAddr(end) if end else None,
         whole=whole,
         instructions=[found for _, found in lines if found is not None],
+        physical=at.physical or ABSENT,
     )
     return Report(result, body)
 
 
-def _bounds(guest: Guest, address: int) -> tuple[int, int, str]:
+def _bounds(guest: Guest, at: Located) -> tuple[int, int, str]:
     """Return first address and end of the function, as the next symbol tells, and its name."""
-    near = guest.nearest(address)
-    if near is None:
-        return address, 0, ""
-    name, offset = near
-    start = address - offset
-    after = guest.nearest(address + 4)
-    low, high = address, address + 4 * MOST
-    if after is None or after[0] != name:
-        return start, address + 4, name
-    while high - low > 4:  # the first address that is no longer of this symbol
-        middle = low + (high - low) // 8 * 4
-        found = guest.nearest(middle)
-        low, high = (middle, high) if found is not None and found[0] == name else (low, middle)
-    return start, high, name
+    code = guest.code()
+    near = code.nearest(at.address, physical=at.physical)
+    found = code.extent(at.address, physical=at.physical)
+    if near is None or found is None:
+        return at.address, 0, ""
+    start, end = found
+    most = at.address + 4 * MOST
+    return start, most if end is None else min(end, most), near.symbol
 
 
 def _window(address: int, start: int, end: int, everything: bool) -> tuple[int, int]:
@@ -129,39 +126,39 @@ def _window(address: int, start: int, end: int, everything: bool) -> tuple[int, 
     return max(start, min(address - 4 * BEFORE, end - 4 * COUNT)), COUNT
 
 
-def _instruction(guest: Guest, line: str, pc: int) -> tuple[list[Styled], Instruction | None]:
+def _instruction(guest: Guest, line: str, pc: int, physical: bool) -> tuple[list[Styled], Instruction | None]:
     """Return a line of GDB's with the symbols that it may not know, and the instruction."""
     match = _LINE.match(line)
     if match is None:
         return [Styled(escape(line), "bad")], None
     address, code = int(match[1], 16), escape(match[2])
-    near = guest.nearest(address)
-    place = "" if near is None else f"+{near[1]:#x}"
+    near = guest.nearest(address, physical=physical)
+    place = "" if near is None else f"+{near.offset:#x}"
     mark = "=> " if address == pc else "   "
-    shown = named(guest, code)
+    shown = named(guest, code, physical=physical)
     code = _TARGET.sub(lambda found: found[1], code)
     if len(shown) > CODE_COLUMNS:  # a long name: the address is shorter
         shown = code
     parts = [
         Styled(mark, "changed"),
-        Styled(f"{address:#x}", "address"),
+        Styled(f"{'pa:' if physical else ''}{address:#x}", "address"),
         Styled(f" {place:<6} ", "dim"),
         Styled(shown, "changed" if address == pc else "plain"),
     ]
     return parts, Instruction(VirtAddr(address), " ".join(code.split()))
 
 
-def named(guest: Guest, code: str) -> str:
+def named(guest: Guest, code: str, *, physical: bool = False) -> str:
     """Return an instruction with symbols for the addresses that it goes to, or takes."""
-    return _TARGET.sub(lambda found: _place(guest, int(found[1], 16)), code)
+    return _TARGET.sub(lambda found: _place(guest, int(found[1], 16), physical), code)
 
 
-def _place(guest: Guest, address: int) -> str:
+def _place(guest: Guest, address: int, physical: bool) -> str:
     """Return the symbol for an address that lies in it, else the address: data may have no symbols."""
-    near = guest.nearest(address) if bit(address, 55) else None
+    near = guest.nearest(address, physical=physical)
     if near is None:
         return f"{address:#x}"
-    return f"<{near[0]}{f'+{near[1]:#x}' if near[1] else ''}>"
+    return f"<{near if near.offset else near.symbol}>"
 
 
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
@@ -250,8 +247,9 @@ def examine(guest: Guest, *, address: Address | None, format: str | None, cpu: i
             raise UserError("x: from which address on?", "x/8gx $sp")
         form, where, text = format or last.form, last.address, last.text
     else:
-        form, text = format or "4gx", address
-        where = address.value(GuestNames(guest, cpu))
+        form = format or "4gx"
+        at = located(guest, address, cpu)
+        where, text = at.address, replace(address, physical=at.physical)
     report, after = _show(guest, text, where, parse_format(form))
     guest.kept[FOLLOWS] = Follows(form, after, replace(text, text=f"{after:#x}"))
     return report
@@ -303,15 +301,20 @@ def _strings(guest: Guest, text: Address, address: int, count: int) -> tuple[Rep
 
 
 def _instructions(guest: Guest, address: int, count: int, physical: bool) -> Report:
-    """Disassemble with GDB, which reads through the CPU's own translation."""
-    if physical and guest.stopped.cpu_state(guest.stopped.current_cpu).system.get("SCTLR_EL1", 0) & 1:
-        raise UserError("x/i reads as the CPU does: physical addresses only while the MMU is off")
-    text = guest.stopped.gdb_command(f"x/{count}i {address:#x}")
-    lines = [escape(line) for line in text.expandtabs(8).splitlines()]
-    shown = [
-        head + colon + named(guest, code) for head, colon, code in (line.partition(":") for line in lines)
-    ]
-    return Report(LinesResult(lines), [Note("\n".join(shown))] if lines else [])
+    """Disassemble with GDB what is read at an address."""
+    listing, missing = instructions(guest, address, count, physical=physical)
+    lines = [escape(line) for line in listing]
+    shown = [_shown(guest, line, physical) for line in lines]
+    body = [Note("\n".join(shown))] if lines else []
+    return Report(LinesResult(lines), [*body, Note(missing, "bad")] if missing else body)
+
+
+def _shown(guest: Guest, line: str, physical: bool) -> str:
+    """Return a line of GDB's with symbols, and the mark of a physical address."""
+    head, colon, code = line.partition(":")
+    if physical:
+        head = head.replace("0x", "pa:0x", 1)
+    return head + colon + named(guest, code, physical=physical)
 
 
 def _memory(text: Address, rows: Sequence[tuple[int, Sequence[str]]], data: bytes, missing: str) -> Report:

@@ -70,7 +70,7 @@ def backtrace(guest: Guest, *, limit: int, cpu: int | None) -> Report:
     last = () if found.last is None else (found.last,)
     for frame in (*found.frames, *last):
         if frame.kind != "end" or frame is found.last:
-            place = guest.place(frame.pc, returns=frame.returns)
+            place = guest.place(frame.pc, returns=frame.returns, state=state)
             read = None if record is None else VirtAddr(record)
             kind = "function" if frame is found.last else frame.kind
             rows.append(CallerResult(VirtAddr(frame.pc), place, read, kind))

@@ -115,7 +115,7 @@ def highwater(
     state = guest.stopped.cpu_state(guest.stopped.current_cpu)
     result = HighwaterResult(
         ended=found.ended,
-        place=f"cpu {state.cpu} at {guest.place(state.pc)}",
+        place=f"cpu {state.cpu} at {guest.place(state.pc, state=state)}",
         deepest=max((each.after.depth or 0 for each in known), default=None),
         least_free=min((_free(each) for each in known), default=None),
         unread=len(wanted) - len(known),

@@ -13,6 +13,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.guest import opening
 from ptinspect.guest.condition import Condition, condition
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.names import cpu_state
 from ptinspect.guest.opening import Machine
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
@@ -176,7 +177,8 @@ def status(guest: Guest, *, cpu: int | None = None) -> Report:
 def condition_table(guest: Guest, found: Condition) -> Table:
     """Show how a guest stands, line by line."""
     mmu = "" if found.mmu_on is None else f", MMU {'on' if found.mmu_on else 'off'}"
-    where = "" if found.pc is None else f"cpu {found.cpu} at {guest.place(found.pc)}, EL{found.el}{mmu}"
+    place = "" if found.pc is None else guest.place(found.pc, state=cpu_state(guest, found.cpu))
+    where = f"cpu {found.cpu} at {place}, EL{found.el}{mmu}" if place else ""
     used = None if guest.session is None or found.slots is None else guest.session.slots_used()
     state = found.state if found.state != "none" else "not attached"
     lines: list[tuple[str, Cell]] = [

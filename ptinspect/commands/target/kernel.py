@@ -11,7 +11,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import names_at_hand
+from ptinspect.guest.names import early, names_at_hand
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
@@ -84,6 +84,10 @@ class SymbolResult:
     symbol: str
     offset: int | None
     pa: PhysAddr | None
+    physical: bool | Absent = ABSENT
+    """True for a physical address: as typed, or of a symbol of which no other is known yet."""
+    as_linked: bool | Absent = ABSENT
+    """True of a symbol if it is not known where the kernel will run."""
 
 
 @command(
@@ -100,15 +104,24 @@ def symbol(guest: Guest, *, what: Address) -> Report:
     """Find a symbol by name or by address."""
     if guest.kernel is None:
         raise UserError("symbols need the kernel file", "kernel FILE, or --kernel FILE")
-    address = what.value(names_at_hand(guest))
-    near = guest.nearest(address)
-    name, offset = ("", None) if near is None else near
-    pa = None
-    if guest.state == "stopped" and not what.physical:
+    as_linked, pa, note = early(guest, what)
+    physical = what.physical or (as_linked and pa is not None and not guest.kernel.linked)
+    address = pa if physical and pa is not None else what.value(names_at_hand(guest))
+    physical = physical or guest.is_flat(address)
+    near = guest.nearest(address, physical=physical)
+    if guest.state == "stopped" and pa is None and not physical:
         try:
             pa = guest.view.pa_of(address)
         except PtinspectError:
             pa = None
-    where = "" if pa is None else f", pa:{pa:#x}"
-    note = Note(guest.place(address) + where + ("" if name else ": no symbol there"))
-    return Report(SymbolResult(Hex(address), name, offset, None if pa is None else PhysAddr(pa)), (note,))
+    where = "" if pa is None or physical else f", pa:{pa:#x}"
+    place = guest.place(address, physical=physical) + where + ("" if near else ": no symbol there")
+    result = SymbolResult(
+        address=Hex(address),
+        symbol="" if near is None else near.symbol,
+        offset=None if near is None else near.offset,
+        pa=None if pa is None else PhysAddr(pa),
+        physical=physical or ABSENT,
+        as_linked=as_linked or ABSENT,
+    )
+    return Report(result, (Note(place), Note(note, "changed")) if note else (Note(place),))

@@ -118,7 +118,8 @@ class _Run:
         self.code = KernelCode(stacks.view)
         finder = Finder(TracedStack(s.kind, s.owner, s.base, s.top) for s in self.wanted)
         self.series = Series(finder, _namer(self.code), self.code.symbol, self._outer())
-        self.began = guest.place(guest.stopped.cpu_state(limits.cpu).pc)
+        began = guest.stopped.cpu_state(limits.cpu)
+        self.began = guest.place(began.pc, state=began)
         self.started = time.monotonic()
         self.steps = 0
 
@@ -272,7 +273,7 @@ class _Run:
             method,
             escape(self.stacks.view.banner()),
             self.began,
-            f"{ENDS.get(ended, ended)}, cpu {state.cpu} at {self.guest.place(state.pc)}",
+            f"{ENDS.get(ended, ended)}, cpu {state.cpu} at {self.guest.place(state.pc, state=state)}",
             self.steps,
             round(self._elapsed(), 3),
             tuple(self.series.finder.used),

@@ -17,6 +17,8 @@ BASE_SECONDS = 10.0
 WRITE_CHUNK = 64 << 10
 RELAY_SECONDS = 40.0
 """Longer than the script waits for a relay to start."""
+CODE_CHUNK = 4 << 10
+"""Bytes of code that are disassembled at one go."""
 
 
 def script_path() -> Path:
@@ -70,6 +72,17 @@ class Agent:
         for start in range(0, len(data), WRITE_CHUNK):
             part = data[start : start + WRITE_CHUNK]
             self._gdb.request(f"-ptinspect-write {pa + start:x} {part.hex()}", BASE_SECONDS)
+
+    def disassemble(self, address: int, code: bytes) -> str:
+        """Return GDB's lines for these bytes as instructions at an address. Raises MiError before GDB 13."""
+        parts = []
+        for start in range(0, len(code), CODE_CHUNK):
+            words = f"-ptinspect-disassemble {address + start:x} {code[start : start + CODE_CHUNK].hex()}"
+            parts.append(self._gdb.request(words, BASE_SECONDS).field("text"))
+        try:
+            return "".join(binascii.a2b_base64(part).decode("utf-8", "replace") for part in parts)
+        except ValueError as error:
+            raise MiError(f"GDB's answer to -ptinspect-disassemble is damaged: {error}") from error
 
     def leave_physical_mode(self) -> bool:
         """Switch the stub to virtual addresses and flush GDB's caches; return whether pipelining works."""

@@ -119,6 +119,12 @@ class SymbolTable:
             return None
         return self.names[best], offset
 
+    def end(self, address: int) -> int | None:
+        """Return where what an address belongs to ends, as the next symbol tells; None if there is none."""
+        addresses, _ = self._sorted
+        slot = int(np.searchsorted(addresses, np.uint64(address), side="right"))
+        return int(addresses[slot]) if slot < len(addresses) else None
+
     def lookup(self, name: str) -> int:
         """Return the address of `name`; of several with that name the one that is meant.
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
-from ptinspect.arch.sysregs import CpuState, current_regime, translation_register
+from ptinspect.arch.sysregs import CpuState, current_regime, mmu_on, translation_register
 from ptinspect.dataclass import replace
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
 from ptinspect.linux.image.btf import Offsets
@@ -240,6 +240,21 @@ class GuestView:
             )
         return PhysAddr(found.pa + link_va - self.image.text_va)
 
+    def link_of_pa(self, pa: int) -> int | None:
+        """Return the link-time address of what lies at a physical one; None if that is not in the image.
+
+        A copy that a firmware may still move counts as well: it is there now. Raises KernelFileError if
+        memory holds another kernel's code.
+        """
+        if self.image is None:
+            return None
+        try:
+            found = self.placement
+        except GuestError:
+            return None
+        inside = found.pa <= pa < found.pa + self.image.size
+        return self.image.text_va + pa - found.pa if inside else None
+
     def pa_of(self, va: int) -> PhysAddr:
         """Translate an address: kernel ones through the kernel's own table, user ones through TTBR0.
 
@@ -247,7 +262,7 @@ class GuestView:
         ARM D8.2.9, flat mapping). Raises GuestError if it is not mapped.
         """
         if not bit(va, 55):
-            return self._lower(va)
+            return self.pa_of_lower(va, self.state)
         page = va & ~(self.regime.granule - 1)
         if page not in self._pages:
             found = walk(self.memory, page, self._root.pa, self.regime)
@@ -256,11 +271,15 @@ class GuestView:
             self._pages[page] = found.pa
         return PhysAddr(self._pages[page] + va - page)
 
-    def _lower(self, va: int) -> PhysAddr:
-        regime = regime_from_registers(self.state, False, current_regime(self.state))
-        if not regime.mmu_on:
+    def pa_of_lower(self, va: int, state: CpuState) -> PhysAddr:
+        """Translate an address of the lower half as a CPU does now: it is physical while its MMU is off.
+
+        Raises GuestError if it is not mapped, RegimeError.
+        """
+        if mmu_on(state) is False:
             return PhysAddr(va)
-        found = walk(self.memory, va, root_pa(self.state, regime), regime)
+        regime = regime_from_registers(state, False, current_regime(state))
+        found = walk(self.memory, va, root_pa(state, regime), regime)
         if found.pa is None:
             raise GuestError(f"{va:#x} is not mapped under {regime.register('TTBR0')}: {found.reason}")
         return found.pa
