@@ -8,8 +8,8 @@ table of last-level descriptors that maps it; the descriptor of the page that is
 then, since the window's addresses change their meaning. `ptinspect-writes take FIRST COUNT` prints
 records in base64, `ptinspect-writes stop` ends it, `ptinspect-writes count` prints how many there are.
 
-Addresses are read as the CPU sees them. A guest stops at every store and continues by itself; with LIMIT
-above 0 it stays stopped at that record's store.
+Addresses are read as the CPU sees them. A guest stops at every store and continues by itself, its
+selected CPU alone until `stop`; with LIMIT above 0 it stays stopped at that record's store.
 """
 
 import base64
@@ -19,6 +19,8 @@ import gdb
 
 RECORD = struct.Struct("<6Q")
 """Site, address, value before, value stored, descriptor of the window's page, 1 if all was readable."""
+SETTINGS = {"scheduler-locking": "on", "breakpoint always-inserted": "on"}
+"""What makes a stop cheap: no other CPU is started and stopped, no breakpoint put in and out for nothing."""
 
 
 class Records:
@@ -28,6 +30,7 @@ class Records:
         self.data = bytearray()
         self.limit = 0
         self.sites = []
+        self.settings = {}
 
 
 records = Records()
@@ -76,17 +79,30 @@ def read(inferior, address):
     return int.from_bytes(bytes(inferior.read_memory(address, 8)), "little")
 
 
+def shown(name):
+    """Return the value of a setting, as `set` takes it."""
+    value = gdb.parameter(name)
+    return {True: "on", False: "off"}.get(value, value)
+
+
 def start(words):
     """Start again."""
     stop()
     records.data = bytearray()
     records.limit = int(words[0])
-    pc = gdb.selected_frame().pc()
-    for word in words[1:]:
-        site = Site(*(int(part, 0) for part in word.split(":")))
-        records.sites.append(site)
-        if site.pc == pc:  # GDB steps over a breakpoint where the CPU is
-            site.record()
+    try:
+        for name, value in SETTINGS.items():
+            records.settings[name] = shown(name)
+            gdb.execute(f"set {name} {value}", False, True)
+        pc = gdb.selected_frame().pc()
+        for word in words[1:]:
+            site = Site(*(int(part, 0) for part in word.split(":")))
+            records.sites.append(site)
+            if site.pc == pc:  # GDB steps over a breakpoint where the CPU is
+                site.record()
+    except BaseException:
+        stop()
+        raise
 
 
 def stop():
@@ -95,6 +111,9 @@ def stop():
         if site.is_valid():
             site.delete()
     records.sites = []
+    for name, value in records.settings.items():
+        gdb.execute(f"set {name} {value}", False, True)
+    records.settings = {}
 
 
 class WritesCommand(gdb.Command):

@@ -103,8 +103,9 @@ def record(
 ) -> Recording | NotReached:
     """Record the stores to these levels (default: all but the last), to past the last store.
 
-    Runs to the rewrite first if need be. What was recorded is kept for `judgement`, also where the guest
-    stops halfway. Raises UserError then, or if there is no such level, GuestError, TargetError.
+    Runs to the rewrite first if need be; its stores are made with the other CPUs stopped, which do nothing
+    but wait for its end. What was recorded is kept for `judgement`, also where the guest stops halfway.
+    Raises UserError then, or if there is no such level, GuestError, TargetError.
     """
     runner = Runner(guest, timeout or SECONDS)
     _claim(runner, levels)
@@ -142,6 +143,8 @@ def _record(runner: Runner, levels: Sequence[int | str], timeout: float | None) 
         if timeout is None:
             runner.deadline += 2 * count / RATE
     end = runner.point("after_writes")
+    if whole:
+        _to_first_write(runner)
     runner.session.slots.claim([*places, end])
     recorder = StoreRecorder(runner.session)
     recorder.start([store for store, _ in stores])
@@ -167,6 +170,19 @@ def _record(runner: Runner, levels: Sequence[int | str], timeout: float | None) 
             "kpti verdict judges them; delete the breakpoint, and kpti writes records the others",
         )
     return found
+
+
+def _to_first_write(runner: Runner) -> None:
+    """Run until the other CPUs wait, and the boot CPU can be run without them."""
+    first = runner.point("before_first_write")
+    state = runner.boot()
+    if state is not None and state.pc != first:
+        stop = runner.run_to([first])
+        if stop.pc != first:
+            raise UserError(
+                f"the guest stopped at {stop.pc:#x} before the first store of the rewrite",
+                "break lists the breakpoints; delete all",
+            )
 
 
 def level_numbers(wanted: Sequence[int | str], start: int) -> set[int]:

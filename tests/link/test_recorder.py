@@ -38,6 +38,7 @@ class Inside:
         self.memory: dict[int, int] = {}
         self.breakpoints: list[Any] = []
         self.commands: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {"scheduler-locking": "step", "breakpoint always-inserted": False}
         inside = self
 
         class Breakpoint:
@@ -62,6 +63,16 @@ class Inside:
 
     def selected_inferior(self) -> Inside:
         return self
+
+    def parameter(self, name: str) -> Any:
+        return self.settings[name]
+
+    def execute(self, line: str, from_tty: bool, to_string: bool) -> str:
+        verb, _, rest = line.partition(" ")
+        name, _, value = rest.rpartition(" ")
+        assert verb == "set" and name in self.settings
+        self.settings[name] = {"on": True, "off": False}.get(value, value) if "always" in name else value
+        return ""
 
     def read_register(self, name: str) -> int:
         value = self.registers[name]
@@ -138,6 +149,22 @@ def test_stores_are_recorded_and_the_guest_goes_on(inside: Inside, command: Call
         (0x4000, 0x4157_B000, 0x8000_0000_0000_0003, 0x8000_0000_0000_0803, 0, 1),
         (0x5000, window + 3 * 4096 + 8, 3, 0x803, 0x4FFF_9F03, 1),
     ]
+
+
+def test_the_other_cpus_stand_still_while_stores_are_recorded(
+    inside: Inside, command: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dict(inside.settings)
+    made = recorder_of(command)
+    for _ in range(2):  # also where it starts again
+        made.start([OLD])
+        assert inside.settings == {"scheduler-locking": "on", "breakpoint always-inserted": True}
+    made.stop()
+    assert inside.settings == before
+    monkeypatch.setattr(inside, "selected_frame", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        made.start([OLD])
+    assert inside.settings == before
 
 
 def test_what_cannot_be_read_is_recorded_as_such(inside: Inside, command: Callable[[str], str]) -> None:

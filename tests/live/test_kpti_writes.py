@@ -11,7 +11,7 @@ from session import NEWER, launched
 pytestmark = pytest.mark.live
 
 CASES = [
-    ("5.10-cloud", "--memory 512"),
+    ("5.10-cloud", "--memory 512 --smp 4"),
     ("6.1-cloud", "--memory 512 --smp 2"),
     ("6.12-cloud", "--memory 512 --smp 2 --cpu cortex-a72"),
     ("6.12-cloud", "--memory 512 --cpu max"),
@@ -40,3 +40,6 @@ def test_every_descriptor_above_the_pages_is_stored_once(guest: str, options: st
         verdict = live("kpti verdict")
         assert verdict["code"] == "normal", verdict
         assert verdict["recorded_stores"] > 100
+        assert "is off" in live("gdb show breakpoint always-inserted")["lines"][0]
+        assert '"step"' in live("gdb show scheduler-locking")["lines"][0]
+        assert live("until driver_init")["reason"]  # the CPUs that waited run on
