@@ -98,6 +98,19 @@ class GuestError(PtinspectError):
     kind = "guest"
 
 
+class NothingRuns(GuestError):
+    """Report a guest no CPU of which will ever do anything; `pc` is where the first one stays."""
+
+    kind = "nothing-runs"
+
+    def __init__(self, pc: int, message: str) -> None:
+        super().__init__(
+            message,
+            "is it an arm64 kernel that this machine, its CPU and its memory can run? See console, regs",
+        )
+        self.pc = pc
+
+
 class MemoryReadError(GuestError):
     """Report guest-physical memory that could not be read.
 

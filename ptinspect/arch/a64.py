@@ -149,6 +149,14 @@ def branch(word: int, at: int) -> int | None:
     return at + 4 * _signed(word & 0x3FFFFFF, 26) if word >> 26 == 0b000101 else None
 
 
+def is_hint(word: int) -> bool:
+    """Tell whether an instruction is a hint (nop, wfe, wfi, …) or a barrier, which only go on to the next.
+
+    Source: Arm ARM C4.1 (hints, barriers).
+    """
+    return word & 0xFFFFF01F in (0xD503201F, 0xD503301F)
+
+
 def branch_to(at: int, to: int) -> int:
     """Encode `b` at one address to another."""
     return 0x14000000 | (to - at) >> 2 & 0x3FFFFFF

@@ -198,7 +198,7 @@ class HostedTracker(RunTracker):
         self._gdb = gdb
         gdb.on_event = self.event
 
-    def wait(self, timeout: float) -> StopInfo:
+    def wait(self, timeout: float, whole: float | None = None) -> StopInfo:
         """Run the guest until it stops. Raises TargetTimeout, TargetLost."""
         if self.state is RunState.RUNNING:
             try:
@@ -211,6 +211,8 @@ class HostedTracker(RunTracker):
 
 class HostedSession(LiveSession):
     """A session whose GDB is the user's own; leaving it changes nothing there."""
+
+    notices_that_nothing_runs = False
 
     def __init__(self, link: Link, gdb: HostedGdb) -> None:
         super().__init__(link)

@@ -32,6 +32,7 @@ from ptinspect.link.lanes.hostmem import HostMemory
 from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
 from ptinspect.link.lanes.pmemsave import SavedMemory
 from ptinspect.link.lanes.stubmem import StubMemory
+from ptinspect.link.liveness import Liveness
 from ptinspect.link.qemu.listener import is_stopped, listeners
 from ptinspect.link.qemu.monitor import Monitor, translated, version_number
 from ptinspect.link.session import Capability, Session
@@ -48,6 +49,9 @@ CLI_SECONDS = 120.0
 
 class LiveSession:
     """Drive GDB; see Session."""
+
+    notices_that_nothing_runs = True
+    """Whether a guest that was attached at reset is looked at while somebody waits for it (Liveness)."""
 
     def __init__(self, link: Link) -> None:
         """Use `attach`."""
@@ -76,6 +80,9 @@ class LiveSession:
         """What an earlier session had left in the guest, and what became of it."""
         self._looked: tuple[int, bytes] = (-1, b"")
         """The stop at which the CPUs were last examined, and the digest of their state."""
+        self._liveness = Liveness(
+            self, link.tracker.wait, armed=self.notices_that_nothing_runs and not facts.was_running
+        )
         self._recovery = threading.Lock()
         self._recovered: str | None = None
         self._tracker.listeners.append(self._lost)
@@ -264,6 +271,7 @@ class LiveSession:
 
     def resume(self) -> None:
         self._need_stopped()
+        self._liveness.before_run()
         self.escort.depart()
         self._let_run()
         self.escort.follow()
@@ -276,7 +284,7 @@ class LiveSession:
 
     def wait_stop(self, timeout: float) -> StopInfo:
         try:
-            return self._tracker.wait(timeout)
+            return self._liveness.wait(timeout)
         except Refused as error:
             raise (self.slots.refused(error.message) if self.slots.limited else error) from None
 

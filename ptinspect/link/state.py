@@ -193,15 +193,19 @@ class RunTracker:
         if first:
             self._tell("lost", {"reason": reason})
 
-    def wait(self, timeout: float) -> StopInfo:
-        """Wait until the guest stops. Raises TargetTimeout, TargetLost."""
+    def wait(self, timeout: float, whole: float | None = None) -> StopInfo:
+        """Wait until the guest stops. Raises TargetTimeout, TargetLost.
+
+        `whole`: how long is waited in all, where this is the last part of it.
+        """
         deadline = time.monotonic() + timeout
         with self._changed:
             while self.state is RunState.RUNNING:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TargetTimeout(
-                        f"the guest did not stop within {timeout:g} s", "it runs on; interrupt stops it"
+                        f"the guest did not stop within {whole or timeout:g} s",
+                        "it runs on; interrupt stops it",
                     )
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))
             if self.state is RunState.DEAD:

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import EXIT_OK, PtinspectError, TargetLost
+from ptinspect.errors import EXIT_OK, NothingRuns, PtinspectError, TargetLost
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.script.outcome import Outcome
 from ptinspect.script.statements import Line
 
 
-def last_words(ctx: Context, error: PtinspectError) -> None:
-    """Add the last lines of QEMU or the console to the hint, if the guest that was launched has ended."""
+def explain(ctx: Context, error: PtinspectError) -> None:
+    """Add to the hint what the guest shows: where it stays, or the last lines of one that has ended."""
+    if isinstance(error, NothingRuns) and ctx.guest.state == "stopped":
+        error.hint = f"it is at {ctx.guest.place(error.pc)}; {error.hint}"
     if not isinstance(error, TargetLost) or ctx.guest.qemu is None:
         return
     import subprocess
@@ -69,7 +71,7 @@ def attempt(
             name = call.name
         report = ctx.registry.run(ctx, call)
     except PtinspectError as error:
-        last_words(ctx, error)
+        explain(ctx, error)
         printer.error(name, error, line.text, line.place)
         seconds = time.monotonic() - began
         outcome = Outcome(name, line.text, line.place, error.exit_code, error.message, seconds)

@@ -1,0 +1,78 @@
+"""Notice early that a guest does nothing: a kernel that its machine cannot run, or no kernel at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ptinspect.arch.endless import endless, has_kernel_tables, is_off
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import NothingRuns, TargetTimeout
+from ptinspect.link.state import StopInfo
+from ptinspect.memory.source import PhysicalMemory
+
+FIRST_LOOK = 1.0
+"""How long a guest has run in all when it is looked at first, seconds; each time is twice the one before."""
+
+
+class Watched(Protocol):
+    """What is needed of a session."""
+
+    @property
+    def cpu_count(self) -> int: ...
+    @property
+    def memory(self) -> PhysicalMemory: ...
+    def cpu_state(self, cpu: int) -> CpuState: ...
+    def interrupt(self) -> StopInfo: ...
+    def resume(self) -> None: ...
+
+
+class Liveness:
+    """Look at a guest while somebody waits for it, until a kernel has its own tables.
+
+    A look stops the guest for some milliseconds, a second after reset and then ever more rarely. The answer
+    is a proof (`arch.endless`): a slow guest, a firmware, one that waits for interrupts are never accused.
+    """
+
+    def __init__(self, session: Watched, wait: Callable[[float, float], StopInfo], *, armed: bool) -> None:
+        """`wait(seconds, all)` waits for the next stop; `armed`: it is not known that a kernel runs."""
+        self._session, self._wait, self._armed = session, wait, armed
+        self._ran, self._due = 0.0, FIRST_LOOK
+
+    def before_run(self) -> None:
+        """Look at a stopped guest that is about to run: once a kernel is there, nobody looks again."""
+        if self._armed:
+            self._armed = not any(map(has_kernel_tables, self._states()))
+
+    def wait(self, timeout: float) -> StopInfo:
+        """Wait until the guest stops. Raises TargetTimeout, and NothingRuns: it is stopped then."""
+        deadline = time.monotonic() + timeout
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            looks = self._armed and self._due - self._ran < left
+            began = time.monotonic()
+            try:
+                return self._wait(max(self._due - self._ran, 0.0) if looks else left, timeout)
+            except TargetTimeout:
+                if not looks:
+                    raise
+            finally:
+                self._ran += time.monotonic() - began
+            self._due = 2 * max(self._due, self._ran)
+            stop = self._session.interrupt()
+            if stop.signal != "SIGINT" or stop.breakpoint is not None:
+                return stop
+            self._judge()
+            self._session.resume()
+
+    def _judge(self) -> None:
+        """Raise NothingRuns if no CPU will ever do anything."""
+        self.before_run()
+        found = [state for state in self._states() if not is_off(state)] if self._armed else []
+        why = [endless(state, self._session.memory.read) for state in found]
+        if found and all(why):
+            raise NothingRuns(found[0].pc, f"nothing runs: cpu {found[0].cpu} {why[0]}, for ever")
+
+    def _states(self) -> Sequence[CpuState]:
+        return [self._session.cpu_state(cpu) for cpu in range(self._session.cpu_count)]
