@@ -234,8 +234,16 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
         file.write_bytes(b"x")
         os.utime(file, (1000 + i, 1000 + i))
     (tmp_path / "other").write_bytes(b"x")
+    (tmp_path / ".6.npz.abandoned").write_bytes(b"x")
+    os.utime(tmp_path / ".6.npz.abandoned", (1000, 1000))
+    (tmp_path / ".7.npz.in_work").write_bytes(b"x")
     prune(tmp_path, 2, "*.npz")
-    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["3.npz", "4.npz", "other"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == [
+        ".7.npz.in_work",
+        "3.npz",
+        "4.npz",
+        "other",
+    ]
 
 
 def test_a_search_that_answers_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -11,6 +12,9 @@ from typing import IO
 
 from ptinspect.errors import UserError
 from ptinspect.files import cache_directory, replacing
+
+ABANDONED_SECONDS = 3600.0
+"""Nobody takes longer to write a file."""
 
 
 def derived(
@@ -48,14 +52,20 @@ def derived(
 def prune(directory: Path, keep: int, pattern: str, spare: float = 0.0) -> None:
     """Delete the files of a cache directory that were used longest ago, all but `keep`.
 
-    Those used within the last `spare` seconds stay too.
+    Those used within the last `spare` seconds stay too. What a killed process had begun to write goes.
     """
-    used: list[tuple[float, Path]] = []
-    for file in directory.glob(pattern):
-        try:
-            used.append((file.stat().st_mtime, file))
-        except FileNotFoundError:  # another process was faster
-            continue
-    for when, old in sorted(used, reverse=True)[keep:]:
+    for when, old in _by_use(directory, pattern)[keep:]:
         if not 0 <= time.time() - when < spare:
             old.unlink(missing_ok=True)
+    for when, begun in _by_use(directory, f".{pattern}.*"):
+        if time.time() - when > ABANDONED_SECONDS:
+            begun.unlink(missing_ok=True)
+
+
+def _by_use(directory: Path, pattern: str) -> list[tuple[float, Path]]:
+    """Return when each file was used last, and the file, the latest first."""
+    used: list[tuple[float, Path]] = []
+    for file in directory.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            used.append((file.stat().st_mtime, file))
+    return sorted(used, reverse=True)
