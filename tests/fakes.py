@@ -96,6 +96,7 @@ class FakeSession:
     listeners: list[Callable[..., None]] = field(default_factory=list)
     on_wait: Callable[[], Stop] | None = None
     reserved: int = 0
+    known_as: dict[int, int] = field(default_factory=dict)
     escort: Any = field(default_factory=FakeEscort)
 
     @property
@@ -127,7 +128,9 @@ class FakeSession:
     def set_breakpoint(self, address: int, **options: Any) -> Breakpoint:
         self.calls.append(("break", address, options))
         number = 1 + max((b.id for b in self.breakpoints), default=0)
-        found = Breakpoint(number, address)
+        found = Breakpoint(number, address, condition=options.get("condition") or "")
+        if options.get("of"):
+            self.known_as[number] = options["of"]
         self.breakpoints = (*self.breakpoints, found)
         return found
 
@@ -214,7 +217,7 @@ class FakeKernel:
         "start_kernel": [KERNEL + 0x1000],
         "swapper_pg_dir": [KERNEL + 0x10_0000],
     }
-    text_va, linked = KERNEL, True
+    text_va, linked, size = KERNEL, True, 0x20_0000
     banner = ""
 
     def lookup(self, name: str) -> int:

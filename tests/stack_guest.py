@@ -205,6 +205,7 @@ class View:
     """The running kernel, placed where it was linked."""
 
     kaslr_offset = 0
+    confirmed = True
     voffset = KERNEL - IMAGE
     placement = None
 

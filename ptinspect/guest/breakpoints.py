@@ -86,7 +86,7 @@ class SymbolBreakpoints:
         made = SymbolBreakpoint(0, address, hardware, temporary, cpu, condition, purpose)
         if self._guest.kernel is not None:
             link_address(self._guest.kernel, address)
-            self._look()
+            self.look()
         self._set(made)
         made.id = next(iter(made.places.values()), 0) or self.session.reserve_breakpoint()
         self.all.append(made)
@@ -102,10 +102,19 @@ class SymbolBreakpoints:
         return True
 
     def addresses(self, address: Address) -> set[int]:
-        """Return where the code at an address may run, as far as that is known now."""
-        if self._guest.kernel is None or not follows(address):
+        """Return where code at an address that follows the kernel may run, as far as that is known."""
+        kernel = self._guest.kernel
+        if kernel is None:
             return set()
-        return set(self._wanted(self._guest.kernel, address))
+        self.look()
+        return set(self._wanted(kernel, address))
+
+    def shown_at(self, address: Address) -> int:
+        """Return where an address that follows the kernel is: as linked while nobody knows."""
+        kernel = self._guest.kernel
+        if kernel is None:
+            return 0
+        return next(iter(self._wanted(kernel, address)), link_address(kernel, address))
 
     @contextlib.contextmanager
     def passing(self, places: Sequence[Address]) -> Iterator[list[SymbolBreakpoint]]:
@@ -126,7 +135,7 @@ class SymbolBreakpoints:
         """Have all of them where they are to be, if the guest is stopped."""
         self.tidy()
         if self.all and self._guest.state == "stopped" and self._guest.kernel is not None:
-            self._look()
+            self.look()
             for one in self.all:
                 self._set(one)
 
@@ -161,12 +170,16 @@ class SymbolBreakpoints:
         self._update()
         return not (self._awaited and self.place.known)
 
+    def rest(self) -> None:
+        """Take away what stops the guest for nobody: another one drives it now."""
+        self._arm(())
+
     def await_place(self, seconds: float) -> StopInfo | None:
         """Run until it is known where the kernel runs; return the stop, None if it is known already.
 
         It may be another stop than that for which it runs. Raises TargetTimeout; the guest is stopped then.
         """
-        self._look()
+        self.look()
         if self.place.known:
             return None
         self._awaited = True
@@ -177,9 +190,10 @@ class SymbolBreakpoints:
             self._guest.forget_stop()
             if self._guest.state == "stopped":
                 with contextlib.suppress(PtinspectError):
-                    self._look()
+                    self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Find out where the kernel runs, as far as that is known now. Raises KernelFileError."""
         kernel = self._guest.kernel
         if kernel is None:
             return
@@ -197,7 +211,7 @@ class SymbolBreakpoints:
             raise UserError(
                 f"breakpoint {numbers} waits for the kernel file", f"kernel FILE, or delete {numbers}"
             )
-        self._look()
+        self.look()
         for one in (*self.all, *self._passing):
             self._set(one)
         self._arm(self.place.stops)
@@ -244,7 +258,7 @@ class SymbolBreakpoints:
         link, place = link_address(kernel, address), self.place
         identity = part_of(kernel, link) == "identity"
         found = {}
-        if place.offset is not None and not (identity and place.known):
+        if place.offset is not None and not identity:
             found[(link + place.offset) & MASK64] = False
         if identity or not place.known:
             found |= {base + link - kernel.text_va: True for base in place.bases}

@@ -117,11 +117,11 @@ class KernelPlace:
         ends = exit_boot_services(view.memory, view.ram)
         if ends in pcs:
             self.bases = tuple(code_places(view.memory, image, view.ram, EFI_BOUNDARY))
-        elif ends is None:
-            self.bases = ()
+        elif any(not block.writable and any(map(block.contains, pcs)) for block in view.ram):
+            self.bases = ()  # it begins: what is in memory is of another boot
         first = () if self.bases else self._first(view, image)
         self.stops = (*self._jumps(image), *(() if ends is None else (ends,)), *first)
-        self.pause = LOOK_SECONDS if ends is None else SLICE_SECONDS
+        self.pause = SLICE_SECONDS if self.bases or ends is not None else LOOK_SECONDS
 
     def _jumps(self, image: KernelImage) -> tuple[int, ...]:
         from ptinspect.linux.image.code_parts import switches

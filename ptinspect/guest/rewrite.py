@@ -10,9 +10,11 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetTimeout, UserError
-from ptinspect.guest.breakpoints import symbol_breakpoints
+from ptinspect.guest.breakpoints import link_address, symbol_breakpoints
+from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite_state import Standing, standing
+from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.session import Session, StopInfo
 from ptinspect.snapshot.fact_names import PHASE
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ptinspect.linux.kpti.position import Phase
     from ptinspect.snapshot.model import Snapshot
 
+ENTRY = "idmap_kpti_install_ng_mappings"
+"""The identity-mapped function."""
 C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
 """The C function that calls the identity-mapped one, per CPU.
 
@@ -79,11 +83,13 @@ class RewriteBreakpoints:
     algorithm: str
     """The algorithm that the kernel's code shows."""
     points: Sequence[tuple[int, str, int]]
-    """Number, point and address of each; the C function comes first, then POINTS."""
+    """Number, point and address of each; the C function comes first, then POINTS.
+
+    The address is the kernel file's while it is not known where the code will run."""
     left_out: Sequence[int]
     """Addresses for which the CPU has no breakpoint left."""
     placed: bool
-    """False while it is not known where the C function will run."""
+    """False while it is not known where the kernel runs: they follow it."""
 
 
 class Runner:
@@ -150,8 +156,6 @@ class Runner:
 
         Under KVM those past the first `needed` are left out where the CPU has no breakpoint for them.
         """
-        from ptinspect.link.gdb.slots import Purpose
-
         self.guest.forget_stop()
         try:
             stop = self.session.run_until(
@@ -167,8 +171,6 @@ class Runner:
 
     def run_for(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo | None:
         """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
-        from ptinspect.link.gdb.slots import Purpose
-
         self.guest.forget_stop()
         seconds = min(seconds, self.left())
         try:
@@ -337,8 +339,6 @@ class Runner:
 
         A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
         """
-        from ptinspect.link.gdb.slots import Purpose
-
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
         self.guest.forget_stop()
         try:
@@ -355,8 +355,6 @@ class Runner:
 
         Raises GuestError if the guest stops elsewhere, TargetTimeout.
         """
-        from ptinspect.link.gdb.slots import Purpose
-
         site, session = self.site_of(level), self.session
         state = self.boot()
         if state is not None and state.pc == site:  # GDB steps over a breakpoint where the CPU stands
@@ -416,21 +414,25 @@ def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
 
 
 def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
-    """Set breakpoints at the points of the rewrite; the C function too if it is known where it runs."""
-    from ptinspect.link.gdb.slots import Purpose, fitting
-
+    """Set breakpoints at the points of the rewrite, and at the C function; they follow the kernel."""
     runner = Runner(guest, timeout)
-    placed = guest.view.placed
-    functions = runner.runtime(C_FUNCTIONS) if placed else []
-    points = {name: runner.point(name) for name in POINTS}
-    wanted = [*(points[name] for name in IMPORTANT), *functions]
-    slots = runner.session.slots
-    slots.claim(wanted[:1])
-    chosen, left = fitting(wanted, slots.free("breakpoint"))
+    points = {name: f"{ENTRY}+{runner.code.points[name]:#x}" for name in POINTS}
+    functions = [name for name in C_FUNCTIONS if name in runner.kernel.symbols]
+    wanted = [address(text) for text in (*(points[name] for name in IMPORTANT), *functions)]
+    slots, breakpoints = runner.session.slots, symbol_breakpoints(guest)
+    slots.claim([link_address(runner.kernel, wanted[0])])
+    free = slots.free("breakpoint")
+    chosen = wanted if free is None else wanted[:free]
     found = []
-    for name, address in [*((C_FUNCTIONS[1], at) for at in functions), *points.items()]:
-        if address in chosen:
+    for name, text in [*((C_FUNCTIONS[1], text) for text in functions), *points.items()]:
+        if address(text) in chosen:
             condition = BOOT_CPU if name == "entry" else None
-            made = runner.session.set_breakpoint(address, purpose=Purpose.REWRITE, condition=condition)
-            found.append((made.id, name, address))
-    return RewriteBreakpoints(runner.code.algorithm, found, left, placed)
+            made = breakpoints.add(address(text), purpose=Purpose.REWRITE, condition=condition)
+            found.append((made, name))
+    left = [breakpoints.shown_at(one) for one in wanted if one not in chosen]
+    return RewriteBreakpoints(
+        runner.code.algorithm,
+        [(one.id, name, breakpoints.shown_at(one.address)) for one, name in found],
+        left,
+        breakpoints.place.known,
+    )

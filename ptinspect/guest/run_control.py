@@ -11,10 +11,11 @@ from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
-from ptinspect.guest.breakpoints import of_kernel, symbol_breakpoints, timed_out
+from ptinspect.guest.breakpoints import symbol_breakpoints, timed_out
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import GuestNames, cpu_state
+from ptinspect.guest.names import cpu_state
+from ptinspect.guest.reachable import checked
 from ptinspect.link.session import StopInfo
 
 if TYPE_CHECKING:
@@ -90,11 +91,13 @@ def until(guest: Guest, places: Sequence[Address | int], seconds: float) -> Arri
 
     Raises UserError for a name that is not known, TargetTimeout; the guest is stopped then.
     """
-    followed = [place for place in places if isinstance(place, Address) and of_kernel(guest, place)]
-    names = GuestNames(guest)
-    others = [
-        place if isinstance(place, int) else place.value(names) for place in places if place not in followed
-    ]
+    followed, others = list[Address](), list[int]()
+    for place in places:
+        value = place if isinstance(place, int) else checked(guest, place, now=True)[0]
+        if value is not None:
+            others.append(value)
+        elif isinstance(place, Address):
+            followed.append(place)
     with symbol_breakpoints(guest).passing(followed) as waiting:
         try:
             stop = guest.stopped.run_until(others, seconds)

@@ -35,6 +35,9 @@ class Steward(Protocol):
         What is raised ends the run: whoever waits gets it.
         """
 
+    def rest(self) -> None:
+        """Take away what would stop the guest for nobody: it runs without an escort now."""
+
 
 class Escort:
     """Go with a guest that runs, for the steward."""
@@ -46,6 +49,8 @@ class Escort:
         self._tracker, self._resume, self._ask = tracker, resume, ask_to_stop
         self.steward: Steward | None = None
         """Who decides; nobody: every stop is everybody's."""
+        self.everywhere = True
+        """It goes along whenever the guest runs; else only while somebody waits, who serves it himself."""
         self._inside: int | None = None
         self._run = 0
 
@@ -65,10 +70,15 @@ class Escort:
         """Whether there may be a stop on the way."""
         return self.steward is not None and bool(self._tracker.inner or self.steward.pause is not None)
 
+    def rest(self) -> None:
+        """Have the guest run without an escort for once."""
+        if self.steward is not None:
+            self.steward.rest()
+
     def follow(self) -> None:
         """Go with the guest, which runs now, in a thread of its own."""
         self._run += 1
-        if self.needed:
+        if self.needed and self.everywhere:
             threading.Thread(target=self._follow, args=(self._run,), name="escort", daemon=True).start()
 
     def _follow(self, run: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, TargetTimeout
 from ptinspect.link.address import StubAddress
 from ptinspect.link.connect import Link
+from ptinspect.link.escort import Escort
 from ptinspect.link.gdb.agent import Agent
 from ptinspect.link.gdb.mi import (
     LINK_ERRORS,
@@ -196,17 +197,36 @@ class HostedTracker(RunTracker):
     def __init__(self, gdb: HostedGdb) -> None:
         super().__init__()
         self._gdb = gdb
+        self.escort: Escort | None = None
+        """Who goes with the guest while somebody waits for it."""
         gdb.on_event = self.event
 
     def wait(self, timeout: float, whole: float | None = None) -> StopInfo:
         """Run the guest until it stops. Raises TargetTimeout, TargetLost."""
-        if self.state is RunState.RUNNING:
+        deadline = time.monotonic() + timeout
+        while self.state is RunState.RUNNING:
             try:
-                self._gdb.wait(timeout)
+                self._go(max(deadline - time.monotonic(), 0))
             except TargetLost as error:
                 self.lost(error.message)
                 raise
+            stop = self.await_visit(0)
+            if stop is not None and self.escort is not None:
+                self.escort.serve(stop)
         return super().wait(0)
+
+    def _go(self, left: float) -> None:
+        """Run the guest until it stops, or the escort wants to look at it. Raises TargetTimeout."""
+        steward = None if self.escort is None else self.escort.steward
+        pause = None if steward is None else steward.pause
+        if pause is None or pause >= left:
+            self._gdb.wait(left)
+            return
+        try:
+            self._gdb.wait(pause)
+        except TargetTimeout:
+            self.glimpse = True
+            self._gdb.settle()
 
 
 class HostedSession(LiveSession):
@@ -218,6 +238,9 @@ class HostedSession(LiveSession):
         super().__init__(link)
         self._hosted = gdb
         self.was_running = False
+        self.escort.everywhere = False
+        assert isinstance(self._tracker, HostedTracker)
+        self._tracker.escort = self.escort
 
     def begin(self, cpu: int, changed: bool, stop: Mapping[str, Any] | None = None) -> None:
         """Take over what the user of GDB did since the last command: which CPU is chosen, what moved.
@@ -237,6 +260,8 @@ class HostedSession(LiveSession):
     def settle(self) -> None:
         """End a command: GDB shows its prompt only when the guest has stopped."""
         self._hosted.settle()
+        if self.state is RunState.STOPPED:
+            self.escort.rest()
 
     def _leave_without_gdb(self) -> str:
         """Leave the guest alone: it is with the user of GDB."""

@@ -306,6 +306,7 @@ class LiveSession:
 
     def step_instructions(self, count: int, cpu: int) -> StopInfo:
         self._need_stopped()
+        self.escort.rest()
         self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
         return self._stop_in_time(SECONDS + count / 100)
 

@@ -232,6 +232,7 @@ class RunTracker:
                 return
             self.state = state
             self.token += 1
+            self._escorted = self._escorted and state is RunState.RUNNING
             if stop is not None:
                 self.stop, self.cpu = stop, stop.cpu
             self._changed.notify_all()

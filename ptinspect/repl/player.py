@@ -16,6 +16,7 @@ from ptinspect.commands.framework.preflight import MAX_DEPTH, Preflight
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.guest import expression
+from ptinspect.guest.breakpoints import of_kernel, symbol_breakpoints
 from ptinspect.guest.names import GuestNames
 from ptinspect.output.files import write_text
 from ptinspect.repl.printer import Printer
@@ -42,16 +43,22 @@ def action_for(ctx: Context, actions: Mapping[str, OnStop], result: Mapping[str,
     for where, action in actions.items():
         if where.isdecimal() and int(where) == result.get("breakpoint"):
             return action
-        if where != "any" and not where.isdecimal() and stop_address(ctx, where) == int(pc, 16):
+        if where != "any" and not where.isdecimal() and int(pc, 16) in stop_addresses(ctx, where):
             return action
     return actions.get("any")
 
 
-def stop_address(ctx: Context, where: str) -> int | None:
-    """Return the address that an action is for; None for `any` and numbers. Raises PtinspectError."""
+def stop_addresses(ctx: Context, where: str) -> set[int]:
+    """Return the addresses that an action is for, as far as they are known; none for `any` and numbers.
+
+    Raises PtinspectError.
+    """
     if where == "any" or where.isdecimal():
-        return None
-    return expression.address(where).value(GuestNames(ctx.guest))
+        return set()
+    address = expression.address(where)
+    if ctx.guest.kernel is not None and of_kernel(ctx.guest, address):
+        return symbol_breakpoints(ctx.guest).addresses(address)
+    return {address.value(GuestNames(ctx.guest))}
 
 
 def goes_on(ctx: Context, body: tuple[Statement, ...]) -> bool:
@@ -249,7 +256,7 @@ class Player:
                 return EXIT_OK
             case OnStop(where, body):
                 where = self._words(where)
-                stop_address(self.ctx, where)
+                stop_addresses(self.ctx, where)
                 check_actions(self.ctx, body)
                 self._actions.pop(where, None)
                 if body:

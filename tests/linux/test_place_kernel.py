@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from builders import TreeBuilder
-from fakes import FakeSession, Stop
 from kernels import TEXT_VA, image, table
-from sparse_memory import SparseMemory
-from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
+from scripted import Scripted
+from stopped_guest import IMAGE_PA, SYMBOLS, Guest
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.context import Context
@@ -31,33 +28,6 @@ MOVED = 0x1000_0000
 WHERE = 0x4C23_0000
 BOOT = 0x4700_0000
 FIRMWARE = {"TTBR1_EL1": 0, "TTBR0_EL1": 0x47FF_F000, "VBAR_EL1": 0x4800}
-
-
-class Scripted(FakeSession):
-    """A session that goes from one state to the next whenever the guest is to run, as an escort would."""
-
-    def __init__(self, memory: SparseMemory, states: Sequence[tuple[CpuState, int | None]]) -> None:
-        super().__init__(memory, RAM, cpus=[states[0][0]])
-        self._states = list(states)
-        self.asked: list[tuple[list[int], float | None]] = []
-
-    def run_until(self, addresses: Sequence[int], timeout: float, **_: object) -> Stop:
-        steward, on = self.escort.steward, True
-        steward.depart()
-        while on:
-            self.asked.append(([b.address for b in self.breakpoints], steward.pause))
-            self.stop_token += 1
-            del self._states[0]
-            if not self._states:
-                raise TargetTimeout("it runs")
-            state, pc = self._states[0]
-            state = state if pc is None else replace(state, pc=pc)
-            self.cpus = [state]
-            self.stop = Stop(pc=state.pc)
-            number = next((b.id for b in self.breakpoints if b.address == pc), None)
-            assert (number is None) == (pc is None), "it stops where nobody has asked for it"
-            on = steward.passes(Stop("breakpoint-hit", 0, number, state.pc))
-        return self.stop
 
 
 @pytest.fixture

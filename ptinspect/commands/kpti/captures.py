@@ -9,7 +9,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite import PHASES, run_through
 from ptinspect.guest.rewrite import set_breakpoints as set_around
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 
 RUN_SECONDS = 180.0
@@ -30,6 +30,8 @@ class BreakpointResult:
     point: str
     address: Hex
     meaning: str
+    pending: bool | Absent = ABSENT
+    """True while it is not known where the kernel runs."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def set_breakpoints(guest: Guest) -> Report:
     """Set breakpoints at the points of the rewrite."""
     found = set_around(guest, RUN_SECONDS)
     listed = [
-        BreakpointResult(number, point, Hex(address), MEANINGS[point])
+        BreakpointResult(number, point, Hex(address), MEANINGS[point], ABSENT if found.placed else True)
         for number, point, address in found.points
     ]
     rows = [(str(one.id), hex_address(one.address), one.meaning) for one in listed]
@@ -66,7 +68,8 @@ def set_breakpoints(guest: Guest) -> Report:
         more = f"left out, the CPU has no breakpoint for it: {places}; break lists them, delete N frees one"
         body.append(Note(more, "changed"))
     if not found.placed:
-        body.append(Note("The C function is left out: it is not known yet where it will run.", "dim"))
+        text = "They are pending: it is not known yet where the kernel runs. They follow it."
+        body.append(Note(text, "dim"))
     return Report(BreakpointsResult(found.algorithm, listed, [Hex(at) for at in found.left_out]), body)
 
 

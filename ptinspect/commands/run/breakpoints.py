@@ -12,10 +12,10 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.breakpoints import SymbolBreakpoint, link_address, of_kernel, symbol_breakpoints
+from ptinspect.guest.breakpoints import SymbolBreakpoint, link_address, symbol_breakpoints
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import GuestNames
+from ptinspect.guest.reachable import checked
 from ptinspect.link.session import Breakpoint
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Table
@@ -43,6 +43,8 @@ class SetResult(BreakpointResult):
     """How many of the CPU's are in use, where they are few."""
     as_linked: bool | Absent = ABSENT
     """True if the kernel may run elsewhere."""
+    warnings: Sequence[str] | Absent = ABSENT
+    """Why it may never be hit."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +103,19 @@ def set_breakpoint(
     options: dict[str, Any] = {
         "hardware": not software, "temporary": temporary, "cpu": cpu, "condition": condition
     }  # fmt: skip
-    if of_kernel(guest, address):
-        return _followed(guest, symbol_breakpoints(guest).add(address, **options))
-    found = session.set_breakpoint(address.value(GuestNames(guest, cpu)), **options)
+    value, doubts = checked(guest, address, cpu=cpu)
+    warnings = [Note(f"{doubt.text}; {doubt.hint}", "changed") for doubt in doubts]
+    words = [doubt.text for doubt in doubts] or ABSENT
+    if value is None:
+        made = symbol_breakpoints(guest).add(address, **options)
+        result, where = _symbol_result(guest, made), _where(guest, made)
+    else:
+        found = session.set_breakpoint(value, **options)
+        result, where = _result(guest, found), f"at {guest.place(found.address)}"
     slots, notes = _slots(guest)
-    notes.insert(0, Note(f"breakpoint {found.id} at {guest.place(found.address)}"))
-    return Report(SetResult(**vars(_result(guest, found)), slots=slots), notes)
-
-
-def _followed(guest: Guest, made: SymbolBreakpoint) -> Report:
-    """Say where a breakpoint at a symbol is, or what it waits for."""
-    slots, notes = _slots(guest)
-    result = _symbol_result(guest, made)
-    notes.insert(
-        0, Note(f"breakpoint {made.id} {_where(guest, made)}", "changed" if result.pending else "plain")
-    )
-    return Report(SetResult(**vars(result), slots=slots, as_linked=result.pending), notes)
+    head = Note(f"breakpoint {result.id} {where}", "changed" if result.pending is True else "plain")
+    more = SetResult(**vars(result), slots=slots, as_linked=result.pending, warnings=words)
+    return Report(more, (head, *warnings, *notes))
 
 
 def _where(guest: Guest, one: SymbolBreakpoint) -> str:

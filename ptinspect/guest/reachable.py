@@ -1,0 +1,177 @@
+"""Whether code at an address can ever run: what is known against it, lest a breakpoint waits for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.dataclass import dataclass
+from ptinspect.errors import PtinspectError, UserError
+from ptinspect.guest.breakpoints import SymbolBreakpoints, link_address, of_kernel, symbol_breakpoints
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.kernel_place import FIRST_VIRTUAL
+from ptinspect.guest.names import GuestNames
+
+if TYPE_CHECKING:
+    from ptinspect.linux.image.image import KernelImage
+
+CODE_LETTERS = "tTwW?"
+"""What nm prints for code; `?` where the file does not tell."""
+LOW_BITS = 52
+"""Most bits of an address that the tables translate, without FEAT_LVA3 (Arm ARM D8.2.1)."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why a breakpoint would not be hit."""
+
+    text: str
+    """The reason."""
+    hint: str
+    """What to do instead."""
+    certain: bool = True
+    """It never will be; else: as far as is known now."""
+    this_boot: bool = False
+    """Not in this boot any more; after a reset it would."""
+
+
+def checked(
+    guest: Guest, address: Address, *, cpu: int | None = None, now: bool = False
+) -> tuple[int | None, tuple[Doubt, ...]]:
+    """Return an address' value, None if it follows a symbol, and what speaks against a breakpoint there.
+
+    `now`: it is for the next run alone. Raises UserError if it can never be hit, and for unknown names.
+    """
+    value = None if of_kernel(guest, address) else address.value(GuestNames(guest, cpu))
+    found = doubts(guest, address, value)
+    ends = guest.qemu is not None and guest.target.address == str(guest.qemu.gdb_socket)
+    for doubt in found:
+        if doubt.certain and not (doubt.this_boot and not now and not ends):
+            raise UserError(f"{address.text}: {doubt.text}", doubt.hint)
+    return value, found
+
+
+def doubts(guest: Guest, address: Address, value: int | None) -> tuple[Doubt, ...]:
+    """Return what speaks against a breakpoint at an address, the first that is found."""
+    if value is None:
+        return _of_symbol(guest, address)
+    if value % 4:
+        return (_unaligned(value),)
+    if address.physical or not bit(value, 55):
+        return _physical(guest, value) if address.physical else _lower(value)
+    return _upper(guest, value)
+
+
+def _unaligned(value: int) -> Doubt:
+    return Doubt(f"no instruction begins at {value:#x}, which is no multiple of 4", "disassemble shows them")
+
+
+def _of_symbol(guest: Guest, address: Address) -> tuple[Doubt, ...]:
+    from ptinspect.linux.image.code_parts import part_of
+
+    kernel = guest.kernel
+    if kernel is None:
+        return ()
+    link = link_address(kernel, address)
+    if link % 4:
+        return (_unaligned(link),)
+    part = part_of(kernel, link)
+    name = next(term.text for term in address.terms if term.value is None)
+    letter = kernel.kind_of(name)
+    if letter not in CODE_LETTERS and part in ("data", "unknown"):
+        return (Doubt("this is data, which is never executed", f"x/8gx {address.text} shows it"),)
+    if part == "trampoline":
+        text = "the trampoline of KPTI runs at an address of its own"
+        return (Doubt(text, "map --root tramp shows where", certain=False),)
+    breakpoints = symbol_breakpoints(guest)
+    breakpoints.look()
+    if not breakpoints.place.known:
+        return ()
+    return _placed(guest, kernel, breakpoints, link, part)
+
+
+def _placed(
+    guest: Guest, kernel: KernelImage, breakpoints: SymbolBreakpoints, link: int, part: str
+) -> tuple[Doubt, ...]:
+    """Return what speaks against code of a kernel that runs at its own addresses."""
+    offset = breakpoints.place.offset
+    if part == "identity" or offset is None:
+        return ()
+    va = (link + offset) & MASK64
+    again = "monitor system_reset restarts a guest of your own; launch begins again"
+    if any(state.pc == va for state in guest.view.states):
+        return ()
+    if part == "head" or link in _once(kernel):
+        text = "the boot is past it: the kernel comes there once, before it does all else"
+        return (Doubt(text, again, this_boot=True),)
+    return _mapped(guest, va, again if part in ("init", "data", "exit") else "")
+
+
+def _once(kernel: KernelImage) -> set[int]:
+    """Return the link-time addresses that the boot CPU comes by once, before the kernel does all else."""
+    names = (FIRST_VIRTUAL, "primary_entry", "stext", "__primary_switch", "__primary_switched")
+    return {kernel.lookup(name) for name in names if name in kernel.symbols}
+
+
+def _mapped(guest: Guest, va: int, init: str = "") -> tuple[Doubt, ...]:
+    """Return what the kernel's own table tells; `init`: what to do where code was freed after the boot."""
+    from ptinspect.tables.walk import walk
+
+    try:
+        view = guest.view
+        if not view.confirmed:
+            return ()
+        found = walk(view.memory, va, view.swapper().pa, view.regime)
+    except PtinspectError:
+        return ()
+    if found.pa is None:
+        if init:
+            text = "the kernel has freed this code, which is for the boot alone"
+            return (Doubt(text, init, this_boot=True),)
+        text = f"{va:#x} is not mapped in the kernel's table"
+        return (Doubt(text, f"walk {va:#x} shows why", certain=False),)
+    if found.permissions is not None and "x" not in found.permissions.el1:
+        text = f"the kernel may not execute {va:#x}"
+        return (Doubt(text, f"walk {va:#x} shows why", certain=False),)
+    return ()
+
+
+def _upper(guest: Guest, value: int) -> tuple[Doubt, ...]:
+    try:
+        regime = guest.view.regime
+    except PtinspectError:
+        return ()
+    if not regime.contains(value):
+        what = f"{value:#x} is no address of the kernel's, which have {regime.va_bits} bits"
+        return (Doubt(what, "are all digits there?"),)
+    return _mapped(guest, value)
+
+
+def _lower(value: int) -> tuple[Doubt, ...]:
+    if value >> LOW_BITS:
+        return (Doubt(f"{value:#x} is no address: it lies in neither half", "are all digits there?"),)
+    return ()
+
+
+def _physical(guest: Guest, pa: int) -> tuple[Doubt, ...]:
+    from ptinspect.linux.image.code_parts import part_of
+
+    ram = guest.target.ram
+    if ram and not any(block.contains(pa, 4) for block in ram):
+        text = f"there is no memory at pa:{pa:#x}"
+        return (Doubt(text, "monitor info mtree -f lists the machine's memory"),)
+    kernel = guest.kernel
+    if kernel is None:
+        return ()
+    breakpoints = symbol_breakpoints(guest)
+    breakpoints.look()
+    place = breakpoints.place
+    for base in place.bases if place.known else ():
+        link = kernel.text_va + pa - base
+        if base <= pa < base + kernel.size and part_of(kernel, link) not in ("identity", "unknown"):
+            near = kernel.nearest(link)
+            name = "" if near is None else f"break {near[0]}{f'+{near[1]:#x}' if near[1] else ''}"
+            text = "the kernel runs this code at its own addresses now, not at the physical one"
+            return (Doubt(text, name, certain=False),)
+    return ()
