@@ -25,6 +25,7 @@ def main() -> int:
         except OSError:
             pass  # the long way says what is wrong
     gc.set_threshold(GARBAGE_AFTER)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads, and multiplies nothing
     from ptinspect.app import main as run
 
     code = run()

@@ -151,16 +151,21 @@ def _refuse_second(guest: Guest) -> None:
 
 def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -> LiveSession:
     """Attach a GDB, which is given the symbols of an ELF file but not its debug information."""
-    from ptinspect.link.live import LiveSession
-    from ptinspect.linux.image.gdbfile import gdb_file
+    from ptinspect.link.address import StubAddress
+    from ptinspect.link.connect import start
 
     file = elf_file(symbols)
-    return LiveSession.attach(
-        address,
-        gdb_path=guest.gdb,
-        symbol_file=None if file is None else gdb_file(file),
-        timeout=timeout,
-    )
+    if file is not None:
+        from ptinspect.linux.image.gdbfile import gdb_file
+
+        file = gdb_file(file)
+    starting = start(StubAddress.parse(address), guest.gdb, file)
+    try:
+        from ptinspect.link.live import LiveSession  # GDB starts while this is imported
+    except BaseException:
+        starting.end("interrupted")
+        raise
+    return LiveSession.attach(address, starting=starting, timeout=timeout)
 
 
 def elf_file(kernel: Path | None) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 import time
@@ -11,13 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ptinspect.errors import ConnectError, MiError, TargetError
+from ptinspect.errors import ConnectError, TargetError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import GdbLink, console, quote
+from ptinspect.link.gdb.mi import GdbLink, console
 from ptinspect.link.gdb.process import GdbProcess
-from ptinspect.link.gdb.program import Gdb, find_gdb
+from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import RegisterReader
+from ptinspect.link.gdb.starting import MARK, Starting
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
@@ -25,23 +25,13 @@ from ptinspect.link.relay import put_back
 from ptinspect.link.state import QEMU_ENDED, RunTracker
 from ptinspect.processes import has_ended, running_with, wake_orphans
 
-SETTINGS = (
-    "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
-    "print frame-arguments none", "print entry-values no", "python print-stack none",
-    "remotetimeout 30", "tcp auto-retry on", "tcp connect-timeout 5",
-)  # fmt: skip
-"""`remotetimeout`: longer than any wait of ptinspect, because GDB mixes up replies after its own."""
 KVM_SETTINGS = ("set breakpoint auto-hw on", "mem 0 0 ro")
 """Under KVM: all memory counts as read-only, so that GDB compares addresses in hardware for every
 breakpoint, those of its own too, and never writes BRK into the guest (gdb/breakpoint.c)."""
-OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
-SYMBOL_SECONDS = 120.0
 HEIR = "ptinspect.link.heir"
 RELAY = "ptinspect.link.relay"
 HEIR_SECONDS = 30.0
 """How long one that leaves a guest for a debugger that died is waited for."""
-MARK = "ptinspect"
-"""Name of the memory file through which a GDB passes on what it reads."""
 GDB_LEFT = "GDB has left the guest; a signal may have ended it"
 CLOSE_SECONDS = 0.3
 """How long a process that ends may keep a socket open, after it has closed another."""
@@ -78,33 +68,22 @@ class Link:
         """Gives back what the session holds beside GDB."""
 
 
-def connect(
-    address: StubAddress,
-    gdb_path: str | None,
-    symbol_file: Path | None,
-    timeout: float,
-) -> Link:
-    """Attach a new GDB to the stub; the guest is stopped. Raises ConnectError; nothing is left of it then."""
+def start(address: StubAddress, gdb_path: str | None, symbol_file: Path | None) -> Starting:
+    """Start a GDB for `connect`; the caller ends it if it comes to nothing. Raises ConnectError."""
     try:
-        gdb = find_gdb(gdb_path)
+        return Starting(gdb_path, symbol_file, partial(why_left, address))
     except TargetError as error:
         raise ConnectError(error.message, error.hint) from error
-    tracker = RunTracker()
+
+
+def connect(address: StubAddress, starting: Starting, timeout: float) -> Link:
+    """Attach a GDB to the stub; the guest is stopped. Raises ConnectError; nothing is left of it then."""
     try:
         with contextlib.ExitStack() as undo:
-            held = undo.enter_context(contextlib.ExitStack())
-            file = os.memfd_create(MARK)
-            held.callback(os.close, file)
-            process = GdbProcess(
-                [gdb.path, "-nx", "-q", "--interpreter=mi3"],
-                on_event=tracker.event,
-                on_lost=tracker.lost,
-                why_left=partial(why_left, address),
-                files=[file],
-            )
-            undo.callback(process.kill, "attaching failed")
-            undo.callback(tracker.lost, "attaching failed")
-            agent = _prepare(process, file, symbol_file, timeout)
+            undo.callback(starting.end, "attaching failed")
+            gdb = starting.ready(timeout)
+            process, tracker = starting.process, starting.tracker
+            agent = Agent(process, starting.file)
             agent.bequeath(heir(address, None))
             facts = probe(address, timeout)
             if facts.was_running:
@@ -124,7 +103,7 @@ def connect(
                 facts=facts,
                 tracker=tracker,
                 timeout=timeout,
-                close=held.close,
+                close=starting.close,
             )
             undo.pop_all()
             return link
@@ -165,19 +144,6 @@ def _let_run(process: GdbProcess, address: StubAddress) -> None:
     process.kill("attaching failed")
     with contextlib.suppress(ConnectError):
         leave(address, True)
-
-
-def _prepare(process: GdbProcess, file: int, symbol_file: Path | None, timeout: float) -> Agent:
-    for setting in SETTINGS:
-        process.request(f"-gdb-set {setting}", timeout)
-    for setting in OPTIONAL_SETTINGS:
-        process.request(f"-gdb-set {setting}", timeout, check=False)
-    if symbol_file is not None:
-        try:
-            process.request(f"-file-exec-and-symbols {quote(str(symbol_file))}", SYMBOL_SECONDS)
-        except MiError as error:
-            raise ConnectError(f"GDB cannot use {symbol_file}: {error.message}") from error
-    return Agent(process, file)
 
 
 def _count_cpus(process: GdbLink, timeout: float) -> int:

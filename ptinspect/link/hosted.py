@@ -20,7 +20,7 @@ from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, Tar
 from ptinspect.link.address import StubAddress
 from ptinspect.link.connect import Link
 from ptinspect.link.escort import Escort
-from ptinspect.link.gdb.agent import Agent
+from ptinspect.link.gdb.agent import BASE_SECONDS, Agent, load_command
 from ptinspect.link.gdb.mi import (
     LINK_ERRORS,
     SECONDS,
@@ -283,6 +283,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
         return console(gdb, f"monitor {command}", SECONDS)
 
     try:
+        gdb.request(load_command(), BASE_SECONDS)
         agent = Agent(gdb)
         facts = StubFacts(
             "aarch64",

@@ -15,7 +15,7 @@ from ptinspect.dataclass import replace
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
-from ptinspect.link.connect import Link, clear, connect, heir
+from ptinspect.link.connect import Link, clear, connect, heir, start
 from ptinspect.link.escort import FIRST_PAUSE, LONGEST_PAUSE, Escort
 from ptinspect.link.gdb.breakpoints import (
     NOWHERE,
@@ -27,6 +27,7 @@ from ptinspect.link.gdb.breakpoints import (
 from ptinspect.link.gdb.mi import SECONDS, console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
+from ptinspect.link.gdb.starting import Starting
 from ptinspect.link.journal import Journal, attaching
 from ptinspect.link.lanes.hostmem import HostMemory
 from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
@@ -95,18 +96,26 @@ class LiveSession:
         *,
         gdb_path: str | None = None,
         symbol_file: Path | None = None,
+        starting: Starting | None = None,
         timeout: float = 10.0,
     ) -> Self:
-        """Start a GDB and connect it to the stub at `address`; the guest is stopped by that.
+        """Connect a GDB, that which is `starting` or a new one, to the stub at `address`.
+
+        The guest is stopped by that.
 
         `address`: host:port, :port, or the path of a Unix socket. `symbol_file` is read by GDB, debug
         information and all; without it everything but symbols in `gdb_command` works. Raises UserError
         on an address that makes no sense, ConnectError on everything else that fails.
         """
         where = StubAddress.parse(address)
-        clear(where)
-        with attaching(where, timeout):
-            session = cls(connect(where, gdb_path, symbol_file, timeout))
+        starting = starting or start(where, gdb_path, symbol_file)
+        try:
+            clear(where)
+            with attaching(where, timeout):
+                session = cls(connect(where, starting, timeout))
+        except BaseException:
+            starting.end("attaching failed")
+            raise
         with contextlib.ExitStack() as undo:
             undo.callback(session.close)
             session.left_behind = tuple(session.changes.left_behind())

@@ -17,9 +17,10 @@ from conftest import missing
 from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
-from ptinspect.link import live
+from ptinspect.link import connect, live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
+from ptinspect.link.gdb import starting
 from ptinspect.link.gdb.agent import script_path
 from ptinspect.link.gdb.mi import quote
 from ptinspect.link.gdb.process import GdbProcess
@@ -94,6 +95,38 @@ def test_a_gdb_that_is_too_old(tmp_path: Path) -> None:
 
 
 # Attaching
+
+
+@pytest.mark.parametrize("text", ["exit 1", "cat > /dev/null", "echo '^done'"])
+def test_a_program_that_is_no_gdb_makes_way_for_one_that_is(
+    gdb: Gdb, stub: FakeStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    other = script(tmp_path / "g", text)
+    for module in (gdb_module, starting):
+        monkeypatch.setattr(module, "candidates", lambda path: iter((other, gdb.path)))
+    session = LiveSession.attach(stub.address, timeout=2)
+    try:
+        assert session.gdb_version == gdb.version and session.state is RunState.STOPPED
+    finally:
+        session.close()
+
+
+def test_a_gdb_that_cannot_be_used_is_named_with_the_reason(stub: FakeStub, tmp_path: Path) -> None:
+    for path, why in (
+        (script(tmp_path / "g", "echo no gdb"), "no GDB, or one without Python"),
+        ("/nonexistent/gdb", "No such file"),
+    ):
+        with pytest.raises(ConnectError, match=why):
+            LiveSession.attach(stub.address, gdb_path=path)
+    assert not stub.packets
+
+
+def test_a_gdb_that_is_not_needed_in_the_end_is_ended(gdb: Gdb, stub: FakeStub) -> None:
+    begun = connect.start(StubAddress.parse(stub.address), gdb.path, None)
+    stub.overrides["qqemu.sstepbits"] = ""
+    with pytest.raises(ConnectError, match="not QEMU's"):
+        LiveSession.attach(stub.address, starting=begun)
+    assert has_ended(begun.process.process.pid) and begun.file == -1
 
 
 def test_a_session_reads_registers_and_ram(session: LiveSession) -> None:

@@ -30,7 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reply_belongs_to_its_token(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-late", "!silent"), ("-next", '1^done,value="late"\n{t}^done,value="next"\n')])
-    first = gdb._send("-late")
+    first = gdb.begin("-late")
     reply = gdb.request("-next", 10)
     assert reply.payload == {"value": "next"}
     assert first.event.wait(10)
@@ -69,7 +69,7 @@ def test_a_gdb_that_stops_reading_is_ended_in_time(fake_gdb: Start) -> None:
 def test_every_waiting_command_fails_when_gdb_ends(fake_gdb: Start) -> None:
     reasons: list[str] = []
     gdb = fake_gdb([("-x", "!silent"), ("-quit", "!exitSegmentation fault\n")], on_lost=reasons.append)
-    waiting = gdb._send("-x")
+    waiting = gdb.begin("-x")
     with pytest.raises(TargetLost, match="exit code 3") as caught:
         gdb.request("-quit", 10)
     assert waiting.event.wait(10) and waiting.reply is None

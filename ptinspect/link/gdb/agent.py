@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.errors import MiError, TargetError
-from ptinspect.link.gdb.mi import GdbLink, Reply, console, quote
+from ptinspect.link.gdb.mi import GdbLink, Reply, console_command, quote
 
 SCRIPT = "ptinspect_agent.py"
 BYTES_PER_SECOND = 500_000
@@ -33,16 +33,20 @@ def script_path() -> Path:
     raise TargetError(f"{SCRIPT} is missing from this installation of ptinspect")
 
 
+def load_command() -> str:
+    """Return the MI command that loads the script. Raises TargetError if it is missing."""
+    return console_command(f"source {script_path()}")
+
+
 class Agent:
     """Read and write guest-physical memory in batches."""
 
     def __init__(self, gdb: GdbLink, file: int | None = None) -> None:
-        """Load the script into GDB; `file` is a file that GDB has inherited. Raises TargetError."""
+        """Use a GDB that has run `load_command()`; `file` is a file that it has inherited."""
         self._gdb = gdb
         self._file = file
         self.pipelined = True
         """Use the socket's pipeline where the script finds the socket; False: GDB's own requests."""
-        console(gdb, f"source {script_path()}", BASE_SECONDS)
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> bytes:
         """Return the bytes of the ranges (pa, size), one after another, in one round trip.

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import Any, Protocol
 
-from pygdbmi import gdbmiparser
-
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError
 
@@ -125,6 +123,8 @@ def parse_payload(line: Line) -> dict[str, Any]:
         raise MiError(
             f"GDB sent a {line.name!r} record that cannot be read", line.body[:200].decode("latin-1")
         )
+    from pygdbmi import gdbmiparser
+
     text = f"^{line.name},{line.body.decode('utf-8', 'replace')}"
     try:
         payload = gdbmiparser.parse_response(text)["payload"]
@@ -194,6 +194,11 @@ class GdbLink(Protocol):
         """Let GDB go. Safe to call twice."""
 
 
+def console_command(line: str) -> str:
+    """Return the MI command that runs a command of GDB's CLI."""
+    return f"-interpreter-exec console {quote(line)}"
+
+
 def console(gdb: GdbLink, line: str, timeout: float) -> str:
     """Run a command of GDB's CLI and return what it prints; raises as `request` does."""
-    return gdb.request(f"-interpreter-exec console {quote(line)}", timeout).text
+    return gdb.request(console_command(line), timeout).text

@@ -36,7 +36,7 @@ signal ends reports it too, for it leaves the stub first."""
 
 
 @dataclass
-class _Pending:
+class Pending:
     """One command that waits for its reply."""
 
     command: str
@@ -67,11 +67,12 @@ class GdbProcess:
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._token = 0
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._text: list[str] = []
         self.lost = ""
         """Why GDB can be used no more; empty while it can."""
         self._leaving = False
+        self._has_left = False
         self._why_left = why_left
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """Last lines that GDB wrote about itself: its log, and lines that are not records."""
@@ -106,8 +107,11 @@ class GdbProcess:
         On a timeout, or when the caller is interrupted, the command is cancelled; a GDB that does not react
         to that is killed.
         """
-        pending = self._send(command)
-        answered = None
+        return self.finish(self.begin(command), timeout, check=check)
+
+    def finish(self, pending: Pending, timeout: float, *, check: bool = True) -> Reply:
+        """Return the reply to a command that was sent, as `request` does."""
+        command, answered = pending.command, None
         try:
             answered = pending.event.wait(timeout)
         finally:
@@ -163,18 +167,20 @@ class GdbProcess:
                     stream.close()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Ask GDB to end, then kill it. Safe to call twice."""
+        """Ask GDB to end, then kill it: at once where it has left its guest. Safe to call twice."""
         self.lost = self.lost or "closed"
-        with contextlib.suppress(TargetLost), self._write_lock:
-            self._put(b"-gdb-exit\n")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout)
+        if not self._has_left:
+            with contextlib.suppress(TargetLost), self._write_lock:
+                self._put(b"-gdb-exit\n")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
         self.kill(self.lost)
 
-    def _send(self, command: str) -> _Pending:
+    def begin(self, command: str) -> Pending:
+        """Send one MI command, whose reply `finish` returns. Raises TargetLost, UserError."""
         if "\n" in command or "\r" in command:
             raise UserError(f"{_short(command)} holds a line break", "it would be two commands to GDB")
-        pending = _Pending(command)
+        pending = Pending(command)
         with self._lock:
             if self.lost:
                 raise self._loss()
@@ -206,13 +212,13 @@ class GdbProcess:
             if 0 < len(rest) < len(data):
                 self.kill("interrupted while a command was sent")
 
-    def _give_up(self, pending: _Pending) -> bool:
+    def _give_up(self, pending: Pending) -> bool:
         """Cancel a command; return whether GDB can still be used."""
         self.cancel()
         if pending.event.wait(CANCEL_SECONDS) and pending.reply is not None:
             # The signal may come when the command is over: let it hit a command that does nothing.
             with contextlib.suppress(TargetLost):
-                if self._send("-list-features").event.wait(CANCEL_SECONDS):
+                if self.begin("-list-features").event.wait(CANCEL_SECONDS):
                     return True
         self.kill(f"GDB did not answer {_short(pending.command)} and was ended")
         return False
@@ -272,7 +278,9 @@ class GdbProcess:
             self._on_event("refused", {"text": text})  # after it had reported `running`
 
     def _event(self, line: Line) -> None:
-        if line.name == LEFT_EVENT and not self._leaving:
+        if line.name == LEFT_EVENT and self._leaving:
+            self._has_left = True
+        elif line.name == LEFT_EVENT:
             self.lost = self.lost or self._why_left()
             self._on_lost(self.lost)
         try:

@@ -17,11 +17,9 @@ from ptinspect.errors import TargetError
 OLDEST = 12
 """First major version with MI commands in Python and raw packets (GDB NEWS, "Changes in GDB 12")."""
 _MARK = "ptinspect-check:"
-_CHECK = (
-    "-ex", "set architecture aarch64",
-    "-ex", "show architecture",
-    "-ex", f"python print('{_MARK}', gdb.VERSION, hasattr(gdb, 'MICommand'))",
-)  # fmt: skip
+ASK = f"python print('{_MARK}', gdb.VERSION, hasattr(gdb, 'MICommand'))"
+"""Command of GDB's CLI whose output `answered` reads."""
+_CHECK = ("-ex", "set architecture aarch64", "-ex", "show architecture", "-ex", ASK)
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def find_gdb(path: str | None = None) -> Gdb:
     is given is the only candidate.
     """
     complaints = []
-    for candidate in _candidates(path):
+    for candidate in candidates(path):
         try:
             return check_gdb(candidate)
         except TargetError as error:
@@ -53,7 +51,8 @@ def find_gdb(path: str | None = None) -> Gdb:
     raise TargetError(f"no usable GDB{f' ({tried})' if tried else ''}", hint)
 
 
-def _candidates(path: str | None) -> Iterator[str]:
+def candidates(path: str | None) -> Iterator[str]:
+    """Yield the programs that may be a GDB, the one to try first at first."""
     chosen = path or os.environ.get("PTINSPECT_GDB")
     if chosen:
         yield shutil.which(chosen) or chosen
@@ -88,11 +87,16 @@ def _run_check(path: str, modified: int) -> Gdb:
     except subprocess.TimeoutExpired as error:
         raise TargetError("does not end") from error
     text = done.stdout.decode("utf-8", "replace")
+    if _MARK in text and not re.search(r'architecture is set to "aarch64"', text):
+        raise TargetError("knows no aarch64")
+    return Gdb(path, answered(text))
+
+
+def answered(text: str) -> str:
+    """Return the version in what GDB prints at ASK. Raises TargetError if such a GDB cannot be used."""
     match = re.search(rf"{_MARK} (\S+) (\w+)", text)
     if match is None:
         raise TargetError("no GDB, or one without Python")
-    if not re.search(r'architecture is set to "aarch64"', text):
-        raise TargetError("knows no aarch64")
     if match[2] != "True":
         raise TargetError(f"version {match[1]} is too old, {OLDEST} is needed")
-    return Gdb(path, match[1])
+    return match[1]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import TargetError
-from ptinspect.memory.source import RamBlock
+
+if TYPE_CHECKING:
+    from ptinspect.memory.source import RamBlock
 
 _VIEW = re.compile(r"^\s*FlatView #\d+")
 _SPACE = re.compile(r'^\s*AS "([^"]*)"')
@@ -51,6 +54,8 @@ def parse_mtree(text: str) -> tuple[RamBlock, ...]:
 
     Raises TargetError if the text holds no such memory.
     """
+    from ptinspect.memory.source import RamBlock
+
     blocks: list[RamBlock] = []
     wanted = listed = False
     for line in text.splitlines():

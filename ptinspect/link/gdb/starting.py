@@ -1,0 +1,115 @@
+"""A GDB that starts while the program that is going to use it is still being imported.
+
+GDB takes a tenth of a second until it answers, and so does the import of numpy: with two processors both
+happen at the same time. What GDB has to do first is sent in one go, and its answers are looked at later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ptinspect.errors import ConnectError, MiError, TargetError
+from ptinspect.link.gdb.agent import BASE_SECONDS, load_command
+from ptinspect.link.gdb.mi import console_command, quote
+from ptinspect.link.gdb.process import GdbProcess
+from ptinspect.link.gdb.program import ASK, Gdb, answered, candidates, find_gdb
+from ptinspect.link.state import RunTracker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = (
+    "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
+    "print frame-arguments none", "print entry-values no", "python print-stack none",
+    "remotetimeout 30", "tcp auto-retry on", "tcp connect-timeout 5",
+)  # fmt: skip
+"""`remotetimeout`: longer than any wait of ptinspect, because GDB mixes up replies after its own."""
+OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
+CHECKS = ("-gdb-set architecture aarch64", "-gdb-set architecture auto", console_command(ASK))
+"""What only a GDB that can be used answers as it should (program.check_gdb)."""
+SYMBOL_SECONDS = 120.0
+MARK = "ptinspect"
+"""Name of the memory file through which a GDB passes on what it reads."""
+
+
+class Starting:
+    """A GDB that was started, and how it is to be used; it ends with the thread that starts it."""
+
+    def __init__(self, path: str | None, symbol_file: Path | None, why_left: Callable[[], str]) -> None:
+        """Start the first GDB that may serve (program.find_gdb). Raises TargetError if there is none."""
+        self._path, self._symbol_file, self._why_left = path, symbol_file, why_left
+        first = next(candidates(path), None)
+        try:
+            self._begin(Gdb(first, "") if first is not None else find_gdb(path))
+        except TargetError:
+            self._begin(find_gdb(path))
+
+    def _begin(self, gdb: Gdb) -> None:
+        self.gdb = gdb
+        """The program; its version is empty until it has told."""
+        self.tracker = RunTracker()
+        self.file = os.memfd_create(MARK)
+        """What GDB reads for us is in this file; it inherits it."""
+        try:
+            self.process = GdbProcess(
+                [gdb.path, "-nx", "-q", "--interpreter=mi3"],
+                on_event=self.tracker.event,
+                on_lost=self.tracker.lost,
+                why_left=self._why_left,
+                files=[self.file],
+            )
+        except TargetError:
+            os.close(self.file)
+            raise
+        begin, symbols = self.process.begin, self._symbol_file
+        try:
+            self._checks = [begin(command) for command in CHECKS]
+            self._settings = [begin(f"-gdb-set {setting}") for setting in SETTINGS]
+            self._optional = [begin(f"-gdb-set {setting}") for setting in OPTIONAL_SETTINGS]
+            files = () if symbols is None else (f"-file-exec-and-symbols {quote(str(symbols))}",)
+            self._symbols = [begin(command) for command in files]
+            self._script = begin(load_command())
+        except TargetError:
+            self.end("it takes no commands")
+            raise
+
+    def ready(self, timeout: float) -> Gdb:
+        """Return the GDB when it has done all that it was sent; each answer may take `timeout` seconds.
+
+        One that cannot be used makes way for one that can. Raises TargetError, ConnectError where it cannot
+        use the symbol file.
+        """
+        finish = self.process.finish
+        if not self.gdb.version:
+            try:
+                *_, said = [finish(check, timeout) for check in self._checks]
+                self.gdb = Gdb(self.gdb.path, answered(said.text))
+            except TargetError:
+                self.end("it cannot be used")
+                self._begin(find_gdb(self._path))
+                finish = self.process.finish
+        for setting in self._settings:
+            finish(setting, timeout)
+        for setting in self._optional:
+            finish(setting, timeout, check=False)
+        try:
+            for symbols in self._symbols:
+                finish(symbols, SYMBOL_SECONDS)
+        except MiError as error:
+            raise ConnectError(f"GDB cannot use {self._symbol_file}: {error.message}") from error
+        finish(self._script, BASE_SECONDS)
+        return self.gdb
+
+    def end(self, reason: str) -> None:
+        """End GDB at once. Safe to call twice."""
+        self.process.kill(reason)
+        self.tracker.lost(reason)
+        self.close()
+
+    def close(self) -> None:
+        """Give back the file. Safe to call twice."""
+        file, self.file = self.file, -1
+        if file >= 0:
+            os.close(file)
