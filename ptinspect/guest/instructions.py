@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from ptinspect.errors import MiError, PtinspectError, UserError
 from ptinspect.guest.guest import Guest
+
+TARGET = re.compile(r"(?<![#\w])(0x[0-9a-f]{5,16})(?: <[^>]*>)?")
+"""An address in an instruction; other numbers begin with #."""
 
 
 def instructions(guest: Guest, address: int, count: int, *, physical: bool = False) -> tuple[list[str], str]:
@@ -35,3 +40,16 @@ def instructions(guest: Guest, address: int, count: int, *, physical: bool = Fal
 
 def _lines(text: str) -> list[str]:
     return text.expandtabs(8).splitlines()
+
+
+def named(guest: Guest, code: str, *, physical: bool = False) -> str:
+    """Return an instruction with symbols for the addresses that it goes to, or takes."""
+    return TARGET.sub(lambda found: _place(guest, int(found[1], 16), physical), code)
+
+
+def _place(guest: Guest, address: int, physical: bool) -> str:
+    """Return the symbol for an address that lies in it, else the address: data may have no symbols."""
+    near = guest.nearest(address, physical=physical)
+    if near is None:
+        return f"{address:#x}"
+    return f"<{near if near.offset else near.symbol}>"

@@ -26,6 +26,15 @@ class RunState(StrEnum):
     """GDB, QEMU or their connection has ended, or the session was left."""
 
 
+REASONS = {
+    "end-stepping-range": "stepped",
+    "location-reached": "arrived",
+    "function-finished": "returned",
+    "signal-received": "by a signal",
+}
+"""GDB's reasons for a stop (GDB manual, GDB/MI Async Records), as people say them."""
+
+
 @dataclass(frozen=True)
 class StopInfo:
     """Describe one stop of the guest."""
@@ -40,6 +49,19 @@ class StopInfo:
     """Program counter of that CPU; a physical address while the MMU is off."""
     signal: str
     """`SIGINT` after an interrupt, else mostly empty."""
+
+    @property
+    def words(self) -> str:
+        """Why it stopped, as people say it."""
+        if self.reason.endswith("watchpoint-trigger"):
+            return f"watchpoint {self.breakpoint}"
+        if self.breakpoint is not None:
+            return f"breakpoint {self.breakpoint}"
+        if self.signal == "SIGINT":
+            return "interrupted"
+        if self.signal:
+            return f"{self.reason}, {self.signal}"
+        return REASONS.get(self.reason, self.reason)
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,11 @@ class Loop:
         """Take an event of the session, in a thread of its own: nothing may be asked of the guest here."""
         if not self._at_prompt or name not in ("stopped", "lost"):
             return
-        detail = str(fields.get("reason", ""))
-        said = f"the guest stopped ({detail})" if name == "stopped" else f"the guest is lost: {detail}"
+        session = self.ctx.guest.session
+        if name == "stopped" and session is not None:
+            said = f"the guest stopped: {session.stop.words}"
+        else:
+            said = f"the guest is lost: {fields.get('reason', '')}"
         sys.stdout.write(f"{escape(said)}\n")
         self._prompt.app.invalidate()
 

@@ -376,3 +376,18 @@ def test_a_run_whose_breakpoints_cannot_all_be_set_leaves_none(monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         session.run_until([0x1000, 0x2000], 1)
     assert there == []
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        (StopInfo("breakpoint-hit", 0, 3, 0, ""), "breakpoint 3"),
+        (StopInfo("access-watchpoint-trigger", 0, 4, 0, ""), "watchpoint 4"),
+        (StopInfo("end-stepping-range", 0, None, 0, ""), "stepped"),
+        (StopInfo("signal-received", 0, None, 0, "SIGINT"), "interrupted"),
+        (StopInfo("signal-received", 0, None, 0, "SIGTRAP"), "signal-received, SIGTRAP"),
+        (StopInfo("attached", 0, None, 0, ""), "attached"),
+    ],
+)
+def test_why_it_stopped_in_words(stop: StopInfo, words: str) -> None:
+    assert stop.words == words

@@ -158,3 +158,19 @@ def test_the_history_survives_a_directory_that_cannot_be_made(tmp_path: Path) ->
     history = open_history(tmp_path / "state" / "history")
     history.append_string("walk 0x10")
     assert "walk 0x10" in (tmp_path / "state" / "history").read_text()
+
+
+def test_a_stop_in_words_with_what_is_next(keys: PipeInput) -> None:
+    ctx = context(kernel_tree())
+    session: Any = ctx.guest.session
+    session.disassemble = lambda address, code: f"   {address:#x}:\tret"
+    subject = loop(ctx, keys)
+    session.on_wait = lambda: Stop("breakpoint-hit", 0, 3, 0xFFFF_8000_1000_0000, "")
+    subject.execute("continue")
+    subject.execute("stepi")
+    lines = out(subject).splitlines()
+    assert lines[0].endswith(": breakpoint 3") and lines[1] == "=> ret"
+    assert any(line.endswith(": stepped") for line in lines)
+    ctx.interactive = False
+    subject.execute("continue")
+    assert out(subject).splitlines()[-1].endswith(": breakpoint 3")

@@ -13,7 +13,7 @@ from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.instructions import instructions
+from ptinspect.guest.instructions import TARGET, instructions, named
 from ptinspect.guest.names import Located, cpu_state, located
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, spanned
@@ -27,8 +27,6 @@ CODE_COLUMNS = 50
 """What an instruction may take of a line of 80."""
 
 _LINE = re.compile(r"(?:=>)?\s*(0x[0-9a-f]+)(?: <[^>]*>)?:\s*(.*)")
-_TARGET = re.compile(r"(?<![#\w])(0x[0-9a-f]{5,16})(?: <[^>]*>)?")
-"""An address in an instruction; other numbers begin with #."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _instruction(guest: Guest, line: str, pc: int, physical: bool) -> tuple[list
     place = "" if near is None else f"+{near.offset:#x}"
     mark = "=> " if address == pc else "   "
     shown = named(guest, code, physical=physical)
-    code = _TARGET.sub(lambda found: found[1], code)
+    code = TARGET.sub(lambda found: found[1], code)
     if len(shown) > CODE_COLUMNS:  # a long name: the address is shorter
         shown = code
     parts = [
@@ -146,19 +144,6 @@ def _instruction(guest: Guest, line: str, pc: int, physical: bool) -> tuple[list
         Styled(shown, "changed" if address == pc else "plain"),
     ]
     return parts, Instruction(VirtAddr(address), " ".join(code.split()))
-
-
-def named(guest: Guest, code: str, *, physical: bool = False) -> str:
-    """Return an instruction with symbols for the addresses that it goes to, or takes."""
-    return _TARGET.sub(lambda found: _place(guest, int(found[1], 16), physical), code)
-
-
-def _place(guest: Guest, address: int, physical: bool) -> str:
-    """Return the symbol for an address that lies in it, else the address: data may have no symbols."""
-    near = guest.nearest(address, physical=physical)
-    if near is None:
-        return f"{address:#x}"
-    return f"<{near if near.offset else near.symbol}>"
 
 
 _SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}

@@ -11,10 +11,11 @@ from ptinspect.commands.framework.command import Argument, Needs, argument, comm
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
 from ptinspect.commands.stack.stack import watched
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import UserError
+from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest import run_control
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.instructions import instructions, named
 from ptinspect.guest.names import cpu_state
 from ptinspect.link.session import StopInfo
 from ptinspect.output.encode import ABSENT, Absent
@@ -49,6 +50,8 @@ class StopResult:
     signal: str
     stack: str | Absent = ABSENT
     """The line of `stack watch`, where that is on."""
+    instruction: str | Absent = ABSENT
+    """The instruction that is next, at the prompt."""
     returned: bool | Absent = ABSENT
     """Whether the call has returned."""
     reached: bool | Absent = ABSENT
@@ -71,10 +74,17 @@ class RunningResult:
 
 
 def stopped(
-    guest: Guest, stop: StopInfo, *notes: Note, kind: type[StopResult] = StopResult, **more: bool
+    ctx: Context,
+    stop: StopInfo,
+    *notes: Note,
+    kind: type[StopResult] = StopResult,
+    words: str = "",
+    **more: bool,
 ) -> Report:
-    """Say where and why the guest stopped."""
+    """Say where the guest stopped, why (in `words`, else the stop's own), and what is next."""
+    guest = ctx.guest
     place, line = guest.place(stop.pc), watched(guest)
+    following = _next(guest, stop) if ctx.interactive else ""
     result = kind(
         state="stopped",
         reason=str(stop.reason),
@@ -84,12 +94,29 @@ def stopped(
         breakpoint=stop.breakpoint,
         signal=stop.signal,
         stack=line or ABSENT,
+        instruction=following or ABSENT,
         **more,
     )
-    which = f" {stop.breakpoint}" if stop.breakpoint is not None else ""
-    why = f"{stop.reason}{which}{f', {stop.signal}' if stop.signal else ''}"
-    head = Note(f"stopped: cpu {stop.cpu} at {place} ({escape(why)})", "good" if which else "plain")
-    return Report(result, (head, *((Note(line, "dim"),) if line else ()), *notes))
+    why = words or f"{stop.words}{_hits(guest, stop) if ctx.interactive else ''}"
+    loud = stop.breakpoint is not None
+    head = Note(f"stopped: cpu {stop.cpu} at {place}: {escape(why)}", "good" if loud else "plain")
+    shown = [Note(f"=> {following}")] if following else []
+    return Report(result, (head, *shown, *((Note(line, "dim"),) if line else ()), *notes))
+
+
+def _hits(guest: Guest, stop: StopInfo) -> str:
+    """Say how often a breakpoint was hit, from the second time on."""
+    hits = next((b.hits for b in guest.target.breakpoints if b.id == stop.breakpoint), 0)
+    return f", hit {hits} times" if hits > 1 else ""
+
+
+def _next(guest: Guest, stop: StopInfo) -> str:
+    """Return the instruction that is next, nothing if it cannot be read."""
+    try:
+        (line, *_), _ = instructions(guest, stop.pc, 1, physical=guest.is_flat(stop.pc))
+    except PtinspectError:
+        return ""
+    return named(guest, escape(line.partition(":")[2].strip()), physical=guest.is_flat(stop.pc))
 
 
 @command(
@@ -114,7 +141,7 @@ def resume(ctx: Context, *, timeout: float | None, background: bool) -> Report:
     stop = run_control.go_on(ctx.guest, None if background else ctx.time_limit(timeout))
     if stop is None:
         return Report(RunningResult("running"), (Note("running; interrupt stops it", "changed"),))
-    return stopped(ctx.guest, stop)
+    return stopped(ctx, stop)
 
 
 @command(
@@ -127,11 +154,12 @@ def resume(ctx: Context, *, timeout: float | None, background: bool) -> Report:
     runs=True,
     not_in_gdb="Ctrl-C stops the guest",
 )
-def interrupt(guest: Guest) -> Report:
+def interrupt(ctx: Context) -> Report:
     """Stop the guest."""
+    guest = ctx.guest
     if guest.state == "stopped":
         raise UserError("the guest is stopped already")
-    return stopped(guest, guest.target.interrupt(5.0))
+    return stopped(ctx, guest.target.interrupt(5.0))
 
 
 @command(
@@ -152,7 +180,7 @@ def stepi(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
     stop = run_control.step(guest, count, cpu_state(guest, cpu).cpu, ctx.time_limit(timeout))
     held = guest.stopped.holds_interrupts
     notes = () if held else (Note("interrupts are taken while stepping: the stub holds none back", "dim"),)
-    return stopped(guest, stop, *notes, kind=StepResult, interrupts_held=held)
+    return stopped(ctx, stop, *notes, kind=StepResult, interrupts_held=held)
 
 
 @command(
@@ -170,7 +198,7 @@ def stepi(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
 )
 def nexti(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -> Report:
     """Step instructions of one CPU; calls run until they have returned."""
-    return _after_call(ctx.guest, run_control.step_over(ctx.guest, count, cpu, ctx.time_limit(timeout)))
+    return _after_call(ctx, run_control.step_over(ctx.guest, count, cpu, ctx.time_limit(timeout)))
 
 
 @command(
@@ -189,15 +217,16 @@ def nexti(ctx: Context, *, count: int, timeout: float | None, cpu: int | None) -
 )
 def finish(ctx: Context, *, timeout: float | None, cpu: int | None) -> Report:
     """Run until the function at the program counter has returned to its caller."""
-    return _after_call(ctx.guest, run_control.finish(ctx.guest, cpu, ctx.time_limit(timeout)))
+    return _after_call(ctx, run_control.finish(ctx.guest, cpu, ctx.time_limit(timeout)))
 
 
-def _after_call(guest: Guest, found: run_control.Return) -> Report:
+def _after_call(ctx: Context, found: run_control.Return) -> Report:
     """Say where a call has returned to, or what stopped the guest before."""
     if found.returned is None:
-        return stopped(guest, found.stop)
+        return stopped(ctx, found.stop)
     notes = () if found.returned else (Note("stopped before it returned", "changed"),)
-    return stopped(guest, found.stop, *notes, returned=found.returned)
+    words = "returned" if found.returned else ""
+    return stopped(ctx, found.stop, *notes, words=words, returned=found.returned)
 
 
 @command(
@@ -219,6 +248,6 @@ def until(ctx: Context, *, addresses: Sequence[Address], timeout: float | None) 
     guest = ctx.guest
     found = run_control.until(guest, addresses, ctx.time_limit(timeout))
     if found.reached:
-        return stopped(guest, found.stop)
+        return stopped(ctx, found.stop, words="arrived")
     missed = Note(f"stopped before {', '.join(map(hex_address, found.addresses))}", "changed")
-    return stopped(guest, found.stop, missed, reached=False)
+    return stopped(ctx, found.stop, missed, reached=False)
