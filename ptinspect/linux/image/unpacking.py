@@ -33,8 +33,8 @@ SPARE_SECONDS = 3600.0
 VERSION = 1
 """Version of what is made; files of another one are made anew."""
 IN_PACKAGES = (
-    "boot/vmlinuz-*", "boot/vmlinux-*", "boot/Image*", "lib/modules/*/vmlinuz", "usr/lib/modules/*/vmlinuz",
-    "usr/lib/linux-image-*/vmlinuz", "usr/lib/debug/boot/vmlinux-*", "usr/lib/debug/lib/modules/*/vmlinux",
+    "boot/vmlinuz-*", "boot/vmlinux-*", "boot/Image*", "lib/modules/*/vmlinuz*", "usr/lib/modules/*/vmlinuz*",
+    "usr/lib/linux-image-*/vmlinuz*", "usr/lib/debug/boot/vmlinux-*", "usr/lib/debug/lib/modules/*/vmlinux",
 )  # fmt: skip
 """Where a kernel lies in a Debian package: those of Debian, of Ubuntu, and of the kernel's own bindeb-pkg."""
 _ELF = b"\x7fELF"
