@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from ptinspect.arch.endless import endless, has_kernel_tables, is_off
@@ -18,6 +18,8 @@ FIRST_LOOK = 1.0
 
 class Watched(Protocol):
     """What is needed of a session."""
+
+    current_cpu: int
 
     @property
     def cpu_count(self) -> int: ...
@@ -41,9 +43,9 @@ class Liveness:
         self._ran, self._due = 0.0, FIRST_LOOK
 
     def before_run(self) -> None:
-        """Look at a stopped guest that is about to run: once a kernel is there, nobody looks again."""
+        """Look at the CPU that a guest stopped with, before it runs on: in a kernel, nobody looks again."""
         if self._armed:
-            self._armed = not any(map(has_kernel_tables, self._states()))
+            self._armed = not has_kernel_tables(self._session.cpu_state(self._session.current_cpu))
 
     def wait(self, timeout: float) -> StopInfo:
         """Wait until the guest stops. Raises TargetTimeout, and NothingRuns: it is stopped then."""
@@ -68,11 +70,9 @@ class Liveness:
 
     def _judge(self) -> None:
         """Raise NothingRuns if no CPU will ever do anything."""
-        self.before_run()
-        found = [state for state in self._states() if not is_off(state)] if self._armed else []
+        states = [self._session.cpu_state(cpu) for cpu in range(self._session.cpu_count)]
+        self._armed = not any(map(has_kernel_tables, states))
+        found = [state for state in states if not is_off(state)] if self._armed else []
         why = [endless(state, self._session.memory.read) for state in found]
         if found and all(why):
             raise NothingRuns(found[0].pc, f"nothing runs: cpu {found[0].cpu} {why[0]}, for ever")
-
-    def _states(self) -> Sequence[CpuState]:
-        return [self._session.cpu_state(cpu) for cpu in range(self._session.cpu_count)]

@@ -32,7 +32,7 @@ class Scripted:
         self.interrupted: list[float] = []
         self.answer = LOOK
         self.memory = self
-        self.resumed = 0
+        self.resumed = self.current_cpu = 0
 
     @property
     def cpu_count(self) -> int:
