@@ -38,8 +38,8 @@ ENTER, LEAVE = b"Qqemu.PhyMemMode:1", b"Qqemu.PhyMemMode:0"
 """Requests that switch the stub to guest-physical addresses, and back."""
 SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
-LOOK_SECONDS = 1.0
-"""How long a stub may take to report that the guest has stopped."""
+NOWHERE = 1 << 54
+"""An address at which there is nothing in either half, and no memory either."""
 ORPHAN_SECONDS = 1.0
 """How long after its first thread a process that was killed may hold its files."""
 
@@ -103,10 +103,6 @@ def physical_mode():
                 expect(LEAVE.decode(), b"OK")
 
 
-class Silent(LinkLost):
-    """The stub did not answer in time."""
-
-
 class Wire:
     """Send many read requests on GDB's own socket before waiting for the first reply.
 
@@ -124,6 +120,7 @@ class Wire:
         self.stub = _process_at(sock)
         """The process at the other end, if it is known; a relay that comes between does not change that."""
         self.relayed = False
+        self.threads = {}
         self.poll = select.poll()
         self.poll.register(sock, select.POLLIN)
 
@@ -131,8 +128,13 @@ class Wire:
         """Speak through a relay from now on."""
         self.sock.close()
         self.sock, self.relayed = sock, True
-        self.poll = select.poll()
-        self.poll.register(sock, select.POLLIN)
+
+    def names_of_threads(self):
+        """Return the stub's names of GDB's threads by their numbers; no CPU comes or goes."""
+        if not self.threads:
+            ids = ((thread.num, thread.ptid) for thread in gdb.selected_inferior().threads())
+            self.threads = {number: b"p%x.%x" % (pid, lwp) for number, (pid, lwp, _) in ids}
+        return self.threads
 
     def ask(self, packets, sizes):
         """Return the replies to the packets; `sizes` are the lengths of their bodies if all goes well."""
@@ -156,31 +158,45 @@ class Wire:
             raise cancelled
         return replies
 
-    def monitor(self, command, seconds=SILENCE_SECONDS):
-        """Return what a command of QEMU's monitor prints; None if the answer is that the guest ran.
+    def ask_and_leave(self, packets, sizes, last):
+        """Ask, and send one packet more whatever happens, which is answered by OK."""
+        left = False
+        try:
+            *replies, end = self.ask([*packets, packet(last)], [*sizes, 2])
+            left = end == b"OK"
+        except LinkLost:
+            left = True
+            raise
+        finally:
+            if not left:
+                self.ask([packet(last)], [2])
+        return replies
+
+    def monitor(self, commands):
+        """Return what commands of QEMU's monitor print; fewer answers than commands if the guest ran.
 
         A guest that somebody else let run is stopped by the first byte, which is lost with its packet
-        (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others do not.
+        (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others do not. A question that
+        every stub answers marks the end.
         """
-        self._send(packet(b"qRcmd," + binascii.hexlify(command)))
-        text, buffer = b"", b""
+        self._send(b"".join(packet(b"qRcmd," + binascii.hexlify(command)) for command in commands))
+        self._send(packet(b"qC"))
+        texts, text, buffer = [], b"", b""
         while True:
-            try:
-                buffer += self._receive(seconds)
-            except Silent:
-                if seconds == SILENCE_SECONDS:
-                    raise
-                return None
+            buffer += self._receive()
             replies = []
             buffer = self._take(buffer, (), replies)
             for reply in replies:
-                if reply == b"OK":
+                if reply[:2] == b"QC":
                     self._send(b"+")
-                    return text
+                    return texts
                 if reply[:1] in (b"T", b"S"):
-                    self._send(b"+")
-                    return None
-                text += binascii.unhexlify(reply[1:])
+                    continue
+                if reply[:1] == b"O" and reply != b"OK":
+                    text += binascii.unhexlify(reply[1:])
+                else:
+                    texts.append(text)
+                    text = b""
 
     def _send(self, data):
         try:
@@ -188,11 +204,11 @@ class Wire:
         except OSError:
             raise LinkLost("Remote connection closed") from None
 
-    def _receive(self, seconds=SILENCE_SECONDS):
-        deadline = time.monotonic() + seconds
+    def _receive(self):
+        deadline = time.monotonic() + SILENCE_SECONDS
         while True:
             if not self.poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise Silent("Remote communication error: the stub is silent")
+                raise LinkLost("Remote communication error: the stub is silent")
             with contextlib.suppress(BlockingIOError, InterruptedError):
                 try:
                     data = self.sock.recv(1 << 18)
@@ -342,23 +358,14 @@ def pieces(ranges):
 def read_on_wire(lane, ranges):
     """Read ranges with many requests under way; the mode is chosen and left in the same breath."""
     parts = list(pieces(ranges))
-    packets = [packet(ENTER), *(packet(b"m%x,%x" % part) for part in parts), packet(LEAVE)]
-    left = False
-    try:
-        replies = lane.ask(packets, [2, *(2 * size for _, size in parts), 2])
-        left = replies[-1] == b"OK"
-    except LinkLost:
-        left = True
-        raise
-    finally:
-        if not left:
-            lane.ask([packet(LEAVE)], [2])
-    for (pa, size), reply in zip(parts, replies[1:-1], strict=True):
+    packets = [packet(ENTER), *(packet(b"m%x,%x" % part) for part in parts)]
+    replies = lane.ask_and_leave(packets, [2, *(2 * size for _, size in parts)], LEAVE)
+    for (pa, size), reply in zip(parts, replies[1:], strict=True):
         if replies[0] != b"OK" or len(reply) != 2 * size:
             raise gdb.GdbError(
                 f"ptinspect: the stub answers {reply[:20]!r} to a read of {size} bytes at {pa:#x}"
             )
-    return binascii.unhexlify(b"".join(replies[1:-1]))
+    return binascii.unhexlify(b"".join(replies[1:]))
 
 
 def read_by_gdb(ranges):
@@ -514,11 +521,13 @@ class LookCommand(gdb.MICommand):
         lane = wire()
         if lane is None:
             return {"looked": "stood "}
+        questions = (b"info status", b"info registers -a")
         with held_sigint():
-            status = lane.monitor(b"info status", LOOK_SECONDS)
-            ran = status is None or b"running" in status
-            status = lane.monitor(b"info status") if status is None else status
-            digest = hashlib.sha256(status + lane.monitor(b"info registers -a")).hexdigest()
+            texts = lane.monitor(questions)
+            ran = len(texts) < len(questions)
+            texts = lane.monitor(questions) if ran else texts
+            ran |= b"running" in texts[0]
+        digest = hashlib.sha256(b"".join(texts)).hexdigest()
         if ran:
             flush()
         return {"looked": f"{'ran' if ran else 'stood'} {digest}"}
@@ -566,6 +575,40 @@ if hasattr(gdb, "disassembler"):  # GDB 13
     DisassembleCommand("-ptinspect-disassemble")
 
 
+class RegistersCommand(gdb.MICommand):
+    """-ptinspect-registers THREAD,... NUMBER,...
+
+    Replies, for each thread, with the stub's packet of general registers and with the registers of these
+    numbers, which are the stub's own: hex as the stub gives it, or an error of the stub's. All are asked for
+    at once. The stub is about the thread again then that GDB has told it.
+    """
+
+    def invoke(self, argv):
+        lane = proved_wire()
+        if lane is None:
+            raise gdb.GdbError("ptinspect: the socket of the stub is not known: no registers by it")
+        wanted = [int(word) for word in argv[0].split(",")]
+        numbers = [int(word) for word in argv[1].split(",")] if len(argv) > 1 else []
+        names = lane.names_of_threads()
+        if len(names) > 1:
+            settle()
+        packets = []
+        for thread in wanted:
+            packets += [packet(b"Hg" + names[thread]), packet(b"g")]
+            packets += [packet(b"p%x" % number) for number in numbers]
+        with held_sigint():
+            replies = lane.ask_and_leave(packets, (), b"Hg" + names[gdb.selected_thread().num])
+        each = len(numbers) + 2
+        rows = [replies[at + 1 : at + each] for at in range(0, len(replies), each)]
+        return {"registers": ";".join(b",".join(row).decode("ascii", "replace") for row in rows)}
+
+
+def settle():
+    """Have GDB tell the stub which thread is selected: it does before it reads memory, unless it has."""
+    with contextlib.suppress(gdb.MemoryError):
+        gdb.selected_inferior().read_memory(NOWHERE, 1)
+
+
 class PhysicalCommand(gdb.Command):
     """Show guest-physical memory: ptinspect-physical ADDRESS [SIZE]"""
 
@@ -588,4 +631,5 @@ VirtualCommand("-ptinspect-virtual")
 HeirCommand("-ptinspect-heir")
 RelayCommand("-ptinspect-relay")
 LookCommand("-ptinspect-look")
+RegistersCommand("-ptinspect-registers")
 PhysicalCommand()

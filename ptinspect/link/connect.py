@@ -61,7 +61,7 @@ class Link:
             [sys.executable, "-m", RELAY, str(address)]
         )
         """No interrupt is taken while an instruction is stepped: by the stub, or by a relay before it."""
-        self.registers = RegisterReader(process)
+        self.registers = RegisterReader(process, agent if self.pipelined else None)
         self.ram = parse_mtree(console(process, "monitor info mtree -f", timeout))
         self.cpu_count = _count_cpus(process, timeout)
         self.close = close

@@ -181,8 +181,9 @@ class LiveSession:
         if self._states[0] != token:
             self._states = (token, {})
         states = self._states[1]
-        if cpu not in states:
-            states[cpu] = self._link.registers.state(cpu)
+        if cpu not in states:  # who asks for a second one wants them all
+            cpus = [each for each in range(self.cpu_count) if each not in states] if states else [cpu]
+            states |= zip(cpus, self._link.registers.states(cpus), strict=True)
         return states[cpu]
 
     def registers(self, cpu: int) -> Mapping[str, int]:

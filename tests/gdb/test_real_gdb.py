@@ -137,6 +137,23 @@ def test_a_session_reads_registers_and_ram(session: LiveSession) -> None:
     assert session.cpu_state(0).x == (0,) * 31
 
 
+def test_registers_of_a_stop_cost_one_request(session: LiveSession, stub: FakeStub) -> None:
+    values = [0x1111_0000_0000_0000 + n for n in range(33)]
+    words = b"".join(value.to_bytes(8, "little") for value in values) + (0x6000_03C5).to_bytes(4, "little")
+    stub.overrides["g"] = words.hex()
+    session.cpu_state(0)
+    session._tracker.touch()
+    stub.packets.clear()
+    state = session.cpu_state(0)
+    assert (*state.x, state.sp, state.pc) == tuple(values) and state.pstate == 0x6000_03C5
+    assert stub.packets == ["Hgp1.1", "g", "Hgp1.1"] and session.cpu_state(0) is state
+    assert session.registers(0)["x5"] == values[5]
+    stub.overrides["g"] = words[:200].hex()
+    session._tracker.touch()
+    with pytest.raises(TargetError, match="registers of cpu 0"):
+        session.cpu_state(0)
+
+
 def test_attaching_leaves_a_physical_mode_of_others(gdb: Gdb, stub: FakeStub) -> None:
     stub.physical = True
     session = LiveSession.attach(stub.address, gdb_path=gdb.path)

@@ -226,7 +226,7 @@ def test_registers_of_either_qemu(fake_gdb: Callable[..., GdbProcess], spelled: 
         ]
     )
     reader = RegisterReader(gdb)
-    state = reader.state(1)
+    (state,) = reader.states([1])
     assert state.cpu == 1 and state.x == tuple(range(31))
     assert (state.sp, state.pc, state.pstate) == (31, 32, 33)
     assert state.system == {"SCTLR_EL1": 0x30D0_0980, "TTBR1_EL1": 0xFFFF_0000_0000_0000}

@@ -100,6 +100,20 @@ class Agent:
         how, _, digest = self._gdb.request("-ptinspect-look", BASE_SECONDS).field("looked").partition(b" ")
         return digest, how == b"ran"
 
+    def registers(self, threads: Sequence[int], numbers: Sequence[int]) -> list[list[str]]:
+        """Return what the stub gives for registers of GDB's threads, in hex, asked for all at once.
+
+        A row for each thread: the packet of general registers, and the registers of these numbers, which
+        are the stub's. An error of the stub's stands in the place of its answer. Raises TargetError where
+        there is no pipeline.
+        """
+        words = ["-ptinspect-registers", ",".join(map(str, threads)), ",".join(map(str, numbers))]
+        rows = self._gdb.request(" ".join(words).strip(), BASE_SECONDS).field("registers").decode().split(";")
+        found = [row.split(",") for row in rows]
+        if [len(row) for row in found] != [len(numbers) + 1] * len(threads):
+            raise MiError("GDB's answer to a read of registers is damaged")
+        return found
+
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""
         self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
-from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string
+from ptinspect.link.gdb.agent import Agent
+from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string, console
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
+_ROW = re.compile(r"^ (\S+) +\d+ +-?\d+ +\d+ +(\d+) .* (\d+) +(\d+)$", re.MULTILINE)
+"""A register of `maint print remote-registers`: name, bytes, the stub's number, place in its `g`."""
 _VALUE = re.compile(rb'\{number="(\d+)",value="(0x[0-9a-f]+)"\}')
+
+
+@dataclass(frozen=True)
+class _Register:
+    """Where the stub has a register."""
+
+    size: int
+    """Bytes."""
+    number: int
+    """The stub's own number."""
+    offset: int
+    """Its place in the packet of general registers, if it is one of them."""
+
+    def within(self, general: str) -> str:
+        """Return its hex in the packet of general registers."""
+        return general[2 * self.offset : 2 * (self.offset + self.size)]
 
 
 class RegisterReader:
     """Read registers in one round trip; vectors are left out."""
 
-    def __init__(self, gdb: GdbLink) -> None:
-        """Ask for the names. Raises TargetError if they are not those of an aarch64 CPU."""
+    def __init__(self, gdb: GdbLink, agent: Agent | None = None) -> None:
+        """Ask for the names. Raises TargetError if they are not those of an aarch64 CPU.
+
+        `agent`: asks the stub for all of them at once; None: GDB asks for one after another.
+        """
+        self._agent = agent
         self._gdb = gdb
         body = gdb.request("-data-list-register-names", SECONDS).line.body
         names = [c_string(name) for name in _NAME.findall(body)]
@@ -34,9 +59,12 @@ class RegisterReader:
         }
         self._core = [self._number[name] for name in CORE]
 
-    def state(self, cpu: int) -> CpuState:
-        """Return the general and system registers of a CPU. Raises TargetError."""
-        found = self._values(cpu, [*self._core, *self._system.values()])
+    def states(self, cpus: Sequence[int]) -> list[CpuState]:
+        """Return the general and system registers of CPUs. Raises TargetError."""
+        numbers = [*self._core, *self._system.values()]
+        return [self._state(cpu, found) for cpu, found in zip(cpus, self._values(cpus, numbers), strict=True)]
+
+    def _state(self, cpu: int, found: Mapping[int, int]) -> CpuState:
         try:
             core = [found[number] for number in self._core]
         except KeyError as error:
@@ -46,11 +74,41 @@ class RegisterReader:
 
     def all(self, cpu: int) -> Mapping[str, int]:
         """Return every scalar register of a CPU under the stub's own names. Raises TargetError."""
-        found = self._values(cpu, self._number.values())
+        (found,) = self._values([cpu], list(self._number.values()))
         return {name: found[number] for name, number in self._number.items() if number in found}
 
-    def _values(self, cpu: int, numbers: Iterable[int]) -> dict[int, int]:
+    def _values(self, cpus: Sequence[int], numbers: Sequence[int]) -> list[dict[int, int]]:
+        """Return the registers of each CPU by GDB's number."""
+        if self._agent is None:
+            return [self._by_gdb(cpu, numbers) for cpu in cpus]
+        remote = self._remote
+        core, known = set(self._core), [n for n in numbers if n in remote]
+        apart = [n for n in known if n not in core]
+        rows = self._agent.registers([cpu + 1 for cpu in cpus], [remote[n].number for n in apart])
+        found = []
+        for general, *others in rows:
+            values = {n: remote[n].within(general) for n in known if n in core}
+            values |= zip(apart, others, strict=True)
+            found.append({n: number for n, text in values.items() if (number := _number(text)) is not None})
+        return found
+
+    @cached_property
+    def _remote(self) -> dict[int, _Register]:
+        """Where the stub has the registers, by GDB's number of this connection; without vectors."""
+        text = console(self._gdb, "maint print remote-registers", SECONDS)
+        rows = {name: _Register(*map(int, where)) for name, *where in _ROW.findall(text)}
+        return {n: rows[name] for name, n in self._number.items() if name in rows and rows[name].size <= 8}
+
+    def _by_gdb(self, cpu: int, numbers: Iterable[int]) -> dict[int, int]:
         wanted = " ".join(str(number) for number in numbers)
         command = f"-data-list-register-values --thread {cpu + 1} --frame 0 x {wanted}"
         body = self._gdb.request(command, SECONDS).line.body
         return {int(number): int(value, 16) for number, value in _VALUE.findall(body)}
+
+
+def _number(text: str) -> int | None:
+    """Return a register from the stub's hex, lowest byte first; None for an error, or what is missing."""
+    try:
+        return int.from_bytes(bytes.fromhex(text), "little") if len(text) % 2 == 0 and text else None
+    except ValueError:
+        return None
