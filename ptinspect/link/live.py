@@ -381,13 +381,14 @@ class LiveSession:
         self._need_stopped()
         return console(self._gdb, f"monitor {command}", SECONDS)
 
-    def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
+    def gdb_command(self, line: str, timeout: float = CLI_SECONDS, *, looks: bool = False) -> str:
         self._need_alive()
         check_gdb_command(line)
         try:
             return console(self._gdb, line, timeout)
         finally:
-            self._tracker.touch()
+            if not looks:
+                self._tracker.touch()
 
     def disassemble(self, address: int, code: bytes) -> str:
         self._need_stopped()

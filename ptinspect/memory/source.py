@@ -78,7 +78,12 @@ class RowMemory(Protocol):
 
 
 class AheadMemory(Protocol):
-    """Physical memory that is far away: many small reads take as long as the longest if they come at once."""
+    """Physical memory that may be far away: many small reads take as long as one if they come at once."""
+
+    @property
+    def far(self) -> bool:
+        """Tell whether each read is a request to somebody else."""
+        ...
 
     def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Read the pages of some ranges (pa, bytes), which are going to be read, in one go.
@@ -88,11 +93,9 @@ class AheadMemory(Protocol):
         ...
 
 
-def read_ahead(memory: PhysicalMemory, ranges: Sequence[tuple[int, int]]) -> None:
-    """Tell a memory what is going to be read, if it is one to which that matters. Raises TargetError."""
-    ahead = getattr(memory, "read_ahead", None)
-    if ahead is not None and ranges:
-        ahead(ranges)
+def far(memory: object) -> TypeGuard[AheadMemory]:
+    """Tell whether reading ahead saves requests."""
+    return bool(getattr(memory, "far", False))
 
 
 def has_rows(memory: object) -> TypeGuard[RowMemory]:

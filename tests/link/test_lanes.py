@@ -40,7 +40,7 @@ class Lane:
     """A lane that counts its reads and may fail."""
 
     def __init__(self, memory: SparseMemory, label: str) -> None:
-        self.memory, self.label, self.fails, self.reads = memory, label, "", 0
+        self.memory, self.label, self.fails, self.reads, self.slow = memory, label, "", 0, ""
         self.ram = RAM
 
     def read(self, pa: int, length: int) -> bytes:
@@ -160,6 +160,16 @@ def test_outside_ram_is_an_error_on_every_lane() -> None:
     with pytest.raises(UserError, match="no lane"):
         s.lanes.choose("nonsense")
     assert s.lanes.mode == "gdbstub"
+
+
+def test_a_lane_that_is_slow_is_used_only_by_name() -> None:
+    s = Set()
+    s.fast.slow = "each question takes 40 ms"
+    assert s.lanes.read(LOW, 8) == s.truth.read(LOW, 8)
+    assert s.lanes.label == "gdbstub" and s.fast.reads == 0 and s.lanes.far
+    assert [f.why_not for f in s.lanes.facts(measure=False)] == ["each question takes 40 ms", ""]
+    s.lanes.choose("fast")
+    assert s.lanes.label == "fast"
 
 
 def test_facts_name_the_lane_in_use() -> None:

@@ -12,7 +12,7 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import MemoryReadError
 from ptinspect.link.lanes import pages
 from ptinspect.link.lanes.pages import PAGE, StopPages
-from ptinspect.memory.source import RamBlock, read_ahead
+from ptinspect.memory.source import RamBlock, far
 
 START, SIZE = 0x4000_0000, 64 * PAGE + 100
 RAM = (RamBlock(PhysAddr(START), SIZE, "ram"), RamBlock(PhysAddr(0x8000_0000), PAGE, "high"))
@@ -86,12 +86,12 @@ def test_a_new_stop_and_a_write_forget() -> None:
 
 def test_what_is_read_ahead_is_not_asked_for_again() -> None:
     stop = Stop()
-    read_ahead(stop.pages, [(START + 8, 8), (START + 0x5FFF, 2), (0x7000_0000, 8), (START + SIZE - 4, 8)])
+    assert far(stop.pages) and not far(stop.far.memory)
+    stop.pages.read_ahead([(START + 8, 8), (START + 0x5FFF, 2), (0x7000_0000, 8), (START + SIZE - 4, 8)])
     assert len(stop.far.asked) == 1
     for at in (0x10, 0x5008, 0x6008):
         assert stop.pages.read(START + at, 8) == stop.far.memory.read(START + at, 8)
     assert len(stop.far.asked) == 1
-    read_ahead(stop.far.memory, [(START, 8)])  # a memory to which it does not matter
 
 
 def test_the_border_of_ram_within_a_page() -> None:

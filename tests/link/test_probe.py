@@ -94,14 +94,14 @@ def test_questions_that_are_interrupted_leave_the_guest_as_it_was_found(
     stub: FakeStub, monkeypatch: pytest.MonkeyPatch, packet: str, ran: bool
 ) -> None:
     stub.was_running = ran
-    asked = module._Link.ask
+    sent = module._Link._send
 
-    def ask_until(link: module._Link, body: str) -> bytes:
-        if body.startswith(packet):
+    def send_until(link: module._Link, data: bytes) -> None:
+        if f"${packet}".encode() in data:
             raise KeyboardInterrupt
-        return asked(link, body)
+        sent(link, data)
 
-    monkeypatch.setattr(module._Link, "ask", ask_until)
+    monkeypatch.setattr(module._Link, "_send", send_until)
     with pytest.raises(KeyboardInterrupt):
         ask(stub)
     assert ("D;1" in stub.packets) is ran

@@ -13,7 +13,7 @@ from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import MemoryReadError, TargetError, UserError
 from ptinspect.link.lanes.pages import StopPages
 from ptinspect.link.lanes.stubmem import StubMemory
-from ptinspect.memory.source import PhysicalMemory, has_rows, read_ahead, read_rows
+from ptinspect.memory.source import PhysicalMemory, far, has_rows, read_rows
 
 
 class LaneError(TargetError):
@@ -29,6 +29,9 @@ class QemuEnded(LaneError):
 
 class Lane(PhysicalMemory, Protocol):
     """Guest-physical memory that raises LaneError when it can be read no more."""
+
+    slow: str
+    """Why the gdbstub is faster all the same; empty if it is not. Such a lane is used if it is named."""
 
     def close(self) -> None:
         """Give back what is open. Safe to call twice."""
@@ -143,7 +146,7 @@ class LaneMemory:
         found = []
         for name in self.names:
             memory = self._stub if name == STUB else self._open(name)
-            why_not = "" if name == STUB else self._lanes[name].why_not
+            why_not = "" if name == STUB else self._why_not(name)
             facts = LaneFacts(name, memory.label if memory else "", why_not, chosen=name == chosen)
             if memory is not None and measure:
                 try:
@@ -152,6 +155,12 @@ class LaneMemory:
                     facts.why_not = error.message
             found.append(facts)
         return found
+
+    def _why_not(self, name: str) -> str:
+        """Return why a lane is not used; empty if it could be."""
+        lane = self._lanes[name]
+        slow = "" if lane.memory is None or self.mode != AUTO else lane.memory.slow
+        return lane.why_not or slow
 
     def read(self, pa: int, length: int) -> bytes:
         """Return `length` bytes at `pa`. Raises MemoryReadError outside RAM, TargetError."""
@@ -179,9 +188,19 @@ class LaneMemory:
         )
         return readable[rows]
 
+    @property
+    def far(self) -> bool:
+        """Tell whether each read is a request; see AheadMemory."""
+        return far(self._reads(self._choose()[0]))
+
     def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Read what is going to be read, where each request takes long; see AheadMemory."""
-        self._by_lane(lambda name: [pa for pa, _ in ranges], lambda memory: read_ahead(memory, ranges))
+
+        def ahead(memory: PhysicalMemory) -> None:
+            if far(memory):
+                memory.read_ahead(ranges)
+
+        self._by_lane(lambda name: [pa for pa, _ in ranges], ahead)
 
     def _by_lane(
         self, compared: Callable[[str], Iterable[int]], read: Callable[[PhysicalMemory], Read]
@@ -205,7 +224,8 @@ class LaneMemory:
 
     def _choose(self) -> tuple[str, PhysicalMemory]:
         for name in self._lanes if self.mode == AUTO else [self.mode]:
-            if name in self._lanes and (memory := self._open(name)) is not None:
+            memory = self._open(name) if name in self._lanes else None
+            if memory is not None and (self.mode != AUTO or not memory.slow):
                 return name, memory
         return STUB, self._stub
 
@@ -216,8 +236,8 @@ class LaneMemory:
         lane = self._lanes[name]
         assert lane.memory is not None
         if lane.reads is None:
-            far = not has_rows(lane.memory)
-            lane.reads = StopPages(lane.memory, self._token) if far else lane.memory
+            asks = not has_rows(lane.memory)
+            lane.reads = StopPages(lane.memory, self._token) if asks else lane.memory
         return lane.reads
 
     def _open(self, name: str) -> Lane | None:

@@ -27,6 +27,9 @@ class StopPages:
         self._memory, self._token = memory, token
         self._stop: tuple[int, dict[int, memoryview]] = (-1, {})
 
+    far = True
+    """See AheadMemory."""
+
     @property
     def label(self) -> str:
         """Name the lane."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ GAP = 96 << 10
 """Bytes that are read and thrown away rather than asking once more."""
 CHUNK = 64 << 20
 """Most bytes of one file."""
+FAR_SECONDS = 0.008
+"""An answer that takes longer comes from afar."""
 
 
 class SavedMemory:
@@ -28,8 +31,12 @@ class SavedMemory:
         self._monitor = monitor
         self._ranges = Ranges.of_blocks(ram)
         self._folder = _directory()
+        self.slow = ""
+        """Why the gdbstub is the better way, which answers many requests at a time; empty if it is not."""
         try:
-            self._save(ram[0].start, min(8, ram[0].size))
+            seconds = min(self._try(ram[0]), self._try(ram[0]))
+            if seconds > FAR_SECONDS:
+                self.slow = f"each question takes {1000 * seconds:.0f} ms, which the gdbstub takes for many"
         except BaseException:
             self.close()
             raise
@@ -81,6 +88,12 @@ class SavedMemory:
             else:
                 groups += [part[n : n + 1] for n in range(part.size)]
         return groups
+
+    def _try(self, block: RamBlock) -> float:
+        """Have a word of RAM written; return how long that took, seconds."""
+        start = time.perf_counter()
+        self._save(block.start, min(8, block.size))
+        return time.perf_counter() - start
 
     def _save(self, pa: int, length: int) -> bytes:
         """Have QEMU write a range and return it. Raises LaneError, TargetError."""

@@ -89,29 +89,33 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
 
 def _facts(link: _Link, address: StubAddress) -> StubFacts:
     link.ask("?")
-    link.ask("qSupported:multiprocess+;xmlRegisters=arm")
-    stepping = link.ask("qqemu.sstepbits")
+    _, stepping, mode, described = link.ask_all(
+        "qSupported:multiprocess+;xmlRegisters=arm",
+        "qqemu.sstepbits",
+        "qqemu.PhyMemMode",
+        "qXfer:features:read:target.xml:0,ffb",
+    )
     if b"ENABLE=" not in stepping:
         link.detach()
         raise ConnectError(f"{address}: a gdbstub, but not QEMU's", "ptinspect works on QEMU guests")
-    if link.ask("qqemu.PhyMemMode") not in (b"0", b"1"):
+    if mode not in (b"0", b"1"):
         link.detach()
         raise ConnectError(
             f"{address}: this QEMU's gdbstub cannot read physical memory",
             "it is a user-mode QEMU, or older than 4.1",
         )
-    description = link.ask("qXfer:features:read:target.xml:0,ffb").decode("latin-1")
-    found = re.search(r"<architecture>([^<]*)<", description)
+    found = re.search(r"<architecture>([^<]*)<", described.decode("latin-1"))
     architecture = found[1] if found else "unknown"
     if architecture != "aarch64":
         raise ConnectError(f"{address}: the guest's CPU is {escape(architecture)}, not aarch64")
+    answers = link.monitor_all("info version", "info status", "info kvm", "info jit")
     return StubFacts(
         architecture,
-        link.monitor("info version"),
-        status(link.monitor),
+        answers["info version"],
+        status(answers.__getitem__),
         link.announced,
         link.peer(),
-        accelerator(link.monitor),
+        accelerator(answers.__getitem__),
         b"NOIRQ" in stepping,
     )
 
@@ -190,6 +194,16 @@ class _Link:
                 return reply
             self.announced |= re.match(rb"[ST]02", reply) is not None
 
+    def ask_all(self, *bodies: str) -> list[bytes]:
+        """Send packets at once, once the stub has answered one, and return the bodies of the answers.
+
+        A packet acknowledges the answer before it (QEMU gdbstub, gdb_read_byte).
+        """
+        self._send(b"".join(map(_packet, bodies)))
+        found = [self._receive(True)[1] for _ in bodies]
+        self._send(b"+")
+        return found
+
     def post(self, data: bytes, replies: int) -> None:
         """Send all of this at once and wait for the replies, which are not acknowledged.
 
@@ -202,14 +216,20 @@ class _Link:
 
     def monitor(self, command: str) -> str:
         """Run a monitor command and return its output; empty if the stub has no monitor."""
-        reply = self.ask(f"qRcmd,{command.encode().hex()}")
-        text = b""
-        while reply[:1] == b"O" and reply != b"OK":
-            with contextlib.suppress(ValueError):
-                text += bytes.fromhex(reply[1:].decode("latin-1"))
-            _, reply = self._receive(True)
-            self._send(b"+")
-        return text.decode("utf-8", "replace").strip()
+        return self.monitor_all(command)[command]
+
+    def monitor_all(self, *commands: str) -> dict[str, str]:
+        """Run monitor commands, sent at once, and return what each prints."""
+        self._send(b"".join(_packet(f"qRcmd,{command.encode().hex()}") for command in commands))
+        found = {}
+        for command in commands:
+            text = b""
+            while (reply := self._receive(True)[1])[:1] == b"O" and reply != b"OK":
+                with contextlib.suppress(ValueError):
+                    text += bytes.fromhex(reply[1:].decode("latin-1"))
+            found[command] = text.decode("utf-8", "replace").strip()
+        self._send(b"+")
+        return found
 
     def detach(self) -> None:
         """Let the guest run; stubs that know no processes take the short form."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import MemberOffsets
 from ptinspect.linux.running.placement import Placement, mismatch
 from ptinspect.linux.running.swapper import RootFound, maps_kernel
-from ptinspect.memory.source import PhysicalMemory, RamBlock
+from ptinspect.memory.source import PhysicalMemory, RamBlock, far
 from ptinspect.snapshot.model import Root
 from ptinspect.tables.walk import walk
 from ptinspect.text import escape
@@ -295,6 +296,20 @@ class GuestView:
             out += self.memory.read(self.pa_of(va), part)
             va, length = (va + part) & MASK64, length - part
         return bytes(out)
+
+    def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Have ranges (va, bytes) that may be read next come in one go, where each read is a request.
+
+        What is not mapped is left out. Raises TargetError.
+        """
+        if not far(self.memory):
+            return
+        pages = {page for va, size in ranges for page in range(va & -4096, va + size, 4096)}
+        found = []
+        for page in sorted(pages):
+            with contextlib.suppress(GuestError):
+                found.append((int(self.pa_of(page)), 4096))
+        self.memory.read_ahead(found)
 
     def read_u64(self, va: int) -> int:
         """Read eight bytes at a virtual address as a number."""

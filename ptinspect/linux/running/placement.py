@@ -9,7 +9,7 @@ import numpy as np
 
 from ptinspect.arch.bits import PhysAddr, align_up
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import KernelFileError, MemoryReadError
+from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.container import HEADER_SIZE, ImageHeader, parse_header
 from ptinspect.linux.image.image import BOUNDARY, KernelImage
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -170,19 +170,14 @@ def compare(memory: PhysicalMemory, image: KernelImage, pa: int) -> float | None
     PROBES pieces spread over the text are compared word by word. None if the file holds no code.
     """
     begin, length = image.code_range
+    if length < PROBE_BYTES:
+        return None
     pieces = max(min(PROBES, length // PROBE_BYTES), 1)
-    step = length // pieces & ~(PROBE_BYTES - 1)
-    same = total = 0
-    for i in range(pieces if length >= PROBE_BYTES else 0):
-        at = begin + i * step
-        ours = np.frombuffer(image.text_at(image.text_va + at, PROBE_BYTES), np.uint32)
-        total += ours.size
-        try:
-            theirs = np.frombuffer(memory.read(pa + at, PROBE_BYTES), np.uint32)
-        except MemoryReadError:
-            continue
-        same += int(np.count_nonzero(ours == theirs))
-    return same / total if total else None
+    offsets = begin + np.arange(pieces) * (length // pieces & ~(PROBE_BYTES - 1))
+    texts = [image.text_at(image.text_va + at, PROBE_BYTES) for at in offsets.tolist()]
+    ours = np.frombuffer(b"".join(texts), "<u4").reshape(pieces, -1)
+    raw, readable = memory.read_tables(np.uint64(pa) + offsets.astype(np.uint64), PROBE_BYTES)
+    return float(np.count_nonzero((ours == raw.view("<u4"))[readable]) / ours.size)
 
 
 def mismatch(image: KernelImage, found: Placement) -> KernelFileError:

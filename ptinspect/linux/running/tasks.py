@@ -51,6 +51,8 @@ MAX_PARENTS = 4_096
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT, include/linux/threads.h."""
 IDLE_CODE_BYTES = 0x40
+SLAB = 32 << 10
+"""Bytes of a slab of tasks at most (Linux mm/slub.c, slub_max_order: PAGE_ALLOC_COSTLY_ORDER, 4K pages)."""
 SP = "thread.cpu_context.sp"
 MEMBERS = ("stack", "comm", "pid", "tgid", "tasks", "real_parent", SP)
 """Members of task_struct without which no task is read."""
@@ -239,6 +241,7 @@ class Tasks:
                 break
             try:
                 found[leader] = self.read(leader)
+                self._read_ahead(leader)
                 reason = self._threads(leader, found) or reason
                 link = self._u64(leader + at)
             except GuestError as error:
@@ -251,6 +254,13 @@ class Tasks:
                 except GuestError:
                     continue
         return TaskList(tuple(found.values()), reason)
+
+    def _read_ahead(self, leader: int) -> None:
+        """Have what is read next of the list come in one go, with its neighbours: others are among them."""
+        places = [self._u64(leader + self._at["tasks"])]
+        if self._thread_list is not None:
+            places.append(self._u64(leader + self._thread_list[0]))
+        self.view.read_ahead([(place & -SLAB, SLAB) for place in places if bit(place, 55)])
 
     def newest(self, known: Container[int]) -> list[Task]:
         """Return the processes at the end of the list that are not known yet: the newest stand there.
