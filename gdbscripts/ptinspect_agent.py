@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import gdb
+from gdb.unwinder import Unwinder, register_unwinder
 
 with contextlib.suppress(ImportError):
     import gdb.disassembler
@@ -128,6 +129,8 @@ class Wire:
         """Speak through a relay from now on."""
         self.sock.close()
         self.sock, self.relayed = sock, True
+        self.poll = select.poll()
+        self.poll.register(sock, select.POLLIN)
 
     def names_of_threads(self):
         """Return the stub's names of GDB's threads by their numbers; no CPU comes or goes."""
@@ -609,6 +612,51 @@ def settle():
         gdb.selected_inferior().read_memory(NOWHERE, 1)
 
 
+class Frame:
+    """What tells a frame from others."""
+
+    def __init__(self, sp, pc):
+        self.sp, self.pc = sp, pc
+
+
+class PlainFrames(Unwinder):
+    """Take a CPU for one frame, by its SP and PC: nothing is read from memory for that.
+
+    Without symbols GDB reads the code at every stop to guess where a function begins and keeps what (GDB
+    aarch64-tdep.c, aarch64_analyze_prologue). Where there are symbols it shall have its way.
+    """
+
+    def __init__(self):
+        super().__init__("ptinspect")
+
+    def __call__(self, pending):
+        if gdb.current_progspace().objfiles():
+            return None
+        try:
+            sp, pc = pending.read_register("sp"), pending.read_register("pc")
+            found = pending.create_unwind_info(Frame(sp, pc))
+            found.add_saved_register("sp", sp)
+            found.add_saved_register("pc", gdb.Value(0).cast(pc.type))
+        except (gdb.error, ValueError):
+            return None
+        return found
+
+
+class FramesCommand(gdb.MICommand):
+    """-ptinspect-frames plain|gdb: have frames made of SP and PC alone, or by GDB's own means."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.plain = None
+
+    def invoke(self, argv):
+        if self.plain is None:
+            self.plain = PlainFrames()
+            register_unwinder(None, self.plain, replace=True)
+        self.plain.enabled = argv[0] == "plain"
+        gdb.invalidate_cached_frames()
+
+
 class PhysicalCommand(gdb.Command):
     """Show guest-physical memory: ptinspect-physical ADDRESS [SIZE]"""
 
@@ -632,4 +680,5 @@ HeirCommand("-ptinspect-heir")
 RelayCommand("-ptinspect-relay")
 LookCommand("-ptinspect-look")
 RegistersCommand("-ptinspect-registers")
+FramesCommand("-ptinspect-frames")
 PhysicalCommand()

@@ -84,6 +84,7 @@ def connect(address: StubAddress, starting: Starting, timeout: float) -> Link:
             gdb = starting.ready(timeout)
             process, tracker = starting.process, starting.tracker
             agent = Agent(process, starting.file)
+            agent.frames(plain=True)
             agent.bequeath(heir(address, None))
             facts = probe(address, timeout)
             if facts.was_running:

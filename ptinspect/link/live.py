@@ -29,7 +29,7 @@ from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_comm
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.gdb.starting import Starting
 from ptinspect.link.journal import Journal, attaching
-from ptinspect.link.lanes.hostmem import HostMemory
+from ptinspect.link.lanes.hostmem import open_host
 from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
 from ptinspect.link.lanes.pmemsave import SavedMemory
 from ptinspect.link.lanes.stubmem import StubMemory
@@ -282,6 +282,7 @@ class LiveSession:
     def resume(self) -> None:
         self._need_stopped()
         self._liveness.before_run()
+        self._link.agent.frames(plain=True)
         self.escort.depart()
         self._let_run()
         self.escort.follow()
@@ -317,6 +318,7 @@ class LiveSession:
     def step_instructions(self, count: int, cpu: int) -> StopInfo:
         self._need_stopped()
         self.escort.rest()
+        self._link.agent.frames(plain=True)
         self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
         return self._stop_in_time(SECONDS + count / 100)
 
@@ -381,14 +383,15 @@ class LiveSession:
         self._need_stopped()
         return console(self._gdb, f"monitor {command}", SECONDS)
 
-    def gdb_command(self, line: str, timeout: float = CLI_SECONDS, *, looks: bool = False) -> str:
+    def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
         self._need_alive()
         check_gdb_command(line)
+        if self.state is RunState.STOPPED:
+            self._link.agent.frames(plain=False)
         try:
             return console(self._gdb, line, timeout)
         finally:
-            if not looks:
-                self._tracker.touch()
+            self._tracker.touch()
 
     def disassemble(self, address: int, code: bytes) -> str:
         self._need_stopped()
@@ -479,7 +482,7 @@ def _lanes(
     """Return the lanes beside the gdbstub, fastest first; `peer` is the process at a Unix socket."""
 
     def host() -> Lane:
-        return _host(address, peer, ram, monitor)
+        return open_host(address, peer, ram, monitor)
 
     def saved() -> Lane:
         if not address.path and not listeners(address):
@@ -487,16 +490,3 @@ def _lanes(
         return SavedMemory(ram, monitor)
 
     return {"host": host, "pmemsave": saved}
-
-
-def _host(address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor) -> HostMemory:
-    pids = listeners(address) if peer is None else [peer]
-    if not pids:
-        raise LaneError("no process of this machine is known to serve the gdbstub")
-    problem = LaneError("")
-    for pid in pids:
-        try:
-            return HostMemory(pid, ram, monitor)
-        except LaneError as error:
-            problem = error
-    raise problem

@@ -218,8 +218,8 @@ class Session(Protocol):
     def monitor(self, command: str) -> str:
         """Run a command of QEMU's monitor and return what it prints. Raises UserError on harmful ones."""
 
-    def gdb_command(self, line: str, timeout: float = ..., *, looks: bool = False) -> str:
-        """Run a command of GDB's own and return what it prints; `looks`: it changes nothing in the guest.
+    def gdb_command(self, line: str, timeout: float = ...) -> str:
+        """Run a command of GDB's own and return what it prints.
 
         One that makes the guest run returns at once; wait_stop waits. Raises UserError on commands
         that would end the session or QEMU without its knowledge, MiError with GDB's message.

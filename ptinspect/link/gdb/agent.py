@@ -45,6 +45,7 @@ class Agent:
         """Use a GDB that has run `load_command()`; `file` is a file that it has inherited."""
         self._gdb = gdb
         self._file = file
+        self._plain = False
         self.pipelined = True
         """Use the socket's pipeline where the script finds the socket; False: GDB's own requests."""
 
@@ -113,6 +114,16 @@ class Agent:
         if [len(row) for row in found] != [len(numbers) + 1] * len(threads):
             raise MiError("GDB's answer to a read of registers is damaged")
         return found
+
+    def frames(self, plain: bool) -> None:
+        """Have GDB make frames of SP and PC alone, or by its own means, which read memory at every stop.
+
+        Its own are for the user's commands, until ptinspect lets the guest run again; always in a GDB that
+        ptinspect did not start.
+        """
+        if self._file is not None and plain is not self._plain:
+            self._plain = plain
+            self._gdb.request(f"-ptinspect-frames {'plain' if plain else 'gdb'}", BASE_SECONDS)
 
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.errors import MemoryReadError, TargetError
+from ptinspect.link.address import StubAddress
 from ptinspect.link.lanes.lanes import LaneError, QemuEnded
+from ptinspect.link.qemu.listener import listeners
 from ptinspect.memory.ranges import Ranges
 from ptinspect.memory.source import RamBlock
 
@@ -277,3 +279,22 @@ def _failed(pid: int, code: int) -> LaneError:
             f"reading the memory of process {pid} is not permitted (ptrace(2), access mode checking)"
         )
     return LaneError(f"process {pid}: {os.strerror(code)}")
+
+
+def open_host(
+    address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Callable[[str], str]
+) -> HostMemory:
+    """Return the memory of the process behind a stub: `peer`, or one that listens there.
+
+    Raises LaneError with the reason if there is none, TargetError.
+    """
+    pids = listeners(address) if peer is None else [peer]
+    if not pids:
+        raise LaneError("no process of this machine is known to serve the gdbstub")
+    problem = LaneError("")
+    for pid in pids:
+        try:
+            return HostMemory(pid, ram, monitor)
+        except LaneError as error:
+            problem = error
+    raise problem
