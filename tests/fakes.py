@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -251,6 +252,7 @@ class FakeView:
     placement = None
     voffset = KERNEL - IMAGE
     image = None
+    modules: Any = SimpleNamespace(nearest=lambda address: None, lookup=lambda name, module="": [])
     confirmed = is_kernels = True
     ram = ()
 

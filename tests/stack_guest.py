@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from builders import TreeBuilder, cpu_state, regime_4k
@@ -208,6 +209,7 @@ class View:
     confirmed = True
     voffset = KERNEL - IMAGE
     placement = None
+    modules: Any = SimpleNamespace(nearest=lambda address: None)
 
     def __init__(self, guest: StackGuest, states: Sequence[CpuState]) -> None:
         self._tree = guest.tree

@@ -15,7 +15,7 @@ PHYSICAL_END = 1 << 52
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _TERM = r"\s*([+-]?)\s*([^\s+-]+)"
 _SIZE = r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?"
-_OF_SIZE = r"(?<=[0-9a-f])/0x[0-9a-f]+(?: \[[^\s\]]+\])?$"
+_OF_SIZE = r"(?:(?<=[0-9a-f])/0x[0-9a-f]+)?( \[[\w-]+\])?$"
 """What the kernel prints after the offset into a function: its size, and its module (kernel/kallsyms.c)."""
 _FROM_TO = r"(?:0x)?([0-9a-fA-F]{8,16})-(?:0x)?([0-9a-fA-F]{8,16})"
 """A range as the kernel's own lists have it: /proc/PID/maps, kernel_page_tables, /proc/iomem."""
@@ -45,7 +45,7 @@ class Term:
     sign: int
     """1 or -1."""
     text: str
-    """As typed, the sign removed."""
+    """As typed, the sign removed; of a module's symbol `NAME [MODULE]`."""
     value: int | None
     """The number, or None for a symbol or a register."""
 
@@ -140,10 +140,12 @@ def _named(text: str, names: Names | None, lies: bool) -> int:
 def address(text: str) -> Address:
     """Read an address expression: numbers, symbols and registers joined by + and -.
 
-    `func+0x17c/0x200`, as a call trace has it, is that place in the function. Raises UserError.
+    `func+0x17c/0x200 [module]`, as a call trace has it, is that place in the function. Raises UserError.
     """
     physical = text.lower().startswith("pa:")
-    body = re.sub(_OF_SIZE, "", text[3:] if physical else text)
+    body = text[3:] if physical else text
+    after = re.search(_OF_SIZE, body)
+    body, module = (body[: after.start()], after[1] or "") if after else (body, "")
     terms: list[Term] = []
     term = re.compile(_TERM)
     position = 0
@@ -154,7 +156,8 @@ def address(text: str) -> Address:
         value = _term_value(match[2])
         if value is None and not re.fullmatch(_NAME, match[2]):
             break
-        terms.append(Term(-1 if match[1] == "-" else 1, match[2], value))
+        named = value is None and not match[2].startswith("$")
+        terms.append(Term(-1 if match[1] == "-" else 1, match[2] + module * named, value))
         position = match.end()
     if not terms or body[position:].strip():
         raise UserError(f"{text!r} is not an address", ADDRESS_HELP)

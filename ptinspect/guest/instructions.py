@@ -52,4 +52,4 @@ def _place(guest: Guest, address: int, physical: bool) -> str:
     near = guest.nearest(address, physical=physical)
     if near is None:
         return f"{address:#x}"
-    return f"<{near if near.offset else near.symbol}>"
+    return f"<{near if near.offset else near.symbol + near.where}>"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import UNWRITTEN, CpuState
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import GuestError, PtinspectError, UserError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address, Names, Range
 from ptinspect.guest.guest import Guest
 from ptinspect.link.session import Capability
@@ -104,14 +104,23 @@ def names_at_hand(guest: Guest, cpu: int | None = None, snap: str | None = None)
 def symbol(guest: Guest, name: str) -> int:
     """Return the run-time address of a symbol in the stopped guest; as linked while nobody knows better.
 
-    Raises UserError without a kernel file, KernelFileError if it has no such symbol, GuestError while it
-    is not known where a kernel runs whose file does not tell where it is linked.
+    A module's is found where the kernel itself has none, or as `NAME [MODULE]`. Raises UserError without a
+    kernel file, or where several modules have one, KernelFileError if there is none, GuestError while it is
+    not known where a kernel runs whose file does not tell where it is linked.
     """
     if guest.kernel is None:
         raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
+    plain, _, module = name.removesuffix("]").partition(" [")
     try:
-        return guest.view.symbol(name)
+        return _in_module(guest, plain, module) if module else guest.view.symbol(name)
+    except KernelFileError as error:
+        try:
+            return _in_module(guest, plain)
+        except GuestError:
+            raise error from None
     except GuestError as error:
+        if module:
+            raise
         link = guest.kernel.lookup(name)
         if not guest.kernel.linked:
             what = f"{name}: {guest.kernel.path.name} does not tell where it is linked, and {error.message}"
@@ -119,6 +128,28 @@ def symbol(guest: Guest, name: str) -> int:
                 what, f"pa:{name} is where it lies; later on it is known where it runs"
             ) from error
         return link
+
+
+def _in_module(guest: Guest, name: str, module: str = "") -> int:
+    """Return the address of a symbol in a loaded module. Raises GuestError unless there is just one."""
+    found = guest.view.modules.lookup(name, module)
+    if not found:
+        raise GuestError(f"{module or 'no module'} has {'no' if module else 'a'} symbol {name!r}")
+    if len({at for _, at in found}) > 1:
+        places = ", ".join(f"{at:#x} [{where.name}]" for where, at in found)
+        hint = "give the address" if module else f"'{name} [MODULE]', or the address"
+        raise UserError(f"{len(found)} symbols are named {name!r}: {places}", hint)
+    return found[0][1]
+
+
+def also_in(guest: Guest, address: Address) -> list[str]:
+    """Return the modules of the stopped guest that have a symbol of the name that was typed, if it is one."""
+    if guest.state != "stopped" or len(address.terms) != 1 or not address.names_symbol or address.physical:
+        return []
+    try:
+        return [module.name for module, _ in guest.view.modules.lookup(address.terms[0].text)]
+    except PtinspectError:
+        return []
 
 
 def physical(guest: Guest, name: str) -> int:
@@ -129,7 +160,11 @@ def physical(guest: Guest, name: str) -> int:
     """
     if guest.kernel is None:
         raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: pa:0x…")
-    return guest.view.pa_of_link(guest.kernel.lookup(name))
+    try:
+        link = guest.kernel.lookup(name)
+    except KernelFileError:
+        return guest.view.pa_of(symbol(guest, name))
+    return guest.view.pa_of_link(link)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import KernelFileError, PtinspectError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
+from ptinspect.linux.running.modules import InModule
 
 MAX_WORDS = 96
 """Instructions from a function's first on that are looked at for its prologue."""
@@ -80,12 +81,21 @@ class Near:
     """Its name."""
     offset: int
     """Bytes from its beginning to the address."""
+    module: str = ""
+    """The module that it is in; empty for the kernel itself."""
     as_linked: bool = False
     """True if it is not known where the kernel runs: it lies there if it runs where it was linked."""
 
     def __str__(self) -> str:
-        """Return `function+0x10`."""
-        return f"{self.symbol}+{self.offset:#x}{', as linked' if self.as_linked else ''}"
+        """Return `function+0x10`, or `function+0x10 [module]`."""
+        return f"{self.symbol}+{self.offset:#x}{self.where}"
+
+    @property
+    def where(self) -> str:
+        """What follows the name: ` [module]`, or that it is not certain."""
+        if self.module:
+            return f" [{self.module}]"
+        return ", as linked" if self.as_linked else ""
 
     def further(self, count: int) -> Near:
         """Return the same symbol for an address that lies so many bytes further on."""
@@ -158,11 +168,23 @@ class KernelCode:
         """Return the symbol at or below an address, which `physical` says is one; None if none is known."""
         link = self.link(pc, physical=physical)
         near = None if link is None or self._image is None else self._image.nearest(link)
-        return None if near is None else Near(*near)
+        if near is not None:
+            return Near(*near)
+        found = None if physical else self._in_module(pc)
+        return None if found is None else Near(found.symbol, found.offset, found.module.name)
+
+    def _in_module(self, pc: int) -> InModule | None:
+        """Return the symbol of a module's at an address; None if it is in no module."""
+        if not bit(pc, 55) or self._image is None or self._offset is None:
+            return None
+        return self._view.modules.nearest(pc)
 
     def extent(self, pc: int, *, physical: bool = False) -> tuple[int, int | None] | None:
         """Return first address and end of the function at `pc`; the end None at the last of all symbols."""
         near, link = self.nearest(pc, physical=physical), self.link(pc, physical=physical)
+        if near is not None and near.module:
+            found = self._in_module(pc)
+            return None if found is None else (pc - found.offset, found.end)
         if near is None or link is None or self._image is None:
             return None
         end = self._image.table.end(link)
@@ -183,11 +205,13 @@ class KernelCode:
         return f"{pc:#x}" if near is None else str(near.further(back))
 
     def words(self, va: int, count: int) -> Sequence[int]:
-        """Return up to `count` instructions at `va`; none where the file has none."""
+        """Return up to `count` instructions at `va`: of the file, or of a module in memory; else none."""
         link = self.link(va)
         if self._image is None or link is None or count <= 0:
             return ()
         try:
+            if self._in_module(va) is not None:
+                return a64.words(self._view.read_virt(va, 4 * count))
             return a64.words(self._image.text_at(link, 4 * count))
-        except KernelFileError:
+        except (GuestError, KernelFileError):
             return ()

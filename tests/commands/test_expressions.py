@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, context, kernel_tree, run
+from module_guest import MODULES, ModuleGuest
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.registry import Command, build_registry
@@ -23,7 +24,7 @@ FORMS = {
     "start_kernel+swapper_pg_dir-_text": KERNEL + 0x10_1000,
     "pa:0x41475000+0x18": 0x4147_5018,
     "swapper_pg_dir+0x1000/0x2000": KERNEL + 0x10_1000,
-    "swapper_pg_dir+0x1000/0x2000 [module]": KERNEL + 0x10_1000,
+    "start_one+0x8/0x20 [first]": MODULES + 0x48,
     f"pa:start_kernel-{KERNEL - IMAGE:#x}": IMAGE + 0x1000,
 }
 KINDS = {"address": expression.address, "location": arguments.location}
@@ -53,6 +54,9 @@ def test_every_command_that_takes_an_address_takes_an_expression(
 ) -> None:
     ctx = context(kernel_tree())
     ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    loaded = ModuleGuest()
+    loaded.add("first", {"start_one": 0x40})
+    ctx.guest.view.modules = loaded.modules  # type: ignore[misc]
     state = ctx.guest.session.cpus[0]  # type: ignore[union-attr]
     fields = {**vars(state), "sp": 0x8000, "x": (0, 0x1000, *state.x[2:])}
     ctx.guest.session.cpus[0] = type(state)(**fields)  # type: ignore[union-attr]

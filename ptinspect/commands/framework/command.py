@@ -53,12 +53,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def joined(arguments: list[str]) -> list[str]:
-    """Join what stands around a + or - of its own: `$sp - 16` is one expression."""
+    """Join what is one expression: around a + or - of its own, `$sp - 16`, and before a module, `f [m]`."""
     found: list[str] = []
     for word in arguments:
         after_sign = len(found) > 1 and found[-1] in ("+", "-") and not found[-2].startswith("-")
         if after_sign and not word.startswith("-"):
             found[-2:] = [f"{found[-2]}{found[-1]}{word}"]
+        elif found and not found[-1].startswith("-") and word[:1] == "[" and word[-1:] == "]":
+            found[-1] += f" {word}"
         else:
             found.append(word)
     return found

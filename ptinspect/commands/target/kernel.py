@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
@@ -11,7 +12,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import early, names_at_hand
+from ptinspect.guest.names import also_in, early, names_at_hand
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
@@ -88,6 +89,10 @@ class SymbolResult:
     """True for a physical address: as typed, or of a symbol of which no other is known yet."""
     as_linked: bool | Absent = ABSENT
     """True of a symbol if it is not known where the kernel will run."""
+    module: str | Absent = ABSENT
+    """The module that it is in; absent for the kernel itself."""
+    also: Sequence[str] | Absent = ABSENT
+    """Modules that have another symbol of this name."""
 
 
 @command(
@@ -114,6 +119,7 @@ def symbol(guest: Guest, *, what: Address) -> Report:
             pa = guest.view.pa_of(address)
         except PtinspectError:
             pa = None
+    also = also_in(guest, what) if near and not near.module else []
     where = "" if pa is None or physical else f", pa:{pa:#x}"
     place = guest.place(address, physical=physical) + where + ("" if near else ": no symbol there")
     result = SymbolResult(
@@ -123,5 +129,12 @@ def symbol(guest: Guest, *, what: Address) -> Report:
         pa=None if pa is None else PhysAddr(pa),
         physical=physical or ABSENT,
         as_linked=as_linked or ABSENT,
+        module=(near.module if near else "") or ABSENT,
+        also=also or ABSENT,
     )
-    return Report(result, (Note(place), Note(note, "changed")) if note else (Note(place),))
+    body = [Note(place)]
+    if note:
+        body.append(Note(note, "changed"))
+    if also:
+        body.append(Note(f"modules have one of this name too: {', '.join(also)}; NAME [MODULE]", "dim"))
+    return Report(result, body)

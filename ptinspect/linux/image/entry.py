@@ -22,6 +22,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import GuestError, KernelFileError
+from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
 
 Read = Callable[[int, int], bytes]
@@ -102,6 +103,11 @@ class RunningKernel(Protocol):
     @property
     def kaslr_offset(self) -> int:
         """Run-time minus link-time address, modulo 2^64. Raises GuestError if unknown."""
+        ...
+
+    @property
+    def types(self) -> Offsets:
+        """Where its types keep what. Raises GuestError without a kernel file."""
         ...
 
     def symbol(self, name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.container import FileBytes, Segment
 from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 
-_SYMBOL = np.dtype(
+SYMBOL = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
 )
+"""A symbol of ELF-64: st_name, st_info, st_other, st_shndx, st_value, st_size."""
 _USABLE = (0, 1, 2)
 """NOTYPE, OBJECT, FUNC (ELF-64 st_info)."""
 _SHN_ABS = 0xFFF1
@@ -111,15 +113,10 @@ class Vmlinux:
             return NO_SYMBOLS, "the file is stripped: it has no .symtab"
         strings = self.bytes_of(self.sections[section.link])
         raw = self.bytes_of(section)
-        table = np.frombuffer(raw[: len(raw) // _SYMBOL.itemsize * _SYMBOL.itemsize], dtype=_SYMBOL)
+        table = np.frombuffer(raw[: len(raw) // SYMBOL.itemsize * SYMBOL.itemsize], dtype=SYMBOL)
         usable = np.isin(table["info"] & 0xF, _USABLE) & (table["section"] != 0) & (table["name"] != 0)
         table = table[usable & (table["name"] < len(strings))]
-        names, rows = [], []
-        for row, start in enumerate(table["name"].tolist()):
-            name = strings[start : strings.find(b"\0", start)]
-            if not name.startswith((b"$", b".L")):
-                names.append(name.decode("utf-8", "replace").replace("\n", " "))
-                rows.append(row)
+        names, rows = names_of(table, strings)
         table = table[rows]
         letters = self._letters()[np.minimum(table["section"], len(self.sections))]
         letters = np.where(table["section"] == _SHN_ABS, ord("a"), letters)
@@ -136,6 +133,18 @@ class Vmlinux:
             )
             found.append(ord(letter))
         return np.array([*found, ord("r")], dtype=np.uint8)
+
+
+def names_of(table: np.ndarray[Any, Any], strings: bytes) -> tuple[list[str], list[int]]:
+    """Return the names of symbols, and their rows: not those without one, nor marks of assemblers."""
+    names, rows = [], []
+    for row, start in enumerate(table["name"].tolist()):
+        end = strings.find(b"\0", start)
+        name = strings[start:end]
+        if end > start and not name.startswith((b"$", b".L")):
+            names.append(name.decode("utf-8", "replace").replace("\n", " "))
+            rows.append(row)
+    return names, rows
 
 
 def _section_type(value: str | int) -> int:

@@ -15,6 +15,7 @@ from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import MemberOffsets
+from ptinspect.linux.running.modules import Modules
 from ptinspect.linux.running.placement import Placement, mismatch
 from ptinspect.linux.running.swapper import RootFound, maps_kernel
 from ptinspect.memory.source import PhysicalMemory, RamBlock, far
@@ -217,6 +218,11 @@ class GuestView:
             return self.image.types
         except KernelFileError:
             return MemberOffsets(self)
+
+    @cached_property
+    def modules(self) -> Modules:
+        """The modules that the kernel has loaded."""
+        return Modules(self)
 
     # -- symbols and memory ---------------------------------------------------------------------
 

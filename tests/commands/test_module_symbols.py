@@ -1,0 +1,58 @@
+"""Symbols of loaded modules: where the kernel has none of the name, or as NAME [MODULE]."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeKernel, context, kernel_tree, run
+from module_guest import MODULES, ModuleGuest
+
+from ptinspect.commands.framework.context import Context
+from ptinspect.errors import GuestError, KernelFileError, UserError
+from ptinspect.output.text import render
+
+
+@pytest.fixture
+def ctx() -> Context:
+    """A stopped guest with two modules, one of which has a start_kernel too."""
+    made = context(kernel_tree())
+    made.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    loaded = ModuleGuest()
+    loaded.add("first", {"init_module": 0, "start_one": 0x40, "start_kernel": 0x80})
+    loaded.add("second", {"init_module": 0, "start_two": 0x80})
+    made.guest.view.modules = loaded.modules  # type: ignore[misc]
+    return made
+
+
+def test_a_symbol_of_a_module(ctx: Context) -> None:
+    found = run(ctx, "symbol start_one+8")
+    assert f"{MODULES + 0x48:#x} (start_one+0x8 [first])" in render(found, width=80)
+    assert (found.result["symbol"], found.result["module"]) == ("start_one", "first")
+    assert run(ctx, "print start_two").result["value"] == f"{MODULES + 0x4_0080:#x}"
+    assert run(ctx, "break start_one").result["place"] == f"{MODULES + 0x40:#x} (start_one+0x0 [first])"
+
+
+def test_the_kernel_s_own_comes_first(ctx: Context) -> None:
+    found = run(ctx, "symbol start_kernel")
+    assert "module" not in found.result
+    assert found.result["also"] == ["first"]
+    assert "modules have one of this name too: first" in render(found, width=80)
+    assert run(ctx, "symbol 'start_kernel [first]'").result["address"] == f"{MODULES + 0x80:#x}"
+    assert run(ctx, "symbol start_kernel+0x4/0x10 [first]").result["address"] == f"{MODULES + 0x84:#x}"
+
+
+def test_one_name_in_several_modules(ctx: Context) -> None:
+    with pytest.raises(
+        UserError, match=r"2 symbols are named 'init_module': .*\[second\].*\[first\]"
+    ) as told:
+        run(ctx, "print init_module")
+    assert "[MODULE]" in str(told.value.hint)
+    assert run(ctx, "print 'init_module [second]'").result["value"] == f"{MODULES + 0x4_0000:#x}"
+
+
+def test_what_there_is_not(ctx: Context) -> None:
+    with pytest.raises(KernelFileError, match="no symbol 'nothing'"):
+        run(ctx, "print nothing")
+    with pytest.raises(GuestError, match="second has no symbol 'start_one'"):
+        run(ctx, "print 'start_one [second]'")
+    with pytest.raises(GuestError, match="no module third is loaded"):
+        run(ctx, "print 'start_one [third]'")
