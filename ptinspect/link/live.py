@@ -52,7 +52,7 @@ class LiveSession:
     """Drive GDB; see Session."""
 
     notices_that_nothing_runs = True
-    """Whether a guest that was attached at reset is looked at while somebody waits for it (Liveness)."""
+    """Whether the guest is looked at while somebody waits for it (Liveness)."""
 
     def __init__(self, link: Link) -> None:
         """Use `attach`."""
@@ -81,12 +81,10 @@ class LiveSession:
         """What an earlier session had left in the guest, and what became of it."""
         self._looked: tuple[int, bytes] = (-1, b"")
         """The stop at which the CPUs were last examined, and the digest of their state."""
-        self._liveness = Liveness(
-            self, link.tracker.wait, armed=self.notices_that_nothing_runs and not facts.was_running
-        )
+        self._liveness = Liveness(self, link.tracker.wait, armed=self.notices_that_nothing_runs)
         self._recovery = threading.Lock()
         self._recovered: str | None = None
-        self._tracker.listeners.append(self._lost)
+        self._tracker.listeners += [self._lost, self._liveness.event]
         self.escort = Escort(self._tracker, self._let_run, self._ask_to_stop)
 
     @classmethod

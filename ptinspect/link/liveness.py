@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from ptinspect.arch.endless import endless, has_kernel_tables, is_off
 from ptinspect.arch.sysregs import CpuState
@@ -33,26 +33,34 @@ class Watched(Protocol):
 class Liveness:
     """Look at a guest while somebody waits for it, until a kernel has its own tables.
 
-    A look stops the guest for some milliseconds, a second after reset and then ever more rarely. The answer
-    is a proof (`arch.endless`): a slow guest, a firmware, one that waits for interrupts are never accused.
+    A look stops the guest for some milliseconds, after a second and then ever more rarely. The answer is a
+    proof (`arch.endless`): a slow guest, a firmware, one that waits for interrupts are never accused. Steps,
+    and runs that a command of GDB's own began, are not looked into: after a look the guest would just run.
     """
 
     def __init__(self, session: Watched, wait: Callable[[float, float], StopInfo], *, armed: bool) -> None:
-        """`wait(seconds, all)` waits for the next stop; `armed`: it is not known that a kernel runs."""
+        """`wait(seconds, all)` waits for the next stop; without `armed` nobody ever looks."""
         self._session, self._wait, self._armed = session, wait, armed
         self._ran, self._due = 0.0, FIRST_LOOK
+        self._resumed = False
 
     def before_run(self) -> None:
         """Look at the CPU that a guest stopped with, before it runs on: in a kernel, nobody looks again."""
         if self._armed:
             self._armed = not has_kernel_tables(self._session.cpu_state(self._session.current_cpu))
+        self._resumed = True
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Take an event of the session."""
+        if name != "running":
+            self._resumed = False
 
     def wait(self, timeout: float) -> StopInfo:
         """Wait until the guest stops. Raises TargetTimeout, and NothingRuns: it is stopped then."""
         deadline = time.monotonic() + timeout
         while True:
             left = max(deadline - time.monotonic(), 0.0)
-            looks = self._armed and self._due - self._ran < left
+            looks = self._armed and self._resumed and self._due - self._ran < left
             began = time.monotonic()
             try:
                 return self._wait(max(self._due - self._ran, 0.0) if looks else left, timeout)

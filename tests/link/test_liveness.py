@@ -33,6 +33,7 @@ class Scripted:
         self.answer = LOOK
         self.memory = self
         self.resumed = self.current_cpu = 0
+        self.watch: Liveness | None = None
 
     @property
     def cpu_count(self) -> int:
@@ -46,11 +47,19 @@ class Scripted:
 
     def interrupt(self) -> StopInfo:
         self.interrupted.append(self.clock[0])
+        self.tell("stopped")
         self.now = next(self.looks)
         return self.answer
 
     def resume(self) -> None:
         self.resumed += 1
+        if self.watch is not None:
+            self.watch.before_run()
+        self.tell("running")
+
+    def tell(self, name: str) -> None:
+        if self.watch is not None:
+            self.watch.event(name, {})
 
     def wait(self, seconds: float, whole: float) -> StopInfo:
         if self.clock[0] + seconds >= self.ends:
@@ -68,7 +77,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 def watch(guest: Scripted, *, armed: bool = True) -> Liveness:
-    return Liveness(guest, guest.wait, armed=armed)  # type: ignore[arg-type]
+    guest.watch = Liveness(guest, guest.wait, armed=armed)  # type: ignore[arg-type]
+    guest.resume()
+    guest.resumed = 0
+    return guest.watch
 
 
 def test_a_guest_that_does_nothing_is_noticed_at_the_first_look(clock: list[float]) -> None:
@@ -118,6 +130,8 @@ def test_short_waits_add_up(clock: list[float]) -> None:
         for _ in range(40):
             with pytest.raises(TargetTimeout):
                 found.wait(0.05)
+            guest.tell("stopped")
+            guest.resume()
     assert 100.9 < guest.interrupted[0] < 101.2
 
 
@@ -125,3 +139,12 @@ def test_another_stop_that_comes_at_the_same_time_counts(clock: list[float]) -> 
     guest = Scripted(clock, [[STUCK]])
     guest.answer = HIT
     assert watch(guest).wait(300) == HIT and not guest.resumed
+
+
+def test_steps_are_not_looked_into(clock: list[float]) -> None:
+    """What GDB runs by a command of its own would just run on after a look."""
+    guest = Scripted(clock, [], ends=900.0)
+    found = watch(guest)
+    guest.tell("stopped")
+    guest.tell("running")
+    assert found.wait(2000) == HIT and guest.interrupted == []
