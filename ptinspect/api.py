@@ -32,10 +32,11 @@ from ptinspect.guest import guest as layer
 from ptinspect.guest.expression import address
 from ptinspect.guest.names import symbol
 from ptinspect.guest.opening import Machine
+from ptinspect.guest.reachable import set_breakpoint
 from ptinspect.guest.rewrite import Outcome, run_through
 from ptinspect.guest.rewrite_state import Judgement, judgement
 from ptinspect.guest.roots import Tables, root_choice, source
-from ptinspect.guest.run_control import until
+from ptinspect.guest.run_control import go_on, until
 from ptinspect.guest.stacks.kernel_stacks import depth
 from ptinspect.guest.stacks.stack_guard import Guarded, guard
 from ptinspect.link.session import Session, StopInfo
@@ -204,6 +205,20 @@ class Guest:
         """Run until one of these addresses or symbols is reached. Raises TargetTimeout; it stands then."""
         wanted = [address(place) if isinstance(place, str) else place for place in places]
         return until(self._now(), wanted, timeout).stop
+
+    def stop_at(self, place: str | int, *, temporary: bool = False, condition: str | None = None) -> int:
+        """Set a breakpoint and return its number; one at a symbol follows the kernel, wherever that runs.
+
+        Raises UserError if it can never be hit.
+        """
+        wanted = address(place if isinstance(place, str) else f"{place:#x}")
+        return set_breakpoint(self._now(), wanted, temporary=temporary, condition=condition)[0].id
+
+    def go_on(self, timeout: float = 60.0) -> StopInfo:
+        """Let the guest run until it stops. Raises TargetTimeout: it runs on."""
+        stop = go_on(self._now(), timeout)
+        assert stop is not None
+        return stop
 
     def _now(self) -> layer.Guest:
         """Return the guest; what was read before somebody else changed it is forgotten."""

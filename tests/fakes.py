@@ -62,8 +62,15 @@ class FakeSlots(HardwareSlots):
 class FakeEscort:
     """Takes no thread: what the steward wants is done when the guest is to run."""
 
+    everywhere = True
+    inside = False
+
     def __init__(self) -> None:
         self.steward: Any = None
+
+    def rest(self) -> None:
+        if self.steward is not None:
+            self.steward.rest()
 
     def depart(self) -> None:
         if self.steward is not None:

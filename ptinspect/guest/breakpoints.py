@@ -112,9 +112,15 @@ class SymbolBreakpoints:
     def shown_at(self, address: Address) -> int:
         """Return where an address that follows the kernel is: as linked while nobody knows."""
         kernel = self._guest.kernel
-        if kernel is None:
+        found = {} if kernel is None else self._wanted(kernel, address)
+        return next(iter(found), self.linked_at(address))
+
+    def linked_at(self, address: Address) -> int:
+        """Return where an address is linked; 0 while no kernel file has it."""
+        try:
+            return 0 if self._guest.kernel is None else link_address(self._guest.kernel, address)
+        except KernelFileError:
             return 0
-        return next(iter(self._wanted(kernel, address)), link_address(kernel, address))
 
     @contextlib.contextmanager
     def passing(self, places: Sequence[Address]) -> Iterator[list[SymbolBreakpoint]]:
@@ -136,8 +142,9 @@ class SymbolBreakpoints:
         self.tidy()
         if self.all and self._guest.state == "stopped" and self._guest.kernel is not None:
             self.look()
-            for one in self.all:
-                self._set(one)
+            with contextlib.suppress(KernelFileError):  # which is told when the guest is to run
+                for one in self.all:
+                    self._set(one)
 
     def tidy(self) -> None:
         """Delete the temporary one that the guest has stopped at."""
@@ -212,6 +219,8 @@ class SymbolBreakpoints:
                 f"breakpoint {numbers} waits for the kernel file", f"kernel FILE, or delete {numbers}"
             )
         self.look()
+        if self.session.slots.limited:
+            self._arm(())
         for one in (*self.all, *self._passing):
             self._set(one)
         self._arm(self.place.stops)
@@ -231,7 +240,10 @@ class SymbolBreakpoints:
     def _set(self, one: SymbolBreakpoint) -> None:
         """Have a breakpoint where its code may run now, and nowhere else."""
         kernel = self._guest.kernel
-        wanted = {} if kernel is None else self._wanted(kernel, one.address)
+        try:
+            wanted = {} if kernel is None else self._wanted(kernel, one.address)
+        except KernelFileError as error:  # it was named before its kernel was
+            raise KernelFileError(f"breakpoint {one.id}: {error.message}", f"delete {one.id}") from error
         for address in [at for at in one.places if at not in wanted]:
             self._drop(one.places.pop(address))
         for address, physical in wanted.items():
@@ -256,11 +268,13 @@ class SymbolBreakpoints:
         from ptinspect.linux.image.code_parts import part_of
 
         link, place = link_address(kernel, address), self.place
-        identity = part_of(kernel, link) == "identity"
+        part, few = part_of(kernel, link), self.session.slots.limited
+        identity = part == "identity"
         found = {}
         if place.offset is not None and not identity:
             found[(link + place.offset) & MASK64] = False
-        if identity or not place.known:
+        rare = few and (part == "text" or place.offset is not None)  # one slot must do
+        if identity or not (place.known or rare):
             found |= {base + link - kernel.text_va: True for base in place.bases}
         return found
 

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.guest.breakpoints import SymbolBreakpoints, link_address, of_kernel, symbol_breakpoints
+from ptinspect.guest.breakpoints import (
+    SymbolBreakpoint,
+    SymbolBreakpoints,
+    link_address,
+    of_kernel,
+    symbol_breakpoints,
+)
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.names import GuestNames
 
 if TYPE_CHECKING:
+    from ptinspect.link.session import Breakpoint
     from ptinspect.linux.image.image import KernelImage
 
 CODE_LETTERS = "tTwW?"
@@ -175,3 +182,33 @@ def _physical(guest: Guest, pa: int) -> tuple[Doubt, ...]:
             text = "the kernel runs this code at its own addresses now, not at the physical one"
             return (Doubt(text, name, certain=False),)
     return ()
+
+
+def set_breakpoint(
+    guest: Guest,
+    address: Address,
+    *,
+    hardware: bool = True,
+    temporary: bool = False,
+    cpu: int | None = None,
+    condition: str | None = None,
+) -> tuple[SymbolBreakpoint | Breakpoint, tuple[Doubt, ...]]:
+    """Set a breakpoint, and return it with what speaks against its ever being hit.
+
+    One at a symbol of the kernel follows it. Raises UserError if it can never be hit, OutOfSlots.
+    """
+    value, found = checked(guest, address, cpu=cpu)
+    if value is None:
+        breakpoints = symbol_breakpoints(guest)
+        made = breakpoints.add(address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition)
+        if made.pending and not guest.stopped.escort.everywhere:
+            breakpoints.delete(made.id)
+            raise UserError(
+                f"{address.text}: it is not known yet where the kernel runs",
+                "until start_kernel runs to where that is known",
+            )
+        return made, found
+    session = guest.stopped
+    return session.set_breakpoint(
+        value, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
+    ), found

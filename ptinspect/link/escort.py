@@ -7,8 +7,9 @@ waiting, and the time counts. The steward looks, and the guest runs on, or the s
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ptinspect.errors import PtinspectError
@@ -80,6 +81,17 @@ class Escort:
         self._run += 1
         if self.needed and self.everywhere:
             threading.Thread(target=self._follow, args=(self._run,), name="escort", daemon=True).start()
+
+    @contextlib.contextmanager
+    def along(self, goes: bool) -> Iterator[None]:
+        """Go along with what a command of somebody else's makes the guest do, if it `goes` on by that."""
+        if goes:
+            self.depart()
+        else:
+            self.rest()
+        yield
+        if goes and self._tracker.state is RunState.RUNNING:
+            self.follow()
 
     def _follow(self, run: int) -> None:
         while run == self._run and self._tracker.state is RunState.RUNNING:

@@ -7,25 +7,25 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.dataclass import replace
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
 from ptinspect.link.connect import Link, clear, connect, heir, start
 from ptinspect.link.escort import FIRST_PAUSE, LONGEST_PAUSE, Escort
 from ptinspect.link.gdb.breakpoints import (
-    NOWHERE,
     HardwareSlots,
     insert_breakpoint,
     insert_watchpoint,
     list_breakpoints,
+    reserve_number,
 )
 from ptinspect.link.gdb.mi import SECONDS, console
-from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
+from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command, continues
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.gdb.starting import Starting
 from ptinspect.link.journal import Journal, attaching
@@ -85,7 +85,9 @@ class LiveSession:
         self._recovery = threading.Lock()
         self._recovered: str | None = None
         self._tracker.listeners += [self._lost, self._liveness.event]
-        self.escort = Escort(self._tracker, self._let_run, self._ask_to_stop)
+        self.escort = Escort(
+            self._tracker, self._let_run, partial(self._gdb.request, "-exec-interrupt", SECONDS, check=False)
+        )
 
     @classmethod
     def attach(
@@ -211,19 +213,11 @@ class LiveSession:
     @property
     def breakpoints(self) -> tuple[Breakpoint, ...]:
         self._need_alive()
-        numbers, inner = self._tracker.numbers, self._tracker.inner
-        found = list_breakpoints(self._gdb)
-        return tuple(
-            replace(b, id=numbers.get(b.id, b.id)) for b in found if b.id in numbers or b.id not in inner
-        )
+        return list_breakpoints(self._gdb, self._tracker)
 
     def reserve_breakpoint(self) -> int:
         self._need_stopped()
-        found = insert_breakpoint(
-            self._gdb, NOWHERE, hardware=True, temporary=False, cpu=None, condition=None, enabled=False
-        )
-        self._gdb.request(f"-break-delete {found.id}", SECONDS)
-        return found.id
+        return reserve_number(self._gdb)
 
     def set_breakpoint(
         self,
@@ -238,6 +232,8 @@ class LiveSession:
         inner: bool = False,
     ) -> Breakpoint:
         self._need_stopped()
+        if purpose is not Purpose.PLACE:
+            self._make_room()
         self.slots.claim([address])
         found = insert_breakpoint(
             self._gdb,
@@ -248,11 +244,13 @@ class LiveSession:
             condition=condition,
         )
         self.slots.note(found.id, purpose)
-        if inner:
-            self._tracker.inner.add(found.id)
-        if of is not None or (inner and purpose is not Purpose.PLACE):
-            self._tracker.numbers[found.id] = of or found.id
+        known_as = None if purpose is Purpose.PLACE else of or found.id
+        self._tracker.note_place(found.id, known_as, inner=inner)
         return found
+
+    def _make_room(self) -> None:  # where there are few, the escort does without until the guest runs
+        if self.slots.limited and not self.escort.inside:
+            self.escort.rest()
 
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
         self._need_stopped()
@@ -266,13 +264,12 @@ class LiveSession:
         return self.slots.usage()
 
     def delete_breakpoint(self, number: int) -> None:
-        for place in [n for n, known in self._tracker.numbers.items() if known == number] or [number]:
+        for place in self._tracker.places_of(number):
             self.delete_place(place)
 
     def delete_place(self, number: int) -> None:
         self._need_stopped()
-        self._tracker.inner.discard(number)
-        self._tracker.numbers.pop(number, None)
+        self._tracker.forget_place(number)
         self._gdb.request(f"-break-delete {number}", SECONDS)
 
     # Running
@@ -287,9 +284,6 @@ class LiveSession:
 
     def _let_run(self) -> None:
         self._gdb.request("-exec-continue", SECONDS)
-
-    def _ask_to_stop(self) -> None:
-        self._gdb.request("-exec-interrupt", SECONDS, check=False)
 
     def wait_stop(self, timeout: float) -> StopInfo:
         try:
@@ -332,6 +326,7 @@ class LiveSession:
         known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
         wanted = [a for a in dict.fromkeys(addresses) if a not in known]
         musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
+        self._make_room()
         self.slots.claim(musts)
         chosen, _ = fitting([*musts, *wanted], self.slots.free("breakpoint"))
         numbers: list[int] = []
@@ -384,10 +379,12 @@ class LiveSession:
     def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
         self._need_alive()
         check_gdb_command(line)
-        if self.state is RunState.STOPPED:
-            self._link.agent.frames(plain=False)
-        try:
+        if self.state is not RunState.STOPPED:
             return console(self._gdb, line, timeout)
+        self._link.agent.frames(plain=False)
+        try:
+            with self.escort.along(continues(line)):
+                return console(self._gdb, line, timeout)
         finally:
             self._tracker.touch()
 

@@ -146,6 +146,24 @@ class RunTracker:
         elif name == "thread-group-exited":
             self.lost(QEMU_ENDED)
 
+    # Breakpoints with several places
+
+    def note_place(self, number: int, known_as: int | None, *, inner: bool) -> None:
+        """Note GDB's number of a place, and that of its breakpoint; None for one that nobody sees."""
+        if inner:
+            self.inner.add(number)
+        if known_as is not None:
+            self.numbers[number] = known_as
+
+    def forget_place(self, number: int) -> None:
+        """Note that a place is deleted."""
+        self.inner.discard(number)
+        self.numbers.pop(number, None)
+
+    def places_of(self, number: int) -> list[int]:
+        """Return GDB's numbers of a breakpoint's places."""
+        return [place for place, known_as in self.numbers.items() if known_as == number] or [number]
+
     # Stops on the way
 
     def begin(self, *, escorted: bool) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from test_escort import Steward
 
 from ptinspect.errors import MiError, TargetLost, TargetTimeout
 from ptinspect.link import hosted
+from ptinspect.link.escort import Escort
 from ptinspect.link.hosted import Host, HostedGdb, HostedTracker
 from ptinspect.link.state import Refused, RunState
 
@@ -72,6 +74,26 @@ def test_an_error_is_raised_and_a_broken_link_is_a_lost_target(connect: Any) -> 
     host, _ = connect(lambda m: [{"out": '^error,msg="Remote connection closed"\n'}])
     with pytest.raises(TargetLost):
         HostedGdb(host).request("-x", 5, check=False)
+
+
+def test_the_escort_is_served_while_somebody_waits(connect: Any) -> None:
+    stops = [{**STOP, "bkptno": "7"}, STOP]
+    host, other = connect(lambda m: [{"stop": stops.pop(0)}])
+    gdb = HostedGdb(host)
+    tracker = HostedTracker(gdb)
+    tracker.inner.add(7)
+    tracker.escort = escort = Escort(tracker, lambda: resume(gdb), lambda: None)
+    escort.everywhere, escort.steward = False, Steward()
+    escort.depart()
+    resume(gdb)
+    escort.follow()
+    assert tracker.wait(5).breakpoint == 3
+    assert [stop.breakpoint for stop in escort.steward.seen] == [7]
+    assert [asked["go"] for asked in other.asked] == [["continue"], ["continue"]]
+
+
+def resume(gdb: HostedGdb) -> None:
+    gdb.request("-exec-continue", 5)
 
 
 def test_an_answer_to_an_older_question_is_dropped(connect: Any) -> None:

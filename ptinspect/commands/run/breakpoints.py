@@ -12,10 +12,10 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.breakpoints import SymbolBreakpoint, link_address, symbol_breakpoints
+from ptinspect.guest.breakpoints import SymbolBreakpoint, symbol_breakpoints
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.reachable import checked
+from ptinspect.guest.reachable import set_breakpoint
 from ptinspect.link.session import Breakpoint
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Table
@@ -67,7 +67,7 @@ class DeleteResult:
     aliases=("b",),
     group="Run and stop",
     summary="Set a breakpoint, or list them",
-    example="break pa:0x40289510",
+    example="break start_kernel",
     arguments=(
         argument(
             "address",
@@ -83,11 +83,12 @@ class DeleteResult:
     ),
     result=SetResult | ListResult,
     needs=Needs.TARGET,
-    details="A breakpoint compares the program counter: code that runs with the MMU off or under the "
-    "identity map stands at its physical address, pa:0x… Under KVM it is always one of the CPU's own, "
-    "of which there are few (status), --software or not.",
+    details="At a symbol it follows the kernel: pending while it is not known where that runs, then at its "
+    "own address; code that runs with the MMU off or by the identity map at its physical one; after a reset "
+    "again. At a number it compares the program counter, whatever is there: pa:0x… for a physical address. "
+    "Under KVM it is always one of the CPU's own, of which there are few (status), --software or not.",
 )
-def set_breakpoint(
+def break_at(
     guest: Guest,
     *,
     address: Address | None,
@@ -99,19 +100,17 @@ def set_breakpoint(
     """Set a breakpoint, or list all."""
     if address is None:
         return _listed(guest)
-    session = guest.require("break", stopped=True)
+    guest.require("break", stopped=True)
     options: dict[str, Any] = {
         "hardware": not software, "temporary": temporary, "cpu": cpu, "condition": condition
     }  # fmt: skip
-    value, doubts = checked(guest, address, cpu=cpu)
+    made, doubts = set_breakpoint(guest, address, **options)
     warnings = [Note(f"{doubt.text}; {doubt.hint}", "changed") for doubt in doubts]
     words = [doubt.text for doubt in doubts] or ABSENT
-    if value is None:
-        made = symbol_breakpoints(guest).add(address, **options)
+    if isinstance(made, SymbolBreakpoint):
         result, where = _symbol_result(guest, made), _where(guest, made)
     else:
-        found = session.set_breakpoint(value, **options)
-        result, where = _result(guest, found), f"at {guest.place(found.address)}"
+        result, where = _result(guest, made), f"at {guest.place(made.address)}"
     slots, notes = _slots(guest)
     head = Note(f"breakpoint {result.id} {where}", "changed" if result.pending is True else "plain")
     more = SetResult(**vars(result), slots=slots, as_linked=result.pending, warnings=words)
@@ -148,8 +147,8 @@ def _symbol_result(guest: Guest, one: SymbolBreakpoint) -> BreakpointResult:
     places = [VirtAddr(place) for place in one.places]
     if symbol_breakpoints(guest).place.known and places:
         return BreakpointResult(one.id, places[0], guest.place(places[0]), ABSENT, places)
-    link = 0 if guest.kernel is None else link_address(guest.kernel, one.address)
-    return BreakpointResult(one.id, VirtAddr(link), one.address.text, True, places)
+    linked = symbol_breakpoints(guest).linked_at(one.address)
+    return BreakpointResult(one.id, VirtAddr(linked), one.address.text, True, places)
 
 
 def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ptinspect.dataclass import replace
 from ptinspect.errors import MiError, OutOfSlots
 from ptinspect.link.gdb.mi import SECONDS, GdbLink, console, quote
 from ptinspect.link.gdb.slots import (
@@ -20,7 +21,7 @@ from ptinspect.link.gdb.slots import (
     used,
     watch_fault,
 )
-from ptinspect.link.state import Breakpoint
+from ptinspect.link.state import Breakpoint, RunTracker
 
 MOST = 16
 """Slots of a kind that an arm64 CPU can have (Arm ARM D19.2.59, ID_AA64DFR0_EL1)."""
@@ -64,10 +65,23 @@ def insert_watchpoint(gdb: GdbLink, address: int, length: int) -> int:
     return int(found["number"])
 
 
-def list_breakpoints(gdb: GdbLink) -> tuple[Breakpoint, ...]:
-    """Return all breakpoints with an address, by number."""
-    found = map(_breakpoint, rows(gdb))
-    return tuple(sorted((b for b in found if b is not None), key=lambda b: b.id))
+def reserve_number(gdb: GdbLink) -> int:
+    """Return a number of GDB's that no breakpoint will have."""
+    found = insert_breakpoint(
+        gdb, NOWHERE, hardware=True, temporary=False, cpu=None, condition=None, enabled=False
+    )
+    gdb.request(f"-break-delete {found.id}", SECONDS)
+    return found.id
+
+
+def list_breakpoints(gdb: GdbLink, tracker: RunTracker | None = None) -> tuple[Breakpoint, ...]:
+    """Return all breakpoints with an address, by number; with a tracker as people know them."""
+    found = [b for b in map(_breakpoint, rows(gdb)) if b is not None]
+    if tracker is not None:
+        numbers, inner = tracker.numbers, tracker.inner
+        found = [b for b in found if b.id in numbers or b.id not in inner]
+        found = [replace(b, id=numbers.get(b.id, b.id)) for b in found]
+    return tuple(sorted(found, key=lambda b: b.id))
 
 
 def rows(gdb: GdbLink) -> list[Mapping[str, Any]]:

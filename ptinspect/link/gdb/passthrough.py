@@ -33,6 +33,7 @@ _OTHERS = re.compile(
 )
 """Commands that run another one."""
 _PACKET = re.compile(r"^maint(enance)?\s+packet\s+(k|vKill|D|R|r|bs|bc|Qqemu\.PhyMemMode:[^0])")
+_CONTINUES = re.compile(r"(?:c|cont|conti|contin|continu|continue|fg|jump|signal)(?:\s|&|$)")
 _MONITOR_REFUSED = {
     "cont": "continue makes the guest run, and GDB knows of it",
     "c": "continue makes the guest run, and GDB knows of it",
@@ -55,6 +56,11 @@ def check_gdb_command(line: str) -> None:
     while (inner := _OTHERS.match(line)) is not None:
         line = inner[1].strip("\"' \t")
         _check_one(line)
+
+
+def continues(line: str) -> bool:
+    """Tell whether a command of GDB's lets the guest go on, and not by steps."""
+    return _CONTINUES.match(line.strip()) is not None
 
 
 def _check_one(line: str) -> None:
