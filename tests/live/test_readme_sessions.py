@@ -1,4 +1,4 @@
-"""README.md's sessions, as they stand there: the prompt, files, a guest of one's own, Python, GDB.
+"""The sessions of README.md and of `help TOPIC`: the prompt, files, a guest of one's own, Python, GDB.
 
 The script of README.md runs in test_scripts_live.py, its examples of commands in test_examples.py.
 """
@@ -27,9 +27,18 @@ GUEST = "5.10-cloud"
 SECONDS = 300
 
 
-def typed(prompt: str, section: str) -> list[str]:
-    """Return what follows `prompt` in a section's indented lines."""
-    text = re.split(rf"^## {section}$", README, flags=re.M)[1].split("\n## ")[0]
+def section(title: str) -> str:
+    """Return a section of README.md."""
+    return re.split(rf"^## {title}$", README, flags=re.M)[1].split("\n## ")[0]
+
+
+def topic(name: str) -> str:
+    """Return the text of `help NAME`."""
+    return (ROOT / "ptinspect" / "topics" / f"{name}.txt").read_text("utf-8")
+
+
+def typed(prompt: str, text: str) -> list[str]:
+    """Return what follows `prompt` in the indented lines of a text."""
     return [line.strip() for line in re.findall(rf"^    {re.escape(prompt)}(.+)$", text, re.M)]
 
 
@@ -80,12 +89,12 @@ def vmlinux(folder: Path) -> None:
 
 def test_the_first_session_and_what_is_done_with_its_files(tmp_path: Path) -> None:
     need_guest(GUEST)
-    lines = typed("ptinspect> ", "A first session")
+    lines = typed("ptinspect> ", section("A first session"))
     assert lines[0].startswith("launch") and len(lines) >= 6
     done = shell("ptinspect", tmp_path, "\n".join(lines) + "\n")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "only bit 11 changed" in done.stdout and done.stderr == ""
-    offline = [line for line in typed("$ ", "A first session") if ".npz" in line]
+    offline = [line for line in typed("$ ", topic("snapshots")) if ".npz" in line]
     assert len(offline) == 2
     for line in offline:
         done = shell(line, tmp_path)
@@ -96,7 +105,7 @@ def test_the_first_session_and_what_is_done_with_its_files(tmp_path: Path) -> No
 
 def test_a_guest_of_ones_own(tmp_path: Path, stub: str) -> None:
     vmlinux(tmp_path)
-    lines = [line for line in typed("$ ", "A first session") if "--gdb" in line]
+    lines = [line for line in typed("$ ", topic("guests")) if "--gdb" in line]
     assert len(lines) == 2
     for line in lines:
         typed_in = "until rcu_end_inkernel_boot --timeout 300\nstatus\n"
@@ -111,7 +120,7 @@ def test_a_guest_of_ones_own(tmp_path: Path, stub: str) -> None:
 def test_the_python_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_guest(GUEST)
     monkeypatch.chdir(tmp_path)
-    text = re.split(r"^## Python$", README, flags=re.M)[1].split("\n## ")[0]
+    text = section("Python")
     block = re.search(r"(?:^(?:    .*)?\n)+", text[text.index("    from") :], re.M)
     assert block is not None and "Guest.launch" in block[0]
     exec(compile(textwrap.dedent(block[0]), "README.md", "exec"), {})
@@ -121,10 +130,10 @@ def test_the_python_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_session_inside_gdb(tmp_path: Path, stub: str) -> None:
     vmlinux(tmp_path)
     (tmp_path / "gdbscripts").symlink_to(ROOT / "gdbscripts")
-    (start,) = typed("$ ", "Inside GDB")
+    (start,) = typed("$ ", topic("inside-gdb"))
     if shutil.which(start.split()[0]) is None:
         missing(start.split()[0])
-    lines = typed("(gdb) ", "Inside GDB")
+    lines = typed("(gdb) ", topic("inside-gdb"))
     assert lines[0].startswith("pt kernel")
     orders = "".join(f" -ex '{line}'" for line in [*lines, "echo done\\n"])
     done = shell(f"{start.replace(':1234', stub)} -nx -q -batch{orders}", tmp_path)

@@ -8,6 +8,7 @@ from ptinspect import __version__
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Command, argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.session.topics import FoundResult, TopicResult, search, topic_report, topics
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
@@ -92,27 +93,36 @@ class FormatsResult:
     group="Session",
     summary="List the commands, or explain one",
     example="help walk",
-    result=CommandResult | CommandsResult | FormatsResult,
+    result=CommandResult | CommandsResult | FormatsResult | TopicResult | FoundResult,
     arguments=(
         argument(
             "words", nargs="*", type=arguments.command_word, metavar="COMMAND", help="the command to explain"
         ),
     ),
-    details="A command may be abbreviated as long as it stays unambiguous. help formats: the files and "
-    "the JSON that ptinspect writes, and what is promised about them.",
+    details="A command may be abbreviated as long as it stays unambiguous. The list ends with the topics: "
+    "help glossary has every word and column; help formats the files and the JSON that ptinspect writes, and "
+    "what is promised about them. A word that is neither is looked for in the topics.",
     recorded=False,
 )
 def show_help(ctx: Context, *, words: list[str]) -> Report:
     """List all commands, those that begin with the given words, or explain one."""
     named = tuple(words)
+    texts = {topic.topic: topic for topic in topics()}
     if not named:
-        return _list(list(ctx.registry), "Commands (help COMMAND explains one)")
+        listed = _list(list(ctx.registry), "Commands (help COMMAND explains one)")
+        also = Note(f"Topics (help TOPIC): {', '.join(sorted([*texts, TOPIC]))}")
+        return Report(listed.value, (*listed.body, also))
     if named == (TOPIC,):
         return formats_report()
+    if len(named) == 1 and named[0] in texts:
+        return topic_report(texts[named[0]])
     try:
         command, used = ctx.registry.resolve(named)
     except UserError:
         group = ctx.registry.beginning(named)
+        found = None if group else search(named)
+        if found is not None:
+            return found
         if not group:
             raise
         return _list(group, f"Commands that begin with {' '.join(named)!r}")

@@ -1,0 +1,89 @@
+"""The texts of `help`: what is not about one command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ptinspect.dataclass import dataclass
+from ptinspect.output.model import Column, Note, Report, Styled, Table
+
+FOLDER = Path(__file__).parents[2] / "topics"
+"""A file for each: its title, an empty line, paragraphs; indented lines stay as they are."""
+
+
+@dataclass(frozen=True)
+class TopicResult:
+    """A text."""
+
+    topic: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FoundTopic:
+    """A line of a text in which a word was found."""
+
+    topic: str
+    title: str
+    line: str
+
+
+@dataclass(frozen=True)
+class FoundResult:
+    """Where a word was found."""
+
+    found: Sequence[FoundTopic]
+
+
+def topics() -> tuple[TopicResult, ...]:
+    """Return all texts, by name."""
+    found = []
+    for path in sorted(FOLDER.glob("*.txt")):
+        title, _, text = path.read_text("utf-8").partition("\n\n")
+        found.append(TopicResult(path.stem, title, text.rstrip("\n")))
+    return tuple(found)
+
+
+def topic_report(found: TopicResult) -> Report:
+    """Show a text."""
+    parts = [part.strip("\n") for part in found.text.split("\n\n")]
+    body = [Note(found.title, "title")]
+    for part in parts:
+        body += [Note(_joined(part) if not part.startswith("    ") else part), Note("")]
+    return Report(found, body[:-1])
+
+
+def _joined(paragraph: str) -> str:
+    """Make one line of a paragraph's, unless each is an entry of its own (`word: meaning`)."""
+    lines = paragraph.split("\n")
+    listed = all(": " in line or line.startswith(("|", "    ")) for line in lines)
+    return paragraph if listed and len(lines) > 1 else " ".join(lines)
+
+
+def search(words: Sequence[str]) -> Report | None:
+    """Return the lines of the texts that hold all of some words, one or two for each; None if none does."""
+    wanted = [word.lower() for word in words]
+    rows, found = [], []
+    for topic in topics():
+        parts = [_joined(part) for part in topic.text.split("\n\n")]
+        lines = [line.strip() for part in parts for line in part.split("\n")]
+        hits = [line for line in lines if all(word in line.lower() for word in wanted)]
+        named = topic.title if all(word in topic.title.lower() for word in wanted) else ""
+        for line in hits[:2] or ([named] if named else []):
+            found.append(FoundTopic(topic.topic, topic.title, line))
+            rows.append((Styled(f"help {topic.topic}", "level"), _near(line, wanted[0])))
+    if not found:
+        return None
+    title = f"{' '.join(words)!r} is no command; it is spoken of in"
+    return Report(FoundResult(found), (Table((Column(""), Column("")), rows, title),))
+
+
+def _near(line: str, word: str, room: int = 160) -> str:
+    """Return the part of a line around a word."""
+    at = line.lower().find(word)
+    if len(line) <= room:
+        return line
+    begin = max(0, min(at - room // 3, len(line) - room))
+    return ("…" if begin else "") + line[begin : begin + room].strip() + "…"
