@@ -391,6 +391,16 @@ class Guest:
         if session is not None:
             session.close()
 
+    @property
+    def fate(self) -> str:
+        """What becomes of the guest when it is left, in words; empty without one that lives."""
+        session, qemu = self.session, self.qemu
+        if session is None or Capability.RUN not in session.capabilities or self.state == "dead":
+            return ""
+        if qemu is not None and not qemu.keep:
+            return "the guest that was launched here is ended"
+        return f"the guest is left {'running' if session.was_running else 'stopped'}, as it was found"
+
     def close(self) -> None:
         """Leave the guest as it was found and end the QEMU that was launched; every step is tried.
 

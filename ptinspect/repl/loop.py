@@ -140,6 +140,8 @@ class Loop:
             signal.signal(signal.SIGINT, before)
         if self._kept:
             open_history(history_file(), self._size)
+        if fate := self.ctx.guest.fate:
+            self.printer.say(fate)
         return 0
 
     def _cleared(self) -> None:

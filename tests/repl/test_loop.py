@@ -174,3 +174,10 @@ def test_a_stop_in_words_with_what_is_next(keys: PipeInput) -> None:
     ctx.interactive = False
     subject.execute("continue")
     assert out(subject).splitlines()[-1].endswith(": breakpoint 3")
+
+
+def test_what_becomes_of_the_guest_is_said_on_leaving(keys: PipeInput) -> None:
+    subject = loop(context(kernel_tree()), keys)
+    keys.send_text("quit\n")
+    subject.run()
+    assert "the guest is left running, as it was found" in err(subject)
