@@ -1,8 +1,8 @@
-"""ptinspect inside a GDB of your own: `source ptinspect.py`, then `pt walk $pc`, `pt snap before`, ...
+"""ptinspect inside a GDB of your own: `source ptinspect.py`, then `ptinspect walk $pc`, or `pt walk $pc`, ...
 
-Every command of ptinspect is there, with the same output and the same snapshot files: `pt help` lists
-them. GDB must be connected to QEMU's gdbstub (`target remote :1234`); attach.gdb has the settings for
-that. GDB 12 or newer with Python.
+Every command of ptinspect is there, with the same output and the same snapshot files: `ptinspect help` lists
+them. `pt` is short for it unless another script has a command of that name. GDB must be connected to QEMU's
+gdbstub (`target remote :1234`); attach.gdb has the settings for that. GDB 12 or newer with Python.
 
 GDB's own Python sees no virtual environment, and needs none: ptinspect runs in a process of its own,
 started by the first `pt`, and this file only carries MI commands to GDB and answers back. Its Python is
@@ -321,7 +321,17 @@ class PtCommand(gdb.Command):
             return []
 
 
+def short_name_is_free():
+    """Tell whether no other script has the command `pt`: gdb-pt-dump and gef have one of that name."""
+    if "pt" not in gdb.execute("complete pt", False, True).splitlines():
+        return True
+    return PtCommand.__doc__.splitlines()[0] in gdb.execute("help pt", False, True)
+
+
 stops = Stops()
 server = Server()
-PtCommand("pt")
 PtCommand("ptinspect")
+if short_name_is_free():
+    PtCommand("pt")
+else:
+    gdb.write("ptinspect: the command pt is another script's here: type ptinspect walk $pc, and so on\n")

@@ -189,3 +189,33 @@ def test_a_gdb_without_a_target_and_without_ptinspect_says_so(gdb: str, tmp_path
 
     assert "not attached to a guest" in said(sys.executable)
     assert "no Python with ptinspect was found" in said("/bin/false")
+
+
+def test_the_short_name_stays_another_scripts(gdb: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.py"
+    theirs.write_text(
+        "import gdb\n"
+        "class Theirs(gdb.Command):\n"
+        "    def __init__(self): super().__init__('pt', gdb.COMMAND_DATA)\n"
+        "    def invoke(self, argument, from_tty): print('theirs')\n"
+        "Theirs()\n"
+    )
+
+    def said(*lines: str) -> str:
+        orders = [word for line in lines for word in ("-ex", line)]
+        done = subprocess.run(
+            [gdb, "-nx", "-q", "-batch", *orders],
+            cwd=tmp_path,
+            env=environment(sys.executable),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+        return done.stdout
+
+    ours = f"source {SCRIPTS / 'ptinspect.py'}"
+    both = said(f"source {theirs}", ours, "pt version", "ptinspect version")
+    assert "the command pt is another script's" in both and "\ntheirs\nptinspect 0" in both
+    again = said(ours, ours, "pt version")
+    assert again.startswith("ptinspect 0"), again
