@@ -1,9 +1,9 @@
-"""Dataclasses that cost next to nothing until an object is made: most that a start declares are not used.
+"""Dataclasses that cost next to nothing where they are declared: most that a start declares are not used.
 
 The standard library writes and compiles six methods for every class where it is declared, and imports
-`inspect` for it: half of the time that a command without a guest took. Here `__init__` is compiled with the
-first object of a class, and the other methods are shared by all. Type checkers, and `dataclasses.fields`,
-`asdict` and the like, take these for what they are.
+`inspect` for it: half of the time that a command without a guest took. Here `__init__` is compiled for a
+class of which there are more than a few objects, and the other methods are shared by all. Type checkers,
+and `dataclasses.fields`, `asdict` and the like, take these for what they are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _REQUIRED = object()
 _STANDARD = "__dataclass_fields__"
 """Attribute by which the standard library knows a dataclass."""
 _lock = RLock()
+FEW = 4
+"""Objects of a class that are made without a compiled `__init__`, which takes as long as ten of them."""
 
 
 class _Field:
@@ -93,7 +95,7 @@ def _declare(cls: Any, frozen: bool, eq: bool, kw_only: bool) -> Any:
             setattr(cls, name, declared[name].default)
         elif name in vars(cls):
             delattr(cls, name)
-    cls._declared_fields = declared
+    cls._declared_fields, cls._objects = declared, 0
     methods: dict[str, object] = {"__init__": _first_init, "__repr__": _repr}
     methods["__match_args__"] = tuple(name for name, found in _fields(cls).items() if not found.kw_only)
     if eq:
@@ -107,10 +109,29 @@ def _declare(cls: Any, frozen: bool, eq: bool, kw_only: bool) -> Any:
 
 
 def _first_init(self: Any, *values: object, **named: object) -> None:
-    """Compile `__init__` for the class of the first object, then call it."""
+    """Make the first objects of a class; if there are more than a FEW, compile `__init__` for the others.
+
+    It is compiled too where the values are not those that the fields want, and then says so.
+    """
     owner: Any = next(one for one in type(self).__mro__ if "_declared_fields" in vars(one))
-    owner.__init__ = _compiled_init(owner)
-    self.__init__(*values, **named)
+    fields = _fields(owner)
+    given = dict(zip((name for name, found in fields.items() if not found.kw_only), values, strict=False))
+    owner._objects += 1
+    wrong = owner._objects > FEW or len(given) < len(values) or given.keys() & named.keys()
+    given |= named
+    for name, found in fields.items():
+        if name in given:
+            self.__dict__[name] = given.pop(name)
+        elif found.factory is not None:
+            self.__dict__[name] = found.factory()
+        else:
+            self.__dict__[name] = found.default
+            wrong = wrong or found.default is _REQUIRED
+    if wrong or given:
+        owner.__init__ = _compiled_init(owner)
+        self.__init__(*values, **named)
+    elif hasattr(self, "__post_init__"):
+        self.__post_init__()
 
 
 def _compiled_init(cls: type) -> object:

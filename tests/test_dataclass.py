@@ -108,8 +108,12 @@ def outcome(work: Callable[[SimpleNamespace], object], of: SimpleNamespace) -> o
         lambda of: vars(copy.deepcopy(of.Named(4, names=["a"]))),
     ],
 )  # fmt: skip
-def test_objects_behave_as_those_of_the_standard_library(work: Callable[[SimpleNamespace], object]) -> None:
-    assert outcome(work, OURS) == outcome(work, THEIRS)
+@pytest.mark.parametrize("few", [0, 1, 1000])
+def test_objects_behave_as_those_of_the_standard_library(
+    work: Callable[[SimpleNamespace], object], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "FEW", few)
+    assert outcome(work, classes(ours)) == outcome(work, THEIRS)
 
 
 @pytest.mark.parametrize("name", sorted(vars(OURS)))

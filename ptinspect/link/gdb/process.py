@@ -158,9 +158,9 @@ class GdbProcess:
         self.lost = self.lost or reason
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
         if threading.current_thread() is not self._reader:
-            self._reader.join(5)
+            self._reader.join(5)  # it waits for the end of the output, without looking again and again
+        self.process.wait(10)
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

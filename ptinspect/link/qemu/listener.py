@@ -15,6 +15,7 @@ import struct
 from pathlib import Path
 
 from ptinspect.link.address import StubAddress
+from ptinspect.processes import holders
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROC = Path("/proc")
@@ -43,8 +44,7 @@ def listeners(address: StubAddress, proc: Path = PROC) -> list[int]:
     else:
         states = (_TCP_ESTABLISHED, _TCP_LISTEN)
         found = {row[9] for row in _tcp(address, proc) if row[3] in states and row[9] != "0"}
-    inodes = {f"socket:[{inode}]" for inode in found}
-    return [int(folder.name) for folder in proc.glob("[0-9]*") if inodes and _holds(folder, inodes)]
+    return holders({f"socket:[{inode}]" for inode in found}, proc)
 
 
 def is_listening(path: Path) -> bool:
@@ -91,12 +91,3 @@ def _rows(table: Path, columns: int) -> list[list[str]]:
         lines = table.read_text(errors="replace").splitlines()[1:]
         return [row for line in lines if len(row := line.split(maxsplit=columns - 1)) >= columns]
     return []
-
-
-def _holds(folder: Path, inodes: set[str]) -> bool:
-    with contextlib.suppress(OSError):
-        for link in (folder / "fd").iterdir():
-            with contextlib.suppress(OSError):
-                if str(link.readlink()) in inodes:
-                    return True
-    return False
