@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-GARBAGE_AFTER = 20_000
+GARBAGE_AFTER = 100_000
 """Objects made and kept before Python looks for garbage: a start makes many, and none of them is any."""
 
 

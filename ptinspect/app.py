@@ -134,9 +134,15 @@ def _main(arguments: list[str], signals: Signals) -> int:
     if options.version:
         sys.stdout.write(f"ptinspect {__version__}\n")
         return EXIT_OK
+    from ptinspect.guest.guest import Guest
+
+    guest = Guest(options.kernel, gdb=options.gdb_path)
+    if options.gdb is not None:
+        from ptinspect.guest.opening import start_gdb
+
+        start_gdb(guest)
     from ptinspect.commands.framework.context import Context
     from ptinspect.commands.framework.registry import build_registry
-    from ptinspect.guest.guest import Guest
     from ptinspect.repl.printer import Printer
 
     registry = build_registry()
@@ -144,7 +150,7 @@ def _main(arguments: list[str], signals: Signals) -> int:
     _configure(printer)
     ctx = Context(
         registry,
-        Guest(options.kernel, gdb=options.gdb_path),
+        guest,
         printer,
         json=options.json,
         debug=options.debug,

@@ -6,9 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -120,6 +118,8 @@ class PrivateDirectory:
 
     def __init__(self, parent: str | None = None) -> None:
         """Make it, with mode 0700, in `parent` or where temporary files belong. Raises OSError."""
+        import tempfile
+
         where = Path(parent or tempfile.gettempdir())
         _sweep(where)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
@@ -129,7 +129,7 @@ class PrivateDirectory:
             fcntl.flock(self.lock, fcntl.LOCK_EX)
             new.rename(self.path / _LOCK)
         except BaseException:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._delete()
             raise
 
     def release(self) -> None:
@@ -140,12 +140,19 @@ class PrivateDirectory:
 
     def remove(self) -> None:
         """Remove the directory. Safe to call twice."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._delete()
         self.release()
+
+    def _delete(self) -> None:
+        import shutil
+
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _sweep(where: Path) -> None:
     """Remove the directories of ours that no process holds any more."""
+    import shutil
+
     for folder in where.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():

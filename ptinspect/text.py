@@ -10,8 +10,8 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def similar(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+def similar(word: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return the known words that may have been meant by one that is not known, the likeliest first."""
     from difflib import get_close_matches  # it takes longer to import than all that is done at most starts
 
-    return get_close_matches(word, known, most)
+    return get_close_matches(word, list(known), most, cutoff)

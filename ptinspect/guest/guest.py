@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ptinspect.arch.sysregs import CpuState
+    from ptinspect.link.gdb.starting import Starting
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
@@ -61,6 +62,8 @@ class Guest:
     """Who follows long pieces of work."""
     session: Session | None = None
     """The attached gdbstub, or None."""
+    starting: Starting | None = None
+    """A GDB that was started for the next attach, or None."""
     qemu: Qemu | None = None
     """The QEMU that was launched here, or None."""
     imported: Derived | None = None
@@ -383,6 +386,17 @@ class Guest:
         if qemu is not None:
             self.qemu = qemu
 
+    def take_gdb(self) -> Starting | None:
+        """Return the GDB that was started ahead, if there is one; the caller ends it."""
+        starting, self.starting = self.starting, None
+        return starting
+
+    def end_gdb(self) -> None:
+        """End the GDB that was started ahead, if nobody has taken it."""
+        starting = self.take_gdb()
+        if starting is not None:
+            starting.end("it is not needed")
+
     def drop_session(self) -> None:
         """Close the session, if there is one; QEMU stays."""
         session, self.session = self.session, None
@@ -406,6 +420,7 @@ class Guest:
 
         Safe to call twice. Raises TargetError if a guest that lives on could not be left as it was found.
         """
+        self.end_gdb()
         session, qemu = self.session, self.qemu
         self.session = self.qemu = None
         self.kept.clear()

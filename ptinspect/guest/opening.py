@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import UserError
+from ptinspect.errors import TargetError, UserError
 from ptinspect.files import open_input
 from ptinspect.guest.guest import Guest
 
@@ -98,7 +99,12 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
     kernel, boot = _for_qemu(guest, boot, machine)
     options = _options(boot, kernel, machine)
     guest.progress("starting QEMU")
-    qemu = guest.qemu = start(options, keep=machine.keep)
+    start_gdb(guest)
+    try:
+        qemu = guest.qemu = start(options, keep=machine.keep)
+    except BaseException:
+        guest.end_gdb()
+        raise
     try:
         session = _session(guest, str(qemu.gdb_socket), boot.symbols, timeout)
     except BaseException:
@@ -151,21 +157,32 @@ def _refuse_second(guest: Guest) -> None:
 
 def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -> LiveSession:
     """Attach a GDB, which is given the symbols of an ELF file but not its debug information."""
-    from ptinspect.link.address import StubAddress
-    from ptinspect.link.connect import start
-
-    file = elf_file(symbols)
-    if file is not None:
-        from ptinspect.linux.image.gdbfile import gdb_file
-
-        file = gdb_file(file)
-    starting = start(StubAddress.parse(address), guest.gdb, file)
+    start_gdb(guest)
     try:
-        from ptinspect.link.live import LiveSession  # GDB starts while this is imported
-    except BaseException:
-        starting.end("interrupted")
-        raise
-    return LiveSession.attach(address, starting=starting, timeout=timeout)
+        from ptinspect.link.live import LiveSession
+
+        file = elf_file(symbols)
+        if file is not None:
+            from ptinspect.linux.image.gdbfile import gdb_file
+
+            file = gdb_file(file)
+        return LiveSession.attach(
+            address, gdb_path=guest.gdb, symbol_file=file, starting=guest.take_gdb(), timeout=timeout
+        )
+    finally:
+        guest.end_gdb()
+
+
+def start_gdb(guest: Guest) -> None:
+    """Start the GDB of the next attach, which takes as long as all that is imported meanwhile.
+
+    What goes wrong is reported by that attach.
+    """
+    from ptinspect.link.gdb.starting import Starting
+
+    if guest.starting is None:
+        with suppress(TargetError):
+            guest.starting = Starting(guest.gdb)
 
 
 def elf_file(kernel: Path | None) -> Path | None:

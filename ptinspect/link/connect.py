@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ptinspect.errors import ConnectError, TargetError
+from ptinspect.errors import ConnectError, MiError, TargetError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import GdbLink, console
+from ptinspect.link.gdb.mi import GdbLink, console, quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import RegisterReader
@@ -28,6 +28,7 @@ from ptinspect.processes import has_ended, running_with, wake_orphans
 KVM_SETTINGS = ("set breakpoint auto-hw on", "mem 0 0 ro")
 """Under KVM: all memory counts as read-only, so that GDB compares addresses in hardware for every
 breakpoint, those of its own too, and never writes BRK into the guest (gdb/breakpoint.c)."""
+SYMBOL_SECONDS = 120.0
 HEIR = "ptinspect.link.heir"
 RELAY = "ptinspect.link.relay"
 HEIR_SECONDS = 30.0
@@ -68,20 +69,14 @@ class Link:
         """Gives back what the session holds beside GDB."""
 
 
-def start(address: StubAddress, gdb_path: str | None, symbol_file: Path | None) -> Starting:
-    """Start a GDB for `connect`; the caller ends it if it comes to nothing. Raises ConnectError."""
-    try:
-        return Starting(gdb_path, symbol_file, partial(why_left, address))
-    except TargetError as error:
-        raise ConnectError(error.message, error.hint) from error
-
-
-def connect(address: StubAddress, starting: Starting, timeout: float) -> Link:
+def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, timeout: float) -> Link:
     """Attach a GDB to the stub; the guest is stopped. Raises ConnectError; nothing is left of it then."""
     try:
         with contextlib.ExitStack() as undo:
             undo.callback(starting.end, "attaching failed")
+            starting.why_left = partial(why_left, address)
             gdb = starting.ready(timeout)
+            _load_symbols(starting.process, symbol_file)
             process, tracker = starting.process, starting.tracker
             agent = Agent(process, starting.file)
             agent.frames(plain=True)
@@ -112,6 +107,15 @@ def connect(address: StubAddress, starting: Starting, timeout: float) -> Link:
         raise
     except TargetError as error:
         raise ConnectError(f"{address}: {error.message}", error.hint) from error
+
+
+def _load_symbols(process: GdbProcess, file: Path | None) -> None:
+    if file is None:
+        return
+    try:
+        process.request(f"-file-exec-and-symbols {quote(str(file))}", SYMBOL_SECONDS)
+    except MiError as error:
+        raise ConnectError(f"GDB cannot use {file}: {error.message}") from error
 
 
 def why_left(address: StubAddress) -> str:

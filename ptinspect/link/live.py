@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import MiError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
+from ptinspect.errors import (
+    ConnectError,
+    MiError,
+    TargetError,
+    TargetLost,
+    TargetRunning,
+    TargetTimeout,
+    UserError,
+)
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
-from ptinspect.link.connect import Link, clear, connect, heir, start
+from ptinspect.link.connect import Link, clear, connect, heir
 from ptinspect.link.escort import FIRST_PAUSE, LONGEST_PAUSE, Escort
 from ptinspect.link.gdb.breakpoints import (
     HardwareSlots,
@@ -108,11 +116,14 @@ class LiveSession:
         on an address that makes no sense, ConnectError on everything else that fails.
         """
         where = StubAddress.parse(address)
-        starting = starting or start(where, gdb_path, symbol_file)
+        try:
+            starting = starting or Starting(gdb_path)
+        except TargetError as error:
+            raise ConnectError(error.message, error.hint) from error
         try:
             clear(where)
             with attaching(where, timeout):
-                session = cls(connect(where, starting, timeout))
+                session = cls(connect(where, starting, symbol_file, timeout))
         except BaseException:
             starting.end("attaching failed")
             raise

@@ -17,7 +17,7 @@ from conftest import missing
 from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
-from ptinspect.link import connect, live
+from ptinspect.link import live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
 from ptinspect.link.gdb import starting
@@ -122,7 +122,7 @@ def test_a_gdb_that_cannot_be_used_is_named_with_the_reason(stub: FakeStub, tmp_
 
 
 def test_a_gdb_that_is_not_needed_in_the_end_is_ended(gdb: Gdb, stub: FakeStub) -> None:
-    begun = connect.start(StubAddress.parse(stub.address), gdb.path, None)
+    begun = starting.Starting(gdb.path)
     stub.overrides["qqemu.sstepbits"] = ""
     with pytest.raises(ConnectError, match="not QEMU's"):
         LiveSession.attach(stub.address, starting=begun)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,13 +54,21 @@ def candidates(path: str | None) -> Iterator[str]:
     """Yield the programs that may be a GDB, the one to try first at first."""
     chosen = path or os.environ.get("PTINSPECT_GDB")
     if chosen:
-        yield shutil.which(chosen) or chosen
+        yield _in_path(chosen) or chosen
         return
     beside = Path(sys.executable).parent
-    found = [shutil.which(name) for name in ("gdb-multiarch", "gdb", "aarch64-linux-gnu-gdb")]
+    found = [_in_path(name) for name in ("gdb-multiarch", "gdb", "aarch64-linux-gnu-gdb")]
     scripts = [str(beside / name) for name in ("gdb", "gdb-for-pwndbg")]
     system = [name for name in found if name and Path(name).parent != beside]
     yield from dict.fromkeys([*system, *(name for name in scripts if os.access(name, os.X_OK))])
+
+
+def _in_path(name: str) -> str | None:
+    """Return the program of this name, as a shell finds it; only importing shutil.which takes longer."""
+    if "/" in name:
+        return name
+    found = (f"{folder}/{name}" for folder in os.get_exec_path())
+    return next((file for file in found if os.path.isfile(file) and os.access(file, os.X_OK)), None)  # noqa: PTH113
 
 
 def check_gdb(path: str) -> Gdb:

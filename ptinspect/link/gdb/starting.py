@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from ptinspect.errors import ConnectError, MiError, TargetError
+from ptinspect.errors import TargetError
 from ptinspect.link.gdb.agent import BASE_SECONDS, load_command
-from ptinspect.link.gdb.mi import console_command, quote
+from ptinspect.link.gdb.mi import console_command
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import ASK, Gdb, answered, candidates, find_gdb
-from ptinspect.link.state import RunTracker
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ptinspect.link.state import QEMU_ENDED, RunTracker
 
 SETTINGS = (
     "confirm off", "pagination off", "width 0", "height 0", "mi-async on", "non-stop off",
@@ -29,7 +25,6 @@ SETTINGS = (
 OPTIONAL_SETTINGS = ("auto-load off", "debuginfod enabled off", "style enabled off")
 CHECKS = ("-gdb-set architecture aarch64", "-gdb-set architecture auto", console_command(ASK))
 """What only a GDB that can be used answers as it should (program.check_gdb)."""
-SYMBOL_SECONDS = 120.0
 MARK = "ptinspect"
 """Name of the memory file through which a GDB passes on what it reads."""
 
@@ -37,9 +32,11 @@ MARK = "ptinspect"
 class Starting:
     """A GDB that was started, and how it is to be used; it ends with the thread that starts it."""
 
-    def __init__(self, path: str | None, symbol_file: Path | None, why_left: Callable[[], str]) -> None:
+    def __init__(self, path: str | None) -> None:
         """Start the first GDB that may serve (program.find_gdb). Raises TargetError if there is none."""
-        self._path, self._symbol_file, self._why_left = path, symbol_file, why_left
+        self._path = path
+        self.why_left: Callable[[], str] = lambda: QEMU_ENDED
+        """Tells why the stub has left GDB, or GDB the stub."""
         first = next(candidates(path), None)
         try:
             self._begin(Gdb(first, "") if first is not None else find_gdb(path))
@@ -57,19 +54,17 @@ class Starting:
                 [gdb.path, "-nx", "-q", "--interpreter=mi3"],
                 on_event=self.tracker.event,
                 on_lost=self.tracker.lost,
-                why_left=self._why_left,
+                why_left=self._why,
                 files=[self.file],
             )
         except TargetError:
             os.close(self.file)
             raise
-        begin, symbols = self.process.begin, self._symbol_file
+        begin = self.process.begin
         try:
             self._checks = [begin(command) for command in CHECKS]
             self._settings = [begin(f"-gdb-set {setting}") for setting in SETTINGS]
             self._optional = [begin(f"-gdb-set {setting}") for setting in OPTIONAL_SETTINGS]
-            files = () if symbols is None else (f"-file-exec-and-symbols {quote(str(symbols))}",)
-            self._symbols = [begin(command) for command in files]
             self._script = begin(load_command())
         except TargetError:
             self.end("it takes no commands")
@@ -78,8 +73,7 @@ class Starting:
     def ready(self, timeout: float) -> Gdb:
         """Return the GDB when it has done all that it was sent; each answer may take `timeout` seconds.
 
-        One that cannot be used makes way for one that can. Raises TargetError, ConnectError where it cannot
-        use the symbol file.
+        One that cannot be used makes way for one that can. Raises TargetError.
         """
         finish = self.process.finish
         if not self.gdb.version:
@@ -94,13 +88,11 @@ class Starting:
             finish(setting, timeout)
         for setting in self._optional:
             finish(setting, timeout, check=False)
-        try:
-            for symbols in self._symbols:
-                finish(symbols, SYMBOL_SECONDS)
-        except MiError as error:
-            raise ConnectError(f"GDB cannot use {self._symbol_file}: {error.message}") from error
         finish(self._script, BASE_SECONDS)
         return self.gdb
+
+    def _why(self) -> str:
+        return self.why_left()
 
     def end(self, reason: str) -> None:
         """End GDB at once. Safe to call twice."""

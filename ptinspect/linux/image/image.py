@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +10,9 @@ from ptinspect.arch.bits import align_down, align_up
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.btf import BtfTypes, find_btf
 from ptinspect.linux.image.container import BANNER, Blob, FileBytes, ImageHeader, Segment
-from ptinspect.linux.image.kallsyms import recover
 from ptinspect.linux.image.symbols import SymbolTable
-from ptinspect.linux.image.unpacking import open_bytes
 from ptinspect.linux.image.vmlinux import Vmlinux
+from ptinspect.text import similar
 
 BOUNDARY = 2 << 20
 """An Image is linked, like it is loaded, at a multiple of 2 MiB plus text_offset (booting.rst)."""
@@ -50,6 +48,8 @@ class KernelImage:
     @classmethod
     def open(cls, path: Path) -> KernelImage:
         """Open a kernel file. Raises KernelFileError unless it is an arm64 Image, vmlinuz or vmlinux."""
+        from ptinspect.linux.image.unpacking import open_bytes
+
         data, header = open_bytes(path)
         elf = Vmlinux(path, data) if isinstance(data, FileBytes) else None
         return cls(path, data, header, elf)
@@ -66,6 +66,8 @@ class KernelImage:
         if self._elf is not None:
             return self._elf.symbols()
         assert isinstance(self._data, Blob)
+        from ptinspect.linux.image.kallsyms import recover
+
         found, missing = recover(self._data.data)
         return found.placed(), missing
 
@@ -109,7 +111,7 @@ class KernelImage:
         if close:
             return sorted(close, key=lambda other: (len(other), other))[:3]
         near = [o for o in self.symbols if o[:3] == name[:3] and abs(len(o) - len(name)) < 4]
-        return difflib.get_close_matches(name, near, 3, 0.8)
+        return similar(name, near, cutoff=0.8)
 
     def _hint(self, name: str) -> str:
         close = self._like(name)

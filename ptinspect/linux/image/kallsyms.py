@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +81,8 @@ def _run(data: bytes) -> tuple[SymbolTable, str]:
 
 def _load(path: Path) -> SymbolTable | None:
     """Return a cached table; None if there is none or it cannot be used."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
