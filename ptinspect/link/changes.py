@@ -10,7 +10,6 @@ from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.journal import GUARD, PAINT, POKE, Change, Detour, Journal, attaching
 from ptinspect.link.qemu.stub_probe import leave
-from ptinspect.link.relay import put_back
 from ptinspect.memory.source import PhysicalMemory
 
 LOCK_SECONDS = 30.0
@@ -133,6 +132,8 @@ def leave_as_found(address: StubAddress, running: bool | None, detach: Callable[
             detach(running)
         else:
             with attaching(address, LOCK_SECONDS):
+                from ptinspect.link.relay import put_back
+
                 put_back(address)
                 leave(address, running, heard=running is not None, clear=running is not None)
     except PtinspectError as error:

@@ -18,10 +18,10 @@ from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.gdb.starting import MARK, Starting
+from ptinspect.link.journal import step_place
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
-from ptinspect.link.relay import put_back
 from ptinspect.link.state import QEMU_ENDED, RunTracker
 from ptinspect.processes import has_ended, running_with, wake_orphans
 
@@ -85,7 +85,10 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
             if facts.was_running:
                 undo.callback(_let_run, process, address)
             agent.bequeath(heir(address, facts.was_running))
-            put_back(address)
+            if step_place(address).exists():
+                from ptinspect.link.relay import put_back
+
+                put_back(address)
             process.request(f"-target-select remote {address}", timeout)
             process.request("-gdb-set scheduler-locking step", timeout)
             for setting in KVM_SETTINGS if facts.accel == "kvm" else ():

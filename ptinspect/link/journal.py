@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +68,18 @@ def directory() -> Path:
 
 
 def place(address: StubAddress) -> Path:
-    """Return the file of the journal of one stub; it may not exist."""
-    name = hashlib.sha256(str(address).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return directory() / f"{name}.json"
+    """Return the file of the journal of one stub; it may not exist.
+
+    A checksum tells addresses apart whose ends read alike; the journal holds the whole address.
+    """
+    text = str(address)
+    check = zlib.crc32(text.encode("utf-8", "surrogateescape"))
+    return directory() / f"{re.sub('[^A-Za-z0-9]+', '-', text)[-60:]}-{check:08x}.json"
+
+
+def step_place(address: StubAddress) -> Path:
+    """Return the file with the step that is under way at a stub; it is missing or empty mostly."""
+    return place(address).with_suffix(".step")
 
 
 class Journal:
@@ -93,6 +100,8 @@ class Journal:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             with self.file.open("rb") as source:
                 data = source.read(MAX_BYTES + 1)
+            import json
+
             table: dict[str, Any] = json.loads(data) if len(data) <= MAX_BYTES else {}
             if table["format"] == FORMAT and table["address"] == self.address:
                 changes = tuple(Change(**entry) for entry in table["changes"])
@@ -122,6 +131,8 @@ class Journal:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             table = {"format": FORMAT, "address": self.address, "changes": _rows(self.changes)}
             with replacing(self.file) as file:
+                import json
+
                 file.write(json.dumps({**table, "detours": _rows(self.detours)}).encode())
 
 
@@ -151,6 +162,8 @@ def attaching(address: StubAddress, timeout: float) -> Iterator[None]:
 
 
 def _rows(values: Sequence[Change] | Sequence[Detour]) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
     return [asdict(value) for value in values]
 
 

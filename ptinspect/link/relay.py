@@ -22,7 +22,7 @@ from typing import Any
 
 from ptinspect.arch.sysregs import ALIASES
 from ptinspect.link.address import StubAddress
-from ptinspect.link.journal import place
+from ptinspect.link.journal import step_place
 from ptinspect.link.masked_step import HELD, Before, settle, step
 
 READY = b"ready\n"
@@ -44,11 +44,6 @@ LAST_SECONDS = 5.0
 def packet(body: bytes) -> bytes:
     """Return a packet of the remote serial protocol."""
     return b"$%s#%02x" % (body, sum(body) & 0xFF)
-
-
-def record_of(address: StubAddress) -> Path:
-    """Return the file with the step that is under way at a stub; it is missing or empty mostly."""
-    return place(address).with_suffix(".step")
 
 
 class Lost(Exception):
@@ -297,7 +292,7 @@ def put_back(address: StubAddress, timeout: float = LAST_SECONDS) -> bool:
     Nothing is touched where the CPU does not look like the one that was stepped: another guest, or one that
     has run since. Returns whether something was put right. Raises ConnectError if the stub is not there.
     """
-    record = record_of(address)
+    record = step_place(address)
     try:
         found: dict[str, Any] = json.loads(record.read_text("ascii"))
         name = str(found.pop("thread")).encode()
@@ -327,7 +322,7 @@ def main(words: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     address, stub, gdb = StubAddress.parse(words[0]), int(words[1]), int(words[2])
-    record = record_of(address)
+    record = step_place(address)
     with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     relay = Relay(socket.socket(fileno=stub), socket.socket(fileno=gdb), record)

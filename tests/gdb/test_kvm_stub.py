@@ -22,8 +22,8 @@ from ptinspect.link.connect import RELAY
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.gdb.recorder import Tracer
 from ptinspect.link.gdb.slots import Purpose
+from ptinspect.link.journal import step_place
 from ptinspect.link.live import LiveSession
-from ptinspect.link.relay import record_of
 from ptinspect.link.state import RunState
 from ptinspect.processes import running_with
 
@@ -224,7 +224,7 @@ def test_where_relay_and_gdb_are_killed_in_the_middle_the_flags_are_put_back(
 ) -> None:
     stub, session = attach(dfr0=DFR0)
     loop(stub)
-    record = record_of(StubAddress.parse(stub.address))
+    record = step_place(StubAddress.parse(stub.address))
     session.gdb_command("maint flush register-cache")
     stub.overrides["vCont;s"] = None
     session.gdb_command("stepi")
@@ -243,7 +243,7 @@ def test_where_relay_and_gdb_are_killed_in_the_middle_the_flags_are_put_back(
 def test_another_guest_at_the_same_place_is_left_alone(attach: Attach) -> None:
     stub, session = attach(dfr0=DFR0)
     session.close()
-    record = record_of(StubAddress.parse(stub.address))
+    record = step_place(StubAddress.parse(stub.address))
     before = {"thread": "p01.01", "pc": CODE, "pstate": 5, "word": NOP, "vbar": 1, "tpidr": 3}
     record.write_text(json.dumps(before))
     stub.cpu.regs |= {"PC": CODE, "CPSR": 0xC5}

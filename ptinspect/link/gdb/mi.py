@@ -80,6 +80,9 @@ def _plain(match: re.Match[bytes]) -> bytes:
 def c_string(text: bytes) -> str:
     """Return the text of a quoted C string; bytes that are no UTF-8 are replaced."""
     body = text[1:-1] if text[:1] == b'"' and text[-1:] == b'"' and len(text) > 1 else text
+    line, end, rest = body.partition(b"\\n")
+    if end and not rest and b"\\" not in line:  # most are lines without other escapes
+        return line.decode("utf-8", "replace") + "\n"
     return unescape(body).decode("utf-8", "replace")
 
 

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import MiError, TargetError, TargetLost, TargetTimeout, UserError
@@ -30,6 +31,8 @@ USUAL = ("warning: No executable has been specified", "determining executable au
 """Beginnings of what GDB prints whenever it connects to a stub; it explains nothing."""
 LINE_LIMIT = 256 << 20
 """Longest line that is collected, bytes."""
+OF_ITSELF = ("cmd-param-changed", "thread-group-added", "thread-group-started", "thread-created")
+"""Events that report what GDB was told to do: many at the start, and nobody asks what is in them."""
 LEFT_EVENT = "thread-group-exited"
 """GDB reports it when the stub is lost; from then on it answers reads from the symbol file. A GDB that a
 signal ends reports it too, for it leaves the stub first."""
@@ -283,11 +286,11 @@ class GdbProcess:
         elif line.name == LEFT_EVENT:
             self.lost = self.lost or self._why_left()
             self._on_lost(self.lost)
+        fields: dict[str, Any] = {}
         try:
-            fields = parse_payload(line)
+            fields = {} if line.name in OF_ITSELF else parse_payload(line)
         except MiError as error:
             self._note(error.message)
-            fields = {}
         self._on_event(line.name, fields)
 
     def _end(self) -> None:
