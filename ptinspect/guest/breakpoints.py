@@ -16,7 +16,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.expression import Address
-from ptinspect.guest.kernel_place import KernelPlace
+from ptinspect.guest.kernel_place import LOOK_SECONDS, KernelPlace
 from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.link.session import Session, StopInfo
 
@@ -62,6 +62,7 @@ class SymbolBreakpoints:
         """Those of a run that is under way."""
         self._ours: dict[int, int] = {}
         """GDB's numbers of the breakpoints at `place.stops`, by address."""
+        self._lacks = False
         self._awaited = False
         self._kernel: KernelImage | None = None
         session.escort.steward = self
@@ -157,8 +158,11 @@ class SymbolBreakpoints:
 
     @property
     def pause(self) -> float | None:
-        """Seconds until the guest is to be looked at."""
-        return self.place.pause if self.active else None
+        """Seconds until the guest is to be looked at: often where slots lacked for stops that would tell."""
+        if not self.active:
+            return None
+        pause = self.place.pause
+        return pause if pause is None or not self._lacks else LOOK_SECONDS
 
     @property
     def active(self) -> bool:
@@ -233,7 +237,9 @@ class SymbolBreakpoints:
             self._drop(self._ours.pop(address))
         missing = [at for at in new if at not in self._ours]
         slots = self.session.slots
-        for address in fitting(missing, slots.free("breakpoint"))[0] if missing else ():
+        fits, lacks = fitting(missing, slots.free("breakpoint")) if missing else ([], [])
+        self._lacks = bool(lacks)
+        for address in fits:
             made = self.session.set_breakpoint(address, purpose=Purpose.PLACE, inner=True)
             self._ours[address] = made.id
 

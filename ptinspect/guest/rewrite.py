@@ -418,8 +418,11 @@ def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
     runner = Runner(guest, timeout)
     points = {name: f"{ENTRY}+{runner.code.points[name]:#x}" for name in POINTS}
     functions = [name for name in C_FUNCTIONS if name in runner.kernel.symbols]
-    wanted = [address(text) for text in (*(points[name] for name in IMPORTANT), *functions)]
     slots, breakpoints = runner.session.slots, symbol_breakpoints(guest)
+    breakpoints.look()
+    if not (breakpoints.place.known or runner.session.escort.everywhere):
+        functions = []  # nobody would set them later on
+    wanted = [address(text) for text in (*(points[name] for name in IMPORTANT), *functions)]
     slots.claim([link_address(runner.kernel, wanted[0])])
     free = slots.free("breakpoint")
     chosen = wanted if free is None else wanted[:free]

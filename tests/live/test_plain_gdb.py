@@ -160,7 +160,7 @@ def test_errors_are_one_line_and_gdb_goes_on(gdb: str, qemu: Qemu, tmp_path: Pat
         "print $pt_exit",
         "pt until pa:0x40000004 --timeout 300",
         "print $pt_exit",
-        "pt until kpti_install_ng_mappings+0x3 --timeout 1",
+        "pt until panic --timeout 1",
         "print $pt_exit",
         "stepi",
         "pt --json regs pc",

@@ -69,6 +69,8 @@ def set_breakpoints(guest: Guest) -> Report:
         body.append(Note(more, "changed"))
     if not found.placed:
         text = "They are pending: it is not known yet where the kernel runs. They follow it."
+        if not guest.stopped.escort.everywhere:
+            text = "The C function is left out: it is not known yet where it will run."
         body.append(Note(text, "dim"))
     return Report(BreakpointsResult(found.algorithm, listed, [Hex(at) for at in found.left_out]), body)
 
