@@ -72,7 +72,7 @@ class Plan:
     script: str
     """The script's file as given, or `@NAME`."""
     digest: str
-    """SHA-256 of the script's text."""
+    """SHA-256 of the script's text and of the texts of the scripts that it calls."""
     runs: int
     """Guests in all."""
     cells: tuple[Cell, ...]
@@ -87,12 +87,15 @@ class Plan:
     """Room for later versions; kept as it is."""
 
     def all_runs(self, shard: tuple[int, int] = (1, 1)) -> list[Run]:
-        """Return the runs of a shard (number, of how many), in order; cells are dealt in turn."""
+        """Return the runs of a shard (number, of how many), in order; cells are dealt in turn.
+
+        Shards are dealt cell by cell: two of them differ by at most one run, in all and in each cell.
+        """
+        index, count = shard
         cells = len(self.cells)
         runs = [Run(n + 1, self.cells[n % cells]) for n in range(self.runs)]
-        index, count = shard
-        # the next round begins one shard later, so that no shard has one cell only
-        return [run for n, run in enumerate(runs) if (n + n // cells) % count == index - 1]
+        by_cell = [run for first in range(cells) for run in runs[first::cells]]
+        return sorted(by_cell[index - 1 :: count], key=lambda run: run.number)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON holds it."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ptinspect.campaign.plan import Cell, Plan, cells_of, shard_of
 from ptinspect.errors import UserError
@@ -20,12 +22,19 @@ def test_cells_are_the_combinations_of_the_values() -> None:
             cells_of(wrong)
 
 
-def test_every_run_is_in_one_shard_and_every_shard_sees_every_cell() -> None:
-    plan = Plan("s.pti", "0", 48, cells_of(["a=1,2,3,4"]))
-    shards = [plan.all_runs((i, 4)) for i in range(1, 5)]
-    numbers = sorted(run.number for shard in shards for run in shard)
-    assert numbers == list(range(1, 49))
-    assert all({run.cell.get("a") for run in shard} == {"1", "2", "3", "4"} for shard in shards)
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(1, 20))
+def test_every_run_is_in_one_shard_and_shards_are_alike(runs: int, cells: int, count: int) -> None:
+    plan = Plan("s.pti", "0", runs, cells_of([f"a={','.join(map(str, range(cells)))}"]))
+    whole = plan.all_runs()
+    assert [run.number for run in whole] == list(range(1, runs + 1))
+    shards = [plan.all_runs((i, count)) for i in range(1, count + 1)]
+    assert sorted((run for shard in shards for run in shard), key=lambda run: run.number) == whole
+    for chosen in (None, *plan.cells):
+        sizes = [sum(chosen in (None, run.cell) for run in shard) for shard in shards]
+        assert max(sizes) - min(sizes) <= 1, (chosen, sizes)
+
+
+def test_a_shard_is_a_number_of_how_many() -> None:
     assert shard_of("2/4") == (2, 4)
     for wrong in ("0/4", "5/4", "1", "a/b", "1/0"):
         with pytest.raises(UserError):
