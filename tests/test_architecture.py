@@ -94,7 +94,7 @@ BELOW = {
     "commands/target": {"commands/framework", "commands/kpti", "commands/stack", "commands/tables"},
     "reference": {"errors", "files", "debfile", "output"},
     "script": {"errors", "files", "text"},
-    "campaign": {"errors", "script"},
+    "campaign": {"errors", "files", "script"},
     "repl": {"errors", "files", "processes", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},
 }

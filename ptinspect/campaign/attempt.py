@@ -190,9 +190,14 @@ def outcome_of(ended: Ended, facts: RunFacts, panic: str) -> str:
         return "crash"
     if ended.why == "time":
         return "hang"
-    if ended.code < 0 or not facts.console:
+    if signal_of(ended) or not facts.console:
         return "error"  # a signal that was not sent from here, or no guest that was launched
     return {"lost": "crash", "timeout": "hang"}.get(facts.kind, "fail")
+
+
+def signal_of(ended: Ended) -> int:
+    """Return the signal that ended a process, 0 if none did; one that it caught is in its exit code."""
+    return -ended.code if ended.code < 0 else max(ended.code - 128, 0)
 
 
 def _message(ended: Ended, facts: RunFacts, directory: Path) -> str:
@@ -204,8 +209,8 @@ def _message(ended: Ended, facts: RunFacts, directory: Path) -> str:
         return "it wrote more than a run may write"
     if facts.message:
         return facts.message[:TEXT]
-    if ended.code < 0:
-        return f"the process was ended by signal {-ended.code}"
+    if signal_of(ended):
+        return f"the process was ended by signal {signal_of(ended)}"
     words = _bytes(directory / STDERR)[-4096:].decode("utf-8", "replace").strip().splitlines()
     return (words[-1] if words else f"exit code {ended.code}")[:TEXT]
 

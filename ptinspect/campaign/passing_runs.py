@@ -11,6 +11,7 @@ from typing import Any
 from ptinspect.campaign.attempt import read_answers
 from ptinspect.campaign.child import ANSWERS
 from ptinspect.dataclass import dataclass
+from ptinspect.files import replacing
 from ptinspect.script.outcome import AFTERWARDS
 
 FOLDER = "good"
@@ -115,7 +116,10 @@ def file_of(directory: Path, cell: int) -> Path:
 
 
 def add(directory: Path, cell: int, folder: Path) -> bool:
-    """Take a passing run in; tell whether it is the first of its cell, whose files are kept."""
+    """Take a passing run in; tell whether it is the first of its cell, whose files are kept.
+
+    Raises UserError if there is no room for what they have in common.
+    """
     steps = tuple(steps_of(read_answers(folder / ANSWERS)))
     before = load(directory, cell)
     good = Good(folder.name, 1, steps) if before is None else common(before, steps)
@@ -127,9 +131,8 @@ def add(directory: Path, cell: int, folder: Path) -> bool:
         "runs": good.runs,
         "steps": [[s.command, s.line, s.place, s.ok, dict(s.values)] for s in good.steps],
     }
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value), encoding="utf-8")
-    new.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(value).encode())
     return before is None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from ptinspect.campaign.plan import Plan
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
+from ptinspect.files import replacing
 
 FORMAT = "ptinspect-campaign"
 VERSION = 1
@@ -111,7 +112,7 @@ class Results:
 
 
 def begin(directory: Path, plan: Plan, shard: tuple[int, int], host: Mapping[str, Any]) -> None:
-    """Write the header of a new file of results; `host` is what it runs on.
+    """Write the header of a new file of results; `host` is what it runs on. It is there whole or not at all.
 
     Raises UserError if there is one already, or it cannot be written.
     """
@@ -122,15 +123,20 @@ def begin(directory: Path, plan: Plan, shard: tuple[int, int], host: Mapping[str
         "shard": list(shard),
         "host": dict(host),
     }
-    try:
-        with (directory / FILE).open("x", encoding="utf-8") as file:
-            file.write(json.dumps(header) + "\n")
-    except FileExistsError as error:
+    if begun(directory):
         raise UserError(
             f"{directory} holds a campaign already", f"campaign --resume {directory}, or another --directory"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot write {directory / FILE}: {error.strerror or error}") from error
+        )
+    with replacing(directory / FILE) as file:
+        file.write(json.dumps(header).encode() + b"\n")
+
+
+def begun(directory: Path) -> bool:
+    """Tell whether there are results; an empty file is what a machine that stopped may leave of a header."""
+    try:
+        return (directory / FILE).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def append(directory: Path, record: Record) -> None:

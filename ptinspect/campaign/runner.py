@@ -100,12 +100,12 @@ class Runner:
             _need_room(record, path)
         final = record.outcome == "pass" or attempt > self.plan.retries
         record = replace(record, final=final)
+        append(self.directory, record)  # first: whatever ends this process, no run is taken in twice
         if record.outcome == "pass":
             cell = self.plan.cells.index(run.cell)
             first = passing_runs.add(self.directory, cell, path)
             if not (first or self.keep_all):
                 shutil.rmtree(path, ignore_errors=True)
-        append(self.directory, record)
         self.records.append(record)
         made = [each for each in self.records if each.outcome != "error"]
         if not made and len(self.records) >= HOPELESS:

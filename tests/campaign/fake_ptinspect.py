@@ -106,6 +106,11 @@ def die(folder: Path) -> NoReturn:
     raise AssertionError
 
 
+def ended(folder: Path) -> int:
+    """Be asked to end by somebody else."""
+    return 128 + signal.SIGTERM
+
+
 def bug(folder: Path) -> int:
     """Have a bug."""
     sys.stderr.write("Traceback…\nZeroDivisionError: \x1b[31mno\n")
@@ -133,7 +138,7 @@ def orphan(folder: Path) -> int:
 
 KINDS = {
     each.__name__: each
-    for each in (fail, unable, unsaved, crash, wedged, late, hang, die, bug, garbage, huge, orphan)
+    for each in (fail, unable, unsaved, crash, wedged, late, hang, die, ended, bug, garbage, huge, orphan)
 }
 
 if __name__ == "__main__":

@@ -229,6 +229,109 @@ def test_two_at_once_are_refused_and_so_is_another_campaign(campaign: Campaign, 
         campaign("--resume d")
 
 
+CALLS = {
+    "${home}/a.pti": "a.pti",
+    "${home}/${kind}-${smp}.pti": "pass-2.pti",
+    "${home}/${run}.pti": "2.pti",
+    "${home}/${run}-${attempt}.pti": "2-2.pti",
+}
+"""What a script calls -> one of the files that these are."""
+
+
+@pytest.mark.parametrize("how", ["plain", "nested", "in a block", "after a failure"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_change_of_any_script_that_is_called_is_noticed(
+    campaign: Campaign, tmp_path: Path, name: str, how: str
+) -> None:
+    for file in ("a", "pass-1", "pass-2", "1", "2", "1-1", "1-2", "2-1", "2-2"):
+        (tmp_path / f"{file}.pti").write_text("stack\n")
+    call = f"source {name}\n"
+    (tmp_path / "between.pti").write_text(call)
+    forms = {
+        "plain": call,
+        "nested": "source ${home}/between.pti\n",
+        "in a block": f"repeat 2: {call}",
+        "after a failure": f"on failure: {call}",
+    }
+    (tmp_path / "s.pti").write_text(forms[how])
+    line = "s.pti --runs 2 --retries 1 --matrix smp=1,2 var.kind=pass --directory d"
+    whole = campaign(line).result
+    assert (whole["passed"], whole["not_in_digest"]) == (2, [])
+    assert campaign(f"{line} --resume").exit_code == campaign("--resume d").exit_code == 0
+    (tmp_path / "d/runs/00001/unrelated.pti").write_text("")
+    (tmp_path / CALLS[name]).write_text("regs\n")
+    with pytest.raises(UserError, match="has changed since the campaign began"):
+        campaign("--resume d")
+    with pytest.raises(UserError, match="another campaign: other the script's text"):
+        campaign(f"{line} --resume")
+    campaign(line.replace("--directory d", "--directory e"))
+    with pytest.raises(UserError, match="other the script's text"):
+        campaign("report d e")
+
+
+def test_two_scripts_that_change_places_are_another_campaign(campaign: Campaign, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.pti", tmp_path / "two.pti"
+    one.write_text("stack\n")
+    two.write_text("regs\n")
+    (tmp_path / "s.pti").write_text("source ${home}/one.pti\nsource ${home}/two.pti\n")
+    campaign("s.pti --runs 1 --matrix var.kind=pass --directory d")
+    one.write_text("regs\n")
+    two.write_text("stack\n")
+    with pytest.raises(UserError, match="or one of the 2 scripts that it calls, has changed"):
+        campaign("--resume d")
+
+
+def test_a_script_whose_name_nobody_knows_beforehand_is_named(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "s.pti").write_text("repeat 2 as n: source ${home}/${n}.pti\n")
+    report = campaign("s.pti --runs 1 --matrix var.kind=pass --directory d")
+    (place,) = report.result["not_in_digest"]
+    assert place.endswith("s.pti:1")
+    assert "will not be noticed" in render(report)
+
+
+def test_a_called_script_that_launches_is_left_to_do_so(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "own.pti").write_text("launch\n")
+    (tmp_path / "s.pti").write_text("source ${home}/own.pti\n")
+    campaign("s.pti --runs 1 --matrix var.kind=pass --directory d")
+    assert "-c" not in json.loads((tmp_path / "d/runs/00001/seen.json").read_text())["words"]
+
+
+def test_a_campaign_killed_at_its_first_line_begins_again(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/results.jsonl").write_text("")  # what a machine may leave that stopped
+    (tmp_path / "d/home.json").write_text("{")
+    line = "s.pti --runs 1 --matrix var.kind=pass --directory d --resume"
+    assert campaign(line).result["passed"] == 1
+    assert campaign("--resume d").result["done"] == 1, "home.json is whole as well"
+
+
+def test_a_run_that_a_signal_ended_is_run_again(campaign: Campaign, tmp_path: Path) -> None:
+    line = "s.pti --runs 2 --matrix var.kind=pass,ended --directory d --resume"
+    report = campaign(line)
+    assert outcomes(report)["var.kind=ended"] == {"error": 1}, "nothing failed"
+    (failure,) = report.result["failures"]
+    assert failure["message"] == "the process was ended by signal 15"
+    assert campaign(line).result["started"] == 1
+
+
+@pytest.mark.parametrize("at", ["append", "add"])
+def test_a_campaign_killed_between_two_files_counts_no_run_twice(
+    campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    line = "s.pti --runs 3 --matrix var.kind=pass --directory d --resume"
+    with monkeypatch.context() as patch:
+        patch.setattr(runner if at == "append" else runner.passing_runs, at, killed)
+        assert campaign(line).exit_code == 130
+    assert campaign(line).result["passed"] == 3
+    assert [record.run for record in load(tmp_path / "d").records] == [1, 2, 3]
+    good = json.loads((tmp_path / "d/good/00000.json").read_text())
+    assert good["runs"] == (3 if at == "append" else 2), "of the runs that were taken in, none twice"
+    assert (tmp_path / "d/runs" / good["reference"]).is_dir(), "the files of the first are here"
+
+
 def test_what_a_run_leaves_behind_ends_with_it(campaign: Campaign, tmp_path: Path) -> None:
     campaign("s.pti --runs 1 --matrix var.kind=orphan --directory d")
     pid = int((tmp_path / "d/runs/00001/orphan").read_text())

@@ -16,6 +16,15 @@ MOST_SCRIPTS = 1000
 """Scripts that one script may call, those that these call included."""
 
 
+@dataclass(frozen=True)
+class Called:
+    """A script that is called."""
+
+    place: str
+    """Where it is called first: `file:line`."""
+    statements: tuple[Statement, ...]
+
+
 @dataclass
 class Preflight:
     """Go through statements in the order in which they run, as far as that is known beforehand."""
@@ -26,8 +35,11 @@ class Preflight:
     """Variables; None where the value is known only when the script runs."""
     depth: int = 0
     """How many scripts called each other to come here."""
+    called: dict[str, Called] = field(default_factory=dict)
+    """The scripts that are called, in the order of their first calls, by the names that the calls give."""
+    late: set[str] = field(default_factory=set)
+    """Places that call a script whose name is known only when they are reached."""
     _scripts: int = 0
-    _open: dict[str, tuple[Statement, ...]] = field(default_factory=dict)
 
     def check(self, statements: Iterable[Statement]) -> None:
         """Raise ScriptError for the first statement that cannot work.
@@ -67,7 +79,7 @@ class Preflight:
                 self._block(body, {})
             case Source(path):
                 self._needs(path)
-                self._source(path)
+                self._source(path, statement.place)
 
     def _block(self, body: tuple[Statement, ...], more: Mapping[str, str | None]) -> None:
         """Check what may run never or often: what it defines is not known after it."""
@@ -88,9 +100,10 @@ class Preflight:
         unknown = self.known.keys() - values.keys()
         return None if any(f"${{{name}" in text for name in unknown) else words(text, values)
 
-    def _source(self, path: str) -> None:
+    def _source(self, path: str, place: str) -> None:
         given = self._words(path)
         if given is None:
+            self.late.add(place)
             return
         if len(given) != 1:
             raise UserError("source takes one file", "source session.pti")
@@ -98,10 +111,10 @@ class Preflight:
         if self.depth >= MAX_DEPTH or self._scripts > MOST_SCRIPTS:
             most = MAX_DEPTH if self.depth >= MAX_DEPTH else MOST_SCRIPTS
             raise UserError(f"more than {most} scripts within each other", "does one of them call itself?")
-        if given[0] not in self._open:
+        if given[0] not in self.called:
             from ptinspect.script.shipped import open_script
 
-            self._open[given[0]] = open_script(given[0])
+            self.called[given[0]] = Called(place, open_script(given[0]))
         self.depth += 1
-        self.check(self._open[given[0]])
+        self.check(self.called[given[0]].statements)
         self.depth -= 1

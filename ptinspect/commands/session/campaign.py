@@ -176,7 +176,7 @@ def campaign(
     from ptinspect.commands.session import campaign_plan as planning
 
     folder = _directory(script, shard, directory, resume)
-    resumed = resume is not None and (folder / results.FILE).exists()
+    resumed = resume is not None and results.begun(folder)
     if script is None and not resumed:
         what = f"no campaign in {folder}" if resume is not None else "campaign: no SCRIPT"
         raise UserError(what, "campaign SCRIPT --runs 50")
@@ -195,19 +195,19 @@ def campaign(
         if resumed:
             results.mend(folder)
             before = results.load(folder)
-            plan, part, home = before.plan, before.shard, planning.resume(before, given)
+            going = planning.resume(ctx.registry, before, given)
             records = before.records
         else:
             assert given is not None
-            plan, part, home = given
-            results.begin(folder, plan, part, planning.host())
-            home.save(folder)
-        work = left(plan, part, records)
+            going = given
+            going.home.save(folder)
+            results.begin(folder, going.plan, going.shard, planning.host())
+        work = left(going.plan, going.shard, records)
         runner = Runner(
-            plan,
+            going.plan,
             folder,
-            home.starter(plan),
-            home.judge(),
+            going.home.starter(going.plan, going.scripts),
+            going.home.judge(),
             jobs=jobs,
             keep_all=keep_all,
             progress=partial(_progress, ctx),
@@ -217,7 +217,7 @@ def campaign(
             runner.go(work)
         except KeyboardInterrupt:
             interrupted = True
-        return _report(ctx, folder, len(work), interrupted)
+        return _report(ctx, folder, len(work), interrupted, going.scripts.late)
 
 
 def _directory(script: str | None, shard: str, directory: Path | None, resume: str | None) -> Path:
@@ -239,16 +239,22 @@ def _progress(ctx: Context, done: list[Record], running: int, total: int) -> Non
     ctx.progress(text, len(final), total)
 
 
-def _report(ctx: Context, directory: Path, wanted: int, interrupted: bool) -> Report:
+def _report(
+    ctx: Context, directory: Path, wanted: int, interrupted: bool, late: Sequence[str] = ()
+) -> Report:
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
     from ptinspect.commands.session.campaign_view import campaign_report
 
     merged = merge([results.load(directory)], only_shards=True)
-    facts = {"directory": str(directory), "interrupted": interrupted, "started": wanted}
+    facts: dict[str, Any] = {"directory": str(directory), "interrupted": interrupted, "started": wanted}
+    facts["not_in_digest"] = list(late)
     made = campaign_report(merged, compared(merged, [directory]), rows=ctx.rows(SHOWN), facts=facts)
     name = escape(str(directory))
     notes = [Note(f"results: {name}", "dim")]
+    if late:
+        places = escape(", ".join(late[:SHOWN]))
+        notes.append(Note(f"changes of the scripts that {places} call will not be noticed", "changed"))
     if interrupted:
         notes.append(Note(f"interrupted; campaign --resume {name} runs what is missing", "changed"))
     code = INTERRUPTED if interrupted else made.exit_code

@@ -28,25 +28,25 @@ from ptinspect.campaign.plan import (
 )
 from ptinspect.campaign.results import Record, Results
 from ptinspect.campaign.statistics import same_campaign
-from ptinspect.commands.framework.preflight import Preflight
+from ptinspect.commands.framework.preflight import Called, Preflight
 from ptinspect.commands.framework.registry import Registry
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.linux.oops import logfile
 from ptinspect.output.files import write_text
 from ptinspect.processes import die_with_parent
 from ptinspect.reference import guests
+from ptinspect.script.parse import MAX_BYTES
 from ptinspect.script.shipped import open_script, path_of
-from ptinspect.script.statements import Line, OnStop, Repeat, Source, Statement
+from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Statement
 from ptinspect.script.variables import definition
 
 FILE = "home.json"
 """In the directory of a campaign: what --resume needs besides the results."""
 PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "ptinspect")
 """How ptinspect is started; tests put something else here."""
-MAX_BYTES = 1 << 20
-CHECKED = 64
-"""Cells for which the script is checked beforehand."""
+MOST_CALLERS = 10_000
+"""Attempts whose scripts are looked up one by one, where names of scripts depend on the run."""
 CONSOLE_DEATHS = frozenset({"bad-stack", "fault", "oops", "bug", "panic", "serror"})
 """Kinds of reports that mean that a kernel has died; a warning or a stall does not."""
 
@@ -68,15 +68,14 @@ class Home:
         """Write it into the campaign's directory. Raises UserError."""
         write_text(directory / FILE, json.dumps(asdict(self)) + "\n")
 
-    def starter(self, plan: Plan) -> Callable[[Run, int, Path], Child]:
-        """Return what starts an attempt in a directory; it refuses a script that has changed meanwhile."""
+    def starter(self, plan: Plan, scripts: Scripts) -> Callable[[Run, int, Path], Child]:
+        """Return what starts an attempt in a directory; it refuses scripts that have changed meanwhile."""
         place = str(Path(__file__).resolve().parents[3])
         paths = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths}
 
         def start(run: Run, attempt: int, directory: Path) -> Child:
-            if digest_of(self.script) != plan.digest:
-                raise UserError(f"{self.script} has changed since the campaign began", "begin another one")
+            unchanged(scripts, plan)
             words = [*PROGRAM]
             if self.gdb is not None:
                 words += ["--gdb-path", self.gdb]
@@ -103,8 +102,38 @@ class Home:
         return record
 
 
-Begun = tuple[Plan, tuple[int, int], Home]
-"""A campaign that can run: its plan, its shard (number, of how many), and its home."""
+@dataclass(frozen=True)
+class Scripts:
+    """A campaign's script, and those that it calls: by itself, through others, in any cell and any run."""
+
+    names: tuple[str, ...]
+    """Absolute paths, or `@NAME`, in the order of their first calls; the script itself is the first."""
+    launches: bool = False
+    """True if one of them launches its guests itself."""
+    late: tuple[str, ...] = ()
+    """Places that call scripts whose names are known only when they are reached: those are not here."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 over the texts. Raises UserError if one cannot be read."""
+        total = hashlib.sha256()
+        for name in self.names:
+            try:
+                with path_of(name).expanduser().open("rb") as file:
+                    total.update(hashlib.sha256(file.read(MAX_BYTES)).digest())
+            except OSError as error:
+                raise UserError(f"cannot read the script {name}: {error.strerror or error}") from error
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A campaign that can run."""
+
+    plan: Plan
+    shard: tuple[int, int]
+    """Its part of it: number, of how many."""
+    home: Home
+    scripts: Scripts
 
 
 def death(console: bytes) -> str:
@@ -159,24 +188,24 @@ def begin(registry: Registry, gdb: str | None, wanted: Wanted) -> Begun:
             raise UserError(f"--matrix {key}: no such key", f"{known}, or var.NAME for a variable")
     script = wanted.script if wanted.script.startswith("@") else str(Path(wanted.script).absolute())
     given = tuple(definition(text) for text in wanted.variables)
-    digest = digest_of(script)
-    plan = Plan(wanted.script, digest, wanted.runs, cells, given, wanted.timeout, wanted.retries)
-    home = Home(script, str(Path.cwd()), gdb, _check(registry, script, plan))
+    plan = Plan(wanted.script, "", wanted.runs, cells, given, wanted.timeout, wanted.retries)
+    scripts = scripts_of(registry, script, plan, Path.cwd())
+    home = Home(script, str(Path.cwd()), gdb, scripts.launches)
     if not home.launches:
         _check_kernels(cells)
-    return plan, shard_of(wanted.shard), home
+    return Begun(replace(plan, digest=scripts.digest()), shard_of(wanted.shard), home, scripts)
 
 
-def resume(before: Results, given: Begun | None) -> Home:
-    """Return the home of a campaign that goes on. Raises UserError if it cannot go on as it began."""
+def resume(registry: Registry, before: Results, given: Begun | None) -> Begun:
+    """Return a campaign that goes on. Raises UserError if it cannot go on as it began."""
     if given is not None:
-        differs = same_campaign(before.plan, given[0])
-        if differs or given[1] != before.shard:
+        differs = same_campaign(before.plan, given.plan)
+        if differs or given.shard != before.shard:
             raise UserError(
                 f"{before.directory} holds another campaign: other {differs or 'shard'}",
                 "campaign --resume DIR, without the rest, or another --directory",
             )
-        return given[2]
+        return given
     try:
         value = json.loads((before.directory / FILE).read_text("utf-8"))
         home = Home(str(value["script"]), str(value["directory"]), value["gdb"], bool(value["launches"]))
@@ -185,59 +214,69 @@ def resume(before: Results, given: Begun | None) -> Home:
             f"{before.directory / FILE} cannot be used: {type(error).__name__}",
             "campaign SCRIPT … --directory DIR --resume names again what runs",
         ) from error
-    if digest_of(home.script) != before.plan.digest:
-        raise UserError(f"{home.script} has changed since the campaign began", "begin another one")
-    return home
+    scripts = scripts_of(registry, home.script, before.plan, Path(home.directory))
+    unchanged(scripts, before.plan)
+    return Begun(before.plan, before.shard, home, scripts)
 
 
-def digest_of(script: str) -> str:
-    """Return the SHA-256 of a script and of the scripts that it names. Raises UserError."""
-    seen: dict[str, bytes] = {}
-    waiting = [script]
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        try:
-            with path_of(name).open("rb") as file:
-                seen[name] = file.read(MAX_BYTES)
-        except OSError as error:
-            if name == script:
-                raise UserError(f"cannot read the script {name}: {error.strerror or error}") from error
-            continue
-        waiting += [s.path for s in _flat(open_script(name)) if isinstance(s, Source) and "$" not in s.path]
-    total = hashlib.sha256()
-    for data in sorted(seen.values()):
-        total.update(hashlib.sha256(data).digest())
-    return total.hexdigest()
+def unchanged(scripts: Scripts, plan: Plan) -> None:
+    """Raise UserError if the scripts are others than those with which the campaign began."""
+    if scripts.digest() != plan.digest:
+        others = len(scripts.names) - 1
+        called = f", or one of the {others} scripts that it calls," if others > 1 else ""
+        called = f", or {scripts.names[1]}, which it calls," if others == 1 else called
+        raise UserError(
+            f"{scripts.names[0]}{called} has changed since the campaign began", "begin another one"
+        )
+
+
+def scripts_of(registry: Registry, script: str, plan: Plan, home: Path) -> Scripts:
+    """Look at a script as the runs will, and at those that it calls. Raises UserError.
+
+    Where names of scripts depend on the run, every attempt is looked at, up to MOST_CALLERS of them.
+    """
+    statements = open_script(script)
+    called: dict[str, Called] = {}
+
+    def look(run: Run, attempt: int, *unknown: str) -> set[str]:
+        known: dict[str, str | None] = {**variables(plan, run, attempt, home), **dict.fromkeys(unknown)}
+        preflight = Preflight(registry, known, called=called)
+        preflight.check(statements)
+        return preflight.late
+
+    late = set().union(*(look(Run(1, cell), 1, "run", "attempt") for cell in plan.cells))
+    attempts = range(1, plan.retries + 2)
+    if late and plan.runs * len(attempts) <= MOST_CALLERS:
+        late = set().union(*(look(run, attempt) for run in plan.all_runs() for attempt in attempts))
+    for name, call in called.items():
+        if not name.startswith(("@", "/", "~")):
+            raise UserError(
+                f"{call.place}: each run has a directory of its own, where {name} is not",
+                f"source ${{home}}/{name}: ${{home}} is the directory in which the campaign began",
+            )
+    launches = any(
+        _launches(registry, body) for body in (statements, *(call.statements for call in called.values()))
+    )
+    return Scripts(tuple(dict.fromkeys((script, *called))), launches, tuple(sorted(late)))
+
+
+def _launches(registry: Registry, statements: Iterable[Statement]) -> bool:
+    """Tell whether a script launches its guests, or attaches to them."""
+    for line in _flat(statements):
+        if isinstance(line, Line) and not line.text.startswith("${"):
+            found = registry.split(line.text)
+            if found.command.name == "attach":
+                return True
+            if found.command.name == "launch" and "--unless-attached" not in found.words:
+                return True
+    return False
 
 
 def _flat(statements: Iterable[Statement]) -> Iterator[Statement]:
     for statement in statements:
         yield statement
-        if isinstance(statement, (Repeat, OnStop)):
+        if isinstance(statement, (Repeat, OnStop, OnFailure)):
             yield from _flat(statement.body)
-
-
-def _check(registry: Registry, script: str, plan: Plan) -> bool:
-    """Look at the script as the runs will; tell whether it launches its guests. Raises UserError."""
-    statements = open_script(script)
-    for cell in plan.cells[:CHECKED]:
-        known: dict[str, str | None] = {**variables(plan, Run(1, cell), 1, Path.cwd()), "run": None}
-        Preflight(registry, {**known, "attempt": None}).check(statements)
-    launches = False
-    for line in _flat(statements):
-        if isinstance(line, Source) and not line.path.startswith(("@", "/", "${")):
-            raise UserError(
-                f"{line.place}: each run has a directory of its own, where {line.path} is not",
-                f"source ${{home}}/{line.path}: ${{home}} is the directory in which the campaign began",
-            )
-        if isinstance(line, Line) and not line.text.startswith("${"):
-            found = registry.split(line.text)
-            command, words = found.command, found.words
-            launches |= command.name == "launch" and "--unless-attached" not in words
-            launches |= command.name == "attach"
-    return launches
 
 
 def _check_kernels(cells: tuple[Cell, ...]) -> None:
