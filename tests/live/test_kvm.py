@@ -1,0 +1,226 @@
+"""Guests of a real KVM, in an arm64 host that is emulated: see emulated_host.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import LIVE, missing
+from emulated_host import Host, KvmGuest, emulated_host
+from session import Live, need_guest
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
+from ptinspect.errors import OutOfSlots, TargetTimeout
+from ptinspect.guest.injection import inject
+from ptinspect.link.session import StopInfo
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(
+        os.environ.get("PTINSPECT_KVM", "1" if LIVE else "0") != "1", reason="PTINSPECT_KVM=1 runs it"
+    ),
+    pytest.mark.xdist_group("kvm"),
+]
+GUESTS = ["5.10-cloud", "6.12-cloud"]
+SECONDS = 400.0
+FORKS = "i=0; while [ $i -lt 5 ]; do (:); i=$((i+1)); done"
+COUNT = 'n() { while read a b; do [ $a = processes ] && echo "n=$b;"; done < /proc/stat; }'
+"""What the kernel itself counts, read by a shell that forks nothing for it (proc(5), /proc/stat)."""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with emulated_host(GUESTS, tmp_path_factory.mktemp("host")) as found:
+        yield found
+
+
+@contextmanager
+def attached(guest: KvmGuest, name: str) -> Iterator[Live]:
+    ctx = Context(build_registry())
+    live = Live(ctx)
+    try:
+        live(f"attach {guest.stub}")
+        live(f"kernel {need_guest(name).kernel}")
+        yield live
+    finally:
+        ctx.close()
+
+
+def at_shell(live: Live, guest: KvmGuest) -> None:
+    """Let the guest boot to its shell, and go on running."""
+    live("continue --background")
+    guest.console.expect("guest# ")
+    guest.console.send(COUNT)
+    guest.console.expect("guest# ")
+
+
+def forked(guest: KvmGuest) -> int:
+    """Return how many processes the kernel has made."""
+    guest.console.send("n")
+    guest.console.expect("n=")
+    return int(guest.console.expect(";"))
+
+
+def stops_until(live: Live, guest: KvmGuest, text: str) -> list[StopInfo]:
+    """Continue from each stop until this is on the console; the guest runs then."""
+    found: list[StopInfo] = []
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and len(found) < 40:
+        try:
+            found.append(live.ctx.guest.target.wait_stop(0.5))
+        except TargetTimeout:
+            if guest.console.has(text):
+                guest.console.expect(text)
+                return found
+            continue
+        live("continue --background")
+    pytest.fail(f"{text!r} did not come, after {len(found)} stops")
+
+
+def test_5_10_on_two_cpus(host: Host) -> None:
+    guest = host.start("5.10-cloud", smp=2)
+    try:
+        with attached(guest, "5.10-cloud") as live:
+            status = live("status")
+            assert status["accel"] == "kvm" and status["cpus"] == 2
+            slots = status["slots"]
+            assert (slots["breakpoints"], slots["watchpoints"]) == (6, 4), slots
+            lanes = {lane["name"]: lane for lane in live("lane")["lanes"]}
+            assert [name for name, lane in lanes.items() if lane["chosen"]] == ["gdbstub"], lanes
+            stood = live("regs pc")["registers"]["pc"]
+            for n in range(3):
+                live(f"break pa:{0x4800_0000 + 4 * n:#x}")
+            with pytest.raises(OutOfSlots, match="under KVM the CPU has 6 hardware breakpoints"):
+                live("kpti writes --level pte --level pmd --level pud --level pgd")
+            assert live("regs pc")["registers"]["pc"] == stood
+            live("delete all")
+            the_main_job(live)
+            at_shell(live, guest)
+            five_forks_are_five_stops(live, guest)
+            the_writer_is_named(live, guest)
+            no_step_leads_into_a_vector(live, guest)
+            live("detach --run")
+        guest.console.send("echo runs''on")
+        guest.console.expect("runson")
+        in_the_user_s_own_gdb(guest)
+    finally:
+        guest.end()
+
+
+def the_main_job(live: Live) -> None:
+    ran = live(f"kpti run --timeout {SECONDS:.0f}")
+    assert ran["reached"] and ran["snapshots"] == ["before", "during", "after"], ran
+    diff = live("diff before after --expect-only-bit11")
+    assert diff["only_bit11"] is True and diff["changes"] == []
+    assert live("kpti verdict")["code"] == "normal"
+
+
+def five_forks_are_five_stops(live: Live, guest: KvmGuest) -> None:
+    """Interrupts are enabled at this function, and on this machine one is pending at each stop."""
+    before = forked(guest)
+    live("interrupt")
+    live("break kernel_clone")
+    number = live.ctx.guest.stopped.breakpoints[-1].id
+    live("continue --background")
+    guest.console.send(f"{FORKS}; echo fin''ished")
+    found = stops_until(live, guest, "finished")
+    live("interrupt")
+    live(f"gdb condition {number} $sp == 0")  # never: GDB itself goes on each time
+    live("continue --background")
+    after = forked(guest)
+    assert len(found) == after - before >= 5
+    guest.console.send(f"{FORKS}; echo ag''ain")
+    assert stops_until(live, guest, "again") == []
+    assert forked(guest) - after >= 5
+    live("interrupt")
+    live("delete all")
+    live("continue --background")
+
+
+def fork_at(live: Live, guest: KvmGuest) -> CpuState:
+    """Have the shell fork, and stop where the kernel begins with it; the guest runs before."""
+    live("interrupt")
+    live("break kernel_clone")
+    live("continue --background")
+    guest.console.send("(:)")
+    stop = live.ctx.guest.target.wait_stop(SECONDS)
+    live("delete all")
+    return live.ctx.guest.stopped.cpu_state(stop.cpu)
+
+
+def the_writer_is_named(live: Live, guest: KvmGuest) -> None:
+    """Who accesses the frame record that the function has just made: its end, or a later call."""
+    session = live.ctx.guest.target
+    before = fork_at(live, guest)
+    for _ in range(12):
+        live(f"stepi --cpu {before.cpu}")
+        state = session.cpu_state(before.cpu)
+        if state.sp < before.sp:
+            break
+    assert state.sp < before.sp and state.pstate & 0xC0 == 0
+    number = session.watch_access(state.sp, 8)
+    live("continue --background")
+    stop = session.wait_stop(SECONDS)
+    assert stop.breakpoint == number
+    vectors = session.cpu_state(stop.cpu).system["VBAR_EL1"]
+    assert not vectors <= stop.pc < vectors + 0x800, hex(stop.pc)
+    word = int.from_bytes(live.ctx.guest.code_at(stop.pc - 4, 4), "little")
+    assert word >> 27 & 1 and not word >> 25 & 1, hex(word)  # a load or store (Arm ARM C4.1)
+    live("delete all")
+    live("continue --background")
+
+
+def no_step_leads_into_a_vector(live: Live, guest: KvmGuest) -> None:
+    state = fork_at(live, guest)
+    trace = live(f"stack trace --steps 30 --cpu {state.cpu}")
+    vectors = state.system["VBAR_EL1"]
+    assert trace["steps"] == 30
+    assert not any(vectors <= int(point[3], 16) < vectors + 0x800 for point in trace["points"])
+    live("continue --background")
+
+
+def in_the_user_s_own_gdb(guest: KvmGuest) -> None:
+    gdb = shutil.which("gdb-multiarch")
+    if gdb is None:
+        missing("gdb-multiarch")
+    script = Path(__file__).parents[2] / "gdbscripts" / "ptinspect.py"
+    kernel = need_guest("5.10-cloud").kernel
+    lines = [f"target remote {guest.stub}", f"source {script}", f"pt kernel {kernel}", "pt status"]
+    lines += ["pt stepi", "pt until arch_cpu_idle --timeout 60", "pt continue --timeout 1", "pt status"]
+    run = subprocess.run(
+        [gdb, "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env={**os.environ, "PTINSPECT_PYTHON": sys.executable, "PYTHONPATH": str(script.parents[1])},
+    )
+    said = run.stdout + run.stderr
+    assert "interrupts are taken" not in said and "end-stepping-range" in said, said
+    assert re.search(r"runs by +KVM", said), said
+
+
+def test_6_12_with_52_bits(host: Host) -> None:
+    guest = host.start("6.12-cloud")
+    try:
+        with attached(guest, "6.12-cloud") as live:
+            change = inject(live.ctx.guest, "lost", SECONDS)
+            assert live("regime")["ttbr1"]["va_bits"] == 52
+            diff = live("diff before after --expect-only-bit11")
+            assert diff["only_bit11"] is True
+            caught = live(f"stack guard --timeout {SECONDS:.0f}")
+            assert caught["way"] == "recursive-fault" and caught["entry"] == "breakpoint", caught
+            assert caught["why"]["code"] == "lost-entry"
+            assert int(caught["why"]["descriptor"]["descriptor_pa"], 16) == change.pa
+    finally:
+        guest.end()
