@@ -17,7 +17,7 @@ from ptinspect.link.gdb.agent import Agent, script_path
 from ptinspect.link.gdb.breakpoints import insert_breakpoint, list_breakpoints
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.gdb.process import GdbProcess
-from ptinspect.link.gdb.registers import RegisterReader
+from ptinspect.link.gdb.registers import _ROW, RegisterReader
 from ptinspect.link.lanes.stubmem import CHUNK, StubMemory
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.monitor import parse_mtree
@@ -391,3 +391,19 @@ def test_a_run_whose_breakpoints_cannot_all_be_set_leaves_none(monkeypatch: pyte
 )
 def test_why_it_stopped_in_words(stop: StopInfo, words: str) -> None:
     assert stop.words == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " Name         Nr  Rel Offset    Size  Type            Rmt Nr  g/G Offset\n"
+        " cpsr         33   33    264       4 int                  33         264\n"
+        " TTBR0_EL1   141   73   1208       8 uint64_t            151        1212\n",
+        "Name       Nr   Rel  Offset   Size  Type            Rmt Nr  g/G Offset  Expedited \n"
+        "cpsr       33   33   264      4     int             33      264                   \n"
+        "TTBR0_EL1  141  73   1208     8     uint64_t        151     1212        yes       \n",
+    ],
+    ids=["GDB 13", "GDB 18"],
+)
+def test_where_the_stub_has_a_register(text: str) -> None:
+    assert _ROW.findall(text) == [("cpsr", "4", "33", "264"), ("TTBR0_EL1", "8", "151", "1212")]

@@ -14,7 +14,7 @@ from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string, console
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
-_ROW = re.compile(r"^ (\S+) +\d+ +-?\d+ +\d+ +(\d+) .* (\d+) +(\d+)$", re.MULTILINE)
+_ROW = re.compile(r"^ ?(\S+) +\d+ +-?\d+ +\d+ +(\d+) .* (\d+) +(\d+)(?: +[a-z]+)? *$", re.MULTILINE)
 """A register of `maint print remote-registers`: name, bytes, the stub's number, place in its `g`."""
 _VALUE = re.compile(rb'\{number="(\d+)",value="(0x[0-9a-f]+)"\}')
 
