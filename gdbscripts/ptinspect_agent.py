@@ -46,7 +46,7 @@ ORPHAN_SECONDS = 1.0
 
 
 RELAY_SECONDS = 30.0
-"""How long a relay may take to start, which reads the description of all registers."""
+"""How long a relay may take to start."""
 
 
 class Cancelled(gdb.GdbError):

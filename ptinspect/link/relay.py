@@ -26,7 +26,8 @@ from ptinspect.link.journal import step_place
 from ptinspect.link.masked_step import HELD, Before, settle, step
 
 READY = b"ready\n"
-TOKEN = re.compile(rb"\$([^#]*)#..|[+\-\x03]", re.DOTALL)
+TOKEN = re.compile(rb"\$([^#]*)#..|[^$]", re.DOTALL)
+"""A packet, or a byte between packets: an acknowledgement, or 3, which interrupts."""
 STEP = re.compile(rb"vCont;[sS](?:[0-9a-f]{2})?:(p?[0-9a-f.]+)(?:;.*)?", re.DOTALL)
 """A request to step one thread; others may be let run meanwhile."""
 POINT = re.compile(rb"([zZ])[01],([0-9a-f]+),")
@@ -37,8 +38,12 @@ SYSTEM = ("VBAR_EL1", "ELR_EL1", "SPSR_EL1", "TPIDR_EL1")
 """System registers that are read."""
 CHUNK = 0xFFB
 DESCRIPTION_LIMIT = 1 << 20
-LAST_SECONDS = 5.0
-"""How long a step may take when GDB has ended meanwhile."""
+LAST_SECONDS = 2.0
+"""How long a step may take when GDB has ended meanwhile, before it is interrupted."""
+
+
+PUT_BACK_SECONDS = 5.0
+"""How long the stub may take for each answer then."""
 
 
 def packet(body: bytes) -> bytes:
@@ -239,6 +244,8 @@ class Relay:
         self.gdb.sendall(b"+")
         self._interrupted = False
         thread = Thread(self, name, body)
+        if self.stub.numbers is CORE:
+            self.stub.describe()
         self.stub.send(b"Hg" + name)
         step(thread, lambda before: self._write(name, before))
         thread.leave()
@@ -286,7 +293,7 @@ def _readable(*sockets: socket.socket, wait: float | None = None) -> list[socket
     return list(select.select(sockets, [], [], wait)[0])
 
 
-def put_back(address: StubAddress, timeout: float = LAST_SECONDS) -> bool:
+def put_back(address: StubAddress, timeout: float = PUT_BACK_SECONDS) -> bool:
     """Finish a step that a relay which died has left half done; the guest must be stopped, with no debugger.
 
     Nothing is touched where the CPU does not look like the one that was stepped: another guest, or one that
@@ -327,7 +334,6 @@ def main(words: Sequence[str]) -> None:
         record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     relay = Relay(socket.socket(fileno=stub), socket.socket(fileno=gdb), record)
     relay.stub.sock.setblocking(True)
-    relay.stub.describe()
     os.write(1, READY)
     os.close(1)
     relay.serve()
