@@ -93,6 +93,15 @@ class SymbolBreakpoints:
         self.all.append(made)
         return made
 
+    def waits(self, address: Address) -> bool:
+        """Tell whether it is not known yet where the code at an address will run."""
+        from ptinspect.linux.image.code_parts import part_of
+
+        kernel, place = self._guest.kernel, self.place
+        if kernel is None or place.known:
+            return kernel is None
+        return part_of(kernel, self.linked_at(address)) != "identity" or not place.lies
+
     def delete(self, number: int) -> bool:
         """Delete one of these; False if there is none of this number."""
         found = next((one for one in self.all if one.id == number), None)

@@ -45,6 +45,8 @@ class KernelPlace:
         """Run-time minus link-time address, modulo 2^64: for now, unless `known`; None if nobody knows."""
         self.bases: tuple[int, ...] = ()
         """Physical addresses of the image: one, or while a firmware runs those of the copies that it has."""
+        self.lies = False
+        """`bases` is where the image lies, and stays."""
         self.stops: tuple[int, ...] = ()
         """Where more is to be learnt, what tells most first."""
         self.pause: float | None = None
@@ -69,7 +71,7 @@ class KernelPlace:
         if self.known and tables and not pcs & set(jumps):
             self._follow(view)
             return
-        self.known, self.offset, self.reached = False, None, ""
+        self.known, self.lies, self.offset, self.reached = False, False, None, ""
         if not view.entered:
             self._firmware(view, image, pcs)
             return
@@ -85,12 +87,22 @@ class KernelPlace:
         if self.offset is not None and (pcs & {*anchors, *self._returns, *first} or _filled(view)):
             self.known = True
             self.reached = FIRST_VIRTUAL if pcs & set(first) else ANCHOR if pcs & self._at(anchors) else ""
-            self.stops, self.pause, self._returns = jumps[-1:], None, set()
+            self.stops, self.pause, self._returns = self._begins(view), None, set()
             return
         late = tables and not pcs & set(jumps)
         early = () if jumps and not tables else (*anchors, *self._returns)
         self.stops = (*first, *reversed(jumps), *early)
         self.pause = LOOK_SECONDS if not self.bases or (late and view.placed) else SLICE_SECONDS
+
+    def _begins(self, view: GuestView) -> tuple[int, ...]:
+        """Return where a CPU begins after a reset: QEMU's loader before the image, or a firmware.
+
+        QEMU's loader lies at the start of RAM (hw/arm/boot.c), a firmware in the first flash (hw/arm/virt.c).
+        A kernel runs nothing at these addresses, so that breakpoints there cost nothing.
+        """
+        firmware = [int(block.start) for block in view.ram if not block.writable][:1]
+        loader = [int(b.start) for b in view.ram if b.writable and any(map(b.contains, self.bases))]
+        return (*loader[:1], *firmware)
 
     def _at(self, anchors: tuple[int, ...]) -> set[int]:
         return {*anchors, *self._returns}
@@ -104,6 +116,7 @@ class KernelPlace:
         """Take over where the image lies. Raises KernelFileError if it is another kernel's."""
         try:
             self.bases = (int(view.pa_of_link(image.text_va)),)
+            self.lies = True
         except KernelFileError:
             raise
         except GuestError:  # copies that the firmware had are all that is known

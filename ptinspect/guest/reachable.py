@@ -201,7 +201,7 @@ def set_breakpoint(
     if value is None:
         breakpoints = symbol_breakpoints(guest)
         made = breakpoints.add(address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition)
-        if made.pending and not guest.stopped.escort.everywhere:
+        if breakpoints.waits(address) and not guest.stopped.escort.everywhere:
             breakpoints.delete(made.id)
             raise UserError(
                 f"{address.text}: it is not known yet where the kernel runs",

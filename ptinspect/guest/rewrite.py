@@ -82,10 +82,10 @@ class RewriteBreakpoints:
 
     algorithm: str
     """The algorithm that the kernel's code shows."""
-    points: Sequence[tuple[int, str, int]]
-    """Number, point and address of each; the C function comes first, then POINTS.
+    points: Sequence[tuple[int, str, int, bool]]
+    """Number, point, address, and whether it is pending, of each; the C function comes first, then POINTS.
 
-    The address is the kernel file's while it is not known where the code will run."""
+    The address of one that is pending is a preliminary one, or the kernel file's."""
     left_out: Sequence[int]
     """Addresses for which the CPU has no breakpoint left."""
     placed: bool
@@ -435,7 +435,10 @@ def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
     left = [breakpoints.shown_at(one) for one in wanted if one not in chosen]
     return RewriteBreakpoints(
         runner.code.algorithm,
-        [(one.id, name, breakpoints.shown_at(one.address)) for one, name in found],
+        [
+            (one.id, name, breakpoints.shown_at(one.address), breakpoints.waits(one.address))
+            for one, name in found
+        ],
         left,
         breakpoints.place.known,
     )

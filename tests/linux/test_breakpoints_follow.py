@@ -21,7 +21,7 @@ from ptinspect.guest import guest as layer
 from ptinspect.guest.breakpoints import NOT_USER, SymbolBreakpoints, symbol_breakpoints
 from ptinspect.guest.expression import address
 from ptinspect.guest.kernel_place import LOOK_SECONDS, SLICE_SECONDS
-from ptinspect.guest.reachable import checked
+from ptinspect.guest.reachable import checked, set_breakpoint
 from ptinspect.guest.run_control import until
 from ptinspect.linux.image.code_parts import part_of, switches
 from ptinspect.linux.image.image import KernelImage
@@ -111,7 +111,7 @@ def test_from_reset_to_where_the_kernel_stays(kernel: KernelImage) -> None:
     assert at[0] == [pa(HOT), pa(GOES), pa(RETURNS)]  # no slow page but these, at their physical places
     assert {TEXT_VA + FIRST, TEXT_VA + HOT} <= set(at[1])  # for now
     assert {moved + FIRST, moved + HOT} <= set(at[2]) and TEXT_VA + HOT not in at[2]
-    assert set(at[3]) == {moved + HOT, pa(GOES)}  # the last jump tells of the next boot
+    assert set(at[3]) == {moved + HOT, 0x4000_0000}  # where the next boot begins; no slow page of the kernel
     assert [pause for _, pause in session.asked] == [SLICE_SECONDS] * 3 + [None]
     assert breakpoints.place.known and breakpoints.place.offset == MOVED
 
@@ -160,10 +160,12 @@ def test_after_a_reset_they_wait_again(kernel: KernelImage) -> None:
     assert held.state == "stopped"
 
 
-def test_a_reset_that_nobody_saw_is_seen_at_the_jump_of_the_next_boot(kernel: KernelImage) -> None:
-    guest, _, linked, _ = boot()
-    stays = guest.cpu(pc=0)
-    script = [(stays, None), (linked, pa(GOES)), (linked, TEXT_VA + FIRST), (linked, TEXT_VA + HOT)]
+def test_a_reset_that_nobody_saw_is_seen_where_the_next_boot_begins(kernel: KernelImage) -> None:
+    guest, reset, linked, _ = boot()
+    script = [
+        (guest.cpu(pc=0), None), (reset, 0x4000_0000), (linked, pa(GOES)), (linked, TEXT_VA + FIRST),
+        (linked, TEXT_VA + HOT),
+    ]  # fmt: skip
     held, _, breakpoints = followed(kernel, guest, script)
     breakpoints.add(address("kernel_clone"))
     assert held.stopped.run_until([], 5).pc == TEXT_VA + HOT
@@ -212,6 +214,19 @@ def test_where_no_service_shows_itself_the_guest_is_looked_at_often(kernel: Kern
     with pytest.raises(TargetTimeout):
         held.stopped.run_until([], 5)
     assert [pause for _, pause in session.asked] == [LOOK_SECONDS] * 3
+
+
+def test_what_lies_where_it_stays_is_not_waited_for(kernel: KernelImage) -> None:
+    guest, reset, _, _ = boot()
+    held, session, breakpoints = followed(kernel, guest, [(reset, None)])
+    rewrite, first = address("idmap_kpti_install_ng_mappings"), address("start_kernel")
+    breakpoints.look()
+    assert (breakpoints.waits(rewrite), breakpoints.waits(first)) == (False, True)
+    session.escort.everywhere = False  # inside a GDB of the user's nobody would set it later on
+    assert set_breakpoint(held, rewrite)[0].id
+    with pytest.raises(UserError, match="not known yet where the kernel runs"):
+        set_breakpoint(held, first)
+    assert set_at(session) == {pa(REWRITE)}
 
 
 def test_until_says_what_it_waits_for_and_leaves_nothing(kernel: KernelImage) -> None:

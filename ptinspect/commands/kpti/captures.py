@@ -56,10 +56,13 @@ def set_breakpoints(guest: Guest) -> Report:
     """Set breakpoints at the points of the rewrite."""
     found = set_around(guest, RUN_SECONDS)
     listed = [
-        BreakpointResult(number, point, Hex(address), MEANINGS[point], ABSENT if found.placed else True)
-        for number, point, address in found.points
+        BreakpointResult(number, point, Hex(address), MEANINGS[point], True if pending else ABSENT)
+        for number, point, address, pending in found.points
     ]
-    rows = [(str(one.id), hex_address(one.address), one.meaning) for one in listed]
+    rows = [
+        (str(one.id), "pending" if one.pending is True else hex_address(one.address), one.meaning)
+        for one in listed
+    ]
     body: list[Table | Note] = [
         Table((Column("no.", "right"), Column("address"), Column("what")), rows, "Breakpoints")
     ]
@@ -68,7 +71,7 @@ def set_breakpoints(guest: Guest) -> Report:
         more = f"left out, the CPU has no breakpoint for it: {places}; break lists them, delete N frees one"
         body.append(Note(more, "changed"))
     if not found.placed:
-        text = "They are pending: it is not known yet where the kernel runs. They follow it."
+        text = "It is not known yet where the kernel runs; the breakpoints follow it."
         if not guest.stopped.escort.everywhere:
             text = "The C function is left out: it is not known yet where it will run."
         body.append(Note(text, "dim"))

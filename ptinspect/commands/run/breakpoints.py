@@ -119,7 +119,7 @@ def break_at(
 
 def _where(guest: Guest, one: SymbolBreakpoint) -> str:
     places = ", ".join(guest.place(place) for place in one.places)
-    if symbol_breakpoints(guest).place.known:
+    if not symbol_breakpoints(guest).waits(one.address):
         return f"at {places}"
     also = f"; until then at {places}" if places else ""
     return f"at {one.address.text}, pending until it is known where the kernel runs{also}"
@@ -130,7 +130,7 @@ def _listed(guest: Guest) -> Report:
     breakpoints.refresh()
     found = {b.id: (_result(guest, b), "temporary" if b.temporary else "") for b in guest.target.breakpoints}
     for one in breakpoints.all:
-        pending = "" if breakpoints.place.known else "pending"
+        pending = "pending" if breakpoints.waits(one.address) else ""
         kind = " ".join(filter(None, ("temporary" if one.temporary else "", pending)))
         found[one.id] = (_symbol_result(guest, one), kind)
     slots, notes = _slots(guest)
@@ -145,7 +145,7 @@ def _result(guest: Guest, found: Breakpoint) -> BreakpointResult:
 
 def _symbol_result(guest: Guest, one: SymbolBreakpoint) -> BreakpointResult:
     places = [VirtAddr(place) for place in one.places]
-    if symbol_breakpoints(guest).place.known and places:
+    if places and not symbol_breakpoints(guest).waits(one.address):
         return BreakpointResult(one.id, places[0], guest.place(places[0]), ABSENT, places)
     linked = symbol_breakpoints(guest).linked_at(one.address)
     return BreakpointResult(one.id, VirtAddr(linked), one.address.text, True, places)
