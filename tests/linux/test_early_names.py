@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import TreeBuilder
+from builders import KERNEL_TEXT, TreeBuilder
 from fakes import FakeSession, run
 from kernels import TEXT_VA, image, table
 from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
@@ -23,7 +23,7 @@ OFF = {"TTBR0_EL1": 0, "TTBR1_EL1": 0, "TCR_EL1": 0, "SCTLR_EL1": 0, "VBAR_EL1":
 LOADER = RAM[1].start
 PRIMARY = IMAGE_PA + 0x1_0400
 PAGE = PRIMARY & ~0xFFF
-USER, IDMAP = 0x4700_0000, 0x4710_0000
+USER, IDMAP, MOVED = 0x4700_0000, 0x4710_0000, 0x4C23_0000
 
 
 class Stopped(FakeSession):
@@ -128,3 +128,38 @@ def test_code_that_nobody_can_read(kernel: KernelImage) -> None:
         run(ctx, "x/2i 0xffff800099990000")
     with pytest.raises(UserError, match="no code can be read at pa:0x1000000000"):
         run(ctx, "x/2i pa:0x1000000000")
+
+
+def test_the_identity_map_in_a_register_is_not_the_kernel_s_own_table(kernel: KernelImage) -> None:
+    """Code that makes it has it in x2, as the rewrite has swapper_pg_dir; it maps the image, to itself."""
+    guest = Guest()
+    tree = TreeBuilder(guest.regime, memory=guest.memory, tables_at=IDMAP, root=IDMAP)
+    tree.map(IMAGE_PA, IMAGE_PA, size=0x10_0000, attributes=KERNEL_TEXT)
+    early = guest.cpu(pc=PRIMARY, x={2: IDMAP}, TTBR0_EL1=IDMAP, TTBR1_EL1=0x4720_0000, VBAR_EL1=0)
+    ctx = stopped(kernel, guest, early)
+    assert not ctx.guest.view.placed
+    assert ctx.guest.place(PRIMARY) == f"{PRIMARY:#x} (primary_entry+0x0)"
+
+
+def by_a_firmware(kernel: KernelImage, pc: int) -> Context:
+    """The EFI stub has moved the image to a multiple of 64 KiB, and the firmware's MMU is on."""
+    guest = Guest(image_pa=MOVED)
+    tree = TreeBuilder(guest.regime, memory=guest.memory, tables_at=IDMAP, root=IDMAP)
+    tree.map(MOVED, MOVED, size=0x10_0000, attributes=KERNEL_TEXT)
+    return stopped(kernel, guest, guest.cpu(pc=pc, TTBR0_EL1=IDMAP, TTBR1_EL1=0, VBAR_EL1=0x4800))
+
+
+def test_where_a_kernel_is_entered_it_stays(kernel: KernelImage) -> None:
+    pc = MOVED + PRIMARY - IMAGE_PA + 4
+    ctx = by_a_firmware(kernel, pc)
+    assert ctx.guest.place(pc) == f"{pc:#x} (primary_entry+0x4)"
+    assert run(ctx, "print pa:vectors").result["value"] == f"{MOVED + 0x1_0800:#x}"
+
+
+def test_code_of_a_copy_that_may_yet_be_moved_has_names(kernel: KernelImage) -> None:
+    pc = MOVED + 0x1_0804
+    ctx = by_a_firmware(kernel, pc)
+    assert ctx.guest.place(pc) == f"{pc:#x} (vectors+0x4)"
+    with pytest.raises(GuestError, match="not found in guest memory"):
+        run(ctx, "print pa:vectors")
+    assert ctx.guest.place(0x4E00_0000, physical=True) == "pa:0x4e000000"

@@ -81,3 +81,12 @@ def test_what_the_compiler_appends(suffix: str) -> None:
 def test_other_suffixes_are_other_symbols(suffix: str) -> None:
     with pytest.raises(KernelFileError, match="no symbol 'kpti_install'"):
         table([("kpti_install" + suffix, BASE, "t")]).lookup("kpti_install")
+
+
+def test_what_follows_the_last_function_for_initialization_may_be_the_efi_stub() -> None:
+    """Whose names kallsyms leaves out; a vmlinux has them."""
+    rows = [("_sinittext", BASE, "T"), ("last_init", BASE + 0x100, "t"), ("_einittext", BASE + 0x8000, "T")]
+    assert table(rows).nearest(BASE + 0x1FC) == ("last_init", 0xFC)
+    assert table(rows).nearest(BASE + 0x4000) is None
+    named = table([*rows, ("__efistub_efi_entry", BASE + 0x200, "t")])
+    assert named.nearest(BASE + 0x4000) == ("__efistub_efi_entry", 0x3E00)

@@ -27,6 +27,11 @@ _SUFFIX = re.compile(r"\.(?:cfi|isra\.\d+|constprop\.\d+|part\.\d+|llvm\.\d+)(?:
 """What compilers append to the name of a function that they changed (GCC -fipa-sra, LLVM LTO and CFI)."""
 
 
+LAST_INIT = 0x100
+"""Bytes that the last function for initialization is taken to have where kallsyms alone names functions.
+
+The EFI stub follows it (drivers/firmware/efi/libstub/lib.a), whose names kallsyms leaves out: __efistub_…
+(scripts/kallsyms.c)."""
 LONGEST_FUNCTION = 0x1_0000
 """Bytes: what lies this far past the beginning of a function does not belong to it."""
 ENDS = frozenset(
@@ -98,6 +103,14 @@ class SymbolTable:
         order = rows[np.argsort(self.addresses[rows], kind="stable")]
         return self.addresses[order], order
 
+    @cached_property
+    def _last_init(self) -> int:
+        """The row of the last function for initialization, if the EFI stub may follow it unnamed; else -1."""
+        end = self.by_name.get("_einittext")
+        if not end or any(name.startswith("__efistub_") for name in self.names):
+            return -1
+        return int(np.searchsorted(self._sorted[0], np.uint64(end[0]), side="left")) - 1
+
     def nearest(self, address: int) -> tuple[str, int] | None:
         """Return the symbol that an address belongs to, as far as is known, and the offset in it.
 
@@ -115,6 +128,8 @@ class SymbolTable:
         best = min(group, key=lambda i: (_ends(self.names[i]), not self.kinds[i].isupper(), i))
         offset = address - int(at)
         ended = offset > 0 and _ends(self.names[best])
+        at_stub = slot == self._last_init and self.names[best] != "_sinittext"
+        ended = ended or (at_stub and offset >= LAST_INIT)
         if ended or (offset >= LONGEST_FUNCTION and self.kinds[best] in "tTwW"):
             return None
         return self.names[best], offset

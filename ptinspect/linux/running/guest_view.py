@@ -16,7 +16,7 @@ from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import MemberOffsets
 from ptinspect.linux.running.modules import Modules
-from ptinspect.linux.running.placement import Placement, mismatch
+from ptinspect.linux.running.placement import EFI_BOUNDARY, Placement, find_near, mismatch
 from ptinspect.linux.running.swapper import RootFound, maps_kernel
 from ptinspect.memory.source import PhysicalMemory, RamBlock, far
 from ptinspect.snapshot.model import Root
@@ -24,6 +24,8 @@ from ptinspect.tables.walk import walk
 from ptinspect.text import escape
 
 MAX_BANNER = 512
+MAX_COPIES = 16
+"""Places around which another copy of the image is looked for at one stop."""
 
 
 class GuestView:
@@ -59,6 +61,8 @@ class GuestView:
         self._given = root
         self._previous = previous._known() if previous is not None and previous.image is image else None
         self._pages: dict[int, int] = {}
+        self._copies: list[Placement] = []
+        self._searched: set[int] = set()
 
     @property
     def known_offset(self) -> int | None:
@@ -258,9 +262,25 @@ class GuestView:
         try:
             found = self.placement
         except GuestError:
+            found = None
+        copies = self._copies if found is None else [found, *self._copies]
+        copy = next((c for c in copies if c.pa <= pa < c.pa + self.image.size), None)
+        if copy is None and (found is None or not found.settled):
+            copy = self._find_copy(self.image, pa)
+        return None if copy is None else self.image.text_va + pa - copy.pa
+
+    def _find_copy(self, image: KernelImage, pa: int) -> Placement | None:
+        """Find a copy of the image around an address, as a firmware or the EFI stub makes some."""
+        where = pa & -EFI_BOUNDARY
+        if where in self._searched or len(self._searched) >= MAX_COPIES:
             return None
-        inside = found.pa <= pa < found.pa + self.image.size
-        return self.image.text_va + pa - found.pa if inside else None
+        self._searched.add(where)
+        if not any(block.writable and block.contains(pa) for block in self.ram):
+            return None
+        found = find_near(self.memory, image, [pa])
+        if found is not None:
+            self._copies.append(found)
+        return found
 
     def pa_of(self, va: int) -> PhysAddr:
         """Translate an address: kernel ones through the kernel's own table, user ones through TTBR0.

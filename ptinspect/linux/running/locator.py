@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ptinspect.arch.bits import MASK64
-from ptinspect.arch.regime import Regime, root_pa
-from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.arch.bits import MASK64, bit
+from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
+from ptinspect.arch.sysregs import CpuState, current_regime, mmu_on, translation_register
 from ptinspect.dataclass import dataclass, field, replace
-from ptinspect.errors import GuestError, RegimeError
+from ptinspect.errors import GuestError, PtinspectError, RegimeError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.running import placement, swapper
 from ptinspect.linux.running.placement import Placement
 from ptinspect.linux.running.swapper import RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.snapshot.model import Root
+from ptinspect.tables.walk import walk
 
 LOADER_SIZE = 4096
 """Bytes at the start of RAM in which QEMU's loader stays."""
+ENTRY = frozenset(
+    (
+        "primary_entry",
+        "record_mmu_state",
+        "preserve_boot_args",
+        "init_kernel_el",
+        "__cpu_setup",
+        "create_idmap",
+    )
+)
+"""Functions of head.S that run before the kernel has tables of its own; the EFI stub runs none of them."""
 MAX_RUNS = 256
 """Pieces of executable memory that are looked at in the search for the image; modules are further up."""
 
@@ -57,6 +69,9 @@ class Locator:
         found = placement.first_matching(self.memory, image, self._likely(image, candidates))
         if found is not None:
             return found
+        entered = self._entered(image)
+        if entered is not None:
+            return entered
         led = self.led()
         copy = placement.find_image(self.memory, image, self.ram, self.hint[0])
         if copy is not None and copy.agrees and any(copy.pa <= pa < copy.pa + image.size for pa in led):
@@ -69,6 +84,30 @@ class Locator:
             found = found or placement.find_code(self.memory, image, self.ram, self.hint[0])
         found = found or copy
         return None if found is None else replace(found, settled=not self._in_firmware(found.pa))
+
+    def _entered(self, image: KernelImage) -> Placement | None:
+        """Return the copy in whose entry a CPU is with a firmware's tables still; None if none is.
+
+        The EFI stub enters a kernel with the MMU on since v6.3 (Linux commit 6178617038a8). Its own code may
+        run in another copy, and does not count.
+        """
+        for state in self.states:
+            if mmu_on(state) is not True or bit(state.pc, 55) or not state.el:
+                continue
+            if state.system.get(translation_register(state, "TTBR1")):
+                continue
+            try:
+                regime = regime_from_registers(state, False, current_regime(state))
+                pa = walk(self.memory, state.pc, root_pa(state, regime), regime).pa
+            except PtinspectError:
+                continue
+            if pa is None or not any(block.writable and block.contains(pa) for block in self.ram):
+                continue
+            found = placement.find_near(self.memory, image, [pa])
+            near = None if found is None else image.nearest(image.text_va + pa - found.pa)
+            if near is not None and near[0] in ENTRY:
+                return found
+        return None
 
     def led(self) -> list[int]:
         """Return the addresses in RAM that the registers lead to; none while nothing but a firmware runs."""

@@ -110,10 +110,14 @@ def valid_entries(memory: PhysicalMemory, root: int, regime: Regime) -> int | No
 
 
 def _of_rewrite(state: CpuState, regime: Regime) -> Iterator[Root]:
-    """Yield what the identity-mapped code of the rewrite keeps in x3 and x2."""
+    """Yield what the identity-mapped code of the rewrite keeps in x3 and x2: never the table of TTBR0.
+
+    Other code that runs there, such as what makes the identity map, may have that in a register.
+    """
+    lower = ttbr_base(state.system.get(translation_register(state, "TTBR0"), 0), pa52=regime.wide_oa)
     for number in (3, 2):
         value = ttbr_base(state.x[number], pa52=regime.wide_oa)
-        if value and not bit(state.x[number], 55):
+        if value not in (0, lower) and not bit(state.x[number], 55):
             yield Root(value, f"x{number} of idmap_kpti_install_ng_mappings on cpu {state.cpu}")
 
 
@@ -224,10 +228,13 @@ def in_its_half(image: KernelImage, regime: Regime, va: int) -> bool:
     """Tell whether KASLR may have moved the image to `va`: it stays in its half of the kernel's addresses.
 
     The other half is the linear map's (asm/memory.h: PAGE_END, KIMAGE_VADDR; before v5.4 the halves are
-    the other way round). True if the file does not tell where it is linked.
+    the other way round). A file that has symbols and does not tell where it is linked is of 7.2 or later.
+    True if nothing tells.
     """
     shift = least_bits(regime.va_bits, regime) - 1
-    return not image.linked or va >> shift == image.text_va >> shift
+    if not image.linked:
+        return not image.symbols or va >> shift == MASK64 >> shift
+    return va >> shift == image.text_va >> shift
 
 
 def maps_vectors(memory: PhysicalMemory, root: int, regime: Regime, states: Sequence[CpuState]) -> bool:
