@@ -259,7 +259,9 @@ class FakeView:
     placement = None
     voffset = KERNEL - IMAGE
     image = None
-    modules: Any = SimpleNamespace(nearest=lambda address: None, lookup=lambda name, module="": [])
+    modules: Any = SimpleNamespace(
+        nearest=lambda address: None, lookup=lambda name, module="": [], refused=[]
+    )
     confirmed = is_kernels = True
     ram = ()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
+    from ptinspect.linux.image.module_file import ModuleFiles
     from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.linux.running.guest_view import GuestView
     from ptinspect.snapshot.model import Snapshot
@@ -56,6 +57,8 @@ class Guest:
     """The kernel file; opened when something needs it."""
     force_kernel: bool = False
     """Use it even if memory holds another kernel's code."""
+    module_files: ModuleFiles | None = None
+    """Files of modules, which add to the symbols that memory keeps."""
     gdb: str | None = None
     """GDB to use instead of the one that is found."""
     watcher: Watcher = field(default_factory=Unwatched, repr=False)
@@ -167,6 +170,13 @@ class Guest:
             self._kernel = self._last_view = None
             self.forget_stop()
 
+    def use_modules(self, directory: Path) -> None:
+        """Name a directory with files of modules. Raises UserError if there is none."""
+        from ptinspect.linux.image.module_file import ModuleFiles
+
+        self.module_files = ModuleFiles(directory)
+        self.forget_stop()
+
     @property
     def view(self) -> GuestView:
         """The kernel that runs, as the chosen CPU has it now. Raises UserError, GuestError, TargetError."""
@@ -206,6 +216,7 @@ class Guest:
             previous=self._last_view,
             root=None if self.imported is None else self.imported.root_found,
             force=self.force_kernel,
+            module_files=self.module_files,
         )
         return self._last_view
 

@@ -117,7 +117,8 @@ def symbol(guest: Guest, name: str) -> int:
         try:
             return _in_module(guest, plain)
         except GuestError:
-            raise error from None
+            refused = guest.view.modules.refused
+            raise KernelFileError(error.message, refused[0] if refused else error.hint) from None
     except GuestError as error:
         if module:
             raise

@@ -64,7 +64,8 @@ def initrd(tmp_path: Path) -> Path:
 
 def test_modules_of_a_running_kernel(initrd: Path) -> None:
     append = KASLR_BOOT.replace("rdinit=/init", "rdinit=/modinit")
-    with launched(GUEST, f'--initrd {initrd} --append "{append}"') as live:
+    card = "-- -device virtio-net-pci,romfile="
+    with launched(GUEST, f'--initrd {initrd} --append "{append}" {card}') as live:
         to_shell(live)
         assert live.ctx.guest.qemu is not None
         text = live.ctx.guest.qemu.console.read_text("utf-8", "replace")

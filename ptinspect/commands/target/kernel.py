@@ -26,6 +26,8 @@ class KernelResult:
     symbols: int | Absent = ABSENT
     text: Hex | Absent = ABSENT
     size: int | Absent = ABSENT
+    modules: str | Absent = ABSENT
+    """The directory with files of modules."""
 
 
 @command(
@@ -42,14 +44,21 @@ class KernelResult:
             help="Image, vmlinuz, or vmlinux, packed or not, or a .deb",
         ),
         argument("--force", action="store_true", help="use it even if the guest runs another kernel"),
+        argument("--modules", type=Path, metavar="DIR", help="a directory with .ko files of modules"),
     ),
     result=KernelResult,
     details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
-    "another kernel than the one in the stopped guest is refused (their code is compared).",
+    "another kernel than the one in the stopped guest is refused (their code is compared). Symbols of "
+    "loaded modules come from the guest's memory; with --modules those that it does not keep, as of data, "
+    "from files such as those below /lib/modules.",
     changes=True,
 )
-def kernel(guest: Guest, *, file: Path | None = None, force: bool = False) -> Report:
+def kernel(
+    guest: Guest, *, file: Path | None = None, force: bool = False, modules: Path | None = None
+) -> Report:
     """Name or show the kernel file."""
+    if modules is not None:
+        guest.use_modules(modules)
     if file is not None:
         if not file.is_file():
             raise UserError(f"no file {file}")
@@ -65,8 +74,9 @@ def kernel(guest: Guest, *, file: Path | None = None, force: bool = False) -> Re
     found = guest.kernel
     if found is None:
         return Report(KernelResult(None), (Note("no kernel file; 'kernel FILE' names one", "dim"),))
+    files = ABSENT if guest.module_files is None else str(guest.module_files.directory)
     result = KernelResult(
-        str(found.path), escape(found.banner), len(found.symbols), Hex(found.text_va), found.size
+        str(found.path), escape(found.banner), len(found.symbols), Hex(found.text_va), found.size, files
     )
     rows = [
         ("file", str(found.path)),
@@ -74,6 +84,8 @@ def kernel(guest: Guest, *, file: Path | None = None, force: bool = False) -> Re
         ("symbols", str(len(found.symbols))),
         ("linked at", f"{f'{found.text_va:#x}' if found.linked else 'not known'}, {found.size} bytes"),
     ]
+    if guest.module_files is not None:
+        rows.append(("modules", str(guest.module_files.directory)))
     return Report(result, (Table((Column(""), Column("")), rows),))
 
 
@@ -135,6 +147,8 @@ def symbol(guest: Guest, *, what: Address) -> Report:
     body = [Note(place)]
     if note:
         body.append(Note(note, "changed"))
+    if guest.state == "stopped":
+        body += [Note(f"not used: {escape(why)}", "changed") for why in guest.view.modules.refused]
     if also:
         body.append(Note(f"modules have one of this name too: {', '.join(also)}; NAME [MODULE]", "dim"))
     return Report(result, body)

@@ -16,8 +16,10 @@ from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.linux.image.btf import BtfTypes
 from ptinspect.linux.image.entry import RunningKernel
 from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.image.module_file import ModuleFiles
 from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 from ptinspect.linux.image.vmlinux import SYMBOL, names_of
 from ptinspect.text import escape
@@ -32,6 +34,7 @@ MAX_STRINGS = 16 << 20
 """Bytes of their names that are read at most."""
 LONGEST_NAME = 512
 """KSYM_NAME_LEN, include/linux/kallsyms.h."""
+MAX_SECTIONS = 1_000
 MODULE_NAME = 56
 """MODULE_NAME_LEN: 64 - sizeof(unsigned long), include/linux/module.h."""
 MAX_BYTES = 0x4000
@@ -86,12 +89,15 @@ class InModule:
 class Modules:
     """Find modules and their symbols, at one stop."""
 
-    def __init__(self, view: RunningKernel) -> None:
-        """Prepare; nothing is read before it is asked for."""
+    def __init__(self, view: RunningKernel, files: ModuleFiles | None = None) -> None:
+        """Prepare; nothing is read before it is asked for. `files` add symbols that memory does not keep."""
         self._view = view
+        self._files = files
         self._tables: dict[int, SymbolTable] = {}
         self.incomplete = ""
         """Why there may be more modules than were found; empty if the list was read and is whole."""
+        self.refused: list[str] = []
+        """Why files of modules are not used."""
 
     # -- what is asked --------------------------------------------------------------------------
 
@@ -241,8 +247,53 @@ class Modules:
                 found = self._symbols(module)
             except (GuestError, KernelFileError):
                 found = NO_SYMBOLS
+            try:
+                found = self._with_file(module, found)
+            except KernelFileError as error:
+                self.refused.append(error.message)
             self._tables[module.address] = found
         return self._tables[module.address]
+
+    def _with_file(self, module: Module, kept: SymbolTable) -> SymbolTable:
+        """Add the symbols of the module's file. Raises KernelFileError if that is another build's."""
+        file = None if self._files is None else self._files.symbols(module.name)
+        if file is None:
+            return kept
+        bases = {**self._sections(module), **file.bases(kept.by_name)}
+        more = file.placed(bases)
+        known = set(zip(kept.names, kept.addresses.tolist(), strict=True))
+        rows = [
+            i
+            for i, (name, address) in enumerate(zip(more.names, more.addresses.tolist(), strict=True))
+            if (name, address) not in known and module.part(address)
+        ]
+        return SymbolTable(
+            [*kept.names, *(escape(more.names[i]) for i in rows)],
+            np.concatenate([kept.addresses, more.addresses[rows]]).astype(np.uint64),
+            kept.kinds + "".join(more.kinds[i] for i in rows),
+        )
+
+    def _sections(self, module: Module) -> dict[str, int]:
+        """Return where the kernel has put the module's sections, as it tells in sysfs; none if it does not.
+
+        Source: kernel/module/sysfs.c. Since v6.14 their number is not kept (Linux commit 34f5ec0f8225).
+        """
+        view, found = self._view, dict[str, int]()
+        try:
+            types = view.types
+            if not isinstance(types, BtfTypes):
+                return {}
+            start = view.read_u64(module.address + types.offset("module.sect_attrs"))
+            count = view.read_u64(start + types.offset("module_sect_attrs.nsections")) & 0xFFFF_FFFF
+            first, each = types.offset("module_sect_attrs.attrs"), types.size("module_sect_attr")
+            name, address = (types.offset(f"module_sect_attr.{m}") for m in ("battr.attr.name", "address"))
+            for row in range(min(count, MAX_SECTIONS)):
+                at = start + first + row * each
+                text = self._strings(view.read_u64(at + name), LONGEST_NAME).partition(b"\0")[0]
+                found[text.decode("utf-8", "replace")] = view.read_u64(at + address)
+        except (GuestError, KernelFileError):
+            pass
+        return found
 
     def _symbols(self, module: Module) -> SymbolTable:
         at, read = self._view.types.offset, self._view.read_virt
