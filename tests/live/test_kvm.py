@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.skipif(
         os.environ.get("PTINSPECT_KVM", "1" if LIVE else "0") != "1", reason="PTINSPECT_KVM=1 runs it"
     ),
-    pytest.mark.xdist_group("kvm"),
 ]
 GUESTS = ["5.10-cloud", "6.12-cloud"]
 SECONDS = 400.0
@@ -38,10 +37,10 @@ COUNT = 'n() { while read a b; do [ $a = processes ] && echo "n=$b;"; done < /pr
 """What the kernel itself counts, read by a shell that forks nothing for it (proc(5), /proc/stat)."""
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    with emulated_host(GUESTS, tmp_path_factory.mktemp("host")) as found:
-        yield found
+def test_guests_of_one_host(tmp_path: Path) -> None:
+    with emulated_host(GUESTS, tmp_path) as host:
+        with_52_bits(host)
+        on_two_cpus(host)
 
 
 @contextmanager
@@ -87,7 +86,7 @@ def stops_until(live: Live, guest: KvmGuest, text: str) -> list[StopInfo]:
     pytest.fail(f"{text!r} did not come, after {len(found)} stops")
 
 
-def test_5_10_on_two_cpus(host: Host) -> None:
+def on_two_cpus(host: Host) -> None:
     guest = host.start("5.10-cloud", smp=2)
     try:
         with attached(guest, "5.10-cloud") as live:
@@ -109,7 +108,7 @@ def test_5_10_on_two_cpus(host: Host) -> None:
             five_forks_are_five_stops(live, guest)
             the_writer_is_named(live, guest)
             no_step_leads_into_a_vector(live, guest)
-            live("detach --run")
+            live("detach --resume")
         guest.console.send("echo runs''on")
         guest.console.expect("runson")
         in_the_user_s_own_gdb(guest)
@@ -210,7 +209,7 @@ def in_the_user_s_own_gdb(guest: KvmGuest) -> None:
     assert re.search(r"runs by +KVM", said), said
 
 
-def test_6_12_with_52_bits(host: Host) -> None:
+def with_52_bits(host: Host) -> None:
     guest = host.start("6.12-cloud")
     try:
         with attached(guest, "6.12-cloud") as live:
