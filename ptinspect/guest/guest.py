@@ -256,7 +256,7 @@ class Guest:
             captured, own = snapshot.meta.kernel, escape(self.kernel.banner)
             if not (captured.startswith(own) or own.startswith(captured)):  # either may be short or empty
                 return None
-            return self._linked(address - kernel_offset(snapshot.meta.extra))
+            return self._linked(self._link_in(snapshot, self.kernel, address))
         offset = 0
         if self.state == "stopped":
             code = self.code(state)
@@ -267,6 +267,23 @@ class Guest:
         if not self.kernel.linked and not offset:
             return None
         return self._linked(address - offset, as_linked=self.session is not None and not offset)
+
+    def _link_in(self, snapshot: Snapshot, kernel: KernelImage, address: int) -> int:
+        """Return the link-time address of a captured one; one of the lower half is the identity map's."""
+        from ptinspect.linux.image.image import FIRST_CODE
+        from ptinspect.snapshot.memory import SnapshotMemory
+        from ptinspect.tables.walk import walk
+
+        offset = kernel_offset(snapshot.meta.extra)
+        if bit(address, 55) or not snapshot.regime.upper:
+            return address - offset
+        code = (kernel.text_va + offset + FIRST_CODE) & MASK64
+        pa = (
+            walk(SnapshotMemory(snapshot), code, snapshot.root.pa, snapshot.regime).pa
+            if bit(code, 55)
+            else None
+        )
+        return -1 if pa is None else address - pa + FIRST_CODE + kernel.text_va
 
     def _linked(self, link: int, *, as_linked: bool = False) -> Near | None:
         """Return the symbol at or below a link-time address."""

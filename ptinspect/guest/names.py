@@ -116,9 +116,10 @@ def symbol(guest: Guest, name: str) -> int:
     except KernelFileError as error:
         try:
             return _in_module(guest, plain)
-        except GuestError:
+        except (GuestError, KernelFileError) as other:
             refused = guest.view.modules.refused
-            raise KernelFileError(error.message, refused[0] if refused else error.hint) from None
+            unknown = isinstance(other, KernelFileError) and f"{error.hint}; of modules: {other.message}"
+            raise KernelFileError(error.message, refused[0] if refused else unknown or error.hint) from None
     except GuestError as error:
         if module:
             raise

@@ -271,3 +271,12 @@ def test_diff_of_snapshots_of_different_shape(ctx: Context, tree: TreeBuilder) -
     run(ctx, "snap b")
     with pytest.raises(SnapshotError, match="cannot be compared"):
         run(ctx, "diff a b")
+
+
+def test_code_of_the_identity_map_in_a_snapshot(ctx: Context) -> None:
+    """Where the image lies follows from the captured tables."""
+    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    run(ctx, "snap s")
+    snapshot = ctx.guest.snapshots["s"]
+    assert ctx.guest.place(IMAGE + 0x1004, snapshot=snapshot) == f"{IMAGE + 0x1004:#x} (start_kernel+0x4)"
+    assert ctx.guest.place(0x1004, snapshot=snapshot) == "0x1004"
