@@ -21,7 +21,8 @@ from ptinspect.snapshot.fact_names import PHASE
 if TYPE_CHECKING:
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.kpti.code import KptiCode
-    from ptinspect.linux.kpti.position import Phase
+    from ptinspect.linux.kpti.position import Cursor, Phase
+    from ptinspect.linux.kpti.progress import Target
     from ptinspect.snapshot.model import Snapshot
 
 ENTRY = "idmap_kpti_install_ng_mappings"
@@ -313,7 +314,6 @@ class Runner:
 
     def middle(self, before: Standing, percent: int) -> None:
         """Run until about `percent` of the last table level's parents that are to be stored have been."""
-        from ptinspect.linux.kpti.code import POST_ORDER
         from ptinspect.linux.kpti.progress import by_number, left_of
 
         level, left = LEVEL_LAST - 1, left_of(before.tables, before.state, LEVEL_LAST - 1)
@@ -321,10 +321,9 @@ class Runner:
             level, left = LEVEL_LAST, left_of(before.tables, before.state, LEVEL_LAST)
         skip = max(min(left * percent // 100, left - 1), 0)
         self.guest.progress(f"waiting for {skip + 1} of {left} entries of level {level}", 0, 0)
-        if self.code.algorithm == POST_ORDER and left:
-            self.run_to_access(by_number(before.tables, before.state, level, skip + 1).descriptor_pa)
-            skip = 0
-        self.run_to_store(level, skip)
+        if left:
+            self.run_to_load(by_number(before.tables, before.state, level, skip + 1))
+        self.run_to_store(level)
         self.stops.append(("during", self.site_of(level)))
 
     def site_of(self, level: int) -> int:
@@ -334,15 +333,53 @@ class Runner:
                 return self.physical(self.code.entry_va + store.offset)
         raise UserError(f"the kernel's code never writes descriptors of level {level}")
 
-    def run_to_access(self, entry: int) -> None:
-        """Run until the rewrite, its MMU off, loads this descriptor: it stores it when all below it is done.
+    def run_to_load(self, target: Target) -> None:
+        """Run until the rewrite loads a descriptor, unless it is past that and has not stored it.
 
-        A breakpoint at the store would stop the guest for each one before it, a few hundred a second.
+        The way goes down with the walk: in the table of each level the descriptor that leads on is watched.
+        The walk sees all tables of a level at one address, in the window of the temporary pgd (since 6.0);
+        it is in the right one when it goes on from the descriptor above. Breakpoints at the stores would
+        stop the guest for each one before, a few hundred a second.
         """
+        from ptinspect.linux.kpti.code import POST_ORDER
+
+        regime = self.guest.view.regime
+        if self.code.algorithm == POST_ORDER and target.level == LEVEL_LAST:
+            self.run_to_access(target.descriptor_pa)
+            return
+        for level in self.code.levels_of(regime):
+            if level.level not in self._open():
+                first = self.physical(self.code.entry_va + level.load)
+                stop = self.run_to([first, self.point("after_writes")])
+                if stop.pc != first:
+                    raise _stopped_early(stop)
+            cursors = self._open()
+            for above in range(regime.start_level, level.level):
+                if cursors[above].index != regime.index(target.va, above):
+                    raise GuestError(
+                        f"the table of level {above + 1} for {target.va:#x} is not gone into",
+                        f"its descriptor was marked before: walk {target.va:#x}",
+                    )
+            cursor, index = cursors[level.level], regime.index(target.va, level.level)
+            if cursor.index != index:
+                self.run_to_access(cursor.table + 8 * index)
+            if level.level == target.level:
+                return
+
+    def _open(self) -> Mapping[int, Cursor]:
+        """Return where the walk stands in the tables that are open, by level."""
+        from ptinspect.linux.kpti.position import cursors
+
+        state = self.boot()
+        found = () if state is None else cursors(state, self.code, self.guest.view.regime)
+        return {cursor.level: cursor for cursor in found}
+
+    def run_to_access(self, entry: int) -> None:
+        """Run until the rewrite loads the descriptor at this address, as its CPU sees it."""
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
         self.guest.forget_stop()
         try:
-            stop = self.session.run_until([], self.left())
+            stop = self.session.run_until([self.point("after_writes")], self.left())
         finally:
             if self.session.state.name == "STOPPED":
                 self.session.delete_breakpoint(number)
@@ -350,29 +387,15 @@ class Runner:
         if stop.breakpoint != number:
             raise _stopped_early(stop)
 
-    def run_to_store(self, level: int, skip: int) -> None:
-        """Run until the store of a level is reached for the time number `skip` + 1; GDB counts the others.
+    def run_to_store(self, level: int) -> None:
+        """Run until the store of a level is reached.
 
         Raises GuestError if the guest stops elsewhere, TargetTimeout.
         """
-        site, session = self.site_of(level), self.session
-        state = self.boot()
-        if state is not None and state.pc == site:  # GDB steps over a breakpoint where the CPU stands
-            if not skip:
-                return
-            skip -= 1
-        found = session.set_breakpoint(site, purpose=Purpose.REWRITE)
-        try:
-            if skip:
-                session.gdb_command(f"ignore {found.id} {skip}")
-            self.guest.forget_stop()
-            stop = session.run_until([self.point("after_writes")], self.left())
-        except TargetTimeout as error:
-            raise TargetTimeout(f"level {level}: the store was not reached in time", error.hint) from error
-        finally:
-            self.guest.forget_stop()
-            if session.state.name == "STOPPED":
-                session.delete_breakpoint(found.id)
+        site, state = self.site_of(level), self.boot()
+        if state is not None and state.pc == site:
+            return
+        stop = self.run_to([site, self.point("after_writes")])
         if stop.pc != site:
             raise _stopped_early(stop)
 

@@ -1,4 +1,4 @@
-"""The stores of the rewrite: recorded one by one, or counted until a chosen descriptor is next."""
+"""The stores of the rewrite: recorded one by one, and the way to a chosen one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ptinspect.guest.rewrite_state import STORES, Standing, standing
 if TYPE_CHECKING:
     from ptinspect.link.gdb.recorder import Store
     from ptinspect.linux.kpti.progress import Target
-    from ptinspect.linux.kpti.state import KptiState
     from ptinspect.linux.kpti.stores import Recording
 
 SECONDS = 120.0
@@ -54,12 +53,16 @@ def run_to(guest: Guest, place: Place, timeout: float) -> Target | NotReached:
 
     Raises UserError if the point is passed already or there is none, TargetTimeout, GuestError.
     """
+    from ptinspect.linux.kpti.code import POST_ORDER
+
     runner = Runner(guest, timeout)
     if not runner.reach():
         return NotReached(False, runner.reason)
     found = standing(guest, "(kpti until)")
     target = _descriptor(guest, found, place)
-    _go(runner, found.state, target)
+    runner.run_to_load(target)
+    if found.state.algorithm != POST_ORDER or target.level < LEVEL_LAST:
+        runner.run_to_store(target.level)
     return target
 
 
@@ -73,29 +76,6 @@ def _descriptor(guest: Guest, found: Standing, place: Place) -> Target:
         level = level_number(place.level, snapshot.regime.start_level)
         return by_number(snapshot, state, level, place.number)
     return by_address(snapshot, state, place.value(GuestNames(guest)))
-
-
-def _go(runner: Runner, state: KptiState, target: Target) -> None:
-    """Run until the boot CPU is about to deal with a descriptor.
-
-    With the MMU off descriptors are reached by their physical address, which can be watched. Otherwise the
-    stores are counted: those of the level above up to the table, then those of the table.
-    """
-    from ptinspect.linux.kpti.code import POST_ORDER
-
-    if state.algorithm == POST_ORDER and target.level == LEVEL_LAST:
-        runner.run_to_access(target.descriptor_pa)
-        return
-    if state.code is not None and state.code.tables == "never-written":
-        raise UserError(
-            "this kernel's code never writes tables, so that its stores do not tell where it is",
-            "kpti writes records them",
-        )
-    if target.level == LEVEL_LAST and target.parent is not None:
-        runner.run_to_store(target.level - 1, target.parent)
-        runner.run_to_store(target.level, target.within)
-        return
-    runner.run_to_store(target.level, target.ordinal)
 
 
 def record(

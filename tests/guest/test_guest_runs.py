@@ -201,6 +201,7 @@ def test_only_the_access_itself_ends_the_way_to_it_and_no_watchpoint_is_left(sma
     session.run_until = late  # type: ignore[method-assign]
     runner = Runner.__new__(Runner)
     runner.guest, runner.session, runner.deadline = small.guest(), session, time.monotonic() + 1  # type: ignore[assignment]
+    runner.point = lambda _: KERNEL + 0x800  # type: ignore[method-assign]
     with pytest.raises(TargetTimeout):
         runner.run_to_access(0x4000_0000)
     assert not watched and session.state.name == "STOPPED"

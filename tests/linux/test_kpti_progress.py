@@ -16,7 +16,9 @@ from ptinspect.linux.kpti.marks import Frontier, key_of
 from ptinspect.linux.kpti.position import Position, position
 from ptinspect.linux.kpti.progress import Work, by_address, by_number, by_percent, left_of, work
 from ptinspect.linux.kpti.state import KptiState, state_from_tables
+from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.walk import walk
 
 CODES = {case.name.split()[0]: rewrite(case).code for case in CASES[:2]}
 
@@ -37,15 +39,15 @@ def state_of(guest: Rewrite, snapshot: Snapshot) -> KptiState:
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_a_target_counts_what_is_stored_before_it(code: KptiCode) -> None:
+def test_a_target_is_a_descriptor_that_is_left(code: KptiCode) -> None:
     old = before()
     state = begun(old, code)
     target = by_address(old, state, FAR + 0x2000)
-    assert (target.level, target.va, target.within) == (3, FAR + 0x2000, 2)
-    assert target.ordinal == 8 + 2
-    assert target.parent == 2, "the other subtree's table, and the block"
+    assert (target.level, target.va) == (3, FAR + 0x2000)
+    at = walk(SnapshotMemory(old), FAR + 0x2000, old.root.pa, REGIME).steps[-1]
+    assert target.descriptor_pa == at.descriptor_pa
     block = by_address(old, state, BASE + (4 << 21) + 5)
-    assert (block.level, block.ordinal) == (2, 1)
+    assert (block.level, block.va) == (2, BASE + (4 << 21))
     assert by_number(old, state, 3, 9).va == FAR
     assert left_of(old, state, 3) == 12
 
@@ -60,7 +62,7 @@ def test_a_percentage_is_a_place_in_the_order_of_the_walk(code: KptiCode) -> Non
         target = by_percent(old, state, percent)
         keys.append(key_of(Frontier(target.va, target.level, None, ""), REGIME, algorithm))
     assert keys == sorted(keys)
-    assert by_percent(old, state, 0).ordinal == 0
+    assert by_percent(old, state, 0).va == BASE
     assert work(old, state) == Work(19, 19, exact=True)
 
 

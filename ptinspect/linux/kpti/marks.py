@@ -15,7 +15,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.linux.kpti.code import POST_ORDER, PRE_ORDER, Algorithm, KptiCode
 from ptinspect.snapshot.fact_names import ALGORITHM
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import TableIndex, parts, place_of
+from ptinspect.tables.index import TableIndex, parts, place_of, take_rows
 from ptinspect.tables.kinds import are_tables, are_valid
 
 
@@ -57,17 +57,21 @@ class LevelMarks:
 
 def marks(snapshot: Snapshot, algorithm: Algorithm) -> Iterator[LevelMarks]:
     """Yield the descriptors of a snapshot, root first, a bounded number of tables at a time."""
-    tables, regime = snapshot.tables, snapshot.regime
-    index = TableIndex(tables)
-    for level in levels_of(regime):
+    index = TableIndex(snapshot.tables)
+    for level in levels_of(snapshot.regime):
         every = index.readable(level)
-        for part in parts(len(every), tables):
-            rows = every[part]
-            raw = tables.raw[rows]
-            valid = are_valid(raw, level, regime)
-            key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
-            marked = valid & ((raw & np.uint64(BIT11)) != 0)
-            yield LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
+        for part in parts(len(every), snapshot.tables):
+            yield marks_of(snapshot, level, every[part], algorithm)
+
+
+def marks_of(snapshot: Snapshot, level: int, rows: NDArray[np.intp], algorithm: Algorithm) -> LevelMarks:
+    """Return the descriptors of some tables of a level."""
+    tables, regime = snapshot.tables, snapshot.regime
+    raw = take_rows(tables.raw, rows)
+    valid = are_valid(raw, level, regime)
+    key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
+    marked = valid & ((raw & np.uint64(BIT11)) != 0)
+    return LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
 
 
 def order_keys(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr
+from ptinspect.arch.levels import levels_of
+from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks
+from ptinspect.linux.kpti.marks import LevelMarks, algorithm_of, key_of, marks, marks_of
 from ptinspect.linux.kpti.state import KptiState
 from ptinspect.snapshot.model import Snapshot
-from ptinspect.tables.index import place_of
+from ptinspect.tables.index import Columns, TableIndex, place_of
 
 ALL = MASK64
 """A place in the order of the walk past every descriptor."""
@@ -47,24 +47,20 @@ class Target:
     """First virtual address that it translates."""
     descriptor_pa: PhysAddr
     """Where it is."""
-    ordinal: int
-    """How many descriptors of its level will be stored before it."""
-    parent: int | None
-    """How many of the level above will be stored before the one that leads to it; None at the root."""
-    within: int
-    """How many descriptors of its own table will be stored before it."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Level:
-    """The descriptors of one level that are still to be stored."""
+class _Pending(Columns):
+    """Descriptors that are still to be stored, those of one table of the last level together."""
 
-    level: int
+    key: NDArray[np.uint64]
+    """Of the first one: grows in the order of the walk, in which no other comes between those of a table."""
+    count: NDArray[np.intp]
+    level: NDArray[np.intp]
     row: NDArray[np.intp]
     slot: NDArray[np.intp]
-    key: NDArray[np.uint64]
-    """Grows in the order of the walk."""
-    table: NDArray[np.bool_]
+    """Of the first one."""
+    leaf: NDArray[np.bool_]
 
 
 def work(snapshot: Snapshot, state: KptiState, total: int | None = None) -> Work:
@@ -91,55 +87,52 @@ def work(snapshot: Snapshot, state: KptiState, total: int | None = None) -> Work
 
 def by_percent(snapshot: Snapshot, state: KptiState, percent: float, total: int | None = None) -> Target:
     """Return the leaf before which this share of the walk's work is done. Raises UserError without one."""
-    whole, levels = work(snapshot, state, total), _pending(snapshot, state)
+    whole, found = work(snapshot, state, total), _pending(snapshot, state)
     wanted = round(whole.total * percent / 100) - (whole.total - whole.left)
-    keys = np.sort(np.concatenate([v.key for v in levels])) if levels else np.zeros(0, np.uint64)
-    if wanted < 0 or not len(keys):
+    if wanted < 0 or not len(found):
         raise UserError(f"{percent:g} % are done already", "kpti progress shows how far it is")
-    key = keys[min(wanted, len(keys) - 1)]
-    best: tuple[int, _Level, int] | None = None
-    for each in levels:
-        leaves = np.flatnonzero(~each.table)
-        if not len(leaves):
-            continue
-        later = leaves[each.key[leaves] >= key]
-        at = int(later[each.key[later].argmin()] if len(later) else leaves[each.key[leaves].argmax()])
-        # the first one past the place; where none is, the last one of all
-        rank = int(each.key[at]) if len(later) else (1 << 80) - int(each.key[at])
-        if best is None or rank < best[0]:
-            best = (rank, each, at)
-    if best is None:
+    leaves, passed = np.flatnonzero(found.leaf), np.cumsum(found.count)
+    if not len(leaves):
         raise UserError(f"no page or block is left past {percent:g} %")
-    return _target(snapshot, levels, best[1], best[2])
+    at = int(np.searchsorted(passed, wanted, side="right"))
+    later = leaves[leaves >= at]
+    # the first one past the place; where none is, the last one of all
+    chosen = int(later[0] if len(later) else leaves[-1])
+    skip = wanted - int(passed[chosen] - found.count[chosen]) if chosen == at else 0
+    return _target(snapshot, state, found, chosen, skip if len(later) else int(found.count[chosen]) - 1)
 
 
 def by_address(snapshot: Snapshot, state: KptiState, va: int) -> Target:
     """Return the leaf that maps an address. Raises UserError if none does, or it is done already."""
-    regime, levels = snapshot.regime, _pending(snapshot, state)
+    regime, tables = snapshot.regime, snapshot.tables
     if not regime.contains(va):
         raise UserError(f"{va:#x} is not in the half that the rewrite goes through")
-    for level in levels:
-        start = _start(snapshot, level)
-        size = np.uint64(regime.entry_size(level.level))
-        hit = np.flatnonzero((start <= np.uint64(va)) & (np.uint64(va) - start < size) & ~level.table)
-        if len(hit):
-            return _target(snapshot, levels, level, int(hit[0]))
+    order, place, index = algorithm_of(snapshot, state.code), _place(snapshot, state), TableIndex(tables)
+    for level in levels_of(regime):
+        rows = index.readable(level)
+        at = int(np.searchsorted(tables.va[rows], np.uint64(va), side="right")) - 1
+        if at < 0 or va - int(tables.va[rows[at]]) >= regime.table_span(level):
+            continue
+        slot, one = regime.index(va, level), marks_of(snapshot, level, rows[at : at + 1], order)
+        if _is_left(one, state, place)[0, slot] and not one.table[0, slot]:
+            return Target(level, *place_of(tables, int(rows[at]), slot, regime))
     raise UserError(f"{va:#x} is not mapped, or its descriptor is done already", f"walk {va:#x}")
 
 
 def by_number(snapshot: Snapshot, state: KptiState, level: int, number: int) -> Target:
     """Return the descriptor number `number` (from 1) of those of a level that are still to be stored."""
-    levels = _pending(snapshot, state, {level - 1, level})
-    mine = next((v for v in levels if v.level == level), None)
-    left = 0 if mine is None else len(mine.key)
-    if mine is None or not 1 <= number <= left:
+    found = _pending(snapshot, state, level)
+    passed = np.cumsum(found.count)
+    left = int(passed[-1]) if len(found) else 0
+    if not 1 <= number <= left:
         raise UserError(f"level {level} has {left} descriptors left, not {number}")
-    return _target(snapshot, levels, mine, int(np.argsort(mine.key)[number - 1]))
+    at = int(np.searchsorted(passed, number))
+    return _target(snapshot, state, found, at, number - 1 - int(passed[at] - found.count[at]))
 
 
 def left_of(snapshot: Snapshot, state: KptiState, level: int) -> int:
     """Return how many descriptors of a level are still to be stored."""
-    return sum(len(found.key) for found in _pending(snapshot, state, {level}))
+    return int(_pending(snapshot, state, level).count.sum())
 
 
 def _place(snapshot: Snapshot, state: KptiState) -> int:
@@ -164,42 +157,31 @@ def _is_left(at: LevelMarks, state: KptiState, place: int) -> NDArray[np.bool_]:
     return found
 
 
-def _pending(snapshot: Snapshot, state: KptiState, only: set[int] | None = None) -> list[_Level]:
-    place, parts = _place(snapshot, state), dict[int, list[tuple[NDArray[Any], ...]]]()
+def _pending(snapshot: Snapshot, state: KptiState, only: int | None = None) -> _Pending:
+    """Return what is still to be stored, of all levels or of one, in the order of the walk."""
+    place, none = _place(snapshot, state), np.zeros(0, dtype=np.intp)
+    parts = [_Pending(none.astype(np.uint64), none, none, none, none, none.astype(np.bool_))]
     for at in marks(snapshot, algorithm_of(snapshot, state.code)):
-        if only is not None and at.level not in only:
+        if only not in (None, at.level):
             continue
-        row, slot = np.nonzero(_is_left(at, state, place))
-        if len(row):
-            found = (at.rows[row], slot, at.key[row, slot], at.table[row, slot])
-            parts.setdefault(at.level, []).append(found)
-    return [
-        _Level(level, *(np.concatenate(column) for column in zip(*found, strict=True)))
-        for level, found in sorted(parts.items())
-    ]
+        left = _is_left(at, state, place)
+        if at.level == LEVEL_LAST:
+            many = np.count_nonzero(left, axis=1)
+            row = np.flatnonzero(many)
+            slot, many = left[row].argmax(axis=1), many[row]
+        else:
+            row, slot = np.nonzero(left)
+            many = np.ones(row.shape, dtype=np.intp)
+        level = np.full(row.shape, at.level, dtype=np.intp)
+        parts.append(_Pending(at.key[row, slot], many, level, at.rows[row], slot, ~at.table[row, slot]))
+    found = _Pending.joined(parts)
+    return found[np.argsort(found.key, kind="stable")]
 
 
-def _start(snapshot: Snapshot, level: _Level) -> NDArray[np.uint64]:
-    shift = np.uint64(snapshot.regime.shift(level.level))
-    start: NDArray[np.uint64] = snapshot.tables.va[level.row] + (level.slot.astype(np.uint64) << shift)
-    return start
-
-
-def _target(snapshot: Snapshot, levels: list[_Level], mine: _Level, at: int) -> Target:
-    key, row = mine.key[at], int(mine.row[at])
-    va, pa = place_of(snapshot.tables, row, int(mine.slot[at]), snapshot.regime)
-    above = next((v for v in levels if v.level == mine.level - 1), None)
-    parent = None
-    if above is not None and mine.level > snapshot.regime.start_level:
-        size = np.uint64(snapshot.regime.entry_size(mine.level - 1))
-        start = _start(snapshot, above)
-        leading = (start <= np.uint64(va)) & (np.uint64(va) - start < size)
-        parent = int(np.count_nonzero(above.key < above.key[leading][0])) if leading.any() else None
-    return Target(
-        mine.level,
-        va,
-        pa,
-        int(np.count_nonzero(mine.key < key)),
-        parent,
-        int(np.count_nonzero((mine.row == row) & (mine.key < key))),
-    )
+def _target(snapshot: Snapshot, state: KptiState, found: _Pending, at: int, skip: int) -> Target:
+    """Return the descriptor that comes so many after the first one of some."""
+    level, row, slot = int(found.level[at]), int(found.row[at]), int(found.slot[at])
+    if skip:
+        one = marks_of(snapshot, level, found.row[at : at + 1], algorithm_of(snapshot, state.code))
+        slot = int(np.flatnonzero(_is_left(one, state, _place(snapshot, state))[0])[skip])
+    return Target(level, *place_of(snapshot.tables, row, slot, snapshot.regime))
