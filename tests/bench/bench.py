@@ -30,11 +30,13 @@ from peers import in_gdb, with_drgn
 from session import Live, launched
 from timing import Row, median_ms, process_ms, prompt_ms, table
 
+from ptinspect.analysis.check import Pair, check, check_pair
 from ptinspect.analysis.diff import diff
 from ptinspect.analysis.map import runs
 from ptinspect.analysis.summary import summarize
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.link.gdb.program import find_gdb
+from ptinspect.linux.kpti.verdict import judge
 from ptinspect.reference import guests
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.snapshot.store import load, save
@@ -176,7 +178,17 @@ def snapshots(live: Live, label: str, rounds: int) -> list[Row]:
             for name, (work, target) in works.items()
         ]
         size = f"(file of {path.stat().st_size >> 10} KiB)"
-    return [replace(rows[0], note=note), *rows[1:-1], replace(rows[-1], note=size)]
+    judged = {
+        "check": (lambda: check(after), "≤ 5"),
+        "check --against": (lambda: check_pair(Pair(before, after)), "≤ 10"),
+        "kpti verdict": (lambda: judge(before, after), "≤ 10"),
+    }
+    base = next(row for row in rows if row.what.endswith("diff, few changes"))
+    more = [
+        Row(f"{label}: {name}", median_ms(work, rounds), "diff, few changes", base.ms, target)
+        for name, (work, target) in judged.items()
+    ]
+    return [replace(rows[0], note=note), *rows[1:-1], replace(rows[-1], note=size), *more]
 
 
 def _few_changes(snapshot: Snapshot) -> Snapshot:

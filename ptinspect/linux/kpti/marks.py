@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,15 @@ class LevelMarks:
     """Those of them with bit 11."""
     table: NDArray[np.bool_]
     """Those that point to a table."""
-    key: NDArray[np.uint64]
-    """Grows in the order of the walk."""
+    va: NDArray[np.uint64]
+    """First address of each table."""
+    regime: Regime
+    algorithm: Algorithm
+
+    @cached_property
+    def key(self) -> NDArray[np.uint64]:
+        """Numbers that grow in the order of the walk."""
+        return order_keys(self.va, self.valid.shape[1], self.level, self.regime, self.algorithm)
 
     def open(self, *, tables: bool = True) -> NDArray[np.bool_]:
         """Tell which descriptors lack bit 11; without `tables` only blocks and pages are asked."""
@@ -69,9 +77,9 @@ def marks_of(snapshot: Snapshot, level: int, rows: NDArray[np.intp], algorithm: 
     tables, regime = snapshot.tables, snapshot.regime
     raw = take_rows(tables.raw, rows)
     valid = are_valid(raw, level, regime)
-    key = order_keys(tables.va[rows], raw.shape[1], level, regime, algorithm)
     marked = valid & ((raw & np.uint64(BIT11)) != 0)
-    return LevelMarks(level, rows, valid, marked, are_tables(raw, level), key)
+    table = are_tables(raw, level)
+    return LevelMarks(level, rows, valid, marked, table, tables.va[rows], regime, algorithm)
 
 
 def order_keys(
@@ -115,9 +123,9 @@ def reached(snapshot: Snapshot, algorithm: Algorithm, *, tables: bool = True) ->
     first: tuple[int, Frontier] | None = None
     last_table = -1
     for at in marks(snapshot, algorithm):
-        passed = at.key[at.marked & at.table]
-        if passed.size:
-            last_table = max(last_table, int(passed.max()))
+        passed = at.marked & at.table
+        if passed.any():
+            last_table = max(last_table, int(at.key[passed].max()))
         open_ = at.open(tables=tables)
         if not open_.any():
             continue
