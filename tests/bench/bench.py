@@ -2,9 +2,10 @@
 
     python tests/bench/bench.py [--memory 1024 8192] [--json] [--gdb-pt-dump PATH] [--gef PATH]
 
-Needs a guest (`ptinspect setup`) and nothing else. The plain read asks the same lane for the same tables,
-all addresses known, in as few calls as the lane can, and does nothing with them; it keeps what it read,
-as a capture does, so both need fresh memory (`hot`: both may use the memory of the round before).
+Needs a guest (`ptinspect setup`), and nothing that the installation does not bring. The plain read asks the
+same lane for the same tables, all addresses known, in as few calls as the lane can, and does nothing with
+them; it keeps what it read, as a capture does, so both need fresh memory (`hot`: both may use the memory of
+the round before). Whole processes run in turn with what they are compared with.
 Quiet machines give better medians; ratios hold on busy ones too. Nothing is judged here.
 """
 
@@ -22,13 +23,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "live"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "live"))  # the walker of drgn
 
 import numpy as np
-from peers import in_gdb, with_drgn
-from session import Live, launched
-from timing import Row, median_ms, process_ms, prompt_ms, table
+from driven import Live, launched
+from peers import with_drgn
+from processes import compiled, launching, on_stub, without_guest
+from timing import Row, median_ms, process_ms, table
 
 from ptinspect.analysis.check import Pair, check, check_pair
 from ptinspect.analysis.diff import diff
@@ -46,20 +47,6 @@ from ptinspect.tables.walk import walk
 MARKER = b"Run /init"
 """What the kernel writes when its boot is over (init/main.c)."""
 BOOT_SECONDS = 120.0
-
-
-def starting(rounds: int) -> list[Row]:
-    """Time how long it takes until ptinspect is there."""
-    python = sys.executable
-    bare, _ = process_ms([python, "-c", "pass"], rounds)
-    rows = []
-    wanted = {"--version": "≤ 150 ms", "--help": "", "decode 0x3 --level 3": ""}
-    for line, target in wanted.items():
-        wall, cpu = process_ms([python, "-m", "ptinspect", *line.split()], rounds)
-        note = f"({cpu:.0f} ms of processor time)"
-        rows.append(Row(f"ptinspect {line}", wall, "python -c pass", bare, target, note))
-    wall = sorted(prompt_ms() for _ in range(rounds))[rounds // 2]
-    return [*rows, Row("prompt of the REPL", wall, "python -c pass", bare, "≤ 500 ms")]
 
 
 def attaching(name: str, rounds: int) -> list[Row]:
@@ -215,13 +202,23 @@ def on_guest(options: argparse.Namespace, memory: int) -> list[Row]:
         rows += snapshots(live, label, options.rounds)
         if memory == options.memory[0]:
             rows += with_drgn(live.ctx.guest.snapshots["after"], _swapper_va(live))
-            scripts = {"gdb-pt-dump": (options.gdb_pt_dump, "pt"), "gef": (options.gef, "pagewalk")}
-            scripts = {name: found for name, found in scripts.items() if found[0]}
-            assert live.ctx.guest.qemu is not None
-            socket = str(live.ctx.guest.qemu.gdb_socket)
-            live("detach --stop")
-            rows += in_gdb(find_gdb().path, socket, scripts, 3)
+            rows += whole(live, options)
     return rows
+
+
+def whole(live: Live, options: argparse.Namespace) -> list[Row]:
+    """Measure whole processes: on files, and on the gdbstub of this guest, which is left there."""
+    scripts = {"gdb-pt-dump": (options.gdb_pt_dump, "pt"), "gef": (options.gef, "pagewalk")}
+    scripts = {name: found for name, found in scripts.items() if found[0]}
+    assert live.ctx.guest.qemu is not None
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.npz", Path(folder) / "after.npz"
+        live(f"save before {before}")
+        live(f"save after {after}")
+        live("detach --stop")
+        rows = without_guest(before, after, options.processes)
+    rows += on_stub(str(live.ctx.guest.qemu.gdb_socket), scripts, options.processes)
+    return rows + launching(options.guest, options.processes)
 
 
 def main() -> None:
@@ -234,6 +231,7 @@ def main() -> None:
     add("--debug-guest", default="5.10-cloud-dbg", help="reference guest with a vmlinux")
     add("--memory", type=int, nargs="+", default=[1024, 4096, 8192], metavar="MIB")
     add("--rounds", type=int, default=9, help="runs of which the median is taken")
+    add("--processes", type=int, default=5, help="runs of whole processes, in turn")
     add("--boots", type=int, default=3, help="pairs of boots")
     add("--gdb-pt-dump", metavar="PATH", help="its pt.py")
     add("--gef", metavar="PATH", help="gef.py with the command pagewalk (bata24/gef)")
@@ -242,7 +240,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     )
-    rows = starting(options.rounds)
+    compiled()
+    rows: list[Row] = []
     if any(guest.name == options.debug_guest for guest in guests.installed_guests()):
         rows += attaching(options.debug_guest, options.rounds)
     for memory in options.memory:

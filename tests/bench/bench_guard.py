@@ -17,10 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "live"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from session import Live, launched
+from driven import Live, launched
 
 from ptinspect.guest.rewrite import Runner
 

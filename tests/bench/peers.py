@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from timing import Row, median_ms, process_ms
+from timing import Row, median_ms
 
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
 
 DRGN_WALKS = 2000
-
-
-def in_gdb(gdb: str, socket: str, scripts: dict[str, tuple[str, str]], rounds: int) -> list[Row]:
-    """Time dumps of the page tables by scripts in GDB, as whole processes; the guest stands at `socket`.
-
-    `scripts`: name -> (file, command). Each is compared with `ptinspect --gdb SOCKET map`.
-    """
-    ours, _ = process_ms([sys.executable, "-m", "ptinspect", "--gdb", socket, "map"], rounds)
-    rows = [Row("dump of all mappings: ptinspect --gdb … map", ours)]
-    for name, (file, command) in scripts.items():
-        words = [gdb, "-nx", "-q", "-batch", "-ex", "set pagination off", "-ex", f"target remote {socket}"]
-        wall, _ = process_ms([*words, "-ex", f"source {file}", "-ex", command], rounds)
-        rows.append(Row(f"dump of all mappings: {name}", wall, "ptinspect --gdb … map", ours))
-    return rows
 
 
 def with_drgn(snapshot: Snapshot, swapper_va: int) -> list[Row]:

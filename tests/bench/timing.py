@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import resource
-import select
-import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-PROMPT = b"ptinspect>"
-PROMPT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -71,33 +63,6 @@ def process_ms(words: Sequence[str], rounds: int) -> tuple[float, float]:
     once()
     found = [once() for _ in range(rounds)]
     return 1000 * statistics.median(w for w, _ in found), 1000 * statistics.median(c for _, c in found)
-
-
-def prompt_ms() -> float:
-    """Return the time until the interactive prompt stands on a terminal."""
-    start = time.perf_counter()
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["TERM"] = "xterm"
-        os.execv(sys.executable, [sys.executable, "-m", "ptinspect"])
-    seen, asked, wall = b"", 0, 0.0
-    try:
-        while time.perf_counter() - start < PROMPT_SECONDS:
-            if not select.select([terminal], [], [], 1)[0]:
-                continue
-            seen += os.read(terminal, 1 << 16)
-            if seen.count(b"\x1b[6n") > asked:  # where is the cursor? A terminal answers
-                asked += 1
-                os.write(terminal, b"\x1b[1;1R")
-            if PROMPT in seen:
-                wall = 1000 * (time.perf_counter() - start)
-                break
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.close(terminal)
-        os.waitpid(pid, 0)
-    assert wall, "no prompt"
-    return wall
 
 
 def table(rows: Sequence[Row]) -> str:
