@@ -579,14 +579,20 @@ if hasattr(gdb, "disassembler"):  # GDB 13
 
 
 class RegistersCommand(gdb.MICommand):
-    """-ptinspect-registers THREAD,... NUMBER,...
+    """-ptinspect-registers [THREAD,... NUMBER,...]
 
-    Replies, for each thread, with the stub's packet of general registers and with the registers of these
+    Without arguments, replies with GDB's own list of where the stub has its registers, in one piece: as
+    output, line by line, it takes five times as long.
+
+    Else replies, for each thread, with the stub's packet of general registers and with the registers of these
     numbers, which are the stub's own: hex as the stub gives it, or an error of the stub's. All are asked for
     at once. The stub is about the thread again then that GDB has told it.
     """
 
     def invoke(self, argv):
+        if not argv:
+            text = gdb.execute("maint print remote-registers", to_string=True)
+            return {"layout": base64.b64encode(text.encode()).decode()}
         lane = proved_wire()
         if lane is None:
             raise gdb.GdbError("ptinspect: the socket of the stub is not known: no registers by it")

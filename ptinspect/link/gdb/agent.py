@@ -83,11 +83,20 @@ class Agent:
         parts = []
         for start in range(0, len(code), CODE_CHUNK):
             words = f"-ptinspect-disassemble {address + start:x} {code[start : start + CODE_CHUNK].hex()}"
-            parts.append(self._gdb.request(words, BASE_SECONDS).field("text"))
+            parts.append(self._text(words, "text"))
+        return "".join(parts)
+
+    def layout(self) -> str:
+        """Return GDB's list of where the stub has its registers. Raises TargetError."""
+        return self._text("-ptinspect-registers", "layout")
+
+    def _text(self, command: str, field: str) -> str:
+        """Return the text in a field of the answer. Raises TargetError."""
+        data = self._gdb.request(command, BASE_SECONDS).field(field)
         try:
-            return "".join(binascii.a2b_base64(part).decode("utf-8", "replace") for part in parts)
+            return binascii.a2b_base64(data).decode("utf-8", "replace")
         except ValueError as error:
-            raise MiError(f"GDB's answer to -ptinspect-disassemble is damaged: {error}") from error
+            raise MiError(f"GDB's answer to {command.split(maxsplit=1)[0]} is damaged: {error}") from error
 
     def leave_physical_mode(self) -> bool:
         """Switch the stub to virtual addresses and flush GDB's caches; return whether pipelining works."""

@@ -10,7 +10,7 @@ from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string, console
+from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string
 
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
@@ -95,7 +95,7 @@ class RegisterReader:
     @cached_property
     def _remote(self) -> dict[int, _Register]:
         """Where the stub has the registers, by GDB's number of this connection; without vectors."""
-        text = console(self._gdb, "maint print remote-registers", SECONDS)
+        text = "" if self._agent is None else self._agent.layout()
         rows = {name: _Register(*map(int, where)) for name, *where in _ROW.findall(text)}
         return {n: rows[name] for name, n in self._number.items() if name in rows and rows[name].size <= 8}
 
