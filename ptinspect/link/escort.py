@@ -66,6 +66,10 @@ class Escort:
             self.steward.depart()
         self._tracker.begin(escorted=self.needed)
 
+    def passes(self, stop: StopInfo) -> bool:
+        """Have the steward look at a stop that was made for another look; tell whether the guest runs on."""
+        return self.steward is None or self.steward.passes(stop)
+
     @property
     def needed(self) -> bool:
         """Whether there may be a stop on the way."""

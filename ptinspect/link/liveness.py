@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ptinspect.arch.endless import endless, has_kernel_tables, is_off
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import NothingRuns, TargetTimeout
+from ptinspect.link.escort import Escort
 from ptinspect.link.state import StopInfo
 from ptinspect.memory.source import PhysicalMemory
 
@@ -25,6 +26,8 @@ class Watched(Protocol):
     def cpu_count(self) -> int: ...
     @property
     def memory(self) -> PhysicalMemory: ...
+    @property
+    def escort(self) -> Escort: ...
     def cpu_state(self, cpu: int) -> CpuState: ...
     def interrupt(self) -> StopInfo: ...
     def resume(self) -> None: ...
@@ -74,6 +77,8 @@ class Liveness:
             if stop.signal != "SIGINT" or stop.breakpoint is not None:
                 return stop
             self._judge()
+            if not self._session.escort.passes(stop):  # by what is seen now, as at a stop of his own
+                return stop
             self._session.resume()
 
     def _judge(self) -> None:

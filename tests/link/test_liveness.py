@@ -31,7 +31,9 @@ class Scripted:
         self.now: Sequence[CpuState] = [BUSY]
         self.interrupted: list[float] = []
         self.answer = LOOK
-        self.memory = self
+        self.memory = self.escort = self
+        self.last: StopInfo | None = None
+        """The stop from which the steward does not let it run on."""
         self.resumed = self.current_cpu = 0
         self.watch: Liveness | None = None
 
@@ -50,6 +52,9 @@ class Scripted:
         self.tell("stopped")
         self.now = next(self.looks)
         return self.answer
+
+    def passes(self, stop: StopInfo) -> bool:
+        return stop is not self.last
 
     def resume(self) -> None:
         self.resumed += 1
@@ -113,6 +118,12 @@ def test_a_kernel_is_left_alone_once_it_has_tables(clock: list[float]) -> None:
     found.before_run()
     guest.now, guest.ends = [STUCK], 5000.0
     assert found.wait(9000) == HIT and guest.interrupted == [101.0]
+
+
+def test_what_a_look_shows_may_end_the_run(clock: list[float]) -> None:
+    guest = Scripted(clock, [[ALIVE]])
+    guest.last = LOOK
+    assert watch(guest).wait(300) is LOOK and guest.resumed == 0
 
 
 def test_who_is_never_looked_at(clock: list[float]) -> None:
