@@ -18,7 +18,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -125,16 +125,21 @@ def lane(live: Live, name: str, label: str, rounds: int) -> list[Row]:
     addresses = np.unique(snapshot.tables.pa)
     va = int(snapshot.tables.va[-1])
     rows = []
-    target = {"host": "≤ 3, < 30 ms at 1 GiB", "gdbstub": "≤ 1.3"}.get(name, "")
+
+    def new_stop(work: Callable[[], object]) -> Callable[[], object]:
+        """Forget the pages that the slower lanes keep for a stop."""
+        return work if name == "host" else lambda: (_distrust(live), work())
+
+    target = {"host": "≤ 3, < 30 ms at 1 GiB", "gdbstub": "≤ 1.2"}.get(name, "")
     for keep, how in ((True, ""), (False, ", hot"))[: 2 if name == "host" else 1]:
-        plain = median_ms(lambda: source.read_tables(addresses, regime.granule), rounds, keep=keep)
-        whole = median_ms(lambda: capture(source, root, regime), rounds, keep=keep)
+        plain = median_ms(new_stop(lambda: source.read_tables(addresses, regime.granule)), rounds, keep=keep)
+        whole = median_ms(new_stop(lambda: capture(source, root, regime)), rounds, keep=keep)
         note = f"({1000 * whole / len(snapshot.tables):.2f} µs a table)"
         rows.append(Row(f"{label}, {name}: capture{how}", whole, f"plain read{how}", plain, target, note))
     if name == "host":
         first = median_ms(lambda: (_distrust(live), capture(source, root, regime)), rounds)
         rows.append(Row(f"{label}, {name}: first capture at a stop", first, "a later one, hot", whole))
-    one = median_ms(lambda: walk(source, va, root, regime), rounds)
+    one = median_ms(new_stop(lambda: walk(source, va, root, regime)), rounds)
     target = {"host": "≤ 5 ms", "gdbstub": "≤ 15 ms"}.get(name, "")
     return [*rows, Row(f"{label}, {name}: walk", one, target=target)]
 
