@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -195,7 +196,12 @@ def in_the_user_s_own_gdb(guest: KvmGuest) -> None:
     script = Path(__file__).parents[2] / "gdbscripts" / "ptinspect.py"
     kernel = need_guest("5.10-cloud").kernel
     lines = [f"target remote {guest.stub}", f"source {script}", f"pt kernel {kernel}", "pt status"]
-    lines += ["pt stepi", "pt until arch_cpu_idle --timeout 60", "pt continue --timeout 1", "pt status"]
+    lines += [
+        "pt --json stepi",
+        "pt until arch_cpu_idle --timeout 60",
+        "pt continue --timeout 1",
+        "pt status",
+    ]
     run = subprocess.run(
         [gdb, "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))],
         capture_output=True,
@@ -205,7 +211,8 @@ def in_the_user_s_own_gdb(guest: KvmGuest) -> None:
         env={**os.environ, "PTINSPECT_PYTHON": sys.executable, "PYTHONPATH": str(script.parents[1])},
     )
     said = run.stdout + run.stderr
-    assert "interrupts are taken" not in said and "end-stepping-range" in said, said
+    (stepped,) = (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))
+    assert stepped["ok"] and stepped["result"]["interrupts_held"] is True, said
     assert re.search(r"runs by +KVM", said), said
 
 
