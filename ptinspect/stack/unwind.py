@@ -297,8 +297,11 @@ class Unwinder:
             end = state.sp + before.lowered
         else:
             return self._by_record(state, state.x29 + before.record)
+        back = self._plain(state.x30)
+        if not back or start < back <= state.pc:  # never called, or x30 is of a call that has returned
+            return self._by_record(state, None)
         self._add(state, end, None, "function")
-        state.pc, state.sp, state.returns = self._plain(state.x30), end, True
+        state.pc, state.sp, state.returns = back, end, True
         return True
 
     # -- the chain --------------------------------------------------------------------------------

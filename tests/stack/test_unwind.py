@@ -89,6 +89,14 @@ def test_a_leaf_has_no_record(guest: Guest) -> None:
     check_sum(found)
 
 
+@pytest.mark.parametrize("x30", [0, LEAF + 4])
+def test_x30_of_a_call_that_has_returned_names_no_caller(guest: Guest, x30: int) -> None:
+    """As in head.S, which keeps no frames: the records alone count."""
+    sp = guest.chain()
+    found = guest.depth(sp, pc=LEAF + 8, x29=sp, x30=x30)
+    assert [pc for pc, _, kind in shape(found) if kind == "function"][:2] == [LEAF + 8, LR_OUTER]
+
+
 @pytest.mark.parametrize(("offset", "record", "lowered"), [(0, False, 0), (4, False, 64), (8, True, 64)])
 def test_in_the_prologue(guest: Guest, offset: int, record: bool, lowered: int) -> None:
     sp = guest.chain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ptinspect.arch.bits import MASK64, VirtAddr
+from ptinspect.arch.bits import MASK64, VirtAddr, bit
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
@@ -261,7 +261,8 @@ def _show(guest: Guest, text: Address, address: int, form: tuple[int, str, int])
 def _cell(guest: Guest, value: bytes, shape: str) -> str:
     number = int.from_bytes(value, "little")
     if shape == "a":
-        return guest.place(number)
+        code = bit(number, 55) or guest.is_flat(number)  # any small number may lie in the image's memory
+        return guest.place(number) if code else f"{number:#x}"
     if shape == "c":
         return f"{number} '{chr(number)}'" if 0x20 <= number < 0x7F else str(number)
     if shape == "d":
