@@ -141,9 +141,11 @@ def explain(facts: Facts) -> Why:
     unknown = tuple(text for text in found.unknown if text not in death.ENDLESS)
     if found.code == "unknown" and not facts.handling:
         unknown = ("no exception is being handled: ESR and FAR are of an earlier one",)
-    text, change = (
-        gone[1:] if gone is not None and found.code == gone[0].code else (_text(facts, found), None)
-    )
+    text, change = _text(facts, found), None
+    if gone is not None and found.code == gone[0].code:
+        text, change = gone[1:]
+    elif found.code == "deep-call-chain":
+        change = _lost_elsewhere(facts)
     shown = tuple(dict.fromkeys((*evidence, *found.evidence)))
     return Why(found.code, text, shown, unknown, change)
 
@@ -180,7 +182,9 @@ def _text(facts: Facts, found: death.Verdict) -> str:
     if found.code == "deep-call-chain":
         name, often = death.Calls([name for name, _ in facts.chain]).often
         times = f", {name} {often} times" if often > len(facts.chain) // 2 else ""
-        return f"{len(facts.chain)} frames fill the stack{times}"
+        lost = _lost_elsewhere(facts)
+        over = "" if lost is None else f": its handlers need {facts.far:#x}, whose mapping was {_held(lost)}"
+        return f"{len(facts.chain)} frames fill the stack{times}{over}"
     if found.code == "guard-page-hit" and stack is not None:
         if stack.below(facts.far) and facts.esr.is_abort:
             return f"the access was {stack.base - facts.far} bytes below the stack"
@@ -215,15 +219,27 @@ def _gone(facts: Facts) -> tuple[death.Verdict, str, Change | None] | None:
             None,
         )
     change = changes[0]
-    text = (
-        f"{healthy} mapping was lost at level {change.level} ({change.name}), descriptor "
-        f"pa:{change.descriptor_pa:#x}: {change.after:#x}, which held {change.before:#x} in snapshot "
-        f"{change.snapshot}"
-    )
+    text = f"{healthy} mapping was {_held(change)}"
     if {"new", "invalid"} & set(change.kinds):
         was = "the entry was not valid in the snapshot either: not a loss and not a reversal"
         return death.Verdict("stack-mapping-lost", unknown=(was,)), text, change
     return death.Verdict("lost-entry" if "lost" in change.kinds else "reverted-entry"), text, change
+
+
+def _held(change: Change) -> str:
+    """Say which entry was lost, and what it held."""
+    return (
+        f"lost at level {change.level} ({change.name}), descriptor pa:{change.descriptor_pa:#x}: "
+        f"{change.after:#x}, which held {change.before:#x} in snapshot {change.snapshot}"
+    )
+
+
+def _lost_elsewhere(facts: Facts) -> Change | None:
+    """Return the lost entry of data that is no stack, where that is what faults over and over."""
+    faults = facts.walk is not None and facts.walk.outcome == "fault" and facts.esr.is_abort
+    if not faults or facts.on_stack or not facts.changes or {"new", "invalid"} & set(facts.changes[0].kinds):
+        return None
+    return facts.changes[0]
 
 
 def _evidence(facts: Facts) -> tuple[str, ...]:

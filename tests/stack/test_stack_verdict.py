@@ -165,3 +165,14 @@ def test_registers_that_nobody_wrote_are_no_evidence() -> None:
     told = explain(facts(unwritten=("ESR_EL1", "FAR_EL1")))
     assert told.evidence[0] == "ESR_EL1 and FAR_EL1 never written: this CPU has taken no such exception yet"
     assert not any("ESR_EL1 0x" in line or "FAR_EL1 0x" in line for line in told.evidence)
+
+
+def test_a_chain_of_handlers_names_the_entry_that_they_need() -> None:
+    chain = [("el1_abort", 0x150)] * 48
+    deep = {**FULL, "chain": chain, "in_entry": False, "far": BASE + (1 << 30)}
+    told = explain(facts(**deep, changes=(change(0),)))
+    assert told.code == "deep-call-chain" and told.change == change(0)
+    assert f"el1_abort 48 times: its handlers need {BASE + (1 << 30):#x}" in told.text
+    assert "pa:0x7fffe458: 0x0, which held 0x7fffa803" in told.text
+    assert explain(facts(**deep)).change is None
+    assert "need" not in explain(facts(**{**deep, "walk": path(1, 1, outcome="mapped")})).text
