@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from builders import KERNEL_DATA, KERNEL_TEXT, REGIMES, TreeBuilder
 
+from ptinspect.analysis import expand
 from ptinspect.analysis.check import Pair, check_pair
 from ptinspect.analysis.diff import diff
 from ptinspect.analysis.findings import Findings
 from ptinspect.commands.tables.check import check_report
 from ptinspect.commands.tables.diff import diff_report
 from ptinspect.linux.kpti.verdict import judge
-from ptinspect.linux.layout.mapped_parts import Contents, Part, in_words
+from ptinspect.linux.layout.mapped_parts import Contents, Part, _mapped, in_words
 from ptinspect.output.text import render
 from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
 from ptinspect.snapshot.model import Snapshot
+from ptinspect.tables.window import Window
 
 VA = 0xFFFF_8000_1120_0000
 STACKS = 15
@@ -81,6 +84,43 @@ def test_what_was_not_mapped_is_not_named_and_names_stand_once() -> None:
     assert held.of(VA + 0x5_0000, VA + 0x5_FFFF) == ()
     assert held.of(VA + 0x6_2000, VA + 0x6_FFFF) == (Part("IRQ stack (cpu 0)", 0x2000),)
     assert Contents(before, []).of(VA, VA + 0xFFF) == ()
+
+
+def shared(times: int, holes: tuple[int, ...] = ()) -> TreeBuilder:
+    """Return tables of two levels that so many neighbours lead to, the lower ones with holes, and a block."""
+    made = TreeBuilder(REGIMES["4k-48"])
+    low = int(made.regime.va_min)
+    made.map(low, 0x4400_0000, size=1 << 21)
+    for slot in holes:
+        made.set(low + (slot << 12), 3, 0)
+    for number in range(1, times):
+        made.share(low + (number << 21), 2, low)
+    for number in range(1, times):
+        made.share(low + (number << 30), 1, low)
+    made.map(low + ((times + 1) << 30), 0x8000_0000, level=2)
+    return made
+
+
+@pytest.mark.parametrize("holes", [(), (0,), (3, 4, 90, 511)])
+def test_what_many_neighbours_lead_to_is_held_as_often(
+    holes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = shared(6, holes).snapshot()
+    low = int(snapshot.regime.va_min)
+    ranges = [(low, low + (1 << 34)), (low + (3 << 21) + 0x5000, low + (4 << 30) + (2 << 21) + 0x7FFF)]
+    expected = [_mapped(snapshot, Window.of(r, snapshot.regime)) for r in ranges]
+    monkeypatch.setattr(expand, "NEIGHBOURS", 3)
+    assert [_mapped(snapshot, Window.of(r, snapshot.regime)) for r in ranges] == expected
+
+
+def test_terabytes_of_shadow_are_held_in_a_moment() -> None:
+    made = shared(512)
+    snapshot = made.snapshot()
+    low = int(snapshot.regime.va_min)
+    held = Contents(snapshot, [(low, low + (1 << 39) - 1)])
+    assert sum(part.size for part in held.of(low, low + (1 << 39) - 1)) == 1 << 39
+    made.xor(low, 3, 1 << 11)  # not one page in all entries any more
+    assert len(_mapped(made.snapshot(), Window.of(None, snapshot.regime))[0]) == 2
 
 
 def test_sentences_are_bounded() -> None:

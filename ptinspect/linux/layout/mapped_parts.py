@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.analysis.diff import Change
-from ptinspect.analysis.expand import Expansion, Fragments
+from ptinspect.analysis.expand import Again, Expansion, Fragments
 from ptinspect.dataclass import dataclass
 from ptinspect.linux.layout.choice import layout_of, region_namer
 from ptinspect.memory.ranges import Ranges
@@ -20,6 +20,8 @@ from ptinspect.tables.window import Window
 
 SHOWN = 6
 """Names, and tasks, that a sentence lists before it counts the rest."""
+MAX_PARTS = 1 << 20
+"""Pieces of a table that many entries lead to which are followed, each time that it is reached."""
 STACK = re.compile(r"(.+ stack) \((.*)\)", re.DOTALL)
 """Names of stacks, as linux/running/guest_layout.py makes them: what it is, and whose."""
 
@@ -90,10 +92,27 @@ def _mapped(snapshot: Snapshot, window: Window) -> tuple[list[int], list[int]]:
         spans.append(part.count.astype(np.uint64) * np.uint64(snapshot.regime.entry_size(part.level)))
         return True
 
+    expansion = Expansion(snapshot, seen, repeated=True)
     if seen.low <= seen.high:
-        Expansion(snapshot, seen).run(collect)
+        expansion.run(collect)
     found = Ranges.of(np.concatenate(starts), np.concatenate(spans))
+    for again in sorted(expansion.again, key=lambda each: each.span):  # what lies in others first
+        found = _with_again(found, again)
     return found.start.tolist(), [last + 1 for last in found.last.tolist()]
+
+
+def _with_again(found: Ranges, again: Again) -> Ranges:
+    """Add what the other ways to a table map, as the first of them does."""
+    inside = found.common(Ranges.of_pairs([(again.va - again.span, again.va)]))
+    size = inside.last - inside.start + np.uint64(1)
+    if size.tolist() == [again.span]:
+        start, more = np.array([again.va], dtype=np.uint64), size * np.uint64(again.times)
+    else:
+        times = min(again.times, MAX_PARTS // max(len(inside), 1))
+        steps = np.arange(1, times + 1, dtype=np.uint64) * np.uint64(again.span)
+        start, more = np.add.outer(steps, inside.start).reshape(-1), np.tile(size, times)
+    spans = found.last - found.start + np.uint64(1)
+    return Ranges.of(np.concatenate([found.start, start]), np.concatenate([spans, more]))
 
 
 def in_words(parts: Sequence[Part]) -> str:
