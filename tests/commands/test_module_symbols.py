@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fakes import FakeKernel, context, kernel_tree, run
 from module_guest import MODULES, ModuleGuest
@@ -56,3 +58,12 @@ def test_what_there_is_not(ctx: Context) -> None:
         run(ctx, "print 'start_one [second]'")
     with pytest.raises(GuestError, match="no module third is loaded"):
         run(ctx, "print 'start_one [third]'")
+
+
+def test_a_directory_with_files_of_modules(ctx: Context, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no directory"):
+        run(ctx, f"kernel --modules {tmp_path}/none")
+    with pytest.raises(UserError, match="no directory"):
+        run(ctx, f"launch --modules {tmp_path}/none")
+    ctx.guest.use_modules(tmp_path)
+    assert ctx.guest.module_files is not None and ctx.guest.module_files.directory == tmp_path

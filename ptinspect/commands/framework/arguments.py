@@ -164,6 +164,14 @@ def cpu_or_all_argument(meaning: str) -> Argument:
     return argument("--cpu", type=CPU_OR_ALL, metavar="N|all", help=meaning)
 
 
+def directory(text: str) -> Path:
+    """Read the name of a directory."""
+    from pathlib import Path
+
+    return Path(text)
+
+
+completes("file", directory)
 CPU = cpu_argument()
 SNAP = argument(
     "--snap",
@@ -171,6 +179,7 @@ SNAP = argument(
     metavar="SNAP",
     help="use this snapshot (a name, or a file) instead of the guest",
 )
+MODULES = argument("--modules", type=directory, metavar="DIR", help="a directory with .ko files of modules")
 ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)

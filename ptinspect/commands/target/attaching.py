@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU
+from ptinspect.commands.framework.arguments import CPU, MODULES
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -41,6 +41,7 @@ class LaunchResult(Condition):
     arguments=(
         argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="kernel to boot, in any form"),
         argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
+        MODULES,
         argument(
             "--guest",
             type=arguments.guest_name,
@@ -76,6 +77,7 @@ def launch(
     *,
     kernel: Path | None = None,
     symbols: Path | None = None,
+    modules: Path | None = None,
     guest: str | None = None,
     initrd: Path | None = None,
     no_initrd: bool = False,
@@ -94,6 +96,8 @@ def launch(
     if unless_attached and ctx.guest.session is not None and ctx.guest.state != "dead":
         found = condition(ctx.guest)
         return Report(found, (Note("attached already", "good"), condition_table(ctx.guest, found)))
+    if modules is not None:
+        ctx.guest.use_modules(modules)
     wanted = Machine(
         kernel=kernel,
         guest=guest,
@@ -141,6 +145,7 @@ class AttachResult(Condition):
             metavar="SECONDS",
             help="time that attaching may take (option timeout-attach)",
         ),
+        MODULES,
     ),
     result=AttachResult,
     details="host:port, :port, or the path of a Unix socket; without ADDR, the guest launched here. "
@@ -148,9 +153,13 @@ class AttachResult(Condition):
     "that was killed has left in its memory is put back and reported.",
     not_in_gdb="use GDB's own: target remote :1234",
 )
-def attach(ctx: Context, *, address: str | None = None, timeout: float | None = None) -> Report:
+def attach(
+    ctx: Context, *, address: str | None = None, timeout: float | None = None, modules: Path | None = None
+) -> Report:
     """Attach to a gdbstub."""
     guest = ctx.guest
+    if modules is not None:
+        guest.use_modules(modules)
     session = opening.attach(guest, address, timeout or ctx.options.number("timeout-attach"))
     found, left = condition(guest), session.left_behind
     headline = Note(f"attached to {address or session.address}", "good")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.commands.framework.arguments import address_argument
+from ptinspect.commands.framework.arguments import MODULES, address_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
@@ -44,7 +44,7 @@ class KernelResult:
             help="Image, vmlinuz, or vmlinux, packed or not, or a .deb",
         ),
         argument("--force", action="store_true", help="use it even if the guest runs another kernel"),
-        argument("--modules", type=Path, metavar="DIR", help="a directory with .ko files of modules"),
+        MODULES,
     ),
     result=KernelResult,
     details="Symbols, and where the kernel runs, come from it. The same as --kernel FILE. The file of "
