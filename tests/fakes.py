@@ -106,6 +106,7 @@ class FakeSession:
     reserved: int = 0
     known_as: dict[int, int] = field(default_factory=dict)
     escort: Any = field(default_factory=FakeEscort)
+    replay: Any = None
 
     @property
     def cpu_count(self) -> int:

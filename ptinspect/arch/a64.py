@@ -41,7 +41,7 @@ def words(code: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{count}I", code[: 4 * count])
 
 
-def _signed(value: int, width: int) -> int:
+def signed(value: int, width: int) -> int:
     return value - (1 << width) if value >> (width - 1) & 1 else value
 
 
@@ -102,9 +102,9 @@ def access64(word: int) -> Access | None:
     if word & 0xFF800000 == 0xF9000000:
         return Access(load, rt, rn, (word >> 10 & 0xFFF) * 8)
     if word & 0xFFA00C00 == 0xF8000000:
-        return Access(load, rt, rn, _signed(word >> 12 & 0x1FF, 9))
+        return Access(load, rt, rn, signed(word >> 12 & 0x1FF, 9))
     if word & 0xFFA00C00 == 0xF8000400:
-        return Access(load, rt, rn, 0, _signed(word >> 12 & 0x1FF, 9))
+        return Access(load, rt, rn, 0, signed(word >> 12 & 0x1FF, 9))
     return None
 
 
@@ -140,13 +140,13 @@ def bit_branch(word: int, at: int) -> tuple[Literal["tbz", "tbnz"], int, int, in
     if word & 0x7E000000 != 0x36000000:
         return None
     position = (word >> 31) << 5 | word >> 19 & 0x1F
-    target = at + 4 * _signed(word >> 5 & 0x3FFF, 14)
+    target = at + 4 * signed(word >> 5 & 0x3FFF, 14)
     return "tbnz" if word >> 24 & 1 else "tbz", word & 0x1F, position, target
 
 
 def branch(word: int, at: int) -> int | None:
     """Return the target of an unconditional `b` at address `at`, else None."""
-    return at + 4 * _signed(word & 0x3FFFFFF, 26) if word >> 26 == 0b000101 else None
+    return at + 4 * signed(word & 0x3FFFFFF, 26) if word >> 26 == 0b000101 else None
 
 
 def is_hint(word: int) -> bool:
@@ -179,7 +179,7 @@ def zero_branch32(word: int) -> int | None:
 
 def branch_ne(word: int, at: int) -> int | None:
     """Return the target of `b.ne` at address `at`, else None."""
-    return at + 4 * _signed(word >> 5 & 0x7FFFF, 19) if word & 0xFF00001F == 0x54000001 else None
+    return at + 4 * signed(word >> 5 & 0x7FFFF, 19) if word & 0xFF00001F == 0x54000001 else None
 
 
 def is_call(word: int) -> bool:
@@ -195,9 +195,9 @@ def jumps_to_register(word: int) -> bool:
 def targets(word: int, at: int) -> tuple[int, ...]:
     """Return where a branch at address `at` may lead, a call or a conditional one too; () for others."""
     if word & 0x7C000000 == 0x14000000:  # b, bl
-        return (at + 4 * _signed(word & 0x3FFFFFF, 26),)
+        return (at + 4 * signed(word & 0x3FFFFFF, 26),)
     if word & 0xFF000000 == 0x54000000 or word & 0x7E000000 == 0x34000000:  # b.cond, bc.cond, cbz, cbnz
-        return (at + 4 * _signed(word >> 5 & 0x7FFFF, 19),)
+        return (at + 4 * signed(word >> 5 & 0x7FFFF, 19),)
     tested = bit_branch(word, at)
     return () if tested is None else (tested[3],)
 
@@ -206,7 +206,7 @@ def branch_nonzero(word: int, at: int) -> tuple[int, int] | None:
     """Return (Rt, target) of `cbnz Wt` at address `at`, else None."""
     if word & 0xFF000000 != 0x35000000:
         return None
-    return word & 0x1F, at + 4 * _signed(word >> 5 & 0x7FFFF, 19)
+    return word & 0x1F, at + 4 * signed(word >> 5 & 0x7FFFF, 19)
 
 
 def written(word: int) -> int | None:
@@ -271,7 +271,7 @@ def address_built(code: tuple[int, ...], index: int, at: int) -> tuple[int, int]
     word = code[index]
     if word & 0x1F000000 != 0x10000000:
         return None
-    value = _signed((word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3, 21)
+    value = signed((word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3, 21)
     pc, register = at + 4 * index, word & 0x1F
     if not word >> 31:
         return register, pc + value
@@ -290,9 +290,9 @@ def moves_sp(word: int, constants: dict[int, int]) -> int | None:
     if added is not None and added[:2] == (SP, SP):
         return added[2]
     if word & 0xFE8003E0 == 0xA88003E0:  # stp, ldp with writeback, base SP
-        return _signed(word >> 15 & 0x7F, 7) * 8
+        return signed(word >> 15 & 0x7F, 7) * 8
     if word & 0xFFA007E0 == 0xF80007E0:  # str, ldr with writeback, base SP
-        return _signed(word >> 12 & 0x1FF, 9)
+        return signed(word >> 12 & 0x1FF, 9)
     if moved is not None:
         constants[moved[0]] = moved[1]
     elif word & 0xFF800000 == 0xF2800000 and word & 0x1F in constants:  # movk

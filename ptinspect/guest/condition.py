@@ -11,6 +11,7 @@ from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.guest.stacks.kernel_stacks import open_stacks
+from ptinspect.guest.timeline import Timeline, timeline
 from ptinspect.link.session import Capability
 
 
@@ -54,6 +55,8 @@ class Condition:
     """Its console file."""
     snapshots: Sequence[str] = field(default_factory=list)
     """Names of the snapshots in memory."""
+    timeline: Timeline | None = None
+    """Where it stands in a recorded run; None if it is in none, or runs."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def condition(guest: Guest, cpu: int | None = None) -> Condition:
     )
     if state != "stopped":
         return found
-    found = replace(found, memory=session.memory.label)
+    found = replace(found, memory=session.memory.label, timeline=timeline(guest))
     if Capability.REGISTERS not in session.capabilities:
         return found
     stands, refused, used = cpu_state(guest, cpu), guest.kernel_refused, session.slots_used()

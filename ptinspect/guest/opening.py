@@ -16,10 +16,14 @@ from ptinspect.guest.guest import Guest
 if TYPE_CHECKING:
     from ptinspect.link.live import LiveSession
     from ptinspect.link.qemu.machine import LaunchOptions
+    from ptinspect.link.qemu.recording import Recording
     from ptinspect.linux.image.vmcoreinfo import VmcoreInfo
     from ptinspect.linux.running.dump_registers import Derived, Given
     from ptinspect.memory.dumpfile import DumpFile
     from ptinspect.memory.source import RamBlock
+
+RECORDING = "recording"
+"""Name under which a guest remembers the directory that it is recorded in or replayed from."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Machine:
     """Further arguments of QEMU."""
     keep: bool = False
     """Leave QEMU running when ptinspect ends."""
+    timeline: Path | None = None
+    """New directory to record the boot into."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +95,61 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
 
     Raises UserError if a guest is attached already or a file is missing, TargetError.
     """
-    _refuse_second(guest)
-    from ptinspect.link.qemu.machine import launch as start
+    refuse_second(guest)
+    boot = _boot(guest, machine)
+    kernel, boot = _for_qemu(guest, boot, machine)
+    options = _options(boot, kernel, machine)
+    recording: Recording | None = None
+    if machine.timeline is not None:
+        from ptinspect.link.qemu.recording import create
+
+        recording, options = create(machine.timeline, options, boot.symbols)
+    start(guest, options, boot.symbols, timeout, keep=machine.keep)
+    if recording is not None:
+        _note(guest, recording)
+    return boot
+
+
+def start(guest: Guest, options: LaunchOptions, symbols: Path, timeout: float, *, keep: bool = False) -> None:
+    """Start QEMU in the place of one that was launched before, and attach to it. Raises TargetError."""
+    from ptinspect.link.qemu.machine import launch as started
 
     if guest.qemu is not None:
         guest.qemu.close()
         guest.qemu = None
-    boot = _boot(guest, machine)
-    kernel, boot = _for_qemu(guest, boot, machine)
-    options = _options(boot, kernel, machine)
     guest.progress("starting QEMU")
     start_gdb(guest)
     try:
-        qemu = guest.qemu = start(options, keep=machine.keep)
+        qemu = guest.qemu = started(options, keep=keep)
     except BaseException:
         guest.end_gdb()
         raise
     try:
-        session = _session(guest, str(qemu.gdb_socket), boot.symbols, timeout)
+        session = _session(guest, str(qemu.gdb_socket), symbols, timeout)
     except BaseException:
         guest.qemu = None
         qemu.keep = False
         qemu.close()
         raise
-    guest.use_kernel(boot.symbols)
+    guest.use_kernel(symbols)
     guest.open_session(session)
-    return boot
+
+
+def abandon(guest: Guest) -> None:
+    """Drop the session, and end the QEMU that was launched."""
+    guest.drop_session()
+    if guest.qemu is not None:
+        guest.qemu.end()
+        guest.qemu = None
+
+
+def _note(guest: Guest, recording: Recording) -> None:
+    """Remember that the guest is recorded, and have the length noted when it is left."""
+    replay = guest.stopped.replay
+    if replay is None:
+        raise TargetError("QEMU does not say that it records")
+    guest.kept[RECORDING] = recording
+    replay.on_leave = lambda position: replace(recording, end=position).save()
 
 
 def attach(guest: Guest, address: str | None = None, timeout: float = 10.0) -> LiveSession:
@@ -122,7 +157,7 @@ def attach(guest: Guest, address: str | None = None, timeout: float = 10.0) -> L
 
     Raises UserError if a guest is attached already or none is named, ConnectError.
     """
-    _refuse_second(guest)
+    refuse_second(guest)
     if address is None:
         if guest.qemu is None or not guest.qemu.alive:
             raise UserError(
@@ -149,7 +184,8 @@ def detach(guest: Guest, resume: bool | None = None) -> Left:
     return Left(session.address, running and not dead, dead)
 
 
-def _refuse_second(guest: Guest) -> None:
+def refuse_second(guest: Guest) -> None:
+    """Raise UserError if a guest is attached; a session that has ended is dropped."""
     if guest.session is not None and guest.state != "dead":
         raise UserError(f"attached to {guest.session.address} already", "detach first")
     guest.drop_session()
@@ -254,7 +290,7 @@ def _options(boot: Boot, kernel: Path, machine: Machine) -> LaunchOptions:
     if any(count is not None and count < 1 for count in (machine.smp, machine.memory)):
         raise UserError("a machine has at least one CPU and 1 MiB of memory")
     options = LaunchOptions(
-        kernel, boot.initrd, extra=tuple(machine.extra), program=_program(machine.qemu or "")
+        kernel, boot.initrd, extra=tuple(machine.extra), program=program(machine.qemu or "")
     )
     if boot.cpu:
         options = replace(options, cpu=boot.cpu)
@@ -265,7 +301,7 @@ def _options(boot: Boot, kernel: Path, machine: Machine) -> LaunchOptions:
     return options
 
 
-def _program(chosen: str) -> str:
+def program(chosen: str) -> str:
     """Return the path of a QEMU that is named by path or as setup names it; nothing if none is."""
     if not chosen or "/" in chosen:
         return chosen

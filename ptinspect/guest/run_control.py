@@ -121,14 +121,25 @@ def finish(guest: Guest, cpu: int | None, seconds: float) -> Return:
 
     Raises UserError if the caller is not known, TargetTimeout.
     """
+    deadline = time.monotonic() + seconds
+    state, caller = calling(guest, cpu)
+    return _return_to(guest, caller, state, deadline)
+
+
+def calling(guest: Guest, cpu: int | None) -> tuple[CpuState, Caller]:
+    """Return the registers of a CPU, and where its function returns to. Raises UserError if nobody knows."""
     from ptinspect.stack.depth import start_of_cpu
 
     state = cpu_state(guest, cpu)
-    deadline = time.monotonic() + seconds
     caller = start_of_cpu(guest.view, state).caller()
     if caller is None or caller.pc == 0:
         raise UserError("finish: there is no caller", "bt shows the chain")
-    return _return_to(guest, caller, state, deadline)
+    return state, caller
+
+
+def same_call(guest: Guest, caller: Caller, before: CpuState, after: CpuState) -> bool:
+    """Tell whether a CPU stands where `before` was called, in the same task and frame."""
+    return _same(guest, caller, before, after, _thread(guest, before))
 
 
 def step_over(guest: Guest, count: int, cpu: int | None, seconds: float) -> Return:

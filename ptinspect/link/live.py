@@ -21,6 +21,7 @@ from ptinspect.errors import (
     TargetTimeout,
     UserError,
 )
+from ptinspect.link import replay
 from ptinspect.link.address import StubAddress
 from ptinspect.link.changes import Changes, leave_as_found
 from ptinspect.link.connect import Link, clear, connect, heir
@@ -37,13 +38,13 @@ from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_comm
 from ptinspect.link.gdb.slots import Purpose, Usage, fitting
 from ptinspect.link.gdb.starting import Starting
 from ptinspect.link.journal import Journal, attaching
-from ptinspect.link.lanes.hostmem import open_host
-from ptinspect.link.lanes.lanes import Lane, LaneError, LaneMemory, Open
-from ptinspect.link.lanes.pmemsave import SavedMemory
+from ptinspect.link.lanes.beside import beside
+from ptinspect.link.lanes.lanes import LaneMemory
 from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.liveness import Liveness
-from ptinspect.link.qemu.listener import is_stopped, listeners
-from ptinspect.link.qemu.monitor import Monitor, translated, version_number
+from ptinspect.link.qemu.listener import is_stopped
+from ptinspect.link.qemu.monitor import translated, version_number
+from ptinspect.link.replay_driver import Driver, capabilities
 from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
@@ -75,12 +76,13 @@ class LiveSession:
         self.gdb_version = link.gdb.version
         self.accel = facts.accel
         self.holds_interrupts = link.holds_interrupts
-        self.capabilities = frozenset(Capability) - ({Capability.PIPELINE} if not link.pipelined else set())
+        self.replay = replay.replayed(Driver(self, link.process, link.tracker, link.agent))
+        self.capabilities = capabilities(self.replay.mode if self.replay else None, pipelined=link.pipelined)
         self.ram: Sequence[RamBlock] = link.ram
         self.cpu_count = link.cpu_count
         self.lanes = LaneMemory(
             StubMemory(link.agent, link.ram, self._need_stopped),
-            _lanes(link.address, facts.peer, link.ram, self._ask),
+            beside(link.address, facts.peer, link.ram, self.ask),
             lambda: self._tracker.token,
             self._need_stopped,
         )
@@ -176,7 +178,7 @@ class LiveSession:
         before, self._looked = self._looked, (self._tracker.token, digest)
         if not ran and (before[0] != self._tracker.token or before[1] == digest):
             return ""
-        self._forget()
+        self.forget()
         self._looked = (self._tracker.token, digest)
         how = "was running, and was stopped again" if ran else "is not where it stopped"
         return f"the guest {how}: somebody else uses QEMU's monitor; what was read before is forgotten"
@@ -208,6 +210,8 @@ class LiveSession:
 
     def write_physical(self, pa: int, data: bytes) -> None:
         self._need_stopped()
+        if Capability.WRITE not in self.capabilities:
+            raise UserError("memory is not written to: what is recorded must happen by itself")
         if not any(block.contains(pa, len(data)) for block in self.ram):
             raise UserError(f"pa:{pa:#x}: {len(data)} bytes there are not in RAM")
         try:
@@ -287,6 +291,8 @@ class LiveSession:
 
     def resume(self) -> None:
         self._need_stopped()
+        if self.replay is not None:
+            self.replay.forwards()
         self._liveness.before_run()
         self._link.agent.frames(plain=True)
         self.escort.depart()
@@ -298,13 +304,16 @@ class LiveSession:
 
     def wait_stop(self, timeout: float) -> StopInfo:
         try:
-            return self._liveness.wait(timeout)
+            stop = self._liveness.wait(timeout)
         except Refused as error:
             raise (self.slots.refused(error.message) if self.slots.limited else error) from None
+        if self.replay is not None:
+            stop = self._tracker.stop = self.replay.named(stop)
+        return stop
 
     def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
         self._need_alive()
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (timeout if self.replay is None else max(timeout, replay.STOP_SECONDS))
         pause = FIRST_PAUSE
         self._tracker.asked = True
         # Repeated, because QEMU drops a request that comes while the guest is stopped at a breakpoint
@@ -320,6 +329,8 @@ class LiveSession:
 
     def step_instructions(self, count: int, cpu: int) -> StopInfo:
         self._need_stopped()
+        if self.replay is not None and (stop := self.replay.stepped_to_end(count)) is not None:
+            return stop
         self.escort.rest()
         self._link.agent.frames(plain=True)
         self._gdb.request(f"-exec-step-instruction --thread {cpu + 1} {count}", SECONDS)
@@ -380,12 +391,14 @@ class LiveSession:
             return console(self._gdb, f"monitor {command}", CLI_SECONDS)
         finally:
             if not only_looks and self.state is RunState.STOPPED:
-                self._forget()
+                self.forget()
+            if not only_looks and self.replay is not None:
+                self.replay.disturbed()
 
-    def _ask(self, command: str) -> str:
-        """Run a monitor command that only looks, for the lanes; nothing is forgotten."""
+    def ask(self, command: str, seconds: float = SECONDS) -> str:
+        """Run a monitor command for the lanes or the replay; nothing is forgotten."""
         self._need_stopped()
-        return console(self._gdb, f"monitor {command}", SECONDS)
+        return console(self._gdb, f"monitor {command}", seconds)
 
     def gdb_command(self, line: str, timeout: float = CLI_SECONDS) -> str:
         self._need_alive()
@@ -393,6 +406,8 @@ class LiveSession:
         if self.state is not RunState.STOPPED:
             return console(self._gdb, line, timeout)
         self._link.agent.frames(plain=False)
+        if self.replay is not None:
+            self.replay.arm()
         try:
             with self.escort.along(continues(line)):
                 return console(self._gdb, line, timeout)
@@ -414,6 +429,8 @@ class LiveSession:
             if self._tracker.state is not RunState.DEAD:
                 self.interrupt()
                 self.changes.undo_all()
+                if self.replay is not None:
+                    self.replay.leave()
                 self._gdb.request("-break-delete", SECONDS)
                 self._link.agent.leave_physical_mode()
                 self._left = True
@@ -472,7 +489,7 @@ class LiveSession:
         if self.state is RunState.RUNNING:
             raise TargetRunning("the guest is running", "interrupt stops it")
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Forget what was read before: the guest has changed without GDB's doing."""
         self._tracker.touch()
         with contextlib.suppress(MiError):
@@ -480,19 +497,3 @@ class LiveSession:
 
 
 _: type[Session] = LiveSession
-
-
-def _lanes(
-    address: StubAddress, peer: int | None, ram: Sequence[RamBlock], monitor: Monitor
-) -> dict[str, Open]:
-    """Return the lanes beside the gdbstub, fastest first; `peer` is the process at a Unix socket."""
-
-    def host() -> Lane:
-        return open_host(address, peer, ram, monitor)
-
-    def saved() -> Lane:
-        if not address.path and not listeners(address):
-            raise LaneError("QEMU is not known to run on this machine")
-        return SavedMemory(ram, monitor)
-
-    return {"host": host, "pmemsave": saved}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ptinspect.link.escort import Escort
     from ptinspect.link.gdb.breakpoints import HardwareSlots
     from ptinspect.link.lanes.lanes import LaneMemory
+    from ptinspect.link.replay import Replay
     from ptinspect.memory.source import PhysicalMemory, RamBlock
 
 __all__ = ["Breakpoint", "Capability", "RunState", "Session", "StopInfo"]
@@ -35,6 +36,8 @@ class Capability(StrEnum):
     """GDB takes commands."""
     LANES = "lanes"
     """There are several ways to its memory."""
+    REVERSE = "reverse"
+    """It goes back too: a recorded run is replayed."""
     PIPELINE = "pipeline"
     """GDB's Python speaks to the gdbstub on GDB's own socket, many requests at a time."""
 
@@ -79,6 +82,10 @@ class Session(Protocol):
     @property
     def lanes(self) -> LaneMemory:
         """The ways to guest-physical memory, and the choice among them."""
+
+    @property
+    def replay(self) -> Replay | None:
+        """The recorded run that the guest is in, as it is recorded or replayed; None for any other guest."""
 
     @property
     def changes(self) -> Changes:

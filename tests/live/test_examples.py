@@ -68,6 +68,15 @@ detach
 walk vectors
 snap imported
 """
+A_RECORDING = """
+launch --guest 5.10-cloud --memory 256 --timeline boot.timeline
+until driver_init
+detach
+*timeline open *timeline goto *timeline *reverse-stepi *who
+break kpti_install_ng_mappings
+*reverse-continue
+*reverse-finish
+"""
 ATTACHED = """
 *attach *break *delete
 """
@@ -90,6 +99,7 @@ SESSIONS = {
     "a script": lines(A_SCRIPT),
     "a campaign": lines(A_CAMPAIGN),
     "a dump": lines(A_DUMP),
+    "a recording": lines(A_RECORDING),
     "attached": lines(ATTACHED),
 }
 

@@ -15,7 +15,7 @@ from ptinspect.dataclass import dataclass
 
 ROOMS = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 (pathlib takes longer than this module)
 _MARK = b"\n@command("
-_DECLARED = rb'\s*"([a-z ]+)"(?:,\s*aliases=\(([^)]*)\))?,\s*group="[^"]*",\s*summary="([^"]*)"'
+_DECLARED = rb'\s*"([a-z -]+)"(?:,\s*aliases=\(([^)]*)\))?,\s*group="[^"]*",\s*summary="([^"]*)"'
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
@@ -79,7 +80,7 @@ def stopped(
     *notes: Note,
     kind: type[StopResult] = StopResult,
     words: str = "",
-    **more: bool,
+    **more: Any,
 ) -> Report:
     """Say where the guest stopped, why (in `words`, else the stop's own), and what is next."""
     guest = ctx.guest

@@ -13,7 +13,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
-GROUPS = ("Guest", "Run and stop", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
+GROUPS = ("Guest", "Run and stop", "Timeline", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
 """Titles in the list of commands, in their order."""
 TOPIC = "formats"
 FORMATS = (

@@ -15,6 +15,7 @@ from ptinspect.guest.condition import Condition, condition
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.guest.opening import Machine
+from ptinspect.guest.timeline import Timeline
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 
@@ -61,6 +62,12 @@ class LaunchResult(Condition):
         argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
         argument("--keep", action="store_true", help="leave QEMU running when ptinspect ends"),
         argument(
+            "--timeline",
+            type=Path,
+            metavar="DIR",
+            help="record the boot into a new directory, to be replayed with timeline open",
+        ),
+        argument(
             "--unless-attached", action="store_true", help="do nothing where a guest is attached already"
         ),
     ),
@@ -89,6 +96,7 @@ def launch(
     append: str | None = None,
     append_more: str | None = None,
     keep: bool = False,
+    timeline: Path | None = None,
     unless_attached: bool = False,
     extra: Sequence[str] = (),
 ) -> Report:
@@ -113,6 +121,7 @@ def launch(
         append_more=append_more,
         extra=extra,
         keep=keep,
+        timeline=timeline,
     )
     boot = opening.launch(ctx.guest, wanted, ctx.options.number("timeout-attach"))
     found = condition(ctx.guest)
@@ -183,6 +192,15 @@ def status(guest: Guest, *, cpu: int | None = None) -> Report:
     return Report(found, (condition_table(guest, found),))
 
 
+def _where(found: Timeline | None) -> str:
+    """Say where the guest stands in a recorded run."""
+    if found is None:
+        return ""
+    what = f"recorded into {found.directory}" if found.mode == "record" else f"replay of {found.directory}"
+    end = "" if found.end is None else f" of {found.end:,}"
+    return f"{what}, at position {found.position:,}{end}"
+
+
 def condition_table(guest: Guest, found: Condition) -> Table:
     """Show how a guest stands, line by line."""
     mmu = "" if found.mmu_on is None else f", MMU {'on' if found.mmu_on else 'off'}"
@@ -201,6 +219,7 @@ def condition_table(guest: Guest, found: Condition) -> Table:
         ("slots", "" if used is None else str(used)),
         ("GDB", found.gdb),
         ("memory by", found.memory),
+        ("timeline", _where(found.timeline)),
         ("kernel", found.kernel),
         ("not used", Styled(escape(found.kernel_refused), "bad")),
         ("console", found.console),

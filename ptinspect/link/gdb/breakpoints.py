@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ptinspect.dataclass import replace
@@ -82,6 +83,20 @@ def list_breakpoints(gdb: GdbLink, tracker: RunTracker | None = None) -> tuple[B
         found = [b for b in found if b.id in numbers or b.id not in inner]
         found = [replace(b, id=numbers.get(b.id, b.id)) for b in found]
     return tuple(sorted(found, key=lambda b: b.id))
+
+
+@contextmanager
+def disabled(gdb: GdbLink) -> Iterator[None]:
+    """Disable all breakpoints and watchpoints for a block."""
+    numbers = " ".join(str(row["number"]) for row in rows(gdb) if row.get("enabled") == "y")
+    if not numbers:
+        yield
+        return
+    gdb.request(f"-break-disable {numbers}", SECONDS)
+    try:
+        yield
+    finally:
+        gdb.request(f"-break-enable {numbers}", SECONDS)
 
 
 def rows(gdb: GdbLink) -> list[Mapping[str, Any]]:

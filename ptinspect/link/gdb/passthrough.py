@@ -26,6 +26,9 @@ _GDB_REFUSED = {
     "inferior": (6, "a session has one machine"),
 }
 """Command -> how many of its letters GDB accepts for it, and why it is not passed on."""
+_BACK = re.compile(r"r(everse-\w*|c|si?|ni?)\b|set\s+exec-dir")
+"""Ways back of GDB's own. QEMU 7.2 ends itself on the packets bs and bc outside a replay, and in one where
+states were saved."""
 _OTHERS = re.compile(
     r"(?:(?:with|w)\s.*?\s--|(?:thread|frame)\s+apply\s+\S+(?:\s+-\S+)*|t?faas|taas|"
     r"interpreter-exec\s+\S+|while\s.*|if\s.*)\s+(.+)",
@@ -38,6 +41,7 @@ _MONITOR_REFUSED = {
     "cont": "continue makes the guest run, and GDB knows of it",
     "c": "continue makes the guest run, and GDB knows of it",
     "gdbserver": "it would end this session",
+    "replay_seek": "timeline goto leads to a position, and GDB knows of it",
 }
 _MONITOR_LOOKS = {
     "info", "gva2gpa", "gpa2hva", "gpa2hpa", "xp", "x", "print", "p", "help", "?", "cpu", "memsave",
@@ -69,6 +73,11 @@ def _check_one(line: str) -> None:
     for name, (letters, why) in _GDB_REFUSED.items():
         if word is not None and name.startswith(word[0]) and len(word[0]) >= letters:
             raise UserError(f"gdb {name} is not passed on", why)
+    if _BACK.match(line):
+        raise UserError(
+            "GDB's own way back is not passed on",
+            "rc, rsi and reverse-finish without 'gdb' go back in a replay",
+        )
     if _PACKET.match(line):
         raise UserError("this packet is not passed on", "it would end QEMU, the session, or mix up addresses")
 

@@ -47,6 +47,8 @@ class LaunchOptions:
     """Further arguments of QEMU."""
     program: str = ""
     """QEMU itself, by path or by its name in PATH; empty for $PTINSPECT_QEMU, else the system's."""
+    console: Path | None = None
+    """File for what the guest prints; None for one in QEMU's directory."""
 
 
 class Qemu:
@@ -60,6 +62,7 @@ class Qemu:
         *,
         keep: bool,
         own: PrivateDirectory | None = None,
+        console: Path | None = None,
     ) -> None:
         self.process, self.pid = process, process.pid
         self.command_line = tuple(command_line)
@@ -67,7 +70,7 @@ class Qemu:
         """Private directory with the socket, the console and QEMU's own messages."""
         self.gdb_socket = directory / "gdb.sock"
         """Unix socket of the gdbstub."""
-        self.console = directory / "console.log"
+        self.console = console or directory / "console.log"
         """File that the guest's first serial port is written to."""
         self._own = own
         self.keep = keep
@@ -129,7 +132,7 @@ def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool 
             )
     except OSError as error:
         raise TargetError(f"cannot start {program}: {error.strerror or error}") from error
-    qemu = Qemu(process, words, folder, keep=keep, own=own)
+    qemu = Qemu(process, words, folder, keep=keep, own=own, console=options.console)
     with contextlib.ExitStack() as undo:
         undo.callback(qemu.end)
         _wait_until_it_listens(qemu)
@@ -157,12 +160,12 @@ def _command_line(program: str, options: LaunchOptions, folder: Path) -> list[st
     words = [program, "-machine", options.machine, "-cpu", options.cpu]
     words += ["-smp", str(options.smp), *_memory(options)]
     words += ["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
-    words += ["-serial", f"file:{folder / 'console.log'}"]
+    words += ["-serial", f"file:{options.console or folder / 'console.log'}"]
     words += ["-kernel", str(options.kernel)]
     if options.initrd is not None:
         words += ["-initrd", str(options.initrd)]
     words += ["-append", options.append]
-    words += ["-S", "-gdb", f"unix:{_escape(folder / 'gdb.sock')},server=on,wait=off"]
+    words += ["-S", "-gdb", f"unix:{escape(folder / 'gdb.sock')},server=on,wait=off"]
     return [*words, *options.extra]
 
 
@@ -180,8 +183,8 @@ def _memory(options: LaunchOptions) -> list[str]:
     return [*words, "-object", backend, "-machine", f"memory-backend={RAM_NAME}"]
 
 
-def _escape(path: Path) -> str:
-    """Double the commas, which separate options of QEMU."""
+def escape(path: Path) -> str:
+    """Return a path as an option of QEMU takes it: commas are doubled."""
     return str(path).replace(",", ",,")
 
 

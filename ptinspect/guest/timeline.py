@@ -1,0 +1,227 @@
+"""A recorded boot: record it, open it again, and move in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptinspect.dataclass import dataclass, replace
+from ptinspect.errors import TargetError, TargetLost, TargetTimeout, UserError
+from ptinspect.guest import opening
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.opening import RECORDING
+
+if TYPE_CHECKING:
+    from ptinspect.link.qemu.recording import Recording
+    from ptinspect.link.replay import Replay
+    from ptinspect.link.session import StopInfo
+
+KPTI_ENTRY, KPTI_END = "kpti-entry", "kpti-end"
+MEASURE_SECONDS = 900.0
+"""How long it may take to find out where a recording ends."""
+STRIDE = 32_000_000
+"""Instructions between two looks whether a recording that broke off goes on."""
+FINEST = 2_000
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where a guest stands in a recorded run."""
+
+    mode: str
+    """record or replay."""
+    position: int
+    """Instructions executed since the start."""
+    end: int | None
+    """The last position; None while it is being recorded, or where nobody knows."""
+    directory: str
+    """The recording; empty if QEMU was started by somebody else."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a guest stands, and the positions that have names or saved states."""
+
+    here: Timeline
+    events: Mapping[str, int]
+    states: tuple[int, ...]
+
+
+def timeline(guest: Guest) -> Timeline | None:
+    """Return where the stopped guest stands in a recorded run; None if it is in none."""
+    replay = guest.stopped.replay
+    if replay is None:
+        return None
+    return Timeline(replay.mode, replay.position, replay.last, _directory(recording_of(guest)))
+
+
+def _directory(recording: Recording | None) -> str:
+    return "" if recording is None else str(recording.directory)
+
+
+def recording_of(guest: Guest) -> Recording | None:
+    """Return the recording that the guest belongs to, if it is known."""
+    found: Recording | None = guest.kept.get(RECORDING)
+    return found
+
+
+def replay_of(guest: Guest) -> Replay:
+    """Return the replay that the stopped guest is. Raises UserError where it cannot go back."""
+    replay = guest.stopped.replay
+    if replay is None:
+        raise UserError(
+            "this guest runs forwards only: it is not the replay of a recording",
+            "launch --timeline DIR records a boot, timeline open DIR replays it",
+        )
+    if replay.mode == "record":
+        raise UserError("the guest is being recorded", "detach, then timeline open DIR replays it")
+    return replay
+
+
+def positions(guest: Guest) -> Positions:
+    """Return where the guest stands, and which positions are known. Raises UserError outside a recording."""
+    here = timeline(guest)
+    if here is not None and here.mode == "record":
+        return Positions(here, {}, ())
+    replay, recording = replay_of(guest), recording_of(guest)
+    here = Timeline("replay", replay.position, replay.last, _directory(recording))
+    events = {} if recording is None else dict(recording.events)
+    return Positions(here, events, tuple(sorted(replay.states)))
+
+
+def open_recording(guest: Guest, directory: Path, qemu: str | None, timeout: float = 10.0) -> Timeline:
+    """Replay a recording, from its start; how long it is, is measured if nobody has noted it.
+
+    Raises UserError if a guest is attached already, if there is no recording, or if it is another QEMU's.
+    """
+    from ptinspect.link.qemu.recording import load
+    from ptinspect.link.replay import START
+
+    opening.refuse_second(guest)
+    program, recording = opening.program(qemu or ""), load(directory)
+    if recording.end is None:
+        recording = replace(recording, end=_measured(guest, recording, program, timeout))
+        recording.save()
+    _start(guest, recording, program, timeout)
+    found = timeline(guest)
+    if found is None:
+        raise TargetError("QEMU does not replay the recording")
+    replay_of(guest).stands(START)
+    return found
+
+
+def _start(guest: Guest, recording: Recording, program: str, timeout: float) -> Replay:
+    symbols = Path(recording.symbols)
+    symbols = symbols if recording.symbols and symbols.is_file() else recording.kernel
+    guest.progress("starting QEMU")
+    opening.start(guest, recording.replayed(program), symbols, timeout)
+    guest.kept[RECORDING] = recording
+    replay = replay_of(guest)
+    replay.last, replay.progress = recording.end, guest.progress
+    return replay
+
+
+def _measured(guest: Guest, recording: Recording, program: str, timeout: float) -> int:
+    """Replay a recording to its end, and return where that is.
+
+    One whose QEMU was killed breaks off, and takes the QEMU that replays it along. Then it is tried in
+    smaller and smaller steps how far it goes.
+    """
+    reached, stride = 0, 0
+    deadline = time.monotonic() + MEASURE_SECONDS
+    while True:
+        replay = _start(guest, recording, program, timeout)
+        try:
+            guest.progress("measuring the recording")
+            if not stride:
+                guest.stopped.resume()
+                guest.stopped.wait_stop(MEASURE_SECONDS)
+                return replay.position
+            replay.run_to(reached, deadline)
+            while time.monotonic() < deadline:
+                replay.run_to(reached + stride, deadline)
+                reached += stride
+            raise TargetTimeout("the recording has no end in time")
+        except TargetLost:
+            if 0 < stride <= FINEST:
+                return reached
+            stride = max(stride // 32, FINEST) if stride else STRIDE
+        finally:
+            opening.abandon(guest)
+
+
+def go_to(guest: Guest, place: int | str, seconds: float) -> StopInfo:
+    """Go to a position: a number, start, end, or an event's name. Raises UserError, TargetTimeout."""
+    replay = replay_of(guest)
+    here = replay.position
+    if place in (KPTI_ENTRY, KPTI_END):
+        place = _events(guest, replay, here, seconds)[str(place)]
+    if place == "end":
+        if replay.last is None:
+            raise UserError("nobody knows where this recording ends", "timeline open DIR finds out")
+        place = replay.last
+    return replay.go_to(0 if place == "start" else int(place), seconds)
+
+
+def _events(guest: Guest, replay: Replay, here: int, seconds: float) -> Mapping[str, int]:
+    """Return the positions of the rewrite's first instruction and of its end; they are noted once found."""
+    recording = recording_of(guest)
+    if recording is not None and KPTI_ENTRY in recording.events:
+        return recording.events
+    from ptinspect.guest.rewrite import Runner
+
+    replay.go_to(0, seconds)
+    try:
+        runner = Runner(guest, seconds)
+        runner.place_kernel()
+        if not runner.enter():
+            raise UserError(f"there is no rewrite in this recording: {runner.reason}")
+        entry = replay.position
+        runner.run_to([runner.point("return")])
+        events = {KPTI_ENTRY: entry, KPTI_END: replay.position}
+    except BaseException:
+        replay.go_to(here, seconds)
+        raise
+    if recording is not None:
+        recording = guest.kept[RECORDING] = replace(recording, events={**recording.events, **events})
+        recording.save()
+    return events
+
+
+def back(guest: Guest, seconds: float) -> StopInfo:
+    """Run backwards to the last breakpoint or watchpoint before this position, or to the start."""
+    return replay_of(guest).back(seconds)
+
+
+def step_back(guest: Guest, count: int) -> StopInfo:
+    """Go back some instructions."""
+    return replay_of(guest).step_back(count)
+
+
+def back_to_call(guest: Guest, seconds: float) -> StopInfo:
+    """Run backwards to the call of the function at the program counter, in the same task and frame.
+
+    Raises UserError if the caller is not known, TargetTimeout; the guest stands where it stood then.
+    """
+    from ptinspect.guest.run_control import calling, same_call
+
+    replay = replay_of(guest)
+    here, deadline = replay.position, time.monotonic() + seconds
+    state, caller = calling(guest, None)
+    call = replace(caller, pc=caller.pc - 4)
+    session = guest.stopped
+    with replay.without_breakpoints():
+        own = session.set_breakpoint(call.pc)
+        try:
+            while True:
+                stop = replay.back(max(deadline - time.monotonic(), 0.1))
+                if stop.pc != call.pc:
+                    break
+                if same_call(guest, call, state, session.cpu_state(stop.cpu)):
+                    return stop
+        finally:
+            session.delete_breakpoint(own.id)
+        replay.go_to(here)
+    raise UserError("the call is not in the recording", "bt shows the chain of callers")

@@ -1,0 +1,203 @@
+"""A directory that holds a recorded boot: QEMU's log, the machine's states, and all that a replay needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ptinspect.dataclass import dataclass, field
+from ptinspect.errors import TargetError, UserError
+from ptinspect.files import replacing
+from ptinspect.link.qemu.machine import LaunchOptions, escape, find_program
+
+MANIFEST, LOG, STATES, CONSOLE = "timeline.json", "replay.log", "states.qcow2", "console.log"
+KERNEL, INITRD = "kernel", "initrd"
+FORMAT = 1
+SHIFT = 1
+"""2**SHIFT ns of virtual time for each instruction. With `shift=auto` QEMU 11.1 waits for ever in a replay
+that goes on from a state; with a number it does not."""
+FIRST_STATE = "init"
+"""Name of the state at the beginning."""
+CLUSTER = 16
+"""log2 of the bytes of a cluster of the file of states."""
+HEADER = 12
+"""Bytes at the start of the log that QEMU writes when it ends (QEMU replay/replay.c, HEADER_SIZE)."""
+PROBE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Describe a recorded boot."""
+
+    directory: Path
+    """Where it is."""
+    qemu: str
+    """What `QEMU --version` prints first."""
+    program: str
+    """The QEMU that recorded it."""
+    machine: str
+    cpu: str
+    memory: int
+    """RAM in MiB."""
+    append: str
+    """The kernel's command line."""
+    extra: tuple[str, ...]
+    """Further arguments of QEMU."""
+    initrd: bool
+    """There is an initial RAM disk."""
+    symbols: str
+    """The file with the kernel's symbols when it was recorded; the kernel itself where it is empty."""
+    end: int | None = None
+    """Its length in instructions; None while nobody has measured it."""
+    events: Mapping[str, int] = field(default_factory=dict)
+    """Positions that have a name."""
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel that was booted."""
+        return self.directory / KERNEL
+
+    @property
+    def console(self) -> Path:
+        """What the guest printed while it was recorded."""
+        return self.directory / CONSOLE
+
+    def save(self) -> None:
+        """Write the manifest. Raises UserError."""
+        fields = {**asdict(self), "format": FORMAT}
+        del fields["directory"]
+        with replacing(self.directory / MANIFEST) as file:
+            file.write(json.dumps(fields, indent=2).encode() + b"\n")
+
+    def replayed(self, program: str = "") -> LaunchOptions:
+        """Return what QEMU is started with to replay it. Raises UserError where QEMU is another one."""
+        program = program or (self.program if Path(self.program).is_file() else "")
+        found = qemu_version(find_program(program))
+        if found != self.qemu:
+            raise UserError(
+                f"the boot was recorded by {self.qemu}; this is {found}", "name that one with --qemu"
+            )
+        _finish_log(self.directory / LOG, find_program(program))
+        return LaunchOptions(
+            self.kernel,
+            self.directory / INITRD if self.initrd else None,
+            machine=self.machine,
+            cpu=self.cpu,
+            memory=self.memory,
+            append=self.append,
+            extra=(*self.extra, *_arguments(self.directory, "replay"), "-no-shutdown"),
+            program=program,
+        )
+
+
+def create(directory: Path, options: LaunchOptions, symbols: Path) -> tuple[Recording, LaunchOptions]:
+    """Prepare a new directory for a recording; return it, and what QEMU is started with.
+
+    Raises UserError where it cannot be written or holds something, or where QEMU cannot record the machine.
+    """
+    if options.smp != 1:
+        raise UserError("QEMU records machines with one CPU only", "launch --timeline DIR --smp 1")
+    program = find_program(options.program)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty", "a recording has a directory of its own")
+        folder = directory.absolute()
+        shutil.copyfile(options.kernel, folder / KERNEL)
+        if options.initrd is not None:
+            shutil.copyfile(options.initrd, folder / INITRD)
+        (folder / STATES).write_bytes(empty_image(1 << 20))
+    except OSError as error:
+        raise UserError(f"cannot record into {directory}: {error.strerror or error}") from error
+    made = Recording(
+        folder,
+        qemu_version(program),
+        program,
+        options.machine,
+        options.cpu,
+        options.memory,
+        options.append,
+        tuple(options.extra),
+        options.initrd is not None,
+        "" if symbols == options.kernel else str(symbols.absolute()),
+    )
+    made.save()
+    extra = (*options.extra, *_arguments(folder, "record"))
+    return made, replace(options, extra=extra, console=made.console)
+
+
+def load(directory: Path) -> Recording:
+    """Read a recording's manifest. Raises UserError if the directory holds none."""
+    try:
+        fields: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
+        if fields.pop("format") != FORMAT:
+            raise UserError(f"{directory} holds a recording of another version of ptinspect")
+        fields["extra"] = tuple(fields["extra"])
+        return Recording(directory.absolute(), **fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{directory} holds no recording", "launch --timeline DIR makes one") from error
+
+
+def qemu_version(program: str) -> str:
+    """Return the first line that `QEMU --version` prints. Raises TargetError."""
+    return _run([program, "--version"]).partition("\n")[0].strip()
+
+
+def empty_image(size: int) -> bytes:
+    """Return an empty disk image for QEMU to keep states in (QEMU docs/interop/qcow2.txt, version 3).
+
+    A cluster each for the header, the table of reference counts, their block, and the table of clusters.
+    """
+    cluster = 1 << CLUSTER
+    tables = -(-size // (cluster * (cluster // 8)))
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQQQQIIII",
+        b"QFI\xfb", 3, 0, 0, CLUSTER, size, 0, tables, 3 * cluster, cluster, 1, 0, 0, 0, 0, 0, 4, 104, 0, 0,
+    )  # fmt: skip
+    counts = struct.pack(">4H", 1, 1, 1, 1)
+    parts = (header, struct.pack(">Q", 2 * cluster), counts, b"")
+    return b"".join(part.ljust(cluster, b"\0") for part in parts)
+
+
+def _arguments(folder: Path, mode: str) -> tuple[str, ...]:
+    where = escape(folder / LOG)
+    drive = f"file={escape(folder / STATES)},format=qcow2,if=none,snapshot=off,id=rr"
+    icount = f"shift={SHIFT},rr={mode},rrfile={where},rrsnapshot={FIRST_STATE}"
+    return ("-icount", icount, "-drive", drive)
+
+
+def _finish_log(log: Path, program: str) -> None:
+    """Write the start of a log whose QEMU was killed: it does that last. Raises UserError, TargetError.
+
+    What it writes there, its version of the format, a recording of nothing by the same QEMU shows.
+    """
+    try:
+        with log.open("r+b") as file:
+            if any(file.read(HEADER)):
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                other = Path(folder) / LOG
+                words = [program, "-machine", "none", "-display", "none", "-monitor", "stdio", "-S"]
+                _run([*words, "-icount", f"shift={SHIFT},rr=record,rrfile={escape(other)}"], "quit\n")
+                header = other.read_bytes()[:HEADER]
+            file.seek(0)
+            file.write(header)
+    except OSError as error:
+        raise UserError(f"cannot use {log}: {error.strerror or error}") from error
+
+
+def _run(words: list[str], typed: str = "") -> str:
+    try:
+        done = subprocess.run(
+            words, input=typed, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TargetError(f"cannot run {words[0]}: {error}") from error
+    return done.stdout

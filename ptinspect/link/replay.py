@@ -1,0 +1,291 @@
+"""Positions in a recorded run of QEMU, and the ways between them: forwards, and back over saved states.
+
+A position is a number of executed instructions. QEMU's own rules (replay/replay-debugging.c, measured with
+7.2 and 11.1): a stop that is asked for at the present position is passed over, and ends QEMU when another
+is asked for; two states loaded with no run between them end it too; and who goes on at the end of the log is
+stuck for ever. So nothing is run there, and a state that is loaded lies before the position that is wanted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+from ptinspect.dataclass import replace
+from ptinspect.errors import TargetError, TargetTimeout, UserError
+from ptinspect.link.state import StopInfo
+
+Mode = Literal["record", "replay"]
+_POSITION = re.compile(r"(Record|Replay)ing execution '.*': instruction count = (\d+)", re.DOTALL)
+_STATE = re.compile(r"^\S+\s+(\S+)\s.*\s(\d+)\s*$", re.MULTILINE)
+STATES = 16
+"""Most states that are saved along the way; each is as large as the memory that the guest has used."""
+SPACING = 60_000_000
+"""Instructions between states, at least."""
+NEAR = 4_000_000
+"""Instructions that are replayed in no time."""
+STRETCH = 100_000
+"""Instructions of the first stretch that is searched backwards."""
+STATE_SECONDS = 120.0
+"""How long a state may take to be saved or loaded."""
+BACK_SECONDS = 300.0
+STOP_SECONDS = 60.0
+"""How long a guest may take at least to be interrupted: QEMU ends a stretch without events before."""
+TAG = "pt-"
+END, START = "the end of the recording", "the start of the recording"
+
+
+def mode_of(answer: str) -> Mode | None:
+    """Return whether QEMU records or replays, from its `info replay`; None for neither."""
+    found = _POSITION.match(answer)
+    return None if found is None else "record" if found[1] == "Record" else "replay"
+
+
+def position_of(answer: str) -> int:
+    """Return the position in `info replay`. Raises TargetError."""
+    found = _POSITION.match(answer)
+    if found is None:
+        raise TargetError("QEMU's 'info replay' cannot be read", answer.strip()[:200])
+    return int(found[2])
+
+
+def replayed(guest: Driven) -> Replay | None:
+    """Return the recording or replay that a guest is, None for any other."""
+    mode = mode_of(guest.ask("info replay"))
+    return None if mode is None else Replay(guest, mode)
+
+
+class Driven(Protocol):
+    """What a session does for its replay, and prepares nothing for."""
+
+    def ask(self, command: str, seconds: float = ...) -> str:
+        """Run a command of QEMU's monitor."""
+
+    def run_on(self) -> None:
+        """Let the guest run."""
+
+    def stop_in_time(self, timeout: float) -> StopInfo:
+        """Wait until it stops. Raises TargetTimeout."""
+
+    def step_once(self) -> None:
+        """Step one instruction."""
+
+    def without_breakpoints(self) -> AbstractContextManager[None]:
+        """Return a block in which no breakpoint or watchpoint stops it."""
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether there are any."""
+
+    def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:
+        """Name the reason for which it stands where it does."""
+
+    def forget(self) -> None:
+        """Forget what was read of it."""
+
+
+class Replay:
+    """The recording or replay that a session is about."""
+
+    def __init__(self, session: Driven, mode: Mode) -> None:
+        self._session, self.mode = session, mode
+        self.last: int | None = None
+        """The last position; None while it is not known."""
+        self.progress: Callable[[str, int, int], None] = lambda text, done, total: None
+        self.on_leave: Callable[[int], None] = lambda position: None
+        """Called with the position before a session that records is left."""
+        self.without_breakpoints, self.stands = session.without_breakpoints, session.stands
+        self._fresh = True
+        """Nothing has run since a state was loaded."""
+        self._states: dict[int, str] | None = None
+
+    @property
+    def position(self) -> int:
+        """How many instructions have been executed."""
+        return position_of(self._session.ask("info replay"))
+
+    @property
+    def states(self) -> dict[int, str]:
+        """The saved states: name by position."""
+        if self._states is None:
+            text = self._session.ask("info snapshots")
+            self._states = {int(at): name for name, at in _STATE.findall(text)}
+        return self._states
+
+    # -- before and after a run that somebody asks for --------------------------------------------
+
+    def forwards(self) -> None:
+        """Prepare to run forwards: the guest stops at the last position. Raises UserError there."""
+        left = self.arm()
+        if left is not None and left <= 0:
+            raise UserError(f"this is {END}", "rc, rsi and timeline goto lead back")
+
+    def stepped_to_end(self, count: int) -> StopInfo | None:
+        """Step to the end if it is no more than `count` instructions away; else return None.
+
+        QEMU must stop there by itself: GDB's step would let it find that nothing follows. Raises UserError
+        at the end.
+        """
+        self.forwards()
+        if self.mode == "record" or self.last is None or self.position + count < self.last:
+            return None
+        return self.go_to(self.last)
+
+    def arm(self) -> int | None:
+        """Have QEMU stop at the last position; return how far it is, None if there is none."""
+        self._fresh = False
+        if self.mode == "record" or self.last is None:
+            return None
+        left = self.last - self.position
+        if left > 0:
+            self.break_at(self.last)
+        return left
+
+    def break_at(self, target: int) -> None:
+        """Have QEMU stop at a later position; a stop that was asked for before is forgotten."""
+        self._session.ask("replay_delete_break")  # QEMU ends where one is replaced that has been passed
+        self._session.ask(f"replay_break {target}")
+
+    def leave(self) -> None:
+        """Note where a recording ends that is left now."""
+        if self.mode == "record":
+            self.on_leave(self.position)
+
+    def disturbed(self) -> None:
+        """Note that a command of the monitor's may have saved, deleted or loaded states."""
+        self._fresh, self._states = True, None
+
+    def named(self, stop: StopInfo) -> StopInfo:
+        """Return a stop with the reason that GDB does not know."""
+        if self.mode == "record" or stop.reason != "signal-received":
+            return stop
+        here = self.position
+        if stop.signal not in ("SIGINT", "SIGTRAP", "SIGQUIT"):
+            return stop
+        if here == self.last or stop.signal == "SIGQUIT":
+            return replace(stop, reason=END, signal="")
+        if here == 0:
+            return replace(stop, reason=START, signal="")
+        return stop
+
+    # -- moving ------------------------------------------------------------------------------------
+
+    def go_to(self, target: int, seconds: float = BACK_SECONDS) -> StopInfo:
+        """Go to a position; breakpoints do not stop the guest. Raises UserError outside the recording."""
+        if target < 0 or (self.last is not None and target > self.last):
+            raise UserError(f"there is no position {target}", f"positions are 0 to {self.last}")
+        deadline = time.monotonic() + seconds
+        with self.without_breakpoints():
+            here = self.position
+            state = self.state_before(target)
+            if target < here or state > here + NEAR:
+                self.load(state)
+            self.run_to(target, deadline, save=True)
+        return self.stands(END if target == self.last else START if target == 0 else "position")
+
+    def state_before(self, target: int) -> int:
+        """Return the position of the last state before another position; 0 for the first."""
+        return max((at for at in self.states if at < target), default=0)
+
+    def run_to(self, target: int, deadline: float, *, save: bool = False) -> None:
+        """Run forwards to a position, and `save` states on the way. Raises TargetTimeout, TargetError."""
+        while (here := self.position) < target:
+            spacing = self.spacing
+            stop = min(target, (here // spacing + 1) * spacing) if save else target
+            self.break_at(stop)
+            self._run(deadline)
+            if (reached := self.position) != stop:
+                raise TargetError(f"QEMU stopped at position {reached} on the way to {stop}")
+            if save and stop % spacing == 0 and stop - self.state_before(stop + 1) >= spacing // 2:
+                self.save(stop)
+            self.progress("replaying", stop, self.last or target)
+
+    def run_once(self, limit: int, seconds: float) -> StopInfo:
+        """Run forwards to a later position, or until a breakpoint or watchpoint stops the guest."""
+        self.break_at(limit)
+        return self._run(time.monotonic() + seconds)
+
+    def _run(self, deadline: float) -> StopInfo:
+        self._fresh = False
+        self._session.run_on()
+        return self._session.stop_in_time(max(deadline - time.monotonic(), 0.1))
+
+    @property
+    def spacing(self) -> int:
+        """Instructions from one saved state to the next."""
+        return max(SPACING, (self.last or 0) // STATES)
+
+    def save(self, here: int) -> None:
+        """Save a state at the present position."""
+        name = f"{TAG}{here}"
+        problem = self._session.ask(f"savevm {name}", STATE_SECONDS).strip()
+        if problem:
+            raise TargetError(f"QEMU cannot save a state: {problem}")
+        self.states[here] = name
+
+    def load(self, state: int) -> None:
+        """Load the saved state of this position."""
+        if self._fresh:  # QEMU ends where a second state is loaded and nothing was run
+            if self.position == state:
+                return
+            self._session.step_once()
+        name = self.states.get(state)
+        if name is None:
+            raise UserError("the recording has no state at its beginning", "QEMU: -icount …,rrsnapshot=NAME")
+        problem = self._session.ask(f"loadvm {name}", STATE_SECONDS).strip()
+        self._fresh = True
+        self._session.forget()
+        if problem:
+            raise TargetError(f"QEMU cannot load a state: {problem}")
+
+    def back(self, seconds: float) -> StopInfo:
+        """Run backwards to the last breakpoint or watchpoint before this position, or to the start.
+
+        QEMU's own way back, which GDB's reverse-continue asks for, ends QEMU 7.2 where states were saved:
+        here stretches are replayed forwards, the last one first, each longer than the one after it. Raises
+        UserError at the start, TargetTimeout; the guest stands where it stood then.
+        """
+        here = self._before()
+        deadline = time.monotonic() + seconds
+        try:
+            found = self._last_stop(here, deadline)
+        except (TargetTimeout, KeyboardInterrupt):
+            self.go_to(here)
+            raise
+        if found is None:
+            return self.go_to(0)
+        self.go_to(found[0])
+        return self._session.stands(found[1].reason, found[1].breakpoint)
+
+    def _last_stop(self, here: int, deadline: float) -> tuple[int, StopInfo] | None:
+        """Return where a breakpoint or watchpoint stops the guest last before `here`; None if none does."""
+        end, width = here, STRETCH
+        while end > 0 and self._session.has_breakpoints:
+            begin, found = max(end - width, 0), None
+            self.go_to(begin, max(deadline - time.monotonic(), 0.1))
+            limit = min(end + 1, here)  # a stop at its very first instruction belongs to a stretch too
+            while self.position < limit:
+                stop = self.run_once(limit, max(deadline - time.monotonic(), 0.1))
+                at = self.position
+                if at < here and stop.reason not in ("signal-received", "position"):
+                    found = at, stop
+                self.progress("replaying", at, here)
+            if found is not None:
+                return found
+            end, width = begin, width * 8
+        return None
+
+    def step_back(self, count: int) -> StopInfo:
+        """Go back some instructions; to the start if there are fewer. Raises UserError at the start."""
+        here = self._before()
+        return self.go_to(max(here - count, 0))
+
+    def _before(self) -> int:
+        """Return the position. Raises UserError at the start."""
+        here = self.position
+        if here == 0:
+            raise UserError(f"this is {START}", "continue and timeline goto lead on")
+        return here

@@ -1,0 +1,85 @@
+"""What a replay makes GDB do with a session's guest, beside what the session does for its user."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import TargetTimeout
+from ptinspect.link.escort import Escort
+from ptinspect.link.gdb.agent import Agent
+from ptinspect.link.gdb.breakpoints import disabled, rows
+from ptinspect.link.gdb.mi import SECONDS, GdbLink
+from ptinspect.link.session import Capability
+from ptinspect.link.state import RunTracker, StopInfo
+
+
+def capabilities(mode: str | None, *, pipelined: bool) -> frozenset[Capability]:
+    """Return what can be done with a guest under GDB; `mode` is that of `Replay`, None without one."""
+    missing = set() if pipelined else {Capability.PIPELINE}
+    if mode != "replay":
+        missing.add(Capability.REVERSE)
+    if mode is not None:
+        missing.add(Capability.WRITE)
+    return frozenset(Capability) - missing
+
+
+class Stands(Protocol):
+    """What is needed of the session."""
+
+    escort: Escort
+
+    @property
+    def current_cpu(self) -> int: ...
+    def cpu_state(self, cpu: int) -> CpuState: ...
+    def interrupt(self) -> StopInfo: ...
+    def ask(self, command: str, seconds: float = ...) -> str: ...
+    def forget(self) -> None: ...
+
+
+class Driver:
+    """Run the guest with nobody going along, and nothing prepared."""
+
+    def __init__(self, session: Stands, gdb: GdbLink, tracker: RunTracker, agent: Agent) -> None:
+        """Nothing is asked yet."""
+        self._session, self._gdb, self._tracker, self._agent = session, gdb, tracker, agent
+        self.ask, self.forget = session.ask, session.forget
+
+    def run_on(self) -> None:
+        """Let the guest run."""
+        self._go("-exec-continue")
+
+    def step_once(self) -> None:
+        """Step one instruction."""
+        self._go("-exec-step-instruction")
+        self.stop_in_time(SECONDS)
+
+    def _go(self, command: str) -> None:
+        self._session.escort.rest()
+        self._agent.frames(plain=True)
+        self._gdb.request(command, SECONDS)
+
+    def stop_in_time(self, timeout: float) -> StopInfo:
+        """Wait until the guest stops; stop it after that time, or after Ctrl-C. Raises TargetTimeout."""
+        try:
+            return self._tracker.wait(timeout)
+        except (TargetTimeout, KeyboardInterrupt):
+            self._session.interrupt()
+            raise
+
+    @property
+    def has_breakpoints(self) -> bool:
+        """Whether a breakpoint or watchpoint may stop the guest."""
+        return any(row.get("enabled") == "y" for row in rows(self._gdb))
+
+    def without_breakpoints(self) -> AbstractContextManager[None]:
+        """Return a block in which breakpoints and watchpoints do not stop the guest."""
+        return disabled(self._gdb)
+
+    def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:
+        """Name the reason for which the guest stands where it does."""
+        cpu = self._session.current_cpu
+        stop = StopInfo(reason, cpu, breakpoint, self._session.cpu_state(cpu).pc, "")
+        self._tracker.stop = stop
+        return stop

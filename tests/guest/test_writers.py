@@ -1,0 +1,161 @@
+"""The writes of a descriptor, found in a run of which every write is known, by ways that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ptinspect.arch.sysregs import CpuState
+from ptinspect.errors import UserError
+from ptinspect.guest import writers
+from ptinspect.guest.writers import Writers
+from ptinspect.link.state import StopInfo
+
+PA, OTHER = 0x4120_0018, 0x4130_0018
+LINEAR, WINDOW = 0xFFFF_0000_0120_0018, 0xFFFF_FDFF_FE5F_8018
+CODE = 0x4008_0000
+STORE, NOTHING, LOAD = 0xF900_0041, 0xD503_201F, 0xF940_0041  # str x1, [x2]; nop; ldr x1, [x2]
+END = 400_000_000
+
+
+class Run:
+    """A run of END instructions; `events`: position after it -> (word, x2, PA, the value then)."""
+
+    def __init__(self, events: dict[int, tuple[int, int, int, int]]) -> None:
+        self.events, self.position, self.watched = events, END, dict[int, int]()
+        self.mapped: Callable[[int, int], int | None] = lambda va, at: {LINEAR: PA, PA: PA}.get(va)
+        self.moves = 0
+
+    def value(self, pa: int) -> int:
+        found = [
+            (at, new) for at, (_, _, place, new) in self.events.items() if place == pa and at <= self.position
+        ]
+        return max(found, default=(0, 7))[1]
+
+    def next(self) -> tuple[int, int, int, int]:
+        return self.events.get(self.position + 1, (NOTHING, 0, 0, 0))
+
+    # what a replay does
+
+    def go_to(self, target: int, seconds: float = 0) -> None:
+        self.position = target
+        self.moves += 1
+
+    def run_to(self, target: int, deadline: float) -> None:
+        assert target > self.position
+        self.position = target
+
+    def run_once(self, limit: int, seconds: float) -> StopInfo:
+        for at in sorted(
+            at for at in self.events if self.position < at < limit
+        ):  # the limit's stop comes first
+            word, va, _, _ = self.events[at]
+            for number, watched in self.watched.items():
+                if watched == va and word in (STORE, LOAD):
+                    self.position = at
+                    return StopInfo("access-watchpoint-trigger", 0, number, CODE + 4, "")
+        self.position = limit
+        return StopInfo("signal-received", 0, None, CODE + 4, "SIGINT")
+
+    def without_breakpoints(self) -> Any:
+        return nullcontext()
+
+    # what a session does
+
+    current_cpu = 0
+
+    def watch_access(self, va: int, length: int) -> int:
+        self.watched[len(self.watched) + 1] = va
+        return len(self.watched)
+
+    def delete_breakpoint(self, number: int) -> None:
+        del self.watched[number]
+
+    def gva2gpa(self, va: int) -> int | None:
+        return CODE if va == CODE else self.mapped(va, self.position)
+
+    def read(self, pa: int, length: int) -> bytes:
+        if pa == CODE:  # the last instruction while it is looked at after it, else the next
+            word = self.events.get(self.position, (NOTHING,))[0] if self.watched else self.next()[0]
+            return word.to_bytes(4, "little")
+        return self.value(pa).to_bytes(length, "little")
+
+    @property
+    def memory(self) -> Run:
+        return self
+
+    def cpu_state(self, cpu: int) -> CpuState:
+        x = [0] * 31
+        x[2] = self.next()[1]
+        return CpuState(0, tuple(x), 0, CODE, 0x3C5, {"SCTLR_EL1": 1})
+
+    def gdb_command(self, line: str) -> str:
+        return "=> 0x40080000:\tstr\tx1, [x2]\n"
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], Writers]:
+    def made(run: Run) -> Writers:
+        monkeypatch.setattr(writers, "replay_of", lambda guest: run)
+        monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
+        view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
+        kind = type("G", (SimpleNamespace,), {"view": view})
+        guest = kind(stopped=run, kept={}, place=lambda pc, returns=False: hex(pc), progress=lambda *a: None)
+        return Writers(guest, [PA], 1e9)
+
+    return made
+
+
+def values(found: Writers, *, every: bool) -> list[tuple[int, int, int, str]]:
+    (history,) = found.histories(every=every)
+    assert found.replay.position == END and history.first == 7
+    return [(w.position, w.before, w.after, w.how) for w in history.writes]
+
+
+def test_stores_by_known_addresses_are_found_with_those_that_change_nothing(search: Any) -> None:
+    run = Run({
+        5: (STORE, PA, PA, 0x11), 300: (STORE, LINEAR, PA, 0x13), 301: (LOAD, LINEAR, 0, 0),
+        390_000_000: (STORE, LINEAR, PA, 0x13),
+    })  # fmt: skip
+    expected = [(5, 7, 0x11, "store"), (300, 0x11, 0x13, "store"), (390_000_000, 0x13, 0x13, "store")]
+    assert values(search(run), every=True) == expected
+    assert values(search(run), every=False) == expected[-1:]
+
+
+def test_a_store_through_a_window_is_found_by_the_value_and_its_window_is_watched_then(search: Any) -> None:
+    run = Run({
+        20_000_000: (STORE, WINDOW, PA, 0x11), 70_000_000: (STORE, WINDOW, OTHER, 0x99),
+        90_000_001: (STORE, WINDOW, PA, 0x22), 90_000_003: (STORE, WINDOW, PA, 0x11),
+        120_000_000: (STORE, LINEAR, PA, 0x33),
+    })  # fmt: skip
+    run.mapped = lambda va, at: (
+        (OTHER if 60_000_000 < at < 80_000_000 else PA) if va == WINDOW else {LINEAR: PA}.get(va)
+    )
+    assert [w[:3] for w in values(search(run), every=True)] == [
+        (20_000_000, 7, 0x11), (90_000_001, 0x11, 0x22), (90_000_003, 0x22, 0x11), (120_000_000, 0x11, 0x33)
+    ]  # fmt: skip
+    del run.events[120_000_000]
+    assert [w[0] for w in values(search(run), every=False)] == [90_000_003]
+
+
+def test_what_the_walk_of_the_mmu_sets_is_no_store(search: Any) -> None:
+    run = Run({9: (STORE, PA, PA, 0x703), 123_456_789: (LOAD, 0xFFFF_8000_0000_0000, PA, 0x703 | 1 << 7)})
+    found = values(search(run), every=True)
+    assert found == [(9, 7, 0x703, "store"), (123_456_789, 0x703, 0x783, "hardware")]
+
+
+def test_a_store_that_changes_nothing_is_found_where_a_stretch_ends_too(search: Any) -> None:
+    ends = (END, END - writers.FIRST, writers.LOOK)
+    run = Run(dict.fromkeys(ends, (STORE, PA, PA, 7)))
+    assert [w[0] for w in values(search(run), every=True)] == sorted(ends)
+    assert [w[0] for w in values(search(run), every=False)] == [END]
+    del run.events[END]
+    assert [w[0] for w in values(search(run), every=False)] == [END - writers.FIRST]
+
+
+def test_what_nothing_wrote_has_no_writes(search: Any) -> None:
+    assert values(search(Run({})), every=False) == [] and values(search(Run({})), every=True) == []

@@ -1,0 +1,202 @@
+"""Moves in a recorded run, against a model of QEMU that ends where QEMU does."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ptinspect.errors import TargetLost, TargetTimeout, UserError
+from ptinspect.link.qemu.recording import CLUSTER, empty_image
+from ptinspect.link.replay import END, NEAR, SPACING, START, Replay, mode_of, position_of
+from ptinspect.link.state import StopInfo
+
+LENGTH = 5 * SPACING + 17
+
+
+@dataclass
+class Model:
+    """A replay of LENGTH instructions, with breakpoints at positions."""
+
+    at: int = 0
+    stop_at: int | None = None
+    fresh: bool = True
+    states: dict[str, int] = field(default_factory=lambda: {"init": 0})
+    breaks: tuple[int, ...] = ()
+    enabled: bool = True
+    loads: int = 0
+    stop: StopInfo = field(default_factory=lambda: StopInfo("attached", 0, None, 0, ""))
+    slow: bool = False
+
+    @property
+    def has_breakpoints(self) -> bool:
+        return bool(self.breaks)
+
+    def ask(self, command: str, seconds: float = 0) -> str:
+        word, _, rest = command.partition(" ")
+        if command == "info replay":
+            return f"Replaying execution '/a b/replay.log': instruction count = {self.at}\n"
+        if command == "info snapshots":
+            rows = [
+                f"--  {name}  24.3 MiB 2026-11-27 23:43:49 00:00:00.000 {at:>10}"
+                for name, at in self.states.items()
+            ]
+            return (
+                "List of snapshots present on all disks:\nID TAG VM SIZE DATE VM CLOCK ICOUNT\n"
+                + "\n".join(rows)
+            )
+        if word == "replay_delete_break":
+            self.stop_at = None
+        elif word == "replay_break":
+            assert self.stop_at is None or self.stop_at >= self.at
+            assert int(rest) > self.at, "a stop at the present position is passed over"
+            self.stop_at = int(rest)
+        elif word == "savevm":
+            self.states[rest] = self.at
+        elif word == "loadvm":
+            if self.fresh:
+                raise TargetLost("two states with no run between them")
+            self.at, self.fresh, self.stop_at = self.states[rest], True, None
+            self.loads += 1
+        return ""
+
+    def run_on(self) -> None:
+        assert self.at < LENGTH, "it would be stuck"
+        self.fresh = False
+        ends = [
+            at
+            for at in (*(self.breaks if self.enabled else ()), self.stop_at)
+            if at is not None and at > self.at
+        ]
+        self.at = min(ends)
+        hit = self.enabled and self.at in self.breaks
+        number = 1 + self.breaks.index(self.at) if hit else None
+        self.stop = StopInfo(
+            "breakpoint-hit" if hit else "signal-received", 0, number, self.at, "" if hit else "SIGINT"
+        )
+        if self.at == self.stop_at:
+            self.stop_at = None
+
+    def stop_in_time(self, seconds: float) -> StopInfo:
+        if self.slow and self.enabled:
+            raise TargetTimeout("too slow")
+        return self.stop
+
+    def step_once(self) -> None:
+        self.at, self.fresh = self.at + 1, False
+
+    def without_breakpoints(self) -> Any:
+        return Off(self)
+
+    def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:
+        return StopInfo(reason, 0, breakpoint, self.at, "")
+
+    def forget(self) -> None:
+        pass
+
+
+@dataclass
+class Off:
+    model: Model
+
+    def __enter__(self) -> None:
+        self.model.enabled = False
+
+    def __exit__(self, *_: object) -> None:
+        self.model.enabled = True
+
+
+def replay(model: Model) -> Replay:
+    found = Replay(model, "replay")
+    found.last = LENGTH
+    return found
+
+
+def test_the_way_to_the_end_leaves_states_from_which_the_ways_back_are_short() -> None:
+    model = Model()
+    found = replay(model)
+    assert found.go_to(LENGTH).reason == END and model.at == LENGTH
+    assert [at for at in found.states if at] == [SPACING * n for n in range(1, 6)]
+    assert found.step_back(1).pc == LENGTH - 1 and found.step_back(10).pc == LENGTH - 11
+    assert found.step_back(LENGTH).reason == START and model.at == 0
+    with pytest.raises(UserError, match="start"):
+        found.step_back(1)
+
+
+def test_a_position_at_a_saved_state_is_come_to_from_before_it() -> None:
+    model = Model()
+    found = replay(model)
+    found.go_to(LENGTH)
+    found.go_to(2 * SPACING)
+    found.go_to(SPACING)
+    assert model.at == SPACING and not model.fresh
+    found.go_to(0)
+    found.go_to(3 * SPACING)
+    assert model.at == 3 * SPACING
+
+
+def test_a_short_way_forwards_loads_nothing() -> None:
+    model = Model()
+    found = replay(model)
+    found.go_to(LENGTH)
+    found.go_to(SPACING + 5)
+    before = model.loads
+    found.go_to(SPACING + NEAR)
+    assert model.loads == before
+
+
+@pytest.mark.parametrize("breaks", [(70, 500, SPACING, SPACING + 1), (3 * SPACING - 1, 3 * SPACING, LENGTH)])
+def test_backwards_each_breakpoint_is_met_last_first_and_then_the_start(breaks: tuple[int, ...]) -> None:
+    model = Model()
+    found = replay(model)
+    found.go_to(LENGTH)
+    model.breaks = breaks
+    for at in sorted(breaks, reverse=True):
+        if at == LENGTH:
+            continue
+        stop = found.back(60)
+        assert (model.at, stop.reason, stop.breakpoint) == (at, "breakpoint-hit", 1 + breaks.index(at))
+    assert found.back(60).reason == START
+
+
+def test_who_gives_up_on_the_way_back_stands_where_he_stood() -> None:
+    model = Model()
+    found = replay(model)
+    found.go_to(LENGTH - 5)
+    model.breaks, model.slow = (7,), True
+    with pytest.raises(TargetTimeout):
+        found.back(60)
+    assert model.at == LENGTH - 5
+
+
+def test_nothing_runs_on_at_the_end_and_a_step_that_leads_there_is_a_run() -> None:
+    model = Model()
+    found = replay(model)
+    found.go_to(LENGTH - 3)
+    assert found.stepped_to_end(2) is None
+    stop = found.stepped_to_end(5)
+    assert stop is not None and stop.reason == END and model.at == LENGTH
+    with pytest.raises(UserError, match="end"):
+        found.forwards()
+    with pytest.raises(UserError, match="no position"):
+        found.go_to(LENGTH + 1)
+
+
+def test_what_qemu_says_of_a_recording() -> None:
+    assert mode_of("Record/replay is not active\n") is None
+    assert mode_of("Recording execution 'f': instruction count = 0\n") == "record"
+    assert position_of("Replaying execution 'it's': instruction count = 1127051455\n") == 1127051455
+
+
+def test_the_empty_image_refers_to_each_of_its_clusters_once() -> None:
+    image = empty_image(1 << 20)
+    size = 1 << CLUSTER
+    assert len(image) == 4 * size and image[:4] == b"QFI\xfb"
+    table, counts = struct.unpack_from(">Q", image, 40)[0], struct.unpack_from(">Q", image, 48)[0]
+    block = struct.unpack_from(">Q", image, counts)[0]
+    assert {table, counts, block} == {size, 2 * size, 3 * size}
+    assert struct.unpack_from(">5H", image, block) == (1, 1, 1, 1, 0)
+    assert re.fullmatch(rb"\0*", image[table:])
