@@ -10,14 +10,12 @@ from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass, field
 from ptinspect.dataclass import replace as changed
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
-from ptinspect.link.session import Capability, Session
 from ptinspect.snapshot.fact_names import kernel_offset
 from ptinspect.text import escape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ptinspect.arch.sysregs import CpuState
     from ptinspect.link.gdb.starting import Starting
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.session import Session
@@ -318,10 +316,11 @@ class Guest:
 
     def is_flat(self, address: int, state: CpuState | None = None) -> bool:
         """Tell whether a CPU (the chosen one) takes an address as a physical one, since its MMU is off."""
-
         session = self.session
         if session is None or bit(address, 55) or self.state != "stopped":
             return False
+        from ptinspect.link.session import Capability
+
         if state is None and Capability.REGISTERS not in session.capabilities:
             return False
         try:
@@ -436,6 +435,8 @@ class Guest:
     @property
     def fate(self) -> str:
         """What becomes of the guest when it is left, in words; empty without one that lives."""
+        from ptinspect.link.session import Capability
+
         session, qemu = self.session, self.qemu
         if session is None or Capability.RUN not in session.capabilities or self.state == "dead":
             return ""

@@ -11,7 +11,6 @@ from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address, Names, Range
 from ptinspect.guest.guest import Guest
-from ptinspect.link.session import Capability
 from ptinspect.snapshot.fact_names import kernel_offset
 
 if TYPE_CHECKING:
@@ -219,6 +218,8 @@ def cpu_state(guest: Guest, cpu: int | None) -> CpuState:
 
 def need_registers(guest: Guest) -> None:
     """Raise UserError if the guest is a file without registers of CPUs."""
+    from ptinspect.link.session import Capability
+
     if Capability.REGISTERS not in guest.stopped.capabilities:
         what = f"{guest.stopped.address} has no registers of CPUs"
         raise UserError(what, "an ELF core of dump-guest-memory has them")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ptinspect.errors import PtinspectError
-from ptinspect.guest.capturing import naming_facts
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Source
 
@@ -25,6 +24,7 @@ def names_of(snapshot: Snapshot, also: Snapshot | None = None) -> tuple[RegionNa
 
 def name_of(guest: Guest, where: Source, va: int) -> str:
     """Return the name of the region of one address, of the guest or of a snapshot; empty if none."""
+    from ptinspect.guest.capturing import naming_facts
     from ptinspect.linux.layout.choice import layout_from, region_namer
 
     if where.snapshot is not None:

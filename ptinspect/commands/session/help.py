@@ -6,9 +6,16 @@ from collections.abc import Sequence
 
 from ptinspect import __version__
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.command import Command, argument, command
+from ptinspect.commands.framework.command import Command, Parser, argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.session.topics import FoundResult, TopicResult, search, topic_report, topics
+from ptinspect.commands.session.topics import (
+    FoundResult,
+    TopicResult,
+    search,
+    topic,
+    topic_names,
+    topic_report,
+)
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
@@ -107,15 +114,14 @@ class FormatsResult:
 def show_help(ctx: Context, *, words: list[str]) -> Report:
     """List all commands, those that begin with the given words, or explain one."""
     named = tuple(words)
-    texts = {topic.topic: topic for topic in topics()}
     if not named:
         listed = _list(list(ctx.registry), "Commands (help COMMAND explains one)")
-        also = Note(f"Topics (help TOPIC): {', '.join(sorted([*texts, TOPIC]))}")
+        also = Note(f"Topics (help TOPIC): {', '.join(sorted([*topic_names(), TOPIC]))}")
         return Report(listed.value, (*listed.body, also))
     if named == (TOPIC,):
         return formats_report()
-    if len(named) == 1 and named[0] in texts:
-        return topic_report(texts[named[0]])
+    if len(named) == 1 and named[0] in topic_names():
+        return topic_report(topic(named[0]))
     try:
         command, used = ctx.registry.resolve(named)
     except UserError:
@@ -149,8 +155,9 @@ def _summary(command: Command) -> str:
 
 def explain(command: Command, group: list[Command] | None = None) -> Report:
     """Explain one command; `group` are those with the same first words."""
-    body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(usage(command))]
-    rows = [(name, text) for name, text in _arguments(command)]
+    facts = _facts(command)
+    body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(facts.usage)]
+    rows = [(one.name, one.meaning) for one in facts.arguments]
     if rows:
         body.append(Table((Column("argument"), Column("meaning")), rows))
     if command.details:
@@ -160,36 +167,29 @@ def explain(command: Command, group: list[Command] | None = None) -> Report:
     body.append(Note(f"example: {command.example}"))
     if group:
         body.append(Note(f"see also: {', '.join(c.name for c in group)}", "dim"))
-    return Report(_facts(command), body)
+    return Report(facts, body)
 
 
-def usage(command: Command) -> str:
-    """Return the usage line of a command."""
-    if command.passthrough:
-        return f"usage: {command.name} TEXT…"
-    return " ".join(command.parser().format_usage().split())
-
-
-def _arguments(command: Command) -> list[tuple[str, str]]:
-    if command.passthrough:
-        return []
+def _arguments(parser: Parser) -> list[ArgumentResult]:
     rows = []
-    for action in command.parser().actions():
+    for action in parser.actions():
         value = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
         if action.choices is not None and not isinstance(action.metavar, str):
             value = "|".join(str(c) for c in action.choices)
         names = ", ".join(action.option_strings)
         label = value if not names else names if action.nargs == 0 else f"{names} {value}"
-        rows.append((label, action.help or ""))
+        rows.append(ArgumentResult(label, action.help or ""))
     return rows
 
 
 def _facts(command: Command) -> CommandResult:
+    parser = None if command.passthrough else command.parser()
+    usage = f"usage: {command.name} TEXT…" if parser is None else " ".join(parser.format_usage().split())
     return CommandResult(
         command=command.name,
         summary=command.summary,
-        usage=usage(command),
-        arguments=[ArgumentResult(name, text) for name, text in _arguments(command)],
+        usage=usage,
+        arguments=[] if parser is None else _arguments(parser),
         details=command.details,
         example=command.example,
         aliases=command.aliases,

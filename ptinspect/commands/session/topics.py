@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ptinspect.dataclass import dataclass
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
-FOLDER = Path(__file__).parents[2] / "topics"
+FOLDER = os.path.join(os.path.dirname(__file__), "../../topics")  # noqa: PTH118, PTH120 (as in catalogue.py)
 """A file for each: its title, an empty line, paragraphs; indented lines stay as they are."""
 
 
@@ -37,13 +37,21 @@ class FoundResult:
     found: Sequence[FoundTopic]
 
 
+def topic_names() -> list[str]:
+    """Return the names of all texts, in order."""
+    return sorted(name.removesuffix(".txt") for name in os.listdir(FOLDER) if name.endswith(".txt"))  # noqa: PTH208
+
+
+def topic(name: str) -> TopicResult:
+    """Return the text of a name."""
+    with open(f"{FOLDER}/{name}.txt", encoding="utf-8") as file:  # noqa: PTH123
+        title, _, text = file.read().partition("\n\n")
+    return TopicResult(name, title, text.rstrip("\n"))
+
+
 def topics() -> tuple[TopicResult, ...]:
     """Return all texts, by name."""
-    found = []
-    for path in sorted(FOLDER.glob("*.txt")):
-        title, _, text = path.read_text("utf-8").partition("\n\n")
-        found.append(TopicResult(path.stem, title, text.rstrip("\n")))
-    return tuple(found)
+    return tuple(map(topic, topic_names()))
 
 
 def topic_report(found: TopicResult) -> Report:
@@ -66,14 +74,14 @@ def search(words: Sequence[str]) -> Report | None:
     """Return the lines of the texts that hold all of some words, one or two for each; None if none does."""
     wanted = [word.lower() for word in words]
     rows, found = [], []
-    for topic in topics():
-        parts = [_joined(part) for part in topic.text.split("\n\n")]
+    for one in topics():
+        parts = [_joined(part) for part in one.text.split("\n\n")]
         lines = [line.strip() for part in parts for line in part.split("\n")]
         hits = [line for line in lines if all(word in line.lower() for word in wanted)]
-        named = topic.title if all(word in topic.title.lower() for word in wanted) else ""
+        named = one.title if all(word in one.title.lower() for word in wanted) else ""
         for line in hits[:2] or ([named] if named else []):
-            found.append(FoundTopic(topic.topic, topic.title, line))
-            rows.append((Styled(f"help {topic.topic}", "level"), _near(line, wanted[0])))
+            found.append(FoundTopic(one.topic, one.title, line))
+            rows.append((Styled(f"help {one.topic}", "level"), _near(line, wanted[0])))
     if not found:
         return None
     title = f"{' '.join(words)!r} is no command; it is spoken of in"
