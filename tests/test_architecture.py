@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -394,16 +395,34 @@ def test_gdbscripts_that_gdb_sources_share_no_name() -> None:
             owner |= dict.fromkeys(names, path.name)
 
 
-def test_starting_imports_nothing_heavy() -> None:
-    """`--help` builds the whole registry; numpy and the like are for handlers."""
-    code = (
-        "import sys; sys.stdout = open('/dev/null', 'w'); from ptinspect.app import main; main(['--help']);"
-        "heavy = {'numpy', 'elftools', 'pygdbmi', 'prompt_toolkit', 'vmlinux_to_elf', 'tomlkit', 'tomllib'};"
-        "heavy.add('pyarrow'); heavy &= set(sys.modules);"
-        "sys.exit(' '.join(sorted(heavy)) or 0)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
+HEAVY = {
+    *("numpy", "elftools", "pygdbmi", "prompt_toolkit", "vmlinux_to_elf", "tomlkit", "tomllib", "pyarrow"),
+    *("dataclasses", "inspect", "pathlib", "subprocess", "json", "csv", "xml.etree", "tempfile", "shutil"),
+    *("difflib", "hashlib", "importlib.metadata"),
+}
+"""What takes a millisecond or more to import, and most commands without a guest do without."""
+
+
+def imported(code: str, *, without: Set[str] = frozenset()) -> set[str]:
+    """Return what of HEAVY is imported after some code has run."""
+    code = f"import sys; {code}; sys.stderr.write(' '.join({HEAVY - without} & set(sys.modules)))"
+    words = [sys.executable, "-S", "-c", code]
+    environment = {**os.environ, "PTINSPECT_CONFIG": "/nonexistent"}
+    run = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    return set(run.stderr.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["help", "walk"], ["decode", "0x3", "--level", "3"]])
+def test_starting_imports_nothing_heavy(words: list[str]) -> None:
+    """A command without a guest is over before these would be imported; only --help asks for a width."""
+    code = f"from ptinspect.app import main; main({words})"
+    assert not imported(code, without={"shutil"} if words == ["--help"] else set())
+
+
+def test_gdb_is_started_before_anything_heavy_is_imported() -> None:
+    """It takes a tenth of a second until it answers: as long as the import of numpy."""
+    code = "from ptinspect.guest import opening; from ptinspect.link.gdb import starting"
+    assert not imported(code, without={"pathlib", "subprocess"})
 
 
 def test_starting_imports_the_commands_and_little_else() -> None:

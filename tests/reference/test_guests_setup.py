@@ -112,6 +112,20 @@ def test_yes_installs_what_is_missing_and_no_more(world: World, machine: Machine
     assert machine.installed == ["qemu-package"]
 
 
+def test_yes_compiles_the_package_where_the_installer_has_not(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "module.py").write_text("VALUE = 1\n")
+    (package / "broken.py").write_text("no python")
+    monkeypatch.setattr("ptinspect.__path__", [str(package)])
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    assert run().exit_code == 1 and not list(package.rglob("*.pyc"))
+    assert run("setup --yes").exit_code == 0
+    assert [file.name.split(".")[0] for file in package.rglob("*.pyc")] == ["module"]
+
+
 def test_guests_can_be_chosen(world: World) -> None:
     assert run("setup --yes --guest 6.1-cloud --guest 5.10-dbg").exit_code == 0
     report = run("setup --guest 5.10-dbg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import ptinspect
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
@@ -111,7 +112,8 @@ class SetupResult:
     "arm64, through the mirror that apt uses here ($PTINSPECT_MIRROR names another), without "
     "root, into the user's cache directory ($PTINSPECT_CACHE names another). So does a newer "
     "QEMU, with its own loader and libraries: `launch --qemu newer` starts it. The tests also want an "
-    "emulated arm64 host, whose KVM runs guests.",
+    "emulated arm64 host, whose KVM runs guests. With --yes the modules of ptinspect are compiled too, where "
+    "the installer has not done that.",
 )
 def setup(
     guest: Guest,
@@ -152,8 +154,19 @@ def setup(
         states = _install_all(guest, states)
     tools += _kvm_hosts(guest, trouble, tests=tests, yes=yes, check=check)
     if yes:
+        _compile()
         trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
     return _report(tools, states, trouble, installing=yes)
+
+
+def _compile() -> None:
+    """Compile the modules of ptinspect once, where the installer has not: else each start does.
+
+    That is so after `pip install -e` where PYTHONDONTWRITEBYTECODE is set.
+    """
+    import compileall
+
+    compileall.compile_dir(ptinspect.__path__[0], quiet=2)
 
 
 def _find_gdb(guest: Guest) -> Probe:
