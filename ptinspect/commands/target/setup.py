@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import ptinspect
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
@@ -166,7 +165,9 @@ def _compile() -> None:
     """
     import compileall
 
-    compileall.compile_dir(ptinspect.__path__[0], quiet=2)
+    from ptinspect import __path__ as folders
+
+    compileall.compile_dir(folders[0], quiet=2)
 
 
 def _find_gdb(guest: Guest) -> Probe:
