@@ -60,6 +60,9 @@ class Image:
         addresses = np.array([address for address, _ in rows], np.uint64)
         return SymbolTable([name for _, name in rows], addresses, "T" * len(rows))
 
+    def nearest(self, va: int) -> tuple[str, int] | None:
+        return self.table.nearest(va) if KERNEL <= va < KERNEL + SIZE else None
+
     def text_at(self, va: int, length: int) -> bytes:
         if va != WALKER:
             raise KernelFileError(f"{va:#x}: not in the file")
@@ -71,6 +74,7 @@ class ModuleGuest:
 
     kaslr_offset = 0
     states = ()
+    placement = None
 
     def __init__(self, offsets: Mapping[str, int] = SINCE_6_4, image: Any = None) -> None:
         self.image: Any = image or Image()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Any
+
 import pytest
 from module_guest import BEFORE_6_4, HEAD, KERNEL, MODULES, SINCE_6_4, Image, ModuleGuest
 
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.running.modules import REACH
+from ptinspect.stack.kernel_code import KernelCode
 
 
 @pytest.fixture(params=[BEFORE_6_4, SINCE_6_4], ids=["core_layout", "mem"])
@@ -139,3 +143,20 @@ def test_letters_that_stand_in_the_symbols(guest: ModuleGuest) -> None:
         guest.write(MODULES + 0x8000 + 24 * row + 4, bytes([letter]))
     first = guest.modules.listed[1]
     assert guest.modules.table(first).kinds == "tTd"
+
+
+def test_the_unwinder_knows_functions_and_code_of_modules(guest: ModuleGuest) -> None:
+    view: Any = guest
+    guest.write(MODULES + 0x40, struct.pack("<2I", 0xD503233F, 0xA9BF7BFD))
+    code = KernelCode(view)
+    assert code.start(MODULES + 0x48) == MODULES + 0x40
+    assert code.words(MODULES + 0x40, 2) == (0xD503233F, 0xA9BF7BFD)
+    assert code.symbol(MODULES + 0x48) == "start_one+0x8 [first]"
+    assert code.symbol(MODULES + 0x40, returns=True) == "init_module+0x40 [first]"
+    apart = "module.mem[0].base" in guest.types.offsets
+    assert code.extent(MODULES + 0x48) == (
+        MODULES + 0x40,
+        MODULES + (0x1000 if apart else 0x1100),
+    )
+    assert code.start(MODULES - 0x1000) is None
+    assert code.start(KERNEL + 0x1_0204) == KERNEL + 0x1_0200
