@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 KPTI_ENTRY, KPTI_END = "kpti-entry", "kpti-end"
 MEASURE_SECONDS = 900.0
 """How long it may take to find out where a recording ends."""
-STRIDE = 32_000_000
-"""Instructions between two looks whether a recording that broke off goes on."""
-FINEST = 2_000
+STRIDES = (32_000_000, 800_000, 20_000)
+"""Instructions between two looks whether a recording that broke off goes on: smaller each time it did not."""
 
 
 @dataclass(frozen=True)
@@ -127,29 +126,41 @@ def _measured(guest: Guest, recording: Recording, program: str, timeout: float) 
     """Replay a recording to its end, and return where that is.
 
     One whose QEMU was killed breaks off, and takes the QEMU that replays it along. Then it is tried in
-    smaller and smaller steps how far it goes.
+    smaller and smaller strides how far it goes; states that are saved on the way make later tries short.
     """
-    reached, stride = 0, 0
     deadline = time.monotonic() + MEASURE_SECONDS
-    while True:
+    if not recording.complete(program):
+        return _measured_in_strides(guest, recording, program, timeout, deadline)
+    try:
+        replay, session = _start(guest, recording, program, timeout), guest.stopped
+        guest.progress("measuring the recording")
+        session.resume()
+        session.wait_stop(MEASURE_SECONDS)
+        return replay.position
+    except TargetLost:
+        return _measured_in_strides(guest, recording, program, timeout, deadline)
+    finally:
+        opening.abandon(guest)
+
+
+def _measured_in_strides(
+    guest: Guest, recording: Recording, program: str, timeout: float, deadline: float
+) -> int:
+    """Return how far a recording goes that breaks off, but for less than the smallest stride."""
+    reached = 0
+    for stride in STRIDES:
         replay = _start(guest, recording, program, timeout)
         try:
-            guest.progress("measuring the recording")
-            if not stride:
-                guest.stopped.resume()
-                guest.stopped.wait_stop(MEASURE_SECONDS)
-                return replay.position
-            replay.run_to(reached, deadline)
+            replay.go_to(reached)
             while time.monotonic() < deadline:
-                replay.run_to(reached + stride, deadline)
+                replay.go_to(reached + stride)
                 reached += stride
             raise TargetTimeout("the recording has no end in time")
         except TargetLost:
-            if 0 < stride <= FINEST:
-                return reached
-            stride = max(stride // 32, FINEST) if stride else STRIDE
+            continue
         finally:
             opening.abandon(guest)
+    return reached
 
 
 def go_to(guest: Guest, place: int | str, seconds: float) -> StopInfo:

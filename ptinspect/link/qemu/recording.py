@@ -76,15 +76,25 @@ class Recording:
         with replacing(self.directory / MANIFEST) as file:
             file.write(json.dumps(fields, indent=2).encode() + b"\n")
 
+    def complete(self, program: str = "") -> bool:
+        """Tell whether QEMU has ended the log itself; if not, the log is made such that it can be replayed.
+
+        Raises UserError, TargetError.
+        """
+        return _finish_log(self.directory / LOG, find_program(self._program(program)))
+
+    def _program(self, chosen: str) -> str:
+        """Return the QEMU to start: the one that recorded, where none is chosen and it is there."""
+        return chosen or (self.program if Path(self.program).is_file() else "")
+
     def replayed(self, program: str = "") -> LaunchOptions:
         """Return what QEMU is started with to replay it. Raises UserError where QEMU is another one."""
-        program = program or (self.program if Path(self.program).is_file() else "")
+        program = self._program(program)
         found = qemu_version(find_program(program))
         if found != self.qemu:
             raise UserError(
                 f"the boot was recorded by {self.qemu}; this is {found}", "name that one with --qemu"
             )
-        _finish_log(self.directory / LOG, find_program(program))
         return LaunchOptions(
             self.kernel,
             self.directory / INITRD if self.initrd else None,
@@ -173,15 +183,15 @@ def _arguments(folder: Path, mode: str) -> tuple[str, ...]:
     return ("-icount", icount, "-drive", drive)
 
 
-def _finish_log(log: Path, program: str) -> None:
-    """Write the start of a log whose QEMU was killed: it does that last. Raises UserError, TargetError.
+def _finish_log(log: Path, program: str) -> bool:
+    """Write the start of a log whose QEMU was killed: it does that last; False if it had to be written.
 
     What it writes there, its version of the format, a recording of nothing by the same QEMU shows.
     """
     try:
         with log.open("r+b") as file:
             if any(file.read(HEADER)):
-                return
+                return True
             with tempfile.TemporaryDirectory() as folder:
                 other = Path(folder) / LOG
                 words = [program, "-machine", "none", "-display", "none", "-monitor", "stdio", "-S"]
@@ -189,6 +199,7 @@ def _finish_log(log: Path, program: str) -> None:
                 header = other.read_bytes()[:HEADER]
             file.seek(0)
             file.write(header)
+            return False
     except OSError as error:
         raise UserError(f"cannot use {log}: {error.strerror or error}") from error
 
