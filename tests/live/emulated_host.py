@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import shutil
 import socket
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +33,23 @@ PORTS = 2
 
 
 class Line:
-    """Somebody's serial line, as a socket."""
+    """Somebody's serial line, as a socket; it is read all the time, for a guest waits where nobody does."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.text = sock, ""
+        self._changed, self._ended = threading.Condition(), False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        data = b" "
+        while data:
+            data = b""
+            with contextlib.suppress(OSError):
+                data = self.sock.recv(65536)
+            with self._changed:
+                self.text += data.decode("utf-8", "replace")
+                self._ended = not data
+                self._changed.notify_all()
 
     def send(self, text: str) -> None:
         """Type a line."""
@@ -44,22 +57,23 @@ class Line:
 
     def has(self, text: str) -> bool:
         """Tell whether this has come already."""
-        while select.select([self.sock], [], [], 0)[0] and (data := self.sock.recv(65536)):
-            self.text += data.decode("utf-8", "replace")
-        return text in self.text
+        with self._changed:
+            return text in self.text
 
     def expect(self, text: str, seconds: float = BOOT_SECONDS) -> str:
         """Return what came up to this text, which is used up by that."""
-        deadline = time.monotonic() + seconds
-        while text not in self.text:
-            if not select.select([self.sock], [], [], max(deadline - time.monotonic(), 0))[0]:
+        with self._changed:
+            self._changed.wait_for(lambda: text in self.text or self._ended, seconds)
+            if text not in self.text:
                 pytest.fail(f"no {text!r} on the console: {self.text[-2000:]}")
-            data = self.sock.recv(65536)
-            if not data:
-                pytest.fail(f"the console has ended before {text!r}: {self.text[-2000:]}")
-            self.text += data.decode("utf-8", "replace")
-        found, _, self.text = self.text.partition(text)
-        return found
+            found, _, self.text = self.text.partition(text)
+            return found
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
 
 
 @dataclass
@@ -75,7 +89,7 @@ class KvmGuest:
 
     def end(self) -> None:
         """End its QEMU, the only one of the host."""
-        self.console.sock.close()
+        self.console.close()
         self.host.line.send("kill -9 $!; wait; echo ended")
         self.host.line.expect("ended")
 
@@ -103,7 +117,9 @@ class Host:
 
 
 def _connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), 10)
+    sock = socket.create_connection(("127.0.0.1", port), 10)
+    sock.settimeout(None)
+    return sock
 
 
 def free_ports(count: int) -> list[int]:
