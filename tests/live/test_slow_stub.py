@@ -1,0 +1,113 @@
+"""A stub that is far away: how often it is waited for, and that what comes in one go is right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from session import BOOT_SECONDS, Live, need_guest
+from slow_stub import SlowStub
+
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import build_registry
+from ptinspect.link.gdb.registers import RegisterReader
+from ptinspect.link.live import LiveSession
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
+from ptinspect.reference.initrd import READY
+
+pytestmark = pytest.mark.live
+DELAY = 0.02
+"""Seconds each way, while the stub is far away."""
+TURNS = {
+    "attach": 75,
+    "kpti run": 400,
+    "walk $sp": 75,
+    "snap first": 30,
+    "snap second": 2,
+    "map --limit 5": 2,
+    "stack tasks": 20,
+    "bt": 5,
+    "stack": 5,
+    "kpti progress": 8,
+    "x/4i $pc": 4,
+    "stepi": 28,
+    "status": 2,
+}
+"""How often a command may wait for the stub, in this order: what is read at a stop is kept for it."""
+
+
+@contextmanager
+def far_away(name: str, smp: int) -> Iterator[tuple[Live, SlowStub, Qemu]]:
+    """Start a guest, stopped at reset, behind a stub that counts."""
+    guest = need_guest(name)
+    qemu = launch(LaunchOptions(guest.kernel, initrd=guest.initrd, cpu=guest.cpu, smp=smp))
+    stub = SlowStub(qemu.gdb_socket)
+    ctx = Context(build_registry())
+    try:
+        ctx.registry.run(ctx, f"kernel {guest.kernel}")
+        yield Live(ctx), stub, qemu
+    finally:
+        ctx.close()
+        stub.close()
+        qemu.end()
+
+
+def boot(live: Live, qemu: Qemu) -> None:
+    """Let the guest run to its shell; a CPU idles then."""
+    live("continue --background")
+    deadline = time.monotonic() + BOOT_SECONDS
+    while READY not in qemu.console.read_text("utf-8", "replace"):
+        assert time.monotonic() < deadline, "the guest did not reach its shell"
+        time.sleep(0.1)
+    live("interrupt")
+    live("until cpu_do_idle --timeout 300")
+
+
+def test_a_command_waits_for_a_slow_stub_a_few_times() -> None:
+    with far_away("5.10-cloud", 2) as (live, stub, qemu):
+        stub.delay = DELAY
+        stub.take()
+        live(f"attach {stub.address}")
+        counts = {"attach": stub.take()}
+        assert live("status")["memory"] == "gdbstub"  # without being told: QEMU's monitor is as far away
+        stub.take()
+        assert live("kpti run")["snapshots"] == ["before", "during", "after"]
+        counts["kpti run"] = stub.take()
+        assert live("diff before after")["changes_total"] > 0  # nothing is kept when the guest has run
+        stub.delay = 0.0
+        boot(live, qemu)
+        for line in TURNS:
+            if line not in counts:
+                stub.take()
+                live(line)
+                counts[line] = stub.take()
+        waited = {line: found.turns for line, found in counts.items()}
+        assert {line: n for line, n in waited.items() if n > TURNS[line]} == {}, waited
+        assert counts["snap first"].requests > 900 and counts["snap second"].requests < 8
+        check_registers(live)
+        check_memory(live)
+
+
+def check_registers(live: Live) -> None:
+    """Compare what comes in one go with what GDB reads one by one, before and after another CPU is chosen."""
+    session = live.ctx.guest.stopped
+    assert isinstance(session, LiveSession)
+    by_gdb = RegisterReader(session._gdb)
+    for chosen in (0, session.cpu_count - 1):
+        session.current_cpu = chosen
+        session._tracker.touch()
+        cpus = list(range(session.cpu_count))
+        ours = [session.cpu_state(cpu) for cpu in cpus]
+        assert ours == by_gdb.states(cpus)
+        assert int(session.gdb_command("output/x (unsigned long)$pc"), 16) == ours[chosen].pc
+
+
+def check_memory(live: Live) -> None:
+    """Compare captures over two lanes at one stop."""
+    live("lane gdbstub")
+    live("snap over --replace")
+    live("lane pmemsave")
+    live("snap other --replace")
+    assert live("diff over other")["changes_total"] == 0
