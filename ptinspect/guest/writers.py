@@ -76,8 +76,8 @@ class History:
     """The writes of one descriptor."""
 
     pa: PhysAddr
-    first: int
-    """Its value at reset: of the firmware, a loader of QEMU's, or RAM as it was."""
+    first: int | None
+    """Its value at reset: of the firmware, a loader of QEMU's, or RAM as it was; None if nobody looked."""
     now: int
     writes: tuple[Write, ...]
     """The oldest first."""
@@ -112,16 +112,19 @@ class Writers:
 
     def histories(self, *, every: bool) -> list[History]:
         """Return the last write of each, or every one since reset; none for what was never written."""
+        first: dict[int, int] = {}
         try:
-            found = self._stretch(0, self.here, list(self.aliases), every=True) if every else self._last()
-            self.replay.go_to(0)
-            first = {pa: self._value(pa) for pa in self.aliases}
+            with self.replay.without_breakpoints():
+                found = self._stretch(0, self.here, list(self.aliases), every=True) if every else self._last()
+                if not all(found.get(pa) for pa in self.aliases) or every:
+                    self.replay.go_to(0)
+                    first = {pa: self._value(pa) for pa in self.aliases}
         finally:
             self.replay.go_to(self.here)
         return [
             History(
                 PhysAddr(pa),
-                first[pa],
+                first.get(pa),
                 self.now[pa],
                 tuple(found.get(pa, ())),
                 whole=every,

@@ -145,6 +145,7 @@ def test_who_lists_exactly_the_writes_of_the_program(recorded: tuple[Live, dict[
     live, labels = recorded
     at = positions(live, labels)
     live("timeline goto end")
+    live(f"break {labels['w5']:#x}")  # it stops nothing here
     found = live(f"who pa:{D:#x} --all --timeout 120")["descriptors"][0]
     assert found["at_reset"] == "0x0" and found["whole"] and not found["cut"]
     assert [

@@ -59,7 +59,8 @@ class WrittenResult:
     level: int | None
     name: str
     raw: Hex
-    at_reset: Hex
+    at_reset: Hex | None
+    """None where nobody looked, because the last write was enough."""
     whole: bool
     cut: bool
     writes: Sequence[WriteResult]
@@ -150,7 +151,7 @@ def _result(place: Place, known: History) -> WrittenResult:
         place.level,
         _name(place),
         Hex(known.now),
-        Hex(known.first),
+        None if known.first is None else Hex(known.first),
         whole=known.whole,
         cut=known.cut,
         writes=writes,
@@ -230,6 +231,8 @@ def _listed(place: Place, known: History) -> list[Note | Table]:
     ]
     titles = ("becomes", "changed", "by", "instruction", "task")
     columns = (Column("position", "right"), *(Column(title) for title in titles))
-    rows.insert(0, ("0", f"{known.first:#018x}", "at reset", "firmware, loader, or RAM as it was", "", ""))
+    rows.insert(
+        0, ("0", f"{known.first or 0:#018x}", "at reset", "firmware, loader, or RAM as it was", "", "")
+    )
     notes = [Note("there are more writes than are listed", "changed")] if known.cut else []
     return [_head(place, known), Table(columns, rows), *notes]
