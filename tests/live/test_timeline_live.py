@@ -22,7 +22,7 @@ from ptinspect.errors import UserError
 
 pytestmark = pytest.mark.live
 TABLES, D = 0x4101_0000, 0x4120_0000
-A, B = 0xFFFF_8000_1234_5000, 0xFFFF_FFFF_FFE0_7000
+A, B, C = 0xFFFF_8000_1234_5000, 0xFFFF_FFFF_FFE0_7000, 0xFFFF_8000_1234_9000
 REGIME = Regime(12, 48, 48, True)
 SIZE = 0x2_0000
 WRITES = {
@@ -43,16 +43,20 @@ PHYSICAL = {"w0", "w1"}
 """Those with the MMU off."""
 
 
-def guest(directory: Path) -> tuple[str, dict[str, int]]:
-    """Return the command that starts the guest, and the addresses of its labels."""
+def guest(directory: Path, *, sets_af: bool) -> tuple[str, dict[str, int]]:
+    """Return the command that starts the guest, and the addresses of its labels, and of C's descriptor.
+
+    `sets_af`: QEMU's `max` CPU sets access flags (FEAT_HAFDBS), as it does from version 8 on.
+    """
     upper = TreeBuilder(REGIME, tables_at=TABLES)
     lower = TreeBuilder(replace(REGIME, upper=False), memory=upper.memory, tables_at=TABLES + SIZE // 2)
     for va in (A, B):
         upper.map(va, D, size=4096, level=3, attributes=KERNEL_DATA)
+    upper.map(C, D, size=4096, level=3, attributes=KERNEL_DATA & ~AF)
     lower.map(0x4000_0000, 0x4000_0000, size=32 << 20, level=2, attributes=UXN | SH | AF)
     kernel = assembled(
-        directory, "writes.S", MAIR=0xFF, TCR=16 | 16 << 16 | 2 << 30 | 5 << 32,
-        TTBR0=lower.root, TTBR1=upper.root, D=D, A=A, B=B,
+        directory, "writes.S", MAIR=0xFF, TCR=16 | 16 << 16 | 2 << 30 | 5 << 32 | sets_af << 39,
+        TTBR0=lower.root, TTBR1=upper.root, D=D, A=A, B=B, C=C * sets_af,
     )  # fmt: skip
     (directory / "tables").write_bytes(upper.memory.read(TABLES, SIZE))
     loader = f"-device loader,file={directory / 'tables'},addr={TABLES:#x},force-raw=on"
@@ -60,6 +64,7 @@ def guest(directory: Path) -> tuple[str, dict[str, int]]:
         ["aarch64-linux-gnu-nm", directory / "a.o"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     labels = {name: LOAD + int(at, 16) for at, kind, name in map(str.split, shown) if kind == "t"}
+    labels["C"] = upper.table_at(C, 3) + 8 * REGIME.index(C, 3)
     return f"launch {kernel} --no-initrd --cpu max --memory 64 --append '' {{}} -- {loader}", labels
 
 
@@ -69,7 +74,7 @@ def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, i
     folder, ctx = tmp_path / "a, b", Context(build_registry())
     live = Live(ctx)
     try:
-        line, labels = guest(tmp_path)
+        line, labels = guest(tmp_path, sets_af=each_qemu == "newer")
         live(line.format(f"--timeline '{folder}'"))
         ctx.guest.use_kernel(None)  # it is none
         assert live("status")["timeline"] == {
@@ -107,7 +112,7 @@ def test_a_recording_is_replayed_to_its_end_and_back(recorded: tuple[Live, dict[
     assert live("timeline goto end")["pc"] == hex(labels["done"])
     with pytest.raises(UserError, match="end of the recording"):
         live("continue")
-    assert live("rsi")["pc"] == hex(labels["w11"]) and live("stepi")["pc"] == hex(labels["done"])
+    assert live("rsi")["pc"] == hex(labels["done"] - 4) and live("stepi")["pc"] == hex(labels["done"])
     for name in ("w9", "w0", "w4"):
         assert live(f"timeline goto {at[name]}")["pc"] == hex(labels[name] + 4)
         assert live("rsi")["pc"] == hex(labels[name])
@@ -141,7 +146,9 @@ def test_a_recording_whose_qemu_was_killed_goes_as_far_as_it_goes(tmp_path: Path
         assert live("rsi")["position"] == end - 1
 
 
-def test_who_lists_exactly_the_writes_of_the_program(recorded: tuple[Live, dict[str, int]]) -> None:
+def test_who_lists_exactly_the_writes_of_the_program(
+    recorded: tuple[Live, dict[str, int]], each_qemu: str
+) -> None:
     live, labels = recorded
     at = positions(live, labels)
     live("timeline goto end")
@@ -153,6 +160,10 @@ def test_who_lists_exactly_the_writes_of_the_program(recorded: tuple[Live, dict[
     ] == [(hex(labels[name]), at[name], *values, "store") for name, values in WRITES.items()]
     assert {name for name, w in zip(WRITES, found["writes"], strict=True) if not w["mmu_on"]} == PHYSICAL
     assert live("timeline")["position"] == live("timeline")["end"]
+    of_c = live(f"who {C:#x} --level pte --all")["descriptors"][0]
+    assert of_c["descriptor_pa"] == hex(labels["C"]) and int(of_c["at_reset"], 16) & AF == 0
+    by_cpu = [(hex(labels["w12"]), "hardware", ["attributes"])] if each_qemu == "newer" else []
+    assert [(w["pc"], w["how"], w["changes"]) for w in of_c["writes"]] == by_cpu
     for name in ("w9", "w3", "w2", "w1"):
         live(f"timeline goto {at[name] + (name == 'w1')}")
         last = live(f"who pa:{D:#x}")["descriptors"][0]["writes"]

@@ -1,7 +1,8 @@
 /* Write the eight bytes at D, and what lies behind them, in every way that a program has.
 
-   MAIR, TCR, TTBR0, TTBR1, D, A and B are given with --defsym: D is where it lies, A and B are where the
-   upper half maps it. The labels w0, w1, … stand at the instructions that write. */
+   MAIR, TCR, TTBR0, TTBR1, D, A, B and C are given with --defsym: D is where it lies, A and B are where the
+   upper half maps it, C is a page that was not accessed yet, or 0. The labels w0, w1, … stand at the
+   instructions that write; at w12 the CPU itself sets the access flag in the descriptor of C. */
 
         .arch   armv8.1-a
         .global _start
@@ -57,6 +58,10 @@ w9:     str     q0, [x14, x13, lsl #4]
         sub     x15, x10, #8
 w10:    stp     xzr, x8, [x15, #8]!
 w11:    str     x9, [x10, #4088]
+        ldr     x0, =C
+        cbz     x0, 2f
+w12:    ldr     x0, [x0]
+2:      nop
 done:   wfi
         b       done
         .ltorg
