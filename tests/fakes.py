@@ -148,6 +148,10 @@ class FakeSession:
 
     delete_place = delete_breakpoint
 
+    @property
+    def places(self) -> frozenset[int]:
+        return frozenset(b.id for b in self.breakpoints)
+
     def reserve_breakpoint(self) -> int:
         self.reserved += 1
         return 1000 + self.reserved

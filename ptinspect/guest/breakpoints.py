@@ -157,11 +157,19 @@ class SymbolBreakpoints:
                     self._set(one)
 
     def tidy(self) -> None:
-        """Delete the temporary one that the guest has stopped at."""
+        """Delete the temporary one that the guest has stopped at, and those that GDB has no more."""
         if self._guest.state != "stopped":
             return
-        for one in [one for one in self.all if one.temporary and one.id == self.session.stop.breakpoint]:
-            self.delete(one.id)
+        if not self.all:
+            return
+        there = self.session.places
+        for one in tuple(self.all):
+            gone = {at: number for at, number in one.places.items() if number not in there}
+            for address, number in gone.items():  # somebody has deleted it in GDB
+                del one.places[address]
+                self._drop(number)
+            if (gone and not one.places) or (one.temporary and one.id == self.session.stop.breakpoint):
+                self.delete(one.id)
 
     # -- on the way -----------------------------------------------------------------------------
 

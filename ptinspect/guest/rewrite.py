@@ -84,7 +84,9 @@ class RewriteBreakpoints:
     algorithm: str
     """The algorithm that the kernel's code shows."""
     points: Sequence[tuple[int, str, int, bool]]
-    """Number, point, address, and whether it is pending, of each; the C function comes first, then POINTS.
+    """Number, point, address, and whether it is pending, of each: the C function, then POINTS.
+
+    While it is not known where the C function runs it comes last.
 
     The address of one that is pending is a preliminary one, or the kernel file's."""
     left_out: Sequence[int]
@@ -450,7 +452,9 @@ def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
     free = slots.free("breakpoint")
     chosen = wanted if free is None else wanted[:free]
     found = []
-    for name, text in [*((C_FUNCTIONS[1], text) for text in functions), *points.items()]:
+    called = [(C_FUNCTIONS[1], text) for text in functions]
+    known = breakpoints.place.known  # else they are those that come later
+    for name, text in [*called, *points.items()] if known else [*points.items(), *called]:
         if address(text) in chosen:
             condition = BOOT_CPU if name == "entry" else None
             made = breakpoints.add(address(text), purpose=Purpose.REWRITE, condition=condition)

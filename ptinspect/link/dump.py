@@ -57,6 +57,7 @@ class DumpSession:
     state = RunState.STOPPED
     stop_token = current_cpu = 0
     breakpoints: tuple[Breakpoint, ...] = ()
+    places: frozenset[int] = frozenset()
     replay = None
 
     def __init__(self, file: DumpFile, cpus: Sequence[CpuState], label: str, *, registers: bool) -> None:

@@ -44,7 +44,7 @@ class Escort:
     """Go with a guest that runs, for the steward."""
 
     def __init__(
-        self, tracker: RunTracker, resume: Callable[[], None], ask_to_stop: Callable[[], object]
+        self, tracker: RunTracker, resume: Callable[[], object], ask_to_stop: Callable[[], object]
     ) -> None:
         """`resume` and `ask_to_stop` send GDB the commands for that, and nothing else."""
         self._tracker, self._resume, self._ask = tracker, resume, ask_to_stop
@@ -59,6 +59,12 @@ class Escort:
     def inside(self) -> bool:
         """Whether this thread looks at a stop on the way."""
         return self._inside == threading.get_ident()
+
+    def start(self) -> None:
+        """Let the guest run, and go with it. Raises what the steward raises."""
+        self.depart()
+        self._resume()
+        self.follow()
 
     def depart(self) -> None:
         """Prepare a run. Raises what the steward raises."""

@@ -210,6 +210,9 @@ class HostedTracker(RunTracker):
             except TargetLost as error:
                 self.lost(error.message)
                 raise
+            except TargetTimeout as error:
+                what = f"the guest did not stop within {whole or timeout:g} s"
+                raise TargetTimeout(what, error.hint) from None
             stop = self.await_visit(0)
             if stop is not None and self.escort is not None:
                 self.escort.serve(stop)

@@ -96,7 +96,9 @@ class LiveSession:
         self._recovered: str | None = None
         self._tracker.listeners += [self._lost, self._liveness.event]
         self.escort = Escort(
-            self._tracker, self._let_run, partial(self._gdb.request, "-exec-interrupt", SECONDS, check=False)
+            self._tracker,
+            partial(self._gdb.request, "-exec-continue", SECONDS),
+            partial(self._gdb.request, "-exec-interrupt", SECONDS, check=False),
         )
 
     @classmethod
@@ -230,6 +232,10 @@ class LiveSession:
         self._need_alive()
         return list_breakpoints(self._gdb, self._tracker)
 
+    @property
+    def places(self) -> frozenset[int]:
+        return frozenset(b.id for b in list_breakpoints(self._gdb))
+
     def reserve_breakpoint(self) -> int:
         self._need_stopped()
         return reserve_number(self._gdb)
@@ -295,12 +301,7 @@ class LiveSession:
             self.replay.forwards()
         self._liveness.before_run()
         self._link.agent.frames(plain=True)
-        self.escort.depart()
-        self._let_run()
-        self.escort.follow()
-
-    def _let_run(self) -> None:
-        self._gdb.request("-exec-continue", SECONDS)
+        self.escort.start()
 
     def wait_stop(self, timeout: float) -> StopInfo:
         try:

@@ -169,6 +169,10 @@ class Session(Protocol):
         at a stop there before anybody else; with the purpose PLACE nobody else ever sees it.
         """
 
+    @property
+    def places(self) -> frozenset[int]:
+        """GDB's numbers of all breakpoints that it has, each for one place."""
+
     def reserve_breakpoint(self) -> int:
         """Return a number for a breakpoint that has no place yet."""
 

@@ -182,6 +182,17 @@ def test_a_temporary_one_is_gone_after_its_stop(kernel: KernelImage) -> None:
     assert breakpoints.all == [] and at not in set_at(session)
 
 
+def test_one_that_is_deleted_in_gdb_is_gone(kernel: KernelImage) -> None:
+    guest, _, _, _ = boot()
+    _, session, breakpoints = followed(kernel, guest, [(guest.cpu(), None)])
+    made = breakpoints.add(address("kernel_clone"))
+    breakpoints.add(address("memset"))
+    session.breakpoints = tuple(b for b in session.breakpoints if b.id != made.id)
+    breakpoints.refresh()
+    assert [one.address.text for one in breakpoints.all] == ["memset"]
+    assert set_at(session) == {TEXT_VA + MOVED + EARLY}
+
+
 def test_a_firmware_tells_where_the_kernel_is_when_its_services_end(kernel: KernelImage) -> None:
     where = 0x4C23_0000
     guest, _, _, stays = boot(where)
