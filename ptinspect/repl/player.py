@@ -16,7 +16,6 @@ from ptinspect.commands.framework.preflight import MAX_DEPTH, Preflight
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
 from ptinspect.guest import expression
-from ptinspect.guest.breakpoints import of_kernel, symbol_breakpoints
 from ptinspect.guest.names import GuestNames
 from ptinspect.output.files import write_text
 from ptinspect.repl.printer import Printer
@@ -56,6 +55,8 @@ def stop_addresses(ctx: Context, where: str) -> set[int]:
     if where == "any" or where.isdecimal():
         return set()
     address = expression.address(where)
+    from ptinspect.guest.breakpoints import of_kernel, symbol_breakpoints
+
     if ctx.guest.kernel is not None and of_kernel(ctx.guest, address):
         return symbol_breakpoints(ctx.guest).addresses(address)
     return {address.value(GuestNames(ctx.guest))}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
-import tempfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +19,8 @@ MOST = 16 << 30
 
 def most_bytes() -> int:
     """Return how many bytes of descriptors there is room for: those in a file take half of what is free."""
+    import shutil
+
     folder = cache_directory()
     while not folder.exists():
         folder = folder.parent
@@ -35,6 +35,8 @@ def zeros(count: int, words: int) -> NDArray[np.uint64]:
     size = count * words * 8
     if size <= IN_MEMORY:
         return np.zeros((count, words), dtype=np.uint64)
+    import tempfile
+
     folder = cache_directory()
     try:
         folder.mkdir(parents=True, exist_ok=True)
