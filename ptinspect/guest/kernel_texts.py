@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptinspect.files import open_input
 from ptinspect.guest.guest import Guest
 
 if TYPE_CHECKING:
     from ptinspect.linux.ptdump.kernel_text import Text
 
+ZIP = b"PK\x03\x04"
+"""How the file of a snapshot begins: it is a zip."""
+
 
 def is_kernel_text(guest: Guest, name: str) -> bool:
     """Tell whether a name is no snapshot in memory but a file with the kernel's text."""
+    path = Path(name)
+    if name in guest.snapshots or not path.is_file():
+        return False
+    with suppress(OSError), open_input(path) as file:
+        if file.read(len(ZIP)) == ZIP:
+            return False
     from ptinspect.linux.ptdump.kernel_text import is_text
 
-    return name not in guest.snapshots and Path(name).is_file() and is_text(Path(name))
+    return is_text(path)
 
 
 def kernel_text(guest: Guest, name: str) -> Text:

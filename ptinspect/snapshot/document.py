@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NoReturn, get_args
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime, may_be_indirect
 from ptinspect.arch.sysregs import UNWRITTEN, CpuState, RegimeName, kernel_regime
+from ptinspect.dataclass import field_names
 from ptinspect.errors import RegimeError, SnapshotError
 from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.model import Meta, Root, Snapshot
@@ -162,7 +162,7 @@ def _hex(value: object, path: str) -> int:
 
 
 def _regime_out(regime: Regime) -> Mapping[str, object]:
-    values = dataclasses.asdict(regime)
+    values = {name: getattr(regime, name) for name in field_names(Regime)}
     return values | {name: hex(values[name]) for name in _WIDE}
 
 
@@ -170,15 +170,15 @@ def _regime(fields: _Fields, cpus: Sequence[CpuState]) -> Regime:
     """Read the regime; indirect permissions that were not captured are in doubt if the CPU may have them."""
     known = set(fields.keys())
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(Regime):
-        if field.name not in known and field.default is not dataclasses.MISSING:
+    for name in field_names(Regime):
+        if name not in known and hasattr(Regime, name):  # it has a default
             continue
-        if field.name in _WIDE:
-            values[field.name] = fields.hex(field.name)
-        elif field.name in ("name", "doubt"):
-            values[field.name] = fields.text(field.name)
+        if name in _WIDE:
+            values[name] = fields.hex(name)
+        elif name in ("name", "doubt"):
+            values[name] = fields.text(name)
         else:
-            values[field.name] = (fields.flag if field.type == "bool" else fields.number)(field.name)
+            values[name] = (fields.flag if Regime.__annotations__[name] == "bool" else fields.number)(name)
     if cpus:
         values.setdefault("name", kernel_regime(cpus[0]))
     if values.get("name", "EL1&0") not in get_args(RegimeName):
@@ -228,9 +228,7 @@ def _ram(fields: _Fields) -> RamBlock:
 
 def _meta(fields: _Fields) -> Meta:
     extra = fields.fields("extra")
-    texts = {
-        field.name: fields.text(field.name) for field in dataclasses.fields(Meta) if field.name != "extra"
-    }
+    texts = {name: fields.text(name) for name in field_names(Meta) if name != "extra"}
     return Meta(**texts, extra={escape(name): extra.lines(name) for name in extra.keys()})  # noqa: SIM118
 
 
