@@ -80,7 +80,7 @@ class ModuleGuest:
         self.image: Any = image or Image()
         self.types = Types(offsets)
         self.pages: dict[int, bytearray] = {}
-        self.reads = 0
+        self.reads = self.size = 0
         self.loaded: list[int] = []
         self.link()
 
@@ -130,7 +130,7 @@ class ModuleGuest:
             self.put(module + at["module.core_layout.base"], base, 0x2000)
         text, rows = b"\0", bytes(24)
         for symbol, offset in symbols.items():
-            rows += struct.pack("<IBBHQQ", len(text), 0, 0, 1, base + offset, 0)
+            rows += struct.pack("<IBBHQQ", len(text), 0, 0, 1, base + offset, self.size)
             text += symbol.encode("latin-1") + b"\0"
         self.write(table, rows)
         self.write(strings, text)

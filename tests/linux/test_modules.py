@@ -50,6 +50,15 @@ def test_a_symbol_does_not_reach_into_another_part() -> None:
     assert guest.modules.nearest(MODULES + 0x1008) is None
 
 
+def test_what_follows_the_last_function_is_not_its_own() -> None:
+    """Veneers have no symbols; the size of a symbol tells, where there is one."""
+    guest = ModuleGuest(SINCE_6_4)
+    guest.size = 0x20
+    guest.add("first", {"start_one": 0x40})
+    assert guest.modules.nearest(MODULES + 0x5C) is not None
+    assert guest.modules.nearest(MODULES + 0x60) is None
+
+
 def test_nothing_is_read_for_what_no_module_may_hold(guest: ModuleGuest) -> None:
     for address in (KERNEL, KERNEL - REACH - 8, KERNEL + REACH, 0xFFFF_0000_0000_0000, 0x4020_0000):
         assert guest.modules.nearest(address) is None

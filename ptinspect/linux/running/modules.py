@@ -94,6 +94,8 @@ class Modules:
         self._view = view
         self._files = files
         self._tables: dict[int, SymbolTable] = {}
+        self._sizes: dict[int, int] = {}
+        """Bytes of what lies at an address, as the module's symbol tells."""
         self.incomplete = ""
         """Why there may be more modules than were found; empty if the list was read and is whole."""
         self.refused: list[str] = []
@@ -120,7 +122,10 @@ class Modules:
         return next((module for module in self.known if module.part(address)), None)
 
     def nearest(self, address: int) -> InModule | None:
-        """Return the symbol of a module's that an address belongs to; None if it belongs to none."""
+        """Return the symbol of a module's that an address belongs to; None if it belongs to none.
+
+        So it is with veneers, by which its code reaches the kernel's (arch/arm64/kernel/module-plts.c).
+        """
         module = self.at(address)
         part = None if module is None else module.part(address)
         if module is None or part is None:
@@ -128,6 +133,9 @@ class Modules:
         table = self.table(module)
         near = table.nearest(address)
         if near is None or address - near[1] < part[0]:
+            return None
+        size = self._sizes.get(address - near[1], 0)
+        if near[1] >= size > 0:
             return None
         end = table.end(address)
         return InModule(module, *near, end=part[1] if end is None else min(end, part[1]))
@@ -317,8 +325,20 @@ class Modules:
         strings = self._strings(word["strtab"], int(rows["name"][chosen].max()) + LONGEST_NAME)
         names, kept = names_of(rows[chosen], strings)
         chosen = chosen[kept]
+        if self._has_typetab:  # before, other things stood in st_size
+            for address, size in zip(
+                *(rows[name][chosen].tolist() for name in ("value", "size")), strict=True
+            ):
+                self._sizes[address] = max(size, self._sizes.get(address, 0))
         letters = kinds[chosen].tobytes().decode("ascii")
         return SymbolTable([escape(name) for name in names], rows["value"][chosen], letters)
+
+    @cached_property
+    def _has_typetab(self) -> bool:
+        try:
+            return self._view.types.offset("mod_kallsyms.typetab") > 0
+        except KernelFileError:
+            return False
 
     def _kinds(self, module: Module, rows: np.ndarray) -> np.ndarray:
         """Return a letter for each symbol; they stood in the symbols before v5.2 (commit 1c7651f43777)."""
