@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from session import BOOT_SECONDS, Live, need_guest
 from slow_stub import SlowStub
@@ -22,7 +23,7 @@ DELAY = 0.02
 """Seconds each way, while the stub is far away."""
 TURNS = {
     "attach": 75,
-    "kpti run": 400,
+    "kpti run": 800,
     "walk $sp": 75,
     "snap first": 30,
     "snap second": 2,
@@ -75,7 +76,7 @@ def test_a_command_waits_for_a_slow_stub_a_few_times() -> None:
         stub.take()
         assert live("kpti run")["snapshots"] == ["before", "during", "after"]
         counts["kpti run"] = stub.take()
-        assert live("diff before after")["changes_total"] > 0  # nothing is kept when the guest has run
+        assert not same(live, "before", "after")  # nothing is kept when the guest has run
         stub.delay = 0.0
         boot(live, qemu)
         for line in TURNS:
@@ -88,6 +89,11 @@ def test_a_command_waits_for_a_slow_stub_a_few_times() -> None:
         assert counts["snap first"].requests > 900 and counts["snap second"].requests < 8
         check_registers(live)
         check_memory(live)
+
+
+def same(live: Live, one: str, other: str) -> bool:
+    """Tell whether two captures hold the same descriptors."""
+    return np.array_equal(*(live.ctx.guest.snapshots[name].tables.raw for name in (one, other)))
 
 
 def check_registers(live: Live) -> None:
@@ -110,4 +116,4 @@ def check_memory(live: Live) -> None:
     live("snap over --replace")
     live("lane pmemsave")
     live("snap other --replace")
-    assert live("diff over other")["changes_total"] == 0
+    assert same(live, "over", "other")
