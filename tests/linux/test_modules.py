@@ -55,7 +55,8 @@ def test_what_follows_the_last_function_is_not_its_own() -> None:
     guest = ModuleGuest(SINCE_6_4)
     guest.size = 0x20
     guest.add("first", {"start_one": 0x40})
-    assert guest.modules.nearest(MODULES + 0x5C) is not None
+    found = guest.modules.nearest(MODULES + 0x5C)
+    assert found is not None and found.end == MODULES + 0x60
     assert guest.modules.nearest(MODULES + 0x60) is None
 
 

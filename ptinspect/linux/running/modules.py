@@ -137,7 +137,7 @@ class Modules:
         size = self._sizes.get(address - near[1], 0)
         if near[1] >= size > 0:
             return None
-        end = table.end(address)
+        end = address - near[1] + size if size else table.end(address)
         return InModule(module, *near, end=part[1] if end is None else min(end, part[1]))
 
     def lookup(self, name: str, module: str = "") -> list[tuple[Module, int]]:
