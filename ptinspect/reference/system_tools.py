@@ -21,6 +21,8 @@ QEMU = "qemu-system-aarch64"
 Probe = Callable[[], tuple[str, str]]
 """Returns path and version of a tool; raises PtinspectError with the reason if there is none."""
 
+DAEMONS = "/usr/sbin"
+"""Where Debian has daemons; PATH names it for root only."""
 PROBE_TIMEOUT = 20.0
 INSTALL_TIMEOUT = 1800.0
 PASSWORD_TIMEOUT = 120.0
@@ -93,11 +95,11 @@ def check_kvm_host(*, thoroughly: bool = False) -> Tool:
 
 
 def find_program(name: str) -> tuple[str, str]:
-    """Return path and version of a program, in PATH or by path, that answers `--version`.
+    """Return path and version of a program, in PATH, among the daemons or by path, that answers `--version`.
 
     Raises TargetError.
     """
-    path = shutil.which(name)
+    path = shutil.which(name) or shutil.which(name, path=DAEMONS)
     if path is None:
         raise TargetError("not installed")
     result = run([path, "--version"], timeout=PROBE_TIMEOUT)

@@ -64,13 +64,21 @@ def test_tools_that_are_missing_come_with_the_command(machine: FakeSystem) -> No
     assert gdb.needed_command.endswith(" gdb-multiarch")
 
 
-def test_what_the_tests_need_is_looked_for_when_asked(machine: FakeSystem) -> None:
+def test_what_the_tests_need_is_looked_for_when_asked(
+    machine: FakeSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     machine.program(system_tools.QEMU, 'echo "QEMU emulator version 9.2.1"')
     machine.program("chromium", 'echo "Chromium 156.0.1 built on Debian"')
     assert len(system_tools.check_tools(gdb_found)) == 2
-    assembler, browser = system_tools.check_tools(gdb_found, tests=True)[2:]
+    monkeypatch.setattr(system_tools, "DAEMONS", str(tmp_path))
+    (tmp_path / "slurmd").write_text("#!/bin/sh\necho slurm-wlm 22.05.8\n")
+    (tmp_path / "slurmd").chmod(0o755)
+    tools = {tool.name: tool for tool in system_tools.check_tools(gdb_found, tests=True)}
+    assembler, browser, daemon = (tools[name] for name in ("aarch64-linux-gnu-as", "chromium", "slurmd"))
     assert (assembler.found, assembler.packages) == (False, ("binutils-aarch64-linux-gnu",))
     assert (browser.found, browser.version) == (True, "156.0.1")
+    assert (daemon.found, daemon.path) == (True, str(tmp_path / "slurmd"))
+    assert (tools["slurmctld"].found, tools["parallel"].found) == (False, False)
 
 
 def test_the_command_for_a_user_who_is_not_root(machine: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from ptinspect.commands.framework.preflight import Called, Preflight
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
+from ptinspect.files import open_input
 from ptinspect.linux.oops import logfile
 from ptinspect.output.files import write_text
 from ptinspect.processes import die_with_parent
@@ -118,7 +119,7 @@ class Scripts:
         total = hashlib.sha256()
         for name in self.names:
             try:
-                with path_of(name).expanduser().open("rb") as file:
+                with open_input(path_of(name).expanduser()) as file:
                     total.update(hashlib.sha256(file.read(MAX_BYTES)).digest())
             except OSError as error:
                 raise UserError(f"cannot read the script {name}: {error.strerror or error}") from error
