@@ -28,13 +28,11 @@ from ptinspect.guest.timeline import replay_of
 from ptinspect.link.session import StopInfo
 
 How = Literal["store", "hardware", "unknown"]
-WINDOWS = "pages through which descriptors were written"
-"""Name under which a guest remembers them: the fixmap's and others that come and go."""
 FIRST = 2_000_000
 """Instructions of the first stretch before the present position; each further one is eight times as long."""
 LOOK = 25_000_000
 """Instructions between two looks at the value where nothing stops the guest."""
-PARTS = 48
+PARTS = 16
 """Into so many parts a stretch is divided where a change is searched."""
 WALKER_BITS = 1 << 10 | 1 << 7
 """AF and AP[2], which the table walk itself sets and clears (Arm ARM D8.5.5, hardware management)."""
@@ -105,7 +103,6 @@ class Writers:
         self.guest, self.session, self.replay = guest, guest.stopped, replay_of(guest)
         self.here = self.replay.position
         self.deadline = time.monotonic() + seconds
-        self.windows: set[int] = guest.kept.setdefault(WINDOWS, set())
         self.aliases = {pa: set(self._aliases(pa)) for pa in dict.fromkeys(descriptors)}
         self.now = {pa: self._value(pa) for pa in self.aliases}
         self._seen: dict[tuple[int, int], Write | None] = {}
@@ -139,51 +136,63 @@ class Writers:
         while end > 0 and len(found) < len(self.aliases):
             begin = max(end - width, 0)
             missing = [pa for pa in self.aliases if pa not in found]
-            found |= {pa: w for pa, w in self._stretch(begin, end, missing, every=False).items() if w}
+            with self.replay.nearby(begin, self._left()):
+                found |= {pa: w for pa, w in self._stretch(begin, end, missing, every=False).items() if w}
             end, width = begin, width * 8
         return found
 
     def _stretch(self, begin: int, end: int, wanted: list[int], *, every: bool) -> dict[int, list[Write]]:
         """Return the writes in a stretch, or the last one of each."""
+        done: dict[int, list[Write]] = {}
         while True:
-            known = {pa: self._watched(pa) for pa in wanted}
+            known = {pa: frozenset(self.aliases[pa]) for pa in wanted}
             points = self._replayed(begin, end, known)
             found = {pa: self._writes(pa, points[pa], every) for pa in wanted}
-            if all(self._watched(pa) == known[pa] for pa in wanted):
-                return found
-
-    def _watched(self, pa: int) -> frozenset[int]:
-        return frozenset(self.aliases[pa] | {page | pa % PAGE for page in self.windows})
+            wanted = [pa for pa in wanted if self.aliases[pa] != known[pa]]
+            done |= found
+            if not wanted:
+                return done
+            if not every:  # what came after the last write that was found may have been hidden
+                begin = min(found[pa][-1].position - 1 for pa in wanted)
 
     def _replayed(self, begin: int, end: int, known: dict[int, frozenset[int]]) -> dict[int, list[_Point]]:
         """Replay a stretch, and return where the values may have been written."""
         self.replay.go_to(begin, self._left())
         points = {pa: [_Point(begin, self._value(pa), False)] for pa in known}
-        with self.replay.without_breakpoints():
-            numbers = {
-                self.session.watch_access(va, 8): (pa, va)
-                for pa, many in known.items()
-                for va in sorted(many)
-            }
-            try:
-                while (here := self.replay.position) < end:
-                    stop = self.replay.run_once(min(end, here + LOOK), self._left())
-                    self._note(points, numbers.get(stop.breakpoint or -1), stop)
-                    self.guest.progress("replaying", here - begin, end - begin)
-            finally:
-                for number in numbers:
-                    self.session.delete_breakpoint(number)
+        numbers = {
+            self.session.watch_access(va, 8): (pa, va) for pa, many in known.items() for va in sorted(many)
+        }
+        here = begin
+        try:
+            while here < end:
+                stop = self.replay.run_once(min(end, here // LOOK * LOOK + LOOK), self._left())
+                here = self.replay.position
+                watched = numbers.get(stop.breakpoint or -1)
+                if watched is None or here == end or self.session.gva2gpa(watched[1]) == watched[0]:
+                    self._note(points, here, watched, stop)
+                self.guest.progress("replaying", here - begin, end - begin)
+        finally:
+            for number in numbers:
+                self.session.delete_breakpoint(number)
         return points
 
-    def _note(self, points: dict[int, list[_Point]], watched: tuple[int, int] | None, stop: StopInfo) -> None:
-        at = self.replay.position
+    def _note(
+        self,
+        points: dict[int, list[_Point]],
+        at: int,
+        watched: tuple[int, int] | None,
+        stop: StopInfo,
+    ) -> None:
+        """Note where values are others than before, and where they may have been written again."""
+        store = None
         for pa, known in points.items():
             value = self._value(pa)
-            if watched is None:  # a stop at a limit hides that of a watchpoint at the same instruction
-                hit = self._is_store(stop.pc - 4)
-            else:
-                mine = watched[0] == pa and self.session.gva2gpa(watched[1]) == pa
-                hit = value != known[-1].value or (mine and self._is_store(stop.pc - 4))
+            hit = watched is not None and value != known[-1].value
+            if (
+                watched is None or watched[0] == pa
+            ):  # a stop at a limit hides a watchpoint's at the same place
+                store = self._is_store(stop.pc - 4) if store is None else store
+                hit = hit or store
             if hit or value != known[-1].value:
                 known.append(_Point(at, value, hit))
 
@@ -205,7 +214,8 @@ class Writers:
                 found.append(write)
                 end, value = end - 1, write.before
             while value != before.value and (every or not found) and len(found) < MOST:
-                changed = self._changed(pa, before.position, end, value)
+                with self.replay.nearby(before.position, self._left()):
+                    changed = self._changed(pa, before.position, end, value)
                 write = self._write(pa, changed)
                 if write is None:
                     break
@@ -248,8 +258,8 @@ class Writers:
         after = self._value(pa)
         if va is None and before == after:
             return None
-        if va is not None and va not in self._watched(pa):
-            self.windows.add(va & ~(PAGE - 1))
+        if va is not None:
+            self.aliases[pa].add(va)
         walker = not (before ^ after) & ~WALKER_BITS
         how: How = "store" if va is not None else "hardware" if walker else "unknown"
         return Write(

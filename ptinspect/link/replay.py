@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
 from ptinspect.dataclass import replace
@@ -101,11 +101,16 @@ class Replay:
         self._fresh = True
         """Nothing has run since a state was loaded."""
         self._states: dict[int, str] | None = None
+        self._armed: int | None = None
+        """Where QEMU is to stop, if it has been asked for that and not got there."""
 
     @property
     def position(self) -> int:
         """How many instructions have been executed."""
-        return position_of(self._session.ask("info replay"))
+        found = position_of(self._session.ask("info replay"))
+        if found == self._armed:
+            self._armed = None
+        return found
 
     @property
     def states(self) -> dict[int, str]:
@@ -146,8 +151,12 @@ class Replay:
 
     def break_at(self, target: int) -> None:
         """Have QEMU stop at a later position; a stop that was asked for before is forgotten."""
-        self._session.ask("replay_delete_break")  # QEMU ends where one is replaced that has been passed
+        if self._armed == target:
+            return
+        if self._armed is not None:  # QEMU ends where one is replaced that has been passed
+            self._session.ask("replay_delete_break")
         self._session.ask(f"replay_break {target}")
+        self._armed = target
 
     def leave(self) -> None:
         """Note where a recording ends that is left now."""
@@ -156,7 +165,7 @@ class Replay:
 
     def disturbed(self) -> None:
         """Note that a command of the monitor's may have saved, deleted or loaded states."""
-        self._fresh, self._states = True, None
+        self._fresh, self._states, self._armed = True, None, -1
 
     def named(self, stop: StopInfo) -> StopInfo:
         """Return a stop with the reason that GDB does not know."""
@@ -225,6 +234,20 @@ class Replay:
         if problem:
             raise TargetError(f"QEMU cannot save a state: {problem}")
         self.states[here] = name
+
+    @contextmanager
+    def nearby(self, position: int, seconds: float) -> Iterator[None]:
+        """Keep a state right before a position for a block in which it is come to often."""
+        here = max(position - 1, 0)
+        if here - self.state_before(position) <= NEAR:
+            yield
+            return
+        self.go_to(here, seconds)
+        self.save(here)
+        try:
+            yield
+        finally:
+            self._session.ask(f"delvm {self.states.pop(here)}", STATE_SECONDS)
 
     def load(self, state: int) -> None:
         """Load the saved state of this position."""

@@ -56,6 +56,8 @@ class Model:
             self.stop_at = int(rest)
         elif word == "savevm":
             self.states[rest] = self.at
+        elif word == "delvm":
+            del self.states[rest]
         elif word == "loadvm":
             if self.fresh:
                 raise TargetLost("two states with no run between them")
@@ -160,6 +162,20 @@ def test_backwards_each_breakpoint_is_met_last_first_and_then_the_start(breaks: 
         stop = found.back(60)
         assert (model.at, stop.reason, stop.breakpoint) == (at, "breakpoint-hit", 1 + breaks.index(at))
     assert found.back(60).reason == START
+
+
+def test_a_state_nearby_makes_the_ways_to_a_place_short_and_is_gone_afterwards() -> None:
+    model = Model()
+    found = replay(model)
+    found.go_to(LENGTH)
+    place = 3 * SPACING - 10
+    with found.nearby(place, 60):
+        assert found.state_before(place) == place - 1 and len(model.states) == 7
+        found.go_to(place)
+        found.go_to(place + 5)
+    assert len(model.states) == 6 and found.state_before(place) == 2 * SPACING
+    with found.nearby(SPACING + 5, 60):
+        assert len(model.states) == 6
 
 
 def test_who_gives_up_on_the_way_back_stands_where_he_stood() -> None:
