@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 
 PACKET = re.compile(rb"\$([^#]*)#..|[+\-\x03]", re.DOTALL)
+OUTPUT = re.compile(rb"O([0-9a-f]{2})+")
+"""A part of what a monitor's command prints, before its answer."""
 ENABLED = b"O" + b"kvm support: enabled\r\n".hex().encode()
 
 
@@ -36,6 +38,9 @@ class KvmProxy:
         self.wrong: list[bytes] = []
         """Packets that KVM would not take, or that write an instruction into the guest."""
         self._physical = False
+        self._open = 0
+        """Questions that QEMU has not answered; below 0 where it stopped without being asked."""
+        self._answered = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._pair: list[socket.socket] = []
@@ -59,7 +64,7 @@ class KvmProxy:
                 while not server.recv(1 << 16).endswith(b"#9a"):
                     pass
                 server.sendall(b"+")
-                self._pair = [client, server]
+                self._pair, self._open = [client, server], 0
                 back = threading.Thread(target=self._back, args=(server, client), daemon=True)
                 back.start()
                 with contextlib.suppress(OSError):
@@ -71,11 +76,18 @@ class KvmProxy:
                 client.close()
                 server.close()
 
-    @staticmethod
-    def _back(server: socket.socket, client: socket.socket) -> None:
+    def _back(self, server: socket.socket, client: socket.socket) -> None:
+        buffer = b""
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
                 client.sendall(data)
+                buffer += data
+                while match := PACKET.match(buffer):
+                    buffer = buffer[match.end() :]
+                    if match[1] is not None and not OUTPUT.fullmatch(match[1]):
+                        with self._answered:
+                            self._open -= 1
+                            self._answered.notify()
             client.shutdown(socket.SHUT_RDWR)
 
     def _forth(self, client: socket.socket, server: socket.socket) -> None:
@@ -88,8 +100,14 @@ class KvmProxy:
                 reply = None if match[1] is None else self._own(match[1])
                 if reply is None:
                     out += match[0]
-                else:
-                    client.sendall(b"+" + b"".join(map(framed, reply)))
+                    with self._answered:
+                        self._open += match[1] is not None
+                    continue
+                server.sendall(out)  # answers keep the order of the questions
+                out = b""
+                with self._answered:
+                    self._answered.wait_for(lambda: self._open <= 0, timeout=10)
+                client.sendall(b"+" + b"".join(map(framed, reply)))
             server.sendall(out)
 
     def _own(self, body: bytes) -> list[bytes] | None:

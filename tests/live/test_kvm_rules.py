@@ -48,7 +48,8 @@ def test_the_main_job_and_the_guard_fit_into_the_slots_of_a_cpu() -> None:
         status = live("status")
         assert status["accel"] == "kvm"
         assert (status["slots"]["breakpoints"], status["slots"]["watchpoints_free"]) == (6, 4)
-        assert live("break kpti_install_ng_mappings")["slots"]["breakpoints_used"] == 1
+        waits = live("break kpti_install_ng_mappings")  # until the kernel has a place: takes no slot yet
+        assert waits["slots"]["breakpoints_used"] == 0
         live("delete all")
         assert live("kpti run")["snapshots"] == ["before", "during", "after"]
         during = live("summary --snap during")
