@@ -26,14 +26,11 @@ def cache_directory() -> Path:
 
 
 def user_directory(kind: Literal["cache", "config", "state"]) -> str:
-    """Return the user's directory of one kind for ptinspect (XDG Base Directory Specification 0.8)."""
-    variable, usual = {
-        "cache": ("XDG_CACHE_HOME", "~/.cache"),
-        "config": ("XDG_CONFIG_HOME", "~/.config"),
-        "state": ("XDG_STATE_HOME", "~/.local/state"),
-    }[kind]
-    chosen = os.environ.get(variable, "")
-    return f"{chosen if chosen.startswith('/') else os.path.expanduser(usual)}/ptinspect"  # noqa: PTH111
+    """Return the user's directory of one kind for ptinspect; it may not exist yet."""
+    from platformdirs import PlatformDirs
+
+    found: str = getattr(PlatformDirs("ptinspect"), f"user_{kind}_dir")
+    return found
 
 
 def open_input(path: Path) -> BinaryIO:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ptinspect"
@@ -109,7 +110,7 @@ THIRD_PARTY = {
     "errors": set(),
     "dataclass": set(),
     "text": set(),
-    "files": set(),
+    "files": {"platformdirs"},
     "packing": {"zstandard", "lz4", "lzallright"},
     "debfile": set(),
     "processes": set(),
@@ -121,7 +122,7 @@ THIRD_PARTY = {
     "linux": {"numpy", "elftools", "vmlinux_to_elf"},
     "stack": {"numpy"},
     "link": {"numpy", "pygdbmi"},
-    "output": {"pyarrow"},
+    "output": {"tabulate", "wcwidth", "pyarrow"},
     "guest": set(),
     "script": set(),
     "campaign": set(),
@@ -139,6 +140,7 @@ THIRD_PARTY = {
 
 ONE_PLACE = {
     "pygdbmi": {"link/gdb/mi.py"},
+    "tabulate": {"output/text.py"},
     "zstandard": {"packing.py"},
     "lz4": {"packing.py"},
     "lzallright": {"packing.py"},
@@ -223,7 +225,7 @@ def test_imports_follow_the_table(path: Path) -> None:
         ("repl/loop.py", "from ptinspect.link import session"),
         ("repl/loop.py", "def f():\n    import ptinspect.link.session"),
         ("link/session.py", "import pygdbmi.gdbmiparser"),
-        ("output/json.py", "from pyarrow import parquet"),
+        ("output/json.py", "from tabulate import tabulate"),
         ("commands/walk.py", "import prompt_toolkit"),
         ("reference/guests.py", "from ptinspect.output.text import render"),
         ("link/qemu/machine.py", "from ptinspect.reference.guests import guest"),
@@ -405,7 +407,9 @@ HEAVY = {
 
 def imported(code: str, *, without: Set[str] = frozenset()) -> set[str]:
     """Return what of HEAVY is imported after some code has run."""
-    code = f"import sys; {code}; sys.stderr.write(' '.join({HEAVY - without} & set(sys.modules)))"
+    tables = str(Path(tabulate.__file__).parents[1])
+    code = f"import sys; sys.path.append({tables!r}); {code}"
+    code += f"; sys.stderr.write(' '.join({HEAVY - without} & set(sys.modules)))"
     words = [sys.executable, "-S", "-c", code]
     environment = {**os.environ, "PTINSPECT_CONFIG": "/nonexistent"}
     run = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
@@ -414,9 +418,12 @@ def imported(code: str, *, without: Set[str] = frozenset()) -> set[str]:
 
 @pytest.mark.parametrize("words", [["--help"], ["help", "walk"], ["decode", "0x3", "--level", "3"]])
 def test_starting_imports_nothing_heavy(words: list[str]) -> None:
-    """A command without a guest is over before these would be imported; only --help asks for a width."""
+    """A command without a guest is over before these would be imported.
+
+    Only --help asks for a width, and what prints a table imports what tabulate does.
+    """
     code = f"from ptinspect.app import main; main({words})"
-    assert not imported(code, without={"shutil"} if words == ["--help"] else set())
+    assert not imported(code, without={"shutil"} if words == ["--help"] else {"dataclasses", "inspect"})
 
 
 def test_gdb_is_started_before_anything_heavy_is_imported() -> None:
