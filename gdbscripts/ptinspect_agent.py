@@ -176,15 +176,15 @@ class Wire:
         return replies
 
     def monitor(self, commands):
-        """Return what commands of QEMU's monitor print; fewer answers than commands if the guest ran.
+        """Return what commands of QEMU's monitor print, and whether the stub told of a stop besides.
 
         A guest that somebody else let run is stopped by the first byte, which is lost with its packet
-        (QEMU gdbstub, gdb_read_byte): some versions then report the stop, others do not. A question that
-        every stub answers marks the end.
+        (QEMU gdbstub, gdb_read_byte): there is an answer less then. Some versions report that stop, and
+        one that somebody else has made. A question that every stub answers marks the end.
         """
         self._send(b"".join(packet(b"qRcmd," + binascii.hexlify(command)) for command in commands))
         self._send(packet(b"qC"))
-        texts, text, buffer = [], b"", b""
+        texts, text, buffer, told = [], b"", b"", False
         while True:
             buffer += self._receive()
             replies = []
@@ -192,8 +192,9 @@ class Wire:
             for reply in replies:
                 if reply[:2] == b"QC":
                     self._send(b"+")
-                    return texts
+                    return texts, told
                 if reply[:1] in (b"T", b"S"):
+                    told = True
                     continue
                 if reply[:1] == b"O" and reply != b"OK":
                     text += binascii.unhexlify(reply[1:])
@@ -526,10 +527,10 @@ class LookCommand(gdb.MICommand):
             return {"looked": "stood "}
         questions = (b"info status", b"info registers -a")
         with held_sigint():
-            texts = lane.monitor(questions)
-            ran = len(texts) < len(questions)
-            texts = lane.monitor(questions) if ran else texts
-            ran |= b"running" in texts[0]
+            texts, told = lane.monitor(questions)
+            lost = len(texts) < len(questions)
+            texts = lane.monitor(questions)[0] if lost else texts
+            ran = told or lost or b"running" in texts[0]
         digest = hashlib.sha256(b"".join(texts)).hexdigest()
         if ran:
             flush()
