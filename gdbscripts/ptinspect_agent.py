@@ -571,12 +571,20 @@ if hasattr(gdb, "disassembler"):  # GDB 13
             before = gdb.disassembler.register_disassembler(given)
             try:
                 given.code = address, code
-                text = gdb.execute(f"x/{len(code) // 4}i {address:#x}", to_string=True)
+                text = said(f"x/{len(code) // 4}i {address:#x}")
             finally:
                 gdb.disassembler.register_disassembler(before)
             return {"text": base64.b64encode(text.encode()).decode()}
 
     DisassembleCommand("-ptinspect-disassemble")
+
+
+def said(line):
+    """Return what a command of GDB's prints; GDB 18 has it as records of MI (`~"…"`) for some commands."""
+    text = gdb.execute(line, to_string=True)
+    if not text.startswith('~"'):
+        return text
+    return "".join(record[2:-1].encode().decode("unicode_escape") for record in text.splitlines())
 
 
 class RegistersCommand(gdb.MICommand):
@@ -592,7 +600,7 @@ class RegistersCommand(gdb.MICommand):
 
     def invoke(self, argv):
         if not argv:
-            text = gdb.execute("maint print remote-registers", to_string=True)
+            text = said("maint print remote-registers")
             return {"layout": base64.b64encode(text.encode()).decode()}
         lane = proved_wire()
         if lane is None:
