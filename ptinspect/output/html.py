@@ -1,6 +1,7 @@
 """One self-contained HTML page: snapshots as maps, differences, stack depth and campaigns.
 
-The page holds its data and the charting library (plotly.js, from the plotly package); it needs no network.
+The page holds its data, and where it draws curves the charting library (plotly.js, from the plotly package);
+it needs no network.
 Numbers that a double cannot hold travel as hex text or as packed 64-bit words.
 """
 
@@ -18,12 +19,12 @@ from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
-from ptinspect.output.model import Report, escape
+from ptinspect.output.model import escape
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import KIND_NAMES
 
-PAGE_VERSION = 2
+PAGE_VERSION = 3
 """Version of the data in the page."""
 CSP = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -49,12 +50,13 @@ class Page:
     _fields: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """Every field of a descriptor that occurs, with its meaning, and its number."""
 
-    def add_map(self, snapshot: Snapshot, shown: Atlas, title: str) -> None:
-        """Add a map: a snapshot, or what changed in it, with a state for each descriptor."""
+    def add_map(self, snapshot: Snapshot, shown: Atlas, title: str, *, diff: bool = False) -> None:
+        """Add a map: the states of a snapshot's descriptors, or what changed (the `diff` added last)."""
         regime = snapshot.regime
         self.maps.append(
             {
                 "title": title,
+                "diff": len(self.diffs) - 1 if diff else None,
                 "root": f"{snapshot.root.pa:#x}",
                 "provenance": snapshot.root.provenance,
                 "where": snapshot.meta.where,
@@ -85,12 +87,12 @@ class Page:
         fields = [self._fields.setdefault(field, len(self._fields)) for field in pattern.fields]
         return {"kind": pattern.kind, "distance": f"{pattern.distance:#x}", "fields": fields}
 
-    def add_diff(self, report: Report) -> None:
-        """Add the answer of `diff`."""
-        self.diffs.append(dict(report.result))
+    def add_diff(self, result: Mapping[str, Any], verdict: str, words: Sequence[str]) -> None:
+        """Add the answer of `diff`, its verdict, and each of its changes in words."""
+        self.diffs.append({**result, "verdict": verdict, "words": words})
 
     def text(self) -> str:
-        """Return the page. Raises UserError if the charting library is missing."""
+        """Return the page. Raises UserError if the charting library is needed and missing."""
         folder = resources.files("ptinspect.output") / "page"
         data = {
             "version": PAGE_VERSION,
@@ -105,7 +107,7 @@ class Page:
             "CSP": CSP,
             "TITLE": html.escape(escape(self.title)),
             "STYLE": (folder / "page.css").read_text("utf-8"),
-            "PLOTLY": plotly(),
+            "PLOTLY": packed(plotly()) if self.traces or self.campaigns else "",
             "DATA": as_script(data),
             "SCRIPT": (folder / "page.js").read_text("utf-8"),
         }
@@ -132,7 +134,7 @@ def _shown(value: Any) -> Any:
 
 def packed(data: bytes) -> str:
     """Return bytes as base64 of a zlib stream."""
-    return base64.b64encode(zlib.compress(data, 6)).decode("ascii")
+    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
 
 
 def state_names() -> Sequence[str]:
@@ -145,10 +147,10 @@ def level_names(snapshot: Snapshot) -> dict[str, str]:
     return {str(n): level_name(n, snapshot.regime) for n in levels_of(snapshot.regime)}
 
 
-def plotly() -> str:
+def plotly() -> bytes:
     """Return the source of plotly.js. Raises UserError if the package is not there."""
     try:
-        return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
+        return (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise UserError(
             "the charting library is not installed", "pip install plotly, then report again"

@@ -225,35 +225,15 @@ def diff_report(
     `shown` limits the changes in the body, not in the result; `wide` makes them one row each. `regions`
     names the addresses, by default as `a` and `b` do.
     """
-    from ptinspect.linux.layout.mapped_parts import Contents, took
-    from ptinspect.snapshot.coverage import unseen
-
-    regions = regions or names_of(b, a)[0]
-    contents = Contents.of_changes(a, diff.changes)
-    held = [contents.of(c.va_start, c.va_end) if took(c) else () for c in diff.changes]
-    missing = (*unseen(a), *unseen(b))
-    result = DiffResult(
-        a=diff.a,
-        b=diff.b,
-        levels=diff.levels,
-        changes=[
-            _change(change, a.regime, b.regime, regions(change.va_start), parts)
-            for change, parts in zip(diff.changes, held, strict=True)
-        ],
-        changes_total=diff.changes_total,
-        only_bit11=diff.only_bit11,
-        complete=diff.complete,
-        unseen=missing,
-        notes=diff.notes,
-    )
+    result, held = _compared(diff, a, b, regions)
     body: list[Note | Table] = [
         Note(f"{diff.a} -> {diff.b}", "title"),
         *(_side(snapshot) for snapshot in (a, b)),
         level_table(diff.levels),
         *(Note(escape(note), "changed") for note in diff.notes),
-        _verdict(diff, part=bool(missing)),
+        _verdict(diff, part=bool(result.unseen)),
     ]
-    listed = list(zip(result.changes, held, strict=True))[:shown]
+    listed = held[:shown]
     if listed and wide:
         body.append(_rows(listed))
     elif listed:
@@ -262,6 +242,41 @@ def diff_report(
             body += _block(change, parts)
     left = more(diff.changes_total - len(listed), hint="--limit N shows more, -o FILE writes them")
     return Report(result, (*body, *left), exit_code)
+
+
+def told(diff: Diff, a: Snapshot, b: Snapshot) -> tuple[DiffResult, str, list[str]]:
+    """Return the result, the verdict, and each listed change in words, a line for each fact."""
+    result, held = _compared(diff, a, b, None)
+    words = ["\n".join(note.text.strip() for note in _block(*each)) for each in held]
+    return result, _verdict(diff, part=bool(result.unseen)).text, words
+
+
+def _compared(
+    diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer | None
+) -> tuple[DiffResult, list[tuple[ChangeResult, Sequence[Part]]]]:
+    """Return the result, and each of its changes with all that lay there before."""
+    from ptinspect.linux.layout.mapped_parts import Contents, took
+    from ptinspect.snapshot.coverage import unseen
+
+    regions = regions or names_of(b, a)[0]
+    contents = Contents.of_changes(a, diff.changes)
+    held = [contents.of(c.va_start, c.va_end) if took(c) else () for c in diff.changes]
+    changes = [
+        _change(change, a.regime, b.regime, regions(change.va_start), parts)
+        for change, parts in zip(diff.changes, held, strict=True)
+    ]
+    result = DiffResult(
+        a=diff.a,
+        b=diff.b,
+        levels=diff.levels,
+        changes=changes,
+        changes_total=diff.changes_total,
+        only_bit11=diff.only_bit11,
+        complete=diff.complete,
+        unseen=(*unseen(a), *unseen(b)),
+        notes=diff.notes,
+    )
+    return result, list(zip(changes, held, strict=True))
 
 
 def _side(snapshot: Snapshot) -> Note:

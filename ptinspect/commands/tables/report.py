@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.session.campaign import drawn
-from ptinspect.commands.tables.diff import diff_report
+from ptinspect.commands.tables.diff import told
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -18,6 +18,9 @@ from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.output.html import Page
+
+MAX_CHANGES = 1000
+"""Changes of a pair that a page lists."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,10 @@ def _add_snapshots(guest: Guest, page: Page, names: list[str]) -> None:
         snapshot = guest.snapshot_or_file(name)
         page.add_map(snapshot, atlas(snapshot), snapshot.name)
         if before is not None:
-            page.add_map(snapshot, changes(before, snapshot), f"{before.name} → {snapshot.name}")
-            page.add_diff(diff_report(diff(before, snapshot), before, snapshot, shown=0))
+            result, verdict, words = told(diff(before, snapshot, max_changes=MAX_CHANGES), before, snapshot)
+            page.add_diff(Report(result).result, verdict, words)
+            title = f"{before.name} → {snapshot.name}"
+            page.add_map(snapshot, changes(before, snapshot), title, diff=True)
         before = snapshot
 
 

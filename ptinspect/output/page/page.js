@@ -3,10 +3,12 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const main = document.getElementById("main"), nav = document.getElementById("nav");
-  const COLOURS = ["#e9e9ec", "#9db7d5", "#2f6db3", "#f0c27b", "#e0883a", "#b48ead", "#c9c9cf", "#444444",
-    "#17a05d", "#7ccf8a", "#8c6d1f", "#c9a227", "#d62728", "#8e44ad", "#e377c2", "#ff5fa2"];
-  const LOUD = new Set([10, 11, 12, 13, 14, 15]);
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const COLOURS = [dark ? "#2a2a30" : "#e9e9ec", "#9db7d5", "#2f6db3", "#f0c27b", "#e0883a", "#b48ead",
+    dark ? "#5d5d66" : "#c9c9cf", dark ? "#999" : "#444", "#17a05d", "#7ccf8a", "#8c6d1f", "#c9a227", "#d62728",
+    "#8e44ad", "#e377c2", "#ff5fa2"];
+  const FIRST_CHANGE = 8, FIRST_LOUD = 10; /* the states from there on: changed; more than what the rewrite does */
+  const BIT11_ONLY = new Set([8, 9, 10, 11]);
   const LAYOUT = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: dark ? "#ddd" : "#222", size: 12 }, margin: { l: 60, r: 10, t: 10, b: 40 } };
   const CONFIG = { responsive: true, displaylogo: false }, STILL = { responsive: true, displayModeBar: false };
@@ -15,7 +17,7 @@
   const el = (name, attributes = {}, ...children) => {
     const made = document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) {
-      if (key === "onclick" || key === "oninput") made[key] = value;
+      if (key.startsWith("on")) made[key] = value;
       else made.setAttribute(key, value);
     }
     made.append(...children);
@@ -34,6 +36,8 @@
     return el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((t, i) => cell("th", t, i)))),
       el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((t, i) => cell("td", t, i))))));
   };
+
+  const lines = (texts, kind) => texts.map((text) => el("p", { class: kind }, text));
 
   async function unpack(text) {
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -54,7 +58,7 @@
       Object.assign(this, { facts }, parts);
       this.patterns = facts.patterns.map((p) => ({ kind: p.kind, fields: (p.fields ?? []).map((n) => data.fields[n]),
         distance: p.distance === undefined ? null : BigInt(p.distance) }));
-      this.loud = this.findLoud();
+      this.below = this.findChanges();
     }
     static async of(facts) {
       const names = { pa: BigUint64Array, va: BigUint64Array, raw: BigUint64Array, decoded: Uint16Array, links: Int32Array };
@@ -70,12 +74,13 @@
         target: pattern.distance === null ? null : (word + pattern.distance) & MASK,
         pa: this.pa[row] + BigInt(index * 8), state: this.states[at], child: this.links[at] < 0 ? undefined : this.links[at] };
     }
-    findLoud() {
-      /* Tables with a loud change in or below them, from the last level up. */
+    findChanges() {
+      /* By table: 2 with a loud change in or below it, 1 with others; from the last level up. */
       const { facts, states, links } = this, found = new Uint8Array(facts.level.length);
       for (let row = facts.level.length - 1; row >= 0; row--) {
-        for (let at = row * facts.entries; at < (row + 1) * facts.entries && !found[row]; at++) {
-          if (LOUD.has(states[at]) || found[links[at]]) found[row] = 1;
+        for (let at = row * facts.entries; at < (row + 1) * facts.entries && found[row] < 2; at++) {
+          const here = states[at] >= FIRST_LOUD ? 2 : states[at] >= FIRST_CHANGE ? 1 : 0;
+          found[row] = Math.max(found[row], here, links[at] < 0 ? 0 : found[links[at]]);
         }
       }
       return found;
@@ -87,114 +92,176 @@
     }
   }
 
+  class Grid {
+    /* A table, one cell an entry, to be pointed at, clicked, or gone through with the keys. */
+    constructor(entries, look, open, up) {
+      this.columns = 1 << Math.ceil(Math.log2(entries) / 2);
+      this.entries = entries; this.size = 1024 / this.columns; this.cursor = 0; this.cells = [];
+      this.canvas = el("canvas", { tabindex: 0, role: "application", width: 1024, height: Math.ceil(entries / this.columns) * this.size,
+        "aria-label": "translation table: arrows go from entry to entry, Enter opens a table, Backspace goes back up" });
+      this.canvas.onmousemove = (event) => this.to(this.index(event), look);
+      this.canvas.onclick = (event) => { this.to(this.index(event), look); open(this.cursor); };
+      this.canvas.onkeydown = (event) => {
+        const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns,
+          Home: -this.cursor, End: this.entries - 1 - this.cursor }[event.key];
+        if (step !== undefined) this.to(this.cursor + step, look);
+        else if (event.key === "Enter" || event.key === " ") open(this.cursor);
+        else if (event.key === "Backspace" || event.key === "Escape") up();
+        else return;
+        event.preventDefault();
+      };
+    }
+    index(event) {
+      const box = this.canvas.getBoundingClientRect(), scale = 1024 / box.width / this.size;
+      return Math.floor((event.clientY - box.top) * scale) * this.columns + Math.floor((event.clientX - box.left) * scale);
+    }
+    to(index, look) {
+      if (index < 0 || index >= this.entries || index === this.seen) return;
+      const before = this.cursor;
+      this.cursor = this.seen = index;
+      this.cell(before); this.cell(index);
+      look(index);
+    }
+    show(cells, cursor) {
+      this.cells = cells; this.cursor = cursor; this.seen = -1;
+      for (let i = 0; i < this.entries; i++) this.cell(i);
+    }
+    cell(i) {
+      const pen = this.canvas.getContext("2d"), size = this.size, [state, below] = this.cells[i];
+      const x = (i % this.columns) * size, y = Math.floor(i / this.columns) * size, inset = size / 4;
+      pen.clearRect(x, y, size, size);
+      pen.fillStyle = COLOURS[state];
+      pen.fillRect(x + 0.5, y + 0.5, size - 1, size - 1);
+      if (below) {
+        pen.strokeStyle = below > 1 ? "#d62728" : "#000a"; pen.lineWidth = Math.max(1, size / (below > 1 ? 8 : 14));
+        pen.beginPath();
+        pen.moveTo(x + inset, y + inset); pen.lineTo(x + size - inset, y + size - inset);
+        pen.moveTo(x + size - inset, y + inset); pen.lineTo(x + inset, y + size - inset);
+        pen.stroke();
+      }
+      if (i === this.cursor) {
+        pen.strokeStyle = dark ? "#fff" : "#000"; pen.lineWidth = 2;
+        pen.strokeRect(x + 1, y + 1, size - 2, size - 2);
+      }
+    }
+  }
+
   function describe(entry, names) {
     const rows = [["level", `${names[entry.level]} ${entry.level}, index ${entry.index}`],
       ["addresses", `${hex(entry.va, 16)} to ${hex(entry.end, 16)}`], ["descriptor at", hex(entry.pa)],
       ["raw", hex(entry.word, 16)], ["state", data.states[entry.state]], ["kind", entry.kind]];
     if (entry.target !== null) rows.push(["leads to", "pa:" + hex(entry.target)]);
+    if (BIT11_ONLY.has(entry.state)) rows.splice(4, 0, ["before", hex(entry.word ^ 0x800n, 16)]);
     const fields = entry.pattern.fields.map(([name, bits, meaning]) => [`${name} [${bits}]`, meaning]);
     return table(["", ""], [...rows, ...fields].map(([a, b]) => [a, el("code", {}, b)]));
   }
 
-  async function drawMap(facts, number) {
-    const map = await TableMap.of(facts);
-    const home = section(`map${number}`, facts.title);
-    const fact = (text) => text && home.append(el("p", { class: "facts" }, text));
-    fact(`root pa:${facts.root}: ${facts.provenance}`);
-    fact([facts.where, facts.created].filter(Boolean).join(", "));
-    fact(facts.kernel);
-    for (const text of facts.unseen) home.append(el("p", { class: "bad" }, text));
-    if (facts.left_out) fact(`${facts.left_out} tables are not shown: too many for a page`);
-    const counts = map.counts(), levels = Object.keys(counts).map(Number).sort((a, b) => a - b);
-    const legend = el("div", { class: "legend" });
-    data.states.forEach((name, state) => {
-      if (levels.some((level) => counts[level][state])) {
-        const patch = el("i"); patch.style.background = COLOURS[state];
-        legend.append(el("span", {}, patch, name));
-      }
+  const legendOf = (states) => el("div", { class: "legend" }, ...states.map((state) => {
+    const patch = el("i"); patch.style.background = COLOURS[state];
+    return el("span", {}, patch, data.states[state]);
+  }));
+
+  function levelBars(names, counts, levels) {
+    return levels.map((level) => {
+      const bar = el("div", { class: "bar" });
+      counts[level].forEach((count, state) => {
+        if (!state || !count) return;
+        const part = el("i", { title: `${count} × ${data.states[state]}` });
+        part.style.flexGrow = count; part.style.background = COLOURS[state];
+        bar.append(part);
+      });
+      return [`${names[level]} ${level}`, bar, counts[level].map((count, state) =>
+        state && count ? `${count} ${data.states[state]}` : "").filter(Boolean).join(", ")];
     });
-    const bars = el("div", { class: "plot short" });
-    home.append(legend, bars);
-    Plotly.newPlot(bars, data.states.map((name, state) => ({
-      type: "bar", orientation: "h", name, marker: { color: COLOURS[state] },
-      y: levels.map((l) => `${facts.names[l]} ${l}`), x: levels.map((l) => counts[l][state]),
-      hovertemplate: `%{y}: %{x} × ${name}<extra></extra>`, visible: state === 0 ? "legendonly" : true,
-    })).filter((trace) => trace.x.some(Boolean)), { ...LAYOUT, barmode: "stack", barnorm: "percent",
-      yaxis: { autorange: "reversed" }, xaxis: { title: { text: "share of the level's entries, zero entries left out" } },
-      showlegend: false }, STILL);
-    const crumbs = el("div", { class: "crumbs" }), plot = el("div", { class: "plot" }), side = el("aside");
-    home.append(crumbs, el("div", { class: "map" }, plot, side));
-    const path = [[0, null]];
-    const show = () => {
-      const [row] = path[path.length - 1], width = 1 << Math.ceil(Math.log2(facts.entries) / 2);
-      crumbs.replaceChildren(...path.map(([r, index], i) => el("button", {
-        onclick: () => { path.length = i + 1; show(); } },
-      `${facts.names[facts.level[r]]}${index === null ? "" : "[" + index + "]"} ${hex(map.va[r], 16)}`)));
-      const z = [], text = [], crosses = { x: [], y: [] };
-      for (let i = 0; i < facts.entries; i++) {
-        const y = Math.floor(i / width), entry = map.entry(row, i);
-        (z[y] ??= []).push(entry.state);
-        (text[y] ??= []).push(`[${i}] ${hex(entry.va, 16)}<br>${hex(entry.word, 16)}<br>${data.states[entry.state]}`
-          + (entry.target === null ? "" : `<br>${entry.kind} → pa:${hex(entry.target)}`));
-        if (entry.child !== undefined && map.loud[entry.child]) { crosses.x.push(i % width); crosses.y.push(y); }
-      }
-      const scale = COLOURS.flatMap((c, i) => [[i / COLOURS.length, c], [(i + 1) / COLOURS.length, c]]);
-      Plotly.react(plot, [
-        { type: "heatmap", z, text, hoverinfo: "text", xgap: 1, ygap: 1, showscale: false,
-          zmin: -0.5, zmax: COLOURS.length - 0.5, colorscale: scale },
-        { type: "scatter", mode: "markers", ...crosses, hoverinfo: "skip", showlegend: false,
-          marker: { symbol: "x", color: "#d62728", size: 8 } },
-      ], { ...LAYOUT, yaxis: { autorange: "reversed", title: { text: `entry / ${width}` } },
-        xaxis: { title: { text: `entry mod ${width}; a click opens a table, a cross marks one with changes below` } } }, CONFIG);
-      side.replaceChildren(el("p", { class: "facts" },
-        `table at pa:${hex(map.pa[row])}, level ${facts.level[row]}; point at an entry to see it decoded`));
-    };
-    const at = (event) => {
-      const point = event.points.find((p) => p.curveNumber === 0);
-      if (!point) return null;
-      const width = 1 << Math.ceil(Math.log2(facts.entries) / 2);
-      return map.entry(path[path.length - 1][0], point.y * width + point.x);
-    };
-    const look = (entry) => entry && side.replaceChildren(describe(entry, facts.names));
-    const open = (entry) => {
-      if (entry && entry.child !== undefined) { path.push([entry.child, entry.index]); show(); }
-      look(entry);
-    };
-    show();
-    plot.on("plotly_hover", (event) => look(at(event)));
-    plot.on("plotly_click", (event) => open(at(event)));
-    return { map, counts, open: (index) => open(map.entry(path[path.length - 1][0], index)), side, path };
   }
 
-  const held = (change) => { /* what lay there before, the first names of it */
-    const names = (change.held || []).map((part) => part.name), more = change.held_total - 12;
-    return names.length ? names.slice(0, 12).join(", ") + (more > 0 ? ` and ${more} more` : "") : change.region || "";
-  };
+  async function drawMap(facts, number) {
+    const map = await TableMap.of(facts), diff = facts.diff === null ? null : data.diffs[facts.diff];
+    const home = section(`map${number}`, diff ? `tables, ${facts.title}` : `tables of ${facts.title}`);
+    const known = new Map((diff?.changes || []).map((change, i) => [`${change.level}:${BigInt(change.va_start)}`, i]));
+    home.append(...lines([`root pa:${facts.root}: ${facts.provenance}`,
+      [facts.where, facts.created].filter(Boolean).join(", "), facts.kernel].filter(Boolean), "facts"), ...lines(facts.unseen, "bad"));
+    if (facts.left_out) home.append(...lines([`${facts.left_out} tables are not shown: too many for a page`], "bad"));
+    const counts = map.counts(), levels = Object.keys(counts).map(Number).sort((a, b) => a - b);
+    const crumbs = el("div", { class: "crumbs" }), side = el("aside", { "aria-live": "polite" });
+    const path = [[0, null]];
+    const row = () => path[path.length - 1][0];
+    const show = (cursor = 0) => {
+      crumbs.replaceChildren(...path.map(([r, index], i) => el("button", { onclick: () => { back(i + 1); } },
+        `${facts.names[facts.level[r]]}${index === null ? "" : "[" + index + "]"} ${hex(map.va[r], 16)}`)));
+      const cells = Array.from({ length: facts.entries }, (_, i) => {
+        const at = row() * facts.entries + i, child = map.links[at];
+        return [map.states[at], child < 0 ? 0 : map.below[child]];
+      });
+      grid.show(cells, cursor);
+      side.replaceChildren(el("p", { class: "facts" },
+        `table at pa:${hex(map.pa[row()])}, level ${facts.level[row()]}; point at an entry to see it decoded`));
+    };
+    const back = (length) => {
+      if (length < 1 || length >= path.length) return;
+      const [, index] = path[length];
+      path.length = length; show(index); look(index);
+    };
+    const look = (index) => {
+      const entry = map.entry(row(), index), change = known.get(`${entry.level}:${entry.va}`);
+      side.replaceChildren();
+      if (change !== undefined) {
+        side.append(el("p", { class: "said bad" }, diff.words[change]));
+        const earlier = window.ptinspect.maps.find((each) => each?.facts.diff === null && each.facts.title === diff.a);
+        if (earlier && entry.level < 3) side.append(el("button", {
+          onclick: () => earlier.reveal(entry.va, entry.level + 1) }, `what hung below it in ${diff.a}`));
+      }
+      side.append(describe(entry, facts.names));
+    };
+    const open = (index) => {
+      const { child } = map.entry(row(), index);
+      if (child === undefined) return look(index);
+      path.push([child, index]); show(); look(0);
+    };
+    const go = (va, level) => { /* to the entry of an address, as far down as tables lead */
+      path.length = 1;
+      let index;
+      for (;;) {
+        const here = facts.level[row()], shift = BigInt(facts.regime.shifts[here]);
+        index = Number(((va - map.va[row()]) & MASK) >> shift);
+        const { child } = map.entry(row(), index);
+        if (here >= level || child === undefined) break;
+        path.push([child, index]);
+      }
+      show(index); look(index);
+    };
+    const grid = new Grid(facts.entries, look, open, () => back(path.length - 1));
+    const reveal = (va, level) => { go(va, level); grid.canvas.focus({ preventScroll: true }); home.scrollIntoView(); };
+    const used = data.states.map((_, state) => state).filter((state) => levels.some((level) => counts[level][state]));
+    home.append(el("div", { class: "bars" }, table(["level", "share of its entries, empty ones left out", ""], levelBars(facts.names, counts, levels))),
+      legendOf(used), crumbs, el("div", { class: "map" }, el("div", {}, grid.canvas, ...lines([
+        "one cell an entry; a click or Enter opens a table, Backspace goes up"
+        + (diff ? "; a cross marks a table with changes below, a red one unexpected changes" : "")], "facts")), side));
+    show();
+    return { map, facts, counts, side, path, canvas: grid.canvas, open, go, reveal };
+  }
 
   function drawDiff(diff, number) {
-    const home = section(`diff${number}`, `difference ${diff.a} → ${diff.b}`);
-    home.append(el("p", { class: diff.only_bit11 ? "good" : "bad" },
-      diff.only_bit11 ? "only bit 11 changed" : `${diff.changes_total} changes are more than bit 11`));
-    for (const text of diff.unseen) home.append(el("p", { class: "bad" }, text));
-    for (const note of diff.notes) home.append(el("p", { class: "facts" }, note));
+    const home = section(`diff${number}`, `${diff.a} → ${diff.b}`);
+    home.append(el("p", { class: "verdict " + (diff.only_bit11 ? "good" : "bad") }, diff.verdict),
+      ...lines(diff.unseen, "bad"), ...lines(diff.notes, "facts"));
+    if (diff.changes.length) {
+      const body = el("ol", { class: "scroll changes" }), said = el("span", { class: "facts" });
+      const reveal = (i) => window.ptinspect.maps.find((each) => each.facts.diff === number)
+        .reveal(BigInt(diff.changes[i].va_start), diff.changes[i].level);
+      const draw = (wanted) => {
+        const words = wanted.toLowerCase().split(/\s+/).filter(Boolean), kept = [];
+        diff.words.forEach((text, i) => { if (words.every((word) => text.toLowerCase().includes(word))) kept.push(i); });
+        said.textContent = ` ${kept.length} of ${diff.words.length}` + (diff.changes_total > diff.words.length ? ` (of ${diff.changes_total})` : "");
+        body.replaceChildren(...kept.map((i) => el("li", {}, el("button", { onclick: () => reveal(i) }, diff.words[i]))));
+      };
+      home.append(el("p", {}, "unexpected changes, each opens its table: ", el("input", { type: "search", "aria-label": "filter the changes",
+        placeholder: "filter: lost, an address…", oninput: (event) => draw(event.target.value) }), said), body);
+      draw("");
+    }
     const columns = Object.keys(diff.levels[0] || {}).filter((key) => key !== "name" && key !== "level");
-    home.append(table(["level", ...columns.map((c) => c.replaceAll("_", " "))],
-      diff.levels.map((l) => [`${l.name} ${l.level}`, ...columns.map((c) => String(l[c]))]), columns.map((_, i) => i + 1)));
-    if (!diff.changes.length) return;
-    const text = (value) => value === null || value === undefined ? "unreadable" : String(value);
-    const rows = diff.changes.map((c) => [c.kinds.join(", "), `${c.va_start} to ${c.va_end}`, String(c.level),
-      held(c), c.descriptor_pa, text(c.before), text(c.after)]);
-    const body = el("div", { class: "scroll" }), said = el("span", { class: "facts" });
-    const draw = (wanted) => {
-      const words = wanted.toLowerCase().split(/\s+/).filter(Boolean);
-      const kept = rows.filter((row) => words.every((word) => row.join(" ").toLowerCase().includes(word)));
-      said.textContent = ` ${kept.length} of ${rows.length}` + (diff.changes_total > rows.length ? ` (of ${diff.changes_total})` : "");
-      body.replaceChildren(table(["kinds", "addresses", "level", "region", "descriptor at", "before", "after"],
-        kept.slice(0, 2000).map((row) => row.map((t) => el("code", {}, t)))));
-    };
-    home.append(el("p", {}, el("input", { type: "search", placeholder: "filter: lost, an address, pmd…",
-      oninput: (event) => draw(event.target.value) }), said), body);
-    draw("");
+    home.append(el("div", { class: "scroll" }, table(["level", ...columns.map((c) => c.replaceAll("_", " "))],
+      diff.levels.map((l) => [`${l.name} ${l.level}`, ...columns.map((c) => String(l[c]))]), columns.map((_, i) => i + 1))));
   }
 
   function drawTrace(trace, number) {
@@ -230,8 +297,11 @@
   (async () => {
     window.ptinspect = { data, maps: [] };
     try {
-      for (const [i, facts] of data.maps.entries()) window.ptinspect.maps.push(await drawMap(facts, i));
       data.diffs.forEach(drawDiff);
+      const order = [...data.maps.keys()].sort((a, b) => (data.maps[a].diff === null) - (data.maps[b].diff === null) || a - b);
+      for (const i of order) window.ptinspect.maps[i] = await drawMap(data.maps[i], i);
+      const charts = document.getElementById("plotly").textContent;
+      if (charts) document.head.append(el("script", {}, new TextDecoder().decode(await unpack(charts))));
       data.traces.forEach(drawTrace);
       data.campaigns.forEach(drawCampaign);
       if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
