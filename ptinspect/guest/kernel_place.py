@@ -130,8 +130,9 @@ class KernelPlace:
         ends = exit_boot_services(view.memory, view.ram)
         if ends in pcs:
             self.bases = tuple(code_places(view.memory, image, view.ram, EFI_BOUNDARY))
-        elif any(not block.writable and any(map(block.contains, pcs)) for block in view.ram):
-            self.bases = ()  # it begins: what is in memory is of another boot
+        elif all(any(block.contains(pc) for block in view.ram if not block.writable) for pc in pcs):
+            # It begins: what is in memory is of another boot. CPUs that are off stand there all the time.
+            self.bases = ()
         first = () if self.bases else self._first(view, image)
         self.stops = (*self._jumps(image), *(() if ends is None else (ends,)), *first)
         self.pause = SLICE_SECONDS if self.bases or ends is not None else LOOK_SECONDS

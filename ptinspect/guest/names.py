@@ -209,11 +209,16 @@ def early(guest: Guest, address: Address, snap: str | None = None) -> tuple[bool
 
 def cpu_state(guest: Guest, cpu: int | None) -> CpuState:
     """Return the registers of the chosen CPU of the stopped guest. Raises UserError if there is none."""
+    return guest.stopped.cpu_state(cpu_number(guest, cpu))
+
+
+def cpu_number(guest: Guest, cpu: int | None) -> int:
+    """Return the number of the chosen CPU of the stopped guest. Raises UserError if there is none."""
     session = guest.stopped
     number = session.current_cpu if cpu is None else cpu
     if not 0 <= number < session.cpu_count:
         raise UserError(f"no CPU {number}: the guest has {session.cpu_count}, numbered from 0")
-    return session.cpu_state(number)
+    return number
 
 
 def need_registers(guest: Guest) -> None:

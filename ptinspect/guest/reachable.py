@@ -17,7 +17,7 @@ from ptinspect.guest.breakpoints import (
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.kernel_place import FIRST_VIRTUAL
-from ptinspect.guest.names import GuestNames
+from ptinspect.guest.names import GuestNames, cpu_number
 
 if TYPE_CHECKING:
     from ptinspect.link.session import Breakpoint
@@ -50,6 +50,8 @@ def checked(
 
     `now`: it is for the next run alone. Raises UserError if it can never be hit, and for unknown names.
     """
+    if cpu is not None:
+        cpu_number(guest, cpu)
     value = None if of_kernel(guest, address) else address.value(GuestNames(guest, cpu))
     found = doubts(guest, address, value)
     ends = guest.qemu is not None and guest.target.address == str(guest.qemu.gdb_socket)

@@ -19,6 +19,8 @@ class Scripted(FakeSession):
     def __init__(self, memory: SparseMemory, states: Sequence[tuple[CpuState, int | None]]) -> None:
         super().__init__(memory, RAM, cpus=[states[0][0]])
         self._states = list(states)
+        self.off: tuple[CpuState, ...] = ()
+        """CPUs that are never started."""
         self.asked: list[tuple[list[int], float | None]] = []
 
     def run_until(self, addresses: Sequence[int], timeout: float, **_: object) -> Stop:
@@ -32,7 +34,7 @@ class Scripted(FakeSession):
                 raise TargetTimeout("it runs")
             state, pc = self._states[0]
             state = state if pc is None else replace(state, pc=pc)
-            self.cpus = [state]
+            self.cpus = [state, *self.off]
             number = next((b.id for b in self.breakpoints if b.address == pc), None)
             assert (number is None) == (pc is None), "it stops where nobody has asked for it"
             number = self.known_as.get(number or 0, number)

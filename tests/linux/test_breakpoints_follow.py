@@ -12,6 +12,7 @@ from builders import KERNEL_TEXT, TreeBuilder
 from fakes import Stop
 from kernels import TEXT_VA, image, table
 from scripted import Scripted
+from sparse_memory import SparseMemory
 from stopped_guest import IMAGE_PA, SYMBOLS, Guest
 
 from ptinspect.arch import a64
@@ -193,10 +194,18 @@ def test_one_that_is_deleted_in_gdb_is_gone(kernel: KernelImage) -> None:
     assert set_at(session) == {TEXT_VA + MOVED + EARLY}
 
 
+def services_of_a_firmware(memory: SparseMemory, ends: int) -> None:
+    """Write the tables by which UEFI tells where ExitBootServices is."""
+    system, services = 0x47F0_0000, 0x47F1_0000
+    memory.write(system, efi.SYSTEM + bytes(88) + services.to_bytes(8, "little"))
+    memory.write(services, efi.SERVICES + bytes(224) + ends.to_bytes(8, "little"))
+    memory.write(0x4FC0_0000, efi.SYSTEM + system.to_bytes(8, "little"))
+
+
 def test_a_firmware_tells_where_the_kernel_is_when_its_services_end(kernel: KernelImage) -> None:
     where = 0x4C23_0000
     guest, _, _, stays = boot(where)
-    system, services, ends = 0x47F0_0000, 0x47F1_0000, 0x47E0_1234 & ~3
+    ends = 0x47E0_1234
     flash = guest.cpu(pc=0x1000, **FIRMWARE)
     runs = guest.cpu(pc=0x47F0_1000, **FIRMWARE)
     at_end = guest.cpu(pc=ends, **FIRMWARE)
@@ -208,14 +217,31 @@ def test_a_firmware_tells_where_the_kernel_is_when_its_services_end(kernel: Kern
     held, session, breakpoints = followed(kernel, guest, script)
     breakpoints.add(address("start_kernel"))
     assert set_at(session) == set()
-    guest.memory.write(system, efi.SYSTEM + bytes(88) + services.to_bytes(8, "little"))
-    guest.memory.write(services, efi.SERVICES + bytes(224) + ends.to_bytes(8, "little"))
-    guest.memory.write(0x4FC0_0000, efi.SYSTEM + system.to_bytes(8, "little"))
+    services_of_a_firmware(guest.memory, ends)
     assert held.stopped.run_until([], 5).pc == moved + FIRST
     at = [set(places) for places, _ in session.asked]
     assert ends in at[0]
     assert {pa(GOES, where), pa(FIRST, where)} <= at[3]
     assert session.asked[0][1] == SLICE_SECONDS
+
+
+def test_a_cpu_that_is_off_stands_in_flash_and_begins_no_boot(kernel: KernelImage) -> None:
+    where, ends = 0x4C23_0000, 0x47E0_1234
+    guest, _, _, stays = boot(where)
+    runs, at_end = (guest.cpu(pc=pc, **FIRMWARE) for pc in (0x47F0_1000, ends))
+    script = [
+        (runs, None),
+        (at_end, ends),
+        (runs, None),
+        (stays, pa(GOES, where)),
+        (stays, TEXT_VA + MOVED + FIRST),
+    ]
+    held, session, breakpoints = followed(kernel, guest, script)
+    session.off = (guest.cpu(pc=0, **FIRMWARE),)
+    breakpoints.add(address("start_kernel"))
+    services_of_a_firmware(guest.memory, ends)
+    assert held.stopped.run_until([], 5).pc == TEXT_VA + MOVED + FIRST
+    assert {pa(GOES, where), pa(FIRST, where)} <= set(session.asked[2][0])
 
 
 def test_where_no_service_shows_itself_the_guest_is_looked_at_often(kernel: KernelImage) -> None:
@@ -291,6 +317,15 @@ def test_what_can_never_be_hit_is_refused(kernel: KernelImage, text: str, why: s
     held, _, _ = followed(kernel, guest, [(guest.cpu(), None)])
     with pytest.raises(UserError, match=why):
         checked(held, address(text))
+
+
+@pytest.mark.parametrize("text", ["start_kernel", "0xffff800010000000"])
+def test_for_a_cpu_that_there_is_not_it_is_refused(kernel: KernelImage, text: str) -> None:
+    guest, reset, _, _ = boot()
+    held, session, _ = followed(kernel, guest, [(reset, None)])
+    with pytest.raises(UserError, match="no CPU 1: the guest has 1"):
+        set_breakpoint(held, address(text), cpu=1)
+    assert not session.breakpoints
 
 
 def test_what_this_boot_has_passed_is_refused_for_now_and_told_for_later(kernel: KernelImage) -> None:

@@ -62,7 +62,7 @@ def test_the_rewrite_of_a_kernel_that_is_linked_at_0() -> None:
 
 
 def test_by_uefi() -> None:
-    with booted("6.12-cloud", MOVES, uefi=True) as live:
+    with booted("6.12-cloud", f"{MOVES} --smp 2", uefi=True) as live:
         made = live("break start_kernel")
         assert made["pending"] and made["places"] == []
         live(f"until primary_entry {LIMIT}")
