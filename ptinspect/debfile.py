@@ -1,13 +1,14 @@
 """Debian packages: the files in one, without dpkg.
 
-Source: deb(5): an `ar` archive, one member of which is `data.tar`, packed or not.
+Source: deb(5): an `ar` archive, one member of which is `data.tar`, packed or not; that has what ustar and
+GNU's long names have, and neither extended headers nor sparse files.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Self
 
 from ptinspect.errors import TargetError
 from ptinspect.packing import HEAD, DamagedError, joined, packing_of, unpacked
@@ -19,11 +20,29 @@ DAMAGE = (DamagedError, OSError, tarfile.TarError, EOFError, ValueError)
 _HEADER = 60
 _END = b"`\n"
 _PIECE = 1 << 16
+MAX_NAME = 1 << 16
+"""Bytes of a path in a package; Linux has 4096 (PATH_MAX)."""
+_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_UNKNOWN = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_SPARSE
+)  # fmt: skip
 
 
 def is_package(head: bytes) -> bool:
     """Tell by its first bytes whether a file is a Debian package, or another archive of `ar`."""
     return head.startswith(MAGIC)
+
+
+class _Member(tarfile.TarInfo):
+    """A header in the archive, which tells how much memory what belongs to it takes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header. Raises DamagedError for one that dpkg would refuse."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _UNKNOWN or (member.type in _LONG and member.size > MAX_NAME):
+            raise DamagedError("its archive has a header that packages do not have")
+        return member
 
 
 def files(package: BinaryIO, name: str) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -35,8 +54,9 @@ def files(package: BinaryIO, name: str) -> Iterator[tuple[str, int, IO[bytes]]]:
     try:
         data = joined(_data(package))
         kind = packing_of(data.peek(HEAD)[:HEAD])
-        with tarfile.open(fileobj=unpacked(data, kind) if kind else data, mode="r|") as tar:
+        with tarfile.open(fileobj=unpacked(data, kind) if kind else data, mode="r|", tarinfo=_Member) as tar:
             for member in tar:
+                vars(tar)["members"] = []  # nobody asks for those that were passed
                 source = tar.extractfile(member) if member.isreg() else None
                 if source is not None:
                     yield member.name.removeprefix("./").lstrip("/"), member.size, source

@@ -1,7 +1,8 @@
 """Packed files as streams: gzip, xz, lzma, bzip2, Zstandard, lz4 and lzop, whatever their size.
 
 A file is packed the way its first bytes say. Memory is bounded: SLICE bytes at a time are unpacked, which
-give 128 MiB at the most (Zstandard, RFC 8878 3.1.1.2: blocks of 128 KiB in four bytes), usually some KiB.
+give 128 MiB at the most (Zstandard, RFC 8878 3.1.1.2: blocks of 128 KiB in four bytes), usually some KiB;
+of bzip2, where they give 4 GiB, and of xz no more than LARGEST at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ HEAD = 16
 """Bytes that tell how a file is packed."""
 SLICE = 4096
 BUFFER = 1 << 18
+LARGEST = 16 << 20
+"""Bytes of one piece of what bzip2 and xz have packed."""
 LZ4_BLOCK = 8 << 20
 """Bytes that a block of lz4's legacy format unpacks to (lz4_Frame_format.md, Legacy frame)."""
 LZO_BLOCK = 256 << 10
@@ -112,11 +115,11 @@ def _streams(file: BinaryIO, kind: str, strict: bool) -> Iterator[bytes]:
         unpacker = make()
         while data:
             try:
-                out = unpacker.decompress(data)
+                for out in _pieces(unpacker, data):
+                    if out:
+                        yield out
             except errors as error:
                 raise DamagedError(f"damaged {kind} data: {error}") from error
-            if out:
-                yield out
             if unpacker.eof:
                 break
             data = file.read(SLICE)
@@ -127,6 +130,16 @@ def _streams(file: BinaryIO, kind: str, strict: bool) -> Iterator[bytes]:
             if data and strict:
                 raise DamagedError(f"something else follows the {kind} data")
             return
+
+
+def _pieces(unpacker: _Unpacker, data: bytes) -> Iterator[bytes]:
+    """Unpack some bytes: whole, or piece by piece where the standard library can be asked for that."""
+    if not isinstance(unpacker, (bz2.BZ2Decompressor, lzma.LZMADecompressor)):
+        yield unpacker.decompress(data)
+        return
+    yield unpacker.decompress(data, LARGEST)
+    while not (unpacker.eof or unpacker.needs_input):
+        yield unpacker.decompress(b"", LARGEST)
 
 
 def _what_follows(file: BinaryIO, unused: bytes | None) -> bytes:

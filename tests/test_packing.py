@@ -132,6 +132,15 @@ def test_a_bomb_is_unpacked_piece_by_piece(kind: str) -> None:
         tracemalloc.stop()
 
 
+def test_a_bomb_of_one_slice_is_unpacked_piece_by_piece() -> None:
+    """400 MiB of zeros are 300 bytes of bzip2's, which are all read at once."""
+    packer = bz2.BZ2Compressor()
+    bomb = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(400)), packer.flush()])
+    assert len(bomb) < 4096
+    sizes = [len(piece) for piece in chunks(io.BytesIO(bomb), "bzip2")]
+    assert sum(sizes) == 400 << 20 and max(sizes) <= 16 << 20
+
+
 def test_what_is_not_packed() -> None:
     for head in (b"", b"MZ", b"\x7fELF", b"Linux version"):
         assert packing_of(head) == ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import struct
 from pathlib import Path
 
 import pytest
 from module_guest import MODULES, ModuleGuest
 
+from ptinspect.arch.bits import MASK64
 from ptinspect.errors import KernelFileError, UserError
 from ptinspect.linux.image.module_file import ModuleFile, ModuleFiles
 from ptinspect.linux.running.modules import Modules
@@ -87,12 +89,31 @@ def test_symbols_outside_of_the_module_are_left_out(guest: ModuleGuest, tmp_path
     assert loaded(guest, tmp_path).lookup("far") == []
 
 
+def test_values_that_no_address_has_are_left_out(guest: ModuleGuest, tmp_path: Path) -> None:
+    huge = [*OWN, ("huge", 1, MASK64), ("low", 2, 0), ("a_datum", 2, MASK64 - 0xFFFF)]
+    (tmp_path / "a_module.ko").write_bytes(module(huge))
+    modules = loaded(guest, tmp_path)
+    assert modules.lookup("huge") == [] and modules.lookup("low") == []
+    assert [at for _, at in modules.lookup("inner")] == [MODULES + 0x60]
+
+
+def test_a_pipe_is_no_module(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.ko")
+    with pytest.raises(KernelFileError):
+        ModuleFiles(tmp_path).symbols("x")
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.ko"
     for data in (b"", b"no module", FIRST[:100], module([], machine=62), module([], kind=2)):
         path.write_bytes(data)
         with pytest.raises(KernelFileError, match=r"x\.ko"):
             ModuleFile.read(path)
+    far = bytearray(FIRST)
+    far[0x28:0x30] = b"\xff" * 8  # e_shoff
+    path.write_bytes(far)
+    with pytest.raises(KernelFileError, match=r"x\.ko"):
+        ModuleFile.read(path)
     path.write_bytes(lzma.compress(FIRST)[:-40])
     with pytest.raises(KernelFileError):
         ModuleFile.read(path)

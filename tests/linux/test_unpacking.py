@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import struct
 import subprocess
+import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,8 @@ from conftest import missing
 from kernels import TEXT_VA, fit, image, uimage, unified, vmlinux, zboot
 from test_packing import PACK, lz4_legacy
 
-from ptinspect.errors import KernelFileError
+from ptinspect import debfile
+from ptinspect.errors import KernelFileError, TargetError
 from ptinspect.linux.image import unpacking
 from ptinspect.linux.image.container import parse_header
 from ptinspect.linux.image.image import KernelImage
@@ -210,6 +214,33 @@ def test_bombs_are_bounded(tmp_path: Path, cache: Path, monkeypatch: pytest.Monk
     with pytest.raises(KernelFileError, match="packed and wrapped more than"):
         plain(write(tmp_path, matryoshka))
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, b"S"])
+def test_a_package_whose_headers_are_bombs(kind: bytes) -> None:
+    """64 MiB that stand for a name or its like, in a file of 64 KiB."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 64 << 20
+    data = PACK["gzip"](header.tobuf(tarfile.GNU_FORMAT) + bytes(header.size))
+    name = b"data.tar.gz".ljust(16) + b"0".ljust(12) + b"0".ljust(6) + b"0".ljust(6) + b"644".ljust(8)
+    deb = b"!<arch>\n" + name + str(len(data)).encode().ljust(10) + b"`\n" + data
+    assert len(deb) < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(TargetError, match="a header that packages do not have"):
+            list(debfile.files(io.BytesIO(deb), "x.deb"))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_device_tree_of_long_names_and_deep_nodes(tmp_path: Path) -> None:
+    """Each path would be longer than the one before: more than any memory, from 40 MB."""
+    for name in (b"a" * 20_003 + b"\0", b"abc\0"):
+        tree = (struct.pack(">I", 1) + name) * 2000
+        data = b"\xd0\x0d\xfe\xed" + struct.pack(">III", 0, 56, 56) + bytes(40) + tree
+        with pytest.raises(KernelFileError, match="damaged"):
+            plain(write(tmp_path, data))
 
 
 def test_it_is_unpacked_once_and_anew_for_another_file(

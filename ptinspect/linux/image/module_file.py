@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ptinspect.arch.bits import MASK64
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, UserError
+from ptinspect.files import open_input
 from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.linux.image.vmlinux import SYMBOL, names_of
 from ptinspect.packing import HEAD, DamagedError, packing_of, unpacked
@@ -81,7 +83,7 @@ class ModuleFile:
     def read(cls, path: Path) -> ModuleFile:
         """Read a file. Raises KernelFileError unless it is a module for arm64."""
         try:
-            with path.open("rb") as file:
+            with open_input(path) as file:
                 kind = packing_of(file.read(HEAD))
                 file.seek(0)
                 data = (unpacked(file, kind, strict=True) if kind else file).read(MAX_BYTES + 1)
@@ -91,7 +93,7 @@ class ModuleFile:
             raise KernelFileError(f"{path}: more than {MAX_BYTES >> 20} MiB")
         try:
             return cls(path, *_symbols(data))
-        except (ValueError, IndexError, struct.error) as error:
+        except (ValueError, IndexError, OverflowError, struct.error) as error:
             raise KernelFileError(f"{path}: no module for arm64, or a damaged one") from error
 
     def bases(self, known: Mapping[str, Iterable[int]]) -> dict[str, int]:
@@ -112,12 +114,16 @@ class ModuleFile:
     def placed(self, bases: Mapping[str, int]) -> SymbolTable:
         """Return the symbols of the sections whose places are given."""
         rows = [i for i, section in enumerate(self.sections) if section in bases]
-        addresses = np.array([bases[self.sections[i]] + self.values[i] for i in rows], np.uint64)
+        values = [(bases[self.sections[i]] + self.values[i]) & MASK64 for i in rows]
+        addresses = np.array(values, np.uint64)
         return SymbolTable([self.names[i] for i in rows], addresses, "".join(self.kinds[i] for i in rows))
 
 
 def _symbols(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], str]:
-    """Return names, sections, values and letters. Raises ValueError, IndexError or struct.error."""
+    """Return names, sections, values and letters.
+
+    Raises ValueError, IndexError, OverflowError or struct.error.
+    """
     ident, kind, machine, *_, table_at, _, _, _, _, _, count, names_in = _HEADER.unpack_from(data)
     if ident[:6] != b"\x7fELF\x02\x01" or (kind, machine) != (_RELOCATABLE, _AARCH64):
         raise ValueError("no relocatable ELF file for arm64")

@@ -20,6 +20,10 @@ _UIMAGE_KERNEL, _UIMAGE_ARM64 = 2, 22
 FDT = b"\xd0\x0d\xfe\xed"
 _BEGIN, _END, _PROPERTY, _NOP = 1, 2, 3, 4
 MAX_NODES = 10_000
+MAX_NAME = 256
+"""Bytes of a name in a device tree; its specification has 31."""
+MAX_DEPTH = 16
+"""Nodes within each other; a kernel lies in the third."""
 _PE_ARM64 = 0xAA64
 MACHINES: Mapping[int, str] = {
     0x14C: "x86",
@@ -154,19 +158,27 @@ def _nodes(data: bytes, what: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         token = int.from_bytes(_part(data, offset, 4, what), "big")
         offset += 4
         if token == _BEGIN:
-            end = data.find(b"\0", offset)
-            name = _part(data, offset, end - offset, what) if end > offset else b""
+            name = _name(data, offset, what)
+            if len(path) > MAX_DEPTH:
+                raise KernelFileError(f"{what} is damaged: nodes within nodes, more than {MAX_DEPTH}")
             path.append(name.decode("utf-8", "replace"))
             has = {}
             yield "/".join(path) or "/", has
             offset = (offset + len(name) + 4) & ~3
         elif token == _PROPERTY:
             length, at = struct.unpack(">II", _part(data, offset, 8, what))
-            end = data.find(b"\0", strings + at)
-            key = data[strings + at : max(end, 0)].decode("utf-8", "replace")
+            key = _name(data, strings + at, what).decode("utf-8", "replace")
             has[key] = _part(data, offset + 8, length, what) if length else b""
             offset = (offset + 8 + length + 3) & ~3
         elif token == _END and path:
             path.pop()
         elif token != _NOP:
             return
+
+
+def _name(data: bytes, at: int, what: str) -> bytes:
+    """Return a name, which ends with a zero. Raises KernelFileError if none does."""
+    end = data.find(b"\0", at, at + MAX_NAME)
+    if end < 0:
+        raise KernelFileError(f"{what} is truncated or damaged")
+    return data[at:end]
