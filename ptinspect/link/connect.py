@@ -18,7 +18,7 @@ from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.gdb.starting import MARK, Starting
-from ptinspect.link.journal import step_place
+from ptinspect.link.journal import step_is_open
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
@@ -85,7 +85,7 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
             if facts.was_running:
                 undo.callback(_let_run, process, address)
             agent.bequeath(heir(address, facts.was_running))
-            if step_place(address).exists():
+            if step_is_open(address):
                 from ptinspect.link.relay import put_back
 
                 put_back(address)

@@ -82,6 +82,14 @@ def step_place(address: StubAddress) -> Path:
     return place(address).with_suffix(".step")
 
 
+def step_is_open(address: StubAddress) -> bool:
+    """Tell whether a step at a stub was never finished, as far as that can be read."""
+    try:
+        return step_place(address).stat().st_size > 0
+    except OSError:
+        return False
+
+
 class Journal:
     """The changes in the guest of one stub; each method leaves a whole file or none."""
 

@@ -193,6 +193,8 @@ class Relay:
         self.stub, self.gdb, self.record = Stub(stub), gdb, record
         self._from_gdb = b""
         self.gdb_ended = self._interrupted = False
+        self.patient = True
+        """Wait for a stub that does not even answer an interrupt when GDB has ended."""
         self._own = 0
         """Packets of ours that GDB has not acknowledged yet."""
 
@@ -205,6 +207,9 @@ class Relay:
                         self._take()
                     else:
                         self._give()
+        with contextlib.suppress(OSError):
+            if not self.record.stat().st_size:  # every step was finished; nobody else is there before the end
+                self.record.unlink()
         for sock in (self.stub.sock, self.gdb):
             sock.close()
 
@@ -264,13 +269,16 @@ class Relay:
             self.record.write_text(text, "ascii")
 
     def run(self, body: bytes) -> bytes:
-        """Let the guest run by a request, and return the stub's answer; GDB may interrupt it."""
-        stub = self.stub
+        """Let the guest run by a request, and return the stub's answer; GDB may interrupt it. Raises Lost."""
+        stub, asked = self.stub, False
         stub.sock.sendall(packet(body))
         while (reply := stub.reply()) is None:
             if self.gdb_ended:
                 if not _readable(stub.sock, wait=LAST_SECONDS):
+                    if asked and not self.patient:
+                        raise Lost
                     stub.sock.sendall(b"\x03")
+                    asked = True
                     continue
             elif stub.sock not in _readable(stub.sock, self.gdb):
                 self._hear()
@@ -310,7 +318,7 @@ def put_back(address: StubAddress, timeout: float = PUT_BACK_SECONDS) -> bool:
     with address.connect(timeout) as sock, contextlib.suppress(Lost, OSError):
         sock.settimeout(timeout)
         relay = Relay(sock, sock, record)
-        relay.gdb_ended = True
+        relay.gdb_ended, relay.patient = True, False
         relay.stub.ask(b"?", b"qSupported:multiprocess+;xmlRegisters=arm")
         relay.stub.describe()
         relay.stub.send(b"Hg" + name)

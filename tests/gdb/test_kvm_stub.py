@@ -17,12 +17,14 @@ from kvm_cpu import ADD_X0_1, MRS_X1_DAIF, MSR_SPSR_X22, NOP, STR_X0_X1, SVC, VE
 from kvm_stub import KvmStub
 
 from ptinspect.errors import OutOfSlots, TargetError
+from ptinspect.files import CACHE_VARIABLE
+from ptinspect.link import relay
 from ptinspect.link.address import StubAddress
 from ptinspect.link.connect import RELAY
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.gdb.recorder import Tracer
 from ptinspect.link.gdb.slots import Purpose
-from ptinspect.link.journal import step_place
+from ptinspect.link.journal import step_is_open, step_place
 from ptinspect.link.live import LiveSession
 from ptinspect.link.state import RunState
 from ptinspect.processes import running_with
@@ -232,8 +234,8 @@ def test_where_relay_and_gdb_are_killed_in_the_middle_the_flags_are_put_back(
     del stub.overrides["vCont;s"]
     if executed:
         stub.cpu.step()
-    (relay,) = running_with(RELAY, stub.address)
-    for pid in (relay, session._gdb.process.pid):  # type: ignore[attr-defined]
+    (pid_of_relay,) = running_with(RELAY, stub.address)
+    for pid in (pid_of_relay, session._gdb.process.pid):  # type: ignore[attr-defined]
         os.kill(pid, signal.SIGKILL)
     assert until(stub, 5) == 5 and stub.cpu.regs["PC"] == CODE + 4 * executed
     session.close()
@@ -249,6 +251,46 @@ def test_another_guest_at_the_same_place_is_left_alone(attach: Attach) -> None:
     stub.cpu.regs |= {"PC": CODE, "CPSR": 0xC5}
     LiveSession.attach(stub.address).close()
     assert stub.cpu.regs["CPSR"] == 0xC5 and not record.exists()
+
+
+def test_a_record_goes_with_the_relay_whose_steps_were_finished(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    record = step_place(StubAddress.parse(stub.address))
+    session.gdb_command("maint flush register-cache")
+    session.step_instructions(2, 0)
+    assert record.read_text() == ""
+    session.close()
+    deadline = time.monotonic() + 30
+    while record.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not record.exists()
+
+
+def test_a_stub_that_finishes_no_step_is_not_waited_for_by_the_next_debugger(
+    attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "LAST_SECONDS", 0.2)
+    stub, session = attach(dfr0=DFR0)
+    session.close()
+    address = StubAddress.parse(stub.address)
+    own = {"thread": "p01.01", "pc": CODE, "pstate": 5, "word": NOP, "vbar": VECTORS, "tpidr": 3}
+    step_place(address).write_text(json.dumps(own))
+    assert step_is_open(address)
+    stub.cpu.regs |= {"PC": VECTORS + 0x200, "CPSR": 0x3C5, "ELR_EL1": CODE}
+    stub.overrides["vCont;s"] = None
+    assert not relay.put_back(address) and step_is_open(address)
+    step_place(address).unlink()
+
+
+def test_a_directory_that_cannot_be_looked_into_keeps_nobody_from_attaching(
+    attach: Attach, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / ("long" * 100)))
+    stub, session = attach(dfr0=DFR0)
+    loop(stub)
+    session.gdb_command("maint flush register-cache")
+    assert session.step_instructions(1, 0).pc == CODE + 4
 
 
 def test_a_relay_outlives_its_gdb_until_the_step_is_over(attach: Attach) -> None:
