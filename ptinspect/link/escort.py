@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ptinspect.errors import PtinspectError
+from ptinspect.errors import PtinspectError, TargetError
 from ptinspect.link.state import RunState, RunTracker, StopInfo
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
@@ -83,6 +83,7 @@ class Escort:
 
     def rest(self) -> None:
         """Have the guest run without an escort for once."""
+        self._tracker.alone()
         if self.steward is not None:
             self.steward.rest()
 
@@ -99,9 +100,11 @@ class Escort:
             self.depart()
         else:
             self.rest()
-        yield
-        if goes and self._tracker.state is RunState.RUNNING:
-            self.follow()
+        try:
+            yield
+        finally:
+            if goes and self._tracker.state is RunState.RUNNING:
+                self.follow()
 
     def _follow(self, run: int) -> None:
         while run == self._run and self._tracker.state is RunState.RUNNING:
@@ -129,20 +132,26 @@ class Escort:
 
     def serve(self, stop: StopInfo) -> None:
         """Have the steward look at a stop on the way, and let the guest run on, or the stop be known."""
-        tracker, trouble, on = self._tracker, None, False
+        tracker, on = self._tracker, False
+        trouble: PtinspectError | None = TargetError("a look at the guest on its way was broken off")
         self._inside = threading.get_ident()
         try:
             on = self.steward is not None and self.steward.passes(stop)
+            trouble = None
         except PtinspectError as error:
             trouble = error
-        finally:
+        finally:  # whatever happens, nobody waits for ever
             self._inside = None
-        if trouble is not None or not on or not tracker.go_on():
-            tracker.end_visit(trouble)
+            on = on and tracker.go_on()
+            if not on:
+                tracker.end_visit(trouble)
+        if not on:
             return
         try:
             self._resume()
         except PtinspectError as error:
-            tracker.end_visit(error)
+            tracker.end_visit(error, stop)
+            return
         if tracker.asked:
-            self._ask()
+            with contextlib.suppress(PtinspectError):  # it is lost, and whoever waits is told so
+                self._ask()

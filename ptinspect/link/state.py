@@ -172,6 +172,11 @@ class RunTracker:
             self._escorted, self._visit, self._trouble = escorted, None, None
             self.asked = self.glimpse = False
 
+    def alone(self) -> None:
+        """Note that nobody looks at stops of the next run: one that was to begin may not have."""
+        with self._changed:
+            self._escorted = self._escorted and self.state is RunState.RUNNING
+
     def await_visit(self, timeout: float) -> StopInfo | None:
         """Return the next stop on the way; None if there is none in time, or the run is over."""
         deadline = time.monotonic() + timeout
@@ -192,10 +197,13 @@ class RunTracker:
             self.token += 1
             return True
 
-    def end_visit(self, trouble: PtinspectError | None = None) -> None:
-        """Let everybody know of the stop on the way; `trouble` is raised where somebody waits for it."""
+    def end_visit(self, trouble: PtinspectError | None = None, stop: StopInfo | None = None) -> None:
+        """Let everybody know of the stop on the way; `trouble` is raised where somebody waits for it.
+
+        `stop`: that from which the guest was to run on, and did not.
+        """
         with self._changed:
-            stop, self._visit, self._trouble = self._visit, None, trouble
+            stop, self._visit, self._trouble = self._visit or stop, None, trouble
             if stop is None or self.state is not RunState.RUNNING:
                 return
             if stop.breakpoint not in self.numbers.values():

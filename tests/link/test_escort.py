@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ptinspect.errors import GuestError, TargetTimeout
+from ptinspect.errors import GuestError, MiError, TargetError, TargetTimeout
 from ptinspect.link.escort import Escort
 from ptinspect.link.state import RunState, RunTracker, StopInfo
 
@@ -146,6 +146,54 @@ def test_what_the_steward_raises_is_raised_where_somebody_waits() -> None:
     with pytest.raises(GuestError, match="another kernel"):
         gdb.tracker.wait(10)
     assert gdb.tracker.state is RunState.STOPPED
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_a_look_does_not_keep_anybody_waiting() -> None:
+    def faulty(stop: StopInfo) -> bool:
+        raise KeyError("register")
+
+    gdb = Gdb(hit(INNER))
+    gdb.start(Steward(faulty))
+    with pytest.raises(TargetError, match="broken off"):
+        gdb.tracker.wait(10)
+    assert gdb.tracker.state is RunState.STOPPED
+
+
+def test_a_guest_that_cannot_run_on_from_a_look_is_stopped() -> None:
+    gdb = Gdb(hit(INNER))
+
+    def refused() -> None:
+        raise MiError("Cannot insert breakpoint")
+
+    def passes(stop: StopInfo) -> bool:
+        gdb.escort._resume = refused
+        return True
+
+    gdb.start(Steward(passes))
+    with pytest.raises(MiError, match="insert"):
+        gdb.tracker.wait(10)
+    assert gdb.tracker.state is RunState.STOPPED and gdb.told == ["running", "stopped"]
+
+
+def test_a_run_that_did_not_begin_leaves_no_escort_to_the_next_step() -> None:
+    gdb = Gdb(hit(PLACE))
+    gdb.escort.steward = Steward()
+    with pytest.raises(MiError), gdb.escort.along(True):
+        raise MiError("No symbol")
+    gdb.escort.rest()
+    gdb.resume()
+    assert gdb.tracker.wait(1).breakpoint == OURS
+
+
+def test_a_command_that_fails_while_the_guest_runs_leaves_it_with_its_escort() -> None:
+    gdb, steward = Gdb(), Steward()
+    gdb.escort.steward = steward
+    gdb.stops += [hit(INNER), hit(OURS)]
+    with pytest.raises(TargetTimeout), gdb.escort.along(True):
+        gdb.resume()
+        raise TargetTimeout("GDB prints no more")
+    assert gdb.tracker.wait(10).breakpoint == OURS and len(steward.seen) == 1
 
 
 def test_the_guest_is_looked_at_at_intervals() -> None:
