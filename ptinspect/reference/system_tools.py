@@ -95,18 +95,20 @@ def check_kvm_host(*, thoroughly: bool = False) -> Tool:
 
 
 def find_program(name: str) -> tuple[str, str]:
-    """Return path and version of a program, in PATH, among the daemons or by path, that answers `--version`.
+    """Return path and version of a program, in PATH, among the daemons or by path.
 
+    It answers `--version`, else `-V` (Slurm's); a version is numbers with dots, or a date (GNU parallel's).
     Raises TargetError.
     """
     path = shutil.which(name) or shutil.which(name, path=DAEMONS)
     if path is None:
         raise TargetError("not installed")
-    result = run([path, "--version"], timeout=PROBE_TIMEOUT)
-    match = re.search(r"\d+\.\d[\w.]*", result.output)
-    if result.code or match is None:
-        raise TargetError(f"{path} does not run: {result.last_words()}")
-    return path, match[0]
+    for option in ("--version", "-V"):
+        result = run([path, option], timeout=PROBE_TIMEOUT)
+        match = re.search(r"\d+\.\d[\w.]*|\b\d{8}\b", result.output)
+        if not result.code and match is not None:
+            return path, match[0]
+    raise TargetError(f"{path} does not run: {result.last_words()}")
 
 
 def _check(spec: pins.ToolSpec, probe: Probe) -> Tool:

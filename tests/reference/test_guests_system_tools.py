@@ -154,3 +154,24 @@ def test_the_command_is_named_when_nobody_can_answer_sudo(
 def test_a_system_without_apt(machine: FakeSystem) -> None:
     with pytest.raises(TargetError, match="no apt"):
         system_tools.install_packages(["p"], quiet)
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo tool 7.2.22 of a vendor", "7.2.22"),
+        ("echo GNU parallel 20221122", "20221122"),
+        ('[ "$1" = -V ] && echo slurm-wlm 22.05.8', "22.05.8"),
+        ("echo usage: no version", None),
+        ("echo 1.0; exit 1", None),
+    ],
+)
+def test_a_program_tells_its_version_its_own_way(tmp_path: Path, script: str, version: str | None) -> None:
+    program = tmp_path / "tool"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    if version is None:
+        with pytest.raises(TargetError, match="does not run"):
+            system_tools.find_program(str(program))
+    else:
+        assert system_tools.find_program(str(program)) == (str(program), version)
