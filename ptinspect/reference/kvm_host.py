@@ -115,7 +115,13 @@ def _install(state: Path, addresses: Sequence[str], trust: str | None, progress:
     image = suite.find(kernel.sources[0].package, kernel.sources[0].version)
     shell = suite.find("busybox-static")
     packages = emulator.closure(suite, spec.emulator)
-    if image is None or shell is None or not packages or packages[0].name != spec.emulator.package:
+    if image is None:
+        raise TargetError(
+            f"the archive has {kernel.sources[0].package} {kernel.sources[0].version} no more, whose modules "
+            "the host for KVM guests needs",
+            f"remove {guests.guest(spec.guest).kernel.parent}, then: ptinspect setup --yes --tests",
+        )
+    if shell is None or not packages or packages[0].name != spec.emulator.package:
         raise TargetError(f"the archive's suite {suite.name} lacks what the host for KVM guests is made of")
     with cache.workspace(NAME, directory()) as spot:
         files, tree, result = spot / "files", spot / "tree", spot / "result"

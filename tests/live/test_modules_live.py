@@ -25,6 +25,7 @@ GUEST = "6.1-cloud"
 INIT = b"""#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 echo 0 > /proc/sys/kernel/kptr_restrict
+echo 1 > /proc/sys/kernel/printk
 for module in /mods/*; do /bin/busybox insmod $module; done
 echo "MODULES BEGIN"
 /bin/busybox cat /proc/modules

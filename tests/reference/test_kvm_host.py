@@ -13,7 +13,7 @@ from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.target import setup
 from ptinspect.errors import TargetError
 from ptinspect.files import CACHE_VARIABLE
-from ptinspect.reference import kvm_host, pins, system_tools
+from ptinspect.reference import guests, kvm_host, pins, system_tools
 from ptinspect.reference.install import Installer
 from ptinspect.reference.pins import EmulatorSpec, GuestSpec, KvmHostSpec, PinnedPackage
 
@@ -116,6 +116,14 @@ def test_another_kernel_of_the_guest_is_another_host(archive: LocalArchive) -> N
     archive.remove("stable", "qemu-system-arm")
     with pytest.raises(TargetError, match="suite stable lacks"):
         install(archive)
+
+
+def test_a_guest_that_the_archive_has_no_more(archive: LocalArchive) -> None:
+    """Its kernel has no modules anywhere: it has to be installed anew, of the version that is there now."""
+    archive.remove("stable", IMAGE)
+    with pytest.raises(TargetError, match=rf"has {IMAGE} 6\.1\.1-1 no more") as caught:
+        install(archive)
+    assert str(guests.guest("6.1-cloud").kernel.parent) in caught.value.hint
 
 
 def test_setup_brings_it_for_the_tests_alone(archive: LocalArchive, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ class Modules:
             raise GuestError(f"no module {module} is loaded", "modules lists them")
         return [(found, at) for found in chosen for at in self.table(found).by_name.get(name, ())]
 
-    @property
+    @cached_property
     def known(self) -> tuple[Module, ...]:
         """The modules that are loaded; none if that is not known."""
         try:
