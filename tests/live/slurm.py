@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={socket},cred_expire=5
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 StateSaveLocation={folder}/state
@@ -70,6 +71,9 @@ class Slurm:
         self.folder = folder
         self.host = socket.gethostname().partition(".")[0]
         self.environment = {**environment, "SLURM_CONF": str(folder / "slurm.conf"), MARK: str(folder)}
+        self._short = tempfile.TemporaryDirectory(prefix="munge-")
+        self._socket = Path(self._short.name) / "socket"
+        """Its path has room for 107 bytes (unix(7)); the directory of a test may have more."""
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -83,14 +87,15 @@ class Slurm:
                 host=self.host,
                 user=pwd.getpwuid(os.geteuid()).pw_name,
                 folder=self.folder,
+                socket=self._socket,
                 ports=free_ports(2),
                 cpus=min(2, os.cpu_count() or 1),
             )
         )
-        files = {"key-file": "key", "socket": "munge.socket", "pid-file": "pid", "seed-file": "seed"}
+        files = {"key-file": "key", "pid-file": "pid", "seed-file": "seed"}
         words = [f"--{option}={self.folder / name}" for option, name in files.items()]
-        self._daemon("munged", "--foreground", "--force", *words)
-        self._until((self.folder / "munge.socket").exists, "munged answers")
+        self._daemon("munged", "--foreground", "--force", f"--socket={self._socket}", *words)
+        self._until(self._socket.exists, "munged answers")
         self._daemon("slurmctld", "-D", "-i")
         self.start_node()
 
@@ -146,6 +151,7 @@ class Slurm:
         for pid in self.on_node():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self._short.cleanup()
 
     def _daemon(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
