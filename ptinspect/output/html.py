@@ -43,6 +43,8 @@ class Page:
     """Snapshots, and pairs of them."""
     diffs: list[dict[str, Any]] = field(default_factory=list)
     """Results of `diff`."""
+    spaces: list[dict[str, Any]] = field(default_factory=list)
+    """Address spaces by regions, of a snapshot or a pair."""
     traces: list[dict[str, Any]] = field(default_factory=list)
     """Stack depth over time."""
     campaigns: list[dict[str, Any]] = field(default_factory=list)
@@ -98,6 +100,7 @@ class Page:
             "version": PAGE_VERSION,
             "states": state_names(),
             "fields": list(self._fields),
+            "spaces": self.spaces,
             "maps": self.maps,
             "diffs": self.diffs,
             "traces": self.traces,

@@ -219,9 +219,9 @@ def test_map_refuses(ctx: Context, line: str) -> None:
 
 
 def test_size_text() -> None:
-    sizes = (4096, 2 << 20, (2 << 20) + 4096, 3 << 30, 1 << 40, 1005 << 20 | 1 << 19)
+    sizes = (4096, 2 << 20, (2 << 20) + 4096, 3 << 30, 1 << 40, 1005 << 20 | 1 << 19, (126 << 40) - 4096)
     assert [size_text(n) for n in sizes] == [
-        "4K", "2M", "2052K", "3G", "1T", "1005.5M",
+        "4K", "2M", "2052K", "3G", "1T", "1005.5M", "126.0T",
     ]  # fmt: skip
 
 

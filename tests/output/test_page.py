@@ -98,7 +98,7 @@ def test_the_page_holds_maps_of_each_snapshot_and_of_each_pair(tmp_path: Path) -
     text = path.read_text()
     assert "<b>after" not in text, "names are never markup"
     assert not re.search(r'(src|href)="?https?:', text)
-    assert data["diffs"][0]["verdict"] == "1 changes are more than bit 11: 1 lost"
+    assert data["diffs"][0]["verdict"] == "1 change is more than bit 11: 1 lost"
     assert path.stat().st_size < 2_000_000
 
 
@@ -206,3 +206,27 @@ def test_a_lost_table_shows_what_hung_below_it_and_quiet_changes_have_crosses(tm
     assert "lost: level 2" in said["lost"] and "leaves with" in said["lost"]
     assert (said["level"], said["va"], said["focus"]) == (3, f"{base:x}", True)
     assert (said["root"], said["quiet"]) == (2, 1), "unexpected, and as the rewrite does"
+
+
+@pytest.mark.live
+def test_the_address_space_shows_its_regions_and_leads_to_what_changed(tmp_path: Path) -> None:
+    _, before, after = pair("4k-48")
+    script = """
+    const [first] = document.querySelectorAll("#space0 .strip button");
+    first.click();
+    const opened = document.querySelectorAll("#space0 details[open] tbody tr").length;
+    document.querySelector("#space0 .links button").click();
+    const changed = window.ptinspect.maps[2];
+    return { opened, strips: document.querySelectorAll("#space0 .strip").length,
+      text: document.querySelector("#space0 .wide").textContent, level: changed.path.length,
+      side: changed.side.textContent, focus: document.activeElement === changed.canvas };
+    """
+    path = page(tmp_path, before, after)
+    (space,) = data_of(path)["spaces"]
+    (area,) = space["areas"]
+    assert [share["text"] for share in area["before"]] == ["rw- 16K", "rw- nG 8K"]
+    assert [share["text"] for share in area["shares"]] == ["rw- 12K", "rw- nG 8K"]
+    said = drawn(path, tmp_path, script)
+    assert said.get("error") is None, said
+    assert (said["strips"], said["opened"], said["level"], said["focus"]) == (2, len(area["runs"]), 4, True)
+    assert "lost" in said["text"] and "lost: level 3" in said["side"]

@@ -358,7 +358,8 @@ def _verdict(diff: Diff, *, part: bool) -> Note:
         if count and style == "bad":
             kinds[field.replace("_", " ")] = count
     what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return Note(f"{diff.changes_total} changes are more than bit 11: {what}", "bad")
+    many = "1 change is" if diff.changes_total == 1 else f"{diff.changes_total} changes are"
+    return Note(f"{many} more than bit 11: {what}", "bad")
 
 
 def _block(change: ChangeResult, parts: Sequence[Part]) -> list[Note]:

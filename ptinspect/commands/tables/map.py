@@ -233,24 +233,13 @@ def _runs_report(found: Listed[Run], shown: int) -> Report:
     )
     listed: list[Run | Repeat] = sorted([*runs, *found.repeats], key=lambda each: each.va_start)
     regions = len({each.region for each in listed}) > 1
-    columns = [
-        Column("from"),
-        Column("leads to pa", "right"),
-        Column("size", "right"),
-        Column("leaves", "right"),
-        Column(regime.privileged),
-        *([] if regime.name == "EL2" else [Column("EL0")]),
-        Column("nG"),
-        Column("attributes"),
-        *([Column("region")] if regions else []),
-    ]
     body: list[Note | Table] = [
         root_note(snapshot.root, source_of(snapshot), regime),
         *regime_notes(regime),
         Table(
-            columns,
+            run_columns(regime, regions),
             [
-                _row(each, regions, regime) if isinstance(each, Run) else _repeat(each, regions, regime)
+                run_row(each, regions, regime) if isinstance(each, Run) else _repeat(each, regions, regime)
                 for each in listed[:shown]
             ],
             empty="nothing is mapped there that passes the filters",
@@ -278,7 +267,23 @@ def _run(run: Run, regime: Regime) -> RunResult:
     )
 
 
-def _row(run: Run, regions: bool, regime: Regime) -> list[Cell]:
+def run_columns(regime: Regime, regions: bool) -> list[Column]:
+    """Return the heads of a list of runs, with the region of each or without."""
+    return [
+        Column("from"),
+        Column("leads to pa", "right"),
+        Column("size", "right"),
+        Column("leaves", "right"),
+        Column(regime.privileged),
+        *([] if regime.name == "EL2" else [Column("EL0")]),
+        Column("nG"),
+        Column("attributes"),
+        *([Column("region")] if regions else []),
+    ]
+
+
+def run_row(run: Run, regions: bool, regime: Regime) -> list[Cell]:
+    """Return the row of one run."""
     may = run.permissions
     return [
         Styled(f"{run.va_start:#018x}", "address"),

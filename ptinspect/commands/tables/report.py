@@ -10,6 +10,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.session.campaign import drawn
 from ptinspect.commands.tables.diff import told
+from ptinspect.commands.tables.space import space
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -80,10 +81,12 @@ class ReportResult:
         argument("--title", metavar="TEXT", help="title of the page"),
     ),
     result=ReportResult,
-    details="The page is one file that needs no network: every table as a map, entry by entry, coloured "
-    "by state, to be opened level by level, with the descriptor under the cursor decoded; each "
-    "snapshot against the one named before it; the difference as a table that can be filtered; the depth "
-    "of stacks over time; tables of campaigns (campaign report joins the shards of one). "
+    details="The page is one file that needs no network. Of each snapshot against the one named before "
+    "it: the verdict, each unexpected change (a click opens its table), the address space by regions, and "
+    "every table entry by entry, coloured by state, with the descriptor under the cursor decoded. Then the "
+    "snapshots themselves, the depth of stacks over time, and tables of campaigns (campaign report joins "
+    "the shards of one). In a table the arrows go from entry to entry, Enter opens the next table, "
+    "Backspace goes back up. "
     "Without names: all snapshots in memory.",
 )
 def report(
@@ -138,6 +141,9 @@ def _add_snapshots(guest: Guest, page: Page, names: list[str]) -> None:
             page.add_diff(Report(result).result, verdict, words)
             title = f"{before.name} → {snapshot.name}"
             page.add_map(snapshot, changes(before, snapshot), title, diff=True)
+            page.spaces.append({"diff": len(page.diffs) - 1, **space(snapshot, before, result.changes)})
+        elif len(names) == 1:
+            page.spaces.append({"diff": None, **space(snapshot)})
         before = snapshot
 
 

@@ -247,8 +247,7 @@
       ...lines(diff.unseen, "bad"), ...lines(diff.notes, "facts"));
     if (diff.changes.length) {
       const body = el("ol", { class: "scroll changes" }), said = el("span", { class: "facts" });
-      const reveal = (i) => window.ptinspect.maps.find((each) => each.facts.diff === number)
-        .reveal(BigInt(diff.changes[i].va_start), diff.changes[i].level);
+      const reveal = (i) => mapOf(number).reveal(BigInt(diff.changes[i].va_start), diff.changes[i].level);
       const draw = (wanted) => {
         const words = wanted.toLowerCase().split(/\s+/).filter(Boolean), kept = [];
         diff.words.forEach((text, i) => { if (words.every((word) => text.toLowerCase().includes(word))) kept.push(i); });
@@ -263,6 +262,59 @@
     home.append(el("div", { class: "scroll" }, table(["level", ...columns.map((c) => c.replaceAll("_", " "))],
       diff.levels.map((l) => [`${l.name} ${l.level}`, ...columns.map((c) => String(l[c]))]), columns.map((_, i) => i + 1))));
   }
+
+  /* Colour by what may be done: writable and executable, executable, writable, readable, nothing. */
+  const GROUPS = [["writable and executable", "#d62728"], ["executable", "#2f6db3"], ["writable", "#f0c27b"],
+    ["read only", "#7ccf8a"], ["no access", "#999"]];
+  const groupOf = (may) => may.includes("w") && may.includes("x") ? 0 : may.includes("x") ? 1 : may.includes("w") ? 2 : may.includes("r") ? 3 : 4;
+  const paint = (part, group, ng) => {
+    part.style.background = (ng ? "repeating-linear-gradient(45deg, #0000 0 4px, #0007 4px 6px), " : "") + GROUPS[group][1];
+    return part;
+  };
+
+  function drawSpace(space, number) {
+    const diff = space.diff === null ? null : data.diffs[space.diff];
+    const home = section(`space${number}`, diff ? `address space, ${diff.a} → ${diff.b}` : "address space");
+    const details = space.areas.map((area) => {
+      const rest = area.runs_total - area.runs.length;
+      return el("details", {}, el("summary", {}, `${area.runs_total} run${area.runs_total === 1 ? "" : "s"}`), el("div", { class: "scroll mono" },
+        table(space.heads, area.runs), ...(rest > 0 ? lines([`… and ${rest} more`], "facts") : [])));
+    });
+    const rows = [], seen = new Set();
+    const strip = (which, title) => el("div", { class: "strip", role: "group", "aria-label": title }, ...space.areas.map((area, i) => {
+      const part = el("button", { title: `${area.name} ${area.va_start}, ${area.size}: ${area[which].map((s) => s.text).join(", ") || "nothing"}`,
+        onclick: () => { details[i].open = true; rows[i].scrollIntoView({ block: "center" }); details[i].firstChild.focus(); } });
+      part.style.flexGrow = area.width;
+      for (const share of area[which]) {
+        const fill = paint(el("i"), groupOf(share.may), share.ng);
+        fill.style.flexGrow = share.bytes; seen.add(groupOf(share.may));
+        part.append(fill);
+      }
+      part.append(el("span", {}, (area.changes.length && which === "shares" ? "✖ " : "") + area.name));
+      return part;
+    }));
+    const strips = (diff ? [["before", diff.a], ["shares", diff.b]] : [["shares", data.maps[0].title]]).map(([which, title]) =>
+      el("div", { class: "stripe" }, el("span", { class: "facts" }, title), strip(which, title)));
+    const told = (shares) => el("code", {}, shares.map((share) => share.text).join(", ") || "nothing");
+    const changed = (area) => {
+      const links = area.changes.slice(0, 5).map((i) => el("button", { title: diff.words[i],
+        onclick: () => mapOf(space.diff).reveal(BigInt(diff.changes[i].va_start), diff.changes[i].level) }, diff.changes[i].kinds.join(", ")));
+      const more = area.changes.length - links.length;
+      return el("span", { class: "links" }, ...links, more > 0 ? `and ${more} more` : links.length ? "" : "none");
+    };
+    const made = table(["region", "from", "size", ...(diff ? [`mapped in ${diff.a}`, `mapped in ${diff.b}`, "unexpected changes"] : ["mapped"]), "holds", ""],
+      space.areas.map((area, i) => [el("strong", {}, area.name), el("code", {}, area.va_start), area.size,
+        ...(diff ? [told(area.before), told(area.shares), changed(area)] : [told(area.shares)]), area.holds, details[i]]));
+    rows.push(...made.querySelectorAll(":scope > tbody > tr"));
+    const legend = GROUPS.map(([name], i) => el("span", {}, paint(el("i"), i, false), name)).filter((_, i) => seen.has(i));
+    home.append(...lines(space.unseen, "bad"), ...strips,
+      el("div", { class: "legend" }, ...legend, el("span", {}, paint(el("i"), 4, true), "hatched: nG"),
+        el("span", { class: "facts" }, `wider is larger, by the logarithm; regions with nothing mapped are left out; ${space.named_by}`)),
+      el("div", { class: "wide" }, made));
+    if (space.left_out) home.append(...lines([`${space.left_out} more regions are not shown`], "bad"));
+  }
+
+  const mapOf = (number) => window.ptinspect.maps.find((each) => each.facts.diff === number);
 
   function drawTrace(trace, number) {
     const home = section(`trace${number}`, trace.title);
@@ -298,6 +350,7 @@
     window.ptinspect = { data, maps: [] };
     try {
       data.diffs.forEach(drawDiff);
+      data.spaces.forEach(drawSpace);
       const order = [...data.maps.keys()].sort((a, b) => (data.maps[a].diff === null) - (data.maps[b].diff === null) || a - b);
       for (const i of order) window.ptinspect.maps[i] = await drawMap(data.maps[i], i);
       const charts = document.getElementById("plotly").textContent;
