@@ -163,9 +163,9 @@ def _tables(archive: _Archive, max_table_bytes: int, regime: Regime, root_pa: in
     most = max_table_bytes // regime.granule
     level = archive.array("level", "|i1", (None,), most)
     count = level.shape[0]
-    raw = storage.zeros(count, words).view("<u8")
-    columns = raw.view(np.uint8).reshape(-1, 8)
     with archive.member("planes", "|u1", (8, count, words), max_table_bytes) as (_, pieces):
+        raw = storage.zeros(count, words).view("<u8")  # may take disk: only where the file has as much
+        columns = raw.view(np.uint8).reshape(-1, 8)
         done = 0
         for piece in pieces:
             _spread(piece, done, columns)

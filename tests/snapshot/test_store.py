@@ -364,6 +364,16 @@ def test_a_member_larger_than_it_claims_is_not_inflated(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+def test_rows_without_descriptors_take_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million rows are some KiB of a file, and would be 4 GiB of the disk."""
+    path = tmp_path / "a.npz"
+    save(sample(), path)
+    rewrite(path, array_change("level", lambda a: np.zeros(1 << 20, a.dtype)))
+    monkeypatch.setattr(store.storage, "zeros", lambda count, words: pytest.fail(f"{count} rows"))
+    with pytest.raises(SnapshotError, match="planes"):
+        load(path)
+
+
 def test_a_header_that_claims_terabytes_is_not_allocated(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     save(sample(), path)
