@@ -206,7 +206,7 @@
       const entry = map.entry(row(), index), change = known.get(`${entry.level}:${entry.va}`);
       side.replaceChildren();
       if (change !== undefined) {
-        side.append(el("p", { class: "said bad" }, diff.words[change]));
+        side.append(el("p", { class: "said" }, diff.words[change]));
         const earlier = window.ptinspect.maps.find((each) => each?.facts.diff === null && each.facts.title === diff.a);
         if (earlier && entry.level < 3) side.append(el("button", {
           onclick: () => earlier.reveal(entry.va, entry.level + 1) }, `what hung below it in ${diff.a}`));
@@ -275,15 +275,18 @@
   function drawSpace(space, number) {
     const diff = space.diff === null ? null : data.diffs[space.diff];
     const home = section(`space${number}`, diff ? `address space, ${diff.a} → ${diff.b}` : "address space");
-    const details = space.areas.map((area) => {
+    const below = space.areas.map((area) => {
       const rest = area.runs_total - area.runs.length;
-      return el("details", {}, el("summary", {}, `${area.runs_total} run${area.runs_total === 1 ? "" : "s"}`), el("div", { class: "scroll mono" },
-        table(space.heads, area.runs), ...(rest > 0 ? lines([`… and ${rest} more`], "facts") : [])));
+      return el("tr", { hidden: "" }, el("td", { class: "mono", colspan: 8 }, table(space.heads, area.runs),
+        ...(rest > 0 ? lines([`… and ${rest} more`], "facts") : [])));
     });
-    const rows = [], seen = new Set();
+    const toggles = space.areas.map((area, i) => el("button", { "aria-expanded": "false", onclick: () => toggle(i, below[i].hidden) },
+      `${area.runs_total} run${area.runs_total === 1 ? "" : "s"}`));
+    const toggle = (i, open) => { below[i].hidden = !open; toggles[i].setAttribute("aria-expanded", open); };
+    const seen = new Set();
     const strip = (which, title) => el("div", { class: "strip", role: "group", "aria-label": title }, ...space.areas.map((area, i) => {
       const part = el("button", { title: `${area.name} ${area.va_start}, ${area.size}: ${area[which].map((s) => s.text).join(", ") || "nothing"}`,
-        onclick: () => { details[i].open = true; rows[i].scrollIntoView({ block: "center" }); details[i].firstChild.focus(); } });
+        onclick: () => { toggle(i, true); toggles[i].focus(); } });
       part.style.flexGrow = area.width;
       for (const share of area[which]) {
         const fill = paint(el("i"), groupOf(share.may), share.ng);
@@ -304,8 +307,8 @@
     };
     const made = table(["region", "from", "size", ...(diff ? [`mapped in ${diff.a}`, `mapped in ${diff.b}`, "unexpected changes"] : ["mapped"]), "holds", ""],
       space.areas.map((area, i) => [el("strong", {}, area.name), el("code", {}, area.va_start), area.size,
-        ...(diff ? [told(area.before), told(area.shares), changed(area)] : [told(area.shares)]), area.holds, details[i]]));
-    rows.push(...made.querySelectorAll(":scope > tbody > tr"));
+        ...(diff ? [told(area.before), told(area.shares), changed(area)] : [told(area.shares)]), area.holds, toggles[i]]));
+    made.querySelectorAll(":scope > tbody > tr").forEach((row, i) => row.after(below[i]));
     const legend = GROUPS.map(([name], i) => el("span", {}, paint(el("i"), i, false), name)).filter((_, i) => seen.has(i));
     home.append(...lines(space.unseen, "bad"), ...strips,
       el("div", { class: "legend" }, ...legend, el("span", {}, paint(el("i"), 4, true), "hatched: nG"),
