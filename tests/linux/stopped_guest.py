@@ -17,7 +17,7 @@ from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.memory.source import RamBlock
 
 RAM = (
-    RamBlock(PhysAddr(0), 64 << 20, "virt.flash0"),
+    RamBlock(PhysAddr(0), 64 << 20, "virt.flash0", writable=False),
     RamBlock(PhysAddr(0x4000_0000), 256 << 20, "mach-virt.ram"),
 )
 IMAGE_PA = 0x4020_0000
