@@ -25,12 +25,19 @@ def cache_directory() -> Path:
     return Path(chosen or user_directory("cache")).absolute()
 
 
+_HOMELESS = {"cache": "/.cache", "config": "/.config", "state": "/.local/state"}
+"""The directories of a user who has no home and no HOME: those of HOME=/, which containers set then."""
+
+
 def user_directory(kind: Literal["cache", "config", "state"]) -> str:
     """Return the user's directory of one kind for ptinspect; it may not exist yet."""
     from platformdirs import PlatformDirs
 
-    found: str = getattr(PlatformDirs("ptinspect"), f"user_{kind}_dir")
-    return found
+    try:
+        found: str = getattr(PlatformDirs("ptinspect"), f"user_{kind}_dir")
+    except RuntimeError:  # it finds no home; earlier versions leave the ~
+        found = "~"
+    return f"{_HOMELESS[kind]}/ptinspect" if found.startswith("~") else found
 
 
 def open_input(path: Path) -> BinaryIO:
