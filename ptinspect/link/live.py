@@ -32,6 +32,7 @@ from ptinspect.link.gdb.breakpoints import (
     insert_watchpoint,
     list_breakpoints,
     reserve_number,
+    sure_stops,
 )
 from ptinspect.link.gdb.mi import SECONDS, console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command, continues
@@ -346,7 +347,7 @@ class LiveSession:
         needed: int | None = None,
     ) -> StopInfo:
         self._need_stopped()
-        known = {b.address for b in self.breakpoints if b.cpu is None and not b.condition}
+        known = sure_stops(self._gdb, self._tracker)
         wanted = [a for a in dict.fromkeys(addresses) if a not in known]
         musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
         self._make_room()

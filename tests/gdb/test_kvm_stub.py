@@ -136,6 +136,16 @@ def test_a_run_does_without_the_places_that_matter_less(attach: Attach) -> None:
     assert [b.address for b in session.breakpoints] == [CODE + 0x100]
 
 
+@pytest.mark.parametrize("command", ["disable", "ignore 1 100"])
+def test_a_breakpoint_that_does_not_stop_is_none_for_a_run_to_there(attach: Attach, command: str) -> None:
+    stub, session = attach(dfr0=DFR0)
+    session.set_breakpoint(CODE + 8)
+    session.gdb_command(command)
+    stub.route = [CODE + 8, CODE + 12]
+    assert session.run_until([CODE + 8], 10).pc == CODE + 8
+    assert [b.address for b in session.breakpoints] == [CODE + 8]
+
+
 def test_watchpoints(attach: Attach) -> None:
     _, session = attach(dfr0=DFR0)
     with pytest.raises(OutOfSlots, match="crosses an aligned word"):

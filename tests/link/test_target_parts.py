@@ -13,6 +13,7 @@ from fakes import FakeSlots
 from gdb_starter import fake_gdbs
 
 from ptinspect.errors import MemoryReadError, TargetError, TargetLost, TargetTimeout, UserError
+from ptinspect.link import live
 from ptinspect.link.gdb.agent import Agent, script_path
 from ptinspect.link.gdb.breakpoints import insert_breakpoint, list_breakpoints
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
@@ -374,7 +375,9 @@ def test_a_run_whose_breakpoints_cannot_all_be_set_leaves_none(monkeypatch: pyte
 
     monkeypatch.setattr(LiveSession, "breakpoints", property(lambda _: tuple(there)))
     monkeypatch.setattr(LiveSession, "state", RunState.STOPPED)
-    monkeypatch.setattr(session, "slots", FakeSlots(), raising=False)
+    monkeypatch.setattr(live, "sure_stops", lambda gdb, tracker: set())
+    for name, value in {"slots": FakeSlots(), "_gdb": None, "_tracker": None}.items():
+        monkeypatch.setattr(session, name, value, raising=False)
     monkeypatch.setattr(session, "_need_stopped", lambda: None)
     monkeypatch.setattr(session, "set_breakpoint", put)
     monkeypatch.setattr(session, "delete_breakpoint", lambda number: there.pop(number - 1))

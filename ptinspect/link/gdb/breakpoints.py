@@ -85,6 +85,19 @@ def list_breakpoints(gdb: GdbLink, tracker: RunTracker | None = None) -> tuple[B
     return tuple(sorted(found, key=lambda b: b.id))
 
 
+def sure_stops(gdb: GdbLink, tracker: RunTracker) -> set[int]:
+    """Return where a breakpoint that people know stops every CPU, each time that one comes there."""
+    found = set()
+    for row in rows(gdb):
+        one = _breakpoint(row)
+        passes = row.get("enabled") != "y" or row.get("ignore", "0") != "0"
+        if one is None or passes or one.cpu is not None or one.condition:
+            continue
+        if one.id in tracker.numbers or one.id not in tracker.inner:
+            found.add(one.address)
+    return found
+
+
 @contextmanager
 def disabled(gdb: GdbLink) -> Iterator[None]:
     """Disable all breakpoints and watchpoints for a block."""
