@@ -88,8 +88,12 @@ class SymbolBreakpoints:
         if self._guest.kernel is not None:
             link_address(self._guest.kernel, address)
             self.look()
-        self._set(made)
-        made.id = next(iter(made.places.values()), 0) or self.session.reserve_breakpoint()
+        try:
+            self._set(made)
+            made.id = next(iter(made.places.values()), 0) or self.session.reserve_breakpoint()
+        except PtinspectError:  # one of several places is none
+            self._clear(made)
+            raise
         self.all.append(made)
         return made
 
@@ -135,17 +139,30 @@ class SymbolBreakpoints:
     @contextlib.contextmanager
     def passing(self, places: Sequence[Address]) -> Iterator[list[SymbolBreakpoint]]:
         """Stop at these addresses too, for one run."""
-        made = [self.add(place) for place in places]
-        for one in made:
-            self.all.remove(one)
-        self._passing += made
+        made: list[SymbolBreakpoint] = []
         try:
+            for place in places:
+                made.append(self.add(place))
+                self._passing.append(made[-1])
+                self.all.remove(made[-1])
             yield made
         finally:
             for one in made:
                 self._passing.remove(one)
                 if self._guest.state == "stopped":
                     self._clear(one)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Stop at none of them for a block."""
+        held, self.all = self.all, []
+        for one in held:
+            self._clear(one)
+        try:
+            yield
+        finally:
+            self.all = [*held, *self.all]
+            self.refresh()
 
     def refresh(self) -> None:
         """Have all of them where they are to be, if the guest is stopped."""

@@ -181,20 +181,24 @@ def _events(guest: Guest, replay: Replay, here: int, seconds: float) -> Mapping[
     recording = recording_of(guest)
     if recording is not None and KPTI_ENTRY in recording.events:
         return recording.events
+    from ptinspect.guest.breakpoints import symbol_breakpoints
     from ptinspect.guest.rewrite import Runner
 
-    replay.go_to(0, seconds)
-    try:
-        runner = Runner(guest, seconds)
-        runner.place_kernel()
-        if not runner.enter():
-            raise UserError(f"there is no rewrite in this recording: {runner.reason}")
-        entry = replay.position
-        runner.run_to([runner.point("return")])
-        events = {KPTI_ENTRY: entry, KPTI_END: replay.position}
-    except BaseException:
-        replay.go_to(here, seconds)
-        raise
+    with symbol_breakpoints(guest).aside(), replay.without_breakpoints():
+        replay.go_to(0, seconds)
+        try:
+            runner = Runner(guest, seconds)
+            runner.place_kernel()
+            if not runner.enter():
+                raise UserError(f"there is no rewrite in this recording: {runner.reason}")
+            entry, end = replay.position, runner.point("return")
+            stop = runner.run_to([end])
+            if stop.pc != end:
+                raise TargetError(f"the guest stopped at {stop.pc:#x} before the rewrite returned")
+            events = {KPTI_ENTRY: entry, KPTI_END: replay.position}
+        except BaseException:
+            replay.go_to(here, seconds)
+            raise
     if recording is not None:
         recording = guest.kept[RECORDING] = replace(recording, events={**recording.events, **events})
         recording.save()

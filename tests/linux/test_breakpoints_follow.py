@@ -17,7 +17,7 @@ from stopped_guest import IMAGE_PA, SYMBOLS, Guest
 
 from ptinspect.arch import a64
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import GuestError, TargetTimeout, UserError
+from ptinspect.errors import GuestError, OutOfSlots, TargetTimeout, UserError
 from ptinspect.guest import guest as layer
 from ptinspect.guest.breakpoints import NOT_USER, SymbolBreakpoints, symbol_breakpoints
 from ptinspect.guest.expression import address
@@ -275,6 +275,48 @@ def test_until_says_what_it_waits_for_and_leaves_nothing(kernel: KernelImage) ->
     assert breakpoints.all == [] and not breakpoints.active
     breakpoints.rest()
     assert set_at(session) == set()
+
+
+def test_what_finds_no_slot_leaves_nothing(kernel: KernelImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, _, _, _ = boot()
+    held, session, breakpoints = followed(kernel, guest, [(guest.cpu(), None)] * 2)
+    insert = session.set_breakpoint
+
+    def set_one(at: int, **options: Any) -> Any:
+        if session.breakpoints:
+            raise OutOfSlots("too few", "delete 1")
+        return insert(at, **options)
+
+    monkeypatch.setattr(session, "set_breakpoint", set_one)
+    with pytest.raises(OutOfSlots):
+        until(held, [address("kernel_clone"), address("start_kernel+4")], 1)
+    assert breakpoints.all == [] and not breakpoints.active and session.breakpoints == ()
+
+
+def test_of_several_places_all_are_set_or_none(kernel: KernelImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, _, linked, _ = boot()
+    _, session, breakpoints = followed(kernel, guest, [(linked, None)] * 2)
+    breakpoints.look()
+    insert = session.set_breakpoint
+
+    def set_one(at: int, **options: Any) -> Any:
+        if session.breakpoints:
+            raise OutOfSlots("too few", "delete 1")
+        return insert(at, **options)
+
+    monkeypatch.setattr(session, "set_breakpoint", set_one)
+    with pytest.raises(OutOfSlots):
+        breakpoints.add(address("kernel_clone"))
+    assert breakpoints.all == [] and session.breakpoints == ()
+
+
+def test_what_is_put_aside_stops_nobody_and_is_there_again(kernel: KernelImage) -> None:
+    guest, _, _, _ = boot()
+    _, session, breakpoints = followed(kernel, guest, [(guest.cpu(), None)])
+    made = breakpoints.add(address("kernel_clone"))
+    with breakpoints.aside():
+        assert set_at(session) == set() and not breakpoints.active
+    assert breakpoints.all == [made] and set_at(session) == {TEXT_VA + MOVED + HOT}
 
 
 def test_without_a_kernel_file_nothing_runs_that_would_wait_for_ever(kernel: KernelImage) -> None:

@@ -1,0 +1,81 @@
+"""The positions of the rewrite in a recorded run: noted where the guest came to them, and only there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ptinspect.errors import TargetError
+from ptinspect.guest import breakpoints, rewrite, timeline
+
+ENTRY, RETURN, ELSEWHERE = 0x4028_9510, 0x4028_9600, 0x4028_9580
+
+
+class Replay:
+    """Counts a hundred instructions for each run; `without` lists what does not stop it meanwhile."""
+
+    def __init__(self) -> None:
+        self.position, self.last = 700, 1000
+        self.without: list[str] = []
+
+    def go_to(self, target: int, seconds: float = 0) -> int:
+        self.position = target
+        return target
+
+    def without_breakpoints(self) -> AbstractContextManager[None]:
+        self.without.append("numbers")
+        return nullcontext()
+
+    def symbols_aside(self) -> AbstractContextManager[None]:
+        self.without.append("symbols")
+        return nullcontext()
+
+
+@pytest.fixture
+def replay(monkeypatch: pytest.MonkeyPatch) -> Replay:
+    found = Replay()
+    monkeypatch.setattr(timeline, "replay_of", lambda guest: found)
+    symbols = SimpleNamespace(aside=found.symbols_aside)
+    monkeypatch.setattr(breakpoints, "symbol_breakpoints", lambda guest: symbols)
+    return found
+
+
+def runner(replay: Replay, stops_at: int) -> Any:
+    class Runner:
+        reason = ""
+
+        def __init__(self, guest: object, seconds: float) -> None:
+            assert replay.without == ["symbols", "numbers"]
+
+        def place_kernel(self) -> None: ...
+
+        def enter(self) -> bool:
+            replay.position += 100
+            return True
+
+        def point(self, name: str) -> int:
+            return RETURN
+
+        def run_to(self, places: list[int]) -> Any:
+            replay.position += 100
+            return SimpleNamespace(pc=stops_at)
+
+    return Runner
+
+
+def test_breakpoints_stop_nothing_on_the_way(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "Runner", runner(replay, RETURN))
+    guest: Any = SimpleNamespace(kept={})
+    found: Any = timeline.go_to(guest, timeline.KPTI_END, 10)
+    assert found == 200
+
+
+def test_another_stop_is_not_taken_for_the_return(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "Runner", runner(replay, ELSEWHERE))
+    guest: Any = SimpleNamespace(kept={})
+    with pytest.raises(TargetError, match="before the rewrite returned"):
+        timeline.go_to(guest, timeline.KPTI_END, 10)
+    assert replay.position == 700
