@@ -361,10 +361,8 @@ class LiveSession:
             return self._stop_in_time(timeout)
         finally:
             if self.state is RunState.STOPPED:
-                left = {b.id for b in self.breakpoints}
-                for number in numbers:
-                    if number in left:
-                        self.delete_breakpoint(number)
+                for number in {b.id for b in self.breakpoints}.intersection(numbers):
+                    self.delete_breakpoint(number)
 
     def _stop_in_time(self, timeout: float) -> StopInfo:
         try:
