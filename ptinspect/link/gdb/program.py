@@ -59,8 +59,9 @@ def candidates(path: str | None) -> Iterator[str]:
     beside = Path(sys.executable).parent
     found = [_in_path(name) for name in ("gdb-multiarch", "gdb", "aarch64-linux-gnu-gdb")]
     scripts = [str(beside / name) for name in ("gdb", "gdb-for-pwndbg")]
-    system = [name for name in found if name and Path(name).parent != beside]
-    yield from dict.fromkeys([*system, *(name for name in scripts if os.access(name, os.X_OK))])
+    programs = [name for name in found if name]
+    programs.sort(key=lambda name: Path(name).parent == beside)  # stable; of the system's Python all are
+    yield from dict.fromkeys([*programs, *(name for name in scripts if os.access(name, os.X_OK))])
 
 
 def _in_path(name: str) -> str | None:
