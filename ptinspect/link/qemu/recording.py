@@ -149,10 +149,22 @@ def load(directory: Path) -> Recording:
         fields: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
         if fields.pop("format") != FORMAT:
             raise UserError(f"{directory} holds a recording of another version of ptinspect")
+        _check(fields)
         fields["extra"] = tuple(fields["extra"])
         return Recording(directory.absolute(), **fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{directory} holds no recording", "launch --timeline DIR makes one") from error
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError where a manifest's fields are not what this module writes."""
+    texts = [fields[name] for name in ("qemu", "program", "machine", "cpu", "append", "symbols")]
+    words, events, end = fields["extra"], fields.get("events", {}), fields.get("end")
+    positions = [fields["memory"], *events.values(), *(() if end is None else (end,))]
+    good = isinstance(words, list) and isinstance(fields["initrd"], bool)
+    good = good and all(isinstance(text, str) for text in (*texts, *words))
+    if not good or any(type(at) is not int or at < 0 for at in positions):
+        raise ValueError("a field has another type")
 
 
 def qemu_version(program: str) -> str:
