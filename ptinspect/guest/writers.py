@@ -21,7 +21,7 @@ from ptinspect.arch.a64_stores import writes, written
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import PtinspectError, TargetTimeout
+from ptinspect.errors import MiError, PtinspectError, TargetTimeout
 from ptinspect.guest.guest import PAGE, Guest
 from ptinspect.guest.roots import Tables
 from ptinspect.guest.timeline import replay_of
@@ -249,8 +249,7 @@ class Writers:
         self.replay.go_to(position - 1, self._left())
         state = self.session.cpu_state(self.session.current_cpu)
         before = self._value(pa)
-        text = self.session.gdb_command("x/i $pc").strip().rpartition("\t")
-        instruction = f"{text[0].rpartition(chr(9))[2]} {text[2]}".strip()
+        instruction = self._instruction()
         va = self._store_to(pa, state)
         task, pid = self._task(state)
         calls, place = self._calls(state), self.guest.place(state.pc)
@@ -266,6 +265,14 @@ class Writers:
             position, before, after, how, state.pc, place, instruction, va, state.cpu, state.el,
             mmu_on(state), task, pid, calls,
         )  # fmt: skip
+
+    def _instruction(self) -> str:
+        """Return the instruction that is next; empty where the debugger cannot read it: the CPU still may."""
+        try:
+            text = self.session.gdb_command("x/i $pc").strip().rpartition("\t")
+        except MiError:
+            return ""
+        return f"{text[0].rpartition(chr(9))[2]} {text[2]}".strip()
 
     def _store_to(self, pa: int, state: CpuState) -> int | None:
         """Return the address at which the next instruction stores to the descriptor; None if it does not."""

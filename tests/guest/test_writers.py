@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import UserError
+from ptinspect.errors import MiError, UserError
 from ptinspect.guest import writers
 from ptinspect.guest.writers import Writers
 from ptinspect.link.state import StopInfo
@@ -149,6 +149,17 @@ def test_what_the_walk_of_the_mmu_sets_is_no_store(search: Any) -> None:
     run = Run({9: (STORE, PA, PA, 0x703), 123_456_789: (LOAD, 0xFFFF_8000_0000_0000, PA, 0x703 | 1 << 7)})
     found = values(search(run), every=True)
     assert found == [(9, 7, 0x703, "store"), (123_456_789, 0x703, 0x783, "hardware")]
+
+
+def test_an_instruction_that_the_debugger_cannot_read_is_shown_without_its_words(search: Any) -> None:
+    run = Run({9: (LOAD, 0xFFFF_8000_0000_0000, PA, 7 | 1 << 10)})
+
+    def unreadable(line: str) -> str:
+        raise MiError("Cannot access memory at address 0x40080000")
+
+    run.gdb_command = unreadable  # type: ignore[method-assign]
+    (history,) = search(run).histories(every=True)
+    assert [(w.position, w.how, w.instruction) for w in history.writes] == [(9, "hardware", "")]
 
 
 def test_a_store_that_changes_nothing_is_found_where_a_stretch_ends_too(search: Any) -> None:

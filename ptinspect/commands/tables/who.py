@@ -194,7 +194,7 @@ def _shown(place: Place, known: History) -> list[Note | Table]:
     changes = ", ".join(_changes(place, write)) or ("same value" if write.before == write.after else "")
     rows = [
         ("position", f"{write.position:,}"),
-        ("by", f"{escape(write.place)}: {escape(write.instruction)}"),
+        ("by", f"{escape(write.place)}: {escape(write.instruction)}".rstrip(": ")),
         ("way", _way(write)),
         ("task", f"{escape(write.task)} (pid {write.pid})" if write.task else ""),
         ("before", _words(write.before, place.level, place.regime)),
