@@ -28,6 +28,10 @@ INSTALL_TIMEOUT = 1800.0
 PASSWORD_TIMEOUT = 120.0
 
 
+class AptFailed(TargetError):
+    """Report packages that apt was allowed to install and could not."""
+
+
 @dataclass(frozen=True)
 class Tool:
     """Hold whether a tool is there."""
@@ -132,7 +136,7 @@ def _apt_get(*words: str) -> list[str]:
 def install_packages(packages: Sequence[str], progress: Progress) -> None:
     """Install system packages through apt, as root or with sudo; the index is renewed if it is stale.
 
-    Raises TargetError, with the command to type as hint, if it may not or apt fails.
+    Raises TargetError, with the command to type as hint, if it may not, AptFailed if apt fails.
     """
     hint = f"run: {install_command(packages)}"
     if shutil.which("apt-get") is None:
@@ -150,7 +154,7 @@ def install_packages(packages: Sequence[str], progress: Progress) -> None:
         second = _as_root(prefix, *_apt_get("install", *packages))
         if second.code:
             reason = update.last_words() if update.code else second.last_words()
-            raise TargetError(f"apt cannot install {' '.join(packages)}: {reason}", hint)
+            raise AptFailed(f"apt cannot install {' '.join(packages)}: {reason}", hint)
 
 
 def privilege() -> tuple[str, ...] | None:

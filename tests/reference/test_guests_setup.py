@@ -26,6 +26,8 @@ class Machine:
         self.missing: set[str] = set()
         self.installed: list[str] = []
         self.may_install = True
+        self.refused: set[str] = set()
+        """Packages that apt cannot install."""
 
     def check(
         self, find_gdb: system_tools.Probe, qemu: system_tools.Probe, *, tests: bool = False
@@ -40,8 +42,10 @@ class Machine:
     def install(self, packages: list[str], progress: object) -> None:
         if not self.may_install:
             raise TargetError("needs root", "run: apt-get install it")
+        if self.refused & set(packages):
+            raise system_tools.AptFailed(f"apt cannot install {' '.join(packages)}", "run: apt-get")
         self.installed += packages
-        self.missing.clear()
+        self.missing -= {name.removesuffix("-package") for name in packages}
 
 
 @pytest.fixture
@@ -110,6 +114,16 @@ def test_yes_installs_what_is_missing_and_no_more(world: World, machine: Machine
     assert run("setup").exit_code == 0
     assert run("setup --yes").exit_code == 0
     assert machine.installed == ["qemu-package"]
+
+
+def test_a_package_that_apt_refuses_keeps_no_other_away(world: World, machine: Machine) -> None:
+    machine.missing |= {"qemu", "gdb"}
+    machine.refused = {"qemu-package"}
+    report = run("setup --yes")
+    assert (report.exit_code, report.result["complete"]) == (3, False)
+    assert machine.installed == ["gdb-package"]
+    assert "apt cannot install qemu-package" in render(report)
+    assert "qemu-package gdb-package" not in render(report)
 
 
 def test_yes_compiles_the_package_where_the_installer_has_not(

@@ -137,12 +137,9 @@ def setup(
         return _report([], [_look(spec, spec.name in chosen, check) for spec in table.guests])
     tools = system_tools.check_tools(_find_gdb(guest), _find_qemu, tests=tests)
     trouble: list[PtinspectError] = []
-    lacking = [p for t in tools if not t.found for p in t.packages]
+    lacking = [t.packages for t in tools if not t.found and t.packages]
     if yes and lacking:
-        try:
-            system_tools.install_packages(lacking, guest.progress)
-        except PtinspectError as error:
-            trouble.append(error)
+        trouble += _install_packages(guest, lacking)
         tools = system_tools.check_tools(_find_gdb(guest), _find_qemu, tests=tests)
     wanted = {table.emulator(name).name for name in qemu}
     if tests:
@@ -156,6 +153,21 @@ def setup(
         _compile()
         trouble.extend(PtinspectError(s.problem, s.hint) for s in states if s.missing)
     return _report(tools, states, trouble, installing=yes)
+
+
+def _install_packages(guest: Guest, groups: Sequence[Sequence[str]]) -> list[PtinspectError]:
+    """Install the packages of several tools, each tool's alone where apt refuses them together."""
+    from ptinspect.reference import system_tools
+
+    try:
+        system_tools.install_packages([name for group in groups for name in group], guest.progress)
+    except system_tools.AptFailed as error:
+        if len(groups) == 1:
+            return [error]
+        return [problem for group in groups for problem in _install_packages(guest, [group])]
+    except PtinspectError as error:
+        return [error]
+    return []
 
 
 def _compile() -> None:
