@@ -187,6 +187,7 @@ def test_a_firmware_gets_the_efi_file(tmp_path: Path) -> None:
         (fit(IMAGE, machine=b"arm"), "'arm', not arm64"),
         (zboot(b"abcd", b"zstd22"), "packed with 'zstd22'"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "of",
 )
 def test_kernels_for_others(tmp_path: Path, data: bytes, match: str) -> None:
     with pytest.raises(KernelFileError, match=match) as caught:
