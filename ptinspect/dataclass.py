@@ -53,7 +53,6 @@ class _Fields:
                     elif found.default is not _REQUIRED:
                         more["default"] = found.default
                     setattr(one, name, dataclasses.field(**more))
-                delattr(one, _STANDARD)
                 frozen = vars(one).get("__setattr__") is _refuse
                 if frozen:  # it makes its own of these
                     del one.__setattr__, one.__delattr__

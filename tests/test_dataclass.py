@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass
 from types import SimpleNamespace
@@ -164,3 +165,30 @@ def test_no_object_needs_the_standard_librarys_module() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_the_standard_library_is_asked_by_several_threads_at_once() -> None:
+    """While one thread has a class gone through, the others wait for that."""
+    wrong: list[BaseException] = []
+
+    def ask(cls: type, ready: threading.Barrier) -> None:
+        ready.wait(60)
+        try:
+            assert [each.name for each in dataclasses.fields(cls)] == ["value"]
+        except (AssertionError, AttributeError, TypeError) as error:
+            wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            ready = threading.Barrier(4)
+            made = ours.dataclass(type("Made", (), {"__annotations__": {"value": "int"}}))
+            threads = [threading.Thread(target=ask, args=(made, ready)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
