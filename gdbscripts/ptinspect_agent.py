@@ -320,6 +320,11 @@ def _process_at(sock):
     return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
 
 
+def without_home():
+    """Return the environment for a Python of ptinspect's: that of this GDB may have a home of its own."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+
+
 def put_between(words):
     """Start a relay between GDB and the stub, unless there is one; return whether there is one now.
 
@@ -334,7 +339,7 @@ def put_between(words):
     with ours, theirs:
         relay = subprocess.Popen(
             [*words, *map(str, ends)], pass_fds=ends, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet,
-            start_new_session=True, bufsize=0,
+            start_new_session=True, bufsize=0, env=without_home(),
         )  # fmt: skip
         with relay.stdout:
             if not select.select([relay.stdout], [], [], RELAY_SECONDS)[0] or not relay.stdout.read(1):
@@ -492,7 +497,8 @@ def _hand_over():
     orphan.register(0, 0)
     if orphan.poll(ORPHAN_SECONDS * 1000):
         quiet = subprocess.DEVNULL
-        subprocess.Popen(_heir, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        words = {"stdin": quiet, "stdout": quiet, "stderr": quiet, "env": without_home()}
+        subprocess.Popen(_heir, start_new_session=True, **words)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -293,6 +293,24 @@ def test_a_stub_that_finishes_no_step_is_not_waited_for_by_the_next_debugger(
     step_place(address).unlink()
 
 
+def test_a_gdb_with_a_python_of_its_own_does_not_give_its_home_to_the_relay(tmp_path: Path) -> None:
+    try:
+        gdb = find_gdb()
+    except TargetError:
+        missing("a GDB that knows aarch64")
+    wrapper = tmp_path / "gdb"
+    home = f"python import os; os.environ['PYTHONHOME'] = '{tmp_path}'"
+    wrapper.write_text(f'#!/bin/sh\nexec {gdb.path} -ex "{home}" "$@"\n')
+    wrapper.chmod(0o755)
+    stub = KvmStub(tmp_path / "stub")
+    session = LiveSession.attach(stub.address, gdb_path=str(wrapper))
+    try:
+        assert session.holds_interrupts
+    finally:
+        session.close()
+        stub.close()
+
+
 def test_a_directory_that_cannot_be_looked_into_keeps_nobody_from_attaching(
     attach: Attach, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
