@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+import numpy as np
+
 from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.dataclass import dataclass, field
@@ -51,6 +53,8 @@ class Page:
     """Tables of campaigns."""
     _fields: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """Every field of a descriptor that occurs, with its meaning, and its number."""
+    _last: dict[str, bytes] = field(default_factory=dict)
+    """The columns of the map that was added last."""
 
     def add_map(self, snapshot: Snapshot, shown: Atlas, title: str, *, diff: bool = False) -> None:
         """Add a map: the states of a snapshot's descriptors, or what changed (the `diff` added last)."""
@@ -70,13 +74,13 @@ class Page:
                 },
                 "names": level_names(snapshot),
                 "level": shown.level.tolist(),
-                "pa": packed(delta_planes(shown.pa)),
-                "va": packed(delta_planes(shown.va)),
+                "pa": self._planes("pa", delta_planes(shown.pa)),
+                "va": self._planes("va", delta_planes(shown.va)),
                 "entries": int(shown.raw.shape[1]),
-                "raw": packed(delta_planes(shown.raw)),
-                "decoded": packed(delta_planes(shown.decoded)),
-                "links": packed(delta_planes(shown.links)),
-                "states": packed(shown.states.tobytes()),
+                "raw": self._planes("raw", delta_planes(shown.raw)),
+                "decoded": self._planes("decoded", delta_planes(shown.decoded)),
+                "links": self._planes("links", delta_planes(shown.links)),
+                "states": self._planes("states", shown.states.tobytes()),
                 "counts": {str(level): dict(counts) for level, counts in shown.counts.items()},
                 "patterns": [*({"kind": name} for name in KIND_NAMES), *map(self._pattern, shown.patterns)],
                 "left_out": shown.left_out,
@@ -84,14 +88,26 @@ class Page:
             }
         )
 
+    def _planes(self, name: str, data: bytes) -> dict[str, Any]:
+        """Return packed data; where that is shorter, what differs (by exclusive or) from the last map's."""
+        last, self._last[name] = self._last.get(name, b""), data
+        alone = packed(data)
+        if len(last) != len(data):
+            return {"packed": alone, "differs": False}
+        other = packed((np.frombuffer(data, np.uint8) ^ np.frombuffer(last, np.uint8)).tobytes())
+        return {"packed": min(alone, other, key=len), "differs": len(other) < len(alone)}
+
     def _pattern(self, pattern: Pattern) -> dict[str, Any]:
         """Return the numbers of its fields among all, and its distance from an address as text."""
         fields = [self._fields.setdefault(field, len(self._fields)) for field in pattern.fields]
         return {"kind": pattern.kind, "distance": f"{pattern.distance:#x}", "fields": fields}
 
     def add_diff(self, result: Mapping[str, Any], verdict: str, words: Sequence[str]) -> None:
-        """Add the answer of `diff`, its verdict, and each of its changes in words."""
-        self.diffs.append({**result, "verdict": verdict, "words": words})
+        """Add the answer of `diff`, its verdict, and each of its changes in words and where it is."""
+        changes = [
+            {key: change[key] for key in ("va_start", "level", "kinds")} for change in result["changes"]
+        ]
+        self.diffs.append({**result, "changes": changes, "verdict": verdict, "words": words})
 
     def text(self) -> str:
         """Return the page. Raises UserError if the charting library is needed and missing."""

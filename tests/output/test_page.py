@@ -230,3 +230,18 @@ def test_the_address_space_shows_its_regions_and_leads_to_what_changed(tmp_path:
     assert said.get("error") is None, said
     assert (said["strips"], said["opened"], said["level"], said["focus"]) == (2, len(area["runs"]), 4, True)
     assert "lost" in said["text"] and "lost: level 3" in said["side"]
+
+
+def test_a_table_takes_little_room_again_where_only_bit_11_differs(tmp_path: Path) -> None:
+    made = TreeBuilder(REGIMES["4k-48"])
+    base = int(made.regime.va_min)
+    for number in range(64):  # in no order, as memory that has been in use for a while is
+        for slot in range(512):
+            frame = (slot * 0x9E3779B1 + number * 0x85EBCA6B) % (1 << 30)
+            made.map(base + (number << 21) + (slot << 12), frame << 12, level=3)
+    before = made.snapshot("before")
+    for number in range(64):
+        for slot in range(512):
+            made.xor(base + (number << 21) + (slot << 12), 3, NG)
+    alone = page(tmp_path, before).stat().st_size
+    assert page(tmp_path, before, made.snapshot("after")).stat().st_size < 1.3 * alone

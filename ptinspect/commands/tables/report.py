@@ -20,7 +20,7 @@ from ptinspect.output.model import Note, Report, escape
 if TYPE_CHECKING:
     from ptinspect.output.html import Page
 
-MAX_CHANGES = 1000
+MAX_CHANGES = 500
 """Changes of a pair that a page lists."""
 
 

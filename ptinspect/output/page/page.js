@@ -44,8 +44,14 @@
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
-  async function unpackNumbers(text, Kind) {
-    const planes = await unpack(text), size = Kind.BYTES_PER_ELEMENT, count = planes.length / size;
+  const last = {}; /* the columns of the map before: another can be what differs from them */
+  async function unpackColumn(name, column) {
+    const bytes = await unpack(column.packed);
+    if (column.differs) for (let i = 0; i < bytes.length; i++) bytes[i] ^= last[name][i];
+    return last[name] = bytes;
+  }
+  function numbersOf(planes, Kind) {
+    const size = Kind.BYTES_PER_ELEMENT, count = planes.length / size;
     const bytes = new Uint8Array(planes.length);
     for (let p = 0; p < size; p++) for (let i = 0; i < count; i++) bytes[i * size + p] = planes[p * count + i];
     const numbers = new Kind(bytes.buffer);
@@ -62,8 +68,8 @@
     }
     static async of(facts) {
       const names = { pa: BigUint64Array, va: BigUint64Array, raw: BigUint64Array, decoded: Uint16Array, links: Int32Array };
-      const parts = { states: await unpack(facts.states) };
-      for (const [name, Kind] of Object.entries(names)) parts[name] = await unpackNumbers(facts[name], Kind);
+      const parts = { states: await unpackColumn("states", facts.states) };
+      for (const [name, Kind] of Object.entries(names)) parts[name] = numbersOf(await unpackColumn(name, facts[name]), Kind);
       return new TableMap(facts, parts);
     }
     entry(row, index) {
@@ -175,8 +181,8 @@
     });
   }
 
-  async function drawMap(facts, number) {
-    const map = await TableMap.of(facts), diff = facts.diff === null ? null : data.diffs[facts.diff];
+  function drawMap(map, number) {
+    const { facts } = map, diff = facts.diff === null ? null : data.diffs[facts.diff];
     const home = section(`map${number}`, diff ? `tables, ${facts.title}` : `tables of ${facts.title}`);
     const known = new Map((diff?.changes || []).map((change, i) => [`${change.level}:${BigInt(change.va_start)}`, i]));
     home.append(...lines([`root pa:${facts.root}: ${facts.provenance}`,
@@ -299,11 +305,12 @@
     const strips = (diff ? [["before", diff.a], ["shares", diff.b]] : [["shares", data.maps[0].title]]).map(([which, title]) =>
       el("div", { class: "stripe" }, el("span", { class: "facts" }, title), strip(which, title)));
     const told = (shares) => el("code", {}, shares.map((share) => share.text).join(", ") || "nothing");
+    const sure = diff && diff.complete && diff.changes_total === diff.changes.length;
     const changed = (area) => {
       const links = area.changes.slice(0, 5).map((i) => el("button", { title: diff.words[i],
         onclick: () => mapOf(space.diff).reveal(BigInt(diff.changes[i].va_start), diff.changes[i].level) }, diff.changes[i].kinds.join(", ")));
       const more = area.changes.length - links.length;
-      return el("span", { class: "links" }, ...links, more > 0 ? `and ${more} more` : links.length ? "" : "none");
+      return el("span", { class: "links" }, ...links, more > 0 ? `and ${more} more` : links.length ? "" : sure ? "none" : "none of those listed");
     };
     const made = table(["region", "from", "size", ...(diff ? [`mapped in ${diff.a}`, `mapped in ${diff.b}`, "unexpected changes"] : ["mapped"]), "holds", ""],
       space.areas.map((area, i) => [el("strong", {}, area.name), el("code", {}, area.va_start), area.size,
@@ -354,8 +361,10 @@
     try {
       data.diffs.forEach(drawDiff);
       data.spaces.forEach(drawSpace);
+      const tables = [];
+      for (const facts of data.maps) tables.push(await TableMap.of(facts));
       const order = [...data.maps.keys()].sort((a, b) => (data.maps[a].diff === null) - (data.maps[b].diff === null) || a - b);
-      for (const i of order) window.ptinspect.maps[i] = await drawMap(data.maps[i], i);
+      for (const i of order) window.ptinspect.maps[i] = drawMap(tables[i], i);
       const charts = document.getElementById("plotly").textContent;
       if (charts) document.head.append(el("script", {}, new TextDecoder().decode(await unpack(charts))));
       data.traces.forEach(drawTrace);
