@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
-from ptinspect.analysis.map import RegionNamer, Repeat, Run, runs
-from ptinspect.arch.bits import VirtAddr
-from ptinspect.dataclass import dataclass
+from ptinspect.analysis.map import MapFilter, RegionNamer, Repeat, Run, runs
+from ptinspect.arch.bits import PhysAddr, VirtAddr, align_up
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.snapshot.model import Snapshot
 
 Kind = tuple[str, str, bool]
@@ -41,7 +42,8 @@ class Area:
     shares: tuple[Share, ...]
     """By size, the largest first; empty if nothing is mapped there."""
     runs: tuple[Run, ...]
-    """What is mapped there; of neighbours that lead to one table those of the first."""
+    """What is mapped there, also where physical addresses do not follow each other; of neighbours that lead
+    to one table what the first maps."""
 
     @property
     def size(self) -> int:
@@ -64,20 +66,14 @@ def areas(
     regime = snapshot.regime
     starts = sorted({int(regime.va_min), *(edge for edge in edges if regime.va_min <= edge <= regime.va_max)})
     ends = [start - 1 for start in starts[1:]] + [int(regime.va_max)]
-    found = runs(snapshot, regions=regions, edges=edges)
+    found = runs(snapshot, MapFilter(merge_pa=True), regions)
     inside: list[list[Run]] = [[] for _ in starts]
     sums: list[dict[Kind, int]] = [{} for _ in starts]
-    pieces: list[Piece] = [
-        (
-            run.va_start,
-            run.va_end,
-            (run.permissions.el1, run.permissions.el0, bool(run.attributes.ng)),
-            run.size,
-        )
-        for run in found
-    ]
-    for run in found:
+    pieces: list[Piece] = []
+    for run in (piece for whole in found for piece in _cut(whole, starts, snapshot)):
         inside[bisect_right(starts, run.va_start) - 1].append(run)
+        key = run.permissions.el1, run.permissions.el0, bool(run.attributes.ng)
+        pieces.append((run.va_start, run.va_end, key, run.size))
     for repeat in sorted(found.repeats, key=lambda each: each.span):  # what lies in others first
         pieces += _again(pieces, repeat)
     for first, _, key, size in pieces:
@@ -94,6 +90,24 @@ def areas(
         for start, end, kinds, listed in zip(starts, ends, sums, inside, strict=True)
     ]
     return made, (found.truncated,) if found.truncated else ()
+
+
+def _cut(run: Run, starts: Sequence[int], snapshot: Snapshot) -> Iterator[Run]:
+    """Cut a run where regions begin; a leaf belongs to the region of its first byte."""
+    inside = starts[bisect_right(starts, run.va_start) : bisect_right(starts, run.va_end)]
+    cuts = {align_up(start, run.leaf_size) for start in inside}
+    firsts = [int(run.va_start), *sorted(cut for cut in cuts if run.va_start < cut <= run.va_end)]
+    for first, after in pairwise([*firsts, run.va_end + 1]):
+        pa = run.pa_start
+        if first > run.va_start and not run.repeated:
+            pa = PhysAddr(pa + first - run.va_start) if run.pa_contiguous else _leads_to(first, snapshot)
+        count = (after - first) // run.leaf_size
+        yield replace(run, va_start=VirtAddr(first), va_end=VirtAddr(after - 1), pa_start=pa, count=count)
+
+
+def _leads_to(va: int, snapshot: Snapshot) -> PhysAddr:
+    """Return where the leaf that begins at `va` leads."""
+    return runs(snapshot, MapFilter(va_range=(va, va)))[0].pa_start
 
 
 def _again(pieces: Sequence[Piece], repeat: Repeat) -> list[Piece]:

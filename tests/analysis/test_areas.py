@@ -56,3 +56,16 @@ def test_repeated_tables_count_at_each_address() -> None:
         False: 100 * 512 * 312 << 12,
     }
     assert area.mapped == 100 << 30
+
+
+def test_a_region_can_begin_within_a_page_and_pages_lie_anywhere() -> None:
+    tree = TreeBuilder(REGIMES["4k-48"])
+    low, page = int(tree.regime.va_min), tree.regime.granule
+    for number in range(64):
+        tree.map(low + number * page, 0x4400_0000 + (number * 37 % 64) * page, level=3)
+    edge = low + 20 * page + 0x123
+    found, _ = areas(tree.snapshot(), lambda va: "ab"[va >= edge], [edge])
+    (first,), (second,) = (area.runs for area in found)
+    assert (first.count, second.count, second.va_start) == (21, 43, low + 21 * page)
+    assert [run.pa_start for run in (first, second)] == [0x4400_0000, 0x4400_0000 + (21 * 37 % 64) * page]
+    assert [area.mapped // page for area in found] == [21, 43]
