@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
 from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.dataclass import dataclass, field
@@ -94,7 +92,8 @@ class Page:
         alone = packed(data)
         if len(last) != len(data):
             return {"packed": alone, "differs": False}
-        other = packed((np.frombuffer(data, np.uint8) ^ np.frombuffer(last, np.uint8)).tobytes())
+        differing = int.from_bytes(data, "little") ^ int.from_bytes(last, "little")
+        other = packed(differing.to_bytes(len(data), "little"))
         return {"packed": min(alone, other, key=len), "differs": len(other) < len(alone)}
 
     def _pattern(self, pattern: Pattern) -> dict[str, Any]:
