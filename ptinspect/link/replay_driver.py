@@ -75,6 +75,7 @@ class Driver:
 
     def without_breakpoints(self) -> AbstractContextManager[None]:
         """Return a block in which breakpoints and watchpoints do not stop the guest."""
+        self._session.escort.rest()  # its own are set anew when somebody needs them: none stays disabled
         return disabled(self._gdb)
 
     def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:

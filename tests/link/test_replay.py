@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ptinspect.errors import TargetLost, TargetTimeout, UserError
+from ptinspect.link import replay_driver
 from ptinspect.link.qemu.recording import CLUSTER, empty_image
 from ptinspect.link.replay import END, NEAR, SPACING, START, Replay, mode_of, position_of
 from ptinspect.link.state import StopInfo
@@ -199,6 +201,18 @@ def test_nothing_runs_on_at_the_end_and_a_step_that_leads_there_is_a_run() -> No
         found.forwards()
     with pytest.raises(UserError, match="no position"):
         found.go_to(LENGTH + 1)
+
+
+def test_breakpoints_of_the_escort_are_gone_before_the_others_are_disabled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(replay_driver, "disabled", lambda gdb: done.append("disabled"))
+    escort = SimpleNamespace(rest=lambda: done.append("rest"))
+    session: Any = SimpleNamespace(ask=None, forget=None, escort=escort)
+    nobody: Any = None
+    replay_driver.Driver(session, nobody, nobody, nobody).without_breakpoints()
+    assert done == ["rest", "disabled"]
 
 
 def test_what_qemu_says_of_a_recording() -> None:
