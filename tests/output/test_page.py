@@ -194,15 +194,17 @@ def test_a_lost_table_shows_what_hung_below_it_and_quiet_changes_have_crosses(tm
     const [earlier, , changed] = window.ptinspect.maps;
     document.querySelector("#diff0 .changes button").click();
     const lost = changed.side.textContent, row = changed.path[changed.path.length - 1][0];
+    const button = changed.side.querySelector("button").textContent;
     changed.side.querySelector("button").click();
     const [held] = earlier.path[earlier.path.length - 1];
     const links = changed.map.links, entries = changed.map.facts.entries;
-    return { lost, level: earlier.facts.level[held], va: earlier.map.va[held].toString(16),
+    return { lost, button, level: earlier.facts.level[held], va: earlier.map.va[held].toString(16),
       focus: document.activeElement === earlier.canvas, root: changed.map.below[links[0]],
       quiet: changed.map.below[links[row * entries + 3]] };
     """
     said = drawn(page(tmp_path, before, made.snapshot("after")), tmp_path, script)
     assert said.get("error") is None, said
+    assert said["button"] == "what hung below it in before"
     assert "lost: level 2" in said["lost"] and "leaves with" in said["lost"]
     assert (said["level"], said["va"], said["focus"]) == (3, f"{base:x}", True)
     assert (said["root"], said["quiet"]) == (2, 1), "unexpected, and as the rewrite does"

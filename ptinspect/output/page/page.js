@@ -213,7 +213,7 @@
       side.replaceChildren();
       if (change !== undefined) {
         side.append(el("p", { class: "said" }, diff.words[change]));
-        const earlier = window.ptinspect.maps.find((each) => each?.facts.diff === null && each.facts.title === diff.a);
+        const earlier = window.ptinspect.maps.filter((each) => each.facts.diff === null)[facts.diff]; /* in order */
         if (earlier && entry.level < 3) side.append(el("button", {
           onclick: () => earlier.reveal(entry.va, entry.level + 1) }, `what hung below it in ${diff.a}`));
       }
