@@ -269,10 +269,10 @@
       diff.levels.map((l) => [`${l.name} ${l.level}`, ...columns.map((c) => String(l[c]))]), columns.map((_, i) => i + 1))));
   }
 
-  /* Colour by what may be done: writable and executable, executable, writable, readable, nothing. */
+  /* Colour by what EL1 and EL0 (three letters each) may do; the first that fits. */
   const GROUPS = [["writable and executable", "#d62728"], ["executable", "#2f6db3"], ["writable", "#f0c27b"],
     ["read only", "#7ccf8a"], ["no access", "#999"]];
-  const groupOf = (may) => may.includes("w") && may.includes("x") ? 0 : may.includes("x") ? 1 : may.includes("w") ? 2 : may.includes("r") ? 3 : 4;
+  const groupOf = (may) => [may.slice(0, 3), may.slice(3)].includes("rwx") ? 0 : may.includes("x") ? 1 : may.includes("w") ? 2 : may.includes("r") ? 3 : 4;
   const paint = (part, group, ng) => {
     part.style.background = (ng ? "repeating-linear-gradient(45deg, #0000 0 4px, #0007 4px 6px), " : "") + GROUPS[group][1];
     return part;
