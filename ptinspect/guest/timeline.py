@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import TargetError, TargetLost, TargetTimeout, UserError
+from ptinspect.errors import PtinspectError, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.guest import opening
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.opening import RECORDING
+from ptinspect.text import escape
 
 if TYPE_CHECKING:
     from ptinspect.link.qemu.recording import Recording
@@ -90,16 +92,26 @@ def positions(guest: Guest) -> Positions:
     return Positions(here, events, tuple(sorted(replay.states)))
 
 
-def open_recording(guest: Guest, directory: Path, qemu: str | None, timeout: float = 10.0) -> Timeline:
+def open_recording(
+    guest: Guest, directory: Path, qemu: str | None, timeout: float = 10.0, *, trust: bool = False
+) -> Timeline:
     """Replay a recording, from its start; how long it is, is measured if nobody has noted it.
 
-    Raises UserError if a guest is attached already, if there is no recording, or if it is another QEMU's.
+    Without `qemu` one of this machine is started that has the version of the recording: never what that
+    names. Raises UserError if a guest is attached already, if there is no recording, if it is another QEMU's,
+    or if it has further arguments for QEMU, which may name files or programs, and nobody trusts them.
     """
     from ptinspect.link.qemu.recording import load
     from ptinspect.link.replay import START
 
     opening.refuse_second(guest)
-    program, recording = opening.program(qemu or ""), load(directory)
+    recording = load(directory)
+    if recording.foreign and not trust:
+        words = " ".join(map(escape, recording.foreign))
+        raise UserError(
+            f"the recording starts QEMU with: {words}", "if these are yours: timeline open DIR --trust"
+        )
+    program = opening.program(qemu) if qemu else _of_version(recording.qemu)
     if recording.end is None:
         recording = replace(recording, end=_measured(guest, recording, program, timeout))
         recording.save()
@@ -109,6 +121,19 @@ def open_recording(guest: Guest, directory: Path, qemu: str | None, timeout: flo
         raise TargetError("QEMU does not replay the recording")
     replay_of(guest).stands(START)
     return found
+
+
+def _of_version(version: str) -> str:
+    """Return the QEMU of this machine that is of this version; nothing, for the usual one, if none is."""
+    from ptinspect.link.qemu.machine import find_program
+    from ptinspect.link.qemu.recording import qemu_version
+
+    for name in ("", "newer"):
+        with contextlib.suppress(PtinspectError):
+            found = find_program(opening.program(name))
+            if qemu_version(found) == version:
+                return found
+    return ""
 
 
 def _start(guest: Guest, recording: Recording, program: str, timeout: float) -> Replay:

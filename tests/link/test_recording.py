@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
 
 from ptinspect.errors import UserError
-from ptinspect.link.qemu.recording import MANIFEST, Recording, load
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.timeline import open_recording
+from ptinspect.link.qemu import recording
+from ptinspect.link.qemu.recording import MANIFEST, STATES, Recording, empty_image, load
 
 
 def written(folder: Path, **fields: object) -> Recording:
@@ -39,3 +43,40 @@ def test_what_is_damaged_is_no_recording(tmp_path: Path, name: str, value: objec
     written(tmp_path, **{name: value})
     with pytest.raises(UserError):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"extra": ["-chardev", "file,id=a,path=/x"]}, "-chardev file,id=a,path=/x"),
+        ({"extra": [], "machine": "virt,dumpdtb=/x"}, "virt,dumpdtb=/x"),
+    ],
+)
+def test_what_may_name_files_is_not_started_unless_it_is_trusted(
+    tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    written(tmp_path, **fields)
+    with pytest.raises(UserError, match="starts QEMU with") as caught:
+        open_recording(Guest(), tmp_path, None)
+    assert words in caught.value.message and "--trust" in caught.value.hint
+    written(tmp_path, extra=[], machine="virt,gic-version=3")
+    assert load(tmp_path).foreign == ()
+
+
+@pytest.mark.parametrize("at", [8, 72], ids=["backing file", "external data file"])
+def test_states_that_lead_to_other_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(recording, "qemu_version", lambda program: "QEMU 7.2")
+    monkeypatch.setattr(recording, "find_program", lambda program: program)
+    made = written(tmp_path)
+    (tmp_path / STATES).write_bytes(empty_image(1 << 20))
+    assert made.replayed("/usr/bin/qemu").program == "/usr/bin/qemu"
+    image = bytearray((tmp_path / STATES).read_bytes())
+    image[at : at + 8] = struct.pack(">Q", 4)
+    (tmp_path / STATES).write_bytes(image)
+    with pytest.raises(UserError, match="other files"):
+        made.replayed("/usr/bin/qemu")
+    (tmp_path / STATES).write_bytes(b"QFI")
+    with pytest.raises(UserError, match="no file of states"):
+        made.replayed("/usr/bin/qemu")

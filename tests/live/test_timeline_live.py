@@ -87,7 +87,7 @@ def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, i
         live(f"until {labels['done']:#x} --timeout 60")
         length = live("timeline")["position"]
         live("detach")
-        opened = live(f"timeline open '{folder}'")
+        opened = live(f"timeline open '{folder}' --trust")
         ctx.guest.use_kernel(None)
         assert opened["timeline"] == {
             "mode": "replay", "position": 0, "end": length, "directory": str(folder)

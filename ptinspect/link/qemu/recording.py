@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -30,6 +31,8 @@ CLUSTER = 16
 HEADER = 12
 """Bytes at the start of the log that QEMU writes when it ends (QEMU replay/replay.c, HEADER_SIZE)."""
 PROBE_SECONDS = 30.0
+PLAIN_MACHINE = re.compile(r"virt(,(gic-version|virtualization|secure|highmem|its|mte|acpi)=\w+)*")
+"""Machines whose properties name no file (`dumpdtb`, `firmware` do)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Recording:
     qemu: str
     """What `QEMU --version` prints first."""
     program: str
-    """The QEMU that recorded it."""
+    """The QEMU that recorded it: to be read, not to be started."""
     machine: str
     cpu: str
     memory: int
@@ -81,20 +84,23 @@ class Recording:
 
         Raises UserError, TargetError.
         """
-        return _finish_log(self.directory / LOG, find_program(self._program(program)))
+        return _finish_log(self.directory / LOG, find_program(program))
 
-    def _program(self, chosen: str) -> str:
-        """Return the QEMU to start: the one that recorded, where none is chosen and it is there."""
-        return chosen or (self.program if Path(self.program).is_file() else "")
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """What it wants QEMU to be started with that may name files or programs of this machine."""
+        machine = () if PLAIN_MACHINE.fullmatch(self.machine) else (self.machine,)
+        return (*machine, *self.extra)
 
     def replayed(self, program: str = "") -> LaunchOptions:
         """Return what QEMU is started with to replay it. Raises UserError where QEMU is another one."""
-        program = self._program(program)
         found = qemu_version(find_program(program))
         if found != self.qemu:
             raise UserError(
-                f"the boot was recorded by {self.qemu}; this is {found}", "name that one with --qemu"
+                f"the boot was recorded by {self.qemu} ({self.program}); this is {found}",
+                "name that one with --qemu",
             )
+        _check_states(self.directory / STATES)
         return LaunchOptions(
             self.kernel,
             self.directory / INITRD if self.initrd else None,
@@ -186,6 +192,20 @@ def empty_image(size: int) -> bytes:
     counts = struct.pack(">4H", 1, 1, 1, 1)
     parts = (header, struct.pack(">Q", 2 * cluster), counts, b"")
     return b"".join(part.ljust(cluster, b"\0") for part in parts)
+
+
+def _check_states(file: Path) -> None:
+    """Raise UserError if the file of states leads QEMU to other files, which it would read, or write to.
+
+    Source: QEMU docs/interop/qcow2.txt: backing_file_offset, and of incompatible_features all but "dirty".
+    """
+    try:
+        with file.open("rb") as image:
+            magic, version, backing, features = struct.unpack(">4sIQ56xQ", image.read(80))
+    except (OSError, struct.error) as error:
+        raise UserError(f"{file} is no file of states") from error
+    if magic != b"QFI\xfb" or version != 3 or backing or features & ~1:
+        raise UserError(f"{file} is no file of states that was made here: it may lead to other files")
 
 
 def _arguments(folder: Path, mode: str) -> tuple[str, ...]:
