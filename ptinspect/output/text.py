@@ -157,10 +157,9 @@ def _tabulate(*, wide: bool) -> Any:
     """
     early = "tabulate" not in sys.modules and "importlib.metadata" not in sys.modules
     if early:
-        found = SimpleNamespace(version=lambda name: "", PackageNotFoundError=ImportError)
-        sys.modules["importlib.metadata"] = cast("ModuleType", found)
+        stand_in = SimpleNamespace(version=lambda name: "", PackageNotFoundError=ImportError)
+        sys.modules["importlib.metadata"] = cast("ModuleType", stand_in)
         sys.modules.setdefault("wcwidth", cast("ModuleType", None))
-    tabulate: Any
     try:
         import tabulate
     finally:
@@ -168,11 +167,12 @@ def _tabulate(*, wide: bool) -> Any:
             del sys.modules["importlib.metadata"]
             if sys.modules["wcwidth"] is None:
                 del sys.modules["wcwidth"]
-    if wide and not tabulate.WIDE_CHARS_MODE:
+    found: Any = tabulate
+    if wide and not found.WIDE_CHARS_MODE:
         import wcwidth
 
-        tabulate.wcwidth, tabulate.WIDE_CHARS_MODE = wcwidth, True
-    return tabulate
+        found.wcwidth, found.WIDE_CHARS_MODE = wcwidth, True
+    return found
 
 
 def _is_wide(text: str) -> bool:

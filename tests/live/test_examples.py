@@ -29,13 +29,12 @@ GUEST = "5.10-cloud"
 LOG = Path(__file__).parents[1] / "data" / "oops"
 
 WITHOUT_A_GUEST = """
-*help *version *scripts *set *show *history *decode *var *on failure *snaps *oops *setup *kernel
+*help *version *scripts *set *show *history *decode *var *on failure *snaps *oops *setup *kernel *shell
 """
 THE_MAIN_JOB = """
 *record *launch *kernel *symbol *status *regime *regs *cpu *lane *gdb *monitor *kpti status *kpti run
 *save *drop *load *export *snaps *diff *check *report *summary *map *find *walk *x *print *info *disassemble
 *kpti verdict
-*break
 break multi_cpu_stop
 *continue *stepi *nexti *repeat *bt *stack *finish *expect *poke descriptor *poke undo
 *stack watch

@@ -106,6 +106,9 @@ def look(live: Live, known: dict[str, dict[str, Any]], vectors: str) -> None:
     listed = live("cpus")
     assert listed["missing"] and listed["cpus"][1]["ttbr1_is"] == "reserved"
     assert all(cpu["stack"] is None and cpu["task"] == "" for cpu in listed["cpus"])
-    for line in ("stack", "why", "kpti progress", "kpti run", "break start_kernel", "walk start_kernel"):
+    for line in ("stack", "why", "kpti progress", "kpti run", "walk start_kernel"):
         with pytest.raises(UserError, match="kernel file"):
             live(line)
+    waits = live("break start_kernel")
+    assert waits["pending"]
+    live(f"delete {waits['id']}")
