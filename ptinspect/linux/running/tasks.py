@@ -51,8 +51,9 @@ MAX_PARENTS = 4_096
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT, include/linux/threads.h."""
 IDLE_CODE_BYTES = 0x40
-SLAB = 32 << 10
-"""Bytes of a slab of tasks at most (Linux mm/slub.c, slub_max_order: PAGE_ALLOC_COSTLY_ORDER, 4K pages)."""
+AHEAD = 128 << 10
+"""Bytes around a task that are read with it: four slabs of them, which lie near each other whatever the CPU
+(Linux mm/slub.c, slub_max_order: PAGE_ALLOC_COSTLY_ORDER, 32 KiB with 4K pages)."""
 SP = "thread.cpu_context.sp"
 MEMBERS = ("stack", "comm", "pid", "tgid", "tasks", "real_parent", SP)
 """Members of task_struct without which no task is read."""
@@ -260,7 +261,7 @@ class Tasks:
         places = [self._u64(leader + self._at["tasks"])]
         if self._thread_list is not None:
             places.append(self._u64(leader + self._thread_list[0]))
-        self.view.read_ahead([(place & -SLAB, SLAB) for place in places if bit(place, 55)])
+        self.view.read_ahead([(place & -AHEAD, AHEAD) for place in places if bit(place, 55)])
 
     def newest(self, known: Container[int]) -> list[Task]:
         """Return the processes at the end of the list that are not known yet: the newest stand there.
