@@ -12,6 +12,8 @@ import socket
 import threading
 from pathlib import Path
 
+from stub_proxy import StubProxy
+
 PACKET = re.compile(rb"\$([^#]*)#..|[+\-\x03]", re.DOTALL)
 OUTPUT = re.compile(rb"O([0-9a-f]{2})+")
 """A part of what a monitor's command prints, before its answer."""
@@ -23,11 +25,10 @@ def framed(body: bytes) -> bytes:
     return b"$%s#%02x" % (body, sum(body) & 0xFF)
 
 
-class KvmProxy:
+class KvmProxy(StubProxy):
     """Pass packets on between one GDB at a time and the stub of a QEMU."""
 
     def __init__(self, stub: Path, *, breakpoints: int = 6, watchpoints: int = 4) -> None:
-        self.stub = stub
         self.total = {"breakpoint": breakpoints, "watchpoint": watchpoints}
         self.set: dict[bytes, str] = {}
         """Packet without its Z -> breakpoint or watchpoint."""
@@ -41,40 +42,22 @@ class KvmProxy:
         self._open = 0
         """Questions that QEMU has not answered; below 0 where it stopped without being asked."""
         self._answered = threading.Condition()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._pair: list[socket.socket] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__(stub)
 
-    def close(self) -> None:
-        """End it; the guest is left to QEMU."""
-        for each in (self._listener, *self._pair):
+    def _between(self, client: socket.socket, server: socket.socket) -> None:
+        server.sendall(framed(b"Qqemu.sstep=1"))  # from now on QEMU too takes interrupts
+        while not server.recv(1 << 16).endswith(b"#9a"):
+            pass
+        server.sendall(b"+")
+        self._pair, self._open = [client, server], 0
+        back = threading.Thread(target=self._back, args=(server, client), daemon=True)
+        back.start()
+        with contextlib.suppress(OSError):
+            self._forth(client, server)
+        for each in self._pair:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self.stub))
-                server.sendall(framed(b"Qqemu.sstep=1"))  # from now on QEMU too takes interrupts
-                while not server.recv(1 << 16).endswith(b"#9a"):
-                    pass
-                server.sendall(b"+")
-                self._pair, self._open = [client, server], 0
-                back = threading.Thread(target=self._back, args=(server, client), daemon=True)
-                back.start()
-                with contextlib.suppress(OSError):
-                    self._forth(client, server)
-                for each in self._pair:
-                    with contextlib.suppress(OSError):
-                        each.shutdown(socket.SHUT_RDWR)
-                back.join(5)
-                client.close()
-                server.close()
+        back.join(5)
 
     def _back(self, server: socket.socket, client: socket.socket) -> None:
         buffer = b""

@@ -12,6 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stub_proxy import StubProxy
+
 PACKET = re.compile(rb"\$([^#]*)#..|[+\-\x03]", re.DOTALL)
 NAMED = re.compile(rb"vCont\??|q[A-Za-z.]+|Q[A-Za-z.]+|[A-Za-z?!]\d?")
 
@@ -33,48 +35,30 @@ class Counts:
         return sum(self.kinds.values())
 
 
-class SlowStub:
+class SlowStub(StubProxy):
     """Pass bytes on between one debugger at a time and the stub of a QEMU, `delay` seconds each way."""
 
     def __init__(self, stub: Path, delay: float = 0.0) -> None:
-        self.stub, self.delay = stub, delay
+        self.delay = delay
         self.counts = Counts()
         self._answered = True
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._pair: list[socket.socket] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__(stub)
 
     def take(self) -> Counts:
         """Return what was counted since the last call."""
         found, self.counts = self.counts, Counts()
         return found
 
-    def close(self) -> None:
-        """End it; the guest is left to QEMU."""
-        for each in (self._listener, *self._pair):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self.stub))
-                self._pair = [client, server]
-                ways = [
-                    threading.Thread(target=self._pump, args=way, daemon=True)
-                    for way in ((client, server, True), (server, client, False))
-                ]
-                for way in ways:
-                    way.start()
-                for way in ways:
-                    way.join()
-                client.close()
-                server.close()
+    def _between(self, client: socket.socket, server: socket.socket) -> None:
+        self._pair = [client, server]
+        ways = [
+            threading.Thread(target=self._pump, args=way, daemon=True)
+            for way in ((client, server, True), (server, client, False))
+        ]
+        for way in ways:
+            way.start()
+        for way in ways:
+            way.join()
 
     def _pump(self, source: socket.socket, to: socket.socket, asks: bool) -> None:
         """Pass on one direction until it ends; what is on its way is delivered first."""
