@@ -277,9 +277,8 @@ def test_until_says_what_it_waits_for_and_leaves_nothing(kernel: KernelImage) ->
     assert set_at(session) == set()
 
 
-def test_what_finds_no_slot_leaves_nothing(kernel: KernelImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest, _, _, _ = boot()
-    held, session, breakpoints = followed(kernel, guest, [(guest.cpu(), None)] * 2)
+def one_slot(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a breakpoint refused where there is one already."""
     insert = session.set_breakpoint
 
     def set_one(at: int, **options: Any) -> Any:
@@ -288,6 +287,12 @@ def test_what_finds_no_slot_leaves_nothing(kernel: KernelImage, monkeypatch: pyt
         return insert(at, **options)
 
     monkeypatch.setattr(session, "set_breakpoint", set_one)
+
+
+def test_what_finds_no_slot_leaves_nothing(kernel: KernelImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, _, _, _ = boot()
+    held, session, breakpoints = followed(kernel, guest, [(guest.cpu(), None)] * 2)
+    one_slot(session, monkeypatch)
     with pytest.raises(OutOfSlots):
         until(held, [address("kernel_clone"), address("start_kernel+4")], 1)
     assert breakpoints.all == [] and not breakpoints.active and session.breakpoints == ()
@@ -297,14 +302,7 @@ def test_of_several_places_all_are_set_or_none(kernel: KernelImage, monkeypatch:
     guest, _, linked, _ = boot()
     _, session, breakpoints = followed(kernel, guest, [(linked, None)] * 2)
     breakpoints.look()
-    insert = session.set_breakpoint
-
-    def set_one(at: int, **options: Any) -> Any:
-        if session.breakpoints:
-            raise OutOfSlots("too few", "delete 1")
-        return insert(at, **options)
-
-    monkeypatch.setattr(session, "set_breakpoint", set_one)
+    one_slot(session, monkeypatch)
     with pytest.raises(OutOfSlots):
         breakpoints.add(address("kernel_clone"))
     assert breakpoints.all == [] and session.breakpoints == ()
