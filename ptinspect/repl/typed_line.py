@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
+from ptinspect.script.parse import outside_quotes
 
 _PROMPTS = re.compile(r"(?:\s*(?:\(gdb\)|ptinspect>|pwndbg>|gef➤)(?=\s|$))+\s*")
 """Prompts of this and of other debuggers, as they come along with a line that is pasted."""
@@ -53,7 +54,7 @@ def commands(line: str, own: Callable[[str], str]) -> Iterator[Typed]:
             yield _piped(text, shell)
             continue
         found = None if ">" in signs else _FILE.search(text)
-        if found and not _quoted(text, found.start()):
+        if found and (found.start(), ">") in outside_quotes(text):
             name = found[2].strip("'\"")
             yield Typed(text[: found.start()].strip(), file=name, append=found[1] == ">>")
         elif text:
@@ -68,20 +69,7 @@ def _piped(text: str, shell: str) -> Typed:
 
 def _cut(line: str, sign: str) -> tuple[str, str, str]:
     """Part a line at the first `sign` outside quotes, as str.partition does."""
-    quote = ""
-    at = 0
-    while at < len(line):
-        char = line[at]
-        if char == "\\" and quote != "'":
-            at += 1
-        elif char in "'\"" and quote in ("", char):
-            quote = "" if quote else char
-        elif char == sign and not quote:
+    for at, char in outside_quotes(line):
+        if char == sign:
             return line[:at], sign, line[at + 1 :]
-        at += 1
     return line, "", ""
-
-
-def _quoted(line: str, at: int) -> bool:
-    """Tell whether the character at this place stands within quotes."""
-    return bool(line[:at].replace("\\'", "").count("'") % 2 or line[:at].replace('\\"', "").count('"') % 2)

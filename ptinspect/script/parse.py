@@ -174,20 +174,29 @@ def _body(head: _Logical, inline: str | None, cursor: _Cursor, depth: int) -> tu
     return tuple(body)
 
 
-def split(text: str) -> list[str]:
-    """Split commands at the semicolons that stand outside quotes; a comment after them is left out."""
-    parts, quote, at, begin = [], "", 0, 0
+def outside_quotes(text: str) -> Iterator[tuple[int, str]]:
+    """Yield place and character of all that stands outside quotes and is not escaped, as a shell has it."""
+    quote, at = "", 0
     while at < len(text):
         char = text[at]
         if char == "\\" and quote != "'":
             at += 1
         elif char in "'\"" and quote in ("", char):
             quote = "" if quote else char
-        elif char == "#" and not quote and (at == 0 or text[at - 1] in " \t;"):
+        elif not quote:
+            yield at, char
+        at += 1
+
+
+def split(text: str) -> list[str]:
+    """Split commands at the semicolons that stand outside quotes; a comment after them is left out."""
+    parts, begin = [], 0
+    for at, char in outside_quotes(text):
+        if char == "#" and (at == 0 or text[at - 1] in " \t;"):
             text = text[:at]
-        elif char == ";" and not quote:
+            break
+        if char == ";":
             parts.append(text[begin:at].strip())
             begin = at + 1
-        at += 1
     parts.append(text[begin:].strip())
     return parts

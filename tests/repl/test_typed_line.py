@@ -29,6 +29,7 @@ def own(line: str) -> str:
         ("summary > 'a b.txt'", [Typed("summary", file="a b.txt")]),
         ("summary >> ~/x", [Typed("summary", file="~/x", append=True)]),
         ("expect summary.tables > 5", [Typed("expect summary.tables > 5")]),
+        ('decode "it\'s" > f.txt', [Typed('decode "it\'s"', file="f.txt")]),
         ("decode 1 'a > b'", [Typed("decode 1 'a > b'")]),
     ],
 )
