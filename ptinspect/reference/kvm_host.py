@@ -28,7 +28,6 @@ READY = "ptinspect host ready"
 """The line on the console by which the host's first process is known to run."""
 INITRD = "host.cpio"
 LOADER = "ld-linux-aarch64.so.1"
-LIBRARIES = "usr/lib/aarch64-linux-gnu"
 
 INIT = f"""#!/bin/busybox sh
 export PATH=/bin HOME=/ PS1=

@@ -107,6 +107,8 @@ def stopped(
 
 def _hits(guest: Guest, stop: StopInfo) -> str:
     """Say how often a breakpoint was hit, from the second time on."""
+    if stop.breakpoint is None:
+        return ""
     hits = next((b.hits for b in guest.target.breakpoints if b.id == stop.breakpoint), 0)
     return f", hit {hits} times" if hits > 1 else ""
 

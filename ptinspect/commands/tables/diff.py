@@ -15,7 +15,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
 from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
-from ptinspect.commands.tables.paths import PathResult, captured_walk, path_results, side_by_side
+from ptinspect.commands.tables.paths import PathResult, captured_walk, levels_of, path_results, side_by_side
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.guest.capturing import snapshot_of
@@ -206,8 +206,9 @@ def _with_path(guest: Guest, report: Report, a: Snapshot, b: Snapshot, at: Addre
     """Add how the path of one address differs."""
     va = VirtAddr(at.value(SnapshotNames(guest, a)))
     walks = [captured_walk(snapshot, va) for snapshot in (a, b)]
-    result = replace(cast("DiffResult", report.value), at=path_results(walks, a.regime))
-    return Report(result, (*report.body, *side_by_side(walks, a.regime)), report.exit_code)
+    levels = levels_of(walks, a.regime)
+    result = replace(cast("DiffResult", report.value), at=path_results(walks, levels))
+    return Report(result, (*report.body, *side_by_side(walks, levels, a.regime)), report.exit_code)
 
 
 def diff_report(

@@ -52,16 +52,16 @@ def captured_walk(snapshot: Snapshot, address: VirtAddr) -> Named:
     return snapshot.name, walk(SnapshotMemory(snapshot), address, snapshot.root.pa, snapshot.regime)
 
 
-def path_results(walks: Sequence[Named], regime: Regime) -> list[PathResult]:
-    """Return some walks, the earliest first, each compared with the next."""
-    levels = _levels(walks, regime)
+def path_results(walks: Sequence[Named], levels: Sequence[PathLevel]) -> list[PathResult]:
+    """Return some walks, the earliest first, each compared with the next (`levels_of`)."""
     return [
         PathResult(name, walk.outcome, walk.pa, _steps(levels, number))
         for number, (name, walk) in enumerate(walks)
     ]
 
 
-def _levels(walks: Sequence[Named], regime: Regime) -> Sequence[PathLevel]:
+def levels_of(walks: Sequence[Named], regime: Regime) -> Sequence[PathLevel]:
+    """Compare some walks of one address level by level, each with the next."""
     from ptinspect.analysis.paths import side_by_side
 
     return side_by_side([walk for _, walk in walks], regime)
@@ -78,10 +78,10 @@ def _steps(levels: Sequence[PathLevel], number: int) -> list[PathStepResult]:
     return found
 
 
-def side_by_side(walks: Sequence[Named], regime: Regime) -> list[Note | Table]:
+def side_by_side(walks: Sequence[Named], levels: Sequence[PathLevel], regime: Regime) -> list[Note | Table]:
     """Show the descriptors of a path side by side, and what became of each."""
     rows, loud = [], []
-    for row in _levels(walks, regime):
+    for row in levels:
         cells: list[Styled | str] = [Styled(f"{row.name} {row.level}", "level")]
         for number, step in enumerate(row.steps):
             kinds = row.kinds[number - 1] if number else ()

@@ -10,7 +10,14 @@ from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import TABLES, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.commands.tables.paths import PathResult, captured_walk, outcome, path_results, side_by_side
+from ptinspect.commands.tables.paths import (
+    PathResult,
+    captured_walk,
+    levels_of,
+    outcome,
+    path_results,
+    side_by_side,
+)
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
@@ -143,14 +150,17 @@ def walk(
     )
     times = [captured_walk(guest.snapshot_or_file(name), address) for name in against]
     times.append(("now" if where.snapshot is None else where.snapshot.name, found))
+    compared: list[Note | Table] = []
     if against:
-        result = replace(result, against=path_results(times, where.regime)[:-1])
+        levels = levels_of(times, where.regime)
+        result = replace(result, against=path_results(times, levels)[:-1])
+        compared = side_by_side(times, levels, where.regime)
     place = guest.place(address, snapshot=where.snapshot)
     body: list[Note | Table] = [
         Note(f"{place}: {escape(result.region)}" if result.region else place, "title"),
         root_note(where.root, where.label, where.regime),
         *_shown(found, where.regime),
-        *(side_by_side(times, where.regime) if against else ()),
+        *compared,
     ]
     return Report(result, body)
 
