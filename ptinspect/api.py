@@ -29,12 +29,12 @@ from ptinspect.commands.stack.guard import MARGIN
 from ptinspect.errors import UserError
 from ptinspect.guest import capturing, opening
 from ptinspect.guest import guest as layer
+from ptinspect.guest.breakpoints.reachable import set_breakpoint
 from ptinspect.guest.expression import address
 from ptinspect.guest.names import symbol
 from ptinspect.guest.opening import Machine
-from ptinspect.guest.reachable import set_breakpoint
-from ptinspect.guest.rewrite import Outcome, run_through
-from ptinspect.guest.rewrite_state import Judgement, judgement
+from ptinspect.guest.rewrite.rewrite import Outcome, run_through
+from ptinspect.guest.rewrite.state import Judgement, judgement
 from ptinspect.guest.roots import Tables, root_choice, source
 from ptinspect.guest.run_control import go_on, until
 from ptinspect.guest.stacks.kernel_stacks import depth

@@ -10,8 +10,8 @@ from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
+from ptinspect.guest.recordings.timeline import Timeline, timeline
 from ptinspect.guest.stacks.kernel_stacks import open_stacks
-from ptinspect.guest.timeline import Timeline, timeline
 from ptinspect.link.session import Capability
 
 

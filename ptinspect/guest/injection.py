@@ -13,7 +13,7 @@ from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import root_pa
 from ptinspect.errors import GuestError, TargetError, TargetTimeout, UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite.rewrite import Runner
 
 if TYPE_CHECKING:
     from ptinspect.link.journal import Change

@@ -11,11 +11,11 @@ from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
-from ptinspect.guest.breakpoints import symbol_breakpoints, timed_out
+from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints, timed_out
+from ptinspect.guest.breakpoints.reachable import checked
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
-from ptinspect.guest.reachable import checked
 from ptinspect.link.session import StopInfo
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ def stop_addresses(ctx: Context, where: str) -> set[int]:
     if where == "any" or where.isdecimal():
         return set()
     address = expression.address(where)
-    from ptinspect.guest.breakpoints import of_kernel, symbol_breakpoints
+    from ptinspect.guest.breakpoints.breakpoints import of_kernel, symbol_breakpoints
 
     if ctx.guest.kernel is not None and of_kernel(ctx.guest, address):
         return symbol_breakpoints(ctx.guest).addresses(address)

@@ -19,7 +19,7 @@ from typing import Any
 
 from driven import Live, launched
 
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite.rewrite import Runner
 
 READY = b"ptinspect guest ready"
 SECONDS = 90

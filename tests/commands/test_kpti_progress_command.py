@@ -15,7 +15,7 @@ from kpti_guest import CASES, rewrite
 
 from ptinspect.analysis.summary import Summary
 from ptinspect.commands.kpti.standing import flag_text
-from ptinspect.guest.rewrite_state import role_of
+from ptinspect.guest.rewrite.state import role_of
 from ptinspect.linux.kpti.position import Phase, Position
 from ptinspect.linux.kpti.running_code import Flag
 from ptinspect.linux.kpti.state import KptiState, State

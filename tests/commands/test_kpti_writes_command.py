@@ -12,7 +12,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.kpti import recording as command
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.guest.rewrite_stores import level_numbers
+from ptinspect.guest.rewrite.stores import level_numbers
 from ptinspect.link.gdb.recorder import RECORD
 from ptinspect.linux.kpti.stores import Recording, recording
 from ptinspect.output.text import render

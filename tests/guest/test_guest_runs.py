@@ -13,7 +13,7 @@ from stack_guest import KERNEL, StackGuest
 from ptinspect.errors import GuestError, OutOfSlots, TargetTimeout, UserError
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.guest.run_control import go_on, run_for, until
 from ptinspect.guest.stacks import stack_guard
 from ptinspect.guest.stacks.fault import judge, judge_cpu

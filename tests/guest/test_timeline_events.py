@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from ptinspect.errors import TargetError
-from ptinspect.guest import breakpoints, rewrite, timeline
+from ptinspect.guest.breakpoints import breakpoints
+from ptinspect.guest.recordings import timeline
+from ptinspect.guest.rewrite import rewrite
 
 ENTRY, RETURN, ELSEWHERE = 0x4028_9510, 0x4028_9600, 0x4028_9580
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "linux"))
 from kpti_guest import CASES, NOT_TRACKED, Case, Rewrite, rewrite
 
 from ptinspect.errors import GuestError
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.linux.kpti.position import position
 from ptinspect.linux.kpti.progress import Target, by_number, by_percent, left_of, work
 from ptinspect.linux.kpti.state import KptiState, state_from_tables

@@ -11,8 +11,8 @@ import pytest
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, UserError
-from ptinspect.guest import writers
-from ptinspect.guest.writers import Writers
+from ptinspect.guest.recordings import writers
+from ptinspect.guest.recordings.writers import Writers
 from ptinspect.link.state import StopInfo
 
 PA, OTHER = 0x4120_0018, 0x4130_0018

@@ -10,7 +10,7 @@ import pytest
 
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.timeline import open_recording
+from ptinspect.guest.recordings.timeline import open_recording
 from ptinspect.link.qemu import recording
 from ptinspect.link.qemu.recording import MANIFEST, STATES, Recording, empty_image, load
 

@@ -19,10 +19,10 @@ from ptinspect.arch import a64
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, OutOfSlots, TargetTimeout, UserError
 from ptinspect.guest import guest as layer
-from ptinspect.guest.breakpoints import NOT_USER, SymbolBreakpoints, symbol_breakpoints
+from ptinspect.guest.breakpoints.breakpoints import NOT_USER, SymbolBreakpoints, symbol_breakpoints
+from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, SLICE_SECONDS
+from ptinspect.guest.breakpoints.reachable import checked, set_breakpoint
 from ptinspect.guest.expression import address
-from ptinspect.guest.kernel_place import LOOK_SECONDS, SLICE_SECONDS
-from ptinspect.guest.reachable import checked, set_breakpoint
 from ptinspect.guest.run_control import until
 from ptinspect.linux.image.code_parts import part_of, switches
 from ptinspect.linux.image.image import KernelImage

@@ -17,8 +17,8 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetTimeout
-from ptinspect.guest.kernel_place import LOOK_SECONDS, SLICE_SECONDS
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, SLICE_SECONDS
+from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.linux.image.image import KernelImage
 
 FIRST = TEXT_VA + 0x2_0000

@@ -8,8 +8,8 @@ import pytest
 from kpti_patches import not_tracked, written_back
 from session import NEWER, Live, launched
 
-from ptinspect.guest.rewrite import Runner
-from ptinspect.guest.rewrite_state import STORES
+from ptinspect.guest.rewrite.rewrite import Runner
+from ptinspect.guest.rewrite.state import STORES
 from ptinspect.linux.kpti.code import KptiCode
 from ptinspect.linux.kpti.running_code import running_code
 

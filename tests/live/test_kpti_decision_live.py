@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from session import launched
 
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.linux.kpti.decision import applied_variable
 
 pytestmark = pytest.mark.live

@@ -160,7 +160,7 @@ def test_a_zeroed_pmd_entry_is_named(tmp_path: Path) -> None:
 
 def test_the_walk_works_with_the_mmu_off() -> None:
     with launched("5.10-cloud") as live:
-        from ptinspect.guest.rewrite import Runner
+        from ptinspect.guest.rewrite.rewrite import Runner
 
         runner = Runner(live.ctx.guest, 300.0)
         runner.place_kernel()

@@ -7,8 +7,8 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite import PHASES, run_through
-from ptinspect.guest.rewrite import set_breakpoints as set_around
+from ptinspect.guest.rewrite.rewrite import PHASES, run_through
+from ptinspect.guest.rewrite.rewrite import set_breakpoints as set_around
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
 

@@ -13,8 +13,8 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite import NotReached
-from ptinspect.guest.rewrite_stores import SECONDS, record
+from ptinspect.guest.rewrite.rewrite import NotReached
+from ptinspect.guest.rewrite.stores import SECONDS, record
 from ptinspect.output.encode import Hex
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Table, hex_address

@@ -15,9 +15,9 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, UserError
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite import NotReached, Runner
-from ptinspect.guest.rewrite_state import CpuRole, Standing, cpu_roles, judgement, snapshot_state, standing
-from ptinspect.guest.rewrite_stores import NthOfLevel, Percent, Place, run_to
+from ptinspect.guest.rewrite.rewrite import NotReached, Runner
+from ptinspect.guest.rewrite.state import CpuRole, Standing, cpu_roles, judgement, snapshot_state, standing
+from ptinspect.guest.rewrite.stores import NthOfLevel, Percent, Place, run_to
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 from ptinspect.output.table_heads import source_of
 

@@ -12,10 +12,10 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.breakpoints import SymbolBreakpoint, symbol_breakpoints
+from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, symbol_breakpoints
+from ptinspect.guest.breakpoints.reachable import set_breakpoint
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.reachable import set_breakpoint
 from ptinspect.link.session import Breakpoint
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Table

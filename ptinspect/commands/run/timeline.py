@@ -10,8 +10,8 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.run.run import StopResult, stopped
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest import timeline
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.recordings import timeline
 from ptinspect.link.session import StopInfo
 from ptinspect.output.model import Column, Note, Report, Table, escape
 

@@ -15,14 +15,14 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.path_writers import Place, places
+from ptinspect.guest.recordings.path_writers import Place, places
 from ptinspect.guest.roots import Tables
 from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.guest.writers import History, Write
+    from ptinspect.guest.recordings.writers import History, Write
 
 SECONDS = 300.0
 
@@ -111,7 +111,7 @@ def who(
     regime: str | None,
 ) -> Report:
     """Search the writes to the descriptors of a path."""
-    from ptinspect.guest.writers import Writers
+    from ptinspect.guest.recordings.writers import Writers
 
     found = places(guest, address, Tables(root, regime), level)
     writers = Writers(guest, [place.pa for place in found], timeout)

@@ -15,7 +15,7 @@ from ptinspect.guest.condition import Condition, condition
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.guest.opening import Machine
-from ptinspect.guest.timeline import Timeline
+from ptinspect.guest.recordings.timeline import Timeline
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 

@@ -8,7 +8,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.target.attaching import condition_table
 from ptinspect.guest.condition import Condition, condition
-from ptinspect.guest.timeline import open_recording
+from ptinspect.guest.recordings.timeline import open_recording
 from ptinspect.output.model import Note, Report, escape
 
 

@@ -13,7 +13,7 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError, UserError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite import Runner
+from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.guest.run_control import run_for
 from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
 from ptinspect.link.gdb.slots import Purpose, largest_area

@@ -13,8 +13,8 @@ from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames
-from ptinspect.guest.rewrite import NotReached, Runner
-from ptinspect.guest.rewrite_state import STORES, Standing, standing
+from ptinspect.guest.rewrite.rewrite import NotReached, Runner
+from ptinspect.guest.rewrite.state import STORES, Standing, standing
 
 if TYPE_CHECKING:
     from ptinspect.link.gdb.recorder import Store

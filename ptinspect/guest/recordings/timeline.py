@@ -206,8 +206,8 @@ def _events(guest: Guest, replay: Replay, here: int, seconds: float) -> Mapping[
     recording = recording_of(guest)
     if recording is not None and KPTI_ENTRY in recording.events:
         return recording.events
-    from ptinspect.guest.breakpoints import symbol_breakpoints
-    from ptinspect.guest.rewrite import Runner
+    from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
+    from ptinspect.guest.rewrite.rewrite import Runner
 
     with symbol_breakpoints(guest).aside(), replay.without_breakpoints():
         replay.go_to(0, seconds)

@@ -10,10 +10,10 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetTimeout, UserError
-from ptinspect.guest.breakpoints import link_address, symbol_breakpoints
+from ptinspect.guest.breakpoints.breakpoints import link_address, symbol_breakpoints
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.rewrite_state import Standing, standing
+from ptinspect.guest.rewrite.state import Standing, standing
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.session import Session, StopInfo
 from ptinspect.snapshot.fact_names import PHASE

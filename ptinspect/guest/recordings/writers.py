@@ -23,8 +23,8 @@ from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError, PtinspectError, TargetTimeout
 from ptinspect.guest.guest import PAGE, Guest
+from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.roots import Tables
-from ptinspect.guest.timeline import replay_of
 from ptinspect.link.session import StopInfo
 
 How = Literal["store", "hardware", "unknown"]

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.guest.breakpoints import (
+from ptinspect.guest.breakpoints.breakpoints import (
     SymbolBreakpoint,
     SymbolBreakpoints,
     link_address,
     of_kernel,
     symbol_breakpoints,
 )
+from ptinspect.guest.breakpoints.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.names import GuestNames, cpu_number
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
+from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, KernelPlace
 from ptinspect.guest.expression import Address
-from ptinspect.guest.kernel_place import LOOK_SECONDS, KernelPlace
 from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.link.session import Session, StopInfo
 

@@ -1,0 +1,1 @@
+"""Breakpoints that wait until it is known where the kernel runs."""

@@ -1,0 +1,1 @@
+"""A recorded boot: moving in it, and who wrote a descriptor."""

@@ -1,0 +1,1 @@
+"""The rewrite of swapper_pg_dir by KPTI, driven and watched."""
