@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conftest import missing
@@ -127,9 +127,11 @@ class Slurm:
 
     def lose_node(self) -> None:
         """Kill all that runs on the node at once, as a machine that loses its power does, and tell Slurm."""
-        for pid in self.on_node():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        stopped: set[int] = set()
+        while new := self.on_node() - stopped:  # all stand before one dies: who is left would tell of it
+            self._kill(sorted(new), signal.SIGSTOP)
+            stopped |= new
+        self._kill(stopped, signal.SIGKILL)
         self._daemons.pop("slurmd").wait(SECONDS)
         self._until(lambda: not self.on_node(), "the node is dead")
         self("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=died")
@@ -148,10 +150,13 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        for pid in self.on_node():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._kill(self.on_node(), signal.SIGKILL)
         self._short.cleanup()
+
+    def _kill(self, pids: Iterable[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _daemon(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
