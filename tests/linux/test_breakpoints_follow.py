@@ -17,7 +17,7 @@ from stopped_guest import IMAGE_PA, SYMBOLS, Guest
 
 from ptinspect.arch import a64
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import GuestError, OutOfSlots, TargetTimeout, UserError
+from ptinspect.errors import GuestError, KernelFileError, OutOfSlots, TargetTimeout, UserError
 from ptinspect.guest import guest as layer
 from ptinspect.guest.breakpoints.breakpoints import NOT_USER, SymbolBreakpoints, symbol_breakpoints
 from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, SLICE_SECONDS
@@ -27,18 +27,20 @@ from ptinspect.guest.run_control import until
 from ptinspect.linux.image.code_parts import part_of, switches
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running import efi
+from ptinspect.linux.running.guest_view import GuestView
 
 SWITCH, RETURNS, GOES = 0x4_0100, 0x4_011C, 0x4_015C
 """Offsets of __primary_switch, and of its two jumps: of a kernel of before 6.0."""
 BLR_X8, BR_X8 = 0xD63F0100, 0xD61F0100
 FIRST, HOT, EARLY, REWRITE, DATA = 0x2_0000, 0x2_4000, 0x2_8000, 0x4_0510, 0x9_8000
+LOADS = 0x2_C000
 MORE = [
     ("start_kernel", TEXT_VA + FIRST, "T"), ("kernel_clone", TEXT_VA + HOT, "T"),
     ("memset", TEXT_VA + EARLY, "T"), ("__idmap_text_start", TEXT_VA + 0x4_0000, "T"),
     ("__primary_switch", TEXT_VA + SWITCH, "t"), ("__next", TEXT_VA + SWITCH + 0x60, "t"),
     ("__idmap_text_end", TEXT_VA + 0x4_1000, "T"), ("_sinittext", TEXT_VA + 0x5_0000, "T"),
     ("initcall", TEXT_VA + 0x5_0100, "t"), ("_einittext", TEXT_VA + 0x5_8000, "T"),
-    ("jiffies", TEXT_VA + DATA, "D"),
+    ("jiffies", TEXT_VA + DATA, "D"), ("do_init_module", TEXT_VA + LOADS, "t"),
 ]  # fmt: skip
 MOVED = 0x1000_0000
 BOOT, FINAL = 0x4700_0000, 0x4780_0000
@@ -258,12 +260,45 @@ def test_what_lies_where_it_stays_is_not_waited_for(kernel: KernelImage) -> None
     held, session, breakpoints = followed(kernel, guest, [(reset, None)])
     rewrite, first = address("idmap_kpti_install_ng_mappings"), address("start_kernel")
     breakpoints.look()
-    assert (breakpoints.waits(rewrite), breakpoints.waits(first)) == (False, True)
+    assert (breakpoints.waits_until(rewrite), bool(breakpoints.waits_until(first))) == ("", True)
     session.escort.everywhere = False  # inside a GDB of the user's nobody would set it later on
     assert set_breakpoint(held, rewrite)[0].id
-    with pytest.raises(UserError, match="not known yet where the kernel runs"):
+    with pytest.raises(UserError, match="wait until it is known where the kernel runs"):
         set_breakpoint(held, first)
     assert set_at(session) == {pa(REWRITE)}
+
+
+class Loading:
+    """The modules of a guest of which one is loaded from a stop at `loads` on, and has symbols at places."""
+
+    def __init__(self, session: Scripted, loads: int, places: Sequence[int]) -> None:
+        self.session, self.loads, self.places = session, loads, places
+
+    def lookup(self, name: str, module: str) -> list[tuple[None, int]]:
+        assert (name, module) == ("probe", "net")
+        if self.session.cpus[0].pc not in (self.loads, *(place + 4 for place in self.places)):
+            raise GuestError("no module net is loaded")
+        return [(None, place) for place in self.places]
+
+
+def test_a_breakpoint_in_a_module_waits_until_it_is_loaded(
+    kernel: KernelImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, _, _, stays = boot()
+    loads, there = TEXT_VA + MOVED + LOADS, 0xFFFF_8000_0100_0000
+    first = guest.cpu(pc=TEXT_VA + MOVED + FIRST, TTBR1_EL1=FINAL, VBAR_EL1=0)
+    script = [(first, None), (stays, loads), (stays, there + 4)]
+    held, session, breakpoints = followed(kernel, guest, script)
+    monkeypatch.setattr(GuestView, "modules", Loading(session, loads, [there]))
+    made, doubts = set_breakpoint(held, address("probe+4 [net]"))
+    assert doubts == () and set_at(session) == set()
+    assert breakpoints.waits_until(address("probe+4 [net]")) == "module net is loaded"
+    stop = held.stopped.run_until([], 5)
+    assert (stop.pc, stop.breakpoint) == (there + 4, made.id)
+    assert [loads in places for places, _ in session.asked] == [True, True]
+    monkeypatch.setattr(GuestView, "modules", Loading(session, stop.pc, []))
+    with pytest.raises(KernelFileError, match="module net has no symbol 'probe'"):
+        set_breakpoint(held, address("probe+4 [net]"))
 
 
 def test_until_says_what_it_waits_for_and_leaves_nothing(kernel: KernelImage) -> None:

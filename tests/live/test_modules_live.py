@@ -15,7 +15,7 @@ import pytest
 from conftest import missing
 from session import KASLR_BOOT, launched, need_guest, to_shell
 
-from ptinspect.errors import TargetError
+from ptinspect.errors import KernelFileError, TargetError
 from ptinspect.reference import kvm_host
 from ptinspect.reference.initrd import Entry, compress, cpio
 
@@ -67,6 +67,13 @@ def test_modules_of_a_running_kernel(initrd: Path) -> None:
     append = KASLR_BOOT.replace("rdinit=/init", "rdinit=/modinit")
     card = "-- -device virtio-net-pci,romfile="
     with launched(GUEST, f'--initrd {initrd} --append "{append}" {card}') as live:
+        pending = live("break 'virtio_net_driver_init [virtio_net]' --temporary")
+        assert (pending["pending"], pending["places"]) == (True, [])
+        stop = live("continue --timeout 300")
+        assert stop["place"] == f"{stop['pc']} (virtio_net_driver_init+0x0 [virtio_net])"
+        with pytest.raises(KernelFileError, match="module virtio_net has no symbol 'nothing_at_all'"):
+            live("break 'nothing_at_all [virtio_net]'")
+        assert live("break")["breakpoints"] == []
         to_shell(live)
         assert live.ctx.guest.qemu is not None
         text = live.ctx.guest.qemu.console.read_text("utf-8", "replace")

@@ -85,7 +85,8 @@ class DeleteResult:
     needs=Needs.TARGET,
     details="At a symbol it follows the kernel: pending while it is not known where that runs, then at its "
     "own address; code that runs with the MMU off or by the identity map at its physical one; after a reset "
-    "again. At a number it compares the program counter, whatever is there: pa:0x… for a physical address. "
+    "again. In a module ('NAME [MODULE]') it waits until that is loaded, and loaded again. At a number it "
+    "compares the program counter, whatever is there: pa:0x… for a physical address. "
     "Under KVM it is always one of the CPU's own, of which there are few (status), --software or not.",
 )
 def break_at(
@@ -119,10 +120,11 @@ def break_at(
 
 def _where(guest: Guest, one: SymbolBreakpoint) -> str:
     places = ", ".join(guest.place(place) for place in one.places)
-    if not symbol_breakpoints(guest).waits(one.address):
+    waits = symbol_breakpoints(guest).waits_until(one.address)
+    if not waits:
         return f"at {places}"
     also = f"; until then at {places}" if places else ""
-    return f"at {one.address.text}, pending until it is known where the kernel runs{also}"
+    return f"at {one.address.text}, pending until {waits}{also}"
 
 
 def _listed(guest: Guest) -> Report:
@@ -130,7 +132,7 @@ def _listed(guest: Guest) -> Report:
     breakpoints.refresh()
     found = {b.id: (_result(guest, b), "temporary" if b.temporary else "") for b in guest.target.breakpoints}
     for one in breakpoints.all:
-        pending = "pending" if breakpoints.waits(one.address) else ""
+        pending = "pending" if breakpoints.waits_until(one.address) else ""
         kind = " ".join(filter(None, ("temporary" if one.temporary else "", pending)))
         found[one.id] = (_symbol_result(guest, one), kind)
     slots, notes = _slots(guest)
@@ -145,7 +147,7 @@ def _result(guest: Guest, found: Breakpoint) -> BreakpointResult:
 
 def _symbol_result(guest: Guest, one: SymbolBreakpoint) -> BreakpointResult:
     places = [VirtAddr(place) for place in one.places]
-    if places and not symbol_breakpoints(guest).waits(one.address):
+    if places and not symbol_breakpoints(guest).waits_until(one.address):
         return BreakpointResult(one.id, places[0], guest.place(places[0]), ABSENT, places)
     linked = symbol_breakpoints(guest).linked_at(one.address)
     return BreakpointResult(one.id, VirtAddr(linked), one.address.text, True, places)

@@ -3,7 +3,8 @@
 Code of the kernel runs where it lies while the MMU is off, or is mapped there by the identity map; then at
 the kernel's own addresses. A breakpoint is set where its code may run next: until the kernel has gone over to
 its own addresses at the physical place, from then on at the virtual one; code of the identity map keeps its
-physical place (`linux.image.code_parts`).
+physical place (`linux.image.code_parts`). One in a module (`NAME [MODULE]`) waits until that is
+loaded, each time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
-from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
+from ptinspect.errors import GuestError, KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, KernelPlace
 from ptinspect.guest.expression import Address
 from ptinspect.link.gdb.slots import Purpose, fitting
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 NOT_USER = "($cpsr & 0xc) != 0"
 """True in the kernel (PSTATE.EL, Arm ARM C5.2.18): a user program's address may be the same number."""
+
+LOADED = "do_init_module"
+"""Called with a module that is on the list, before any code of that runs (kernel/module/main.c)."""
 
 
 @dataclass
@@ -86,7 +90,8 @@ class SymbolBreakpoints:
         self.tidy()
         made = SymbolBreakpoint(0, address, hardware, temporary, cpu, condition, purpose)
         if self._guest.kernel is not None:
-            link_address(self._guest.kernel, address)
+            if not module_of(address):
+                link_address(self._guest.kernel, address)
             self.look()
         try:
             self._set(made)
@@ -97,14 +102,15 @@ class SymbolBreakpoints:
         self.all.append(made)
         return made
 
-    def waits(self, address: Address) -> bool:
-        """Tell whether it is not known yet where the code at an address will run."""
+    def waits_until(self, address: Address) -> str:
+        """Return what has to happen before it is known where code will run; empty if it is known."""
         from ptinspect.linux.image.code_parts import part_of
 
-        kernel, place = self._guest.kernel, self.place
-        if kernel is None or place.known:
-            return kernel is None
-        return part_of(kernel, self.linked_at(address)) != "identity" or not place.lies
+        kernel, place, module = self._guest.kernel, self.place, module_of(address)
+        if kernel is not None and module:
+            return "" if self._wanted(kernel, address) else f"module {module} is loaded"
+        lies = place.lies and kernel is not None and part_of(kernel, self.linked_at(address)) == "identity"
+        return "" if kernel is not None and (place.known or lies) else "it is known where the kernel runs"
 
     def delete(self, number: int) -> bool:
         """Delete one of these; False if there is none of this number."""
@@ -261,7 +267,15 @@ class SymbolBreakpoints:
             self._arm(())
         for one in (*self.all, *self._passing):
             self._set(one)
-        self._arm(self.place.stops)
+        self._arm((*self.place.stops, *self._loads()))
+
+    def _loads(self) -> tuple[int, ...]:
+        """Return where a module is when it has been loaded, if a breakpoint is in one."""
+        kernel, offset = self._guest.kernel, self.place.offset
+        if kernel is None or offset is None or not self.place.known or LOADED not in kernel.symbols:
+            return ()
+        wanted = any(module_of(one.address) for one in (*self.all, *self._passing))
+        return ((kernel.lookup(LOADED) + offset) & MASK64,) if wanted else ()
 
     def _arm(self, wanted: Sequence[int]) -> None:
         """Have breakpoints at these places that nobody sees; those that matter least are done without."""
@@ -307,6 +321,8 @@ class SymbolBreakpoints:
         """Return where code may run, virtual addresses first, and whether each is a physical one."""
         from ptinspect.linux.image.code_parts import part_of
 
+        if module_of(address):
+            return dict.fromkeys(self._in_module(address), False)
         link, place = link_address(kernel, address), self.place
         part, few = part_of(kernel, link), self.session.slots.limited
         identity = part == "identity"
@@ -317,6 +333,20 @@ class SymbolBreakpoints:
         if identity or not (place.known or rare):
             found |= {base + link - kernel.text_va: True for base in place.bases}
         return found
+
+    def _in_module(self, address: Address) -> list[int]:
+        """Return where the symbol of a module is now: nowhere before it is loaded. Raises KernelFileError."""
+        if not self.place.known:
+            return []
+        name, module = _symbol(address).removesuffix("]").split(" [")
+        try:
+            found = self._guest.view.modules.lookup(name, module)
+        except GuestError:
+            return []
+        if not found:
+            raise KernelFileError(f"module {module} has no symbol {name!r}", "symbol ADDRESS names its code")
+        after = sum(term.sign * term.value for term in address.terms if term.value is not None)
+        return [(at + after) & MASK64 for _, at in found]
 
     def _clear(self, one: SymbolBreakpoint) -> None:
         for number in one.places.values():
@@ -354,16 +384,26 @@ def follows(address: Address) -> bool:
 
 
 def of_kernel(guest: Guest, address: Address) -> bool:
-    """Tell whether an address follows the kernel: its symbol is one of the kernel file's, if there is one."""
+    """Tell whether an address follows the kernel: its symbol is the kernel's, or of a module it names."""
     if not follows(address):
         return False
-    if guest.kernel is None:
+    if guest.kernel is None or module_of(address):
         return True
     try:
         link_address(guest.kernel, address)
     except KernelFileError:
         return False
     return True
+
+
+def _symbol(address: Address) -> str:
+    """Return the symbol that an address names; with its module, if it names one."""
+    return next((term.text for term in address.terms if term.value is None), "")
+
+
+def module_of(address: Address) -> str:
+    """Return the module that an address names its symbol in: `NAME [MODULE]`; empty if it names none."""
+    return _symbol(address).removesuffix("]").partition(" [")[2] if follows(address) else ""
 
 
 def link_address(kernel: KernelImage, address: Address) -> int:
@@ -376,7 +416,10 @@ def link_address(kernel: KernelImage, address: Address) -> int:
 
 def timed_out(error: TargetTimeout, waiting: Sequence[SymbolBreakpoint]) -> TargetTimeout:
     """Return the error with what is still pending."""
-    names = ", ".join(one.address.text for one in waiting if one.pending)
-    if not names:
-        return error
-    return TargetTimeout(f"{error.message}; it is not known yet where {names} will be", error.hint)
+    pending = [one.address for one in waiting if one.pending]
+    names = ", ".join(one.text for one in pending if not module_of(one))
+    modules = ", ".join(dict.fromkeys(module_of(one) for one in pending if module_of(one)))
+    unknown = f"; it is not known yet where {names} will be" if names else ""
+    return TargetTimeout(
+        f"{error.message}{unknown}{f'; not loaded: {modules}' if modules else ''}", error.hint
+    )

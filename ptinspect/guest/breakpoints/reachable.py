@@ -8,9 +8,11 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest.breakpoints.breakpoints import (
+    LOADED,
     SymbolBreakpoint,
     SymbolBreakpoints,
     link_address,
+    module_of,
     of_kernel,
     symbol_breakpoints,
 )
@@ -63,8 +65,10 @@ def checked(
 
 def doubts(guest: Guest, address: Address, value: int | None) -> tuple[Doubt, ...]:
     """Return what speaks against a breakpoint at an address, the first that is found."""
+    kernel = guest.kernel
     if value is None:
-        return _of_symbol(guest, address)
+        of = _of_module if module_of(address) else _of_symbol
+        return () if kernel is None else of(guest, kernel, address)
     if value % 4:
         return (_unaligned(value),)
     if address.physical or not bit(value, 55):
@@ -76,12 +80,9 @@ def _unaligned(value: int) -> Doubt:
     return Doubt(f"no instruction begins at {value:#x}, which is no multiple of 4", "disassemble shows them")
 
 
-def _of_symbol(guest: Guest, address: Address) -> tuple[Doubt, ...]:
+def _of_symbol(guest: Guest, kernel: KernelImage, address: Address) -> tuple[Doubt, ...]:
     from ptinspect.linux.image.code_parts import part_of
 
-    kernel = guest.kernel
-    if kernel is None:
-        return ()
     link = link_address(kernel, address)
     if link % 4:
         return (_unaligned(link),)
@@ -98,6 +99,17 @@ def _of_symbol(guest: Guest, address: Address) -> tuple[Doubt, ...]:
     if not breakpoints.place.known:
         return ()
     return _placed(guest, kernel, breakpoints, link, part)
+
+
+def _of_module(guest: Guest, kernel: KernelImage, address: Address) -> tuple[Doubt, ...]:
+    breakpoints = symbol_breakpoints(guest)
+    breakpoints.look()
+    value = next(iter(breakpoints.addresses(address)), None)  # raises for a module without that symbol
+    if value is None:
+        if LOADED in kernel.symbols:
+            return ()
+        return (Doubt(f"the module is not loaded, and the kernel has no {LOADED}", "break again when it is"),)
+    return (_unaligned(value),) if value % 4 else _mapped(guest, value)
 
 
 def _placed(
@@ -203,12 +215,11 @@ def set_breakpoint(
     if value is None:
         breakpoints = symbol_breakpoints(guest)
         made = breakpoints.add(address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition)
-        if breakpoints.waits(address) and not guest.stopped.escort.everywhere:
+        waits = breakpoints.waits_until(address)
+        if waits and not guest.stopped.escort.everywhere:
             breakpoints.delete(made.id)
-            raise UserError(
-                f"{address.text}: it is not known yet where the kernel runs",
-                "until start_kernel runs to where that is known",
-            )
+            first = LOADED if module_of(address) else FIRST_VIRTUAL
+            raise UserError(f"{address.text} has to wait until {waits}", f"until {first}, and break then")
         return made, found
     session = guest.stopped
     return session.set_breakpoint(

@@ -463,7 +463,7 @@ def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
     return RewriteBreakpoints(
         runner.code.algorithm,
         [
-            (one.id, name, breakpoints.shown_at(one.address), breakpoints.waits(one.address))
+            (one.id, name, breakpoints.shown_at(one.address), bool(breakpoints.waits_until(one.address)))
             for one, name in found
         ],
         left,
