@@ -25,19 +25,17 @@ def cache_directory() -> Path:
     return Path(chosen or user_directory("cache")).absolute()
 
 
-_HOMELESS = {"cache": "/.cache", "config": "/.config", "state": "/.local/state"}
-"""The directories of a user who has no home and no HOME: those of HOME=/, which containers set then."""
-
-
 def user_directory(kind: Literal["cache", "config", "state"]) -> str:
-    """Return the user's directory of one kind for ptinspect; it may not exist yet."""
-    from platformdirs import PlatformDirs
+    """Return the user's directory of one kind for ptinspect; it may not exist yet.
 
-    try:
-        found: str = getattr(PlatformDirs("ptinspect"), f"user_{kind}_dir")
-    except RuntimeError:  # it finds no home; earlier versions leave the ~
-        found = "~"
-    return f"{_HOMELESS[kind]}/ptinspect" if found.startswith("~") else found
+    XDG Base Directory Specification 0.8; without a home and HOME, as in some containers, those of HOME=/.
+    """
+    usual = {"cache": ".cache", "config": ".config", "state": ".local/state"}[kind]
+    chosen = os.environ.get(f"XDG_{kind.upper()}_HOME", "")
+    if not chosen.startswith("/"):
+        home = os.path.expanduser("~")  # noqa: PTH111 (a start is over before pathlib is imported)
+        chosen = f"{'' if home in ('~', '/') else home}/{usual}"
+    return f"{chosen}/ptinspect"
 
 
 def open_input(path: Path) -> BinaryIO:

@@ -110,7 +110,7 @@ THIRD_PARTY = {
     "errors": set(),
     "dataclass": set(),
     "text": set(),
-    "files": {"platformdirs"},
+    "files": set(),
     "packing": {"zstandard", "lz4", "lzallright"},
     "debfile": set(),
     "processes": set(),
@@ -400,7 +400,7 @@ def test_gdbscripts_that_gdb_sources_share_no_name() -> None:
 HEAVY = {
     *("numpy", "elftools", "pygdbmi", "prompt_toolkit", "vmlinux_to_elf", "tomlkit", "tomllib", "pyarrow"),
     *("dataclasses", "inspect", "pathlib", "subprocess", "json", "csv", "xml.etree", "tempfile", "shutil"),
-    *("difflib", "hashlib", "importlib.metadata"),
+    *("difflib", "hashlib", "importlib.metadata", "html", "platformdirs"),
 }
 """What takes a millisecond or more to import, and most commands without a guest do without."""
 
@@ -411,19 +411,17 @@ def imported(code: str, *, without: Set[str] = frozenset()) -> set[str]:
     code = f"import sys; sys.path.append({tables!r}); {code}"
     code += f"; sys.stderr.write(' '.join({HEAVY - without} & set(sys.modules)))"
     words = [sys.executable, "-S", "-c", code]
-    environment = {**os.environ, "PTINSPECT_CONFIG": "/nonexistent"}
+    environment = {**os.environ, "XDG_CONFIG_HOME": "/nonexistent"}
+    environment.pop("PTINSPECT_CONFIG", None)
     run = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
     return set(run.stderr.split())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["help", "walk"], ["decode", "0x3", "--level", "3"]])
 def test_starting_imports_nothing_heavy(words: list[str]) -> None:
-    """A command without a guest is over before these would be imported.
-
-    Only --help asks for a width, and what prints a table imports what tabulate does.
-    """
+    """A command without a guest is over before these would be imported; only --help asks for a width."""
     code = f"from ptinspect.app import main; main({words})"
-    assert not imported(code, without={"shutil"} if words == ["--help"] else {"dataclasses", "inspect"})
+    assert not imported(code, without={"shutil"} if words == ["--help"] else frozenset())
 
 
 def test_gdb_is_started_before_anything_heavy_is_imported() -> None:

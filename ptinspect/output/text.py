@@ -6,8 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from ptinspect.dataclass import replace
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
@@ -139,8 +140,9 @@ def _grid(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], colour: boo
     heads = [[Styled(column.title, "dim") for column in columns]] if any(c.title for c in columns) else []
     cells = [[_cell(cell, colour) for cell in row] for row in (*heads, *rows)]
     tabulate = _tabulate(wide=any(_is_wide(text) for row in cells for text in row))
+    by_column = dict(enumerate(zip(*cells, strict=True)))  # of rows it would ask for their data class
     body: str = tabulate.tabulate(  # heads are a row: tabulate would pad them by two columns
-        cells, colalign=[column.align for column in columns], tablefmt="plain", disable_numparse=True
+        by_column, colalign=[column.align for column in columns], tablefmt="plain", disable_numparse=True
     )
     return [line.rstrip() for line in body.split("\n")]
 
@@ -149,24 +151,32 @@ def _cell(cell: Cell, colour: bool) -> str:
     return paint(cell.text, cell.style, colour) if isinstance(cell, Styled) else cell
 
 
+class _Later(ModuleType):
+    """A stand-in for a module, which is imported when a function of it is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        def called(*values: object) -> Any:
+            return getattr(import_module(self.__name__), name)(*values)
+
+        return called
+
+
 def _tabulate(*, wide: bool) -> Any:
     """Return the module tabulate; `wide`: one that knows letters of two columns.
 
-    It looks up its own version and all of wcwidth when it is imported: three quarters of the time of that,
-    and more than the rest of many a command.
+    What it imports for other uses is nine tenths of the time that it takes, and more than the rest of many
+    a command: its own version, all of wcwidth, the standard library's data classes and HTML.
     """
-    early = "tabulate" not in sys.modules and "importlib.metadata" not in sys.modules
-    if early:
-        stand_in = SimpleNamespace(version=lambda name: "", PackageNotFoundError=ImportError)
-        sys.modules["importlib.metadata"] = cast("ModuleType", stand_in)
-        sys.modules.setdefault("wcwidth", cast("ModuleType", None))
+    unused: dict[str, Any] = {name: _Later(name) for name in ("dataclasses", "html")}
+    unused["importlib.metadata"] = SimpleNamespace(version=str, PackageNotFoundError=ImportError)
+    unused["wcwidth"] = None
+    early = {} if "tabulate" in sys.modules else {n: m for n, m in unused.items() if n not in sys.modules}
+    sys.modules.update(early)
     try:
         import tabulate
     finally:
-        if early:
-            del sys.modules["importlib.metadata"]
-            if sys.modules["wcwidth"] is None:
-                del sys.modules["wcwidth"]
+        for name in early:
+            del sys.modules[name]
     found: Any = tabulate
     if wide and not found.WIDE_CHARS_MODE:
         import wcwidth

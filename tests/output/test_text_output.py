@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
@@ -110,3 +113,22 @@ def test_colour(environment: dict[str, str], terminal: bool, choice: bool | None
 
 def test_escape_keeps_the_guest_from_the_terminal() -> None:
     assert escape("a\x1b[2J\r\n\x07\x9bé") == "a\\x1b[2J\\r\\n\\x07\\x9bé"
+
+
+def test_tabulate_is_whole_for_others_in_the_same_process() -> None:
+    """What it needs for HTML and for data classes is imported when it is asked for these."""
+    code = """if True:
+        import sys
+        from ptinspect.output.model import Column, Report, Table
+        from ptinspect.output.text import render
+        assert render(Report({}, (Table((Column("a"),), [("1",)]),))) == "a\\n1\\n"
+        assert not {"dataclasses", "html", "importlib.metadata", "wcwidth"} & set(sys.modules)
+        from dataclasses import dataclass
+        from tabulate import tabulate
+        @dataclass
+        class Row:
+            count: int
+        assert tabulate([Row(1)], headers="keys", tablefmt="plain") == "  count\\n      1"
+        assert "&lt;" in tabulate([["<"]], tablefmt="html")
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
