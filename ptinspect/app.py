@@ -198,7 +198,9 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace, signals: S
     from ptinspect.repl.player import Player, TimeUp, refused, reported
     from ptinspect.script.variables import definition
 
-    player = Player(ctx, printer, keep_going=options.keep_going, ended=lambda: signals.code)
+    player = Player(
+        ctx, printer, keep_going=options.keep_going, echo=not options.quiet, ended=lambda: signals.code
+    )
     try:
         player.variables.update(definition(text) for text in options.var or ())
         if options.kernel is not None and not options.kernel.is_file():
@@ -234,13 +236,14 @@ def _work(player: Player, options: argparse.Namespace, statements: list[Statemen
     if options.json or not sys.stdin.isatty():
         from ptinspect.script.parse import parse
 
+        player.echo = False
         return player.play(parse("stdin", _typed()))
     from ptinspect.repl.loop import Loop
 
     if options.timeout is not None:
         raise UserError("--timeout at the prompt", "it limits -c, -x and what comes through a pipe")
     ctx.interactive = True
-    return Loop(ctx, printer, player=player).run()
+    return Loop(ctx, printer, player=player, greets=not options.quiet).run()
 
 
 def _statements(ctx: Context, options: argparse.Namespace) -> list[Statement]:
@@ -359,6 +362,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="give ${NAME} in scripts a value; may be repeated",
     )
+    add("--quiet", "-q", action="store_true", help="no greeting; the commands of -x are not shown")
     add("--keep-going", action="store_true", help="go on after a command failed")
     add(
         "--on-failure",

@@ -104,6 +104,19 @@ def test_a_script_and_commands_in_the_order_given(tmp_path: Path) -> None:
     assert order == sorted(order)
 
 
+def test_the_lines_of_a_script_are_shown_and_those_of_others_are_not(tmp_path: Path) -> None:
+    script = tmp_path / "s.pti"
+    script.write_text("decode 0x3 \\\n    --level 3\nwalk 0x10\n")
+    shown = run("-c", "version", "-x", str(script))
+    quiet = run("-q", "-c", "version", "-x", str(script))
+    lines = shown.stdout.splitlines()
+    echoes = ["ptinspect> decode 0x3 --level 3", "ptinspect> walk 0x10"]
+    assert [line for line in lines if "ptinspect>" in line] == echoes
+    assert [line for line in lines if line not in echoes] == quiet.stdout.splitlines()
+    assert shown.stderr == quiet.stderr
+    assert "ptinspect>" not in run(stdin=script.read_text()).stdout
+
+
 def test_a_failing_script_line_has_its_place(tmp_path: Path) -> None:
     script = tmp_path / "s.pti"
     script.write_text("version\n\nwalk 0x10\n")

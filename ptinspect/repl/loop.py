@@ -83,6 +83,7 @@ class Loop:
         printer: Printer,
         *,
         player: Player | None = None,
+        greets: bool = True,
         history: History | None = None,
         source: Input | None = None,
         screen: Output | None = None,
@@ -91,6 +92,7 @@ class Loop:
         self.printer = printer
         self.player = player or Player(ctx, printer)
         self.toolbar = Toolbar(ctx)
+        self._greets = greets
         self._repeat = ""
         self._watched: object = None
         self._at_prompt = False
@@ -124,7 +126,8 @@ class Loop:
 
     def run(self) -> int:
         """Run until the user leaves; always 0: failed commands were reported when they failed."""
-        self.printer.say(f"ptinspect {__version__}: 'help' lists the commands, Ctrl-D leaves")
+        if self._greets:
+            self.printer.say(f"ptinspect {__version__}: 'help' lists the commands, Ctrl-D leaves")
         before = signal.signal(signal.SIGINT, self._on_interrupt)
         try:
             while not self.ctx.leave:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
@@ -15,11 +15,10 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.preflight import MAX_DEPTH, Preflight
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
-from ptinspect.guest import expression
-from ptinspect.guest.names import GuestNames
 from ptinspect.output.files import write_text
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Attempt, attempt
+from ptinspect.repl.stop_actions import Fold, action_for, check_actions, goes_on, stop_addresses
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
@@ -29,57 +28,6 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 0.1
 """What a command that goes on gets, however little is left of its time."""
-
-
-def action_for(ctx: Context, actions: Mapping[str, OnStop], result: Mapping[str, Any]) -> OnStop | None:
-    """Return the action for a stop: for its breakpoint, its address, or any.
-
-    Raises PtinspectError if the address of an action cannot be known any more.
-    """
-    pc = result.get("pc")
-    if result.get("state") != "stopped" or not isinstance(pc, str):
-        return None
-    for where, action in actions.items():
-        if where.isdecimal() and int(where) == result.get("breakpoint"):
-            return action
-        if where != "any" and not where.isdecimal() and int(pc, 16) in stop_addresses(ctx, where):
-            return action
-    return actions.get("any")
-
-
-def stop_addresses(ctx: Context, where: str) -> set[int]:
-    """Return the addresses that an action is for, as far as they are known; none for `any` and numbers.
-
-    Raises PtinspectError.
-    """
-    if where == "any" or where.isdecimal():
-        return set()
-    address = expression.address(where)
-    from ptinspect.guest.breakpoints.breakpoints import of_kernel, symbol_breakpoints
-
-    if ctx.guest.kernel is not None and of_kernel(ctx.guest, address):
-        return symbol_breakpoints(ctx.guest).addresses(address)
-    return {address.value(GuestNames(ctx.guest))}
-
-
-def goes_on(ctx: Context, body: tuple[Statement, ...]) -> bool:
-    """Tell whether the last of the actions lets the guest go on."""
-    return bool(body) and _continues(ctx, body[-1])
-
-
-def check_actions(ctx: Context, body: tuple[Statement, ...]) -> None:
-    """Raise UserError if the guest would go on in the middle of the actions."""
-    if any(_continues(ctx, statement) for statement in body[:-1]):
-        raise UserError("'continue' among the actions at a stop", "it can only be the last of them")
-
-
-def _continues(ctx: Context, statement: Statement) -> bool:
-    if not isinstance(statement, Line):
-        return False
-    try:
-        return ctx.registry.split(statement.text).command.name == "continue"
-    except UserError:  # it has a variable for a name, or is no command
-        return False
 
 
 MOST_ROUNDS = 1_000_000
@@ -105,6 +53,8 @@ class Player:
     """Go on after a failure; the exit code is that of the first."""
     outcomes: list[Outcome] | None = None
     """What came of each command, if somebody wants to know."""
+    echo: bool = False
+    """Show the lines of scripts as they run."""
     ended: Callable[[], int] = int
     """Returns the exit code of a signal that ended a command early, though it had an answer; else 0."""
     at: Line = field(default_factory=lambda: Line(""))
@@ -288,10 +238,13 @@ class Player:
         if not self._depth:
             self.asked = command
 
-    def _run(self, line: Line, call: Call | None = None) -> Attempt:
+    def _run(self, line: Line, call: Call | None = None, *, written: str = "") -> Attempt:
+        """Run a line, which stands in the script as `written` if that is something else."""
         self.at, self.command = line, None if call is None else call.command
         began = time.monotonic()
         try:
+            if self.echo and line.place:
+                self.printer.echo(written or line.text)
             made = attempt(self.ctx, self.printer, line, call, found=self._found)
         except (KeyboardInterrupt, SystemExit) as end:
             if not isinstance(end, TimeUp):
@@ -316,21 +269,27 @@ class Player:
         first = EXIT_OK
         text = made.outcome.line if call.name == "until" else "continue"
         again = call if call.name == "until" else self.ctx.registry.parse(text)
-        for _ in range(MOST_STOPS):
-            outcome = made.outcome
-            stop = None if outcome.code or made.report is None else made.report.result
-            action = None if stop is None else action_for(self.ctx, self._actions, stop)
-            if action is None:
-                return first or outcome.code
-            on = goes_on(self.ctx, action.body)
-            if on and outcome.name == "finish":
-                raise UserError("'finish' cannot go on after actions at a stop", "until ADDR can")
-            code = self._nested(action.body[:-1] if on else action.body)
-            first = first or code
-            if not on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
-                return first
-            left = max(end - time.monotonic(), LEAST_SECONDS)
-            made = self._run(Line(text, action.body[-1].place), again.using(timeout=left))
+        fold = Fold(self.printer, self.ctx.options.flag("fold") and not self.printer.json)
+        with fold.folding():
+            for _ in range(MOST_STOPS):
+                outcome, stop = made.outcome, made.report
+                action = (
+                    None if outcome.code or stop is None else action_for(self.ctx, self._actions, stop.result)
+                )
+                if stop is None or action is None:
+                    return first or outcome.code
+                on = goes_on(self.ctx, action.body)
+                if on and outcome.name == "finish":
+                    raise UserError("'finish' cannot go on after actions at a stop", "until ADDR can")
+                with fold.acting(action.where, stop):
+                    code = self._nested(action.body[:-1] if on else action.body)
+                first = first or code
+                if not on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
+                    return first
+                left = max(end - time.monotonic(), LEAST_SECONDS)
+                fold.hold()
+                line = Line(text, action.body[-1].place)
+                made = self._run(line, again.using(timeout=left), written="continue")
         raise UserError(f"the guest stopped {MOST_STOPS} times", "let an action end without 'continue'")
 
     def _nested(self, statements: tuple[Statement, ...]) -> int:

@@ -14,7 +14,7 @@ from typing import TextIO
 from ptinspect.commands.framework.options import Options
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.files import open_input
-from ptinspect.output.model import Report, escape
+from ptinspect.output.model import Report, Style, escape
 from ptinspect.output.text import paint, plain, render, terminal_size, wants_colour, wrap
 
 LESS = "-RFXK"
@@ -92,6 +92,8 @@ class Printer:
         self.options = Options()
         self.above: Callable[[str], bool] | None = None
         """Writes a line above the prompt and returns True, or False if there is none now."""
+        self.taker: Callable[[TextIO, str], bool] | None = None
+        """Takes what is to be written and returns True, or False to have it written now."""
         self._turn = threading.RLock()
         self.pages = False
         """True where what is longer than the screen goes to a pager."""
@@ -120,19 +122,39 @@ class Printer:
             self._report(name, report, line, place, page)
 
     def _report(self, name: str, report: Report, line: str, place: str, page: bool) -> None:
-        self.end_progress()
         if self.json:
             from ptinspect.output import json as json_output
 
-            self.out.write(json_output.answer(name, report, line, place) + "\n")
+            self.write(self.out, json_output.answer(name, report, line, place) + "\n")
         else:
             width = terminal_size().columns if self.out.isatty() else 0
             text = render(report, colour=self.colour(self.out), width=width)
             wanted = page and self.pages and self.options.text("pager") == "auto" and self.out.isatty()
-            if wanted and too_long(text, terminal_size()) and view_in_pager(text, os.environ):
+            self.end_progress()
+            if (
+                wanted
+                and self.taker is None
+                and too_long(text, terminal_size())
+                and view_in_pager(text, os.environ)
+            ):
                 return
-            self.out.write(text)
-        self.out.flush()
+            self.write(self.out, text)
+
+    def write(self, stream: TextIO, text: str) -> None:
+        """Write a text, unless somebody takes it."""
+        if self.taker is None or not self.taker(stream, text):
+            self.end_progress()
+            stream.write(text)
+            stream.flush()
+
+    def print(self, text: str, style: Style = "plain") -> None:
+        """Print a text that is no answer among the answers."""
+        self.write(self.out, paint(text, style, self.colour(self.out)))
+
+    def echo(self, line: str) -> None:
+        """Show a line of a script before its answer; JSON has it in the answer."""
+        if not self.json:
+            self.print(f"ptinspect> {escape(line)}\n", "title")
 
     def error(self, name: str, error: PtinspectError, line: str = "", place: str = "") -> None:
         """Print what went wrong: in JSON on standard output, else one or two lines on standard error."""
@@ -143,14 +165,14 @@ class Printer:
         self, name: str, kind: str, message: str, *, hint: str = "", line: str = "", place: str = ""
     ) -> None:
         """Print a failure of any kind; `place` is `file:line` of a script."""
-        self.end_progress()
         message = "\n".join(escape(part) for part in message.splitlines()) or kind
         if self.json:
             from ptinspect.output import json as json_output
 
             where = f"{place}: " if place else ""
-            self.out.write(json_output.failure(name, kind, where + message, hint, line, place=place) + "\n")
-            self.out.flush()
+            self.write(
+                self.out, json_output.failure(name, kind, where + message, hint, line, place=place) + "\n"
+            )
             return
 
         colour = self.colour(self.err)
@@ -161,11 +183,11 @@ class Printer:
         told = (
             [part for line in hint.split("\n") for part in wrap(f"  {escape(line)}", width)] if hint else []
         )
-        for part in said:
-            self.err.write(paint(part, "bad", colour) + "\n")
-        for part in told:
-            self.err.write(paint(part, "dim", colour) + "\n")
-        self.err.flush()
+        lines = [
+            *(paint(part, "bad", colour) for part in said),
+            *(paint(part, "dim", colour) for part in told),
+        ]
+        self.write(self.err, "".join(f"{line}\n" for line in lines))
 
     @contextlib.contextmanager
     def into(self, *, shell: str = "", file: str = "", append: bool = False) -> Iterator[None]:
@@ -232,12 +254,12 @@ class Printer:
 
     def say(self, text: str) -> None:
         """Print a line that belongs to no answer, on standard error."""
-        self.end_progress()
-        self.err.write(text + "\n")
-        self.err.flush()
+        self.write(self.err, text + "\n")
 
     def start(self) -> None:
-        """Begin to count the time of a command."""
+        """Begin to count the time of a command, or of many that are shown as one."""
+        if self.taker is not None:
+            return
         self._started = time.monotonic()
         self._shown = 0.0
 
@@ -262,10 +284,9 @@ class Printer:
         if self.json:
             return
 
-        self.end_progress()
-        self.out.write(paint(f"ptinspect> {line}", "title", self.colour(self.out)) + "\n")
+        self.echo(line)
         self.report("", report, line, page=False)
-        self.out.write("\n")
+        self.print("\n")
         self.start()
 
     def end_progress(self) -> None:

@@ -199,6 +199,92 @@ on stop any: off
     assert said == ["first", "first", "seven", "between", "other"]
 
 
+FOLDED = """\
+on stop 0x1000:
+    say room
+    continue
+on stop any: say other
+continue
+say end
+"""
+STOPS = (*((0x1000, None),) * 4, (0x3000, None))
+
+
+def test_lines_of_a_script_are_shown_as_they_run() -> None:
+    ctx, _ = stopping(*STOPS[2:])
+    subject = player(ctx, echo=True)
+    assert play(subject, "var a = x\nsay ${a}\n" + FOLDED) == 0
+    shown = [line.removeprefix("ptinspect> ") for line in out(subject.printer).splitlines()]
+    stops = [line for line in shown if line.startswith("stopped")]
+    assert [line for line in shown if line not in stops] == [
+        "say x", "x", "continue", "say room", "room", "… 1 more stop at 0x1000 with the same answer",
+        "continue", "say other", "other", "say end", "end",
+    ]  # fmt: skip
+    assert len(stops) == 2
+    quiet = player(stopping(*STOPS[2:])[0], echo=True)
+    quiet.printer.json = True
+    assert play(quiet, FOLDED) == 0
+    assert [json.loads(line)["line"] for line in out(quiet.printer).splitlines()] == [
+        "continue", "say room", "continue", "say room", "continue", "say other", "say end"
+    ]  # fmt: skip
+
+
+def test_stops_that_say_the_same_are_counted() -> None:
+    ctx, said = stopping(*STOPS)
+    subject = player(ctx)
+    assert play(subject, FOLDED) == 0
+    assert said == ["room"] * 4 + ["other", "end"]
+    assert subject.outcomes is not None and len(subject.outcomes) == 11
+    assert out(subject.printer).count("room") == 1
+    assert "\n… 3 more stops at 0x1000 with the same answer\nstopped: cpu 0 at 0x3000" in out(subject.printer)
+    ctx, _ = stopping(*STOPS)
+    ctx.options.set("fold", "off", "session")
+    subject = player(ctx)
+    assert play(subject, FOLDED) == 0
+    assert out(subject.printer).count("room") == 4 and "…" not in out(subject.printer)
+
+
+def test_a_stop_that_says_something_else_is_shown() -> None:
+    ctx, _ = stopping(*STOPS)
+    rooms = iter((1, 1, 2, 1))
+    declare(ctx.registry, "room", lambda ctx: Report({}, (Note(f"{next(rooms)} free"),)))
+    subject = player(ctx)
+    assert play(subject, FOLDED.replace("say room", "room")) == 0
+    shown = [line for line in out(subject.printer).splitlines() if not line.startswith("stopped")]
+    assert shown == [
+        "1 free", "… 1 more stop at 0x1000 with the same answer", "2 free", "1 free", "other", "end"
+    ]  # fmt: skip
+
+
+def test_a_stop_on_another_cpu_is_no_other_answer() -> None:
+    ctx, _ = stopping()
+    cpus = iter((0, 2, 2, 1))
+    ctx.guest.session.on_wait = lambda: Stop("breakpoint-hit", next(cpus), 5, 0x1000, "")
+    subject = player(ctx, keep_going=True)
+    text = "on stop 5: say room; continue\ncontinue\n"
+    with pytest.raises(StopIteration):
+        play(subject, text)
+    assert "… 3 more stops at breakpoint 5 with the same answer (cpus 1, 2)\n" in out(subject.printer)
+
+
+def test_what_goes_wrong_at_a_stop_is_shown_with_it() -> None:
+    ctx, said = stopping(*STOPS)
+
+    def fails_at_the_third(ctx: Any) -> Report:
+        said.append("x")
+        if len(said) == 3:
+            raise Bad("it is bad")
+        return Report({}, (Note("good"),))
+
+    declare(ctx.registry, "probe", fails_at_the_third)
+    subject = player(ctx)
+    assert play(subject, FOLDED.replace("say room", "probe")) == 1
+    shown = out(subject.printer).splitlines()
+    assert shown[1:3] == ["good", "… 1 more stop at 0x1000 with the same answer"]
+    assert len(shown) == 4 and shown[3].startswith("stopped")
+    assert err(subject.printer) == "s:2: it is bad\n"
+
+
 def test_a_failing_action_ends_the_script() -> None:
     ctx, said = stopping((0x1000, None), (0x1000, None))
     assert play(player(ctx), "on stop 0x1000: say bad; continue\ncontinue\nsay b\n") == 1

@@ -67,6 +67,9 @@ _DECLARED = (
         ("auto", "on", "off"),
     ),
     Option("confirm", True, _switch, "ask before what cannot be undone; off: do it at once", ("on", "off")),
+    Option(
+        "fold", True, _switch, "count the stops that an on stop answers alike; off: show all", ("on", "off")
+    ),
     Option("history", 5000, arguments.whole(0, 1_000_000), "lines that are kept between runs"),
     Option(
         "pager", "auto", _one_of("auto", "off"), "auto: what is longer than the screen in $PAGER, or less"
