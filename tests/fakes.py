@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,8 +150,14 @@ class FakeSession:
     delete_place = delete_breakpoint
 
     @property
-    def places(self) -> frozenset[int]:
-        return frozenset(b.id for b in self.breakpoints)
+    def places(self) -> dict[int, int]:
+        return {b.id: b.hits for b in self.breakpoints}
+
+    def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+        self.calls.append(("alter", number, enabled, condition))
+        wanted = {"enabled": enabled, "condition": condition}
+        more: Any = {name: value for name, value in wanted.items() if value is not None}
+        self.breakpoints = tuple(changed(b, **more) if b.id == number else b for b in self.breakpoints)
 
     def reserve_breakpoint(self) -> int:
         self.reserved += 1
@@ -191,7 +198,8 @@ class FakeSession:
     def run_until(self, addresses: Sequence[int], timeout: float, **options: Any) -> Stop:
         before = {b.id for b in self.breakpoints}
         self.escort.depart()
-        addresses = [*addresses, *(b.address for b in self.breakpoints if b.id not in before)]
+        made = [b.address for b in self.breakpoints if b.id not in before]
+        addresses = [*addresses, *(at for at in made if at is not None)]
         self.calls.append(("until", tuple(addresses)))
         return self._stopped(Stop("breakpoint-hit", 0, 1, addresses[0], ""))
 

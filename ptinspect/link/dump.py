@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Never
 
 from ptinspect.arch.sysregs import CpuState
@@ -45,7 +46,7 @@ class DumpSession:
     """A stopped guest; see Session. Nothing can be made to run, or written."""
 
     set_breakpoint = watch_access = delete_breakpoint = slots = Missing(Capability.RUN)
-    reserve_breakpoint = delete_place = escort = Missing(Capability.RUN)
+    reserve_breakpoint = delete_place = alter_place = escort = Missing(Capability.RUN)
     resume = wait_stop = interrupt = step_instructions = run_until = Missing(Capability.RUN)
     write_physical = changes = Missing(Capability.WRITE)
     gva2gpa = monitor = Missing(Capability.MONITOR)
@@ -57,7 +58,7 @@ class DumpSession:
     state = RunState.STOPPED
     stop_token = current_cpu = 0
     breakpoints: tuple[Breakpoint, ...] = ()
-    places: frozenset[int] = frozenset()
+    places: Mapping[int, int] = MappingProxyType({})
     replay = None
 
     def __init__(self, file: DumpFile, cpus: Sequence[CpuState], label: str, *, registers: bool) -> None:

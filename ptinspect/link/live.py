@@ -28,6 +28,7 @@ from ptinspect.link.connect import Link, clear, connect, heir
 from ptinspect.link.escort import FIRST_PAUSE, LONGEST_PAUSE, Escort
 from ptinspect.link.gdb.breakpoints import (
     HardwareSlots,
+    alter,
     insert_breakpoint,
     insert_watchpoint,
     list_breakpoints,
@@ -36,7 +37,7 @@ from ptinspect.link.gdb.breakpoints import (
 )
 from ptinspect.link.gdb.mi import SECONDS, console
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command, continues
-from ptinspect.link.gdb.slots import Purpose, Usage, fitting
+from ptinspect.link.gdb.slots import Purpose, Usage, dfr0_of, fitting
 from ptinspect.link.gdb.starting import Starting
 from ptinspect.link.journal import Journal, attaching
 from ptinspect.link.lanes.beside import beside
@@ -52,8 +53,6 @@ from ptinspect.memory.source import PhysicalMemory, RamBlock
 
 STOP_SECONDS = 5.0
 """How long the guest may take to stop where the caller gives no time."""
-DFR0 = ("ID_AA64DFR0_EL1", "ID_AA64DFR0")
-"""Names of the register with the number of hardware breakpoints."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
 
@@ -68,7 +67,9 @@ class LiveSession:
         """Use `attach`."""
         facts = link.facts
         self._link, self._gdb, self._tracker = link, link.process, link.tracker
-        self.slots = HardwareSlots(link.process, limited=facts.accel == "kvm", dfr0=self._dfr0)
+        self.slots = HardwareSlots(
+            link.process, limited=facts.accel == "kvm", dfr0=lambda: dfr0_of(self.registers(0))
+        )
         self._left = False
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
         self.address = str(link.address)
@@ -206,11 +207,6 @@ class LiveSession:
         self._need_stopped()
         return self._link.registers.all(cpu)
 
-    def _dfr0(self) -> int | None:
-        """Read ID_AA64DFR0_EL1; None if the stub does not offer it."""
-        found = self._link.registers.all(0)
-        return next((found[name] for name in DFR0 if name in found), None)
-
     def write_physical(self, pa: int, data: bytes) -> None:
         self._need_stopped()
         if Capability.WRITE not in self.capabilities:
@@ -234,8 +230,8 @@ class LiveSession:
         return list_breakpoints(self._gdb, self._tracker)
 
     @property
-    def places(self) -> frozenset[int]:
-        return frozenset(b.id for b in list_breakpoints(self._gdb))
+    def places(self) -> Mapping[int, int]:
+        return {b.id: b.hits for b in list_breakpoints(self._gdb)}
 
     def reserve_breakpoint(self) -> int:
         self._need_stopped()
@@ -280,6 +276,10 @@ class LiveSession:
         number = insert_watchpoint(self._gdb, address, length)
         self.slots.note(number, purpose)
         return number
+
+    def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+        self._need_stopped()
+        alter(self._gdb, number, enabled=enabled, condition=condition)
 
     def slots_used(self) -> Usage | None:
         self._need_stopped()

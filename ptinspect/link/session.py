@@ -138,7 +138,7 @@ class Session(Protocol):
 
     @property
     def breakpoints(self) -> tuple[Breakpoint, ...]:
-        """The breakpoints that GDB knows, by number."""
+        """The breakpoints and watchpoints that GDB knows, by number."""
 
     @property
     def slots(self) -> HardwareSlots:
@@ -170,8 +170,8 @@ class Session(Protocol):
         """
 
     @property
-    def places(self) -> frozenset[int]:
-        """GDB's numbers of all breakpoints that it has, each for one place."""
+    def places(self) -> Mapping[int, int]:
+        """GDB's numbers of all breakpoints that it has, each for one place, and how often each was hit."""
 
     def reserve_breakpoint(self) -> int:
         """Return a number for a breakpoint that has no place yet."""
@@ -184,6 +184,12 @@ class Session(Protocol):
 
         Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError, and
         OutOfSlots under KVM if no slot is free or one cannot watch exactly these bytes.
+        """
+
+    def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+        """Enable or disable a breakpoint of one place, or a watchpoint; give it a condition (GDB's language).
+
+        An empty condition takes the old one away. Raises MiError.
         """
 
     def delete_breakpoint(self, number: int) -> None:

@@ -66,12 +66,12 @@ class StopInfo:
 
 @dataclass(frozen=True)
 class Breakpoint:
-    """Describe a breakpoint that GDB knows."""
+    """Describe a breakpoint or watchpoint that GDB knows."""
 
     id: int
     """GDB's number."""
-    address: int
-    """Value of the program counter that stops the guest."""
+    address: int | None
+    """Value of the program counter that stops the guest, or what is watched; None if GDB tells none."""
     hardware: bool = True
     """Compared by the CPU or by QEMU; nothing is written into guest memory."""
     temporary: bool = False
@@ -81,7 +81,13 @@ class Breakpoint:
     condition: str = ""
     """GDB expression that must hold."""
     hits: int = 0
-    """How often it was reached."""
+    """How often it has stopped the guest."""
+    kind: str = "breakpoint"
+    """GDB's word without `hw`: breakpoint, watchpoint, read watchpoint, acc watchpoint, catchpoint."""
+    enabled: bool = True
+    """It counts."""
+    what: str = ""
+    """What is watched, or where it was set, in GDB's words."""
 
 
 NEVER_STOPPED = StopInfo("attached", 0, None, 0, "")

@@ -35,7 +35,7 @@ LOOKS = {
     "x": "$pc",
 }
 """Command -> arguments that it needs besides; None where the fake kernel does not do."""
-OTHERS = {"break", "launch", "demo"}
+OTHERS = {"break", "tbreak", "launch", "demo"}
 """Where --cpu means something else: whom to stop, or a model."""
 
 

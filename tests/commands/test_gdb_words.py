@@ -105,7 +105,7 @@ def test_print_without_a_guest() -> None:
 
 def test_info_runs_the_command_that_answers(ctx: Any) -> None:
     assert run(ctx, "i r x0").result == run(ctx, "regs x0").result
-    assert run(ctx, "info b").result == {"breakpoints": []}
+    assert run(ctx, "info b").result == {"breakpoints": [], "watchpoints": []}
     assert run(ctx, "info symbol start_kernel+4").result["symbol"] == "start_kernel"
     assert run(ctx, "info th").result == run(ctx, "cpu").result
     assert "(regs x0)" in text(run(ctx, "i r x0"))

@@ -76,7 +76,7 @@ def test_delete_alone_asks(ctx: Context) -> None:
     asked: list[str] = []
     ctx.interaction.confirm = lambda question: not asked.append(question)  # type: ignore[method-assign,func-returns-value]
     assert run(ctx, "d").result["deleted"] == [1, 2]
-    assert asked == ["delete all 2 breakpoint(s)?"]
+    assert asked == ["delete all 2 breakpoints?"]
     with pytest.raises(UserError):
         run(ctx, "d")
 
@@ -253,7 +253,7 @@ def test_break_where_nothing_tells_the_address_yet(ctx: Context, monkeypatch: py
     assert made["as_linked"] and made["pending"] and made["places"] == []
     monkeypatch.setattr(FakeKernel, "linked", False)
     assert run(ctx, "break start_kernel+4").result["id"] != made["id"]
-    assert "start_kernel+4  pending" in text(run(ctx, "break"))
+    assert "breakpoint, pending     0  start_kernel+4" in text(run(ctx, "break"))
     run(ctx, "delete all")
     assert run(ctx, "break").result["breakpoints"] == []
     assert ctx.guest.place(0x40_0000) == "0x400000"

@@ -263,6 +263,32 @@ def test_breakpoints_as_gdb_lists_them(fake_gdb: Callable[..., GdbProcess]) -> N
     assert list_breakpoints(gdb) == (found,)
 
 
+WATCHES = (
+    'bkpt={number="6",type="hw watchpoint",disp="keep",enabled="y",what="*(unsigned long*)0xffff800082a10d80"'
+    ',thread-groups=["i1"],times="2",original-location="*(unsigned long*)0xffff800082a10d80"},'
+    'bkpt={number="7",type="read watchpoint",disp="keep",enabled="n",what="*(char(*)[8])0x40000000",'
+    'thread-groups=["i1"],times="0",original-location="*(char(*)[8])0x40000000"},'
+    'bkpt={number="8",type="acc watchpoint",disp="keep",enabled="y",what="counter + 1",times="0"},'
+    'bkpt={number="9",type="breakpoint",disp="keep",enabled="y",addr="<MULTIPLE>",times="1",'
+    'original-location="f",locations=[{number="9.1",enabled="y",addr="0x40"},{number="9.2",addr="0x80"}]},'
+    'bkpt={number="10",type="breakpoint",disp="keep",enabled="y",addr="<PENDING>",times="0",pending="g"}'
+)
+
+
+def test_watchpoints_as_gdb_lists_them(fake_gdb: Callable[..., GdbProcess]) -> None:
+    """The first two rows as GDB 13.1 wrote them."""
+    gdb = fake_gdb([("-break-list", f"{{t}}^done,BreakpointTable={{body=[{WATCHES}]}}\n")])
+    found = list_breakpoints(gdb)
+    assert [(b.id, b.kind, b.address, b.hits, b.enabled) for b in found] == [
+        (6, "watchpoint", 0xFFFF_8000_82A1_0D80, 2, True),
+        (7, "read watchpoint", 0x4000_0000, 0, False),
+        (8, "acc watchpoint", None, 0, True),
+        (9, "breakpoint", 0x40, 1, True),
+        (10, "breakpoint", None, 0, True),
+    ]
+    assert found[2].what == "counter + 1"
+
+
 def test_memory_that_ends_before_it_begins() -> None:
     text = 'FlatView #0\n AS "memory", root: system\n  0000000040000000-000000003fffffff (prio 0, ram): x\n'
     with pytest.raises(TargetError, match="ends before it begins"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NoReturn, TypeVar
@@ -14,6 +16,10 @@ from ptinspect.text import similar
 
 PROGRAM = "ptinspect"
 """The program's own parser: its name stands in front of every error anyway."""
+
+
+_CLAUSE = re.compile(r"(?:^|\s)if(?=[\s(])\s*((?:[^\s#]|\s(?!#))+)")
+_CHARACTER = re.compile(r"'(?:[^\\]|\\.{1,4})'")
 
 
 class OneLine(argparse.HelpFormatter):
@@ -64,6 +70,34 @@ def joined(arguments: list[str]) -> list[str]:
         else:
             found.append(word)
     return found
+
+
+def as_typed(text: str) -> list[str]:
+    """Split as a shell does, but leave the quotes of a character: 'a'."""
+    lexer = shlex.shlex(text, posix=False, punctuation_chars=False)
+    lexer.whitespace_split = True
+    return [word if _CHARACTER.fullmatch(word) else _unquoted(word) for word in lexer]
+
+
+def _unquoted(word: str) -> str:
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
+
+
+def _options_first(parser: Parser, words: list[str]) -> list[str]:
+    """Return the words with the options in front: what else begins with a sign is part of an expression."""
+    options = {name: action for action in parser.actions() for name in action.option_strings}
+    first: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option = options.get(word.partition("=")[0] if word.startswith("--") else word)
+        if option is None and not re.match("--[a-z]", word):
+            others.append(word)
+            continue
+        first.append(word)
+        if option is not None and option.nargs != 0 and "=" not in word:
+            first += [value for _, value in zip(range(1), rest, strict=False)]
+    return [*first, "--", *others]
 
 
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -144,6 +178,10 @@ class Command:
     """All that follows the name is one string, unparsed (`gdb …`): it arrives as `line`."""
     extra: bool = False
     """The words after `--` are for another program: they arrive unparsed as `extra`."""
+    raw: bool = False
+    """Its arguments are expressions: quotes and signs in them belong to it, as in 'a' and -1."""
+    clause: str = ""
+    """Option that takes all that follows the word `if`."""
     slash: str = ""
     """Option that takes what is typed after a slash: with `--format`, `x/8gx` is `x --format 8gx`."""
 
@@ -167,8 +205,23 @@ class Command:
         if self.passthrough:
             return {"line": rest}
         own, extra = divide(list(words)) if self.extra else (list(words), [])
-        found = vars(self.parser().parse_args(joined(own)))
+        parser = self.parser()
+        if self.raw or self.clause:
+            own = self._own_words(parser, own, rest)
+        found = vars(parser.parse_args(own if self.raw else joined(own)))
         return {**found, "extra": extra} if self.extra else found
+
+    def _own_words(self, parser: Parser, words: list[str], rest: str) -> list[str]:
+        """Return the words with what follows `if` as one, and expressions as they were typed."""
+        after = _CLAUSE.search(rest) if self.clause else None
+        if after is None and not self.raw:
+            return words
+        said = words[: len(words) - len(shlex.split(rest, comments=True))]
+        text = rest if after is None else rest[: after.start()]
+        split = as_typed(text) if self.raw else shlex.split(text)
+        if self.raw:
+            split = _options_first(parser, split)
+        return [*said, *([] if after is None else [f"{self.clause}={after[1].strip()}"]), *split]
 
 
 def command(

@@ -56,8 +56,6 @@ INSTEAD: Mapping[str, str] = {
     "starti": "launch stops the guest at reset",
     "symbol-file": "kernel FILE",
     "target": "attach :1234",
-    "tb": "break --temporary ADDR",
-    "tbreak": "break --temporary ADDR",
     "telescope": "x/8a $sp",
     "thread": "cpu N",
     "up": "bt lists the frames; regs and $fp are those of the innermost",

@@ -1,4 +1,4 @@
-"""`break`, `delete`: set, list and delete breakpoints."""
+"""`break`, `tbreak`, `delete`, `enable`, `disable`, `condition`: what stops the guest, in one list."""
 
 from __future__ import annotations
 
@@ -12,30 +12,58 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
+from ptinspect.guest.breakpoints import listing
 from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, symbol_breakpoints
+from ptinspect.guest.breakpoints.listing import Listed
 from ptinspect.guest.breakpoints.reachable import set_breakpoint
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
-from ptinspect.link.session import Breakpoint
+from ptinspect.link.gdb.slots import OWNERS, Purpose
 from ptinspect.output.encode import ABSENT, Absent
-from ptinspect.output.model import Column, Note, Report, Table
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 
 
-@dataclass(frozen=True)
-class BreakpointResult:
-    """A breakpoint."""
+@dataclass(frozen=True, kw_only=True)
+class StopperResult:
+    """What stops the guest."""
 
     id: int
+    place: str
+    """Where, with its symbol; of a watchpoint, the expression."""
+    kind: str = "breakpoint"
+    """breakpoint, watchpoint, read watchpoint, access watchpoint, or GDB's word."""
+    hits: int = 0
+    """How often it has stopped the guest."""
+    condition: str | Absent = ABSENT
+    enabled: bool = True
+    temporary: bool = False
+    cpu: int | Absent = ABSENT
+    """The only CPU that it stops."""
+    owner: str | Absent = ABSENT
+    """What has set it, if it was not the user: stack guard, kpti."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakpointResult(StopperResult):
+    """A breakpoint."""
+
     address: VirtAddr
     """A physical one for code that runs with the MMU off."""
-    place: str
     pending: bool | Absent = ABSENT
     """True while it is not known where the kernel runs: `address` is the kernel file's then."""
     places: Sequence[VirtAddr] | Absent = ABSENT
     """Where it is set now, if it follows a symbol: a physical one where the MMU is off, or by identity."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class WatchpointResult(StopperResult):
+    """A watchpoint, or another way of GDB's to stop the guest that is at no address."""
+
+    address: VirtAddr | Absent = ABSENT
+    """What is watched, if that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetResult(BreakpointResult):
     """The breakpoint that was set."""
 
@@ -49,9 +77,10 @@ class SetResult(BreakpointResult):
 
 @dataclass(frozen=True)
 class ListResult:
-    """The breakpoints that GDB knows."""
+    """The breakpoints and watchpoints."""
 
     breakpoints: Sequence[BreakpointResult]
+    watchpoints: Sequence[WatchpointResult]
     slots: Mapping[str, int] | Absent = ABSENT
 
 
@@ -62,11 +91,33 @@ class DeleteResult:
     deleted: Sequence[int]
 
 
+@dataclass(frozen=True)
+class EnabledResult:
+    """The breakpoints that were enabled or disabled."""
+
+    numbers: Sequence[int]
+    enabled: bool
+
+
+SOFTWARE = argument("--software", action="store_true", help="write an instruction instead of a comparison")
+CONDITION = argument(
+    "--if", dest="condition", metavar="CONDITION", help="stop only if it holds; or at the end: if CONDITION"
+)
+FOLLOWS = (
+    "At a symbol it follows the kernel: pending while it is not known where that runs, then at its own "
+    "address; code that runs with the MMU off or by the identity map at its physical one; after a reset "
+    "again. In a module ('NAME [MODULE]') it waits until that is loaded, and loaded again. At a number it "
+    "compares the program counter, whatever is there: pa:0x… for a physical address. Under KVM it is always "
+    "one of the CPU's own, of which there are few (status), --software or not. A condition is in GDB's "
+    "language: break kernel_clone if $x0 == 5."
+)
+
+
 @command(
     "break",
     aliases=("b",),
     group="Run and stop",
-    summary="Set a breakpoint, or list them",
+    summary="Set a breakpoint, or list what stops the guest",
     example="break start_kernel",
     arguments=(
         argument(
@@ -74,20 +125,17 @@ class DeleteResult:
             nargs="?",
             type=arguments.location,
             metavar="ADDR",
-            help=f"{ADDRESS_HELP}; none: list the breakpoints",
+            help=f"{ADDRESS_HELP}; none: list the breakpoints and watchpoints",
         ),
         argument("--temporary", "-t", action="store_true", help="delete it when it is hit"),
-        argument("--software", action="store_true", help="write an instruction instead of a comparison"),
-        argument("--if", dest="condition", metavar="CONDITION", help="a condition in GDB's language"),
+        SOFTWARE,
+        CONDITION,
         CPU,
     ),
     result=SetResult | ListResult,
     needs=Needs.TARGET,
-    details="At a symbol it follows the kernel: pending while it is not known where that runs, then at its "
-    "own address; code that runs with the MMU off or by the identity map at its physical one; after a reset "
-    "again. In a module ('NAME [MODULE]') it waits until that is loaded, and loaded again. At a number it "
-    "compares the program counter, whatever is there: pa:0x… for a physical address. "
-    "Under KVM it is always one of the CPU's own, of which there are few (status), --software or not.",
+    details=f"{FOLLOWS} The list has all, GDB's own too, and how often each has stopped the guest.",
+    clause="--if",
 )
 def break_at(
     guest: Guest,
@@ -100,22 +148,45 @@ def break_at(
 ) -> Report:
     """Set a breakpoint, or list all."""
     if address is None:
-        return _listed(guest)
+        return _list(guest)
     guest.require("break", stopped=True)
-    options: dict[str, Any] = {
-        "hardware": not software, "temporary": temporary, "cpu": cpu, "condition": condition
-    }  # fmt: skip
-    made, doubts = set_breakpoint(guest, address, **options)
-    warnings = [Note(f"{doubt.text}; {doubt.hint}", "changed") for doubt in doubts]
-    words = [doubt.text for doubt in doubts] or ABSENT
-    if isinstance(made, SymbolBreakpoint):
-        result, where = _symbol_result(guest, made), _where(guest, made)
-    else:
-        result, where = _result(guest, made), f"at {guest.place(made.address)}"
+    made, doubts = set_breakpoint(
+        guest, address, hardware=not software, temporary=temporary, cpu=cpu, condition=condition
+    )
+    (one,) = [each for each in listing.listed(guest) if each.number == made.id]
+    result = _breakpoint(one)
     slots, notes = _slots(guest)
-    head = Note(f"breakpoint {result.id} {where}", "changed" if result.pending is True else "plain")
+    words = [doubt.text for doubt in doubts] or ABSENT
     more = SetResult(**vars(result), slots=slots, as_linked=result.pending, warnings=words)
+    where = _where(guest, made) if isinstance(made, SymbolBreakpoint) else f"at {one.what}"
+    clause = f", if {escape(condition)}" if condition else ""
+    head = Note(f"breakpoint {one.number} {where}{clause}", "changed" if one.pending else "plain")
+    warnings = [Note(f"{doubt.text}; {doubt.hint}", "changed") for doubt in doubts]
     return Report(more, (head, *warnings, *notes))
+
+
+@command(
+    "tbreak",
+    aliases=("tb",),
+    group="Run and stop",
+    summary="Set a breakpoint that goes when it is hit",
+    example="tbreak start_kernel",
+    arguments=(
+        argument("address", type=arguments.location, metavar="ADDR", help=ADDRESS_HELP),
+        SOFTWARE,
+        CONDITION,
+        CPU,
+    ),
+    result=SetResult,
+    needs=Needs.STOPPED,
+    details=FOLLOWS,
+    clause="--if",
+)
+def tbreak(
+    guest: Guest, *, address: Address, software: bool, condition: str | None, cpu: int | None
+) -> Report:
+    """Set a temporary breakpoint."""
+    return break_at(guest, address=address, temporary=True, software=software, condition=condition, cpu=cpu)
 
 
 def _where(guest: Guest, one: SymbolBreakpoint) -> str:
@@ -127,30 +198,58 @@ def _where(guest: Guest, one: SymbolBreakpoint) -> str:
     return f"at {one.address.text}, pending until {waits}{also}"
 
 
-def _listed(guest: Guest) -> Report:
-    breakpoints = symbol_breakpoints(guest)
-    breakpoints.refresh()
-    found = {b.id: (_result(guest, b), "temporary" if b.temporary else "") for b in guest.target.breakpoints}
-    for one in breakpoints.all:
-        pending = "pending" if breakpoints.waits_until(one.address) else ""
-        kind = " ".join(filter(None, ("temporary" if one.temporary else "", pending)))
-        found[one.id] = (_symbol_result(guest, one), kind)
+def _list(guest: Guest) -> Report:
+    found = listing.listed(guest)
     slots, notes = _slots(guest)
-    rows = [(str(b.id), b.place, kind) for _, (b, kind) in sorted(found.items())]
-    table = Table((Column("no.", "right"), Column("address"), Column("kind")), rows, empty="no breakpoints")
-    return Report(ListResult([b for _, (b, _) in sorted(found.items())], slots), (table, *notes))
+    rows = [(str(one.number), Styled(_kind(one), _tone(one)), str(one.hits), _what(one)) for one in found]
+    columns = (Column("no.", "right"), Column("kind"), Column("hits", "right"), Column("where"))
+    table = Table(columns, rows, empty="no breakpoints")
+    breakpoints = [_breakpoint(one) for one in found if _stands(one)]
+    watchpoints = [_watchpoint(one) for one in found if not _stands(one)]
+    return Report(ListResult(breakpoints, watchpoints, slots), (table, *notes))
 
 
-def _result(guest: Guest, found: Breakpoint) -> BreakpointResult:
-    return BreakpointResult(found.id, VirtAddr(found.address), guest.place(found.address))
+def _stands(one: Listed) -> bool:
+    return one.kind == "breakpoint" and one.address is not None
 
 
-def _symbol_result(guest: Guest, one: SymbolBreakpoint) -> BreakpointResult:
-    places = [VirtAddr(place) for place in one.places]
-    if places and not symbol_breakpoints(guest).waits_until(one.address):
-        return BreakpointResult(one.id, places[0], guest.place(places[0]), ABSENT, places)
-    linked = symbol_breakpoints(guest).linked_at(one.address)
-    return BreakpointResult(one.id, VirtAddr(linked), one.address.text, True, places)
+def _tone(one: Listed) -> Style:
+    return "changed" if one.pending else "plain" if one.enabled else "dim"
+
+
+def _kind(one: Listed) -> str:
+    owner = "" if one.purpose is Purpose.USER else OWNERS[one.purpose]
+    parts = (one.kind, "temporary" * one.temporary, "pending" * one.pending, "disabled" * (not one.enabled))
+    return ", ".join(filter(None, (*parts, owner)))
+
+
+def _what(one: Listed) -> str:
+    only = "" if one.cpu is None else f", cpu {one.cpu} only"
+    return escape(f"{one.what}{only}{f', if {one.condition}' if one.condition else ''}")
+
+
+def _breakpoint(one: Listed) -> BreakpointResult:
+    places = ABSENT if one.places is None else [VirtAddr(place) for place in one.places]
+    address = VirtAddr(one.address or 0)
+    return BreakpointResult(address=address, pending=one.pending or ABSENT, places=places, **_of_any(one))
+
+
+def _watchpoint(one: Listed) -> WatchpointResult:
+    return WatchpointResult(address=ABSENT if one.address is None else VirtAddr(one.address), **_of_any(one))
+
+
+def _of_any(one: Listed) -> dict[str, Any]:
+    return {
+        "id": one.number,
+        "place": one.what,
+        "kind": one.kind,
+        "hits": one.hits,
+        "condition": one.condition or ABSENT,
+        "enabled": one.enabled,
+        "temporary": one.temporary,
+        "cpu": ABSENT if one.cpu is None else one.cpu,
+        "owner": ABSENT if one.purpose is Purpose.USER else OWNERS[one.purpose],
+    }
 
 
 def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
@@ -160,36 +259,105 @@ def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
     return used.as_json(), [Note(str(used), "dim")]
 
 
+NUMBER = arguments.whole(0, 1 << 31)
+NUMBERS = argument(
+    "numbers",
+    nargs="*",
+    type=arguments.either("all", other=NUMBER),
+    metavar="N",
+    help="numbers of breakpoints and watchpoints, or: all",
+)
+
+
 @command(
     "delete",
     aliases=("d",),
     group="Run and stop",
-    summary="Delete breakpoints",
+    summary="Delete breakpoints and watchpoints",
     example="delete 1",
-    arguments=(
-        argument(
-            "numbers",
-            nargs="*",
-            type=arguments.either("all", other=arguments.whole(0, 1 << 31)),
-            metavar="N",
-            help="numbers of breakpoints, or: all",
-        ),
-    ),
+    arguments=(NUMBERS,),
     result=DeleteResult,
     needs=Needs.STOPPED,
 )
 def delete(ctx: Context, *, numbers: Sequence[int | str]) -> Report:
     """Delete breakpoints by number."""
-    session = ctx.guest.stopped
-    ours = [one.id for one in symbol_breakpoints(ctx.guest).all]
-    known = sorted({*ours, *(b.id for b in session.breakpoints)})
-    if not numbers and not (known and ctx.confirm(f"delete all {len(known)} breakpoint(s)?")):
+    known = [one.number for one in listing.listed(ctx.guest)]
+    if not numbers and not (known and ctx.confirm(f"delete all {_count(len(known))}?")):
         raise UserError("delete: which breakpoints?", "delete 1, or delete all; break lists them")
-    wanted = known if not numbers or "all" in numbers else [int(number) for number in numbers]
+    wanted = _chosen(ctx.guest, numbers)
     for number in wanted:
-        if number not in known:
-            raise UserError(f"no breakpoint {number}", "break lists them")
-    for number in dict.fromkeys(wanted):
-        if not symbol_breakpoints(ctx.guest).delete(number):
-            session.delete_breakpoint(number)
-    return Report(DeleteResult(wanted), (Note(f"deleted {len(wanted)} breakpoint(s)"),))
+        listing.delete(ctx.guest, number)
+    return Report(DeleteResult(wanted), (Note(f"deleted {_count(len(wanted))}"),))
+
+
+def _count(number: int) -> str:
+    return f"{number} breakpoint{'' if number == 1 else 's'}"
+
+
+def _chosen(guest: Guest, numbers: Sequence[int | str]) -> list[int]:
+    """Return the numbers, all where none is named. Raises UserError if one of them is nobody's."""
+    if not numbers or "all" in numbers:
+        return [one.number for one in listing.listed(guest)]
+    wanted = list(dict.fromkeys(int(number) for number in numbers))
+    for number in wanted:
+        listing.need(guest, number)
+    return wanted
+
+
+def _enabled(guest: Guest, numbers: Sequence[int | str], on: bool) -> Report:
+    wanted = _chosen(guest, numbers)
+    for number in wanted:
+        listing.enable(guest, number, on)
+    what = f"{'enabled' if on else 'disabled'} {_count(len(wanted))}"
+    return Report(EnabledResult(wanted, on), (Note(what),))
+
+
+@command(
+    "enable",
+    group="Run and stop",
+    summary="Have breakpoints and watchpoints stop the guest again",
+    example="enable 1",
+    arguments=(NUMBERS,),
+    result=EnabledResult,
+    needs=Needs.STOPPED,
+    details="Without a number: all of them.",
+)
+def enable(guest: Guest, *, numbers: Sequence[int | str]) -> Report:
+    """Enable breakpoints."""
+    return _enabled(guest, numbers, True)
+
+
+@command(
+    "disable",
+    group="Run and stop",
+    summary="Keep breakpoints and watchpoints, but do not stop at them",
+    example="disable 1",
+    arguments=(NUMBERS,),
+    result=EnabledResult,
+    needs=Needs.STOPPED,
+    details="Without a number: all of them.",
+)
+def disable(guest: Guest, *, numbers: Sequence[int | str]) -> Report:
+    """Disable breakpoints."""
+    return _enabled(guest, numbers, False)
+
+
+@command(
+    "condition",
+    group="Run and stop",
+    summary="Stop at a breakpoint or watchpoint only if a condition holds",
+    example="condition 1 $x0 == 5",
+    arguments=(
+        argument("number", type=NUMBER, metavar="N", help="its number"),
+        argument("condition", nargs="*", metavar="CONDITION", help="in GDB's language; none: always"),
+    ),
+    result=BreakpointResult | WatchpointResult,
+    needs=Needs.STOPPED,
+    raw=True,
+)
+def condition(guest: Guest, *, number: int, condition: Sequence[str]) -> Report:
+    """Give a breakpoint a condition, or take it away."""
+    listing.set_condition(guest, number, " ".join(condition))
+    (one,) = [each for each in listing.listed(guest) if each.number == number]
+    result = _breakpoint(one) if _stands(one) else _watchpoint(one)
+    return Report(result, (Note(f"{one.kind} {number}: {_what(one)}"),))

@@ -14,6 +14,7 @@ from ptinspect.commands.stack.stack import watched
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest import run_control
+from ptinspect.guest.breakpoints.listing import hits_of
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.instructions import instructions, named
@@ -109,7 +110,7 @@ def _hits(guest: Guest, stop: StopInfo) -> str:
     """Say how often a breakpoint was hit, from the second time on."""
     if stop.breakpoint is None:
         return ""
-    hits = next((b.hits for b in guest.target.breakpoints if b.id == stop.breakpoint), 0)
+    hits = hits_of(guest, stop.breakpoint)
     return f", hit {hits} times" if hits > 1 else ""
 
 

@@ -10,8 +10,8 @@ loaded, each time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
@@ -45,6 +45,9 @@ class SymbolBreakpoint:
     cpu: int | None = None
     condition: str | None = None
     purpose: Purpose = Purpose.USER
+    enabled: bool = True
+    hits: int = 0
+    """How often it was hit at places where it is no more."""
     places: dict[int, int] = field(default_factory=dict)
     """GDB's numbers by address, of where it is set now; none while it is pending."""
 
@@ -52,6 +55,30 @@ class SymbolBreakpoint:
     def pending(self) -> bool:
         """Whether it is set nowhere yet."""
         return not self.places
+
+
+class Other(Protocol):
+    """Something that is made of breakpoints and watchpoints, and has a number among them."""
+
+    enabled: bool
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """GDB's numbers of what it is made of: they are not listed by themselves."""
+
+    @property
+    def words(self) -> str:
+        """What it stops at."""
+
+    @property
+    def hits(self) -> int:
+        """How often it has stopped the guest."""
+
+    def enable(self, on: bool) -> None:
+        """Have it stop the guest, or not."""
+
+    def delete(self) -> None:
+        """Take it away."""
 
 
 class SymbolBreakpoints:
@@ -62,6 +89,8 @@ class SymbolBreakpoints:
         self.place = KernelPlace(guest)
         self.all: list[SymbolBreakpoint] = []
         """By number."""
+        self.others: dict[int, Other] = {}
+        """What else stops the guest, and is listed, by number."""
         self._passing: list[SymbolBreakpoint] = []
         """Those of a run that is under way."""
         self._ours: dict[int, int] = {}
@@ -119,6 +148,24 @@ class SymbolBreakpoints:
             return False
         self.all.remove(found)
         self._clear(found)
+        return True
+
+    def alter(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> bool:
+        """Enable or disable one of these, or give it a condition; False if there is none of this number.
+
+        Raises MiError if GDB does not understand the condition.
+        """
+        one = next((one for one in self.all if one.id == number), None)
+        if one is None:
+            return False
+        for address, place in one.places.items():
+            self.session.alter_place(
+                place,
+                enabled=enabled,
+                condition=None if condition is None else _guarded(condition, not bit(address, 55)),
+            )
+        one.enabled = one.enabled if enabled is None else enabled
+        one.condition = one.condition if condition is None else condition or None
         return True
 
     def addresses(self, address: Address) -> set[int]:
@@ -299,13 +346,11 @@ class SymbolBreakpoints:
         except KernelFileError as error:  # it was named before its kernel was
             raise KernelFileError(f"breakpoint {one.id}: {error.message}", f"delete {one.id}") from error
         for address in [at for at in one.places if at not in wanted]:
-            self._drop(one.places.pop(address))
+            self._leave(one, one.places.pop(address))
         for address, physical in wanted.items():
             if address in one.places:
                 continue
-            condition = one.condition
-            if physical:
-                condition = f"{NOT_USER} && ({condition})" if condition else NOT_USER
+            condition = _guarded(one.condition or "", physical) or None
             made = self.session.set_breakpoint(
                 address,
                 hardware=one.hardware,
@@ -316,6 +361,8 @@ class SymbolBreakpoints:
                 inner=physical,
             )
             one.places[address] = made.id
+            if not one.enabled:
+                self.session.alter_place(made.id, enabled=False)
 
     def _wanted(self, kernel: KernelImage, address: Address) -> dict[int, bool]:
         """Return where code may run, virtual addresses first, and whether each is a physical one."""
@@ -350,8 +397,13 @@ class SymbolBreakpoints:
 
     def _clear(self, one: SymbolBreakpoint) -> None:
         for number in one.places.values():
-            self._drop(number)
+            self._leave(one, number)
         one.places.clear()
+
+    def _leave(self, one: SymbolBreakpoint, number: int) -> None:
+        """Take one of the places of a breakpoint away; how often it was hit there still counts."""
+        one.hits += self.session.places.get(number, 0)
+        self._drop(number)
 
     def _drop(self, number: int) -> None:
         with contextlib.suppress(MiError):  # somebody has deleted it in GDB
@@ -368,6 +420,13 @@ class SymbolBreakpoints:
             return int(self._guest.view.pa_of(stop.pc)) == stop.pc
         except PtinspectError:
             return True
+
+
+def _guarded(condition: str, physical: bool) -> str:
+    """Return a condition for GDB, at a physical place for the kernel alone."""
+    if not physical:
+        return condition
+    return f"{NOT_USER} && ({condition})" if condition else NOT_USER
 
 
 def symbol_breakpoints(guest: Guest) -> SymbolBreakpoints:

@@ -30,6 +30,8 @@ NOWHERE = 0xFFFF_FFFF_FFFF_0000
 """Where the stub is asked how many it takes: addresses that hold no code and no data."""
 _FAILED = re.compile(r"insert hardware (?:breakpoint|watchpoint) (\d+)")
 _WATCHED = re.compile(r"\[(\d+)\]\)\s*(0x[0-9a-f]+)")
+_AT = re.compile(r"\*\s*\([^0-9].*\)\s*(0x[0-9a-f]+)")
+"""What is watched, as `*(TYPE *) ADDRESS`."""
 
 
 def insert_breakpoint(
@@ -66,6 +68,17 @@ def insert_watchpoint(gdb: GdbLink, address: int, length: int) -> int:
     return int(found["number"])
 
 
+def alter(gdb: GdbLink, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+    """Enable or disable a breakpoint or watchpoint, or give it another condition, an empty one for none.
+
+    Raises MiError with GDB's reason.
+    """
+    if enabled is not None:
+        gdb.request(f"-break-{'enable' if enabled else 'disable'} {number}", SECONDS)
+    if condition is not None:  # MI's own command takes quotes in some versions and not in others
+        console(gdb, f"condition {number} {condition}".strip(), SECONDS)
+
+
 def reserve_number(gdb: GdbLink) -> int:
     """Return a number of GDB's that no breakpoint will have."""
     found = insert_breakpoint(
@@ -76,7 +89,7 @@ def reserve_number(gdb: GdbLink) -> int:
 
 
 def list_breakpoints(gdb: GdbLink, tracker: RunTracker | None = None) -> tuple[Breakpoint, ...]:
-    """Return all breakpoints with an address, by number; with a tracker as people know them."""
+    """Return all breakpoints and watchpoints, by number; with a tracker as people know them."""
     found = [b for b in map(_breakpoint, rows(gdb)) if b is not None]
     if tracker is not None:
         numbers, inner = tracker.numbers, tracker.inner
@@ -91,7 +104,9 @@ def sure_stops(gdb: GdbLink, tracker: RunTracker) -> set[int]:
     for row in rows(gdb):
         one = _breakpoint(row)
         passes = row.get("enabled") != "y" or row.get("ignore", "0") != "0"
-        if one is None or passes or one.cpu is not None or one.condition:
+        if one is None or one.address is None or one.kind != "breakpoint":
+            continue
+        if passes or one.cpu is not None or one.condition:
             continue
         if one.id in tracker.numbers or one.id not in tracker.inner:
             found.add(one.address)
@@ -120,22 +135,35 @@ def rows(gdb: GdbLink) -> list[Mapping[str, Any]]:
 
 
 def _breakpoint(fields: Mapping[str, Any]) -> Breakpoint | None:
-    try:
-        number, address = int(fields["number"]), int(fields["addr"], 16)
-    except (KeyError, ValueError):
+    """Return a row; None for one that is a place of another."""
+    if not str(fields.get("number", "")).isdecimal():
         return None
     thread = fields.get("thread", "")
     if isinstance(thread, list):  # GDB 13 gives the field twice
         thread = thread[0] if thread else ""
+    kind = str(fields.get("type", "breakpoint"))
+    what = str(fields.get("what", fields.get("original-location", "")))
     return Breakpoint(
-        number,
-        address,
-        hardware=str(fields.get("type", "")).startswith("hw"),
+        int(fields["number"]),
+        _address(fields, what),
+        hardware=kind.startswith("hw"),
         temporary=fields.get("disp") == "del",
         cpu=int(thread) - 1 if str(thread).isdecimal() else None,
         condition=str(fields.get("cond", "")),
         hits=int(fields.get("times", 0)),
+        kind=kind.removeprefix("hw "),
+        enabled=fields.get("enabled", "y") == "y",
+        what=what,
     )
+
+
+def _address(fields: Mapping[str, Any], what: str) -> int | None:
+    """Return where a breakpoint is, the first of its places, or what a watchpoint watches."""
+    found = _AT.fullmatch(what)
+    places = fields.get("locations") or [fields]
+    first = str(places[0].get("addr", "")) if isinstance(places[0], Mapping) else ""
+    text = first if first.startswith("0x") else found[1] if found else ""
+    return int(text, 16) if text else None
 
 
 class HardwareSlots:
@@ -190,6 +218,10 @@ class HardwareSlots:
         """Remember what a breakpoint or watchpoint of GDB's number is for."""
         self._purposes[number] = purpose
 
+    def purpose(self, number: int) -> Purpose:
+        """Return what a breakpoint or watchpoint of GDB's number is for."""
+        return self._purposes.get(number, Purpose.USER)
+
     def refused(self, text: str) -> OutOfSlots:
         """Return the error for a stub that took fewer than there should be, and remember how many it took.
 
@@ -229,7 +261,7 @@ class HardwareSlots:
             number = int(row["number"])
         except (KeyError, ValueError):
             return []
-        purpose = self._purposes.get(number, Purpose.USER)
+        purpose = self.purpose(number)
         if kind.endswith("watchpoint"):
             what = str(row.get("what", row.get("original-location", number)))
             found = _WATCHED.search(what)

@@ -7,7 +7,7 @@ one too many with E22. Under TCG there is no limit. This module neither asks nor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Literal
 
@@ -108,6 +108,11 @@ class Usage:
 def capacity_of(dfr0: int) -> Capacity:
     """Return what ID_AA64DFR0_EL1 holds: BRPs and WRPs, each less one (Arm ARM D19.2.59)."""
     return Capacity((dfr0 >> 12 & 15) + 1, (dfr0 >> 20 & 15) + 1, "ID_AA64DFR0_EL1")
+
+
+def dfr0_of(registers: Mapping[str, int]) -> int | None:
+    """Return ID_AA64DFR0_EL1, under whatever name the stub gives it; None if it does not offer it."""
+    return registers.get("ID_AA64DFR0_EL1", registers.get("ID_AA64DFR0"))
 
 
 def used(held: Iterable[Held], kind: Kind) -> int:

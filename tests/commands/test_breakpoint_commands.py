@@ -1,0 +1,141 @@
+"""`break` as it lists, `condition`, `enable`, `disable`, `tbreak`: all that stops the guest in one list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import KERNEL, FakeKernel, context, kernel_tree, run, text
+
+from ptinspect.dataclass import replace
+from ptinspect.errors import UserError
+from ptinspect.guest.breakpoints.breakpoints import NOT_USER, symbol_breakpoints
+from ptinspect.link.gdb.slots import Purpose
+from ptinspect.link.session import Breakpoint
+
+FUNCTION = KERNEL + 0x1000
+
+
+@pytest.fixture
+def ctx() -> Any:
+    found = context(kernel_tree())
+    found.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    return found
+
+
+def conditions(ctx: Any) -> list[str]:
+    return [b.condition for b in ctx.guest.session.breakpoints]
+
+
+@pytest.mark.parametrize(
+    ("line", "condition"),
+    [
+        ("b start_kernel if $x0 == 5", "$x0 == 5"),
+        ("b start_kernel if($x0 == 'a')", "($x0 == 'a')"),
+        ("break start_kernel --cpu 0 if $x0 > 1 && $x1 | 4  # why", "$x0 > 1 && $x1 | 4"),
+        ("break start_kernel --if '$x0 == 5'", "$x0 == 5"),
+        ("tbreak start_kernel if $x0 == 5", "$x0 == 5"),
+    ],
+)
+def test_a_condition_as_gdbs_users_type_it(ctx: Any, line: str, condition: str) -> None:
+    made = run(ctx, line).result
+    assert (made["condition"], made["address"]) == (condition, f"{FUNCTION:#x}")
+    assert made["temporary"] is line.startswith("tb")
+    assert conditions(ctx) == [condition]
+    assert f"if {condition}" in text(run(ctx, "break"))
+
+
+def test_a_function_whose_name_begins_with_if(ctx: Any) -> None:
+    with pytest.raises(UserError, match="ifconfig"):
+        run(ctx, "break ifconfig")
+    with pytest.raises(UserError):
+        run(ctx, "break start_kernel if")
+
+
+def test_a_condition_later_and_none_again(ctx: Any) -> None:
+    run(ctx, "break start_kernel")
+    run(ctx, "break 0x1000")
+    assert run(ctx, "condition 1 $x0 == -1").result["condition"] == "$x0 == -1"
+    run(ctx, "condition 2 *(char *) $sp == 'a'")
+    assert conditions(ctx) == ["$x0 == -1", "*(char *) $sp == 'a'"]
+    run(ctx, "condition 2")
+    assert conditions(ctx) == ["$x0 == -1", ""]
+    with pytest.raises(UserError, match="no breakpoint 3"):
+        run(ctx, "condition 3 1")
+
+
+def test_at_a_physical_place_the_condition_is_the_kernels_too(ctx: Any) -> None:
+    run(ctx, "break start_kernel")
+    ours = symbol_breakpoints(ctx.guest)
+    ours.all[0].places = {0x4020_1000: 1}
+    ours.alter(1, condition="$x0")
+    assert conditions(ctx) == [f"{NOT_USER} && ($x0)"]
+    ours.alter(1, condition="")
+    assert conditions(ctx) == [NOT_USER]
+
+
+def test_disabled_ones_stay_disabled_where_they_are_set_next(ctx: Any) -> None:
+    run(ctx, "break start_kernel")
+    run(ctx, "disable 1")
+    assert not run(ctx, "break").result["breakpoints"][0]["enabled"]
+    with symbol_breakpoints(ctx.guest).aside():
+        assert ctx.guest.session.breakpoints == ()
+    assert [b.enabled for b in ctx.guest.session.breakpoints] == [False]
+    assert "breakpoint, disabled" in text(run(ctx, "break"))
+    assert run(ctx, "enable").result == {"numbers": [1], "enabled": True}
+    assert [b.enabled for b in ctx.guest.session.breakpoints] == [True]
+
+
+def test_hits_are_counted_wherever_it_was(ctx: Any) -> None:
+    run(ctx, "break start_kernel")
+    session = ctx.guest.session
+    session.breakpoints = tuple(replace(b, hits=2) for b in session.breakpoints)
+    assert run(ctx, "break").result["breakpoints"][0]["hits"] == 2
+    with symbol_breakpoints(ctx.guest).aside():  # it is set anew, with another count of GDB's
+        pass
+    session.breakpoints = tuple(replace(b, hits=b.hits + 1) for b in session.breakpoints)
+    assert run(ctx, "break").result["breakpoints"][0]["hits"] == 3
+
+
+def test_watchpoints_stand_in_the_same_list(ctx: Any) -> None:
+    run(ctx, "break start_kernel")
+    session = ctx.guest.session
+    watch = Breakpoint(7, 0x4000, kind="acc watchpoint", what="*(int *)0x4000", condition="$x1", hits=4)
+    session.breakpoints += (watch, Breakpoint(8, None, kind="catchpoint", what="fork"))
+    session.slots.note(7, Purpose.GUARD)
+    listed = run(ctx, "break")
+    assert [one["id"] for one in listed.result["breakpoints"]] == [1]
+    assert listed.result["watchpoints"][0] == {
+        "id": 7, "place": "*(int *)0x4000", "kind": "access watchpoint", "hits": 4, "condition": "$x1",
+        "enabled": True, "temporary": False, "owner": "stack guard", "address": "0x4000",
+    }  # fmt: skip
+    assert "access watchpoint, stack guard     4  *(int *)0x4000, if $x1" in text(listed)
+    run(ctx, "delete 7 8")
+    assert run(ctx, "break").result["watchpoints"] == []
+
+
+class Table:
+    """Something made of two watchpoints."""
+
+    words, hits, enabled, numbers = "the descriptors of 0x1000", 3, True, (2, 3)
+    deleted = False
+
+    def enable(self, on: bool) -> None:
+        self.enabled = on
+
+    def delete(self) -> None:
+        self.deleted = True
+
+
+def test_what_is_made_of_several_is_one(ctx: Any) -> None:
+    table, session = Table(), ctx.guest.session
+    session.breakpoints = tuple(Breakpoint(n, 0x4000, kind="watchpoint", what="x") for n in (2, 3))
+    symbol_breakpoints(ctx.guest).others[2] = table
+    (one,) = run(ctx, "break").result["watchpoints"]
+    assert (one["id"], one["hits"], one["place"]) == (2, 3, table.words)
+    run(ctx, "disable 2")
+    assert not table.enabled
+    with pytest.raises(UserError, match="no condition"):
+        run(ctx, "condition 2 1")
+    run(ctx, "delete 2")
+    assert table.deleted and symbol_breakpoints(ctx.guest).others == {}
