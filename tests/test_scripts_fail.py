@@ -53,6 +53,11 @@ def file_of(script: Path, data: bytes) -> str:
         (b"version\nsnap ${name}\n", "{s}:2: ${{name}} has no value"),
         (b"repeat 2:\n    version\n  version\n", "{s}:3: indented otherwise than the line above"),
         (b"version\n    version\n", "{s}:2: indented, but it belongs to no block"),
+        (
+            b"  version\n# x\nversion\n",
+            "{s}:3: indented less than the first line\n  begin what is in no block",
+        ),
+        (b"on stop any: version\n  version\n", "{s}:2: indented, but it belongs to no block\n  indent only"),
         (b"version\nrepeat 2:\nversion\n", "{s}:2: nothing belongs to this"),
         (b"version\nhelp \\", "{s}:2: the last line ends with a backslash"),
         (b"version\nsource none.pti\n", "{s}:2: cannot read the script none.pti: No such file"),

@@ -110,11 +110,15 @@ class CommandCompleter(Completer):
         try:
             words = self._ctx.registry.open_slash(list(now.words))
             command, used = self._ctx.registry.resolve(words)
+            if command.name == "expect":
+                yield from _matching(expect_words(self._ctx, words[used:]), now, now.text)
+                words = words[used:]
+                command, used = self._ctx.registry.resolve(words)
+                if not command.expectable:
+                    return
         except PtinspectError:
             return
-        if command.name == "expect":
-            yield from _matching(expect_words(self._ctx, words[used:]), now, now.text)
-        elif not command.passthrough:
+        if not command.passthrough:
             yield from self._arguments(command, words[used:], now)
 
     def _names(self, words: list[str], now: Typed) -> Iterator[Completion]:

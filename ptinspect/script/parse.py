@@ -57,7 +57,9 @@ def parse(name: str, lines: Iterable[str]) -> Iterator[Statement]:
     cursor = _Cursor(_logical(name, lines))
     first = cursor.peek()
     while (line := cursor.take()) is not None:
-        if first is not None and line.indent != first.indent:
+        if first is not None and line.indent < first.indent:
+            raise line.wrong("indented less than the first line", "begin what is in no block in one column")
+        if first is not None and line.indent > first.indent:
             raise line.wrong("indented, but it belongs to no block", "indent only what stands below a colon")
         yield _statement(line, cursor, 0)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fakes import declare
 
+from ptinspect.commands.framework.command import argument
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
 from ptinspect.commands.session import expect
@@ -22,10 +23,23 @@ STACK = {"cpus": [{"cpu": 0, "free": 8192, "name": "swapper/0"}, {"cpu": 1, "fre
 ROOTS = {"roots": [{"name": "swapper", "pa": "0x40"}]}
 
 
+SNAPS: dict[str, Any] = {"a-1.npz": {"leaves_ng": 0, "path": [{"level": 0, "raw": "0x3"}]}}
+ARGUMENTS = (
+    argument("--snap", type=str), argument("--cont", action="store_true"), argument("--cpu", type=int)
+)  # fmt: skip
+
+
 @pytest.fixture
 def ctx() -> Context:
     registry = Registry()
     runs: list[str] = []
+
+    def walk(context: Context, *, va: str, snap: str | None, cont: bool, cpu: int | None) -> Report:
+        runs.append(f"walk {va} {snap} {cont} {cpu}")
+        return Report({"va": va, **SNAPS.get(snap or "", {"leaves_ng": 9})})
+
+    declare(registry, "walk", walk, arguments=(argument("va"), *ARGUMENTS), expectable=True)
+    declare(registry, "save", lambda ctx, *, force: Report({}), arguments=(argument("--force"),))
 
     def add(name: str, result: dict[str, Any]) -> None:
         def handler(context: Context) -> Report:
@@ -107,6 +121,50 @@ def test_the_last_answer_is_used_until_something_changes(ctx: Context) -> None:
     ctx.registry.run(ctx, "poke undo")
     ctx.registry.run(ctx, "expect stack free > 1")
     assert runs == ["diff", "stack", "poke undo", "stack"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "walk $pc --snap a-1.npz leaves_ng == 0",
+        "walk --cont $pc --snap=a-1.npz leaves_ng == 0",
+        "walk $pc va == $pc",
+        "walk $pc --cpu 1 --snap a-1.npz path.level0.raw == 3",
+        "walk $pc --snap a-1.npz leaves_ng < walk $pc leaves_ng",
+        "walk $pc --cpu -1 leaves_ng == 9",
+    ],
+)
+def test_a_command_with_arguments_is_run_with_them(ctx: Context, line: str) -> None:
+    ctx.registry.run(ctx, "walk other --snap x")
+    if "--" not in line:
+        ctx.guest.kept["results"].clear()
+    assert ctx.registry.run(ctx, f"expect {line}").exit_code == 0
+    runs = ctx.guest.kept["runs"]
+    assert len(runs) == 1 + line.count("walk") and all("$pc" in run for run in runs[1:])
+
+
+def test_the_answer_to_arguments_of_expect_is_not_the_last_one(ctx: Context) -> None:
+    ctx.registry.run(ctx, "walk $pc")
+    assert ctx.registry.run(ctx, "expect walk $pc --snap a-1.npz leaves_ng == 0").exit_code == 0
+    assert ctx.registry.run(ctx, "expect walk leaves_ng == 9").exit_code == 0
+    assert len(ctx.guest.kept["runs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("walk $pc --snpa a leaves_ng == 0", "walk: unrecognized arguments: --snpa a leaves_ng"),
+        ("walk --snap a == 0", "walk: the following arguments are required: va"),
+        ("walk $pc --snap == 0", "walk: argument --snap: expected one argument"),
+        ("save --force x == 0", "expect does not run 'save'"),
+        ("diff --limit 3 only_bit11 == true", "expect does not run 'diff'"),
+        ("walk $pc --snap a-1.npz leaves == 0", "walk has no field 'leaves'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_by_name(ctx: Context, line: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ctx.registry.run(ctx, f"expect {line}")
+    assert caught.value.message == said
 
 
 def test_both_values_are_told(ctx: Context) -> None:

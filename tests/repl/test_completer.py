@@ -108,6 +108,8 @@ def test_paths_of_expect() -> None:
     assert meaning("expect summary n", ctx) == "x\\x1b"
     assert complete("expect summary nothing x", ctx) == []
     assert "expect kpti status" in complete("expect kpti ", ctx)
+    assert complete("expect summary --sn", ctx) == ["expect summary --snap"]
+    assert complete("expect save --", ctx) == []
 
 
 def test_words_of_help() -> None:

@@ -76,7 +76,7 @@ version
         ("var a b\n", "s:1: 'var a b' is not complete"),
         ("source\n", "s:1: 'source' is not complete"),
         ("version\n  version\n", "s:2: indented, but it belongs to no block"),
-        ("  version\nversion\n", "s:2: indented, but it belongs to no block"),
+        ("  version\nversion\n", "s:2: indented less than the first line"),
         ("repeat 3: version\n  version\n", "s:2: indented, but it belongs to no block"),
         ("repeat 3 as 1x: version\n", "s:1: '1x' is not a name"),
         ("var a-b = 3\n", "s:1: 'a-b' is not a name"),

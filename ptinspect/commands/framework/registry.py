@@ -247,8 +247,11 @@ class Registry:
         hint = instead or (f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list")
         raise UserError(f"no command {words[0]!r}", hint)
 
-    def run(self, ctx: State, line: str | Call) -> Report:
-        """Run a call, or parse and run a line. Raises PtinspectError; nothing else unless there is a bug."""
+    def run(self, ctx: State, line: str | Call, *, kept: bool = True) -> Report:
+        """Run a call, or parse and run a line; its answer is `kept` for `expect`, or not.
+
+        Raises PtinspectError; nothing else unless there is a bug.
+        """
         call = self.parse(line) if isinstance(line, str) else line
         command, guest = call.command, ctx.guest
         if command.needs is Needs.TARGET:
@@ -260,7 +263,8 @@ class Registry:
         changed = guest.look()
         with _system_errors():
             report = _with_notices(guest, call.on(ctx, guest), changed)
-        _remember(guest, command, report)
+        if kept:
+            _remember(guest, command, report)
         return report
 
 

@@ -412,6 +412,7 @@ class VerdictResult:
             help="the guest as it stands, even if there is a snapshot from after",
         ),
     ),
+    expectable=True,
     result=VerdictResult,
     details="From the tables before and after (the snapshots before and after, unless others are named; "
     "the guest as it stands if there is none from after), the stores that kpti writes recorded, and the "

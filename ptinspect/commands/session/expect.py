@@ -6,9 +6,10 @@ import operator
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from ptinspect.commands.framework.command import Call, command
+from ptinspect.commands.framework.command import Call, Command, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import RESULTS
 from ptinspect.dataclass import dataclass
@@ -173,8 +174,8 @@ DETAILS = """\
 PATH begins with a command's name (summary, stack, kpti status), followed by fields of what the command
 prints with --json, with spaces or dots between. An entry of a list is meant by its number, by its
 name, by levelN, or not at all where there is only one, or one of the current vCPU.
-The command's last answer at this stop is used; else it runs, with no arguments. `diff` and `guard`
-(the last `stack guard`) are never run by this: they mean the last answer.
+The command's last answer at this stop is used; else it runs. Options have it run in any case: expect summary
+--snap before leaves_ng == 0. `diff` and `guard` (the last `stack guard`) mean the last answer always.
 OP is one of == != < <= > >= in contains; without OP the value must be true. VALUE is a number (decimal,
 0x…, with K or M), true, false, null, a text or another PATH; the values of `in` have commas between.
 Exit code 1 where it does not hold."""
@@ -250,11 +251,51 @@ def _value(ctx: Context, words: Sequence[str]) -> object:
     cpu = (
         ctx.guest.session.current_cpu if ctx.guest.session is not None and ctx.guest.state == "stopped" else 0
     )
-    return resolve(_answer(ctx, name), steps[used:], name, cpu)
+    rest = list(words[used:]) if list(words[:used]) == steps[:used] else steps[used:]
+    asked = any(map(_is_option, rest))
+    kept = None if asked and name != "guard" else _last_answer(ctx, name)
+    command = None if name == "guard" else ctx.registry.commands[tuple(name.split())]
+    if kept is not None and not (command and _means_argument(command, rest, kept, cpu)):
+        return resolve(kept, fields_of(rest), name, cpu)
+    assert command is not None
+    if not command.expectable:
+        said = f"expect does not run '{name}'" if asked else f"'{name}' has not run at this stop"
+        raise UserError(said, f"run it first; run by expect itself: {', '.join(_expectable(ctx))}")
+    arguments, fields = _divided(command, rest)
+    call = Call(command, command.parse(arguments, ""))
+    report = ctx.registry.run(ctx, call, kept=not arguments)
+    return resolve(report.result, fields_of(fields), name, cpu)
 
 
-def _answer(ctx: Context, name: str) -> Mapping[str, object]:
-    """Return the last answer of a command at this stop, or run it."""
+def _is_option(word: str) -> bool:
+    return word[:1] == "-" and number(word) is None
+
+
+def _means_argument(command: Command, words: list[str], kept: Mapping[str, object], cpu: int) -> bool:
+    """Tell whether the first word is no field of the last answer, but an argument: `walk $sp pa`."""
+    with suppress(UserError):
+        resolve(kept, fields_of(words)[:1], command.name, cpu)
+        return False
+    with suppress(UserError):
+        return command.expectable and all(_divided(command, words))
+    return False
+
+
+def _divided(command: Command, words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments for a command and the fields after them: no more arguments than it needs, and
+    all options. Raises UserError for words that it does not take.
+    """
+    least = max((at for at, word in enumerate(words, 1) if _is_option(word)), default=0)
+    for used in range(least, len(words)):
+        with suppress(UserError):
+            command.parse(words[:used], "")
+            return words[:used], words[used:]
+    command.parse(words, "")
+    return words, []
+
+
+def _last_answer(ctx: Context, name: str) -> Mapping[str, object] | None:
+    """Return the last answer of a command at this stop; None if it has not run, or only elsewhere."""
     if name == "guard":
         found = ctx.guest.kept.get(GUARD)
         if not isinstance(found, Mapping):
@@ -264,13 +305,7 @@ def _answer(ctx: Context, name: str) -> Mapping[str, object]:
     entry = kept.get(name) if isinstance(kept, dict) else None
     if entry is not None and (name == "diff" or entry[0] == ctx.guest.stop_token):
         return entry[1].result  # type: ignore[no-any-return]
-    command = ctx.registry.commands[tuple(name.split())]
-    if not command.expectable:
-        raise UserError(
-            f"'{name}' has not run at this stop",
-            f"run it first; run by expect itself: {', '.join(_expectable(ctx))}",
-        )
-    return ctx.registry.run(ctx, Call(command, command.parse((), ""))).result
+    return None
 
 
 def _expectable(ctx: Context) -> list[str]:

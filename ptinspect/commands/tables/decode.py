@@ -88,6 +88,7 @@ class DecodeResult:
         argument("--pire0", type=arguments.number, help="PIRE0_EL1: what EL0 may do then (0)"),
         argument("--mair", type=arguments.number, help="MAIR_EL1, which gives memory types their names"),
     ),
+    expectable=True,
     result=DecodeResult,
     details="Without options the regime is the attached guest's if it is stopped, else 4K granule, 48-bit "
     "addresses. Memory types have names only if MAIR is known. Permissions are those of the "

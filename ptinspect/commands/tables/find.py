@@ -75,6 +75,7 @@ class FindResult:
         ),
         *TABLES,
     ),
+    expectable=True,
     result=FindResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
     details="Also tells whether the address lies in a translation table, and what that entry translates.",

@@ -161,6 +161,7 @@ def letters(text: str) -> str:
         ),
         *TABLES,
     ),
+    expectable=True,
     result=MapResult | BarsResult | GroupsResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
     details="Only the tables of RANGE and of the chosen levels are read. --bar draws them in characters, "

@@ -52,6 +52,12 @@ class SummaryResult:
     complete: bool
     unseen: Sequence[str]
     snapshot: str
+    tables: int
+    """Of all levels, as the counts below."""
+    table_descriptors: int
+    table_descriptors_marked: int
+    leaves: int
+    leaves_ng: int
 
 
 @command(
@@ -86,6 +92,11 @@ def summary(
         complete=not missing,
         unseen=missing,
         snapshot=snapshot.name,
+        tables=found.tables,
+        table_descriptors=found.table_descriptors,
+        table_descriptors_marked=found.table_descriptors_marked,
+        leaves=found.leaves,
+        leaves_ng=found.leaves_ng,
     )
     said = (
         f"{found.table_descriptors_marked} of {found.table_descriptors} table descriptors are marked, "

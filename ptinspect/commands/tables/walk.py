@@ -106,6 +106,7 @@ class WalkResult:
             help="compare with the same path in this snapshot; may be repeated, the earliest first",
         ),
     ),
+    expectable=True,
     result=WalkResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
     details="Works with the MMU off and at any exception level. The root is printed with the reason for it; "
