@@ -13,7 +13,7 @@ from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Source, Tables, source
 from ptinspect.link.session import Capability
-from ptinspect.snapshot.fact_names import KERNEL_OFFSET
+from ptinspect.snapshot.fact_names import KERNEL_OFFSET, POSITION, RECORDING
 from ptinspect.text import escape
 
 if TYPE_CHECKING:
@@ -147,6 +147,17 @@ def naming_facts(guest: Guest) -> dict[str, str]:
     return dict(guest.once("names of addresses", lambda: facts(guest.view)))
 
 
+def _recorded(guest: Guest) -> dict[str, str]:
+    """Return where the stopped guest stands in a recorded boot, if it is in one."""
+    from ptinspect.guest import opening
+
+    replay, recording = guest.stopped.replay, guest.kept.get(opening.RECORDING)
+    if replay is None:
+        return {}
+    named = {RECORDING: recording.id} if recording is not None and recording.id else {}
+    return {POSITION: str(replay.position), **named}
+
+
 def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> Meta:
     from datetime import UTC, datetime
 
@@ -154,7 +165,7 @@ def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> M
 
     session = guest.stopped
     state = session.cpu_state(session.current_cpu)
-    extra = dict(more)
+    extra = {**_recorded(guest), **more}
     banner = ""
     try:
         view = guest.view

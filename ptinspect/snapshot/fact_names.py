@@ -18,6 +18,16 @@ LOWER = "linux.lower"
 """What the lower half is, where the tables are those of a lower half: user, identity map."""
 AREAS = "linux.areas"
 """The areas of a user address space, as REGIONS has them."""
+POSITION = "timeline.position"
+"""Where in a recorded boot it was captured: instructions executed since the start, decimal."""
+RECORDING = "timeline.recording"
+"""Which recorded boot that is: the name that it gave itself."""
+
+
+def position(extra: Mapping[str, str]) -> int | None:
+    """Return where in a recorded boot a snapshot was captured; None if in none."""
+    text = extra.get(POSITION, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
 
 
 def kernel_offset(extra: Mapping[str, str]) -> int:

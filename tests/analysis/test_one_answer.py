@@ -38,7 +38,7 @@ def assert_one_answer(a: Snapshot, b: Snapshot) -> Diff:
     counted = np.bincount(shown.states.reshape(-1), minlength=len(STATES)).tolist()
     for number, name in enumerate(STATES):
         assert counted[number] == sum(c.get(name, 0) for c in shown.counts.values()) or name == "invalid"
-    said = diff_report(found, a, b, shown=20, regions=lambda va: "").result["levels"]
+    said = diff_report(found, a, b, listed=range(len(found.changes)), regions=lambda va: "").result["levels"]
     drawn = {level["level"]: level for level in bars_report(b, shown, None).result["levels"]}
     for level in said:
         number = level["level"]

@@ -145,6 +145,41 @@ def test_a_store_through_a_window_is_found_by_the_value_and_its_window_is_watche
     assert [w[0] for w in values(search(run), every=False)] == [90_000_003]
 
 
+def test_what_lies_beside_is_found_by_the_same_window_without_another_division(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, beside = Run({}), PA + 8
+    run.events = {
+        at + n * 104: (STORE, WINDOW + place - PA, place, at)
+        for at in (50_000_000, 60_000_000)
+        for n, place in enumerate((PA, beside, PA + 16))
+    }
+    run.mapped = lambda va, at: (
+        PA + va - WINDOW if 0 <= va - WINDOW < 24 else PA if va in (PA, LINEAR) else None
+    )
+    divided: list[int] = []
+    own = Writers._changed
+    monkeypatch.setattr(Writers, "_changed", lambda self, *a: divided.append(a[0]) or own(self, *a))
+    found = search(run)
+    found.aliases = {pa: {pa} for pa in (PA, beside, PA + 16)}
+    found.now = {pa: run.value(pa) for pa in found.aliases}
+    for every in (False, True):
+        histories = found.histories(every=every)
+        assert [[w.position for w in h.writes] for h in histories] == [
+            [50_000_000 + n * 104, 60_000_000 + n * 104][not every :] for n in range(3)
+        ]
+    assert len(divided) == 1
+
+
+def test_none_is_looked_for_before_the_position_that_was_named(search: Any) -> None:
+    run = Run({5: (STORE, PA, PA, 0x11), 300_000_000: (STORE, LINEAR, PA, 0x13)})
+    for since, expected in ((0, [300_000_000]), (299_999_999, [300_000_000]), (300_000_000, [])):
+        found = search(run)
+        found.since = since
+        (history,) = found.histories(every=False)
+        assert [w.position for w in history.writes] == expected and history.first is None
+
+
 def test_what_the_walk_of_the_mmu_sets_is_no_store(search: Any) -> None:
     run = Run({9: (STORE, PA, PA, 0x703), 123_456_789: (LOAD, 0xFFFF_8000_0000_0000, PA, 0x703 | 1 << 7)})
     found = values(search(run), every=True)

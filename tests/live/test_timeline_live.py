@@ -170,3 +170,29 @@ def test_who_lists_exactly_the_writes_of_the_program(
         assert [w["pc"] for w in last] == [hex(labels[name])]
     live(f"timeline goto {at['w0'] - 1}")
     assert live(f"who pa:{D:#x}")["descriptors"][0]["writes"] == []
+
+
+def test_diff_names_who_wrote_what_changed(recorded: tuple[Live, dict[str, int]], tmp_path: Path) -> None:
+    live, labels = recorded
+    at = positions(live, labels)
+    for name in ("w2", "w6", "w9", "w10"):
+        live(f"timeline goto {at[name]}")
+        extra = live(f"snap {name} --root pa:{D:#x}")["extra"]
+        assert extra["timeline.position"] == f"{at[name]}"
+    live("timeline goto start")
+    live(f"save w10 {tmp_path}/w10.npz")
+
+    def by(pair: str) -> list[tuple[str, str, int]]:
+        found = live(f"diff {pair} --who")
+        assert found["writers_left_out"] == 0 and live("timeline")["position"] == 0
+        return [
+            (c["descriptor_pa"], w["pc"], w["position"])
+            for c in found["changes"]
+            if (w := c.get("written")) is not None
+        ]
+
+    assert by("w2 w6") == [(hex(D), hex(labels["w6"]), at["w6"])] == by("w6 w2")
+    assert by(f"w9 {tmp_path}/w10.npz") == [(hex(D + 8 * n), hex(labels["w10"]), at["w10"]) for n in range(2)]
+    live("detach")
+    with pytest.raises(UserError, match="only a recorded boot"):
+        live("diff w2 w6 --who")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +16,8 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
 from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
 from ptinspect.commands.tables.paths import PathResult, captured_walk, levels_of, path_results, side_by_side
+from ptinspect.commands.tables.written import WriteResult, write_result
+from ptinspect.commands.tables.written import told as who_wrote
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.guest.capturing import snapshot_of
@@ -33,9 +35,11 @@ from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Ta
 if TYPE_CHECKING:
     from ptinspect.analysis.diff import Change, Diff
     from ptinspect.analysis.map import RegionNamer
+    from ptinspect.guest.recordings.writers import Write
     from ptinspect.linux.layout.mapped_parts import Part
     from ptinspect.snapshot.model import Snapshot
 
+SECONDS = 300.0
 SHOWN = 20
 """Changes shown to people unless --limit is given; files and JSON hold up to MAX_CHANGES."""
 COUNTS: tuple[tuple[str, str, Style], ...] = (
@@ -92,6 +96,8 @@ class ChangeResult:
     held: Sequence[PartResult]
     """What lay there before, if it was taken away or leads elsewhere."""
     held_total: int
+    written: WriteResult | Absent | None = ABSENT
+    """With --who: the last write that made the change; null where none did."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class DiffResult:
     file: str | Absent = ABSENT
     at: Sequence[PathResult] | Absent = ABSENT
     """The path of --at in both; of B's last steps `kinds` is null."""
+    writers_left_out: int | Absent = ABSENT
+    """With --who: changes whose writers were not searched."""
 
 
 @command(
@@ -140,6 +148,14 @@ class DiffResult:
             metavar="N",
             help=f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
         ),
+        argument("--who", action="store_true", help="name who wrote what changed: in a recorded boot"),
+        argument(
+            "--timeout",
+            type=arguments.seconds,
+            metavar="SECONDS",
+            default=SECONDS,
+            help=f"limit of that search ({SECONDS:.0f})",
+        ),
     ),
     result=DiffResult | TextDiffResult,
     details="diff before compares with the guest as it stands now. "
@@ -147,7 +163,9 @@ class DiffResult:
     "other kind of change. Each change that is more than bit 11 is listed, decoded. "
     "-o writes text, JSON, CSV or Markdown by the suffix of FILE (.txt .json .csv .md). "
     "A or B may be a text of the kernel's /sys/kernel/debug/kernel_page_tables: what is mapped "
-    "is then compared, range by range.",
+    "is then compared, range by range. --who, where the boot is replayed in which A and B were captured "
+    "(timeline open), names the last write between the two that made each change that is more than bit 11, "
+    f"of the first {SHOWN} or those of --limit.",
 )
 def diff(
     ctx: Context,
@@ -158,16 +176,21 @@ def diff(
     output: Path | None = None,
     expect_only_bit11: bool = False,
     limit: int | None = None,
+    who: bool = False,
+    timeout: float = SECONDS,
 ) -> Report:
     """Compare two snapshots, or one with the guest as it is now."""
     from ptinspect.analysis.diff import MAX_CHANGES
     from ptinspect.analysis.diff import diff as compare
+    from ptinspect.guest.recordings.last_writes import of_changes, searched
 
     guest = ctx.guest
+    if who:
+        searched(guest)
     if output is not None:
         form_of(output)
     if b is not None and (is_kernel_text(guest, a) or is_kernel_text(guest, b)):
-        if expect_only_bit11 or at is not None:
+        if expect_only_bit11 or at is not None or who:
             raise UserError("the kernel's text does not tell bit 11 of table descriptors, nor any of a path")
         report = compare_texts(guest, a, b, limit or ctx.rows(SHOWN_RANGES))
         if output is not None:
@@ -178,13 +201,21 @@ def diff(
     found = compare(before, after, max_changes=MAX_CHANGES if limit is None else limit)
     code = EXIT_CHECK if expect_only_bit11 and not found.only_bit11 else EXIT_OK
     shown = ctx.rows(SHOWN) if limit is None else limit
-    report = diff_report(found, before, after, shown=0 if at else shown, exit_code=code)
-    if at is not None:
-        report = _with_path(guest, report, before, after, at)
+    va = None if at is None else at.value(SnapshotNames(guest, before))
+    numbers = [n for n, c in enumerate(found.changes) if va is None or c.va_start <= va <= c.va_end][:shown]
+    writes = None
+    if who:
+        asked = [found.changes[n] for n in numbers]
+        writes = dict(zip(numbers, of_changes(guest, asked, before, after, timeout), strict=True))
+    listed = numbers if va is None or who else []
+    report = diff_report(found, before, after, listed=listed, exit_code=code, writes=writes)
+    if va is not None:
+        report = _with_path(report, before, after, VirtAddr(va))
     if output is None:
         return report
     wide = output.suffix.lower() in (".csv", ".md")
-    write(diff_report(found, before, after, shown=len(found.changes), wide=wide), output)
+    every = range(len(found.changes))
+    write(diff_report(found, before, after, listed=every, wide=wide, writes=writes), output)
     said = Note(f"written to {escape(str(output))}", "dim")
     result = replace(cast("DiffResult", report.value), file=str(output))
     return Report(result, (*report.body, said), code)
@@ -202,9 +233,8 @@ def now(guest: Guest, before: Snapshot) -> Snapshot:
     )
 
 
-def _with_path(guest: Guest, report: Report, a: Snapshot, b: Snapshot, at: Address) -> Report:
+def _with_path(report: Report, a: Snapshot, b: Snapshot, va: VirtAddr) -> Report:
     """Add how the path of one address differs."""
-    va = VirtAddr(at.value(SnapshotNames(guest, a)))
     walks = [captured_walk(snapshot, va) for snapshot in (a, b)]
     levels = levels_of(walks, a.regime)
     result = replace(cast("DiffResult", report.value), at=path_results(walks, levels))
@@ -216,17 +246,19 @@ def diff_report(
     a: Snapshot,
     b: Snapshot,
     *,
-    shown: int,
+    listed: Sequence[int],
     regions: RegionNamer | None = None,
     wide: bool = False,
     exit_code: int = 0,
+    writes: Mapping[int, Write | None] | None = None,
 ) -> Report:
     """Show counts by level and the changes that are more than bit 11.
 
-    `shown` limits the changes in the body, not in the result; `wide` makes them one row each. `regions`
-    names the addresses, by default as `a` and `b` do.
+    `listed` are the numbers of the changes in the body, not in the result; `wide` makes them one row each.
+    `regions` names the addresses, by default as `a` and `b` do; `writes` are those that made some of the
+    changes, by their numbers, if they were searched.
     """
-    result, held = _compared(diff, a, b, regions)
+    result, held = _compared(diff, a, b, regions, writes)
     body: list[Note | Table] = [
         Note(f"{diff.a} -> {diff.b}", "title"),
         *(_side(snapshot) for snapshot in (a, b)),
@@ -234,26 +266,29 @@ def diff_report(
         *(Note(escape(note), "changed") for note in diff.notes),
         _verdict(diff, part=bool(result.unseen)),
     ]
-    listed = held[:shown]
     if listed and wide:
-        body.append(_rows(listed))
+        body.append(_rows([held[n] for n in listed]))
     elif listed:
         body.append(Note("changes that are more than bit 11:", "title"))
-        for change, parts in listed:
-            body += _block(change, parts)
+        for n in listed:
+            body += _block(*held[n])
     left = more(diff.changes_total - len(listed), hint="--limit N shows more, -o FILE writes them")
     return Report(result, (*body, *left), exit_code)
 
 
 def told(diff: Diff, a: Snapshot, b: Snapshot) -> tuple[DiffResult, str, list[str]]:
     """Return the result, the verdict, and each listed change in words, a line for each fact."""
-    result, held = _compared(diff, a, b, None)
+    result, held = _compared(diff, a, b, None, None)
     words = ["\n".join(note.text.strip() for note in _block(*each)) for each in held]
     return result, _verdict(diff, part=bool(result.unseen)).text, words
 
 
 def _compared(
-    diff: Diff, a: Snapshot, b: Snapshot, regions: RegionNamer | None
+    diff: Diff,
+    a: Snapshot,
+    b: Snapshot,
+    regions: RegionNamer | None,
+    writes: Mapping[int, Write | None] | None,
 ) -> tuple[DiffResult, list[tuple[ChangeResult, Sequence[Part]]]]:
     """Return the result, and each of its changes with all that lay there before."""
     from ptinspect.linux.layout.mapped_parts import Contents, took
@@ -266,6 +301,10 @@ def _compared(
         _change(change, a.regime, b.regime, regions(change.va_start), parts)
         for change, parts in zip(diff.changes, held, strict=True)
     ]
+    for n, made in (writes or {}).items():
+        if changes[n].after is not None:
+            by = None if made is None else write_result(made, changes[n].level, b.regime)
+            changes[n] = replace(changes[n], written=by)
     result = DiffResult(
         a=diff.a,
         b=diff.b,
@@ -276,6 +315,7 @@ def _compared(
         complete=diff.complete,
         unseen=(*unseen(a), *unseen(b)),
         notes=diff.notes,
+        writers_left_out=ABSENT if writes is None else diff.changes_total - len(writes),
     )
     return result, list(zip(changes, held, strict=True))
 
@@ -381,7 +421,13 @@ def _block(change: ChangeResult, parts: Sequence[Part]) -> list[Note]:
         lines.append(Note(f"  there lay: {escape(held_words(parts))}", "changed"))
     if change.note:
         lines.append(Note(f"  {escape(change.note)}"))
-    return lines
+    return lines + [Note(f"  {line}", "changed") for line in _written(change)]
+
+
+def _written(change: ChangeResult) -> list[str]:
+    if isinstance(change.written, Absent):
+        return []
+    return ["nothing wrote it in this recording"] if change.written is None else who_wrote(change.written)
 
 
 def _weight(change: ChangeResult) -> str:
@@ -397,7 +443,7 @@ def _rows(changes: Sequence[tuple[ChangeResult, Sequence[Part]]]) -> Table:
 
     titles = (
         "va_start", "va_end", "level", "descriptor_pa", "kinds", "before", "after", "before decoded",
-        "after decoded", "note", "region", "held before",
+        "after decoded", "note", "region", "held before", "written by",
     )  # fmt: skip
     rows = [
         (
@@ -413,6 +459,7 @@ def _rows(changes: Sequence[tuple[ChangeResult, Sequence[Part]]]) -> Table:
             c.note,
             escape(c.region),
             escape(held_words(parts)),
+            "; ".join(line.strip() for line in _written(c)),
         )
         for c, parts in changes
     ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.descriptor import decode
 from ptinspect.arch.levels import level_name
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.tables.written import WriteResult, code, task, way, what_changed, write_result
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
@@ -22,33 +23,9 @@ from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.guest.recordings.writers import History, Write
+    from ptinspect.guest.recordings.writers import History
 
 SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class WriteResult:
-    """One write to a descriptor."""
-
-    position: int
-    before: Hex
-    after: Hex
-    changes: Sequence[str]
-    """The words of diff; none where the value stayed, or where the level is not known."""
-    how: str
-    """store; hardware: the walk of the CPU's MMU; unknown."""
-    pc: VirtAddr
-    place: str
-    instruction: str
-    va: VirtAddr | None
-    """The address that the store used: a physical one while the MMU is off."""
-    cpu: int
-    el: int
-    mmu_on: bool | None
-    task: str
-    pid: int | None
-    calls: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -116,36 +93,14 @@ def who(
     found = places(guest, address, Tables(root, regime), level)
     writers = Writers(guest, [place.pa for place in found], timeout)
     histories = writers.histories(every=every)
-    result = WhoResult(
-        writers.here, [_result(place, known) for place, known in zip(found, histories, strict=True)]
-    )
+    result = WhoResult(writers.here, list(map(_result, found, histories)))
     body: list[Note | Table] = []
-    for place, known in zip(found, histories, strict=True):
+    for place, known in zip(found, result.descriptors, strict=True):
         body.extend(_listed(place, known) if every else _shown(place, known))
     return Report(result, body)
 
 
 def _result(place: Place, known: History) -> WrittenResult:
-    writes = [
-        WriteResult(
-            position=write.position,
-            before=Hex(write.before),
-            after=Hex(write.after),
-            changes=_changes(place, write),
-            how=write.how,
-            pc=VirtAddr(write.pc),
-            place=write.place,
-            instruction=write.instruction,
-            va=None if write.va is None else VirtAddr(write.va),
-            cpu=write.cpu,
-            el=write.el,
-            mmu_on=write.mmu_on,
-            task=write.task,
-            pid=write.pid,
-            calls=list(write.calls),
-        )
-        for write in known.writes
-    ]
     return WrittenResult(
         known.pa,
         place.level,
@@ -154,16 +109,8 @@ def _result(place: Place, known: History) -> WrittenResult:
         None if known.first is None else Hex(known.first),
         whole=known.whole,
         cut=known.cut,
-        writes=writes,
+        writes=[write_result(write, place.level, place.regime) for write in known.writes],
     )
-
-
-def _changes(place: Place, write: Write) -> list[str]:
-    from ptinspect.analysis.classify import kinds_of
-
-    if place.level is None or place.regime is None:
-        return []
-    return list(kinds_of(write.before, write.after, place.level, place.regime))
 
 
 def _name(place: Place) -> str:
@@ -177,12 +124,12 @@ def _words(raw: int, level: int | None, regime: Regime | None) -> str:
     return f"{raw:#018x} {text}".rstrip()
 
 
-def _head(place: Place, known: History) -> Note:
-    name = f"{_name(place)} {place.level} at " if place.level is not None else ""
-    return Note(f"{name}pa:{place.pa:#x} = {_words(known.now, place.level, place.regime)}", "title")
+def _head(place: Place, known: WrittenResult) -> Note:
+    name = f"{known.name} {known.level} at " if known.level is not None else ""
+    return Note(f"{name}pa:{place.pa:#x} = {_words(known.raw, place.level, place.regime)}", "title")
 
 
-def _shown(place: Place, known: History) -> list[Note | Table]:
+def _shown(place: Place, known: WrittenResult) -> list[Note | Table]:
     """Show the last write, with all that is known of it."""
     head = _head(place, known)
     if not known.writes:
@@ -191,38 +138,26 @@ def _shown(place: Place, known: History) -> list[Note | Table]:
             Note("nothing wrote it: it is what firmware, a loader or RAM had there at reset", "changed"),
         ]
     write = known.writes[-1]
-    changes = ", ".join(_changes(place, write)) or ("same value" if write.before == write.after else "")
     rows = [
         ("position", f"{write.position:,}"),
-        ("by", f"{escape(write.place)}: {escape(write.instruction)}".rstrip(": ")),
-        ("way", _way(write)),
-        ("task", f"{escape(write.task)} (pid {write.pid})" if write.task else ""),
+        ("by", code(write)),
+        ("way", way(write)),
+        ("task", task(write)),
         ("before", _words(write.before, place.level, place.regime)),
         ("after", _words(write.after, place.level, place.regime)),
-        ("changed", changes),
+        ("changed", what_changed(write)),
         *(("called by" if n == 0 else "", escape(call)) for n, call in enumerate(write.calls)),
     ]
     return [head, Table((Column(""), Column("")), [row for row in rows if row[1]])]
 
 
-def _way(write: Write) -> str:
-    mmu = {True: "MMU on", False: "MMU off", None: ""}[write.mmu_on]
-    where = "" if write.va is None else f" to {write.va:#x}"
-    how = {
-        "store": f"a store{where}",
-        "hardware": "the table walk of the CPU itself",
-        "unknown": "not by a store of this instruction",
-    }
-    return f"{how[write.how]}, cpu {write.cpu}, EL{write.el}, {mmu}".rstrip(", ")
-
-
-def _listed(place: Place, known: History) -> list[Note | Table]:
+def _listed(place: Place, known: WrittenResult) -> list[Note | Table]:
     """Show all writes, one in a line."""
     rows = [
         (
             f"{write.position:,}",
             f"{write.after:#018x}",
-            ", ".join(_changes(place, write)) or ("same value" if write.before == write.after else ""),
+            what_changed(write),
             escape(write.place.partition(" ")[2].strip("()") or write.place),
             escape(write.instruction) if write.how == "store" else write.how,
             escape(write.task),
@@ -232,7 +167,7 @@ def _listed(place: Place, known: History) -> list[Note | Table]:
     titles = ("becomes", "changed", "by", "instruction", "task")
     columns = (Column("position", "right"), *(Column(title) for title in titles))
     rows.insert(
-        0, ("0", f"{known.first or 0:#018x}", "at reset", "firmware, loader, or RAM as it was", "", "")
+        0, ("0", f"{known.at_reset or 0:#018x}", "at reset", "firmware, loader, or RAM as it was", "", "")
     )
     notes = [Note("there are more writes than are listed", "changed")] if known.cut else []
     return [_head(place, known), Table(columns, rows), *notes]

@@ -12,7 +12,7 @@ by a way that is used for nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Literal
 
@@ -98,10 +98,13 @@ class _Point:
 class Writers:
     """Search the writes of some descriptors before the present position."""
 
-    def __init__(self, guest: Guest, descriptors: Sequence[int], seconds: float) -> None:
-        """Note under which addresses they are mapped now. Raises UserError outside a replay."""
+    def __init__(self, guest: Guest, descriptors: Iterable[int], seconds: float, since: int = 0) -> None:
+        """Note under which addresses they are mapped now. Raises UserError outside a replay.
+
+        Where the last write of each is searched, none is looked for at or before the position `since`.
+        """
         self.guest, self.session, self.replay = guest, guest.stopped, replay_of(guest)
-        self.here = self.replay.position
+        self.here, self.since = self.replay.position, since
         self.deadline = time.monotonic() + seconds
         self.aliases = {pa: set(self._aliases(pa)) for pa in dict.fromkeys(descriptors)}
         self.now = {pa: self._value(pa) for pa in self.aliases}
@@ -113,7 +116,7 @@ class Writers:
         try:
             with self.replay.without_breakpoints():
                 found = self._stretch(0, self.here, list(self.aliases), every=True) if every else self._last()
-                if not all(found.get(pa) for pa in self.aliases) or every:
+                if every or not (self.since or all(found.get(pa) for pa in self.aliases)):
                     self.replay.go_to(0)
                     first = {pa: self._value(pa) for pa in self.aliases}
         finally:
@@ -133,8 +136,8 @@ class Writers:
     def _last(self) -> dict[int, list[Write]]:
         found: dict[int, list[Write]] = {}
         end, width = self.here, FIRST
-        while end > 0 and len(found) < len(self.aliases):
-            begin = max(end - width, 0)
+        while end > self.since and len(found) < len(self.aliases):
+            begin = max(end - width, self.since)
             missing = [pa for pa in self.aliases if pa not in found]
             with self.replay.nearby(begin, self._left()):
                 found |= {pa: w for pa, w in self._stretch(begin, end, missing, every=False).items() if w}
@@ -147,13 +150,16 @@ class Writers:
         while True:
             known = {pa: frozenset(self.aliases[pa]) for pa in wanted}
             points = self._replayed(begin, end, known)
-            found = {pa: self._writes(pa, points[pa], every) for pa in wanted}
-            wanted = [pa for pa in wanted if self.aliases[pa] != known[pa]]
-            done |= found
+            for pa in sorted(wanted, key=lambda pa: points[pa][-1].position):
+                if self.aliases[pa] == known[pa]:  # else a neighbour's address leads there sooner
+                    done[pa] = self._writes(pa, points[pa], every)
+            wanted = [pa for pa in wanted if self.aliases[pa] != known[pa] and (every or len(points[pa]) > 1)]
             if not wanted:
                 return done
             if not every:  # what came after the last write that was found may have been hidden
-                begin = min(found[pa][-1].position - 1 for pa in wanted)
+                begin = min(
+                    done[pa][-1].position - 1 if done.get(pa) else points[pa][-2].position for pa in wanted
+                )
 
     def _replayed(self, begin: int, end: int, known: dict[int, frozenset[int]]) -> dict[int, list[_Point]]:
         """Replay a stretch, and return where the values may have been written."""
@@ -258,7 +264,9 @@ class Writers:
         if va is None and before == after:
             return None
         if va is not None:
-            self.aliases[pa].add(va)
+            for other in self.aliases:
+                if other // PAGE == pa // PAGE:
+                    self.aliases[other].add(va - pa % PAGE + other % PAGE)
         walker = not (before ^ after) & ~WALKER_BITS
         how: How = "store" if va is not None else "hardware" if walker else "unknown"
         return Write(

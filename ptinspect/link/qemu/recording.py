@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import struct
 import subprocess
@@ -61,6 +62,8 @@ class Recording:
     """Its length in instructions; None while nobody has measured it."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Positions that have a name."""
+    id: str = ""
+    """What tells it from all others; empty in old ones."""
 
     @property
     def kernel(self) -> Path:
@@ -143,6 +146,7 @@ def create(directory: Path, options: LaunchOptions, symbols: Path) -> tuple[Reco
         tuple(options.extra),
         options.initrd is not None,
         "" if symbols == options.kernel else str(symbols.absolute()),
+        id=secrets.token_hex(8),
     )
     made.save()
     extra = (*options.extra, *_arguments(folder, "record"))
@@ -168,7 +172,7 @@ def _check(fields: Mapping[str, Any]) -> None:
     words, events, end = fields["extra"], fields.get("events", {}), fields.get("end")
     positions = [fields["memory"], *events.values(), *(() if end is None else (end,))]
     good = isinstance(words, list) and isinstance(fields["initrd"], bool)
-    good = good and all(isinstance(text, str) for text in (*texts, *words))
+    good = good and all(isinstance(text, str) for text in (*texts, *words, fields.get("id", "")))
     if not good or any(type(at) is not int or at < 0 for at in positions):
         raise ValueError("a field has another type")
 

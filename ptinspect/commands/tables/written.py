@@ -1,0 +1,103 @@
+"""A write to a descriptor, in results and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import VirtAddr
+from ptinspect.arch.regime import Regime
+from ptinspect.dataclass import dataclass
+from ptinspect.output.encode import Hex
+from ptinspect.output.model import escape
+
+if TYPE_CHECKING:
+    from ptinspect.guest.recordings.writers import Write
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """One write to a descriptor."""
+
+    position: int
+    before: Hex
+    after: Hex
+    changes: Sequence[str]
+    """The words of diff; none where the value stayed, or where the level is not known."""
+    how: str
+    """store; hardware: the walk of the CPU's MMU; unknown."""
+    pc: VirtAddr
+    place: str
+    instruction: str
+    va: VirtAddr | None
+    """The address that the store used: a physical one while the MMU is off."""
+    cpu: int
+    el: int
+    mmu_on: bool | None
+    task: str
+    pid: int | None
+    calls: Sequence[str]
+
+
+def write_result(write: Write, level: int | None, regime: Regime | None) -> WriteResult:
+    """Return a write to a descriptor of a table at `level`; None where that is not known."""
+    return WriteResult(
+        position=write.position,
+        before=Hex(write.before),
+        after=Hex(write.after),
+        changes=_changes(write, level, regime),
+        how=write.how,
+        pc=VirtAddr(write.pc),
+        place=write.place,
+        instruction=write.instruction,
+        va=None if write.va is None else VirtAddr(write.va),
+        cpu=write.cpu,
+        el=write.el,
+        mmu_on=write.mmu_on,
+        task=write.task,
+        pid=write.pid,
+        calls=list(write.calls),
+    )
+
+
+def _changes(write: Write, level: int | None, regime: Regime | None) -> list[str]:
+    from ptinspect.analysis.classify import kinds_of
+
+    if level is None or regime is None:
+        return []
+    return list(kinds_of(write.before, write.after, level, regime))
+
+
+def what_changed(write: WriteResult) -> str:
+    """Say what a write made of the value."""
+    return ", ".join(write.changes) or ("same value" if write.before == write.after else "")
+
+
+def code(write: WriteResult) -> str:
+    """Return the instruction and its place."""
+    return f"{escape(write.place)}: {escape(write.instruction)}".rstrip(": ")
+
+
+def way(write: WriteResult) -> str:
+    """Say in which way it was written."""
+    mmu = {True: "MMU on", False: "MMU off", None: ""}[write.mmu_on]
+    where = "" if write.va is None else f" to {write.va:#x}"
+    how = {
+        "store": f"a store{where}",
+        "hardware": "the table walk of the CPU itself",
+        "unknown": "not by a store of this instruction",
+    }
+    return f"{how[write.how]}, cpu {write.cpu}, EL{write.el}, {mmu}".rstrip(", ")
+
+
+def task(write: WriteResult) -> str:
+    """Name the task; empty where there is none, or nobody can tell."""
+    return f"{escape(write.task)} (pid {write.pid})" if write.task else ""
+
+
+def told(write: WriteResult) -> list[str]:
+    """Tell in a few lines who wrote."""
+    lines = [f"written at {write.position:,} by {code(write)}", f"  {way(write)}, {task(write)}".rstrip(", ")]
+    if write.calls:
+        lines.append(f"  called by {' <- '.join(map(escape, write.calls))}")
+    return lines

@@ -1,0 +1,98 @@
+"""Who made the descriptors of snapshots what they are: many of them, found in one sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ptinspect.arch.bits import PhysAddr
+from ptinspect.errors import UserError
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.recordings.timeline import recording_of, replay_of
+from ptinspect.guest.recordings.writers import Write, Writers
+from ptinspect.snapshot.fact_names import RECORDING, position
+
+if TYPE_CHECKING:
+    from ptinspect.analysis.diff import Change
+    from ptinspect.link.replay import Replay
+    from ptinspect.snapshot.model import Snapshot
+
+
+def searched(guest: Guest) -> Replay:
+    """Return the replay in which writes can be searched. Raises UserError where the guest is none."""
+    if guest.session is None:
+        raise UserError("only a recorded boot tells who wrote it", "timeline open DIR replays one")
+    return replay_of(guest)
+
+
+def position_in(guest: Guest, snapshot: Snapshot) -> int | None:
+    """Return where in the replayed recording a snapshot was captured; None if it does not tell.
+
+    Raises UserError if it was captured elsewhere.
+    """
+    replay, recording = searched(guest), recording_of(guest)
+    theirs, at = snapshot.meta.extra.get(RECORDING, ""), position(snapshot.meta.extra)
+    ours = "" if recording is None else recording.id
+    if (theirs and ours and theirs != ours) or (at or 0) > (replay.last or at or 0):
+        raise UserError(
+            f"snapshot {snapshot.name!r} was not captured in this recording",
+            "timeline open replays the one that it belongs to",
+        )
+    return at
+
+
+def last_writes(
+    guest: Guest, values: Mapping[PhysAddr, int], at: int | None, since: int, seconds: float
+) -> dict[PhysAddr, Write]:
+    """Return the last write of each descriptor up to a position, the present one if None, but after `since`.
+
+    `values` are what they hold there; the guest stands where it stood afterwards. Raises UserError if one
+    holds something else there, or outside a replay; TargetTimeout.
+    """
+    replay, deadline = searched(guest), time.monotonic() + seconds
+    if not values:
+        return {}
+    here = replay.position
+    try:
+        if at is not None and at != here:
+            replay.go_to(at, seconds)
+        writers = Writers(guest, values, max(deadline - time.monotonic(), 0.1), since)
+        for pa, value in values.items():
+            if writers.now[pa] != value:
+                raise UserError(
+                    f"pa:{pa:#x} holds {writers.now[pa]:#x} at position {writers.here:,} of this recording, "
+                    f"and {value:#x} in the snapshot: it was captured elsewhere",
+                    "a snapshot that tells its position was captured in a recording: snaps --json",
+                )
+        return {found.pa: found.writes[-1] for found in writers.histories(every=False) if found.writes}
+    finally:
+        if replay.position != here:
+            replay.go_to(here)
+
+
+def of_changes(
+    guest: Guest, changes: Sequence[Change], a: Snapshot, b: Snapshot, seconds: float
+) -> list[Write | None]:
+    """Return for each change between two snapshots the last write that made it; None where nothing did.
+
+    It lies between the positions of the two. Where the later one tells none, it is the last write before
+    the present position. A table that was put in another's place may have been written before the earlier
+    one. Raises UserError outside a replay, or if the snapshots are of another boot; TargetTimeout.
+    """
+    first, last = position_in(guest, a), position_in(guest, b)
+    turned = first is not None and last is not None and first > last
+    if turned:
+        first, last = last, first
+    deadline = time.monotonic() + seconds
+    places = [(c.descriptor_pa, c.before) if turned else (c.descriptor_pa_after, c.after) for c in changes]
+    moved = [c.descriptor_pa != c.descriptor_pa_after for c in changes]
+    found: dict[PhysAddr, Write] = {}
+    for since, elsewhere in ((first or 0, False), (0, True)):
+        values = {
+            pa: value
+            for (pa, value), apart in zip(places, moved, strict=True)
+            if value is not None and apart == elsewhere
+        }
+        found |= last_writes(guest, values, last, since, max(deadline - time.monotonic(), 0.1))
+    return [found.get(pa) for pa, _ in places]

@@ -1,0 +1,94 @@
+"""Who made the changes between two snapshots, in a run of which every write is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from builders import snapshot_of
+from fakes import kernel_tree
+from test_writers import END, LINEAR, PA, STORE, Run
+
+from ptinspect.analysis.diff import Change
+from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.errors import UserError
+from ptinspect.guest.recordings import last_writes, writers
+from ptinspect.guest.recordings.last_writes import of_changes
+from ptinspect.guest.recordings.writers import Writers
+from ptinspect.snapshot.fact_names import POSITION, RECORDING
+from ptinspect.snapshot.model import Snapshot
+
+EVENTS = {
+    5: (STORE, PA, PA, 0x11),
+    1_000_000: (STORE, LINEAR, PA, 0x13),
+    90_000_000: (STORE, LINEAR, PA, 0x15),
+    300_000_000: (STORE, LINEAR, PA, 0x17),
+}
+
+
+def snapshot(name: str, at: int | None, recording: str = "r") -> Snapshot:
+    tree = kernel_tree()
+    made = snapshot_of(tree.memory, tree.root, tree.regime, name)
+    facts = {} if at is None else {POSITION: str(at), RECORDING: recording}
+    return replace(made, meta=replace(made.meta, extra=facts))
+
+
+def change(before: int | None, after: int | None, pa: int = PA, pa_after: int = PA) -> Change:
+    at = VirtAddr(0xFFFF_0000_0000_0000)
+    return Change(at, VirtAddr(at + 4095), 3, PhysAddr(pa), before, after, ("lost",), PhysAddr(pa_after))
+
+
+@pytest.fixture
+def guest(monkeypatch: pytest.MonkeyPatch) -> Any:
+    run = Run(EVENTS)
+    run.last = END  # type: ignore[attr-defined]
+    for module in (writers, last_writes):
+        monkeypatch.setattr(module, "replay_of", lambda guest: run)
+    monkeypatch.setattr(last_writes, "recording_of", lambda guest: SimpleNamespace(id="r"))
+    monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
+    view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
+    kind: Callable[..., Any] = type("G", (SimpleNamespace,), {"view": view})
+    return kind(
+        session=run, stopped=run, kept={}, place=lambda pc, returns=False: hex(pc), progress=lambda *a: None
+    )
+
+
+def found(guest: Any, a: int | None, b: int | None, made: Change) -> int | None:
+    (write,) = of_changes(guest, [made], snapshot("a", a), snapshot("b", b), 60)
+    assert guest.stopped.position == END
+    return None if write is None else write.position
+
+
+def test_the_last_write_between_the_two_snapshots_is_named(guest: Any) -> None:
+    assert found(guest, 10, 100_000_000, change(0x11, 0x15)) == 90_000_000
+    assert found(guest, 10, 2_000_000, change(0x11, 0x13)) == 1_000_000
+    assert found(guest, 100_000_000, 10, change(0x15, 0x11)) == 90_000_000
+    assert found(guest, None, 2_000_000, change(0x11, 0x13)) == 1_000_000
+    assert found(guest, 1_000_000, 2_000_000, change(0x11, 0x13)) is None
+
+
+def test_without_a_position_it_is_the_last_one_before_the_present(guest: Any) -> None:
+    assert found(guest, 10, None, change(0x11, 0x17)) == 300_000_000
+
+
+def test_a_table_that_was_put_in_place_of_another_may_have_been_written_before(guest: Any) -> None:
+    assert found(guest, 2_000_000, 3_000_000, change(0x99, 0x13, pa=PA + 0x1000)) == 1_000_000
+
+
+def test_what_could_not_be_compared_has_no_writer(guest: Any) -> None:
+    assert found(guest, 10, 2_000_000, change(None, None)) is None
+
+
+def test_snapshots_of_another_boot_are_refused(guest: Any) -> None:
+    other = [snapshot("a", 10), snapshot("b", 2_000_000, "other")]
+    with pytest.raises(UserError, match="'b' was not captured in this recording"):
+        of_changes(guest, [change(0x11, 0x13)], *other, 60)
+    with pytest.raises(UserError, match="'b' was not captured in this recording"):
+        found(guest, 10, END + 1, change(0x11, 0x13))
+    with pytest.raises(UserError, match=re.escape("holds 0x13 at position 2,000,000")):
+        found(guest, 10, 2_000_000, change(0x11, 0x99))
+    assert guest.stopped.position == END
