@@ -18,6 +18,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from browser import Browser
+
     from ptinspect.linux.image.image import KernelImage
 
 os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user's own choices
@@ -66,6 +68,15 @@ if LIVE:  # a run that lets work in or not repeats the same examples; those at a
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what ptinspect remembers of gdbstubs out of the user's own directory."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return a browser: one for all tests of pages, started when the first one asks for it."""
+    from browser import browser
+
+    with browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,14 @@ class Merged:
         """How many runs did not pass."""
         return self.count(*(name for name in OUTCOMES if name != "pass"))
 
+    def ways(self) -> list[list[Attempts]]:
+        """Return the runs that did not pass, those that ended alike together."""
+        alike: dict[tuple[str, ...], list[Attempts]] = {}
+        for item in self.runs:
+            if not item.passed:
+                alike.setdefault(item.way, []).append(item)
+        return list(alike.values())
+
 
 def same_campaign(a: Plan, b: Plan) -> str:
     """Return what two plans differ in, or nothing; how the script's file is called does not count."""

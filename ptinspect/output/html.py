@@ -1,7 +1,6 @@
 """One self-contained HTML page: snapshots as maps, differences, stack depth and campaigns.
 
-The page holds its data, and where it draws curves the charting library (plotly.js, from the plotly package);
-it needs no network.
+The page holds its data and a script of its own that draws them; it needs no network.
 Numbers that a double cannot hold travel as hex text or as packed 64-bit words.
 """
 
@@ -18,19 +17,17 @@ from typing import Any
 from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.dataclass import dataclass, field
-from ptinspect.errors import UserError
-from ptinspect.output.model import escape
+from ptinspect.output.model import Table, escape
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import KIND_NAMES
 
-PAGE_VERSION = 3
+PAGE_VERSION = 4
 """Version of the data in the page."""
-CSP = (
-    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
-    "img-src data: blob:"
-)
+CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 """Nothing is fetched, whatever the data contain."""
+SCRIPTS = ("parts", "maps", "pairs", "charts", "campaigns", "main")
+"""The parts of the page's script, in order; all of them stand in one function."""
 
 
 @dataclass
@@ -48,18 +45,24 @@ class Page:
     traces: list[dict[str, Any]] = field(default_factory=list)
     """Stack depth over time."""
     campaigns: list[dict[str, Any]] = field(default_factory=list)
-    """Tables of campaigns."""
+    """What came of campaigns."""
     _fields: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """Every field of a descriptor that occurs, with its meaning, and its number."""
+    _plain: list[int] = field(default_factory=list)
+    """The maps of snapshots alone, in order."""
     _last: dict[str, bytes] = field(default_factory=dict)
     """The columns of the map that was added last."""
 
     def add_map(self, snapshot: Snapshot, shown: Atlas, title: str, *, diff: bool = False) -> None:
-        """Add a map: the states of a snapshot's descriptors, or what changed (the `diff` added last)."""
+        """Add a map: the states of a snapshot's descriptors, or what changed (the `diff` added last)
+        between the snapshots added last."""
         regime = snapshot.regime
+        if not diff:
+            self._plain.append(len(self.maps))
         self.maps.append(
             {
                 "title": title,
+                "earlier": self._plain[-2] if diff else None,
                 "diff": len(self.diffs) - 1 if diff else None,
                 "root": f"{snapshot.root.pa:#x}",
                 "provenance": snapshot.root.provenance,
@@ -109,7 +112,7 @@ class Page:
         self.diffs.append({**result, "changes": changes, "verdict": verdict, "words": words})
 
     def text(self) -> str:
-        """Return the page. Raises UserError if the charting library is needed and missing."""
+        """Return the page."""
         folder = resources.files("ptinspect.output") / "page"
         data = {
             "version": PAGE_VERSION,
@@ -125,9 +128,8 @@ class Page:
             "CSP": CSP,
             "TITLE": html.escape(escape(self.title)),
             "STYLE": (folder / "page.css").read_text("utf-8"),
-            "PLOTLY": packed(plotly()) if self.traces or self.campaigns else "",
             "DATA": as_script(data),
-            "SCRIPT": (folder / "page.js").read_text("utf-8"),
+            "SCRIPT": "".join((folder / f"{name}.js").read_text("utf-8") for name in SCRIPTS),
         }
         out = []
         for piece in (folder / "page.html").read_text("utf-8").split("@@"):
@@ -165,11 +167,11 @@ def level_names(snapshot: Snapshot) -> dict[str, str]:
     return {str(n): level_name(n, snapshot.regime) for n in levels_of(snapshot.regime)}
 
 
-def plotly() -> bytes:
-    """Return the source of plotly.js. Raises UserError if the package is not there."""
-    try:
-        return (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UserError(
-            "the charting library is not installed", "pip install plotly, then report again"
-        ) from error
+def table_of(table: Table) -> dict[str, Any]:
+    """Return a table as the page draws it."""
+    return {
+        "title": table.title,
+        "heads": [column.title for column in table.columns],
+        "rows": [[str(cell) for cell in row] for row in table.rows],
+        "numeric": [n for n, column in enumerate(table.columns) if column.align == "right"],
+    }

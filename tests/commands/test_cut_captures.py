@@ -72,7 +72,6 @@ def test_a_file_of_a_part_is_said_to_be_one(cut: tuple[Context, str], suffix: st
 
 
 def test_a_page_says_it(cut: tuple[Context, str], tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     ctx, said = cut
     report = run(ctx, f"report {tmp_path / 'x.html'} whole part")
     assert any(said in one for one in report.result["unseen"])

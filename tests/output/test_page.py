@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
-from conftest import missing
 
 from ptinspect.analysis.atlas import STATES
 from ptinspect.arch.descriptor import decode
@@ -22,13 +20,6 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.html import Page, as_script
 from ptinspect.snapshot.model import Snapshot
-
-BROWSER = "chromium"
-OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=60000",
-)  # fmt: skip
-SECONDS = 120
 
 
 def pair(name: str) -> tuple[TreeBuilder, Snapshot, Snapshot]:
@@ -56,37 +47,6 @@ def data_of(path: Path) -> dict[str, Any]:
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.S)
     assert found
     return dict(json.loads(found[1]))
-
-
-def drawn(path: Path, folder: Path, script: str) -> dict[str, Any]:
-    """Open the page in a browser, run `script` (the body of a function) in it, and return its answer."""
-    program = shutil.which(BROWSER)
-    if program is None:
-        missing(BROWSER)
-    probe = (
-        "<script>addEventListener('load', async () => { while (!document.body.dataset.ready) "
-        "await new Promise((r) => setTimeout(r, 20)); let said; try { said = await (async () => {"
-        + script
-        + "})(); } catch (error) { said = { error: String(error) }; } "
-        "const out = document.createElement('pre'); out.id = 'said'; "
-        "const all = { ready: document.body.dataset.ready, ...said }; "
-        "out.textContent = encodeURIComponent(JSON.stringify(all)); "
-        "document.body.append(out); });</script></body>"
-    )
-    copy = folder / "probed.html"
-    copy.write_text(path.read_text().replace("</body>", probe))
-    done = subprocess.run(
-        [program, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout)
-    assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    from urllib.parse import unquote
-
-    return dict(json.loads(unquote(found[1])))
 
 
 def test_the_page_holds_maps_of_each_snapshot_and_of_each_pair(tmp_path: Path) -> None:
@@ -123,66 +83,74 @@ def test_a_page_needs_a_name_and_something_to_show(tmp_path: Path) -> None:
 
 @pytest.mark.live
 @pytest.mark.parametrize("name", ["4k-48", "16k-52-lpa2", "64k-52-lpa"])
-def test_a_browser_shows_the_states_and_opens_tables(name: str, tmp_path: Path) -> None:
+def test_a_click_on_a_change_opens_its_table_at_its_entry(name: str, tmp_path: Path, tab: Browser) -> None:
     made, before, after = pair(name)
     regime = made.regime
-    script = """
-    const changed = window.ptinspect.maps[2], map = changed.map, facts = map.facts;
-    const canvas = changed.canvas, steps = [], box0 = canvas.getBoundingClientRect();
-    document.querySelector("#diff0 .changes button").click();
-    for (const [, index] of changed.path.slice(1)) steps.push(index);
-    const revealed = changed.side.textContent;
-    const press = (key) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key }));
-    const depth = changed.path.length;
-    press("Backspace");
-    const up = changed.path.length;
-    press("Enter");
-    const again = changed.path.length, box1 = canvas.getBoundingClientRect();
-    press("ArrowRight");
-    const next = changed.side.textContent, side1 = [box0.width === box1.width, box0.height === box1.height];
-    const cell = box1.width / (1 << Math.ceil(Math.log2(facts.entries) / 2));
-    const place = { clientX: box1.left + 2.5 * cell, clientY: box1.top + 0.5 * cell };
-    canvas.dispatchEvent(new MouseEvent("mousemove", place));
-    const pointed = changed.side.textContent;
-    const row = changed.path[changed.path.length - 1][0];
-    const entry = map.entry(row, 0), first = map.entry(facts.level.indexOf(3), 0);
-    const box = document.querySelector("#diff0 input");
-    box.value = "lost"; box.oninput({ target: box });
-    const lost = document.querySelectorAll("#diff0 .changes li").length;
-    box.value = "nothing like it"; box.oninput({ target: box });
-    return { steps, counts: changed.counts, state: entry.state, va: entry.va.toString(16),
-      side: revealed, depth, up, again, next, pointed, side1,
-      first: first.word.toString(16), target: first.target.toString(16),
-      fields: first.pattern.fields.map(([field]) => field), lost,
-      none: document.querySelectorAll("#diff0 .changes li").length,
-      headings: [...document.querySelectorAll("h2")].map((each) => each.textContent),
-      wide: document.documentElement.scrollWidth <= innerWidth,
-      bold: document.querySelectorAll("main b").length };
-    """
-    said = drawn(page(tmp_path, before, after), tmp_path, script)
-    assert (said["ready"], said.get("error")) == ("yes", None), said
+    tab.open(page(tmp_path, before, after))
+    assert tab.ask("[...document.querySelectorAll('h2')].map((each) => each.textContent)")[0] == (
+        "before → <b>after</b>"
+    ), "what changed comes first"
+    tab.click("#diff0 .changes button")
     far = int(regime.va_min) + regime.entry_size(2) * 3
-    assert said["steps"] == [regime.index(far, level) for level in range(regime.start_level, 3)]
-    assert said["va"] == f"{far:x}"
-    assert STATES[said["state"]] == "lost"
-    assert "lost" in said["side"]
-    leaf = decode(made.get(int(regime.va_min), 3), 3, regime)
-    assert int(said["first"], 16) == leaf.raw
-    assert int(said["target"], 16) == leaf.output_address
-    assert said["fields"] == [f.name for f in explain(leaf) if not f.name.startswith("output address")]
-    last = dict(zip(STATES, said["counts"]["3"], strict=True))
-    assert (last["lost"], last["became nG"], last["leaf, global"], last["leaf, nG"]) == (1, 1, 3, 1)
-    assert (said["lost"], said["none"], said["bold"]) == (1, 0, 0)
-    assert said["headings"][0] == "before → <b>after</b>", "what changed comes first"
-    assert all(word in said["side"] for word in ("lost: level 3", "there lay", "before 0x"))
+    path = "window.ptinspect.maps[2].path"
+    assert tab.ask(f"{path}.slice(1).map(([, index]) => index)") == [
+        regime.index(far, level) for level in range(regime.start_level, 3)
+    ]
+    side = "document.querySelector('#map2 aside').textContent"
+    assert all(word in tab.ask(side) for word in ("lost: level 3", "there lay", "before 0x", f"{far:#018x}"))
+    assert tab.ask("document.activeElement === window.ptinspect.maps[2].canvas"), "the keys go on from there"
+    seen = tab.ask(
+        "const box = window.ptinspect.maps[2].canvas.getBoundingClientRect(), "
+        "head = document.querySelector('header').getBoundingClientRect(); "
+        "return [box.top >= head.bottom, box.bottom <= innerHeight, box.width, box.height]"
+    )
+    assert seen[:2] == [True, True], "all of the table is on a laptop's screen"
     depth = 4 - regime.start_level
-    assert (said["depth"], said["up"], said["again"]) == (depth, depth - 1, depth)
-    assert "index 1" in said["next"] and "index 2" in said["pointed"]
-    assert said["side1"] == [True, True] and said["wide"]
+    assert tab.ask(f"{path}.length") == depth
+    tab.press("Backspace")
+    assert tab.ask(f"{path}.length") == depth - 1
+    tab.press("Enter")
+    assert tab.ask(f"{path}.length") == depth
+    tab.press("ArrowRight")
+    assert "index 1" in tab.ask(side)
+    columns = tab.ask("1 << Math.ceil(Math.log2(window.ptinspect.maps[2].map.facts.entries) / 2)")
+    rows = tab.ask("window.ptinspect.maps[2].map.facts.entries") / columns
+    tab.point("#map2 canvas", 2.5 / columns, 0.5 / rows)
+    assert "index 2" in tab.ask(side)
+    box = tab.ask(
+        "const { width, height } = document.querySelector('#map2 canvas').getBoundingClientRect(); "
+        "return [width, height]"
+    )
+    assert box == seen[2:], "drawing moves nothing"
+    facts = tab.ask(
+        "const { map } = window.ptinspect.maps[2], first = map.entry(map.facts.level.indexOf(3), 0); "
+        "return { first: first.word.toString(16), target: first.target.toString(16), "
+        "fields: first.pattern.fields.map(([field]) => field), counts: window.ptinspect.maps[2].counts[3], "
+        "wide: document.documentElement.scrollWidth <= innerWidth, "
+        "bold: document.querySelectorAll('main b').length }"
+    )
+    leaf = decode(made.get(int(regime.va_min), 3), 3, regime)
+    assert (int(facts["first"], 16), int(facts["target"], 16)) == (leaf.raw, leaf.output_address)
+    assert facts["fields"] == [f.name for f in explain(leaf) if not f.name.startswith("output address")]
+    last = dict(zip(STATES, facts["counts"], strict=True))
+    assert (last["lost"], last["became nG"], last["leaf, global"], last["leaf, nG"]) == (1, 1, 3, 1)
+    assert facts["wide"] and facts["bold"] == 0
 
 
 @pytest.mark.live
-def test_a_lost_table_shows_what_hung_below_it_and_quiet_changes_have_crosses(tmp_path: Path) -> None:
+def test_changes_are_filtered_by_what_is_typed(tmp_path: Path, tab: Browser) -> None:
+    _, before, after = pair("4k-48")
+    tab.open(page(tmp_path, before, after))
+    shown = "document.querySelectorAll('#diff0 .changes li').length"
+    tab.click("#diff0 input")
+    tab.type("LOST")
+    assert tab.ask(shown) == 1
+    tab.type(" nothing like it")
+    assert tab.ask(shown) == 0
+
+
+def lost_table() -> tuple[Snapshot, Snapshot, int]:
+    """A table is lost, and below another one a page becomes nG."""
     made = TreeBuilder(REGIMES["4k-48"])
     base, size = int(made.regime.va_min), made.regime.entry_size(2)
     made.map(base, 0x4400_0000, size=0x4000, level=3)
@@ -190,48 +158,72 @@ def test_a_lost_table_shows_what_hung_below_it_and_quiet_changes_have_crosses(tm
     before = made.snapshot("before")
     made.set(base, 2, 0)
     made.xor(base + 3 * size, 3, NG)
-    script = """
-    const [earlier, , changed] = window.ptinspect.maps;
-    document.querySelector("#diff0 .changes button").click();
-    const lost = changed.side.textContent, row = changed.path[changed.path.length - 1][0];
-    const button = changed.side.querySelector("button").textContent;
-    changed.side.querySelector("button").click();
-    const [held] = earlier.path[earlier.path.length - 1];
-    const links = changed.map.links, entries = changed.map.facts.entries;
-    return { lost, button, level: earlier.facts.level[held], va: earlier.map.va[held].toString(16),
-      focus: document.activeElement === earlier.canvas, root: changed.map.below[links[0]],
-      quiet: changed.map.below[links[row * entries + 3]] };
-    """
-    said = drawn(page(tmp_path, before, made.snapshot("after")), tmp_path, script)
-    assert said.get("error") is None, said
-    assert said["button"] == "what hung below it in before"
-    assert "lost: level 2" in said["lost"] and "leaves with" in said["lost"]
-    assert (said["level"], said["va"], said["focus"]) == (3, f"{base:x}", True)
-    assert (said["root"], said["quiet"]) == (2, 1), "unexpected, and as the rewrite does"
+    return before, made.snapshot("after"), base
 
 
 @pytest.mark.live
-def test_the_address_space_shows_its_regions_and_leads_to_what_changed(tmp_path: Path) -> None:
+def test_a_lost_table_shows_what_hung_below_it_and_quiet_changes_have_crosses(
+    tmp_path: Path, tab: Browser
+) -> None:
+    before, after, base = lost_table()
+    tab.open(page(tmp_path, before, after))
+    tab.click("#diff0 .changes button")
+    side = tab.ask("document.querySelector('#map2 aside').textContent")
+    assert "lost: level 2" in side and "leaves with" in side and "what hung below it in before" in side
+    crosses = tab.ask(
+        "const { map, path } = window.ptinspect.maps[2], row = path.at(-1)[0]; "
+        "return [map.below[map.links[0]], map.below[map.links[row * map.facts.entries + 3]]]"
+    )
+    assert crosses == [2, 1], "unexpected, and as the rewrite does"
+    tab.click("#map2 aside button")
+    held = tab.ask(
+        "const [{ map, path, canvas }] = window.ptinspect.maps, [row] = path.at(-1); "
+        "return [map.facts.level[row], map.va[row].toString(16), document.activeElement === canvas]"
+    )
+    assert held == [3, f"{base:x}", True]
+
+
+@pytest.mark.live
+def test_the_address_space_shows_its_regions_and_leads_to_what_changed(tmp_path: Path, tab: Browser) -> None:
     _, before, after = pair("4k-48")
-    script = """
-    const [first] = document.querySelectorAll("#space0 .strip button");
-    first.click();
-    const opened = document.querySelectorAll("#space0 tr:not([hidden]) > td[colspan] tbody tr").length;
-    document.querySelector("#space0 .links button").click();
-    const changed = window.ptinspect.maps[2];
-    return { opened, strips: document.querySelectorAll("#space0 .strip").length,
-      text: document.querySelector("#space0 .wide").textContent, level: changed.path.length,
-      side: changed.side.textContent, focus: document.activeElement === changed.canvas };
-    """
     path = page(tmp_path, before, after)
     (space,) = data_of(path)["spaces"]
     (area,) = space["areas"]
     assert [share["text"] for share in area["before"]] == ["rw- 16K", "rw- nG 8K"]
     assert [share["text"] for share in area["shares"]] == ["rw- 12K", "rw- nG 8K"]
-    said = drawn(path, tmp_path, script)
-    assert said.get("error") is None, said
-    assert (said["strips"], said["opened"], said["level"], said["focus"]) == (2, len(area["runs"]), 4, True)
-    assert "lost" in said["text"] and "lost: level 3" in said["side"]
+    tab.open(path)
+    assert tab.ask("document.querySelectorAll('#space0 .strip').length") == 2
+    tab.click("#space0 .strip button")
+    runs = tab.ask("document.querySelectorAll('#space0 tr:not([hidden]) > td[colspan] tbody tr').length")
+    assert runs == len(area["runs"])
+    tab.press("Enter")
+    assert tab.ask("document.querySelectorAll('#space0 tr:not([hidden]) > td[colspan]').length") == 0
+    assert "lost" in tab.ask("document.querySelector('#space0 .wide').textContent")
+    tab.click("#space0 .links button")
+    assert "lost: level 3" in tab.ask("document.querySelector('#map2 aside').textContent")
+
+
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
+"""What is hard to read by WCAG 2.1: text below 4.5 to 1 (1.4.3), curves below 3 to 1 (1.4.11)."""
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("dark", [False, True])
+def test_everything_is_readable_in_light_and_dark(dark: bool, tmp_path: Path, tab: Browser) -> None:
+    before, after, _ = lost_table()
+    tab.open(page(tmp_path, before, after), dark=dark)
+    tab.click("#space0 .strip button")
+    tab.click("#diff0 .changes button")
+    assert tab.ask(CONTRAST) == []
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("width", [1280, 1024, 700])
+def test_nothing_is_wider_than_the_screen(width: int, tmp_path: Path, tab: Browser) -> None:
+    before, after, _ = lost_table()
+    tab.open(page(tmp_path, before, after), width)
+    tab.click("#diff0 .changes button")
+    assert tab.ask("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_table_takes_little_room_again_where_only_bit_11_differs(tmp_path: Path) -> None:

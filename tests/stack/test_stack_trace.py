@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +200,10 @@ def test_the_report_draws_within_a_terminal() -> None:
     assert lines[8].count("#") > lines[1].count("#")
     ladder = Trace(**{**vars(trace), "method": LADDER})
     assert len(chart(ladder, trace.deepest[0])[8].text) == 9 + WIDTH, "a new depth stays the deepest"
-    assert picture(trace, "t")["series"][0]["y"][0] == 0x100
+    shown = picture(trace, trace_report(trace), "t")
+    points = json.loads(zlib.decompress(base64.b64decode(shown["points"])))
+    assert points[0][:3] == [trace.points[0].at, 0, 0x100]
+    assert shown["places"][points[0][3]] == f"{trace.points[0].pc:#x}"
 
 
 def test_hostile_names_are_escaped() -> None:

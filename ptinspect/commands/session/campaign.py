@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
     from ptinspect.campaign.statistics import Attempts, Merged
     from ptinspect.commands.session.campaign_view import Compared
+    from ptinspect.output.html import Page
 
 
 MOST = 12
@@ -30,11 +31,8 @@ SNAPSHOTS = 4
 
 def compared(merged: Merged, directories: Sequence[Path]) -> list[Compared]:
     """Compare the first run of each way to fail with what passing runs of its cell have in common."""
-    firsts: dict[tuple[str, ...], Attempts] = {}
-    for item in merged.runs:
-        if not item.passed and item.last.outcome != "error":
-            firsts.setdefault(item.way, item)
-    return [_compare(merged, item, directories) for item in list(firsts.values())[:MOST]]
+    firsts = [alike[0] for alike in merged.ways() if alike[0].last.outcome != "error"]
+    return [_compare(merged, item, directories) for item in firsts[:MOST]]
 
 
 def _compare(merged: Merged, item: Attempts, directories: Sequence[Path]) -> Compared:
@@ -279,7 +277,9 @@ def _report(
     ),
     details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
     "that stand in two of them count once, and are named; runs that are in none are counted. "
-    "-o writes an HTML page, or text, JSON, CSV or Markdown by the suffix of FILE.",
+    "-o writes text, JSON, CSV or Markdown by the suffix of FILE, or an HTML page: each way to fail in "
+    "words, with the tables of its first run entry by entry where snapshots were kept, and cells with their "
+    "outcomes, stacks and times.",
     not_in_gdb="use ptinspect without GDB: it starts guests of its own",
 )
 def report(ctx: Context, *, directories: list[Path], output: Path | None, title: str | None) -> Report:
@@ -287,32 +287,34 @@ def report(ctx: Context, *, directories: list[Path], output: Path | None, title:
     page = output is not None and output.suffix.lower() in (".html", ".htm")
     if output is not None and not page:
         form_of(output)
-    made, merged = _joined(directories, ctx.rows(SHOWN))
+    made, merged, _ = _joined(directories, ctx.rows(SHOWN))
     if output is None:
         return made
     if page:
         from ptinspect.output.html import Page
 
         title = title or f"campaign of {Path(merged.plan.script).name}"
-        write_text(output, Page(title, campaigns=[drawn(directories, title)]).text())
+        shown = Page(title)
+        add_to(shown, directories, title)
+        write_text(output, shown.text())
     else:
         write(_joined(directories, IN_FILES)[0], output)
     note = Note(f"written to {escape(str(output))}", "dim")
     return Report({**made.result, "file": str(output)}, (*made.body, note), made.exit_code)
 
 
-def drawn(directories: Sequence[Path], title: str) -> dict[str, Any]:
-    """Return a campaign as the HTML page draws it. Raises UserError if the directories hold none."""
-    from ptinspect.commands.session.campaign_view import picture
+def add_to(page: Page, directories: Sequence[Path], title: str) -> None:
+    """Put a campaign on a page. Raises UserError if the directories hold none."""
+    from ptinspect.commands.session.campaign_page import add
 
-    made, merged = _joined(directories, IN_FILES)
-    return picture(made, title, {row.cell.name: row.outcomes for row in merged.rows})
+    add(page, title, *_joined(directories, IN_FILES))
 
 
-def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged]:
+def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged, list[Compared]]:
     from ptinspect.campaign import results
     from ptinspect.campaign.statistics import merge
     from ptinspect.commands.session.campaign_view import campaign_report
 
     merged = merge([results.load(directory) for directory in directories])
-    return campaign_report(merged, compared(merged, directories), rows=rows), merged
+    found = compared(merged, directories)
+    return campaign_report(merged, found, rows=rows), merged, found

@@ -1,8 +1,7 @@
-"""A campaign as text and as the HTML page draws it: its tables, and a bar of outcomes for each cell."""
+"""A campaign as text: its cells, the ways to fail, and where failed runs first differ."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -65,18 +64,19 @@ def campaign_report(
         "differences": [_compared(item) for item in compared],
         **(facts or {}),
     }
-    body: list[Table | Note] = [Note(_headline(merged), "good" if merged.failed == 0 else "bad")]
-    body += [Note(text, "changed") for text in _oddities(merged)]
+    body: list[Table | Note] = [Note(headline(merged), "good" if merged.failed == 0 else "bad")]
+    body += [Note(text, "changed") for text in oddities(merged)]
     body.append(_cells(merged.rows))
     if failed:
-        body.append(_failures(failed, rows))
+        body.append(_failures(merged.ways(), rows))
     if retried:
-        body.append(_retries(retried, rows))
+        body.append(retries(retried, rows))
     body += _differences(compared)
     return Report(result, body, 0 if not merged.failed and not merged.missing else 1)
 
 
-def _headline(merged: Merged) -> str:
+def headline(merged: Merged) -> str:
+    """Return how many runs ended in which way."""
     parts = [f"{merged.count('pass', 'retried')} passed"]
     parts += [f"{merged.count(name)} {name}" for name in OUTCOME_COLUMNS[2:-1] if merged.count(name)]
     if merged.missing:
@@ -85,10 +85,11 @@ def _headline(merged: Merged) -> str:
     return f"{total} runs of {escape(merged.plan.script)}: {', '.join(parts)}"
 
 
-def _oddities(merged: Merged) -> list[str]:
+def oddities(merged: Merged) -> list[str]:
+    """Return what is odd about the directories, in sentences."""
     said = []
     if merged.duplicates:
-        said.append(f"in more than one place, the first counts: runs {_numbers(merged.duplicates)}")
+        said.append(f"in more than one place, the first counts: runs {run_numbers(merged.duplicates)}")
     if merged.missing and any(count > 1 for _, count in merged.shards):
         there = ", ".join(f"{index}/{count}" for index, count in merged.shards)
         said.append(f"shards that are here: {there}")
@@ -99,7 +100,8 @@ def _oddities(merged: Merged) -> list[str]:
     return said
 
 
-def _numbers(numbers: Iterable[int]) -> str:
+def run_numbers(numbers: Iterable[int]) -> str:
+    """Return the first numbers of runs, and how many more there are."""
     known = list(numbers)
     more = f" (+{len(known) - RUNS_NAMED})" if len(known) > RUNS_NAMED else ""
     return ", ".join(map(str, known[:RUNS_NAMED])) + more
@@ -130,15 +132,13 @@ def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _failures(failed: Sequence[Attempts], rows: int) -> Table:
+def _failures(ways: Sequence[Sequence[Attempts]], rows: int) -> Table:
     """Runs that failed alike share a line."""
-    alike: dict[tuple[str, str, str, str], list[int]] = {}
-    for item in failed:
-        alike.setdefault(item.way, []).append(item.run.number)
-    lines: list[Sequence[Cell]] = [
-        (_numbers(numbers), escape(cell), Styled(outcome, "bad"), escape(_file(where)), _short(what))
-        for (cell, outcome, where, what), numbers in alike.items()
-    ]
+    lines: list[Sequence[Cell]] = []
+    for alike in ways:
+        cell, outcome, where, what = alike[0].way
+        numbers = run_numbers(item.run.number for item in alike)
+        lines.append((numbers, escape(cell), Styled(outcome, "bad"), escape(file_of(where)), short(what)))
     title = "what did not pass"
     if len(lines) > rows:
         title += f" ({rows} of {len(lines)} ways)"
@@ -146,23 +146,25 @@ def _failures(failed: Sequence[Attempts], rows: int) -> Table:
     return Table(columns, lines[:rows], title)
 
 
-def _file(place: str) -> str:
+def file_of(place: str) -> str:
     """Return `file:line` without the directory."""
     return place.rpartition("/")[2]
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Return a text as one line of at most TEXT characters."""
     line = escape(" ".join(text.split()))
     return line if len(line) <= TEXT else line[: TEXT - 1] + "…"
 
 
-def _retries(retried: Sequence[Attempts], rows: int) -> Table:
+def retries(retried: Sequence[Attempts], rows: int) -> Table:
+    """Return the runs that took more than one attempt, and what came of the first."""
     lines: list[Sequence[Cell]] = [
         (
             str(item.run.number),
             escape(item.run.cell.name),
             Styled(", ".join(record.outcome for record in item.records), "changed"),
-            _short(item.records[0].panic or item.records[0].message),
+            short(item.records[0].panic or item.records[0].message),
         )
         for item in retried
     ]
@@ -181,24 +183,30 @@ def _differences(compared: Sequence[Compared]) -> list[Table | Note]:
         if found is None:
             alone.setdefault(item.reason, []).append(item.run)
         else:
-            place = f" ({escape(_file(found.place))})" if found.place else ""
-            value = f": {escape(found.path)}" if found.path else ""
-            what = f"{_short(found.line)}{place}{value}"
-            good = f"{_value(found.good)} ({found.runs})"
-            lines.append((str(item.run), what, good, Styled(_value(found.bad), "changed")))
+            what, good, bad = sides(found)
+            lines.append((str(item.run), what, good, Styled(bad, "changed")))
         for pair in item.snapshots:
             if pair.get("changed") or pair.get("error"):
-                lines.append((str(item.run), escape(str(pair["name"])), "", _pair(pair)))
+                lines.append((str(item.run), escape(str(pair["name"])), "", pair_words(pair)))
     columns = (Column("run"), Column("at"), Column("where runs passed (how many)"), Column("here"))
     parts: list[Table | Note] = [Table(columns, lines, "first differences")] if lines else []
     parts += [
-        Note(f"no difference to show: {escape(reason)}: runs {_numbers(runs)}", "dim")
+        Note(f"no difference to show: {escape(reason)}: runs {run_numbers(runs)}", "dim")
         for reason, runs in alone.items()
     ]
     return parts
 
 
-def _pair(pair: Mapping[str, Any]) -> str:
+def sides(found: Difference) -> tuple[str, str, str]:
+    """Return where a run first differs, what passing runs have there (and how many), and what it has."""
+    place = f" ({escape(file_of(found.place))})" if found.place else ""
+    value = f": {escape(found.path)}" if found.path else ""
+    what = f"{short(found.line)}{place}{value}"
+    return what, f"{_value(found.good)} ({found.runs})", _value(found.bad)
+
+
+def pair_words(pair: Mapping[str, Any]) -> str:
+    """Return how a snapshot of a failed run differs from that of a passing one."""
     if pair.get("error"):
         return str(pair["error"])
     if pair["only_bit11"]:
@@ -208,7 +216,7 @@ def _pair(pair: Mapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
-    return _short(value) if isinstance(value, str) else repr(value)
+    return short(value) if isinstance(value, str) else repr(value)
 
 
 def _cell(row: CellRow) -> dict[str, Any]:
@@ -251,65 +259,3 @@ def _compared(item: Compared) -> dict[str, Any]:
         "reason": item.reason,
         "snapshots": [dict(pair) for pair in item.snapshots],
     }
-
-
-COLOURS: Mapping[str, str] = {
-    "pass": "#17a05d",
-    "retried": "#c9a227",
-    "fail": "#d62728",
-    "crash": "#8e44ad",
-    "hang": "#e0883a",
-    "error": "#e377c2",
-    "bug": "#444444",
-    "missing": "#c9c9cf",
-}
-"""Outcome -> its colour, in the order in which they lie on each other."""
-NAME_LENGTH = 120
-"""Longest name of a cell under its bar, characters."""
-
-
-def picture(report: Report, title: str, outcomes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """Return a campaign's report for `Page.campaigns`.
-
-    `outcomes` has the number of runs by cell and outcome.
-    """
-    return {
-        "title": title,
-        "facts": [note.text for note in report.body if isinstance(note, Note) and note.text],
-        "tables": [table_of(part) for part in report.body if isinstance(part, Table) and part.rows],
-        "bars": bars(outcomes),
-    }
-
-
-def table_of(table: Table) -> dict[str, Any]:
-    """Return a table as the page draws it."""
-    return {
-        "title": table.title,
-        "heads": [column.title for column in table.columns],
-        "rows": [[str(cell) for cell in row] for row in table.rows],
-        "numeric": [n for n, column in enumerate(table.columns) if column.align == "right"],
-    }
-
-
-def bars(outcomes: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """Return one series of bars for each outcome that occurs, in the order of COLOURS."""
-    shown = [markup(cell) for cell in outcomes]
-    if len(set(shown)) < len(shown):
-        shown = [f"{number}: {name}" for number, name in enumerate(shown, 1)]
-    seen = {outcome for counts in outcomes.values() for outcome, count in counts.items() if count}
-    order = [name for name in COLOURS if name in seen] + sorted(seen - set(COLOURS))
-    return [
-        {
-            "name": markup(name),
-            "x": shown,
-            "y": [counts.get(name, 0) for counts in outcomes.values()],
-            "marker": {"color": COLOURS.get(name, "#9db7d5")},
-        }
-        for name in order
-    ]
-
-
-def markup(text: str) -> str:
-    """Return a text for plotly.js, which takes some tags for markup wherever it draws a text."""
-    shown = text if len(text) <= NAME_LENGTH else text[: NAME_LENGTH - 1] + "…"
-    return html.escape(shown, quote=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.output.model import Note, escape
+from ptinspect.output.model import Note, Report, Table, escape
 
 if TYPE_CHECKING:
-    from ptinspect.stack.trace import Deepest, Trace, TracedStack
+    from ptinspect.stack.trace import Deepest, Trace
 
 WIDTH, HEIGHT = 64, 8
 """Columns and lines of the chart."""
@@ -44,47 +45,25 @@ def chart(trace: Trace, deepest: Deepest) -> list[Note]:
     return lines
 
 
-def picture(trace: Trace, title: str) -> dict[str, Any]:
-    """Return a trace as the HTML page draws it."""
-    from ptinspect.stack.trace import HOW, UNITS
+def picture(trace: Trace, report: Report, title: str) -> dict[str, Any]:
+    """Return a trace as the HTML page draws it; `report` is what the terminal shows of it."""
+    from ptinspect.output.html import packed, table_of
+    from ptinspect.stack.trace import UNITS
 
-    def name(stack: TracedStack) -> str:
-        return f"{stack.kind} stack of {stack.owner}"
-
-    series = []
-    for number, stack in enumerate(trace.stacks):
-        mine = [point for point in trace.points if point.stack == number]
-        series.append(
-            {
-                "name": name(stack),
-                "x": [point.at for point in mine],
-                "y": [stack.top - point.sp for point in mine],
-                "text": [f"pc {point.pc:#x}" for point in mine],
-            }
-        )
-    limits = [
-        {"y": size, "name": f"{size} bytes: the end", "bad": True} for size in {s.size for s in trace.stacks}
+    places: dict[str, int] = {}
+    points = [
+        (p.at, p.stack, trace.stacks[p.stack].top - p.sp, places.setdefault(f"{p.pc:#x}", len(places)))
+        for p in trace.points
+        if p.stack >= 0
     ]
-    rows = [
-        [
-            name(trace.stacks[d.stack]),
-            str(d.used),
-            str(trace.stacks[d.stack].size - d.used),
-            str(d.at),
-            d.place,
-        ]
-        for d in trace.deepest
-    ]
-    heads = ["stack", "deepest, bytes", "free", UNITS[trace.method], "where"]
+    said = [part.text for part in report.body if isinstance(part, Note) and part.style == "dim"]
     return {
         "title": title,
-        "x": UNITS[trace.method],
-        "facts": [
-            f"from {trace.began} until {trace.ended}",
-            f"method {trace.method}: {HOW[trace.method]}",
-            trace.kernel,
-        ],
-        "series": series,
-        "limits": limits,
-        "table": {"heads": heads, "rows": rows, "numeric": [1, 2, 3]},
+        "unit": UNITS[trace.method],
+        "facts": [*said[:3], trace.kernel],
+        "stacks": [{"name": f"{s.kind} stack of {s.owner}", "size": s.size} for s in trace.stacks],
+        "points": packed(json.dumps(points, separators=(",", ":")).encode()),
+        "places": list(places),
+        "deepest": [{"stack": d.stack, "used": d.used, "at": d.at, "place": d.place} for d in trace.deepest],
+        "tables": [table_of(part) for part in report.body if isinstance(part, Table) and part.rows],
     }

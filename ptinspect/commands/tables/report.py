@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
-from ptinspect.commands.session.campaign import drawn
-from ptinspect.commands.tables.diff import told
-from ptinspect.commands.tables.space import space
+from ptinspect.commands.session.campaign import add_to
+from ptinspect.commands.tables.page_parts import add_snapshots
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -19,9 +18,7 @@ from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.output.html import Page
-
-MAX_CHANGES = 500
-"""Changes of a pair that a page lists."""
+    from ptinspect.snapshot.model import Snapshot
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ class ReportResult:
     details="The page is one file that needs no network. Of each snapshot against the one named before "
     "it: the verdict, each unexpected change (a click opens its table), the address space by regions, and "
     "every table entry by entry, coloured by state, with the descriptor under the cursor decoded. Then the "
-    "snapshots themselves, the depth of stacks over time, and tables of campaigns (campaign report joins "
-    "the shards of one). In a table the arrows go from entry to entry, Enter opens the next table, "
+    "snapshots themselves, the depth of stacks over time, and campaigns (campaign report joins the shards "
+    "of one). In a table the arrows go from entry to entry, Enter opens the next table, "
     "Backspace goes back up. "
     "Without names: all snapshots in memory.",
 )
@@ -108,9 +105,10 @@ def report(
         raise UserError("nothing to show: no snapshot is in memory", "snap NAME captures one")
     shown = [*names, *map(str, traces), *map(str, campaigns)]
     page = Page(title or f"ptinspect: {', '.join(Path(name).name for name in shown)}")
-    _add_snapshots(guest, page, names)
+    for directory in campaigns:
+        add_to(page, [directory], f"campaign {directory.name}")
+    add_snapshots(page, _loaded(guest, names))
     _add_traces(page, traces)
-    _add_campaigns(page, campaigns)
     text = page.text()
     write_text(file, text)
     result = ReportResult(
@@ -126,33 +124,17 @@ def report(
     return Report(result, (Note(f"written to {escape(str(file))}, {result.bytes / 1e6:.1f} MB"), *notes))
 
 
-def _add_snapshots(guest: Guest, page: Page, names: list[str]) -> None:
-    """Add each snapshot, and each against the one before it."""
-    from ptinspect.analysis.atlas import atlas, changes
-    from ptinspect.analysis.diff import diff
-
-    before = None
+def _loaded(guest: Guest, names: Sequence[str]) -> Iterator[Snapshot]:
     for number, name in enumerate(names):
         guest.progress("drawing", number, len(names))
-        snapshot = guest.snapshot_or_file(name)
-        page.add_map(snapshot, atlas(snapshot), snapshot.name)
-        if before is not None:
-            result, verdict, words = told(diff(before, snapshot, max_changes=MAX_CHANGES), before, snapshot)
-            page.add_diff(Report(result).result, verdict, words)
-            title = f"{before.name} → {snapshot.name}"
-            page.add_map(snapshot, changes(before, snapshot), title, diff=True)
-            page.spaces.append({"diff": len(page.diffs) - 1, **space(snapshot, before, result.changes)})
-        elif len(names) == 1:
-            page.spaces.append({"diff": None, **space(snapshot)})
-        before = snapshot
+        yield guest.snapshot_or_file(name)
 
 
 def _add_traces(page: Page, files: list[Path]) -> None:
+    from ptinspect.commands.stack.trace import trace_report
     from ptinspect.commands.stack.trace_view import picture
     from ptinspect.stack.trace_file import load
 
-    page.traces += [picture(load(file), file.name) for file in files]
-
-
-def _add_campaigns(page: Page, directories: list[Path]) -> None:
-    page.campaigns += [drawn([directory], f"campaign {directory.name}") for directory in directories]
+    for file in files:
+        trace = load(file)
+        page.traces.append(picture(trace, trace_report(trace), file.name))

@@ -1,0 +1,41 @@
+"""Snapshots and what lies between them, put on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from ptinspect.commands.tables.diff import told
+from ptinspect.commands.tables.space import space
+from ptinspect.output.model import Report
+
+if TYPE_CHECKING:
+    from ptinspect.output.html import Page
+    from ptinspect.snapshot.model import Snapshot
+
+MAX_CHANGES = 500
+"""Changes of a pair that a page lists."""
+
+
+def add_snapshots(
+    page: Page, snapshots: Iterable[Snapshot], name: Callable[[Snapshot], str] = lambda s: s.name
+) -> None:
+    """Add each snapshot, and each against the one before it; one alone with its address space."""
+    from ptinspect.analysis.atlas import atlas, changes
+    from ptinspect.analysis.diff import diff
+    from ptinspect.dataclass import replace
+
+    before, alone = None, True
+    for given in snapshots:
+        snapshot = replace(given, name=name(given))
+        page.add_map(snapshot, atlas(snapshot), snapshot.name)
+        if before is not None:
+            result, verdict, words = told(diff(before, snapshot, max_changes=MAX_CHANGES), before, snapshot)
+            page.add_diff(Report(result).result, verdict, words)
+            title = f"{before.name} → {snapshot.name}"
+            page.add_map(snapshot, changes(before, snapshot), title, diff=True)
+            page.spaces.append({"diff": len(page.diffs) - 1, **space(snapshot, before, result.changes)})
+            alone = False
+        before = snapshot
+    if before is not None and alone:
+        page.spaces.append({"diff": None, "title": before.name, **space(before)})
