@@ -1,4 +1,4 @@
-"""`campaign`, `campaign report`: the same script on many fresh guests, and what came of it."""
+"""`campaign`: the same script on many fresh guests, and what came of it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.output.files import form_of, write, write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.campaign.results import Record
     from ptinspect.campaign.statistics import Attempts, Merged
     from ptinspect.commands.session.campaign_view import Compared
-    from ptinspect.output.html import Page
 
 
 MOST = 12
@@ -99,8 +97,8 @@ def _pair(name: str, good: Path, bad: Path) -> Mapping[str, Any]:
 SECONDS = 300.0
 CORES = len(os.sched_getaffinity(0))
 """Processors that this process may use."""
-SHOWN, IN_FILES = 20, 10_000
-"""Ways to fail that are listed: on the screen, and in files."""
+SHOWN = 20
+"""Ways to fail that are listed on the screen."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell counts it."""
 
@@ -257,64 +255,3 @@ def _report(
         notes.append(Note(f"interrupted; campaign --resume {name} runs what is missing", "changed"))
     code = INTERRUPTED if interrupted else made.exit_code
     return Report(made.result, (*made.body, *notes), code)
-
-
-@command(
-    "campaign report",
-    group="Session",
-    summary="Show what came of a campaign, or of its shards on several machines",
-    example="campaign report out -o campaign.html",
-    arguments=(
-        argument("directories", nargs="+", type=Path, metavar="DIR", help="directories of campaigns"),
-        argument(
-            "-o",
-            dest="output",
-            type=Path,
-            metavar="FILE",
-            help="write a file: .html .txt .json .csv .md",
-        ),
-        argument("--title", metavar="TEXT", help="title of the page"),
-    ),
-    details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
-    "that stand in two of them count once, and are named; runs that are in none are counted. "
-    "-o writes text, JSON, CSV or Markdown by the suffix of FILE, or an HTML page: each way to fail in "
-    "words, with the tables of its first run entry by entry where snapshots were kept, and cells with their "
-    "outcomes, stacks and times.",
-    not_in_gdb="use ptinspect without GDB: it starts guests of its own",
-)
-def report(ctx: Context, *, directories: list[Path], output: Path | None, title: str | None) -> Report:
-    """Report one or several directories."""
-    page = output is not None and output.suffix.lower() in (".html", ".htm")
-    if output is not None and not page:
-        form_of(output)
-    made, merged, _ = _joined(directories, ctx.rows(SHOWN))
-    if output is None:
-        return made
-    if page:
-        from ptinspect.output.html import Page
-
-        title = title or f"campaign of {Path(merged.plan.script).name}"
-        shown = Page(title)
-        add_to(shown, directories, title)
-        write_text(output, shown.text())
-    else:
-        write(_joined(directories, IN_FILES)[0], output)
-    note = Note(f"written to {escape(str(output))}", "dim")
-    return Report({**made.result, "file": str(output)}, (*made.body, note), made.exit_code)
-
-
-def add_to(page: Page, directories: Sequence[Path], title: str) -> None:
-    """Put a campaign on a page. Raises UserError if the directories hold none."""
-    from ptinspect.commands.session.campaign_page import add
-
-    add(page, title, *_joined(directories, IN_FILES))
-
-
-def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged, list[Compared]]:
-    from ptinspect.campaign import results
-    from ptinspect.campaign.statistics import merge
-    from ptinspect.commands.session.campaign_view import campaign_report
-
-    merged = merge([results.load(directory) for directory in directories])
-    found = compared(merged, directories)
-    return campaign_report(merged, found, rows=rows), merged, found

@@ -1,4 +1,4 @@
-"""A campaign on a page: what came of it, each way to fail in words and with its tables, and its cells."""
+"""`campaign report`: what came of a campaign, in the terminal, in files, and on a page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptinspect.campaign.plan import folder
-from ptinspect.campaign.runner import RUNS
+from ptinspect.commands.framework.command import argument, command
+from ptinspect.commands.framework.context import Context
+from ptinspect.commands.pages.page_parts import add_snapshots
+from ptinspect.commands.session.campaign import SHOWN, compared
 from ptinspect.commands.session.campaign_view import (
     Compared,
+    campaign_report,
     file_of,
     headline,
     oddities,
@@ -19,15 +22,16 @@ from ptinspect.commands.session.campaign_view import (
     short,
     sides,
 )
-from ptinspect.commands.tables.page_parts import add_snapshots
 from ptinspect.errors import PtinspectError
-from ptinspect.output.html import table_of
-from ptinspect.output.model import Report, escape
+from ptinspect.output.files import form_of, write, write_text
+from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
     from ptinspect.campaign.statistics import Attempts, Merged
     from ptinspect.output.html import Page
 
+IN_FILES = 10_000
+"""Ways to fail that files list."""
 WAYS, ROWS = 200, 200
 """Ways to fail, and runs that took several attempts, that a page lists."""
 DRAWN, SNAPSHOTS = 3, 4
@@ -36,9 +40,69 @@ MAX_BYTES = 600_000
 """Bytes of their files, which is about what they take on the page."""
 
 
-def add(page: Page, title: str, made: Report, merged: Merged, compared: Sequence[Compared]) -> None:
-    """Add a campaign: `made` is its report, `compared` what its failed runs were held against."""
-    known = {each.run: each for each in compared}
+@command(
+    "campaign report",
+    group="Session",
+    summary="Show what came of a campaign, or of its shards on several machines",
+    example="campaign report out -o campaign.html",
+    arguments=(
+        argument("directories", nargs="+", type=Path, metavar="DIR", help="directories of campaigns"),
+        argument(
+            "-o",
+            dest="output",
+            type=Path,
+            metavar="FILE",
+            help="write a file: .html .txt .json .csv .md",
+        ),
+        argument("--title", metavar="TEXT", help="title of the page"),
+    ),
+    details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "
+    "that stand in two of them count once, and are named; runs that are in none are counted. "
+    "-o writes text, JSON, CSV or Markdown by the suffix of FILE, or an HTML page: each way to fail in "
+    "words, with the tables of its first run entry by entry where snapshots were kept, and cells with their "
+    "outcomes, stacks and times.",
+    not_in_gdb="use ptinspect without GDB: it starts guests of its own",
+)
+def report(ctx: Context, *, directories: list[Path], output: Path | None, title: str | None) -> Report:
+    """Report one or several directories."""
+    page = output is not None and output.suffix.lower() in (".html", ".htm")
+    if output is not None and not page:
+        form_of(output)
+    made, merged, _ = _joined(directories, ctx.rows(SHOWN))
+    if output is None:
+        return made
+    if page:
+        from ptinspect.output.html import Page
+
+        title = title or f"campaign of {Path(merged.plan.script).name}"
+        shown = Page(title)
+        add_to(shown, directories, title)
+        write_text(output, shown.text())
+    else:
+        write(_joined(directories, IN_FILES)[0], output)
+    note = Note(f"written to {escape(str(output))}", "dim")
+    return Report({**made.result, "file": str(output)}, (*made.body, note), made.exit_code)
+
+
+def add_to(page: Page, directories: Sequence[Path], title: str) -> None:
+    """Put a campaign on a page. Raises UserError if the directories hold none."""
+    _add(page, title, *_joined(directories, IN_FILES))
+
+
+def _joined(directories: Sequence[Path], rows: int) -> tuple[Report, Merged, list[Compared]]:
+    from ptinspect.campaign import results
+    from ptinspect.campaign.statistics import merge
+
+    merged = merge([results.load(directory) for directory in directories])
+    found = compared(merged, directories)
+    return campaign_report(merged, found, rows=rows), merged, found
+
+
+def _add(page: Page, title: str, made: Report, merged: Merged, found: Sequence[Compared]) -> None:
+    """Add a campaign: `made` is its report, `found` what its failed runs were held against."""
+    from ptinspect.output.html import table_of
+
+    known = {each.run: each for each in found}
     ways = []
     left, room = DRAWN, MAX_BYTES
     for alike in merged.ways()[:WAYS]:
@@ -68,10 +132,13 @@ def add(page: Page, title: str, made: Report, merged: Merged, compared: Sequence
 
 def _kept(item: Attempts) -> Path:
     """Return where the files of a run's last attempt are, if they were kept."""
+    from ptinspect.campaign.plan import folder
+    from ptinspect.campaign.runner import RUNS
+
     return item.directory / RUNS / folder(item.run, item.last.attempt)
 
 
-def _words(alike: Sequence[Attempts], compared: Compared | None) -> list[str]:
+def _words(alike: Sequence[Attempts], found: Compared | None) -> list[str]:
     """Return a way to fail, a line for each fact; the first names the outcome, the cell and the runs."""
     first = alike[0]
     last, several = first.last, len(alike) > 1
@@ -80,7 +147,7 @@ def _words(alike: Sequence[Attempts], compared: Compared | None) -> list[str]:
     said += [f"{escape(file_of(last.where))}: {short(last.message)}" if last.where else short(last.message)]
     said += [f"console: {short(last.panic)}"] if last.panic else []
     said += [f"verdict: {short(last.verdict)}"] if last.verdict not in ("", "unknown") else []
-    said += _compared(compared) if compared else []
+    said += _compared(found) if found else []
     kept = _kept(first)
     said += [f"kept in {escape(str(kept))}"] if kept.is_dir() else []
     return [line for line in said if line]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
-from ptinspect.commands.session.campaign import add_to
-from ptinspect.commands.tables.page_parts import add_snapshots
+from ptinspect.commands.pages.campaign_report import add_to
+from ptinspect.commands.pages.page_parts import add_snapshots
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from ptinspect.commands.pages.space import space
 from ptinspect.commands.tables.diff import told
-from ptinspect.commands.tables.space import space
 from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
