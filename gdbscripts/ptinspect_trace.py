@@ -92,9 +92,10 @@ def registers(lane, numbers):
     return [int.from_bytes(bytes.fromhex(reply.decode()), "little") for reply in replies]
 
 
-def run(lane, body, deadline):
+def run(lane, body, deadline, patience=STOP_SECONDS):
     """Let the guest run, or step, until it stops by itself, at the time, or by Ctrl-C.
 
+    It may take `patience` seconds to stop then.
     Returns the stub's reply, and who asked it to stop: nobody (empty), `time`, `interrupted`.
     """
     lane.sock.sendall(agent.packet(body))
@@ -113,7 +114,7 @@ def run(lane, body, deadline):
         if asked is None and not replies and who:
             lane.sock.sendall(b"\x03")
             asked = now
-        if asked is not None and not replies and now > asked + STOP_SECONDS:
+        if asked is not None and not replies and now > asked + patience:
             raise agent.LinkLost("Remote communication error: the guest does not stop")
     lane.sock.sendall(b"+")
     return replies[0], who if asked is not None or who == "interrupted" else ""

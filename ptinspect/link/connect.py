@@ -22,6 +22,7 @@ from ptinspect.link.journal import step_is_open
 from ptinspect.link.qemu.listener import listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
+from ptinspect.link.replay import mode_of
 from ptinspect.link.state import QEMU_ENDED, RunTracker
 from ptinspect.processes import has_ended, running_with, wake_orphans
 
@@ -58,10 +59,12 @@ class Link:
         self.facts, self.tracker = facts, tracker
         self.pipelined = agent.leave_physical_mode()
         """Physical reads go through the socket's pipeline."""
-        self.holds_interrupts = facts.holds_interrupts or agent.relay(
-            [sys.executable, "-m", RELAY, str(address)]
-        )
-        """No interrupt is taken while an instruction is stepped: by the stub, or by a relay before it."""
+        self.recorded = mode_of(console(process, "monitor info replay", timeout))
+        """Whether QEMU records or replays."""
+        relay = [sys.executable, "-m", RELAY, str(address)]
+        self.holds_interrupts = facts.holds_interrupts or (self.recorded != "replay" and agent.relay(relay))
+        """No interrupt is taken while an instruction is stepped: by the stub, or by a relay before it. In a
+        replay they come where the recording has them, and nothing may hold them back."""
         self.registers = RegisterReader(process, agent if self.pipelined else None)
         self.ram = parse_mtree(console(process, "monitor info mtree -f", timeout))
         self.cpu_count = _count_cpus(process, timeout)

@@ -78,8 +78,9 @@ class LiveSession:
         self.gdb_version = link.gdb.version
         self.accel = facts.accel
         self.holds_interrupts = link.holds_interrupts
-        self.replay = replay.replayed(Driver(self, link.process, link.tracker, link.agent))
-        self.capabilities = capabilities(self.replay.mode if self.replay else None, pipelined=link.pipelined)
+        driver = Driver(self, link.process, link.tracker, link.agent)
+        self.replay = replay.Replay(driver, link.recorded) if link.recorded else None
+        self.capabilities = capabilities(link.recorded, pipelined=link.pipelined)
         self.ram: Sequence[RamBlock] = link.ram
         self.cpu_count = link.cpu_count
         self.lanes = LaneMemory(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 from ptinspect.dataclass import replace
 from ptinspect.errors import TargetError, TargetTimeout, UserError
+from ptinspect.link.replay_scan import Seen
 from ptinspect.link.state import StopInfo
 
 Mode = Literal["record", "replay"]
@@ -52,12 +53,6 @@ def position_of(answer: str) -> int:
     return int(found[2])
 
 
-def replayed(guest: Driven) -> Replay | None:
-    """Return the recording or replay that a guest is, None for any other."""
-    mode = mode_of(guest.ask("info replay"))
-    return None if mode is None else Replay(guest, mode)
-
-
 class Driven(Protocol):
     """What a session does for its replay, and prepares nothing for."""
 
@@ -79,6 +74,11 @@ class Driven(Protocol):
     @property
     def has_breakpoints(self) -> bool:
         """Whether there are any."""
+
+    def scan(
+        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+    ) -> Seen:
+        """Let it run to limits, and note stores on the way (replay_scan.Scanner.run)."""
 
     def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:
         """Name the reason for which it stands where it does."""
@@ -217,6 +217,25 @@ class Replay:
         self.break_at(limit)
         return self._run(time.monotonic() + seconds)
 
+    def scan(
+        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], deadline: float
+    ) -> Seen:
+        """Run to later positions; note stores to what is watched, and what the cells hold at each of them.
+
+        It may end at the most stores that are noted at a time. Raises TargetTimeout, TargetError.
+        """
+        if self._armed is not None:
+            self._session.ask("replay_delete_break")
+        self._fresh, self._armed = False, -1
+        seen = self._session.scan(watched, cells, limits, max(deadline - time.monotonic(), 0.1))
+        if seen.ended == "time":
+            raise TargetTimeout(f"the replay did not come to position {limits[-1]} in time")
+        if seen.ended == "limit":
+            self._armed = None
+        elif seen.ended != "hits":
+            raise TargetError(f"QEMU stopped on the way to position {limits[-1]}: {seen.ended}")
+        return seen
+
     def _run(self, deadline: float) -> StopInfo:
         self._fresh = False
         self._session.run_on()
@@ -228,26 +247,12 @@ class Replay:
         return max(SPACING, (self.last or 0) // STATES)
 
     def save(self, here: int) -> None:
-        """Save a state at the present position."""
+        """Save a state at the present position, for good: QEMU 11.1 ends by delvm in a replay."""
         name = f"{TAG}{here}"
         problem = self._session.ask(f"savevm {name}", STATE_SECONDS).strip()
         if problem:
             raise TargetError(f"QEMU cannot save a state: {problem}")
         self.states[here] = name
-
-    @contextmanager
-    def nearby(self, position: int, seconds: float) -> Iterator[None]:
-        """Keep a state right before a position for a block in which it is come to often."""
-        here = max(position - 1, 0)
-        if here - self.state_before(position) <= NEAR:
-            yield
-            return
-        self.go_to(here, seconds)
-        self.save(here)
-        try:
-            yield
-        finally:
-            self._session.ask(f"delvm {self.states.pop(here)}", STATE_SECONDS)
 
     def load(self, state: int) -> None:
         """Load the saved state of this position."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from ptinspect.link.escort import Escort
 from ptinspect.link.gdb.agent import Agent
 from ptinspect.link.gdb.breakpoints import disabled, rows
 from ptinspect.link.gdb.mi import SECONDS, GdbLink
+from ptinspect.link.replay_scan import Scanner, Seen
 from ptinspect.link.session import Capability
 from ptinspect.link.state import RunTracker, StopInfo
 
@@ -45,6 +47,7 @@ class Driver:
         """Nothing is asked yet."""
         self._session, self._gdb, self._tracker, self._agent = session, gdb, tracker, agent
         self.ask, self.forget = session.ask, session.forget
+        self._scanner: Scanner | None = None
 
     def run_on(self) -> None:
         """Let the guest run."""
@@ -59,6 +62,18 @@ class Driver:
         self._session.escort.rest()
         self._agent.frames(plain=True)
         self._gdb.request(command, SECONDS)
+
+    def scan(
+        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+    ) -> Seen:
+        """Let the guest run to limits, and note stores on the way."""
+        self._session.escort.rest()
+        if self._scanner is None:
+            self._scanner = Scanner(self._gdb)
+        try:
+            return self._scanner.run(watched, cells, limits, seconds)
+        finally:
+            self._tracker.touch()
 
     def stop_in_time(self, timeout: float) -> StopInfo:
         """Wait until the guest stops; stop it after that time, or after Ctrl-C. Raises TargetTimeout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -13,20 +13,21 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import MiError, UserError
 from ptinspect.guest.recordings import writers
 from ptinspect.guest.recordings.writers import Writers
-from ptinspect.link.state import StopInfo
+from ptinspect.link.replay_scan import Hit, Look, Seen
 
 PA, OTHER = 0x4120_0018, 0x4130_0018
 LINEAR, WINDOW = 0xFFFF_0000_0120_0018, 0xFFFF_FDFF_FE5F_8018
 CODE = 0x4008_0000
 STORE, NOTHING, LOAD = 0xF900_0041, 0xD503_201F, 0xF940_0041  # str x1, [x2]; nop; ldr x1, [x2]
 END = 400_000_000
+STATE = 60_000_000
 
 
 class Run:
     """A run of END instructions; `events`: position after it -> (word, x2, PA, the value then)."""
 
     def __init__(self, events: dict[int, tuple[int, int, int, int]]) -> None:
-        self.events, self.position, self.watched = events, END, dict[int, int]()
+        self.events, self.position = events, END
         self.mapped: Callable[[int, int], int | None] = lambda va, at: {LINEAR: PA, PA: PA}.get(va)
         self.moves = 0
 
@@ -49,42 +50,43 @@ class Run:
         assert target > self.position
         self.position = target
 
-    def run_once(self, limit: int, seconds: float) -> StopInfo:
-        for at in sorted(
-            at for at in self.events if self.position < at < limit
-        ):  # the limit's stop comes first
-            word, va, _, _ = self.events[at]
-            for number, watched in self.watched.items():
-                if watched == va and word in (STORE, LOAD):
-                    self.position = at
-                    return StopInfo("access-watchpoint-trigger", 0, number, CODE + 4, "")
-        self.position = limit
-        return StopInfo("signal-received", 0, None, CODE + 4, "SIGINT")
+    def scan(
+        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], deadline: float
+    ) -> Seen:
+        hits, looks = [], []
+        for limit in limits:
+            assert limit > self.position
+            for at in sorted(at for at in self.events if self.position < at <= limit):
+                word, va, _, _ = self.events[at]
+                self.position = at - 1
+                before, pa = self.values(cells), self.mapped(va, at)
+                self.position = at
+                if va in watched and word == STORE:
+                    x = (0, 0, va, *[0] * 28)
+                    hits.append(Hit(at, CODE, word, x, 0, va, pa, before, self.values(cells)))
+            self.position = limit
+            looks.append(Look(limit, self.values(cells)))
+        return Seen(tuple(hits), tuple(looks), "limit")
+
+    def values(self, cells: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.value(pa) for pa in cells)
+
+    def state_before(self, target: int) -> int:
+        return (target - 1) // STATE * STATE
 
     def without_breakpoints(self) -> Any:
-        return nullcontext()
-
-    def nearby(self, position: int, seconds: float) -> Any:
         return nullcontext()
 
     # what a session does
 
     current_cpu = 0
 
-    def watch_access(self, va: int, length: int) -> int:
-        self.watched[len(self.watched) + 1] = va
-        return len(self.watched)
-
-    def delete_breakpoint(self, number: int) -> None:
-        del self.watched[number]
-
     def gva2gpa(self, va: int) -> int | None:
         return CODE if va == CODE else self.mapped(va, self.position)
 
     def read(self, pa: int, length: int) -> bytes:
-        if pa == CODE:  # the last instruction while it is looked at after it, else the next
-            word = self.events.get(self.position, (NOTHING,))[0] if self.watched else self.next()[0]
-            return word.to_bytes(4, "little")
+        if pa == CODE:
+            return self.next()[0].to_bytes(4, "little")
         return self.value(pa).to_bytes(length, "little")
 
     @property
@@ -198,12 +200,13 @@ def test_an_instruction_that_the_debugger_cannot_read_is_shown_without_its_words
 
 
 def test_a_store_that_changes_nothing_is_found_where_a_stretch_ends_too(search: Any) -> None:
-    ends = (END, END - writers.FIRST, writers.LOOK)
+    last = 360_000_001  # the second stretch ends there: a state lies before it
+    ends = (END, last, writers.LOOK)
     run = Run(dict.fromkeys(ends, (STORE, PA, PA, 7)))
     assert [w[0] for w in values(search(run), every=True)] == sorted(ends)
     assert [w[0] for w in values(search(run), every=False)] == [END]
     del run.events[END]
-    assert [w[0] for w in values(search(run), every=False)] == [END - writers.FIRST]
+    assert [w[0] for w in values(search(run), every=False)] == [last]
 
 
 def test_what_nothing_wrote_has_no_writes(search: Any) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ptinspect.errors import TargetLost, TargetTimeout, UserError
+from ptinspect.errors import TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.link import replay_driver
 from ptinspect.link.qemu.recording import CLUSTER, empty_image
 from ptinspect.link.replay import END, NEAR, SPACING, START, Replay, mode_of, position_of
+from ptinspect.link.replay_scan import Look, Seen
 from ptinspect.link.state import StopInfo
 
 LENGTH = 5 * SPACING + 17
@@ -32,6 +34,8 @@ class Model:
     loads: int = 0
     stop: StopInfo = field(default_factory=lambda: StopInfo("attached", 0, None, 0, ""))
     slow: bool = False
+    ends: str = "limit"
+    """How a scan ends."""
 
     @property
     def has_breakpoints(self) -> bool:
@@ -59,7 +63,7 @@ class Model:
         elif word == "savevm":
             self.states[rest] = self.at
         elif word == "delvm":
-            del self.states[rest]
+            raise TargetLost("QEMU 11.1 ends")
         elif word == "loadvm":
             if self.fresh:
                 raise TargetLost("two states with no run between them")
@@ -83,6 +87,17 @@ class Model:
         )
         if self.at == self.stop_at:
             self.stop_at = None
+
+    def scan(
+        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+    ) -> Seen:
+        for limit in limits:
+            assert self.stop_at is None
+            self.ask(f"replay_break {limit}")
+            if self.ends != "limit":
+                return Seen((), (), self.ends)
+            self.run_on()
+        return Seen((), tuple(Look(limit, ()) for limit in limits), "limit")
 
     def stop_in_time(self, seconds: float) -> StopInfo:
         if self.slow and self.enabled:
@@ -166,18 +181,21 @@ def test_backwards_each_breakpoint_is_met_last_first_and_then_the_start(breaks: 
     assert found.back(60).reason == START
 
 
-def test_a_state_nearby_makes_the_ways_to_a_place_short_and_is_gone_afterwards() -> None:
+def test_a_scan_follows_on_a_stop_that_was_asked_for_and_one_that_breaks_off_leaves_its_own() -> None:
     model = Model()
     found = replay(model)
-    found.go_to(LENGTH)
-    place = 3 * SPACING - 10
-    with found.nearby(place, 60):
-        assert found.state_before(place) == place - 1 and len(model.states) == 7
-        found.go_to(place)
-        found.go_to(place + 5)
-    assert len(model.states) == 6 and found.state_before(place) == 2 * SPACING
-    with found.nearby(SPACING + 5, 60):
-        assert len(model.states) == 6
+    found.forwards()
+    looks = found.scan((), (), [10, 20], 1e9).looks
+    assert [look.position for look in looks] == [10, 20] and model.at == 20
+    model.ends = "time"
+    with pytest.raises(TargetTimeout, match="position 40"):
+        found.scan((), (), [40], 1e9)
+    found.go_to(30)
+    model.ends = "stopped: T03"
+    with pytest.raises(TargetError, match="T03"):
+        found.scan((), (), [40], 1e9)
+    found.go_to(35)
+    assert model.at == 35
 
 
 def test_who_gives_up_on_the_way_back_stands_where_he_stood() -> None:

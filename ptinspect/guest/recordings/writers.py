@@ -1,23 +1,22 @@
 """Who wrote a descriptor: its writes in a recorded run, found from the present position backwards.
 
-A stretch of the recording is replayed with watchpoints on every virtual address at which the descriptor is
-known to be mapped, and on its physical one, for the time in which the MMU is off. What the watchpoints miss
-shows by its value: it is read physically at every stop, and before and after every write that was found.
-Where two values that must be equal are not, the change in between is searched by division, to the very
-instruction, whichever way it was made. The address that this instruction used is watched from then on, and
-the stretch is replayed again. So a write is missed only if the next one undoes it before anybody looks, both
-by a way that is used for nothing else.
+A stretch of the recording is replayed, and stops for stores to every virtual address at which the descriptor
+is known to be mapped, and to its physical one, for the time in which the MMU is off. What these miss shows by
+its value: it is read physically at every stop, and at intervals. Where two values that must be equal are not,
+the change in between is searched by division, to the very instruction, whichever way it was made. The address
+that this instruction used is watched from then on, and the stretch is replayed again. So a write is missed
+only if the next one undoes it before anybody looks, both by a way that is used for nothing else.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
 from ptinspect.arch.a64 import words
-from ptinspect.arch.a64_stores import writes, written
+from ptinspect.arch.a64_stores import written
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass
@@ -25,14 +24,15 @@ from ptinspect.errors import MiError, PtinspectError, TargetTimeout
 from ptinspect.guest.guest import PAGE, Guest
 from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.roots import Tables
-from ptinspect.link.session import StopInfo
+from ptinspect.link.replay_scan import Hit
 
 How = Literal["store", "hardware", "unknown"]
 FIRST = 2_000_000
-"""Instructions of the first stretch before the present position; each further one is eight times as long."""
+"""Instructions of the first stretch before the present position, at least; each further one is four times as
+long, and goes back to a saved state, from which it has to be replayed anyway."""
 LOOK = 25_000_000
 """Instructions between two looks at the value where nothing stops the guest."""
-PARTS = 16
+PARTS = 64
 """Into so many parts a stretch is divided where a change is searched."""
 WALKER_BITS = 1 << 10 | 1 << 7
 """AF and AP[2], which the table walk itself sets and clears (Arm ARM D8.5.5, hardware management)."""
@@ -91,8 +91,8 @@ class _Point:
 
     position: int
     value: int
-    hit: bool
-    """A watchpoint stopped the guest here."""
+    before: int | None = None
+    """What it was one instruction before, which stored it; None where nobody knows of a store."""
 
 
 class Writers:
@@ -116,6 +116,7 @@ class Writers:
         try:
             with self.replay.without_breakpoints():
                 found = self._stretch(0, self.here, list(self.aliases), every=True) if every else self._last()
+                writes = self._described(found)
                 if every or not (self.since or all(found.get(pa) for pa in self.aliases)):
                     self.replay.go_to(0)
                     first = {pa: self._value(pa) for pa in self.aliases}
@@ -126,27 +127,35 @@ class Writers:
                 PhysAddr(pa),
                 first.get(pa),
                 self.now[pa],
-                tuple(found.get(pa, ())),
+                tuple(writes[pa]),
                 whole=every,
-                cut=len(found.get(pa, ())) >= MOST,
+                cut=len(writes[pa]) >= MOST,
             )
             for pa in self.aliases
         ]
 
-    def _last(self) -> dict[int, list[Write]]:
-        found: dict[int, list[Write]] = {}
+    def _last(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
         end, width = self.here, FIRST
         while end > self.since and len(found) < len(self.aliases):
-            begin = max(end - width, self.since)
+            state = self.replay.state_before(max(end - width, 1))
+            begin = max(state + 1 if state else 0, self.since)
             missing = [pa for pa in self.aliases if pa not in found]
-            with self.replay.nearby(begin, self._left()):
-                found |= {pa: w for pa, w in self._stretch(begin, end, missing, every=False).items() if w}
-            end, width = begin, width * 8
+            found |= {pa: at for pa, at in self._stretch(begin, end, missing, every=False).items() if at}
+            end, width = begin, width * 4
         return found
 
-    def _stretch(self, begin: int, end: int, wanted: list[int], *, every: bool) -> dict[int, list[Write]]:
-        """Return the writes in a stretch, or the last one of each."""
-        done: dict[int, list[Write]] = {}
+    def _described(self, found: Mapping[int, Sequence[int]]) -> dict[int, list[Write]]:
+        """Look at all writes, on one way forwards."""
+        writes: dict[int, list[Write]] = {pa: [] for pa in self.aliases}
+        for at, pa in sorted((at, pa) for pa, positions in found.items() for at in positions):
+            if (write := self._write(pa, at)) is not None:
+                writes[pa].append(write)
+        return writes
+
+    def _stretch(self, begin: int, end: int, wanted: list[int], *, every: bool) -> dict[int, list[int]]:
+        """Return the positions after the writes in a stretch, or after the last one of each."""
+        done: dict[int, list[int]] = {}
         while True:
             known = {pa: frozenset(self.aliases[pa]) for pa in wanted}
             points = self._replayed(begin, end, known)
@@ -156,76 +165,56 @@ class Writers:
             wanted = [pa for pa in wanted if self.aliases[pa] != known[pa] and (every or len(points[pa]) > 1)]
             if not wanted:
                 return done
-            if not every:  # what came after the last write that was found may have been hidden
-                begin = min(
-                    done[pa][-1].position - 1 if done.get(pa) else points[pa][-2].position for pa in wanted
-                )
+            if not every:  # what came after the last write that was found was hidden, to the present position
+                begin = min(done[pa][-1] - 1 if done.get(pa) else points[pa][-2].position for pa in wanted)
+                end = self.here
 
     def _replayed(self, begin: int, end: int, known: dict[int, frozenset[int]]) -> dict[int, list[_Point]]:
-        """Replay a stretch, and return where the values may have been written."""
+        """Replay a stretch, and return where the values were written, or may have been."""
         self.replay.go_to(begin, self._left())
-        points = {pa: [_Point(begin, self._value(pa), False)] for pa in known}
-        numbers = {
-            self.session.watch_access(va, 8): (pa, va) for pa, many in known.items() for va in sorted(many)
-        }
-        here = begin
-        try:
-            while here < end:
-                stop = self.replay.run_once(min(end, here // LOOK * LOOK + LOOK), self._left())
-                here = self.replay.position
-                watched = numbers.get(stop.breakpoint or -1)
-                if watched is None or here == end or self.session.gva2gpa(watched[1]) == watched[0]:
-                    self._note(points, here, watched, stop)
-                self.guest.progress("replaying", here - begin, end - begin)
-        finally:
-            for number in numbers:
-                self.session.delete_breakpoint(number)
+        points = {pa: [_Point(begin, self._value(pa))] for pa in known}
+        watched, here = sorted(frozenset().union(*known.values())), begin
+        while here < end:
+            limit = min(end, here // LOOK * LOOK + LOOK)
+            seen = self.replay.scan(watched, tuple(known), [limit], self.deadline)
+            for hit in seen.hits:
+                self._note(points, known, hit)
+            for look in seen.looks:
+                for line, value in zip(points.values(), look.values, strict=True):
+                    if value != line[-1].value:
+                        line.append(_Point(look.position, value))
+            here = (seen.looks or seen.hits)[-1].position
+            self.guest.progress("replaying", here - begin, end - begin)
         return points
 
-    def _note(
-        self,
-        points: dict[int, list[_Point]],
-        at: int,
-        watched: tuple[int, int] | None,
-        stop: StopInfo,
-    ) -> None:
-        """Note where values are others than before, and where they may have been written again."""
-        store = None
-        for pa, known in points.items():
-            value = self._value(pa)
-            hit = watched is not None and value != known[-1].value
-            if (
-                watched is None or watched[0] == pa
-            ):  # a stop at a limit hides a watchpoint's at the same place
-                store = self._is_store(stop.pc - 4) if store is None else store
-                hit = hit or store
-            if hit or value != known[-1].value:
-                known.append(_Point(at, value, hit))
-
-    def _is_store(self, pc: int) -> bool:
-        """Tell whether the instruction at an address writes memory; it may where it cannot be read."""
-        code = self.session.gva2gpa(pc)
-        with suppress(PtinspectError):
-            return code is None or writes(words(self.session.memory.read(PhysAddr(code), 4))[0])
-        return True
+    @staticmethod
+    def _note(points: dict[int, list[_Point]], known: dict[int, frozenset[int]], hit: Hit) -> None:
+        """Note what an instruction stored, and what had changed before it."""
+        area = None if hit.code is None else written(hit.code, hit.x, hit.sp)
+        for (pa, line), before, after in zip(points.items(), hit.before, hit.after, strict=True):
+            if before != line[-1].value:
+                line.append(_Point(hit.position - 1, before))
+            here = hit.pa is not None and hit.pa // PAGE == pa // PAGE
+            same = hit.watched // PAGE * PAGE + pa % PAGE
+            if before != after or (here and same in known[pa] and area is not None and area.covers(same)):
+                line.append(_Point(hit.position, after, before))
 
     # -- writes -------------------------------------------------------------------------------------
 
-    def _writes(self, pa: int, points: list[_Point], every: bool) -> list[Write]:
-        """Return the writes that lie at or between some points, the oldest first; or the last one."""
-        found: list[Write] = []
+    def _writes(self, pa: int, points: list[_Point], every: bool) -> list[int]:
+        """Return the positions after the writes at or between some points, or after the last one."""
+        found: list[int] = []
         for before, point in zip(reversed(points[:-1]), reversed(points[1:]), strict=True):
             end, value = point.position, point.value
-            if point.hit and (write := self._write(pa, end)) is not None:
-                found.append(write)
-                end, value = end - 1, write.before
+            if point.before is not None:
+                found.append(end)
+                end, value = end - 1, point.before
             while value != before.value and (every or not found) and len(found) < MOST:
-                with self.replay.nearby(before.position, self._left()):
-                    changed = self._changed(pa, before.position, end, value)
+                changed = self._changed(pa, before.position, end, value)
                 write = self._write(pa, changed)
                 if write is None:
                     break
-                found.append(write)
+                found.append(changed)
                 end, value = changed - 1, write.before
             if (found and not every) or len(found) >= MOST:
                 break
@@ -236,13 +225,10 @@ class Writers:
         while end - begin > 1:
             self.replay.go_to(begin, self._left())
             parts = min(PARTS, end - begin)
-            edges = [begin + (end - begin) * part // parts for part in range(1, parts)] + [end]
-            last = begin
-            for edge in edges[:-1]:
-                self.replay.run_to(edge, self.deadline)
-                if self._value(pa) != value:
-                    last = edge
-            begin, end = last, next(edge for edge in edges if edge > last)
+            edges = [begin + (end - begin) * part // parts for part in range(1, parts)]
+            looks = self.replay.scan((), (pa,), edges, self.deadline).looks
+            begin = max((look.position for look in looks if look.values != (value,)), default=begin)
+            end = next((edge for edge in edges if edge > begin), end)
         return end
 
     def _write(self, pa: int, position: int) -> Write | None:

@@ -1,0 +1,128 @@
+"""Replay part of a recorded run inside GDB, and note the stores to some places on the way.
+
+Use: `source ptinspect_agent.py`, `source ptinspect_trace.py`, `source ptinspect_scan.py` in a GDB (12 or
+newer, with Python) that is connected to a QEMU that replays; then
+
+    ptinspect-scan MILLISECONDS MOST VA,VA,...|- PA,PA,...|- LIMIT ...
+
+runs forwards from limit to limit (numbers of instructions, each above the last) and stops for each store to
+the eight bytes at one of the virtual addresses: until the last limit, the time, that many stores, or Ctrl-C.
+What comes is printed as JSON: `ended`, `looks` with [position, values at the PAs] at each limit, and `hits`,
+each with its position after the store, its PC, instruction, registers before it, the address that was watched
+and what that translated to then, and the values at the PAs before and after it.
+
+The stub stops before the store is made (QEMU gdbstub, BP_STOP_BEFORE_ACCESS); it is stepped with nothing
+watched.
+"""
+
+import json
+import re
+import sys
+import time
+
+import gdb
+
+main = sys.modules["__main__"]
+"""Where GDB runs what it sources: ptinspect_agent.py and ptinspect_trace.py were there first."""
+GENERAL = 33
+"""X0 to X30, SP and PC: 64 bits each, the first in a packet of registers."""
+PATIENCE = 60.0
+"""Seconds until a replay can be interrupted that has no event for long."""
+COUNT = re.compile(rb"instruction count = (\d+)")
+WATCH = re.compile(rb"watch:([0-9a-f]+);")
+
+
+class Scan:
+    """One run."""
+
+    def __init__(self, lane, watched, cells):
+        self.lane, self.watched, self.cells = lane, watched, cells
+        self.thread = lane.names_of_threads()[gdb.selected_thread().num]
+        self.hits, self.looks = [], []
+
+    def position(self, *commands):
+        """Return how many instructions were executed, and what further commands of the monitor print."""
+        told, *others = self.lane.monitor([b"info replay", *commands])[0]
+        return int(COUNT.search(told)[1]), others
+
+    def values(self):
+        """Return what lies at the physical addresses."""
+        data = main.read_on_wire(self.lane, [(pa, 8) for pa in self.cells]) if self.cells else b""
+        return [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+
+    def watch(self, letter):
+        """Set (Z) or take away (z) what is watched."""
+        packets = [main.packet(b"%s2,%x,8" % (letter, va)) for va in self.watched]
+        replies = self.lane.ask(packets, [2] * len(packets)) if packets else []
+        if any(reply != b"OK" for reply in replies):
+            raise gdb.GdbError(f"ptinspect: the stub answers {replies} to {len(packets)} watchpoints")
+
+    def run(self, limits, most, deadline):
+        """Run from limit to limit; return how it ended."""
+        for limit in limits:
+            self.lane.monitor([b"replay_break %d" % limit])
+            here = 0
+            while here < limit:
+                if len(self.hits) >= most:
+                    return "hits"
+                reply, who = main.run(self.lane, b"vCont;c", deadline, PATIENCE)
+                if who:
+                    return who
+                found = WATCH.search(reply)
+                here = self.position()[0] if found is None else self.hit(int(found[1], 16))
+                if found is None and here < limit:
+                    return "stopped: " + reply[:40].decode("ascii", "replace")
+            self.looks.append([here, self.values()])
+        return "limit"
+
+    def hit(self, va):
+        """Note the store that comes next; return the position after it."""
+        before, (translated,) = self.position(b"gva2gpa %#x" % va)
+        general = main.request(self.lane, b"g", 0)[: 16 * GENERAL]
+        x = [int.from_bytes(bytes.fromhex(general[at : at + 16].decode()), "little") for at in
+             range(0, 16 * GENERAL, 16)]  # fmt: skip
+        code = main.request(self.lane, b"m%x,4" % x[-1], 8)
+        values = self.values()
+        self.watch(b"z")
+        main.run(self.lane, b"vCont;s:" + self.thread, time.monotonic() + PATIENCE, PATIENCE)
+        self.watch(b"Z")
+        here = self.position()[0]
+        if here > before:
+            self.hits.append({
+                "position": here, "pc": x[-1], "code": code.decode("ascii", "replace"), "x": x[:31],
+                "sp": x[31], "watched": va, "translated": translated.decode("ascii", "replace"),
+                "before": values, "after": self.values(),
+            })  # fmt: skip
+        return here
+
+
+def numbers(word):
+    """Return hexadecimal numbers that are separated by commas; - for none."""
+    return [] if word == "-" else [int(each, 16) for each in word.split(",")]
+
+
+class ScanCommand(gdb.Command):
+    """Replay, and note stores: ptinspect-scan MILLISECONDS MOST VA,...|- PA,...|- LIMIT ..."""
+
+    def __init__(self):
+        super().__init__("ptinspect-scan", gdb.COMMAND_DATA)
+
+    def invoke(self, argument, from_tty):
+        words = gdb.string_to_argv(argument)
+        if len(words) < 5:
+            raise gdb.GdbError("usage: ptinspect-scan MILLISECONDS MOST VA,...|- PA,...|- LIMIT ...")
+        lane = main.proved_wire()
+        if lane is None:
+            raise gdb.GdbError("ptinspect: the socket of the stub is not known: no scan")
+        deadline = time.monotonic() + int(words[0]) / 1000
+        scan = Scan(lane, numbers(words[2]), numbers(words[3]))
+        with main.on_wire():
+            scan.watch(b"Z")
+            try:
+                ended = scan.run([int(word) for word in words[4:]], int(words[1]), deadline)
+            finally:
+                scan.watch(b"z")
+        print(json.dumps({"ended": ended, "hits": scan.hits, "looks": scan.looks}))
+
+
+ScanCommand()
