@@ -11,7 +11,7 @@ from ptinspect.analysis.classify import only_bit11
 from ptinspect.analysis.paths import side_by_side
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.linux import death
 from ptinspect.linux.running.stacks import Stack
 from ptinspect.linux.stack_range import holding
@@ -23,7 +23,7 @@ CANARY = "__stack_chk_fail"
 
 @dataclass(frozen=True)
 class Change:
-    """Show which descriptor on a path differs from a snapshot, beyond bit 11."""
+    """Show which descriptor on a path differs, beyond bit 11, from a snapshot or before its last write."""
 
     level: int
     """Level of its table."""
@@ -31,13 +31,20 @@ class Change:
     """Linux's name of the level."""
     descriptor_pa: int
     before: int
-    """What the snapshot holds."""
+    """What it held then."""
     after: int
     """What memory holds now."""
     snapshot: str
-    """Name of the snapshot."""
+    """Name of the snapshot; empty for one that a recording shows."""
     kinds: tuple[str, ...]
     """In which ways it differs: words of analysis.classify.KINDS."""
+    position: int = 0
+    """Where in the recording it was written."""
+
+    @property
+    def then(self) -> str:
+        """When it held what it held."""
+        return f"in snapshot {self.snapshot}" if self.snapshot else f"until position {self.position:,}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,24 @@ def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[
         if not only_bit11(kinds):
             return (Change(new.level, new.name, new.descriptor_pa, old.raw, new.raw, snapshot, kinds),)
     return ()
+
+
+def faulting(facts: Facts) -> Walk | None:
+    """Return the walk of the stack's own address that does not translate, or that of the faulting address."""
+    found = facts.walk if facts.gone is None else facts.gone.walk
+    return None if found is None or found.outcome != "fault" else found
+
+
+def with_change(facts: Facts, change: Change) -> Facts:
+    """Return the facts with a change of a descriptor on one of the paths that they have."""
+
+    def on(walk: Walk | None) -> bool:
+        return walk is not None and any(step.descriptor_pa == change.descriptor_pa for step in walk.steps)
+
+    gone = facts.gone
+    if gone is not None and on(gone.walk):
+        gone = replace(gone, changes=(change,))
+    return replace(facts, gone=gone, changes=(change,) if on(facts.walk) else facts.changes)
 
 
 def explain(facts: Facts) -> Why:
@@ -230,7 +255,7 @@ def _held(change: Change) -> str:
     """Say which entry was lost, and what it held."""
     return (
         f"lost at level {change.level} ({change.name}), descriptor pa:{change.descriptor_pa:#x}: "
-        f"{change.after:#x}, which held {change.before:#x} in snapshot {change.snapshot}"
+        f"{change.after:#x}, which held {change.before:#x} {change.then}"
     )
 
 
@@ -308,7 +333,6 @@ def _paths(facts: Facts) -> list[str]:
         )
     changes = dict.fromkeys((*facts.changes, *(() if gone is None else gone.changes)))
     found += [
-        f"pa:{c.descriptor_pa:#x} ({c.name}): {c.before:#x} in snapshot {c.snapshot}, {c.after:#x} now"
-        for c in changes
+        f"pa:{c.descriptor_pa:#x} ({c.name}): {c.before:#x} {c.then}, {c.after:#x} now" for c in changes
     ]
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes import context, kernel_tree, run, text
 
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import UserError
 from ptinspect.guest.recordings import last_writes
@@ -19,8 +20,9 @@ PC = 0xFFFF_8000_1003_F8F4
 
 def write(position: int, before: int, after: int) -> Write:
     return Write(
-        position, before, after, "store", PC, f"{PC:#x} (pmd_clear_huge+0x24)", "str xzr, [x2]",
-        0xFFFF_0000_0000_0018, 0, 1, True, "swapper/0", 1, ("0xffff8000102c0be4 (unmap_kernel_range+0x15c)",),
+        PhysAddr(0x4100_0018), position, before, after, "store", PC, f"{PC:#x} (pmd_clear_huge+0x24)",
+        "str xzr, [x2]", 0xFFFF_0000_0000_0018, 0, 1, True, "swapper/0", 1,
+        ("0xffff8000102c0be4 (unmap_kernel_range+0x15c)",),
     )  # fmt: skip
 
 

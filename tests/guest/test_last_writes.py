@@ -9,15 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from builders import snapshot_of
+from builders import REGIMES, snapshot_of
 from fakes import kernel_tree
-from test_writers import END, LINEAR, PA, STORE, Run
+from test_writers import END, LINEAR, OTHER, PA, STORE, Run
 
 from ptinspect.analysis.diff import Change
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.errors import UserError
 from ptinspect.guest.recordings import last_writes, writers
-from ptinspect.guest.recordings.last_writes import of_changes
+from ptinspect.guest.recordings.last_writes import last_writes as searched_in
+from ptinspect.guest.recordings.last_writes import of_changes, that_unmapped
 from ptinspect.guest.recordings.writers import Writers
 from ptinspect.snapshot.fact_names import POSITION, RECORDING
 from ptinspect.snapshot.model import Snapshot
@@ -92,3 +93,30 @@ def test_snapshots_of_another_boot_are_refused(guest: Any) -> None:
     with pytest.raises(UserError, match=re.escape("holds 0x13 at position 2,000,000")):
         found(guest, 10, 2_000_000, change(0x11, 0x99))
     assert guest.stopped.position == END
+
+
+def test_a_write_that_changes_nothing_gives_way_to_the_one_before(guest: Any) -> None:
+    guest.stopped.events = {**EVENTS, 350_000_000: (STORE, LINEAR, PA, 0x17)}
+    assert found(guest, 10, END, change(0x11, 0x17)) == 300_000_000
+    assert found(guest, 320_000_000, END, change(0x17, 0x17)) == 350_000_000
+    assert searched_in(guest, {PhysAddr(PA): 0x17}, END, 0, 60)[PhysAddr(PA)].before == 0x15
+
+
+@pytest.mark.parametrize(("until", "expected"), [(300_000_000, 300_000_000), (200_000_000, None)])
+def test_what_unmapped_is_the_last_write_before_which_it_was_mapped(
+    guest: Any, monkeypatch: pytest.MonkeyPatch, until: int, expected: int | None
+) -> None:
+    run = guest.stopped
+
+    def walk(memory: Any, va: int, root: int, regime: Any) -> Any:
+        assert (memory, va, root) == (run, 5, 6)
+        return SimpleNamespace(outcome="mapped" if run.position < until else "fault")
+
+    monkeypatch.setattr(last_writes, "walk", walk)
+    for order in ((OTHER, PA), (PA, OTHER)):
+        steps = [SimpleNamespace(descriptor_pa=pa, raw=run.value(pa)) for pa in order]
+        now: Any = SimpleNamespace(
+            steps=(SimpleNamespace(descriptor_pa=8, raw=None), *steps), va=5, root_pa=6
+        )
+        write = that_unmapped(guest, now, REGIMES["4k-48"], 60)
+        assert (None if write is None else write.position) == expected and run.position == END

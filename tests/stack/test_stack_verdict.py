@@ -13,7 +13,7 @@ from ptinspect.analysis.classify import kinds_of
 from ptinspect.arch.esr import decode_esr
 from ptinspect.linux.death import CODES
 from ptinspect.linux.running.stacks import Stack
-from ptinspect.stack.verdict import Change, Facts, Gone, explain, path_changes
+from ptinspect.stack.verdict import Change, Facts, Gone, explain, faulting, path_changes, with_change
 from ptinspect.tables.walk import Walk
 
 REGIME = REGIMES["4k-48"]
@@ -59,6 +59,25 @@ def test_lost_entry_is_named_with_its_old_value() -> None:
     assert told.code == "lost-entry"
     assert "pa:0x7fffe458: 0x0, which held 0x7fffa803 in snapshot after" in told.text
     assert "800 bytes used" in told.text
+
+
+def test_a_recording_shows_what_the_entry_held_without_a_snapshot() -> None:
+    written = replace(change(0), descriptor_pa=0x3000, snapshot="", position=144_942_338)
+    told = explain(with_change(facts(), written))
+    assert told.code == "lost-entry" and told.change == written and told.unknown == ()
+    assert "which held 0x7fffa803 until position 144,942,338" in told.text
+    assert "pa:0x3000 (pmd): 0x7fffa803 until position 144,942,338, 0x0 now" in told.evidence
+    gone = facts(walk=None, gone=Gone(BASE, path(0x803, 0x803, 0)))
+    assert explain(with_change(gone, written)).change == written
+    elsewhere = replace(written, descriptor_pa=0x9000)
+    assert with_change(gone, elsewhere) == gone and with_change(facts(), elsewhere) == facts()
+
+
+def test_the_stack_comes_before_the_faulting_address() -> None:
+    own = path(0x803, 0)
+    assert faulting(facts(gone=Gone(BASE, own))) is own and faulting(facts()) == facts().walk
+    for mapped in (facts(walk=None), facts(walk=path(1, outcome="mapped"))):
+        assert faulting(mapped) is None
 
 
 def test_valid_but_other_entry_has_reverted() -> None:

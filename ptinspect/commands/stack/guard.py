@@ -134,12 +134,12 @@ def _quiet(result: GuardResult, found: Guarded) -> Report:
 
 
 def _tripped(guest: Guest, result: GuardResult, found: Guarded) -> Report:
-    from ptinspect.guest.stacks.fault import judge_cpu
+    from ptinspect.guest.stacks.fault import judge_cpu, with_writer
 
     session = guest.stopped
     cpu = session.current_cpu
     state = session.cpu_state(cpu)
-    below, verdict = stack(guest, cpu=cpu), why_result(judge_cpu(guest, cpu))
+    below, verdict = stack(guest, cpu=cpu), why_result(with_writer(guest, judge_cpu(guest, cpu)))
     assert isinstance(below.value, StackResult)
     title = [Note(f"cpu {cpu}: {verdict.code}: {verdict.text}", "title")]
     head: list[Note | Table] = [Note(f"stopped, way {found.way}, cpu {cpu} at {result.place}", "bad")]

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework.arguments import CPU
 from ptinspect.commands.framework.command import Needs, command
-from ptinspect.dataclass import dataclass
+from ptinspect.commands.written import WriteResult, told, write_result
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import need_registers
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
+    from ptinspect.guest.recordings.writers import Write
     from ptinspect.guest.stacks.fault import Judged
     from ptinspect.stack.verdict import Change
 
@@ -46,6 +48,7 @@ class ChangeResult:
     before: Hex
     after: Hex
     snapshot: str
+    """Which one holds `before`; empty if a recording shows it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class WhyResult:
     dying: Sequence[str]
     recursion: RecursionResult
     descriptor: ChangeResult | None
+    written: WriteResult | Absent = ABSENT
+    """In a replay: the write that lost the entry."""
 
 
 @command(
@@ -78,16 +83,17 @@ class WhyResult:
     result=WhyResult,
     needs=Needs.STOPPED,
     details="Joins ESR and FAR, the stacks, the recursion, the walk of the faulting address, and what "
-    "snapshots in memory hold on that path. Without --cpu: the chosen CPU, or the first one with a "
+    "snapshots in memory hold on that path. In a replay the store is searched that lost the entry, which "
+    "may take half a minute. Without --cpu: the chosen CPU, or the first one with a "
     "verdict on its stack if nothing is proved there. The codes are those of oops.",
     expectable=True,
 )
 def why(guest: Guest, *, cpu: int | None = None) -> Report:
     """Explain."""
-    from ptinspect.guest.stacks.fault import judge, judge_cpu
+    from ptinspect.guest.stacks.fault import judge, judge_cpu, with_writer
 
     need_registers(guest)
-    result = why_result(judge(guest) if cpu is None else judge_cpu(guest, cpu))
+    result = why_result(with_writer(guest, judge(guest) if cpu is None else judge_cpu(guest, cpu)))
     return Report(
         result, [Note(f"cpu {result.cpu}: {result.code}: {result.text}", "title"), *reasons(result)]
     )
@@ -95,8 +101,12 @@ def why(guest: Guest, *, cpu: int | None = None) -> Report:
 
 def reasons(result: WhyResult) -> list[Note]:
     """Show what supports a verdict, and what remains unknown."""
-    known = [Note(f"  - {line}") for line in result.evidence]
-    return known + [Note(f"  ? {line}", "dim") for line in result.unknown]
+    by = [] if isinstance(result.written, Absent) else told(result.written)
+    return [
+        *(Note(f"  - {line}") for line in result.evidence),
+        *(Note(f"  ? {line}", "dim") for line in result.unknown),
+        *(Note(line, "bad") for line in by),
+    ]
 
 
 def why_result(found: Judged) -> WhyResult:
@@ -118,7 +128,12 @@ def why_result(found: Judged) -> WhyResult:
         dying=facts.dying,
         recursion=RecursionResult(facts.repeated, facts.frame_size),
         descriptor=None if verdict.change is None else _change(verdict.change),
+        written=ABSENT if found.written is None else _written(found.written, verdict.change),
     )
+
+
+def _written(write: Write, change: Change | None) -> WriteResult:
+    return replace(write_result(write, None, None), changes=() if change is None else change.kinds)
 
 
 def _change(change: Change) -> ChangeResult:

@@ -16,8 +16,8 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
 from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
 from ptinspect.commands.tables.paths import PathResult, captured_walk, levels_of, path_results, side_by_side
-from ptinspect.commands.tables.written import WriteResult, write_result
-from ptinspect.commands.tables.written import told as who_wrote
+from ptinspect.commands.written import WriteResult, write_result
+from ptinspect.commands.written import told as who_wrote
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, UserError
 from ptinspect.guest.capturing import snapshot_of

@@ -12,7 +12,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.commands.tables.written import WriteResult, code, task, way, what_changed, write_result
+from ptinspect.commands.written import WriteResult, code, task, way, what_changed, write_result
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest

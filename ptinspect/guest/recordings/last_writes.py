@@ -12,11 +12,14 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.timeline import recording_of, replay_of
 from ptinspect.guest.recordings.writers import Write, Writers
 from ptinspect.snapshot.fact_names import RECORDING, position
+from ptinspect.tables.walk import walk
 
 if TYPE_CHECKING:
     from ptinspect.analysis.diff import Change
+    from ptinspect.arch.regime import Regime
     from ptinspect.link.replay import Replay
     from ptinspect.snapshot.model import Snapshot
+    from ptinspect.tables.walk import Walk
 
 
 def searched(guest: Guest) -> Replay:
@@ -45,10 +48,11 @@ def position_in(guest: Guest, snapshot: Snapshot) -> int | None:
 def last_writes(
     guest: Guest, values: Mapping[PhysAddr, int], at: int | None, since: int, seconds: float
 ) -> dict[PhysAddr, Write]:
-    """Return the last write of each descriptor up to a position, the present one if None, but after `since`.
+    """Return the write that made each descriptor what it is at a position, the present one if None.
 
-    `values` are what they hold there; the guest stands where it stood afterwards. Raises UserError if one
-    holds something else there, or outside a replay; TargetTimeout.
+    It is the last one after `since` that changed the value; if none did, the last of all. `values` are what
+    the descriptors hold there. The guest stands where it stood afterwards. Raises UserError if one holds
+    something else there, or outside a replay; TargetTimeout.
     """
     replay, deadline = searched(guest), time.monotonic() + seconds
     if not values:
@@ -65,10 +69,37 @@ def last_writes(
                     f"and {value:#x} in the snapshot: it was captured elsewhere",
                     "a snapshot that tells its position was captured in a recording: snaps --json",
                 )
-        return {found.pa: found.writes[-1] for found in writers.histories(every=False) if found.writes}
+        found = {known.pa: known.writes[-1] for known in writers.histories(every=False) if known.writes}
     finally:
         if replay.position != here:
             replay.go_to(here)
+    for pa, write in found.items():
+        left = deadline - time.monotonic()
+        if write.before == write.after and write.position - 1 > since:
+            found[pa] = last_writes(guest, {pa: write.before}, write.position - 1, since, left).get(pa, write)
+    return found
+
+
+def that_unmapped(guest: Guest, now: Walk, regime: Regime, seconds: float) -> Write | None:
+    """Return the last write of a descriptor on a path before which the address was translated.
+
+    `now` is how it ends without that, at the present position. None if none is found: nothing has mapped
+    it, or another table was put in place of one on its path. Raises UserError outside a replay;
+    TargetTimeout.
+    """
+    replay, deadline = searched(guest), time.monotonic() + seconds
+    here = replay.position
+    for steps in (now.steps[-1:], now.steps[:-1]):  # in most cases it is the last one
+        values = {step.descriptor_pa: step.raw for step in steps if step.raw is not None}
+        found = last_writes(guest, values, None, 0, max(deadline - time.monotonic(), 0.1))
+        for write in sorted(found.values(), key=lambda write: -write.position):
+            replay.go_to(write.position - 1)
+            try:
+                if walk(guest.stopped.memory, now.va, now.root_pa, regime).outcome == "mapped":
+                    return write
+            finally:
+                replay.go_to(here)
+    return None
 
 
 def of_changes(

@@ -45,6 +45,8 @@ MOST = 200
 class Write:
     """One write to a descriptor."""
 
+    pa: PhysAddr
+    """Where the descriptor is."""
     position: int
     """Instructions executed, this one included."""
     before: int
@@ -256,7 +258,7 @@ class Writers:
         walker = not (before ^ after) & ~WALKER_BITS
         how: How = "store" if va is not None else "hardware" if walker else "unknown"
         return Write(
-            position, before, after, how, state.pc, place, instruction, va, state.cpu, state.el,
+            PhysAddr(pa), position, before, after, how, state.pc, place, instruction, va, state.cpu, state.el,
             mmu_on(state), task, pid, calls,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from ptinspect.guest.run_control import run_for
 from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
 from ptinspect.link.gdb.slots import Purpose, largest_area
 from ptinspect.link.journal import GUARD, Change, Detour
+from ptinspect.link.session import Capability
 from ptinspect.linux.image.entry import EL1H, SLOT
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.linux.running.tasks import Task
@@ -117,6 +118,8 @@ def _put_probes(guest: Guest, stacks: Stacks, armed: Armed) -> str:
     image = stacks.tasks.image
     if session.accel == "kvm":
         return "the guest runs under KVM"
+    if Capability.WRITE not in session.capabilities:
+        return "a recorded guest is not written to"
     if KEPT not in session.registers(session.current_cpu):
         return f"the stub does not offer {KEPT}"
     if PARKING not in image.symbols or stacks.entry.bad_stack is None:
