@@ -308,6 +308,7 @@ class PtCommand(gdb.Command):
         tty = os.isatty(1)
         message = {"run": line or "help", "json": as_json, "tty": tty, **situation()}
         message["width"] = gdb.parameter("width") or 0
+        message["asks"] = from_tty and tty and os.isatty(0) and gdb.parameter("confirm")
         place = Place()
         end = server.converse(message, from_tty)
         place.go_back(end.get("cpu"))

@@ -126,7 +126,8 @@ class Server:
                 raise UserError("continue --background: not inside GDB", "its prompt waits for the guest")
             self._follow(message)
 
-        return attempt(self.ctx, printer, Line(line), found=follow).outcome.code
+        asks = bool(message.get("asks"))
+        return attempt(self.ctx, printer, Line(line), found=follow, asks=asks).outcome.code
 
     def _follow(self, message: Mapping[str, Any]) -> None:
         """Follow what the user of GDB did since the last command."""

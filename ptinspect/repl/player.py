@@ -245,7 +245,8 @@ class Player:
         try:
             if self.echo and line.place:
                 self.printer.echo(written or line.text)
-            made = attempt(self.ctx, self.printer, line, call, found=self._found)
+            asks = self.ctx.interactive and not line.place
+            made = attempt(self.ctx, self.printer, line, call, found=self._found, asks=asks)
         except (KeyboardInterrupt, SystemExit) as end:
             if not isinstance(end, TimeUp):
                 code = end.code if isinstance(end, SystemExit) else EXIT_INTERRUPTED

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ptinspect.commands.framework.command import Call, Command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import EXIT_OK, NothingRuns, PtinspectError, TargetLost
+from ptinspect.errors import EXIT_OK, NothingRuns, PtinspectError, TargetLost, UserError
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.script.outcome import Outcome
@@ -33,6 +33,18 @@ def explain(ctx: Context, error: PtinspectError) -> None:
         )
 
 
+def _spared(ctx: Context, call: Call) -> Call:
+    """Ask before a file or snapshot is overwritten. Raises UserError if it is to stay."""
+    there = call.overwrites(ctx.guest.snapshots)
+    for name in there if ctx.options.flag("confirm") else ():
+        if not ctx.confirm(f"{name} is there already: overwrite it?"):
+            option = call.leave.strip("_")
+            raise UserError(
+                f"{name} stays as it was", f"--{option} overwrites it; set confirm off never asks"
+            )
+    return call.using(**{call.leave: True}) if there else call
+
+
 @dataclass
 class Attempt:
     """Say what came of a line."""
@@ -52,10 +64,12 @@ def attempt(
     call: Call | None = None,
     *,
     found: Callable[[Command], None] = lambda command: None,
+    asks: bool = False,
 ) -> Attempt:
     """Run one line, print its answer or its error, and return what came of it.
 
-    `call` is the line parsed already; `found` is called with the command before it runs, and may refuse it.
+    `call` is the line parsed already; `found` is called with the command before it runs, and may refuse it;
+    `asks`: the user is asked before anything is overwritten.
     What is no PtinspectError is a bug and goes to the caller.
     """
     began = time.monotonic()
@@ -69,6 +83,8 @@ def attempt(
             call = ctx.registry.bind(words)
         else:
             name = call.name
+        if asks:
+            call = _spared(ctx, call)
         report = ctx.registry.run(ctx, call)
     except PtinspectError as error:
         explain(ctx, error)

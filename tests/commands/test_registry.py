@@ -12,7 +12,7 @@ import pytest
 from fakes import declare
 
 from ptinspect.commands.framework.catalogue import catalogue
-from ptinspect.commands.framework.command import Command, Needs, argument
+from ptinspect.commands.framework.command import FORCED, Command, Needs, argument
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry, build_registry
 from ptinspect.errors import UserError
@@ -187,6 +187,7 @@ def test_a_handler_takes_what_its_declaration_parses(command: Command) -> None:
     first, *others = inspect.signature(command.handler).parameters.values()
     assert first.name in ("guest", "ctx")
     parsed = {"line"} if command.passthrough else {action.dest for action in command.parser().actions()}
+    parsed.discard(FORCED)
     assert {parameter.name for parameter in others} == parsed | ({"extra"} if command.extra else set())
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,40 @@ def out(printer: Printer) -> str:
 def err(printer: Printer) -> str:
     assert isinstance(printer.err, Screen)
     return printer.err.getvalue()
+
+
+def test_the_user_is_asked_before_anything_is_overwritten(printer: Printer, tmp_path: Path) -> None:
+    ctx = context(kernel_tree())
+    asked: list[str] = []
+    answers = iter((False, True, False))
+
+    def confirm(question: str) -> bool:
+        asked.append(question)
+        return next(answers)
+
+    ctx.interaction.confirm = confirm  # type: ignore[method-assign]
+    file = tmp_path / "a.npz"
+    attempt(ctx, printer, Line("snap a"), asks=True)
+    attempt(ctx, printer, Line(f"save a {tmp_path}/a"), asks=True)
+    assert file.is_file() and not asked
+    file.write_bytes(b"mine")
+    assert attempt(ctx, printer, Line(f"save a {tmp_path}/a"), asks=True).outcome.code == 2
+    assert (asked.pop(), file.read_bytes()) == (f"{file} is there already: overwrite it?", b"mine")
+    assert (
+        err(printer)
+        == f"ptinspect: {file} stays as it was\n  --force overwrites it; set confirm off never asks\n"
+    )
+    assert attempt(ctx, printer, Line(f"save a {file}"), asks=True).outcome.code == 0
+    assert asked.pop() and file.read_bytes() != b"mine"
+    assert attempt(ctx, printer, Line("snap a"), asks=True).outcome.code == 2
+    assert asked.pop() == "the snapshot a is there already: overwrite it?"
+    for words in (f"save a {file} --force", "snap a --replace", "record off", f"save a {tmp_path}/b"):
+        attempt(ctx, printer, Line(words), asks=True)
+    assert attempt(ctx, printer, Line(f"save a {file}")).outcome.code == 0, "a script is not asked"
+    ctx.options.set("confirm", "off", "session")
+    for words in ("snap a", f"save a {file}", f"record {file}"):
+        assert attempt(ctx, printer, Line(words), asks=True).outcome.code == 0
+    assert not asked
 
 
 def with_command(handler: Any, name: str = "probe") -> Any:

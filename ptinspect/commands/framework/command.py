@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from enum import Enum
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
@@ -131,11 +131,31 @@ class Argument:
     """What `argparse.ArgumentParser.add_argument` takes besides."""
     one_of: str = ""
     """Name of a set of arguments of which only one may be given."""
+    written: Literal["", "file", "snapshot"] = ""
+    """It names what the command writes."""
+
+    @property
+    def name(self) -> str:
+        """The keyword by which the handler takes it."""
+        long = next((flag for flag in self.flags if not flag.startswith("-") or flag[:2] == "--"), "")
+        return str(self.options.get("dest") or long.removeprefix("--").replace("-", "_"))
 
 
-def argument(*flags: str, one_of: str = "", **options: Any) -> Argument:
+FORCED = "_force"
+"""Argument of all commands that write files; the framework's own, their handlers do not get it."""
+_LEAVE = (FORCED, "force", "replace")
+"""Arguments that give leave to overwrite."""
+_FORCE = Argument(
+    ("--force",),
+    {"dest": FORCED, "action": "store_true", "help": "do not ask before a file is overwritten"},
+)
+
+
+def argument(
+    *flags: str, one_of: str = "", written: Literal["", "file", "snapshot"] = "", **options: Any
+) -> Argument:
     """Declare an argument: `argument("--limit", type=whole(0, 99), metavar="N", help="…")`."""
-    return Argument(flags, options, one_of)
+    return Argument(flags, options, one_of, written)
 
 
 @dataclass(frozen=True)
@@ -194,7 +214,9 @@ class Command:
         """Build the argument parser."""
         parser = Parser(self.name, description=self.summary)
         groups: dict[str, Any] = {}
-        for item in self.arguments:
+        writes = any(item.written == "file" for item in self.arguments)
+        forces = any("--force" in item.flags for item in self.arguments)
+        for item in (*self.arguments, *((_FORCE,) if writes and not forces else ())):
             if item.one_of and item.one_of not in groups:
                 groups[item.one_of] = parser.add_mutually_exclusive_group()
             groups.get(item.one_of, parser).add_argument(*item.flags, **item.options)
@@ -266,7 +288,22 @@ class Call:
     def on(self, ctx: object, guest: object) -> Report:
         """Call the handler, with the guest or the shared state as its first parameter asks for it."""
         first = self.command.handler.__code__.co_varnames[0]
-        return self.command.handler(guest if first == "guest" else ctx, **self.arguments)
+        own = {name: value for name, value in self.arguments.items() if name != FORCED}
+        return self.command.handler(guest if first == "guest" else ctx, **own)
+
+    def overwrites(self, snapshots: Container[str]) -> list[str]:
+        """Return the files and snapshots that it would overwrite, unless that was said to be right."""
+        if any(self.arguments.get(name) for name in _LEAVE):
+            return []
+        named = [(self.arguments.get(item.name), item.written) for item in self.command.arguments]
+        files = [value for value, kind in named if kind == "file" and value and not isinstance(value, str)]
+        kept = [value for value, kind in named if kind == "snapshot" and value in snapshots]
+        return [*(f"{path}" for path in files if path.is_file()), *(f"the snapshot {name}" for name in kept)]
+
+    @property
+    def leave(self) -> str:
+        """The argument that gives leave to overwrite."""
+        return next(name for name in _LEAVE if name in self.arguments)
 
     def using(self, **changed: Any) -> Call:
         """Return the call with some of its arguments replaced."""

@@ -66,7 +66,13 @@ _DECLARED = (
         "auto: on a terminal, unless NO_COLOR is set; on: into pipes too",
         ("auto", "on", "off"),
     ),
-    Option("confirm", True, _switch, "ask before what cannot be undone; off: do it at once", ("on", "off")),
+    Option(
+        "confirm",
+        True,
+        _switch,
+        "at the prompt, ask before a file is overwritten and before what cannot be undone; off: do it",
+        ("on", "off"),
+    ),
     Option(
         "fold", True, _switch, "count the stops that an on stop answers alike; off: show all", ("on", "off")
     ),

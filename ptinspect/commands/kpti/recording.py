@@ -94,6 +94,7 @@ class AllStores:
             "-o",
             "--output",
             type=Path,
+            written="file",
             metavar="FILE",
             help="write all stores to FILE (.csv, .json, .txt, .md)",
         ),

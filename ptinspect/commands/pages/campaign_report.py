@@ -51,6 +51,7 @@ MAX_BYTES = 600_000
             "-o",
             dest="output",
             type=Path,
+            written="file",
             metavar="FILE",
             help="write a file: .html .txt .json .csv .md",
         ),

@@ -48,7 +48,7 @@ class ReportResult:
     summary="Draw snapshots and what lies between them as one HTML page",
     example="report tables.html before after",
     arguments=(
-        argument("file", type=Path, metavar="FILE.html", help="the page to write"),
+        argument("file", type=Path, written="file", metavar="FILE.html", help="the page to write"),
         argument(
             "names",
             nargs="*",

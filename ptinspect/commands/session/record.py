@@ -80,7 +80,8 @@ class RecordResult:
         argument(
             "file",
             nargs="?",
-            type=Path,
+            type=arguments.completes("file", arguments.either("off", other=arguments.file)),
+            written="file",
             metavar="FILE|off",
             help="where to; off: end it; none: how it stands",
         ),
@@ -92,10 +93,10 @@ class RecordResult:
     recorded=False,
     not_in_gdb="use GDB's own: set logging",
 )
-def record(ctx: Context, *, file: Path | None, all: bool, force: bool) -> Report:
+def record(ctx: Context, *, file: Path | str | None, all: bool, force: bool) -> Report:
     """Begin, end, or show how it stands."""
     path = ctx.record.path
-    if file is not None and str(file) != "off":
+    if isinstance(file, Path):
         ctx.record.begin(file, _head(ctx, file, all), everything=all, force=force)
         return _report(ctx, f"recording into {escape(str(file))}", file)
     if file is None:

@@ -149,6 +149,7 @@ VERDICTS = (
             "--output",
             "-o",
             type=Path,
+            written="file",
             metavar="FILE",
             help="write it to a file too: .md, .txt, .json or .csv",
         ),

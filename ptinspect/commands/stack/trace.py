@@ -93,6 +93,7 @@ class StackDiffResult:
             "-o",
             dest="output",
             type=Path,
+            written="file",
             metavar="FILE",
             help="write the trace to a file, for stack diff",
         ),

@@ -140,7 +140,14 @@ class DiffResult:
             metavar="VA",
             help="compare the path of this address, level by level; $REGISTER is as in A",
         ),
-        argument("-o", dest="output", type=Path, metavar="FILE", help="write the whole report to a file"),
+        argument(
+            "-o",
+            dest="output",
+            type=Path,
+            written="file",
+            metavar="FILE",
+            help="write the whole report to a file",
+        ),
         argument("--expect-only-bit11", action="store_true", help="exit code 1 if anything else changed"),
         argument(
             "--limit",

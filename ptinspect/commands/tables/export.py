@@ -57,7 +57,13 @@ class ExportResult:
     arguments=(
         argument("name", type=arguments.snapshot, metavar="NAME", help="a snapshot in memory, or its file"),
         argument(
-            "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, in one step"
+            "-o",
+            "--output",
+            type=Path,
+            written="file",
+            required=True,
+            metavar="FILE",
+            help="file to write, in one step",
         ),
         argument("--format", dest="form", choices=FORMATS, help="default: by FILE's suffix"),
         PART,

@@ -34,6 +34,15 @@ NAME = argument("name", type=arguments.snapshot, metavar="NAME", help="the snaps
 REPLACE = argument("--replace", action="store_true", help="replace the snapshot that has this name")
 
 
+def snapshot_file(text: str) -> Path:
+    """Read the name of a snapshot file to be written; it gets its suffix."""
+    path = Path(text)
+    return path if path.suffix or not path.name else path.with_suffix(SUFFIX)
+
+
+arguments.completes("file", snapshot_file)
+
+
 @dataclass(frozen=True)
 class SnapshotResult:
     """One snapshot: what was captured, when and where."""
@@ -78,7 +87,7 @@ class SnapshotsResult:
     summary="Capture the whole tree under the root, with all registers",
     example="snap before",
     arguments=(
-        argument("name", metavar="NAME", help="name to keep it under"),
+        argument("name", written="snapshot", metavar="NAME", help="name to keep it under"),
         PART,
         ROOT,
         RULE,
@@ -144,7 +153,10 @@ def snaps(guest: Guest) -> Report:
     group="Snapshots",
     summary="Write a snapshot to a file",
     example="save before before.npz",
-    arguments=(NAME, argument("file", type=Path, metavar="FILE", help=f"file to write, {SUFFIX}")),
+    arguments=(
+        NAME,
+        argument("file", type=snapshot_file, written="file", metavar="FILE", help=f"file to write, {SUFFIX}"),
+    ),
     result=FileResult,
     details="The file is compressed and written in one step; load, --snap and diff read it.",
 )
@@ -153,9 +165,8 @@ def save(guest: Guest, *, name: str, file: Path) -> Report:
     from ptinspect.snapshot.store import save as store
 
     snapshot = guest.snapshot_or_file(name)
-    path = file if file.suffix else file.with_suffix(SUFFIX)
-    store(snapshot, path)
-    return _one(_stored(snapshot, path), snapshot, f"saved in {escape(str(path))},")
+    store(snapshot, file)
+    return _one(_stored(snapshot, file), snapshot, f"saved in {escape(str(file))},")
 
 
 @command(
