@@ -88,44 +88,69 @@ class Guest:
         cls,
         kernel: str | Path | None = None,
         *,
-        guest: str = "",
         symbols: str | Path | None = None,
+        modules: str | Path | None = None,
+        guest: str | None = None,
         initrd: str | Path | None = None,
-        cpu: str = "",
-        smp: int = 1,
-        memory: int = 1024,
-        append: str = "",
-        qemu: Sequence[str] = (),
+        no_initrd: bool = False,
+        qemu: str | None = None,
+        machine: str | None = None,
+        cpu: str | None = None,
+        smp: int | None = None,
+        memory: int | None = None,
+        append: str | None = None,
+        append_more: str | None = None,
+        keep: bool = False,
+        timeline: str | Path | None = None,
+        extra: Sequence[str] = (),
     ) -> Self:
-        """Start QEMU, stopped at reset. `memory` is in MiB; `qemu` are further words for QEMU.
+        """Start QEMU, stopped at reset. The arguments are the options of the command `launch`.
 
-        Without `kernel` or `guest` it is the default reference guest. Raises UserError, TargetError.
+        `memory` is in MiB; `qemu` is which QEMU, `extra` further words for it. Without `kernel` or `guest` it
+        is the default reference guest. Raises UserError, TargetError.
         """
-        machine = Machine(
+        wanted = Machine(
             kernel=_path(kernel),
-            guest=guest or None,
+            guest=guest,
             symbols=_path(symbols),
             initrd=_path(initrd),
-            cpu=cpu or None,
+            no_initrd=no_initrd,
+            qemu=qemu,
+            machine=machine,
+            cpu=cpu,
             smp=smp,
             memory=memory,
-            append=append or None,
-            extra=qemu,
+            append=append,
+            append_more=append_more,
+            extra=extra,
+            keep=keep,
+            timeline=_path(timeline),
         )
-        return cls._opened(None, lambda held: opening.launch(held, machine))
+        return cls._opened(None, modules, lambda held: opening.launch(held, wanted))
 
     @classmethod
-    def attach(cls, address: str, *, kernel: str | Path | None = None, timeout: float = 10.0) -> Self:
+    def attach(
+        cls,
+        address: str,
+        *,
+        kernel: str | Path | None = None,
+        modules: str | Path | None = None,
+        timeout: float = 10.0,
+    ) -> Self:
         """Attach to a gdbstub: host:port, :port, or the path of a Unix socket. Raises ConnectError."""
         path = _path(kernel)
         if path is not None and not path.is_file():
             raise UserError(f"no file {path}")
-        return cls._opened(path, lambda held: opening.attach(held, address, timeout))
+        return cls._opened(path, modules, lambda held: opening.attach(held, address, timeout))
 
     @classmethod
-    def _opened(cls, kernel: Path | None, use: Callable[[layer.Guest], object]) -> Self:
+    def _opened(
+        cls, kernel: Path | None, modules: str | Path | None, use: Callable[[layer.Guest], object]
+    ) -> Self:
         found = cls(Context(build_registry(), layer.Guest(kernel)))
         try:
+            if modules is not None:
+                found.context.guest.use_modules(Path(modules))
             use(found.context.guest)
         except BaseException:
             found.close()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.live
 
 def test_the_main_job_from_python(tmp_path: Path) -> None:
     need_guest("5.10-cloud")
-    with Guest.launch(guest="5.10-cloud", memory=256, smp=2) as guest:
+    with Guest.launch(guest="5.10-cloud", machine="virt,gic-version=2", memory=256, smp=2) as guest:
         guest.command("kpti run")
         before, after = guest.snapshots["before"], guest.snapshots["after"]
         found = diff(before, after)
