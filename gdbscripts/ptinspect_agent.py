@@ -2,7 +2,7 @@
 
 Use: `source ptinspect_agent.py` in a GDB (12 or newer, with Python) that is connected to QEMU. By
 hand: `ptinspect-physical 0x40200000 64`. Over MI: `-ptinspect-read PA:SIZE,...`, `-ptinspect-write PA
-HEX` and `-ptinspect-virtual`, all in hex.
+HEX ...` and `-ptinspect-virtual`, all in hex.
 
 The stub's physical mode (`Qqemu.PhyMemMode`, QEMU gdbstub since commit ab4752ec8d9b, v4.1) is one
 switch for all CPUs and survives a disconnect. It is on only inside `physical_mode`, where no symbol,
@@ -409,16 +409,14 @@ def proved_wire():
     return lane
 
 
-def write_physical(pa, data):
-    """Write bytes at a guest-physical address."""
+def write_physical(parts):
+    """Write bytes at guest-physical addresses: pairs of an address and hex digits."""
     with physical_mode():
-        for start, size in pieces([(pa, len(data))]):
-            offset = start - pa
-            text = binascii.hexlify(data[offset : offset + size]).decode()
+        for pa, text in parts:
             # half of what is read at once: the request itself must fit into a packet
-            for half in range(0, size, PACKET_BYTES // 2):
-                part = text[2 * half : 2 * half + PACKET_BYTES]
-                expect(f"M{start + half:x},{len(part) // 2:x}:{part}", b"OK")
+            for at in range(0, len(text), PACKET_BYTES):
+                part = text[at : at + PACKET_BYTES]
+                expect(f"M{pa + at // 2:x},{len(part) // 2:x}:{part}", b"OK")
     flush()
 
 
@@ -454,11 +452,10 @@ class ReadCommand(gdb.MICommand):
 
 
 class WriteCommand(gdb.MICommand):
-    """-ptinspect-write PA HEX"""
+    """-ptinspect-write PA HEX ..."""
 
     def invoke(self, argv):
-        write_physical(int(argv[0], 16), bytes.fromhex(argv[1]))
-        return {"written": str(len(argv[1]) // 2)}
+        write_physical([(int(pa, 16), text) for pa, text in zip(argv[::2], argv[1::2], strict=True)])
 
 
 class VirtualCommand(gdb.MICommand):

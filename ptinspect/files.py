@@ -49,10 +49,11 @@ def open_input(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` at the end, unless an error ends the block.
 
-    A device or FIFO is not replaced, but written to. Raises UserError if it cannot be written.
+    A device or FIFO is not replaced, but written to. Not `lasting`: it need not outlive the machine, so that
+    nobody waits for the disk. Raises UserError if it cannot be written.
     """
     import tempfile
     from pathlib import Path
@@ -70,7 +71,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             try:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
                 temporary.chmod(0o666 & ~_umask())
                 temporary.replace(target)
             except BaseException:

@@ -166,8 +166,9 @@ class FakeSession:
     def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
         raise NotImplementedError
 
-    def write_physical(self, pa: int, data: bytes) -> None:
-        self.memory.write(pa, data)
+    def write_physical(self, *parts: tuple[int, bytes]) -> None:
+        for pa, data in parts:
+            self.memory.write(pa, data)
 
     def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
         raise NotImplementedError

@@ -26,7 +26,7 @@ class Guest(Protocol):
     @property
     def cpu_count(self) -> int: ...
     def cpu_state(self, cpu: int) -> CpuState: ...
-    def write_physical(self, pa: int, data: bytes) -> None: ...
+    def write_physical(self, *parts: tuple[int, bytes]) -> None: ...
     def gdb_command(self, line: str) -> str: ...
 
 
@@ -43,8 +43,7 @@ class Changes:
     def make(self, changes: Sequence[Change], detours: Iterable[Detour] = ()) -> None:
         """Change words, in this order. Raises TargetError, UserError."""
         self._journal.add(changes, detours)
-        for change in changes:
-            self._guest.write_physical(change.pa, _bytes(change.new, change) * change.count)
+        self._guest.write_physical(*((c.pa, _bytes(c.new, c) * c.count) for c in changes))
 
     def undo(self, changes: Sequence[Change]) -> int:
         """Put back the words that still hold what was written, in the opposite order; return how many.
@@ -97,7 +96,8 @@ class Changes:
         words = [now[at : at + change.width] for at in range(0, len(now), change.width)]
         count = words.count(new)
         if count:
-            self._guest.write_physical(change.pa, b"".join(old if word == new else word for word in words))
+            restored = b"".join(old if word == new else word for word in words)
+            self._guest.write_physical((change.pa, restored))
         return count
 
     def _lead_out(self) -> None:

@@ -138,7 +138,7 @@ class Journal:
                 return
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             table = {"format": FORMAT, "address": self.address, "changes": _rows(self.changes)}
-            with replacing(self.file) as file:
+            with replacing(self.file, lasting=False) as file:  # the guest does not outlive it either
                 import json
 
                 file.write(json.dumps({**table, "detours": _rows(self.detours)}).encode())

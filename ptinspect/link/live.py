@@ -114,9 +114,7 @@ class LiveSession:
         starting: Starting | None = None,
         timeout: float = 10.0,
     ) -> Self:
-        """Connect a GDB, that which is `starting` or a new one, to the stub at `address`.
-
-        The guest is stopped by that.
+        """Connect a GDB, that which is `starting` or a new one, to the stub at `address`; the guest stops.
 
         `address`: host:port, :port, or the path of a Unix socket. `symbol_file` is read by GDB, debug
         information and all; without it everything but symbols in `gdb_command` works. Raises UserError
@@ -208,14 +206,15 @@ class LiveSession:
         self._need_stopped()
         return self._link.registers.all(cpu)
 
-    def write_physical(self, pa: int, data: bytes) -> None:
+    def write_physical(self, *parts: tuple[int, bytes]) -> None:
         self._need_stopped()
         if Capability.WRITE not in self.capabilities:
             raise UserError("memory is not written to: what is recorded must happen by itself")
-        if not any(block.contains(pa, len(data)) for block in self.ram):
-            raise UserError(f"pa:{pa:#x}: {len(data)} bytes there are not in RAM")
+        for pa, data in parts:
+            if not any(block.contains(pa, len(data)) for block in self.ram):
+                raise UserError(f"pa:{pa:#x}: {len(data)} bytes there are not in RAM")
         try:
-            self._link.agent.write(pa, data)
+            self._link.agent.write(parts)
         finally:
             self._tracker.touch()
 

@@ -128,8 +128,8 @@ class Session(Protocol):
     def registers(self, cpu: int) -> Mapping[str, int]:
         """Return every scalar register that is known, under the name that the stub gives it."""
 
-    def write_physical(self, pa: int, data: bytes) -> None:
-        """Write to RAM at a guest-physical address. Raises UserError outside RAM."""
+    def write_physical(self, *parts: tuple[int, bytes]) -> None:
+        """Write to RAM at guest-physical addresses; nothing, and raise UserError, if one is outside RAM."""
 
     def gva2gpa(self, va: int, cpu: int | None = None) -> int | None:
         """Return what QEMU itself translates an address to, on a CPU as it is now; None if unmapped."""

@@ -2,8 +2,7 @@
 
     python tests/bench/bench_guard.py [--guest 5.10-cloud] [--options "--smp 2"] [--pairs 5] [--json]
 
-Both boots of a pair begin where the kernel's place is known (at idmap_cpu_replace_ttbr1, early in the
-boot), and end when the console says that the shell is there.
+Both boots of a pair begin at reset, and end when the console says that the shell is there.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from driven import Live, launched
-
-from ptinspect.guest.rewrite.rewrite import Runner
 
 READY = b"ptinspect guest ready"
 SECONDS = 90
@@ -39,7 +36,6 @@ def shell_at(console: Path, found: list[float], begun: float) -> None:
 def boot(guest: str, options: str, guarded: bool) -> float:
     """Return the seconds of one boot. Raises RuntimeError if the shell does not come."""
     with launched(guest, options) as live:
-        Runner(live.ctx.guest, SECONDS).place_kernel()
         assert live.ctx.guest.qemu is not None
         found: list[float] = []
         begun = time.perf_counter()

@@ -61,9 +61,6 @@ class GuardSession(FakeSession):
     def delete_breakpoint(self, number: int) -> None:
         self.forget(number)
 
-    def write_physical(self, pa: int, data: bytes) -> None:
-        self.memory.write(pa, data)
-
     def wait_stop(self, timeout: float) -> Stop:
         if not self.stops:
             raise TargetTimeout("not in time")

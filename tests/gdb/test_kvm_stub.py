@@ -87,7 +87,7 @@ def test_breakpoints_of_every_kind_are_the_cpu_s(attach: Attach) -> None:
     assert session.wait_stop(10).pc == CODE + 8
     used = session.slots_used()
     assert used is not None and used.breakpoints == 3 and stub.most == 3
-    session.write_physical(RAM_START, b"poked")
+    session.write_physical((RAM_START, b"poked"))
     assert stub.ram[:5] == b"poked"
 
 

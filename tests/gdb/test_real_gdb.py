@@ -16,7 +16,7 @@ import pytest
 from conftest import missing
 from fake_stub import RAM_START, FakeStub
 
-from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost
+from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, UserError
 from ptinspect.link import live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
@@ -210,10 +210,17 @@ def test_a_read_of_odd_size(session: LiveSession) -> None:
 def test_writes_go_to_physical_memory(session: LiveSession, stub: FakeStub) -> None:
     data = os.urandom(5000)
     before = session.stop_token
-    session.write_physical(RAM_START + 7, data)
+    session.write_physical((RAM_START + 7, data))
     assert stub.ram[7:5007] == data and not stub.physical
     assert session.stop_token != before
     assert session.memory.read(RAM_START, 5010)[7:5007] == data
+    parts = [(RAM_START + 8 * number, bytes([number])) for number in range(200)]
+    session.write_physical(*parts, (RAM_START + 4096, bytes(200_000)))
+    assert stub.ram[:1600:8] == bytes(range(200))
+    assert stub.ram[4096:204_096] == bytes(200_000) and not stub.physical
+    with pytest.raises(UserError):
+        session.write_physical((RAM_START, b"x"), (0, b"y"))
+    assert stub.ram[0] == 0, "none of it is written"
 
 
 @pytest.mark.parametrize("pipelined", [True, False])

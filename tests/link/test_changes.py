@@ -49,8 +49,9 @@ class Guest:
     def cpu_state(self, cpu: int) -> CpuState:
         return self.cpus[cpu]
 
-    def write_physical(self, pa: int, data: bytes) -> None:
-        self.memory.data[pa - BASE : pa - BASE + len(data)] = data
+    def write_physical(self, *parts: tuple[int, bytes]) -> None:
+        for pa, data in parts:
+            self.memory.data[pa - BASE : pa - BASE + len(data)] = data
 
     def gdb_command(self, line: str) -> str:
         self.commands.append((self.current_cpu, line))
@@ -92,7 +93,7 @@ def test_what_a_killed_session_left_is_put_back_by_the_next(file: Path) -> None:
 def test_words_that_the_guest_has_changed_since_are_left_alone(file: Path) -> None:
     guest = Guest()
     session(guest, file).make([PAINTED])
-    guest.write_physical(BASE + 0x108, b"deadbeef")
+    guest.write_physical((BASE + 0x108, b"deadbeef"))
     assert session(guest, file).left_behind() == [
         "put back: 3 words of the paint of an earlier session, which had no time to"
     ]

@@ -71,7 +71,7 @@ def test_what_is_written_is_seen_on_every_lane(pair: tuple[Qemu, LiveSession]) -
     for number, lane in enumerate(LANES):
         session.lanes.choose(lane)
         session.run_until([LOOP], 300)
-        session.write_physical(LOAD + 0x1000, bytes([number + 1] * 16))
+        session.write_physical((LOAD + 0x1000, bytes([number + 1] * 16)))
         assert session.memory.read(LOAD + 0x1000, 16) == bytes([number + 1] * 16)
 
 
@@ -144,7 +144,7 @@ def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
 def lanes_agree(session: LiveSession, pid: int) -> None:
     """All lanes are there and read the same."""
     assert session.memory.label == f"host RAM of QEMU (pid {pid})"
-    session.write_physical(LOAD + 0x2000, bytes(range(256)))
+    session.write_physical((LOAD + 0x2000, bytes(range(256))))
     found = set()
     for lane in LANES:
         session.lanes.choose(lane)

@@ -142,7 +142,7 @@ def test_a_zeroed_pmd_entry_is_named(tmp_path: Path) -> None:
         slot = int(np.flatnonzero((tables.raw[row] & np.uint64(3)) == 3)[5])
         descriptor = int(tables.pa[row]) + 8 * slot
         va = (int(tables.va[row]) + (slot << 21)) & MASK64
-        live.ctx.guest.stopped.write_physical(descriptor, bytes(8))
+        live.ctx.guest.stopped.write_physical((descriptor, bytes(8)))
         live("snap broken")
         live(f"save after {tmp_path / 'after.npz'}")
         live(f"save broken {tmp_path / 'broken.npz'}")

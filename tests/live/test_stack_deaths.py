@@ -41,7 +41,7 @@ def recurse(live: Live, name: str) -> int:
     at = next(i for i in range(0, len(words), 4) if words[i + 3] & 0xFC == CALL >> 24)
     call = CALL | (-at // 4) & 0x3FFFFFF
     live.ctx.guest.stopped.write_physical(
-        int(view.pa_of_link(start + at - view.kaslr_offset)), call.to_bytes(4, "little")
+        (int(view.pa_of_link(start + at - view.kaslr_offset)), call.to_bytes(4, "little"))
     )
     live.ctx.guest.forget_stop()
     return start
@@ -166,7 +166,7 @@ def test_a_poke_is_asked_for_and_undone() -> None:
             live("poke undo")
         live(f"poke descriptor {at} 0 --yes")
         pa = int(step["descriptor_pa"], 16)
-        live.ctx.guest.stopped.write_physical(pa, (0x1234).to_bytes(8, "little"))
+        live.ctx.guest.stopped.write_physical((pa, (0x1234).to_bytes(8, "little")))
         with pytest.raises(UserError, match="changed it since"):
             live("poke undo")
         assert live.ctx.guest.stopped.memory.read(pa, 8) == (0x1234).to_bytes(8, "little")

@@ -325,14 +325,14 @@ def test_reads_outside_ram_are_errors_where_qemu_says_zero(session: LiveSession)
 def test_written_bytes_are_seen_by_gdb_and_by_the_guest(session: LiveSession) -> None:
     session.run_until([LOOP], 300)
     session.gdb_command(f"x/i {LOOP:#x}")
-    session.write_physical(LOOP, (0x9100_0A73).to_bytes(4, "little"))  # add x19, x19, #2
+    session.write_physical((LOOP, (0x9100_0A73).to_bytes(4, "little")))  # add x19, x19, #2
     assert "#0x2" in session.gdb_command(f"x/i {LOOP:#x}")
     before = session.cpu_state(0).x[19]
     session.step_instructions(1, 0)
     assert session.cpu_state(0).x[19] == before + 2
     assert _mode(session) == "0"
     with pytest.raises(UserError, match="not in RAM"):
-        session.write_physical(0x47FF_FFFF, b"ab")
+        session.write_physical((0x47FF_FFFF, b"ab"))
 
 
 def test_ctrl_c_cancels_a_long_read(session: LiveSession) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -291,8 +292,9 @@ def guard(
     `margin`: bytes, or a part of a stack: `12%`. The time counts from when all is armed. Nothing is left
     behind. Raises UserError, GuestError, and TargetError if a probe is wanted and cannot be had.
     """
-    if not guest.view.placed:
-        Runner(guest, PLACING).place_kernel()
+    with _read_ahead(guest):
+        if not guest.view.placed:
+            Runner(guest, PLACING).place_kernel()
     stacks = open_stacks(guest)
     run = _Run(guest, margin_bytes(f"{margin}", stacks.thread_size), whose, time.monotonic() + seconds)
     started = time.monotonic()
@@ -318,6 +320,22 @@ def guard(
         near=run.near,
         seconds=time.monotonic() - started,
     )
+
+
+@contextlib.contextmanager
+def _read_ahead(guest: Guest) -> Iterator[None]:
+    """Read the types in the kernel's file meanwhile, which takes some time and no guest."""
+
+    def read() -> None:
+        with contextlib.suppress(PtinspectError):
+            _ = guest.kernel and guest.kernel.types
+
+    reading = threading.Thread(target=read, name="types", daemon=True)
+    reading.start()
+    try:
+        yield
+    finally:
+        reading.join()
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ptinspect.errors import MiError, TargetError
@@ -72,11 +72,17 @@ class Agent:
         except (ValueError, OSError) as error:
             raise MiError(f"GDB's answer to a read is damaged: {error}") from error
 
-    def write(self, pa: int, data: bytes) -> None:
-        """Write bytes at a guest-physical address. Raises TargetError."""
-        for start in range(0, len(data), WRITE_CHUNK):
-            part = data[start : start + WRITE_CHUNK]
-            self._gdb.request(f"-ptinspect-write {pa + start:x} {part.hex()}", BASE_SECONDS)
+    def write(self, parts: Iterable[tuple[int, bytes]]) -> None:
+        """Write bytes at guest-physical addresses, few of them in one round trip. Raises TargetError."""
+        words: list[str] = []
+        for pa, data in parts:
+            for start in range(0, len(data), WRITE_CHUNK):
+                words += [f"{pa + start:x}", data[start : start + WRITE_CHUNK].hex()]
+                if sum(map(len, words)) > WRITE_CHUNK:
+                    self._gdb.request(f"-ptinspect-write {' '.join(words)}", BASE_SECONDS)
+                    words = []
+        if words:
+            self._gdb.request(f"-ptinspect-write {' '.join(words)}", BASE_SECONDS)
 
     def disassemble(self, address: int, code: bytes) -> str:
         """Return GDB's lines for these bytes as instructions at an address. Raises MiError before GDB 13."""

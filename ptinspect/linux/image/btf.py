@@ -7,6 +7,7 @@ offset is checked, chains of types are bounded.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -25,8 +26,10 @@ MAX_NESTED = 200
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
 
-_EXTRA = {INT: 4, ARRAY: 12, VAR: 4, DECL_TAG: 4}
-_EACH = {STRUCT: 12, UNION: 12, ENUM: 8, FUNC_PROTO: 8, DATASEC: 12, ENUM64: 12}
+_EXTRA, _EACH = np.zeros((2, 32), dtype=np.uint32)
+"""Words that follow a type of each kind, and words for each of its members."""
+_EXTRA[[INT, ARRAY, VAR, DECL_TAG]] = 1, 3, 1, 1
+_EACH[[STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64]] = 3, 3, 2, 2, 3, 3
 _ALIASES = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 
 
@@ -52,11 +55,17 @@ class Member:
     """Width of a bit field; 0 for others."""
 
 
+def _places(data: bytes, needle: bytes) -> Iterator[int]:
+    """Yield where some bytes are."""
+    at = data.find(needle)
+    while at >= 0:
+        yield at
+        at = data.find(needle, at + 1)
+
+
 def find_btf(data: bytes) -> BtfTypes | None:
     """Find BTF in an image by its header; None if there is none that is consistent from end to end."""
-    at = -1
-    needle = struct.pack("<HBB", MAGIC, 1, 0) + struct.pack("<I", HEADER.size)
-    while (at := data.find(needle, at + 1)) >= 0:
+    for at in _places(data, struct.pack("<HBBI", MAGIC, 1, 0, HEADER.size)):
         if len(data) - at < HEADER.size:
             return None
         _, _, _, header, type_off, type_len, str_off, str_len = HEADER.unpack_from(data, at)
@@ -83,31 +92,42 @@ class BtfTypes:
             raise KernelFileError(f"no BTF of version 1 (magic {magic:#x}, version {version})")
         self._types = blob[header + type_off : header + type_off + type_len]
         self._strings = blob[header + str_off : header + str_off + str_len]
-        self._at: list[int] = [0]
-        self._index()
-        self._named: dict[tuple[str, bool], int] = {}
+        self._words = np.frombuffer(self._types[: len(self._types) & ~3], dtype="<u4")
+        self._at = self._index()
+        self._found: dict[str, int] = {}
         self._places: dict[str, Member] = {}
 
-    def _index(self) -> None:
-        data, at = self._types, 0
-        unpack = struct.Struct("<III").unpack_from
-        while at + 12 <= len(data):
-            if len(self._at) > MAX_TYPES:
-                raise KernelFileError("the BTF has too many types")
-            _, info, _ = unpack(data, at)
-            kind, count = info >> 24 & 0x1F, info & 0xFFFF
-            if not INT <= kind <= ENUM64:
-                raise KernelFileError(f"the BTF has a type of kind {kind}, which is not known")
-            self._at.append(at)
-            at += 12 + _EXTRA.get(kind, 0) + _EACH.get(kind, 0) * count
-        if at != len(data):
+    def _index(self) -> np.ndarray:
+        """Return where each type begins, in bytes; number 0, which is void, has no place.
+
+        What lies where is known when all before it is. So for each word the length is taken that a type
+        would have which began there, of all at once, and the way goes from type to type by these.
+        """
+        info = np.append(self._words[1:], np.uint32(0))
+        kinds = info.view(np.uint8)[3::4] & 0x1F
+        lengths = 3 + _EXTRA.take(kinds) + _EACH.take(kinds) * (info & 0xFFFF)
+        after = (np.arange(len(info), dtype=np.uint32) + lengths).data
+        found, at = [0], 0
+        while at + 2 < len(after):
+            found.append(at)
+            at = after[at]
+        if not at or 4 * at != len(self._types):
             raise KernelFileError("the BTF is truncated")
+        if len(found) > MAX_TYPES:
+            raise KernelFileError("the BTF has too many types")
+        places = np.array(found)
+        self._names, self._kinds = self._words[places], kinds[places]
+        self._names[0] = self._kinds[0] = 0
+        wrong = self._kinds[1:][(self._kinds[1:] < INT) | (self._kinds[1:] > ENUM64)]
+        if len(wrong):
+            raise KernelFileError(f"the BTF has a type of kind {wrong[0]}, which is not known")
+        return 4 * places
 
     def _head(self, type_id: int) -> tuple[int, int, int, int, int, int]:
         """Return kind, count, kind flag, size or type, name offset and place of a type."""
         if not 0 < type_id < len(self._at):
             raise KernelFileError(f"the BTF names a type {type_id} that it does not have")
-        at = self._at[type_id]
+        at = int(self._at[type_id])
         name, info, size = struct.unpack_from("<III", self._types, at)
         return info >> 24 & 0x1F, info & 0xFFFF, info >> 31, size, name, at
 
@@ -116,21 +136,17 @@ class BtfTypes:
         return self._strings[offset:end].decode("ascii", errors="replace") if end >= 0 else ""
 
     def _find(self, name: str) -> int:
-        """Return the id of a struct, union, enum or typedef by name."""
-        if not self._named:
-            heads = np.array(self._at[1:], dtype=np.int64)
-            words = np.frombuffer(self._types, dtype=np.uint8)
-            columns = [words[heads + i].astype(np.uint32) << (8 * (i % 4)) for i in range(8)]
-            names = columns[0] | columns[1] | columns[2] | columns[3]
-            kinds = (columns[4] | columns[5] | columns[6] | columns[7]) >> 24 & 0x1F
-            for kind in (INT, TYPEDEF, ENUM64, ENUM, UNION, STRUCT):
-                for index in np.flatnonzero((kinds == kind) & (names != 0)):
-                    key = (self._string(int(names[index])), kind == TYPEDEF)
-                    self._named[key] = int(index) + 1
-        found = self._named.get((name, False)) or self._named.get((name, True))
-        if not found:
+        """Return the id of a struct, union, enum or typedef by name; of several of one kind the last."""
+        if name not in self._found:
+            called = np.zeros(len(self._strings) + 1, dtype=bool)
+            called[list(_places(self._strings, name.encode(errors="replace") + b"\0"))] = True
+            named = np.flatnonzero(called.take(self._names, mode="clip") & (self._names != 0))
+            kinds = self._kinds[named]
+            ids = (named[kinds == kind] for kind in (STRUCT, UNION, ENUM, ENUM64, INT, TYPEDEF))
+            self._found[name] = next((int(found[-1]) for found in ids if len(found)), 0)
+        if not self._found[name]:
             raise KernelFileError(f"the kernel has no type {name!r}")
-        return found
+        return self._found[name]
 
     def _resolve(self, type_id: int) -> int:
         """Follow typedefs and qualifiers."""
