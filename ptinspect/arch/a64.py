@@ -248,6 +248,26 @@ def subtract(rd: int, rn: int, value: int) -> int:
     return 0xD1000000 | value << 10 | rn << 5 | rd
 
 
+def add(rd: int, rn: int, value: int) -> int:
+    """Encode `add Xd, Xn, #value`; the value is below 4096, and 31 is SP."""
+    return 0x91000000 | value << 10 | rn << 5 | rd
+
+
+def xor_shifted_right(rd: int, rn: int, rm: int, shift: int) -> int:
+    """Encode `eor Xd, Xn, Xm, lsr #shift`."""
+    return 0xCA400000 | rm << 16 | shift << 10 | rn << 5 | rd
+
+
+def test_bits(rn: int, low: int, end: int) -> int:
+    """Encode `tst Xn, #mask` of the bits from `low` up to `end`, which is one past the last."""
+    return 0xF240001F | (64 - low) % 64 << 16 | (end - low - 1) << 10 | rn << 5
+
+
+def store_zero(rn: int, offset: int) -> int:
+    """Encode `stur xzr, [Xn, #offset]`; the offset is from -256 to 255."""
+    return 0xF800001F | (offset & 0x1FF) << 12 | rn << 5
+
+
 def lowers_sp(word: int) -> int | None:
     """Return the immediate of `sub sp, sp, #…`, else None."""
     found = sub_immediate(word)

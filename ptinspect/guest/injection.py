@@ -6,16 +6,20 @@ The latter was so in the bug report on lost table entries (`linux.kpti.verdict`)
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.bits import MASK64, PhysAddr
 from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import root_pa
+from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetError, TargetTimeout, UserError
+from ptinspect.files import replacing
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.rewrite import Runner
 
 if TYPE_CHECKING:
+    from ptinspect.guest.opening import Machine
     from ptinspect.link.journal import Change
     from ptinspect.linux.running.guest_view import GuestView
 
@@ -130,6 +134,52 @@ def reverted(view: GuestView, sp: int, boot: bytes) -> tuple[PhysAddr, int]:
             "--fault lost, or an older kernel",
         )
     return step.descriptor_pa, value
+
+
+@dataclass(frozen=True)
+class LosingKernel:
+    """A kernel that loses the entry of its own stack, ready to be booted."""
+
+    file: Path
+    symbols: Path | None
+    """A vmlinux with its symbols; None if they are in the file itself."""
+    cpu: str
+    """CPU model to boot it on; empty for the default."""
+    changed: int
+    """Instructions that are others than in the kernel that it was made of."""
+    store: int
+    """Link-time address of the one that clears the entry."""
+    place: str
+    """The same with the symbol of the rewrite."""
+
+
+def losing_kernel(guest: Guest, machine: Machine, file: Path) -> LosingKernel:
+    """Write the kernel of a machine into a file such that it loses the entry.
+
+    Raises KernelFileError where it cannot be made so, UserError.
+    """
+    from ptinspect.guest.opening import chosen
+    from ptinspect.linux.image.image import KernelImage
+    from ptinspect.linux.image.unpacking import bootable
+    from ptinspect.linux.kpti.code import ENTRY
+    from ptinspect.linux.kpti.losing import losing
+
+    boot = chosen(guest, machine)
+    try:
+        data = bootable(boot.kernel, firmware=False).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {boot.kernel}: {error.strerror or error}") from error
+    made, losing_code = losing(KernelImage.open(boot.symbols), data)
+    with replacing(file) as out:
+        out.write(made)
+    return LosingKernel(
+        file=file,
+        symbols=None if boot.symbols == boot.kernel else boot.symbols,
+        cpu=machine.cpu or boot.cpu,
+        changed=len(losing_code.words),
+        store=losing_code.code.entry_va + losing_code.store,
+        place=f"{ENTRY}+{losing_code.store:#x}",
+    )
 
 
 def run_to_death(guest: Guest) -> str:

@@ -96,7 +96,7 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
     Raises UserError if a guest is attached already or a file is missing, TargetError.
     """
     refuse_second(guest)
-    boot = _boot(guest, machine)
+    boot = chosen(guest, machine)
     kernel, boot = _for_qemu(guest, boot, machine)
     options = _options(boot, kernel, machine)
     recording: Recording | None = None
@@ -260,7 +260,7 @@ def _for_qemu(guest: Guest, boot: Boot, machine: Machine) -> tuple[Path, Boot]:
         return boot.kernel, replace(boot, note="; ".join(filter(None, (boot.note, doubt))))
 
 
-def _boot(guest: Guest, machine: Machine) -> Boot:
+def chosen(guest: Guest, machine: Machine) -> Boot:
     """Choose kernel, initrd and symbols. Raises UserError."""
     from ptinspect.reference import guests
 

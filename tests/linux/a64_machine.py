@@ -172,6 +172,10 @@ class Machine:
             self.set(rd, (here & ~0xFFF) + (value << 12) if bit(word, 31) else here + value)
         elif word & 0x7F800000 == 0x11000000:
             self.move_base(rd, self.base(rn) + (bits(word, 21, 10) << (12 if bit(word, 22) else 0)))
+        elif word & 0xFFC00000 == 0xD1000000:
+            self.move_base(rd, self.base(rn) - bits(word, 21, 10))
+        elif word & 0xFFC0001F == 0xF240001F:  # tst
+            self.zero = not self.get(rn) & bit_mask(word)
         elif word & 0xFF800000 in (0x92000000, 0xB2000000, 0xD2000000):
             self.set(rd, logical(bits(word, 30, 29), self.get(rn), bit_mask(word)))
         elif word & 0xFF800000 == 0xD2800000:

@@ -87,6 +87,26 @@ def vmlinux(folder: Path) -> None:
     (boot / "Image").symlink_to(need_guest(GUEST).kernel)
 
 
+def test_the_first_screen(tmp_path: Path) -> None:
+    """What README.md shows first is an excerpt of what `demo --timeline` prints, but for numbers."""
+    need_guest(GUEST)
+    done = shell("ptinspect demo --timeline", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = re.search(r"(?:^(?:    .*)\n)+", README.split("## Start")[0], re.M)
+    assert shown is not None
+    printed = like(done.stdout)
+    parts = [like(part) for part in shown[0].split("    [...]\n") if part]
+    assert len(parts) > 2
+    for part in parts:
+        assert part in printed, part + done.stdout
+        printed = printed.partition(part)[2]
+
+
+def like(text: str) -> str:
+    """Return a text without its numbers, and with every line in one piece."""
+    return re.sub(r"0x[0-9a-f]+|[0-9][0-9,]*", "#", " ".join(text.split()))
+
+
 def test_the_first_session_and_what_is_done_with_its_files(tmp_path: Path) -> None:
     need_guest(GUEST)
     lines = typed("ptinspect> ", section("A first session"))

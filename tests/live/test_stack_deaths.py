@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from session import NEWER, Live, guarded_to_shell, launched, need_guest
 
@@ -127,6 +129,22 @@ def test_a_guest_left_to_die_is_explained(fault: str) -> None:
     assert found["why"]["descriptor"]["before"] == found["injected"]["before"]
     rules = {finding["rule"] for finding in found["check"]["findings"]}
     assert f"entry-{fault}" in rules
+    assert ctx.guest.session is None
+
+
+def test_a_store_that_loses_an_entry_through_a_window_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel of README's first screen loses it with the MMU off; this one with the MMU on."""
+    need_guest("6.1-cloud")
+    monkeypatch.chdir(tmp_path)
+    ctx = Context(build_registry())
+    found = Live(ctx)("demo --timeline --guest 6.1-cloud --memory 256")
+    assert found["ok"], found
+    (last,) = found["who"]["writes"]
+    assert last["mmu_on"] and last["how"] == "store" and last["task"].startswith("migration/")
+    assert last["va"] != found["who"]["descriptor_pa"] and int(last["before"], 16) & 0x803 == 0x803
+    assert any("kpti_install_ng_mappings" in call for call in last["calls"])
     assert ctx.guest.session is None
 
 

@@ -20,10 +20,12 @@ from ptinspect.commands.tables.diff import diff
 from ptinspect.commands.tables.snapshots import save
 from ptinspect.commands.tables.summary import summary
 from ptinspect.commands.target.attaching import launch, megabytes
+from ptinspect.commands.target.losing_demo import LostResult, Survived, lost_in_recording
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import Fault, inject, run_to_death
+from ptinspect.guest.opening import Machine
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
 
@@ -141,10 +143,17 @@ class JudgedResult:
             help="lose the stack's mapping at the end of the rewrite instead",
         ),
         argument("--no-guard", action="store_true", help="with --fault: let the guest die its own way"),
+        argument(
+            "--timeline",
+            action="store_true",
+            help="record a kernel that loses that mapping by its own code, and walk back to the store",
+        ),
     ),
-    result=DemoResult | NotShown | CaughtResult | JudgedResult,
+    result=DemoResult | NotShown | CaughtResult | JudgedResult | LostResult | Survived,
     details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
-    "that was observed is right: nothing nG before, everything after, nothing but bit 11 changed.",
+    "that was observed is right: nothing nG before, everything after, nothing but bit 11 changed. --timeline "
+    "writes a kernel and its recording (some 130 MB); exit code 0 if why names the lost entry, and who "
+    "the very store that was put there.",
     not_in_gdb="use ptinspect without GDB: it starts a guest of its own",
 )
 def demo(
@@ -159,10 +168,13 @@ def demo(
     timeout: float,
     fault: Fault | None,
     no_guard: bool,
+    timeline: bool,
 ) -> Report:
     """Do the main job and check what it showed."""
     if ctx.guest.session is not None:
         raise UserError("demo starts a guest of its own", "detach first, or use kpti run on this one")
+    if timeline and (fault is not None or smp not in (None, 1)):
+        raise UserError("--timeline loses an entry without --fault, and records one CPU")
     if fault is None:
         if no_guard:
             raise UserError("--no-guard is for a demo with --fault", "--fault lost, or --fault reverted")
@@ -175,6 +187,9 @@ def demo(
     given = {"--guest": guest, "--memory": memory, "--cpu": cpu, "--smp": smp}
     words = [f"{word}" for pair in given.items() if pair[1] is not None for word in pair]
     try:
+        if timeline:
+            machine = Machine(kernel=kernel, guest=guest, memory=memory, cpu=cpu)
+            return lost_in_recording(ctx, directory, machine, timeout)
         _step(
             ctx,
             shlex.join(["launch", *([str(kernel)] if kernel else []), *words]),

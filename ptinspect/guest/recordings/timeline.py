@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,18 @@ def open_recording(
         raise TargetError("QEMU does not replay the recording")
     replay_of(guest).stands(START)
     return found
+
+
+def discard(directory: Path) -> None:
+    """Remove a recording, if the directory holds one. Raises TargetError if it cannot be removed."""
+    from ptinspect.link.qemu.recording import load
+
+    with contextlib.suppress(UserError):
+        load(directory)
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            raise TargetError(f"cannot remove {directory}: {error.strerror or error}") from error
 
 
 def _of_version(version: str) -> str:
