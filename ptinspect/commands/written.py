@@ -99,5 +99,10 @@ def told(write: WriteResult) -> list[str]:
     """Tell in a few lines who wrote."""
     lines = [f"written at {write.position:,} by {code(write)}", f"  {way(write)}, {task(write)}".rstrip(", ")]
     if write.calls:
-        lines.append(f"  called by {' <- '.join(map(escape, write.calls))}")
+        lines.append(f"  called by {' <- '.join(map(symbol, write.calls))}")
     return lines
+
+
+def symbol(place: str) -> str:
+    """Return the symbol of a place, or its address where it has none."""
+    return escape(place.partition(" ")[2].strip("()") or place)

@@ -22,6 +22,8 @@ POSITION = "timeline.position"
 """Where in a recorded boot it was captured: instructions executed since the start, decimal."""
 RECORDING = "timeline.recording"
 """Which recorded boot that is: the name that it gave itself."""
+WRITERS = "timeline.writers"
+"""The writes that made its descriptors what they are, as far as they were searched (JSON)."""
 
 
 def position(extra: Mapping[str, str]) -> int | None:

@@ -54,7 +54,12 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Any:
     view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
     kind: Callable[..., Any] = type("G", (SimpleNamespace,), {"view": view})
     return kind(
-        session=run, stopped=run, kept={}, place=lambda pc, returns=False: hex(pc), progress=lambda *a: None
+        session=run,
+        stopped=run,
+        kept={},
+        snapshots={},
+        place=lambda pc, returns=False: hex(pc),
+        progress=lambda *a: None,
     )
 
 

@@ -11,6 +11,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.tables.diff import PartResult, held_result
+from ptinspect.commands.written import WriteResult, told, write_result
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.guest.checkup import checkup
@@ -18,12 +19,14 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
-from ptinspect.output.encode import Hex
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, more
 from ptinspect.output.table_heads import source_of
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import RegionNamer
+    from ptinspect.arch.regime import Regime
+    from ptinspect.guest.recordings.writers import Write
     from ptinspect.linux.layout.mapped_parts import Contents, Part
 
 STYLES: dict[str, Style] = {"error": "bad", "warning": "changed", "info": "dim"}
@@ -31,6 +34,9 @@ MOVED = ("entry-lost", "entry-reverted", "entry-retargeted")
 """Rules whose findings name what lay in the range before."""
 LIMIT = 100
 """Findings kept of each rule, where the user does not choose."""
+SEARCHED = 20
+"""Findings whose writers --who searches."""
+SECONDS = 300.0
 SHOWN = 40
 """Findings shown to people; JSON has all that are kept."""
 COLUMNS = (
@@ -83,6 +89,8 @@ class FindingResult:
     held: Sequence[PartResult]
     """What lay there before, where an entry was lost or moved."""
     held_total: int
+    written: WriteResult | Absent | None = ABSENT
+    """The write that made it what it is; null where none did. With --who, or where the snapshot keeps it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class CheckResult:
     complete: bool
     unseen: Sequence[str]
     skipped: Mapping[str, str]
+    writers_left_out: int | Absent = ABSENT
+    """With --who: findings whose writers were not searched."""
 
 
 @command(
@@ -124,12 +134,22 @@ class CheckResult:
             metavar="N",
             help=f"findings listed per rule ({LIMIT})",
         ),
+        argument("--who", action="store_true", help="name who wrote what is wrong: in a recorded boot"),
+        argument(
+            "--timeout",
+            type=arguments.seconds,
+            metavar="SECONDS",
+            default=SECONDS,
+            help=f"limit of that search ({SECONDS:.0f})",
+        ),
     ),
     result=CheckResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
     details="Exit code 1 if a finding is an error, or if not all was captured (a range, --max-tables, tables "
     "that cannot be read), which --partial allows; with --expect-clean, if there is any finding. "
-    "With --against, what was lost, reverted, moved or left unmarked since the earlier snapshot.",
+    "With --against, what was lost, reverted, moved or left unmarked since the earlier snapshot. "
+    f"--who, where the boot is replayed (timeline open), names who wrote the entries of the first {SEARCHED} "
+    "findings.",
     expectable=True,
 )
 def check(
@@ -144,10 +164,16 @@ def check(
     partial: bool = False,
     expect_clean: bool = False,
     limit: int = LIMIT,
+    who: bool = False,
+    timeout: float = SECONDS,
 ) -> Report:
     """Apply the rules."""
+    from ptinspect.guest.recordings.kept_writes import kept
+    from ptinspect.guest.recordings.last_writes import of_descriptors, searched
     from ptinspect.linux.layout.mapped_parts import Contents
 
+    if who:
+        searched(guest)
     tables = Tables(root, regime, cpu, snap)
     done = checkup(guest, tables, against=against, rewrite_done=rewrite_done, partial=partial, limit=limit)
     found, snapshot, before = done.findings, done.snapshot, done.before
@@ -156,6 +182,10 @@ def check(
     if before is not None:
         label, source = f"{before.name} -> {label}", f"{source_of(before)} -> {source}"
         held = Contents(before, ((f.va_start, f.va_end) for f in found.kept if f.rule in MOVED))
+    writes: dict[PhysAddr, Write | None] = {**kept(snapshot)}
+    if who:
+        values = {f.descriptor_pa: f.raw for f in found.kept[:SEARCHED] if f.raw is not None}
+        writes = {**dict.fromkeys(values), **of_descriptors(guest, values, snapshot, timeout)}
     return check_report(
         found,
         label,
@@ -163,7 +193,26 @@ def check(
         source=source,
         regions=names_of(snapshot, before)[0],
         contents=held,
+        written=_Written(snapshot.regime, writes, who=who),
     )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The writes that are known, by descriptor."""
+
+    regime: Regime
+    writes: Mapping[PhysAddr, Write | None]
+    """None where it was searched and not found."""
+    who: bool
+    """They were searched for this answer."""
+
+    def of(self, finding: Finding) -> WriteResult | Absent | None:
+        """Return the write that made what a finding is about."""
+        write = self.writes.get(finding.descriptor_pa, ABSENT)
+        if isinstance(write, Absent) or finding.raw is None or (write and write.after != finding.raw):
+            return ABSENT
+        return None if write is None else write_result(write, finding.level, self.regime)
 
 
 def check_report(
@@ -174,11 +223,12 @@ def check_report(
     source: str = "",
     regions: RegionNamer,
     contents: Contents | None = None,
+    written: _Written | None = None,
 ) -> Report:
     """Show what breaks which rule.
 
     `source` is whose tables they are, `label` if it is empty; `regions` names the addresses; `contents` is
-    what lay before where entries were lost or moved.
+    what lay before where entries were lost or moved; `written` are the writes that are known.
     """
     from ptinspect.linux.layout.mapped_parts import in_words
 
@@ -187,16 +237,21 @@ def check_report(
         return contents.of(finding.va_start, finding.va_end) if contents and moved else ()
 
     parts = [held(finding) for finding in found.kept]
+    left = max(sum(found.totals.values()) - SEARCHED, 0)
     result = CheckResult(
         ok=found.ok,
         of=label,
-        findings=[_finding(f, regions, lay) for f, lay in zip(found.kept, parts, strict=True)],
+        findings=[
+            _finding(f, regions, lay, ABSENT if written is None else written.of(f))
+            for f, lay in zip(found.kept, parts, strict=True)
+        ],
         totals=found.totals,
         rules=list(RULES),
         notes=found.notes,
         complete=found.complete,
         unseen=found.unseen,
         skipped=found.skipped,
+        writers_left_out=left if written and written.who else ABSENT,
     )
     rows = [
         (
@@ -205,7 +260,7 @@ def check_report(
             escape(in_words(lay) or f.region),
             str(f.level),
             f"pa:{f.descriptor_pa:#x}" + ("" if f.raw is None else f" = {f.raw:#x}"),
-            escape(f.evidence + "".join(map(_other, f.mappings[1:]))),
+            escape(f.evidence + "".join(map(_other, f.mappings[1:]))) + _by(f),
         )
         for f, lay in list(zip(result.findings, parts, strict=True))[:SHOWN]
     ]
@@ -215,6 +270,8 @@ def check_report(
     ]
     if rows:
         body.append(Table(COLUMNS, rows))
+    if written and written.who:
+        body += more(left, "findings", "who pa:DESCRIPTOR names the writer of one")
     if found.totals:
         counts = ", ".join(f"{name} {count}" for name, count in found.totals.items())
         body.append(Note(counts, "bad" if found.errors else "changed"))
@@ -223,6 +280,14 @@ def check_report(
     if not found.errors:
         body.append(_verdict(found))
     return Report(result, body, exit_code)
+
+
+def _by(finding: FindingResult) -> str:
+    """Say who wrote it, where that was asked or is known."""
+    if isinstance(finding.written, Absent):
+        return ""
+    lines = ["nothing wrote it in this recording"] if finding.written is None else told(finding.written)
+    return "; " + "; ".join(line.strip() for line in lines)
 
 
 def _other(mapping: MappingResult) -> str:
@@ -241,7 +306,9 @@ def _verdict(found: Findings) -> Note:
     return Note(what if found.totals or found.skipped else "every rule holds", "good")
 
 
-def _finding(finding: Finding, regions: RegionNamer, parts: Sequence[Part]) -> FindingResult:
+def _finding(
+    finding: Finding, regions: RegionNamer, parts: Sequence[Part], written: WriteResult | Absent | None
+) -> FindingResult:
     return FindingResult(
         rule=finding.rule,
         severity=finding.severity,
@@ -267,4 +334,5 @@ def _finding(finding: Finding, regions: RegionNamer, parts: Sequence[Part]) -> F
         ],
         held=held_result(parts),
         held_total=len(parts),
+        written=written,
     )

@@ -97,7 +97,7 @@ class ChangeResult:
     """What lay there before, if it was taken away or leads elsewhere."""
     held_total: int
     written: WriteResult | Absent | None = ABSENT
-    """With --who: the last write that made the change; null where none did."""
+    """The last write that made the change; null where none did. With --who, or where B keeps it."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,7 @@ def _compared(
     writes: Mapping[int, Write | None] | None,
 ) -> tuple[DiffResult, list[tuple[ChangeResult, Sequence[Part]]]]:
     """Return the result, and each of its changes with all that lay there before."""
+    from ptinspect.guest.recordings.kept_writes import of_changes
     from ptinspect.linux.layout.mapped_parts import Contents, took
     from ptinspect.snapshot.coverage import unseen
 
@@ -308,7 +309,7 @@ def _compared(
         _change(change, a.regime, b.regime, regions(change.va_start), parts)
         for change, parts in zip(diff.changes, held, strict=True)
     ]
-    for n, made in (writes or {}).items():
+    for n, made in (of_changes(diff.changes, a, b) if writes is None else writes).items():
         if changes[n].after is not None:
             by = None if made is None else write_result(made, changes[n].level, b.regime)
             changes[n] = replace(changes[n], written=by)

@@ -24,6 +24,7 @@ from ptinspect.output.table_heads import (
     root_result,
     warnings,
 )
+from ptinspect.snapshot.fact_names import WRITERS
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
@@ -238,6 +239,6 @@ def _result(snapshot: Snapshot) -> SnapshotResult:
         kernel=meta.kernel,
         source=meta.source,
         note=meta.note,
-        extra=meta.extra,
+        extra={name: text for name, text in meta.extra.items() if name != WRITERS},
         cpus=len(snapshot.cpus),
     )

@@ -12,7 +12,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.commands.written import WriteResult, code, task, way, what_changed, write_result
+from ptinspect.commands.written import WriteResult, code, symbol, task, way, what_changed, write_result
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
@@ -158,7 +158,7 @@ def _listed(place: Place, known: WrittenResult) -> list[Note | Table]:
             f"{write.position:,}",
             f"{write.after:#018x}",
             what_changed(write),
-            escape(write.place.partition(" ")[2].strip("()") or write.place),
+            symbol(write.place),
             escape(write.instruction) if write.how == "store" else write.how,
             escape(write.task),
         )

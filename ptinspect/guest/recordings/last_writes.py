@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.recordings.kept_writes import keep, later_of
 from ptinspect.guest.recordings.timeline import recording_of, replay_of
 from ptinspect.guest.recordings.writers import Write, Writers
 from ptinspect.snapshot.fact_names import RECORDING, position
@@ -102,6 +103,18 @@ def that_unmapped(guest: Guest, now: Walk, regime: Regime, seconds: float) -> Wr
     return None
 
 
+def of_descriptors(
+    guest: Guest, values: Mapping[PhysAddr, int], snapshot: Snapshot, seconds: float
+) -> dict[PhysAddr, Write]:
+    """Return the write that made each descriptor what a snapshot holds, which keeps them.
+
+    Raises UserError outside a replay, or if the snapshot is of another boot; TargetTimeout.
+    """
+    found = last_writes(guest, values, position_in(guest, snapshot), 0, seconds)
+    keep(guest, snapshot, found.values())
+    return found
+
+
 def of_changes(
     guest: Guest, changes: Sequence[Change], a: Snapshot, b: Snapshot, seconds: float
 ) -> list[Write | None]:
@@ -111,12 +124,9 @@ def of_changes(
     the present position. A table that was put in another's place may have been written before the earlier
     one. Raises UserError outside a replay, or if the snapshots are of another boot; TargetTimeout.
     """
-    first, last = position_in(guest, a), position_in(guest, b)
-    turned = first is not None and last is not None and first > last
-    if turned:
-        first, last = last, first
+    later, places = later_of(changes, a, b)
+    last, first = position_in(guest, later), position_in(guest, a if later is b else b)
     deadline = time.monotonic() + seconds
-    places = [(c.descriptor_pa, c.before) if turned else (c.descriptor_pa_after, c.after) for c in changes]
     moved = [c.descriptor_pa != c.descriptor_pa_after for c in changes]
     found: dict[PhysAddr, Write] = {}
     for since, elsewhere in ((first or 0, False), (0, True)):
@@ -126,4 +136,5 @@ def of_changes(
             if value is not None and apart == elsewhere
         }
         found |= last_writes(guest, values, last, since, max(deadline - time.monotonic(), 0.1))
+    keep(guest, later, found.values())
     return [found.get(pa) for pa, _ in places]
