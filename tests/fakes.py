@@ -67,15 +67,15 @@ class FakeEscort:
     inside = False
 
     def __init__(self) -> None:
-        self.steward: Any = None
+        self.stewards: list[Any] = []
 
     def rest(self) -> None:
-        if self.steward is not None:
-            self.steward.rest()
+        for steward in self.stewards:
+            steward.rest()
 
     def depart(self) -> None:
-        if self.steward is not None:
-            self.steward.depart()
+        for steward in self.stewards:
+            steward.depart()
 
 
 @dataclass
@@ -163,7 +163,7 @@ class FakeSession:
         self.reserved += 1
         return 1000 + self.reserved
 
-    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0) -> int:
         raise NotImplementedError
 
     def write_physical(self, *parts: tuple[int, bytes]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.bits import PhysAddr, VirtAddr, bit
 from ptinspect.arch.levels import level_number
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import GuestError
+from ptinspect.errors import GuestError, PtinspectError
 from ptinspect.guest.capturing import capture_of, snapshot_of
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
 
 Item = TypeVar("Item")
+MOST_WAYS = 16
+"""Most addresses of one place that are looked for under each root."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ def ways_to(guest: Guest, tables: Tables, pa: PhysAddr, limit: int) -> Listed[Hi
     snapshot = snapshot_of(guest, tables)
     found = find_pa(snapshot, pa, max_hits=limit)
     return Listed(snapshot, found, found.truncated)
+
+
+def mapped_at(guest: Guest, pa: PhysAddr) -> Iterator[VirtAddr]:
+    """Yield the virtual addresses that lead to a physical one now: kernel's, and those of the chosen CPU."""
+    for root in (None, "ttbr0", "ttbr1"):
+        with suppress(PtinspectError):
+            for hit in ways_to(guest, Tables(root), pa, MOST_WAYS).items:
+                if hit.kind == "leaf":
+                    yield hit.va
 
 
 def physical_address(guest: Guest, tables: Tables, chosen: Address) -> PhysAddr:

@@ -1,8 +1,9 @@
 """Stops that nobody sees: what has to be done on the way while the guest seems to run on.
 
-Somebody who follows the kernel (a steward) sets breakpoints of his own, and may want to look at the guest at
-intervals. When the guest stops for one of these, it still runs for everybody else: whoever waits goes on
-waiting, and the time counts. The steward looks, and the guest runs on, or the stop is everybody's.
+Somebody who follows the kernel, or what it writes (a steward), sets breakpoints of his own, and may want to
+look at the guest at intervals. When the guest stops for one of these, it still runs for everybody else:
+whoever waits goes on waiting, and the time counts. The stewards look, and the guest runs on, or the stop is
+everybody's.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ class Steward(Protocol):
 
 
 class Escort:
-    """Go with a guest that runs, for the steward."""
+    """Go with a guest that runs, for the stewards."""
 
     def __init__(
         self, tracker: RunTracker, resume: Callable[[], object], ask_to_stop: Callable[[], object]
     ) -> None:
         """`resume` and `ask_to_stop` send GDB the commands for that, and nothing else."""
         self._tracker, self._resume, self._ask = tracker, resume, ask_to_stop
-        self.steward: Steward | None = None
+        self.stewards: list[Steward] = []
         """Who decides; nobody: every stop is everybody's."""
         self.everywhere = True
         """It goes along whenever the guest runs; else only while somebody waits, who serves it himself."""
@@ -61,31 +62,36 @@ class Escort:
         return self._inside == threading.get_ident()
 
     def start(self) -> None:
-        """Let the guest run, and go with it. Raises what the steward raises."""
+        """Let the guest run, and go with it. Raises what a steward raises."""
         self.depart()
         self._resume()
         self.follow()
 
     def depart(self) -> None:
-        """Prepare a run. Raises what the steward raises."""
-        if self.steward is not None:
-            self.steward.depart()
+        """Prepare a run. Raises what a steward raises."""
+        for steward in self.stewards:
+            steward.depart()
         self._tracker.begin(escorted=self.needed)
 
     def passes(self, stop: StopInfo) -> bool:
-        """Have the steward look at a stop that was made for another look; tell whether the guest runs on."""
-        return self.steward is None or self.steward.passes(stop)
+        """Have all look at a stop that was made for another look; tell whether the guest runs on."""
+        return all(steward.passes(stop) for steward in self.stewards)
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds until one of the stewards wants to look; None: never."""
+        return min((one.pause for one in self.stewards if one.pause is not None), default=None)
 
     @property
     def needed(self) -> bool:
         """Whether there may be a stop on the way."""
-        return self.steward is not None and bool(self._tracker.inner or self.steward.pause is not None)
+        return bool(self.stewards) and bool(self._tracker.inner or self.pause is not None)
 
     def rest(self) -> None:
         """Have the guest run without an escort for once."""
         self._tracker.alone()
-        if self.steward is not None:
-            self.steward.rest()
+        for steward in self.stewards:
+            steward.rest()
 
     def follow(self) -> None:
         """Go with the guest, which runs now, in a thread of its own."""
@@ -108,7 +114,7 @@ class Escort:
 
     def _follow(self, run: int) -> None:
         while run == self._run and self._tracker.state is RunState.RUNNING:
-            pause = None if self.steward is None else self.steward.pause
+            pause = self.pause
             stop = self._tracker.await_visit(WAIT_SECONDS if pause is None else pause)
             if stop is None and pause is not None:
                 stop = self._glimpse()
@@ -131,20 +137,20 @@ class Escort:
         return None
 
     def serve(self, stop: StopInfo) -> None:
-        """Have the steward look at a stop on the way, and let the guest run on, or the stop be known."""
+        """Have the stewards look at a stop on the way, and let the guest run on, or the stop be known."""
         tracker, on = self._tracker, False
         trouble: PtinspectError | None = TargetError("a look at the guest on its way was broken off")
         self._inside = threading.get_ident()
         try:
-            on = self.steward is not None and self.steward.passes(stop)
+            on = bool(self.stewards) and self.passes(stop)
             trouble = None
         except PtinspectError as error:
             trouble = error
         finally:  # whatever happens, nobody waits for ever
             self._inside = None
-            on = on and tracker.go_on()
+            passed, on = on, on and tracker.go_on()
             if not on:
-                tracker.end_visit(trouble)
+                tracker.end_visit(trouble, passed=passed)
         if not on:
             return
         try:

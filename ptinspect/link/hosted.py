@@ -220,8 +220,7 @@ class HostedTracker(RunTracker):
 
     def _go(self, left: float) -> None:
         """Run the guest until it stops, or the escort wants to look at it. Raises TargetTimeout."""
-        steward = None if self.escort is None else self.escort.steward
-        pause = None if steward is None else steward.pause
+        pause = None if self.escort is None else self.escort.pause
         if pause is None or pause >= left:
             self._gdb.wait(left)
             return

@@ -270,11 +270,12 @@ class LiveSession:
         if self.slots.limited and not self.escort.inside:
             self.escort.rest()
 
-    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0) -> int:
         self._need_stopped()
         self.slots.claim_watch(address, length)
         number = insert_watchpoint(self._gdb, address, length)
         self.slots.note(number, purpose)
+        self._tracker.note_place(number, of or None, inner=bool(of))
         return number
 
     def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
@@ -463,8 +464,7 @@ class LiveSession:
 
     def _leave_without_gdb(self) -> str:
         if is_stopped(self._link.address):
-            quiet = subprocess.DEVNULL
-            words = heir(self._link.address, self.was_running)
+            words, quiet = heir(self._link.address, self.was_running), subprocess.DEVNULL
             subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
             return "the guest is left as it was found when QEMU, which a signal has stopped, continues"
         return leave_as_found(

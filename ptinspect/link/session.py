@@ -179,8 +179,11 @@ class Session(Protocol):
     def delete_place(self, number: int) -> None:
         """Delete what `set_breakpoint` returned, and no other place of the same breakpoint."""
 
-    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER) -> int:
+    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0) -> int:
         """Stop the guest when it loads or stores here; return a number for `delete_breakpoint`.
+
+        `of`: it is one place of what people know by this number; the escort's stewards look at a stop there
+        before anybody else, and find the number returned in `StopInfo.spot`.
 
         Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError, and
         OutOfSlots under KVM if no slot is free or one cannot watch exactly these bytes.

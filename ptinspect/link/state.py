@@ -49,6 +49,8 @@ class StopInfo:
     """Program counter of that CPU; a physical address while the MMU is off."""
     signal: str
     """`SIGINT` after an interrupt, else mostly empty."""
+    spot: int | None = None
+    """GDB's own number of what was hit, for whoever looks first at a stop on the way."""
 
     @property
     def words(self) -> str:
@@ -203,16 +205,18 @@ class RunTracker:
             self.token += 1
             return True
 
-    def end_visit(self, trouble: PtinspectError | None = None, stop: StopInfo | None = None) -> None:
+    def end_visit(
+        self, trouble: PtinspectError | None = None, stop: StopInfo | None = None, *, passed: bool = False
+    ) -> None:
         """Let everybody know of the stop on the way; `trouble` is raised where somebody waits for it.
 
-        `stop`: that from which the guest was to run on, and did not.
+        `stop`: that from which the guest was to run on, and did not. `passed`: it was nobody's stop.
         """
         with self._changed:
             stop, self._visit, self._trouble = self._visit or stop, None, trouble
             if stop is None or self.state is not RunState.RUNNING:
                 return
-            if stop.breakpoint not in self.numbers.values():
+            if passed or stop.breakpoint not in self.numbers.values():
                 stop = replace(stop, breakpoint=None)
                 if self.asked:
                     stop = replace(stop, reason="signal-received", signal="SIGINT")
@@ -226,7 +230,7 @@ class RunTracker:
         ours = stop.breakpoint in self.inner or (self.glimpse and asked)
         ours = ours and self._escorted and self.state is RunState.RUNNING
         self.glimpse = self.glimpse and not asked
-        stop = replace(stop, breakpoint=known)
+        stop = replace(stop, breakpoint=known, spot=stop.breakpoint if ours else None)
         if ours:
             with self._changed:
                 self._visit, self.cpu = stop, stop.cpu

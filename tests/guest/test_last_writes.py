@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from builders import REGIMES, snapshot_of
 from fakes import kernel_tree
-from test_writers import END, LINEAR, OTHER, PA, STORE, Run
+from test_writers import END, LINEAR, OTHER, PA, STORE, UNREAD, Run
 
 from ptinspect.analysis.diff import Change
 from ptinspect.arch.bits import PhysAddr, VirtAddr
@@ -58,7 +58,8 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Any:
         stopped=run,
         kept={},
         snapshots={},
-        place=lambda pc, returns=False: hex(pc),
+        place=lambda pc, **_: hex(pc),
+        **UNREAD,
         progress=lambda *a: None,
     )
 

@@ -20,6 +20,8 @@ LINEAR, WINDOW = 0xFFFF_0000_0120_0018, 0xFFFF_FDFF_FE5F_8018
 CODE = 0x4008_0000
 STORE, NOTHING, LOAD = 0xF900_0041, 0xD503_201F, 0xF940_0041  # str x1, [x2]; nop; ldr x1, [x2]
 END = 400_000_000
+UNREAD: dict[str, Any] = {"is_flat": lambda _: True, "read": lambda *_, **__: (b"", "")}
+"""Code that only GDB can read."""
 STATE = 60_000_000
 
 
@@ -109,7 +111,13 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], Writers]:
         monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
         view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
         kind = type("G", (SimpleNamespace,), {"view": view})
-        guest = kind(stopped=run, kept={}, place=lambda pc, returns=False: hex(pc), progress=lambda *a: None)
+        guest = kind(
+            stopped=run,
+            kept={},
+            place=lambda pc, **_: hex(pc),
+            **UNREAD,
+            progress=lambda *a: None,
+        )
         return Writers(guest, [PA], 1e9)
 
     return made

@@ -51,7 +51,7 @@ class Gdb:
         self.runs = False
 
     def start(self, steward: Steward) -> None:
-        self.escort.steward = steward
+        self.escort.stewards = [steward]
         self.escort.depart()
         self.resume()
         self.escort.follow()
@@ -178,7 +178,7 @@ def test_a_guest_that_cannot_run_on_from_a_look_is_stopped() -> None:
 
 def test_a_run_that_did_not_begin_leaves_no_escort_to_the_next_step() -> None:
     gdb = Gdb(hit(PLACE))
-    gdb.escort.steward = Steward()
+    gdb.escort.stewards = [Steward()]
     with pytest.raises(MiError), gdb.escort.along(True):
         raise MiError("No symbol")
     gdb.escort.rest()
@@ -188,7 +188,7 @@ def test_a_run_that_did_not_begin_leaves_no_escort_to_the_next_step() -> None:
 
 def test_a_command_that_fails_while_the_guest_runs_leaves_it_with_its_escort() -> None:
     gdb, steward = Gdb(), Steward()
-    gdb.escort.steward = steward
+    gdb.escort.stewards = [steward]
     gdb.stops += [hit(INNER), hit(OURS)]
     with pytest.raises(TargetTimeout), gdb.escort.along(True):
         gdb.resume()
@@ -211,7 +211,7 @@ def test_the_guest_is_looked_at_at_intervals() -> None:
 
 def test_a_run_without_an_escort_shows_no_number_of_the_stewards() -> None:
     gdb, steward = Gdb(), Steward()
-    gdb.escort.steward = steward
+    gdb.escort.stewards = [steward]
     gdb.escort.rest()
     gdb.stops.append(hit(OURS))
     gdb.resume()

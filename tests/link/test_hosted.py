@@ -83,12 +83,13 @@ def test_the_escort_is_served_while_somebody_waits(connect: Any) -> None:
     tracker = HostedTracker(gdb)
     tracker.inner.add(7)
     tracker.escort = escort = Escort(tracker, lambda: resume(gdb), lambda: None)
-    escort.everywhere, escort.steward = False, Steward()
+    steward = Steward()
+    escort.everywhere, escort.stewards = False, [steward]
     escort.depart()
     resume(gdb)
     escort.follow()
     assert tracker.wait(5).breakpoint == 3
-    assert [stop.breakpoint for stop in escort.steward.seen] == [7]
+    assert [stop.breakpoint for stop in steward.seen] == [7]
     assert [asked["go"] for asked in other.asked] == [["continue"], ["continue"]]
 
 

@@ -24,7 +24,7 @@ class Scripted(FakeSession):
         self.asked: list[tuple[list[int], float | None]] = []
 
     def run_until(self, addresses: Sequence[int], timeout: float, **_: object) -> Stop:
-        steward, on = self.escort.steward, True
+        (steward,), on = self.escort.stewards, True
         steward.depart()
         while on:
             self.asked.append(([b.address for b in self.breakpoints], steward.pause))

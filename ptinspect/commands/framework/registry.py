@@ -60,7 +60,6 @@ INSTEAD: Mapping[str, str] = {
     "thread": "cpu N",
     "up": "bt lists the frames; regs and $fp are those of the innermost",
     "vmmap": "map",
-    "watch": "gdb watch …; stack guard watches the stacks",
     "xinfo": "print ADDR, walk ADDR",
 }
 """GDB's, pwndbg's or gef's word -> what answers it here."""

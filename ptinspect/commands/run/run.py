@@ -10,6 +10,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, cpu_argument
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
+from ptinspect.commands.run.watch_table import SeenWriteResult, in_short, writes_seen
 from ptinspect.commands.stack.stack import watched
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
@@ -58,6 +59,8 @@ class StopResult:
     """Whether the call has returned."""
     reached: bool | Absent = ABSENT
     """False where it stopped before any of the addresses."""
+    writes: Sequence[SeenWriteResult] | Absent = ABSENT
+    """The writes to descriptors that `watch table` watches, if there were any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ def stopped(
 ) -> Report:
     """Say where the guest stopped, why (in `words`, else the stop's own), and what is next."""
     guest = ctx.guest
+    writes, shown_writes = writes_seen(guest)
     place, line = guest.place(stop.pc), watched(guest)
     following = _next(guest, stop) if ctx.interactive else ""
     result = kind(
@@ -97,13 +101,16 @@ def stopped(
         signal=stop.signal,
         stack=line or ABSENT,
         instruction=following or ABSENT,
+        writes=writes or ABSENT,
         **more,
     )
     why = words or f"{stop.words}{_hits(guest, stop) if ctx.interactive else ''}"
+    if writes and stop.breakpoint == writes[0].watch:
+        why = in_short(writes[0])
     loud = stop.breakpoint is not None
     head = Note(f"stopped: cpu {stop.cpu} at {place}: {escape(why)}", "good" if loud else "plain")
     shown = [Note(f"=> {following}")] if following else []
-    return Report(result, (head, *shown, *((Note(line, "dim"),) if line else ()), *notes))
+    return Report(result, (head, *shown, *((Note(line, "dim"),) if line else ()), *notes, *shown_writes))
 
 
 def _hits(guest: Guest, stop: StopInfo) -> str:

@@ -98,7 +98,7 @@ class SymbolBreakpoints:
         self._lacks = False
         self._awaited = False
         self._kernel: KernelImage | None = None
-        session.escort.steward = self
+        session.escort.stewards.append(self)
 
     # -- what people set ------------------------------------------------------------------------
 
@@ -432,8 +432,10 @@ def _guarded(condition: str, physical: bool) -> str:
 def symbol_breakpoints(guest: Guest) -> SymbolBreakpoints:
     """Return the breakpoints at symbols of the guest's session. Raises UserError, TargetLost."""
     session = guest.target
-    found = session.escort.steward
-    return found if isinstance(found, SymbolBreakpoints) else SymbolBreakpoints(guest, session)
+    for found in session.escort.stewards:
+        if isinstance(found, SymbolBreakpoints):
+            return found
+    return SymbolBreakpoints(guest, session)
 
 
 def follows(address: Address) -> bool:

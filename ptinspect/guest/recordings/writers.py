@@ -15,15 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
-from ptinspect.arch.a64 import words
 from ptinspect.arch.a64_stores import written
-from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.sysregs import CpuState, mmu_on
+from ptinspect.arch.bits import PhysAddr
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import MiError, PtinspectError, TargetTimeout
+from ptinspect.errors import PtinspectError, TargetTimeout
 from ptinspect.guest.guest import PAGE, Guest
+from ptinspect.guest.mappings import mapped_at
 from ptinspect.guest.recordings.timeline import replay_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.writer import word_at, writer_at
 from ptinspect.link.replay_scan import Hit
 
 How = Literal["store", "hardware", "unknown"]
@@ -36,7 +36,6 @@ PARTS = 64
 """Into so many parts a stretch is divided where a change is searched."""
 WALKER_BITS = 1 << 10 | 1 << 7
 """AF and AP[2], which the table walk itself sets and clears (Arm ARM D8.5.5, hardware management)."""
-CALLS = 12
 MOST = 200
 """Most writes of one descriptor that are looked at."""
 
@@ -243,10 +242,7 @@ class Writers:
         self.replay.go_to(position - 1, self._left())
         state = self.session.cpu_state(self.session.current_cpu)
         before = self._value(pa)
-        instruction = self._instruction()
-        va = self._store_to(pa, state)
-        task, pid = self._task(state)
-        calls, place = self._calls(state), self.guest.place(state.pc)
+        va, writer = self._store_to(pa, state), writer_at(self.guest, state, state.pc)
         self.replay.run_to(position, self.deadline)
         after = self._value(pa)
         if va is None and before == after:
@@ -257,26 +253,13 @@ class Writers:
                     self.aliases[other].add(va - pa % PAGE + other % PAGE)
         walker = not (before ^ after) & ~WALKER_BITS
         how: How = "store" if va is not None else "hardware" if walker else "unknown"
-        return Write(
-            PhysAddr(pa), position, before, after, how, state.pc, place, instruction, va, state.cpu, state.el,
-            mmu_on(state), task, pid, calls,
-        )  # fmt: skip
-
-    def _instruction(self) -> str:
-        """Return the instruction that is next; empty where the debugger cannot read it: the CPU still may."""
-        try:
-            text = self.session.gdb_command("x/i $pc").strip().rpartition("\t")
-        except MiError:
-            return ""
-        return f"{text[0].rpartition(chr(9))[2]} {text[2]}".strip()
+        return Write(PhysAddr(pa), position, before, after, how, va=va, **vars(writer))
 
     def _store_to(self, pa: int, state: CpuState) -> int | None:
         """Return the address at which the next instruction stores to the descriptor; None if it does not."""
-        code = self.session.gva2gpa(state.pc)
+        word = word_at(self.guest, self.session.gva2gpa(state.pc))
         with suppress(PtinspectError):
-            found = None
-            if code is not None:
-                found = written(words(self.session.memory.read(code, 4))[0], state.x, state.sp)
+            found = None if word is None else written(word, state.x, state.sp)
             if found is not None:
                 for page in range(found.address & ~(PAGE - 1), found.address + found.size, PAGE):
                     va = page | pa % PAGE
@@ -284,36 +267,12 @@ class Writers:
                         return va
         return None
 
-    def _task(self, state: CpuState) -> tuple[str, int | None]:
-        from ptinspect.linux.running.tasks import Tasks
-
-        with suppress(PtinspectError):
-            task = Tasks(self.guest.view).current(state)
-            if task is not None:
-                return task.comm, task.pid
-        return "", None
-
-    def _calls(self, state: CpuState) -> tuple[str, ...]:
-        from ptinspect.stack.depth import start_of_cpu
-
-        with suppress(PtinspectError):
-            found = start_of_cpu(self.guest.view, state).frames(CALLS)
-            frames = [*found.frames[1:], *(() if found.last is None else (found.last,))]
-            return tuple(self.guest.place(f.pc, returns=f.returns) for f in frames if f.kind != "end")
-        return ()
-
     # -- small things -------------------------------------------------------------------------------
 
     def _aliases(self, pa: int) -> Iterable[int]:
         """Yield the addresses at which a descriptor is mapped now, and its own, for code without MMU."""
-        from ptinspect.guest.mappings import ways_to
-
         yield pa
-        for root in (None, "ttbr0", "ttbr1"):
-            with suppress(PtinspectError):
-                for hit in ways_to(self.guest, Tables(root), PhysAddr(pa), 16).items:
-                    if hit.kind == "leaf":
-                        yield VirtAddr(hit.va)
+        yield from mapped_at(self.guest, PhysAddr(pa))
 
     def _value(self, pa: int) -> int:
         return int.from_bytes(self.session.memory.read(PhysAddr(pa), 8), "little")

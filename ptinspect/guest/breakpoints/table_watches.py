@@ -1,0 +1,371 @@
+"""Watches of descriptors: a live guest stops when one is written, whichever way that is done.
+
+Watchpoints compare virtual addresses, and a descriptor has many: all at which it is mapped, those of the
+windows through which the kernel writes tables, and its physical one for code without MMU. Each stop is looked
+at before anybody learns of it: a load, or a store to another page that a window shows just then, is passed
+over, and the values are compared in guest-physical memory. What changed without a stop shows at the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Literal
+
+from ptinspect.arch.a64_stores import writes, written
+from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.levels import level_number
+from ptinspect.arch.sysregs import CpuState, mmu_on
+from ptinspect.dataclass import dataclass, field, replace
+from ptinspect.errors import MiError, OutOfSlots, PtinspectError
+from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
+from ptinspect.guest.breakpoints.descriptor_addresses import LINEAR, Spot, first_of_each, mmu_switches, spots
+from ptinspect.guest.expression import Address
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.names import names
+from ptinspect.guest.recordings.path_writers import Place, places
+from ptinspect.guest.roots import Source, Tables, source
+from ptinspect.guest.writer import Writer, instruction_at, translated, writer_at
+from ptinspect.link.gdb.slots import Purpose
+from ptinspect.link.session import Session, StopInfo
+from ptinspect.tables.walk import walk
+
+How = Literal["store", "unseen"]
+MAPPED = "bootmem_init"
+"""What the kernel calls when it has mapped all memory (arch/arm64/mm/init.c, called after paging_init)."""
+
+
+@dataclass(frozen=True)
+class SeenWrite:
+    """A write to a watched descriptor."""
+
+    watch: int
+    """Number of the watch."""
+    place: Place
+    before: int
+    after: int
+    how: How
+    """By the store before the program counter, or since the last stop in a way that nobody saw."""
+    va: int | None
+    """The address that the store used: a physical one while the MMU is off."""
+    way: str
+    """What that address belongs to; empty if the write was not seen."""
+    writer: Writer | None
+    """The store; None if it was not seen."""
+
+
+@dataclass
+class TableWatch:
+    """A watch on the descriptors of a path, or on one of them."""
+
+    id: int
+    owner: TableWatches
+    text: str
+    """The address as typed."""
+    tables: Tables
+    """Which tables were named."""
+    va: int | None
+    """The address that is translated; None for a descriptor that was named by its own place."""
+    level: int | None
+    """The only level that is watched; None for all."""
+    source: Source | None
+    """Where the path begins."""
+    places: tuple[Place, ...]
+    """The descriptors that are watched."""
+    above: tuple[Place, ...] = ()
+    """Those on the path to them, which are followed."""
+    addresses: dict[int, tuple[Spot, ...]] = field(default_factory=dict)
+    """Where each can be written, by its physical address."""
+    left_out: tuple[Spot, ...] = ()
+    """Addresses for which the CPU has no watchpoint left."""
+    hits: int = 0
+    """How often it has stopped the guest."""
+    enabled: bool = True
+    moved: bool = False
+    """The last write to the path led it elsewhere."""
+    numbers: Collection[int] = ()
+
+    @property
+    def followed(self) -> tuple[Place, ...]:
+        """All descriptors that matter."""
+        return (*self.above, *self.places)
+
+    @property
+    def words(self) -> str:
+        """What it stops at."""
+        where = "" if self.level is None or self.source is None else f", level {self.level}"
+        return f"tables of {self.text}{where}"
+
+    def enable(self, on: bool) -> None:
+        """Have it stop the guest, or not."""
+        self.enabled = on
+        self.owner.rest()
+
+    def delete(self) -> None:
+        """Watch no more."""
+        self.owner.all.remove(self)
+        self.owner.rest()
+
+
+class TableWatches:
+    """The watches of one session, and the steward that keeps them on the way."""
+
+    def __init__(self, guest: Guest, session: Session) -> None:
+        self._guest, self.session = guest, session
+        self.all: list[TableWatch] = []
+        """By number."""
+        self.seen: tuple[SeenWrite, ...] = ()
+        """What the guest was stopped for."""
+        self.passed = 0
+        """Stops that were passed over since the guest was last let run."""
+        self._values: dict[int, int] = {}
+        self._set: dict[int, int] = {}
+        """GDB's number -> the address."""
+        self._landmarks: dict[int, int] = {}
+        """GDB's number -> where the guest is looked at on the way, because mappings change there."""
+        session.escort.stewards.append(self)
+
+    # -- what people set ------------------------------------------------------------------------
+
+    def add(self, address: Address, tables: Tables, level: int | str | None) -> TableWatch:
+        """Watch the descriptors on the path of an address, or the one at a physical address.
+
+        Raises UserError where the path has none at `level`, or the address is none of a descriptor.
+        """
+        found = places(self._guest, address, tables, level)
+        value = address.value(names(self._guest, tables.cpu))
+        where = None if address.physical else source(self._guest, tables, value)
+        number = None if level is None or where is None else level_number(level, where.regime.start_level)
+        watch = TableWatch(
+            self.session.reserve_breakpoint(), self, address.text, tables, None if where is None else value,
+            number, where, tuple(found),
+        )  # fmt: skip
+        self.all.append(watch)
+        symbol_breakpoints(self._guest).others[watch.id] = watch
+        self._renew()
+        return watch
+
+    @property
+    def active(self) -> list[TableWatch]:
+        """Those that are not disabled."""
+        return [watch for watch in self.all if watch.enabled]
+
+    # -- at a stop ------------------------------------------------------------------------------
+
+    def at_stop(self) -> tuple[SeenWrite, ...]:
+        """Return the writes since the guest was let run: those that stopped it, and those that nobody saw."""
+        if not self.active:
+            return ()
+        stop = self.session.stop
+        self.seen += self._changes(stop, None)
+        return self.seen
+
+    # -- on the way -----------------------------------------------------------------------------
+
+    pause: float | None = None
+
+    def depart(self) -> None:
+        """Have all watchpoints where they are to be; the guest is about to run."""
+        self.seen, self.passed = (), 0
+        if self.active or self._set:
+            self._renew()
+
+    def passes(self, stop: StopInfo) -> bool:
+        """Look at a stop; tell whether the guest runs on, since nothing was written that is watched."""
+        if stop.spot in self._landmarks:
+            self._renew()
+            return True
+        va = self._set.get(stop.spot or -1)
+        if va is None:
+            return True
+        self.passed += 1
+        found = self._changes(stop, va)
+        if not found:
+            return True
+        self.seen += found
+        for watch in self.all:
+            watch.hits += any(write.watch == watch.id for write in found)
+        return False
+
+    def rest(self) -> None:
+        """Take all watchpoints away: the guest runs with nobody to look at their stops."""
+        if self._guest.state == "stopped":
+            self._clear()
+
+    # -- what was written -----------------------------------------------------------------------
+
+    def _changes(self, stop: StopInfo, va: int | None) -> tuple[SeenWrite, ...]:
+        """Return what was written by the instruction before a stop, which touched `va`, and unseen before.
+
+        Where only the path to what is watched was written, it is followed, and nothing is returned unless
+        it leads elsewhere.
+        """
+        state = self.session.cpu_state(stop.cpu)
+        hit = None if va is None else self._written_at(state, va)
+        changed = {pa for pa, before in self._values.items() if self._value(pa) != before}
+        if not changed and hit is None:
+            return ()
+        found: list[SeenWrite] = []
+        for watch in self.active:
+            touched = [p for p in watch.followed if p.pa in changed or p.pa == hit]
+            if watch.va is not None and any(place.pa in changed for place in touched):
+                watch.moved = self._follow(watch)
+            wanted = touched if watch.moved else [p for p in touched if p in watch.places]
+            found += [self._seen(watch, place, state, va if hit == place.pa else None) for place in wanted]
+        self._note_values()
+        if any(watch.moved for watch in self.all):
+            self._find_addresses()
+            self._arm()
+        return tuple(found)
+
+    def _written_at(self, state: CpuState, va: int) -> int | None:
+        """Return the descriptor at an address, if the instruction before the stop may have written it."""
+        word = instruction_at(self._guest, state, state.pc - 4)
+        if word is not None and not writes(word):
+            return None
+        pa = translated(self._guest, state, va)
+        return pa if pa in self._values else None
+
+    def _seen(self, watch: TableWatch, place: Place, state: CpuState, va: int | None) -> SeenWrite:
+        before, after = self._values[place.pa], self._value(place.pa)
+        if va is None:
+            va = self._stored(place, state)
+        spot = next((s for s in watch.addresses.get(place.pa, ()) if s.va == va), None)
+        if va is None or spot is None:
+            return SeenWrite(watch.id, place, before, after, "unseen", None, "", None)
+        writer = writer_at(self._guest, state, state.pc - 4)
+        return SeenWrite(watch.id, place, before, after, "store", va, spot.way, writer)
+
+    def _stored(self, place: Place, state: CpuState) -> int | None:
+        """Return the address at which the instruction before the stop wrote a descriptor; None if it did not.
+
+        It is known by the registers after it, so not of those that change the register with the address.
+        """
+        word = instruction_at(self._guest, state, state.pc - 4)
+        found = None if word is None else written(word, state.x, state.sp)
+        if found is None:
+            return None
+        for watch in self.all:
+            for spot in watch.addresses.get(place.pa, ()):
+                if found.covers(spot.va) and translated(self._guest, state, spot.va) == place.pa:
+                    return spot.va
+        return None
+
+    # -- keeping up -----------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        """Look at everything again: roots, paths, addresses, values."""
+        for watch in self.active:
+            watch.moved = False
+            if watch.va is not None and bit(watch.va, 55):  # the kernel changes its root once
+                with suppress(PtinspectError):
+                    watch.source = source(self._guest, watch.tables, watch.va)
+            self._follow(watch)
+        self._find_addresses()
+        self._arm()
+        self._stop_where_mappings_change()
+        self._note_values()
+
+    def _follow(self, watch: TableWatch) -> bool:
+        """Walk the path again; tell whether it leads elsewhere now."""
+        if watch.va is None or watch.source is None:
+            return False
+        where = watch.source
+        steps = walk(where.memory, watch.va, where.root.pa, where.regime).steps
+        path = [Place(step.descriptor_pa, step.level, where.regime) for step in steps]
+        places = tuple(p for p in path if watch.level in (None, p.level))
+        above = tuple(p for p in path if watch.level is not None and (p.level or 0) < watch.level)
+        before = {p.pa for p in watch.places}
+        watch.places, watch.above = places, above
+        return {p.pa for p in places} != before
+
+    def _note_values(self) -> None:
+        self._values = {p.pa: self._value(p.pa) for watch in self.active for p in watch.followed}
+
+    def _value(self, pa: int) -> int:
+        return int.from_bytes(self.session.memory.read(PhysAddr(pa), 8), "little")
+
+    def _find_addresses(self) -> None:
+        """Find out where each descriptor can be written; what was known before counts on."""
+        for watch in self.active:
+            known = watch.addresses
+            watch.addresses = {}
+            for place in watch.followed:
+                now = spots(self._guest, place.pa, place.level)
+                old = (replace(spot, mapped=False) for spot in known.get(place.pa, ()))
+                watch.addresses[place.pa] = first_of_each((*now, *old))
+
+    # -- watchpoints ----------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Have a watchpoint at each address, as far as the CPU has them."""
+        wanted: dict[int, tuple[Spot, int]] = {}
+        most = max((len(found) for watch in self.active for found in watch.addresses.values()), default=0)
+        for rank in range(most):  # the first address of each descriptor, then the second
+            for watch in self.active:
+                for place in (*watch.places, *watch.above):
+                    for spot in watch.addresses.get(place.pa, ())[rank : rank + 1]:
+                        wanted.setdefault(spot.va, (spot, watch.id))
+        for number in [n for n, va in self._set.items() if va not in wanted]:
+            self._drop(number)
+            del self._set[number]
+        there = set(self._set.values())
+        missing: list[Spot] = []
+        for va, (spot, owner) in wanted.items():
+            if va not in there and not self._watch(va, owner):
+                missing.append(spot)
+        for watch in self.active:
+            mine = {s.va for found in watch.addresses.values() for s in found}
+            watch.left_out = tuple(spot for spot in missing if spot.va in mine)
+
+    def _watch(self, va: int, owner: int) -> bool:
+        try:
+            number = self.session.watch_access(va & ~7, 8, Purpose.USER, of=owner)
+        except OutOfSlots:
+            return False
+        self._set[number] = va
+        return True
+
+    def _stop_where_mappings_change(self) -> None:
+        """Stop on the way where a CPU switches its MMU on, and when the kernel has mapped all memory."""
+        wanted = set() if self.session.slots.limited or not self.active else self._changes_to_come()
+        for number in [number for number, at in self._landmarks.items() if at not in wanted]:
+            self._drop(number)
+            del self._landmarks[number]
+        for at in sorted(wanted - set(self._landmarks.values())):
+            made = self.session.set_breakpoint(at, purpose=Purpose.PLACE, inner=True)
+            self._landmarks[made.id] = at
+
+    def _changes_to_come(self) -> set[int]:
+        guest, session = self._guest, self.session
+        states = [session.cpu_state(cpu) for cpu in range(session.cpu_count)]
+        found = {at for state in states if mmu_on(state) is False for at in mmu_switches(guest, state.pc)}
+        linear = [
+            any(s.mapped and s.way == LINEAR for s in w.addresses[p.pa])
+            for w in self.active
+            for p in w.places
+        ]
+        if guest.kernel is not None and not all(linear):
+            with suppress(PtinspectError):
+                found.add(guest.view.symbol(MAPPED))
+        return found - {session.cpu_state(session.current_cpu).pc}
+
+    def _clear(self) -> None:
+        for number in (*self._set, *self._landmarks):
+            self._drop(number)
+        self._set.clear()
+        self._landmarks.clear()
+
+    def _drop(self, number: int) -> None:
+        with suppress(MiError):  # somebody has deleted it in GDB
+            self.session.delete_place(number)
+
+
+def table_watches(guest: Guest) -> TableWatches:
+    """Return the watches of the guest's session. Raises UserError, TargetLost."""
+    session = guest.target
+    for found in session.escort.stewards:
+        if isinstance(found, TableWatches):
+            return found
+    symbol_breakpoints(guest)  # which follow the kernel first
+    return TableWatches(guest, session)
