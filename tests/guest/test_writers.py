@@ -73,8 +73,9 @@ class Run:
     def values(self, cells: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.value(pa) for pa in cells)
 
-    def state_before(self, target: int) -> int:
-        return (target - 1) // STATE * STATE
+    @property
+    def states(self) -> list[int]:
+        return list(range(0, END, STATE))
 
     def without_breakpoints(self) -> Any:
         return nullcontext()

@@ -27,12 +27,9 @@ from ptinspect.guest.writer import word_at, writer_at
 from ptinspect.link.replay_scan import Hit
 
 How = Literal["store", "hardware", "unknown"]
-FIRST = 2_000_000
-"""Instructions of the first stretch before the present position, at least; each further one is four times as
-long, and goes back to a saved state, from which it has to be replayed anyway."""
 LOOK = 25_000_000
 """Instructions between two looks at the value where nothing stops the guest."""
-PARTS = 64
+PARTS = 200
 """Into so many parts a stretch is divided where a change is searched."""
 WALKER_BITS = 1 << 10 | 1 << 7
 """AF and AP[2], which the table walk itself sets and clears (Arm ARM D8.5.5, hardware management)."""
@@ -110,6 +107,8 @@ class Writers:
         self.aliases = {pa: set(self._aliases(pa)) for pa in dict.fromkeys(descriptors)}
         self.now = {pa: self._value(pa) for pa in self.aliases}
         self._seen: dict[tuple[int, int], Write | None] = {}
+        self._looks: dict[int, Mapping[int, int]] = {}
+        """The values at positions."""
 
     def histories(self, *, every: bool) -> list[History]:
         """Return the last write of each, or every one since reset; none for what was never written."""
@@ -136,15 +135,48 @@ class Writers:
         ]
 
     def _last(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = {}
-        end, width = self.here, FIRST
-        while end > self.since and len(found) < len(self.aliases):
-            state = self.replay.state_before(max(end - width, 1))
-            begin = max(state + 1 if state else 0, self.since)
-            missing = [pa for pa in self.aliases if pa not in found]
-            found |= {pa: at for pa, at in self._stretch(begin, end, missing, every=False).items() if at}
-            end, width = begin, width * 4
-        return found
+        """Return the position after the last write of each, where there is one.
+
+        The values at saved states tell where each was changed last: there it is learned by which address.
+        """
+        changed: dict[tuple[int, int], list[int]] = {}
+        for pa in self.aliases:
+            changed.setdefault(self._last_change(pa), []).append(pa)
+        for (begin, end), wanted in changed.items():
+            if end < self.here:
+                points = self._replayed(begin, end, {pa: frozenset(self.aliases[pa]) for pa in wanted})
+                for pa in wanted:
+                    self._writes(pa, points[pa], every=False)
+        begin = min((begin for begin, _ in changed), default=self.here)
+        found = self._stretch(begin, self.here, list(self.aliases), every=False)
+        return {pa: at for pa, at in found.items() if at}
+
+    def _last_change(self, pa: int) -> tuple[int, int]:
+        """Return two neighbours among the saved states of which only the first has another value than now.
+
+        There may be later changes that were undone. The start and the present where there is no such state.
+        """
+        places = [
+            self.since,
+            *(at + 1 for at in sorted(self.replay.states) if self.since < at < self.here - 1),
+        ]
+        low, high = 0, len(places)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._look(places[middle])[pa] != self.now[pa]:
+                low = middle
+            else:
+                high = middle
+        if low == 0 and self._look(places[0])[pa] == self.now[pa]:
+            high = len(places)
+        return places[low], [*places, self.here][high]
+
+    def _look(self, position: int) -> Mapping[int, int]:
+        """Return all values at a position."""
+        if position not in self._looks:
+            self.replay.go_to(position, self._left())
+            self._looks[position] = {pa: self._value(pa) for pa in self.aliases}
+        return self._looks[position]
 
     def _described(self, found: Mapping[int, Sequence[int]]) -> dict[int, list[Write]]:
         """Look at all writes, on one way forwards."""
@@ -166,9 +198,8 @@ class Writers:
             wanted = [pa for pa in wanted if self.aliases[pa] != known[pa] and (every or len(points[pa]) > 1)]
             if not wanted:
                 return done
-            if not every:  # what came after the last write that was found was hidden, to the present position
+            if not every:  # what came after the last write that was found may have been hidden
                 begin = min(done[pa][-1] - 1 if done.get(pa) else points[pa][-2].position for pa in wanted)
-                end = self.here
 
     def _replayed(self, begin: int, end: int, known: dict[int, frozenset[int]]) -> dict[int, list[_Point]]:
         """Replay a stretch, and return where the values were written, or may have been."""
@@ -222,15 +253,21 @@ class Writers:
         return found[::-1]
 
     def _changed(self, pa: int, begin: int, end: int, value: int) -> int:
-        """Return where a descriptor got the value that it has at the end of a stretch for good."""
-        while end - begin > 1:
+        """Return where a descriptor got the value that it has at the end of a stretch for good.
+
+        All values are noted at each look, since others often change nearby.
+        """
+        while True:
+            between = sorted(at for at in self._looks if begin < at < end)
+            begin = max((at for at in between if self._looks[at][pa] != value), default=begin)
+            end = next((at for at in between if at > begin), end)
+            if end - begin <= 1:
+                return end
             self.replay.go_to(begin, self._left())
             parts = min(PARTS, end - begin)
             edges = [begin + (end - begin) * part // parts for part in range(1, parts)]
-            looks = self.replay.scan((), (pa,), edges, self.deadline).looks
-            begin = max((look.position for look in looks if look.values != (value,)), default=begin)
-            end = next((edge for edge in edges if edge > begin), end)
-        return end
+            for look in self.replay.scan((), tuple(self.aliases), edges, self.deadline).looks:
+                self._looks[look.position] = dict(zip(self.aliases, look.values, strict=True))
 
     def _write(self, pa: int, position: int) -> Write | None:
         """Look at the instruction that ends at a position; None if it leaves the descriptor alone."""
