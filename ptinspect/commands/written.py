@@ -97,7 +97,8 @@ def task(write: WriteResult) -> str:
 
 def told(write: WriteResult) -> list[str]:
     """Tell in a few lines who wrote."""
-    lines = [f"written at {write.position:,} by {code(write)}", f"  {way(write)}, {task(write)}".rstrip(", ")]
+    lines = [f"written at position {write.position:,} by {code(write)}"]
+    lines.append(f"  {way(write)}, {task(write)}".rstrip(", "))
     if write.calls:
         lines.append(f"  called by {' <- '.join(map(symbol, write.calls))}")
     return lines

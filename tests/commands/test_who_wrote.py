@@ -57,7 +57,7 @@ def test_each_change_tells_who_wrote_it(ctx: Context) -> None:
     ] * 2 + [None]
     assert report.result["writers_left_out"] == 0
     said = text(report)
-    assert said.count(f"written at 7,000,000 by {PC:#x} (pmd_clear_huge+0x24): str xzr, [x2]") == 2
+    assert said.count(f"written at position 7,000,000 by {PC:#x} (pmd_clear_huge+0x24): str xzr, [x2]") == 2
     assert said.count("called by unmap_kernel_range+0x15c") == 2
     assert said.count("swapper/0 (pid 1)") == 2 and said.count("nothing wrote it") == 1
 
@@ -75,7 +75,7 @@ def test_as_many_are_searched_as_are_listed(ctx: Context) -> None:
 def test_files_hold_them_too(ctx: Context, tmp_path: Path) -> None:
     run(ctx, f"diff a b --who -o {tmp_path}/d.csv")
     rows = [line for line in (tmp_path / "d.csv").read_text().splitlines() if line.startswith("0xffff0000")]
-    assert [("written at 7,000,000" in row, "nothing wrote it" in row) for row in rows] == [
+    assert [("written at position 7,000,000" in row, "nothing wrote it" in row) for row in rows] == [
         (True, False), (True, False), (False, True)
     ]  # fmt: skip
     run(ctx, f"diff a b --who -o {tmp_path}/d.json")
@@ -109,9 +109,11 @@ def test_what_was_found_is_kept_in_the_snapshot_and_told_without_a_guest(
     report = run(context(), f"diff {tmp_path}/a.npz {tmp_path}/b.npz")
     by = [change.get("written") for change in report.result["changes"]]
     assert [w and (w["position"], w["changes"]) for w in by] == [(7_000_000, ["lost"]), None, None]
-    assert "writers_left_out" not in report.result and text(report).count("written at 7,000,000") == 1
+    assert (
+        "writers_left_out" not in report.result and text(report).count("written at position 7,000,000") == 1
+    )
     run(context(), f"report {tmp_path}/p.html {tmp_path}/a.npz {tmp_path}/b.npz")
-    assert (tmp_path / "p.html").read_text().count("written at 7,000,000 by") == 1
+    assert (tmp_path / "p.html").read_text().count("written at position 7,000,000 by") == 1
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,9 @@ def test_findings_tell_who_wrote_what_is_wrong(ctx: Context, monkeypatch: pytest
     assert len(asked[0]) == 2 and report.result["writers_left_out"] == len(by) - 2 > 0
     assert [w and w["position"] for w in by[:3]] == [7_000_000, None, ""]
     said = " ".join(text(report).split())
-    assert "written at 7,000,000" in said and "nothing wrote it" in said and "who pa:DESCRIPTOR" in said
+    assert (
+        "written at position 7,000,000" in said and "nothing wrote it" in said and "who pa:DESCRIPTOR" in said
+    )
     assert "written" not in run(ctx, "check --snap b --against a").result["findings"][0]
     monkeypatch.undo()
     with pytest.raises(UserError, match="not the replay of a recording"):

@@ -145,6 +145,9 @@ def test_a_store_that_loses_an_entry_through_a_window_is_found(
     assert last["mmu_on"] and last["how"] == "store" and last["task"].startswith("migration/")
     assert last["va"] != found["who"]["descriptor_pa"] and int(last["before"], 16) & 0x803 == 0x803
     assert any("kpti_install_ng_mappings" in call for call in last["calls"])
+    assert found["why"]["code"] == "lost-entry" and found["why"]["written"] == last
+    lost = found["why"]["descriptor"]
+    assert (lost["before"], lost["after"], lost["snapshot"]) == (last["before"], "0x0", "")
     assert ctx.guest.session is None
 
 
