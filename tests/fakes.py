@@ -163,8 +163,14 @@ class FakeSession:
         self.reserved += 1
         return 1000 + self.reserved
 
-    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0) -> int:
-        raise NotImplementedError
+    def watch_access(
+        self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0, **how: str
+    ) -> int:
+        number = 1 + max((b.id for b in self.breakpoints), default=0)
+        kind = {"write": "watchpoint", "read": "read watchpoint", "access": "acc watchpoint"}
+        what = f"*({how.get('type', '')}){address:#x}"
+        self.breakpoints += (Breakpoint(number, address, kind=kind[how.get("access", "access")], what=what),)
+        return number
 
     def write_physical(self, *parts: tuple[int, bytes]) -> None:
         for pa, data in parts:
@@ -252,6 +258,10 @@ class FakeKernel:
 
     def text_at(self, va: int, length: int) -> bytes:
         raise KernelFileError(f"{va:#x}: not in the file")
+
+    @property
+    def types(self) -> Any:
+        raise KernelFileError("no types (BTF)")
 
     @property
     def table(self) -> SymbolTable:

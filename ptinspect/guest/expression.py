@@ -190,4 +190,7 @@ def address_range(text: str) -> Range:
 def parse_size(text: str) -> int | None:
     """Return the bytes of a size: 4096, 0x1000, 4K, 2M, 1G; None if it is none."""
     match = re.fullmatch(_SIZE, text)
-    return int(match[1].replace("_", ""), 0) * _UNITS[match[2].upper()] if match else None
+    if match is None:
+        return None
+    digits = match[1].replace("_", "").lower()
+    return int(digits or "0", 16 if digits.startswith("0x") else 10) * _UNITS[match[2].upper()]

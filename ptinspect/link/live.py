@@ -270,10 +270,12 @@ class LiveSession:
         if self.slots.limited and not self.escort.inside:
             self.escort.rest()
 
-    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0) -> int:
+    def watch_access(
+        self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0, **how: str
+    ) -> int:
         self._need_stopped()
         self.slots.claim_watch(address, length)
-        number = insert_watchpoint(self._gdb, address, length)
+        number = insert_watchpoint(self._gdb, address, length, **how)
         self.slots.note(number, purpose)
         self._tracker.note_place(number, of or None, inner=bool(of))
         return number
@@ -418,8 +420,6 @@ class LiveSession:
     def disassemble(self, address: int, code: bytes) -> str:
         self._need_stopped()
         return self._link.agent.disassemble(address, code)
-
-    # The end
 
     def detach(self, resume: bool | None = None) -> None:
         if self._left:

@@ -179,14 +179,18 @@ class Session(Protocol):
     def delete_place(self, number: int) -> None:
         """Delete what `set_breakpoint` returned, and no other place of the same breakpoint."""
 
-    def watch_access(self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0) -> int:
+    def watch_access(
+        self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0, **how: str
+    ) -> int:
         """Stop the guest when it loads or stores here; return a number for `delete_breakpoint`.
 
         `of`: it is one place of what people know by this number; the escort's stewards look at a stop there
         before anybody else, and find the number returned in `StopInfo.spot`.
 
-        Unlike a breakpoint it slows down nothing but accesses to this page. Raises MiError, and
-        OutOfSlots under KVM if no slot is free or one cannot watch exactly these bytes.
+        `how`: `access`, `read` for loads alone or `write` for stores that change the value; `type`, a pointer
+        type of GDB's, as which the stop tells the values. Unlike a breakpoint it slows down nothing but
+        accesses to this page. Raises MiError, and OutOfSlots under KVM if no slot is free or one cannot watch
+        exactly these bytes.
         """
 
     def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:

@@ -51,6 +51,9 @@ class StopInfo:
     """`SIGINT` after an interrupt, else mostly empty."""
     spot: int | None = None
     """GDB's own number of what was hit, for whoever looks first at a stop on the way."""
+    old: str = ""
+    new: str = ""
+    """What a watchpoint watches, before and after, as GDB writes it; of a load both are the same."""
 
     @property
     def words(self) -> str:
@@ -304,13 +307,25 @@ def _stop_info(fields: Mapping[str, Any]) -> StopInfo:
     frame = fields.get("frame")
     address = frame.get("addr", "0") if isinstance(frame, dict) else "0"
     number = str(fields.get("bkptno", _watchpoint(fields)))
+    old, new = _watched(fields)
     return StopInfo(
         str(fields.get("reason", "stopped")),
         max(_number(fields.get("thread-id", "1")) - 1, 0),
         int(number) if number.isdecimal() else None,
         _number(address),
         str(fields.get("signal-name", "")),
+        old=old,
+        new=new,
     )
+
+
+def _watched(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the values that a watchpoint saw."""
+    found = fields.get("value")
+    if not isinstance(found, Mapping):
+        return "", ""
+    now = str(found.get("new", found.get("value", "")))  # an access that changes nothing has no old one
+    return str(found.get("old", now)), now
 
 
 def _watchpoint(fields: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from ptinspect.repl.completer import CommandCompleter
 from ptinspect.repl.line_history import LineHistory, expand, history_file, open_history
 from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
-from ptinspect.repl.typed_line import Typed, commands, without_prompt
+from ptinspect.repl.typed_line import EXPRESSION, Typed, commands, without_prompt
 from ptinspect.script.parse import parse, parse_line
 from ptinspect.script.statements import Line
 
@@ -243,10 +243,12 @@ class Loop:
         """Return the signs `;`, `|` and `>` where they belong to the arguments of a line's command."""
         try:
             statement = parse_line(line)
-            ours = isinstance(statement, Line) and not self.ctx.registry.split(line).command.passthrough
+            command = self.ctx.registry.split(line).command if isinstance(statement, Line) else None
         except UserError:
             return ""
-        return "" if ours else ";|>"
+        if command is None or command.passthrough:
+            return ";|>"
+        return EXPRESSION if command.raw or command.clause else ""
 
     def _command(self, typed: Typed) -> int:
         with self.printer.into(shell=typed.shell, file=typed.file, append=typed.append):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
@@ -12,6 +12,10 @@ from ptinspect.script.parse import outside_quotes
 _PROMPTS = re.compile(r"(?:\s*(?:\(gdb\)|ptinspect>|pwndbg>|gef➤)(?=\s|$))+\s*")
 """Prompts of this and of other debuggers, as they come along with a line that is pasted."""
 _FILE = re.compile(r"(?:^|(?<=\s))(>>?)\s*([^\s<>|]+|'[^']+'|\"[^\"]+\")\s*$")
+
+
+_OPERAND = re.compile(r"[\d$(\-!*&']|~[\d$(]")
+EXPRESSION = "expression"
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ def without_prompt(line: str) -> str:
 def commands(line: str, own: Callable[[str], str]) -> Iterator[Typed]:
     """Yield the commands of a line, one after the other.
 
-    `own` returns which of the signs `;`, `|` and `>` a command takes as part of its arguments. Raises
-    UserError for a pipe or a file without a command before it or a name after it.
+    `own` returns which of the signs `;`, `|` and `>` a command takes as part of its arguments, or EXPRESSION
+    where they are the operators of C that stand before an operand or in parentheses. Raises UserError for a
+    pipe or a file without a command before it or a name after it.
     """
     rest = line.strip()
     while rest:
@@ -49,7 +54,11 @@ def commands(line: str, own: Callable[[str], str]) -> Iterator[Typed]:
         signs = own(rest)
         text, _, rest = (rest, "", "") if ";" in signs else _cut(rest, ";")
         text, rest = text.strip(), rest.strip()
-        text, pipe, shell = (text, "", "") if "|" in signs else _cut(text, "|")
+        if signs == EXPRESSION:
+            text, pipe, shell = _cut(text, "|", _of_c(text))
+            signs = ">" if (_file_at(text), ">") in _of_c(text) else ""
+        else:
+            text, pipe, shell = (text, "", "") if "|" in signs else _cut(text, "|")
         if pipe:
             yield _piped(text, shell)
             continue
@@ -61,15 +70,37 @@ def commands(line: str, own: Callable[[str], str]) -> Iterator[Typed]:
             yield Typed(text)
 
 
+def _file_at(text: str) -> int:
+    found = _FILE.search(text)
+    return found.start() if found else -1
+
+
+def _of_c(text: str) -> list[tuple[int, str]]:
+    """Return where `|` and `>` are operators: in parentheses, in `->` and `>=`, and before an operand."""
+    found, depth = [], 0
+    for at, char in outside_quotes(text):
+        depth += (char in "([") - (char in ")]")
+        if char in "|>":
+            after = text[at + 1 :].lstrip("|>=").lstrip()
+            joined = (
+                text[at - 1 : at] == "-"
+                or text[at + 1 : at + 2] == "="
+                or "||" in text[max(at - 1, 0) : at + 2]
+            )
+            if depth > 0 or joined or _OPERAND.match(after):
+                found.append((at, char))
+    return found
+
+
 def _piped(text: str, shell: str) -> Typed:
     if not text.strip() or not shell.strip():
         raise UserError("a pipe has a command on both of its sides", "walk $pc | grep PTE")
     return Typed(text.strip(), shell=shell.strip())
 
 
-def _cut(line: str, sign: str) -> tuple[str, str, str]:
-    """Part a line at the first `sign` outside quotes, as str.partition does."""
+def _cut(line: str, sign: str, but: Sequence[tuple[int, str]] = ()) -> tuple[str, str, str]:
+    """Part a line at the first `sign` outside quotes, and not one of those, as str.partition does."""
     for at, char in outside_quotes(line):
-        if char == sign:
+        if char == sign and (at, char) not in but:
             return line[:at], sign, line[at + 1 :]
     return line, "", ""

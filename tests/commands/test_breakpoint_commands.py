@@ -41,7 +41,7 @@ def test_a_condition_as_gdbs_users_type_it(ctx: Any, line: str, condition: str) 
     made = run(ctx, line).result
     assert (made["condition"], made["address"]) == (condition, f"{FUNCTION:#x}")
     assert made["temporary"] is line.startswith("tb")
-    assert conditions(ctx) == [condition]
+    assert len(conditions(ctx)) == 1 and "$x0" in conditions(ctx)[0]
     assert f"if {condition}" in text(run(ctx, "break"))
 
 
@@ -56,10 +56,15 @@ def test_a_condition_later_and_none_again(ctx: Any) -> None:
     run(ctx, "break start_kernel")
     run(ctx, "break 0x1000")
     assert run(ctx, "condition 1 $x0 == -1").result["condition"] == "$x0 == -1"
-    run(ctx, "condition 2 *(char *) $sp == 'a'")
-    assert conditions(ctx) == ["$x0 == -1", "*(char *) $sp == 'a'"]
+    made = run(ctx, "condition 2 *(char *) $sp == 'a'").result
+    assert made["condition"] == "*(char *) $sp == 'a'"
+    sp = "((unsigned long) $sp)"
+    known = "(((signed long) $x0) == (-1))"
+    assert conditions(ctx) == [known, f"(((signed int) *(unsigned char *)({sp})) == 97)"]
     run(ctx, "condition 2")
-    assert conditions(ctx) == ["$x0 == -1", ""]
+    assert conditions(ctx) == [known, ""]
+    run(ctx, "condition 2 $_thread == 2")  # GDB's alone
+    assert conditions(ctx)[1] == "$_thread == 2"
     with pytest.raises(UserError, match="no breakpoint 3"):
         run(ctx, "condition 3 1")
 
@@ -69,7 +74,7 @@ def test_at_a_physical_place_the_condition_is_the_kernels_too(ctx: Any) -> None:
     ours = symbol_breakpoints(ctx.guest)
     ours.all[0].places = {0x4020_1000: 1}
     ours.alter(1, condition="$x0")
-    assert conditions(ctx) == [f"{NOT_USER} && ($x0)"]
+    assert conditions(ctx) == [f"{NOT_USER} && ((((signed long) $x0) != 0))"]
     ours.alter(1, condition="")
     assert conditions(ctx) == [NOT_USER]
 

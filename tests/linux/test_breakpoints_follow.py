@@ -125,7 +125,7 @@ def test_code_of_the_identity_map_keeps_its_physical_place(kernel: KernelImage) 
     _, session, breakpoints = followed(kernel, guest, [(state, None)])
     breakpoints.add(address("idmap_kpti_install_ng_mappings+4"), condition="$w0 == 0")
     assert [(b.address, b.condition) for b in session.breakpoints] == [
-        (pa(REWRITE + 4), f"{NOT_USER} && ($w0 == 0)")
+        (pa(REWRITE + 4), f"{NOT_USER} && ((((signed int) $w0) == 0))")
     ]
     breakpoints.add(address("memset-4"))
     assert set_at(session) == {pa(REWRITE + 4), TEXT_VA + MOVED + EARLY - 4}

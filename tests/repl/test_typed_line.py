@@ -8,12 +8,14 @@ from prompt_toolkit.input import PipeInput
 from test_loop import err, keys, loop, out
 
 from ptinspect.errors import UserError
-from ptinspect.repl.typed_line import Typed, commands, without_prompt
+from ptinspect.repl.typed_line import EXPRESSION, Typed, commands, without_prompt
 
 __all__ = ["keys"]
 
 
 def own(line: str) -> str:
+    if line.startswith("p "):
+        return EXPRESSION
     return ";|>" if line.startswith(("gdb", "expect")) else ""
 
 
@@ -31,6 +33,15 @@ def own(line: str) -> str:
         ("expect summary.tables > 5", [Typed("expect summary.tables > 5")]),
         ('decode "it\'s" > f.txt', [Typed('decode "it\'s"', file="f.txt")]),
         ("decode 1 'a > b'", [Typed("decode 1 'a > b'")]),
+        ("p $x0 > 5", [Typed("p $x0 > 5")]),
+        ("p $x0 >> 3 | 1; p 2", [Typed("p $x0 >> 3 | 1"), Typed("p 2")]),
+        ("p (a > b) | (c | d)", [Typed("p (a > b) | (c | d)")]),
+        ("p a->b || c", [Typed("p a->b || c")]),
+        ("p a[b|c] >= d", [Typed("p a[b|c] >= d")]),
+        ("p $x0 > f.txt", [Typed("p $x0", file="f.txt")]),
+        ("p $x0 >> ~/f", [Typed("p $x0", file="~/f", append=True)]),
+        ("p a->b | grep x", [Typed("p a->b", shell="grep x")]),
+        ("p 1 | 2 | grep 'x > 5'", [Typed("p 1 | 2", shell="grep 'x > 5'")]),
     ],
 )
 def test_the_commands_of_a_line(line: str, parts: list[Typed]) -> None:

@@ -89,6 +89,11 @@ def snapshot(text: str) -> str:
     return text
 
 
+def piece(text: str) -> str:
+    """Read a piece of an expression."""
+    return text
+
+
 def command_word(text: str) -> str:
     """Read a word of a command's name."""
     return text
@@ -115,6 +120,7 @@ _KINDS: dict[object, str] = {
     address: "address",
     address_range: "address",
     location: "address",
+    piece: "address",
     snapshot: "snapshot",
     command_word: "command",
     level: "level",

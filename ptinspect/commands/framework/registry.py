@@ -43,15 +43,12 @@ INSTEAD: Mapping[str, str] = {
     "pagewalk": "walk ADDR",
     "pmap": "map",
     "pt": "map, walk ADDR, find pa:…",
-    "ptype": "gdb ptype …",
     "r": "launch starts a guest, continue lets it run",
     "pipe": "COMMAND | SHELL, as in walk $pc | grep PTE",
     "make": "!make",
     "restart": "quit and start again, or: gdb monitor system_reset",
     "return": "finish runs until the function returns",
     "run": "launch starts a guest, continue lets it run",
-    "rwatch": "gdb rwatch …",
-    "awatch": "gdb awatch …",
     "search": "find PA lists the addresses that map it",
     "starti": "launch stops the guest at reset",
     "symbol-file": "kernel FILE",
@@ -222,6 +219,8 @@ class Registry:
         instead = INSTEAD.get(words[0], "")
         candidates = list(self.commands)
         used = 0
+        if instead and not any(words[0] == name[0] for name in candidates):
+            raise UserError(f"no command {words[0]!r}", instead)
         while used < len(words):
             step = [c for c in candidates if len(c) > used and c[used] == words[used]]
             if not step:
@@ -230,8 +229,7 @@ class Registry:
                     if tuple(c for c in candidates if len(c) == used):
                         break
                     names = ", ".join(sorted({" ".join(c[: used + 1]) for c in step}))
-                    said = instead if instead and not used else f"one of: {names}"
-                    raise UserError(f"{' '.join(words[: used + 1])!r} is ambiguous", said)
+                    raise UserError(f"{' '.join(words[: used + 1])!r} is ambiguous", f"one of: {names}")
             if not step:
                 break
             candidates = step
@@ -243,7 +241,7 @@ class Registry:
             names = ", ".join(sorted(" ".join(c) for c in candidates))
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
         close = similar(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
-        hint = instead or (f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list")
+        hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
         raise UserError(f"no command {words[0]!r}", hint)
 
     def run(self, ctx: State, line: str | Call, *, kept: bool = True) -> Report:

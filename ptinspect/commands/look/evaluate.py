@@ -1,7 +1,8 @@
-"""`print`: the value of an expression as addresses are written, and what lies there."""
+"""`print`, `whatis`, `ptype`: the value of a C expression, what lies there, and its type."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, PhysAddr, VirtAddr, bit
@@ -9,28 +10,33 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import CPU, SNAP
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import PtinspectError
-from ptinspect.guest.expression import ADDRESS_HELP
+from ptinspect.errors import PtinspectError, UserError
+from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.expression import address as read_address
+from ptinspect.guest.expressions import c_tree
+from ptinspect.guest.expressions.c_evaluator import Operand
+from ptinspect.guest.expressions.values import Values
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import early, names_at_hand
+from ptinspect.guest.names import early
 from ptinspect.guest.regions import name_of
 from ptinspect.guest.roots import Tables, source
+from ptinspect.linux.image.c_types import ULONG, CType
 from ptinspect.output.encode import ABSENT, Absent, Hex
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, more
 
 if TYPE_CHECKING:
     from ptinspect.stack.kernel_code import Near
 
 FORMATS = {"x": "hexadecimal", "d": "signed", "u": "unsigned", "t": "binary", "c": "character", "a": "place"}
+MOST_ROWS = 400
+"""Members or elements that are shown."""
+_TRACE = re.compile(r"[A-Za-z_.][\w.$]*\+0x[0-9a-f]+/0x[0-9a-f]+( \[[\w-]+\])?|.* \[[\w-]+\](\s*\+.*)?")
+"""A place as a call trace has it, or in a module: the slash and the brackets are none of C's."""
 
 
-def piece(text: str) -> str:
-    """Read a piece of an expression."""
-    return text
-
-
-arguments.completes("address", piece)
+EXPRESSION = argument(
+    "expression", nargs="+", type=arguments.piece, metavar="EXPR", help=f"{c_tree.HELP}; {ADDRESS_HELP}"
+)
 
 
 @dataclass(frozen=True)
@@ -49,73 +55,286 @@ class PrintResult:
     """Where it lies, of a symbol as linked."""
     as_linked: bool | Absent = ABSENT
     """True of a symbol if it is not known where the kernel will run."""
+    type: str | Absent = ABSENT
+    """Its type in C."""
+    address: Hex | Absent = ABSENT
+    """Where the value lies."""
+    text: str | Absent = ABSENT
+    """What it says: a string, the name of an enum's value, true or false."""
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """A member of a struct, or an element of an array."""
+
+    name: str
+    offset: int
+    """Bytes."""
+    type: str
+    value: str
+    """As it is shown."""
+    bits: int | Absent = ABSENT
+    """Width of a bit field."""
+
+
+@dataclass(frozen=True)
+class PartsResult:
+    """A struct, union or array, and what it holds."""
+
+    expression: str
+    type: str
+    address: Hex
+    size: int
+    physical: bool
+    parts: list[PartResult]
+    cut: bool
+    """There are more parts."""
+    text: str | Absent = ABSENT
+    """The string that it is."""
 
 
 @command(
     "print",
-    aliases=("p",),
+    aliases=("p", "inspect"),
     group="Look",
-    summary="Evaluate an expression, and say what lies at that address",
-    example="print kpti_install_ng_mappings+0x40",
+    summary="Evaluate a C expression, and say what lies at that address",
+    example="print ((struct task_struct *)$SP_EL0)->comm",
     arguments=(
-        argument("expression", nargs="+", type=piece, metavar="EXPR", help=ADDRESS_HELP),
+        EXPRESSION,
         argument(
             "--format", "-f", choices=tuple(FORMATS), help=", ".join(f"{k} {v}" for k, v in FORMATS.items())
         ),
         CPU,
         SNAP,
     ),
-    result=PrintResult,
-    details="Sums and differences of numbers (0x…, decimal, 4K, 2M), symbols and $registers; pa:… for a "
-    "physical address. print/x, /d, /u, /t, /c or /a show one form alone. x shows memory. Types "
-    "are GDB's: gdb print …",
+    result=PrintResult | PartsResult,
+    details="C on integers, with the kernel's types where it describes them (BTF): print $current->comm, "
+    "print ((struct page *) 0x…)->flags, print *(u64 *)($sp + 8), print sizeof(struct page). $current is the "
+    "task that runs. A symbol is its address, unless its type is known (init_task, jiffies, variables that "
+    "each CPU has): then it is the variable, and &NAME its address. *NUMBER has 8 bytes; pa:… is physical: "
+    "print *pa:0x41475000. Also 4K, 2M, BIT(11), GENMASK(47, 12), offsetof, container_of. print/x, /d, /u, "
+    "/t, /c or /a show one form alone. | and > are C's in parentheses, and before a number or register; else "
+    "they are the shell's. ptype shows what a struct is made of; memory is not changed: poke.",
     slash="--format",
+    raw=True,
 )
 def evaluate(
     guest: Guest, *, expression: list[str], format: str | None, cpu: int | None, snap: str | None
 ) -> Report:
     """Evaluate an expression."""
-    address = read_address(" ".join(expression))
-    value = address.value(names_at_hand(guest, cpu, snap))
-    near = _nearest(guest, value, snap, address.physical)
-    as_linked, pa, note = early(guest, address, snap)
+    text = " ".join(expression)
+    values = Values(guest, cpu, snap, format or "")
+    address = _plain_address(text)
+    if address is not None and (_TRACE.fullmatch(text) or address.physical):
+        value = address.value(values.scope.names)
+        operand = Operand(ULONG, value, physical=address.physical)
+    else:
+        operand = values.evaluator.operand(c_tree.parse(text))
+    if operand.type.scalar or operand.type.kind == "function":
+        return _scalar(text, operand, values, address)
+    return _parts(text, operand, values)
+
+
+def _plain_address(text: str) -> Address | None:
+    """Return the address that is typed, if it is no more than that."""
+    try:
+        return read_address(text)
+    except UserError:
+        return None
+
+
+def _scalar(text: str, operand: Operand, values: Values, address: Address | None) -> Report:
+    guest, snap = values.guest, values.snap
+    number = values.number(operand)
+    kind = operand.type
+    bits = 8 * (kind.size or 8)
+    value = number & ((1 << bits) - 1)
+    plain = address is not None and operand.address is None
+    leads = bits == 64 and (plain or not kind.signed)
+    near = _nearest(guest, value, snap, operand.physical) if leads else None
+    as_linked, pa, note = early(guest, address, snap) if plain and address is not None else (False, None, "")
+    named = kind.kind != "int" or (kind.is_text and 0x20 <= number < 0x7F)
+    says = values.scalar(kind, number) if named else ""
+    lies = operand.address if isinstance(operand.address, int) else None
     result = PrintResult(
-        expression=address.text,
+        expression=text,
         value=Hex(value),
         decimal=value,
-        signed=value - (bit(value, 63) << 64),
-        physical=address.physical,
+        signed=value - (bit(value, bits - 1) << bits),
+        physical=operand.physical,
         symbol="" if near is None else near.symbol,
         offset=None if near is None else near.offset,
-        region="" if address.physical else _region(guest, value, snap),
+        region="" if operand.physical or not leads else _region(guest, value, snap),
         pa=ABSENT if pa is None else PhysAddr(pa),
         as_linked=as_linked or ABSENT,
+        type=kind.name,
+        address=ABSENT if lies is None else Hex(lies),
+        text=says or ABSENT,
     )
-    if format is not None:
-        return Report(result, (Note(_as(format, value, near)),))
-    rows = [("", Styled(f"{'pa:' if address.physical else ''}{value:#x}", "address"))]
-    rows.append(("decimal", Styled(str(value))))
-    if bit(value, 63):
+    if values.form:
+        return Report(result, (Note(values.formed(number, kind)),))
+    rows = [("", Styled(f"{'pa:' if operand.physical and lies is None else ''}{value:#x}", "address"))]
+    rows.append(("decimal", Styled(str(number))))
+    if bit(value, 63) and bits == 64 and number >= 0:
         rows.append(("signed", Styled(str(result.signed))))
+    if says and kind.kind != "pointer":
+        rows.append(("value", Styled(says.partition(" ")[2] if kind.is_text else says)))
+    if kind.kind == "pointer" and says.endswith(('"', "…")):
+        rows.append(("string", Styled(says.partition(" ")[2])))
     if near is not None:
         rows.append(("symbol", Styled(f"{near}")))
     if result.region:
         rows.append(("region", Styled(result.region)))
     if pa is not None:
         rows.append(("lies at", Styled(f"pa:{pa:#x}", "address")))
+    if not plain:
+        where = "" if lies is None else f" at {'pa:' if operand.physical else ''}{lies:#x}"
+        rows.append(("type", Styled(f"{kind.name}{where}")))
     table = Table((Column(""), Column("")), rows)
     return Report(result, (table, Note(note, "changed")) if note else (table,))
 
 
-def _as(form: str, value: int, near: Near | None) -> str:
-    if form == "d":
-        return str(value - (bit(value, 63) << 64))
-    if form == "c":
-        low = value & 0xFF
-        return f"{low} {chr(low)!r}" if 0x20 <= low < 0x7F else str(low)
-    if form == "a":
-        return f"{value:#x}" + ("" if near is None else f" ({near})")
-    return {"x": f"{value:#x}", "u": str(value), "t": f"{value:#b}"}[form]
+def _parts(text: str, operand: Operand, values: Values) -> Report:
+    """Show a struct or an array."""
+    kind, at = operand.type, operand.address
+    if not isinstance(at, int) or kind.kind not in ("struct", "union", "array"):
+        raise UserError(f"{text}: a value of type {kind.name} is not shown", "cast it: (TYPE) EXPR")
+    where = f"{'pa:' if operand.physical else ''}{at:#x}"
+    if kind.kind == "array" and values.scope.types.target(kind).is_text:
+        string = values.string(operand)
+        found = PartsResult(text, kind.name, Hex(at), kind.size, operand.physical, [], False, string)
+        return Report(found, (Note(f"{string}   {kind.name} at {where}"),))
+    parts = values.parts(operand)
+    shown = [
+        PartResult(part.name, part.offset, part.type.name, values.text(part.operand), part.bits or ABSENT)
+        for part in parts[:MOST_ROWS]
+    ]
+    result = PartsResult(
+        text, kind.name, Hex(at), kind.size, operand.physical, shown, len(parts) > len(shown)
+    )
+    rows = [(str(part.offset), part.name, escape(_cut(part.value))) for part in shown]
+    columns = (Column("offset", "right"), Column("member"), Column("value"))
+    title = f"{kind.name} at {where}, {kind.size} bytes"
+    return Report(
+        result, (Table(columns, rows, title), *more(len(parts) - len(shown), hint="name one: EXPR[N]"))
+    )
+
+
+MOST_SHOWN = 160
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
+
+
+@dataclass(frozen=True)
+class TypeResult:
+    """A type."""
+
+    type: str
+    size: int
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """A member of a struct or union."""
+
+    name: str
+    offset: int
+    """Bytes."""
+    type: str
+    size: int
+    """Bytes."""
+    bits: int | Absent = ABSENT
+    """Width of a bit field."""
+
+
+@dataclass(frozen=True)
+class LayoutResult:
+    """What a type is made of."""
+
+    type: str
+    size: int
+    """Bytes."""
+    parts: list[MemberResult]
+    values: dict[str, int]
+    """Of an enum."""
+
+
+TYPE = argument(
+    "expression", nargs="+", type=arguments.piece, metavar="TYPE", help="the name of a type, or an expression"
+)
+
+
+@command(
+    "whatis",
+    group="Look",
+    summary="Say of which type an expression is",
+    example="whatis $current->mm",
+    arguments=(TYPE,),
+    result=TypeResult,
+    raw=True,
+)
+def whatis(guest: Guest, *, expression: list[str]) -> Report:
+    """Say the type of an expression."""
+    kind, _ = _type(guest, expression)
+    size = f", {kind.size} bytes" if kind.size else ""
+    return Report(TypeResult(kind.name, kind.size), (Note(f"{kind.name}{size}"),))
+
+
+@command(
+    "ptype",
+    group="Look",
+    summary="Show what a struct, union or enum is made of",
+    example="ptype struct page",
+    arguments=(TYPE,),
+    result=LayoutResult,
+    details="As the kernel's own type information (BTF) has it: what lies at which offset, in bytes. Of a "
+    "pointer, what it leads to.",
+    raw=True,
+)
+def ptype(guest: Guest, *, expression: list[str]) -> Report:
+    """Show the members of a type."""
+    kind, values = _type(guest, expression)
+    types = values.scope.types
+    while kind.kind in ("pointer", "array"):
+        kind = types.target(kind)
+    names = {name: value for value, name in types.enumerators(kind).items()}
+    parts = []
+    if kind.kind in ("struct", "union") and kind.size:
+        parts = values.parts(Operand(kind, address=0))
+    found = [
+        MemberResult(part.name, part.offset, part.type.name, part.type.size, part.bits or ABSENT)
+        for part in parts
+    ]
+    title = f"{kind.name}, {kind.size} bytes" if kind.size else f"{kind.name}: its size is not known"
+    body: list[Note | Table] = [Note(title, "title")]
+    if found:
+        rows = [
+            (
+                str(each.offset),
+                str(each.size),
+                each.name + (f" : {each.bits}" if part.bits else ""),
+                each.type,
+            )
+            for each, part in zip(found, parts, strict=True)
+        ]
+        body.append(
+            Table(
+                (Column("offset", "right"), Column("bytes", "right"), Column("member"), Column("type")), rows
+            )
+        )
+    elif names:
+        body.append(
+            Table((Column("value", "right"), Column("name")), [(str(v), n) for n, v in names.items()])
+        )
+    return Report(LayoutResult(kind.name, kind.size, found, names), body)
+
+
+def _type(guest: Guest, expression: list[str]) -> tuple[CType, Values]:
+    values = Values(guest)
+    found = values.evaluator.type_of_either(c_tree.parse_type_or_expression(" ".join(expression)))
+    return found, values
 
 
 def _nearest(guest: Guest, value: int, snap: str | None, physical: bool) -> Near | None:

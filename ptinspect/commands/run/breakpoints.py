@@ -108,8 +108,8 @@ FOLLOWS = (
     "address; code that runs with the MMU off or by the identity map at its physical one; after a reset "
     "again. In a module ('NAME [MODULE]') it waits until that is loaded, and loaded again. At a number it "
     "compares the program counter, whatever is there: pa:0x… for a physical address. Under KVM it is always "
-    "one of the CPU's own, of which there are few (status), --software or not. A condition is in GDB's "
-    "language: break kernel_clone if $x0 == 5."
+    "one of the CPU's own, of which there are few (status), --software or not. A condition is C as for "
+    "print, with the kernel's types (if $current->pid == 1); what GDB alone knows ($_thread == 2) is GDB's."
 )
 
 
@@ -155,7 +155,7 @@ def break_at(
     )
     (one,) = [each for each in listing.listed(guest) if each.number == made.id]
     result = _breakpoint(one)
-    slots, notes = _slots(guest)
+    slots, notes = slots_of(guest)
     words = [doubt.text for doubt in doubts] or ABSENT
     more = SetResult(**vars(result), slots=slots, as_linked=result.pending, warnings=words)
     where = _where(guest, made) if isinstance(made, SymbolBreakpoint) else f"at {one.what}"
@@ -200,12 +200,12 @@ def _where(guest: Guest, one: SymbolBreakpoint) -> str:
 
 def _list(guest: Guest) -> Report:
     found = listing.listed(guest)
-    slots, notes = _slots(guest)
-    rows = [(str(one.number), Styled(_kind(one), _tone(one)), str(one.hits), _what(one)) for one in found]
+    slots, notes = slots_of(guest)
+    rows = [(str(one.number), Styled(_kind(one), _tone(one)), str(one.hits), what_of(one)) for one in found]
     columns = (Column("no.", "right"), Column("kind"), Column("hits", "right"), Column("where"))
     table = Table(columns, rows, empty="no breakpoints")
     breakpoints = [_breakpoint(one) for one in found if _stands(one)]
-    watchpoints = [_watchpoint(one) for one in found if not _stands(one)]
+    watchpoints = [watchpoint_result(one) for one in found if not _stands(one)]
     return Report(ListResult(breakpoints, watchpoints, slots), (table, *notes))
 
 
@@ -223,7 +223,7 @@ def _kind(one: Listed) -> str:
     return ", ".join(filter(None, (*parts, owner)))
 
 
-def _what(one: Listed) -> str:
+def what_of(one: Listed) -> str:
     only = "" if one.cpu is None else f", cpu {one.cpu} only"
     return escape(f"{one.what}{only}{f', if {one.condition}' if one.condition else ''}")
 
@@ -234,7 +234,7 @@ def _breakpoint(one: Listed) -> BreakpointResult:
     return BreakpointResult(address=address, pending=one.pending or ABSENT, places=places, **_of_any(one))
 
 
-def _watchpoint(one: Listed) -> WatchpointResult:
+def watchpoint_result(one: Listed) -> WatchpointResult:
     return WatchpointResult(address=ABSENT if one.address is None else VirtAddr(one.address), **_of_any(one))
 
 
@@ -252,7 +252,7 @@ def _of_any(one: Listed) -> dict[str, Any]:
     }
 
 
-def _slots(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
+def slots_of(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
     """Return how many of the CPU's breakpoints are in use where they are few, and the same for people."""
     if guest.state != "stopped" or (used := guest.stopped.slots_used()) is None:
         return ABSENT, []
@@ -349,7 +349,7 @@ def disable(guest: Guest, *, numbers: Sequence[int | str]) -> Report:
     example="condition 1 $x0 == 5",
     arguments=(
         argument("number", type=NUMBER, metavar="N", help="its number"),
-        argument("condition", nargs="*", metavar="CONDITION", help="in GDB's language; none: always"),
+        argument("condition", nargs="*", metavar="CONDITION", help="C as for print; none: always"),
     ),
     result=BreakpointResult | WatchpointResult,
     needs=Needs.STOPPED,
@@ -359,5 +359,5 @@ def condition(guest: Guest, *, number: int, condition: Sequence[str]) -> Report:
     """Give a breakpoint a condition, or take it away."""
     listing.set_condition(guest, number, " ".join(condition))
     (one,) = [each for each in listing.listed(guest) if each.number == number]
-    result = _breakpoint(one) if _stands(one) else _watchpoint(one)
-    return Report(result, (Note(f"{one.kind} {number}: {_what(one)}"),))
+    result = _breakpoint(one) if _stands(one) else watchpoint_result(one)
+    return Report(result, (Note(f"{one.kind} {number}: {what_of(one)}"),))

@@ -16,6 +16,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest import run_control
 from ptinspect.guest.breakpoints.listing import hits_of
+from ptinspect.guest.breakpoints.watching import change_at
 from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.instructions import instructions, named
@@ -55,6 +56,11 @@ class StopResult:
     """The line of `stack watch`, where that is on."""
     instruction: str | Absent = ABSENT
     """The instruction that is next, at the prompt."""
+    watched: str | Absent = ABSENT
+    """What a watchpoint watches that stopped the guest, as typed."""
+    old: str | Absent = ABSENT
+    new: str | Absent = ABSENT
+    """Its value before and after."""
     returned: bool | Absent = ABSENT
     """Whether the call has returned."""
     reached: bool | Absent = ABSENT
@@ -91,6 +97,8 @@ def stopped(
     writes, shown_writes = writes_seen(guest)
     place, line = guest.place(stop.pc), watched(guest)
     following = _next(guest, stop) if ctx.interactive else ""
+    change = change_at(guest, stop)
+    seen = "" if change is None else f", {change.words}"
     result = kind(
         state="stopped",
         reason=str(stop.reason),
@@ -102,9 +110,12 @@ def stopped(
         stack=line or ABSENT,
         instruction=following or ABSENT,
         writes=writes or ABSENT,
+        watched=ABSENT if change is None else change.text,
+        old=ABSENT if change is None else change.old,
+        new=ABSENT if change is None else change.new,
         **more,
     )
-    why = words or f"{stop.words}{_hits(guest, stop) if ctx.interactive else ''}"
+    why = words or f"{stop.words}{seen}{_hits(guest, stop) if ctx.interactive else ''}"
     if writes and stop.breakpoint == writes[0].watch:
         why = in_short(writes[0])
     loud = stop.breakpoint is not None

@@ -10,14 +10,16 @@ loaded, each time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import GuestError, KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, KernelPlace
+from ptinspect.guest.breakpoints.numbered import Other, Watched
 from ptinspect.guest.expression import Address
+from ptinspect.guest.expressions.conditions import for_gdb
 from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.link.session import Session, StopInfo
 
@@ -57,30 +59,6 @@ class SymbolBreakpoint:
         return not self.places
 
 
-class Other(Protocol):
-    """Something that is made of breakpoints and watchpoints, and has a number among them."""
-
-    enabled: bool
-
-    @property
-    def numbers(self) -> Collection[int]:
-        """GDB's numbers of what it is made of: they are not listed by themselves."""
-
-    @property
-    def words(self) -> str:
-        """What it stops at."""
-
-    @property
-    def hits(self) -> int:
-        """How often it has stopped the guest."""
-
-    def enable(self, on: bool) -> None:
-        """Have it stop the guest, or not."""
-
-    def delete(self) -> None:
-        """Take it away."""
-
-
 class SymbolBreakpoints:
     """The breakpoints at symbols of one session, and the steward that sets them on the way."""
 
@@ -91,6 +69,10 @@ class SymbolBreakpoints:
         """By number."""
         self.others: dict[int, Other] = {}
         """What else stops the guest, and is listed, by number."""
+        self.watched: dict[int, Watched] = {}
+        """What the watchpoints watch, by number."""
+        self.typed: dict[int, str] = {}
+        """Conditions of the other breakpoints as they were typed, by number."""
         self._passing: list[SymbolBreakpoint] = []
         """Those of a run that is under way."""
         self._ours: dict[int, int] = {}
@@ -162,7 +144,7 @@ class SymbolBreakpoints:
             self.session.alter_place(
                 place,
                 enabled=enabled,
-                condition=None if condition is None else _guarded(condition, not bit(address, 55)),
+                condition=None if condition is None else self._guarded(condition, not bit(address, 55)),
             )
         one.enabled = one.enabled if enabled is None else enabled
         one.condition = one.condition if condition is None else condition or None
@@ -350,7 +332,7 @@ class SymbolBreakpoints:
         for address, physical in wanted.items():
             if address in one.places:
                 continue
-            condition = _guarded(one.condition or "", physical) or None
+            condition = self._guarded(one.condition or "", physical) or None
             made = self.session.set_breakpoint(
                 address,
                 hardware=one.hardware,
@@ -395,6 +377,13 @@ class SymbolBreakpoints:
         after = sum(term.sign * term.value for term in address.terms if term.value is not None)
         return [(at + after) & MASK64 for _, at in found]
 
+    def _guarded(self, condition: str, physical: bool) -> str:
+        """Return a condition for GDB, at a physical place for the kernel alone."""
+        words = for_gdb(self._guest, condition) if condition else ""
+        if not physical:
+            return words
+        return f"{NOT_USER} && ({words})" if words else NOT_USER
+
     def _clear(self, one: SymbolBreakpoint) -> None:
         for number in one.places.values():
             self._leave(one, number)
@@ -420,13 +409,6 @@ class SymbolBreakpoints:
             return int(self._guest.view.pa_of(stop.pc)) == stop.pc
         except PtinspectError:
             return True
-
-
-def _guarded(condition: str, physical: bool) -> str:
-    """Return a condition for GDB, at a physical place for the kernel alone."""
-    if not physical:
-        return condition
-    return f"{NOT_USER} && ({condition})" if condition else NOT_USER
 
 
 def symbol_breakpoints(guest: Guest) -> SymbolBreakpoints:

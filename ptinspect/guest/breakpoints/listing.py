@@ -5,6 +5,7 @@ from __future__ import annotations
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, SymbolBreakpoints, symbol_breakpoints
+from ptinspect.guest.expressions.conditions import for_gdb
 from ptinspect.guest.guest import Guest
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.session import Breakpoint
@@ -47,7 +48,7 @@ def listed(guest: Guest) -> list[Listed]:
     ours.refresh()
     known = guest.target.breakpoints
     parts = {number for other in ours.others.values() for number in other.numbers}
-    found = {b.id: _of_gdb(guest, b) for b in known if b.id not in parts}
+    found = {b.id: _of_gdb(guest, ours, b) for b in known if b.id not in parts}
     for one in ours.all:
         hits = one.hits + sum(b.hits for b in known if b.id == one.id)
         found[one.id] = _of_symbol(guest, ours, one, hits)
@@ -56,16 +57,21 @@ def listed(guest: Guest) -> list[Listed]:
     return [found[number] for number in sorted(found)]
 
 
-def _of_gdb(guest: Guest, one: Breakpoint) -> Listed:
-    watches = one.kind.endswith("watchpoint")
-    what = one.what if watches or one.address is None else guest.place(one.address)
+def _of_gdb(guest: Guest, ours: SymbolBreakpoints, one: Breakpoint) -> Listed:
+    watched = ours.watched.get(one.id)
+    if watched is not None:
+        what = f"{watched.text} ({watched.type.name} at {watched.address:#x})"
+    elif one.kind.endswith("watchpoint") or one.address is None:
+        what = one.what
+    else:
+        what = guest.place(one.address)
     return Listed(
         one.id,
         KINDS.get(one.kind, one.kind),
         one.address,
         what,
         one.hits,
-        one.condition,
+        one.condition and (ours.typed.get(one.id) or one.condition),
         one.enabled,
         one.temporary,
         one.cpu,
@@ -121,7 +127,8 @@ def set_condition(guest: Guest, number: int, condition: str) -> None:
         raise UserError(f"{number}: {ours.others[number].words}: it takes no condition")
     if not ours.alter(number, condition=condition):
         need(guest, number)
-        guest.stopped.alter_place(number, condition=condition)
+        guest.stopped.alter_place(number, condition=condition and for_gdb(guest, condition))
+        ours.typed[number] = condition
 
 
 def need(guest: Guest, number: int) -> None:

@@ -18,6 +18,7 @@ from ptinspect.guest.breakpoints.breakpoints import (
 )
 from ptinspect.guest.breakpoints.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.expression import Address
+from ptinspect.guest.expressions.conditions import for_gdb
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, cpu_number
 
@@ -221,7 +222,9 @@ def set_breakpoint(
             first = LOADED if module_of(address) else FIRST_VIRTUAL
             raise UserError(f"{address.text} has to wait until {waits}", f"until {first}, and break then")
         return made, found
-    session = guest.stopped
-    return session.set_breakpoint(
-        value, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
-    ), found
+    words = for_gdb(guest, condition) if condition else None
+    one = guest.stopped.set_breakpoint(
+        value, hardware=hardware, temporary=temporary, cpu=cpu, condition=words
+    )
+    symbol_breakpoints(guest).typed[one.id] = condition or ""
+    return one, found

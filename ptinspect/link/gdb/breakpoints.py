@@ -59,10 +59,16 @@ def insert_breakpoint(
     return found
 
 
-def insert_watchpoint(gdb: GdbLink, address: int, length: int) -> int:
-    """Watch accesses to memory by hardware and return the number. Raises MiError with GDB's reason."""
-    what = f"*(char(*)[{length}]){address:#x}"
-    found = gdb.request(f"-break-watch -a {quote(what)}", SECONDS).payload.get("hw-awpt")
+def insert_watchpoint(
+    gdb: GdbLink, address: int, length: int, *, type: str = "", access: str = "access"
+) -> int:
+    """Watch memory by hardware: `write` for changes of the value, `read`, or `access`; return the number.
+
+    `type`: a pointer to what is there, in GDB's words. Raises MiError with GDB's reason.
+    """
+    what = quote(f"*({type or f'char(*)[{length}]'}){address:#x}")
+    flag, name = {"write": ("", "wpt"), "read": ("-r ", "hw-rwpt"), "access": ("-a ", "hw-awpt")}[access]
+    found = gdb.request(f"-break-watch {flag}{what}", SECONDS).payload.get(name)
     if not isinstance(found, dict) or not str(found.get("number", "")).isdecimal():
         raise MiError("GDB would not watch the memory by hardware")
     return int(found["number"])

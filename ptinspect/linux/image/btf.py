@@ -7,7 +7,8 @@ offset is checked, chains of types are bounded.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -63,6 +64,25 @@ def _places(data: bytes, needle: bytes) -> Iterator[int]:
         at = data.find(needle, at + 1)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What stands about one type."""
+
+    kind: int
+    name: str
+    """Empty for pointers, arrays and anonymous ones."""
+    size: int
+    """Bytes, of what has a size of its own."""
+    target: int
+    """The type that it is made of, points to, or stands for; 0 is void."""
+    count: int
+    """Elements of an array."""
+    signed: bool
+    """Of an integer or an enum."""
+    boolean: bool
+    """Of an integer: 0 and 1 are its values."""
+
+
 def find_btf(data: bytes) -> BtfTypes | None:
     """Find BTF in an image by its header; None if there is none that is consistent from end to end."""
     for at in _places(data, struct.pack("<HBBI", MAGIC, 1, 0, HEADER.size)):
@@ -94,7 +114,7 @@ class BtfTypes:
         self._strings = blob[header + str_off : header + str_off + str_len]
         self._words = np.frombuffer(self._types[: len(self._types) & ~3], dtype="<u4")
         self._at = self._index()
-        self._found: dict[str, int] = {}
+        self._found: dict[str, dict[int, int]] = {}
         self._places: dict[str, Member] = {}
 
     def _index(self) -> np.ndarray:
@@ -136,19 +156,68 @@ class BtfTypes:
         return self._strings[offset:end].decode("ascii", errors="replace") if end >= 0 else ""
 
     def _find(self, name: str) -> int:
-        """Return the id of a struct, union, enum or typedef by name; of several of one kind the last."""
+        """Return the id of a struct, union, enum or typedef by name."""
+        found = self.named(name, (STRUCT, UNION, ENUM, ENUM64, INT, TYPEDEF))
+        if not found:
+            raise KernelFileError(f"the kernel has no type {name!r}")
+        return found
+
+    def named(self, name: str, kinds: Sequence[int]) -> int:
+        """Return the id of a type, or variable, by name: of the first of these kinds, and there the last.
+
+        0 if there is none.
+        """
         if name not in self._found:
             called = np.zeros(len(self._strings) + 1, dtype=bool)
             called[list(_places(self._strings, name.encode(errors="replace") + b"\0"))] = True
-            named = np.flatnonzero(called.take(self._names, mode="clip") & (self._names != 0))
-            kinds = self._kinds[named]
-            ids = (named[kinds == kind] for kind in (STRUCT, UNION, ENUM, ENUM64, INT, TYPEDEF))
-            self._found[name] = next((int(found[-1]) for found in ids if len(found)), 0)
-        if not self._found[name]:
-            raise KernelFileError(f"the kernel has no type {name!r}")
-        return self._found[name]
+            ids = np.flatnonzero(called.take(self._names, mode="clip") & (self._names != 0))
+            self._found[name] = dict(zip(self._kinds[ids].tolist(), ids.tolist(), strict=True))
+        found = self._found[name]
+        return next((found[kind] for kind in kinds if kind in found), 0)
 
-    def _resolve(self, type_id: int) -> int:
+    def names(self, kind: int) -> list[str]:
+        """Return the names of all of one kind."""
+        return [self._string(int(at)) for at in self._names[(self._kinds == kind) & (self._names != 0)]]
+
+    @cached_property
+    def sections(self) -> dict[int, str]:
+        """The sections in which the variables are that the kernel describes, by their ids."""
+        found: dict[int, str] = {}
+        for section in np.flatnonzero(self._kinds == DATASEC).tolist():
+            _, count, _, _, name, at = self._head(section)
+            for i in range(count):
+                found[struct.unpack_from("<I", self._types, at + 12 + 12 * i)[0]] = self._string(name)
+        return found
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """The constants of all enums, by name; 32 bits wide or 64."""
+        found: dict[str, int] = {}
+        for enum in np.flatnonzero((self._kinds == ENUM) | (self._kinds == ENUM64)).tolist():
+            found |= {name: value for value, name in self.enumerators(enum).items()}
+        return found
+
+    def enumerators(self, type_id: int) -> dict[int, str]:
+        """Return the names of an enum's values."""
+        kind, count, signed, _, _, at = self._head(type_id)
+        found: dict[int, str] = {}
+        for i in range(count):
+            if kind == ENUM:
+                name, value = struct.unpack_from("<Ii" if signed else "<II", self._types, at + 12 + 8 * i)
+            else:
+                name, value = struct.unpack_from("<Iq" if signed else "<IQ", self._types, at + 12 + 12 * i)
+            found.setdefault(value, self._string(name))
+        return found
+
+    def entry(self, type_id: int) -> Entry:
+        """Return what stands about a type. Raises KernelFileError if there is none of this id."""
+        kind, _, flag, size, name, at = self._head(type_id)
+        element, count = self._array(type_id) or (size, 0)
+        encoding = struct.unpack_from("<I", self._types, at + 12)[0] if kind == INT else 0
+        signed = bool(encoding >> 24 & 1) if kind == INT else bool(flag)
+        return Entry(kind, self._string(name), size, element, count, signed, bool(encoding >> 24 & 4))
+
+    def resolve(self, type_id: int) -> int:
         """Follow typedefs and qualifiers."""
         for _ in range(MAX_DEPTH):
             kind, _, _, target, _, _ = self._head(type_id)
@@ -219,12 +288,12 @@ class BtfTypes:
     def _step(self, where: Member, step: str, path: str) -> Member:
         """Go to a member, and to elements of it if it is an array: `regs[30]`."""
         name, *indices = step.replace("]", "").split("[")
-        found = self._member(self._resolve(where.type_id), name, set())
+        found = self._member(self.resolve(where.type_id), name, set())
         if found is None:
             raise KernelFileError(f"the kernel has no {path!r}: {name!r} is missing")
         offset, type_id, bits = where.offset + found.offset, found.type_id, found.bits
         for index in indices:
-            array = self._array(self._resolve(type_id))
+            array = self._array(self.resolve(type_id))
             if array is None or not index.isdecimal():
                 raise KernelFileError(f"{path!r}: {name!r} is not an array, or the index is not a number")
             type_id, count = array
@@ -232,6 +301,10 @@ class BtfTypes:
                 raise KernelFileError(f"{path!r}: {name!r} has {count} elements")
             offset += 8 * int(index) * self._size(type_id)
         return Member(name, offset, type_id, bits)
+
+    def member(self, type_id: int, name: str) -> Member | None:
+        """Return a member of a struct or union, of an anonymous one in it too; None if there is none."""
+        return self._member(self.resolve(type_id), name, set())
 
     def _member(self, type_id: int, name: str, seen: set[int]) -> Member | None:
         """Return a member with its bit offset, looking into anonymous ones; each type is entered once."""
@@ -245,7 +318,7 @@ class BtfTypes:
             if not member.name:
                 nested.append(member)
         for member in nested:
-            found = self._member(self._resolve(member.type_id), name, seen)
+            found = self._member(self.resolve(member.type_id), name, seen)
             if found is not None:
                 return Member(name, member.offset + found.offset, found.type_id, found.bits)
         return None
@@ -254,7 +327,7 @@ class BtfTypes:
         """Return the size of a type in bytes, arrays multiplied out."""
         count = 1
         for _ in range(MAX_DEPTH):
-            type_id = self._resolve(type_id)
+            type_id = self.resolve(type_id)
             array = self._array(type_id)
             if array is None:
                 return count * self._plain_size(type_id)

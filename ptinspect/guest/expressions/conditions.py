@@ -1,0 +1,33 @@
+"""Conditions of breakpoints as they are typed: C with the kernel's types, in words that GDB understands."""
+
+from __future__ import annotations
+
+import re
+
+from ptinspect.errors import UserError
+from ptinspect.guest.expressions import c_tree
+from ptinspect.guest.expressions.c_evaluator import Evaluator
+from ptinspect.guest.expressions.guest_scope import GuestScope
+from ptinspect.guest.expressions.machines import GdbWords
+from ptinspect.guest.guest import Guest
+
+_OF_GDB = re.compile(r"\$_|\$\d|\$\$|@|::|\+\+|--|[^=!<>]=[^=]|\"|\w+\s*\(")
+"""What only GDB's own language has: its variables and functions, assignments, strings."""
+
+
+def for_gdb(guest: Guest, condition: str) -> str:
+    """Return a condition in GDB's language, names and types of the kernel put into numbers.
+
+    What is GDB's alone stays as it is. Raises PtinspectError for names and types that are not known.
+    """
+    try:
+        tree = c_tree.parse(condition)
+    except UserError:
+        if _OF_GDB.search(condition):
+            return condition
+        raise
+    if _OF_GDB.search(condition) and "$_" in condition:
+        return condition
+    scope = GuestScope(guest)
+    evaluator = Evaluator(scope, GdbWords(scope))
+    return str(evaluator.truth(evaluator.operand(tree)))
