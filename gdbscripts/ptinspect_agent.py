@@ -1,8 +1,8 @@
 """Commands inside GDB that read and write guest-physical memory through QEMU's gdbstub.
 
-Use: `source ptinspect_agent.py` in a GDB (12 or newer, with Python) that is connected to QEMU. By
-hand: `ptinspect-physical 0x40200000 64`. Over MI: `-ptinspect-read PA:SIZE,...`, `-ptinspect-write PA
-HEX ...` and `-ptinspect-virtual`, all in hex.
+Use: `python import ptinspect_agent`, with this file's folder in sys.path, in a GDB (12 or newer, with
+Python) that is connected to QEMU. By hand: `ptinspect-physical 0x40200000 64`. Over MI:
+`-ptinspect-read PA:SIZE,...`, `-ptinspect-write PA HEX ...` and `-ptinspect-virtual`, all in hex.
 
 The stub's physical mode (`Qqemu.PhyMemMode`, QEMU gdbstub since commit ab4752ec8d9b, v4.1) is one
 switch for all CPUs and survives a disconnect. It is on only inside `physical_mode`, where no symbol,

@@ -21,8 +21,12 @@ commands = {}
 """Commands that ptinspect's scripts add, by name."""
 
 
+LOADS = re.compile(r"python .*; import ptinspect_[a-z]+; ")
+"""How ptinspect loads a script."""
+
+
 class ScriptCommand:
-    """Stands in for gdb.MICommand while a script of ptinspect's is sourced."""
+    """Stands in for gdb.MICommand while a script of ptinspect's is loaded."""
 
     def __init__(self, name):
         commands[name] = self
@@ -53,7 +57,8 @@ def answer(command):
     try:
         words = gdb.string_to_argv(command)
         if words[0] == "-interpreter-exec":
-            text = source(words[2]) if words[2].startswith("source ") else gdb.execute(words[2], False, True)
+            run = load if LOADS.match(words[2]) else execute
+            text = run(words[2])
             return f"~{quoted(text)}\n^done\n"
         handler = commands.get(words[0])
         found = handler.invoke(words[1:]) if handler else OWN[words[0]](words[1:])
@@ -66,12 +71,17 @@ def answer(command):
         return '^error,msg="Quit"\n'
 
 
-def source(line):
-    """Source a script; the MI commands that it adds are kept here."""
+def execute(line):
+    """Run a command of the CLI and return what it prints."""
+    return gdb.execute(line, False, True)
+
+
+def load(line):
+    """Load a script; the MI commands that it adds are kept here."""
     kept = gdb.MICommand
     gdb.MICommand = ScriptCommand
     try:
-        return gdb.execute(line, False, True)
+        return execute(line)
     finally:
         gdb.MICommand = kept
 

@@ -1,7 +1,7 @@
 """Replay part of a recorded run inside GDB, and note the stores to some places on the way.
 
-Use: `source ptinspect_agent.py`, `source ptinspect_trace.py`, `source ptinspect_scan.py` in a GDB (12 or
-newer, with Python) that is connected to a QEMU that replays; then
+Use: `python import ptinspect_scan`, with this file's folder in sys.path, in a GDB (12 or newer, with Python)
+that is connected to a QEMU that replays; then
 
     ptinspect-scan MILLISECONDS MOST VA,VA,...|- PA,PA,...|- LIMIT ...
 
@@ -17,13 +17,12 @@ watched.
 
 import json
 import re
-import sys
 import time
 
 import gdb
+import ptinspect_agent as agent
+import ptinspect_trace as trace
 
-main = sys.modules["__main__"]
-"""Where GDB runs what it sources: ptinspect_agent.py and ptinspect_trace.py were there first."""
 GENERAL = 33
 """X0 to X30, SP and PC: 64 bits each, the first in a packet of registers."""
 PATIENCE = 60.0
@@ -47,12 +46,12 @@ class Scan:
 
     def values(self):
         """Return what lies at the physical addresses."""
-        data = main.read_on_wire(self.lane, [(pa, 8) for pa in self.cells]) if self.cells else b""
+        data = agent.read_on_wire(self.lane, [(pa, 8) for pa in self.cells]) if self.cells else b""
         return [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
 
     def watch(self, letter):
         """Set (Z) or take away (z) what is watched."""
-        packets = [main.packet(b"%s2,%x,8" % (letter, va)) for va in self.watched]
+        packets = [agent.packet(b"%s2,%x,8" % (letter, va)) for va in self.watched]
         replies = self.lane.ask(packets, [2] * len(packets)) if packets else []
         if any(reply != b"OK" for reply in replies):
             raise gdb.GdbError(f"ptinspect: the stub answers {replies} to {len(packets)} watchpoints")
@@ -65,7 +64,7 @@ class Scan:
             while here < limit:
                 if len(self.hits) >= most:
                     return "hits"
-                reply, who = main.run(self.lane, b"vCont;c", deadline, PATIENCE)
+                reply, who = trace.run(self.lane, b"vCont;c", deadline, PATIENCE)
                 if who:
                     return who
                 found = WATCH.search(reply)
@@ -78,13 +77,13 @@ class Scan:
     def hit(self, va):
         """Note the store that comes next; return the position after it."""
         before, (translated,) = self.position(b"gva2gpa %#x" % va)
-        general = main.request(self.lane, b"g", 0)[: 16 * GENERAL]
+        general = trace.request(self.lane, b"g", 0)[: 16 * GENERAL]
         x = [int.from_bytes(bytes.fromhex(general[at : at + 16].decode()), "little") for at in
              range(0, 16 * GENERAL, 16)]  # fmt: skip
-        code = main.request(self.lane, b"m%x,4" % x[-1], 8)
+        code = trace.request(self.lane, b"m%x,4" % x[-1], 8)
         values = self.values()
         self.watch(b"z")
-        main.run(self.lane, b"vCont;s:" + self.thread, time.monotonic() + PATIENCE, PATIENCE)
+        trace.run(self.lane, b"vCont;s:" + self.thread, time.monotonic() + PATIENCE, PATIENCE)
         self.watch(b"Z")
         here = self.position()[0]
         if here > before:
@@ -111,12 +110,12 @@ class ScanCommand(gdb.Command):
         words = gdb.string_to_argv(argument)
         if len(words) < 5:
             raise gdb.GdbError("usage: ptinspect-scan MILLISECONDS MOST VA,...|- PA,...|- LIMIT ...")
-        lane = main.proved_wire()
+        lane = agent.proved_wire()
         if lane is None:
             raise gdb.GdbError("ptinspect: the socket of the stub is not known: no scan")
         deadline = time.monotonic() + int(words[0]) / 1000
         scan = Scan(lane, numbers(words[2]), numbers(words[3]))
-        with main.on_wire():
+        with trace.on_wire():
             scan.watch(b"Z")
             try:
                 ended = scan.run([int(word) for word in words[4:]], int(words[1]), deadline)

@@ -1,7 +1,7 @@
 """Follow the stack pointer inside GDB: instruction by instruction, or from one new depth to the next.
 
-Use: `source ptinspect_agent.py`, `source ptinspect_trace.py` in a GDB (12 or newer, with Python) that is
-connected to QEMU; then
+Use: `python import ptinspect_trace`, with this file's folder in sys.path, in a GDB (12 or newer, with Python)
+that is connected to QEMU; then
 
     ptinspect-trace step THREAD COUNT MILLISECONDS [PC ...]
         step until COUNT instructions, the time, or one of the addresses
@@ -23,13 +23,11 @@ import contextlib
 import re
 import signal
 import struct
-import sys
 import time
 
 import gdb
+import ptinspect_agent as agent
 
-agent = sys.modules["__main__"]
-"""Where GDB runs what it sources: ptinspect_agent.py was there first."""
 TRACE_RECORD = struct.Struct("<8Q")
 """Milliseconds, thread, top of the stack or 0, PC, SP, PSTATE, x29, x30; a step has no last two."""
 PC, SP, PSTATE, X29, X30 = 0x20, 0x1F, 0x21, 0x1D, 0x1E

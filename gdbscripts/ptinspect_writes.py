@@ -1,6 +1,7 @@
 """Record what store instructions store, inside GDB, while the guest runs.
 
-Use: `source ptinspect_writes.py` in a GDB (12 or newer, with Python) that is connected to QEMU; then
+Use: `python import ptinspect_writes`, with this file's folder in sys.path, in a GDB (12 or newer, with
+Python) that is connected to QEMU; then
 `ptinspect-writes start LIMIT PC:VALUE:BASE:DISPLACEMENT[:WINDOW:BITS] ...` with one word for each
 store: its address, the numbers of the registers with the value and with the address, what to add to
 that. WINDOW is the register with the start of a window of 2^BITS byte pages whose first page is the

@@ -390,20 +390,6 @@ def test_gdbscripts_import_only_gdb_and_the_standard_library() -> None:
         assert tops <= set(sys.stdlib_module_names) | {"gdb"} | siblings, path
 
 
-def test_gdbscripts_that_gdb_sources_share_no_name() -> None:
-    """All of them run in GDB's `__main__`: a later one would take the place of an earlier one's function."""
-    owner: dict[str, str] = {}
-    for path in sorted((ROOT / "gdbscripts").glob("*.py")):
-        if path.name == "ptinspect_mi.py":  # a module of its own
-            continue
-        for node in ast.parse(path.read_text()).body:
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
-            names += [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
-            assert not owner.keys() & set(names), path
-            owner |= dict.fromkeys(names, path.name)
-
-
 HEAVY = {
     *("numpy", "elftools", "pygdbmi", "prompt_toolkit", "vmlinux_to_elf", "tomlkit", "tomllib", "pyarrow"),
     *("dataclasses", "inspect", "pathlib", "subprocess", "json", "csv", "xml.etree", "tempfile", "shutil"),

@@ -8,11 +8,11 @@ from typing import Any
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError
-from ptinspect.link.gdb.agent import script_path
+from ptinspect.link.gdb.agent import load_line
 from ptinspect.link.gdb.mi import SECONDS, GdbLink, console
 from ptinspect.link.qemu.monitor import translated
 
-SCRIPTS = ("ptinspect_trace.py", "ptinspect_scan.py")
+SCRIPT = "ptinspect_scan.py"
 MOST = 500
 """Most stores of one run: it goes on from there."""
 GRACE = 120.0
@@ -65,8 +65,7 @@ class Scanner:
     def __init__(self, gdb: GdbLink) -> None:
         """Load it. Raises TargetError."""
         self._gdb = gdb
-        for name in SCRIPTS:
-            console(gdb, f"source {script_path().with_name(name)}", SECONDS)
+        console(gdb, load_line(SCRIPT), SECONDS)
 
     def run(
         self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float

@@ -109,7 +109,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
 def command(inside: Inside, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
     def run(line: str) -> str:
         name, _, argument = line.partition(" ")
-        if name == "source":
+        if name == "python":
             return ""
         capsys.readouterr()
         inside.commands[name].invoke(argument, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -55,12 +56,35 @@ def environment(python: str) -> dict[str, str]:
     return {**os.environ, "PTINSPECT_PYTHON": python, "PYTHONPATH": str(ROOT)}
 
 
+def theirs(folder: Path) -> Path:
+    """Write a script with names of its own in the namespace that all scripts of a GDB share, as gef has."""
+    sources = [path.read_text() for path in SCRIPTS.glob("*.py")]
+    nodes = [node for source in sources for node in ast.parse(source).body]
+    names = {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    imported = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names |= {alias.asname or alias.name for node in imported for alias in node.names}
+    names -= {"gdb", "gdb.disassembler", *(path.stem for path in SCRIPTS.glob("*.py"))}
+    assert {"Path", "Frame", "json", "quiet", "wire"} <= names
+    path = folder / "theirs.py"
+    path.write_text(f"names = {sorted(names)}\nglobals().update(dict.fromkeys(names, 'theirs'))\n")
+    return path
+
+
 def run(gdb: str, qemu: Qemu, folder: Path, *commands: str) -> subprocess.CompletedProcess[str]:
-    """Run commands in a GDB of the user's, from a file that it sources."""
-    kernel = need_guest(GUEST).kernel
-    lines = [f"target remote {qemu.gdb_socket}", f"source {SCRIPTS / 'ptinspect.py'}", f"pt kernel {kernel}"]
-    (folder / "session.gdb").write_text("\n".join([*lines, *commands, "echo done\\n"]) + "\n")
-    return subprocess.run(
+    """Run commands in a GDB of the user's, from a file that it sources, beside another script's names."""
+    kernel, script = need_guest(GUEST).kernel, theirs(folder)
+    lines = [
+        f"source {script}",
+        f"target remote {qemu.gdb_socket}",
+        f"source {SCRIPTS / 'ptinspect.py'}",
+        f"source {script}",
+        f"pt kernel {kernel}",
+        *commands,
+        "python print('names kept:', all(globals()[each] == 'theirs' for each in names))",
+        "echo done\\n",
+    ]
+    (folder / "session.gdb").write_text("\n".join(lines) + "\n")
+    done = subprocess.run(
         [gdb, "-nx", "-q", "-batch", "-x", str(SCRIPTS / "attach.gdb"), "-x", str(folder / "session.gdb")],
         cwd=folder,
         env=environment(sys.executable),
@@ -70,6 +94,8 @@ def run(gdb: str, qemu: Qemu, folder: Path, *commands: str) -> subprocess.Comple
         timeout=SECONDS,
         check=False,
     )
+    assert "names kept: True" in done.stdout, done.stdout + done.stderr
+    return done
 
 
 def answers(text: str) -> list[dict[str, Any]]:

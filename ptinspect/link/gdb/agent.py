@@ -33,9 +33,20 @@ def script_path() -> Path:
     raise TargetError(f"{SCRIPT} is missing from this installation of ptinspect")
 
 
+def load_line(name: str = SCRIPT) -> str:
+    """Return the command of GDB's that loads a script. Raises TargetError if it is missing.
+
+    It becomes a module: what GDB sources shares one namespace, and other scripts (gef's) have a Path, a
+    Frame, ... of their own in it.
+    """
+    folder, module = str(script_path().parent), name.removesuffix(".py")
+    path = "__import__('sys').path"
+    return f"python {path}.insert(0, {folder!r}); import {module}; {path}.remove({folder!r})"
+
+
 def load_command() -> str:
     """Return the MI command that loads the script. Raises TargetError if it is missing."""
-    return console_command(f"source {script_path()}")
+    return console_command(load_line())
 
 
 class Agent:

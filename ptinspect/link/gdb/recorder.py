@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError
-from ptinspect.link.gdb.agent import script_path
+from ptinspect.link.gdb.agent import load_line
 from ptinspect.link.session import Session
 
 SCRIPT, TRACE_SCRIPT = "ptinspect_writes.py", "ptinspect_trace.py"
@@ -30,7 +30,7 @@ class Recorder:
     def __init__(self, session: Session, script: str, command: str, record: np.dtype[np.void]) -> None:
         """Load the script. Raises TargetError."""
         self._session, self._command, self._record = session, command, record
-        session.gdb_command(f"source {script_path().with_name(script)}")
+        session.gdb_command(load_line(script))
 
     def ask(self, *words: object, timeout: float = 120.0) -> str:
         """Give the script a command and return what it prints. Raises TargetError."""
