@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
+from ptinspect.arch.descriptor import decode
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
+from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import escape
 
@@ -37,6 +39,8 @@ class WriteResult:
     task: str
     pid: int | None
     calls: Sequence[str]
+    source: str = ""
+    """`file:line` of the instruction, where there is debug information of it."""
 
 
 def write_result(write: Write, level: int | None, regime: Regime | None) -> WriteResult:
@@ -45,7 +49,7 @@ def write_result(write: Write, level: int | None, regime: Regime | None) -> Writ
         position=write.position,
         before=Hex(write.before),
         after=Hex(write.after),
-        changes=_changes(write, level, regime),
+        changes=changes_of(write.before, write.after, level, regime),
         how=write.how,
         pc=VirtAddr(write.pc),
         place=write.place,
@@ -57,15 +61,21 @@ def write_result(write: Write, level: int | None, regime: Regime | None) -> Writ
         task=write.task,
         pid=write.pid,
         calls=list(write.calls),
+        source=write.source,
     )
 
 
-def _changes(write: Write, level: int | None, regime: Regime | None) -> list[str]:
+def changes_of(before: int, after: int, level: int | None, regime: Regime | None) -> list[str]:
+    """Return what differs, in the words of diff; nothing where the level is not known."""
     from ptinspect.analysis.classify import kinds_of
 
-    if level is None or regime is None:
-        return []
-    return list(kinds_of(write.before, write.after, level, regime))
+    return [] if level is None or regime is None else list(kinds_of(before, after, level, regime))
+
+
+def value(raw: int, level: int | None, regime: Regime | None) -> str:
+    """Return a descriptor, and what it says where the level of its table is known."""
+    text = "" if level is None or regime is None else in_words(decode(raw, level, regime))
+    return f"{raw:#018x} {text}".rstrip()
 
 
 def what_changed(write: WriteResult) -> str:
@@ -98,7 +108,7 @@ def task(write: WriteResult) -> str:
 def told(write: WriteResult) -> list[str]:
     """Tell in a few lines who wrote."""
     lines = [f"written at position {write.position:,} by {code(write)}"]
-    lines.append(f"  {way(write)}, {task(write)}".rstrip(", "))
+    lines.append("  " + ", ".join(filter(None, (escape(write.source), way(write), task(write)))))
     if write.calls:
         lines.append(f"  called by {' <- '.join(map(symbol, write.calls))}")
     return lines

@@ -36,6 +36,8 @@ class Writer:
     pid: int | None
     calls: tuple[str, ...]
     """The chain of callers, innermost first."""
+    source: str = ""
+    """`file:line` of the instruction; empty where there is no debug information of it."""
 
 
 def writer_at(guest: Guest, state: CpuState, pc: int) -> Writer:
@@ -52,6 +54,7 @@ def writer_at(guest: Guest, state: CpuState, pc: int) -> Writer:
         task,
         pid,
         _calls(guest, here),
+        _source(guest, state, pc),
     )
 
 
@@ -81,6 +84,14 @@ def _instruction(guest: Guest, pc: int) -> str:
     with suppress(PtinspectError):
         (line, *_), _ = instructions(guest, pc, 1, physical=guest.is_flat(pc))
         return " ".join(line.partition(":")[2].split())
+    return ""
+
+
+def _source(guest: Guest, state: CpuState, pc: int) -> str:
+    with suppress(PtinspectError):
+        image = guest.view.image
+        link = None if image is None else guest.code(state).link(pc)
+        return "" if image is None or link is None else image.source_line(link)
     return ""
 
 

@@ -120,7 +120,7 @@ def test_what_was_found_is_kept_in_the_snapshot_and_told_without_a_guest(
     "damage",
     [
         {"pa": -1}, {"pa": "1"}, {"position": 1 << 64}, {"how": "by magic"}, {"calls": [1]}, {"calls": 7},
-        {"mmu_on": 1}, {"pid": "x"}, {"more": 1},
+        {"mmu_on": 1}, {"pid": "x"}, {"source": 1},
     ],
 )  # fmt: skip
 def test_writes_that_a_file_holds_are_what_they_should_be(ctx: Context, damage: dict[str, Any]) -> None:
@@ -129,6 +129,9 @@ def test_writes_that_a_file_holds_are_what_they_should_be(ctx: Context, damage: 
     b = ctx.guest.snapshots["b"]
     assert list(kept(b).values()) == [write(7, 3, 0)]
     (item,) = json.loads(b.meta.extra[WRITERS])
+    older = {name: value for name, value in item.items() if name != "source"}
+    newer = replace(b, meta=replace(b.meta, extra={WRITERS: json.dumps([{**older, "more": 1}])}))
+    assert list(kept(newer).values()) == [write(7, 3, 0)]
     several = (json.dumps([{**item, **damage}]), '{"a": 1}', "7", "[[]]", "[1]", "{", "[" * 100_000)
     for kind in several:
         assert kept(replace(b, meta=replace(b.meta, extra={WRITERS: kind}))) == {}

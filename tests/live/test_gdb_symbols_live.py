@@ -26,3 +26,9 @@ def test_symbols_are_there_without_the_debug_information() -> None:
         assert command == f"gdb symbol-file {kernel.path}"
         live(command)
         assert "main.c" in live("gdb info line start_kernel")["lines"][0]
+        for name in ("kernel_clone", "vmap", "do_sys_open", "__create_pgd_mapping", "handle_bad_stack"):
+            for address in range(kernel.lookup(name), kernel.lookup(name) + 0x140, 0x50):
+                said = " ".join(live(f"gdb info line *{address:#x}")["lines"])
+                found = re.match(r'Line (\d+) of "(.+?)"', said)
+                assert found is not None and kernel.source_line(address) == f"{found[2]}:{found[1]}", said
+        assert kernel.source_line(0x1000) == ""

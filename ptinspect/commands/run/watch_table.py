@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.descriptor import decode
 from ptinspect.arch.levels import level_name
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.written import changes_of, value
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.breakpoints.table_watches import SeenWrite, TableWatch, table_watches
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.path_writers import Place
 from ptinspect.guest.roots import Tables
-from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
@@ -78,6 +77,8 @@ class SeenWriteResult:
     task: str
     pid: int | None
     calls: Sequence[str]
+    source: str = ""
+    """`file:line` of the instruction, where there is debug information of it."""
 
 
 @command(
@@ -179,22 +180,16 @@ def _result(write: SeenWrite) -> SeenWriteResult:
         task="" if who is None else who.task,
         pid=None if who is None else who.pid,
         calls=[] if who is None else list(who.calls),
+        source="" if who is None else who.source,
     )
 
 
 def _changes(write: SeenWrite) -> list[str]:
-    from ptinspect.analysis.classify import kinds_of
-
-    place = write.place
-    if place.level is None or place.regime is None:
-        return []
-    return list(kinds_of(write.before, write.after, place.level, place.regime))
+    return changes_of(write.before, write.after, write.place.level, write.place.regime)
 
 
 def _words(raw: int, place: Place) -> str:
-    if place.level is None or place.regime is None:
-        return f"{raw:#018x}"
-    return f"{raw:#018x} {in_words(decode(raw, place.level, place.regime))}".rstrip()
+    return value(raw, place.level, place.regime)
 
 
 def _shown(write: SeenWrite) -> list[Note | Table]:
@@ -213,6 +208,7 @@ def _shown(write: SeenWrite) -> list[Note | Table]:
         mmu = {True: ", MMU on", False: ", MMU off", None: ""}[who.mmu_on]
         rows += [
             ("by", f"{escape(who.place)}: {escape(who.instruction)}".rstrip(": ")),
+            ("source", escape(who.source)),
             ("way", f"{write.way}, a store to {write.va:#x}, cpu {who.cpu}, EL{who.el}{mmu}"),
             ("task", f"{escape(who.task)} (pid {who.pid})" if who.task else ""),
             *(("called by" if n == 0 else "", escape(call)) for n, call in enumerate(who.calls)),

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.arch.descriptor import decode
 from ptinspect.arch.levels import level_name
-from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.commands.written import WriteResult, code, symbol, task, way, what_changed, write_result
+from ptinspect.commands.written import WriteResult, code, symbol, task, value, way, what_changed, write_result
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.path_writers import Place, places
 from ptinspect.guest.roots import Tables
-from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
@@ -119,14 +116,9 @@ def _name(place: Place) -> str:
     return level_name(place.level, place.regime)
 
 
-def _words(raw: int, level: int | None, regime: Regime | None) -> str:
-    text = "" if level is None or regime is None else in_words(decode(raw, level, regime))
-    return f"{raw:#018x} {text}".rstrip()
-
-
 def _head(place: Place, known: WrittenResult) -> Note:
     name = f"{known.name} {known.level} at " if known.level is not None else ""
-    return Note(f"{name}pa:{place.pa:#x} = {_words(known.raw, place.level, place.regime)}", "title")
+    return Note(f"{name}pa:{place.pa:#x} = {value(known.raw, place.level, place.regime)}", "title")
 
 
 def _shown(place: Place, known: WrittenResult) -> list[Note | Table]:
@@ -141,10 +133,11 @@ def _shown(place: Place, known: WrittenResult) -> list[Note | Table]:
     rows = [
         ("position", f"{write.position:,}"),
         ("by", code(write)),
+        ("source", escape(write.source)),
         ("way", way(write)),
         ("task", task(write)),
-        ("before", _words(write.before, place.level, place.regime)),
-        ("after", _words(write.after, place.level, place.regime)),
+        ("before", value(write.before, place.level, place.regime)),
+        ("after", value(write.after, place.level, place.regime)),
         ("changed", what_changed(write)),
         *(("called by" if n == 0 else "", escape(call)) for n, call in enumerate(write.calls)),
     ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST = 4096
 """Writes that a snapshot keeps."""
 _NUMBERS = frozenset({"pa", "position", "before", "after", "pc", "cpu", "el"})
-_TEXTS = frozenset({"place", "instruction", "task"})
+_TEXTS = frozenset({"place", "instruction", "task", "source"})
 
 
 def keep(guest: Guest, snapshot: Snapshot, writes: Iterable[Write]) -> None:
@@ -40,8 +40,9 @@ def kept(snapshot: Snapshot) -> dict[PhysAddr, Write]:
     found = {}
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         for item in json.loads(snapshot.meta.extra.get(WRITERS, "[]"))[:MOST]:
-            if _sound(item):
-                found[PhysAddr(item["pa"])] = Write(**{**item, "calls": tuple(item["calls"])})
+            fields = {"source": "", **{name: item[name] for name in field_names(Write) if name in item}}
+            if _sound(fields):
+                found[PhysAddr(item["pa"])] = Write(**{**fields, "calls": tuple(item["calls"])})
     return found
 
 

@@ -65,6 +65,8 @@ class Write:
     pid: int | None
     calls: tuple[str, ...]
     """The chain of callers, innermost first."""
+    source: str = ""
+    """`file:line` of the instruction; empty where there is no debug information of it."""
 
 
 @dataclass(frozen=True)

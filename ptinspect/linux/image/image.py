@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import align_down, align_up
 from ptinspect.errors import KernelFileError
@@ -13,6 +14,9 @@ from ptinspect.linux.image.container import BANNER, Blob, FileBytes, ImageHeader
 from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.linux.image.vmlinux import Vmlinux
 from ptinspect.text import similar
+
+if TYPE_CHECKING:
+    from ptinspect.linux.image.source_lines import SourceLines
 
 BOUNDARY = 2 << 20
 """An Image is linked, like it is loaded, at a multiple of 2 MiB plus text_offset (booting.rst)."""
@@ -128,6 +132,18 @@ class KernelImage:
         if not self.text_va <= va < self.text_va + self.size:
             return None
         return self.table.nearest(va)
+
+    @cached_property
+    def _lines(self) -> SourceLines | None:
+        if self._elf is None or self._elf.section(".debug_line") is None:
+            return None
+        from ptinspect.linux.image.source_lines import SourceLines
+
+        return SourceLines(self.path)
+
+    def source_line(self, va: int) -> str:
+        """Return `file:line` of an instruction; empty where there is no debug information of it."""
+        return "" if self._lines is None else self._lines.at(va)
 
     @cached_property
     def types(self) -> BtfTypes:
