@@ -44,6 +44,8 @@ class RunFacts:
     """Kind of the error, empty where a check did not hold."""
     console: str = ""
     """File of the guest's console, from `launch`."""
+    stub: str = ""
+    """Its gdbstub, from `launch`: the path of a socket."""
     answers: int = 0
     """Number of answers."""
     last: str = ""
@@ -73,7 +75,7 @@ def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
     depths: list[int] = []
     frees: list[int] = []
     lost: int | None = None
-    verdict = where = message = kind = console = last = ""
+    verdict = where = message = kind = console = stub = last = ""
     count, failed = 0, False
     for answer in answers:
         count += 1
@@ -82,7 +84,7 @@ def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
         name = str(answer.get("command", ""))
         last = str(answer.get("line", ""))[:MAX_SHOWN]
         if name == "launch":
-            console = str(result.get("console") or console)
+            console, stub = str(result.get("console") or console), str(result.get("address") or stub)
         if name.startswith("stack"):
             _depths(result, depths, frees, 0)
         if name == "diff":
@@ -105,6 +107,7 @@ def facts_of(answers: Iterable[Mapping[str, Any]]) -> RunFacts:
         message=message[:MAX_SHOWN],
         kind=kind,
         console=console,
+        stub=stub,
         answers=count,
         last=last,
     )

@@ -63,7 +63,7 @@ class Child:
         self._why = ""
         self._killed = 0.0
         self._console: BinaryIO | None = None
-        self._console_path: Path | None = None
+        self._private: Path | None = None
         try:
             with (directory / ANSWERS).open("wb") as out, (directory / STDERR).open("wb") as err:
                 self.process = subprocess.Popen(
@@ -148,14 +148,14 @@ class Child:
                 if len(line) < MAX_LINE:
                     self._answers.seek(at)  # half a line: more may come
                 return
-            path = console_of(line)
-            if path is None:
+            places = places_of(line)
+            if places is None:
                 continue
             with contextlib.suppress(OSError):
-                file = path.open("rb")
+                file = places[0].open("rb")
                 if self._console is not None:
                     self._console.close()
-                self._console, self._console_path = file, path
+                self._console, self._private = file, places[1]
 
     def _sweep(self) -> None:
         """Keep the console, and remove what a killed ptinspect could not remove."""
@@ -169,22 +169,27 @@ class Child:
                 source.seek(max(size - CONSOLE_BYTES, 0))
                 with (self.directory / CONSOLE).open("wb") as kept:
                     shutil.copyfileobj(source, kept)
-        remove_private(self._console_path)
+        remove_private(self._private)
 
 
-def remove_private(console: Path | None) -> None:
-    """Remove the directory that a killed ptinspect made for its QEMU, known by the console in it."""
-    if console is None or not console.parent.name.startswith("ptinspect-"):
+def remove_private(file: Path | None) -> None:
+    """Remove the directory that a killed ptinspect made for its QEMU, known by a file in it."""
+    if file is None or not file.parent.name.startswith("ptinspect-"):
         return
-    if console.parent.parent == Path(tempfile.gettempdir()):
-        shutil.rmtree(console.parent, ignore_errors=True)
+    if file.parent.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def console_of(line: bytes) -> Path | None:
-    """Return the console that an answer of `launch` names; None for every other line."""
+def places_of(line: bytes) -> tuple[Path, Path] | None:
+    """Return the console and the gdbstub's socket that an answer of `launch` names; None for other lines.
+
+    The socket lies in the private directory of QEMU; so does the console, if the boot is not recorded.
+    """
     if not line.startswith(b'{"command": "launch"'):
         return None
     try:
-        return Path(json.loads(line)["result"]["console"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        result = json.loads(line)["result"]
+        console = Path(result["console"])
+        return console, Path(result.get("address") or console)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -24,7 +24,19 @@ MAX_VALUES = 4_000
 MAX_TEXT = 300
 MAX_DEPTH = 12
 NOT_COMPARED = frozenset(
-    {"pid", "console", "created", "command_line", "file", "written", "bytes", "source", "memory", "qemu"}
+    {
+        "pid",
+        "console",
+        "created",
+        "command_line",
+        "file",
+        "written",
+        "bytes",
+        "source",
+        "memory",
+        "qemu",
+        "timeline",
+    }
 )
 """Fields that differ from process to process, or name files."""
 

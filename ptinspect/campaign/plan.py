@@ -30,6 +30,8 @@ OPTIONS = {
 """Keys of a matrix -> options of `launch`."""
 ON_FAILURE = ("why", "stack --cpu all", "snap failed", "save failed failed.npz", "console -n 400")
 """What a run that has failed does while its guest is still there."""
+RECORDING = "boot"
+"""In the directory of a run: the recording of its boot."""
 GRACE = 45.0
 """Seconds that a run gets beyond its time limit, to report how its guest stood."""
 
@@ -83,6 +85,8 @@ class Plan:
     """Seconds that one run may take."""
     retries: int = 0
     """How often a run is tried again after it did not pass."""
+    timeline: str = ""
+    """`failed`: each boot is recorded, and the recordings of runs that failed are kept; empty: none is."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Room for later versions; kept as it is."""
 
@@ -107,6 +111,7 @@ class Plan:
             "variables": dict(self.variables),
             "timeout": self.timeout,
             "retries": self.retries,
+            "timeline": self.timeline,
             **self.extra,
         }
 
@@ -115,7 +120,7 @@ class Plan:
         """Read a plan. Raises UserError if it is none, or is out of bounds."""
         if not isinstance(value, Mapping):
             raise UserError("the plan is not an object")
-        known = {"script", "digest", "runs", "cells", "variables", "timeout", "retries"}
+        known = {"script", "digest", "runs", "cells", "variables", "timeout", "retries", "timeline"}
         try:
             cells = tuple(Cell(_pairs(cell)) for cell in value["cells"])
             plan = cls(
@@ -126,6 +131,7 @@ class Plan:
                 _pairs(value.get("variables", {})),
                 float(value.get("timeout", 300.0)),
                 int(value.get("retries", 0)),
+                str(value.get("timeline", "")),
                 {k: v for k, v in value.items() if k not in known},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,11 +179,13 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def launch_line(cell: Cell, home: Path) -> str:
-    """Return the line that launches a cell's guest. A kernel that is a file, relative to `home`, is booted
-    as it is; any other is the name of a reference guest.
+def launch_line(cell: Cell, home: Path, *, recorded: bool = False) -> str:
+    """Return the line that launches a cell's guest, and has it `recorded` in the directory of the run.
+
+    A kernel that is a file, relative to `home`, is booted as it is; any other is the name of a reference
+    guest.
     """
-    words = ["launch"]
+    words = ["launch", *(["--timeline", RECORDING] if recorded else [])]
     for key, value in cell.values:
         if key == "kernel" and value:
             file = home / value
@@ -213,5 +221,5 @@ def arguments(
     for command in ON_FAILURE:
         words += ["--on-failure", command]
     if not launches:
-        words += ["-c", launch_line(run.cell, home)]
+        words += ["-c", launch_line(run.cell, home, recorded=bool(plan.timeline))]
     return (*words, "-x", script)

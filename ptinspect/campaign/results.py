@@ -28,6 +28,9 @@ OUTCOMES = ("pass", "fail", "crash", "hang", "error", "bug")
 """An expectation did not hold: fail. The guest died: crash. The time was over: hang. The run could not be
 made: error."""
 
+FAILED = ("fail", "crash", "hang", "bug")
+"""Outcomes of runs that were made, and whose recordings are kept."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -16,8 +16,8 @@ from pathlib import Path
 from ptinspect.campaign import passing_runs
 from ptinspect.campaign.attempt import facts_of, read_answers
 from ptinspect.campaign.child import ANSWERS, Child, Ended, remove_private
-from ptinspect.campaign.plan import Plan, Run, folder
-from ptinspect.campaign.results import Record, append
+from ptinspect.campaign.plan import RECORDING, Plan, Run, folder
+from ptinspect.campaign.results import FAILED, Record, append
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import TargetError, UserError
 
@@ -96,6 +96,8 @@ class Runner:
     def _ended(self, run: Run, attempt: int, ended: Ended, path: Path) -> bool:
         """Keep what came of an attempt; return whether it is the last one."""
         record = self.judge(run, attempt, ended, path)
+        if record.outcome not in FAILED and not (self.keep_all and record.outcome == "pass"):
+            shutil.rmtree(path / RECORDING, ignore_errors=True)
         if record.outcome != "pass":
             _need_room(record, path)
         final = record.outcome == "pass" or attempt > self.plan.retries
@@ -127,6 +129,7 @@ def _need_room(record: Record, path: Path) -> None:
                     return
         except OSError as error:
             why = error.strerror or str(error)
+    shutil.rmtree(path / RECORDING, ignore_errors=True)  # it may be what has taken the room
     raise UserError(
         f"run {record.run} had no room for its files in {path}: {why}",
         "make room; campaign --resume DIR runs what is missing",
@@ -135,9 +138,9 @@ def _need_room(record: Record, path: Path) -> None:
 
 def _clean(path: Path) -> None:
     """Remove what a killed run has left, here and where its QEMU was."""
-    console = facts_of(read_answers(path / ANSWERS)).console
-    if console:
-        remove_private(Path(console))
+    facts = facts_of(read_answers(path / ANSWERS))
+    if facts.stub or facts.console:
+        remove_private(Path(facts.stub or facts.console))
     shutil.rmtree(path, ignore_errors=True)
 
 

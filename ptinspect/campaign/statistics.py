@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptinspect.campaign.plan import Cell, Plan, Run
+from ptinspect.campaign.plan import RECORDING, Cell, Plan, Run, folder
 from ptinspect.campaign.results import OUTCOMES, Record, Results
+from ptinspect.campaign.runner import RUNS
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 
@@ -27,6 +28,12 @@ class Attempts:
     def last(self) -> Record:
         """The attempt that counts."""
         return self.records[-1]
+
+    @property
+    def recordings(self) -> tuple[Path, ...]:
+        """The recordings of its attempts that were kept, and are here."""
+        folders = (self.directory / RUNS / folder(self.run, record.attempt) for record in self.records)
+        return tuple(path / RECORDING for path in folders if (path / RECORDING).is_dir())
 
     @property
     def passed(self) -> bool:

@@ -25,11 +25,16 @@ def say(command: str, ok: bool = True, **fields: Any) -> None:
     sys.stdout.flush()
 
 
-def launch() -> Path:
-    """Answer as `launch` does, with a console in a private directory as ptinspect has one."""
-    folder = Path(tempfile.mkdtemp(prefix="ptinspect-"))
+def launch(line: str) -> Path:
+    """Answer as `launch` does: the socket in a private directory, the console too unless it is recorded."""
+    folder = private = Path(tempfile.mkdtemp(prefix="ptinspect-"))
+    if "--timeline boot" in line:
+        folder = Path("boot")
+        folder.mkdir()
+        (folder / "timeline.json").write_text("{}")
     (folder / "console.log").write_bytes(b"[    0.0] Booting\r\n")
-    say("launch", result={"console": str(folder / "console.log"), "pid": os.getpid()}, line="launch")
+    files = {"console": str(folder.absolute() / "console.log"), "address": str(private / "gdb.sock")}
+    say("launch", result={**files, "pid": os.getpid()}, line="launch")
     return folder
 
 
@@ -44,7 +49,7 @@ def main() -> int:
     if kind == "connect":
         say("launch", False, error={"kind": "connect", "message": "no QEMU", "hint": ""}, line="launch")
         return 4
-    folder = launch()
+    folder = launch(words[words.index("-c") + 1] if "-c" in words else "")
     say("stack", result={"used": 100 + run, "free": 5000, "kind": "task"}, line="stack", place="s.pti:1")
     say("regs", result={"x0": f"{run:#x}", "x1": "0x7"}, line="regs", place="s.pti:2")
     if kind == "flaky":

@@ -92,6 +92,42 @@ def test_only_the_first_that_passed_keeps_its_files(campaign: Campaign, tmp_path
     assert len(list((tmp_path / "e/runs").iterdir())) == 3
 
 
+def test_only_recordings_of_what_failed_are_kept(campaign: Campaign, tmp_path: Path) -> None:
+    kinds = ["pass", "fail", "crash", "hang", "bug", "die", "flaky"]
+    line = f"s.pti --runs 7 --matrix var.kind={','.join(kinds)} --retries 1 --timeout 3 --directory 'd e'"
+    report = campaign(f"{line} --timeline failed")
+    kept = {path.parent.name for path in (tmp_path / "d e/runs").glob("*/boot")}
+    failed = {f"0000{n}" for n in (2, 3, 4, 5)}
+    assert kept == failed | {f"{name}-2" for name in failed} | {"00007"}
+    recordings = {item["run"]: item["recordings"] for item in report.result["failures"]}
+    assert recordings == {6: []} | {
+        n: [f"d e/runs/0000{n}/boot", f"d e/runs/0000{n}-2/boot"] for n in (2, 3, 4, 5)
+    }
+    assert report.result["retries"][0]["recordings"] == ["d e/runs/00007/boot"]
+    assert "run 3, recorded: timeline open 'd e/runs/00003/boot'" in render(report)
+    assert (tmp_path / "d e/runs/00003/console.log").read_bytes().startswith(b"[    1.0] Kernel panic")
+    assert not list((tmp_path / "tmp").iterdir()), "what a killed ptinspect left behind is gone"
+    assert load(tmp_path / "d e").plan.timeline == "failed"
+    with pytest.raises(UserError, match="another campaign: other timeline"):
+        campaign(f"{line} --resume")
+    shutil.rmtree(tmp_path / "d e/runs/00002/boot")
+    again = campaign("--resume 'd e'")
+    first = next(item for item in again.result["failures"] if item["run"] == 2)
+    assert first["recordings"] == ["d e/runs/00002-2/boot"], "what is not there is not offered"
+    assert json.loads((tmp_path / "d e/runs/00006-3/seen.json").read_text())["words"].count("-c") == 1
+
+
+def test_what_cannot_be_recorded_is_refused(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "own.pti").write_text("launch --memory 512\n")
+    for line, said in (
+        ("own.pti", "launches its guests itself"),
+        ("s.pti --matrix smp=1,2", "one CPU only, not smp=2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            campaign(f"{line} --runs 1 --timeline failed --directory d")
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_run_gets_its_cell_as_launch_arguments_and_as_variables(campaign: Campaign, tmp_path: Path) -> None:
     (tmp_path / "Image").write_text("")
     campaign(

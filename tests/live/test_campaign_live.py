@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from session import launched, need_guest
+from session import Live, launched, need_guest
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
+from ptinspect.guest.guest import Guest
+from ptinspect.guest.injection import losing_kernel
+from ptinspect.guest.opening import Machine
 from ptinspect.output.text import render
 
 pytestmark = pytest.mark.live
@@ -111,3 +114,30 @@ def test_a_campaign_survives_its_guests(tmp_path: Path, monkeypatch: pytest.Monk
     (pair,) = differences[7]["snapshots"]
     assert pair["name"] == "at.npz" and pair["changes_total"] == 1
     assert pair["first"].startswith(f"lost at {PAGE:#x}"), pair
+
+
+def test_a_run_that_failed_is_walked_back_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of three guests loses its stack's entry by itself; its recording tells which store did it."""
+    monkeypatch.chdir(tmp_path)
+    healthy = need_guest("5.10-cloud").kernel
+    made = losing_kernel(Guest(), Machine(guest="5.10-cloud"), tmp_path / "losing")
+    script = "until handle_bad_stack driver_init --timeout 1000\nexpect stack free >= 8K\n"
+    (tmp_path / "s.pti").write_text(script)
+    ctx = Context(build_registry())
+    line = f"campaign s.pti --runs 3 --matrix kernel={healthy},losing mem=256 --timeline failed --directory d"
+    report = ctx.registry.run(ctx, f"{line} --timeout 1200")
+    assert (report.result["passed"], report.exit_code) == (2, 1), render(report)
+    (failed,) = report.result["failures"]
+    assert (failed["outcome"], failed["recordings"]) == ("fail", ["d/runs/00002/boot"])
+    assert len(list((tmp_path / "d/runs").glob("*/boot"))) == 1
+    live = Live(ctx)
+    try:
+        live(f"timeline open {failed['recordings'][0]}")
+        live("timeline goto end")
+        told = live("why")
+        (found,) = live(f"who {told['far']} --level pmd")["descriptors"]
+        store = ctx.guest.view.pa_of_link(made.store)
+    finally:
+        ctx.close()
+    assert [(w["pc"], w["after"]) for w in found["writes"]] == [(hex(store), "0x0")]
+    assert told["code"] == "lost-entry" and told["written"]["pc"] == hex(store)

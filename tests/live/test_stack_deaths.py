@@ -10,6 +10,8 @@ from session import NEWER, Live, guarded_to_shell, launched, need_guest
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import GuestError, UserError
+from ptinspect.guest.injection import losing_kernel
+from ptinspect.guest.opening import Machine
 
 pytestmark = pytest.mark.live
 
@@ -132,23 +134,29 @@ def test_a_guest_left_to_die_is_explained(fault: str) -> None:
     assert ctx.guest.session is None
 
 
-def test_a_store_that_loses_an_entry_through_a_window_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_loses_an_entry_through_a_window_is_found(tmp_path: Path) -> None:
     """The kernel of README's first screen loses it with the MMU off; this one with the MMU on."""
     need_guest("6.1-cloud")
-    monkeypatch.chdir(tmp_path)
     ctx = Context(build_registry())
-    found = Live(ctx)("demo --timeline --guest 6.1-cloud --memory 256")
-    assert found["ok"], found
-    (last,) = found["who"]["writes"]
-    assert last["mmu_on"] and last["how"] == "store" and last["task"].startswith("migration/")
-    assert last["va"] != found["who"]["descriptor_pa"] and int(last["before"], 16) & 0x803 == 0x803
+    live = Live(ctx)
+    made = losing_kernel(ctx.guest, Machine(guest="6.1-cloud"), tmp_path / "losing")
+    try:
+        live(f"launch {made.file} --timeline {tmp_path / 'boot'} --memory 256")
+        live("until panic_bad_stack --timeout 1000")
+        live("detach")
+        live(f"timeline open {tmp_path / 'boot'}")
+        live("timeline goto end")
+        told = live("why")
+        store = ctx.guest.view.pa_of_link(made.store)
+    finally:
+        ctx.close()
+    assert told["code"] == "lost-entry" and told["recursion"]["count"] > 40, told
+    last = told["written"]
+    assert (last["pc"], last["how"], last["after"], last["mmu_on"]) == (hex(store), "store", "0x0", True)
+    assert last["task"].startswith("migration/") and int(last["before"], 16) & 0x803 == 0x803
     assert any("kpti_install_ng_mappings" in call for call in last["calls"])
-    assert found["why"]["code"] == "lost-entry" and found["why"]["written"] == last
-    lost = found["why"]["descriptor"]
+    lost = told["descriptor"]
     assert (lost["before"], lost["after"], lost["snapshot"]) == (last["before"], "0x0", "")
-    assert ctx.guest.session is None
 
 
 def test_a_reverted_entry_that_does_not_fault_is_named() -> None:

@@ -174,6 +174,8 @@ class Wanted:
     retries: int
     shard: str
     """`I/N`."""
+    timeline: str = ""
+    """Whose recordings are kept; empty: nothing is recorded."""
 
 
 def begin(registry: Registry, gdb: str | None, wanted: Wanted) -> Begun:
@@ -189,11 +191,13 @@ def begin(registry: Registry, gdb: str | None, wanted: Wanted) -> Begun:
             raise UserError(f"--matrix {key}: no such key", f"{known}, or var.NAME for a variable")
     script = wanted.script if wanted.script.startswith("@") else str(Path(wanted.script).absolute())
     given = tuple(definition(text) for text in wanted.variables)
-    plan = Plan(wanted.script, "", wanted.runs, cells, given, wanted.timeout, wanted.retries)
+    plan = Plan(wanted.script, "", wanted.runs, cells, given, wanted.timeout, wanted.retries, wanted.timeline)
     scripts = scripts_of(registry, script, plan, Path.cwd())
     home = Home(script, str(Path.cwd()), gdb, scripts.launches)
     if not home.launches:
         _check_kernels(cells)
+    if wanted.timeline:
+        _check_recordable(cells, home)
     return Begun(replace(plan, digest=scripts.digest()), shard_of(wanted.shard), home, scripts)
 
 
@@ -278,6 +282,18 @@ def _flat(statements: Iterable[Statement]) -> Iterator[Statement]:
         yield statement
         if isinstance(statement, (Repeat, OnStop, OnFailure)):
             yield from _flat(statement.body)
+
+
+def _check_recordable(cells: tuple[Cell, ...], home: Home) -> None:
+    """Raise UserError if the campaign does not launch its guests itself, or they cannot be recorded."""
+    if home.launches:
+        raise UserError(
+            "--timeline: the script launches its guests itself",
+            "launch --unless-attached leaves that to the campaign, and its choice of guest to the matrix",
+        )
+    several = next((cell.name for cell in cells if cell.get("smp") not in ("", "1")), None)
+    if several is not None:
+        raise UserError(f"--timeline: QEMU records machines with one CPU only, not {several}")
 
 
 def _check_kernels(cells: tuple[Cell, ...]) -> None:

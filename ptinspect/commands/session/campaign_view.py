@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ def campaign_report(
         body.append(_failures(merged.ways(), rows))
     if retried:
         body.append(retries(retried, rows))
+    body += _recordings([*failed, *retried], rows)
     body += _differences(compared)
     return Report(result, body, 0 if not merged.failed and not merged.missing else 1)
 
@@ -174,6 +176,14 @@ def retries(retried: Sequence[Attempts], rows: int) -> Table:
     return Table((Column("run"), Column("cell"), Column("attempts"), Column("at first")), lines[:rows], title)
 
 
+def _recordings(items: Sequence[Attempts], rows: int) -> list[Note]:
+    """Tell how the recordings that were kept are opened."""
+    kept = [(item.run.number, path) for item in items for path in item.recordings]
+    lines = [f"timeline open {escape(shlex.quote(str(path)))}" for _, path in kept[:rows]]
+    notes = [Note(f"run {number}, recorded: {line}") for (number, _), line in zip(kept, lines, strict=False)]
+    return notes + [Note(f"{len(kept) - rows} more are recorded", "dim")] * (len(kept) > rows)
+
+
 def _differences(compared: Sequence[Compared]) -> list[Table | Note]:
     """Show first differences in a table; runs that could be compared with nothing share a line."""
     lines: list[Sequence[Cell]] = []
@@ -246,6 +256,7 @@ def _failure(item: Attempts) -> dict[str, Any]:
         "panic": last.panic,
         "verdict": last.verdict,
         "seconds": last.seconds,
+        "recordings": [str(path) for path in item.recordings],
     }
 
 

@@ -152,7 +152,7 @@ class JudgedResult:
     result=DemoResult | NotShown | CaughtResult | JudgedResult | LostResult | Survived,
     details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
     "that was observed is right: nothing nG before, everything after, nothing but bit 11 changed. --timeline "
-    "writes a kernel and its recording (some 130 MB); exit code 0 if why names the lost entry, and who "
+    "writes a kernel and its recording (some 130 MB); exit code 0 if why names the lost entry, and "
     "the very store that was put there.",
     not_in_gdb="use ptinspect without GDB: it starts a guest of its own",
 )

@@ -28,8 +28,8 @@ KERNEL, RECORDING = "losing-kernel", "boot"
 """What is written: the kernel, and the directory of the recording."""
 BOOTED = "rcu_end_inkernel_boot"
 """Where a boot that has lost nothing gets to."""
-EXPECTED = ("stack-mapping-lost", "lost-entry")
-"""What `why` may call it."""
+EXPECTED = "lost-entry"
+"""What `why` has to call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class LostResult:
     why: Mapping[str, object]
     """What `why` tells at the end."""
     who: Mapping[str, object]
-    """The descriptor, and its last write."""
+    """The descriptor, and all writes to it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def lost_in_recording(ctx: Context, directory: Path, machine: Machine, timeout: 
     _step(ctx, shlex.join(["timeline", "open", str(folder)]), replay(ctx, directory=folder))
     _step(ctx, "timeline goto end", goto(ctx, position="end", timeout=_left(deadline)))
     cause = _step(ctx, "why", why(ctx.guest))
-    written = _writer(ctx, cause["far"], deadline)
+    written = _writers(ctx, cause["far"], deadline)
     store = ctx.guest.view.pa_of_link(kernel.store)
     return _judged(kernel, store, folder, cause, written)
 
@@ -119,13 +119,13 @@ def _ends(ctx: Context) -> list[str]:
     return [bad, *([BOOTED] if BOOTED in known else [])]
 
 
-def _writer(ctx: Context, far: str, deadline: float) -> Mapping[str, Any]:
-    """Ask who wrote the entry last that the fault at an address lacks."""
+def _writers(ctx: Context, far: str, deadline: float) -> Mapping[str, Any]:
+    """Ask who ever wrote the entry that the fault at an address lacks."""
     report = who(
-        ctx.guest, address=address(far), level="pmd", every=False, timeout=_left(deadline), root=None,
+        ctx.guest, address=address(far), level="pmd", every=True, timeout=_left(deadline), root=None,
         regime=None,
     )  # fmt: skip
-    found: Mapping[str, Any] = _step(ctx, f"who {far} --level pmd", report)["descriptors"][0]
+    found: Mapping[str, Any] = _step(ctx, f"who {far} --level pmd --all", report)["descriptors"][0]
     return found
 
 
@@ -134,7 +134,8 @@ def _judged(
 ) -> Report:
     """Compare what was found with what was put into the kernel: a store at the physical address `store`."""
     last: Mapping[str, Any] = written["writes"][-1] if written["writes"] else {"pc": "", "changes": ()}
-    ok = cause["code"] in EXPECTED and "lost" in last["changes"] and last["pc"] == f"{store:#x}"
+    named = (cause.get("written") or {}).get("pc")
+    ok = cause["code"] == EXPECTED and "lost" in last["changes"] and last["pc"] == named == f"{store:#x}"
     text = "The recording does not show the store that was put there."
     if ok:
         text = f"The store that was put there lost it, at position {last['position']:,}."
