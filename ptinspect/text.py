@@ -10,6 +10,11 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """Return a number with what is counted: `1 change`, `2 changes`, or `several` if that ends otherwise."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def similar(word: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return the known words that may have been meant by one that is not known, the likeliest first."""
     from difflib import get_close_matches  # it takes longer to import than all that is done at most starts

@@ -29,7 +29,7 @@ BELOW = {
     "memory": {"errors", "arch"},
     "tables": {"errors", "files", "arch", "memory"},
     "snapshot": {"errors", "files", "text", "arch", "memory", "tables"},
-    "analysis": {"errors", "arch", "memory", "tables", "snapshot"},
+    "analysis": {"errors", "text", "arch", "memory", "tables", "snapshot"},
     "linux": {
         "errors",
         "files",
@@ -49,7 +49,7 @@ BELOW = {
     "linux/running": {"linux/image", "linux/layout"},
     "linux/kpti": {"linux/image", "linux/layout", "linux/running"},
     "linux/oops": set(),
-    "stack": {"errors", "files", "arch", "memory", "tables", "snapshot", "analysis", "linux"},
+    "stack": {"errors", "files", "text", "arch", "memory", "tables", "snapshot", "analysis", "linux"},
     "link": {"errors", "files", "processes", "text", "arch", "memory"},
     "output": {"errors", "files", "text", "arch", "tables", "snapshot", "analysis"},
     "guest": {
@@ -104,7 +104,7 @@ BELOW = {
     "reference": {"errors", "files", "debfile", "output"},
     "script": {"errors", "files", "text"},
     "campaign": {"errors", "files", "script"},
-    "repl": {"errors", "files", "processes", "output", "commands", "guest", "script"},
+    "repl": {"errors", "files", "processes", "text", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},
 }
 """Package -> packages of ptinspect that it may import, besides itself and `dataclass`; others may import all.

@@ -20,6 +20,7 @@ from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
 from ptinspect.tables.window import Window
+from ptinspect.text import counted
 
 MAX_CHANGES = 10_000
 """How many changes are listed by default; all are counted."""
@@ -185,7 +186,8 @@ class Comparison:
         """Return what a reader must know of the two, and what was not compared."""
         found = list(self._notes)
         if self._descent.not_captured:
-            found.append(f"{self._descent.not_captured} tables are not in both snapshots: not compared")
+            tables = counted(self._descent.not_captured, "table is", "tables are")
+            found.append(f"{tables} not in both snapshots: not compared")
         if self._descent.too_many:
             found.append("too many ways through the tables: not all were compared")
         return found

@@ -20,6 +20,7 @@ from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import Columns
 from ptinspect.tables.kinds import HIERARCHY_SHIFT, without_addresses
 from ptinspect.tables.window import Window
+from ptinspect.text import counted
 
 T = TypeVar("T")
 RegionNamer = Callable[[int], str]
@@ -185,9 +186,9 @@ def runs(
         reasons.append(f"only {captured.low:#x}..{captured.high + 1:#x} was captured")
     if expansion.missing:
         why = f" ({snapshot.truncated})" if snapshot.truncated else ""
-        reasons.append(f"{expansion.missing} tables are not in the snapshot{why}")
+        reasons.append(f"{counted(expansion.missing, 'table is', 'tables are')} not in the snapshot{why}")
     if expansion.unreadable:
-        reasons.append(f"{expansion.unreadable} tables could not be read")
+        reasons.append(f"{counted(expansion.unreadable, 'table')} could not be read")
     namer = regions or half_namer(snapshot.regime)
     found = _by_region(_runs(joined, kinds, namer, wanted.max_runs), namer, edges)
     if collector.full or max(len(joined), len(found)) > wanted.max_runs:

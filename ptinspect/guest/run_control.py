@@ -17,6 +17,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.link.session import StopInfo
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.stack.unwind import Caller
@@ -189,7 +190,7 @@ def _return_to(guest: Guest, caller: Caller, before: CpuState, deadline: float) 
 
 
 def _late(passed: int, hint: str) -> TargetTimeout:
-    others = f"; {passed} time(s) another task or call came there" if passed else ""
+    others = f"; {counted(passed, 'time')} another task or call came there" if passed else ""
     return TargetTimeout(f"the function did not return in time{others}", hint)
 
 

@@ -37,6 +37,10 @@ class Column:
     align: Literal["left", "right"] = "left"
     spare: bool = False
     """True if it is left out where the terminal is too narrow for all."""
+    heading: bool = False
+    """True if it stands above the rows that have it in common where the terminal is too narrow for all."""
+    apart: bool = False
+    """True if it is a table of its own, with the first column, unless the terminal is wide enough for all."""
 
 
 @dataclass(frozen=True)

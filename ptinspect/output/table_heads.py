@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
@@ -73,6 +74,9 @@ def source_of(snapshot: Snapshot) -> str:
 def root_note(root: Root, source: str, regime: Regime) -> Note:
     """Say which root is looked at and why, and whose tables they are."""
     off = "" if regime.mmu_on else "; the MMU is off"
+    whose, _, cpu = source.partition(", ")
+    if cpu and re.search(rf"\b{re.escape(cpu)}\b", root.provenance):  # it is said already
+        source = whose
     return Note(f"root pa:{root.pa:#x}: {escape(root.provenance)} ({escape(source)}{off})", "dim")
 
 

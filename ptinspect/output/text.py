@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,6 +29,8 @@ FOLDED = 24
 """Columns that the last column of a table must have left to be folded; else it goes below its row."""
 
 _ESCAPES = r"\x1b\[[0-9;]*m"
+_TOGETHER = r"\([^()]{1,24}\)"
+"""What is not broken at a space: a few words in parentheses."""
 
 
 def wants_colour(environment: Mapping[str, str], terminal: bool, choice: bool | None = None) -> bool:
@@ -81,35 +83,77 @@ def wrap(text: str, width: int) -> list[str]:
     """Break a line at spaces so that no part is longer than `width`, if its words allow that."""
     if len(text) <= width:
         return [text]
+    return _pieces(text, width, text[: len(text) - len(text.lstrip())] + "  ")
+
+
+def _pieces(text: str, width: int, indent: str = "") -> list[str]:
+    """Break a line as `wrap` does, with this much in front of each part but the first."""
     import textwrap
 
-    indent = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent="",
-        subsequent_indent=indent + "  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
+    text = re.sub(_TOGETHER, lambda found: found[0].replace(" ", "\xa0"), text)
+    pieces = textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return [piece.replace("\xa0", " ") for piece in pieces]
 
 
 def _table(table: Table, colour: bool, width: int) -> str:
     title = [paint(line, "title", colour) for line in _titles(table.title, width)]
     if not table.rows:
         return "\n".join([*title, paint(table.empty or "nothing to show", "dim", colour)])
+    if any(column.apart for column in table.columns):
+        table = _without(table, [c.apart and not any(map(str, cells)) for c, *cells in _columns(table)])
+        if not 0 < _total(_widths(table)) <= width:
+            return "\n".join(_table(part, colour, width) for part in _parted(table))
     if width and _total(_widths(table)) > width:
-        table = _without_spare(table)
+        table = _without(table, [column.spare for column in table.columns])
+    return "\n".join([*title, *_lines(table, colour, width)])
+
+
+def _lines(table: Table, colour: bool, width: int) -> list[str]:
+    """Return the lines of a table: as it is if that fits, else broken in the way that suits it."""
     widths = _widths(table)
     fits = len(widths)
-    if width and _total(widths) > width:
-        room = width - _total(widths[:-1]) - 2
-        if room >= min(FOLDED, widths[-1]):
-            return "\n".join([*title, *_folded(table, colour, width, room)])
-        while fits > 1 and _total(widths[:fits]) > width:
-            fits -= 1
-    return "\n".join([*title, *_stacked(table, fits, colour, width)])
+    if not width or _total(widths) <= width:
+        return _stacked(table, fits, colour, width)
+    if fits == 1:
+        title = [Styled(table.columns[0].title, "dim")] if table.columns[0].title else []
+        cells = [*title, *(row[0] for row in table.rows)]
+        return [paint(line, _style(cell), colour) for cell in cells for line in wrap(str(cell), width)]
+    headings = [column.heading for column in table.columns]
+    if any(headings) and _total(_widths(_without(table, headings))) <= width:
+        return _headed(table, headings.index(True), colour)
+    lead = _lead(table, width)
+    room = width - lead - 2
+    if room >= min(FOLDED, widths[-1]):
+        return _folded(table, colour, width, lead)
+    while fits > 1 and _total(widths[:fits]) > width:
+        fits -= 1
+    return _stacked(table, fits, colour, width)
+
+
+def _lead(table: Table, width: int) -> int:
+    """Return the width of all columns but the last; of two columns, without what is long in the first."""
+    widths = _widths(table)
+    if len(widths) != 2 or widths[0] <= width // 3:
+        return _total(widths[:-1])
+    short = [len(str(row[0])) for row in table.rows if len(str(row[0])) <= width // 3]
+    return max(len(table.columns[0].title), *short) if short else widths[0]
+
+
+def _parted(table: Table) -> Iterator[Table]:
+    """Yield a table without the columns that make one of their own, and those."""
+    apart = [column.apart for column in table.columns]
+    yield _without(table, apart)
+    (first, *names), *others = _columns(table)
+    for column, *cells in (each for each in others if each[0].apart):
+        rows = [(name, cell) for name, cell in zip(names, cells, strict=True) if str(cell)]
+        yield Table((first, replace(column, apart=False)), rows)
+
+
+def _columns(table: Table) -> Iterator[tuple[Any, ...]]:
+    """Yield each column with its cells."""
+    return zip(table.columns, *table.rows, strict=True)
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -117,8 +161,9 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def _without_spare(table: Table) -> Table:
-    keep = [i for i, column in enumerate(table.columns) if not column.spare]
+def _without(table: Table, drop: Sequence[bool]) -> Table:
+    """Return a table without some of its columns."""
+    keep = [i for i, dropped in enumerate(drop) if not dropped]
     rows = [[row[i] for i in keep] for row in table.rows]
     return replace(table, columns=[table.columns[i] for i in keep], rows=rows)
 
@@ -207,25 +252,43 @@ def _style(cell: Cell) -> Style:
     return cell.style if isinstance(cell, Styled) else "plain"
 
 
-def _folded(table: Table, colour: bool, width: int, room: int) -> list[str]:
-    """Break the last column's cells where a line would pass `width`; long words go below their row."""
-    import textwrap
+def _folded(table: Table, colour: bool, width: int, lead: int) -> list[str]:
+    """Break the last column's cells where a line would pass `width`; long words go below their row.
 
+    What is longer than `lead` in front of them has a line of its own.
+    """
+    room = width - lead - 2
     rows: list[Sequence[Cell]] = []
+    above: dict[int, list[str]] = {}
     below: dict[int, list[str]] = {}
     for row in table.rows:
-        last = row[-1]
+        first, last = list(row[:-1]), row[-1]
+        if len(first) == 1 and len(str(first[0])) > lead:
+            above[len(rows)] = [_cell(first[0], colour)]
+            first = [""]
         text = str(last)
         if max((len(word) for word in text.split()), default=0) > room:
             below[len(rows)] = [
                 f"    {paint(piece, _style(last), colour)}" for piece in wrap(text, width - 4)
             ]
-            rows.append([*row[:-1], ""])
+            rows.append([*first, ""])
             continue
-        pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-        rows.append([*row[:-1], Styled(pieces[0], _style(last))])
-        rows.extend([*("" for _ in row[:-1]), Styled(piece, _style(last))] for piece in pieces[1:])
-    return _with_below(_grid(table.columns, rows, colour), len(rows), below)
+        pieces = _pieces(text, room) or [""]
+        rows.append([*first, Styled(pieces[0], _style(last))])
+        rows.extend([*("" for _ in first), Styled(piece, _style(last))] for piece in pieces[1:])
+    return _between(_grid(table.columns, rows, colour), len(rows), above, below)
+
+
+def _headed(table: Table, number: int, colour: bool) -> list[str]:
+    """Put a column above the rows that have it in common."""
+    rest = _without(table, [i == number for i in range(len(table.columns))])
+    cells = [row[number] for row in table.rows]
+    above = {
+        i: [f"{_cell(cell, colour) or '-'}:"]
+        for i, cell in enumerate(cells)
+        if i == 0 or str(cells[i - 1]) != str(cell)
+    }
+    return _between(_grid(rest.columns, rest.rows, colour), len(cells), above, {})
 
 
 def _stacked(table: Table, fits: int, colour: bool, width: int) -> list[str]:
@@ -236,15 +299,17 @@ def _stacked(table: Table, fits: int, colour: bool, width: int) -> list[str]:
         for number, row in enumerate(table.rows)
         if fits < len(table.columns)
     }
-    return _with_below(first, len(table.rows), below)
+    return _between(first, len(table.rows), {}, below)
 
 
-def _with_below(grid: list[str], rows: int, below: Mapping[int, list[str]]) -> list[str]:
-    """Put lines below rows of a grid, whose first line may be its head."""
+def _between(
+    grid: list[str], rows: int, above: Mapping[int, list[str]], below: Mapping[int, list[str]]
+) -> list[str]:
+    """Put lines above and below rows of a grid, whose first line may be its head."""
     head = len(grid) - rows
     lines = grid[:head]
     for number, line in enumerate(grid[head:]):
-        lines.extend((line, *below.get(number, ())))
+        lines.extend((*above.get(number, ()), line, *below.get(number, ())))
     return lines
 
 

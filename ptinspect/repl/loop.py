@@ -33,6 +33,7 @@ from ptinspect.repl.printer import Printer
 from ptinspect.repl.typed_line import EXPRESSION, Typed, commands, without_prompt
 from ptinspect.script.parse import parse, parse_line
 from ptinspect.script.statements import Line
+from ptinspect.text import counted
 
 
 class Toolbar:
@@ -46,8 +47,8 @@ class Toolbar:
         """Return the text to show now."""
         session = self._ctx.guest.session
         if session is None:
-            names = len(self._ctx.guest.snapshots)
-            return f" no guest{f' · {names} snapshot(s)' if names else ''}"
+            kept = counted(len(self._ctx.guest.snapshots), "snapshot")
+            return f" no guest{f' · {kept}' if self._ctx.guest.snapshots else ''}"
         state = self._ctx.guest.state
         key = (id(session), session.stop_token, state, session.current_cpu if state == "stopped" else 0)
         if self._known is None or self._known[0] != key:

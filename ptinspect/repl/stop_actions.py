@@ -14,6 +14,7 @@ from ptinspect.guest.names import GuestNames
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.script.statements import Line, OnStop, Statement
+from ptinspect.text import counted
 
 
 def action_for(ctx: Context, actions: Mapping[str, OnStop], result: Mapping[str, Any]) -> OnStop | None:
@@ -155,5 +156,4 @@ def _left_out(where: str, cpus: Sequence[int]) -> str:
     at = "" if where == "any" else f" at {'breakpoint ' if where.isdecimal() else ''}{where}"
     different = sorted(set(cpus))
     on = f" (cpus {', '.join(map(str, different))})" if len(different) > 1 else ""
-    stops = "1 more stop" if len(cpus) == 1 else f"{len(cpus)} more stops"
-    return f"… {stops}{at} with the same answer{on}"
+    return f"… {counted(len(cpus), 'more stop')}{at} with the same answer{on}"

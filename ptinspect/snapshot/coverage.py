@@ -8,6 +8,7 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, take_rows
 from ptinspect.tables.window import Window
+from ptinspect.text import counted
 
 
 def unseen(snapshot: Snapshot) -> tuple[str, ...]:
@@ -24,12 +25,11 @@ def unseen(snapshot: Snapshot) -> tuple[str, ...]:
         found.append(f"{snapshot.name}: incomplete, {snapshot.truncated}")
     count, first = _missing(snapshot, window)
     if count:
-        entries = "1 entry points" if count == 1 else f"{count} entries point"
+        entries = counted(count, "entry points", "entries point")
         found.append(f"{snapshot.name}: {entries} to a table that is not in it, the first for {first:#x}")
     unreadable = int(np.count_nonzero(~snapshot.tables.readable))
     if unreadable:
-        tables = "1 table" if unreadable == 1 else f"{unreadable} tables"
-        found.append(f"{snapshot.name}: {tables} could not be read")
+        found.append(f"{snapshot.name}: {counted(unreadable, 'table')} could not be read")
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from ptinspect.errors import PtinspectError
 from ptinspect.linux.image.entry import SLOT
 from ptinspect.linux.running.stacks import TABLE, Stack
 from ptinspect.stack.kernel_code import MAX_TAIL, MAX_WORDS, epilogue, prologue
+from ptinspect.text import counted
 
 FrameKind = Literal["function", "exception", "user", "end", "unwritten"]
 """`exception`: pt_regs of an exception; `user`: of the entry from user mode; `end`: what lies above
@@ -319,7 +320,7 @@ class Unwinder:
                 return
             interrupted = state.interrupted
             state.interrupted = False
-        state.ended = f"limit of {limit} frames"
+        state.ended = f"limit of {counted(limit, 'frame')}"
 
     def _by_record(self, state: _State, end: int | None) -> bool:
         """Add the frame whose record is at x29, and go on to its caller."""

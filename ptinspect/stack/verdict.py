@@ -16,6 +16,7 @@ from ptinspect.linux import death
 from ptinspect.linux.running.stacks import Stack
 from ptinspect.linux.stack_range import holding
 from ptinspect.tables.walk import Walk
+from ptinspect.text import counted
 
 CANARY = "__stack_chk_fail"
 """Calls panic() where a function's canary was overwritten (kernel/panic.c)."""
@@ -290,7 +291,11 @@ def _evidence(facts: Facts) -> tuple[str, ...]:
         room = free if stack.near(facts.sp) else f"not on the {stack.kind} stack"
         found.append(f"SP {facts.sp:#x}: {room}")
     if facts.used_before is not None:
-        by = f", by {facts.frames} frames" if facts.frames else " (x29 tells: the frames cannot be read)"
+        by = (
+            f", by {counted(facts.frames, 'frame')}"
+            if facts.frames
+            else " (x29 tells: the frames cannot be read)"
+        )
         found.append(f"{facts.used_before} bytes used before the fault{by}")
     return (*found, *_chain(facts), *_paths(facts))
 

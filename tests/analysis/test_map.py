@@ -286,7 +286,7 @@ def test_what_is_missing_is_said() -> None:
     tree.map(low, 0x8000_0000)
     assert runs(tree.snapshot()).truncated == ""
     tree.point(low + (2 << 20), 2, OUTSIDE)
-    assert runs(tree.snapshot()).truncated == "1 tables could not be read"
+    assert runs(tree.snapshot()).truncated == "1 table could not be read"
     part = tree.snapshot(max_level=2)
     assert "2 tables are not in the snapshot (levels below 2" in runs(part).truncated and runs(part) == []
     assert runs(part, MapFilter(levels=frozenset([2]))).truncated == ""

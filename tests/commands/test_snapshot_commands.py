@@ -203,7 +203,7 @@ def test_diff_of_bit_11_alone(ctx: Context, tree: TreeBuilder) -> None:
     assert report.result["changes"] == []
     levels = {level["name"]: level for level in report.result["levels"]}
     assert (levels["pgd"]["marked"], levels["pmd"]["ng_set"], levels["pte"]["changed"]) == (1, 1, 0)
-    assert "only bit 11 changed: 1 tables marked, 1 leaves became nG" in text(report)
+    assert "only bit 11 changed: 1 table marked, 1 leaf became nG" in text(report)
     assert max(len(line) for line in text(report).splitlines()) <= 100
 
 

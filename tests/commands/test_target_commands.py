@@ -115,7 +115,7 @@ def test_walk_to_a_block(ctx: Context) -> None:
 
 def test_walk_says_root_and_why(ctx: Context) -> None:
     shown = text(run(ctx, f"walk {KERNEL:#x}"))
-    assert f"root pa:{kernel_tree().root:#x}: TTBR1_EL1 of cpu 0 (guest, cpu 0)" in shown
+    assert f"root pa:{kernel_tree().root:#x}: TTBR1_EL1 of cpu 0 (guest)" in shown
     assert "mapped to pa:0x40200000" in shown
 
 

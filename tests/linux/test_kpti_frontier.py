@@ -157,13 +157,13 @@ def test_a_lost_mark_contradicts_the_registers(case: Case) -> None:
     first = guest.regime.va_min
     guest.tree.xor(first, 3, NG)
     assert agrees(capture(guest), guest.code.algorithm, where) == [
-        "1 descriptors that the walk has passed are not marked"
+        "1 descriptor that the walk has passed not marked"
     ]
     assert reached(capture(guest), guest.code.algorithm).gaps == 1
     guest.tree.xor(first, 3, NG)
     guest.tree.xor((guest.regime.va_min + guest.regime.va_max) // 2 + 1, 1, NG)
     assert agrees(capture(guest), guest.code.algorithm, where) == [
-        "1 tables that the walk has not reached are marked"
+        "1 table that the walk has not reached marked"
     ]
     assert agrees(snapshot, guest.code.algorithm, where) == []
 

@@ -135,8 +135,8 @@ def test_marks_that_contradict_the_registers(kernel: KernelImage) -> None:
             found = judge(guest, kernel, state)
             break
     assert found.state == "in-progress"
-    assert found.doubts == ("1 descriptors that the walk has passed are not marked",)
-    assert "; but 1 descriptors" in found.reason
+    assert found.doubts == ("1 descriptor that the walk has passed not marked",)
+    assert "; but 1 descriptor" in found.reason
 
 
 def test_the_others_wait_in_the_function_too(kernel: KernelImage) -> None:
@@ -332,7 +332,7 @@ def test_what_is_left_out_when_all_is_written_is_a_doubt(kernel: KernelImage) ->
             found = judge(guest, kernel, state)
             break
     assert found.state == "after"
-    assert found.doubts == ("1 descriptors that the walk has passed are not marked",)
+    assert found.doubts == ("1 descriptor that the walk has passed not marked",)
 
 
 def test_a_snapshot_of_a_kernel_that_kaslr_moved_needs_no_file() -> None:

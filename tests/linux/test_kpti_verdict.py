@@ -176,7 +176,7 @@ def test_a_table_without_a_mark_was_made_later_only_if_it_was_not_there_before()
     old.tables.raw[row, slot] = 0
     found = judge(old, new, None, MARKS, finished=False)
     assert found.code == "normal"
-    assert found.evidence[1] == "1 descriptors without bit 11 were made later: before does not have them"
+    assert found.evidence[1] == "1 descriptor without bit 11 made later: not in before"
 
 
 def test_a_leaf_that_the_walk_left_out_is_named() -> None:
@@ -289,7 +289,7 @@ def test_a_fixmap_slot_that_another_cpu_was_patching_through_is_not_lost() -> No
     after.tables.raw[row, index] = 0
     found = judge(old, after)
     assert found.code == "lost-write" and len(found.evidence) == 1 and f"{page:#x}" in found.evidence[0]
-    assert "1 slot(s) of the fixmap" in found.unknown[0]
+    assert "1 slot of the fixmap" in found.unknown[0]
 
 
 def test_user_tables_tell_nothing_of_the_rewrite() -> None:

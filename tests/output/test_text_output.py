@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
-from ptinspect.output.text import plain, render, wants_colour
+from ptinspect.output.text import plain, render, wants_colour, wrap
 
 TABLE = Table(
     (Column("name"), Column("count", "right"), Column("words")),
@@ -63,6 +63,54 @@ def test_columns_that_do_not_fit_go_below_with_their_titles() -> None:
     assert plain(render(report, width=40, colour=True)) == shown
     assert max(map(len, render(report, width=30).splitlines())) <= 30
     assert render(report, width=60) == render(report)
+
+
+def shown(table: Table, width: int) -> list[str]:
+    return render(Report({}, (table,)), width=width).splitlines()
+
+
+def test_a_column_apart_is_in_the_row_only_where_that_fits() -> None:
+    columns = (Column("level"), Column("raw"), Column("attributes", apart=True))
+    rows = [("pgd", "0x1", ""), ("pud", "0x3", Styled("nG AF", "changed"))]
+    wide = ["level  raw  attributes", "pgd    0x1", "pud    0x3  nG AF"]
+    below = ["level  raw", "pgd    0x1", "pud    0x3", "level  attributes", "pud    nG AF"]
+    table = Table(columns, rows)
+    assert shown(table, 22) == wide
+    assert shown(table, 21) == shown(table, 0) == below, "a file has it below, however long its lines"
+    assert shown(Table(columns, rows[:1]), 80) == shown(Table(columns, rows[:1]), 0) == below[:2]
+
+
+def test_a_heading_stands_above_the_rows_that_have_it_where_there_is_no_room() -> None:
+    columns = (Column("from"), Column("region", heading=True))
+    rows = [("0x1", "linear map"), ("0x2", "linear map"), ("0x3", "text"), ("0x4", "linear map")]
+    assert shown(Table(columns, rows), 16)[1] == "0x1   linear map"
+    assert shown(Table(columns, rows), 15) == [
+        "from", "linear map:", "0x1", "0x2", "text:", "0x3", "linear map:", "0x4"
+    ]  # fmt: skip
+
+
+def test_one_long_word_in_front_does_not_move_all_the_others() -> None:
+    rows = [("--a", "meaning " * 6), ("--regime el1|el2|ttbr0_el1", "whose rules " * 4)]
+    lines = shown(Table((Column("argument"), Column("meaning")), rows), 40)
+    assert lines[1].startswith("--a  ") and lines.count("--regime el1|el2|ttbr0_el1") == 1
+    assert len({line.index("meaning") for line in lines if "meaning" in line}) == 1
+    assert {line.index("whose") for line in lines if "whose" in line} >= {lines[0].index("meaning")}
+    assert max(map(len, lines)) <= 40
+
+
+def test_a_few_words_in_parentheses_stay_together() -> None:
+    assert wrap("the root of this one (guest, cpu 0) is", 30) == [
+        "the root of this one",
+        "  (guest, cpu 0) is",
+    ]
+    long = f"a ({'many words ' * 4})"
+    assert wrap(long, 30)[0].startswith("a (many")
+
+
+def test_what_goes_on_in_a_list_of_one_column_is_indented() -> None:
+    table = Table((Column(""),), [("one two three",), (Styled("four", "bad"),)])
+    assert shown(table, 8) == ["one two", "  three", "four"]
+    assert shown(table, 0) == ["one two three", "four"]
 
 
 def test_a_spare_column_is_left_out_where_there_is_no_room() -> None:

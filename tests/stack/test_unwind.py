@@ -282,7 +282,7 @@ def test_the_limit(guest: Guest) -> None:
     sp = guest.chain()
     state = guest.cpu(guest.me, sp, pc=LR_MIDDLE, x29=sp)
     found = depth_of_cpu(Stacks(guest.view(state)), state, limit=1)
-    assert (len(found.unwound.frames), found.unwound.ended) == (1, "limit of 1 frames")
+    assert (len(found.unwound.frames), found.unwound.ended) == (1, "limit of 1 frame")
 
 
 def test_a_task_that_sleeps(guest: Guest) -> None:

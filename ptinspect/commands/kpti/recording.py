@@ -18,6 +18,7 @@ from ptinspect.guest.rewrite.stores import SECONDS, record
 from ptinspect.output.encode import Hex
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Table, hex_address
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.linux.kpti.stores import Recording, Write
@@ -199,12 +200,12 @@ def _report(found: Recording, output: Path | None) -> Report:
         )
         for v in levels
     ]
-    text = f"{len(found)} stores in {found.seconds:.1f} s ({rate:.0f} a second), {found.algorithm}"
+    text = f"{counted(len(found), 'store')} in {found.seconds:.1f} s ({rate:.0f} a second), {found.algorithm}"
     body: list[Note | Table] = [Note(text, "title")]
     if not found.whole:
         body.append(Note("the recording began in the middle of the rewrite", "changed"))
     if found.unread:
-        body.append(Note(f"{found.unread} stores could not be read", "changed"))
+        body.append(Note(f"{counted(found.unread, 'store')} could not be read", "changed"))
     body.append(Table(tuple(Column(h, "right") for h in heads), rows))
     body.append(_table(listed[:SHOWN], "Stores"))
     if len(found) > SHOWN:

@@ -12,6 +12,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+from ptinspect.text import counted
 
 
 @dataclass(frozen=True)
@@ -120,5 +121,4 @@ def _head(ctx: Context, file: Path, everything: bool) -> list[str]:
 def _report(ctx: Context, text: str, path: Path | None) -> Report:
     count = ctx.record.written
     result = RecordResult(ctx.record.path is not None, None if path is None else str(path), count)
-    plural = "s" if count != 1 else ""
-    return Report(result, (Note(text if path is None else f"{text}: {count} statement{plural}"),))
+    return Report(result, (Note(text if path is None else f"{text}: {counted(count, 'statement')}"),))

@@ -14,6 +14,7 @@ from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest.guest import Guest
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Table, escape
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.guest.stacks.stack_guard import Entry, Guarded, Whose
@@ -126,10 +127,11 @@ def _quiet(result: GuardResult, found: Guarded) -> Report:
     }[found.way]
     entry = "a probe in the vectors" if found.entry == "probe" else "a breakpoint"
     no_probe = f" ({found.no_probe})" if found.no_probe else ""
-    more = f"; {found.skipped} stacks were too many to watch" if found.skipped else ""
+    more = f"; {counted(found.skipped, 'stack')} too many to watch" if found.skipped else ""
     more += f"; tasks are not known: {escape(found.blind)}" if found.blind else ""
-    cost = f"the entry was guarded by {entry}{no_probe}; {found.false_hits} stop(s) that were no alarm{more}"
-    body = (Note(f"quiet: {reason}; {found.watched} stacks were watched", "good"), Note(cost, "dim"))
+    false = counted(found.false_hits, "stop was", "stops were")
+    cost = f"the entry was guarded by {entry}{no_probe}; {false} no alarm{more}"
+    body = (Note(f"quiet: {reason}; watched: {counted(found.watched, 'stack')}", "good"), Note(cost, "dim"))
     return Report(result, body)
 
 

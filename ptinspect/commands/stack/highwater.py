@@ -15,6 +15,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.names import GuestNames
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.guest.stacks.stack_growth import Growth
@@ -108,7 +109,7 @@ def highwater(
     guest = ctx.guest
     wanted = stacks_of(guest, task)
     places = [address.value(GuestNames(guest)) for address in where]
-    if paint and not yes and not ctx.confirm(f"paint the free part of {len(wanted)} stacks?"):
+    if paint and not yes and not ctx.confirm(f"paint the free part of {counted(len(wanted), 'stack')}?"):
         raise UserError("nothing was painted", "--yes where nobody can be asked")
     found = growths(guest, wanted, places, timeout, paint=paint)
     known = [each for each in found.stacks if each.after.depth is not None]
@@ -128,7 +129,7 @@ def highwater(
         Note(f"{grown} of {len(found.stacks)} stacks got deeper than they were known to have been"),
     ]
     if result.unread:
-        body.append(Note(f"{result.unread} stacks could not be read", "changed"))
+        body.append(Note(f"{counted(result.unread, 'stack')} could not be read", "changed"))
     return Report(result, body)
 
 

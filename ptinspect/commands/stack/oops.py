@@ -16,6 +16,7 @@ from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.linux.oops.incident import Fault
@@ -127,7 +128,7 @@ def _facts(panic: Panic) -> list[tuple[str, str]]:
             ("recursion", f"{facts.recursion.count} nested exceptions of {facts.recursion.frame_size} bytes")
         )
     if panic.incident.later_count:
-        rows.append(("while dying", f"{panic.incident.later_count} more fault(s)"))
+        rows.append(("while dying", counted(panic.incident.later_count, "more fault")))
     return rows
 
 

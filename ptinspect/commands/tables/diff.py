@@ -31,6 +31,7 @@ from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, more
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.analysis.diff import Change, Diff
@@ -330,7 +331,9 @@ def _compared(
 
 def _side(snapshot: Snapshot) -> Note:
     where = f", {escape(snapshot.meta.where)}" if snapshot.meta.where else ""
-    text = f"  {snapshot.name}: {len(snapshot.tables)} tables, root pa:{snapshot.root.pa:#x}{where}"
+    text = (
+        f"  {snapshot.name}: {counted(len(snapshot.tables), 'table')}, root pa:{snapshot.root.pa:#x}{where}"
+    )
     return Note(text, "dim")
 
 
@@ -391,24 +394,22 @@ def _verdict(diff: Diff, *, part: bool) -> Note:
     marked = sum(level.marked for level in diff.levels)
     ng = sum(level.ng_set for level in diff.levels)
     if not diff.complete:
-        found = f"; {diff.changes_total} changes that are more than bit 11" if diff.changes_total else ""
+        found = f"; {counted(diff.changes_total, 'change')} of more than bit 11" if diff.changes_total else ""
         return Note(f"not all could be compared{found}", "bad")
     if diff.only_bit11 and not diff.changed:
         return Note(f"identical{where}: no descriptor changed", "good")
     if diff.only_bit11:
         back = sum(level.unmarked + level.ng_cleared for level in diff.levels)
         cleared = f", {back} cleared" if back else ""
-        return Note(
-            f"only bit 11 changed{where}: {marked} tables marked, {ng} leaves became nG{cleared}", "good"
-        )
+        tables, leaves = counted(marked, "table"), counted(ng, "leaf", "leaves")
+        return Note(f"only bit 11 changed{where}: {tables} marked, {leaves} became nG{cleared}", "good")
     kinds: dict[str, int] = {}
     for field, _, style in COUNTS:
         count = sum(getattr(level, field) for level in diff.levels)
         if count and style == "bad":
             kinds[field.replace("_", " ")] = count
     what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    many = "1 change is" if diff.changes_total == 1 else f"{diff.changes_total} changes are"
-    return Note(f"{many} more than bit 11: {what}", "bad")
+    return Note(f"{counted(diff.changes_total, 'change is', 'changes are')} more than bit 11: {what}", "bad")
 
 
 def _block(change: ChangeResult, parts: Sequence[Part]) -> list[Note]:

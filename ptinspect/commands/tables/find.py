@@ -26,7 +26,7 @@ COLUMNS = (
     Column("what"),
     Column("level"),
     Column("descriptor at"),
-    Column("raw", "right"),
+    Column("raw", "right", spare=True),
 )
 
 

@@ -198,6 +198,8 @@ def show_map(
 
     guest, tables = ctx.guest, Tables(root, regime, cpu, snap)
     va_range = range_of(guest, part, cpu, snap)
+    if against is not None and not bar:
+        raise UserError("--against goes with --bar", "diff SNAP lists what changed since")
     if bar:
         return bars(guest, tables, None if va_range is None else va_range[0], against)
     wanted = MapFilter(
@@ -279,7 +281,7 @@ def run_columns(regime: Regime, regions: bool) -> list[Column]:
         *([] if regime.name == "EL2" else [Column("EL0")]),
         Column("nG"),
         Column("attributes"),
-        *([Column("region")] if regions else []),
+        *([Column("region", heading=True)] if regions else []),
     ]
 
 

@@ -25,6 +25,7 @@ from ptinspect.output.table_heads import (
     warnings,
 )
 from ptinspect.snapshot.fact_names import WRITERS
+from ptinspect.text import counted
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot
@@ -207,7 +208,7 @@ def drop(guest: Guest, *, names: list[str]) -> Report:
 def _one(result: SnapshotResult, snapshot: Snapshot, verb: str) -> Report:
     """Report what was done with a snapshot."""
     body = [
-        Note(f"{verb} {snapshot.name}: {len(snapshot.tables)} tables", "good"),
+        Note(f"{verb} {snapshot.name}: {counted(len(snapshot.tables), 'table')}", "good"),
         Note(f"root pa:{snapshot.root.pa:#x}: {escape(snapshot.root.provenance)}", "dim"),
         *([Note(escape(snapshot.meta.where), "dim")] if snapshot.meta.where else []),
         *warnings(snapshot),

@@ -46,6 +46,7 @@ COLUMNS = (
     Column("raw", "right"),
     Column("kind"),
     Column("leads to", "right"),
+    Column("attributes", apart=True),
 )
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
 
@@ -168,14 +169,8 @@ def walk(
 
 def _shown(walk: Walk, regime: Regime) -> list[Note | Table]:
     """Show each step, the attributes, and where the walk ended."""
-    body: list[Note | Table] = [
-        Table(COLUMNS, [_row(step) for step in walk.steps], empty="no table was looked at")
-    ]
-    levels = [(f"{step.name} {step.level}", attributes_text(step)) for step in walk.steps]
-    if any(text for _, text in levels):
-        rows = [(Styled(name, "level"), text) for name, text in levels if text]
-        body.append(Table((Column("level"), Column("attributes")), rows))
-    body.append(outcome(walk, regime))
+    rows = [(*_row(step), attributes_text(step)) for step in walk.steps]
+    body: list[Note | Table] = [Table(COLUMNS, rows, empty="no table was looked at"), outcome(walk, regime)]
     body.extend(regime_notes(regime))
     if not regime.mmu_on and walk.va >> 55 == 0:
         body.append(

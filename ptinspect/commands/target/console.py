@@ -13,6 +13,7 @@ from ptinspect.guest import console_log
 from ptinspect.guest.console_log import Tail, console_file
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report
+from ptinspect.text import counted
 
 SCRIPT_SECONDS = 10.0
 """How long `console -f` follows where there is no prompt, unless --timeout gives another time."""
@@ -48,7 +49,7 @@ class Follower:
 
 def _show(ctx: Context, lines: list[str]) -> None:
     if len(lines) > AT_ONCE:
-        ctx.interaction.aside(f"({len(lines) - AT_ONCE} lines left out)")
+        ctx.interaction.aside(f"({counted(len(lines) - AT_ONCE, 'line')} left out)")
     for line in lines[-AT_ONCE:]:
         ctx.interaction.aside(line)
 
@@ -120,7 +121,7 @@ def _wait(ctx: Context, seconds: float) -> Report:
     for lines in console_log.follow(ctx.guest, seconds):
         _show(ctx, lines)
         found = (found + lines)[-KEPT:]
-    note = Note(f"{len(found)} lines in {seconds:g} s", "dim")
+    note = Note(f"{counted(len(found), 'line')} in {seconds:g} s", "dim")
     return Report(ConsoleResult(found, str(path)), (note,))
 
 

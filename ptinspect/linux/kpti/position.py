@@ -15,6 +15,7 @@ from ptinspect.linux.kpti.marks import Frontier, key_of, marks
 from ptinspect.memory.source import PhysicalMemory
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.walk import walk
+from ptinspect.text import counted
 
 Phase = Literal["before", "walking", "done"]
 _PLACE = 0xFFFF
@@ -166,7 +167,7 @@ def agrees(snapshot: Snapshot, algorithm: Algorithm, where: Position, *, tables:
             early += int(np.count_nonzero(at.marked & at.table & (at.key > np.uint64(last))))
     found = []
     if missed:
-        found.append(f"{missed} descriptors that the walk has passed are not marked")
+        found.append(f"{counted(missed, 'descriptor')} that the walk has passed not marked")
     if early:
-        found.append(f"{early} tables that the walk has not reached are marked")
+        found.append(f"{counted(early, 'table')} that the walk has not reached marked")
     return found

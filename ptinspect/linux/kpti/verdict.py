@@ -28,6 +28,7 @@ from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, place_of
 from ptinspect.tables.kinds import are_valid
+from ptinspect.text import counted
 
 Code = Literal[
     "normal", "no-table-marks", "toggle-write-back", "lost-write", "reverted-entry", "not-run", "unknown"
@@ -102,7 +103,7 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
         notes = ("the two snapshots could not be compared as a whole",)
     slots = _fixmap_slots([c for c in found.changes if not c.older], before, after)
     if slots:
-        notes += (f"{len(slots)} slot(s) of the fixmap, which the kernel itself empties, are left out",)
+        notes += (f"left out: {counted(len(slots), 'slot')} of the fixmap, which the kernel itself empties",)
     total = sum(level.lost + level.retargeted for level in found.levels) - len(slots)
     if not total:
         return None
@@ -213,7 +214,11 @@ def _marking(
     if c.leaves_ng < c.leaves * (1 if finished else MOSTLY):
         why = "the rewrite is not over, or left leaves out: kpti progress, check"
         listed = _missed(None, after, tables=False)[1] if finished else []
-        return Verdict("unknown", (*share, f"{c.leaves - c.leaves_ng} leaves are not nG", *listed), (why,))
+        return Verdict(
+            "unknown",
+            (*share, f"{counted(c.leaves - c.leaves_ng, 'leaf is', 'leaves are')} not nG", *listed),
+            (why,),
+        )
     if treated in ("never-written", "written-back"):
         return _unmarked(state, treated, share)
     if c.table_descriptors_marked or not c.table_descriptors:
@@ -231,12 +236,14 @@ def _marked(before: Snapshot | None, after: Snapshot, share: tuple[str, ...], *,
         every = 0 if before is None else _missed(None, after)[0]
         if before is None or not every:
             return Verdict("normal", share)
-        later = f"{every} descriptors without bit 11 were made later: {before.name} does not have them"
+        later = f"{counted(every, 'descriptor')} without bit 11 made later: not in {before.name}"
         return Verdict("normal", (*share, later))
     more = (f"and {missed - len(listed)} more",) if missed > len(listed) else ()
-    why = f"{missed} descriptors without bit 11 were made later, or missed: a snapshot from before tells"
+    why = (
+        f"{counted(missed, 'descriptor')} without bit 11 made later, or missed: a snapshot from before tells"
+    )
     if finished or before is not None:
-        why = f"{missed} descriptors that the walk has passed are not marked: check"
+        why = f"{counted(missed, 'descriptor')} that the walk has passed not marked: check"
     return Verdict("unknown", (*share, *listed, *more), (why,))
 
 
@@ -311,7 +318,7 @@ def _marked_at_the_top(counts: Summary) -> int | None:
 
 def _stores(recording: Recording) -> tuple[str, ...]:
     return tuple(
-        f"level {level.level}: {level.stores} stores, {level.tables} to table descriptors, "
+        f"level {level.level}: {counted(level.stores, 'store')}, {level.tables} to table descriptors, "
         f"{level.tables_changed} of these changed them"
         for level in recording.by_level()
     )

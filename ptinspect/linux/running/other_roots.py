@@ -14,6 +14,7 @@ from ptinspect.linux.running.swapper import PAGES_APART, executable_runs, valid_
 from ptinspect.linux.running.tasks import Task, Tasks
 from ptinspect.snapshot.model import Root
 from ptinspect.tables.walk import walk
+from ptinspect.text import counted
 
 IDMAP_BITS = (48, 52, 47, 42, 39, 36)
 """Widths that the identity map may have where it has not that of user addresses (Linux: IDMAP_VA_BITS)."""
@@ -150,7 +151,7 @@ def _idmap_candidates(view: GuestView) -> Iterator[tuple[int, str]]:
             yield view.pa_of_link(image.lookup(name)), f"symbol {name}"
     swapper = view.swapper().pa
     for pages in IDMAP_PAGES:
-        yield swapper - pages * view.regime.granule, f"{pages} pages below swapper_pg_dir"
+        yield swapper - pages * view.regime.granule, f"{counted(pages, 'page')} below swapper_pg_dir"
     for other in view.states:
         name = translation_register(other, "TTBR0")
         if other.system.get(name):
@@ -172,7 +173,7 @@ def trampoline(view: GuestView) -> OtherRoot:
     for pages in PAGES_APART:
         pa = PhysAddr(swapper - pages * regime.granule)
         if valid_entries(view.memory, pa, regime) == 1 and _maps_vectors_alone(view, pa):
-            why = f"{pages} page{'s' if pages > 1 else ''} below swapper_pg_dir, one entry"
+            why = f"{counted(pages, 'page')} below swapper_pg_dir, one entry"
             return OtherRoot(Root(pa, why), regime, "")
     raise GuestError("no trampoline table was found: KPTI is off, not set up yet, or not built in")
 

@@ -18,6 +18,7 @@ from ptinspect.memory.source import PhysicalMemory
 from ptinspect.snapshot.model import Root
 from ptinspect.tables.capture import capture
 from ptinspect.tables.walk import walk
+from ptinspect.text import counted
 
 PAGES_APART = (1, 2)
 """Pages from tramp_pg_dir to swapper_pg_dir: 1, or 2 with reserved_pg_dir (or reserved_ttbr0) between.
@@ -81,7 +82,7 @@ def candidate_roots(
         name = translation_register(state, "TTBR1")
         stands_in, distances = _stands_in(memory, state, regime) if state.system.get(name) else ("", ())
         for pages in distances:
-            where = f"{pages} page{'s' if pages > 1 else ''} after {stands_in} in {name} of cpu {state.cpu}"
+            where = f"{counted(pages, 'page')} after {stands_in} in {name} of cpu {state.cpu}"
             yield Root(PhysAddr(root_pa(state, regime) + pages * regime.granule), where)
 
 
