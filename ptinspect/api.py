@@ -8,6 +8,13 @@
         assert diff(before, after).only_bit11
         print(guest.walk(guest.symbol("swapper_pg_dir")).pa)
 
+A boot that was recorded (`Guest.launch(timeline="boot")`, the command, or a campaign) is replayed:
+
+    with Guest.open_timeline("boot") as guest:
+        guest.goto("end")
+        for place, known in guest.who("$sp", level="pmd", every=True):
+            print(hex(place.pa), [(write.position, write.place, hex(write.after)) for write in known.writes])
+
 Everything raises PtinspectError; its subclasses are in ptinspect.errors. Nothing here prints or asks.
 """
 
@@ -33,6 +40,10 @@ from ptinspect.guest.breakpoints.reachable import set_breakpoint
 from ptinspect.guest.expression import address
 from ptinspect.guest.names import symbol
 from ptinspect.guest.opening import Machine
+from ptinspect.guest.recordings import timeline as recordings
+from ptinspect.guest.recordings.path_writers import Place, path_histories
+from ptinspect.guest.recordings.timeline import Positions
+from ptinspect.guest.recordings.writers import History, Write
 from ptinspect.guest.rewrite.rewrite import Outcome, run_through
 from ptinspect.guest.rewrite.state import Judgement, judgement
 from ptinspect.guest.roots import Tables, root_choice, source
@@ -53,13 +64,17 @@ __all__ = [
     "Findings",
     "Guarded",
     "Guest",
+    "History",
     "Judgement",
     "MapFilter",
     "Outcome",
+    "Place",
+    "Positions",
     "Run",
     "Snapshot",
     "Summary",
     "Walk",
+    "Write",
     "check",
     "diff",
     "load",
@@ -142,6 +157,21 @@ class Guest:
         if path is not None and not path.is_file():
             raise UserError(f"no file {path}")
         return cls._opened(path, modules, lambda held: opening.attach(held, address, timeout))
+
+    @classmethod
+    def open_timeline(
+        cls, directory: str | Path, *, qemu: str | None = None, trust: bool = False, timeout: float = 10.0
+    ) -> Self:
+        """Replay a recorded boot, from its start. The arguments are the options of `timeline open`.
+
+        Raises UserError if there is no recording, or it is another QEMU's; TargetError.
+        """
+        where = Path(directory)
+
+        def use(held: layer.Guest) -> object:
+            return recordings.open_recording(held, where, qemu, timeout, trust=trust)
+
+        return cls._opened(None, None, use)
 
     @classmethod
     def _opened(
@@ -244,6 +274,36 @@ class Guest:
         stop = go_on(self._now(), timeout)
         assert stop is not None
         return stop
+
+    def timeline(self) -> Positions:
+        """Return where a recorded guest stands, and which positions are known. Raises UserError."""
+        return recordings.positions(self._now())
+
+    def goto(self, place: int | str, timeout: float = 300.0) -> StopInfo:
+        """Go to a position of a replay: instructions executed, start, end, kpti-entry, kpti-end.
+
+        Breakpoints do not stop it on the way. Raises UserError, TargetTimeout.
+        """
+        return recordings.go_to(self._now(), place, timeout)
+
+    def go_back(self, timeout: float = 300.0) -> StopInfo:
+        """Run a replay backwards to the last breakpoint or watchpoint before, or to its start."""
+        return recordings.back(self._now(), timeout)
+
+    def step_back(self, count: int = 1) -> StopInfo:
+        """Go back some instructions of a replay. Raises UserError at its start."""
+        return recordings.step_back(self._now(), count)
+
+    def who(
+        self, place: str | int, *, level: int | str | None = None, every: bool = False, timeout: float = 300.0
+    ) -> list[tuple[Place, History]]:
+        """Return who wrote the descriptors on an address' path last before this position, or `every` write.
+
+        `place`: as `who` takes it, pa:0x… too; a number is a virtual address. `level`: only that one. Raises
+        UserError outside a replay, TargetTimeout; the guest stands where it stood then.
+        """
+        wanted = address(place if isinstance(place, str) else f"{place:#x}")
+        return path_histories(self._now(), wanted, Tables(), level, every=every, seconds=timeout)
 
     def _now(self) -> layer.Guest:
         """Return the guest; what was read before somebody else changed it is forgotten."""

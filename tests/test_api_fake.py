@@ -12,7 +12,8 @@ from fakes import FakeSession, context, kernel_tree
 
 from ptinspect.api import Guest
 from ptinspect.commands.framework.registry import build_registry
-from ptinspect.commands.target import attaching
+from ptinspect.commands.target import attaching, replaying
+from ptinspect.errors import UserError
 from ptinspect.guest import opening
 from ptinspect.guest.opening import Machine
 
@@ -73,3 +74,21 @@ def test_launch_takes_what_the_command_takes_and_does_the_same(monkeypatch: pyte
 def test_attach_takes_what_the_command_takes() -> None:
     method = set(inspect.signature(Guest.attach).parameters)
     assert method - {"kernel"} == set(list(inspect.signature(attaching.attach).parameters)[1:])
+
+
+def test_a_guest_that_is_no_replay_goes_forwards_only() -> None:
+    guest = Guest(context(kernel_tree()))
+    for use in (
+        guest.timeline, guest.step_back, guest.go_back, lambda: guest.goto("end"),
+        lambda: guest.who("vectors"), lambda: guest.who(0x1000, every=True),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="runs forwards only"):
+            use()
+
+
+def test_open_timeline_takes_what_the_command_takes(tmp_path: Path) -> None:
+    method = inspect.signature(Guest.open_timeline).parameters
+    command = dict(list(inspect.signature(replaying.replay).parameters.items())[1:])
+    assert set(method) - {"timeout"} == set(command)
+    with pytest.raises(UserError, match="holds no recording"):
+        Guest.open_timeline(tmp_path)

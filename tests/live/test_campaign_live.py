@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from session import Live, launched, need_guest
+from session import launched, need_guest
 
+from ptinspect import api
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.guest.guest import Guest
@@ -130,14 +131,21 @@ def test_a_run_that_failed_is_walked_back_afterwards(tmp_path: Path, monkeypatch
     (failed,) = report.result["failures"]
     assert (failed["outcome"], failed["recordings"]) == ("fail", ["d/runs/00002/boot"])
     assert len(list((tmp_path / "d/runs").glob("*/boot"))) == 1
-    live = Live(ctx)
-    try:
-        live(f"timeline open {failed['recordings'][0]}")
-        live("timeline goto end")
-        told = live("why")
-        (found,) = live(f"who {told['far']} --level pmd")["descriptors"]
-        store = ctx.guest.view.pa_of_link(made.store)
-    finally:
-        ctx.close()
-    assert [(w["pc"], w["after"]) for w in found["writes"]] == [(hex(store), "0x0")]
+    with api.Guest.open_timeline(failed["recordings"][0]) as guest:
+        end = guest.timeline().here.end
+        guest.goto("end")
+        told = guest.command("why")
+        ((place, known),) = guest.who(told["far"], level="pmd")
+        store, entry = guest.view.pa_of_link(made.store), place.pa
+        assert guest.timeline().here.position == end, "who stands where it stood"
+        (last,) = known.writes
+        guest.goto(last.position)
+        assert guest.session.memory.read(entry, 8) == bytes(8)
+        stop = guest.step_back()
+        assert (stop.pc, guest.timeline().here.position) == (store, last.position - 1)
+        assert int.from_bytes(guest.session.memory.read(entry, 8), "little") == last.before
+        guest.stop_at("kpti_install_ng_mappings")
+        assert guest.go_back().pc == guest.symbol("kpti_install_ng_mappings")
+        assert guest.timeline().here.position < last.position
+    assert (last.pc, last.after, place.level) == (store, 0, 2)
     assert told["code"] == "lost-entry" and told["written"]["pc"] == hex(store)

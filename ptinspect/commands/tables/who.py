@@ -14,7 +14,7 @@ from ptinspect.commands.written import WriteResult, code, symbol, task, value, w
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.recordings.path_writers import Place, places
+from ptinspect.guest.recordings.path_writers import Place, path_histories
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
@@ -85,14 +85,13 @@ def who(
     regime: str | None,
 ) -> Report:
     """Search the writes to the descriptors of a path."""
-    from ptinspect.guest.recordings.writers import Writers
+    from ptinspect.guest.recordings.timeline import replay_of
 
-    found = places(guest, address, Tables(root, regime), level)
-    writers = Writers(guest, [place.pa for place in found], timeout)
-    histories = writers.histories(every=every)
-    result = WhoResult(writers.here, list(map(_result, found, histories)))
+    here, tables = replay_of(guest).position, Tables(root, regime)
+    found = path_histories(guest, address, tables, level, every=every, seconds=timeout)
+    result = WhoResult(here, [_result(place, known) for place, known in found])
     body: list[Note | Table] = []
-    for place, known in zip(found, result.descriptors, strict=True):
+    for (place, _), known in zip(found, result.descriptors, strict=True):
         body.extend(_listed(place, known) if every else _shown(place, known))
     return Report(result, body)
 

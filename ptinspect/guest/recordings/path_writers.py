@@ -1,8 +1,9 @@
-"""Which descriptors are meant when somebody asks who wrote them."""
+"""Who wrote the descriptors on the path of an address, and which those are."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.levels import level_number
@@ -12,7 +13,11 @@ from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
+from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.roots import Tables, source
+
+if TYPE_CHECKING:
+    from ptinspect.guest.recordings.writers import History
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,21 @@ class Place:
     """Level of its table; None where that is not known."""
     regime: Regime | None
     """By whose rules it is read; None where that is not known."""
+
+
+def path_histories(
+    guest: Guest, address: Address, tables: Tables, level: int | str | None, *, every: bool, seconds: float
+) -> list[tuple[Place, History]]:
+    """Return the last write to each descriptor on a path before the present position, or `every` one.
+
+    Raises as `places` does, UserError outside a replay, TargetTimeout.
+    """
+    from ptinspect.guest.recordings.writers import Writers
+
+    replay_of(guest)  # an address need not be understood where nobody can tell
+    found = places(guest, address, tables, level)
+    histories = Writers(guest, [place.pa for place in found], seconds).histories(every=every)
+    return list(zip(found, histories, strict=True))
 
 
 def places(guest: Guest, address: Address, tables: Tables, level: int | str | None) -> list[Place]:
