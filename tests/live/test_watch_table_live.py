@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from session import Live
+from session import BOOT_SECONDS, Live, launched
 from test_timeline_live import PHYSICAL, WRITES, D, guest
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 
 pytestmark = pytest.mark.live
+LIMIT = f"--timeout {BOOT_SECONDS:.0f}"
 
 
 def test_the_guest_stops_at_exactly_the_writes_of_the_program(tmp_path: Path, each_qemu: str) -> None:
@@ -39,3 +41,47 @@ def test_the_guest_stops_at_exactly_the_writes_of_the_program(tmp_path: Path, ea
         assert live("break")["watchpoints"] == []
     finally:
         ctx.close()
+
+
+def writes_of(live: Live, watch: int, count: int) -> list[dict[str, Any]]:
+    """Let the guest run until a watch has stopped it `count` times, and return what it was stopped for."""
+    found = []
+    for _ in range(count):
+        stop = live(f"continue {LIMIT}")
+        assert stop["breakpoint"] == watch
+        found += stop["writes"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "levels"),
+    [
+        ("5.10-cloud", "physical", [3, 2, 1, 0]),
+        ("6.1-cloud", "window of the rewrite", [0, 1, 2, 3]),
+        ("6.12-cloud", "window of the rewrite", [0, 1, 2, 3]),
+    ],
+)
+def test_the_rewrite_and_the_protection_of_read_only_data_are_seen(
+    name: str, way: str, levels: list[int]
+) -> None:
+    with launched(name, "--memory 256 --smp 2") as live:
+        live(f"until {'__' * (name == '6.12-cloud')}kpti_install_ng_mappings {LIMIT}")
+        watch = live("watch table $sp")["id"]
+        marked = writes_of(live, watch, len(levels))
+        assert [w["level"] for w in marked] == levels
+        assert {(w["way"], w["how"], int(w["before"], 16) ^ int(w["after"], 16)) for w in marked} == {
+            (way, "store", 0x800)
+        }
+        live(f"delete {watch}")
+        live(f"until mark_rodata_ro {LIMIT}")
+        kernel = live.ctx.guest.kernel
+        assert kernel is not None
+        banner = kernel.banner_va + live.ctx.guest.view.kaslr_offset
+        watch = live(f"watch table {banner:#x}")["id"]
+        (write, *_) = writes_of(live, watch, 1)
+        assert write["way"] == "fixmap" and write["mmu_on"] and write["task"] == "swapper/0"
+        assert any("mark_rodata_ro" in call for call in write["calls"]), write
+        walk = live(f"walk {banner:#x}")["steps"]
+        assert {(step["descriptor_pa"], step["raw"]) for step in walk} >= {
+            (write["descriptor_pa"], write["after"])
+        }
