@@ -125,7 +125,7 @@ def watch_table(
     missing = sum(not spot.watched for one in found for spot in one.addresses)
     short = "the CPU has too few watchpoints"
     notes = [Note(f"{short}: {missing} addresses are not watched", "changed")] if missing else []
-    head = Note(f"watch {watch.id} on the tables of {escape(watch.text)}", "title")
+    head = Note(f"watch {watch.id} on the tables of {escape(watch.address.text)}", "title")
     return Report(WatchTableResult(watch.id, found), (head, Table(columns, rows), *notes))
 
 
@@ -155,7 +155,8 @@ def writes_seen(guest: Guest) -> tuple[list[SeenWriteResult], list[Note | Table]
 def in_short(write: SeenWriteResult) -> str:
     """Say in a few words what was written."""
     name = write.name or f"pa:{write.descriptor_pa:#x}"
-    return f"watch {write.watch}: {name} written, {', '.join(write.changes) or 'same value'}"
+    what = ", ".join(write.changes) or ("same value" if write.before == write.after else f"{write.after:#x}")
+    return f"watch {write.watch}: {name} written, {what}"
 
 
 def _result(write: SeenWrite) -> SeenWriteResult:

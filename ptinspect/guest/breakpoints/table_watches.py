@@ -21,6 +21,7 @@ from ptinspect.errors import MiError, OutOfSlots, PtinspectError
 from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
 from ptinspect.guest.breakpoints.descriptor_addresses import LINEAR, Spot, first_of_each, mmu_switches, spots
 from ptinspect.guest.expression import Address
+from ptinspect.guest.expression import address as typed
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.recordings.path_writers import Place, places
@@ -60,8 +61,8 @@ class TableWatch:
 
     id: int
     owner: TableWatches
-    text: str
-    """The address as typed."""
+    address: Address
+    """What was typed."""
     tables: Tables
     """Which tables were named."""
     va: int | None
@@ -94,7 +95,7 @@ class TableWatch:
     def words(self) -> str:
         """What it stops at."""
         where = "" if self.level is None or self.source is None else f", level {self.level}"
-        return f"tables of {self.text}{where}"
+        return f"tables of {self.address.text}{where}"
 
     def enable(self, on: bool) -> None:
         """Have it stop the guest, or not."""
@@ -137,12 +138,12 @@ class TableWatches:
         where = None if address.physical else source(self._guest, tables, value)
         number = None if level is None or where is None else level_number(level, where.regime.start_level)
         watch = TableWatch(
-            self.session.reserve_breakpoint(), self, address.text, tables, None if where is None else value,
+            self.session.reserve_breakpoint(), self, address, tables, None if where is None else value,
             number, where, tuple(found),
         )  # fmt: skip
         self.all.append(watch)
         symbol_breakpoints(self._guest).others[watch.id] = watch
-        self._renew()
+        self._renew(arm=self.session.slots.limited)  # else the watchpoints are set when the guest is to run
         return watch
 
     @property
@@ -253,17 +254,21 @@ class TableWatches:
 
     # -- keeping up -----------------------------------------------------------------------------
 
-    def _renew(self) -> None:
+    def _renew(self, *, arm: bool = True) -> None:
         """Look at everything again: roots, paths, addresses, values."""
         for watch in self.active:
             watch.moved = False
-            if watch.va is not None and bit(watch.va, 55):  # the kernel changes its root once
+            if watch.va is not None and watch.tables.root in (None, "swapper") and bit(watch.va, 55):
                 with suppress(PtinspectError):
                     watch.source = source(self._guest, watch.tables, watch.va)
             self._follow(watch)
+            if watch.va is None and watch.places[0].level is None:  # it may be part of a table by now
+                here = typed(f"pa:{watch.places[0].pa:#x}")
+                watch.places = tuple(places(self._guest, here, watch.tables, None))
         self._find_addresses()
-        self._arm()
-        self._stop_where_mappings_change()
+        if arm:
+            self._arm()
+            self._stop_where_mappings_change()
         self._note_values()
 
     def _follow(self, watch: TableWatch) -> bool:
