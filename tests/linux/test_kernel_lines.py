@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import EL0, KERNEL_DATA, KERNEL_TEXT, NG, OUTSIDE, REGIMES, TreeBuilder
 from fakes import context, run
@@ -17,7 +18,7 @@ from fakes import context, run
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import SnapshotError, UserError
 from ptinspect.linux.layout.geometry import GENERIC, by_name, geometries, geometry, variant_of
-from ptinspect.linux.ptdump.kernel_lines import columns, lines, mask_of, segments, size_text
+from ptinspect.linux.ptdump.kernel_lines import MAX_SEGMENTS, columns, lines, mask_of, segments, size_text
 from ptinspect.linux.ptdump.markers import frame_of, markers, release_of
 from ptinspect.linux.releases import TEXT_FORMS, Release, text_form
 from ptinspect.snapshot.store import load
@@ -240,3 +241,31 @@ def test_markers_ascend() -> None:
 def test_the_command_offers_the_eras_that_there_are() -> None:
     (era,) = (a for a in build_registry().commands[("export",)].arguments if a.flags == ("--era",))
     assert era.options["choices"] == tuple(TEXT_FORMS)
+
+
+@pytest.mark.parametrize("shared", [7, 2000])
+def test_a_half_rewritten_table_has_its_lines_each_time_it_is_reached_or_is_refused(
+    shared: int, tmp_path: Path
+) -> None:
+    """KASAN's shadow while the rewrite is in it: 512 ways to one table of pages, of which half are nG."""
+    tree = TreeBuilder(REGIMES["4k-48"])
+    low = int(tree.regime.va_min)
+    tree.map(low, 0x4400_0000, attributes=KERNEL_DATA)
+    for level in (3, 2):
+        table = tree.table_at(low, level)
+        words = np.full(512, int.from_bytes(tree.memory.read(table, 8), "little"), dtype="<u8")
+        words[: 256 if level == 3 else 0] |= np.uint64(NG)
+        tree.memory.write(table, words.tobytes())
+    for number in range(1, shared):
+        tree.share(low + (number << 30), 1, low)
+    found = columns(TEXT_FORMS["5.10"], MTE)
+    snapshot, mask = tree.snapshot(), mask_of(found)
+    lines_of = shared * 512 * 2
+    if lines_of < MAX_SEGMENTS:
+        told = list(segments(snapshot, mask))
+        assert sum(each.level == 3 for each in told) == lines_of
+        assert {each.entries for each in told if each.level == 3} == {256}
+        assert [bool(each.bits & NG) for each in told[:4]] == [True, False, True, False]
+    else:
+        with pytest.raises(UserError, match=f"would have about {lines_of + 2} lines"):
+            segments(snapshot, mask)

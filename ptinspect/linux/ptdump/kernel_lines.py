@@ -94,8 +94,10 @@ def mask_of(found: tuple[Column, ...]) -> int:
     return mask
 
 
-MAX_SEGMENTS = 4_000_000
-"""More than this are taken for tables that reach each other in circles."""
+MAX_SEGMENTS = 1_000_000
+"""Stretches of equal entries, each of which is a line or nearly one, of which a text is made."""
+ROWS = 1024
+"""Tables that are looked at together."""
 
 
 class Segment(NamedTuple):
@@ -117,9 +119,22 @@ def segments(snapshot: Snapshot, mask: int) -> Iterator[Segment]:
     Only the bits of `mask` are looked at. A tree of tables all of whose entries are equal pages (KASAN's
     early shadow) is one segment of pages. Entries of the upper levels that are neither empty, nor a
     leaf, nor a table are left out, as mm/pagewalk.c does. Raises SnapshotError if a table is missing
-    from the snapshot or could not be read: the text cannot express it.
+    from the snapshot or could not be read: the text cannot express it; and UserError, before anything is
+    yielded, where there is more than a text is made of.
     """
-    yield from _Walk(snapshot, mask).table(0, int(snapshot.regime.va_min), snapshot.regime.start_level)
+    walk = _Walk(snapshot, mask)
+    if walk.total > MAX_SEGMENTS:
+        raise UserError(
+            f"the kernel's own text of {snapshot.name!r} would have about {walk.total} lines: it tells of a "
+            "table each time that it is reached, as of KASAN's shadow while the rewrite is in it",
+            "map lists such a table once, and where it is again; --format csv writes it once",
+        )
+    return walk.table(0, int(snapshot.regime.va_min), snapshot.regime.start_level)
+
+
+TABLE, LEFT_OUT = 1, 2
+"""What an entry is that is neither empty nor a leaf."""
+Words = NDArray[np.uint64]
 
 
 class _Walk:
@@ -129,12 +144,14 @@ class _Walk:
         self._tables, self._regime = snapshot.tables, snapshot.regime
         self._mask = np.uint64(mask)
         self._index = TableIndex(snapshot.tables)
-        self._left = MAX_SEGMENTS
         count = len(snapshot.tables)
         self._uniform: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
         self._value: NDArray[np.uint64] = np.zeros(count, dtype=np.uint64)
+        self._segments: NDArray[np.int64] = np.ones(count, dtype=np.int64)
+        """By table: how many there are in it and below it; 1 for one that is missing, or uniform."""
         for level in reversed(levels_of(self._regime)):
             self._find_uniform(level)
+            self._count(level)
 
     def _find_uniform(self, level: int) -> None:
         """Note which tables of a level have nothing but equal pages below them."""
@@ -155,6 +172,35 @@ class _Walk:
                 self._uniform[row] = bool((values == values[0]).all())
                 self._value[row] = values[0]
 
+    @property
+    def total(self) -> int:
+        """How many segments there are."""
+        return int(self._segments[0])
+
+    def _count(self, level: int) -> None:
+        rows = self._index.numbers(level)
+        rows = rows[self._tables.readable[rows] & ~self._uniform[rows]]
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            words = self._tables.raw[part][:, : self._regime.entries(level)]
+            kind, begins = self._stretches(words, level)
+            self._segments[part] = (begins & (kind != TABLE)).sum(axis=1)
+            if level < LEVEL_LAST:
+                row, index = np.nonzero(kind == TABLE)
+                child = self._index.find(level + 1, next_tables(words[row, index], self._regime))
+                below = np.where(child >= 0, self._segments[child], 1)
+                np.add.at(self._segments, part[row], below)
+
+    def _stretches(self, words: Words, level: int) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+        """Return what each entry of some tables is, and whether it is the first of a segment."""
+        bits = words & self._mask
+        kind = np.zeros(words.shape, dtype=np.int8)
+        if level < LEVEL_LAST:
+            known = are_leaves(words, level, self._regime) | (words == 0)
+            kind = np.where(are_tables(words, level), TABLE, np.where(known, 0, LEFT_OUT)).astype(np.int8)
+        same = (kind[:, 1:] == kind[:, :-1]) & (bits[:, 1:] == bits[:, :-1]) & (kind[:, 1:] != TABLE)
+        return kind, np.concatenate([np.ones((len(words), 1), dtype=np.bool_), ~same], axis=1)
+
     def table(self, row: int, va: int, level: int) -> Iterator[Segment]:
         """Yield the segments of a table that begins at `va`, and of those below it."""
         if row < 0 or not self._tables.readable[row]:
@@ -163,26 +209,17 @@ class _Walk:
         regime = self._regime
         shift = regime.shift(level)
         words = self._tables.raw[row, : regime.entries(level)]
-        bits = words & self._mask
-        if level == LEVEL_LAST:
-            kind = np.zeros(words.shape, dtype=np.int8)
-        else:
-            leaf, empty = are_leaves(words, level, regime), words == 0
-            kind = np.where(are_tables(words, level), 1, np.where(leaf | empty, 0, 2)).astype(np.int8)
-        same = (kind[1:] == kind[:-1]) & (bits[1:] == bits[:-1]) & (kind[1:] != 1)
-        first = np.nonzero(np.concatenate([[True], ~same]))[0]
+        (kind,), (begins,) = self._stretches(words[np.newaxis], level)
+        first = np.nonzero(begins)[0]
         counts = np.diff(np.append(first, words.shape[0])).tolist()
         below = self._children(words, first, level)
-        columns = (first.tolist(), counts, kind[first].tolist(), bits[first].tolist(), below)
+        columns = (first.tolist(), counts, kind[first].tolist(), (words[first] & self._mask).tolist(), below)
         for slot, count, what, value, child in zip(*columns, strict=True):
             at = va + (slot << shift)
-            self._left -= 1
-            if self._left < 0:
-                raise SnapshotError("the tables have no end: do they point at each other?")
-            if what == 1 and child >= 0 and self._uniform[child]:
+            if what == TABLE and child >= 0 and self._uniform[child]:
                 pages = 1 << (shift - regime.granule_bits)
                 yield Segment(at, pages, LEVEL_LAST, int(self._value[child]))
-            elif what == 1:
+            elif what == TABLE:
                 yield from self.table(child, at, level + 1)
             elif what == 0:
                 yield Segment(at, count, level, value)
