@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import Regime
+from ptinspect.commands.pages.ptdump_text import ptdump_text
 from ptinspect.commands.tables.diff import ChangeResult
 from ptinspect.commands.tables.map import run_columns, run_row
 from ptinspect.guest.regions import names_of
@@ -45,6 +46,7 @@ def space(
         "named_by": known.source,
         "unseen": list(dict.fromkeys((*incomplete, *also))),
         "left_out": max(len(pairs) - MAX_AREAS, 0),
+        "ptdump": ptdump_text(snapshot, before),
         "heads": [column.title for column in run_columns(snapshot.regime, regions=False)],
         "areas": [
             {

@@ -67,7 +67,26 @@ function drawSpace(space, number) {
     el("div", { class: "legend" }, ...legend, el("span", {}, paint(el("i"), 4, true), "hatched: nG"),
       el("span", { class: "facts" }, `wider is larger, by the logarithm; regions with nothing mapped are left out; ${space.named_by}`)),
     el("div", { class: "wide" }, made));
+  home.append(...ptdump(space, diff));
   if (space.left_out) home.append(...lines([`${space.left_out} more regions are not shown`], "bad"));
+}
+
+/* What the kernel itself would print, each range a way to its first entry. */
+function ptdump(space, diff) {
+  const { era, notes, lines: told } = space.ptdump;
+  if (!told.length) return lines(notes.map((note) => `the kernel's own text: ${note}`), "facts");
+  const RANGE = /^(0xf[0-9a-f]{15})-.* (PGD|P4D|PUD|PMD|PTE)/;
+  const open = (sign, text) => {
+    const [, va, name] = text.match(RANGE), later = diff ? mapOf(space.diff) : window.ptinspect.maps[0];
+    const map = sign === "-" ? window.ptinspect.maps[later.facts.earlier] : later;
+    const level = Object.entries(map.facts.names).find(([, known]) => known.toUpperCase() === name);
+    map.reveal(BigInt(va), level ? Number(level[0]) : map.facts.regime.start_level); /* the root's is PGD */
+  };
+  const said = told.map(([sign, text]) => el(RANGE.test(text) ? "button" : "div", { class: { "-": "gone", "+": "come" }[sign] ?? "",
+    onclick: RANGE.test(text) ? () => open(sign, text) : null }, `${diff ? sign + " " : ""}${text}`));
+  return [el("details", { class: "ptdump" }, el("summary", {}, "the same in the kernel's own words, as in /sys/kernel/debug/kernel_page_tables"),
+    ...lines([`in the form of Linux ${era}${diff ? `; - as in ${diff.a}, + as in ${diff.b}` : ""}; a line leads to its first entry`, ...notes], "facts"),
+    el("div", { class: "scroll mono" }, ...said))];
 }
 
 const mapOf = (number) => window.ptinspect.maps.find((each) => each.facts.diff === number);
