@@ -12,14 +12,19 @@ from browser import Browser
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 
 from ptinspect.analysis.atlas import STATES
+from ptinspect.analysis.diff import diff
 from ptinspect.arch.descriptor import decode
 from ptinspect.arch.descriptor_fields import explain
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
+from ptinspect.guest.recordings.kept_writes import keep
+from ptinspect.guest.recordings.writers import Write
 from ptinspect.output.html import Page, as_script
 from ptinspect.snapshot.model import Snapshot
+
+PC = 0xFFFF_8000_1003_F8F4
 
 
 def pair(name: str) -> tuple[TreeBuilder, Snapshot, Snapshot]:
@@ -205,6 +210,28 @@ def test_the_address_space_shows_its_regions_and_leads_to_what_changed(tmp_path:
 
 CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 """What is hard to read by WCAG 2.1: text below 4.5 to 1 (1.4.3), curves below 3 to 1 (1.4.11)."""
+
+
+@pytest.mark.live
+def test_who_wrote_a_lost_entry_stands_with_it_where_the_snapshot_keeps_that(
+    tmp_path: Path, tab: Browser
+) -> None:
+    before, after, _ = lost_table()
+    (change,) = diff(before, after).changes
+    assert change.before is not None
+    written = Write(
+        change.descriptor_pa_after, 7_000_000, change.before, 0, "store", PC,
+        f"{PC:#x} (<b>pmd_clear</b>+0x24)", "str xzr, [x2]", None, 0, 1, True, "swapper/0", 1,
+        (f"{PC + 64:#x} (unmap_kernel_range+0x15c)",),
+    )  # fmt: skip
+    guest = Guest(snapshots={"before": before, "after": after})
+    keep(guest, after, [written])
+    tab.open(page(tmp_path, before, guest.snapshots["after"]))
+    told = "written at position 7,000,000 by"
+    assert told in tab.ask("document.querySelector('#diff0 .changes').textContent")
+    tab.click("#diff0 .changes button")
+    side = tab.ask("document.querySelector('#map2 aside').textContent")
+    assert told in side and "<b>pmd_clear</b>+0x24): str xzr, [x2]" in side and "unmap_kernel_range" in side
 
 
 @pytest.mark.live

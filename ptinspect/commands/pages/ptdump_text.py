@@ -26,6 +26,8 @@ def ptdump_text(snapshot: Snapshot, before: Snapshot | None = None) -> dict[str,
     """
     from ptinspect.linux.ptdump.kernel_lines import kernel_lines
 
+    if not snapshot.regime.upper:
+        return {"era": "", "notes": [], "lines": []}
     texts: list[dict[tuple[Place, int], str]] = []
     notes: list[str] = []
     era = ""

@@ -79,11 +79,11 @@ class ReportResult:
     ),
     result=ReportResult,
     details="The page is one file that needs no network. Of each snapshot against the one named before "
-    "it: the verdict, each unexpected change (a click opens its table), the address space by regions, and "
-    "every table entry by entry, coloured by state, with the descriptor under the cursor decoded. Then the "
-    "snapshots themselves, the depth of stacks over time, and campaigns (campaign report joins the shards "
-    "of one). In a table the arrows go from entry to entry, Enter opens the next table, "
-    "Backspace goes back up. "
+    "it: the verdict, each unexpected change (a click opens its table), the address space by regions "
+    "and in the kernel's own words (kernel_page_tables), and every table entry by entry, coloured by "
+    "state, with the descriptor under the cursor decoded. Then the snapshots themselves, the depth of "
+    "stacks over time, and campaigns (campaign report joins the shards of one). In a table the arrows "
+    "go from entry to entry, Enter opens the next table, Backspace goes back up. "
     "Without names: all snapshots in memory.",
 )
 def report(
