@@ -197,11 +197,12 @@ class Runner:
             self.left()
             raise
         if not breakpoints.place.known:
+            when = "before the kernel set up its tables"
+            if stop is not None and stop.breakpoint is not None:
+                raise stopped_early(self.guest, stop, when)
             where = "" if stop is None else f" at {stop.pc:#x}"
-            raise GuestError(
-                f"the guest stopped{where} before the kernel set up its tables",
-                "was the kernel file the one that was booted?",
-            )
+            hint = "was the kernel file the one that was booted?"
+            raise GuestError(f"the guest stopped{where} {when}", hint)
         if stop is not None and breakpoints.place.reached:
             self.stops.append((breakpoints.place.reached, stop.pc))
 
@@ -238,7 +239,7 @@ class Runner:
                 self.reason = "the kernel went on without a rewrite"
                 return False
             elif stop.pc not in returns:
-                raise GuestError(f"the guest stopped at {stop.pc:#x} for another reason: {stop.reason}")
+                raise stopped_early(self.guest, stop, "before the rewrite")
 
     def at_entry(self, entry: int) -> bool:
         """Tell whether the boot CPU stands at the entry (w0, the CPU number, is 0)."""
@@ -309,7 +310,7 @@ class Runner:
             if self.session.cpu_state(self.session.current_cpu).pc != at:
                 stop = self.run_to([at])
                 if stop.pc != at:
-                    raise GuestError(f"the guest stopped at {stop.pc:#x} before the end of the rewrite")
+                    raise stopped_early(self.guest, stop, "before the end of the rewrite")
             self.stops.append((name, at))
             if name == "after_writes":
                 self.capture("after")
@@ -354,7 +355,7 @@ class Runner:
                 first = self.physical(self.code.entry_va + level.load)
                 stop = self.run_to([first, self.point("after_writes")])
                 if stop.pc != first:
-                    raise _stopped_early(stop)
+                    raise stopped_early(self.guest, stop, IN_THE_MIDDLE)
             cursors = self._open()
             for above in range(regime.start_level, level.level):
                 if cursors[above].index != regime.index(target.va, above):
@@ -387,7 +388,7 @@ class Runner:
                 self.session.delete_breakpoint(number)
             self.guest.forget_stop()
         if stop.breakpoint != number:
-            raise _stopped_early(stop)
+            raise stopped_early(self.guest, stop, IN_THE_MIDDLE)
 
     def run_to_store(self, level: int) -> None:
         """Run until the store of a level is reached.
@@ -399,14 +400,26 @@ class Runner:
             return
         stop = self.run_to([site, self.point("after_writes")])
         if stop.pc != site:
-            raise _stopped_early(stop)
+            raise stopped_early(self.guest, stop, IN_THE_MIDDLE)
 
 
-def _stopped_early(stop: StopInfo) -> GuestError:
-    """Return the error that something else stopped the guest before the descriptor that was wanted."""
+IN_THE_MIDDLE = "in the middle of the rewrite, before that store"
+
+
+def stopped_at(guest: Guest, stop: StopInfo, when: str) -> str:
+    """Say where something else stopped the guest than what it ran for: at which breakpoint of the user's."""
+    place = guest.place(stop.pc)
+    if stop.breakpoint is None:
+        return f"the guest stopped at {place} {when}: {stop.words}"
+    return f"stopped at {stop.words}, {place}, {when}"
+
+
+def stopped_early(guest: Guest, stop: StopInfo, when: str) -> GuestError:
+    """Return the error for such a stop."""
+    number = stop.breakpoint
+    hint = "snap NAME captures the tables as they are; the same again goes on"
     return GuestError(
-        f"the guest stopped at {stop.pc:#x} in the middle of the rewrite, before that store",
-        "at a breakpoint: break lists them, delete all; snap NAME captures the tables as they are",
+        stopped_at(guest, stop, when), hint if number is None else f"delete {number}, or disable it; {hint}"
     )
 
 

@@ -146,7 +146,7 @@ def _record(runner: Runner, levels: Sequence[int | str], timeout: float | None) 
             guest.kept[STORES] = found
     if stop.pc != end:
         raise UserError(
-            f"the guest stopped at {stop.pc:#x} in the middle of the rewrite: {len(found)} stores recorded",
+            f"{stopped_at(guest, stop, 'in the middle of the rewrite')}; {len(found)} stores recorded",
             "kpti verdict judges them; delete the breakpoint, and kpti writes records the others",
         )
     return found
@@ -160,7 +160,7 @@ def _to_first_write(runner: Runner) -> None:
         stop = runner.run_to([first])
         if stop.pc != first:
             raise UserError(
-                f"the guest stopped at {stop.pc:#x} before the first store of the rewrite",
+                stopped_at(runner.guest, stop, "before the first store of the rewrite"),
                 "break lists the breakpoints; delete all",
             )
 

@@ -119,10 +119,10 @@ def _run(guest: Guest, places: Sequence[int], seconds: float) -> str:
     try:
         if not places:
             stop = run_for(guest, seconds)
-            return "the time is over" if stop is None else f"stopped: {stop.reason}"
+            return "the time is over" if stop is None else f"stopped: {stop.words}"
         with contextlib.suppress(TargetTimeout):
             found = until(guest, places, seconds)
-            return "reached" if found.reached else f"stopped: {found.stop.reason}"
+            return "reached" if found.reached else f"stopped: {found.stop.words}"
         return "the time is over"
     except KeyboardInterrupt:
         return "interrupted"

@@ -234,7 +234,7 @@ class _Run:
             while self._left() > 0:
                 stop = run_for(self.guest, self.limits.every)
                 if stop is not None:
-                    ended = "place" if stop.breakpoint in places else f"stopped: {stop.reason}"
+                    ended = "place" if stop.breakpoint in places else f"stopped: {stop.words}"
                     break
                 self.steps += 1
                 for cpu in range(session.cpu_count):
