@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.image.module_file import ModuleFiles
+    from ptinspect.linux.image.symbols import SymbolTable
     from ptinspect.linux.running.dump_registers import Derived
     from ptinspect.linux.running.guest_view import GuestView
     from ptinspect.snapshot.model import Snapshot
@@ -76,6 +77,8 @@ class Guest:
     _stop: tuple[object, dict[Hashable, object]] = field(default=(None, {}), repr=False)
     _kernel: KernelImage | None = field(default=None, repr=False)
     _last_view: GuestView | None = field(default=None, repr=False)
+    module_symbols: dict[str, SymbolTable] = field(default_factory=dict, repr=False)
+    """The symbols of modules that were read so far, by module."""
     _file: tuple[object, Snapshot] | None = field(default=None, repr=False)
 
     # -- how it stands --------------------------------------------------------------------------
@@ -166,6 +169,7 @@ class Guest:
         if (path, force) != (self.kernel_path, self.force_kernel):
             self.kernel_path, self.force_kernel = path, force
             self._kernel = self._last_view = None
+            self.module_symbols = {}
             self.forget_stop()
 
     def use_modules(self, directory: Path) -> None:
@@ -215,6 +219,7 @@ class Guest:
             root=None if self.imported is None else self.imported.root_found,
             force=self.force_kernel,
             module_files=self.module_files,
+            module_symbols=self.module_symbols,
         )
         return self._last_view
 
@@ -408,6 +413,7 @@ class Guest:
     ) -> None:
         """Take over a session that was just attached, and the QEMU or the file that it belongs to."""
         self.session, self.imported, self._last_view = session, imported, None
+        self.module_symbols = {}
         self.forget_stop()
         self.kept.clear()
         if qemu is not None:

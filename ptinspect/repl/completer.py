@@ -101,6 +101,8 @@ class CommandCompleter(Completer):
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._index: tuple[object, SymbolIndex] = (None, SymbolIndex(()))
+        self._of_modules: dict[str, str] = {}
+        """The module of each name that is no symbol of the kernel's."""
         self._lock = threading.Lock()
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -189,12 +191,20 @@ class CommandCompleter(Completer):
         kernel = self._ctx.guest.kernel_if_open
         if kernel is None:
             return
+        modules = self._ctx.guest.module_symbols
         with self._lock:
-            if self._index[0] is not kernel:
-                self._index = (kernel, SymbolIndex(kernel.symbols))
+            if self._index[0] != (kernel, *modules):
+                self._of_modules = {
+                    f"{name} [{module}]" if name in kernel.symbols else name: module
+                    for module, table in modules.items()
+                    for name in table.by_name
+                }
+                self._index = ((kernel, *modules), SymbolIndex([*kernel.symbols, *self._of_modules]))
         names, more = self._index[1].with_prefix(prefix, LIMIT)
         for name in names:
-            yield Completion(name, -len(prefix), display_meta=symbol_meaning(self._ctx, kernel, name))
+            module = self._of_modules.get(name)
+            said = f"of module {module}" if module else symbol_meaning(self._ctx, kernel, name)
+            yield Completion(name, -len(prefix), display_meta=said)
         if more:  # the part that all shown have in common may not be that of all there are
             yield Completion(prefix, -len(prefix), display="…", display_meta=f"{more} more: type on")
 

@@ -41,6 +41,11 @@ def stop_addresses(ctx: Context, where: str) -> set[int]:
     if where == "any" or where.isdecimal():
         return set()
     address = expression.address(where)
+    if address.names_symbol and ctx.guest.kernel is None:
+        raise UserError(
+            f"on stop {where}: nobody knows where that is without the kernel file",
+            "launch, or kernel FILE, before it; ptinspect --kernel FILE; or a number: 0x…",
+        )
     from ptinspect.guest.breakpoints.breakpoints import of_kernel, symbol_breakpoints
 
     if ctx.guest.kernel is not None and of_kernel(ctx.guest, address):

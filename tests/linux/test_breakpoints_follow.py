@@ -364,6 +364,27 @@ def test_without_a_kernel_file_nothing_runs_that_would_wait_for_ever(kernel: Ker
     assert pa(FIRST) in set_at(session)
 
 
+def test_another_kernel_file_takes_them_along_and_those_it_has_no_symbol_for_are_gone(
+    kernel: KernelImage, tmp_path: Path
+) -> None:
+    guest, _, _, _ = boot()
+    held, session, breakpoints = followed(kernel, guest, [(guest.cpu(), None)])
+    kept, lost = breakpoints.add(address("kernel_clone")), breakpoints.add(address("memset+4"))
+    module = breakpoints.add(address("f [one]"))
+    assert set_at(session) == {TEXT_VA + MOVED + HOT, TEXT_VA + MOVED + EARLY + 4}
+    (tmp_path / "other").write_bytes(image(text=code()))
+    other = KernelImage.open(tmp_path / "other")
+    names = [
+        (name, va + 0x40 * (name == "kernel_clone"), kind) for name, va, kind in MORE if name != "memset"
+    ]
+    other.__dict__["_table"] = (table(SYMBOLS + names), "")
+    held._kernel = other
+    held.forget_stop()
+    assert breakpoints.follow_another() == [lost]
+    assert breakpoints.all == [kept, module]
+    assert set_at(session) == {TEXT_VA + MOVED + HOT + 0x40}
+
+
 def test_an_await_that_another_stop_ends_is_no_success(kernel: KernelImage) -> None:
     guest, reset, linked, _ = boot()
     held, session, breakpoints = followed(kernel, guest, [(reset, None), (linked, 0x4000_1000)])

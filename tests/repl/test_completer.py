@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeKernel, context, kernel_tree
+from fakes import FakeKernel, context, kernel_tree, run
+from module_guest import ModuleGuest
 from prompt_toolkit.completion import CompleteEvent, Completion
 from prompt_toolkit.document import Document
 
 from ptinspect.commands.framework.registry import RESULTS, Command, build_registry
+from ptinspect.linux.running.modules import Modules
 from ptinspect.output.model import Report
 from ptinspect.repl.completer import LIMIT, CommandCompleter, SymbolIndex, Typed, typed
 
@@ -127,6 +129,22 @@ def test_symbols_by_prefix() -> None:
     assert complete("x/8gx sw", ctx) == ["x/8gx swapper_pg_dir"]
     assert complete("walk 0x10 st", ctx) == []
     assert meaning("walk st", ctx) == "code, linked at 0xffff800010001000"
+
+
+def test_symbols_of_modules_once_they_are_known() -> None:
+    ctx = with_kernel()
+    loaded = ModuleGuest()
+    loaded.add("one", {"start_one": 0x40, "start_kernel": 0x80})
+    ctx.guest.view.modules = Modules(loaded, known=ctx.guest.module_symbols)  # type: ignore
+    assert complete("walk start_", ctx) == ["walk start_kernel"], "the guest is not asked"
+    run(ctx, "symbol start_one")
+    names = ["walk start_kernel", "walk start_kernel [one]", "walk start_one"]
+    assert complete("walk start_", ctx) == names
+    assert meaning("walk start_o", ctx) == "of module one"
+    ctx.guest.forget_stop()
+    assert complete("walk start_", ctx) == names, "at the next stop too"
+    ctx.guest.use_kernel(Path("other"))
+    assert not ctx.guest.module_symbols
 
 
 class Counting(list[str]):

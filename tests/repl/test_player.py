@@ -321,6 +321,8 @@ def test_an_action_for_a_place_that_nobody_knows() -> None:
     ctx, _ = stopping()
     subject = player(ctx)
     assert play(subject, "on stop no_such_symbol: say a\n") == 2
+    assert err(subject.printer).startswith("s:1: on stop no_such_symbol: nobody knows where that is without")
+    assert "kernel FILE, before it" in err(subject.printer)
 
 
 def test_every_ready_script_parses_and_names_only_known_commands() -> None:

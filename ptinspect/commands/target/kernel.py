@@ -8,8 +8,10 @@ from pathlib import Path
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework.arguments import MODULES, address_argument
 from ptinspect.commands.framework.command import argument, command
+from ptinspect.commands.run.breakpoints import placed
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
+from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import also_in, early, names_at_hand
@@ -28,6 +30,8 @@ class KernelResult:
     size: int | Absent = ABSENT
     modules: str | Absent = ABSENT
     """The directory with files of modules."""
+    breakpoints_deleted: Sequence[int] | Absent = ABSENT
+    """Breakpoints at symbols that this kernel does not have."""
 
 
 @command(
@@ -59,6 +63,8 @@ def kernel(
     """Name or show the kernel file."""
     if modules is not None:
         guest.use_modules(modules)
+    deleted: list[int] = []
+    notes: list[Note] = []
     if file is not None:
         if not file.is_file():
             raise UserError(f"no file {file}")
@@ -71,12 +77,20 @@ def kernel(
         except KernelFileError:  # the one named before stays
             guest.use_kernel(path, force=forced)
             raise
+        if guest.state == "stopped" and file != path:
+            deleted, notes = _followed(guest)
     found = guest.kernel
     if found is None:
         return Report(KernelResult(None), (Note("no kernel file; 'kernel FILE' names one", "dim"),))
     files = ABSENT if guest.module_files is None else str(guest.module_files.directory)
     result = KernelResult(
-        str(found.path), escape(found.banner), len(found.symbols), Hex(found.text_va), found.size, files
+        str(found.path),
+        escape(found.banner),
+        len(found.symbols),
+        Hex(found.text_va),
+        found.size,
+        files,
+        deleted or ABSENT,
     )
     rows = [
         ("file", str(found.path)),
@@ -86,7 +100,19 @@ def kernel(
     ]
     if guest.module_files is not None:
         rows.append(("modules", str(guest.module_files.directory)))
-    return Report(result, (Table((Column(""), Column("")), rows),))
+    return Report(result, (Table((Column(""), Column("")), rows), *notes))
+
+
+def _followed(guest: Guest) -> tuple[list[int], list[Note]]:
+    """Have breakpoints at symbols follow the kernel file; return those deleted, and what became of all."""
+    breakpoints = symbol_breakpoints(guest)
+    lost = breakpoints.follow_another()
+    notes = [Note(f"breakpoint {one.id} {placed(guest, one)}", "changed") for one in breakpoints.all]
+    notes += [
+        Note(f"breakpoint {one.id} at {one.address.text} is deleted: this kernel has no such symbol", "bad")
+        for one in lost
+    ]
+    return [one.id for one in lost], notes
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,18 @@ class SymbolBreakpoints:
                 for one in self.all:
                     self._set(one)
 
+    def follow_another(self) -> list[SymbolBreakpoint]:
+        """Have all follow the kernel file that was named now; return those that it has no symbol for.
+
+        These are deleted: they would stop the guest for another kernel's code.
+        """
+        kernel = self._guest.kernel
+        lost = [] if kernel is None else [one for one in self.all if not _has(kernel, one.address)]
+        for one in lost:
+            self.delete(one.id)
+        self.refresh()
+        return lost
+
     def tidy(self) -> None:
         """Delete the temporary one that the guest has stopped at, and those that GDB has no more."""
         if self._guest.state != "stopped":
@@ -455,6 +467,13 @@ def link_address(kernel: KernelImage, address: Address) -> int:
     for term in address.terms:
         total += term.sign * (kernel.lookup(term.text) if term.value is None else term.value)
     return total & MASK64
+
+
+def _has(kernel: KernelImage, address: Address) -> bool:
+    """Tell whether a kernel has the symbol of an address; a module's is looked for when that is loaded."""
+    with contextlib.suppress(KernelFileError):
+        return bool(module_of(address)) or link_address(kernel, address) is not None
+    return False
 
 
 def timed_out(error: TargetTimeout, waiting: Sequence[SymbolBreakpoint]) -> TargetTimeout:

@@ -13,7 +13,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames
-from ptinspect.guest.rewrite.rewrite import NotReached, Runner
+from ptinspect.guest.rewrite.rewrite import NotReached, Runner, stopped_at
 from ptinspect.guest.rewrite.state import STORES, Standing, standing
 
 if TYPE_CHECKING:

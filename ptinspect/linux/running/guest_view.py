@@ -14,6 +14,7 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, Ptins
 from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.module_file import ModuleFiles
+from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.linux.running.locator import Locator
 from ptinspect.linux.running.member_offsets import MemberOffsets
 from ptinspect.linux.running.modules import Modules
@@ -47,13 +48,14 @@ class GuestView:
         force: bool = False,
         root: RootFound | None = None,
         module_files: ModuleFiles | None = None,
+        module_symbols: dict[str, SymbolTable] | None = None,
     ) -> None:
         """Prepare; nothing is read before it is asked for.
 
         `previous` is the view of an earlier stop of the same guest, whose findings are tried first.
         With `force` a kernel file is used even if the code in memory is another one's. `root` is the
         kernel's own table where it is known otherwise: the registers hold no other. `module_files` add to
-        the symbols of modules.
+        the symbols of modules, `module_symbols` gets those that are read.
         """
         self.memory = memory
         self.states = tuple(sorted(states, key=lambda state: (state.cpu != current, state.cpu)))
@@ -63,6 +65,7 @@ class GuestView:
         self.force = force
         self._given = root
         self._module_files = module_files
+        self._module_symbols = module_symbols
         self._previous = previous._known() if previous is not None and previous.image is image else None
         self._pages: dict[int, int] = {}
         self._copies: list[Placement] = []
@@ -230,7 +233,7 @@ class GuestView:
     @cached_property
     def modules(self) -> Modules:
         """The modules that the kernel has loaded."""
-        return Modules(self, self._module_files)
+        return Modules(self, self._module_files, self._module_symbols)
 
     # -- symbols and memory ---------------------------------------------------------------------
 

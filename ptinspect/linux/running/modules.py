@@ -89,11 +89,20 @@ class InModule:
 class Modules:
     """Find modules and their symbols, at one stop."""
 
-    def __init__(self, view: RunningKernel, files: ModuleFiles | None = None) -> None:
-        """Prepare; nothing is read before it is asked for. `files` add symbols that memory does not keep."""
+    def __init__(
+        self,
+        view: RunningKernel,
+        files: ModuleFiles | None = None,
+        known: dict[str, SymbolTable] | None = None,
+    ) -> None:
+        """Prepare; nothing is read before it is asked for. `files` add symbols that memory does not keep.
+
+        `known` gets the symbols that are read, by module.
+        """
         self._view = view
         self._files = files
         self._tables: dict[int, SymbolTable] = {}
+        self._known = {} if known is None else known
         self._sizes: dict[int, int] = {}
         """Bytes of what lies at an address, as the module's symbol tells."""
         self.incomplete = ""
@@ -259,7 +268,7 @@ class Modules:
                 found = self._with_file(module, found)
             except KernelFileError as error:
                 self.refused.append(error.message)
-            self._tables[module.address] = found
+            self._tables[module.address] = self._known[module.name] = found
         return self._tables[module.address]
 
     def _with_file(self, module: Module, kept: SymbolTable) -> SymbolTable:
