@@ -311,20 +311,20 @@ class PtCommand(gdb.Command):
 class ShortName:
     """The command `pt`, where no other script has one of that name: gdb-pt-dump, pwndbg and a gef do."""
 
-    TAKEN = "ptinspect: the command pt is another script's{} here: type ptinspect walk $pc, and so on\n"
+    OURS = "ptinspect: for short pt, as pt walk $pc (GDB's ptype needs its y)\n"
+    TAKEN = "ptinspect: the command pt is another script's: type ptinspect walk $pc, and so on\n"
 
     def __init__(self):
         self.ours = "pt" not in gdb.execute("complete pt", False, True).splitlines()
         if self.ours:
             PtCommand("pt")
-        else:
-            gdb.write(self.TAKEN.format(""))
+        gdb.write(self.OURS if self.ours else self.TAKEN)
 
     def check(self):
         """Say once that another script, sourced later, has taken the name."""
         if self.ours and PtCommand.__doc__.splitlines()[0] not in gdb.execute("help pt", False, True):
             self.ours = False
-            gdb.write(self.TAKEN.format(" now"), gdb.STDERR)
+            gdb.write(self.TAKEN, gdb.STDERR)
 
 
 stops = Stops()

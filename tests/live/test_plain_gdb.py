@@ -238,10 +238,15 @@ def test_the_short_name_stays_another_scripts(gdb: str, tmp_path: Path) -> None:
             timeout=SECONDS,
             check=True,
         )
+        told.append(done.stderr)
         return done.stdout
 
+    told: list[str] = []
     ours = f"source {SCRIPTS / 'ptinspect.py'}"
     both = said(f"source {theirs}", ours, "pt version", "ptinspect version")
     assert "the command pt is another script's" in both and "\ntheirs\nptinspect 0" in both
-    again = said(ours, ours, "pt version")
-    assert again.startswith("ptinspect 0"), again
+    first, *again = said(ours, ours, "pt version").splitlines()
+    assert first.startswith("ptinspect: for short pt") and again[0].startswith("ptinspect 0"), again
+    later = said(ours, f"source {theirs}", "ptinspect version", "pt version", "ptinspect version")
+    assert later.splitlines()[1].startswith("ptinspect 0") and "\ntheirs\nptinspect 0" in later
+    assert told[-1].count("the command pt is another script's") == 1, "it is said once"
