@@ -9,7 +9,7 @@ import pytest
 from browser import Browser
 from test_page import CONTRAST, data_of, lost_table
 
-from ptinspect.campaign.plan import Plan, cells_of
+from ptinspect.campaign.plan import RECORDING, Plan, cells_of
 from ptinspect.campaign.results import Record, append, begin
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
@@ -58,6 +58,7 @@ def campaign(folder: Path) -> Path:
         )
     kept = path / "runs" / "00004"
     kept.mkdir(parents=True)
+    (kept / RECORDING).mkdir()
     before, after, _ = lost_table()
     save(before, kept / "before.npz")
     save(after, kept / "failed.npz")
@@ -79,6 +80,7 @@ def test_a_campaign_begins_with_its_verdict_and_the_ways_to_fail(tmp_path: Path)
     hang, fail = (way["words"].split("\n") for way in shown["ways"])
     assert hang[0] == "hang: mem=512, run 3" and EVIL in hang[2]
     assert fail[:3] == ["fail: mem=1024, runs 4, 6", "s.pti:4: expect: check.ok", "verdict: lost-entry"]
+    assert fail[-2].startswith("run 4, recorded: timeline open /") and fail[-2].endswith(f"00004/{RECORDING}")
     assert fail[-1] == "a click leads to the tables of run 4"
     assert [way["diff"] for way in shown["ways"]] == [None, 0]
     assert [(each["a"], each["b"], each["changes_total"]) for each in data["diffs"]] == [

@@ -17,6 +17,7 @@ from ptinspect.commands.session.campaign_view import (
     headline,
     oddities,
     pair_words,
+    recordings,
     retries,
     run_numbers,
     short,
@@ -36,6 +37,8 @@ WAYS, ROWS = 200, 200
 """Ways to fail, and runs that took several attempts, that a page lists."""
 DRAWN, SNAPSHOTS = 3, 4
 """Failed runs whose tables a page draws, and how many snapshots of each."""
+RECORDINGS = 3
+"""Recordings that each way to fail names."""
 MAX_BYTES = 600_000
 """Bytes of their files, which is about what they take on the page."""
 
@@ -151,6 +154,7 @@ def _words(alike: Sequence[Attempts], found: Compared | None) -> list[str]:
     said += _compared(found) if found else []
     kept = _kept(first)
     said += [f"kept in {escape(str(kept))}"] if kept.is_dir() else []
+    said += [note.text for note in recordings(alike, RECORDINGS)]
     return [line for line in said if line]
 
 

@@ -72,7 +72,7 @@ def campaign_report(
         body.append(_failures(merged.ways(), rows))
     if retried:
         body.append(retries(retried, rows))
-    body += _recordings([*failed, *retried], rows)
+    body += recordings([*failed, *retried], rows)
     body += _differences(compared)
     return Report(result, body, 0 if not merged.failed and not merged.missing else 1)
 
@@ -176,7 +176,7 @@ def retries(retried: Sequence[Attempts], rows: int) -> Table:
     return Table((Column("run"), Column("cell"), Column("attempts"), Column("at first")), lines[:rows], title)
 
 
-def _recordings(items: Sequence[Attempts], rows: int) -> list[Note]:
+def recordings(items: Sequence[Attempts], rows: int) -> list[Note]:
     """Tell how the recordings that were kept are opened."""
     kept = [(item.run.number, path) for item in items for path in item.recordings]
     lines = [f"timeline open {escape(shlex.quote(str(path)))}" for _, path in kept[:rows]]
