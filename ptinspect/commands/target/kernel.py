@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
+from ptinspect.arch.levels import size_text
 from ptinspect.commands.framework.arguments import MODULES, address_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.run.breakpoints import placed
@@ -96,7 +97,7 @@ def kernel(
         ("file", str(found.path)),
         ("banner", escape(found.banner)),
         ("symbols", str(len(found.symbols))),
-        ("linked at", f"{f'{found.text_va:#x}' if found.linked else 'not known'}, {found.size} bytes"),
+        ("linked at", f"{f'{found.text_va:#x}' if found.linked else 'not known'}, {size_text(found.size)}"),
     ]
     if guest.module_files is not None:
         rows.append(("modules", str(guest.module_files.directory)))
