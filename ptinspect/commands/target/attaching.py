@@ -207,12 +207,13 @@ def condition_table(guest: Guest, found: Condition) -> Table:
     place = "" if found.pc is None else guest.place(found.pc, state=cpu_state(guest, found.cpu))
     where = f"cpu {found.cpu} at {place}, EL{found.el}{mmu}" if place else ""
     used = None if guest.session is None or found.slots is None else guest.session.slots_used()
+    why = found.reason if guest.session is None or not found.reason else guest.session.stop.words
     state = found.state if found.state != "none" else "not attached"
     lines: list[tuple[str, Cell]] = [
         ("guest", Styled(state, STATE_STYLES.get(found.state, "dim"))),
         ("stub", found.address),
         ("stands", where),
-        ("stopped by", found.reason),
+        ("stopped by", why),
         ("CPUs", str(found.cpus) if found.cpus else ""),
         ("QEMU", found.qemu + (f" (pid {found.pid})" if found.pid is not None else "")),
         ("runs by", found.accel.upper() if found.accel in ("kvm", "tcg") else found.accel),
