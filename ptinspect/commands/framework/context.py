@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.commands.framework.registry import Registry
@@ -113,9 +114,10 @@ class Context:
         """Ask the user a yes-or-no question; False where nobody can answer."""
         return self.interaction.confirm(question)
 
-    def step(self, line: str, report: Report) -> None:
-        """Show a command that runs as part of this one, and its answer."""
+    def step(self, line: str, report: Report) -> Mapping[str, Any]:
+        """Show a command that runs as part of this one as if `line` had been typed; return its result."""
         self.interaction.step(line, report)
+        return report.result
 
     def close(self) -> None:
         """End the recording and the console's follower, and close the guest. Safe to call twice.

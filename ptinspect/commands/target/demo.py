@@ -190,8 +190,7 @@ def demo(
         if timeline:
             machine = Machine(kernel=kernel, guest=guest, memory=memory, cpu=cpu)
             return lost_in_recording(ctx, directory, machine, timeout)
-        _step(
-            ctx,
+        ctx.step(
             shlex.join(["launch", *([str(kernel)] if kernel else []), *words]),
             launch(ctx, kernel=kernel, guest=guest, memory=memory, cpu=cpu, smp=smp),
         )
@@ -200,29 +199,23 @@ def demo(
         ctx.close()
 
 
-def _step(ctx: Context, line: str, report: Report) -> Mapping[str, Any]:
-    """Show a command as if `line` had been typed, with its report; return its result."""
-    ctx.step(line, report)
-    return report.result
-
-
 def _job(ctx: Context, folder: Path, timeout: float) -> Report:
     guest = ctx.guest
     line = f"kpti run --replace --timeout {timeout}"
-    ran = _step(ctx, line, kpti_run(guest, timeout=timeout, replace=True))
+    ran = ctx.step(line, kpti_run(guest, timeout=timeout, replace=True))
     if not ran["reached"]:
         return Report(NotShown(False, ran["reason"]), (Note(ran["reason"], "bad"),), 1)
     checks = [_translations(guest)]
     for name in ("before", "during", "after"):
         file = folder / f"{name}.npz"
-        _step(ctx, shlex.join(["save", name, str(file)]), save(guest, name=name, file=file))
+        ctx.step(shlex.join(["save", name, str(file)]), save(guest, name=name, file=file))
     before, after = (
-        _step(ctx, f"summary --snap {name}", summary(guest, snap=name)) for name in ("before", "after")
+        ctx.step(f"summary --snap {name}", summary(guest, snap=name)) for name in ("before", "after")
     )
-    during = _step(ctx, "kpti status --snap during", kpti_status(guest, snap="during"))
+    during = ctx.step("kpti status --snap during", kpti_status(guest, snap="during"))
     for file in (folder / "diff.txt", folder / "diff.json"):
         line = shlex.join(["diff", "before", "after", "-o", str(file)])
-        found = _step(ctx, line, diff(ctx, a="before", b="after", output=file))
+        found = ctx.step(line, diff(ctx, a="before", b="after", output=file))
     checks += _checks(before["levels"], after["levels"], during, found)
     ok = all(one.ok for one in checks)
     rows = [
@@ -300,12 +293,12 @@ def _fault(ctx: Context, fault: Fault, timeout: float, *, guarded: bool) -> Repo
     change = inject(ctx.guest, fault, timeout)
     text = f"pa:{change.pa:#x}: {change.old:#x} -> {change.new:#x}"
     line = f"poke descriptor pa:{change.pa:#x} {change.new:#x} --yes"
-    _step(ctx, line, Report({}, (Note(text, "changed"),)))
+    ctx.step(line, Report({}, (Note(text, "changed"),)))
     injected = InjectedResult(Hex(change.pa), Hex(change.old), Hex(change.new))
     if not guarded:
         return _death(ctx, fault, injected)
     line = f"stack guard --timeout {GUARD_SECONDS:g}"
-    caught = _step(ctx, line, guard(ctx, timeout=GUARD_SECONDS))
+    caught = ctx.step(line, guard(ctx, timeout=GUARD_SECONDS))
     if caught["way"] == "time":
         return _quiet(ctx, fault, injected)
     verdict = caught.get("why") or {}
@@ -346,8 +339,8 @@ def _judged(ctx: Context, fault: Fault, injected: InjectedResult) -> tuple[dict[
     console, live = _oops(ctx), dict[str, Any]()
     judged: dict[str, Any] = {"fault": fault, "injected": injected, "console": console}
     if ctx.guest.state == "stopped":
-        live = dict(_step(ctx, "why", why(ctx.guest)))
-        checked = _step(ctx, "check --against after --limit 4", check(ctx.guest, against="after", limit=4))
+        live = dict(ctx.step("why", why(ctx.guest)))
+        checked = ctx.step("check --against after --limit 4", check(ctx.guest, against="after", limit=4))
         judged["check"] = {"ok": checked["ok"], "findings": checked["findings"]}
     codes = [panic["verdict"]["code"] for panic in console["panics"]]
     by_live = _is_explained(fault, injected, live)

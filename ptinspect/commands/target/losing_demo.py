@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.run.run import until
-from ptinspect.commands.run.timeline import goto
+from ptinspect.commands.run.timeline import SECONDS, goto
 from ptinspect.commands.stack.why import why
 from ptinspect.commands.tables.who import who
 from ptinspect.commands.target.attaching import detach, launch
@@ -61,7 +60,6 @@ class Survived:
 
 def lost_in_recording(ctx: Context, directory: Path, machine: Machine, timeout: float) -> Report:
     """Boot such a kernel, and find in its recording which entry it lost, and which store did it."""
-    deadline = time.monotonic() + timeout
     folder = directory / RECORDING
     kernel = losing_kernel(ctx.guest, machine, directory / KERNEL)
     changed = f"{kernel.changed} instructions of {kernel.file} are others"
@@ -69,27 +67,17 @@ def lost_in_recording(ctx: Context, directory: Path, machine: Machine, timeout: 
     _launch(ctx, kernel, folder, machine.memory)
     names = _ends(ctx)
     line = shlex.join(["until", *names, "--timeout", f"{timeout:g}"])
-    died = _step(ctx, line, until(ctx, addresses=[*map(address, names)], timeout=timeout))
+    died = ctx.step(line, until(ctx, addresses=[*map(address, names)], timeout=timeout))
     if BOOTED in died["place"]:
         text = "the kernel came through: it does not rewrite its tables here"
         return Report(Survived(False, text), (Note(text, "bad"),), 1)
-    _step(ctx, "detach", detach(ctx.guest))
-    _step(ctx, shlex.join(["timeline", "open", str(folder)]), replay(ctx, directory=folder))
-    _step(ctx, "timeline goto end", goto(ctx, position="end", timeout=_left(deadline)))
-    cause = _step(ctx, "why", why(ctx.guest))
-    written = _writers(ctx, cause["far"], deadline)
+    ctx.step("detach", detach(ctx.guest))
+    ctx.step(shlex.join(["timeline", "open", str(folder)]), replay(ctx, directory=folder))
+    ctx.step("timeline goto end", goto(ctx, position="end", timeout=SECONDS))
+    cause = ctx.step("why", why(ctx.guest))
+    written = _writers(ctx, cause["far"])
     store = ctx.guest.view.pa_of_link(kernel.store)
-    return _judged(kernel, store, folder, cause, written)
-
-
-def _step(ctx: Context, line: str, report: Report) -> Mapping[str, Any]:
-    """Show a command as if `line` had been typed, with its report; return its result."""
-    ctx.step(line, report)
-    return report.result
-
-
-def _left(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 1.0)
+    return judged(kernel, store, folder, cause, written)
 
 
 def _launch(ctx: Context, kernel: LosingKernel, folder: Path, memory: int | None) -> None:
@@ -106,7 +94,7 @@ def _launch(ctx: Context, kernel: LosingKernel, folder: Path, memory: int | None
         cpu=kernel.cpu or None,
         memory=memory,
     )
-    _step(ctx, line, started)
+    ctx.step(line, started)
 
 
 def _ends(ctx: Context) -> list[str]:
@@ -119,17 +107,17 @@ def _ends(ctx: Context) -> list[str]:
     return [bad, *([BOOTED] if BOOTED in known else [])]
 
 
-def _writers(ctx: Context, far: str, deadline: float) -> Mapping[str, Any]:
+def _writers(ctx: Context, far: str) -> Mapping[str, Any]:
     """Ask who ever wrote the entry that the fault at an address lacks."""
     report = who(
-        ctx.guest, address=address(far), level="pmd", every=True, timeout=_left(deadline), root=None,
+        ctx.guest, address=address(far), level="pmd", every=True, timeout=SECONDS, root=None,
         regime=None,
     )  # fmt: skip
-    found: Mapping[str, Any] = _step(ctx, f"who {far} --level pmd --all", report)["descriptors"][0]
+    found: Mapping[str, Any] = ctx.step(f"who {far} --level pmd --all", report)["descriptors"][0]
     return found
 
 
-def _judged(
+def judged(
     kernel: LosingKernel, store: int, folder: Path, cause: Mapping[str, Any], written: Mapping[str, Any]
 ) -> Report:
     """Compare what was found with what was put into the kernel: a store at the physical address `store`."""
