@@ -17,8 +17,9 @@ Way = Literal["margin", "recursive-fault", "bad-stack", "other", "time", "interr
 """`margin`: a store into the guarded part; `recursive-fault`: the exception entry's own store faulted;
 `bad-stack`: the kernel found too little room itself; the rest are not alarms."""
 ALARMS: tuple[Way, ...] = ("margin", "recursive-fault", "bad-stack")
-END_MARK = 16
-"""Lowest bytes that are left out: the kernel itself writes its end mark there."""
+END_MARK = 32
+"""Lowest bytes that are left out: the kernel itself writes its end mark there, and notes of its own about a
+stack that is free (struct vm_stack, kernel/fork.c since 5.18)."""
 ROOM = 1024
 """Bytes of a stack that no margin may take: a task could not run with less."""
 MAX_STACKS = 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_a_quiet_run(guest: Guest) -> None:
     )
     patched, watches, breakpoints = seen[0]
     assert patched
-    assert sorted(watches.values()) == [guest.init_base + 16, guest.base + 16]
+    assert sorted(watches.values()) == [guest.init_base + 32, guest.base + 32]
     assert breakpoints == [PARK, PARK + 0x80]
     nothing_left(guest, before)
 
@@ -237,24 +238,31 @@ def test_memory_that_is_nobodys_stack_any_more_is_let_go(guest: Guest) -> None:
     guest.session.stops = [guest.stop_at(100, sp=guest.base + 0x3000), look]
     result = run(guest.context(), "stack guard").result
     assert (result["way"], result["false_hits"]) == ("other", 1)
-    assert left == [[guest.base + 16]]
+    assert left == [[guest.base + 32]]
 
 
-def test_tasks_that_come_later_are_watched(guest: Guest) -> None:
+def test_tasks_that_come_later_are_watched_if_they_stay(guest: Guest) -> None:
+    """The stack of one that ends at once is soon another's, who clears it."""
     seen: list[Any] = []
+    stack = guest.new_stack()
+    late = guest.task(9, "late", stack, parent=guest.init)
+    brief = guest.task(10, "brief", guest.new_stack(), parent=guest.init)
 
-    def fork(session: GuardSession) -> Stop:
-        late = guest.task(9, "late", guest.new_stack(), parent=guest.init)
-        guest.link_tasks([guest.init, guest.shell, late])
-        raise TargetTimeout("not in time")
+    def then(*tasks: int) -> Callable[[GuardSession], Stop]:
+        def stop(session: GuardSession) -> Stop:
+            seen.append(len(session.watches))
+            guest.link_tasks([guest.init, guest.shell, *tasks])
+            raise TargetTimeout("not in time")
+
+        return stop
 
     def look(session: GuardSession) -> Stop:
-        seen.append(len(session.watches))
+        seen.append(sorted(session.watches.values())[2:])
         return Stop("breakpoint-hit", 0, 77, KERNEL, "")
 
-    guest.session.stops = [fork, look]
+    guest.session.stops = [then(late, brief), then(late), look]
     run(guest.context(), "stack guard --timeout 30")
-    assert seen == [3]
+    assert seen == [2, 2, [stack + 32]]
 
 
 @pytest.mark.parametrize(("whose", "bases"), [("current", ["base"]), ("7", ["base"]), ("0", ["init_base"])])
@@ -267,7 +275,7 @@ def test_one_task_only(guest: Guest, whose: str, bases: list[str]) -> None:
 
     guest.session.stops = [look]
     run(guest.context(), f"stack guard --task {whose}")
-    assert seen == [[getattr(guest, name) + 16 for name in bases]]
+    assert seen == [[getattr(guest, name) + 32 for name in bases]]
 
 
 @pytest.mark.parametrize("more", ["--task 999", "--task x", "--margin 100%", "--entry x"])
@@ -368,7 +376,7 @@ def test_stack_size_is_that_of_the_watch(guest: Guest) -> None:
     guest.session.stops = [guest.stop_at(77)]
     run(guest.context(), "stack guard --margin 25%")
     watch = next(line for line in guest.session.words if line.startswith("awatch"))
-    assert f"[{SIZE // 4 - 16}]" in watch
+    assert f"[{SIZE // 4 - 32}]" in watch
 
 
 def test_before_tasks_are_known_the_entry_is_guarded_all_the_same(guest: Guest) -> None:

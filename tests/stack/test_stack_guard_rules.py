@@ -29,20 +29,20 @@ def state(sp: int, elr: int = 0, esr: int = WRITE_FAULT) -> CpuState:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("2048", 2048), ("17", 17), ("25%", 4096), ("93%", 15237), ("15360", 15360)]
+    ("text", "expected"), [("2048", 2048), ("33", 33), ("25%", 4096), ("93%", 15237), ("15360", 15360)]
 )
 def test_margins(text: str, expected: int) -> None:
     assert margin_bytes(text, SIZE) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "16", "100%", "15361", "-5", "1k", "x"])
+@pytest.mark.parametrize("text", ["", "0", "32", "100%", "15361", "-5", "1k", "x"])
 def test_margins_that_leave_no_room(text: str) -> None:
     with pytest.raises(UserError, match="margin"):
         margin_bytes(text, SIZE)
 
 
 def test_the_margin_is_watched_to_the_byte_and_the_end_mark_is_left_out() -> None:
-    assert watched(STACK, MARGIN) == (BASE + 16, BASE + MARGIN)
+    assert watched(STACK, MARGIN) == (BASE + 32, BASE + MARGIN)
 
 
 @pytest.mark.parametrize(

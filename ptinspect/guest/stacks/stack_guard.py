@@ -240,10 +240,14 @@ Whose = int | Literal["any", "current"]
 """Whose stack is guarded: that of the task with a PID, of all, or of the one that runs now."""
 PLACING = 60.0
 """Seconds that it may take until it is known where the kernel runs."""
-FIRST_LOOK, LOOK = 0.5, 1.0
+FIRST_LOOK, LOOK = 0.4, 1.0
 """Seconds after which tasks that came later are looked for: the first time, and from then on."""
 LOOKING = 0.2
 """Share of the time that looking may take: over a slow link a look at many tasks takes seconds."""
+PROBATION = 0.35
+"""Seconds that a task which came later has to live until its stack is watched. The stack of one that ends at
+once is soon another's, who clears it; a stop for that takes a tenth of a second, since GDB steps over the
+instruction, and QEMU then translates the kernel anew (gdbstub.c, gdb_vm_state_change: tb_flush)."""
 FULL_LOOKS = 8
 """Looks after which the whole list is walked: the short look does not see new threads of a process."""
 
@@ -352,13 +356,18 @@ class _Run:
     near: Stack | None = None
     due: float = 0.0
     """When to look again."""
+    newcomers: set[tuple[int, int]] = field(default_factory=set)
+    """Tasks that the last look found and left unwatched: address and PID."""
+    second: bool = False
+    """Whether the next look is to see which of them have stayed."""
 
     def look_in_time(self, least: float) -> None:
         """Look, and leave the guest at least so many seconds after that, more if the look was long."""
-        began = time.monotonic()
+        began, before = time.monotonic(), self.newcomers
         self.look()
+        self.second = not self.second and not self.newcomers <= before
         now = time.monotonic()
-        self.due = now + max(least, (now - began) * (1 / LOOKING - 1))
+        self.due = now + max(PROBATION if self.second else least, (now - began) * (1 / LOOKING - 1))
 
     def tasks(self, stacks: Stacks) -> list[Task]:
         """Return the tasks to guard that are there now."""
@@ -374,13 +383,20 @@ class _Run:
         return list(stacks.tasks.all().tasks)
 
     def look(self) -> None:
-        """Watch the stacks that are not watched yet; early in the boot there may be none."""
+        """Watch the stacks that are not watched yet; early in the boot there may be none.
+
+        The first time those of all tasks, later of those that were there at the look before.
+        """
         if self.looks and self.whose != "any":
             return
         try:
             stacks = open_stacks(self.guest)
-            found = [stacks.of_task(task) for task in self.tasks(stacks)]
-            watch_stacks(self.guest, self.armed, found, self.margin)
+            tasks = {(task.address, task.pid): task for task in self.tasks(stacks)}
+            at_once = not self.looks or self.guest.stopped.slots.limited
+            stay = tasks if at_once else tasks.keys() & self.newcomers
+            watch_stacks(self.guest, self.armed, [stacks.of_task(tasks[key]) for key in stay], self.margin)
+            bases = self.armed.wires.bases
+            self.newcomers = {key for key, task in tasks.items() if task.stack not in bases}
             self.blind = ""
         except PtinspectError as error:
             later = not isinstance(error, UserError) or isinstance(error, KernelFileError)

@@ -18,6 +18,7 @@ from ptinspect.link.gdb.recorder import Rung, Tracer
 from ptinspect.link.session import Capability
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.stack.depth import depth_of_cpu, unwinder
+from ptinspect.stack.guard import END_MARK
 from ptinspect.stack.kernel_code import KernelCode
 from ptinspect.stack.trace import (
     LADDER,
@@ -50,8 +51,6 @@ ENDS = {
 """How a trace ended, for people."""
 MAX_HITS = 4096
 """New depths after which a ladder ends."""
-END_MARK = 16
-"""Bytes at the base of a stack that are not watched: the end mark."""
 
 
 @dataclass(frozen=True)
