@@ -38,7 +38,7 @@ def user_directory(kind: Literal["cache", "config", "state"]) -> str:
     return f"{chosen}/ptinspect"
 
 
-def open_input(path: Path) -> BinaryIO:
+def open_input(path: Path | str) -> BinaryIO:
     """Open a file for reading; a FIFO without a writer is empty. Raises OSError, ValueError."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISDIR(os.fstat(number).st_mode):

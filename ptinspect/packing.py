@@ -7,13 +7,10 @@ of bzip2, where they give 4 GiB, and of xz no more than LARGEST at once.
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 HEAD = 16
 """Bytes that tell how a file is packed."""
@@ -134,12 +131,13 @@ def _streams(file: BinaryIO, kind: str, strict: bool) -> Iterator[bytes]:
 
 def _pieces(unpacker: _Unpacker, data: bytes) -> Iterator[bytes]:
     """Unpack some bytes: whole, or piece by piece where the standard library can be asked for that."""
-    if not isinstance(unpacker, (bz2.BZ2Decompressor, lzma.LZMADecompressor)):
+    if not hasattr(unpacker, "needs_input"):
         yield unpacker.decompress(data)
         return
-    yield unpacker.decompress(data, LARGEST)
-    while not (unpacker.eof or unpacker.needs_input):
-        yield unpacker.decompress(b"", LARGEST)
+    bounded: Any = unpacker
+    yield bounded.decompress(data, LARGEST)
+    while not (bounded.eof or bounded.needs_input):
+        yield bounded.decompress(b"", LARGEST)
 
 
 def _what_follows(file: BinaryIO, unused: bytes | None) -> bytes:
@@ -155,10 +153,16 @@ def _what_follows(file: BinaryIO, unused: bytes | None) -> bytes:
 def _maker(kind: str) -> tuple[Callable[[], _Unpacker], tuple[type[Exception], ...]]:
     """Return what makes the unpacker of a stream, and the errors by which it reports damage."""
     if kind == "gzip":
+        import zlib
+
         return lambda: zlib.decompressobj(wbits=31), (zlib.error,)
     if kind in ("xz", "lzma"):
+        import lzma
+
         return lambda: lzma.LZMADecompressor(memlimit=MAX_MEMORY), (lzma.LZMAError,)
     if kind == "bzip2":
+        import bz2
+
         return bz2.BZ2Decompressor, (OSError, ValueError)
     if kind == "zstd":
         import zstandard
@@ -197,6 +201,8 @@ def _lz4_blocks(file: BinaryIO) -> Iterator[bytes]:
 
 def _lzop_blocks(file: BinaryIO) -> Iterator[bytes]:
     """Unpack what lzop writes. Source: Linux lib/decompress_unlzo.c."""
+    import zlib
+
     try:
         from lzallright import LZOCompressor, LZOError
     except ImportError as error:

@@ -410,7 +410,15 @@ def imported(code: str, *, without: Set[str] = frozenset()) -> set[str]:
     return set(run.stderr.split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["help", "walk"], ["decode", "0x3", "--level", "3"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["help", "walk"],
+        ["decode", "0x3", "--level", "3"],
+        ["oops", "tests/data/oops/4.17-lkml-kpti.log"],
+    ],
+)
 def test_starting_imports_nothing_heavy(words: list[str]) -> None:
     """A command without a guest is over before these would be imported; only --help asks for a width."""
     code = f"from ptinspect.app import main; main({words})"

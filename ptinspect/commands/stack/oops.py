@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ptinspect.commands.framework.arguments import file
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.oops_result import OopsResult, oops_result
@@ -19,6 +20,8 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, e
 from ptinspect.text import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ptinspect.linux.oops.incident import Fault
     from ptinspect.linux.oops.printed_walk import PathStep
     from ptinspect.linux.oops.verdict import Analysis, Panic
@@ -149,7 +152,7 @@ VERDICTS = (
         argument(
             "--output",
             "-o",
-            type=Path,
+            type=file,
             written="file",
             metavar="FILE",
             help="write it to a file too: .md, .txt, .json or .csv",
@@ -187,7 +190,7 @@ def _opened(ctx: Context, name: str) -> AbstractContextManager[BinaryIO]:
             raise UserError("oops -: standard input is the prompt's", "name a file")
         return nullcontext(sys.stdin.buffer)
     try:
-        return open_input(Path(name).expanduser())
+        return open_input(os.path.expanduser(name))  # noqa: PTH111 (pathlib takes longer than the log)
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence, Set
 from itertools import pairwise
@@ -330,6 +329,8 @@ def _clean(raw: str) -> str:
     """Replace what terminals, browsers, mail programs and JSON made of the characters."""
     text = _ANSI.sub("", raw) if "\x1b" in raw else raw
     if (message := _JSON.search(text)) is not None:
+        import json
+
         text = json.loads(message[1], strict=False).partition("\n")[0]
     while text.endswith("^M"):
         text = text[:-2]
