@@ -304,7 +304,7 @@ class Guest:
         physical: bool = False,
         state: CpuState | None = None,
     ) -> str:
-        """Return a code address with its symbol: `0xffff800010081000 (_stext+0x0)`.
+        """Return a code address with its symbol: `0xffff800010081000 (_stext+0x10)`.
 
         A physical one is written `pa:0x…`: with `physical`, or while the MMU is off of the CPU that it is
         for (`state`; the chosen one). `returns`: it is a return address, which may lie past the end of the

@@ -35,7 +35,7 @@ RULES_HELP = "whose rules an address given as root is used by: el1, el2, or ttbr
 WORDS = ("ttbr0", "ttbr1", *REGISTERS, "swapper", "user", "idmap", "tramp", "trampoline")
 ROOT_HELP = (
     "swapper (default for kernel addresses), ttbr0 (default for others), ttbr1, ttbr0_el2 and its like, "
-    "user (tables of the current task), task:PID, idmap, tramp, or the address of a table"
+    "user (tables of the current task), task:PID, task:NAME, idmap, tramp, or the address of a table"
 )
 
 
@@ -52,10 +52,12 @@ class Chosen:
 
 
 def root_choice(text: str) -> str | Address:
-    """Read a word of WORDS, `task:PID`, or the address of a table."""
+    """Read a word of WORDS, `task:PID` or `task:NAME`, or the address of a table."""
     word = text.lower()
-    if word in WORDS or re.fullmatch(r"task:\d{1,7}", word):
+    if word in WORDS:
         return word
+    if re.fullmatch(r"task:.{1,64}", text):
+        return text
     return address(text)
 
 
@@ -106,7 +108,8 @@ def _other(guest: Guest, choice: str, state: CpuState) -> OtherRoot:
         return trampoline(guest.view)
     if choice == "user":
         return current_tables(guest.view, state)
-    return task_tables(guest.view, state, int(choice.removeprefix("task:")))
+    which = choice.removeprefix("task:")
+    return task_tables(guest.view, state, int(which) if which.isdigit() else which)
 
 
 def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:
@@ -260,7 +263,7 @@ class Tables:
     """Say which tables are meant: whose, from which root, by which rules."""
 
     root: str | Address | None = None
-    """A word of roots.WORDS, `task:PID`, the address of a table; None for the kernel's own, or TTBR0's."""
+    """A word of WORDS, `task:PID`, `task:NAME`, a table's address; None: the kernel's own, or TTBR0's."""
     regime: str | None = None
     """A word of roots.RULES: by whose rules a root given by its address is used."""
     cpu: int | None = None

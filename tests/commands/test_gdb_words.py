@@ -111,11 +111,11 @@ def test_info_runs_the_command_that_answers(ctx: Any) -> None:
     assert run(ctx, "info").result == {"words": dict(WORDS)}
     for line, hint in (
         ("info functions", "gdb info functions"),
-        ("info a", "one of: address, all-registers"),
+        ("info a", "ambiguous: address, all-registers"),
     ):
         with pytest.raises(UserError) as caught:
             run(ctx, line)
-        assert hint in caught.value.hint
+        assert hint in f"{caught.value.message} {caught.value.hint}"
     registry = build_registry()
     assert [ours for ours in WORDS.values() if (ours,) not in registry.commands] == []
 

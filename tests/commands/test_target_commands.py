@@ -230,12 +230,12 @@ def test_regime_of_a_cpu_that_has_none(ctx: Context) -> None:
 
 def test_break_at_a_symbol_and_at_a_physical_address(ctx: Context) -> None:
     with_kernel(ctx)
-    assert run(ctx, "break start_kernel").result["place"] == f"{KERNEL + 0x1000:#x} (start_kernel+0x0)"
+    assert run(ctx, "break start_kernel").result["place"] == f"{KERNEL + 0x1000:#x} (start_kernel)"
     run(ctx, "b pa:0x40201000 --temporary")
     calls = [call for call in session_of(ctx).calls if call[0] == "break"]
     assert [call[1] for call in calls] == [KERNEL + 0x1000, 0x40201000]
     assert calls[1][2]["temporary"]
-    assert "0x40201000 (start_kernel+0x0)" in text(run(ctx, "break"))
+    assert "0x40201000 (start_kernel)" in text(run(ctx, "break"))
 
 
 def test_break_where_nothing_tells_the_address_yet(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,7 @@ def test_an_overlay_is_that_of_the_task_that_runs(
     """The kernel changes POR_EL0 with the task (FEAT_S1POE); the register says nothing of others' tables."""
     guest = Guest()
     tasks = tuple(Task(0x1000 * n, n, n, c, 0, 0, None) for n, c in ((1, "init"), (2, "sh")))
-    listed = SimpleNamespace(tasks=tasks, incomplete="")
-    known = SimpleNamespace(all=lambda: listed, current=lambda state: tasks[0])
+    known = SimpleNamespace(named=lambda which: tasks[which - 1], current=lambda state: tasks[0])
     monkeypatch.setattr(other_roots, "Tasks", lambda view: known)
     monkeypatch.setattr(other_roots, "_address_space", lambda view, task, member: (0, guest.va(0x1_0000)))
     view = guest.view(kernel, guest.cpu(TCR2_EL1=1 << 2, POR_EL0=0x7))

@@ -40,7 +40,9 @@ VALUES = {
     "system_state": "prog['system_state']",
     "jiffies_64": "prog['jiffies_64']",
     "nr_cpu_ids + 1": "prog['nr_cpu_ids'] + 1",
-    "container_of(init_task.tasks.next, struct task_struct, tasks)->pid": "drgn.container_of(init.tasks.next, 'struct task_struct', 'tasks').pid",
+    "container_of($current->tasks.next, struct task_struct, tasks)->pid": (
+        "drgn.container_of(here.tasks.next, 'struct task_struct', 'tasks').pid"
+    ),
 }
 """C, and the same for drgn."""
 

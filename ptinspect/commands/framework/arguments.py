@@ -70,8 +70,23 @@ def either(*words: str, other: Callable[[str], Read]) -> Callable[[str], Read | 
     return lambda text: text if text in words else other(text)
 
 
-PID = whole(0, 1 << 22)
-"""The type of a thread's id."""
+_PID = whole(0, 1 << 22)
+TASK_HELP = "PID, or task:NAME"
+
+
+def task(text: str) -> int | str:
+    """Read which task: its PID, or its name, with or without `task:` before it. Raises UserError."""
+    named = text.removeprefix("task:")
+    if not named:
+        raise UserError(f"{text!r} names no task", TASK_HELP)
+    return _PID(named) if named.isdigit() else named
+
+
+def task_word(text: str) -> int | str:
+    """Read the same where a bare name could be another word."""
+    if not text.isdigit() and not text.startswith("task:"):
+        raise UserError(f"{text!r} is no task", TASK_HELP)
+    return task(text)
 
 
 def seconds(text: str) -> float:

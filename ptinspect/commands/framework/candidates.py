@@ -74,7 +74,7 @@ ROOTS: tuple[Candidate, ...] = (
     ("ttbr0_el1", "what TTBR0_EL1 holds, whoever runs"),
     ("ttbr1_el1", "what TTBR1_EL1 holds, whoever runs"),
     ("user", "tables of the current task"),
-    ("task:", "PID: tables of a task"),
+    ("task:", "PID or NAME: tables of a task"),
     ("idmap", "identity map"),
     ("tramp", "trampoline of KPTI"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -56,6 +56,11 @@ class Parser(argparse.ArgumentParser):
     def actions(self) -> list[argparse.Action]:
         """Return the arguments in the order of their declaration, for help and completion."""
         return list(self._actions)
+
+
+def ambiguous(typed: str, names: Iterable[str]) -> UserError:
+    """Return the error that what was typed is the beginning of several names."""
+    return UserError(f"{typed!r} is ambiguous: {', '.join(names)}", "type more of it")
 
 
 def joined(arguments: list[str]) -> list[str]:

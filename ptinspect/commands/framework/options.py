@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.command import ambiguous
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.output.model import escape
@@ -165,7 +166,7 @@ def find(name: str) -> Option:
     if len(begins) == 1:
         return begins[0]
     if begins:
-        raise UserError(f"{name!r} is ambiguous", f"one of: {', '.join(o.name for o in begins)}")
+        raise ambiguous(name, (option.name for option in begins))
     if name.startswith("$") or name in ("var", "variable"):
         raise UserError(f"no option {name!r}", "registers and variables are GDB's to set: gdb set …")
     close = similar(name, (*OPTIONS, *SPELLINGS), 1)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Protocol
 
 from ptinspect.commands.framework.catalogue import catalogue
-from ptinspect.commands.framework.command import Call, Command, Needs
+from ptinspect.commands.framework.command import Call, Command, Needs, ambiguous
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -225,11 +225,11 @@ class Registry:
             step = [c for c in candidates if len(c) > used and c[used] == words[used]]
             if not step:
                 step = [c for c in candidates if len(c) > used and c[used].startswith(words[used])]
+                whole = next((c for c in candidates if len(c) == used), None)
+                if step and whole and self.commands[whole].raw:  # it may be an expression
+                    break
                 if len({c[used] for c in step}) > 1:
-                    if tuple(c for c in candidates if len(c) == used):
-                        break
-                    names = ", ".join(sorted({" ".join(c[: used + 1]) for c in step}))
-                    raise UserError(f"{' '.join(words[: used + 1])!r} is ambiguous", f"one of: {names}")
+                    raise ambiguous(" ".join(words[: used + 1]), sorted({c[used] for c in step}))
             if not step:
                 break
             candidates = step

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.command import argument, command
+from ptinspect.commands.framework.command import ambiguous, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Words
 from ptinspect.dataclass import replace
@@ -75,5 +75,5 @@ def find(word: str) -> str:
     if word in short or len({WORDS[name] for name in begins}) == 1:
         return WORDS[short.get(word) or begins[0]]
     if begins:
-        raise UserError(f"info {word} is ambiguous", f"one of: {', '.join(begins)}")
+        raise ambiguous(f"info {word}", begins)
     raise UserError(f"info {word}: not answered here", f"one of: {', '.join(WORDS)}; or: gdb info {word}")

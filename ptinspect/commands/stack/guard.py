@@ -57,9 +57,9 @@ class GuardResult:
         ),
         argument(
             "--task",
-            type=arguments.either("current", "any", other=arguments.PID),
+            type=arguments.either("current", "any", other=arguments.task),
             default="any",
-            metavar="current|PID|any",
+            metavar="current|PID|task:NAME|any",
             help="whose stack (default any)",
         ),
         argument(

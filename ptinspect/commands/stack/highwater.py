@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
@@ -72,9 +72,9 @@ class HighwaterResult:
         WHERE,
         argument(
             "--task",
-            type=arguments.either("any", other=arguments.PID),
+            type=arguments.either("any", other=arguments.task),
             default="any",
-            metavar="PID|any",
+            metavar="PID|task:NAME|any",
             help="whose stack (default any)",
         ),
         argument("--paint", action="store_true", help="fill the free part with a pattern first"),
@@ -98,7 +98,7 @@ def highwater(
     ctx: Context,
     *,
     where: Sequence[Address],
-    task: int | Literal["any"],
+    task: int | str,
     paint: bool,
     yes: bool,
     timeout: float,

@@ -127,7 +127,10 @@ class StackResult(DepthResult):
     example="stack --cpu all",
     arguments=(
         cpu_or_all_argument("whose stack (default: the CPU that stopped)"),
-        argument("--task", metavar="PID", type=arguments.PID, help="the stack of this task instead"),
+        argument(
+            "of", nargs="?", metavar="TASK", type=arguments.task_word, help="PID or task:NAME: of a task"
+        ),
+        argument("--task", metavar="TASK", type=arguments.task, help="the same; NAME alone will do"),
         argument(
             "-n",
             dest="limit",
@@ -141,19 +144,26 @@ class StackResult(DepthResult):
     needs=Needs.STOPPED,
     details="Task, IRQ, overflow and SDEI stacks; comm, PID, base, top, SP, bytes used and free; each "
     "frame with its own size in bytes, through exception frames and changes of stack. Right with the "
-    "MMU off too: the bytes are reached through the kernel's own tables.",
+    "MMU off too: the bytes are reached through the kernel's own tables. stack 79 and stack task:NAME show "
+    "that of a task.",
     expectable=True,
 )
 def stack(
-    guest: Guest, *, cpu: int | str | None = None, task: int | None = None, limit: int = FRAMES
+    guest: Guest,
+    *,
+    of: int | str | None = None,
+    cpu: int | str | None = None,
+    task: int | str | None = None,
+    limit: int = FRAMES,
 ) -> Report:
     """Show the stack of one CPU, of all, or of a task."""
     from ptinspect.stack.kernel_code import KernelCode
 
     stacks = open_stacks(guest)
     code = KernelCode(stacks.view)
-    if task is not None:
-        found = task_of(stacks, task)
+    which = of if task is None else task
+    if which is not None:
+        found = task_of(stacks, which)
         if found.cpu is None:
             doubt = "" if running_known(guest) else MAY_HAVE_RUN
             return depths([depth_of_sleeper(guest, found, limit)], code, doubt)

@@ -84,9 +84,9 @@ class StackDiffResult:
         ),
         argument(
             "--task",
-            type=arguments.either("current", "any", other=arguments.PID),
+            type=arguments.either("current", "any", other=arguments.task),
             default="current",
-            metavar="current|PID|any",
+            metavar="current|PID|task:NAME|any",
             help="whose stacks a ladder watches",
         ),
         argument(

@@ -72,12 +72,9 @@ def open_stacks(guest: Guest) -> Stacks:
     return guest.once(("stacks", guest.stopped.current_cpu), lambda: Stacks(guest.view))
 
 
-def task_of(stacks: Stacks, pid: int) -> Task:
-    """Return the task with a PID; the running one of several idle tasks. Raises UserError."""
-    matching = [task for task in stacks.tasks.all().tasks if task.pid == pid]
-    if not matching:
-        raise UserError(f"no task has PID {pid}", "stack tasks --all lists them")
-    return min(matching, key=lambda task: task.cpu is None)
+def task_of(stacks: Stacks, which: int | str) -> Task:
+    """Return the task with a PID or a name. Raises UserError."""
+    return stacks.tasks.named(which)
 
 
 def newest_first(guest: Guest) -> Sequence[Snapshot]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetTimeout
@@ -48,7 +47,7 @@ class Growths:
     """Why the run ended."""
 
 
-def stacks_of(guest: Guest, whose: int | Literal["any"]) -> list[Stack]:
+def stacks_of(guest: Guest, whose: int | str) -> list[Stack]:
     """Return the stack of the task with a PID, or those of all tasks and the CPUs' IRQ stacks."""
     stacks = open_stacks(guest)
     if whose != "any":

@@ -236,8 +236,8 @@ def disarm(guest: Guest, armed: Armed) -> None:
     armed.changes = ()
 
 
-Whose = int | Literal["any", "current"]
-"""Whose stack is guarded: that of the task with a PID, of all, or of the one that runs now."""
+Whose = int | str
+"""Whose stack is guarded: that of a PID or a name, of `any`, or of the one that runs now: `current`."""
 PLACING = 60.0
 """Seconds that it may take until it is known where the kernel runs."""
 FIRST_LOOK, LOOK = 0.4, 1.0

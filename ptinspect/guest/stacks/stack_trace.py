@@ -37,8 +37,8 @@ from ptinspect.stack.unwind import Frame
 from ptinspect.text import escape
 
 Method = Literal["step", "ladder", "sample"]
-Whose = int | Literal["any", "current"]
-"""Whose stacks a ladder watches besides the CPUs' own: of a PID, of all tasks, of the current one."""
+Whose = int | str
+"""Whose stacks a ladder watches besides the CPUs' own: of a PID or name, of `any`, of the `current` task."""
 STEPS_AT_ONCE = 4096
 SLICE = 2.0
 """Seconds that a ladder, or stepping, goes on before it says how far it is."""

@@ -39,17 +39,13 @@ class OtherRoot:
     """Address of the mm_struct that describes its areas; 0 if there is none."""
 
 
-def task_tables(view: GuestView, state: CpuState, pid: int) -> OtherRoot:
-    """Return the user tables of a task by its number (a thread's id).
+def task_tables(view: GuestView, state: CpuState, which: int | str) -> OtherRoot:
+    """Return the user tables of a task by its number (a thread's id) or its name.
 
-    Raises GuestError if there is no such task, or if it is a kernel thread, which has none.
+    Raises UserError if there is no such task, GuestError if it is a kernel thread, which has none.
     """
     tasks = Tasks(view)
-    listed = tasks.all()
-    task = next((task for task in listed.tasks if task.pid == pid), None)
-    if task is None:
-        more = f" ({listed.incomplete})" if listed.incomplete else ""
-        raise GuestError(f"no task {pid} was found{more}", "stack tasks lists them")
+    task = tasks.named(which)
     found = _address_space(view, task, "mm")
     if found is None:
         raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))

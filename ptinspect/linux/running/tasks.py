@@ -13,7 +13,7 @@ from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import GuestError, KernelFileError
+from ptinspect.errors import GuestError, KernelFileError, UserError
 from ptinspect.linux.image.entry import EntryCode, RunningKernel, entry_of
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
@@ -48,6 +48,8 @@ def per_cpu_pointer(
 MAX_TASKS = 32_768
 """Tasks that a walk of the list collects at most (Linux PID_MAX_DEFAULT)."""
 MAX_PARENTS = 4_096
+SOME = 8
+"""Tasks that are named where a name means several."""
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT, include/linux/threads.h."""
 IDLE_CODE_BYTES = 0x40
@@ -222,6 +224,27 @@ class Tasks:
                 continue
             if task.pid == 0:
                 yield task
+
+    def named(self, which: int | str) -> Task:
+        """Return a task by its PID or its name; the running one of several idle tasks.
+
+        A name may be cut off where only one task's begins so. Raises UserError if none is meant, or several.
+        """
+        listed = self.all()
+        if isinstance(which, int):
+            found = [task for task in listed.tasks if task.pid == which]
+        else:
+            found = [task for task in listed.tasks if task.comm == which]
+            found = found or [task for task in listed.tasks if task.comm.startswith(which)]
+        if not found:
+            more = f" ({listed.incomplete})" if listed.incomplete else ""
+            what = f"has PID {which}" if isinstance(which, int) else f"is called {which!r}"
+            raise UserError(f"no task {what}{more}", "stack tasks --all lists them")
+        if len({task.pid for task in found}) > 1:
+            some = ", ".join(task.label for task in found[:SOME])
+            cut = ", …" if len(found) > SOME else ""
+            raise UserError(f"'task:{which}' is ambiguous: {some}{cut}", "task:PID names one")
+        return min(found, key=lambda task: task.cpu is None)
 
     def all(self) -> TaskList:
         """Walk the list of processes and the threads of each. Raises GuestError if there is no beginning."""
