@@ -12,6 +12,7 @@ from ptinspect.analysis.diff import Change, Comparison
 from ptinspect.analysis.entry_rules import EntryRules, entry_finding
 from ptinspect.analysis.findings import Finding, Findings, Severity
 from ptinspect.arch.bits import VirtAddr, bit
+from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.dataclass import dataclass
 from ptinspect.snapshot.coverage import unseen
@@ -24,6 +25,7 @@ from ptinspect.tables.kinds import (
 )
 from ptinspect.tables.walk import walk
 from ptinspect.tables.window import Window
+from ptinspect.text import counted
 
 Early = Sequence[tuple[int, int, str]]
 """Physical ranges (first, one past the last, name) of tables of early boot, now out of use."""
@@ -120,7 +122,7 @@ def _finding(pair: Pair, rule: str, change: Change) -> Finding:
     why = f"{change.before:#x} became {change.after:#x}: "
     early = ""
     if rule == "entry-lost":
-        why += f"{change.leaves_before} leaves with {change.bytes_before} bytes are gone"
+        why += f"{counted(change.leaves_before, 'leaf', 'leaves')} with {size_text(change.bytes_before)} gone"
     elif rule == "entry-reverted":
         early = _early(pair, change.after, change.level)
         why += "without bit 11, and another address"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from ptinspect.analysis.counts import LevelDiff
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import decode
+from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import argument, command
@@ -441,9 +442,11 @@ def _written(change: ChangeResult) -> list[str]:
 
 def _weight(change: ChangeResult) -> str:
     if "lost" in change.kinds and change.leaves_before:
-        return f"; {change.leaves_before} leaves with {change.bytes_before} bytes are gone"
+        return (
+            f"; {counted(change.leaves_before, 'leaf', 'leaves')} with {size_text(change.bytes_before)} gone"
+        )
     if "new" in change.kinds and change.leaves_after:
-        return f"; {change.leaves_after} leaves with {change.bytes_after} bytes came"
+        return f"; {counted(change.leaves_after, 'leaf', 'leaves')} with {size_text(change.bytes_after)} new"
     return ""
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptinspect.analysis.diff import Change
 from ptinspect.analysis.expand import Again, Expansion, Fragments
+from ptinspect.arch.levels import size_text
 from ptinspect.dataclass import dataclass
 from ptinspect.linux.layout.choice import layout_of, region_namer
 from ptinspect.memory.ranges import Ranges
@@ -122,7 +123,7 @@ def in_words(parts: Sequence[Part]) -> str:
     for part in parts:
         found = STACK.fullmatch(part.name)
         if found is None:
-            others.append(f"{part.name} {_size_text(part.size)}")
+            others.append(f"{part.name} {size_text(part.size)}")
         else:
             stacks.setdefault(found[1], []).append(found[2])
     words = [_listed(others)] if others else []
@@ -130,10 +131,6 @@ def in_words(parts: Sequence[Part]) -> str:
         many = f"{kind} of" if len(owners) == 1 else f"{len(owners)} {kind}s:"
         words.append(f"{many} {_listed(owners)}")
     return "; ".join(words)
-
-
-def _size_text(size: int) -> str:
-    return f"{size >> 20}M" if size >= 16 << 20 else f"{size >> 10}K"
 
 
 def _listed(names: Sequence[str]) -> str:
