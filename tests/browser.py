@@ -181,9 +181,10 @@ def browser(folder: Path) -> Iterator[Browser]:
     os.close(its_in)
     os.close(its_out)
     try:
-        yield Browser(process, to, mine)
+        found = Browser(process, to, mine)
+        yield found
+        found.call("Browser.close")  # it takes its files in the directory of temporary ones along
     finally:
-        process.terminate()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
