@@ -21,34 +21,35 @@ class GuestNames:
     """Names of the live guest."""
 
     def __init__(self, guest: Guest, cpu: int | None = None) -> None:
-        self._guest = guest
-        self._cpu = cpu
+        self.guest = guest
+        self.cpu = cpu
 
     def symbol(self, name: str) -> int:
         """Return the run-time address of a symbol."""
-        return symbol(self._guest, name)
+        return symbol(self.guest, name)
 
     def physical(self, name: str) -> int:
         """Return where a symbol of the image lies in physical memory."""
-        return physical(self._guest, name)
+        return physical(self.guest, name)
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU."""
-        need_registers(self._guest)
-        return live_register(self._guest, cpu_state(self._guest, self._cpu), name)
+        need_registers(self.guest)
+        return live_register(self.guest, cpu_state(self.guest, self.cpu), name)
 
 
 class SnapshotNames:
     """Names of a snapshot: its registers, and symbols of the kernel file placed as it was then."""
 
-    def __init__(self, guest: Guest, snapshot: Snapshot, cpu: int | None = None) -> None:
-        self._guest = guest
+    def __init__(self, guest: Guest, snapshot: Snapshot, cpu: int | None = None, snap: str = "") -> None:
+        """`snap`: the name or the file that `snapshot` was found by."""
+        self.guest, self.snap = guest, snap or snapshot.name
         self._snapshot = snapshot
-        self._cpu = cpu
+        self.cpu = cpu
 
     def symbol(self, name: str) -> int:
         """Return the address of a symbol at the time of the capture."""
-        kernel = self._guest.kernel
+        kernel = self.guest.kernel
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
         return (kernel.lookup(name) + kernel_offset(self._snapshot.meta.extra)) & MASK64
@@ -66,7 +67,7 @@ class SnapshotNames:
 
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU at the time of the capture."""
-        return register_of(captured_cpu(self._snapshot, self._cpu), name)
+        return register_of(captured_cpu(self._snapshot, self.cpu), name)
 
 
 class LinkNames:
@@ -96,7 +97,7 @@ class LinkNames:
 def names_at_hand(guest: Guest, cpu: int | None = None, snap: str | None = None) -> Names:
     """Return what resolves names: the snapshot if one is named, the stopped guest, or the kernel file."""
     if snap:
-        return SnapshotNames(guest, guest.snapshot_or_file(snap), cpu)
+        return SnapshotNames(guest, guest.snapshot_or_file(snap), cpu, snap)
     return GuestNames(guest, cpu) if guest.state == "stopped" else LinkNames(guest)
 
 
@@ -301,4 +302,4 @@ def range_of(
 
 def names(guest: Guest, cpu: int | None = None, snap: str | None = None) -> Names:
     """Return what resolves symbols and registers: those of the snapshot if one is named, else the guest's."""
-    return SnapshotNames(guest, guest.snapshot_or_file(snap), cpu) if snap else GuestNames(guest, cpu)
+    return SnapshotNames(guest, guest.snapshot_or_file(snap), cpu, snap) if snap else GuestNames(guest, cpu)

@@ -9,7 +9,7 @@ import pytest
 from fakes import IMAGE, KERNEL, FakeKernel, Stop, context, kernel_tree, run, text
 from kernels import BtfBuilder
 
-from ptinspect.errors import UserError
+from ptinspect.errors import PtinspectError, UserError
 from ptinspect.linux.image.btf import BtfTypes
 
 TASK = KERNEL + 0x2000
@@ -93,6 +93,37 @@ def test_an_address_is_what_it_is_for_other_commands(ctx: Any, line: str) -> Non
     at = run(ctx, f"print {line}").result["value"]
     assert at in (f"{TASK + 8:#x}", f"{IMAGE + 0x2008:#x}")
     assert run(ctx, f"p *({line})").result["value"] == "0x400040"
+
+
+@pytest.mark.parametrize(
+    ("line", "at"),
+    [
+        ("init_task.name", TASK), ("init_task.comm", TASK), ("*(u64*)(init_task+16)", TASK),
+        ("&init_task.flags", TASK + 8),
+        ("init_task.name+8", TASK + 8), ("$current", TASK), ("'(u64) init_task + 8'", TASK + 8),
+    ],
+)  # fmt: skip
+def test_commands_that_take_an_address_take_an_expression(
+    ctx: Any, line: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptinspect.guest.expressions.guest_scope.GuestScope.task", lambda self: TASK)
+    assert run(ctx, f"walk {line}").result["va"] == f"{at:#x}"
+    assert run(ctx, f"x/1gx {line}").result == run(ctx, f"x/1gx {at:#x}").result | {
+        "address": line.strip("'")
+    }
+
+
+def test_addresses_that_are_none(ctx: Any) -> None:
+    for line, why in (
+        ("walk init_task.nam", "no member 'nam'"),
+        ("walk *(u64*)0xdead0000", "not translated"),
+        ("walk init_task.(", "member's name is missing"),
+        ("walk 5+", "not an address"),
+        ("x *(u64", "is missing"),
+        ("walk (u64)pa:0x40202000", "is a physical address"),
+    ):
+        with pytest.raises(PtinspectError, match=why):
+            run(ctx, line)
 
 
 def test_types(ctx: Any) -> None:

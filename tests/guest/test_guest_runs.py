@@ -207,7 +207,7 @@ def test_only_the_access_itself_ends_the_way_to_it_and_no_watchpoint_is_left(sma
     assert not watched and session.state.name == "STOPPED"
     watched.append(7)
     session.run_until = lambda *_, **__: Stop("breakpoint-hit", 0, 3, KERNEL, "")  # type: ignore[method-assign]
-    with pytest.raises(GuestError, match=f"stopped at {KERNEL:#x} in the middle"):
+    with pytest.raises(GuestError, match=f"stopped at breakpoint 3, {KERNEL:#x} .*in the middle"):
         runner.run_to_access(0x4000_0000)
     watched.append(7)
     session.run_until = lambda *_, **__: Stop("access-watchpoint-trigger", 0, 7, KERNEL, "")  # type: ignore[method-assign]

@@ -31,6 +31,18 @@ def number(text: str) -> int:
     return value
 
 
+def computed(text: str) -> Address:
+    """Read an address, or a C expression that is one: init_task.stack, *(u64*)$sp. Raises UserError."""
+    try:
+        if "." not in text and "$current" not in text:  # a sum, as most are: nothing more is imported
+            return address(text)
+    except UserError:
+        pass
+    from ptinspect.guest.expressions.computed import address as read
+
+    return read(text)
+
+
 def location(text: str) -> Address:
     """Read the address of an instruction; GDB's `*ADDR` is the same here. Raises UserError."""
     return address(text.removeprefix("*"))
@@ -135,6 +147,7 @@ _KINDS: dict[object, str] = {
     address: "address",
     address_range: "address",
     location: "address",
+    computed: "address",
     piece: "address",
     snapshot: "snapshot",
     command_word: "command",
@@ -239,4 +252,4 @@ WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end h
 
 def address_argument(name: str, *, more: str = "", **options: Any) -> Argument:
     """Declare an address; `more` follows how addresses are written."""
-    return argument(name, type=address, help=f"{ADDRESS_HELP}{more}", **options)
+    return argument(name, type=computed, help=f"{ADDRESS_HELP}{more}", **options)
