@@ -70,6 +70,8 @@ STATES = (
 
 MAX_TABLES = 16_384
 """How many tables a picture holds: 64 MiB of descriptors at 4K."""
+MORE_TABLES = 1024
+"""How many further ones it holds that have changes of more than bit 11."""
 FIRST_PATTERN = len(KIND_NAMES)
 MAX_PATTERNS = 1024
 """How many different sets of attributes of one level and kind are explained, the most frequent ones first."""
@@ -140,6 +142,8 @@ class Atlas:
     """
     left_out: int
     """Rows that are not shown because there are more than MAX_TABLES."""
+    hidden: Words
+    """Those of them with changes: va, and in its low bits `hidden_word`."""
     counts: Mapping[int, Mapping[str, int]]
     """By level: how many descriptors are in each state, by its name, empty ones left out; in all rows."""
     changes: tuple[LevelDiff, ...] = ()
@@ -183,7 +187,9 @@ class _Drawing:
         self._parts: dict[int, list[tuple[Rows, Words, States]]] = {}
         self._counts: dict[int, NDArray[np.int64]] = {}
         self._shown = 0
+        self._more = MORE_TABLES
         self._left_out = 0
+        self._hidden: list[Words] = []
 
     def add(self, level: int, rows: Rows, va: Words, codes: NDArray[np.uint16] | None = None) -> None:
         """Draw tables at addresses, with the change codes of their descriptors."""
@@ -196,11 +202,24 @@ class _Drawing:
         self._drawn[rows] = True
         counts = self._counts.setdefault(level, np.zeros(len(STATES), dtype=np.int64))
         counts += np.bincount(states.reshape(-1), minlength=len(STATES))
-        room = min(MAX_TABLES - self._shown, rows.shape[0])
-        self._shown += room
-        self._left_out += rows.shape[0] - room
-        if room:
-            self._parts.setdefault(level, []).append((rows[:room], va[:room], states[:room]))
+        worst = _worst(states)
+        shown = self._room(worst)
+        self._left_out += int((~shown).sum())
+        hidden = ~shown & (worst > 0)
+        self._hidden.append(hidden_word(va[hidden], level, worst[hidden]))
+        if shown.any():
+            self._parts.setdefault(level, []).append((rows[shown], va[shown], states[shown]))
+
+    def _room(self, worst: States) -> NDArray[np.bool_]:
+        """Choose the rows that are shown: the first ones, and of the others those with loud changes."""
+        shown = np.zeros(worst.shape, dtype=np.bool_)
+        room = max(MAX_TABLES - self._shown, 0)
+        shown[:room] = True
+        loud = np.nonzero(~shown & (worst == LOUD))[0][: self._more]
+        shown[loud] = True
+        self._shown += min(room, worst.shape[0])
+        self._more -= len(loud)
+        return shown
 
     def rest(self, level: int) -> None:
         """Draw the tables of a level that were not drawn, as they stand."""
@@ -241,10 +260,26 @@ class _Drawing:
             np.concatenate(decoded),
             _links(drawn, regime),
             self._left_out,
+            np.concatenate(self._hidden),
             {level: _named(counts) for level, counts in sorted(self._counts.items())},
             changes,
             notes,
         )
+
+
+QUIET, LOUD = 1, 2
+"""The worst that changed in a table: no more than bit 11, or more."""
+
+
+def hidden_word(va: Words, level: int, worst: States) -> Words:
+    """Return addresses of tables with their level (bits 4:2, one more) and worst change (bits 1:0)."""
+    return va | np.uint64(level + 1 << 2) | worst.astype(np.uint64)
+
+
+def _worst(states: States) -> States:
+    """Return QUIET, LOUD or 0 for each row."""
+    most = states.max(axis=1, initial=0)
+    return np.where(most >= S_UNMARKED, LOUD, np.where(most >= S_MARKED, QUIET, 0)).astype(np.uint8)
 
 
 def _named(counts: NDArray[np.int64]) -> dict[str, int]:

@@ -85,6 +85,7 @@ class Page:
                 "counts": {str(level): dict(counts) for level, counts in shown.counts.items()},
                 "patterns": [*({"kind": name} for name in KIND_NAMES), *map(self._pattern, shown.patterns)],
                 "left_out": shown.left_out,
+                "hidden": self._planes("hidden", delta_planes(shown.hidden)),
                 "unseen": [*unseen(snapshot), *shown.notes],
             }
         )

@@ -10,7 +10,7 @@ import pytest
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 
 from ptinspect.analysis import atlas as module
-from ptinspect.analysis.atlas import FIRST_PATTERN, STATES, atlas, changes, delta_planes
+from ptinspect.analysis.atlas import FIRST_PATTERN, LOUD, QUIET, STATES, atlas, changes, delta_planes
 from ptinspect.analysis.summary import summarize
 from ptinspect.arch.descriptor import decode
 from ptinspect.snapshot.model import Snapshot
@@ -141,6 +141,25 @@ def test_too_many_tables_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatc
     whole = dict(shown.counts)
     monkeypatch.setattr(module, "MAX_TABLES", 1 << 20)
     assert atlas(snapshot).counts == whole
+
+
+def test_tables_with_unexpected_changes_have_room_and_others_are_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = TreeBuilder(REGIMES["4k-48"])
+    base, size = int(made.regime.va_min), made.regime.entry_size(2)
+    for number in range(4):
+        made.map(base + number * size, 0x4400_0000, size=0x4000, level=3)
+    before = made.snapshot("before")
+    made.xor(base + 2 * size, 3, NG)
+    made.set(base + 3 * size, 3, 0)
+    monkeypatch.setattr(module, "MAX_TABLES", 4)
+    shown = changes(before, made.snapshot("after"))
+    assert shown.va.tolist() == [base] * 4 + [base + 3 * size]
+    assert shown.hidden.tolist() == [base + 2 * size | 4 << 2 | QUIET]
+    assert shown.left_out == 2
+    monkeypatch.setattr(module, "MORE_TABLES", 0)
+    assert changes(before, made.snapshot("after")).hidden.tolist()[-1] == base + 3 * size | 4 << 2 | LOUD
 
 
 def test_packed_words_are_sums() -> None:

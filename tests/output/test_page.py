@@ -11,6 +11,7 @@ import pytest
 from browser import Browser
 from builders import KERNEL_DATA, NG, REGIMES, TreeBuilder
 
+from ptinspect.analysis import atlas as module
 from ptinspect.analysis.atlas import STATES
 from ptinspect.analysis.diff import diff
 from ptinspect.arch.descriptor import decode
@@ -186,6 +187,30 @@ def test_a_lost_table_shows_what_hung_below_it_and_quiet_changes_have_crosses(
         "return [map.facts.level[row], map.va[row].toString(16), document.activeElement === canvas]"
     )
     assert held == [3, f"{base:x}", True]
+
+
+@pytest.mark.live
+def test_crosses_tell_of_tables_that_a_page_has_no_room_for(
+    tmp_path: Path, tab: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = TreeBuilder(REGIMES["4k-48"])
+    base, size = int(made.regime.va_min), made.regime.entry_size(2)
+    for number in range(4):
+        made.map(base + number * size, 0x4400_0000, size=0x4000, level=3)
+    before = made.snapshot("before")
+    made.xor(base + 2 * size, 3, NG)
+    made.set(base + 3 * size, 3, 0)
+    monkeypatch.setattr(module, "MAX_TABLES", 4)
+    monkeypatch.setattr(module, "MORE_TABLES", 0)
+    tab.open(page(tmp_path, before, made.snapshot("after")))
+    tab.click("#diff0 .changes button")
+    crosses = tab.ask(
+        "const { map, path } = window.ptinspect.maps[2], at = path.at(-1)[0] * map.facts.entries; "
+        "return [map.facts.level[path.at(-1)[0]], map.below[0], "
+        "...[0, 1, 2, 3].map((i) => map.hiddenBelow.get(at + i) ?? 0)]"
+    )
+    assert crosses == [2, 2, 0, 0, 1, 2]
+    assert "crosses tell of them too" in tab.ask("document.querySelector('#map2').textContent")
 
 
 @pytest.mark.live

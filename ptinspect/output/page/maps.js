@@ -23,10 +23,11 @@ class TableMap {
     Object.assign(this, { facts }, parts);
     this.patterns = facts.patterns.map((p) => ({ kind: p.kind, fields: (p.fields ?? []).map((n) => data.fields[n]),
       distance: p.distance === undefined ? null : BigInt(p.distance) }));
+    this.hiddenBelow = this.placeHidden();
     this.below = this.findChanges();
   }
   static async of(facts) {
-    const names = { pa: BigUint64Array, va: BigUint64Array, raw: BigUint64Array, decoded: Uint16Array, links: Int32Array };
+    const names = { pa: BigUint64Array, va: BigUint64Array, raw: BigUint64Array, decoded: Uint16Array, links: Int32Array, hidden: BigUint64Array };
     const parts = { states: await unpackColumn("states", facts.states) };
     for (const [name, Kind] of Object.entries(names)) parts[name] = numbersOf(await unpackColumn(name, facts[name]), Kind);
     return new TableMap(facts, parts);
@@ -39,13 +40,26 @@ class TableMap {
       target: pattern.distance === null ? null : (word + pattern.distance) & MASK,
       pa: this.pa[row] + BigInt(index * 8), state: this.states[at], child: this.links[at] < 0 ? undefined : this.links[at] };
   }
+  placeHidden() {
+    /* By entry: the worst change in tables below it that a page has no room for. */
+    const { facts, links } = this, found = new Map();
+    for (const word of this.hidden) {
+      const level = Number(word >> 2n & 7n) - 1, worst = Number(word & 3n), va = word >> 5n << 5n;
+      for (let row = 0; ;) {
+        const here = facts.level[row], at = row * facts.entries + Number((va - this.va[row] & MASK) >> BigInt(facts.regime.shifts[here]));
+        if (here >= level - 1 || links[at] < 0) { found.set(at, Math.max(worst, found.get(at) ?? 0)); break; }
+        row = links[at];
+      }
+    }
+    return found;
+  }
   findChanges() {
     /* By table: 2 with a loud change in or below it, 1 with others; from the last level up. */
     const { facts, states, links } = this, found = new Uint8Array(facts.level.length);
     for (let row = facts.level.length - 1; row >= 0; row--) {
       for (let at = row * facts.entries; at < (row + 1) * facts.entries && found[row] < 2; at++) {
         const here = states[at] >= FIRST_LOUD ? 2 : states[at] >= FIRST_CHANGE ? 1 : 0;
-        found[row] = Math.max(found[row], here, links[at] < 0 ? 0 : found[links[at]]);
+        found[row] = Math.max(found[row], here, this.hiddenBelow.get(at) ?? 0, links[at] < 0 ? 0 : found[links[at]]);
       }
     }
     return found;
@@ -146,7 +160,7 @@ function drawMap(map, number) {
   const known = new Map((diff?.changes || []).map((change, i) => [`${change.level}:${BigInt(change.va_start)}`, i]));
   home.append(...lines([`root pa:${facts.root}: ${facts.provenance}`,
     [facts.where, facts.created].filter(Boolean).join(", "), facts.kernel].filter(Boolean), "facts"), ...lines(facts.unseen, "bad"));
-  if (facts.left_out) home.append(...lines([`${facts.left_out} tables are not shown: too many for a page`], "bad"));
+  if (facts.left_out) home.append(...lines([`${facts.left_out} tables are not shown: too many for a page${diff ? "; crosses tell of them too" : ""}`], "bad"));
   const counts = map.counts(), levels = Object.keys(counts).map(Number).sort((a, b) => a - b);
   const crumbs = el("div", { class: "crumbs" }), side = el("aside", { "aria-live": "polite" });
   const path = [[0, null]];
@@ -156,7 +170,7 @@ function drawMap(map, number) {
       `${facts.names[facts.level[r]]}${index === null ? "" : "[" + index + "]"} ${hex(map.va[r], 16)}`)));
     const cells = Array.from({ length: facts.entries }, (_, i) => {
       const at = row() * facts.entries + i, child = map.links[at];
-      return [map.states[at], child < 0 ? 0 : map.below[child]];
+      return [map.states[at], Math.max(map.hiddenBelow.get(at) ?? 0, child < 0 ? 0 : map.below[child])];
     });
     grid.show(cells, cursor);
     side.replaceChildren(el("p", { class: "facts" },
