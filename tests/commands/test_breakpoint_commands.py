@@ -69,6 +69,18 @@ def test_a_condition_later_and_none_again(ctx: Any) -> None:
         run(ctx, "condition 3 1")
 
 
+@pytest.mark.parametrize(
+    "line", ["b start_kernel if $x0 = 5", "b start_kernel if f($x0)", "b 0x1000 if $x0++"]
+)
+def test_a_condition_changes_nothing(ctx: Any, line: str) -> None:
+    if "++" in line:  # a variable of GDB's: it says itself what it makes of that
+        assert run(ctx, line.replace("x0", "n")).result["condition"] == "$n++"
+        return
+    with pytest.raises(UserError):
+        run(ctx, line)
+    assert ctx.guest.session.breakpoints == ()
+
+
 def test_at_a_physical_place_the_condition_is_the_kernels_too(ctx: Any) -> None:
     run(ctx, "break start_kernel")
     ours = symbol_breakpoints(ctx.guest)

@@ -149,7 +149,7 @@ def test_watchpoints_and_what_they_say_at_a_stop(ctx: Any) -> None:
     (watch,) = ctx.guest.session.breakpoints
     assert watch.what == f"*(unsigned long *){TASK + 8:#x}" and str(TASK + 56) not in watch.condition
     assert f"{TASK + 56:#x}" in watch.condition
-    run(ctx, "rwatch -l init_task.state")
+    run(ctx, "rwatch -location init_task.state")
     assert run(ctx, "awatch *(u32 *)init_task.name --if 1").result["kind"] == "access watchpoint"
     stop = Stop("watchpoint-trigger", 0, 1, KERNEL, "")
     values = {**vars(stop), "old": "64", "new": "4194368"}

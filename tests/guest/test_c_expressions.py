@@ -179,6 +179,8 @@ def test_types(text: str, name: str) -> None:
         ("offsetof(struct pair)", "takes 2 arguments", ""), ("(" * 100 + "1" + ")" * 100, "too deep", ""),
         ("-" * 100 + "1", "would change|too deep", ""), ("!" * 100 + "1", "too deep", ""),
         ("", "an operand is missing", ""),
+        ("+".join("1" * 400), "too long", ""), ("+".join("1" * 148) + "+nosuch", "no symbol", ""),
+        ("init_task" + "[0]" * 90 + ".x", "not mapped|no member|too long", ""),
         ("&init_task - (struct pair *)0", "different sizes", ""),
     ],
 )  # fmt: skip

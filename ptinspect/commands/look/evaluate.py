@@ -287,13 +287,17 @@ def whatis(guest: Guest, *, expression: list[str]) -> Report:
     group="Look",
     summary="Show what a struct, union or enum is made of",
     example="ptype struct page",
-    arguments=(TYPE,),
+    arguments=(
+        TYPE,
+        argument("--form", choices=("o",), help="as in GDB's ptype/o: offsets are always shown"),
+    ),
     result=LayoutResult,
     details="As the kernel's own type information (BTF) has it: what lies at which offset, in bytes. Of a "
     "pointer, what it leads to.",
+    slash="--form",
     raw=True,
 )
-def ptype(guest: Guest, *, expression: list[str]) -> Report:
+def ptype(guest: Guest, *, expression: list[str], form: str | None) -> Report:
     """Show the members of a type."""
     kind, values = _type(guest, expression)
     types = values.scope.types

@@ -36,7 +36,7 @@ WATCH = (
         "expression", nargs="+", type=arguments.piece, metavar="EXPR", help="what is in memory: as for print"
     ),
     CONDITION,
-    argument("--location", "-l", action="store_true", help="as in GDB: the place is watched anyway"),
+    argument("--location", "-l", "-location", action="store_true", help="as in GDB: the place is watched"),
 )
 WATCHES = (
     "By QEMU's watchpoints, on every CPU, at the address that the guest uses: it runs at full speed, but for "

@@ -7,7 +7,6 @@ parentheses is one where nothing else makes sense, or its name says so (`pte_t`)
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
@@ -17,6 +16,7 @@ from ptinspect.linux.image.c_types import PLAIN_NAMES
 HELP = "C: numbers, SYMBOL, $REGISTER, + - * / % << >> & | ^ ~ ! < == && ?:, (TYPE), *, ->, [], sizeof"
 MOST_DEPTH = 64
 """Parentheses and operators within each other."""
+MOST_TOKENS = 300
 _SUFFIX = r"isra|part|constprop|cold|llvm|lto_priv"
 _TOKEN = re.compile(
     r"\s*(?:(?P<physical>[pP][aA]:(?=[\w]))|(?P<register>\$\w+)"
@@ -169,8 +169,10 @@ def parse_type_or_expression(text: str) -> TypeName | Node:
 
 def tokens(text: str) -> list[Token]:
     """Split an expression. Raises UserError for what is part of none."""
-    found, at = [], 0
+    found, at = list[Token](), 0
     while text[at:].strip():
+        if len(found) >= MOST_TOKENS:
+            raise UserError(f"{text[:40]!r}…: too long")
         match = _TOKEN.match(text, at)
         if match is None:
             raise UserError(f"{text!r}: {text[at:].strip()[:20]!r} is part of no expression", HELP)
@@ -414,15 +416,3 @@ def _character(text: str) -> int:
     if body[0] in "01234567":
         return int(body, 8) & 0xFF
     return _ESCAPES.get(body, ord(body))
-
-
-def names(node: Node | TypeName) -> Sequence[str]:
-    """Return the names in a tree that may be symbols."""
-    if isinstance(node, Name):
-        return [node.text]
-    found: list[str] = []
-    for value in vars(node).values():
-        for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, Node | TypeName):
-                found += names(each)
-    return found

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 
-from ptinspect.errors import UserError
 from ptinspect.guest.expressions import c_tree
 from ptinspect.guest.expressions.c_evaluator import Evaluator
 from ptinspect.guest.expressions.guest_scope import GuestScope
 from ptinspect.guest.expressions.machines import GdbWords
 from ptinspect.guest.guest import Guest
 
-_OF_GDB = re.compile(r"\$_|\$\d|\$\$|@|::|\+\+|--|[^=!<>]=[^=]|\"|\w+\s*\(")
-"""What only GDB's own language has: its variables and functions, assignments, strings."""
+_OF_GDB = re.compile(r"\$_|\$\d|\$\$|\$(?![xw]\d|sp\b|pc\b|cpsr\b|[A-Z])\w+\s*(\+\+|--)|::|\"")
+"""What only GDB's own language has: its variables and functions, strings.
+
+What would change the guest is refused: an assignment is mostly meant to be a comparison.
+"""
 
 
 def for_gdb(guest: Guest, condition: str) -> str:
@@ -20,14 +22,9 @@ def for_gdb(guest: Guest, condition: str) -> str:
 
     What is GDB's alone stays as it is. Raises PtinspectError for names and types that are not known.
     """
-    try:
-        tree = c_tree.parse(condition)
-    except UserError:
-        if _OF_GDB.search(condition):
-            return condition
-        raise
-    if _OF_GDB.search(condition) and "$_" in condition:
+    if _OF_GDB.search(condition):
         return condition
+    tree = c_tree.parse(condition)
     scope = GuestScope(guest)
     evaluator = Evaluator(scope, GdbWords(scope))
     return str(evaluator.truth(evaluator.operand(tree)))

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import GuestError, MemoryReadError, PtinspectError
+from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, UserError
 from ptinspect.guest.expressions.c_evaluator import Evaluator, Operand
 from ptinspect.guest.expressions.guest_scope import GuestScope
 from ptinspect.guest.expressions.machines import Numbers
@@ -21,6 +21,8 @@ MOST_ELEMENTS = 16
 MOST_COMPARED = 64
 """Elements of an array within a struct that are looked at."""
 MOST_MEMBERS = 2000
+ANONYMOUS_DEPTH = 16
+"""Structs without a name within each other."""
 INSIDE_DEPTH, INSIDE_MEMBERS = 3, 12
 """Structs within each other, and members of each, that are shown in one line."""
 LARGE = 4096
@@ -66,7 +68,7 @@ class Values:
             if kind.kind in ("void", "float", "function"):
                 return f"({kind.name})"
             return self.scalar(kind, self.number(operand))
-        except (GuestError, MemoryReadError) as error:
+        except (GuestError, KernelFileError, MemoryReadError, UserError) as error:
             return f"unreadable: {error.message}"
 
     def _inside(self, operand: Operand, depth: int) -> str:
@@ -164,7 +166,7 @@ class Values:
             found.append(Part(f"[{number}]", kind, kind.size * number, 0, part))
         return found
 
-    def _members(self, whole: Operand, fields: list[Field], before: int) -> list[Part]:
+    def _members(self, whole: Operand, fields: list[Field], before: int, depth: int = 0) -> list[Part]:
         found: list[Part] = []
         for field in fields:
             at = before + field.offset
@@ -173,6 +175,6 @@ class Values:
             if field.name:
                 part = self.evaluator.field(whole, field.type, at, field.bits)
                 found.append(Part(field.name, field.type, at // 8, field.bits, part))
-            elif field.type.kind in ("struct", "union") and field.type.id:
-                found += self._members(whole, self.scope.types.fields(field.type), at)
+            elif field.type.kind in ("struct", "union") and depth < ANONYMOUS_DEPTH:
+                found += self._members(whole, self.scope.types.fields(field.type), at, depth + 1)
         return found
