@@ -29,6 +29,8 @@ FOLDED = 24
 """Columns that the last column of a table must have left to be folded; else it goes below its row."""
 
 _ESCAPES = r"\x1b\[[0-9;]*m"
+_AT_ITS_BEGINNING = r"(?<=[\w.$])\+0x0(?![\w/])"
+"""The offset of a function's first byte, which programs want to be told and people do not."""
 _TOGETHER = r"\([^()]{1,24}\)"
 """What is not broken at a space: a few words in parentheses."""
 
@@ -64,16 +66,28 @@ def render(report: Report, *, colour: bool = False, width: int = 0) -> str:
     `width` wraps paragraphs and the last column of tables; 0 leaves lines as long as they are.
     """
     parts = [
-        _table(part, colour, width) if isinstance(part, Table) else _note(part, colour, width)
+        _table(_briefly(part), colour, width) if isinstance(part, Table) else _note(part, colour, width)
         for part in report.body
     ]
     return "".join(part + "\n" for part in parts)
 
 
+def brief(text: str) -> str:
+    """Leave out that an offset into a function is zero."""
+    return re.sub(_AT_ITS_BEGINNING, "", text) if "+0x0" in text else text
+
+
+def _briefly(table: Table) -> Table:
+    def cell(cell: Cell) -> Cell:
+        return replace(cell, text=brief(cell.text)) if isinstance(cell, Styled) else brief(cell)
+
+    return replace(table, rows=[[cell(each) for each in row] for row in table.rows])
+
+
 def _note(note: Note, colour: bool, width: int) -> str:
     if note.spans:
-        return "".join(paint(span.text, span.style, colour) for span in note.spans)
-    lines = note.text.split("\n")
+        return "".join(paint(brief(span.text), span.style, colour) for span in note.spans)
+    lines = brief(note.text).split("\n")
     if width:
         lines = [line for text in lines for line in wrap(text, width)]
     return "\n".join(paint(line, note.style, colour) for line in lines)

@@ -26,6 +26,7 @@ from ptinspect.commands.stack.stack import watched
 from ptinspect.errors import EXIT_OK, PtinspectError, TargetError, UserError
 from ptinspect.guest.condition import condition
 from ptinspect.output.model import escape
+from ptinspect.output.text import brief
 from ptinspect.repl.completer import CommandCompleter
 from ptinspect.repl.line_history import LineHistory, expand, history_file, open_history
 from ptinspect.repl.player import Player
@@ -65,7 +66,8 @@ class Toolbar:
             now = condition(self._ctx.guest)
         except PtinspectError as error:
             return f"stopped · {escape(error.message)}"
-        place = "" if now.pc is None else self._ctx.guest.place(now.pc).replace(" (", " ").removesuffix(")")
+        place = "" if now.pc is None else brief(self._ctx.guest.place(now.pc))
+        place = place.replace(" (", " ").removesuffix(")")
         mmu = "" if now.mmu_on is None else f" · MMU {'on' if now.mmu_on else 'off'}"
         depth = watched(self._ctx.guest)
         return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · {place}{f' · {depth}' if depth else ''}"
@@ -325,7 +327,7 @@ class Loop:
         except TargetError as error:
             self.printer.error("interrupt", error)
         else:
-            self.printer.say(f"stopped: cpu {stop.cpu} at {self.ctx.guest.place(stop.pc)}")
+            self.printer.say(f"stopped: cpu {stop.cpu} at {brief(self.ctx.guest.place(stop.pc))}")
 
     def _bug(self, error: Exception) -> None:
         """Report a bug and stay up."""

@@ -87,8 +87,8 @@ class Near:
     """True if it is not known where the kernel runs: it lies there if it runs where it was linked."""
 
     def __str__(self) -> str:
-        """Return `function+0x10`, or `function+0x10 [module]`; `function` alone at its beginning."""
-        return f"{self.symbol}{f'+{self.offset:#x}' if self.offset else ''}{self.where}"
+        """Return `function+0x10`, or `function+0x10 [module]`."""
+        return f"{self.symbol}+{self.offset:#x}{self.where}"
 
     @property
     def where(self) -> str:

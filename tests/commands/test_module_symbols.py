@@ -30,7 +30,7 @@ def test_a_symbol_of_a_module(ctx: Context) -> None:
     assert f"{MODULES + 0x48:#x} (start_one+0x8 [first])" in render(found, width=80)
     assert (found.result["symbol"], found.result["module"]) == ("start_one", "first")
     assert run(ctx, "print start_two").result["value"] == f"{MODULES + 0x4_0080:#x}"
-    assert run(ctx, "break start_one").result["place"] == f"{MODULES + 0x40:#x} (start_one [first])"
+    assert run(ctx, "break start_one").result["place"] == f"{MODULES + 0x40:#x} (start_one+0x0 [first])"
 
 
 def test_the_kernel_s_own_comes_first(ctx: Context) -> None:

@@ -65,7 +65,7 @@ def test_every_frame_has_its_fields(ctx: Context, guest: Guest) -> None:
     guest.image.put(KERNEL + 0x5000, [0xD10103FF], "work")
     result = run(ctx, "stack").result
     assert set(result["frames"][0]) >= {"pc", "symbol", "sp", "size"}
-    assert result["frames"][0]["symbol"] == "work"
+    assert result["frames"][0]["symbol"] == "work+0x0"
 
 
 def test_all_cpus(ctx: Context) -> None:

@@ -230,7 +230,7 @@ def test_regime_of_a_cpu_that_has_none(ctx: Context) -> None:
 
 def test_break_at_a_symbol_and_at_a_physical_address(ctx: Context) -> None:
     with_kernel(ctx)
-    assert run(ctx, "break start_kernel").result["place"] == f"{KERNEL + 0x1000:#x} (start_kernel)"
+    assert run(ctx, "break start_kernel").result["place"] == f"{KERNEL + 0x1000:#x} (start_kernel+0x0)"
     run(ctx, "b pa:0x40201000 --temporary")
     calls = [call for call in session_of(ctx).calls if call[0] == "break"]
     assert [call[1] for call in calls] == [KERNEL + 0x1000, 0x40201000]

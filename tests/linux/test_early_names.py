@@ -116,7 +116,7 @@ def test_a_lower_address_is_as_the_cpu_translates_it(kernel: KernelImage) -> Non
     )
     ctx = stopped(kernel, guest, *states)
     places = [ctx.guest.place(PRIMARY, state=state) for state in states]
-    name = f"{PRIMARY:#x} (primary_entry)"
+    name = f"{PRIMARY:#x} (primary_entry+0x0)"
     assert places == [f"{PRIMARY:#x}", name, f"pa:{name}"]
     assert ctx.guest.place(guest.va(0x1_0804)) == f"{guest.va(0x1_0804):#x} (vectors+0x4)"
 
@@ -138,7 +138,7 @@ def test_the_identity_map_in_a_register_is_not_the_kernel_s_own_table(kernel: Ke
     early = guest.cpu(pc=PRIMARY, x={2: IDMAP}, TTBR0_EL1=IDMAP, TTBR1_EL1=0x4720_0000, VBAR_EL1=0)
     ctx = stopped(kernel, guest, early)
     assert not ctx.guest.view.placed
-    assert ctx.guest.place(PRIMARY) == f"{PRIMARY:#x} (primary_entry)"
+    assert ctx.guest.place(PRIMARY) == f"{PRIMARY:#x} (primary_entry+0x0)"
 
 
 def by_a_firmware(kernel: KernelImage, pc: int) -> Context:

@@ -70,7 +70,7 @@ def test_modules_of_a_running_kernel(initrd: Path) -> None:
         pending = live("break 'virtio_net_driver_init [virtio_net]' --temporary")
         assert (pending["pending"], pending["places"]) == (True, [])
         stop = live("continue --timeout 300")
-        assert stop["place"] == f"{stop['pc']} (virtio_net_driver_init [virtio_net])"
+        assert stop["place"] == f"{stop['pc']} (virtio_net_driver_init+0x0 [virtio_net])"
         with pytest.raises(KernelFileError, match="module virtio_net has no symbol 'nothing_at_all'"):
             live("break 'nothing_at_all [virtio_net]'")
         assert live("break")["breakpoints"] == []
@@ -93,11 +93,11 @@ def test_modules_of_a_running_kernel(initrd: Path) -> None:
             ours = set(zip(table.addresses.tolist(), table.kinds.lower(), table.names, strict=True))
             assert theirs == ours, module.name
         stop = live("until virtnet_stats --timeout 300")
-        assert stop["place"] == f"{stop['pc']} (virtnet_stats [virtio_net])"
+        assert stop["place"] == f"{stop['pc']} (virtnet_stats+0x0 [virtio_net])"
         frames = [frame["place"] for frame in live("bt")["frames"]]
         assert frames[0] == stop["place"]
         assert re.search(r"\(dev_get_stats\+0x\w+\)$", frames[1])
         assert live("symbol $pc")["module"] == "virtio_net"
         shown = live("disassemble -n 2")
         assert (shown["function"], shown["instructions"][0]["address"]) == ("virtnet_stats", stop["pc"])
-        assert live("stack")["frames"][0]["symbol"] == "virtnet_stats [virtio_net]"
+        assert live("stack")["frames"][0]["symbol"] == "virtnet_stats+0x0 [virtio_net]"

@@ -180,3 +180,10 @@ def test_tabulate_is_whole_for_others_in_the_same_process() -> None:
         assert "&lt;" in tabulate([["<"]], tablefmt="html")
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_beginning_of_a_function_needs_no_offset() -> None:
+    said = "0xffff800010081000 (_stext+0x0); veth_xmit+0x0 [veth]; a+0x0/0xb0; a+0x04; 5 +0x0"
+    kept = "0xffff800010081000 (_stext); veth_xmit [veth]; a+0x0/0xb0; a+0x04; 5 +0x0"
+    table = Table((Column("place"), Column("n", "right")), [(Styled("f+0x0", "bad"), "1"), ("f+0x4", "2")])
+    assert render(Report({}, (Note(said), table))) == f"{kept}\nplace  n\nf      1\nf+0x4  2\n"
