@@ -65,6 +65,7 @@ class FakeEscort:
 
     everywhere = True
     inside = False
+    command = staticmethod(lambda line, seconds: "0 no: this is none")
 
     def __init__(self) -> None:
         self.stewards: list[Any] = []

@@ -45,10 +45,16 @@ class Escort:
     """Go with a guest that runs, for the stewards."""
 
     def __init__(
-        self, tracker: RunTracker, resume: Callable[[], object], ask_to_stop: Callable[[], object]
+        self,
+        tracker: RunTracker,
+        resume: Callable[[], object],
+        ask_to_stop: Callable[[], object],
+        command: Callable[[str, float], str] = lambda line, seconds: "",
     ) -> None:
         """`resume` and `ask_to_stop` send GDB the commands for that, and nothing else."""
         self._tracker, self._resume, self._ask = tracker, resume, ask_to_stop
+        self.command = command
+        """Run a command of GDB's at a stop on the way, within some seconds, and return what it prints."""
         self.stewards: list[Steward] = []
         """Who decides; nobody: every stop is everybody's."""
         self.everywhere = True

@@ -102,6 +102,7 @@ class LiveSession:
             self._tracker,
             partial(self._gdb.request, "-exec-continue", SECONDS),
             partial(self._gdb.request, "-exec-interrupt", SECONDS, check=False),
+            partial(console, self._gdb),
         )
 
     @classmethod
