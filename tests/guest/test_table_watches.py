@@ -128,6 +128,17 @@ def test_what_nobody_saw_is_told_at_the_next_stop(world: World) -> None:
     assert world.watches.at_stop() == ()
 
 
+def test_what_differs_at_another_position_of_a_recording_was_not_written(world: World) -> None:
+    run(world.ctx, f"watch table {DATA:#x} --level pte")
+    world.watches.depart()
+    assert not world.executed(STORE, world.alias, world.raw() | 0x800)
+    assert len(world.watches.at_stop()) == 1
+    world.session.replay = object()
+    world.watches.rest()  # as `timeline goto` does
+    world.tree.memory.write(world.pte, (world.raw() & ~0x800).to_bytes(8, "little"))
+    assert world.watches.at_stop() == ()
+
+
 def test_the_watch_follows_when_a_table_on_the_path_is_replaced(world: World) -> None:
     run(world.ctx, f"watch table {DATA:#x} --level pte")
     world.watches.depart()

@@ -124,7 +124,7 @@ class TableWatches:
         """What the guest was stopped for."""
         self.passed = 0
         """Stops that were passed over since the guest was last let run."""
-        self._alone, self._loaded = True, False
+        self._alone, self._loaded, self._elsewhere = True, False, False
         self._values: dict[int, int] = {}
         self._set: dict[int, int] = {}
         """GDB's number -> the address."""
@@ -163,8 +163,10 @@ class TableWatches:
         """Return the writes since the guest was let run: those that stopped it, and those that nobody saw."""
         if not self.active:
             return ()
-        stop = self.session.stop
-        self.seen += self._changes(stop, None)
+        if self._elsewhere:
+            self.seen, self._elsewhere = (), False
+            self._note_values()
+        self.seen += self._changes(self.session.stop, None)
         return self.seen
 
     # -- on the way -----------------------------------------------------------------------------
@@ -173,7 +175,7 @@ class TableWatches:
 
     def depart(self) -> None:
         """Have all watchpoints where they are to be; the guest is about to run."""
-        self.seen, self.passed, self._alone = (), 0, True
+        self.seen, self.passed, self._alone, self._elsewhere = (), 0, True, False
         if self.active or self._set:
             self._renew()
 
@@ -190,7 +192,7 @@ class TableWatches:
         if not found:
             self._pass_over()
             return True
-        self.seen += found
+        self.seen, self._elsewhere = self.seen + found, False
         for watch in self.all:
             watch.hits += any(write.watch == watch.id for write in found)
         return False
@@ -215,6 +217,7 @@ class TableWatches:
 
     def rest(self) -> None:
         """Take all watchpoints away: the guest runs with nobody to look at their stops."""
+        self._elsewhere = self.session.replay is not None  # which may be about to go to another position
         if self._guest.state == "stopped":
             self._clear()
 
