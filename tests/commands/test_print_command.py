@@ -77,6 +77,7 @@ def test_scalars_strings_and_enums(ctx: Any) -> None:
     assert run(ctx, "p jiffies").result["value"] == "0x400040"
     assert run(ctx, "p &jiffies").result["value"] == f"{TASK + 8:#x}"
     assert "RUNNING" in text(run(ctx, "p init_task.state"))
+    assert "decimal" in text(run(ctx, "p init_task.flags")) and "decimal" not in text(run(ctx, "p &jiffies"))
     assert run(ctx, "p RUNNING + 1").result["decimal"] == 4
     assert text(run(ctx, "p init_task.comm")).startswith('"sh\\x1b[2J"   char [8] at ')
     assert "sh\\x1b" in run(ctx, "p init_task.name").result["text"]

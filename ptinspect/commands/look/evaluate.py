@@ -149,7 +149,7 @@ def _scalar(text: str, operand: Operand, values: Values, address: Address | None
     kind = operand.type
     bits = 8 * (kind.size or 8)
     value = number & ((1 << bits) - 1)
-    plain = address is not None and operand.address is None
+    plain = address is not None and operand.address is None and kind.kind == "int"
     leads = bits == 64 and (plain or not kind.signed)
     near = _nearest(guest, value, snap, operand.physical) if leads else None
     as_linked, pa, note = early(guest, address, snap) if plain and address is not None else (False, None, "")
@@ -174,9 +174,10 @@ def _scalar(text: str, operand: Operand, values: Values, address: Address | None
     if values.form:
         return Report(result, (Note(values.formed(number, kind)),))
     rows = [("", Styled(f"{'pa:' if operand.physical and lies is None else ''}{value:#x}", "address"))]
-    rows.append(("decimal", Styled(str(number))))
-    if bit(value, 63) and bits == 64 and number >= 0:
-        rows.append(("signed", Styled(str(result.signed))))
+    if near is None and not result.region:  # an address is no count of anything
+        rows.append(("decimal", Styled(str(number))))
+        if bit(value, 63) and bits == 64 and number >= 0:
+            rows.append(("signed", Styled(str(result.signed))))
     if says and kind.kind != "pointer":
         rows.append(("value", Styled(says.partition(" ")[2] if kind.is_text else says)))
     if kind.kind == "pointer" and says.endswith(('"', "…")):
