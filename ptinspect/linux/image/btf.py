@@ -15,6 +15,24 @@ import numpy as np
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError
+from ptinspect.linux.image.btf_kinds import (
+    ARRAY,
+    CONST,
+    DATASEC,
+    DECL_TAG,
+    ENUM,
+    ENUM64,
+    FUNC_PROTO,
+    INT,
+    PTR,
+    RESTRICT,
+    STRUCT,
+    TYPE_TAG,
+    TYPEDEF,
+    UNION,
+    VAR,
+    VOLATILE,
+)
 
 MAGIC = 0xEB9F
 HEADER = struct.Struct("<HBBIIIII")
@@ -23,9 +41,6 @@ MAX_DEPTH = 32
 """Steps from a type to the one it stands for, and levels of arrays, that are followed."""
 MAX_NESTED = 200
 """Anonymous types that the search for one member enters."""
-
-INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
-FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
 
 _EXTRA, _EACH = np.zeros((2, 32), dtype=np.uint32)
 """Words that follow a type of each kind, and words for each of its members."""

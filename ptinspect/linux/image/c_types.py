@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import KernelFileError, UserError
-from ptinspect.linux.image import btf
-from ptinspect.linux.image.btf import BtfTypes
-from ptinspect.linux.image.image import GET_BTF
+from ptinspect.linux.image import btf_kinds as btf
 from ptinspect.text import similar
+
+if TYPE_CHECKING:
+    from ptinspect.linux.image.btf import BtfTypes, Entry
 
 MOST_QUALIFIERS = 32
 
@@ -154,6 +155,8 @@ class CTypes:
     @property
     def _known(self) -> BtfTypes:
         if self._kernel is None:
+            from ptinspect.linux.image.image import GET_BTF
+
             raise KernelFileError(self._why or "the kernel's types are not known", GET_BTF)
         return self._kernel
 
@@ -263,7 +266,7 @@ class CTypes:
             made = CType("function", f"{name or 'function'} ()", 0, id=type_id)
         return made
 
-    def _struct(self, entry: btf.Entry, type_id: int) -> CType:
+    def _struct(self, entry: Entry, type_id: int) -> CType:
         """Return a struct or union; of one that is only declared, its definition if there is one."""
         union = entry.kind == btf.UNION or (entry.kind == btf.FWD and entry.signed)
         kind: Literal["struct", "union"] = "union" if union else "struct"
