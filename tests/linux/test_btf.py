@@ -95,6 +95,27 @@ def test_the_blob_is_found_in_an_image() -> None:
     assert find_btf(b"abc") is None
 
 
+def test_a_blob_without_types() -> None:
+    with pytest.raises(KernelFileError, match="truncated"):
+        BtfTypes(BtfBuilder().blob())
+
+
+def test_a_name_that_is_the_end_of_another_string() -> None:
+    """Strings may share their ends: LLVM's writer merges them."""
+    b = BtfBuilder()
+    b.struct("my_task_struct", 16, [])
+    shared = b.string("my_task_struct") + 3
+    b.add(4, "", 32)
+    types = bytearray(b.blob())
+    header = struct.unpack_from("<HBBIIIII", types)
+    at = types.index(struct.pack("<II", 4 << 24, 32), 24 + header[4]) - 4
+    types[at : at + 4] = struct.pack("<I", shared)
+    found = BtfTypes(bytes(types))
+    assert (found.size("task_struct"), found.size("my_task_struct")) == (32, 16)
+    with pytest.raises(KernelFileError):
+        found.size("struct")
+
+
 def test_truncated_blobs() -> None:
     blob = sample().blob()
     for size in range(0, len(blob), 7):

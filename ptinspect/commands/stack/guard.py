@@ -83,8 +83,9 @@ class GuardResult:
     "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
     "the cost of a stop for every fault in the kernel. Under KVM the entry has a breakpoint, and as many "
     "stacks are watched as the CPU has watchpoints, those of the running tasks first. Tasks that begin "
-    "while it runs are found within a second, or later where looking is slow: it takes a fifth of the "
-    "time at most. The time counts from when it is armed.",
+    "while it runs are found within a second, and watched if they are still there a third of a second "
+    "later; where looking is slow it takes longer: it takes a fifth of the time at most. The time counts "
+    "from when it is armed.",
 )
 def guard(
     ctx: Context,

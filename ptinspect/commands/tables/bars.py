@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, size_name
-from ptinspect.commands.tables.diff import counts_of, level_table
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
@@ -90,6 +89,7 @@ def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None, before: Snapsh
 
     `before` is the snapshot that the atlas holds the changes since.
     """
+    from ptinspect.commands.tables.diff import counts_of, level_table
     from ptinspect.snapshot.coverage import unseen
 
     regime = snapshot.regime
