@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Literal
 
 from ptinspect.arch.a64_stores import writes, written
@@ -333,12 +334,13 @@ class TableWatches:
     def _arm(self) -> None:
         """Have a watchpoint at each address, as far as the CPU has them."""
         wanted: dict[int, tuple[Spot, int]] = {}
-        most = max((len(found) for watch in self.active for found in watch.addresses.values()), default=0)
-        for rank in range(most):  # the first address of each descriptor, then the second
-            for watch in self.active:
-                for place in (*watch.places, *watch.above):
-                    for spot in watch.addresses.get(place.pa, ())[rank : rank + 1]:
-                        wanted.setdefault(spot.va, (spot, watch.id))
+        named = [(watch, place) for watch in self.active for place in watch.places]
+        above = [(watch, place) for watch in self.active for place in watch.above]
+        for some in (named, above):  # the first address of each descriptor, then the second
+            lists = [[(spot, w.id) for spot in w.addresses.get(place.pa, ())] for w, place in some]
+            for row in zip_longest(*lists):
+                for spot, number in filter(None, row):
+                    wanted.setdefault(spot.va, (spot, number))
         for number in [n for n, va in self._set.items() if va not in wanted]:
             self._drop(number)
             del self._set[number]
