@@ -69,7 +69,7 @@ def lost_in_recording(ctx: Context, directory: Path, machine: Machine, timeout: 
     line = shlex.join(["until", *names, "--timeout", f"{timeout:g}"])
     died = ctx.step(line, until(ctx, addresses=[*map(address, names)], timeout=timeout))
     if BOOTED in died["place"]:
-        text = "the kernel came through: it does not rewrite its tables here"
+        text = "the kernel came through: it did not lose its stack on this machine"
         return Report(Survived(False, text), (Note(text, "bad"),), 1)
     ctx.step("detach", detach(ctx.guest))
     ctx.step(shlex.join(["timeline", "open", str(folder)]), replay(ctx, directory=folder))
