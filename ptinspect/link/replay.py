@@ -200,12 +200,20 @@ class Replay:
         return max((at for at in self.states if at < target), default=0)
 
     def run_to(self, target: int, deadline: float, *, save: bool = False) -> None:
-        """Run forwards to a position, and `save` states on the way. Raises TargetTimeout, TargetError."""
+        """Run forwards to a position, and `save` states on the way. Raises TargetTimeout, TargetError.
+
+        The last instruction is stepped: QEMU does not go on from where it was told to stop if the guest stood
+        there while it was recorded (7.2.22: it waits for the next event for ever), but does after a step.
+        """
         while (here := self.position) < target:
-            spacing = self.spacing
-            stop = min(target, (here // spacing + 1) * spacing) if save else target
-            self.break_at(stop)
-            self._run(deadline)
+            spacing, last = self.spacing, target if target == self.last else target - 1
+            stop = min(last, (here // spacing + 1) * spacing) if save else last
+            if here == last:
+                stop, self._fresh = target, False
+                self._session.step_once()
+            else:
+                self.break_at(stop)
+                self._run(deadline)
             if (reached := self.position) != stop:
                 raise TargetError(f"QEMU stopped at position {reached} on the way to {stop}")
             if save and stop % spacing == 0 and stop - self.state_before(stop + 1) >= spacing // 2:

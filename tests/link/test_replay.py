@@ -36,6 +36,10 @@ class Model:
     slow: bool = False
     ends: str = "limit"
     """How a scan ends."""
+    stood: int = -1
+    """Where the guest stood while it was recorded."""
+    told: bool = False
+    """It stands where it was told to stop."""
 
     @property
     def has_breakpoints(self) -> bool:
@@ -72,7 +76,7 @@ class Model:
         return ""
 
     def run_on(self) -> None:
-        assert self.at < LENGTH, "it would be stuck"
+        assert self.at < LENGTH and not (self.told and self.at == self.stood), "it would be stuck"
         self.fresh = False
         ends = [
             at
@@ -85,7 +89,8 @@ class Model:
         self.stop = StopInfo(
             "breakpoint-hit" if hit else "signal-received", 0, number, self.at, "" if hit else "SIGINT"
         )
-        if self.at == self.stop_at:
+        self.told = self.at == self.stop_at
+        if self.told:
             self.stop_at = None
 
     def scan(
@@ -105,7 +110,8 @@ class Model:
         return self.stop
 
     def step_once(self) -> None:
-        self.at, self.fresh = self.at + 1, False
+        assert not (self.told and self.at == self.stood), "it would be stuck"
+        self.at, self.fresh, self.told = self.at + 1, False, False
 
     def without_breakpoints(self) -> Any:
         return Off(self)
@@ -206,6 +212,15 @@ def test_who_gives_up_on_the_way_back_stands_where_he_stood() -> None:
     with pytest.raises(TargetTimeout):
         found.back(60)
     assert model.at == LENGTH - 5
+
+
+def test_it_goes_on_from_where_the_recorded_guest_stood() -> None:
+    model = Model(stood=2 * SPACING + 5)
+    found = replay(model)
+    for start in (0, LENGTH, model.stood - 1, model.stood - 2):
+        found.go_to(start)
+        assert found.go_to(model.stood).pc == model.at == model.stood
+        assert found.go_to(model.stood + 7).pc == model.at == model.stood + 7
 
 
 def test_nothing_runs_on_at_the_end_and_a_step_that_leads_there_is_a_run() -> None:
