@@ -52,7 +52,8 @@ def spots(guest: Guest, pa: int, level: int | None) -> tuple[Spot, ...]:
     found = [Spot(va, PHYSICAL if va == pa else _region(guest, va), True) for va in now]
     flat = mmu_on(guest.stopped.cpu_state(guest.stopped.current_cpu)) is False
     physical = Spot(pa, PHYSICAL, flat)
-    later = [Spot(va, way, False) for va, way in _predicted(guest, pa, level)]
+    linear = any(spot.way == LINEAR for spot in found)  # which need not be guessed then
+    later = [Spot(va, way, False) for va, way in _predicted(guest, pa, level) if not linear or way != LINEAR]
     return first_of_each([physical, *found, *later] if flat else [*found, *later, physical])
 
 
@@ -87,8 +88,8 @@ def _predicted(guest: Guest, pa: int, level: int | None) -> list[tuple[int, str]
         if made is not None and view.image is not None:
             all_windows = windows(view.image, regime, made, level)
             found += [(window.va + pa % regime.granule, window.name) for window in all_windows]
-            start = min((block.start for block in view.ram if block.writable), default=0)
-            found.append((made.linear.start + pa - start // GIB * GIB, LINEAR))
+            largest = max((block.size, block.start) for block in guest.stopped.ram if block.writable)
+            found.append((made.linear.start + pa - largest[1] // GIB * GIB, LINEAR))
     return found
 
 
