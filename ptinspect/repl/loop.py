@@ -251,6 +251,8 @@ class Loop:
             return ""
         if command is None or command.passthrough:
             return ";|>"
+        if command.name == "condition":  # it is C to its end, as what follows if is
+            return "|>"
         return EXPRESSION if command.raw or command.clause else ""
 
     def _command(self, typed: Typed) -> int:

@@ -14,6 +14,7 @@ _PROMPTS = re.compile(r"(?:\s*(?:\(gdb\)|ptinspect>|pwndbg>|gef➤)(?=\s|$))+\s*
 _FILE = re.compile(r"(?:^|(?<=\s))(>>?)\s*([^\s<>|]+|'[^']+'|\"[^\"]+\")\s*$")
 
 
+_CONDITION = re.compile(r"\sif[\s(]")
 _OPERAND = re.compile(r"[\d$(\-!*&']|~[\d$(]")
 EXPRESSION = "expression"
 
@@ -76,8 +77,9 @@ def _file_at(text: str) -> int:
 
 
 def _of_c(text: str) -> list[tuple[int, str]]:
-    """Return where `|` and `>` are operators: in parentheses, in `->` and `>=`, and before an operand."""
+    """Return where `|` and `>` are operators: in parentheses, in `->` and `>=`, before operands, after if."""
     found, depth = [], 0
+    condition = _CONDITION.search(text)
     for at, char in outside_quotes(text):
         depth += (char in "([") - (char in ")]")
         if char in "|>":
@@ -87,7 +89,7 @@ def _of_c(text: str) -> list[tuple[int, str]]:
                 or text[at + 1 : at + 2] == "="
                 or "||" in text[max(at - 1, 0) : at + 2]
             )
-            if depth > 0 or joined or _OPERAND.match(after):
+            if depth > 0 or joined or _OPERAND.match(after) or (condition and at > condition.start()):
                 found.append((at, char))
     return found
 

@@ -49,6 +49,10 @@ def ctx(monkeypatch: pytest.MonkeyPatch) -> Any:
     return found
 
 
+def test_two_dashes_end_the_options(ctx: Any) -> None:
+    assert run(ctx, "print -- -0x10").result["signed"] == run(ctx, "print -0x10").result["signed"] == -16
+
+
 def test_a_struct_member_by_member(ctx: Any) -> None:
     report = run(ctx, "print init_task")
     assert (report.result["type"], report.result["size"]) == ("struct task_struct", 72)

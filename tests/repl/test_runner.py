@@ -70,6 +70,8 @@ def test_the_user_is_asked_before_anything_is_overwritten(printer: Printer, tmp_
     assert asked.pop() and file.read_bytes() != b"mine"
     assert attempt(ctx, printer, Line("snap a"), asks=True).outcome.code == 2
     assert asked.pop() == "the snapshot a is there already: overwrite it?"
+    assert attempt(ctx, printer, Line(f"save a {tmp_path}/{'x' * 300}"), asks=True).outcome.code == 2
+    assert "File name too long" in err(printer) and not asked
     for words in (f"save a {file} --force", "snap a --replace", "record off", f"save a {tmp_path}/b"):
         attempt(ctx, printer, Line(words), asks=True)
     assert attempt(ctx, printer, Line(f"save a {file}")).outcome.code == 0, "a script is not asked"

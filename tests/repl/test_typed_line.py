@@ -41,6 +41,10 @@ def own(line: str) -> str:
         ("p $x0 > f.txt", [Typed("p $x0", file="f.txt")]),
         ("p $x0 >> ~/f", [Typed("p $x0", file="~/f", append=True)]),
         ("p a->b | grep x", [Typed("p a->b", shell="grep x")]),
+        (
+            "p b if $x0 > limit | flags; p c > f",
+            [Typed("p b if $x0 > limit | flags"), Typed("p c", file="f")],
+        ),
         ("p 1 | 2 | grep 'x > 5'", [Typed("p 1 | 2", shell="grep 'x > 5'")]),
     ],
 )
@@ -82,6 +86,16 @@ def test_pipes_and_files_get_what_a_command_prints(keys: PipeInput, tmp_path: Pa
     assert "the shell has no command 'no-such-command-here'" in err(subject)
     subject.execute("nonsense; version")
     assert out(subject).count("ptinspect 0") == 1  # what follows a failure is not run
+
+
+def test_a_condition_is_c_to_its_end(
+    keys: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subject = loop(context(kernel_tree()), keys)
+    for line in ("condition 1 $x0 > limit; version", "break 0x1000 if $x0 > limit", "cond 1 $x0 | cat"):
+        subject.execute(line)
+    assert not list(tmp_path.iterdir()) and "'limit': symbols need" in err(subject)
 
 
 def test_a_pasted_block(keys: PipeInput) -> None:

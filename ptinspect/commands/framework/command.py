@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -102,7 +103,7 @@ def _options_first(parser: Parser, words: list[str]) -> list[str]:
         first.append(word)
         if option is not None and option.nargs != 0 and "=" not in word:
             first += [value for _, value in zip(range(1), rest, strict=False)]
-    return [*first, "--", *others]
+    return [*first, "--", *(others[1:] if others[:1] == ["--"] else others)]
 
 
 def divide(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -303,7 +304,8 @@ class Call:
         named = [(self.arguments.get(item.name), item.written) for item in self.command.arguments]
         files = [value for value, kind in named if kind == "file" and value and not isinstance(value, str)]
         kept = [value for value, kind in named if kind == "snapshot" and value in snapshots]
-        return [*(f"{path}" for path in files if path.is_file()), *(f"the snapshot {name}" for name in kept)]
+        there = [f"{path}" for path in files if os.path.isfile(path)]  # noqa: PTH113 (it raises nothing)
+        return [*there, *(f"the snapshot {name}" for name in kept)]
 
     @property
     def leave(self) -> str:
