@@ -107,8 +107,8 @@ class Fold:
         try:
             yield
         finally:
-            self.show()
             self.printer.taker = None
+            self.show()
 
     @contextmanager
     def acting(self, where: str, stop: Report) -> Iterator[None]:

@@ -256,6 +256,18 @@ def test_a_stop_that_says_something_else_is_shown() -> None:
     ]  # fmt: skip
 
 
+def test_ctrl_c_while_stops_are_shown_leaves_the_printer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = player(stopping(*STOPS)[0])
+
+    def interrupted(text: str, style: str = "plain") -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subject.printer, "print", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        play(subject, "on stop 0x1000: say room; continue\ncontinue\n")
+    assert subject.printer.taker is None
+
+
 def test_a_stop_on_another_cpu_is_no_other_answer() -> None:
     ctx, _ = stopping()
     cpus = iter((0, 2, 2, 1))
