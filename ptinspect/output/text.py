@@ -106,7 +106,7 @@ def _pieces(text: str, width: int, indent: str = "") -> list[str]:
 
     text = re.sub(_TOGETHER, lambda found: found[0].replace(" ", "\xa0"), text)
     pieces = textwrap.wrap(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text, max(width, 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return [piece.replace("\xa0", " ") for piece in pieces]
 

@@ -98,6 +98,20 @@ def test_damaged_snapshots_of_a_run_are_not_drawn(tmp_path: Path) -> None:
     assert (data["diffs"], data["maps"]) == ([], [])
 
 
+def test_a_snapshot_beside_a_campaign_leads_to_its_own_map(tmp_path: Path) -> None:
+    alone, _, _ = lost_table()
+    save(alone, tmp_path / "alone.npz")
+    ctx = Context(build_registry())
+    ctx.registry.run(
+        ctx, f"report {tmp_path / 'x.html'} {tmp_path / 'alone.npz'} --campaign {campaign(tmp_path)}"
+    )
+    data = data_of(tmp_path / "x.html")
+    assert [data["maps"][space["map"]]["title"] for space in data["spaces"]] == [
+        "before, run 4 → after, run 4",
+        "before",
+    ]
+
+
 @pytest.mark.live
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_cells_and_leads_from_a_failure_to_its_lost_entry(

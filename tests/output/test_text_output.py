@@ -47,6 +47,12 @@ def test_a_word_too_long_to_be_folded_goes_below_its_row_alone() -> None:
     ]
 
 
+@pytest.mark.parametrize("width", range(1, 6))
+def test_a_terminal_of_almost_no_width_shows_something(width: int) -> None:
+    wide = Table((Column(""), Column("")), [("b", Styled("+", "bad")), ("a " * 9, "")])
+    assert "+" in render(Report({}, (wide, TABLE, Note("word " * 9))), width=width)
+
+
 def test_columns_that_do_not_fit_go_below_with_their_titles() -> None:
     columns = (Column("address"), Column("count", "right"), Column("region"), Column("raw"))
     rows = [("0x" + "f" * 16, "7", Styled("text", "good"), "0x" + "1" * 16), ("0x1", "8", "", "0x2")]

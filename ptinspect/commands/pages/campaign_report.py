@@ -37,10 +37,10 @@ WAYS, ROWS = 200, 200
 """Ways to fail, and runs that took several attempts, that a page lists."""
 DRAWN, SNAPSHOTS = 3, 4
 """Failed runs whose tables a page draws, and how many snapshots of each."""
-RECORDINGS = 3
-"""Recordings that each way to fail names."""
 MAX_BYTES = 600_000
 """Bytes of their files, which is about what they take on the page."""
+RECORDINGS = 3
+"""Recordings that each way to fail names."""
 
 
 @command(

@@ -34,8 +34,9 @@ def add_snapshots(
             page.add_diff(Report(result).result, verdict, words)
             title = f"{before.name} → {snapshot.name}"
             page.add_map(snapshot, changes(before, snapshot), title, diff=True)
-            page.spaces.append({"diff": len(page.diffs) - 1, **space(snapshot, before, result.changes)})
+            shown = space(snapshot, before, result.changes)
+            page.spaces.append({"diff": len(page.diffs) - 1, "map": len(page.maps) - 1, **shown})
             alone = False
         before = snapshot
     if before is not None and alone:
-        page.spaces.append({"diff": None, "title": before.name, **space(before)})
+        page.spaces.append({"diff": None, "map": len(page.maps) - 1, "title": before.name, **space(before)})

@@ -80,7 +80,8 @@ class DepthChart {
     const { trace, points } = this, bounds = trace.stacks.map((stack) => stack.size);
     this.width = Math.max(this.svg.clientWidth, 300); this.left = 64;
     const shown = points.filter(([at, stack]) => !this.hidden.has(stack) && at >= this.from && at <= this.to);
-    const most = this.whole ? Math.max(...bounds) : Math.max(1, ...trace.stacks.map((_, i) => this.held(i)), ...shown.map((p) => p[2]));
+    const used = [...trace.stacks.map((_, i) => this.held(i)), ...shown.map((p) => p[2])];
+    const most = (this.whole ? bounds : used).reduce((a, b) => Math.max(a, b), 1);
     this.top = most * 1.05;
     const parts = [], tick = (span, steps) => steps(span / 6);
     const binary = (size) => 2 ** Math.ceil(Math.log2(Math.max(size, 1)));

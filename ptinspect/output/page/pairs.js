@@ -77,7 +77,7 @@ function ptdump(space, diff) {
   if (!told.length) return lines(notes.map((note) => `the kernel's own text: ${note}`), "facts");
   const RANGE = /^(0xf[0-9a-f]{15})-.* (PGD|P4D|PUD|PMD|PTE)/;
   const open = (sign, text) => {
-    const [, va, name] = text.match(RANGE), later = diff ? mapOf(space.diff) : window.ptinspect.maps[0];
+    const [, va, name] = text.match(RANGE), later = window.ptinspect.maps[space.map];
     const map = sign === "-" ? window.ptinspect.maps[later.facts.earlier] : later;
     const level = Object.entries(map.facts.names).find(([, known]) => known.toUpperCase() === name);
     map.reveal(BigInt(va), level ? Number(level[0]) : map.facts.regime.start_level); /* the root's is PGD */
