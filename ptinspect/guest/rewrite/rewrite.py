@@ -264,27 +264,43 @@ class Runner:
     def reach(self, *, written: bool = False) -> bool:
         """Have the boot CPU inside the rewrite, before its last store; False if the kernel does none.
 
-        Nothing runs if it is there already. Raises UserError if the rewrite is over; where all is written
-        and the CPU is still inside, only unless `written` is wanted.
+        Nothing runs if it is there already, where all is written only if that is `written`. If the rewrite is
+        over, a replay goes back to it, past all breakpoints; of any other guest UserError is raised.
         """
+        state = self.boot()
+        if state is not None and (written or self.phase() != "done"):
+            self.session.current_cpu = state.cpu
+            return True
+        over = self._over(state)
+        if over is None:
+            self.place_kernel()
+            return self.enter()
+        replay = self.session.replay
+        if replay is not None and replay.mode == "replay":
+            with symbol_breakpoints(self.guest).aside(), replay.without_breakpoints():
+                replay.go_to(0, self.left())
+                self.guest.forget_stop()
+                self.place_kernel()
+                return self.enter()
+        if isinstance(over, UserError):
+            raise over
+        self.reason = over
+        return False
+
+    def _over(self, state: CpuState | None) -> UserError | str | None:
+        """Return what keeps a guest from the stores, a text if there are none; None if nothing does."""
         from ptinspect.linux.kpti.decision import past_boot
         from ptinspect.linux.kpti.running_code import flag_of
 
-        view, state = self.guest.view, self.boot()
         if state is not None:
-            if self.phase() == "done" and not written:
-                raise UserError("all descriptors are written already", "kpti progress; a fresh guest: launch")
-            self.session.current_cpu = state.cpu
-            return True
-        if view.placed:
+            return UserError("all descriptors are written already", "kpti progress; a fresh guest: launch")
+        if (view := self.guest.view).placed:
             flag = flag_of(view, self.code)
             if flag.finished or (flag.value == 0 and standing(self.guest, "(kpti)").state.state == "after"):
-                raise UserError("the rewrite has finished (its flag is 0)", "a fresh guest: launch")
+                return UserError("the rewrite has finished (its flag is 0)", "a fresh guest: launch")
             if past := past_boot(view):
-                self.reason = f"{past}: the kernel is past the place where it would rewrite its tables"
-                return False
-        self.place_kernel()
-        return self.enter()
+                return f"{past}: the kernel is past the place where it would rewrite its tables"
+        return None
 
     # -- capturing ------------------------------------------------------------------------------
 

@@ -1,0 +1,31 @@
+"""The rewrite in a recorded boot: what was seen of it live is seen again in the replay, from its end too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from session import launched, need_guest
+
+pytestmark = pytest.mark.live
+
+
+def without_time(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what does not depend on the machine."""
+    return {name: value for name, value in result.items() if "second" not in name}
+
+
+@pytest.mark.parametrize("name", ["5.10-cloud", "6.12-cloud"])
+def test_the_stores_of_the_rewrite_are_the_same_live_and_in_the_replay(name: str, tmp_path: Path) -> None:
+    need_guest(name)
+    with launched(name, f"--memory 256 --timeline {tmp_path / 't'}") as live:
+        seen = live(f"kpti writes --timeout 200 --output {tmp_path / 'live.json'}")
+        live("detach")
+        live(f"timeline open {tmp_path / 't'}")
+        live("timeline goto end")
+        live("break kernel_clone")  # it stops nobody who goes back
+        assert without_time(live(f"kpti writes --output {tmp_path / 'again.json'}")) == without_time(seen)
+        written = json.loads((tmp_path / "live.json").read_text())["writes"]
+        assert written == json.loads((tmp_path / "again.json").read_text())["writes"] != []
