@@ -109,7 +109,7 @@ def _other(guest: Guest, choice: str, state: CpuState) -> OtherRoot:
     if choice == "user":
         return current_tables(guest.view, state)
     which = choice.removeprefix("task:")
-    return task_tables(guest.view, state, int(which) if which.isdigit() else which)
+    return task_tables(guest.view, state, int(which) if which.isdecimal() else which)
 
 
 def _register(state: CpuState, word: str) -> tuple[RegimeName, bool]:

@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fakes import declare
+from fakes import context, declare, kernel_tree
 
 from ptinspect.commands.framework.catalogue import catalogue
 from ptinspect.commands.framework.command import FORCED, Command, Needs, argument
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry, build_registry
-from ptinspect.errors import UserError
+from ptinspect.errors import PtinspectError, UserError
 from ptinspect.output.model import Report
 
 
@@ -101,6 +101,15 @@ def test_wrong_arguments_are_the_users_and_never_leave_the_process(registry: Reg
         with pytest.raises(UserError) as caught:
             registry.run(Context(registry), line)
         assert "usage:" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line", ["walk $x²", "print $w²", "walk 0x10 --root task:²", "expect summary levels ²", "walk ~\0"]
+)
+def test_what_only_looks_like_a_number_or_a_home_is_the_users_mistake(line: str) -> None:
+    ctx = context(kernel_tree())
+    with pytest.raises(PtinspectError):
+        ctx.registry.run(ctx, line)
 
 
 def test_needs_are_checked_before_the_handler_runs() -> None:

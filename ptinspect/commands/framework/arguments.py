@@ -91,12 +91,12 @@ def task(text: str) -> int | str:
     named = text.removeprefix("task:")
     if not named:
         raise UserError(f"{text!r} names no task", TASK_HELP)
-    return _PID(named) if named.isdigit() else named
+    return _PID(named) if named.isdecimal() else named
 
 
 def task_word(text: str) -> int | str:
     """Read the same where a bare name could be another word."""
-    if not text.isdigit() and not text.startswith("task:"):
+    if not text.isdecimal() and not text.startswith("task:"):
         raise UserError(f"{text!r} is no task", TASK_HELP)
     return task(text)
 

@@ -132,7 +132,9 @@ class Commands(MutableMapping[tuple[str, ...], Command]):
 
 def _at_home(word: str) -> str:
     """Return a word with the home directory that its `~` stands for, as a shell does."""
-    return os.path.expanduser(word) if word.startswith("~") else word  # noqa: PTH111 (~nobody stays)
+    if not word.startswith("~") or "\0" in word:
+        return word
+    return os.path.expanduser(word)  # noqa: PTH111 (~nobody stays)
 
 
 @dataclass

@@ -128,7 +128,7 @@ def _step(at: object, step: str, path: str, cpu: int) -> object:
 
 def _entry(entries: list[Any], step: str, cpu: int) -> tuple[object] | None:
     """Return the entry that a step names, or the field of the only one; None if there is none."""
-    if step.isdigit():
+    if step.isdecimal():
         return (entries[int(step)],) if int(step) < len(entries) else None
     level = LEVEL.fullmatch(step)
     named = [
@@ -333,8 +333,10 @@ def expect_words(ctx: Context, before: Sequence[str]) -> Iterator[tuple[str, str
 def _fields(value: object, steps: Sequence[str]) -> Iterator[tuple[str, str]]:
     for step in steps:
         if isinstance(value, list):
-            value = value[int(step)] if step.isdigit() and int(step) < len(value) else next(iter(value), None)
-        if isinstance(value, Mapping) and not step.isdigit():
+            value = (
+                value[int(step)] if step.isdecimal() and int(step) < len(value) else next(iter(value), None)
+            )
+        if isinstance(value, Mapping) and not step.isdecimal():
             if step not in value:
                 return
             value = value[step]
