@@ -285,7 +285,8 @@ class Player:
                 with fold.acting(action.where, stop):
                     code = self._nested(action.body[:-1] if on else action.body)
                 first = first or code
-                if not on or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
+                arrived = outcome.name == "until" and stop.result.get("reached", True)
+                if not on or arrived or self.ctx.leave or (code != EXIT_OK and not self.keep_going):
                     return first
                 left = max(end - time.monotonic(), LEAST_SECONDS)
                 fold.hold()

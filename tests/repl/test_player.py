@@ -199,6 +199,12 @@ on stop any: off
     assert said == ["first", "first", "seven", "between", "other"]
 
 
+def test_an_until_that_has_arrived_does_not_go_on() -> None:
+    ctx, said = stopping()
+    assert play(player(ctx), "on stop any:\n    say there\n    continue\nuntil 0x4000\nsay end\n") == 0
+    assert said == ["there", "end"]
+
+
 FOLDED = """\
 on stop 0x1000:
     say room

@@ -133,7 +133,8 @@ def repeat(ctx: Context, *, line: str) -> Report:
 on stop PLACE: COMMAND; …
 The commands may stand below, indented. PLACE is an address, the number of a breakpoint, or any; the
 breakpoint itself is set by break. It counts for stops of continue, until, finish and interrupt. `continue`
-as the last command goes on with what was interrupted, within the same time limit (finish cannot go on).
+as the last command goes on with what was interrupted, within the same time limit (finish cannot go on); an
+until that has arrived is over, and the script goes on.
 Stops that say the same as the last one there, but for CPU and number of hits, are counted instead of shown:
 `set fold off` shows all, --json always does. `on stop PLACE: off` ends it.""",
     passthrough=True,
