@@ -77,7 +77,9 @@ break kpti_install_ng_mappings
 *reverse-finish
 """
 ATTACHED = """
-*attach *break *delete
+*attach *kernel *break *condition *disable *enable *delete *tbreak
+continue
+*watch *rwatch *awatch *watch table *whatis *ptype
 """
 
 
