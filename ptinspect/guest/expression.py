@@ -14,7 +14,10 @@ PHYSICAL_END = 1 << 52
 """No physical address lies above (Arm ARM D8.1.8)."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _TERM = r"\s*([+-]?)\s*([^\s+-]+)"
-_SIZE = r"(0[xX][0-9a-fA-F_]+|[0-9_]+)\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?"
+HEX = r"0[xX]_*[0-9a-fA-F][0-9a-fA-F_]{0,99}"
+DECIMAL = r"[0-9][0-9_]{0,99}"
+"""Numbers as people group their digits, none so long that Python would not read it."""
+_SIZE = rf"({HEX}|{DECIMAL})\s*([kKmMgGtTpP]?)(?:[iI]?[bB])?"
 _OF_SIZE = r"(?:(?<=[0-9a-f])/0x[0-9a-f]+)?( \[[\w-]+\])?$"
 """What the kernel prints after the offset into a function: its size, and its module (kernel/kallsyms.c)."""
 _FROM_TO = r"(?:0x)?([0-9a-fA-F]{8,16})-(?:0x)?([0-9a-fA-F]{8,16})"
@@ -120,11 +123,9 @@ class Range:
 
 def parse_number(text: str) -> int | None:
     """Return the number that `text` is: 0x…, decimal, or 16 hex digits as kernels print; else None."""
-    if re.fullmatch(r"0[xX][0-9a-fA-F_]+", text):
-        return int(text, 16)
-    if re.fullmatch(r"[0-9a-fA-F]{16}", text):
-        return int(text, 16)
-    if re.fullmatch(r"[0-9][0-9_]*", text):
+    if re.fullmatch(rf"{HEX}|[0-9a-fA-F]{{16}}", text):
+        return int(text.replace("_", ""), 16)
+    if re.fullmatch(DECIMAL, text):
         return int(text.replace("_", ""))
     return None
 
@@ -193,4 +194,4 @@ def parse_size(text: str) -> int | None:
     if match is None:
         return None
     digits = match[1].replace("_", "").lower()
-    return int(digits or "0", 16 if digits.startswith("0x") else 10) * _UNITS[match[2].upper()]
+    return int(digits, 16 if digits.startswith("0x") else 10) * _UNITS[match[2].upper()]

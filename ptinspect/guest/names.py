@@ -254,7 +254,7 @@ def register_of(state: CpuState, name: str) -> int:
     low = aliases.get(low, low)
     if low in ("sp", "pc"):
         return state.sp if low == "sp" else state.pc
-    if low[:1] in ("x", "w") and low[1:].isdecimal() and int(low[1:]) < len(state.x):
+    if low[:1] in ("x", "w") and len(low) < 4 and low[1:].isdecimal() and int(low[1:]) < len(state.x):
         value = state.x[int(low[1:])]
         return value if low[0] == "x" else value & 0xFFFF_FFFF
     if low in ("cpsr", "pstate"):

@@ -10,7 +10,7 @@ import re
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.expression import parse_number, parse_size
+from ptinspect.guest.expression import DECIMAL, HEX, parse_number, parse_size
 from ptinspect.linux.image.c_types import PLAIN_NAMES
 
 HELP = "C: numbers, SYMBOL, $REGISTER, + - * / % << >> & | ^ ~ ! < == && ?:, (TYPE), *, ->, [], sizeof"
@@ -20,8 +20,8 @@ MOST_TOKENS = 300
 _SUFFIX = r"isra|part|constprop|cold|llvm|lto_priv"
 _TOKEN = re.compile(
     r"\s*(?:(?P<physical>[pP][aA]:(?=[\w]))|(?P<register>\$\w+)"
-    r"|(?P<number>[0-9a-fA-F]{16}(?![\w])|0[xX][0-9a-fA-F_]+[uUlL]*|0[bB][01_]+[uUlL]*"
-    r"|[0-9][0-9_]*(?:[kKMGTP](?:i?B)?(?!\w)|[uUlL]*)(?![\w.]))"
+    rf"|(?P<number>[0-9a-fA-F]{{16}}(?![\w])|(?:{HEX}|0[bB]_*[01][01_]{{0,99}})[uUlL]*"
+    rf"|{DECIMAL}(?:[kKMGTP](?:i?B)?(?!\w)|[uUlL]*)(?![\w.]))"
     rf"|(?P<name>[A-Za-z_]\w*(?:\.(?:{_SUFFIX})(?:\.\d+)*|\.\d+)*)"
     r"|(?P<char>'(?:[^'\\\n]|\\(?:[0-7]{1,3}|x[0-9a-fA-F]{1,2}|.))')"
     r"|(?P<sign>->|<<=?|>>=?|<=|>=|==|!=|&&|\|\||\+\+|--|[-+*/%&|^~!<>=?:()\[\].,]))"
