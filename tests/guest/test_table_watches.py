@@ -128,6 +128,34 @@ def test_what_nobody_saw_is_told_at_the_next_stop(world: World) -> None:
     assert world.watches.at_stop() == ()
 
 
+def test_a_step_does_not_tell_again_what_was_told_before(world: World) -> None:
+    run(world.ctx, f"watch table {DATA:#x} --level pte")
+    world.watches.depart()
+    assert not world.executed(STORE, world.alias, world.raw() | 0x800)
+    assert len(world.watches.at_stop()) == 1
+    world.session.stop_token += 1  # as a step does, on which nobody goes along
+    assert world.watches.at_stop() == ()
+
+
+def test_what_was_written_while_it_was_disabled_is_not_told(world: World) -> None:
+    number = run(world.ctx, f"watch table {DATA:#x} --level pte").result["id"]
+    run(world.ctx, f"disable {number}")
+    world.watches.depart()
+    world.tree.memory.write(world.pte, (world.raw() | 0x800).to_bytes(8, "little"))
+    run(world.ctx, f"enable {number}")
+    assert world.watches.at_stop() == ()
+
+
+def test_a_watch_that_cannot_be_made_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ptinspect.guest.breakpoints.table_watches.spots", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(world.ctx, f"watch table {DATA:#x}")
+    assert run(world.ctx, "break").result["watchpoints"] == [] and world.watches.all == []
+
+
 def test_what_differs_at_another_position_of_a_recording_was_not_written(world: World) -> None:
     run(world.ctx, f"watch table {DATA:#x} --level pte")
     world.watches.depart()

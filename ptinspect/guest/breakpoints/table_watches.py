@@ -104,9 +104,11 @@ class TableWatch:
         return f"tables of {self.address.text}{where}"
 
     def enable(self, on: bool) -> None:
-        """Have it stop the guest, or not."""
+        """Have it stop the guest, or not; what was written in between is nobody's business."""
         self.enabled = on
         self.owner.rest()
+        if on:
+            self.owner.renew(arm=False)
 
     def delete(self) -> None:
         """Watch no more."""
@@ -126,6 +128,8 @@ class TableWatches:
         self.passed = 0
         """Stops that were passed over since the guest was last let run."""
         self._alone, self._loaded, self._elsewhere = True, False, False
+        self._told: int | None = None
+        """The stop at which `seen` was told."""
         self._values: dict[int, int] = {}
         self._set: dict[int, int] = {}
         """GDB's number -> the address."""
@@ -149,8 +153,12 @@ class TableWatches:
             number, where, tuple(found),
         )  # fmt: skip
         self.all.append(watch)
+        try:
+            self.renew(arm=self.session.slots.limited)  # else watchpoints are set when the guest is to run
+        except BaseException:
+            watch.delete()
+            raise
         symbol_breakpoints(self._guest).others[watch.id] = watch
-        self._renew(arm=self.session.slots.limited)  # else the watchpoints are set when the guest is to run
         return watch
 
     @property
@@ -161,9 +169,15 @@ class TableWatches:
     # -- at a stop ------------------------------------------------------------------------------
 
     def at_stop(self) -> tuple[SeenWrite, ...]:
-        """Return the writes since the guest was let run: those that stopped it, and those that nobody saw."""
+        """Return the writes since the guest was let run: those that stopped it, and those that nobody saw.
+
+        After a step from one stop to the next only those of the step.
+        """
         if not self.active:
             return ()
+        if self._told not in (None, self.session.stop_token):
+            self.seen = ()
+        self._told = self.session.stop_token
         if self._elsewhere:
             self.seen, self._elsewhere = (), False
             self._note_values()
@@ -176,14 +190,14 @@ class TableWatches:
 
     def depart(self) -> None:
         """Have all watchpoints where they are to be; the guest is about to run."""
-        self.seen, self.passed, self._alone, self._elsewhere = (), 0, True, False
+        self.seen, self.passed, self._alone, self._elsewhere, self._told = (), 0, True, False, None
         if self.active or self._set:
-            self._renew()
+            self.renew()
 
     def passes(self, stop: StopInfo) -> bool:
         """Look at a stop; tell whether the guest runs on, since nothing was written that is watched."""
         if stop.spot in self._landmarks:
-            self._renew()
+            self.renew()
             return True
         va = self._set.get(stop.spot or -1)
         if va is None:
@@ -283,7 +297,7 @@ class TableWatches:
 
     # -- keeping up -----------------------------------------------------------------------------
 
-    def _renew(self, *, arm: bool = True) -> None:
+    def renew(self, *, arm: bool = True) -> None:
         """Look at everything again: roots, paths, addresses, values."""
         for watch in self.active:
             watch.moved = False
