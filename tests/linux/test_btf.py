@@ -9,6 +9,7 @@ from kernels import BtfBuilder
 
 from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.btf import BtfTypes, find_btf
+from ptinspect.linux.image.c_types import CTypes
 
 
 def sample() -> BtfBuilder:
@@ -166,3 +167,29 @@ def test_kinds_that_are_not_known() -> None:
     b.add(25, "future", 0)
     with pytest.raises(KernelFileError, match="kind 25"):
         BtfTypes(b.blob())
+
+
+@pytest.mark.parametrize("kind", [10, 3])
+def test_types_of_types_of_types_end(kind: int) -> None:
+    """A hundred thousand qualifiers, or arrays, around each other."""
+    b = BtfBuilder()
+    b.add(8, "endless", 2)
+    extra = [struct.pack("<III", number + 3, 1, 2) if kind == 3 else b"" for number in range(100_000)]
+    b.types += b"".join(
+        struct.pack("<III", 0, kind << 24, 0 if kind == 3 else number + 3) + each
+        for number, each in enumerate(extra)
+    )
+    b.integer("long", 8)
+    types = CTypes(BtfTypes(b.blob()))
+    for _ in range(2):
+        with pytest.raises(KernelFileError, match=r"within one|itself"):
+            types.of(2)
+
+
+def test_a_type_that_is_not_known_is_told_the_same_each_time() -> None:
+    b = BtfBuilder()
+    b.array(77, 2)
+    types = CTypes(BtfTypes(b.blob()))
+    for _ in range(2):
+        with pytest.raises(KernelFileError, match="type 77"):
+            types.of(1)

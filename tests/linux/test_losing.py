@@ -82,6 +82,14 @@ def test_a_kernel_without_room_is_refused() -> None:
         losing_code(dataclasses.replace(code, points=points), raw, 4096)
 
 
+def test_a_rewrite_whose_tables_end_nowhere_is_refused() -> None:
+    code = rewrite(CASES[0]).code
+    raw = patched(CASES[0])[: code.size]
+    levels = [dataclasses.replace(level, end=31) for level in code.levels]
+    with pytest.raises(KernelFileError, match="where its tables end"):
+        losing_code(dataclasses.replace(code, levels=type(code.levels)(levels)), raw, 4096)
+
+
 def test_the_image_that_is_booted_is_changed_and_nothing_else(tmp_path: Path) -> None:
     case = CASES[0]
     raw = patched(case)

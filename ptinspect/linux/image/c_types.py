@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ptinspect.linux.image.btf import BtfTypes, Entry
 
 MOST_QUALIFIERS = 32
+MOST_WITHIN = 64
+"""Types that a type may be made of, each of the next."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +237,13 @@ class CTypes:
         if type_id == 0:
             return VOID
         if type_id not in self._made:
-            if type_id in self._making:
-                raise KernelFileError("the BTF has a type that contains itself")
+            if type_id in self._making or len(self._making) > MOST_WITHIN:
+                raise KernelFileError("the BTF has a type that contains itself, or too many within one")
             self._making.add(type_id)
-            self._made[type_id] = self._make(type_id)
-            self._making.discard(type_id)
+            try:
+                self._made[type_id] = self._make(type_id)
+            finally:
+                self._making.discard(type_id)
         return self._made[type_id]
 
     def _make(self, type_id: int) -> CType:

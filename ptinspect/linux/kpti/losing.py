@@ -106,10 +106,15 @@ def _compare(level: LevelCode, words: tuple[int, ...], page: int) -> list[int]:
     bits = page.bit_length() - 1
     shift = bits + (LEVEL_LAST - level.level) * (bits - 3)
     size = next(
-        found[2]
-        for word in words[: level.load // 4][::-1]
-        if (found := a64.add_immediate(word)) is not None and found[:2] == (level.end, level.cursor)
+        (
+            found[2]
+            for word in words[: level.load // 4][::-1]
+            if (found := a64.add_immediate(word)) is not None and found[:2] == (level.end, level.cursor)
+        ),
+        0,
     )
+    if not size:
+        raise KernelFileError("the rewrite does not tell where its tables end")
     cursor = [] if not level.displacement else [a64.subtract(SCRATCH, level.cursor, -level.displacement)]
     place = SCRATCH if cursor else level.cursor
     return [
