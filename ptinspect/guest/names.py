@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.arch.sysregs import UNWRITTEN, CpuState
+from ptinspect.arch.sysregs import ALIASES, UNWRITTEN, CpuState
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, UserError
 from ptinspect.guest.expression import Address, Names, Range
@@ -281,6 +281,25 @@ def live_register(guest: Guest, state: CpuState, name: str) -> int:
         if found is None:
             raise
         return found
+
+
+def spelling(guest: Guest, state: CpuState, name: str) -> str:
+    """Return how GDB spells a register: another case is a variable of its own there, which holds nothing.
+
+    Raises UserError if the stub has no such register, or nobody has written it yet.
+    """
+    live_register(guest, state, name)
+    low = {"fp": "x29", "lr": "x30", "pstate": "cpsr"}.get(name.lower(), name.lower())
+    if low in ("sp", "pc", "cpsr"):
+        return low
+    if low[0] in "xw" and low[1:].isdecimal():
+        return f"{low[0]}{int(low[1:])}"
+    known = {each.upper(): each for each in guest.stopped.registers(state.cpu)}
+    names = (name.upper(), f"{name.upper()}_EL1")
+    found = next((known[s] for full in names for s in ALIASES.get(full, (full,)) if s in known), None)
+    if found is None:
+        raise UserError(f"GDB has no register ${name}", "regs lists them")
+    return found
 
 
 def _never_written(name: str) -> UserError:

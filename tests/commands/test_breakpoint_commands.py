@@ -45,6 +45,28 @@ def test_a_condition_as_gdbs_users_type_it(ctx: Any, line: str, condition: str) 
     assert f"if {condition}" in text(run(ctx, "break"))
 
 
+@pytest.mark.parametrize(
+    ("typed", "spelt"),
+    [
+        ("$X1", "$x1"), ("$w01", "$w1"), ("$LR", "$x30"), ("$fp", "$x29"), ("$Sp", "$sp"),
+        ("$sp_el0", "$SP_EL0"), ("$ttbr1", "$TTBR1_EL1"), ("$sctlr_el1", "$SCTLR"),
+        ("$pstate", "($cpsr & 0xffffffff)"),
+    ],
+)  # fmt: skip
+def test_a_register_is_spelt_as_gdb_does(ctx: Any, typed: str, spelt: str) -> None:
+    """`$X1` would be a variable of GDB's own, and the condition an error that stops the guest each time."""
+    ctx.guest.session.stub = {"SP_EL0": 1, "TTBR1_EL1": 2, "SCTLR": 3}
+    run(ctx, f"break start_kernel if {typed} == 5")
+    assert f") {spelt})" in conditions(ctx)[0]
+
+
+def test_a_register_that_gdb_does_not_have_is_refused(ctx: Any) -> None:
+    with pytest.raises(UserError, match="no register"):
+        run(ctx, "break start_kernel if $nosuch == 5")
+    with pytest.raises(UserError, match="GDB has no register"):
+        run(ctx, "break start_kernel if $ttbr1_el1 == 5")
+
+
 def test_a_function_whose_name_begins_with_if(ctx: Any) -> None:
     with pytest.raises(UserError, match="ifconfig"):
         run(ctx, "break ifconfig")

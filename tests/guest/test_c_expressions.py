@@ -66,6 +66,10 @@ class Scope:
             raise UserError(f"no register ${name}")
         return known[name]
 
+    def spelling(self, name: str) -> str:
+        self.register(name)
+        return name
+
     def task(self) -> int:
         return TASK
 

@@ -95,7 +95,7 @@ def test_layouts_and_values_are_those_of_drgn_with_dwarf() -> None:
 def test_watchpoints_and_conditions_wherever_the_kernel_runs() -> None:
     with launched("6.12-cloud", f"--append '{KASLR_BOOT}' --smp 2") as live:
         # set before it is known where init_task will be
-        made = live("break kernel_clone if $current->pid == 2 && $current != &init_task")
+        made = live("break kernel_clone if $current->pid == 2 && $sp_el0 != &init_task && $PState & 4")
         assert made["pending"]
         live(f"until kernel_init {LIMIT}")
         watch = live("watch jiffies")

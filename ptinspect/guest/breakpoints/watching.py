@@ -49,7 +49,8 @@ def watch(guest: Guest, text: str, access: Access, condition: str = "") -> Watch
     plain = {1: "char", 2: "short", 4: "int", 8: "long"}.get(kind.size)
     if plain is None:
         raise UserError(
-            f"{text} has {kind.size} bytes, and a watchpoint 1, 2, 4 or 8", f"watch {text}.MEMBER"
+            f"{text} has {kind.size} bytes, and a watchpoint 1, 2, 4 or 8",
+            f"watch {text}{'[0]' if kind.kind == 'array' else '.MEMBER'}",
         )
     words = for_gdb(guest, condition) if condition else ""
     values.number(Operand(kind, address=address)) if kind.scalar else values.scope.read(

@@ -55,6 +55,10 @@ class Scope(Protocol):
         """Return a register of the chosen CPU, unsigned."""
         ...
 
+    def spelling(self, name: str) -> str:
+        """Return how GDB spells a register."""
+        ...
+
     def task(self) -> int:
         """Return the address of the task that the chosen CPU runs."""
         ...

@@ -9,7 +9,7 @@ from ptinspect.errors import GuestError, KernelFileError, PtinspectError, UserEr
 from ptinspect.guest.expression import address
 from ptinspect.guest.expressions.c_evaluator import Variable
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import cpu_state, located, names_at_hand
+from ptinspect.guest.names import cpu_state, located, names_at_hand, spelling
 from ptinspect.linux.image.c_types import CTypes
 
 MOST_AHEAD = 64 << 10
@@ -46,6 +46,10 @@ class GuestScope:
     def register(self, name: str) -> int:
         """Return a register of the chosen CPU."""
         return self.names.register(name)
+
+    def spelling(self, name: str) -> str:
+        """Return how GDB spells a register."""
+        return spelling(self._guest, cpu_state(self._guest, self._cpu), name)
 
     def variable(self, name: str) -> Variable | None:
         """Return a variable: one that each CPU has is the chosen CPU's."""

@@ -113,12 +113,14 @@ class GdbWords:
 
     def register(self, name: str, type: CType) -> Word:
         """Name a register as GDB does. Raises UserError if there is none."""
-        self._scope.register(name)
-        return self.convert(f"${name}", type)
+        spelt = f"${self._scope.spelling(name)}"
+        if spelt == "$cpsr":
+            spelt = f"({spelt} & 0xffffffff)"  # flags are no number to GDB, until something is done with them
+        return self.convert(spelt, type)
 
     def task(self) -> Word:
         """Return the address of the task that runs: SP_EL0 in the kernel (arch/arm64/asm/current.h)."""
-        return self.convert("$SP_EL0", ULONG)
+        return self.register("SP_EL0", ULONG)
 
     def load(self, address: Word, type: CType, *, physical: bool) -> Word:
         """Have an integer read."""
