@@ -134,7 +134,7 @@ class Plan:
                 str(value.get("timeline", "")),
                 {k: v for k, v in value.items() if k not in known},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(f"the plan makes no sense: {type(error).__name__} {error}") from error
         if not 1 <= plan.runs <= MAX_RUNS or not 1 <= len(cells) <= MAX_CELLS:
             raise UserError(f"the plan has {plan.runs} runs of {len(cells)} cells")

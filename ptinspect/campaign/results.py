@@ -30,6 +30,8 @@ made: error."""
 
 FAILED = ("fail", "crash", "hang", "bug")
 """Outcomes of runs that were made, and whose recordings are kept."""
+MAX_SECONDS = 1e9
+"""No run takes as long."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Record:
             whole = isinstance(record.run, int) and isinstance(record.attempt, int)
             cell = {str(k): str(v) for k, v in record.cell.items()}
             numbers = [record.deepest, record.least_free, record.lost]
-            if not whole or record.outcome not in OUTCOMES or not isinstance(record.seconds, (int, float)):
+            if not whole or record.outcome not in OUTCOMES or not 0 <= record.seconds < MAX_SECONDS:
                 raise ValueError("a field has a value that it cannot have")
             if not all(n is None or isinstance(n, int) for n in numbers):
                 raise ValueError("a count is not a number")

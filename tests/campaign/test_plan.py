@@ -49,6 +49,7 @@ def test_a_plan_survives_json_and_nonsense_is_refused() -> None:
         [],
         {},
         {**plan.to_json(), "runs": "many"},
+        {**plan.to_json(), "runs": float("inf")},
         {**plan.to_json(), "cells": []},
         {**plan.to_json(), "cells": [3]},
     ):

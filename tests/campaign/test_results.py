@@ -68,6 +68,10 @@ DAMAGE: Mapping[str, tuple[bytes, str]] = {
         b'{"run": 1, "cell": {}, "attempt": 1, "outcome": "pass", "seconds": "1"}\n',
         ":3: no result",
     ),
+    "a time without end": (
+        b'{"run": 1, "cell": {}, "attempt": 1, "outcome": "pass", "seconds": NaN}\n',
+        ":3: no result",
+    ),
     "a depth that is text": (
         b'{"run": 1, "cell": {}, "attempt": 1, "outcome": "pass", "deepest": "1"}\n',
         ":3: no result",
