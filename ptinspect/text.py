@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 def escape(text: str) -> str:
     """Make a string from the guest or from a file safe to print: no control codes, no line breaks."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

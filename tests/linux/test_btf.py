@@ -193,3 +193,13 @@ def test_a_type_that_is_not_known_is_told_the_same_each_time() -> None:
     for _ in range(2):
         with pytest.raises(KernelFileError, match="type 77"):
             types.of(1)
+
+
+def test_names_are_safe_to_print() -> None:
+    b = BtfBuilder()
+    long = b.integer("lo\x1b[31mng", 8)
+    b.struct("x\x1b[2J", 8, [("m\ny", long, 0)])
+    types = CTypes(BtfTypes(b.blob()))
+    made = types.of(2)
+    (field,) = types.fields(made)
+    assert (made.name, field.name, field.type.name) == ("struct x\\x1b[2J", "m\\ny", "lo\\x1b[31mng")

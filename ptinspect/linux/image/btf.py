@@ -33,6 +33,7 @@ from ptinspect.linux.image.btf_kinds import (
     VAR,
     VOLATILE,
 )
+from ptinspect.text import escape
 
 MAGIC = 0xEB9F
 HEADER = struct.Struct("<HBBIIIII")
@@ -168,7 +169,7 @@ class BtfTypes:
 
     def _string(self, offset: int) -> str:
         end = self._strings.find(b"\0", offset)
-        return self._strings[offset:end].decode("ascii", errors="replace") if end >= 0 else ""
+        return escape(self._strings[offset:end].decode("ascii", errors="replace")) if end >= 0 else ""
 
     def _find(self, name: str) -> int:
         """Return the id of a struct, union, enum or typedef by name."""
