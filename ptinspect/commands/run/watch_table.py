@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.levels import level_name
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
@@ -136,14 +135,7 @@ def _watched(guest: Guest, watch: TableWatch, place: Place) -> WatchedResult:
         SpotResult(VirtAddr(spot.va), spot.way, spot.mapped, spot.va not in left_out)
         for spot in watch.addresses.get(place.pa, ())
     ]
-    return WatchedResult(place.pa, place.level, name_of(place), Hex(raw), addresses)
-
-
-def name_of(place: Place) -> str:
-    """Return the name of a descriptor's level; empty where that is not known."""
-    if place.level is None or place.regime is None:
-        return ""
-    return level_name(place.level, place.regime)
+    return WatchedResult(place.pa, place.level, place.name, Hex(raw), addresses)
 
 
 def writes_seen(guest: Guest) -> tuple[list[SeenWriteResult], list[Note | Table]]:
@@ -165,7 +157,7 @@ def _result(write: SeenWrite) -> SeenWriteResult:
         watch=write.watch,
         descriptor_pa=write.place.pa,
         level=write.place.level,
-        name=name_of(write.place),
+        name=write.place.name,
         before=Hex(write.before),
         after=Hex(write.after),
         changes=_changes(write),
@@ -196,7 +188,7 @@ def _words(raw: int, place: Place) -> str:
 def _shown(write: SeenWrite) -> list[Note | Table]:
     """Show one write, with all that is known of it."""
     place, who = write.place, write.writer
-    name = f"{name_of(place)} {place.level} at " if place.level is not None else ""
+    name = f"{place.name} {place.level} at " if place.level is not None else ""
     head = Note(f"{name}pa:{place.pa:#x}, watch {write.watch}", "title")
     rows = [
         ("before", _words(write.before, place)),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.arch.levels import level_name
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
@@ -100,19 +99,13 @@ def _result(place: Place, known: History) -> WrittenResult:
     return WrittenResult(
         known.pa,
         place.level,
-        _name(place),
+        place.name,
         Hex(known.now),
         None if known.first is None else Hex(known.first),
         whole=known.whole,
         cut=known.cut,
         writes=[write_result(write, place.level, place.regime) for write in known.writes],
     )
-
-
-def _name(place: Place) -> str:
-    if place.level is None or place.regime is None:
-        return ""
-    return level_name(place.level, place.regime)
 
 
 def _head(place: Place, known: WrittenResult) -> Note:

@@ -125,8 +125,6 @@ class TableWatches:
         """By number."""
         self.seen: tuple[SeenWrite, ...] = ()
         """What the guest was stopped for."""
-        self.passed = 0
-        """Stops that were passed over since the guest was last let run."""
         self._alone, self._loaded, self._elsewhere = True, False, False
         self._told: int | None = None
         """The stop at which `seen` was told."""
@@ -190,7 +188,7 @@ class TableWatches:
 
     def depart(self) -> None:
         """Have all watchpoints where they are to be; the guest is about to run."""
-        self.seen, self.passed, self._alone, self._elsewhere, self._told = (), 0, True, False, None
+        self.seen, self._alone, self._elsewhere, self._told = (), True, False, None
         if self.active or self._set:
             self.renew()
 
@@ -202,7 +200,6 @@ class TableWatches:
         va = self._set.get(stop.spot or -1)
         if va is None:
             return True
-        self.passed += 1
         found = self._changes(stop, va)
         if not found:
             self._pass_over()
@@ -226,9 +223,7 @@ class TableWatches:
         except MiError:
             self._alone = False
             return
-        count, _, ended = text.strip().partition(" ")
-        self._alone = not ended.startswith("no:")
-        self.passed += int(count) if count.isdecimal() else 0
+        self._alone = not text.partition(" ")[2].startswith("no:")
 
     def rest(self) -> None:
         """Take all watchpoints away: the guest runs with nobody to look at their stops."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.arch.levels import level_number
+from ptinspect.arch.levels import level_name, level_number
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
@@ -29,6 +29,11 @@ class Place:
     """Level of its table; None where that is not known."""
     regime: Regime | None
     """By whose rules it is read; None where that is not known."""
+
+    @property
+    def name(self) -> str:
+        """Name of its level; empty where that is not known."""
+        return "" if self.level is None or self.regime is None else level_name(self.level, self.regime)
 
 
 def path_histories(
