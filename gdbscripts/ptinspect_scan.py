@@ -3,10 +3,11 @@
 Use: `python import ptinspect_scan`, with this file's folder in sys.path, in a GDB (12 or newer, with Python)
 that is connected to a QEMU that replays; then
 
-    ptinspect-scan MILLISECONDS MOST VA,VA,...|- PA,PA,...|- LIMIT ...
+    ptinspect-scan MILLISECONDS MOST VA,VA,...|- PA,PA,...|- STUCK,...|- STOP:LIMIT ...
 
-runs forwards from limit to limit (numbers of instructions, each above the last) and stops for each store to
-the eight bytes at one of the virtual addresses: until the last limit, the time, that many stores, or Ctrl-C.
+runs forwards from limit to limit (numbers of instructions, each above the last; from STOP on in steps) and
+stops for each store to the eight bytes at one of the virtual addresses: until the last limit, the time, that
+many stores, a store at a position (hexadecimal, here) at which QEMU is stuck once it has stopped, or Ctrl-C.
 What comes is printed as JSON: `ended`, `looks` with [position, values at the PAs] at each limit, and `hits`,
 each with its position after the store, its PC, instruction, registers before it, the address that was watched
 and what that translated to then, and the values at the PAs before and after it.
@@ -25,6 +26,8 @@ import ptinspect_trace as trace
 
 GENERAL = 33
 """X0 to X30, SP and PC: 64 bits each, the first in a packet of registers."""
+STEP_SECONDS = 10.0
+"""How long a step may take: it takes milliseconds, or for ever."""
 PATIENCE = 60.0
 """Seconds until a replay can be interrupted that has no event for long."""
 COUNT = re.compile(rb"instruction count = (\d+)")
@@ -34,8 +37,8 @@ WATCH = re.compile(rb"watch:([0-9a-f]+);")
 class Scan:
     """One run."""
 
-    def __init__(self, lane, watched, cells):
-        self.lane, self.watched, self.cells = lane, watched, cells
+    def __init__(self, lane, watched, cells, stuck):
+        self.lane, self.watched, self.cells, self.stuck = lane, watched, cells, stuck
         self.thread = lane.names_of_threads()[gdb.selected_thread().num]
         self.hits, self.looks = [], []
 
@@ -58,40 +61,52 @@ class Scan:
 
     def run(self, limits, most, deadline):
         """Run from limit to limit; return how it ended."""
-        for limit in limits:
-            self.lane.monitor([b"replay_break %d" % limit])
-            here = 0
+        here = self.position()[0]
+        for stop, limit in limits:
+            if here < stop:
+                self.lane.monitor([b"replay_break %d" % stop])
             while here < limit:
                 if len(self.hits) >= most:
                     return "hits"
-                reply, who = trace.run(self.lane, b"vCont;c", deadline, PATIENCE)
+                steps = here >= stop
+                reply, who = self.step() if steps else trace.run(self.lane, b"vCont;c", deadline, PATIENCE)
                 if who:
-                    return who
+                    return "stuck" if steps and who == "time" else who
+                goal = here + 1 if steps else stop
                 found = WATCH.search(reply)
                 here = self.position()[0] if found is None else self.hit(int(found[1], 16))
-                if found is None and here < limit:
+                if here is None:
+                    return "stuck"
+                if found is None and here < goal:
                     return "stopped: " + reply[:40].decode("ascii", "replace")
             self.looks.append([here, self.values()])
         return "limit"
 
+    def step(self):
+        """Step one instruction; return the stub's reply, and who stopped it."""
+        return trace.run(self.lane, b"vCont;s:" + self.thread, time.monotonic() + STEP_SECONDS, PATIENCE)
+
     def hit(self, va):
-        """Note the store that comes next; return the position after it."""
+        """Note the store that comes next; return the position after it, None if QEMU is stuck before it."""
         before, (translated,) = self.position(b"gva2gpa %#x" % va)
+        if before in self.stuck:
+            return None
         general = trace.request(self.lane, b"g", 0)[: 16 * GENERAL]
         x = [int.from_bytes(bytes.fromhex(general[at : at + 16].decode()), "little") for at in
              range(0, 16 * GENERAL, 16)]  # fmt: skip
         code = trace.request(self.lane, b"m%x,4" % x[-1], 8)
         values = self.values()
         self.watch(b"z")
-        trace.run(self.lane, b"vCont;s:" + self.thread, time.monotonic() + PATIENCE, PATIENCE)
+        self.step()
         self.watch(b"Z")
         here = self.position()[0]
-        if here > before:
-            self.hits.append({
-                "position": here, "pc": x[-1], "code": code.decode("ascii", "replace"), "x": x[:31],
-                "sp": x[31], "watched": va, "translated": translated.decode("ascii", "replace"),
-                "before": values, "after": self.values(),
-            })  # fmt: skip
+        if here <= before:
+            return None
+        self.hits.append({
+            "position": here, "pc": x[-1], "code": code.decode("ascii", "replace"), "x": x[:31],
+            "sp": x[31], "watched": va, "translated": translated.decode("ascii", "replace"),
+            "before": values, "after": self.values(),
+        })  # fmt: skip
         return here
 
 
@@ -101,24 +116,27 @@ def numbers(word):
 
 
 class ScanCommand(gdb.Command):
-    """Replay, and note stores: ptinspect-scan MILLISECONDS MOST VA,...|- PA,...|- LIMIT ..."""
+    """Replay, and note stores: ptinspect-scan MILLISECONDS MOST VA,... PA,... STUCK,... STOP:LIMIT ..."""
 
     def __init__(self):
         super().__init__("ptinspect-scan", gdb.COMMAND_DATA)
 
     def invoke(self, argument, from_tty):
         words = gdb.string_to_argv(argument)
-        if len(words) < 5:
-            raise gdb.GdbError("usage: ptinspect-scan MILLISECONDS MOST VA,...|- PA,...|- LIMIT ...")
+        if len(words) < 6:
+            raise gdb.GdbError(
+                "usage: ptinspect-scan MILLISECONDS MOST VA,... PA,... STUCK,... STOP:LIMIT ..."
+            )
         lane = agent.proved_wire()
         if lane is None:
             raise gdb.GdbError("ptinspect: the socket of the stub is not known: no scan")
         deadline = time.monotonic() + int(words[0]) / 1000
-        scan = Scan(lane, numbers(words[2]), numbers(words[3]))
+        scan = Scan(lane, *(numbers(word) for word in words[2:5]))
         with trace.on_wire():
             scan.watch(b"Z")
             try:
-                ended = scan.run([int(word) for word in words[4:]], int(words[1]), deadline)
+                limits = [tuple(map(int, word.split(":"))) for word in words[5:]]
+                ended = scan.run(limits, int(words[1]), deadline)
             finally:
                 scan.watch(b"z")
         print(json.dumps({"ended": ended, "hits": scan.hits, "looks": scan.looks}))

@@ -4,6 +4,8 @@ A position is a number of executed instructions. QEMU's own rules (replay/replay
 7.2 and 11.1): a stop that is asked for at the present position is passed over, and ends QEMU when another
 is asked for; two states loaded with no run between them end it too; and who goes on at the end of the log is
 stuck for ever. So nothing is run there, and a state that is loaded lies before the position that is wanted.
+Where the guest stood while it was recorded a replay may be stuck too (link/qemu/replay_log.py): there it is
+stepped to, and what cannot be left even so is passed by from an earlier state.
 """
 
 from __future__ import annotations
@@ -12,15 +14,18 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
 from typing import Literal, Protocol
 
 from ptinspect.dataclass import replace
 from ptinspect.errors import TargetError, TargetTimeout, UserError
-from ptinspect.link.replay_scan import Seen
+from ptinspect.link.qemu.replay_log import Places, places
+from ptinspect.link.replay_scan import Limit, Seen
 from ptinspect.link.state import StopInfo
 
 Mode = Literal["record", "replay"]
-_POSITION = re.compile(r"(Record|Replay)ing execution '.*': instruction count = (\d+)", re.DOTALL)
+_POSITION = re.compile(r"(Record|Replay)ing execution '(.*)': instruction count = (\d+)", re.DOTALL)
 _STATE = re.compile(r"^\S+\s+(\S+)\s.*\s(\d+)\s*$", re.MULTILINE)
 STATES = 16
 """Most states that are saved along the way; each is as large as the memory that the guest has used."""
@@ -50,7 +55,7 @@ def position_of(answer: str) -> int:
     found = _POSITION.match(answer)
     if found is None:
         raise TargetError("QEMU's 'info replay' cannot be read", answer.strip()[:200])
-    return int(found[2])
+    return int(found[3])
 
 
 class Driven(Protocol):
@@ -76,7 +81,12 @@ class Driven(Protocol):
         """Whether there are any."""
 
     def scan(
-        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+        self,
+        watched: Sequence[int],
+        cells: Sequence[int],
+        limits: Sequence[Limit],
+        seconds: float,
+        stuck: Sequence[int],
     ) -> Seen:
         """Let it run to limits, and note stores on the way (replay_scan.Scanner.run)."""
 
@@ -103,6 +113,8 @@ class Replay:
         self._states: dict[int, str] | None = None
         self._armed: int | None = None
         """Where QEMU is to stop, if it has been asked for that and not got there."""
+        self._found_stuck: set[int] = set()
+        """Positions that it has shown it cannot leave."""
 
     @property
     def position(self) -> int:
@@ -120,13 +132,46 @@ class Replay:
             self._states = {int(at): name for name, at in _STATE.findall(text)}
         return self._states
 
+    @cached_property
+    def _places(self) -> Places:
+        """Where the log says that it must not be told to stop; nothing of another machine's log."""
+        found = None if self.mode == "record" else _POSITION.match(self._session.ask("info replay"))
+        return Places() if found is None else places(Path(found[2]))
+
+    def _is_stuck(self, at: int) -> bool:
+        return at in self._found_stuck or at in self._places.stuck
+
+    def limit(self, target: int) -> Limit:
+        """Return the last position at or before another at which it can be told to stop, and goes on."""
+        at = target
+        while at in self._places.shy or self._is_stuck(at):
+            at -= 1
+            if self._is_stuck(at):  # not to be stepped from
+                self._found_stuck.add(target)
+                return Limit(target, target)
+        return Limit(at, target)
+
+    def _free(self, at: int) -> int:
+        """Return the first position, from another on, at which it can be told to stop, and goes on."""
+        while at in self._places.shy or self._is_stuck(at):
+            at += 1
+        return at
+
     # -- before and after a run that somebody asks for --------------------------------------------
 
     def forwards(self) -> None:
         """Prepare to run forwards: the guest stops at the last position. Raises UserError there."""
+        if self.mode == "replay" and self.position != self.last:
+            self._leave(time.monotonic() + BACK_SECONDS, self.last)
         left = self.arm()
         if left is not None and left <= 0:
             raise UserError(f"this is {END}", "rc, rsi and timeline goto lead back")
+
+    def _leave(self, deadline: float, last: int | None) -> None:
+        """Have the next instruction executed where QEMU is stuck: from an earlier state, with no stop."""
+        while not self._fresh and self._is_stuck(here := self.position) and here != last:
+            with self.without_breakpoints():
+                self.run_to(here + 1, deadline)
 
     def stepped_to_end(self, count: int) -> StopInfo | None:
         """Step to the end if it is no more than `count` instructions away; else return None.
@@ -134,10 +179,12 @@ class Replay:
         QEMU must stop there by itself: GDB's step would let it find that nothing follows. Raises UserError
         at the end.
         """
+        end = None if self.mode == "record" else self.last
+        here = 0 if self.mode == "record" else self.position
+        if here != end and self._is_stuck(here):
+            return self.go_to(here + count if end is None else min(here + count, end))
         self.forwards()
-        if self.mode == "record" or self.last is None or self.position + count < self.last:
-            return None
-        return self.go_to(self.last)
+        return None if end is None or here + count < end else self.go_to(end)
 
     def arm(self) -> int | None:
         """Have QEMU stop at the last position; return how far it is, None if there is none."""
@@ -200,48 +247,68 @@ class Replay:
         return max((at for at in self.states if at < target), default=0)
 
     def run_to(self, target: int, deadline: float, *, save: bool = False) -> None:
-        """Run forwards to a position, and `save` states on the way. Raises TargetTimeout, TargetError.
-
-        The last instruction is stepped: QEMU does not go on from where it was told to stop if the guest stood
-        there while it was recorded (7.2.22: it waits for the next event for ever), but does after a step.
-        """
+        """Run forwards to a position, and `save` states on the way. Raises TargetTimeout, TargetError."""
+        if not self._fresh and self._is_stuck(here := self.position) and here < target:
+            self.load(self.state_before(here))
         while (here := self.position) < target:
-            spacing, last = self.spacing, target if target == self.last else target - 1
-            stop = min(last, (here // spacing + 1) * spacing) if save else last
-            if here == last:
-                stop, self._fresh = target, False
-                self._session.step_once()
-            else:
-                self.break_at(stop)
-                self._run(deadline)
-            if (reached := self.position) != stop:
-                raise TargetError(f"QEMU stopped at position {reached} on the way to {stop}")
+            spacing = self.spacing
+            stop = min(target, self._free((here // spacing + 1) * spacing)) if save else target
+            self._reach(here, stop, deadline)
             if save and stop % spacing == 0 and stop - self.state_before(stop + 1) >= spacing // 2:
                 self.save(stop)
             self.progress("replaying", stop, self.last or target)
 
+    def _reach(self, here: int, stop: int, deadline: float) -> None:
+        """Run to a later position, the last instructions step by step where it must be."""
+        first = stop if stop == self.last else self.limit(stop).stop
+        if here < first:
+            self.break_at(first)
+            self._run(deadline)
+            here = self.position
+        while first <= here < stop:
+            self._fresh = False
+            self._session.step_once()
+            here += 1
+        if here != stop or (here := self.position) != stop:
+            raise TargetError(f"QEMU stopped at position {here} on the way to {stop}")
+
     def run_once(self, limit: int, seconds: float) -> StopInfo:
-        """Run forwards to a later position, or until a breakpoint or watchpoint stops the guest."""
+        """Run forwards to a later position, or a little further, or until a breakpoint stops the guest."""
+        deadline = time.monotonic() + seconds
+        self._leave(deadline, limit)
+        limit = limit if limit == self.last else self._free(limit)
+        if self.position >= limit:
+            return self.stands("position")
         self.break_at(limit)
-        return self._run(time.monotonic() + seconds)
+        return self._run(deadline)
 
     def scan(
         self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], deadline: float
     ) -> Seen:
         """Run to later positions; note stores to what is watched, and what the cells hold at each of them.
 
-        It may end at the most stores that are noted at a time. Raises TargetTimeout, TargetError.
+        It may end at the most stores that are noted at a time. A store where QEMU is stuck is not noted, and
+        such limits are left out, but for the last. Raises TargetTimeout, TargetError.
         """
+        last = limits[-1]
+        self._leave(deadline, last)
+        here = self.position
         if self._armed is not None:
             self._session.ask("replay_delete_break")
         self._fresh, self._armed = False, -1
-        seen = self._session.scan(watched, cells, limits, max(deadline - time.monotonic(), 0.1))
+        ways = [self.limit(at) for at in limits if at == last or (at > here and not self._is_stuck(at))]
+        stuck = [at for at in (*self._places.stuck, *self._found_stuck) if here < at < last]
+        seen = self._session.scan(watched, cells, ways, max(deadline - time.monotonic(), 0.1), stuck)
         if seen.ended == "time":
-            raise TargetTimeout(f"the replay did not come to position {limits[-1]} in time")
+            raise TargetTimeout(f"the replay did not come to position {last} in time")
         if seen.ended == "limit":
             self._armed = None
+        elif seen.ended == "stuck":
+            self._found_stuck.add(self.position)
+            more = self.scan(watched, cells, [at for at in limits if at > self.position], deadline)
+            return Seen((*seen.hits, *more.hits), (*seen.looks, *more.looks), more.ended)
         elif seen.ended != "hits":
-            raise TargetError(f"QEMU stopped on the way to position {limits[-1]}: {seen.ended}")
+            raise TargetError(f"QEMU stopped on the way to position {last}: {seen.ended}")
         return seen
 
     def _run(self, deadline: float) -> StopInfo:

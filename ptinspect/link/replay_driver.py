@@ -12,7 +12,7 @@ from ptinspect.link.escort import Escort
 from ptinspect.link.gdb.agent import Agent
 from ptinspect.link.gdb.breakpoints import disabled, rows
 from ptinspect.link.gdb.mi import SECONDS, GdbLink
-from ptinspect.link.replay_scan import Scanner, Seen
+from ptinspect.link.replay_scan import Limit, Scanner, Seen
 from ptinspect.link.session import Capability
 from ptinspect.link.state import RunTracker, StopInfo
 
@@ -64,14 +64,19 @@ class Driver:
         self._gdb.request(command, SECONDS)
 
     def scan(
-        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+        self,
+        watched: Sequence[int],
+        cells: Sequence[int],
+        limits: Sequence[Limit],
+        seconds: float,
+        stuck: Sequence[int],
     ) -> Seen:
         """Let the guest run to limits, and note stores on the way."""
         self._session.escort.rest()
         if self._scanner is None:
             self._scanner = Scanner(self._gdb)
         try:
-            return self._scanner.run(watched, cells, limits, seconds)
+            return self._scanner.run(watched, cells, limits, seconds, stuck)
         finally:
             self._tracker.touch()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MiError
@@ -17,6 +17,13 @@ MOST = 500
 """Most stores of one run: it goes on from there."""
 GRACE = 120.0
 """How much longer than its time a run may take to end."""
+
+
+class Limit(NamedTuple):
+    """Where a run is to stop: it is told to at one position, and steps from there to another."""
+
+    stop: int
+    target: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Seen:
     looks: tuple[Look, ...]
     """One at each limit that was reached."""
     ended: str
-    """limit, time, hits, interrupted, or `stopped:` and the stub's words."""
+    """limit, time, hits, interrupted, stuck, or `stopped:` and the stub's words."""
 
 
 class Scanner:
@@ -68,13 +75,20 @@ class Scanner:
         console(gdb, load_line(SCRIPT), SECONDS)
 
     def run(
-        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+        self,
+        watched: Sequence[int],
+        cells: Sequence[int],
+        limits: Sequence[Limit],
+        seconds: float,
+        stuck: Sequence[int],
     ) -> Seen:
         """Run to the limits, and stop on the way for stores to eight bytes at each address that is watched.
 
-        `cells` are physical addresses whose values are noted. Raises TargetError.
+        `cells` are physical addresses whose values are noted; it ends before a store at one of the `stuck`
+        positions. Raises TargetError.
         """
-        words = [str(int(1000 * seconds)), str(MOST), _list(watched), _list(cells), *map(str, limits)]
+        words = [str(int(1000 * seconds)), str(MOST), *map(_list, (watched, cells, stuck))]
+        words += [f"{limit.stop}:{limit.target}" for limit in limits]
         text = console(self._gdb, f"ptinspect-scan {' '.join(words)}", seconds + GRACE)
         try:
             found: Mapping[str, Any] = json.loads(text)

@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from ptinspect.errors import TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.link import replay_driver
 from ptinspect.link.qemu.recording import CLUSTER, empty_image
+from ptinspect.link.qemu.replay_log import Places, places
 from ptinspect.link.replay import END, NEAR, SPACING, START, Replay, mode_of, position_of
-from ptinspect.link.replay_scan import Look, Seen
+from ptinspect.link.replay_scan import Limit, Look, Seen
 from ptinspect.link.state import StopInfo
 
 LENGTH = 5 * SPACING + 17
@@ -34,10 +36,13 @@ class Model:
     loads: int = 0
     stop: StopInfo = field(default_factory=lambda: StopInfo("attached", 0, None, 0, ""))
     slow: bool = False
+    log: str = "/a b/replay.log"
     ends: str = "limit"
     """How a scan ends."""
-    stood: int = -1
-    """Where the guest stood while it was recorded."""
+    shy: frozenset[int] = frozenset()
+    """Where it goes on only if a step led there."""
+    stuck: frozenset[int] = frozenset()
+    """Where it never goes on once it has stopped."""
     told: bool = False
     """It stands where it was told to stop."""
 
@@ -48,7 +53,7 @@ class Model:
     def ask(self, command: str, seconds: float = 0) -> str:
         word, _, rest = command.partition(" ")
         if command == "info replay":
-            return f"Replaying execution '/a b/replay.log': instruction count = {self.at}\n"
+            return f"Replaying execution '{self.log}': instruction count = {self.at}\n"
         if command == "info snapshots":
             rows = [
                 f"--  {name}  24.3 MiB 2026-11-27 23:43:49 00:00:00.000 {at:>10}"
@@ -76,7 +81,7 @@ class Model:
         return ""
 
     def run_on(self) -> None:
-        assert self.at < LENGTH and not (self.told and self.at == self.stood), "it would be stuck"
+        self.need_free()
         self.fresh = False
         ends = [
             at
@@ -94,15 +99,33 @@ class Model:
             self.stop_at = None
 
     def scan(
-        self, watched: Sequence[int], cells: Sequence[int], limits: Sequence[int], seconds: float
+        self,
+        watched: Sequence[int],
+        cells: Sequence[int],
+        limits: Sequence[Limit],
+        seconds: float,
+        stuck: Sequence[int],
     ) -> Seen:
-        for limit in limits:
+        looks: list[Look] = []
+        for stop, target in limits:
             assert self.stop_at is None
-            self.ask(f"replay_break {limit}")
-            if self.ends != "limit":
-                return Seen((), (), self.ends)
-            self.run_on()
-        return Seen((), tuple(Look(limit, ()) for limit in limits), "limit")
+            for va in (va for va in watched if self.at <= va < target):  # stored to at that position
+                self.at, self.fresh = va, False
+                if va in stuck or va in self.stuck:
+                    return Seen((), tuple(looks), "stuck")
+            if self.at < stop:
+                self.ask(f"replay_break {stop}")
+                if self.ends != "limit":
+                    return Seen((), (), self.ends)
+                self.run_on()
+            while self.at < target:
+                self.step_once()
+            looks.append(Look(target, ()))
+        return Seen((), tuple(looks), "limit")
+
+    def need_free(self) -> None:
+        assert self.at < LENGTH, "it would be stuck at the end"
+        assert self.fresh or not (self.at in self.stuck or (self.told and self.at in self.shy)), "it is stuck"
 
     def stop_in_time(self, seconds: float) -> StopInfo:
         if self.slow and self.enabled:
@@ -110,7 +133,7 @@ class Model:
         return self.stop
 
     def step_once(self) -> None:
-        assert not (self.told and self.at == self.stood), "it would be stuck"
+        self.need_free()
         self.at, self.fresh, self.told = self.at + 1, False, False
 
     def without_breakpoints(self) -> Any:
@@ -134,9 +157,11 @@ class Off:
         self.model.enabled = True
 
 
-def replay(model: Model) -> Replay:
+def replay(model: Model, known: bool = True) -> Replay:
     found = Replay(model, "replay")
     found.last = LENGTH
+    if known:
+        found._places = Places(model.shy, model.stuck)
     return found
 
 
@@ -214,13 +239,109 @@ def test_who_gives_up_on_the_way_back_stands_where_he_stood() -> None:
     assert model.at == LENGTH - 5
 
 
-def test_it_goes_on_from_where_the_recorded_guest_stood() -> None:
-    model = Model(stood=2 * SPACING + 5)
+A = 2 * SPACING + 5
+
+
+@pytest.mark.parametrize(
+    ("shy", "stuck"),
+    [({A}, set()), ({A, A - 1, A + 1}, set()), (set(), {A, A + 1}), ({A}, {A - 1}), ({A, A + 7}, {A + 1}),
+     ({2 * SPACING}, {3 * SPACING})],
+)  # fmt: skip
+def test_it_goes_on_from_where_the_recorded_guest_stood(shy: set[int], stuck: set[int]) -> None:
+    model = Model(shy=frozenset(shy), stuck=frozenset(stuck))
     found = replay(model)
-    for start in (0, LENGTH, model.stood - 1, model.stood - 2):
-        found.go_to(start)
-        assert found.go_to(model.stood).pc == model.at == model.stood
-        assert found.go_to(model.stood + 7).pc == model.at == model.stood + 7
+    for start in (0, LENGTH, A - 1, A - 2):
+        for place in sorted(shy | stuck):
+            found.go_to(start)
+            assert found.go_to(place).pc == model.at == place
+            assert found.go_to(place + 7).pc == model.at == place + 7
+            found.go_to(place)
+            looks = found.scan((), (), [place + 2, place + 8], 1e12).looks
+            assert looks[-1].position == place + 8 and {*range(8)} >= {x.position - place - 1 for x in looks}
+            found.go_to(place)
+            found.forwards()
+            model.run_on()
+            assert model.at == LENGTH
+            found.go_to(place)
+            assert found.step_back(1).pc == place - 1
+            model.breaks = (A - 50, A, A + 1, A + 3)
+            found.go_to(A + 9)
+            met = [found.back(60).pc, found.back(60).pc]
+            assert met == [A + 3, A if {A, A - 1} & stuck else A + 1]  # what follows at once is passed over
+            while model.at:
+                met.append(found.back(60).pc)
+            assert met[-3:] == [A, A - 50, 0]
+            model.breaks = ()
+
+
+def test_a_step_from_where_it_is_stuck_leads_on_by_so_many_instructions() -> None:
+    model = Model(stuck=frozenset({A, A + 1}))
+    found = replay(model)
+    for count in (1, 2, 30):
+        found.go_to(A)
+        stop = found.stepped_to_end(count)
+        assert stop is not None and model.at == A + count
+
+
+def test_a_store_where_it_is_stuck_is_passed_by_and_the_scan_comes_to_its_end() -> None:
+    model = Model(stuck=frozenset({A}))
+    for known in (True, False):
+        found = replay(model, known)
+        found.go_to(A - 9)
+        seen = found.scan((A,), (), [A - 5, A + 5], 1e12)
+        assert [look.position for look in seen.looks] == [A - 5, A + 5] and seen.ended == "limit"
+        found.go_to(A)
+        assert found.go_to(A + 3).pc == A + 3
+
+
+def test_the_log_tells_where_the_recorded_guest_stood(tmp_path: Path) -> None:
+    clock, look = b"\x1d" + bytes(8), b"\x24" + 2 * (b"\x1d" + bytes(8))
+    started, on = b"\x1e" + clock, b"\x1f"
+
+    def log(*events: bytes, version: int = 0xE0200C) -> Places:
+        parts = (b"\x00" + (10).to_bytes(4, "big") + event for event in events)
+        (tmp_path / "log").write_bytes(
+            version.to_bytes(4, "big") + bytes(8) + b"".join((*parts, b"\x00" * 5))
+        )
+        return places(tmp_path / "log")
+
+    idle = started + look + started + look + on
+    written = b"\x16" + bytes([0x1E] * 8)
+    arrays = (
+        b"\x1b"
+        + bytes(4)
+        + (3).to_bytes(4, "big")
+        + b"\x1e\x1d\x24"
+        + b"\x07\x00"
+        + (1).to_bytes(4, "big")
+        + b"x"
+    )
+    events = (
+        started + look + on + on, written + arrays, started + 2 * look + on + on,
+        started + look + on + clock + on, idle, on + started + look + on, started + on, b"\x1d" + bytes(8),
+    )  # fmt: skip
+    for version in (0xE0200C, 0xE0200E):
+        assert log(*events, version=version) == Places(frozenset({10, 60}), frozenset({30}))
+    assert log(*events, version=0xE02009) == log() == places(tmp_path / "none") == Places()
+    assert log(events[0], b"\xff", events[0]) == Places(frozenset({10}))
+
+
+def test_the_log_is_looked_for_where_qemu_says_that_it_is(tmp_path: Path) -> None:
+    model = Model()
+    found = replay(model, known=False)
+    assert found.limit(60).stop == 60
+    look = b"\x24" + 2 * (b"\x1d" + bytes(8))
+    (tmp_path / "replay.log").write_bytes(
+        b"\x00\xe0\x20\x0c"
+        + bytes(8)
+        + b"\x00\x00\x00\x00\x3c\x1e\x1d"
+        + bytes(8)
+        + look
+        + b"\x1f"
+        + bytes(5)
+    )
+    model.log = f"{tmp_path}/replay.log"
+    assert replay(model, known=False).limit(60).stop == 59
 
 
 def test_nothing_runs_on_at_the_end_and_a_step_that_leads_there_is_a_run() -> None:

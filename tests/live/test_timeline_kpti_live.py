@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from session import launched, need_guest
 
+from ptinspect.link.qemu.replay_log import places
+
 pytestmark = pytest.mark.live
 
 
@@ -29,3 +31,13 @@ def test_the_stores_of_the_rewrite_are_the_same_live_and_in_the_replay(name: str
         assert without_time(live(f"kpti writes --output {tmp_path / 'again.json'}")) == without_time(seen)
         written = json.loads((tmp_path / "live.json").read_text())["writes"]
         assert written == json.loads((tmp_path / "again.json").read_text())["writes"] != []
+        log = places(tmp_path / "t" / "replay.log")
+        stood = sorted(log.shy)[-2:] + sorted(log.stuck)[:1]  # kpti writes stopped the recorded guest there
+        assert len(stood) > 1
+        for at in stood:
+            assert live(f"timeline goto {at}")["position"] == at
+            live("stepi")
+            assert live("timeline")["position"] == at + 1
+            assert live(f"timeline goto {at}")["position"] == at and live("rsi")["position"] == at - 1
+            live(f"timeline goto {at}")
+            assert "kernel_clone" in live("continue")["place"]["text"]
