@@ -196,7 +196,7 @@ def _shown(write: SeenWrite) -> list[Note | Table]:
         ("changed", ", ".join(_changes(write)) or ("same value" if write.before == write.after else "")),
     ]
     if who is None or write.va is None:
-        rows.append(("by", "nobody saw it: since the last stop, by no address that is watched"))
+        rows.append(("by", "nobody saw it: since the last stop, in a way that no watchpoint stops at"))
     else:
         mmu = {True: ", MMU on", False: ", MMU off", None: ""}[who.mmu_on]
         rows += [
