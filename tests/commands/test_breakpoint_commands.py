@@ -72,6 +72,9 @@ def test_a_function_whose_name_begins_with_if(ctx: Any) -> None:
         run(ctx, "break ifconfig")
     with pytest.raises(UserError):
         run(ctx, "break start_kernel if")
+    for line in ("break \\ if $x0 == 1", "break 'start if_kernel' if 'x", "break 'a if b' if $x0 == 1"):
+        with pytest.raises(UserError):
+            run(ctx, line)
 
 
 def test_a_condition_later_and_none_again(ctx: Any) -> None:

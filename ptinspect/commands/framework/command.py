@@ -246,9 +246,10 @@ class Command:
             return words
         said = words[: len(words) - len(shlex.split(rest, comments=True))]
         text = rest if after is None else rest[: after.start()]
-        split = as_typed(text) if self.raw else shlex.split(text)
-        if self.raw:
-            split = _options_first(parser, split)
+        try:
+            split = _options_first(parser, as_typed(text)) if self.raw else shlex.split(text)
+        except ValueError as error:  # quotes that `if` stands between, a backslash before it
+            raise UserError(f"{self.name} {text}: {error}", "close the quotes") from error
         return [*said, *([] if after is None else [f"{self.clause}={after[1].strip()}"]), *split]
 
 
