@@ -391,13 +391,13 @@ class LiveSession:
     def monitor(self, command: str) -> str:
         self._need_stopped()
         only_looks = check_monitor_command(command)
+        replay = None if only_looks else self.replay
         try:
-            return console(self._gdb, f"monitor {command}", CLI_SECONDS)
+            with contextlib.nullcontext() if replay is None else replay.disturbed(command):
+                return console(self._gdb, f"monitor {command}", CLI_SECONDS)
         finally:
             if not only_looks and self.state is RunState.STOPPED:
                 self.forget()
-            if not only_looks and self.replay is not None:
-                self.replay.disturbed()
 
     def ask(self, command: str, seconds: float = SECONDS) -> str:
         """Run a monitor command for the lanes or the replay; nothing is forgotten."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -210,9 +210,21 @@ class Replay:
         if self.mode == "record":
             self.on_leave(self.position)
 
-    def disturbed(self) -> None:
-        """Note that a command of the monitor's may have saved, deleted or loaded states."""
-        self._fresh, self._states, self._armed = True, None, -1
+    @contextmanager
+    def disturbed(self, command: str) -> Iterator[None]:
+        """Have a monitor command run that may save or load states. Raises UserError for what ends QEMU."""
+        word, *names = command.split()
+        if self.mode == "replay":
+            if word == "delvm" or (word == "savevm" and {*names}.intersection(self.states.values())):
+                raise UserError(
+                    f"QEMU may end by {word} in a replay", "states stay; savevm with a new name adds one"
+                )
+            if word == "loadvm" and self._fresh:
+                raise UserError("QEMU ends by a second loadvm with no run between", "timeline goto POSITION")
+        try:
+            yield
+        finally:
+            self._fresh, self._states, self._armed = True, None, -1
 
     def named(self, stop: StopInfo) -> StopInfo:
         """Return a stop with the reason that GDB does not know."""

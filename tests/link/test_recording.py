@@ -12,12 +12,24 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.timeline import open_recording
 from ptinspect.link.qemu import recording
-from ptinspect.link.qemu.recording import MANIFEST, STATES, Recording, empty_image, load
+from ptinspect.link.qemu.machine import LaunchOptions
+from ptinspect.link.qemu.recording import MANIFEST, STATES, Recording, create, empty_image, load
 
 
 def written(folder: Path, **fields: object) -> Recording:
     made = Recording(
-        folder, "QEMU 7.2", "/usr/bin/qemu", "virt", "max", 512, "nokaslr", ("-s",), False, "", 70, {"a": 5}
+        folder,
+        "QEMU 7.2",
+        "/usr/bin/qemu",
+        "virt",
+        "max",
+        512,
+        "nokaslr",
+        ("-s", "-S"),
+        False,
+        "",
+        70,
+        {"a": 5},
     )
     made.save()
     manifest = folder / MANIFEST
@@ -34,7 +46,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("end", "x"), ("end", -1), ("program", 5), ("extra", "abc"), ("extra", [1]), ("memory", "m"),
+        ("files", [[1, "x", "../a"]]), ("files", [[9, "x", "file0"]]), ("files", "a"), ("end", "x"),
+        ("end", -1),
+        ("program", 5), ("extra", "abc"), ("extra", [1]), ("memory", "m"),
         ("memory", None), ("events", [1]), ("events", {"a": "b"}), ("symbols", 3), ("qemu", None),
         ("initrd", "no"), ("format", None), ("more", 1),
     ],
@@ -61,6 +75,52 @@ def test_what_may_name_files_is_not_started_unless_it_is_trusted(
     assert words in caught.value.message and "--trust" in caught.value.hint
     written(tmp_path, extra=[], machine="virt,gic-version=3")
     assert load(tmp_path).foreign == ()
+
+
+def test_files_that_arguments_name_are_kept_and_named_where_the_directory_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "qemu_version", lambda program: "QEMU 7.2")
+    monkeypatch.setattr(recording, "find_program", lambda program: program)
+    comma, tree, kernel = tmp_path / "a,b", tmp_path / "tree.dtb", tmp_path / "Image"
+    for file in (comma, tree, kernel):
+        file.write_text(file.name)
+    loaded = f"{tmp_path}/a,,b"
+    words = (
+        "-device",
+        f"loader,file={loaded},addr=1",
+        "-dtb",
+        str(tree),
+        "-bios",
+        "none.bin",
+        "-serial",
+        f"file={tree}x",
+    )
+    options = LaunchOptions(kernel, extra=words, program="/usr/bin/qemu")
+    _, started = create(tmp_path / "t", options, kernel)
+    (tmp_path / "t").rename(tmp_path / "now,here")
+    for file in (comma, tree, kernel):
+        file.unlink()
+    again = load(tmp_path / "now,here").replayed("/usr/bin/qemu")
+    for found, folder in ((started, "t"), (again, "now,here")):
+        place = f"{tmp_path}/{folder}"
+        escaped = place.replace(",", ",,")
+        assert found.extra[: len(words)] == (
+            "-device", f"loader,file={escaped}/file0,addr=1", "-dtb", f"{place}/file1", *words[4:]
+        )  # fmt: skip
+    assert [(tmp_path / "now,here" / f"file{n}").read_text() for n in range(2)] == ["a,b", "tree.dtb"]
+    assert again.kernel.read_text() == "Image"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("-drive", "if=none,file=x"), ("-hda", "x"), ("--pflash", "x"), ("-blockdev", "driver=file,filename=x")],
+)
+def test_a_disk_is_refused_before_anything_is_made(tmp_path: Path, words: tuple[str, str]) -> None:
+    options = LaunchOptions(tmp_path / "Image", extra=("-S", *words), program="/bin/true")
+    with pytest.raises(UserError, match="cannot keep a disk: -"):
+        create(tmp_path / "t", options, tmp_path / "Image")
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("at", [8, 72], ids=["backing file", "external data file"])

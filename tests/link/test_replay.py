@@ -344,6 +344,21 @@ def test_the_log_is_looked_for_where_qemu_says_that_it_is(tmp_path: Path) -> Non
     assert replay(model, known=False).limit(60).stop == 59
 
 
+def test_what_ends_qemu_is_not_passed_on_to_its_monitor() -> None:
+    model = Model()
+    found = replay(model)
+    for command in ("delvm init", "savevm init", "loadvm init"):
+        with pytest.raises(UserError, match=command.split()[0]), found.disturbed(command):
+            pass
+    found.go_to(5)
+    with found.disturbed("loadvm init"):
+        pass
+    with pytest.raises(UserError, match="second"), found.disturbed("loadvm init"):
+        pass
+    with found.disturbed("savevm other"), Replay(model, "record").disturbed("delvm init"):
+        pass
+
+
 def test_nothing_runs_on_at_the_end_and_a_step_that_leads_there_is_a_run() -> None:
     model = Model()
     found = replay(model)

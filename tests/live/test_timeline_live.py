@@ -87,6 +87,8 @@ def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, i
         live(f"until {labels['done']:#x} --timeout 60")
         length = live("timeline")["position"]
         live("detach")
+        folder = folder.rename(tmp_path / "now, elsewhere")
+        (tmp_path / "tables").unlink()  # the recording has its own
         opened = live(f"timeline open '{folder}' --trust")
         ctx.guest.use_kernel(None)
         assert opened["timeline"] == {
@@ -122,6 +124,9 @@ def test_a_recording_is_replayed_to_its_end_and_back(recorded: tuple[Live, dict[
     for name in ("w2", "w1"):
         stop = live("rc")
         assert (stop["pc"], stop["position"]) == (hex(labels[name]), at[name] - 1)
+    for command in ("delvm init", "savevm init"):
+        with pytest.raises(UserError, match="QEMU may end"):
+            live(f"monitor {command}")
     assert live("rc")["reason"] == "the start of the recording"
     with pytest.raises(UserError, match="start of the recording"):
         live("rsi")

@@ -18,6 +18,7 @@ from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import TargetError, UserError
 from ptinspect.files import replacing
 from ptinspect.link.qemu.machine import LaunchOptions, escape, find_program
+from ptinspect.link.qemu.named_files import Named, named_files, with_copies
 
 MANIFEST, LOG, STATES, CONSOLE = "timeline.json", "replay.log", "states.qcow2", "console.log"
 KERNEL, INITRD = "kernel", "initrd"
@@ -62,6 +63,8 @@ class Recording:
     """Its length in instructions; None while nobody has measured it."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Positions that have a name."""
+    files: tuple[Named, ...] = ()
+    """Copies of the files that further arguments name."""
     id: str = ""
     """What tells it from all others; empty in old ones."""
 
@@ -111,7 +114,11 @@ class Recording:
             cpu=self.cpu,
             memory=self.memory,
             append=self.append,
-            extra=(*self.extra, *_arguments(self.directory, "replay"), "-no-shutdown"),
+            extra=(
+                *with_copies(self.extra, self.files, self.directory),
+                *_arguments(self.directory, "replay"),
+                "-no-shutdown",
+            ),
             program=program,
         )
 
@@ -123,7 +130,7 @@ def create(directory: Path, options: LaunchOptions, symbols: Path) -> tuple[Reco
     """
     if options.smp != 1:
         raise UserError("QEMU records machines with one CPU only", "launch --timeline DIR --smp 1")
-    program = find_program(options.program)
+    program, files = find_program(options.program), named_files(options.extra)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -132,6 +139,8 @@ def create(directory: Path, options: LaunchOptions, symbols: Path) -> tuple[Reco
         shutil.copyfile(options.kernel, folder / KERNEL)
         if options.initrd is not None:
             shutil.copyfile(options.initrd, folder / INITRD)
+        for file in files:
+            shutil.copyfile(file.original, folder / file.name)
         (folder / STATES).write_bytes(empty_image(1 << 20))
     except OSError as error:
         raise UserError(f"cannot record into {directory}: {error.strerror or error}") from error
@@ -146,10 +155,11 @@ def create(directory: Path, options: LaunchOptions, symbols: Path) -> tuple[Reco
         tuple(options.extra),
         options.initrd is not None,
         "" if symbols == options.kernel else str(symbols.absolute()),
+        files=files,
         id=secrets.token_hex(8),
     )
     made.save()
-    extra = (*options.extra, *_arguments(folder, "record"))
+    extra = (*with_copies(options.extra, files, folder), *_arguments(folder, "record"))
     return made, replace(options, extra=extra, console=made.console)
 
 
@@ -161,6 +171,7 @@ def load(directory: Path) -> Recording:
             raise UserError(f"{directory} holds a recording of another version of ptinspect")
         _check(fields)
         fields["extra"] = tuple(fields["extra"])
+        fields["files"] = tuple(Named(*file) for file in fields.get("files", ()))
         return Recording(directory.absolute(), **fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{directory} holds no recording", "launch --timeline DIR makes one") from error
@@ -173,6 +184,9 @@ def _check(fields: Mapping[str, Any]) -> None:
     positions = [fields["memory"], *events.values(), *(() if end is None else (end,))]
     good = isinstance(words, list) and isinstance(fields["initrd"], bool)
     good = good and all(isinstance(text, str) for text in (*texts, *words, fields.get("id", "")))
+    for at, text, name in fields.get("files", ()):
+        good = good and type(at) is int and 0 < at < len(words) and isinstance(text, str)
+        good = good and re.fullmatch(r"file\d+", name) is not None
     if not good or any(type(at) is not int or at < 0 for at in positions):
         raise ValueError("a field has another type")
 
