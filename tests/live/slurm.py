@@ -105,12 +105,16 @@ class Slurm:
         self._until(lambda: self("sinfo", "-h", "-o", "%t").strip() in ("idle", "mix"), "the node is idle")
 
     def __call__(self, *words: str) -> str:
-        """Run one of Slurm's programs; return what it prints."""
+        """Run one of Slurm's programs; return what it prints, of one that fails what is wrong."""
         done = subprocess.run(
             [program(words[0]), *words[1:]],
             env=self.environment, capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
-        return done.stdout
+        return done.stdout if done.returncode == 0 else f"failed: {done.stderr}"
+
+    def jobs(self) -> list[str]:
+        """Return the lines of the jobs that have not ended."""
+        return self("squeue", "-h", "-r").splitlines()
 
     def on_node(self) -> set[int]:
         """Return the processes that run on the node."""
@@ -138,7 +142,7 @@ class Slurm:
 
     def wait(self, seconds: float) -> None:
         """Wait until no job is left."""
-        self._until(lambda: not self("squeue", "-h", "-r").strip(), "the jobs have ended", seconds)
+        self._until(lambda: not self.jobs(), "the jobs have ended", seconds)
 
     def close(self) -> None:
         """End the daemons and whatever is left on the node."""
