@@ -114,7 +114,7 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
         thread = next(t for t in Tasks(live.ctx.guest.view).all().tasks if t.comm.startswith("kthreadd"))
         with pytest.raises(GuestError, match="kernel thread: it has no user tables"):
             live(f"map --root task:{thread.pid}")
-        with pytest.raises(GuestError, match="no task 999999"):
+        with pytest.raises(GuestError, match="no task has PID 999999"):
             live("map --root task:999999")
         identity_and_trampoline(live)
 

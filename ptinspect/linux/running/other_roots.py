@@ -8,7 +8,7 @@ from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import GuestError, KernelFileError, PtinspectError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError, UserError
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.swapper import PAGES_APART, executable_runs, valid_entries
 from ptinspect.linux.running.tasks import Task, Tasks
@@ -42,10 +42,13 @@ class OtherRoot:
 def task_tables(view: GuestView, state: CpuState, which: int | str) -> OtherRoot:
     """Return the user tables of a task by its number (a thread's id) or its name.
 
-    Raises UserError if there is no such task, GuestError if it is a kernel thread, which has none.
+    Raises GuestError if there is no such task, or if it is a kernel thread, which has none.
     """
     tasks = Tasks(view)
-    task = tasks.named(which)
+    try:
+        task = tasks.named(which)
+    except UserError as error:
+        raise GuestError(error.message, error.hint) from error
     found = _address_space(view, task, "mm")
     if found is None:
         raise GuestError(f"{_name(task)} is a kernel thread: it has no user tables", _borrowed(view, task))
