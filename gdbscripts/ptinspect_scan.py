@@ -7,7 +7,7 @@ that is connected to a QEMU that replays; then
 
 runs forwards from limit to limit (numbers of instructions, each above the last; from STOP on in steps) and
 stops for each store to the eight bytes at one of the virtual addresses: until the last limit, the time, that
-many stores, a store at a position (hexadecimal, here) at which QEMU is stuck once it has stopped, or Ctrl-C.
+many stores, a stop at a position (hexadecimal, here) at which QEMU is stuck once it has stopped, or Ctrl-C.
 What comes is printed as JSON: `ended`, `looks` with [position, values at the PAs] at each limit, and `hits`,
 each with its position after the store, its PC, instruction, registers before it, the address that was watched
 and what that translated to then, and the values at the PAs before and after it.
@@ -75,7 +75,7 @@ class Scan:
                 goal = here + 1 if steps else stop
                 found = WATCH.search(reply)
                 here = self.position()[0] if found is None else self.hit(int(found[1], 16))
-                if here is None:
+                if here is None or here in self.stuck:
                     return "stuck"
                 if found is None and here < goal:
                     return "stopped: " + reply[:40].decode("ascii", "replace")
