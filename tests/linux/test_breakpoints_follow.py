@@ -268,6 +268,22 @@ def test_what_lies_where_it_stays_is_not_waited_for(kernel: KernelImage) -> None
     assert set_at(session) == {pa(REWRITE)}
 
 
+def test_no_breakpoint_is_set_where_a_cpu_that_is_off_stands(kernel: KernelImage) -> None:
+    """GDB would have it step off, before all others may run."""
+    guest, _, _, stays = boot()
+    first = guest.cpu(pc=TEXT_VA + MOVED + FIRST, TTBR1_EL1=FINAL, VBAR_EL1=0)
+    held, session, breakpoints = followed(kernel, guest, [(first, None), (stays, TEXT_VA + MOVED + HOT)])
+    session.off = (guest.cpu(pc=0, TTBR1_EL1=0),)
+    session.cpus = [first, *session.off]
+    breakpoints.add(address("kernel_clone"))
+    held.stopped.run_until([], 5)
+    assert set_at(session) == {TEXT_VA + MOVED + HOT, 0x4000_0000}
+    session.off = ()
+    session.cpus, session.stop_token = [first], session.stop_token + 1
+    breakpoints.depart()
+    assert set_at(session) == {TEXT_VA + MOVED + HOT, 0x4000_0000, 0}, "it runs: a firmware may begin there"
+
+
 class Loading:
     """The modules of a guest of which one is loaded from a stop at `loads` on, and has symbols at places."""
 

@@ -70,6 +70,7 @@ class KernelPlace:
         tables = any(state.system.get(translation_register(state, "TTBR1")) for state in view.states)
         if self.known and tables and not pcs & set(jumps):
             self._follow(view)
+            self.stops = self._begins(view)
             return
         self.known, self.lies, self.offset, self.reached = False, False, None, ""
         if not view.entered:
@@ -98,11 +99,13 @@ class KernelPlace:
         """Return where a CPU begins after a reset: QEMU's loader before the image, or a firmware.
 
         QEMU's loader lies at the start of RAM (hw/arm/boot.c), a firmware in the first flash (hw/arm/virt.c).
-        A kernel runs nothing at these addresses, so that breakpoints there cost nothing.
+        A kernel runs nothing at these addresses, so that breakpoints there cost nothing. But a CPU that is
+        off stands in the flash, and GDB would have it step off a breakpoint there, for ever.
         """
         firmware = [int(block.start) for block in view.ram if not block.writable][:1]
         loader = [int(b.start) for b in view.ram if b.writable and any(map(b.contains, self.bases))]
-        return (*loader[:1], *firmware)
+        stand = {state.pc for state in view.states}
+        return tuple(at for at in (*loader[:1], *firmware) if at not in stand)
 
     def _at(self, anchors: tuple[int, ...]) -> set[int]:
         return {*anchors, *self._returns}
