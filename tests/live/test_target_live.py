@@ -404,7 +404,7 @@ def test_a_breakpoint_of_one_cpu_lets_the_other_pass(session: LiveSession) -> No
     session.resume()
     with pytest.raises(TargetTimeout):
         session.wait_stop(0.3)
-    session.interrupt()
+    session.interrupt(300)  # which has to meet the guest between two false hits
     session.set_breakpoint(LOOP_1, cpu=1)
     session.resume()
     assert session.wait_stop(300).cpu == 1
