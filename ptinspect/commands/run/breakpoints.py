@@ -21,6 +21,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.link.gdb.slots import OWNERS, Purpose
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def break_at(
     made, doubts = set_breakpoint(
         guest, address, hardware=not software, temporary=temporary, cpu=cpu, condition=condition
     )
-    (one,) = [each for each in listing.listed(guest) if each.number == made.id]
+    one = listing.numbered(guest, made.id)
     result = _breakpoint(one)
     slots, notes = slots_of(guest)
     words = [doubt.text for doubt in doubts] or ABSENT
@@ -286,16 +287,12 @@ NUMBERS = argument(
 def delete(ctx: Context, *, numbers: Sequence[int | str]) -> Report:
     """Delete breakpoints by number."""
     known = [one.number for one in listing.listed(ctx.guest)]
-    if not numbers and not (known and ctx.confirm(f"delete all {_count(len(known))}?")):
+    if not numbers and not (known and ctx.confirm(f"delete all {counted(len(known), 'breakpoint')}?")):
         raise UserError("delete: which breakpoints?", "delete 1, or delete all; break lists them")
     wanted = _chosen(ctx.guest, numbers)
     for number in wanted:
         listing.delete(ctx.guest, number)
-    return Report(DeleteResult(wanted), (Note(f"deleted {_count(len(wanted))}"),))
-
-
-def _count(number: int) -> str:
-    return f"{number} breakpoint{'' if number == 1 else 's'}"
+    return Report(DeleteResult(wanted), (Note(f"deleted {counted(len(wanted), 'breakpoint')}"),))
 
 
 def _chosen(guest: Guest, numbers: Sequence[int | str]) -> list[int]:
@@ -312,7 +309,7 @@ def _enabled(guest: Guest, numbers: Sequence[int | str], on: bool) -> Report:
     wanted = _chosen(guest, numbers)
     for number in wanted:
         listing.enable(guest, number, on)
-    what = f"{'enabled' if on else 'disabled'} {_count(len(wanted))}"
+    what = f"{'enabled' if on else 'disabled'} {counted(len(wanted), 'breakpoint')}"
     return Report(EnabledResult(wanted, on), (Note(what),))
 
 
@@ -362,6 +359,6 @@ def disable(guest: Guest, *, numbers: Sequence[int | str]) -> Report:
 def condition(guest: Guest, *, number: int, condition: Sequence[str]) -> Report:
     """Give a breakpoint a condition, or take it away."""
     listing.set_condition(guest, number, " ".join(condition))
-    (one,) = [each for each in listing.listed(guest) if each.number == number]
+    one = listing.numbered(guest, number)
     result = _breakpoint(one) if _stands(one) else watchpoint_result(one)
     return Report(result, (Note(f"{one.kind} {number}: {what_of(one)}"),))

@@ -47,7 +47,7 @@ WATCHES = (
 
 def _watched(guest: Guest, expression: Sequence[str], access: Access, condition: str | None) -> Report:
     made = watch(guest, " ".join(expression), access, condition or "")
-    (one,) = [each for each in listing.listed(guest) if each.number == made.number]
+    one = listing.numbered(guest, made.number)
     slots, notes = slots_of(guest)
     result = WatchResult(**vars(watchpoint_result(one)), type=made.type.name, slots=slots)
     return Report(result, (Note(f"{one.kind} {one.number}: {what_of(one)}"), *notes))

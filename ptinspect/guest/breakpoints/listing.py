@@ -57,6 +57,14 @@ def listed(guest: Guest) -> list[Listed]:
     return [found[number] for number in sorted(found)]
 
 
+def numbered(guest: Guest, number: int) -> Listed:
+    """Return the one of a number. Raises UserError if there is none."""
+    found = next((one for one in listed(guest) if one.number == number), None)
+    if found is None:
+        raise _unknown(number)
+    return found
+
+
 def _of_gdb(guest: Guest, ours: SymbolBreakpoints, one: Breakpoint) -> Listed:
     watched = ours.watched.get(one.id)
     if watched is not None:
@@ -136,4 +144,8 @@ def need(guest: Guest, number: int) -> None:
     ours = symbol_breakpoints(guest)
     known = {b.id for b in guest.target.breakpoints} | {one.id for one in ours.all} | ours.others.keys()
     if number not in known:
-        raise UserError(f"no breakpoint {number}", "break lists them")
+        raise _unknown(number)
+
+
+def _unknown(number: int) -> UserError:
+    return UserError(f"no breakpoint {number}", "break lists them")
