@@ -215,6 +215,15 @@ SNAP = argument(
 )
 MODULES = argument("--modules", type=directory, metavar="DIR", help="a directory with .ko files of modules")
 ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
+SEARCH_SECONDS = 300.0
+SEARCH_LIMIT = argument(
+    "--timeout",
+    type=seconds,
+    metavar="SECONDS",
+    default=SEARCH_SECONDS,
+    help=f"limit of the search for who wrote ({SEARCH_SECONDS:.0f})",
+)
+"""How long a recording may be searched for writes (`guest.recordings`)."""
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.roots.Tables`)."""

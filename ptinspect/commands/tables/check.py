@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.analysis.findings import RULES, Finding, Findings
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import TABLES
+from ptinspect.commands.framework.arguments import SEARCH_LIMIT, SEARCH_SECONDS, TABLES
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.tables.diff import PartResult, held_result
 from ptinspect.commands.written import WriteResult, told, write_result
@@ -36,7 +36,6 @@ LIMIT = 100
 """Findings kept of each rule, where the user does not choose."""
 SEARCHED = 20
 """Findings whose writers --who searches."""
-SECONDS = 300.0
 SHOWN = 40
 """Findings shown to people; JSON has all that are kept."""
 COLUMNS = (
@@ -135,13 +134,7 @@ class CheckResult:
             help=f"findings listed per rule ({LIMIT})",
         ),
         argument("--who", action="store_true", help="name who wrote what is wrong: in a recorded boot"),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            default=SECONDS,
-            help=f"limit of that search ({SECONDS:.0f})",
-        ),
+        SEARCH_LIMIT,
     ),
     result=CheckResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
@@ -165,7 +158,7 @@ def check(
     expect_clean: bool = False,
     limit: int = LIMIT,
     who: bool = False,
-    timeout: float = SECONDS,
+    timeout: float = SEARCH_SECONDS,
 ) -> Report:
     """Apply the rules."""
     from ptinspect.guest.recordings.kept_writes import kept

@@ -12,6 +12,7 @@ from ptinspect.arch.descriptor import decode
 from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import SEARCH_LIMIT, SEARCH_SECONDS
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from ptinspect.linux.layout.mapped_parts import Part
     from ptinspect.snapshot.model import Snapshot
 
-SECONDS = 300.0
 SHOWN = 20
 """Changes shown to people unless --limit is given; files and JSON hold up to MAX_CHANGES."""
 COUNTS: tuple[tuple[str, str, Style], ...] = (
@@ -158,13 +158,7 @@ class DiffResult:
             help=f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
         ),
         argument("--who", action="store_true", help="name who wrote what changed: in a recorded boot"),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            default=SECONDS,
-            help=f"limit of that search ({SECONDS:.0f})",
-        ),
+        SEARCH_LIMIT,
     ),
     result=DiffResult | TextDiffResult,
     details="diff before compares with the guest as it stands now. "
@@ -186,7 +180,7 @@ def diff(
     expect_only_bit11: bool = False,
     limit: int | None = None,
     who: bool = False,
-    timeout: float = SECONDS,
+    timeout: float = SEARCH_SECONDS,
 ) -> Report:
     """Compare two snapshots, or one with the guest as it is now."""
     from ptinspect.analysis.diff import MAX_CHANGES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
+from ptinspect.commands.framework.arguments import ROOT, RULE, SEARCH_LIMIT, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.written import WriteResult, code, symbol, task, value, way, what_changed, write_result
 from ptinspect.dataclass import dataclass
@@ -20,8 +20,6 @@ from ptinspect.output.model import Column, Note, Report, Table, escape
 
 if TYPE_CHECKING:
     from ptinspect.guest.recordings.writers import History
-
-SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,7 @@ class WhoResult:
         address_argument("address", metavar="ADDRESS"),
         argument("--level", "-l", type=arguments.level, metavar="LEVEL", help="only the one of this level"),
         argument("--all", action="store_true", dest="every", help="every write since reset, oldest first"),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            default=SECONDS,
-            help=f"limit ({SECONDS:.0f})",
-        ),
+        SEARCH_LIMIT,
         ROOT,
         RULE,
     ),
