@@ -18,50 +18,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WriteResult:
-    """One write to a descriptor."""
+class StoreResult:
+    """A write to a descriptor, and who made it."""
 
-    position: int
     before: Hex
     after: Hex
     changes: Sequence[str]
     """The words of diff; none where the value stayed, or where the level is not known."""
     how: str
-    """store; hardware: the walk of the CPU's MMU; unknown."""
-    pc: VirtAddr
-    place: str
-    instruction: str
+    """store; hardware: the walk of the CPU's MMU; unknown; unseen: since the last stop, nobody saw how."""
     va: VirtAddr | None
     """The address that the store used: a physical one while the MMU is off."""
-    cpu: int
-    el: int
+    pc: VirtAddr | None
+    place: str
+    instruction: str
+    cpu: int | None
+    el: int | None
     mmu_on: bool | None
     task: str
     pid: int | None
     calls: Sequence[str]
-    source: str = ""
+    source: str
     """`file:line` of the instruction, where there is debug information of it."""
+
+
+@dataclass(frozen=True)
+class WriteResult(StoreResult):
+    """A write in a recording."""
+
+    position: int
+    pc: VirtAddr
+    cpu: int
+    el: int
 
 
 def write_result(write: Write, level: int | None, regime: Regime | None) -> WriteResult:
     """Return a write to a descriptor of a table at `level`; None where that is not known."""
+    changes = changes_of(write.before, write.after, level, regime)
     return WriteResult(
-        position=write.position,
-        before=Hex(write.before),
-        after=Hex(write.after),
-        changes=changes_of(write.before, write.after, level, regime),
-        how=write.how,
-        pc=VirtAddr(write.pc),
-        place=write.place,
-        instruction=write.instruction,
-        va=None if write.va is None else VirtAddr(write.va),
-        cpu=write.cpu,
-        el=write.el,
-        mmu_on=write.mmu_on,
-        task=write.task,
-        pid=write.pid,
-        calls=list(write.calls),
-        source=write.source,
+        changes=changes, **{name: value for name, value in vars(write).items() if name != "pa"}
     )
 
 
@@ -78,17 +73,17 @@ def value(raw: int, level: int | None, regime: Regime | None) -> str:
     return f"{raw:#018x} {text}".rstrip()
 
 
-def what_changed(write: WriteResult) -> str:
+def what_changed(write: StoreResult) -> str:
     """Say what a write made of the value."""
     return ", ".join(write.changes) or ("same value" if write.before == write.after else "")
 
 
-def code(write: WriteResult) -> str:
+def code(write: StoreResult) -> str:
     """Return the instruction and its place."""
     return f"{escape(write.place)}: {escape(write.instruction)}".rstrip(": ")
 
 
-def way(write: WriteResult) -> str:
+def way(write: StoreResult) -> str:
     """Say in which way it was written."""
     mmu = {True: "MMU on", False: "MMU off", None: ""}[write.mmu_on]
     where = "" if write.va is None else f" to {write.va:#x}"
@@ -100,9 +95,28 @@ def way(write: WriteResult) -> str:
     return f"{how[write.how]}, cpu {write.cpu}, EL{write.el}, {mmu}".rstrip(", ")
 
 
-def task(write: WriteResult) -> str:
+def task(write: StoreResult) -> str:
     """Name the task; empty where there is none, or nobody can tell."""
     return f"{escape(write.task)} (pid {write.pid})" if write.task else ""
+
+
+def writer_rows(write: StoreResult, way: str) -> list[tuple[str, str]]:
+    """Return what is known of who wrote, and in which way, but for the callers."""
+    return [("by", code(write)), ("source", escape(write.source)), ("way", way), ("task", task(write))]
+
+
+def value_rows(write: StoreResult, level: int | None, regime: Regime | None) -> list[tuple[str, str]]:
+    """Return what was written, read at the level of its table where that is known."""
+    return [
+        ("before", value(write.before, level, regime)),
+        ("after", value(write.after, level, regime)),
+        ("changed", what_changed(write)),
+    ]
+
+
+def call_rows(write: StoreResult) -> list[tuple[str, str]]:
+    """Return the callers, innermost first."""
+    return [("called by" if n == 0 else "", escape(call)) for n, call in enumerate(write.calls)]
 
 
 def told(write: WriteResult) -> list[str]:

@@ -36,7 +36,7 @@ class Writer:
     pid: int | None
     calls: tuple[str, ...]
     """The chain of callers, innermost first."""
-    source: str = ""
+    source: str
     """`file:line` of the instruction; empty where there is no debug information of it."""
 
 

@@ -24,9 +24,9 @@ PC = 0xFFFF_8000_1003_F8F4
 
 def write(position: int, before: int, after: int, pa: int = 0x4100_0018) -> Write:
     return Write(
-        PhysAddr(pa), position, before, after, "store", PC, f"{PC:#x} (pmd_clear_huge+0x24)",
-        "str xzr, [x2]", 0xFFFF_0000_0000_0018, 0, 1, True, "swapper/0", 1,
-        ("0xffff8000102c0be4 (unmap_kernel_range+0x15c)",),
+        PC, f"{PC:#x} (pmd_clear_huge+0x24)", "str xzr, [x2]", 0, 1, True, "swapper/0", 1,
+        ("0xffff8000102c0be4 (unmap_kernel_range+0x15c)",), "",
+        PhysAddr(pa), position, before, after, "store", 0xFFFF_0000_0000_0018,
     )  # fmt: skip
 
 

@@ -245,9 +245,9 @@ def test_who_wrote_a_lost_entry_stands_with_it_where_the_snapshot_keeps_that(
     (change,) = diff(before, after).changes
     assert change.before is not None
     written = Write(
-        change.descriptor_pa_after, 7_000_000, change.before, 0, "store", PC,
-        f"{PC:#x} (<b>pmd_clear</b>+0x24)", "str xzr, [x2]", None, 0, 1, True, "swapper/0", 1,
-        (f"{PC + 64:#x} (unmap_kernel_range+0x15c)",),
+        PC, f"{PC:#x} (<b>pmd_clear</b>+0x24)", "str xzr, [x2]", 0, 1, True, "swapper/0", 1,
+        (f"{PC + 64:#x} (unmap_kernel_range+0x15c)",), "",
+        change.descriptor_pa_after, 7_000_000, change.before, 0, "store", None,
     )  # fmt: skip
     guest = Guest(snapshots={"before": before, "after": after})
     keep(guest, after, [written])

@@ -19,8 +19,8 @@ from ptinspect.guest.stacks.fault import Judged, with_writer
 from ptinspect.stack.verdict import Facts, explain
 
 WRITE = Write(
-    PhysAddr(0x3000), 77, 0x7FFF_A803, 0, "store", 0x4000, "pa:0x4000", "str xzr, [x1]", 0x3000, 0, 1, False,
-    "", None, (),
+    0x4000, "pa:0x4000", "str xzr, [x1]", 0, 1, False, "", None, (), "",
+    PhysAddr(0x3000), 77, 0x7FFF_A803, 0, "store", 0x3000,
 )  # fmt: skip
 
 

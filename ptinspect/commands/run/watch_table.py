@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.commands.written import changes_of, value
+from ptinspect.commands.written import (
+    StoreResult,
+    call_rows,
+    changes_of,
+    value,
+    value_rows,
+    way,
+    what_changed,
+    writer_rows,
+)
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.breakpoints.table_watches import SeenWrite, TableWatch, table_watches
 from ptinspect.guest.expression import Address
@@ -51,33 +61,23 @@ class WatchTableResult:
 
 
 @dataclass(frozen=True)
-class SeenWriteResult:
+class SeenWriteResult(StoreResult):
     """A write to a watched descriptor."""
 
     watch: int
     descriptor_pa: PhysAddr
     level: int | None
     name: str
-    before: Hex
-    after: Hex
-    changes: Sequence[str]
-    """The words of diff; none where the value stayed, or where the level is not known."""
-    how: str
-    """store; unseen: since the last stop, in a way that was not watched."""
     way: str
     """What the address belongs to that the store used: physical, linear map, kernel image, fixmap, …"""
-    va: VirtAddr | None
-    pc: VirtAddr | None
-    place: str
-    instruction: str
-    cpu: int | None
-    el: int | None
-    mmu_on: bool | None
-    task: str
-    pid: int | None
-    calls: Sequence[str]
-    source: str = ""
-    """`file:line` of the instruction, where there is debug information of it."""
+
+
+NOBODY: Mapping[str, Any] = {
+    **dict.fromkeys(("place", "instruction", "task", "source"), ""),
+    **dict.fromkeys(("pc", "cpu", "el", "mmu_on", "pid")),
+    "calls": (),
+}
+"""What is known of who wrote where nobody saw it."""
 
 
 @command(
@@ -116,7 +116,7 @@ def watch_table(
         (
             f"{one.name} {one.level}".strip() if one.level is not None else "",
             f"pa:{one.descriptor_pa:#x}",
-            _words(one.raw, place),
+            value(one.raw, place.level, place.regime),
             ", ".join(dict.fromkeys(spot.way for spot in one.addresses if spot.watched)),
         )
         for one, place in zip(found, watch.places, strict=True)
@@ -141,69 +141,42 @@ def _watched(guest: Guest, watch: TableWatch, place: Place) -> WatchedResult:
 def writes_seen(guest: Guest) -> tuple[list[SeenWriteResult], list[Note | Table]]:
     """Return the writes to watched descriptors since the guest was let run, and how they are shown."""
     seen = table_watches(guest).at_stop() if guest.state == "stopped" else ()
-    return [_result(write) for write in seen], [part for write in seen for part in _shown(write)]
+    found = [_result(write) for write in seen]
+    shown = [part for write, one in zip(found, seen, strict=True) for part in _shown(write, one.place)]
+    return found, shown
 
 
 def in_short(write: SeenWriteResult) -> str:
     """Say in a few words what was written."""
     name = write.name or f"pa:{write.descriptor_pa:#x}"
-    what = ", ".join(write.changes) or ("same value" if write.before == write.after else f"{write.after:#x}")
+    what = what_changed(write) or f"{write.after:#x}"
     return f"watch {write.watch}: {name} written, {what}"
 
 
 def _result(write: SeenWrite) -> SeenWriteResult:
-    who = write.writer
+    place = write.place
     return SeenWriteResult(
         watch=write.watch,
-        descriptor_pa=write.place.pa,
-        level=write.place.level,
-        name=write.place.name,
+        descriptor_pa=place.pa,
+        level=place.level,
+        name=place.name,
         before=Hex(write.before),
         after=Hex(write.after),
-        changes=_changes(write),
+        changes=changes_of(write.before, write.after, place.level, place.regime),
         how=write.how,
         way=write.way,
         va=None if write.va is None else VirtAddr(write.va),
-        pc=None if who is None else VirtAddr(who.pc),
-        place="" if who is None else who.place,
-        instruction="" if who is None else who.instruction,
-        cpu=None if who is None else who.cpu,
-        el=None if who is None else who.el,
-        mmu_on=None if who is None else who.mmu_on,
-        task="" if who is None else who.task,
-        pid=None if who is None else who.pid,
-        calls=[] if who is None else list(who.calls),
-        source="" if who is None else who.source,
+        **(NOBODY if write.writer is None else vars(write.writer)),
     )
 
 
-def _changes(write: SeenWrite) -> list[str]:
-    return changes_of(write.before, write.after, write.place.level, write.place.regime)
-
-
-def _words(raw: int, place: Place) -> str:
-    return value(raw, place.level, place.regime)
-
-
-def _shown(write: SeenWrite) -> list[Note | Table]:
+def _shown(write: SeenWriteResult, place: Place) -> list[Note | Table]:
     """Show one write, with all that is known of it."""
-    place, who = write.place, write.writer
     name = f"{place.name} {place.level} at " if place.level is not None else ""
     head = Note(f"{name}pa:{place.pa:#x}, watch {write.watch}", "title")
-    rows = [
-        ("before", _words(write.before, place)),
-        ("after", _words(write.after, place)),
-        ("changed", ", ".join(_changes(write)) or ("same value" if write.before == write.after else "")),
-    ]
-    if who is None or write.va is None:
+    rows = value_rows(write, place.level, place.regime)
+    if write.how == "unseen":
         rows.append(("by", "nobody saw it: since the last stop, in a way that no watchpoint stops at"))
     else:
-        mmu = {True: ", MMU on", False: ", MMU off", None: ""}[who.mmu_on]
-        rows += [
-            ("by", f"{escape(who.place)}: {escape(who.instruction)}".rstrip(": ")),
-            ("source", escape(who.source)),
-            ("way", f"{write.way}, a store to {write.va:#x}, cpu {who.cpu}, EL{who.el}{mmu}"),
-            ("task", f"{escape(who.task)} (pid {who.pid})" if who.task else ""),
-            *(("called by" if n == 0 else "", escape(call)) for n, call in enumerate(who.calls)),
-        ]
+        rows += [*writer_rows(write, f"{write.way}, {way(write)}"), *call_rows(write)]
     return [head, Table((Column(""), Column("")), [row for row in rows if row[1]])]

@@ -9,7 +9,17 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import ROOT, RULE, SEARCH_LIMIT, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
-from ptinspect.commands.written import WriteResult, code, symbol, task, value, way, what_changed, write_result
+from ptinspect.commands.written import (
+    WriteResult,
+    call_rows,
+    symbol,
+    value,
+    value_rows,
+    way,
+    what_changed,
+    write_result,
+    writer_rows,
+)
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
@@ -116,14 +126,9 @@ def _shown(place: Place, known: WrittenResult) -> list[Note | Table]:
     write = known.writes[-1]
     rows = [
         ("position", f"{write.position:,}"),
-        ("by", code(write)),
-        ("source", escape(write.source)),
-        ("way", way(write)),
-        ("task", task(write)),
-        ("before", value(write.before, place.level, place.regime)),
-        ("after", value(write.after, place.level, place.regime)),
-        ("changed", what_changed(write)),
-        *(("called by" if n == 0 else "", escape(call)) for n, call in enumerate(write.calls)),
+        *writer_rows(write, way(write)),
+        *value_rows(write, place.level, place.regime),
+        *call_rows(write),
     ]
     return [head, Table((Column(""), Column("")), [row for row in rows if row[1]])]
 

@@ -23,7 +23,7 @@ from ptinspect.errors import PtinspectError, TargetTimeout
 from ptinspect.guest.guest import PAGE, Guest
 from ptinspect.guest.mappings import mapped_at
 from ptinspect.guest.recordings.timeline import replay_of
-from ptinspect.guest.writer import word_at, writer_at
+from ptinspect.guest.writer import Writer, word_at, writer_at
 from ptinspect.link.replay_scan import Hit
 
 How = Literal["store", "hardware", "unknown"]
@@ -38,7 +38,7 @@ MOST = 200
 
 
 @dataclass(frozen=True)
-class Write:
+class Write(Writer):
     """One write to a descriptor."""
 
     pa: PhysAddr
@@ -49,24 +49,8 @@ class Write:
     after: int
     how: How
     """By a store, by the walk of the CPU's MMU during this instruction, or in a way that nobody knows."""
-    pc: int
-    """The instruction."""
-    place: str
-    """The same with its symbol."""
-    instruction: str
-    """Disassembled."""
     va: int | None
     """The address at which the store found the descriptor: a physical one while the MMU is off."""
-    cpu: int
-    el: int
-    mmu_on: bool | None
-    task: str
-    """Name of the task; empty where there is none, or nobody can tell."""
-    pid: int | None
-    calls: tuple[str, ...]
-    """The chain of callers, innermost first."""
-    source: str = ""
-    """`file:line` of the instruction; empty where there is no debug information of it."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +276,9 @@ class Writers:
                     self.aliases[other].add(va - pa % PAGE + other % PAGE)
         walker = not (before ^ after) & ~WALKER_BITS
         how: How = "store" if va is not None else "hardware" if walker else "unknown"
-        return Write(PhysAddr(pa), position, before, after, how, va=va, **vars(writer))
+        return Write(
+            **vars(writer), pa=PhysAddr(pa), position=position, before=before, after=after, how=how, va=va
+        )
 
     def _store_to(self, pa: int, state: CpuState) -> int | None:
         """Return the address at which the next instruction stores to the descriptor; None if it does not."""
