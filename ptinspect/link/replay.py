@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from ptinspect.dataclass import replace
 from ptinspect.errors import TargetError, TargetTimeout, UserError
 from ptinspect.link.qemu.replay_log import Places, places
-from ptinspect.link.replay_scan import Limit, Seen
+from ptinspect.link.replay_scan import Limit, Scan, Seen
 from ptinspect.link.state import StopInfo
 
 Mode = Literal["record", "replay"]
@@ -80,14 +80,7 @@ class Driven(Protocol):
     def has_breakpoints(self) -> bool:
         """Whether there are any."""
 
-    def scan(
-        self,
-        watched: Sequence[int],
-        cells: Sequence[int],
-        limits: Sequence[Limit],
-        seconds: float,
-        stuck: Sequence[int],
-    ) -> Seen:
+    def scan(self, wanted: Scan) -> Seen:
         """Let it run to limits, and note stores on the way (replay_scan.Scanner.run)."""
 
     def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:
@@ -310,7 +303,7 @@ class Replay:
         self._fresh, self._armed = False, -1
         ways = [self.limit(at) for at in limits if at == last or (at > here and not self._is_stuck(at))]
         stuck = [at for at in (*self._places.stuck, *self._found_stuck) if here < at < last]
-        seen = self._session.scan(watched, cells, ways, max(deadline - time.monotonic(), 0.1), stuck)
+        seen = self._session.scan(Scan(watched, cells, ways, max(deadline - time.monotonic(), 0.1), stuck))
         if seen.ended == "time":
             raise TargetTimeout(f"the replay did not come to position {last} in time")
         if seen.ended == "limit":

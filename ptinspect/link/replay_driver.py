@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from ptinspect.link.escort import Escort
 from ptinspect.link.gdb.agent import Agent
 from ptinspect.link.gdb.breakpoints import disabled, rows
 from ptinspect.link.gdb.mi import SECONDS, GdbLink
-from ptinspect.link.replay_scan import Limit, Scanner, Seen
+from ptinspect.link.replay_scan import Scan, Scanner, Seen
 from ptinspect.link.session import Capability
 from ptinspect.link.state import RunTracker, StopInfo
 
@@ -63,20 +62,13 @@ class Driver:
         self._agent.frames(plain=True)
         self._gdb.request(command, SECONDS)
 
-    def scan(
-        self,
-        watched: Sequence[int],
-        cells: Sequence[int],
-        limits: Sequence[Limit],
-        seconds: float,
-        stuck: Sequence[int],
-    ) -> Seen:
+    def scan(self, wanted: Scan) -> Seen:
         """Let the guest run to limits, and note stores on the way."""
         self._session.escort.rest()
         if self._scanner is None:
             self._scanner = Scanner(self._gdb)
         try:
-            return self._scanner.run(watched, cells, limits, seconds, stuck)
+            return self._scanner.run(wanted)
         finally:
             self._tracker.touch()
 

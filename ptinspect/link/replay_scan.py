@@ -26,6 +26,19 @@ class Limit(NamedTuple):
     target: int
 
 
+class Scan(NamedTuple):
+    """What is wanted of a run."""
+
+    watched: Sequence[int]
+    """It stops for stores to eight bytes at each of these virtual addresses."""
+    cells: Sequence[int]
+    """Physical addresses whose values are noted."""
+    limits: Sequence[Limit]
+    seconds: float
+    stuck: Sequence[int]
+    """It ends before a store at one of these positions."""
+
+
 @dataclass(frozen=True)
 class Hit:
     """A store to a place that was watched."""
@@ -74,22 +87,12 @@ class Scanner:
         self._gdb = gdb
         console(gdb, load_line(SCRIPT), SECONDS)
 
-    def run(
-        self,
-        watched: Sequence[int],
-        cells: Sequence[int],
-        limits: Sequence[Limit],
-        seconds: float,
-        stuck: Sequence[int],
-    ) -> Seen:
-        """Run to the limits, and stop on the way for stores to eight bytes at each address that is watched.
-
-        `cells` are physical addresses whose values are noted; it ends before a store at one of the `stuck`
-        positions. Raises TargetError.
-        """
-        words = [str(int(1000 * seconds)), str(MOST), *map(_list, (watched, cells, stuck))]
-        words += [f"{limit.stop}:{limit.target}" for limit in limits]
-        text = console(self._gdb, f"ptinspect-scan {' '.join(words)}", seconds + GRACE)
+    def run(self, wanted: Scan) -> Seen:
+        """Run to the limits, and stop on the way for stores. Raises TargetError."""
+        words = [str(int(1000 * wanted.seconds)), str(MOST)]
+        words += map(_list, (wanted.watched, wanted.cells, wanted.stuck))
+        words += [f"{limit.stop}:{limit.target}" for limit in wanted.limits]
+        text = console(self._gdb, f"ptinspect-scan {' '.join(words)}", wanted.seconds + GRACE)
         try:
             found: Mapping[str, Any] = json.loads(text)
             looks = tuple(Look(int(at), tuple(values)) for at, values in found["looks"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from ptinspect.link import replay_driver
 from ptinspect.link.qemu.recording import CLUSTER, empty_image
 from ptinspect.link.qemu.replay_log import Places, places
 from ptinspect.link.replay import END, NEAR, SPACING, START, Replay, mode_of, position_of
-from ptinspect.link.replay_scan import Limit, Look, Seen
+from ptinspect.link.replay_scan import Look, Scan, Seen
 from ptinspect.link.state import StopInfo
 
 LENGTH = 5 * SPACING + 17
@@ -98,20 +97,13 @@ class Model:
         if self.told:
             self.stop_at = None
 
-    def scan(
-        self,
-        watched: Sequence[int],
-        cells: Sequence[int],
-        limits: Sequence[Limit],
-        seconds: float,
-        stuck: Sequence[int],
-    ) -> Seen:
+    def scan(self, wanted: Scan) -> Seen:
         looks: list[Look] = []
-        for stop, target in limits:
+        for stop, target in wanted.limits:
             assert self.stop_at is None
-            for va in (va for va in watched if self.at <= va < target):  # stored to at that position
+            for va in (va for va in wanted.watched if self.at <= va < target):  # stored to at that position
                 self.at, self.fresh = va, False
-                if va in stuck or va in self.stuck:
+                if va in wanted.stuck or va in self.stuck:
                     return Seen((), tuple(looks), "stuck")
             if self.at < stop:
                 self.ask(f"replay_break {stop}")
