@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Final, Literal, NewType, Union
+from typing import Any, Final, Literal, NewType, TypeVar, Union
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.dataclass import field_names, is_dataclass
@@ -17,6 +17,8 @@ Hex = NewType("Hex", int)
 HEX: tuple[object, ...] = (Hex, VirtAddr, PhysAddr)
 """The types of numbers that are shown so."""
 HEX_SCHEMA: Mapping[str, Any] = {"type": "string", "pattern": "^0x[0-9a-f]+$"}
+
+Result = TypeVar("Result")
 
 NAMES: Mapping[type, str] = {
     bool: "boolean",
@@ -63,6 +65,21 @@ def encode(value: object, kind: object = object) -> Any:
         each = _arguments(kind, Sequence)[:1] or (object,)
         return [encode(found, each[0]) for found in value]
     return str(value) if isinstance(value, enum.Enum) else value
+
+
+def filled(kind: type[Result], value: object, /, **more: object) -> Result:
+    """Return a result of a type: what `value` has under the names of its fields, and `more`."""
+    wanted: type = kind
+    other: type = type(value)
+    names = [name for name in _shared(wanted, other) if name not in more]
+    return kind(**{name: getattr(value, name) for name in names}, **more)
+
+
+@cache
+def _shared(kind: type, other: type) -> tuple[str, ...]:
+    """Return the names of the fields of a dataclass that another one has too, as fields or as properties."""
+    fields = field_names(other)
+    return tuple(n for n in field_names(kind) if n in fields or isinstance(getattr(other, n, None), property))
 
 
 @cache

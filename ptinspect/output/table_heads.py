@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Note, escape
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class RootResult:
 
 def root_result(root: Root) -> RootResult:
     """Return a root as results have it."""
-    return RootResult(root.pa, root.provenance)
+    return filled(RootResult, root)
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,7 @@ class RegimeResult:
 
 def regime_result(regime: Regime) -> RegimeResult:
     """Return a regime as results have it."""
-    return RegimeResult(
-        granule=regime.granule,
-        va_bits=regime.va_bits,
-        pa_bits=regime.pa_bits,
-        start_level=regime.start_level,
-        upper=regime.upper,
-        mmu_on=regime.mmu_on,
-        name=regime.name,
-        indirect=regime.pie,
-        doubt=regime.doubt,
-    )
+    return filled(RegimeResult, regime, indirect=regime.pie)
 
 
 def geometry_text(regime: Regime) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.output.encode import ABSENT, Absent, Hex, encode, schema_of
+from ptinspect.output.encode import ABSENT, Absent, Hex, encode, filled, schema_of
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -71,3 +71,21 @@ def test_what_is_encoded_is_as_the_schema_of_its_type() -> None:
         check.validate(encode(value))
     for wrong in ({"va": 1}, {"count": "3"}, {"inner": {"raw": 4}}, {"named": {"a": 1}}):
         assert not check.is_valid({**encode(FULL), **wrong})
+
+
+@dataclass(frozen=True)
+class Place:
+    raw: int
+    size: int
+
+    @property
+    def note(self) -> str:
+        return f"{self.size} bytes"
+
+
+def test_a_result_is_filled_with_what_a_value_has_under_its_names() -> None:
+    assert filled(Inner, Place(16, 8)) == Inner(Hex(16), "8 bytes")
+    assert filled(Inner, Place(16, 8), note="n") == Inner(Hex(16), "n")
+    assert filled(Inner, FULL, raw=None) == Inner(None)
+    with pytest.raises(TypeError, match="raw"):
+        filled(Inner, FULL)

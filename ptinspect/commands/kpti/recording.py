@@ -15,7 +15,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.rewrite import NotReached
 from ptinspect.guest.rewrite.stores import SECONDS, record
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import Hex, filled
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Column, Note, Report, Table, hex_address
 from ptinspect.text import counted
@@ -134,16 +134,7 @@ def writes(
 def store_results(found: Iterable[Write]) -> list[StoreResult]:
     """Return stores as the result has them."""
     return [
-        StoreResult(
-            site=f"+{one.site:#x}",
-            level=one.level,
-            descriptor_pa=None if one.descriptor_pa is None else PhysAddr(one.descriptor_pa),
-            va=None if one.va is None else VirtAddr(one.va),
-            before=Hex(one.before),
-            stored=Hex(one.stored),
-            changed=one.before != one.stored,
-        )
-        for one in found
+        filled(StoreResult, one, site=f"+{one.site:#x}", changed=one.before != one.stored) for one in found
     ]
 
 
@@ -167,27 +158,17 @@ def _table(found: Sequence[StoreResult], title: str = "") -> Table:
 def _report(found: Recording, output: Path | None) -> Report:
     rate = len(found) / found.seconds if found.seconds else 0.0
     levels = [
-        LevelResult(
-            level=v.level,
-            name=level_name(v.level, found.before.regime),
-            stores=v.stores,
-            changed=v.changed,
-            unchanged=v.stores - v.changed,
-            tables=v.tables,
-            tables_changed=v.tables_changed,
-            bit11_only=v.bit11_only,
-        )
+        filled(LevelResult, v, name=level_name(v.level, found.before.regime), unchanged=v.stores - v.changed)
         for v in found.by_level()
     ]
     listed = store_results(islice(found, RESULT))
-    result = RecordingResult(
+    result = filled(
+        RecordingResult,
+        found,
         reached=True,
-        algorithm=found.algorithm,
-        whole=found.whole,
         stores=len(found),
         seconds=round(found.seconds, 3),
         per_second=round(rate),
-        unread=found.unread,
         levels=levels,
         writes=listed,
         writes_left_out=len(found) - len(listed),

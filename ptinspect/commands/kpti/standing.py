@@ -18,6 +18,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.rewrite import NotReached, Runner
 from ptinspect.guest.rewrite.state import CpuRole, Standing, cpu_roles, judgement, snapshot_state, standing
 from ptinspect.guest.rewrite.stores import NthOfLevel, Percent, Place, run_to
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 from ptinspect.output.table_heads import source_of
 
@@ -92,18 +93,16 @@ def status(guest: Guest, *, snap: str | None = None, cpu: int | None = None) -> 
             cpus = ()
         lacks = guest.kernel_missing
     counts = state.counts
-    result = StatusResult(
-        state=state.state,
-        reason=state.reason,
+    result = filled(
+        StatusResult,
+        state,
         algorithm=state.algorithm or None,
         frontier=frontier_result(state.frontier),
         table_descriptors=counts.table_descriptors,
         table_descriptors_marked=counts.table_descriptors_marked,
         leaves=counts.leaves,
         leaves_ng=counts.leaves_ng,
-        decision=state.decision,
-        unseen=list(state.unseen),
-        cpus=list(cpus),
+        cpus=cpus,
         missing=lacks,
     )
     body: list[Note | Table] = [Note(f"{state.state}: {state.reason}{escape(where)}", "title")]
@@ -122,9 +121,7 @@ def status(guest: Guest, *, snap: str | None = None, cpu: int | None = None) -> 
 
 def frontier_result(found: Frontier | None) -> FrontierResult | None:
     """Return a frontier as the result has it."""
-    if found is None:
-        return None
-    return FrontierResult(found.va, found.level, found.descriptor_pa, found.source)
+    return None if found is None else filled(FrontierResult, found)
 
 
 def frontier_text(found: Frontier) -> str:
@@ -207,11 +204,10 @@ def _progress(found: Standing, cpus: Sequence[CpuRole]) -> ProgressResult:
     asked = phase == "walking" and (state.marks_tables or state.doubts)
     by_tables = marks.frontier if state.state == "in-progress" or state.doubts else None
     by_registers = None if state.position is None else state.position.frontier
-    return ProgressResult(
+    return filled(
+        ProgressResult,
+        state,
         phase=phase,
-        state=state.state,
-        algorithm=state.algorithm,
-        marks_tables=state.marks_tables,
         percent=round(work.percent, 3),
         to_rewrite=work.total,
         left=work.left,
@@ -223,11 +219,9 @@ def _progress(found: Standing, cpus: Sequence[CpuRole]) -> ProgressResult:
         ],
         frontier=Frontiers(frontier_result(by_registers), frontier_result(by_tables)),
         agree=not state.doubts if asked else None,
-        doubts=list(state.doubts),
         gaps=marks.gaps if state.marks_tables else None,
-        unseen=list(state.unseen),
         flag=state.flag.value,
-        cpus=list(cpus),
+        cpus=cpus,
     )
 
 
@@ -440,14 +434,6 @@ def verdict(
         *(Note(f"? {escape(text)}", "changed") for text in found.unknown),
         Note("; ".join(used), "dim"),
     ]
-    result = VerdictResult(
-        code=found.code,
-        meaning=found.meaning,
-        evidence=list(found.evidence),
-        unknown=list(found.unknown),
-        before=judged.before,
-        after=judged.after,
-        recorded_stores=stores,
-        algorithm=algorithm,
-    )
+    more = {"before": judged.before, "after": judged.after}
+    result = filled(VerdictResult, found, recorded_stores=stores, algorithm=algorithm, **more)
     return Report(result, body, EXIT_OK if found.code in FINE else EXIT_CHECK)

@@ -18,6 +18,7 @@ from ptinspect.commands.session.topics import (
 )
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 
 GROUPS = ("Guest", "Run and stop", "Timeline", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
@@ -185,15 +186,8 @@ def _arguments(parser: Parser) -> list[ArgumentResult]:
 def _facts(command: Command) -> CommandResult:
     parser = None if command.passthrough else command.parser()
     usage = f"usage: {command.name} TEXT…" if parser is None else " ".join(parser.format_usage().split())
-    return CommandResult(
-        command=command.name,
-        summary=command.summary,
-        usage=usage,
-        arguments=[] if parser is None else _arguments(parser),
-        details=command.details,
-        example=command.example,
-        aliases=command.aliases,
-    )
+    arguments = [] if parser is None else _arguments(parser)
+    return filled(CommandResult, command, command=command.name, usage=usage, arguments=arguments)
 
 
 @dataclass(frozen=True)

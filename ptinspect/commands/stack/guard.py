@@ -12,7 +12,7 @@ from ptinspect.commands.stack.stack import StackResult, stack
 from ptinspect.commands.stack.why import WhyResult, reasons, why_result
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest.guest import Guest
-from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.encode import ABSENT, Absent, filled
 from ptinspect.output.model import Note, Report, Table, escape
 from ptinspect.text import counted
 
@@ -103,14 +103,11 @@ def guard(
         guest, margin=margin, whose=task, entry=entry, seconds=ctx.time_limit(timeout or None, SECONDS)
     )
     session = guest.stopped
-    result = GuardResult(
-        way=found.way,
-        quiet=found.quiet,
-        margin=found.margin,
-        entry=found.entry,
+    result = filled(
+        GuardResult,
+        found,
         stacks_watched=found.watched,
         stacks_skipped=found.skipped,
-        false_hits=found.false_hits,
         seconds=round(found.seconds, 2),
         place=guest.place(session.cpu_state(session.current_cpu).pc),
     )

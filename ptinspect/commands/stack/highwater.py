@@ -14,6 +14,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.names import GuestNames
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
 from ptinspect.text import counted
 
@@ -152,11 +153,9 @@ def _row(growth: Growth) -> tuple[Cell, ...]:
 
 def _result(growth: Growth) -> GrowthResult:
     stack, lowest, depth = growth.stack, growth.after.lowest, growth.after.depth
-    return GrowthResult(
-        kind=stack.kind,
-        owner=stack.owner,
-        base=VirtAddr(stack.base),
-        top=VirtAddr(stack.top),
+    return filled(
+        GrowthResult,
+        stack,
         before=growth.before.depth,
         after=depth,
         grown=growth.grown,

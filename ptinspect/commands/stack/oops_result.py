@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.descriptor import Descriptor
 from ptinspect.arch.esr import Esr
 from ptinspect.dataclass import dataclass
-from ptinspect.output.encode import ABSENT, Absent, Hex, encode
+from ptinspect.output.encode import ABSENT, Absent, Hex, Result, encode, filled
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
     from ptinspect.linux.oops.kpti_registers import KptiRegisters
-    from ptinspect.linux.oops.printed_walk import PathStep
     from ptinspect.linux.oops.verdict import Analysis, Panic, RegisterNote
 
 
@@ -51,19 +51,6 @@ class NestedResult:
 
 
 @dataclass(frozen=True)
-class PrintedStepResult:
-    """One level of the walk that the kernel printed."""
-
-    level: int
-    name: str
-    raw: Hex
-    kind: str
-    output_address: PhysAddr | None
-    bit11: bool
-    ng: bool | None
-
-
-@dataclass(frozen=True)
 class LastDescriptorResult:
     """The descriptor that a register of the rewrite held last."""
 
@@ -73,6 +60,13 @@ class LastDescriptorResult:
     output_address: PhysAddr | None
     bit11: bool
     ng: bool | None
+
+
+@dataclass(frozen=True)
+class PrintedStepResult(LastDescriptorResult):
+    """One level of the walk that the kernel printed."""
+
+    raw: Hex
 
 
 @dataclass(frozen=True)
@@ -195,113 +189,52 @@ def _death(panic: Panic) -> DeathResult:
 
     facts, incident = panic.facts, panic.incident
     first, nested, path, stack = incident.first, facts.recursion, facts.path, facts.stack
-    return DeathResult(
+    return filled(
+        DeathResult,
+        first,
         message=incident.message,
-        headline=first.headline,
         panic=incident.panic or None,
-        kind=first.kind,
-        line=first.line,
         time=first.time or None,
         architecture=incident.architecture,
-        cpu=first.cpu,
-        pid=first.pid,
         comm=first.comm or None,
         release=first.release or None,
         esr=None if facts.esr is None else _syndrome(facts.esr),
-        far=_virtual(first.far),
-        stack=None
-        if stack is None
-        else StackRangeResult(stack.kind, VirtAddr(stack.base), VirtAddr(stack.top), stack.size),
-        sp=_virtual(first.sp),
+        stack=None if stack is None else filled(StackRangeResult, stack),
         pc=first.pc or None,
         lr=first.lr or None,
         used_before_fault=facts.used,
         recursion=None if nested is None else NestedResult(nested.count, nested.frame_size, nested.reasons),
-        walk_address=None if path is None else VirtAddr(path.address),
-        walk=[] if path is None else [_step(step) for step in path.steps],
+        walk_address=None if path is None else path.address,
+        walk=[]
+        if path is None
+        else [_descriptor(PrintedStepResult, step.name, step.descriptor) for step in path.steps],
         registers={note.name: _register(note, facts.kpti) for note in panic.registers},
         kpti=None if facts.kpti is None else _rewrite(facts.kpti),
-        trace=first.trace,
         trace_cut=first.elided,
         interleaved=first.mixed,
-        notes=first.notes,
-        later=[
-            LaterResult(
-                later.headline,
-                later.line,
-                None if later.esr is None else Hex(later.esr),
-                _virtual(later.far),
-            )
-            for later in incident.later
-        ],
+        later=[filled(LaterResult, later, message=later.headline) for later in incident.later],
         later_count=incident.later_count,
-        verdict=VerdictResult(
-            panic.verdict.code, CODES[panic.verdict.code], panic.verdict.evidence, panic.verdict.unknown
-        ),
+        verdict=filled(VerdictResult, panic.verdict, summary=CODES[panic.verdict.code]),
     )
-
-
-def _virtual(value: int | None) -> VirtAddr | None:
-    return None if value is None else VirtAddr(value)
 
 
 def _syndrome(esr: Esr) -> SyndromeResult:
-    return SyndromeResult(
-        raw=Hex(esr.raw),
-        ec=Hex(esr.ec),
-        class_=esr.class_name,
-        text=esr.class_text,
-        wnr=esr.wnr,
-        fault=esr.fault or None,
-        level=esr.level,
-        s1ptw=esr.s1ptw,
-    )
+    return filled(SyndromeResult, esr, class_=esr.class_name, text=esr.class_text, fault=esr.fault or None)
 
 
-def _step(step: PathStep) -> PrintedStepResult:
-    found = step.descriptor
-    return PrintedStepResult(
-        step.level,
-        step.name,
-        Hex(found.raw),
-        str(found.kind),
-        found.output_address,
-        bool(found.raw >> 11 & 1),
-        None if found.attributes is None else found.attributes.ng,
-    )
+def _descriptor(kind: type[Result], name: str, found: Descriptor) -> Result:
+    ng = None if found.attributes is None else found.attributes.ng
+    return filled(kind, found, name=name, kind=str(found.kind), bit11=bool(found.raw >> 11 & 1), ng=ng)
 
 
 def _register(note: RegisterNote, kpti: KptiRegisters | None) -> RegisterResult:
     last: LastDescriptorResult | Absent = ABSENT
     for level in kpti.levels if kpti is not None else ():
         if note.name == f"x{level.first + 2}":
-            found = level.last
-            last = LastDescriptorResult(
-                level.level,
-                level.name,
-                str(found.kind),
-                found.output_address,
-                bool(found.raw >> 11 & 1),
-                None if found.attributes is None else found.attributes.ng,
-            )
+            last = _descriptor(LastDescriptorResult, level.name, level.last)
     return RegisterResult(Hex(note.value), note.role or None, note.meaning or None, last)
 
 
 def _rewrite(walk: KptiRegisters) -> RewriteResult:
-    return RewriteResult(
-        algorithm=walk.algorithm,
-        complete=walk.complete,
-        swapper_pa=None if walk.swapper_pa is None else PhysAddr(walk.swapper_pa),
-        evidence=walk.reasons,
-        levels=[
-            RewriteLevelResult(
-                step.level,
-                step.name,
-                Hex(step.current),
-                Hex(step.end),
-                step.complete,
-                Hex(step.last.raw),
-            )
-            for step in walk.levels
-        ],
-    )
+    levels = [filled(RewriteLevelResult, step, last=step.last.raw) for step in walk.levels]
+    return filled(RewriteResult, walk, evidence=walk.reasons, levels=levels)

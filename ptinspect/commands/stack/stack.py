@@ -24,7 +24,7 @@ from ptinspect.guest.stacks.kernel_stacks import (
     task_of,
     task_stacks,
 )
-from ptinspect.output.encode import ABSENT, Absent
+from ptinspect.output.encode import ABSENT, Absent, filled
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 
 if TYPE_CHECKING:
@@ -184,35 +184,31 @@ def depths(found: Sequence[Depth], code: KernelCode, doubt: str = "") -> Report:
 
 def task_result(task: Task) -> TaskResult:
     """Return a task as results have it."""
-    return TaskResult(escape(task.comm), task.pid, task.tgid, VirtAddr(task.address))
+    return filled(TaskResult, task, comm=escape(task.comm))
 
 
 def _result(depth: Depth, code: KernelCode) -> DepthResult:
     position, unwound = depth.position, depth.unwound
     stack, task, used, free = position.stack, position.task, position.used, position.free
-    return DepthResult(
+    return filled(
+        DepthResult,
+        position,
         cpu=position.cpu if position.cpu >= 0 else None,
-        kind=position.kind,
         base=None if stack is None else VirtAddr(stack.base),
         top=None if stack is None else VirtAddr(stack.top),
         size=None if stack is None else stack.size,
-        sp=VirtAddr(position.sp),
-        used=used,
-        free=free,
         used_percent=_percent(used, stack),
         free_percent=_percent(free, stack),
         task=None if task is None else task_result(task),
         end_magic_intact=depth.end_magic_intact,
-        mmu_on=position.mmu_on,
         identity_map=position.identity,
         end_mark_doubt=depth.doubt,
         elsewhere=depth.elsewhere,
         how="" if stack is None else stack.how,
-        note=position.note,
         frames=[_frame(frame, code) for frame in unwound.frames],
         frames_end=unwound.ended,
         frames_complete=unwound.complete,
-        other_stacks=[BoundsResult(s.kind, VirtAddr(s.base), VirtAddr(s.top)) for s in depth.other_stacks],
+        other_stacks=[filled(BoundsResult, s) for s in depth.other_stacks],
     )
 
 
@@ -221,16 +217,7 @@ def _percent(part: int | None, stack: Stack | None) -> float | None:
 
 
 def _frame(frame: Frame, code: KernelCode) -> FrameResult:
-    return FrameResult(
-        pc=VirtAddr(frame.pc),
-        symbol=code.symbol(frame.pc, returns=frame.returns),
-        sp=VirtAddr(frame.sp),
-        size=frame.size,
-        kind=frame.kind,
-        stack=frame.stack,
-        exact=frame.exact,
-        count=frame.count,
-    )
+    return filled(FrameResult, frame, symbol=code.symbol(frame.pc, returns=frame.returns))
 
 
 def _body(depth: Depth, code: KernelCode) -> list[Note | Table]:

@@ -12,7 +12,7 @@ from ptinspect.commands.written import WriteResult, told, write_result
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import need_registers
-from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.model import Note, Report
 
 if TYPE_CHECKING:
@@ -113,13 +113,11 @@ def why_result(found: Judged) -> WhyResult:
     """Return a verdict as results have it."""
     facts, verdict = found.facts, found.why
     stack = facts.stack
-    return WhyResult(
+    return filled(
+        WhyResult,
+        verdict,
         cpu=found.cpu,
-        code=verdict.code,
-        text=verdict.text,
-        evidence=verdict.evidence,
-        unknown=verdict.unknown,
-        esr=EsrResult(Hex(facts.esr.raw), facts.esr.fault, facts.esr.level),
+        esr=filled(EsrResult, facts.esr),
         far=VirtAddr(facts.far),
         sp=VirtAddr(facts.sp),
         free=None if stack is None or not stack.holds_sp(facts.sp) else facts.sp - stack.base,
@@ -127,21 +125,10 @@ def why_result(found: Judged) -> WhyResult:
         frames=facts.frames,
         dying=facts.dying,
         recursion=RecursionResult(facts.repeated, facts.frame_size),
-        descriptor=None if verdict.change is None else _change(verdict.change),
+        descriptor=None if verdict.change is None else filled(ChangeResult, verdict.change),
         written=ABSENT if found.written is None else _written(found.written, verdict.change),
     )
 
 
 def _written(write: Write, change: Change | None) -> WriteResult:
     return replace(write_result(write, None, None), changes=() if change is None else change.kinds)
-
-
-def _change(change: Change) -> ChangeResult:
-    return ChangeResult(
-        change.level,
-        change.name,
-        PhysAddr(change.descriptor_pa),
-        Hex(change.before),
-        Hex(change.after),
-        change.snapshot,
-    )

@@ -19,7 +19,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
-from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, more
 from ptinspect.output.table_heads import source_of
 
@@ -231,19 +231,15 @@ def check_report(
 
     parts = [held(finding) for finding in found.kept]
     left = max(sum(found.totals.values()) - SEARCHED, 0)
-    result = CheckResult(
-        ok=found.ok,
+    result = filled(
+        CheckResult,
+        found,
         of=label,
         findings=[
             _finding(f, regions, lay, ABSENT if written is None else written.of(f))
             for f, lay in zip(found.kept, parts, strict=True)
         ],
-        totals=found.totals,
         rules=list(RULES),
-        notes=found.notes,
-        complete=found.complete,
-        unseen=found.unseen,
-        skipped=found.skipped,
         writers_left_out=left if written and written.who else ABSENT,
     )
     rows = [
@@ -302,25 +298,15 @@ def _verdict(found: Findings) -> Note:
 def _finding(
     finding: Finding, regions: RegionNamer, parts: Sequence[Part], written: WriteResult | Absent | None
 ) -> FindingResult:
-    return FindingResult(
-        rule=finding.rule,
-        severity=finding.severity,
-        va_start=finding.va_start,
-        va_end=finding.va_end,
+    return filled(
+        FindingResult,
+        finding,
         region=regions(finding.va_start),
-        level=finding.level,
-        descriptor_pa=finding.descriptor_pa,
-        raw=None if finding.raw is None else Hex(finding.raw),
-        evidence=finding.evidence,
         mappings=[
-            MappingResult(
-                va=m.va,
-                pa=m.pa,
+            filled(
+                MappingResult,
+                m,
                 region=regions(m.va),
-                level=m.level,
-                descriptor_pa=m.descriptor_pa,
-                raw=Hex(m.raw),
-                text=m.text,
                 path=[EntryResult(level, pa, Hex(raw)) for level, pa, raw in m.path],
             )
             for m in finding.mappings

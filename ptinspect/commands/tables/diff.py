@@ -30,7 +30,7 @@ from ptinspect.guest.names import SnapshotNames
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.descriptor_words import in_words
-from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, more
 from ptinspect.text import counted
@@ -309,16 +309,11 @@ def _compared(
         if changes[n].after is not None:
             by = None if made is None else write_result(made, changes[n].level, b.regime)
             changes[n] = replace(changes[n], written=by)
-    result = DiffResult(
-        a=diff.a,
-        b=diff.b,
-        levels=diff.levels,
+    result = filled(
+        DiffResult,
+        diff,
         changes=changes,
-        changes_total=diff.changes_total,
-        only_bit11=diff.only_bit11,
-        complete=diff.complete,
         unseen=(*unseen(a), *unseen(b)),
-        notes=diff.notes,
         writers_left_out=ABSENT if writes is None else diff.changes_total - len(writes),
     )
     return result, list(zip(changes, held, strict=True))
@@ -335,22 +330,11 @@ def _side(snapshot: Snapshot) -> Note:
 def _change(
     change: Change, before: Regime, after: Regime, region: str, parts: Sequence[Part]
 ) -> ChangeResult:
-    return ChangeResult(
-        va_start=change.va_start,
-        va_end=change.va_end,
-        level=change.level,
-        descriptor_pa=change.descriptor_pa,
-        descriptor_pa_after=change.descriptor_pa_after,
-        before=None if change.before is None else Hex(change.before),
-        after=None if change.after is None else Hex(change.after),
+    return filled(
+        ChangeResult,
+        change,
         before_decoded=_decoded(change.before, change.level, before),
         after_decoded=_decoded(change.after, change.level, after),
-        kinds=change.kinds,
-        leaves_before=change.leaves_before,
-        bytes_before=change.bytes_before,
-        leaves_after=change.leaves_after,
-        bytes_after=change.bytes_after,
-        note=change.note,
         region=region,
         held=held_result(parts),
         held_total=len(parts),

@@ -16,7 +16,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.mappings import physical_address, ways_to
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import Hex, filled
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 from ptinspect.output.table_heads import RootResult, heads, root_result
 
@@ -98,20 +98,7 @@ def find(
     found = ways_to(guest, tables, pa, limit)
     snapshot, missing = found.snapshot, unseen(found.snapshot)
     region = names_of(snapshot)[0]
-    hits = [
-        HitResult(
-            kind=hit.kind,
-            va=hit.va,
-            region=region(hit.va),
-            level=hit.level,
-            table_pa=hit.table_pa,
-            index=hit.index,
-            descriptor_pa=hit.descriptor_pa,
-            raw=Hex(hit.raw),
-            size=hit.size,
-        )
-        for hit in found.items
-    ]
+    hits = [filled(HitResult, hit, region=region(hit.va)) for hit in found.items]
     rows = [
         (
             Styled(f"{hit.va:#018x}", "address"),

@@ -27,6 +27,7 @@ from ptinspect.output.descriptor_words import (
     permissions_result,
     regime_notes,
 )
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, more
 from ptinspect.output.table_heads import RootResult, heads, root_note, root_result, source_of
 
@@ -255,19 +256,8 @@ def _runs_report(found: Listed[Run], shown: int) -> Report:
 
 
 def _run(run: Run, regime: Regime) -> RunResult:
-    return RunResult(
-        va_start=run.va_start,
-        va_end=run.va_end,
-        pa_start=run.pa_start,
-        level=run.level,
-        leaf_size=run.leaf_size,
-        count=run.count,
-        attributes=attributes_json(run.attributes),
-        permissions=permissions_result(run.permissions, regime),
-        region=run.region,
-        pa_contiguous=run.pa_contiguous,
-        repeated=run.repeated,
-    )
+    attributes, may = attributes_json(run.attributes), permissions_result(run.permissions, regime)
+    return filled(RunResult, run, attributes=attributes, permissions=may)
 
 
 def run_columns(regime: Regime, regions: bool) -> list[Column]:
@@ -334,14 +324,12 @@ def _groups_report(found: Listed[MixedGroup], shown: int) -> Report:
     snapshot, missing = found.snapshot, unseen(found.snapshot)
     region = names_of(snapshot)[0]
     groups = [
-        GroupResult(
+        filled(
+            GroupResult,
+            group,
             va_start=group.va,
-            level=group.level,
             leaf_size=group.size,
-            descriptor_pa=group.descriptor_pa,
             entries=len(group.accessed),
-            accessed=group.accessed,
-            dirty=group.dirty,
             region=region(group.va),
         )
         for group in found.items

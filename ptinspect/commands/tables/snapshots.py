@@ -16,6 +16,7 @@ from ptinspect.guest.expression import Address, Range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.roots import Tables
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Column, Note, Report, Table, escape
 from ptinspect.output.table_heads import (
     RegimeResult,
@@ -224,7 +225,9 @@ def _result(snapshot: Snapshot) -> SnapshotResult:
     from ptinspect.snapshot.coverage import unseen
 
     meta, missing = snapshot.meta, unseen(snapshot)
-    return SnapshotResult(
+    return filled(
+        SnapshotResult,
+        meta,
         name=snapshot.name,
         root=root_result(snapshot.root),
         regime=regime_result(snapshot.regime),
@@ -234,12 +237,6 @@ def _result(snapshot: Snapshot) -> SnapshotResult:
         truncated=snapshot.truncated,
         complete=not missing,
         unseen=missing,
-        created=meta.created,
-        tool_version=meta.tool_version,
-        where=meta.where,
-        kernel=meta.kernel,
-        source=meta.source,
-        note=meta.note,
         extra={name: text for name, text in meta.extra.items() if name != WRITERS},
         cpus=len(snapshot.cpus),
     )

@@ -13,6 +13,7 @@ from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Tables
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
 from ptinspect.output.table_heads import (
     RegimeResult,
@@ -84,19 +85,15 @@ def summary(
 
     snapshot = snapshot_of(guest, Tables(root, regime, cpu, snap))
     found, missing = summarize(snapshot), unseen(snapshot)
-    result = SummaryResult(
+    result = filled(
+        SummaryResult,
+        found,
         root=root_result(snapshot.root),
         regime=regime_result(snapshot.regime),
-        levels=found.levels,
         truncated=snapshot.truncated,
         complete=not missing,
         unseen=missing,
         snapshot=snapshot.name,
-        tables=found.tables,
-        table_descriptors=found.table_descriptors,
-        table_descriptors_marked=found.table_descriptors_marked,
-        leaves=found.leaves,
-        leaves_ng=found.leaves_ng,
     )
     said = (
         f"{found.table_descriptors_marked} of {found.table_descriptors} table descriptors are marked, "

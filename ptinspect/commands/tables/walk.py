@@ -32,7 +32,7 @@ from ptinspect.output.descriptor_words import (
     regime_notes,
     words,
 )
-from ptinspect.output.encode import ABSENT, Absent, Hex
+from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
 from ptinspect.output.table_heads import RootResult, root_note, root_result
 
@@ -133,20 +133,17 @@ def walk(
     address = VirtAddr(va.value(names(guest, cpu, snap)))
     where = source(guest, Tables(root, regime, cpu, snap), address)
     found = walk_tables(where.memory, address, where.root.pa, where.regime)
-    result = WalkResult(
-        va=found.va,
+    result = filled(
+        WalkResult,
+        found,
         region=name_of(guest, where, address),
         root=root_result(where.root),
         steps=[_step(step) for step in found.steps],
-        outcome=found.outcome,
-        pa=found.pa,
-        fault_level=found.fault_level,
         permissions=None
         if found.permissions is None
         else permissions_result(found.permissions, where.regime),
         regime=where.regime.name,
         doubt=where.regime.doubt,
-        reason=found.reason,
         mmu_on=where.regime.mmu_on,
         source=where.label,
     )
@@ -181,18 +178,13 @@ def _shown(walk: Walk, regime: Regime) -> list[Note | Table]:
 
 def _step(step: Step) -> StepResult:
     found, raw = step.descriptor, step.raw
-    return StepResult(
-        level=step.level,
-        name=step.name,
-        table_pa=step.table_pa,
-        index=step.index,
-        descriptor_pa=step.descriptor_pa,
-        raw=None if raw is None else Hex(raw),
+    return filled(
+        StepResult,
+        step,
         kind=None if found is None else str(found.kind),
         output_address=None if found is None else found.output_address,
         bit11=None if raw is None else bool(raw >> 11 & 1),
         attributes=None if found is None or found.attributes is None else attributes_json(found.attributes),
-        error=step.error,
     )
 
 

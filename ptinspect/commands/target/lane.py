@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
 
 if TYPE_CHECKING:
@@ -60,12 +61,10 @@ def lane(guest: Guest, *, name: str | None = None) -> Report:
 def _shown(mode: str, facts: Sequence[LaneFacts], notices: Sequence[str]) -> Report:
     """Show every lane: in use, usable with what speed, or why not."""
     lanes = [
-        LaneResult(
-            name=way.name,
-            label=way.label,
+        filled(
+            LaneResult,
+            way,
             available=not way.why_not,
-            why_not=way.why_not,
-            chosen=way.chosen,
             bytes_per_second=None if way.bytes_per_second is None else round(way.bytes_per_second),
         )
         for way in facts
