@@ -198,6 +198,11 @@ def cpu_or_all_argument(meaning: str) -> Argument:
     return argument("--cpu", type=CPU_OR_ALL, metavar="N|all", help=meaning)
 
 
+def timeout_argument(meaning: str, default: float | None = None) -> Argument:
+    """Declare `--timeout`, the one way to limit how long a command may take."""
+    return argument("--timeout", type=seconds, default=default, metavar="SECONDS", help=meaning)
+
+
 def directory(text: str) -> Path:
     """Read the name of a directory."""
     from pathlib import Path
@@ -216,13 +221,7 @@ SNAP = argument(
 MODULES = argument("--modules", type=directory, metavar="DIR", help="a directory with .ko files of modules")
 ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 SEARCH_SECONDS = 300.0
-SEARCH_LIMIT = argument(
-    "--timeout",
-    type=seconds,
-    metavar="SECONDS",
-    default=SEARCH_SECONDS,
-    help=f"limit of the search for who wrote ({SEARCH_SECONDS:.0f})",
-)
+SEARCH_LIMIT = timeout_argument(f"limit of the search for who wrote ({SEARCH_SECONDS:.0f})", SEARCH_SECONDS)
 """How long a recording may be searched for writes (`guest.recordings`)."""
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)
@@ -259,6 +258,6 @@ WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end h
 """Addresses that end a run."""
 
 
-def address_argument(name: str, *, more: str = "", **options: Any) -> Argument:
-    """Declare an address; `more` follows how addresses are written."""
-    return argument(name, type=computed, help=f"{ADDRESS_HELP}{more}", **options)
+def address_argument(name: str, **options: Any) -> Argument:
+    """Declare an address."""
+    return argument(name, type=computed, help=ADDRESS_HELP, **options)

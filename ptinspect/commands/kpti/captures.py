@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
@@ -104,13 +105,7 @@ class RunResult:
     summary="Run through the rewrite and capture the tables before, during and after it",
     example="kpti run --percent 50",
     arguments=(
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            default=RUN_SECONDS,
-            metavar="SECONDS",
-            help=f"limit for the whole run (default {RUN_SECONDS:.0f})",
-        ),
+        timeout_argument(f"limit for the whole run (default {RUN_SECONDS:.0f})", RUN_SECONDS),
         argument(
             "--percent",
             type=arguments.whole(0, 100),

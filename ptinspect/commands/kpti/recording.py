@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
@@ -99,12 +100,7 @@ class AllStores:
             metavar="FILE",
             help="write all stores to FILE (.csv, .json, .txt, .md)",
         ),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            help=f"limit ({SECONDS:.0f}; more with pte)",
-        ),
+        timeout_argument(f"limit ({SECONDS:.0f}; more with pte)"),
     ),
     result=RecordingResult | NotReached,
     needs=Needs.STOPPED,

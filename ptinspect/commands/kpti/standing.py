@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import cpu_argument
+from ptinspect.commands.framework.arguments import cpu_argument, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, UserError
@@ -349,7 +349,7 @@ arguments.completes("address", place)
     example="kpti until 50%",
     arguments=(
         argument("where", type=place, metavar="PERCENT%|VA|LEVEL:N", help="where to stop"),
-        argument("--timeout", type=arguments.seconds, default=SECONDS, metavar="SECONDS", help="limit"),
+        timeout_argument("limit", SECONDS),
     ),
     result=UntilResult | NotReached,
     needs=Needs.STOPPED,

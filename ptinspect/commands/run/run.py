@@ -7,7 +7,7 @@ from typing import Any
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, cpu_argument
+from ptinspect.commands.framework.arguments import CPU, cpu_argument, timeout_argument
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
 from ptinspect.commands.run.watch_table import SeenWriteResult, in_short, writes_seen
@@ -25,12 +25,7 @@ from ptinspect.link.session import StopInfo
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, escape, hex_address
 
-TIMEOUT = argument(
-    "--timeout",
-    type=arguments.seconds,
-    metavar="SECONDS",
-    help=f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})",
-)
+TIMEOUT = timeout_argument(f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})")
 FUNCTION_CPU = cpu_argument("whose function (default: the CPU that stopped)")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.run.run import StopResult, stopped
@@ -16,9 +17,7 @@ from ptinspect.link.session import StopInfo
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
 SECONDS = 300.0
-TIMEOUT = argument(
-    "--timeout", type=arguments.seconds, metavar="SECONDS", default=SECONDS, help=f"limit ({SECONDS:.0f})"
-)
+TIMEOUT = timeout_argument(f"limit ({SECONDS:.0f})", SECONDS)
 NAMES = ("start", "end", timeline.KPTI_ENTRY, timeline.KPTI_END)
 
 

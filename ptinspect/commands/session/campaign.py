@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import PtinspectError, UserError
@@ -135,9 +136,7 @@ besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
             "--matrix", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="values to combine"
         ),
         argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script"),
-        argument(
-            "--timeout", type=arguments.seconds, default=SECONDS, metavar="SECONDS", help="for one run (300)"
-        ),
+        timeout_argument("for one run (300)", SECONDS),
         argument(
             "--retries", type=arguments.whole(0, 100), default=0, metavar="K", help="further attempts (0)"
         ),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import StackResult, stack
@@ -62,12 +63,7 @@ class GuardResult:
             metavar="current|PID|task:NAME|any",
             help="whose stack (default any)",
         ),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            help=f"({SECONDS:.0f}; REPL: until Ctrl-C)",
-        ),
+        timeout_argument(f"({SECONDS:.0f}; REPL: until Ctrl-C)"),
         argument(
             "--entry",
             choices=("probe", "breakpoint"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import WHERE
+from ptinspect.commands.framework.arguments import WHERE, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -80,13 +80,7 @@ class HighwaterResult:
         ),
         argument("--paint", action="store_true", help="fill the free part with a pattern first"),
         argument("--yes", "-y", action="store_true", help="do not ask before painting"),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            default=SECONDS,
-            metavar="SECONDS",
-            help=f"({SECONDS:.0f})",
-        ),
+        timeout_argument(f"({SECONDS:.0f})", SECONDS),
     ),
     result=HighwaterResult,
     needs=Needs.STOPPED,

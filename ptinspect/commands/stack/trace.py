@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, WHERE
+from ptinspect.commands.framework.arguments import CPU, WHERE, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
@@ -69,12 +69,7 @@ class StackDiffResult:
             metavar="N",
             help=f"instructions at most ({STEPS})",
         ),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            help=f"time at most ({SECONDS:.0f}; step: none)",
-        ),
+        timeout_argument(f"time at most ({SECONDS:.0f}; step: none)"),
         argument(
             "--every",
             type=arguments.seconds,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, MODULES
+from ptinspect.commands.framework.arguments import CPU, MODULES, timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -148,12 +148,7 @@ class AttachResult(Condition):
     example="attach :1234",
     arguments=(
         argument("address", nargs="?", metavar="ADDR", help="host:port, :port, or the path of a Unix socket"),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            metavar="SECONDS",
-            help="time that attaching may take (option timeout-attach)",
-        ),
+        timeout_argument("time that attaching may take (option timeout-attach)"),
         MODULES,
     ),
     result=AttachResult,

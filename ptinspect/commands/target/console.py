@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass, replace
@@ -78,9 +79,7 @@ class ConsoleResult:
             help=f"how many lines ({LINES}; with -f {AHEAD})",
         ),
         argument("-f", "--follow", action="store_true", help="show what comes from now on"),
-        argument(
-            "--timeout", type=arguments.seconds, metavar="SECONDS", help="with -f: wait here, for so long"
-        ),
+        timeout_argument("with -f: wait here, for so long"),
     ),
     result=ConsoleResult,
     details="console -f shows each line above the prompt as it comes, while commands run too; a second "

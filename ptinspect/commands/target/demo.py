@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.kpti.captures import run as kpti_run
@@ -130,13 +131,7 @@ class JudgedResult:
         argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
         argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
         argument("--smp", type=arguments.whole(1, 8), metavar="N", help="number of CPUs (default 1)"),
-        argument(
-            "--timeout",
-            type=arguments.seconds,
-            default=180.0,
-            metavar="SECONDS",
-            help="limit for the boot (180)",
-        ),
+        timeout_argument("limit for the boot (180)", 180.0),
         argument(
             "--fault",
             choices=tuple(EXPECTED),
