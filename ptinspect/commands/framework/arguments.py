@@ -127,7 +127,7 @@ def command_word(text: str) -> str:
 
 
 def file(text: str) -> Path:
-    """Read the path of a file."""
+    """Read the path of a file or of a directory."""
     from pathlib import Path  # it takes longer to import than most commands to run
 
     return Path(text)
@@ -203,14 +203,6 @@ def timeout_argument(meaning: str, default: float | None = None) -> Argument:
     return argument("--timeout", type=seconds, default=default, metavar="SECONDS", help=meaning)
 
 
-def directory(text: str) -> Path:
-    """Read the name of a directory."""
-    from pathlib import Path
-
-    return Path(text)
-
-
-completes("file", directory)
 CPU = cpu_argument()
 SNAP = argument(
     "--snap",
@@ -218,7 +210,7 @@ SNAP = argument(
     metavar="SNAP",
     help="use this snapshot (a name, or a file) instead of the guest",
 )
-MODULES = argument("--modules", type=directory, metavar="DIR", help="a directory with .ko files of modules")
+MODULES = argument("--modules", type=file, metavar="DIR", help="a directory with .ko files of modules")
 ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 SEARCH_SECONDS = 300.0
 SEARCH_LIMIT = timeout_argument(f"limit of the search for who wrote ({SEARCH_SECONDS:.0f})", SEARCH_SECONDS)
