@@ -17,6 +17,7 @@ from ptinspect.errors import GuestError, TargetError, TargetTimeout, UserError
 from ptinspect.files import replacing
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.rewrite import Runner
+from ptinspect.memory.source import number_at
 
 if TYPE_CHECKING:
     from ptinspect.guest.opening import Machine
@@ -28,7 +29,7 @@ def descriptor_at(guest: Guest, pa: int) -> int:
     """Return the descriptor at a physical address of the stopped guest. Raises UserError, MemoryReadError."""
     if pa % 8:
         raise UserError(f"pa:{pa:#x}: a descriptor is eight bytes at a multiple of 8")
-    return int.from_bytes(guest.stopped.memory.read(pa, 8), "little")
+    return number_at(guest.stopped.memory, pa)
 
 
 def poke(guest: Guest, pa: int, value: int) -> Change:

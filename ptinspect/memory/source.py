@@ -63,6 +63,11 @@ class PhysicalMemory(Protocol):
         ...
 
 
+def number_at(memory: PhysicalMemory, pa: int, size: int = 8) -> int:
+    """Return the bytes at an address as a number: a descriptor, a pointer. Raises as `read` does."""
+    return int.from_bytes(memory.read(pa, size), "little")
+
+
 class RowMemory(Protocol):
     """Physical memory that saves the copy from the order of addresses to the order of rows."""
 

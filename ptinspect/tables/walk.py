@@ -12,7 +12,7 @@ from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MemoryReadError, UserError
-from ptinspect.memory.source import PhysicalMemory
+from ptinspect.memory.source import PhysicalMemory, number_at
 
 Outcome = Literal["mapped", "fault", "unreadable"]
 
@@ -131,7 +131,7 @@ def _step(memory: PhysicalMemory, va: int, table: PhysAddr, level: int, regime: 
     where = PhysAddr(table + 8 * index)
     name = level_name(level, regime)
     try:
-        raw = int.from_bytes(memory.read(where, 8), "little")
+        raw = number_at(memory, where)
     except MemoryReadError as error:
         return Step(level, name, table, index, where, None, None, error.message)
     return Step(level, name, table, index, where, raw, decode(raw, level, regime))

@@ -25,6 +25,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.path_writers import Place
 from ptinspect.guest.roots import Tables
+from ptinspect.memory.source import number_at
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Report, Table, escape
 
@@ -129,7 +130,7 @@ def watch_table(
 
 
 def _watched(guest: Guest, watch: TableWatch, place: Place) -> WatchedResult:
-    raw = int.from_bytes(guest.stopped.memory.read(place.pa, 8), "little")
+    raw = number_at(guest.stopped.memory, place.pa)
     left_out = {spot.va for spot in watch.left_out}
     addresses = [
         SpotResult(VirtAddr(spot.va), spot.way, spot.mapped, spot.va not in left_out)

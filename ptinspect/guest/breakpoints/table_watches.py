@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from ptinspect.arch.a64_stores import writes, written
-from ptinspect.arch.bits import PhysAddr, bit
+from ptinspect.arch.bits import bit
 from ptinspect.arch.levels import level_number
 from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass, field, replace
@@ -32,6 +32,7 @@ from ptinspect.link.gdb.agent import load_line
 from ptinspect.link.gdb.mi import SECONDS
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.session import Session, StopInfo
+from ptinspect.memory.source import number_at
 from ptinspect.tables.walk import walk
 
 How = Literal["store", "unseen"]
@@ -326,7 +327,7 @@ class TableWatches:
         self._values = {p.pa: self._value(p.pa) for watch in self.active for p in watch.followed}
 
     def _value(self, pa: int) -> int:
-        return int.from_bytes(self.session.memory.read(PhysAddr(pa), 8), "little")
+        return number_at(self.session.memory, pa)
 
     def _find_addresses(self) -> None:
         """Find out where each descriptor can be written; what was known before counts on."""

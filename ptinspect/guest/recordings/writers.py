@@ -25,6 +25,7 @@ from ptinspect.guest.mappings import mapped_at
 from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.writer import Writer, word_at, writer_at
 from ptinspect.link.replay_scan import Hit
+from ptinspect.memory.source import number_at
 
 How = Literal["store", "hardware", "unknown"]
 LOOK = 25_000_000
@@ -300,7 +301,7 @@ class Writers:
         yield from mapped_at(self.guest, PhysAddr(pa))
 
     def _value(self, pa: int) -> int:
-        return int.from_bytes(self.session.memory.read(PhysAddr(pa), 8), "little")
+        return number_at(self.session.memory, pa)
 
     def _left(self) -> float:
         left = self.deadline - time.monotonic()

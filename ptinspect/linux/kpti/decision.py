@@ -19,6 +19,7 @@ from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
+from ptinspect.memory.source import number_at
 
 Decision = Literal["on", "off", "open", "unknown"]
 """KPTI is on; it is off; the kernel has not decided; it is not known."""
@@ -41,10 +42,10 @@ def decision(view: GuestView) -> Decision:
         variable, patched = applied_variable(view.image), exit_site(view.image)
         if variable is None or patched is None:
             return "unknown"
-        if not int.from_bytes(view.memory.read(view.pa_of_link(variable), 4), "little"):
+        if not number_at(view.memory, view.pa_of_link(variable), 4):
             return "open"
         site, original = patched
-        word = int.from_bytes(view.memory.read(view.pa_of_link(site), 4), "little")
+        word = number_at(view.memory, view.pa_of_link(site), 4)
     except (GuestError, KernelFileError, MemoryReadError):
         return "unknown"
     if word == a64.NOP:
@@ -178,8 +179,7 @@ def _variable(view: GuestView, name: str, size: int) -> int | None:
     if view.image is None or name not in view.image.symbols:
         return None
     try:
-        address = view.pa_of_link(view.image.lookup(name))
-        return int.from_bytes(view.memory.read(address, size), "little")
+        return number_at(view.memory, view.pa_of_link(view.image.lookup(name)), size)
     except (GuestError, KernelFileError):
         return None
 

@@ -8,6 +8,7 @@ from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.kpti.code import KptiCode, recognise, recognise_code
 from ptinspect.linux.running.guest_view import GuestView
+from ptinspect.memory.source import number_at
 
 
 def running_code(view: GuestView) -> KptiCode | None:
@@ -89,8 +90,7 @@ def flag_of(view: GuestView, code: KptiCode) -> Flag:
     if code.flag_va is None:
         return Flag(None, None)
     try:
-        raw = view.memory.read(view.pa_of_link(code.flag_va), 4)
-        value: int | None = int.from_bytes(raw, "little")
+        value: int | None = number_at(view.memory, view.pa_of_link(code.flag_va), 4)
     except (MemoryReadError, GuestError, KernelFileError):
         value = None
     return Flag(value, None if view.image is None else _in_file(view.image, code.flag_va))

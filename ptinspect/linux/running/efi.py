@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ptinspect.errors import MemoryReadError
-from ptinspect.memory.source import PhysicalMemory, RamBlock
+from ptinspect.memory.source import PhysicalMemory, RamBlock, number_at
 
 BOUNDARY = 4 << 20
 """Where EFI_SYSTEM_TABLE_POINTER may lie (UEFI 2.10, 18.4.2)."""
@@ -48,9 +48,9 @@ def _service(memory: PhysicalMemory, table: int) -> int | None:
     try:
         if memory.read(table, 8) != SYSTEM:
             return None
-        services = int.from_bytes(memory.read(table + BOOT_SERVICES, 8), "little")
+        services = number_at(memory, table + BOOT_SERVICES)
         if memory.read(services, 8) != SERVICES:
             return None
-        return int.from_bytes(memory.read(services + EXIT_BOOT_SERVICES, 8), "little") or None
+        return number_at(memory, services + EXIT_BOOT_SERVICES) or None
     except MemoryReadError:
         return None
