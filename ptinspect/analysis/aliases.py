@@ -90,9 +90,7 @@ class Places:
     """Name areas of the kernel's half; one that is not known is empty."""
 
     text: tuple[Range, ...] = ()
-    """The image's text."""
     linear: tuple[Range, ...] = ()
-    """The linear map."""
     vmalloc: tuple[Range, ...] = ()
     """The area in which vmap() and DMA pools map."""
     modules: tuple[Range, ...] = ()

@@ -77,7 +77,6 @@ class Compared:
     """Hold what differs in a chunk of pairs of tables."""
 
     level: int
-    """Level of the tables."""
     chunk: Chunk
     """The pairs, with their descriptors."""
     changed: int

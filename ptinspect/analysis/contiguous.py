@@ -32,7 +32,6 @@ class MixedGroup:
     va: VirtAddr
     """First address."""
     level: int
-    """Level of the leaves."""
     descriptor_pa: PhysAddr
     """Where the first of its entries is."""
     size: int

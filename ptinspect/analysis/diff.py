@@ -67,9 +67,7 @@ class Diff:
     """Hold the difference of two snapshots."""
 
     a: str
-    """Name of the first."""
     b: str
-    """Name of the second."""
     levels: tuple[LevelDiff, ...]
     """One for each level of the regime, root first."""
     changes: tuple[Change, ...]

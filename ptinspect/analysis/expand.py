@@ -41,7 +41,6 @@ class Fragments(Columns):
     va: Words
     pa: Words
     count: NDArray[np.int64]
-    """How many leaves."""
     raw: Words
     """The first descriptor."""
     hierarchy: NDArray[np.uint8]
@@ -72,7 +71,6 @@ class Again:
     span: int
     """Bytes that each of them translates; the first one begins so much below `va`."""
     level: int
-    """Level of the table."""
     table_pa: int
 
 

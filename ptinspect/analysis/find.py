@@ -37,11 +37,9 @@ class Hit:
     level: int
     """Level of the table that holds the descriptor."""
     table_pa: PhysAddr
-    """Address of that table."""
     index: int
     """Slot of the descriptor in it."""
     descriptor_pa: PhysAddr
-    """Address of the descriptor."""
     raw: int
     size: int
     """Bytes that the descriptor translates."""

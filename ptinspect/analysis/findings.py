@@ -40,7 +40,6 @@ class Mapping:
     pa: PhysAddr
     """Where it lies."""
     level: int
-    """Level of the leaf."""
     descriptor_pa: PhysAddr
     """Where the leaf's descriptor is."""
     raw: int

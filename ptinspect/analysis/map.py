@@ -85,11 +85,9 @@ class Run:
     pa_start: PhysAddr
     """Where the first address leads."""
     level: int
-    """Level of the leaves."""
     leaf_size: int
     """Bytes that each leaf maps."""
     count: int
-    """How many leaves."""
     attributes: Attributes
     """Attributes that all of them have."""
     permissions: Permissions
@@ -124,7 +122,6 @@ class Repeat:
     span: int
     """Bytes of addresses that each has."""
     level: int
-    """Level of the table."""
     table_pa: PhysAddr
     region: str
     """Name of the region that it lies in; empty if unknown."""

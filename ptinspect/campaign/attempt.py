@@ -37,9 +37,7 @@ class RunFacts:
     verdict: str = ""
     """Code of the last `kpti verdict` or `why`."""
     where: str = ""
-    """Place of the first failure."""
     message: str = ""
-    """Message of the first failure."""
     kind: str = ""
     """Kind of the error, empty where a check did not hold."""
     console: str = ""
@@ -47,7 +45,6 @@ class RunFacts:
     stub: str = ""
     """Its gdbstub, from `launch`: the path of a socket."""
     answers: int = 0
-    """Number of answers."""
     last: str = ""
     """The command line of the last answer."""
 

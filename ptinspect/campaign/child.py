@@ -36,7 +36,6 @@ class Ended:
     code: int
     """Exit code; negative: the signal that ended it."""
     seconds: float
-    """From start to end."""
     why: str = ""
     """Why it was ended from outside: `time`, `output`; empty where it ended itself."""
 

@@ -49,12 +49,10 @@ class Step:
     """An answer in a form that can be compared."""
 
     command: str
-    """Name of the command."""
     line: str
     place: str
     """`file:line`, or empty."""
     ok: bool
-    """False if it failed."""
     values: Mapping[str, Value]
     """Values by path, in the order of the answer."""
     error: str = ""
@@ -68,7 +66,6 @@ class Good:
     reference: str
     """Directory of the run whose files were kept, within `runs`."""
     runs: int
-    """How many there were."""
     steps: tuple[Step, ...]
     """Their common answers, with the values that were the same in all."""
 
@@ -191,7 +188,6 @@ class Difference:
     bad: Value
     """What this one has."""
     runs: int
-    """How many passing runs there were."""
 
 
 def first_difference(good: Good, steps: Iterable[Step]) -> Difference | None:

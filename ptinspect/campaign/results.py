@@ -39,7 +39,6 @@ class Record:
     """What came of one attempt at a run."""
 
     run: int
-    """Number of the run."""
     cell: Mapping[str, str]
     """What was booted."""
     attempt: int
@@ -54,7 +53,6 @@ class Record:
     """`file:line` of what went wrong."""
     message: str = ""
     seconds: float = 0.0
-    """Time from start to end."""
     deepest: int | None = None
     """Most bytes of a kernel stack that an answer of the script shows as used."""
     least_free: int | None = None
@@ -68,7 +66,6 @@ class Record:
     answers: int = 0
     """Answers of the script."""
     version: str = ""
-    """Version of ptinspect."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of later versions."""
 
@@ -105,7 +102,6 @@ class Results:
 
     directory: Path
     plan: Plan
-    """What was to be run."""
     shard: tuple[int, int]
     """Which part of it, of how many."""
     records: tuple[Record, ...]

@@ -39,7 +39,6 @@ class Runner:
 
     plan: Plan
     directory: Path
-    """Where the results are."""
     start: Callable[[Run, int, Path], Child]
     """Start an attempt in a directory."""
     judge: Callable[[Run, int, Ended, Path], Record]

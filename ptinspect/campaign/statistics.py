@@ -84,9 +84,7 @@ class Merged:
     runs: tuple[Attempts, ...]
     """What was run, by number."""
     missing: tuple[Run, ...]
-    """What was not."""
     shards: tuple[tuple[int, int], ...]
-    """The shards that are there."""
     duplicates: tuple[int, ...] = ()
     """Runs that stand in more than one place; the first counts."""
     cut: tuple[Path, ...] = ()

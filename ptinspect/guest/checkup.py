@@ -31,7 +31,6 @@ class Checkup:
     before: Snapshot | None
     """The earlier snapshot that it was compared with."""
     findings: Findings
-    """What was found."""
 
 
 def checkup(

@@ -25,18 +25,14 @@ class Condition:
     state: str = "none"
     """stopped, running, dead, none."""
     cpus: int = 0
-    """Number of CPUs."""
     cpu: int | None = None
     """The chosen CPU."""
     pc: VirtAddr | None = None
-    """Where it stands."""
     el: int | None = None
-    """Its exception level."""
     mmu_on: bool | None = None
     reason: str = ""
     """Why it stopped."""
     qemu: str = ""
-    """Version of QEMU."""
     gdb: str = ""
     """GDB in use."""
     accel: str = ""
@@ -46,7 +42,6 @@ class Condition:
     memory: str = ""
     """How guest memory is read."""
     kernel: str = ""
-    """Kernel file."""
     kernel_refused: str = ""
     """Why it is not used; empty if it is, or nobody knows yet."""
     pid: int | None = None
@@ -80,13 +75,10 @@ class Cpu:
     """A CPU, its tables, its task and its stack."""
 
     cpu: int
-    """Its number, from 0."""
     pc: VirtAddr
-    """Where it stands."""
     place: str
     """The same with its symbol."""
     el: int
-    """Its exception level."""
     mmu_on: bool | None
     """None where the stub does not tell."""
     ttbr1: PhysAddr | None = None

@@ -63,15 +63,12 @@ class Guest:
     watcher: Watcher = field(default_factory=Unwatched, repr=False)
     """Who follows long pieces of work."""
     session: Session | None = None
-    """The attached gdbstub, or None."""
     starting: Starting | None = None
     """A GDB that was started for the next attach, or None."""
     qemu: Qemu | None = None
-    """The QEMU that was launched here, or None."""
     imported: Derived | None = None
     """What is known of the kernel in the file that `session` is, or None."""
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
-    """Snapshots in memory, by name."""
     kept: dict[str, Any] = field(default_factory=dict, repr=False)
     """What is remembered of this session, by name; it goes with the session."""
     _stop: tuple[object, dict[Hashable, object]] = field(default=(None, {}), repr=False)

@@ -37,7 +37,6 @@ class Listed(Generic[Item]):
     snapshot: Snapshot
     """The snapshot that was named, or a capture of the guest."""
     items: Sequence[Item]
-    """What was found, in order."""
     truncated: str = ""
     """Why it is not all; empty if it is."""
     repeats: Sequence[Repeat] = ()

@@ -69,7 +69,6 @@ class Boot:
     kernel: Path
     """The kernel, as it was named."""
     initrd: Path | None
-    """Initial RAM disk, or None."""
     symbols: Path
     """File with the kernel's symbols; the kernel itself if there is no better one."""
     cpu: str = ""
@@ -85,7 +84,6 @@ class Left:
     address: str
     """Its gdbstub."""
     running: bool
-    """True if it runs on."""
     dead: bool
     """True if it had ended already."""
 
@@ -319,7 +317,6 @@ class Imported:
     """Say what a dump holds."""
 
     ram: Sequence[RamBlock]
-    """The guest's memory."""
     cpus: int
     """CPUs whose registers are in the file."""
     derived: Derived

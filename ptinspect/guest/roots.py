@@ -277,15 +277,12 @@ class Source:
     """Join what a look at tables needs."""
 
     memory: PhysicalMemory
-    """Guest-physical memory, live or captured."""
     root: Root
-    """The table to begin at, and why."""
     regime: Regime
     """The half that it translates."""
     label: str
     """`guest, cpu 0` or `snapshot before`."""
     snapshot: Snapshot | None = None
-    """The snapshot, where it is not the guest."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a snapshot of it keeps in Meta.extra: what its lower half is."""
 

@@ -32,9 +32,7 @@ class Arrival:
     """Where the guest stopped on its way to some addresses."""
 
     stop: StopInfo
-    """The stop."""
     addresses: Sequence[int]
-    """Where it was to stop."""
 
     @property
     def reached(self) -> bool:
@@ -112,7 +110,6 @@ class Return:
     """Where the guest stopped after a call."""
 
     stop: StopInfo
-    """The stop."""
     returned: bool | None
     """Whether the call has returned; None where none was made."""
 

@@ -16,7 +16,6 @@ class StubAddress:
     host: str = ""
     """Host name or address; empty for a Unix socket."""
     port: int = 0
-    """TCP port."""
     path: str = ""
     """Path of a Unix socket; empty for TCP."""
 

@@ -57,7 +57,6 @@ class Session(Protocol):
     qemu_version: str
     """QEMU's version: `7.2.22`; empty if it is not known."""
     gdb_version: str
-    """GDB's version."""
     accel: str
     """What executes the guest: `kvm`, `tcg`, `other`; empty if it is not known."""
     holds_interrupts: bool

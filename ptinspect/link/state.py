@@ -80,7 +80,6 @@ class Breakpoint:
     hardware: bool = True
     """Compared by the CPU or by QEMU; nothing is written into guest memory."""
     temporary: bool = False
-    """Deleted when it is hit."""
     cpu: int | None = None
     """The only CPU that it stops, or None."""
     condition: str = ""

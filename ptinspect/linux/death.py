@@ -97,7 +97,6 @@ class Facts:
     x29: int | None = None
     """The frame pointer then."""
     stacks: Sequence[StackRange] = ()
-    """The stacks of this CPU."""
     stack: StackRange | None = None
     """The one that SP is on, or has run off."""
     esr: Esr | None = None

@@ -100,13 +100,10 @@ class Trace:
     began: str
     """Where it began, as `0x… (function+0x10)`."""
     ended: str
-    """Where and why it ended."""
     steps: int
     """Instructions, watchpoint hits or samples that were recorded."""
     seconds: float
-    """How long it took."""
     stacks: tuple[TracedStack, ...]
-    """The stacks that SP was on."""
     points: tuple[Point, ...]
     """SP whenever it changed, in order of time."""
     deepest: tuple[Deepest, ...]

@@ -72,7 +72,6 @@ class Frame:
     size: int
     """Bytes of stack that are its own."""
     kind: FrameKind
-    """What it is."""
     stack: str
     """Kind of the stack it lies on; empty if on none that is known."""
     record: int | None = None

@@ -27,9 +27,7 @@ class Change:
     """Show which descriptor on a path differs, beyond bit 11, from a snapshot or before its last write."""
 
     level: int
-    """Level of its table."""
     name: str
-    """Linux's name of the level."""
     descriptor_pa: int
     before: int
     """What it held then."""
@@ -55,7 +53,6 @@ class Gone:
     address: int
     """The lowest such address."""
     walk: Walk
-    """Its walk now."""
     changes: Sequence[Change] = ()
     """What changed on that path since the newest snapshot that holds it."""
     pa: int | None = None
@@ -118,7 +115,6 @@ class Why:
     code: str
     """One of linux.death.CODES."""
     text: str
-    """The verdict in one sentence."""
     evidence: tuple[str, ...]
     """What supports it."""
     unknown: tuple[str, ...] = ()

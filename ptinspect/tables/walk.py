@@ -26,11 +26,9 @@ class Step:
     name: str
     """Linux's name of the level: pgd, p4d, pud, pmd, pte."""
     table_pa: PhysAddr
-    """Address of the table."""
     index: int
     """The slot that the address selects."""
     descriptor_pa: PhysAddr
-    """Address of the descriptor."""
     raw: int | None
     """The descriptor; None if it could not be read."""
     descriptor: Descriptor | None
@@ -44,7 +42,6 @@ class Walk:
     """Hold the steps of one translation and where it ended."""
 
     va: VirtAddr
-    """The address as it was given."""
     root_pa: PhysAddr
     """The table at which the walk began."""
     steps: tuple[Step, ...]

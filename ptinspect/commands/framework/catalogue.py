@@ -25,7 +25,6 @@ class Entry:
     module: str
     """The module that declares it, within `ptinspect.commands`."""
     words: tuple[str, ...]
-    """The words that name it."""
     aliases: tuple[str, ...]
     summary: str
 

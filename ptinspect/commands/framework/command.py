@@ -169,7 +169,6 @@ class Command:
     """Hold what is known of a command."""
 
     words: tuple[str, ...]
-    """The words that name it: `("walk",)`, `("kpti", "run")`."""
     handler: Callable[..., Report]
     """Takes the guest (its first parameter is `guest`) or the shared state (`ctx`), and the arguments by
     keyword."""

@@ -67,11 +67,9 @@ class Context:
     registry: Registry
     """The commands, for `help` and for commands that run others."""
     guest: Guest = field(default_factory=Guest)
-    """The guest that commands work on."""
     interaction: Interaction = field(default_factory=Silent)
     """Progress and questions."""
     interactive: bool = False
-    """True in the REPL."""
     json: bool = False
     """True where answers are printed as JSON."""
     debug: bool = False

@@ -30,7 +30,6 @@ class Preflight:
     """Go through statements in the order in which they run, as far as that is known beforehand."""
 
     registry: Registry
-    """The commands that there are."""
     known: dict[str, str | None]
     """Variables; None where the value is known only when the script runs."""
     depth: int = 0

@@ -72,7 +72,6 @@ class PartResult:
     """Bytes."""
     type: str
     value: str
-    """As it is shown."""
     bits: int | Absent = ABSENT
     """Width of a bit field."""
 

@@ -61,7 +61,6 @@ class Home:
     directory: str
     """The working directory: kernels with relative names are relative to it."""
     gdb: str | None = None
-    """GDB that was asked for."""
     launches: bool = False
     """True if the script launches its guests itself."""
 

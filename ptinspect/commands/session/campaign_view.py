@@ -26,13 +26,9 @@ class Compared:
     """What a failed run was held against, and what came of it."""
 
     cell: str
-    """Name of the cell."""
     run: int
-    """The failed run."""
     outcome: str
-    """Its outcome."""
     difference: Difference | None
-    """The first difference; None if there is none."""
     reason: str = ""
     """Why there is none."""
     snapshots: tuple[Mapping[str, Any], ...] = ()

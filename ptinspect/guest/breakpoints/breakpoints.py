@@ -39,7 +39,6 @@ class SymbolBreakpoint:
     """A breakpoint that follows the kernel."""
 
     id: int
-    """Its number."""
     address: Address
     """Where it is, as typed."""
     hardware: bool = True

@@ -19,7 +19,6 @@ class Listed:
     """A breakpoint, a watchpoint, or what is made of such."""
 
     number: int
-    """Its number."""
     kind: str
     """breakpoint, watchpoint, read watchpoint, access watchpoint, or GDB's word."""
     address: int | None
@@ -35,7 +34,6 @@ class Listed:
     cpu: int | None = None
     """The only CPU that it stops, or None."""
     purpose: Purpose = Purpose.USER
-    """What it is for."""
     pending: bool = False
     """It is not known yet where its code will run."""
     places: tuple[int, ...] | None = None

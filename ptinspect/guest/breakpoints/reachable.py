@@ -37,9 +37,7 @@ class Doubt:
     """Why a breakpoint would not be hit."""
 
     text: str
-    """The reason."""
     hint: str
-    """What to do instead."""
     certain: bool = True
     """It never will be; else: as far as is known now."""
     this_boot: bool = False

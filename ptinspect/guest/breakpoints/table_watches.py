@@ -48,7 +48,6 @@ class SeenWrite:
     """A write to a watched descriptor."""
 
     watch: int
-    """Number of the watch."""
     place: Place
     before: int
     after: int
@@ -71,7 +70,6 @@ class TableWatch:
     address: Address
     """What was typed."""
     tables: Tables
-    """Which tables were named."""
     va: int | None
     """The address that is translated; None for a descriptor that was named by its own place."""
     level: int | None
@@ -79,7 +77,6 @@ class TableWatch:
     source: Source | None
     """Where the path begins."""
     places: tuple[Place, ...]
-    """The descriptors that are watched."""
     above: tuple[Place, ...] = ()
     """Those on the path to them, which are followed."""
     addresses: dict[int, tuple[Spot, ...]] = field(default_factory=dict)

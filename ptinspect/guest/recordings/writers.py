@@ -43,7 +43,6 @@ class Write(Writer):
     """One write to a descriptor."""
 
     pa: PhysAddr
-    """Where the descriptor is."""
     position: int
     """Instructions executed, this one included."""
     before: int

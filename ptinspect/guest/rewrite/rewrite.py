@@ -55,11 +55,9 @@ class Outcome:
     """How a run through the rewrite ended."""
 
     reached: bool
-    """True if the rewrite was entered."""
     reason: str
     """What happened, in one line."""
     algorithm: str
-    """The algorithm that the kernel's code shows."""
     whole: bool
     """True if the run began before the first store."""
     snapshots: Mapping[str, Snapshot]
@@ -74,7 +72,6 @@ class NotReached:
 
     reached: Literal[False]
     reason: str
-    """How that is known."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,6 @@ class RewriteBreakpoints:
     """The breakpoints that were set around the rewrite."""
 
     algorithm: str
-    """The algorithm that the kernel's code shows."""
     points: Sequence[tuple[int, str, int, bool]]
     """Number, point, address, and whether it is pending, of each: the C function, then POINTS.
 

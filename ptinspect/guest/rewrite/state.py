@@ -42,7 +42,6 @@ class Standing:
     """The kernel's tables as they are now, and where the guest stands."""
 
     state: KptiState
-    """Where it stands."""
     snapshot: Snapshot | None
     """The tables; None if the kernel has none yet."""
     total: int | None
@@ -91,13 +90,10 @@ class Judgement:
     """A verdict on the rewrite, and what it rests on."""
 
     verdict: Verdict
-    """Which way it has gone."""
     before: str | None
     """Name of the tables before; None if there are none."""
     after: str
-    """Name of the tables after."""
     recording: Recording | None
-    """The stores that were recorded."""
     code: KptiCode | None
     """The rewrite as the kernel has it."""
 

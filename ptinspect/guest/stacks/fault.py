@@ -30,11 +30,8 @@ class Judged:
     """What one CPU stands at."""
 
     cpu: int
-    """The CPU."""
     facts: Facts
-    """What was read."""
     why: Why
-    """The verdict."""
     written: Write | None = None
     """In a replay, the write that lost the entry which the verdict is about."""
 

@@ -28,9 +28,7 @@ class TaskStack:
     """The stack of a task, with its deepest point so far."""
 
     task: Task
-    """The task."""
     stack: Stack
-    """Its stack."""
     sp: int
     """The live SP if it runs on its stack, else the saved one."""
     how: str
@@ -38,7 +36,6 @@ class TaskStack:
     magic: bool | None
     """Whether the end mark is intact; None where it cannot be read."""
     water: HighWater
-    """The deepest point."""
 
     @property
     def free(self) -> int:

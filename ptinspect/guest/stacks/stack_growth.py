@@ -21,7 +21,6 @@ class Growth:
     """The high water of one stack, before and after."""
 
     stack: Stack
-    """The stack."""
     before: HighWater
     """How deep it had been; where it was painted, how deep it was."""
     after: HighWater
@@ -44,7 +43,6 @@ class Growths:
     stacks: Sequence[Growth]
     """Those that could be read, what grew most first."""
     ended: str
-    """Why the run ended."""
 
 
 def stacks_of(guest: Guest, whose: int | str) -> list[Stack]:

@@ -58,7 +58,6 @@ class Limits:
     """Say how far to follow."""
 
     cpu: int
-    """The CPU that is stepped."""
     places: Sequence[int]
     """Addresses that end the trace."""
     steps: int

@@ -26,7 +26,6 @@ class Gdb:
     """Describe a usable GDB."""
 
     path: str
-    """The program."""
     version: str
     """As GDB names it: `13.1`."""
 

@@ -51,9 +51,7 @@ class Capacity:
     """Hold how many slots there are."""
 
     breakpoints: int
-    """Hardware breakpoints."""
     watchpoints: int
-    """Hardware watchpoints."""
     source: str
     """How that is known."""
 
@@ -69,11 +67,9 @@ class Held:
     number: int
     """GDB's number."""
     kind: Kind
-    """Which kind of slot."""
     place: str
     """Address, or what is watched: two of the same share a slot."""
     purpose: Purpose = Purpose.USER
-    """What it is for."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +77,8 @@ class Usage:
     """Hold how many slots are used, for `status`."""
 
     capacity: Capacity
-    """How many there are."""
     breakpoints: int
-    """Breakpoints in use."""
     watchpoints: int
-    """Watchpoints in use."""
 
     def as_json(self) -> dict[str, int]:
         """Return the numbers."""

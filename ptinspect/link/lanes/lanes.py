@@ -57,7 +57,6 @@ class LaneFacts:
     why_not: str = ""
     """Why it cannot be used; empty if it can."""
     chosen: bool = False
-    """The lane in use."""
     bytes_per_second: float | None = None
     """Measured by reading RAM, or None."""
 

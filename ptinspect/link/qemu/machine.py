@@ -32,17 +32,14 @@ class LaunchOptions:
     kernel: Path
     """Image, vmlinuz or ELF file that QEMU can boot."""
     initrd: Path | None = None
-    """Initial RAM disk, or None."""
     machine: str = "virt,gic-version=3"
     """QEMU's -machine."""
     cpu: str = "cortex-a72"
     """QEMU's -cpu."""
     smp: int = 1
-    """Number of CPUs."""
     memory: int = 1024
     """RAM in MiB."""
     append: str = "rdinit=/init console=ttyAMA0 earlycon=pl011,0x9000000 nokaslr kpti=on"
-    """The kernel's command line."""
     extra: Sequence[str] = ()
     """Further arguments of QEMU."""
     program: str = ""

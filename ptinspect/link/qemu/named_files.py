@@ -22,7 +22,6 @@ class Named(NamedTuple):
     """A file that an argument names."""
 
     word: int
-    """Number of the argument."""
     text: str
     """How it names it."""
     name: str

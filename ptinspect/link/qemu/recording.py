@@ -42,7 +42,6 @@ class Recording:
     """Describe a recorded boot."""
 
     directory: Path
-    """Where it is."""
     qemu: str
     """What `QEMU --version` prints first."""
     program: str
@@ -52,11 +51,9 @@ class Recording:
     memory: int
     """RAM in MiB."""
     append: str
-    """The kernel's command line."""
     extra: tuple[str, ...]
     """Further arguments of QEMU."""
     initrd: bool
-    """There is an initial RAM disk."""
     symbols: str
     """The file with the kernel's symbols when it was recorded; the kernel itself where it is empty."""
     end: int | None = None

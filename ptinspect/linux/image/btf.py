@@ -67,7 +67,6 @@ class Member:
     offset: int
     """Offset in bits from the start of the enclosing type."""
     type_id: int
-    """Its type."""
     bits: int
     """Width of a bit field; 0 for others."""
 

@@ -61,9 +61,7 @@ class Segment:
     """Map bytes of the file to link-time addresses."""
 
     va: int
-    """First address."""
     offset: int
-    """Offset in the file."""
     size: int
     """Bytes."""
 

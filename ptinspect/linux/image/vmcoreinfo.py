@@ -42,7 +42,6 @@ class VmcoreInfo:
     kaslr_offset: int | None
     """KERNELOFFSET."""
     where: str
-    """Where it was found."""
 
 
 def parse(text: str, where: str) -> VmcoreInfo | None:

@@ -57,7 +57,6 @@ class LevelCode:
     begin: int
     """Where the loop begins: the target of its closing branch."""
     load: int
-    """The load of an entry."""
     mark: int | None
     """The `orr` (or `eor`) of bit 11; None if this level is never written."""
     store: int | None
@@ -89,7 +88,6 @@ class StoreSite:
     offset: int
     """Offset of the store from the entry."""
     level: int
-    """Level of the descriptors it writes."""
     register: int
     """Number of the register that holds the descriptor as it is stored."""
     base: int

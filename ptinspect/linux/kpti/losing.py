@@ -27,13 +27,10 @@ class Losing:
     """What makes a kernel lose its entry. Offsets are from the entry of the rewrite."""
 
     code: KptiCode
-    """The rewrite as it was."""
     words: dict[int, int]
     """The instructions that are others now, by offset."""
     hook: int
-    """Where the walk is led away."""
     store: int
-    """The store that clears the entry."""
 
 
 def losing(image: KernelImage, data: bytes) -> tuple[bytes, Losing]:

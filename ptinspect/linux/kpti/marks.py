@@ -27,7 +27,6 @@ class Frontier:
     va: VirtAddr
     """First virtual address that the descriptor translates."""
     level: int
-    """Level of the descriptor."""
     descriptor_pa: PhysAddr | None
     """Address of the descriptor; None if only registers tell."""
     source: str
@@ -40,7 +39,6 @@ class LevelMarks:
 
     level: int
     rows: NDArray[np.intp]
-    """Rows of the capture."""
     valid: NDArray[np.bool_]
     """Tables, blocks and pages."""
     marked: NDArray[np.bool_]

@@ -30,7 +30,6 @@ class Cursor:
     index: int
     """The first slot that is not done; the number of slots when the table is done."""
     entries: int
-    """The number of slots."""
     descriptor: int
     """The descriptor that was loaded last, as the register holds it."""
     table: int = 0

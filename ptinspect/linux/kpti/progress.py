@@ -24,7 +24,6 @@ class Work:
     """The number of descriptors in which the walk sets bit 11: those that lack it when it begins."""
 
     total: int
-    """All of them."""
     left: int
     """Those that are still to be stored."""
     exact: bool
@@ -42,11 +41,9 @@ class Target:
     """The descriptor before whose store the boot CPU is to stand."""
 
     level: int
-    """Its level."""
     va: VirtAddr
     """First virtual address that it translates."""
     descriptor_pa: PhysAddr
-    """Where it is."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,6 @@ class KptiState:
     reason: str
     """What it was concluded from."""
     counts: Summary
-    """The counts behind it."""
     algorithm: str = ""
     """The order of the walk, where it is known."""
     frontier: Frontier | None = None

@@ -21,15 +21,12 @@ class Write:
     site: int
     """Offset of the store instruction from the function's entry."""
     level: int
-    """Level of the descriptor."""
     descriptor_pa: int | None
     """Address of the descriptor; None if what the window showed could not be read."""
     va: int | None
     """First address that it translates; None if no table of the kernel's holds it."""
     before: int
-    """Its value before the store."""
     stored: int
-    """The value that was stored."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,11 @@ class Recording:
     levels: tuple[int, ...]
     """The levels whose stores were recorded."""
     algorithm: str
-    """The algorithm of the code."""
     before: Snapshot
     """The tables when the recording began."""
     site: NDArray[np.uint64]
     """Offsets of the store instructions from the function's entry."""
     level: NDArray[np.int8]
-    """Levels of the descriptors."""
     pa: NDArray[np.uint64]
     """Addresses of the descriptors; all ones where unknown."""
     va: NDArray[np.uint64]
@@ -69,13 +64,10 @@ class Recording:
     known: NDArray[np.bool_]
     """True where `va` is known."""
     old: NDArray[np.uint64]
-    """Values before."""
     new: NDArray[np.uint64]
-    """Values stored."""
     whole: bool
     """True if nothing was written before the recording began, and it ended after the last store."""
     seconds: float = 0.0
-    """How long it took."""
     unread: int = 0
     """Stores whose place or value before could not be read."""
     doubts: tuple[str, ...] = field(default=())

@@ -38,7 +38,6 @@ class Window:
     """A page of addresses that maps now this table, now that one."""
 
     va: int
-    """Its first address."""
     name: str
     """FIXMAP or WINDOW."""
 

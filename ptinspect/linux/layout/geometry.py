@@ -77,7 +77,6 @@ class Geometry:
     """Where the parts of one kernel's address space lie; the spans are [start, end)."""
 
     variant: Variant
-    """The arithmetic."""
     bits: int
     """Size of addresses in use."""
     kernel_bits: int
@@ -85,7 +84,6 @@ class Geometry:
     scale: int
     """GENERIC, SW_TAGS, or 0 without KASAN's shadow."""
     linear: Region
-    """The linear map."""
     shadow: Region
     """KASAN's shadow; empty without."""
     bpf: Region
@@ -97,7 +95,6 @@ class Geometry:
     vmemmap: Region
     """The array of struct page."""
     pci: Region
-    """PCI I/O."""
     fixmap: Region
     """The fixmap; its end is exact (FIXADDR_TOP), how far down it reaches depends on the configuration: with
     KVM, 64K pages and 512 CPUs it has 33 MiB for them alone (FIX_VNCR, seen in v6.18)."""
