@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,13 +10,16 @@ from ptinspect.linux.death import ONE_STEP, Calls, single_bit
 from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.releases import exception_frames, parse, releases_with_frame
 from ptinspect.linux.stack_range import StackRange, holding
+from ptinspect.text import Pattern
 
-_ENTRY = re.compile(
-    r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/"
+_ENTRY = Pattern(
+    r"(?:el1_(?:sync|irq|error|fiq)|el1[ht]_64_(?:sync|irq|error|fiq)|vectors)\+0x([0-9a-f]+)/",
+    "el1",
+    "vectors",
 )
-_VECTOR = re.compile(r"el1(?:[ht]_64)?_sync\+0x([4-9a-f][0-9a-f]|[1-9a-f][0-9a-f]{2})/")
-_HANDLER = re.compile(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)(?:\+|$)")
-_REPORTING = re.compile(
+_VECTOR = Pattern(r"el1(?:[ht]_64)?_sync\+0x([4-9a-f][0-9a-f]|[1-9a-f][0-9a-f]{2})/", "_sync+0x")
+_HANDLER = Pattern(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)(?:\+|$)", "bad_stack")
+_REPORTING = Pattern(
     r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)(?:\+|$)"
 )
 

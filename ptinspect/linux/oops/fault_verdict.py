@@ -12,6 +12,7 @@ from ptinspect.linux.oops.depth import at_exception_entry
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, path_of
 from ptinspect.linux.stack_range import StackRange
+from ptinspect.text import Pattern
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""
@@ -28,18 +29,18 @@ READ_ONLY = 2
 MODE = 0xF
 """PSTATE.M: 0 is EL0."""
 
-_CANARY = re.compile(r"stack-protector|[Kk]ernel stack is corrupted in")
-_END_MAGIC = re.compile(r"corrupted stack end detected")
-_OVERFLOW = re.compile(r"stack overflow|stack guard|[Ss]tack")
-_AFTERMATH = re.compile(
+_CANARY = Pattern(r"stack-protector|[Kk]ernel stack is corrupted in")
+_END_MAGIC = Pattern(r"corrupted stack end detected")
+_OVERFLOW = Pattern(r"stack overflow|stack guard|[Ss]tack")
+_AFTERMATH = Pattern(
     r"(?:[\w ,'()/-]{1,60}: )?Fatal exception|Oops|Attempted to kill the idle|Aiee|[Bb]ad mode|"
     r"Unhandled exception|HYP panic"
 )
-_KILLED = re.compile(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
-_KASAN = re.compile(r"KASAN: ([\w-]+)")
-_ON_STACK = re.compile(r"belongs to (?:the )?(?:stack|virtual mapping.*stack)|located in stack of")
-_OWN_EXIT = re.compile(r"(?:__arm64_sys_exit|do_group_exit|get_signal|sys_exit)")
-_DYING = re.compile(
+_KILLED = Pattern(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
+_KASAN = Pattern(r"KASAN: ([\w-]+)")
+_ON_STACK = Pattern(r"belongs to (?:the )?(?:stack|virtual mapping.*stack)|located in stack of")
+_OWN_EXIT = Pattern(r"(?:__arm64_sys_exit|do_group_exit|get_signal|sys_exit)")
+_DYING = Pattern(
     r"(?:die|make_task_dead|__do_kernel_fault|arm64_notify_die|bug_handler|die_kernel_fault|"
     r"el1(?:[ht]_64)?_sync|do_mem_abort|el1_abort|brk_handler|arm64_serror_panic)(?:\+|$)"
 )

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops.prefixes import ANCHOR, FRAME_LINE, STAMP, Columns, Peeled, peel, quotes
+from ptinspect.text import Pattern
 
 MAX_LINE = 4096
 """Characters of a line that are looked at; the rest of it is left out."""
@@ -22,21 +23,25 @@ MAX_WORDS = 1 << 14
 MAX_ROWS = 12
 """Rows of one wrapped line."""
 
-_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])")
-_JSON = re.compile(r'^[\s\-,\[]*\{.*"(?:MESSAGE|msg)"\s*:\s*("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")')
+_ANSI = Pattern(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])")
+_JSON = Pattern(
+    r'^[\s\-,\[]*\{.*"(?:MESSAGE|msg)"\s*:\s*("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")',
+    "MESSAGE",
+    "msg",
+)
 """A line of `journalctl -o json`, or of LAVA's own log."""
-_ROWS = re.compile(r"[^\r\n\x00]+")
-_STAMPED = re.compile(STAMP)
+_ROWS = Pattern(r"[^\r\n\x00]+")
+_STAMPED = Pattern(STAMP)
 _CHARACTERS = {
     **dict.fromkeys((0xA0, 0x2007, 0x202F, 0x3000, *range(0x2000, 0x2007), *range(0x2008, 0x200B)), " "),
     **dict.fromkeys((0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD), None),
 }
-_QUOTED_PRINTABLE = re.compile(r"=(?:3D|20|09|C2=A0)", re.IGNORECASE)
-_ASSIGNED = re.compile(r"\b(?:pgdp?|p4d|pud|pmd|pte|ESR|FAR|EC|EA|SET|FnV|CM|WnR|ISV|ISS|FSC)\s?=$")
+_QUOTED_PRINTABLE = Pattern(r"(?i)=(?:3D|20|09|C2=A0)", "=")
+_ASSIGNED = Pattern(r"\b(?:pgdp?|p4d|pud|pmd|pte|ESR|FAR|EC|EA|SET|FnV|CM|WnR|ISV|ISS|FSC)\s?=$")
 _DECODED = {"=3d": "=", "=20": " ", "=09": "\t", "=c2=a0": " "}
 _ENTITIES = {"&gt;": ">", "&lt;": "<", "&nbsp;": " ", "&quot;": '"', "&amp;": "&"}
-_ENTITY = re.compile("|".join(_ENTITIES))
-_OPEN = re.compile(
+_ENTITY = Pattern("|".join(_ENTITIES))
+_OPEN = Pattern(
     r"(?:Internal error:(?: [A-Za-z][\w -]*:?)?|Kernel panic(?: -(?: not(?: syncing:?)?)?)?|"
     r"not syncing: .{0,60}\b(?:in|at|the|to|by)|"
     r"\b(?:pc|lr|sp|x\d{1,2}) ?:|(?:PC|LR) is at|Comm:|PID:|CPU:|UID:|Not|Not tainted|Tainted:[A-Z -]*|"
@@ -48,9 +53,9 @@ _OPEN = re.compile(
     r"pstate:|\bdetected on|corrupted(?: in:?)?)$"
 )
 """What a line cannot end with: something has to follow."""
-_GOES_ON = re.compile(r",? ?\*?(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]")
-_WALK = re.compile(r"\bp[g4u]d ?=|^\[[0-9a-f]{8,16}\]$")
-_WHOLE = re.compile(
+_GOES_ON = Pattern(r",? ?\*?(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]", "pgd", "p4d", "pud", "pmd", "pte")
+_WALK = Pattern(r"\bp[g4u]d ?=|^\[[0-9a-f]{8,16}\]$")
+_WHOLE = Pattern(
     r"\bx\d{1,2} ?: [0-9a-f]{16}(?![0-9a-f])|\bsp : [0-9a-f]{16}(?![0-9a-f])|0x[0-9a-f]{16}(?![0-9a-f])|"
     r"\bp[g4um]?[dt]e? ?= ?[0-9a-f]{16}(?![0-9a-f])|\+0x[0-9a-f]+/0x[0-9a-f]+(?![0-9a-f\w])|"
     r"\baddress [0-9a-f]{16}(?![0-9a-f])|\[[0-9a-f]{16}\]|pstate: [0-9a-f]{8} |"
@@ -62,7 +67,7 @@ _WHOLE = re.compile(
     r"Overflow|Hardware name|Internal error|Insufficient|exception|pages|pgtable|VAs|Tainted|space)\b"
 )
 """Words and values of the kernel's that are whole: to tell a line that was cut from one that was folded."""
-ELISION = re.compile(r"(?:\.{3,}|…|\[ ?(?:\.{2,}|…|snip|cut)|<(?:snip|trim)|\(many more)", re.IGNORECASE)
+ELISION = Pattern(r"(?i)(?:\.{3,}|…|\[ ?(?:\.{2,}|…|snip|cut)|<(?:snip|trim)|\(many more)")
 
 
 @dataclass(frozen=True)
@@ -248,7 +253,8 @@ def _glue(before: _Open, text: str) -> str:
 def _cut_scores(before: str, text: str) -> int:
     """Count the words and values that are whole if two rows are joined, less those that are with a space."""
     edge = slice(max(0, len(before) - 60), len(before) + 80)
-    return len(_WHOLE.findall((before + text)[edge])) - len(_WHOLE.findall(f"{before} {text}"[edge]))
+    joined, apart = (before + text)[edge], f"{before} {text}"[edge]
+    return sum(1 for _ in _WHOLE.finditer(joined)) - sum(1 for _ in _WHOLE.finditer(apart))
 
 
 def _quoted_printable(rows: Sequence[Row]) -> bool:
@@ -327,7 +333,7 @@ def _split(raw: str) -> list[str]:
 
 def _clean(raw: str) -> str:
     """Replace what terminals, browsers, mail programs and JSON made of the characters."""
-    text = _ANSI.sub("", raw) if "\x1b" in raw else raw
+    text = _ANSI.compiled.sub("", raw) if "\x1b" in raw else raw
     if (message := _JSON.search(text)) is not None:
         import json
 
@@ -336,8 +342,8 @@ def _clean(raw: str) -> str:
         text = text[:-2]
     if not text.isascii():
         text = text.translate(_CHARACTERS)
-    if "=" in text and _QUOTED_PRINTABLE.search(text) is not None:
-        text = _QUOTED_PRINTABLE.sub(lambda match: _DECODED[match[0].lower()], text)
+    if _QUOTED_PRINTABLE.search(text) is not None:
+        text = _QUOTED_PRINTABLE.compiled.sub(lambda match: _DECODED[match[0].lower()], text)
     if "&" in text:
-        text = _ENTITY.sub(lambda match: _ENTITIES[match[0]], text)
+        text = _ENTITY.compiled.sub(lambda match: _ENTITIES[match[0]], text)
     return text

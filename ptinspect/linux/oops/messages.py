@@ -12,66 +12,75 @@ from functools import lru_cache
 
 from ptinspect.linux.oops.incident import FaultKind, Pagetable, PathEntry
 from ptinspect.linux.stack_range import StackRange
+from ptinspect.text import Pattern
 
-PANIC = re.compile(r"Kernel panic - not syncing:? ?(.{0,300})")
-HEADLINES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
-    ("bad-stack", re.compile(r"Insufficient stack space to handle exception")),
+PANIC = Pattern(r"Kernel panic - not syncing:? ?(.{0,300})")
+HEADLINES: tuple[tuple[FaultKind, Pattern], ...] = (
+    ("bad-stack", Pattern(r"Insufficient stack space to handle exception")),
     (
         "fault",
-        re.compile(r"Unable to handle kernel [\w '/,=-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)"),
+        Pattern(r"Unable to handle kernel [\w '/,=-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)"),
     ),
-    ("fault", re.compile(r"BUG: (?:unable to handle|kernel NULL pointer dereference)")),
-    ("oops", re.compile(r"Bad mode in .{1,60} handler detected")),
-    ("oops", re.compile(r"Unhandled (?:64|32)-bit \w+ (?:sync )?exception on CPU")),
-    ("oops", re.compile(r"Unexpected kernel BRK exception at EL1")),
-    ("oops", re.compile(r"Unhandled (?:fault|prefetch abort):")),
-    ("serror", re.compile(r"(?:SError Interrupt on CPU|Bad mode in Error handler)")),
-    ("bug", re.compile(r"kernel BUG at ")),
-    ("kasan", re.compile(r"BUG: (?:KASAN|KFENCE|KCSAN|KMSAN): ")),
+    ("fault", Pattern(r"BUG: (?:unable to handle|kernel NULL pointer dereference)")),
+    ("oops", Pattern(r"Bad mode in .{1,60} handler detected")),
+    ("oops", Pattern(r"Unhandled (?:64|32)-bit \w+ (?:sync )?exception on CPU")),
+    ("oops", Pattern(r"Unexpected kernel BRK exception at EL1")),
+    ("oops", Pattern(r"Unhandled (?:fault|prefetch abort):")),
+    ("serror", Pattern(r"(?:SError Interrupt on CPU|Bad mode in Error handler)")),
+    ("bug", Pattern(r"kernel BUG at ")),
+    ("kasan", Pattern(r"BUG: (?:KASAN|KFENCE|KCSAN|KMSAN): ")),
     (
         "lockup",
-        re.compile(r"(?:BUG: soft lockup - CPU|[Ww]atchdog detected hard LOCKUP|Watchdog: CPU|hard LOCKUP)"),
+        Pattern(r"(?:BUG: soft lockup - CPU|[Ww]atchdog detected hard LOCKUP|Watchdog: CPU|hard LOCKUP)"),
     ),
-    ("rcu-stall", re.compile(r"INFO: (?:rcu\w* .{0,20}?detected .{0,20}?stall|.{0,20}?self-detected stall)")),
-    ("hung-task", re.compile(r"INFO: task .{1,40} blocked for more than")),
-    ("warning", re.compile(r"WARNING: (?:CPU: \d|at |\S{1,200}\.[chS]:\d{1,7}(?: at\b|$))")),
-    ("warning", re.compile(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )")),
+    ("rcu-stall", Pattern(r"INFO: (?:rcu\w* .{0,20}?detected .{0,20}?stall|.{0,20}?self-detected stall)")),
+    ("hung-task", Pattern(r"INFO: task .{1,40} blocked for more than")),
+    ("warning", Pattern(r"WARNING: (?:CPU: \d|at |\S{1,200}\.[chS]:\d{1,7}(?: at\b|$))")),
+    ("warning", Pattern(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )")),
 )
 """Kind of a report -> what its first line looks like, most telling first."""
-INTERNAL = re.compile(r"Internal error: (.{0,200})")
-BOOT = re.compile(r"(Booting Linux on physical CPU|Linux version \d)")
-END = re.compile(r"---\[ end (?:trace|Kernel panic)")
-CALL_TRACE = re.compile(r"Call trace:|Call Trace:|Backtrace:")
+INTERNAL = Pattern(r"Internal error: (.{0,200})")
+BOOT = Pattern(r"(Booting Linux on physical CPU|Linux version \d)")
+END = Pattern(r"---\[ end (?:trace|Kernel panic)", "---[ end")
+CALL_TRACE = Pattern(r"Call trace:|Call Trace:|Backtrace:")
 _SYMBOLIC = r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
-_FRAME = re.compile(
+_FRAME = Pattern(
     r"(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
     rf"(?:({_SYMBOLIC})(?=[\s(]|$)|(0x[0-9a-f]{{1,16}})(?: ?\(P\w?\))?$)"
 )
-_FRAME_AT_END = re.compile(rf"[\s\]>):;|]({_SYMBOLIC})(?: \[[^\]]{{1,90}}\])?(?: \(P?\w?\))?$")
+_FRAME_AT_END = Pattern(rf"[\s\]>):;|]({_SYMBOLIC})(?: \[[^\]]{{1,90}}\])?(?: \(P?\w?\))?$", "+0x")
 _SOURCE = r"\((?:[^()\s]{1,200}:(?:\d+|\?)|\?\?:)"
-_DECODED_FRAME = re.compile(rf"(?:\? )?([A-Za-z_$][\w.$]{{0,250}}) {_SOURCE}")
-_BARE_FRAME = re.compile(r"(?:\? )?([A-Za-z_][\w.]{2,250})(?: \[\w+\])?$")
-INLINE = re.compile(r"\[inline\]\s*$")
+_DECODED_FRAME = Pattern(rf"(?:\? )?([A-Za-z_$][\w.$]{{0,250}}) {_SOURCE}", " (")
+_BARE_FRAME = Pattern(r"(?:\? )?([A-Za-z_][\w.]{2,250})(?: \[\w+\])?$")
+INLINE = Pattern(r"\[inline\]\s*$", "[inline]")
 """A line that decode_stacktrace.sh or syzbot adds for a call that was inlined."""
-BROADCAST = re.compile(r"(?:Message from syslogd|Broadcast message from)")
-SOURCE_CODE = re.compile(
+BROADCAST = Pattern(r"(?:Message from syslogd|Broadcast message from)", "Message from", "Broadcast message")
+SOURCE_CODE = Pattern(
     r"[\"'`](?:Internal error|Unable to handle|Kernel panic|Insufficient|BUG: )|"
     r"(?:pr_\w+|printk\w*|panic|die|WARN\w*|BUG\w*|dev_\w+)\(.{0,40}\"|\\n\""
 )
 """A line of a patch or a program that prints such a message."""
-EXCEPTION_STACK = re.compile(r"Exception stack\(|[0-9a-f]{4}: (?: |[0-9a-f]{8,16} ?)+$")
+EXCEPTION_STACK = Pattern(r"Exception stack\(|[0-9a-f]{4}: (?: |[0-9a-f]{8,16} ?)+$")
 """Lines inside of a call trace that show an exception frame (Linux up to 4.15, dump_mem)."""
-DROPPED = re.compile(r"\*\* \d+ printk messages dropped|callbacks suppressed")
-NOTES = re.compile(
+DROPPED = Pattern(
+    r"\*\* \d+ printk messages dropped|callbacks suppressed", "messages dropped", "callbacks suppressed"
+)
+NOTES = Pattern(
     r"(?:KASAN: .{1,60} in range \[|(?:Read|Write|Free) of (?:size \d+ )?at addr|(?:Read|Write) of size \d+ |"
     r"The buggy address (?:belongs to|is located)|Invalid (?:read|write|free) at 0x|"
     r"(?:Out-of-bounds|Use-after-free|Memory corruption).{0,20} at 0x|"
-    r"user address but active_mm|address between user and kernel).{0,200}"
+    r"user address but active_mm|address between user and kernel).{0,200}",
+    "KASAN: ",
+    " of ",
+    "The buggy address ",
+    " at 0x",
+    "user address but active_mm",
+    "address between user and kernel",
 )
 """What KASAN, KFENCE and the fault handler print about the address."""
-NUMBER = re.compile(r"\[#(\d{1,6})\]")
+NUMBER = Pattern(r"\[#(\d{1,6})\]")
 """The count of oopses since boot (kernel/panic.c, arm64 traps.c: die_counter)."""
-TRIGGERS = re.compile(
+TRIGGERS = Pattern(
     rf"{PANIC.pattern}|Insufficient stack space|Unable to handle kernel|Internal error:|Bad mode in |"
     r"Unhandled (?:64|32)-bit|Unhandled (?:fault|prefetch)|Unexpected kernel BRK|SError Interrupt|BUG|"
     r"WARNING: |LOCKUP|Watchdog: CPU|detected.{0,20}stall|blocked for more than|"
@@ -80,46 +89,52 @@ TRIGGERS = re.compile(
 """What must occur in a text for anything to be found in it."""
 
 _HEX16 = r"([0-9a-fA-F]{16})(?![0-9a-fA-F])"
-_ESR = re.compile(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)")
-_CODE = re.compile(r"\bcode:? 0x([0-9a-fA-F]+) --")
-_ESR_LATE = re.compile(r", ESR:? 0x([0-9a-fA-F]+) --")
-_ESR_HYP = re.compile(r"\bPC:[0-9a-f]{16} ESR:(?:0x)?([0-9a-f]{8,16})\b")
-_OOPS_ESR = re.compile(r"^[A-Za-z][\w ()/:.'-]{0,80}: ([0-9a-fA-F]{8,16})(?= |$)")
-_FAR = re.compile(r"\bFAR(?::| =) ?0x([0-9a-fA-F]+)")
-_STACK = re.compile(
-    r"\b(Task|IRQ|Overflow|SDEI[\w ]{0,20}?) ?stack:\s*\[0x([0-9a-fA-F]+)\.\.0x([0-9a-fA-F]+)\]"
+_ESR = Pattern(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)")
+_CODE = Pattern(r"\bcode:? 0x([0-9a-fA-F]+) --", "code")
+_ESR_LATE = Pattern(r", ESR:? 0x([0-9a-fA-F]+) --", ", ESR")
+_ESR_HYP = Pattern(r"\bPC:[0-9a-f]{16} ESR:(?:0x)?([0-9a-f]{8,16})\b", " ESR:")
+_OOPS_ESR = Pattern(r"^[A-Za-z][\w ()/:.'-]{0,80}: ([0-9a-fA-F]{8,16})(?= |$)")
+_FAR = Pattern(r"\bFAR(?::| =) ?0x([0-9a-fA-F]+)", "FAR")
+_STACK = Pattern(
+    r"\b(Task|IRQ|Overflow|SDEI[\w ]{0,20}?) ?stack:\s*\[0x([0-9a-fA-F]+)\.\.0x([0-9a-fA-F]+)\]", "stack:"
 )
-_CPU = re.compile(
+_CPU = Pattern(
     r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?) (?:Kdump: loaded )?"
     r"(?:Not tainted|Tainted: (?:[A-Z-] *){1,80}(?=\s|$|\d))"
     r"(?:\s+(\d+\.\d\S{0,100}|\d\S{0,100}(?= #))|(?=\s|$))"
 )
-_CPU_BARE = re.compile(r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?)$")
-_PSTATE = re.compile(r"\bpstate: ([0-9a-fA-F]{8})(?![0-9a-fA-F])")
-_PC = re.compile(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,260})")
-_LR = re.compile(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,260})")
-_BARE_SYMBOL = re.compile(r"\b(pc|lr) : ([A-Za-z_][\w.]{2,250})$")
-_SOURCE_LINE = re.compile(r"\b(pc|lr) : ([A-Za-z_$][\w.$]{0,250}) " + _SOURCE)
-_PC_BARE = re.compile(r"\bpc : \[<([0-9a-f]{16})>\]")
-_LR_BARE = re.compile(r"\blr : \[<([0-9a-f]{16})>\]")
-_SP = re.compile(r"\bsp : " + _HEX16)
-_REGISTER = re.compile(r"\bx([0-9]|[12][0-9]|30)\s?: ([0-9a-fA-F]+)(?![0-9a-fA-F])")
-_PAGETABLE = re.compile(
+_CPU_BARE = Pattern(r"\bCPU: (\d{1,5}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: (.{1,40}?)$", "CPU: ")
+_PSTATE = Pattern(r"\bpstate: ([0-9a-fA-F]{8})(?![0-9a-fA-F])")
+_PC = Pattern(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,260})")
+_LR = Pattern(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,260})")
+_BARE_SYMBOL = Pattern(r"\b(pc|lr) : ([A-Za-z_][\w.]{2,250})$")
+_SOURCE_LINE = Pattern(r"\b(pc|lr) : ([A-Za-z_$][\w.$]{0,250}) " + _SOURCE, "pc : ", "lr : ")
+_PC_BARE = Pattern(r"\bpc : \[<([0-9a-f]{16})>\]", "pc : [<")
+_LR_BARE = Pattern(r"\blr : \[<([0-9a-f]{16})>\]", "lr : [<")
+_SP = Pattern(r"\bsp : " + _HEX16)
+_REGISTER = Pattern(r"\bx([0-9]|[12][0-9]|30)\s?: ([0-9a-fA-F]+)(?![0-9a-fA-F])")
+_PAGETABLE = Pattern(
     r"\b(swapper|user|init|idmap) pgtable: (\d{1,2})k pages, (\d{2})-bit VAs, "
-    r"pgdp? ?= {0,24}(?:0x)?([0-9a-fA-F]+|\S+)"
+    r"pgdp? ?= {0,24}(?:0x)?([0-9a-fA-F]+|\S+)",
+    "pgtable: ",
 )
-_PATH = re.compile(r"\[(?:0x)?([0-9a-fA-F]{8,16})\] \*?(?=pgd ?=)")
-_ENTRY = re.compile(r"\*?\b(pgd|p4d|pud|pmd|pte) ?= ?([0-9a-fA-F]+)")
-_LIMIT = re.compile(r"\bProcess (.{1,40}?) \(pid: (\d{1,10}), stack limit = 0x")
-_SYMBOL = re.compile(_SYMBOLIC + r"|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16}")
+_PATH = Pattern(r"\[(?:0x)?([0-9a-fA-F]{8,16})\] \*?(?=pgd ?=)", "pgd")
+_ENTRY = Pattern(r"\*?\b(pgd|p4d|pud|pmd|pte) ?= ?([0-9a-fA-F]+)")
+_LIMIT = Pattern(r"\bProcess (.{1,40}?) \(pid: (\d{1,10}), stack limit = 0x", "stack limit = 0x")
+_SYMBOL = Pattern(_SYMBOLIC + r"|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16}")
 
-FOREIGN: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("x86", re.compile(r"\bRIP: 0010:|\bEIP: |\bCR2: [0-9a-f]{8}")),
-    ("riscv", re.compile(r"\bepc ?: [0-9a-f]{8}|\bepc : \S+\+0x")),
-    ("arm", re.compile(r"\bpsr: ?[0-9a-f]{8}|Mode SVC_32|\] (?:PREEMPT |SMP |THUMB2 )*ARM$")),
+FOREIGN: tuple[tuple[str, Pattern], ...] = (
+    ("x86", Pattern(r"\bRIP: 0010:|\bEIP: |\bCR2: [0-9a-f]{8}", "RIP: 0010:", "EIP: ", "CR2: ")),
+    ("riscv", Pattern(r"\bepc ?: [0-9a-f]{8}|\bepc : \S+\+0x", "epc")),
+    (
+        "arm",
+        Pattern(
+            r"\bpsr: ?[0-9a-f]{8}|Mode SVC_32|\] (?:PREEMPT |SMP |THUMB2 )*ARM$", "psr:", "Mode SVC_32", "ARM"
+        ),
+    ),
 )
 """Architecture -> what only its logs hold."""
-NATIVE = re.compile(
+NATIVE = Pattern(
     r"\bpstate: [0-9a-f]{8}|\bESR[:=] ?0x|\bESR = 0x|\bx29\s?: [0-9a-f]{16}|"
     r"\(current EL\)|pgtable: \d+k pages"
 )
@@ -155,7 +170,7 @@ def _registers(text: str, found: Values, damaged: list[str]) -> None:
         damaged.append("sp")
     for name, pattern, bare in (("pc", _PC, _PC_BARE), ("lr", _LR, _LR_BARE)):
         symbol = pattern.search(text)
-        if symbol is not None and _SYMBOL.fullmatch(symbol[1]):
+        if symbol is not None and _SYMBOL.compiled.fullmatch(symbol[1]):
             found[name] = symbol[1]
         elif (address := bare.search(text)) is not None:
             found[f"{name}:bare"] = f"0x{address[1]}"

@@ -12,21 +12,22 @@ import re
 from collections import Counter
 
 from ptinspect.dataclass import dataclass, field
+from ptinspect.text import Pattern
 
 MAX_COLUMN = 160
 """Characters of a column that is learned."""
 ENOUGH = 2
 """Known lines with the same column before it is taken away from others."""
 
-_QUOTE = re.compile(r"[ \t]*(?:>|\|(?=[ \t]|$))[ \t]?")
+_QUOTE = Pattern(r"[ \t]*(?:>|\|(?=[ \t]|$))[ \t]?")
 _KERNEL = r"(?:kernel|linux|KERNEL)"
-_NUMBERED = re.compile(r"[ \t]*\d{1,8}(?:\t|[:-](?=[<\[]))")
-_LEVEL = re.compile(r"[ \t]*<\d{1,3}>")
-_FACILITY = re.compile(r"(?:kern|user|daemon|syslog) *: *[a-z]{4,6} *: ?")
-_KMSG = re.compile(r"\d{1,3},\d{1,12},(?P<micro>\d{1,20}),[^;\n]{0,60};")
+_NUMBERED = Pattern(r"[ \t]*\d{1,8}(?:\t|[:-](?=[<\[]))")
+_LEVEL = Pattern(r"[ \t]*<\d{1,3}>")
+_FACILITY = Pattern(r"(?:kern|user|daemon|syslog) *: *[a-z]{4,6} *: ?")
+_KMSG = Pattern(r"\d{1,3},\d{1,12},(?P<micro>\d{1,20}),[^;\n]{0,60};")
 _TIME = r"\d\d?:\d\d:\d\d(?:[.,]\d{1,9})?"
 _ZONE = r"(?: ?(?:Z|[A-Z]{2,5}|[+-]\d\d:?\d\d))?"
-_SYSLOG = re.compile(
+_SYSLOG = Pattern(
     r"(?:<\d{1,3}>\d? ?)?(?:"
     rf"[^\s\d\[\]:=]{{2,12}} +\d{{1,2}} +{_TIME}|"
     rf"\d{{1,2}}[^\s\d\[\]:=]{{1,3}} +\d{{1,2}} +{_TIME}|"
@@ -35,36 +36,37 @@ _SYSLOG = re.compile(
     r"\[ *\d+\.\d{3,9}(?: <[^>]{0,20}>)?\]"
     rf")[ \t]+(?:\S{{1,255}}[ \t]+)?{_KERNEL}(?:(?:\[\d+\])?:|(?: -| \d+){{2}} -)"
 )
-_LOGCAT = re.compile(
+_LOGCAT = Pattern(
     rf"\d\d-\d\d {_TIME} +(?:\w+ +)?\d+ +\d+ [VDIWEF] (?:KERNEL|kernel|auditd)? *:|[VDIWEF]/\w+ *\( *\d+\):"
 )
-_CLOCK = re.compile(
+_CLOCK = Pattern(
     rf"[A-Z][a-z]{{2}} +\d{{1,2}} {_TIME}(?=[ \t]+\[)|"
-    rf"\[?\d{{4}}-\d\d-\d\d[T _]{_TIME}{_ZONE}\]?(?: \d\d[OE][ +])?|\[?{_TIME}\]?(?=[ \t]|\[)[ \t]*"
+    rf"\[?\d{{4}}-\d\d-\d\d[T _]{_TIME}{_ZONE}\]?(?: \d\d[OE][ +])?|\[?{_TIME}\]?(?=[ \t]|\[)[ \t]*",
+    ":",
 )
-_EXPORTED = re.compile(r"[ \t]*MESSAGE=")
-_BROADCAST = re.compile(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\[|[A-Z])")
+_EXPORTED = Pattern(r"[ \t]*MESSAGE=", "MESSAGE=")
+_BROADCAST = Pattern(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\[|[A-Z])")
 STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
 """A time stamp of the kernel's: seconds since boot."""
-_STAMP = re.compile(STAMP)
-_RELATIVE = re.compile(
+_STAMP = Pattern(STAMP)
+_RELATIVE = Pattern(
     r"\[(?: *\+\d{1,8}\.\d{3,9}| *<? *\+?\d{1,8}\.\d{3,9} *>?|[^\]\[]{1,12}\d{1,2} \d\d:\d\d|"
     r"[^\]\[\d]{1,12}[^\]\[]{0,12} +\d{1,2} \d\d:\d\d:\d\d \d{4})\]"
 )
-_BEFORE_STAMP = re.compile(rf"[^\[\]]{{1,100}}[>:;|][ \t]*(?={STAMP})")
-_SECONDS = re.compile(r"\[ *(\d+\.\d+)")
-_CALLER = re.compile(r" ?\[ {0,12}([TC]\d{1,9})\]")
-_CPU_TAG = re.compile(
+_BEFORE_STAMP = Pattern(rf"[^\[\]]{{1,100}}[>:;|][ \t]*(?={STAMP})")
+_SECONDS = Pattern(r"\[ *(\d+\.\d+)")
+_CALLER = Pattern(r" ?\[ {0,12}([TC]\d{1,9})\]")
+_CPU_TAG = Pattern(
+    r"(?i)"
     r" ?(?:c(?P<c>\d{1,3})(?: +\d{1,7}(?= ))? {1,2}|(?P<rt>\d{3}): ?|-?\((?P<mtk>\d{1,2})\)\[[^\]\[]{1,40}\]|"
     r"\[ *(?P<exynos>\d{1,3}): *[^\]\[:]{1,24}: *\d{1,7}\]|\(CPU:(?P<qcom>\d{1,3})-[^)]{1,40}\)|"
-    r"\[cpu ?(?P<cpu>\d{1,3})\])",
-    re.IGNORECASE,
+    r"\[cpu ?(?P<cpu>\d{1,3})\])"
 )
-_TAG = re.compile(r"(?:\[[^\]\[]{0,60}\])+")
-_VALUE = re.compile(r"[0-9a-f]{12}|0x[0-9a-f]|=|\+0x|(?:\S+ +){12}")
-_STEP = re.compile(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
+_TAG = Pattern(r"(?:\[[^\]\[]{0,60}\])+")
+_VALUE = Pattern(r"[0-9a-f]{12}|0x[0-9a-f]|=|\+0x|(?:\S+ +){12}")
+_STEP = Pattern(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
 
-ANCHOR = re.compile(
+ANCHOR = Pattern(
     r"(?<![\w.\"'(])(?:Insufficient stack space|Unable to handle|Internal error:|Kernel panic - not|"
     r"kernel BUG at|BUG: |WARNING: |Bad mode in|Unhandled |Unexpected kernel|SError Interrupt on|INFO: |"
     r"Mem abort info|Data abort info|ESR: ?0x|ESR = 0x|EC = 0x|Exception class =|SET = \d|EA = \d|FSC = 0x|"
@@ -79,7 +81,7 @@ ANCHOR = re.compile(
     r"Message from syslogd|Broadcast message from|watchdog: |rcu: |\*\* \d+ printk messages)"
 )
 """How the kernel begins the lines that a report is made of."""
-FRAME_LINE = re.compile(
+FRAME_LINE = Pattern(
     r"(?:^|(?<=[\s\]>):;|]))(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
     r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
 )
@@ -161,29 +163,30 @@ def peel(text: str) -> Peeled:
     """Take away the layers whose form is known."""
     layers, stamped, time, caller = 0, False, "", ""
     for _ in range(6):
-        match = _layer(text)
-        if match is None:
+        found = _layer(text)
+        if found is None:
             break
-        if match.re is _STAMP or (match.re is _SYSLOG and match[0].startswith("[")):
+        layer, match = found
+        if layer is _STAMP or (layer is _SYSLOG and match[0].startswith("[")):
             seconds = _SECONDS.match(match[0])
             time = seconds[1] if seconds is not None else time
-        elif match.re is _KMSG:
+        elif layer is _KMSG:
             micro = int(match["micro"])
             time = f"{micro // 1_000_000}.{micro % 1_000_000:06}"
         text = text[match.end() :]
         layers += 1
-        stamped = stamped or match.re not in (_LEVEL, _NUMBERED)
-        if match.re in (_STAMP, _RELATIVE):
+        stamped = stamped or layer not in (_LEVEL, _NUMBERED)
+        if layer in (_STAMP, _RELATIVE):
             text, caller = _tags(text, caller)
-        if match.re in (_SYSLOG, _CLOCK, _LOGCAT, _FACILITY):
+        if layer in (_SYSLOG, _CLOCK, _LOGCAT, _FACILITY):
             text = text[1:] if text.startswith(" ") and _layer(text.lstrip(" \t")) is None else text.lstrip()
     return Peeled(text, layers, stamped, time, caller)
 
 
-def _layer(text: str) -> re.Match[str] | None:
-    """Return the known layer that a text begins with."""
+def _layer(text: str) -> tuple[Pattern, re.Match[str]] | None:
+    """Return the known layer that a text begins with, and what it matches."""
     first = text.lstrip(" \t")[:1]
-    patterns: tuple[re.Pattern[str], ...]
+    patterns: tuple[Pattern, ...]
     if first == "[":
         patterns = (_SYSLOG, _STAMP, _RELATIVE, _CLOCK)
         text_at = len(text) - len(text.lstrip(" \t"))
@@ -198,8 +201,9 @@ def _layer(text: str) -> re.Match[str] | None:
     for pattern in patterns:
         match = pattern.match(text, text_at)
         if match is not None:
-            return match
-    return _BEFORE_STAMP.match(text) if "[" in text[:110] else None
+            return pattern, match
+    match = _BEFORE_STAMP.match(text) if "[" in text[:110] else None
+    return (_BEFORE_STAMP, match) if match is not None else None
 
 
 def _tags(text: str, caller: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from ptinspect.linux.oops.incident import FaultKind
 from ptinspect.linux.oops.lines import ELISION, Line
 from ptinspect.linux.oops.prefixes import ANCHOR
 from ptinspect.linux.stack_range import StackRange
+from ptinspect.text import Pattern
 
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""
@@ -35,7 +36,7 @@ CONSEQUENCES: Mapping[str, str] = {
     "warning": r"panic_on_warn|WARNING",
 }
 """Kind of a report -> the panics that are its consequence, besides those of AFTERMATH."""
-AFTERMATH = re.compile(
+AFTERMATH = Pattern(
     r"(?:[\w ,'()/-]{1,60}: )?(?:Fatal exception|Fatal hardware error)|Oops|Attempted to kill the idle|"
     r"[Bb]ad mode|Unhandled exception|Aiee, killing interrupt handler|"
     r"Attempted to kill init! exitcode=0x000000[08][4-9a-f]\b|Unrecoverable exception"
@@ -51,9 +52,9 @@ _ORDER: Mapping[str, int] = {name: rank for rank, name in enumerate(n for part i
 _BEFORE_DIE = {"esr", "far", "pagetable", "path"}
 """Values of a fault's report before `Internal error:`. What follows that line is printed under die_lock
 (arch/arm64/kernel/traps.c, die): by one CPU alone, until the end of its trace."""
-_ABORT_INFO = re.compile(r"ESR = 0x|pgtable:|\] \*?pgd ?=")
-_BAD_STACK_INFO = re.compile(r"ESR: ?0x|FAR: ?0x|stack: *\[0x")
-_FAULT_WORDS = re.compile(
+_ABORT_INFO = Pattern(r"ESR = 0x|pgtable:|\] \*?pgd ?=")
+_BAD_STACK_INFO = Pattern(r"ESR: ?0x|FAR: ?0x|stack: *\[0x")
+_FAULT_WORDS = Pattern(
     r"(?:Mem|Data) abort info|EC = |Exception class|SET = |EA = |FSC = |ISV = |CM = |GCS = "
 )
 
