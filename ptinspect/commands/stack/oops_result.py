@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import Descriptor
 from ptinspect.arch.esr import Esr
-from ptinspect.dataclass import dataclass
-from ptinspect.output.encode import ABSENT, Absent, Hex, Result, encode, filled
+from ptinspect.dataclass import dataclass, field_names, is_dataclass, replace
+from ptinspect.output.encode import ABSENT, Absent, Hex, Result, filled
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
@@ -169,19 +169,23 @@ class OopsResult:
     written: str | Absent = ABSENT
 
 
-def oops_result(analysis: Analysis, name: str) -> Mapping[str, object]:
-    """Return an OopsResult, encoded, with every string escaped: what the log holds is anybody's."""
+def oops_result(analysis: Analysis, name: str) -> OopsResult:
+    """Return the deaths with every string escaped: what the log holds is anybody's."""
     deaths = [_death(panic) for panic in analysis.panics]
-    escaped: dict[str, object] = _escaped(encode(OopsResult(name, analysis.total, analysis.complete, deaths)))
-    return escaped
+    found: OopsResult = _escaped(OopsResult(name, analysis.total, analysis.complete, deaths))
+    return found
 
 
 def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape(value)
     if isinstance(value, dict):
         return {name: _escaped(held) for name, held in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_escaped(held) for held in value]
-    return escape(value) if isinstance(value, str) else value
+    if is_dataclass(type(value)):
+        return replace(value, **{name: _escaped(getattr(value, name)) for name in field_names(type(value))})
+    return value
 
 
 def _death(panic: Panic) -> DeathResult:
