@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, suppress
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ptinspect import __version__
@@ -25,7 +23,13 @@ from ptinspect.errors import (
     PtinspectError,
     UserError,
 )
+from ptinspect.imports import standing_in
 from ptinspect.output.model import escape
+
+with standing_in(
+    {"gettext": SimpleNamespace(gettext=str, ngettext=lambda one, more, n: one if n == 1 else more)}
+):
+    import argparse  # its texts have no translations, and looking for them takes five times as long as it
 
 if TYPE_CHECKING:
     from ptinspect.commands.framework.context import Context
@@ -93,7 +97,7 @@ class Signals:
     def __enter__(self) -> Signals:
         """Take the signals; one that comes in a finalizer, where Python raises nothing, is not reported."""
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
-        if threading.current_thread() is threading.main_thread():
+        with suppress(ValueError):  # of a thread that is not the main one
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                     self._before[number] = signal.signal(number, self._end)
@@ -278,8 +282,6 @@ def _typed() -> Iterator[str]:
 @contextmanager
 def _ended(player: Player) -> Iterator[None]:
     """Say at which command Ctrl-C or a signal ended the run."""
-    from contextlib import suppress
-
     said = "interrupted"
     try:
         yield

@@ -21,6 +21,7 @@ BELOW = {
     "errors": set(),
     "dataclass": set(),
     "text": set(),
+    "imports": set(),
     "files": {"errors"},
     "packing": set(),
     "debfile": {"errors", "packing"},
@@ -51,7 +52,7 @@ BELOW = {
     "linux/oops": set(),
     "stack": {"errors", "files", "text", "arch", "memory", "tables", "snapshot", "analysis", "linux"},
     "link": {"errors", "files", "processes", "text", "arch", "memory"},
-    "output": {"errors", "files", "text", "arch", "tables", "snapshot", "analysis"},
+    "output": {"errors", "files", "imports", "text", "arch", "tables", "snapshot", "analysis"},
     "guest": {
         "errors",
         "files",
@@ -117,6 +118,7 @@ THIRD_PARTY = {
     "errors": set(),
     "dataclass": set(),
     "text": set(),
+    "imports": set(),
     "files": set(),
     "packing": {"zstandard", "lz4", "lzallright"},
     "debfile": set(),
@@ -394,6 +396,7 @@ HEAVY = {
     *("numpy", "elftools", "pygdbmi", "prompt_toolkit", "vmlinux_to_elf", "tomlkit", "tomllib", "pyarrow"),
     *("dataclasses", "inspect", "pathlib", "subprocess", "json", "csv", "xml.etree", "tempfile", "shutil"),
     *("difflib", "hashlib", "importlib.metadata", "html", "platformdirs"),
+    *("gettext", "locale", "threading"),
 }
 """What takes a millisecond or more to import, and most commands without a guest do without."""
 
@@ -428,7 +431,7 @@ def test_starting_imports_nothing_heavy(words: list[str]) -> None:
 def test_gdb_is_started_before_anything_heavy_is_imported() -> None:
     """It takes a tenth of a second until it answers: as long as the import of numpy."""
     code = "from ptinspect.guest import opening; from ptinspect.link.gdb import starting"
-    assert not imported(code, without={"pathlib", "subprocess"})
+    assert not imported(code, without={"pathlib", "subprocess", "threading", "locale"})
 
 
 def test_starting_imports_the_commands_and_little_else() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from ptinspect.dataclass import replace
+from ptinspect.imports import standing_in
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
 
 SGR: Mapping[Style, str] = {
@@ -229,13 +229,8 @@ def _tabulate(*, wide: bool) -> Any:
     unused: dict[str, Any] = {name: _Later(name) for name in ("dataclasses", "html")}
     unused["importlib.metadata"] = SimpleNamespace(version=str, PackageNotFoundError=ImportError)
     unused["wcwidth"] = None
-    early = {} if "tabulate" in sys.modules else {n: m for n, m in unused.items() if n not in sys.modules}
-    sys.modules.update(early)
-    try:
+    with standing_in(unused):
         import tabulate
-    finally:
-        for name in early:
-            del sys.modules[name]
     found: Any = tabulate
     if wide and not found.WIDE_CHARS_MODE:
         import wcwidth

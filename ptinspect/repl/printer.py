@@ -6,8 +6,8 @@ import contextlib
 import io
 import os
 import sys
-import threading
 import time
+from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
@@ -94,7 +94,7 @@ class Printer:
         """Writes a line above the prompt and returns True, or False if there is none now."""
         self.taker: Callable[[TextIO, str], bool] | None = None
         """Takes what is to be written and returns True, or False to have it written now."""
-        self._turn = threading.RLock()
+        self._turn = RLock()
         self.pages = False
         """True where what is longer than the screen goes to a pager."""
         self._choice = colour

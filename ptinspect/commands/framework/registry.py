@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
-import threading
+from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -322,7 +322,7 @@ class Load:
 
     def __init__(self, registry: Registry, module: str) -> None:
         self._registry, self._module = registry, module
-        self._done, self._lock = False, threading.RLock()
+        self._done, self._lock = False, RLock()
 
     def __call__(self) -> None:
         """Do it; another thread, that of completion for instance, waits until it is done."""
