@@ -55,7 +55,7 @@ class Liveness:
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Take an event of the session."""
-        if name != "running":
+        if name not in ("running", "waiting"):
             self._resumed = False
 
     def wait(self, timeout: float) -> StopInfo:

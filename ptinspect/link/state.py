@@ -97,6 +97,10 @@ class Breakpoint:
 NEVER_STOPPED = StopInfo("attached", 0, None, 0, "")
 
 
+WAITING_EVERY = 1.0
+"""Seconds after which listeners hear that somebody still waits for the guest."""
+
+
 class Refused(TargetError):
     """Report that GDB did not let the guest run after all."""
 
@@ -259,15 +263,14 @@ class RunTracker:
         `whole`: how long is waited in all, where this is the last part of it.
         """
         deadline = time.monotonic() + timeout
+        while not self._stands(min(max(deadline - time.monotonic(), 0.0), WAITING_EVERY)):
+            if time.monotonic() >= deadline:
+                raise TargetTimeout(
+                    f"the guest did not stop within {whole or timeout:g} s",
+                    "it runs on; interrupt stops it",
+                )
+            self._tell("waiting", {})
         with self._changed:
-            while self.state is RunState.RUNNING:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TargetTimeout(
-                        f"the guest did not stop within {whole or timeout:g} s",
-                        "it runs on; interrupt stops it",
-                    )
-                self._changed.wait(min(left, threading.TIMEOUT_MAX))
             if self.state is RunState.DEAD:
                 raise TargetLost(f"the session is over: {self.why_dead}")
             refused, self._refused = self._refused, ""
@@ -277,6 +280,11 @@ class RunTracker:
             if trouble is not None:
                 raise trouble
             return self.stop
+
+    def _stands(self, seconds: float) -> bool:
+        """Wait that long until the guest does not run; tell whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.state is not RunState.RUNNING, seconds)
 
     def _refuse(self, text: str) -> None:
         """Take back that the guest runs: GDB had reported that, and then could not insert its breakpoints."""

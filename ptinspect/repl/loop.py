@@ -182,7 +182,9 @@ class Loop:
             return self._at_prompt
 
     def _event(self, name: str, fields: Mapping[str, object]) -> None:
-        """Take an event of the session, in a thread of its own: nothing may be asked of the guest here."""
+        """Take an event of the session, in any thread: nothing may be asked of the guest here."""
+        if name == "waiting":
+            self.printer.waiting("running; Ctrl-C stops it")
         if not self._at_prompt or name not in ("stopped", "lost"):
             return
         session = self.ctx.guest.session

@@ -186,6 +186,22 @@ def test_waiting_for_a_guest_that_runs_on() -> None:
     assert tracker.state is RunState.RUNNING
 
 
+def test_who_listens_hears_that_somebody_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptinspect.link.state.WAITING_EVERY", 0.001)
+    tracker = RunTracker()
+    tracker.event("running", {})
+    seen: list[str] = []
+
+    def hear(name: str, fields: object) -> None:
+        seen.append(name)
+        if seen == ["waiting"] * 3:
+            tracker.event("stopped", STOPPED)
+
+    tracker.listeners.append(hear)
+    assert tracker.wait(60).breakpoint == 3
+    assert seen == ["waiting"] * 3 + ["stopped"]
+
+
 def test_an_exited_program_is_the_end() -> None:
     tracker = RunTracker()
     seen: list[str] = []

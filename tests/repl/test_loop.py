@@ -121,6 +121,18 @@ def test_ctrl_c_stops_a_running_guest(keys: PipeInput) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_one_who_waits_is_told_how_to_stop_the_guest(keys: PipeInput) -> None:
+    ctx = context(kernel_tree())
+    session: Any = ctx.guest.session
+    told: list[str] = []
+    subject = loop(ctx, keys)
+    subject.printer.waiting = told.append  # type: ignore[method-assign]
+    keys.send_text("continue\n\x04")
+    session.on_wait = lambda: [listener("waiting", {}) for listener in session.listeners] and session.stop
+    subject.run()
+    assert told == ["running; Ctrl-C stops it"]
+
+
 def test_ctrl_c_cancels_other_work(keys: PipeInput) -> None:
     def work(ctx: Any) -> Report:
         os.kill(os.getpid(), signal.SIGINT)
