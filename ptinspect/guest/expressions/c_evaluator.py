@@ -428,6 +428,8 @@ class Evaluator:
             found = pointer_to(found)
         for count in reversed(name.counts):
             found = array_of(found, count)
+        for _ in range(name.outer_stars):
+            found = pointer_to(found)
         return found
 
     def type_of_either(self, of: c.Node | c.TypeName) -> CType:

@@ -103,6 +103,8 @@ class TypeName:
     stars: int = 0
     counts: tuple[int, ...] = ()
     """Of an array, the outermost first."""
+    outer_stars: int = 0
+    """Of pointers to that array: `char (*)[16]`."""
 
 
 @dataclass(frozen=True)
@@ -367,12 +369,13 @@ class _Parser:
             words.append(self._take().text)
         if not words:
             raise self._wrong("a type is missing")
-        stars = 0
-        while self._skip("*") or self._now.text in ("const", "volatile"):
-            if self._now.text in ("const", "volatile"):
-                self._take()
-                continue
-            stars += 1
+        stars, outer = self._stars(), 0
+        if self._is("(") and self._peek(1).text == "*":
+            self._take()
+            outer = self._stars()
+            self._need(")")
+            if not self._is("["):
+                raise self._wrong("'[' is missing")
         counts = []
         while self._skip("["):
             count = parse_number(self._take().text)
@@ -380,7 +383,13 @@ class _Parser:
                 raise self._wrong("the number of elements is missing")
             counts.append(count)
             self._need("]")
-        return TypeName(tuple(words), stars, tuple(counts))
+        return TypeName(tuple(words), stars, tuple(counts), outer)
+
+    def _stars(self) -> int:
+        found = 0
+        while self._is("*") or self._now.text in ("const", "volatile"):
+            found += self._take().text == "*"
+        return found
 
 
 def _number(text: str) -> Number:

@@ -126,7 +126,17 @@ VARIABLES = {
 
 def pointer_to(target: CType) -> CType:
     """Return the type of a pointer."""
-    return CType("pointer", f"{target.name}{'' if target.name.endswith('*') else ' '}*", 8, of=target)
+    return CType("pointer", _pointing_to(target.name, "*"), 8, of=target)
+
+
+def _pointing_to(name: str, stars: str) -> str:
+    """Write a pointer to a type of this name: `struct page *`, `char (*)[16]`."""
+    first, bracket, rest = name.partition("[")
+    if first.endswith("*)"):
+        return f"{first[:-1]}{stars}){bracket}{rest}"
+    if bracket:
+        return f"{first}({stars}){bracket}{rest}"
+    return f"{name}{'' if name.endswith('*') else ' '}{stars}"
 
 
 def array_of(element: CType, count: int) -> CType:
@@ -291,6 +301,6 @@ class CTypes:
             elif entry.kind == btf.FUNC_PROTO:
                 return f"function {stars}"
             elif entry.kind not in _QUALIFIERS:
-                return f"{self.of(target).name or 'struct'} {stars}"
+                return _pointing_to(self.of(target).name or "struct", stars)
             target = entry.target
         raise KernelFileError("the BTF has a type that leads to itself")
