@@ -193,11 +193,18 @@ class Printer:
     def into(self, *, shell: str = "", file: str = "", append: bool = False) -> Iterator[None]:
         """Write what is printed here to a command of the shell's, or to a file in one step.
 
-        Raises UserError if the file cannot be written, or the command ends with a failure of the shell's.
+        The user is asked before a file is overwritten. Raises UserError if that is not wanted, the file
+        cannot be written, or the command ends with a failure of the shell's.
         """
         if not shell and not file:
             yield
             return
+        from pathlib import Path
+
+        path = Path(file).expanduser()
+        asks = file and not append and path.is_file() and self.options.flag("confirm") and not self.json
+        if asks and not self.confirm(f"{path} is there already: overwrite it?"):
+            raise UserError(f"{path} stays as it was", ">> appends; set confirm off never asks")
         before, pages = self.out, self.pages
         self.out, self.pages = io.StringIO(), False
         try:
@@ -208,9 +215,6 @@ class Printer:
         if shell:
             self._through(shell, text)
             return
-        from pathlib import Path
-
-        path = Path(file).expanduser()
         try:
             with open_input(path) if append else io.BytesIO() as kept:
                 text = kept.read().decode() + text
@@ -278,6 +282,11 @@ class Printer:
             self.err.write(f"\r\x1b[K{escape(text)[:60]}…{part}")
             self.err.flush()
             self._visible = True
+
+    def waiting(self, text: str) -> None:
+        """Show what is waited for, unless it or some progress is shown."""
+        if not self._visible:
+            self.progress(text, 0, 0)
 
     def step(self, line: str, report: Report) -> None:
         """Show a command that runs as part of another one and its answer; JSON has the whole's only."""

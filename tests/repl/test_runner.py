@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fakes import context, declare, kernel_tree
 
-from ptinspect.errors import MemoryReadError, TargetLost
+from ptinspect.errors import MemoryReadError, TargetLost, UserError
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import attempt
@@ -79,6 +79,28 @@ def test_the_user_is_asked_before_anything_is_overwritten(printer: Printer, tmp_
     for words in ("snap a", f"save a {file}", f"record {file}"):
         assert attempt(ctx, printer, Line(words), asks=True).outcome.code == 0
     assert not asked
+
+
+def test_the_user_is_asked_before_what_is_printed_overwrites_a_file(printer: Printer, tmp_path: Path) -> None:
+    answers = [False, True]
+    printer.confirm = lambda question: answers.pop(0)  # type: ignore[method-assign]
+    file = tmp_path / "a.npz"
+
+    def write(text: str, name: Path = file, **how: bool) -> None:
+        with printer.into(file=str(name), **how):  # type: ignore[arg-type]
+            printer.print(text)
+
+    write("mine")
+    with pytest.raises(UserError, match=r"a\.npz stays as it was"):
+        write("other")
+    assert file.read_text() == "mine"
+    write("other")
+    write(", more", append=True)
+    write("nothing", Path("/dev/null"))
+    assert (file.read_text(), answers) == ("other, more", [])
+    printer.options.set("confirm", "off", "session")
+    write("last")
+    assert file.read_text() == "last"
 
 
 def with_command(handler: Any, name: str = "probe") -> Any:
@@ -154,8 +176,13 @@ def test_progress_waits_a_second_and_goes_to_a_terminal(monkeypatch: pytest.Monk
     printer.progress("reading", 2, 4)
     printer.progress("reading", 3, 4)
     assert err(printer) == "\r\x1b[Kreading… 50%"
+    printer.waiting("running")
+    assert err(printer) == "\r\x1b[Kreading… 50%", "what is shown is not replaced"
     printer.end_progress()
     assert err(printer).endswith("\r\x1b[K")
+    now[0] += 1
+    printer.waiting("running")
+    assert err(printer).endswith("\r\x1b[Krunning…")
     quiet = Printer(out=Screen(), err=Screen(terminal=False))
     quiet.start()
     now[0] += 5
