@@ -48,36 +48,6 @@ def test_a_live_tcr_with_lpa2() -> None:
     assert upper.sh == 3
 
 
-@pytest.mark.parametrize(
-    ("granule", "va", "ds", "start", "entries"),
-    [
-        (12, 52, True, -1, 16),
-        (12, 49, True, -1, 2),
-        (12, 48, False, 0, 512),
-        (12, 40, False, 0, 2),
-        (12, 39, False, 1, 512),
-        (12, 30, False, 2, 512),
-        (12, 31, False, 1, 2),
-        (12, 25, False, 2, 16),
-        (14, 52, True, 0, 32),
-        (14, 48, False, 0, 2),
-        (14, 47, False, 1, 2048),
-        (14, 36, False, 2, 2048),
-        (14, 37, False, 1, 2),
-        (16, 52, False, 1, 1024),
-        (16, 48, False, 1, 64),
-        (16, 42, False, 2, 8192),
-        (16, 43, False, 1, 2),
-    ],
-)
-def test_start_levels_and_root_sizes(granule: int, va: int, ds: bool, start: int, entries: int) -> None:
-    regime = Regime(granule, va, 52 if ds else 48, True, ds=ds)
-    assert (regime.start_level, regime.entries(start)) == (start, entries)
-    assert entries << regime.shift(start) == 1 << va
-    assert regime.index(regime.va_max, start) == entries - 1
-    assert regime.index(regime.va_min, start) == 0
-
-
 def test_tg0_and_tg1_are_encoded_differently() -> None:
     for value, lower, upper in ((0, 12, 0), (1, 16, 14), (2, 14, 12), (3, 0, 16)):
         tcr = decode_tcr(value << 14 | value << 30)

@@ -25,7 +25,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import state_of
 from ptinspect.guest.roots import Half, Halves, halves_of
 from ptinspect.output.descriptor_words import regime_notes
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import Hex, filled
 from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
 
 SHOWN = ("TTBR0", "TTBR1", "TCR", "SCTLR", "MAIR")
@@ -183,25 +183,16 @@ def _half(state: CpuState, half: Half) -> AnyHalf:
     regime, raw = half.regime, _hex(state.system.get(half.register))
     if isinstance(regime, RegimeError):
         return NoHalf(half.register, raw, regime.message)
-    geometry = _Geometry(
-        granule=regime.granule,
-        va_bits=regime.va_bits,
-        pa_bits=regime.pa_bits,
-        start_level=regime.start_level,
-        levels=regime.levels,
-        first=VirtAddr(regime.va_min),
-        last=VirtAddr(regime.va_max),
+    geometry = filled(
+        _Geometry,
+        regime,
+        first=regime.va_min,
+        last=regime.va_max,
         walks_disabled=regime.epd,
-        tbi=regime.tbi,
-        hpd=regime.hpd,
-        e0pd=regime.e0pd,
-        ds=regime.ds,
         regime=regime.name,
-        mmu_on=regime.mmu_on,
         holds=half.holds,
         holds_reason=half.reason,
         indirect=regime.pie,
-        doubt=regime.doubt,
     )
     if raw is None:
         return UnwrittenHalf(half.register, None, **vars(geometry))

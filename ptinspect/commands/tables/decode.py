@@ -23,7 +23,7 @@ from ptinspect.output.descriptor_words import (
     permissions_text,
     regime_notes,
 )
-from ptinspect.output.encode import Hex
+from ptinspect.output.encode import Hex, filled
 from ptinspect.output.model import Column, Note, Report, Table
 from ptinspect.output.table_heads import geometry_text
 
@@ -168,9 +168,7 @@ def _report(found: Descriptor, source: str) -> Report:
         kind=kind,
         output_address=found.output_address,
         fields=fields,
-        regime=RulesResult(
-            regime.granule, regime.va_bits, regime.pa_bits, source, regime.name, regime.pie, regime.doubt
-        ),
+        regime=filled(RulesResult, regime, source=source, indirect=regime.pie),
         permissions=None if may is None else permissions_result(may, regime),
     )
     target = "" if found.output_address is None else f" -> pa:{found.output_address:#x}"

@@ -9,6 +9,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
 from ptinspect.guest.guest import Guest
+from ptinspect.output.encode import filled
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def _report(
 ) -> Report:
     missing = any(not tool.found for tool in tools) or any(state.missing for state in states)
     result = SetupResult(
-        tools=[ToolResult(t.name, t.found, t.path, t.version, t.problem, t.needed_command) for t in tools],
+        tools=[filled(ToolResult, tool) for tool in tools],
         guests=[_guest(state) for state in states],
         complete=not missing,
     )
