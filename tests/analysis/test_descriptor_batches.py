@@ -5,10 +5,9 @@ from __future__ import annotations
 from builders import KERNEL_DATA, TreeBuilder, regime_4k
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_map import tangled
+from tangled import every_way, tangled
 
 from ptinspect.analysis.descriptor_batches import RowFilter, batches
-from ptinspect.arch.descriptor import Kind, decode
 from ptinspect.snapshot.model import Snapshot
 
 Slot = tuple[int, int, int]
@@ -16,25 +15,11 @@ Slot = tuple[int, int, int]
 
 
 def slow_slots(snapshot: Snapshot, low: int, high: int) -> dict[Slot, list[int]]:
-    """Expand every path by recursion; return the addresses of each entry that is not zero in a range."""
-    regime, tables = snapshot.regime, snapshot.tables
-    rows = {key: i for i, key in enumerate(zip(tables.level.tolist(), tables.pa.tolist(), strict=True))}
+    """Return the addresses of each entry that is not zero in a range."""
     found: dict[Slot, list[int]] = {}
-
-    def visit(level: int, row: int, va: int) -> None:
-        for slot in range(regime.entries(level)):
-            raw = int(tables.raw[row, slot])
-            here = va + (slot << regime.shift(level))
-            if not raw or not tables.readable[row] or here > high or here + regime.entry_size(level) <= low:
-                continue
-            found.setdefault((level, int(tables.pa[row]), slot), []).append(here)
-            d = decode(raw, level, regime)
-            if d.kind is Kind.TABLE and d.output_address is not None:
-                child = rows.get((level + 1, int(d.output_address)))
-                if child is not None:
-                    visit(level + 1, child, here)
-
-    visit(regime.start_level, 0, int(regime.va_min))
+    for va, pa, row, d, _ in every_way(snapshot, low, high):
+        table = int(snapshot.tables.pa[row])
+        found.setdefault((d.level, table, (pa - table) // 8), []).append(va)
     return found
 
 

@@ -23,11 +23,12 @@ from builders import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tangled import every_way, tangled
 
 from ptinspect.analysis import expand
 from ptinspect.analysis.find import find_pa
 from ptinspect.analysis.map import MapFilter, Run, Runs, runs
-from ptinspect.arch.descriptor import Attributes, Descriptor, Kind, decode
+from ptinspect.arch.descriptor import Attributes
 from ptinspect.arch.levels import levels_of
 from ptinspect.arch.permissions import Permissions, effective
 from ptinspect.errors import UserError
@@ -56,38 +57,19 @@ class Leaf:
 
 
 def slow_leaves(snapshot: Snapshot) -> list[Leaf]:
-    """Expand every path by recursion with the scalar decoder."""
-    regime, tables = snapshot.regime, snapshot.tables
-    rows = {key: i for i, key in enumerate(zip(tables.level.tolist(), tables.pa.tolist(), strict=True))}
+    """Return what every way ends at."""
+    regime = snapshot.regime
     low, high = snapshot.va_range or (regime.va_min, regime.va_max)
-    found: list[Leaf] = []
     address = {
         level: sum(1 << b for b in range(64) if regime.output_address(1 << b, level))
         for level in levels_of(regime)
     }
-
-    def visit(level: int, row: int, va: int, above: tuple[Descriptor, ...]) -> None:
-        if not tables.readable[row]:
-            return
-        for slot in range(regime.entries(level)):
-            d = decode(int(tables.raw[row, slot]), level, regime)
-            here = va + (slot << regime.shift(level))
-            size = regime.entry_size(level)
-            if here > high or here + size - 1 < low or d.output_address is None or d.attributes is None:
-                continue
-            if d.kind is Kind.TABLE:
-                child = rows.get((level + 1, int(d.output_address)))
-                if child is not None:
-                    visit(level + 1, child, here, (*above, d))
-            else:
-                where = int(tables.pa[row]) + 8 * slot
-                permissions = effective(d, above, regime)
-                bits = d.raw & ~address[level]
-                found.append(
-                    Leaf(here, d.output_address, size, level, where, d.raw, d.attributes, permissions, bits)
-                )
-
-    visit(regime.start_level, 0, int(regime.va_min), ())
+    found = []
+    for va, pa, _, d, above in every_way(snapshot, low, high):
+        if d.is_leaf and d.output_address is not None and d.attributes is not None:
+            may, bits = effective(d, above, regime), d.raw & ~address[d.level]
+            size = regime.entry_size(d.level)
+            found.append(Leaf(va, d.output_address, size, d.level, pa, d.raw, d.attributes, may, bits))
     return sorted(found, key=lambda leaf: leaf.va)
 
 
@@ -574,29 +556,6 @@ def test_many_leaves_on_one_page_are_bounded() -> None:
     hits = find_pa(tree.snapshot(), 0x8000_0010)
     assert len(hits) == 1000 and "more than 1000" in hits.truncated
     assert len(find_pa(tree.snapshot(), 0x8000_0010, max_hits=1200)) == 1200
-
-
-@st.composite
-def tangled(draw: st.DrawFn) -> Snapshot:
-    """A few tables that point at each other and at pages."""
-    regime = REGIMES[draw(st.sampled_from(["4k-39", "4k-36", "16k-36", "64k-42"]))]
-    tree = TreeBuilder(regime)
-    pages = [tree.root] + [tree.new_table() for _ in range(draw(st.integers(1, 3)))]
-    slots = st.sampled_from([0, 1, 2, 3, regime.entries(regime.start_level) - 1])
-    target = st.sampled_from([*pages, OUTSIDE, 0x8000_0000, 0x8000_0000 + regime.granule])
-    extra = st.sampled_from([AF, AF | NG, 1 << 59, AF | 3 << 61])
-    for _ in range(draw(st.integers(0, 12))):
-        page, slot, to = draw(st.sampled_from(pages)), draw(slots), draw(target)
-        raw = tree.address_field(to, 3, table=True) | draw(extra) | draw(st.sampled_from([0, 1, 2, 3, 3, 3]))
-        tree.set_word(page + 8 * slot, raw)
-    low = int(regime.va_min)
-    if draw(st.booleans()):
-        unit = regime.entry_size(draw(st.integers(regime.start_level, 3)))
-        ends = sorted(draw(st.lists(st.integers(0, 4), min_size=2, max_size=2)))
-        return tree.snapshot(
-            va_range=(low + ends[0] * unit, min(low + ends[1] * unit + 0xFFF, int(regime.va_max)))
-        )
-    return tree.snapshot()
 
 
 @settings(max_examples=200, deadline=None)
