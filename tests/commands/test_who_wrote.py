@@ -82,6 +82,17 @@ def test_files_hold_them_too(ctx: Context, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "d.json").read_text())["changes"][0]["written"]["task"] == "swapper/0"
 
 
+def test_a_page_names_them(ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(ctx, f"report {tmp_path}/p.html a b --who")
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("written at position 7,000,000 by") == 2 and page.count("nothing wrote it in this") == 1
+    run(ctx, f"report {tmp_path}/p.html a b")
+    assert "written at position" not in (tmp_path / "p.html").read_text()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="not the replay of a recording"):
+        run(ctx, f"report {tmp_path}/p.html a b --who")
+
+
 def test_only_a_replay_tells(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     for line in ("diff a b --who", "diff a --who"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.pages.space import space
@@ -10,15 +10,23 @@ from ptinspect.commands.tables.diff import told
 from ptinspect.output.model import Report
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.diff import Change
+    from ptinspect.guest.recordings.writers import Write
     from ptinspect.output.html import Page
     from ptinspect.snapshot.model import Snapshot
+
+    Search = Callable[[Sequence[Change], Snapshot, Snapshot], Sequence[Write | None]]
+    """Names the writers of the first changes between two snapshots."""
 
 MAX_CHANGES = 500
 """Changes of a pair that a page lists."""
 
 
 def add_snapshots(
-    page: Page, snapshots: Iterable[Snapshot], name: Callable[[Snapshot], str] = lambda s: s.name
+    page: Page,
+    snapshots: Iterable[Snapshot],
+    name: Callable[[Snapshot], str] = lambda s: s.name,
+    who: Search | None = None,
 ) -> None:
     """Add each snapshot, and each against the one before it; one alone with its address space."""
     from ptinspect.analysis.atlas import atlas, changes
@@ -30,7 +38,9 @@ def add_snapshots(
         snapshot = replace(given, name=name(given))
         page.add_map(snapshot, atlas(snapshot), snapshot.name)
         if before is not None:
-            result, verdict, words = told(diff(before, snapshot, max_changes=MAX_CHANGES), before, snapshot)
+            found = diff(before, snapshot, max_changes=MAX_CHANGES)
+            writes = None if who is None else dict(enumerate(who(found.changes, before, given)))
+            result, verdict, words = told(found, before, snapshot, writes)
             page.add_diff(Report(result).result, verdict, words)
             title = f"{before.name} → {snapshot.name}"
             page.add_map(snapshot, changes(before, snapshot), title, diff=True)

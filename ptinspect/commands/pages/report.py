@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import SEARCH_LIMIT, SEARCH_SECONDS
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.pages.campaign_report import add_to
 from ptinspect.commands.pages.page_parts import add_snapshots
+from ptinspect.commands.tables.diff import SHOWN
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -17,6 +20,8 @@ from ptinspect.output.files import write_text
 from ptinspect.output.model import Note, Report, escape
 
 if TYPE_CHECKING:
+    from ptinspect.analysis.diff import Change
+    from ptinspect.guest.recordings.writers import Write
     from ptinspect.output.html import Page
     from ptinspect.snapshot.model import Snapshot
 
@@ -75,6 +80,8 @@ class ReportResult:
             metavar="DIR",
             help="a campaign's directory",
         ),
+        argument("--who", action="store_true", help="name who wrote what changed: in a recorded boot"),
+        SEARCH_LIMIT,
         argument("--title", metavar="TEXT", help="title of the page"),
     ),
     result=ReportResult,
@@ -84,7 +91,8 @@ class ReportResult:
     "state, with the descriptor under the cursor decoded. Then the snapshots themselves, the depth of "
     "stacks over time, and campaigns (campaign report joins the shards of one). In a table the arrows "
     "go from entry to entry, Enter opens the next table, Backspace goes back up. "
-    "Without names: all snapshots in memory.",
+    "Without names: all snapshots in memory. --who names the writers of the first "
+    f"{SHOWN} unexpected changes of each pair, as diff --who does.",
 )
 def report(
     guest: Guest,
@@ -94,10 +102,15 @@ def report(
     traces: list[Path],
     campaigns: list[Path],
     title: str | None,
+    who: bool = False,
+    timeout: float = SEARCH_SECONDS,
 ) -> Report:
     """Write the page."""
+    from ptinspect.guest.recordings.last_writes import of_changes, searched
     from ptinspect.output.html import Page
 
+    if who:
+        searched(guest)
     if file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{file}: the name of a page ends in .html")
     names = names or list(guest.snapshots)
@@ -107,7 +120,12 @@ def report(
     page = Page(title or f"ptinspect: {', '.join(Path(name).name for name in shown)}")
     for directory in campaigns:
         add_to(page, [directory], f"campaign {directory.name}")
-    add_snapshots(page, _loaded(guest, names))
+    deadline = time.monotonic() + timeout
+
+    def search(changes: Sequence[Change], a: Snapshot, b: Snapshot) -> Sequence[Write | None]:
+        return of_changes(guest, changes[:SHOWN], a, b, max(deadline - time.monotonic(), 0.1))
+
+    add_snapshots(page, _loaded(guest, names), who=search if who else None)
     _add_traces(page, traces)
     text = page.text()
     write_text(file, text)

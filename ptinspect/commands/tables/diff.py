@@ -279,9 +279,11 @@ def diff_report(
     return Report(result, (*body, *left), exit_code)
 
 
-def told(diff: Diff, a: Snapshot, b: Snapshot) -> tuple[DiffResult, str, list[str]]:
+def told(
+    diff: Diff, a: Snapshot, b: Snapshot, writes: Mapping[int, Write | None] | None
+) -> tuple[DiffResult, str, list[str]]:
     """Return the result, the verdict, and each listed change in words, a line for each fact."""
-    result, held = _compared(diff, a, b, None, None)
+    result, held = _compared(diff, a, b, None, writes)
     words = ["\n".join(note.text.strip() for note in _block(*each)) for each in held]
     return result, _verdict(diff, part=bool(result.unseen)).text, words
 
@@ -305,7 +307,7 @@ def _compared(
         _change(change, a.regime, b.regime, regions(change.va_start), parts)
         for change, parts in zip(diff.changes, held, strict=True)
     ]
-    for n, made in (of_changes(diff.changes, a, b) if writes is None else writes).items():
+    for n, made in {**of_changes(diff.changes, a, b), **(writes or {})}.items():
         if changes[n].after is not None:
             by = None if made is None else write_result(made, changes[n].level, b.regime)
             changes[n] = replace(changes[n], written=by)
