@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fakes import IMAGE, KERNEL, FakeSession, FakeSlots, Stop, context, kernel_t
 from ptinspect.errors import KernelFileError, OutOfSlots
 from ptinspect.guest.breakpoints.descriptor_addresses import mmu_switches
 from ptinspect.guest.breakpoints.table_watches import TableWatches, table_watches
+from ptinspect.guest.recordings import writers
 from ptinspect.linux.kpti.windows import fixmap_slots
 
 DATA, CODE, CODE_PA = 0xFFFF_8000_2000_0000, KERNEL + 0x1_0000, IMAGE + 0x1_0000
@@ -165,6 +167,66 @@ def test_what_differs_at_another_position_of_a_recording_was_not_written(world: 
     world.watches.rest()  # as `timeline goto` does
     world.tree.memory.write(world.pte, (world.raw() & ~0x800).to_bytes(8, "little"))
     assert world.watches.at_stop() == ()
+
+
+class Recorded:
+    """A recording of stores to one entry: position -> what it holds from there on."""
+
+    mode, last = "replay", 1000
+
+    def __init__(self, world: World, stores: dict[int, int], stops: int) -> None:
+        self.world, self.stores, self.stops, self.position = world, stores, stops, 900
+        world.tree.memory.write(CODE_PA, STORE.to_bytes(4, "little"))
+        x = (0, 0, world.alias, *(0,) * 28)
+        world.session.cpus = [replace(world.session.cpus[0], pc=CODE + 4, x=x)]
+        world.session.replay = self
+
+    def go_to(self, target: int, seconds: float = 0) -> Stop:
+        self.world.watches.rest()
+        self.position = target
+        self.world.session.stop_token += 1
+        value = [raw for at, raw in self.stores.items() if at <= target][-1]
+        self.world.tree.memory.write(self.world.pte, value.to_bytes(8, "little"))
+        return self.stands("position")
+
+    def back(self, seconds: float) -> Stop:
+        self.go_to(self.stops)
+        return self.stands("breakpoint-hit", 7)
+
+    def stands(self, reason: str, breakpoint: int | None = None) -> Stop:
+        self.world.session.stop = Stop(reason, 0, breakpoint, CODE + 4, "")
+        return self.world.session.stop
+
+    def writers(self, guest: Any, pas: Any, seconds: float, since: int) -> Any:
+        made = [at for at in self.stores if since < at <= self.position]
+        writes = [SimpleNamespace(position=at, va=self.world.alias) for at in made]
+        return SimpleNamespace(histories=lambda every: [SimpleNamespace(writes=writes)])
+
+
+def test_on_the_way_back_it_stops_as_breakpoints_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = world.raw()
+    run(world.ctx, f"watch table {DATA:#x} --level pte")
+    number, stores = world.watches.all[0].id, {0: raw, 100: raw | 0x800, 300: raw | 0x800, 500: raw}
+    recorded = Recorded(world, stores, stops=200)
+    monkeypatch.setattr(writers, "Writers", recorded.writers)
+    met = []
+    for _ in range(3):
+        report = run(world.ctx, "rc")
+        (write,) = report.result.get("writes", [None])
+        met.append((report.result["position"], report.result["breakpoint"], write and int(write["after"], 16)))
+    assert met == [(500, number, raw), (300, number, raw | 0x800), (200, 7, None)]
+    recorded.go_to(900)
+    run(world.ctx, f"disable {number}")
+    assert run(world.ctx, "rc").result["position"] == 200
+
+
+def test_a_step_in_a_replay_tells_what_it_wrote(world: World) -> None:
+    run(world.ctx, f"watch table {DATA:#x} --level pte")
+    world.watches.at_stop()
+    recorded = Recorded(world, {0: world.raw(), 901: world.raw() | 0x800}, stops=0)
+    recorded.go_to(901)
+    recorded.stands("end-stepping-range")
+    assert [write.va for write in world.watches.at_stop()] == [world.alias]
 
 
 def test_the_watch_follows_when_a_table_on_the_path_is_replaced(world: World) -> None:

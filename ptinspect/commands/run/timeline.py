@@ -120,7 +120,7 @@ def goto(ctx: Context, *, position: int | str, timeout: float) -> Report:
     result=MovedResult,
     needs=Needs.STOPPED,
     details="Where there is none, to the start of the recording. At a watchpoint the guest stands right "
-    "after the access.",
+    "after the access, and so it does at the last write to what watch table watches.",
     repeats=True,
 )
 def reverse_continue(ctx: Context, *, timeout: float) -> Report:

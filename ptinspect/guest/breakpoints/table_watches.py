@@ -8,6 +8,7 @@ over, and the values are compared in guest-physical memory. What changed without
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import zip_longest
@@ -26,6 +27,7 @@ from ptinspect.guest.expression import address as typed
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.recordings.path_writers import Place, places
+from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.roots import Source, Tables, source
 from ptinspect.guest.writer import Writer, instruction_at, translated, writer_at
 from ptinspect.link.gdb.agent import load_line
@@ -175,8 +177,10 @@ class TableWatches:
             self.seen = ()
         self._told = self.session.stop_token
         if self._elsewhere:
-            self.seen, self._elsewhere = (), False
-            self._note_values()
+            self._elsewhere = False
+            if self.session.stop.reason != "end-stepping-range":
+                self.seen = ()
+                self._note_values()
         self.seen += self._changes(self.session.stop, None)
         return self.seen
 
@@ -286,6 +290,31 @@ class TableWatches:
             for spot in watch.addresses.get(place.pa, ()):
                 if found.covers(spot.va) and translated(self._guest, state, spot.va) == place.pa:
                     return spot.va
+        return None
+
+    def last_between(self, since: int, here: int, deadline: float) -> StopInfo | None:
+        """Go back to the last write after one position of a replay and before another; None without one.
+
+        It is told as on the way forwards. The guest stands anywhere without one. Raises TargetTimeout.
+        """
+        from ptinspect.guest.recordings.writers import Writers
+
+        replay = replay_of(self._guest)
+        while since < here - 1:
+            replay.go_to(here - 1, max(deadline - time.monotonic(), 0.1))
+            self.renew(arm=False)
+            left = max(deadline - time.monotonic(), 0.1)
+            known = Writers(self._guest, self._values, left, since).histories(every=False)
+            last = max((k.writes[-1] for k in known if k.writes), key=lambda w: w.position, default=None)
+            if last is None or last.position <= since:
+                return None
+            here = last.position
+            replay.go_to(here - 1)
+            self.renew(arm=False)
+            seen = self._changes(replay.go_to(here), last.va)
+            if seen:
+                self.seen, self._elsewhere, self._told = seen, False, self.session.stop_token
+                return replay.stands("access-watchpoint-trigger", seen[0].watch)
         return None
 
     # -- keeping up -----------------------------------------------------------------------------
