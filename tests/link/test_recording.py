@@ -51,10 +51,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ("program", 5), ("extra", "abc"), ("extra", [1]), ("memory", "m"),
         ("memory", None), ("events", [1]), ("events", {"a": "b"}), ("symbols", 3), ("qemu", None),
         ("initrd", "no"), ("format", None), ("more", 1),
+        ("append", "a\0b"), ("cpu", "\ud800"),
     ],
 )  # fmt: skip
 def test_what_is_damaged_is_no_recording(tmp_path: Path, name: str, value: object) -> None:
     written(tmp_path, **{name: value})
+    with pytest.raises(UserError):
+        load(tmp_path)
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
     with pytest.raises(UserError):
         load(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -170,7 +171,7 @@ def load(directory: Path) -> Recording:
         fields["extra"] = tuple(fields["extra"])
         fields["files"] = tuple(Named(*file) for file in fields.get("files", ()))
         return Recording(directory.absolute(), **fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{directory} holds no recording", "launch --timeline DIR makes one") from error
 
 
@@ -180,7 +181,7 @@ def _check(fields: Mapping[str, Any]) -> None:
     words, events, end = fields["extra"], fields.get("events", {}), fields.get("end")
     positions = [fields["memory"], *events.values(), *(() if end is None else (end,))]
     good = isinstance(words, list) and isinstance(fields["initrd"], bool)
-    good = good and all(isinstance(text, str) for text in (*texts, *words, fields.get("id", "")))
+    good = good and all(b"\0" not in os.fsencode(text) for text in (*texts, *words, fields.get("id", "")))
     for at, text, name in fields.get("files", ()):
         good = good and type(at) is int and 0 < at < len(words) and isinstance(text, str)
         good = good and re.fullmatch(r"file\d+", name) is not None
