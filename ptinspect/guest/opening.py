@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -102,7 +103,12 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
         from ptinspect.link.qemu.recording import create
 
         recording, options = create(machine.timeline, options, boot.symbols)
-    start(guest, options, boot.symbols, timeout, keep=machine.keep)
+    try:
+        start(guest, options, boot.symbols, timeout, keep=machine.keep)
+    except BaseException:
+        if recording is not None:  # nothing is recorded: the next attempt may have the directory
+            shutil.rmtree(recording.directory, ignore_errors=True)
+        raise
     if recording is not None:
         _note(guest, recording)
     return boot

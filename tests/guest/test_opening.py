@@ -54,6 +54,19 @@ def test_qemu_gets_an_image_whatever_it_is_in(tmp_path: Path, qemu: str) -> None
     assert kernel_given(qemu, tmp_path / "Image") == tmp_path / "Image"
 
 
+def test_a_recording_that_did_not_begin_leaves_nothing(tmp_path: Path, qemu: str) -> None:
+    (tmp_path / "Image").write_bytes(image())
+    machine = Machine(tmp_path / "Image", no_initrd=True, qemu=qemu, timeline=tmp_path / "boot")
+    for _ in range(2):
+        with pytest.raises(TargetError, match="ended with exit code 1"):
+            launch(Guest(), machine)
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot/mine").touch()
+    with pytest.raises(UserError, match="not empty"):
+        launch(Guest(), machine)
+    assert (tmp_path / "boot/mine").exists()
+
+
 def test_a_firmware_gets_the_efi_file_as_it_is(tmp_path: Path, qemu: str) -> None:
     file = tmp_path / "vmlinuz.efi"
     file.write_bytes(zboot(gzip.compress(image()), b"gzip"))
