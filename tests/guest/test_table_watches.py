@@ -12,6 +12,7 @@ from builders import KERNEL_DATA
 from fakes import IMAGE, KERNEL, FakeSession, FakeSlots, Stop, context, kernel_tree, run
 
 from ptinspect.errors import KernelFileError, OutOfSlots
+from ptinspect.guest.breakpoints import descriptor_addresses
 from ptinspect.guest.breakpoints.descriptor_addresses import mmu_switches
 from ptinspect.guest.breakpoints.table_watches import TableWatches, table_watches
 from ptinspect.guest.recordings import writers
@@ -97,6 +98,12 @@ def test_all_that_is_mapped_and_the_physical_address_are_watched(world: World) -
     assert {world.alias, world.pte} <= set(world.session.watched.values())
     world.watches.rest()
     assert not world.session.watched
+
+
+def test_a_window_that_shows_it_now_has_its_own_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptor_addresses, "_predicted", lambda *_: [(world.alias, "fixmap")])
+    (one,) = run(world.ctx, f"watch table {DATA:#x} --level pte").result["descriptors"]
+    assert [a["way"] for a in one["addresses"] if a["va"] == hex(world.alias) and a["mapped"]] == ["fixmap"]
 
 
 def test_loads_and_stores_elsewhere_are_passed_and_stores_are_told(world: World) -> None:
@@ -213,7 +220,9 @@ def test_on_the_way_back_it_stops_as_breakpoints_do(world: World, monkeypatch: p
     for _ in range(3):
         report = run(world.ctx, "rc")
         (write,) = report.result.get("writes", [None])
-        met.append((report.result["position"], report.result["breakpoint"], write and int(write["after"], 16)))
+        met.append(
+            (report.result["position"], report.result["breakpoint"], write and int(write["after"], 16))
+        )
     assert met == [(500, number, raw), (300, number, raw | 0x800), (200, 7, None)]
     recorded.go_to(900)
     run(world.ctx, f"disable {number}")

@@ -49,11 +49,14 @@ def spots(guest: Guest, pa: int, level: int | None) -> tuple[Spot, ...]:
     Those come first that matter most where not all can be watched.
     """
     now = dict.fromkeys(mapped_at(guest, PhysAddr(pa)))
-    found = [Spot(va, PHYSICAL if va == pa else _region(guest, va), True) for va in now]
+    ways = {pa: PHYSICAL}
+    for va, way in _predicted(guest, pa, level):
+        ways.setdefault(va, way)
+    found = [Spot(va, ways.get(va) or _region(guest, va), True) for va in now]
     flat = mmu_on(guest.stopped.cpu_state(guest.stopped.current_cpu)) is False
     physical = Spot(pa, PHYSICAL, flat)
     linear = any(spot.way == LINEAR for spot in found)  # which need not be guessed then
-    later = [Spot(va, way, False) for va, way in _predicted(guest, pa, level) if not linear or way != LINEAR]
+    later = [Spot(va, way, False) for va, way in ways.items() if va != pa and not (linear and way == LINEAR)]
     return first_of_each([physical, *found, *later] if flat else [*found, *later, physical])
 
 
