@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,6 +118,16 @@ def test_from_reset_to_where_the_kernel_stays(kernel: KernelImage) -> None:
     assert set(at[3]) == {moved + HOT, 0x4000_0000, 0}  # where the next boot begins; no page of the kernel
     assert [pause for _, pause in session.asked] == [SLICE_SECONDS] * 3 + [None]
     assert breakpoints.place.known and breakpoints.place.offset == MOVED
+
+
+def test_on_the_way_back_they_are_where_the_code_ran_before_too(kernel: KernelImage) -> None:
+    guest, reset, _, _ = boot()
+    _, session, breakpoints = followed(kernel, guest, [(reset, None)])
+    breakpoints.add(address("kernel_clone"))  # and then somebody goes elsewhere in the recording
+    session.cpus, session.stop_token = [guest.cpu(pc=TEXT_VA + MOVED + HOT)], session.stop_token + 1
+    with breakpoints.backwards():
+        assert set_at(session) == {TEXT_VA + MOVED + HOT, pa(HOT)}
+    assert set_at(session) == {TEXT_VA + MOVED + HOT}
 
 
 def test_code_of_the_identity_map_keeps_its_physical_place(kernel: KernelImage) -> None:
@@ -447,6 +458,13 @@ def test_what_this_boot_has_passed_is_refused_for_now_and_told_for_later(kernel:
     assert "the boot is past it" in doubts[0].text
     with pytest.raises(UserError, match="the boot is past it"):
         checked(held, address("start_kernel"), now=True)
+    replay: Any = SimpleNamespace(mode="replay")
+    session.replay = replay  # which goes back to it
+    assert checked(held, address("start_kernel"))[1] == ()
+    with pytest.raises(UserError, match="the boot is past it") as caught:
+        checked(held, address("start_kernel"), now=True)
+    assert "rc lead back" in caught.value.hint
+    session.replay = None
     session.cpus, session.stop_token = [guest.cpu(pc=guest.va(FIRST))], session.stop_token + 1
     assert checked(held, address("start_kernel"))[1] == ()
     session.cpus, session.stop_token = [reset], session.stop_token + 1

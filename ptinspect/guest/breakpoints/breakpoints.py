@@ -76,7 +76,7 @@ class SymbolBreakpoints:
         """Those of a run that is under way."""
         self._ours: dict[int, int] = {}
         """GDB's numbers of the breakpoints at `place.stops`, by address."""
-        self._lacks = False
+        self._lacks = self._back = False
         self._awaited = False
         self._kernel: KernelImage | None = None
         session.escort.stewards.append(self)
@@ -196,6 +196,17 @@ class SymbolBreakpoints:
             yield
         finally:
             self.all = [*held, *self.all]
+            self.refresh()
+
+    @contextlib.contextmanager
+    def backwards(self) -> Iterator[None]:
+        """Have all of them wherever their code may have run before, for a block."""
+        self._back = True
+        try:
+            self.refresh()
+            yield
+        finally:
+            self._back = False
             self.refresh()
 
     def refresh(self) -> None:
@@ -370,7 +381,7 @@ class SymbolBreakpoints:
         if place.offset is not None and not identity:
             found[(link + place.offset) & MASK64] = False
         rare = few and (part == "text" or place.offset is not None)  # one slot must do
-        if identity or not (place.known or rare):
+        if identity or self._back or not (place.known or rare):
             found |= {base + link - kernel.text_va: True for base in place.bases}
         return found
 

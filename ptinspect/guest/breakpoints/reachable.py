@@ -55,11 +55,18 @@ def checked(
         cpu_number(guest, cpu)
     value = None if of_kernel(guest, address) else address.value(GuestNames(guest, cpu))
     found = doubts(guest, address, value)
+    if _goes_back(guest) and not now:
+        found = tuple(doubt for doubt in found if not doubt.this_boot)
     ends = guest.qemu is not None and guest.target.address == str(guest.qemu.gdb_socket)
     for doubt in found:
         if doubt.certain and not (doubt.this_boot and not now and not ends):
             raise UserError(f"{address.text}: {doubt.text}", doubt.hint)
     return value, found
+
+
+def _goes_back(guest: Guest) -> bool:
+    replay = guest.target.replay
+    return replay is not None and replay.mode == "replay"
 
 
 def doubts(guest: Guest, address: Address, value: int | None) -> tuple[Doubt, ...]:
@@ -120,6 +127,8 @@ def _placed(
         return ()
     va = (link + offset) & MASK64
     again = "monitor system_reset restarts a guest of your own; launch begins again"
+    if _goes_back(guest):
+        again = "timeline goto start begins again; break and rc lead back"
     if any(state.pc == va for state in guest.view.states):
         return ()
     if part == "head" or link in _once(kernel):

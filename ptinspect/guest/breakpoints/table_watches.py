@@ -310,7 +310,10 @@ class TableWatches:
                 return None
             here = last.position
             replay.go_to(here - 1)
-            self.renew(arm=False)
+            for watch in self.active:  # from the same root, although that may have been nobody's yet
+                self._follow(watch)
+            self._find_addresses()
+            self._note_values()
             seen = self._changes(replay.go_to(here), last.va)
             if seen:
                 self.seen, self._elsewhere, self._told = seen, False, self.session.stop_token

@@ -248,10 +248,13 @@ def back(guest: Guest, seconds: float) -> StopInfo:
 
     Raises UserError at the start, TargetTimeout; the guest stands where it stood then.
     """
+    from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
     from ptinspect.guest.breakpoints.table_watches import table_watches
 
     replay, deadline = replay_of(guest), time.monotonic() + seconds
-    here, stop = replay.position, replay.back(seconds)
+    here = replay.position
+    with symbol_breakpoints(guest).backwards():
+        stop = replay.back(seconds)
     since, watches = replay.position, table_watches(guest)
     if not watches.active:
         return stop
@@ -291,7 +294,7 @@ def back_to_call(guest: Guest, seconds: float) -> StopInfo:
                 if stop.pc != call.pc:
                     break
                 if same_call(guest, call, state, session.cpu_state(stop.cpu)):
-                    return stop
+                    return replay.stands("location-reached")
         finally:
             session.delete_breakpoint(own.id)
         replay.go_to(here)
