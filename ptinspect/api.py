@@ -43,6 +43,7 @@ from ptinspect.guest.opening import Machine
 from ptinspect.guest.recordings import timeline as recordings
 from ptinspect.guest.recordings.path_writers import Place, path_histories
 from ptinspect.guest.recordings.timeline import Positions
+from ptinspect.guest.recordings.way_back import back
 from ptinspect.guest.recordings.writers import History, Write
 from ptinspect.guest.rewrite.rewrite import Outcome, run_through
 from ptinspect.guest.rewrite.state import Judgement, judgement
@@ -288,7 +289,7 @@ class Guest:
 
     def go_back(self, timeout: float = 300.0) -> StopInfo:
         """Run a replay backwards to the last breakpoint or watchpoint before, or to its start."""
-        return recordings.back(self._now(), timeout)
+        return back(self._now(), timeout)
 
     def step_back(self, count: int = 1) -> StopInfo:
         """Go back some instructions of a replay. Raises UserError at its start."""

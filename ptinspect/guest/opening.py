@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -107,6 +106,8 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
         start(guest, options, boot.symbols, timeout, keep=machine.keep)
     except BaseException:
         if recording is not None:  # nothing is recorded: the next attempt may have the directory
+            import shutil
+
             shutil.rmtree(recording.directory, ignore_errors=True)
         raise
     if recording is not None:

@@ -15,7 +15,7 @@ from ptinspect.errors import KernelFileError, OutOfSlots
 from ptinspect.guest.breakpoints import descriptor_addresses
 from ptinspect.guest.breakpoints.descriptor_addresses import mmu_switches
 from ptinspect.guest.breakpoints.table_watches import TableWatches, table_watches
-from ptinspect.guest.recordings import writers
+from ptinspect.guest.recordings import way_back
 from ptinspect.linux.kpti.windows import fixmap_slots
 
 DATA, CODE, CODE_PA = 0xFFFF_8000_2000_0000, KERNEL + 0x1_0000, IMAGE + 0x1_0000
@@ -215,7 +215,7 @@ def test_on_the_way_back_it_stops_as_breakpoints_do(world: World, monkeypatch: p
     run(world.ctx, f"watch table {DATA:#x} --level pte")
     number, stores = world.watches.all[0].id, {0: raw, 100: raw | 0x800, 300: raw | 0x800, 500: raw}
     recorded = Recorded(world, stores, stops=200)
-    monkeypatch.setattr(writers, "Writers", recorded.writers)
+    monkeypatch.setattr(way_back, "Writers", recorded.writers)
     met = []
     for _ in range(3):
         report = run(world.ctx, "rc")

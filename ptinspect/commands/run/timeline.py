@@ -125,7 +125,9 @@ def goto(ctx: Context, *, position: int | str, timeout: float) -> Report:
 )
 def reverse_continue(ctx: Context, *, timeout: float) -> Report:
     """Run backwards."""
-    return moved(ctx, timeline.back(ctx.guest, timeout))
+    from ptinspect.guest.recordings.way_back import back
+
+    return moved(ctx, back(ctx.guest, timeout))
 
 
 @command(

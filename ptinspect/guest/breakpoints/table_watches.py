@@ -8,7 +8,6 @@ over, and the values are compared in guest-physical memory. What changed without
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import zip_longest
@@ -27,7 +26,6 @@ from ptinspect.guest.expression import address as typed
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.recordings.path_writers import Place, places
-from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.roots import Source, Tables, source
 from ptinspect.guest.writer import Writer, instruction_at, translated, writer_at
 from ptinspect.link.gdb.agent import load_line
@@ -164,6 +162,11 @@ class TableWatches:
         """Those that are not disabled."""
         return [watch for watch in self.all if watch.enabled]
 
+    @property
+    def followed(self) -> set[int]:
+        """The descriptors that matter to them."""
+        return {place.pa for watch in self.active for place in watch.followed}
+
     # -- at a stop ------------------------------------------------------------------------------
 
     def at_stop(self) -> tuple[SeenWrite, ...]:
@@ -292,33 +295,19 @@ class TableWatches:
                     return spot.va
         return None
 
-    def last_between(self, since: int, here: int, deadline: float) -> StopInfo | None:
-        """Go back to the last write after one position of a replay and before another; None without one.
+    def follow(self) -> None:
+        """Look at everything again, from the same roots."""
+        for watch in self.active:
+            self._follow(watch)
+        self._find_addresses()
+        self._note_values()
 
-        It is told as on the way forwards. The guest stands anywhere without one. Raises TargetTimeout.
-        """
-        from ptinspect.guest.recordings.writers import Writers
-
-        replay = replay_of(self._guest)
-        while since < here - 1:
-            replay.go_to(here - 1, max(deadline - time.monotonic(), 0.1))
-            self.renew(arm=False)
-            left = max(deadline - time.monotonic(), 0.1)
-            known = Writers(self._guest, self._values, left, since).histories(every=False)
-            last = max((k.writes[-1] for k in known if k.writes), key=lambda w: w.position, default=None)
-            if last is None or last.position <= since:
-                return None
-            here = last.position
-            replay.go_to(here - 1)
-            for watch in self.active:  # from the same root, although that may have been nobody's yet
-                self._follow(watch)
-            self._find_addresses()
-            self._note_values()
-            seen = self._changes(replay.go_to(here), last.va)
-            if seen:
-                self.seen, self._elsewhere, self._told = seen, False, self.session.stop_token
-                return replay.stands("access-watchpoint-trigger", seen[0].watch)
-        return None
+    def met(self, stop: StopInfo, va: int | None) -> tuple[SeenWrite, ...]:
+        """Return what the instruction before a stop has written, to `va`; it is told as forwards."""
+        found = self._changes(stop, va)
+        if found:
+            self.seen, self._elsewhere, self._told = found, False, self.session.stop_token
+        return found
 
     # -- keeping up -----------------------------------------------------------------------------
 
@@ -353,7 +342,7 @@ class TableWatches:
         return {p.pa for p in places} != before
 
     def _note_values(self) -> None:
-        self._values = {p.pa: self._value(p.pa) for watch in self.active for p in watch.followed}
+        self._values = {pa: self._value(pa) for pa in self.followed}
 
     def _value(self, pa: int) -> int:
         return number_at(self.session.memory, pa)

@@ -243,32 +243,6 @@ def _events(guest: Guest, replay: Replay, here: int, seconds: float) -> Mapping[
     return events
 
 
-def back(guest: Guest, seconds: float) -> StopInfo:
-    """Run backwards to the last breakpoint, watchpoint or write to a watched table, or to the start.
-
-    Raises UserError at the start, TargetTimeout; the guest stands where it stood then.
-    """
-    from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
-    from ptinspect.guest.breakpoints.table_watches import table_watches
-
-    replay, deadline = replay_of(guest), time.monotonic() + seconds
-    here = replay.position
-    with symbol_breakpoints(guest).backwards():
-        stop = replay.back(seconds)
-    since, watches = replay.position, table_watches(guest)
-    if not watches.active:
-        return stop
-    try:
-        found = watches.last_between(since, here, deadline)
-    except (TargetTimeout, KeyboardInterrupt):
-        replay.go_to(here)
-        raise
-    if found is None:
-        replay.go_to(since)
-        found = replay.stands(stop.reason, stop.breakpoint)
-    return found
-
-
 def step_back(guest: Guest, count: int) -> StopInfo:
     """Go back some instructions."""
     return replay_of(guest).step_back(count)
