@@ -173,6 +173,12 @@ class FakeSession:
         self.breakpoints += (Breakpoint(number, address, kind=kind[how.get("access", "access")], what=what),)
         return number
 
+    def watch_areas(self, areas: Sequence[tuple[int, int]]) -> list[int]:
+        raise NotImplementedError
+
+    def unwatch_areas(self) -> None:
+        raise NotImplementedError
+
     def write_physical(self, *parts: tuple[int, bytes]) -> None:
         for pa, data in parts:
             self.memory.write(pa, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from ptinspect.arch.sysregs import CpuState
@@ -51,8 +52,10 @@ class Changes:
         A CPU that is in code to be removed takes its detour first. Raises TargetError.
         """
         if any(change.what == GUARD and self._holds(change) for change in changes):
-            self._lead_out()
-        count = sum(self._put_back(change) for change in reversed(changes))
+            self.lead_out()
+        backwards = changes[::-1]
+        together = [backwards] if _apart(changes) else [[change] for change in backwards]
+        count = sum(self._put_back(part) for part in together)
         self._journal.remove(changes)
         return count
 
@@ -86,21 +89,24 @@ class Changes:
         except GuestError:
             return False
 
-    def _put_back(self, change: Change) -> int:
-        """Put back the words of one change that hold what was written; return how many did."""
-        try:
-            now = self._guest.memory.read(change.pa, change.width * change.count)
-        except GuestError:  # no RAM there: another machine
-            return 0
-        old, new = _bytes(change.old, change), _bytes(change.new, change)
-        words = [now[at : at + change.width] for at in range(0, len(now), change.width)]
-        count = words.count(new)
-        if count:
-            restored = b"".join(old if word == new else word for word in words)
-            self._guest.write_physical((change.pa, restored))
+    def _put_back(self, changes: Sequence[Change]) -> int:
+        """Put back the words that hold what was written, all at once; return how many did."""
+        parts, count = [], 0
+        for change in changes:
+            try:
+                now = self._guest.memory.read(change.pa, change.width * change.count)
+            except GuestError:  # no RAM there: another machine
+                continue
+            old, new = _bytes(change.old, change), _bytes(change.new, change)
+            words = [now[at : at + change.width] for at in range(0, len(now), change.width)]
+            if new in words:
+                count += words.count(new)
+                parts.append((change.pa, b"".join(old if word == new else word for word in words)))
+        if parts:
+            self._guest.write_physical(*parts)
         return count
 
-    def _lead_out(self) -> None:
+    def lead_out(self) -> None:
         """Let every CPU that is in ptinspect's code continue in the kernel's own."""
         guest, detours = self._guest, {detour.pc: detour for detour in self._journal.detours}
         chosen = guest.current_cpu
@@ -113,6 +119,12 @@ class Changes:
                 guest.gdb_command(f"set $x0 = ${detour.x0}")
             guest.gdb_command(f"set $pc = {detour.to:#x}")
         guest.current_cpu = chosen
+
+
+def _apart(changes: Sequence[Change]) -> bool:
+    """Tell whether no two changes have bytes in common."""
+    areas = sorted((change.pa, change.pa + change.width * change.count) for change in changes)
+    return all(one[1] <= other[0] for one, other in pairwise(areas))
 
 
 def _bytes(value: int, change: Change) -> bytes:

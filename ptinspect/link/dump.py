@@ -46,6 +46,7 @@ class DumpSession:
     """A stopped guest; see Session. Nothing can be made to run, or written."""
 
     set_breakpoint = watch_access = delete_breakpoint = slots = Missing(Capability.RUN)
+    watch_areas = unwatch_areas = Missing(Capability.RUN)
     reserve_breakpoint = delete_place = alter_place = escort = Missing(Capability.RUN)
     resume = wait_stop = interrupt = step_instructions = run_until = Missing(Capability.RUN)
     write_physical = changes = Missing(Capability.WRITE)

@@ -70,6 +70,7 @@ class LiveSession:
         self.slots = HardwareSlots(
             link.process, limited=facts.accel == "kvm", dfr0=lambda: dfr0_of(self.registers(0))
         )
+        self.watch_areas, self.unwatch_areas = link.agent.watch, link.agent.unwatch
         self._left = False
         self._states: tuple[int, dict[int, CpuState]] = (-1, {})
         self.address = str(link.address)
@@ -254,22 +255,18 @@ class LiveSession:
         if purpose is not Purpose.PLACE:
             self._make_room()
         self.slots.claim([address])
+        hardware = hardware or self.slots.limited
         found = insert_breakpoint(
-            self._gdb,
-            address,
-            hardware=hardware or self.slots.limited,
-            temporary=temporary,
-            cpu=cpu,
-            condition=condition,
+            self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
         )
         self.slots.note(found.id, purpose)
         known_as = None if purpose is Purpose.PLACE else of or found.id
         self._tracker.note_place(found.id, known_as, inner=inner)
         return found
 
-    def _make_room(self) -> None:  # where there are few, the escort does without until the guest runs
+    def _make_room(self) -> None:
         if self.slots.limited and not self.escort.inside:
-            self.escort.rest()
+            self.escort.rest()  # where there are few, it does without until the guest runs
 
     def watch_access(
         self, address: int, length: int, purpose: Purpose = Purpose.USER, of: int = 0, **how: str
@@ -296,7 +293,7 @@ class LiveSession:
     def delete_place(self, number: int) -> None:
         self._need_stopped()
         self._tracker.forget_place(number)
-        self._gdb.request(f"-break-delete {number}", SECONDS)
+        self._gdb.request(f"-{'ptinspect-unwatch' if number < 0 else 'break-delete'} {number}", SECONDS)
 
     # Running
 

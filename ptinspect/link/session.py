@@ -192,6 +192,15 @@ class Session(Protocol):
         exactly these bytes.
         """
 
+    def watch_areas(self, areas: Sequence[tuple[int, int]]) -> list[int]:
+        """Stop the guest when it loads or stores in one of these areas (address, bytes); no list has them.
+
+        They are set at one go, for there may be many. Returns a number below 0 for each. Raises MiError.
+        """
+
+    def unwatch_areas(self) -> None:
+        """Watch the areas of `watch_areas` no more."""
+
     def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
         """Enable or disable a breakpoint of one place, or a watchpoint; give it a condition (GDB's language).
 

@@ -318,7 +318,7 @@ def _stop_info(fields: Mapping[str, Any]) -> StopInfo:
     return StopInfo(
         str(fields.get("reason", "stopped")),
         max(_number(fields.get("thread-id", "1")) - 1, 0),
-        int(number) if number.isdecimal() else None,
+        int(number) if number.removeprefix("-").isdecimal() else None,
         _number(address),
         str(fields.get("signal-name", "")),
         old=old,

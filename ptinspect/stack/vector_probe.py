@@ -15,10 +15,18 @@ the branch at the end of the vector is led through the rest of its 128 bytes, wh
  1: b fault                only a store of the entry itself gets here
  2: b net                  and here who would have gone to __bad_stack
 
-`fault` and `net` are addresses that the kernel never executes at EL1, in a page of its own, where
-the breakpoints are. The flags are free, because SPSR_EL1 holds them. PAR_EL1 is only used between
-an AT instruction and the read after it (arch/arm64/mm/fault.c), with nothing in between that could
-fault. Source: Arm ARM C6.2 (encodings), D1.3 (exception entry).
+`fault` and `net` are in the padding of an interrupt's vector. What stands there loads itself, which a
+watchpoint notices, and stays where it is:
+
+    ldr wzr, .
+    b .
+
+As long as there is any breakpoint QEMU looks for one wherever code goes on that it has translated
+(cpu-exec.c, check_for_breakpoints); a watchpoint costs nothing but in accesses to its page.
+
+The flags are free, because SPSR_EL1 holds them. PAR_EL1 is only used between an AT instruction and
+the read after it (arch/arm64/mm/fault.c), with nothing in between that could fault. Source: Arm ARM
+C6.2 (encodings), D1.3 (exception entry).
 """
 
 from __future__ import annotations
@@ -31,6 +39,8 @@ from ptinspect.linux.image.entry import code_length
 
 _TEST = 8
 """Words of the test, up to the branch to `fault`."""
+TRAP = (a64.LDR_WZR_HERE, a64.B_HERE)
+"""What stands at `fault`, and after that at `net`."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,30 @@ class Probe:
     first: int
     """Offset of the first word in the padding."""
     end: int
-    """Offset past the last."""
+    """Offset past the branch to `net`, the last of them."""
     branch: int
     """Offset of the branch to the label, where a CPU goes on that was in the middle of the test."""
 
 
-def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | None:
+def traps_at(words: Sequence[int]) -> tuple[int, int]:
+    """Return the offsets of `fault` and `net` in an interrupt's vector, behind its probe if they fit."""
+    at = code_length(words) + 1
+    return 4 * at, 4 * (at + len(TRAP))
+
+
+def plan(
+    words: Sequence[int], va: int, fault: int | None, net: int, tail: Sequence[int] = ()
+) -> Probe | None:
     """Return the probe for the vector at `va`; None if it is not as expected or has no room.
 
-    `fault` None: without the test for a recursive fault, as in the vectors of interrupts.
+    `fault` None: without the test for a recursive fault, as in the vectors of interrupts. `tail`: words that
+    are to follow.
     """
     frame = next((size for word in words if (size := a64.lowers_sp(word))), None)
     branch = next((i for i, word in enumerate(words) if a64.branch(word, 0) is not None), None)
     failed = next((i for i, word in enumerate(words) if a64.branch_ne(word, 0) is not None), None)
     free = code_length(words)
-    length = 1 if fault is None else _TEST + 1
+    length = (1 if fault is None else _TEST + 1) + len(tail)
     if None in (frame, branch, failed) or len(words) - free < length:
         return None
     assert frame is not None and branch is not None and failed is not None
@@ -77,7 +96,7 @@ def plan(words: Sequence[int], va: int, fault: int | None, net: int) -> Probe | 
         ]
     end = free + len(code)
     code.append(a64.branch_to(va + 4 * end, net))
-    patches = [(4 * (free + i), words[free + i], word) for i, word in enumerate(code)]
+    patches = [(4 * (free + i), words[free + i], word) for i, word in enumerate([*code, *tail])]
     patches.append((4 * failed, words[failed], a64.branch_ne_to(4 * failed, 4 * end)))
     if fault is not None:
         patches.append((4 * branch, words[branch], a64.branch_to(4 * branch, 4 * free)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,9 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetError, TargetTimeout, UserError
 from ptinspect.link.gdb.slots import watch_fault
 
-PARK = KERNEL + 0x9_0000
 SYNC = VECTORS + 0x200
+TRAPS = VECTORS + 0x280 + 4 * 22
+"""The vector of interrupts has 21 words of code, and a branch of the probe's."""
 IMAGE = sg.IMAGE
 
 
@@ -27,6 +27,8 @@ class GuardSession(FakeSession):
     """Keep watchpoints, registers that were set, and a list of stops to come."""
 
     watches: dict[int, int] = field(default_factory=dict)
+    traps: dict[int, int] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
     stops: list[Any] = field(default_factory=list)
     kept: bool = True
     words: list[str] = field(default_factory=list)
@@ -43,15 +45,21 @@ class GuardSession(FakeSession):
 
     def gdb_command(self, line: str) -> str:
         self.words.append(line)
-        watch = re.fullmatch(r"awatch \*\(char\(\*\)\[(\d+)\]\)(0x[0-9a-f]+)", line)
-        if watch is not None:
-            number = 100 + len(self.watches)
-            self.watches[number] = int(watch[2], 16)
-            return f"Hardware access (read/write) watchpoint {number}: x\n"
-        if line.startswith("delete "):
-            for number in map(int, line.split()[1:]):
-                self.forget(number)
         return ""
+
+    def watch_areas(self, areas: Sequence[tuple[int, int]]) -> list[int]:
+        """Give traps the numbers -1, -2, and stacks -100, -101, ..."""
+        found = []
+        for address, size in areas:
+            kind = self.traps if size == 4 else self.watches
+            found.append(-len(kind) - (1 if size == 4 else 100))
+            kind[found[-1]] = address
+            self.sizes.append(size)
+        return found
+
+    def unwatch_areas(self) -> None:
+        self.traps.clear()
+        self.watches = {number: at for number, at in self.watches.items() if number > 0}
 
     def forget(self, number: int) -> None:
         if self.slots.limited and number in self.watches:
@@ -80,7 +88,7 @@ class Guest(StackGuest):
         self.init = self.task(0, "swapper/0", self.init_base)
         self.shell = self.task(7, "sh", self.base, parent=self.init)
         self.link_tasks([self.init, self.shell])
-        self.image.symbols |= {"__hyp_stub_vectors": [PARK], "panic_bad_stack": [KERNEL + 0x7000]}
+        self.image.symbols |= {"panic_bad_stack": [KERNEL + 0x7000]}
         self.tree.memory.write(IMAGE, bytes(self.image.code[:0x10_0000]))
         self.states = [self.cpu(self.shell, self.base + 0x3000)]
         self.session = GuardSession(self.tree.memory, cpus=self.states)
@@ -121,7 +129,7 @@ def guest() -> Guest:
 def nothing_left(guest: Guest, before: bytes) -> None:
     assert guest.code() == before
     assert guest.session.watches == {}
-    assert guest.session.breakpoints == ()
+    assert guest.session.breakpoints == () and guest.session.traps == {}
     assert "set breakpoint always-inserted on" not in guest.session.words[-1:]
 
 
@@ -130,7 +138,7 @@ def test_a_quiet_run(guest: Guest) -> None:
     seen: list[Any] = []
 
     def look(session: GuardSession) -> Stop:
-        seen.append((guest.code() != before, dict(session.watches), [b.address for b in session.breakpoints]))
+        seen.append((guest.code() != before, dict(session.watches), [*session.traps.values()]))
         return Stop("breakpoint-hit", 0, 77, KERNEL, "")
 
     guest.session.stops = [look]
@@ -141,10 +149,10 @@ def test_a_quiet_run(guest: Guest) -> None:
         "probe",
         2,
     )
-    patched, watches, breakpoints = seen[0]
+    patched, watches, traps = seen[0]
     assert patched
     assert sorted(watches.values()) == [guest.init_base + 32, guest.base + 32]
-    assert breakpoints == [PARK, PARK + 0x80]
+    assert traps == [TRAPS, TRAPS + 8]
     nothing_left(guest, before)
 
 
@@ -164,7 +172,7 @@ def test_a_tripped_wire_that_cannot_be_explained_is_not_quiet_either(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = guest.context()
-    guest.session.stops = [guest.stop_at(77), guest.stop_at(101, sp=guest.base + 0x700)]
+    guest.session.stops = [guest.stop_at(77), guest.stop_at(-101, sp=guest.base + 0x700)]
     run(ctx, "stack guard")
     assert run(ctx, "expect guard quiet").exit_code == 0
 
@@ -181,7 +189,7 @@ def test_a_recursive_fault(guest: Guest) -> None:
     before = guest.code()
     low = guest.base + 0x3000
     guest.session.stops = [
-        guest.stop_at(1, sp=low, pc=PARK, ELR_EL1=sg.EL1_SYNC, ESR_EL1=0x9600_0046, FAR_EL1=low + 0x150)
+        guest.stop_at(-1, sp=low, pc=TRAPS + 4, ELR_EL1=sg.EL1_SYNC, ESR_EL1=0x9600_0046, FAR_EL1=low + 0x150)
     ]
     report = run(guest.context(), "stack guard")
     assert (report.exit_code, report.result["way"], report.result["quiet"]) == (1, "recursive-fault", False)
@@ -193,16 +201,17 @@ def test_a_recursive_fault(guest: Guest) -> None:
 
 def test_a_fault_that_only_looks_like_one_is_passed(guest: Guest) -> None:
     guest.session.stops = [
-        guest.stop_at(1, pc=PARK, ELR_EL1=KERNEL + 0x5000, ESR_EL1=0x9600_0046),
+        guest.stop_at(-1, pc=TRAPS + 4, ELR_EL1=KERNEL + 0x5000, ESR_EL1=0x9600_0046),
         guest.stop_at(77, pc=KERNEL),
     ]
     result = run(guest.context(), "stack guard").result
     assert (result["way"], result["false_hits"]) == ("other", 1)
+    assert f"set $pc = {SYNC + 0x18:#x}" in guest.session.words, "it does not stay in the trap"
 
 
 def test_the_kernels_own_overflow_test(guest: Guest) -> None:
     before = guest.code()
-    guest.session.stops = [guest.stop_at(2, sp=guest.base - 0x10, pc=PARK + 0x80)]
+    guest.session.stops = [guest.stop_at(-2, sp=guest.base - 0x10, pc=TRAPS + 12)]
     result = run(guest.context(), "stack guard").result
     assert result["way"] == "bad-stack"
     assert f"set $pc = {sg.BAD_STACK:#x}" in guest.session.words
@@ -211,7 +220,7 @@ def test_the_kernels_own_overflow_test(guest: Guest) -> None:
 
 
 def test_a_store_into_the_margin(guest: Guest) -> None:
-    guest.session.stops = [guest.stop_at(101, sp=guest.base + 0x700)]
+    guest.session.stops = [guest.stop_at(-101, sp=guest.base + 0x700)]
     report = run(guest.context(), "stack guard")
     assert (report.result["way"], report.result["stack"]["free"], report.exit_code) == ("margin", 0x700, 1)
     assert "way margin" in text(report)
@@ -223,7 +232,7 @@ def test_a_store_into_the_margin(guest: Guest) -> None:
 
 
 def test_above_the_margin_is_no_alarm(guest: Guest) -> None:
-    guest.session.stops = [guest.stop_at(101, sp=guest.base + 2048), guest.stop_at(77)]
+    guest.session.stops = [guest.stop_at(-101, sp=guest.base + 2048), guest.stop_at(77)]
     found = run(guest.context(), "stack guard").result
     assert (found["way"], found["false_hits"]) == ("other", 1)
 
@@ -235,7 +244,7 @@ def test_memory_that_is_nobodys_stack_any_more_is_let_go(guest: Guest) -> None:
         left.append(sorted(session.watches.values()))
         return Stop("breakpoint-hit", 0, 77, KERNEL, "")
 
-    guest.session.stops = [guest.stop_at(100, sp=guest.base + 0x3000), look]
+    guest.session.stops = [guest.stop_at(-100, sp=guest.base + 0x3000), look]
     result = run(guest.context(), "stack guard").result
     assert (result["way"], result["false_hits"]) == ("other", 1)
     assert left == [[guest.base + 32]]
@@ -286,14 +295,14 @@ def test_wrong_arguments(guest: Guest, more: str) -> None:
     nothing_left(guest, before)
 
 
-@pytest.mark.parametrize("reason", ["kvm", "register", "parking", "code"])
+@pytest.mark.parametrize("reason", ["kvm", "register", "room", "code"])
 def test_where_no_probe_can_be_had_a_breakpoint_takes_its_place(guest: Guest, reason: str) -> None:
     if reason == "kvm":
         guest.session.accel = "kvm"
     elif reason == "register":
         guest.session.kept = False
-    elif reason == "parking":
-        del guest.image.symbols["__hyp_stub_vectors"]
+    elif reason == "room":
+        guest.tree.memory.write(IMAGE + SYNC - KERNEL + 0xF8, b"\1\2\3\4")
     else:
         guest.tree.memory.write(IMAGE + SYNC - KERNEL + 0x60, b"\1\2\3\4" * 8)
     before = guest.code()
@@ -375,8 +384,7 @@ def test_a_failing_link_is_reported_and_what_can_be_is_taken_away(guest: Guest) 
 def test_stack_size_is_that_of_the_watch(guest: Guest) -> None:
     guest.session.stops = [guest.stop_at(77)]
     run(guest.context(), "stack guard --margin 25%")
-    watch = next(line for line in guest.session.words if line.startswith("awatch"))
-    assert f"[{SIZE // 4 - 32}]" in watch
+    assert guest.session.sizes == [4, 4, SIZE // 4 - 32, SIZE // 4 - 32]
 
 
 def test_before_tasks_are_known_the_entry_is_guarded_all_the_same(guest: Guest) -> None:

@@ -208,6 +208,22 @@ def test_a_watchpoint_names_the_writer_not_the_vector(attach: Attach) -> None:
         assert session.stop.pc == CODE + 12 and stub.cpu.stored[CODE + 0x800] == n
 
 
+def test_areas_are_watched_that_no_list_has(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    loop(stub, STR_X0_X1)
+    stub.cpu.regs["X1"] = CODE + 0x800
+    session.gdb_command("maint flush register-cache")
+    session.gdb_command("set breakpoint always-inserted on")
+    first, other, last = session.watch_areas([(CODE + 0x800, 8), (CODE + 0x840, 8), (CODE + 0x880, 8)])
+    assert max(first, other, last) < 0 and session.breakpoints == ()
+    session.delete_breakpoint(other)
+    assert list(stub.set.values()) == ["watchpoint"] * 2
+    assert go(session) == 1
+    assert (session.stop.breakpoint, session.stop.reason) == (first, "access-watchpoint-trigger")
+    session.unwatch_areas()
+    assert stub.set == {} and session.watch_areas([]) == []
+
+
 def test_what_is_stepped_sees_its_own_flags(attach: Attach) -> None:
     stub, session = attach(dfr0=DFR0)
     loop(stub, MRS_X1_DAIF, SVC)

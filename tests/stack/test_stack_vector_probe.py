@@ -8,7 +8,7 @@ import pytest
 import stack_guest as sg
 
 from ptinspect.arch import a64
-from ptinspect.stack.vector_probe import Probe, plan
+from ptinspect.stack.vector_probe import TRAP, Probe, plan, traps_at
 
 AT = sg.VECTORS + 0x200
 FAULT, NET = sg.KERNEL + 0x8_0000, sg.KERNEL + 0x8_0080
@@ -119,6 +119,21 @@ def test_the_vectors_of_interrupts_keep_their_branch() -> None:
     probe = plan(vector(sg.EL1_IRQ), AT, None, NET)
     assert probe is not None
     assert [at for at, _, _ in probe.patches] == [probe.first, 0x44]
+
+
+def test_a_trap_loads_itself_and_stays_behind_the_probe_of_a_vector_of_interrupts() -> None:
+    words = vector(sg.EL1_IRQ)
+    fault, net = traps_at(words)
+    probe = plan(words, AT, None, AT + net, 2 * TRAP)
+    assert probe is not None and probe.end == fault
+    after = patched(words, probe)
+    assert a64.branch(after[fault // 4 - 1], fault - 4) == net
+    for at in (fault, net):
+        assert after[at // 4] == 0x1800_001F, "a literal of 32 bits, no words away, to the zero register"
+        assert a64.branch(after[at // 4 + 1], at + 4) == at + 4
+    assert plan([*words[:-9], *[sg.NOP] * 9], AT, None, AT + net, 2 * TRAP) is not None
+    full = [*words[:21], *[words[20]] * 8, *[UDF] * 3]
+    assert plan(full, AT, None, AT + net, 2 * TRAP) is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -24,13 +23,13 @@ from ptinspect.linux.image.entry import EL1H, SLOT
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.linux.running.tasks import Task
 from ptinspect.stack.guard import ALARMS, MAX_STACKS, Budget, Way, Wires, few, judge, margin_bytes, watched
-from ptinspect.stack.vector_probe import Probe, plan
+from ptinspect.stack.vector_probe import TRAP, Probe, plan, traps_at
 from ptinspect.stack.verdict_facts import entry_ranges
 
 Entry = Literal["probe", "breakpoint"]
 """How the exception entry is guarded: by code in the vector's padding, or by a breakpoint on it."""
-PARKING = "__hyp_stub_vectors"
-"""A page that the kernel executes at EL2 only, and there by another address (hyp-stub.S)."""
+IRQ = 1
+"""The vector, of those of the kernel's own mode, in whose padding the probes' ends stand."""
 BAD_STACK = ("panic_bad_stack", "handle_bad_stack")
 KEPT = "PAR_EL1"
 """The register in which the probe keeps x0."""
@@ -56,7 +55,7 @@ class Armed:
     """Breakpoints and watchpoints."""
     changes: tuple[Change, ...] = ()
     """The words of the probes."""
-    parking: tuple[int, int] | None = None
+    traps: tuple[int, int] | None = None
     """Addresses that the probes branch to: at a recursive fault, and where the stack is used up."""
     entry: Entry = "breakpoint"
     """How the entry is guarded."""
@@ -76,10 +75,9 @@ def arm_entry(guest: Guest, stacks: Stacks, armed: Armed, wanted: Entry | None) 
         raise TargetError(f"no probe: {armed.why}", "--entry breakpoint")
     armed.entry = "probe" if armed.changes else "breakpoint"
     if armed.entry == "probe":
-        assert armed.parking is not None
+        assert armed.traps is not None
         ways: tuple[Way, Way] = ("recursive-fault", "bad-stack")
-        for address, way in zip(armed.parking, ways, strict=True):
-            armed.wires.ways[session.set_breakpoint(address, purpose=Purpose.GUARD).id] = way
+        armed.wires.ways |= zip(session.watch_areas([(at, 4) for at in armed.traps]), ways, strict=True)
         return
     arm_label(guest, stacks, armed)
     bad = _bad_stack(stacks)
@@ -116,43 +114,45 @@ def rest_label(guest: Guest, armed: Armed) -> None:
 def _put_probes(guest: Guest, stacks: Stacks, armed: Armed) -> str:
     """Write the probes; return why none was written."""
     session, view = guest.stopped, stacks.view
-    image = stacks.tasks.image
     if session.accel == "kvm":
         return "the guest runs under KVM"
     if Capability.WRITE not in session.capabilities:
         return "a recorded guest is not written to"
     if KEPT not in session.registers(session.current_cpu):
         return f"the stub does not offer {KEPT}"
-    if PARKING not in image.symbols or stacks.entry.bad_stack is None:
-        return f"the kernel has no {PARKING}, or does not test for overflow"
-    park = image.lookup(PARKING)
+    if stacks.entry.bad_stack is None:
+        return "the kernel does not test for overflow"
+
+    def read(va: int) -> tuple[int, ...]:
+        return a64.words(session.memory.read(int(view.pa_of_link(va)), SLOT))
+
+    host = stacks.vector_tables[0] + EL1H + SLOT * IRQ
+    fault, net = (host + at for at in traps_at(read(host)))
     planned = []
     for table in stacks.vector_tables:
         for kind in range(4):
             va = table + EL1H + SLOT * kind
-            pa = int(view.pa_of_link(va))
-            words = a64.words(session.memory.read(pa, SLOT))
-            probe = plan(words, va, None if kind else park, park + SLOT)
+            probe = plan(read(va), va, None if kind else fault, net, 2 * TRAP if va == host else ())
             if probe is None:
                 return f"the vector at {va + view.kaslr_offset:#x} is not as expected"
-            planned.append(Patched((va + view.kaslr_offset) & MASK64, pa, probe))
-    parking = (park + view.kaslr_offset) & MASK64
-    armed.parking = (parking, parking + SLOT)
-    bad_stack = (stacks.entry.bad_stack + view.kaslr_offset) & MASK64
+            planned.append(Patched((va + view.kaslr_offset) & MASK64, int(view.pa_of_link(va)), probe))
+    armed.traps = (fault + view.kaslr_offset) & MASK64, (net + view.kaslr_offset) & MASK64
     armed.changes = tuple(
         Change(patched.pa + at, old, new, 4, what=GUARD)
         for patched in planned
         for at, old, new in patched.probe.patches
     )
-    session.changes.make(armed.changes, _detours(planned, armed.parking, bad_stack))
+    bad_stack = (stacks.entry.bad_stack + view.kaslr_offset) & MASK64
+    session.changes.make(armed.changes, _detours(planned, armed.traps, bad_stack))
     return ""
 
 
-def _detours(planned: list[Patched], parking: tuple[int, int], bad_stack: int) -> Iterator[Detour]:
+def _detours(planned: list[Patched], traps: tuple[int, int], bad_stack: int) -> Iterator[Detour]:
     """Give, for every place in the probes, where the vector itself goes on from there."""
     first = planned[0]
-    yield Detour(parking[0], first.va + first.probe.branch, KEPT)
-    yield Detour(parking[1], bad_stack)
+    for at in range(0, 4 * len(TRAP), 4):
+        yield Detour(traps[0] + at, first.va + first.probe.branch, KEPT)
+        yield Detour(traps[1] + at, bad_stack)
     for patched in planned:
         probe = patched.probe
         for at in range(probe.first, probe.end - 4, 4):
@@ -170,22 +170,11 @@ def watch_stacks(guest: Guest, armed: Armed, wanted: Iterable[Stack], margin: in
         _watch_few(guest, armed, list(wanted), margin)
         return
     known = wires.bases
-    for stack in wanted:
-        if stack.base in known:
-            continue
-        if len(known) >= MAX_STACKS:
-            wires.skipped += 1
-            continue
-        known.add(stack.base)
-        low, high = watched(stack, margin)
-        answer = session.gdb_command(f"awatch *(char(*)[{high - low}]){low:#x}")
-        number = re.search(r"^Hardware access \(read/write\) watchpoint (\d+)", answer, re.MULTILINE)
-        if number is None:
-            software = re.search(r"[Ww]atchpoint (\d+)", answer)
-            if software is not None:
-                session.gdb_command(f"delete {software[1]}")
-            raise TargetError("GDB would not watch the stack by hardware", answer.strip()[:200])
-        wires.stacks[int(number[1])] = stack
+    later = list({stack.base: stack for stack in wanted if stack.base not in known}.values())
+    new = later[: max(MAX_STACKS - len(known), 0)]
+    wires.skipped += len(later) - len(new)
+    areas = [(low, high - low) for low, high in (watched(stack, margin) for stack in new)]
+    wires.stacks |= zip(session.watch_areas(areas), new, strict=True)
 
 
 def _watch_few(guest: Guest, armed: Armed, wanted: list[Stack], margin: int) -> None:
@@ -226,10 +215,12 @@ def disarm(guest: Guest, armed: Armed) -> None:
             guest.target.interrupt(5.0)
     if guest.state != "stopped":
         return
-    numbers = [*armed.wires.ways, *armed.wires.stacks]
     with contextlib.suppress(PtinspectError):
-        if numbers:
-            guest.stopped.gdb_command(f"delete {' '.join(map(str, numbers))}")
+        guest.stopped.unwatch_areas()
+    for number in (*armed.wires.ways, *armed.wires.stacks):
+        if number > 0:
+            with contextlib.suppress(PtinspectError):
+                guest.stopped.delete_breakpoint(number)
     with contextlib.suppress(PtinspectError):
         always_inserted(guest, False)
     guest.stopped.changes.undo(armed.changes)
@@ -427,5 +418,7 @@ class _Run:
             wires.false_hits += 1
             if stop.breakpoint in wires.stacks:
                 give_up(guest, self.armed, stop.breakpoint)
+            elif self.armed.traps is not None:
+                guest.stopped.changes.lead_out()
             elif stop.breakpoint in wires.entries and not budget.spend():
                 rest_label(guest, self.armed)

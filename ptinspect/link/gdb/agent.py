@@ -151,6 +151,18 @@ class Agent:
             self._plain = plain
             self._gdb.request(f"-ptinspect-frames {'plain' if plain else 'gdb'}", BASE_SECONDS)
 
+    def watch(self, areas: Sequence[tuple[int, int]]) -> list[int]:
+        """Stop the guest at accesses to areas (address, size); return GDB's numbers. Raises MiError."""
+        if not areas:
+            return []
+        words = ",".join(f"{address:x}:{size:x}" for address, size in areas)
+        numbers = self._gdb.request(f"-ptinspect-watch {words}", BASE_SECONDS).field("numbers")
+        return [int(number) for number in numbers.split(b",")]
+
+    def unwatch(self) -> None:
+        """Watch none of these areas any more."""
+        self._gdb.request("-ptinspect-unwatch", BASE_SECONDS)
+
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""
         self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)
