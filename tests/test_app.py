@@ -80,15 +80,6 @@ def test_what_git_bisect_is_told(command: str, code: int) -> None:
     assert app.for_bisect(130) == 130
 
 
-def test_errors_are_json_too() -> None:
-    done = run("--json", "-c", "version", "-c", "walk 0x10")
-    assert done.returncode == 2
-    assert done.stderr == ""
-    first, second = map(json.loads, done.stdout.splitlines())
-    assert (first["command"], first["ok"], first["result"]["version"]) == ("version", True, __version__)
-    assert (second["command"], second["ok"], second["error"]["kind"]) == ("walk", False, "usage")
-
-
 def test_wrong_options_are_json_too() -> None:
     done = run("--json", "--no-such-option")
     assert done.returncode == 2
@@ -115,14 +106,6 @@ def test_the_lines_of_a_script_are_shown_and_those_of_others_are_not(tmp_path: P
     assert [line for line in lines if line not in echoes] == quiet.stdout.splitlines()
     assert shown.stderr == quiet.stderr
     assert "ptinspect>" not in run(stdin=script.read_text()).stdout
-
-
-def test_a_failing_script_line_has_its_place(tmp_path: Path) -> None:
-    script = tmp_path / "s.pti"
-    script.write_text("version\n\nwalk 0x10\n")
-    done = run("-x", str(script))
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"{script}:3: walk: not attached")
 
 
 def test_commands_from_a_pipe() -> None:

@@ -132,6 +132,7 @@ def test_failures_in_json_and_in_the_report(script: Path, tmp_path: Path) -> Non
         ("decode", False, f"{path}:3"),
         ("walk", False, f"{path}:4"),
     ]
+    assert lines[1]["line"] == "decode 0x1 --level 9"
     assert all(line["error"]["message"].startswith(line["place"] + ": ") for line in lines[1:])
     root = ET.parse(report).getroot()
     assert root.attrib["tests"] == "4" and root.attrib["errors"] == "3"

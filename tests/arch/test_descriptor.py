@@ -230,16 +230,6 @@ def test_fields_of_el2_have_its_names() -> None:
     assert "EL2" in meaning(3 | 1 << 53, 3, dataclasses.replace(K4, name="EL2&0"), "PXN")
 
 
-def test_bit11_means_ng_on_leaves_and_a_mark_on_tables_and_nothing_elsewhere() -> None:
-    leaf, table = decode(BIT11 | 3, 3, K4).attributes, decode(BIT11 | 3, 2, K4).attributes
-    assert leaf is not None
-    assert table is not None
-    assert (leaf.ng, leaf.table_mark) == (True, None)
-    assert (table.ng, table.table_mark) == (None, True)
-    assert decode(BIT11, 3, K4).attributes is None
-    assert decode(BIT11 | 1, 3, K4).attributes is None
-
-
 def test_with_lpa2_shareability_comes_from_tcr() -> None:
     regime = Regime(12, 52, 52, True, ds=True, sh=2)
     found = decode(3 | 3 << 8, 3, regime)
@@ -398,8 +388,3 @@ def test_bit_11_changes_nothing_else(raw: int, regime: Regime) -> None:
 def test_what_is_no_descriptor_is_refused(raw: int) -> None:
     with pytest.raises(ValueError, match="not a 64-bit descriptor"):
         decode(raw, 3, K4)
-
-
-def test_software_bits_are_never_read_by_the_architecture() -> None:
-    for bit, regime in itertools.product(SOFTWARE_BITS, ALL.values()):
-        assert decode(3 | 1 << bit, 3, regime).output_address == 0

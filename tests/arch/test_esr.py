@@ -8,16 +8,6 @@ from hypothesis import strategies as st
 
 from ptinspect.arch.esr import decode_esr, fault_status
 
-
-def test_the_reports_syndrome() -> None:
-    esr = decode_esr(0x96000046)
-    assert (esr.class_name, esr.wnr, esr.s1ptw) == ("DABT (current EL)", True, False)
-    assert (esr.fault, esr.level) == ("translation fault", 2)
-    assert esr.text == "DABT (current EL): write, translation fault, level 2"
-    later = decode_esr(0x96000006)
-    assert (later.wnr, later.fault, later.level) == (False, "translation fault", 2)
-
-
 WALK, PARITY, GRANULE = (
     "synchronous external abort on a table walk",
     "synchronous parity or ECC error on a table walk",

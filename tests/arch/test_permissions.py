@@ -22,23 +22,6 @@ def perms(leaf: int, tables: tuple[int, ...] = (), regime: Regime = K4) -> tuple
     return found.el1, found.el0
 
 
-@pytest.mark.parametrize(
-    ("leaf", "expected"),
-    [
-        (AP0, ("rwx", "--x")),
-        (AP1, ("rw-", "rwx")),
-        (AP2, ("r-x", "--x")),
-        (AP3, ("r-x", "r-x")),
-        (AP0 | PXN, ("rw-", "--x")),
-        (AP0 | UXN, ("rwx", "---")),
-        (AP1 | UXN, ("rw-", "rw-")),
-        (AP3 | PXN | UXN, ("r--", "r--")),
-    ],
-)
-def test_direct_permissions(leaf: int, expected: tuple[str, str]) -> None:
-    assert perms(leaf) == expected
-
-
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_hierarchical_bits_count_at_every_level(position: int) -> None:
     def at(bits: int) -> tuple[int, ...]:
@@ -48,42 +31,6 @@ def test_hierarchical_bits_count_at_every_level(position: int) -> None:
     assert perms(AP1, at(NO_EL0)) == ("rwx", "--x")
     assert perms(AP3, at(PXN_TABLE)) == ("r--", "r-x")
     assert perms(AP3, at(UXN_TABLE)) == ("r-x", "r--")
-
-
-def test_hierarchical_bits_are_ignored_with_hpd() -> None:
-    regime = dataclasses.replace(K4, hpd=True)
-    tables = (PXN_TABLE | UXN_TABLE | NO_EL0 | NO_WRITE,)
-    for leaf in (AP0, AP1, AP2, AP3):
-        assert perms(leaf, tables, regime) == perms(leaf)
-
-
-def test_writable_at_el0_is_never_executable_at_el1() -> None:
-    for leaf in itertools.product((AP0, AP1, AP2, AP3), (0, PXN), (0, UXN)):
-        el1, el0 = perms(leaf[0] | leaf[1] | leaf[2])
-        assert not ("w" in el0 and "x" in el1)
-
-
-def test_wxn_takes_execution_from_what_is_writable() -> None:
-    regime = dataclasses.replace(K4, wxn=True)
-    assert perms(AP0, (), regime) == ("rw-", "--x")
-    assert perms(AP1, (), regime) == ("rw-", "rw-")
-    assert perms(AP2, (), regime) == ("r-x", "--x")
-
-
-def test_dbm_makes_clean_pages_writable_only_where_hardware_manages_them() -> None:
-    assert perms(AP2 | DBM) == ("r-x", "--x")
-    assert perms(AP2 | DBM, (), dataclasses.replace(K4, hd=True)) == ("rwx", "--x")
-    assert perms(AP2 | DBM, (NO_WRITE,), dataclasses.replace(K4, hd=True)) == ("r-x", "--x")
-
-
-def test_epd_and_e0pd() -> None:
-    assert perms(AP1, (), dataclasses.replace(K4, epd=True)) == ("---", "---")
-    assert perms(AP3, (), dataclasses.replace(K4, e0pd=True)) == ("r-x", "---")
-
-
-def test_a_table_has_no_permissions_of_its_own() -> None:
-    with pytest.raises(ValueError, match="no permissions"):
-        effective(decode(3, 0, K4), [], K4)
 
 
 DIRECT = {0b00: "rw..", 0b01: "rwrw", 0b10: "r...", 0b11: "r.r."}

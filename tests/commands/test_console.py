@@ -10,7 +10,7 @@ from fakes import context, run, text
 
 from ptinspect.commands.framework.context import Silent
 from ptinspect.commands.target import console
-from ptinspect.errors import UserError
+from ptinspect.errors import GuestError, UserError
 from ptinspect.guest import console_log
 from ptinspect.repl.printer import Printer
 
@@ -40,10 +40,13 @@ def add(path: Path, data: bytes) -> None:
 
 
 def test_the_end_is_shown(tmp_path: Path) -> None:
-    ctx, _, _ = launched(tmp_path, b"one\r\ntwo\x1b[2J\r\nthree\r\n")
+    ctx, path, _ = launched(tmp_path, b"one\r\ntwo\x1b[2J\r\nthree\r\n")
     assert text(run(ctx, "console -n 2")) == "two\\x1b[2J\nthree\n"
     with pytest.raises(UserError, match="following"):
         run(ctx, "console off")
+    path.unlink()
+    with pytest.raises(GuestError, match="cannot read the console"):
+        run(ctx, "console")
     ctx.guest.qemu = None
     for line in ("console", "console -f", "console -f --timeout 0"):
         with pytest.raises(UserError, match="launched here"):

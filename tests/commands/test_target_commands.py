@@ -24,7 +24,6 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.errors import (
     GuestError,
     KernelFileError,
-    MemoryReadError,
     MiError,
     TargetLost,
     TargetRunning,
@@ -133,7 +132,7 @@ def test_walk_of_a_symbol_and_of_a_register(ctx: Context) -> None:
 def test_walk_of_a_user_address_uses_ttbr0(ctx: Context) -> None:
     result = run(ctx, "walk 0x400000").result
     assert result["root"] == {"pa": "0x0", "provenance": "TTBR0_EL1 of cpu 0"}
-    assert result["outcome"] == "unreadable"
+    assert (result["outcome"], result["steps"][0]["raw"]) == ("unreadable", None)
 
 
 @pytest.mark.parametrize("root", ["ttbr1", "swapper", "{root:#x}", "pa:{root:#x}", "$TTBR1_EL1"])
@@ -156,11 +155,6 @@ def test_walk_with_the_mmu_off_says_so() -> None:
     assert (report.result["outcome"], report.result["mmu_on"]) == ("mapped", False)
     assert "the MMU is off" in text(report) and "without tables" not in text(report)
     assert "as a physical one, without tables" in text(run(ctx, "walk 0x40000000"))
-
-
-def test_no_such_cpu(ctx: Context) -> None:
-    with pytest.raises(UserError, match="no CPU 3: the guest has 1"):
-        run(ctx, "walk 0x10 --cpu 3")
 
 
 @pytest.mark.parametrize("attached", [False, True])
@@ -415,31 +409,6 @@ def test_a_second_guest_is_refused(ctx: Context) -> None:
 def test_attach_without_an_address_needs_a_launched_guest() -> None:
     with pytest.raises(UserError, match="which gdbstub"):
         run(context(), "attach")
-
-
-def test_console_shows_the_last_lines_escaped(tmp_path: Path) -> None:
-    class Qemu:
-        console = tmp_path / "console"
-
-    Qemu.console.write_bytes(b"one\r\ntwo\x1b[2J\r\nthree\xff\r\n")
-    ctx = context()
-    ctx.guest.qemu = Qemu()  # type: ignore[assignment]
-    assert run(ctx, "console -n 2").result["lines"] == ["two\\x1b[2J", "three\ufffd"]
-    Qemu.console.unlink()
-    with pytest.raises(Exception, match="cannot read the console"):
-        run(ctx, "console")
-    with pytest.raises(UserError, match="launched here"):
-        run(context(), "console")
-
-
-def test_a_memory_error_is_no_empty_table() -> None:
-    tree = kernel_tree()
-    ctx = context(tree)
-    result = run(ctx, f"walk {KERNEL:#x} --root 0x900000000").result
-    assert result["outcome"] == "unreadable"
-    assert result["steps"][0]["raw"] is None
-    with pytest.raises(MemoryReadError):
-        tree.memory.read(0x9_0000_0000, 8)
 
 
 def test_a_launched_qemu_that_has_gone_is_noticed_while_the_guest_is_stopped(ctx: Context) -> None:

@@ -49,14 +49,6 @@ def saying() -> tuple[Any, list[str]]:
     return ctx, said
 
 
-def test_the_first_failure_ends_the_run_and_has_its_place() -> None:
-    ctx, said = saying()
-    subject = player(ctx)
-    assert play(subject, "say a\nsay bad\nsay b\n") == 1
-    assert said == ["a", "bad"]
-    assert err(subject.printer) == "s:2: it is bad\n"
-
-
 def test_an_answer_that_does_not_hold_has_its_place_too() -> None:
     ctx, _ = saying()
     subject = player(ctx)
@@ -89,13 +81,6 @@ def test_variables_and_repeat() -> None:
         play(subject, "say ${i}")
     assert play(subject, "repeat many: say x\n") == 2
     assert "s:1: 'many' is not a number" in err(subject.printer)
-
-
-def test_an_unknown_command_is_refused_before_anything_runs() -> None:
-    ctx, said = saying()
-    with pytest.raises(ScriptError, match=r"s:3: no command 'nonsense'"):
-        play(player(ctx), "say a\nrepeat 2:\n  nonsense\n")
-    assert said == []
 
 
 def test_scripts_that_call_scripts(tmp_path: Path) -> None:
@@ -137,20 +122,6 @@ def test_scripts_that_are_called_are_looked_at_first(tmp_path: Path) -> None:
         with pytest.raises(ScriptError, match=message):
             play(player(ctx, variables={"dir": str(tmp_path)}), text)
     assert said == ["1", "1", "from 1"]
-
-
-def test_json_lines_have_their_place() -> None:
-    ctx, _ = saying()
-    subject = player(ctx)
-    subject.printer.json = True
-    play(subject, "repeat 2:\n  say a\nsay bad\n")
-    lines = [json.loads(line) for line in out(subject.printer).splitlines()]
-    assert [(line["command"], line["line"], line["place"]) for line in lines] == [
-        ("say", "say a", "s:2"),
-        ("say", "say a", "s:2"),
-        ("say", "say bad", "s:3"),
-    ]
-    assert (lines[2]["ok"], lines[2]["error"]["message"]) == (False, "s:3: it is bad")
 
 
 def test_a_time_limit_for_the_whole_run() -> None:

@@ -128,12 +128,6 @@ def test_an_error_is_two_lines_on_standard_error(printer: Printer) -> None:
     assert err(printer) == "ptinspect: cannot read 8 bytes at pa:0x10: not RAM\\x1b[2J\n  try another\n"
 
 
-def test_a_failed_expectation_is_exit_code_1(printer: Printer) -> None:
-    ctx = with_command(lambda ctx: Report({}, (Note("differs"),), exit_code=1))
-    assert run_line(ctx, printer, Line("probe")) == 1
-    assert out(printer) == "differs\n"
-
-
 def test_json_is_one_object_per_line(printer: Printer) -> None:
     printer.json = True
     ctx = context()
@@ -157,12 +151,6 @@ def test_help_of_a_command(printer: Printer, line: str) -> None:
     printer.json = True
     assert run_line(context(), printer, Line(line)) == 0
     assert json.loads(out(printer).splitlines()[-1])["command"] == "decode"
-
-
-def test_x_takes_its_format_as_gdb_does(printer: Printer) -> None:
-    ctx = context(kernel_tree())
-    assert run_line(ctx, printer, Line("x/2gx pa:0x40200000")) == 0
-    assert out(printer).split()[-2:] == ["0x0000000000000000"] * 2
 
 
 def test_progress_waits_a_second_and_goes_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
