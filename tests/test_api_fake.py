@@ -12,7 +12,7 @@ from fakes import FakeSession, context, kernel_tree
 
 from ptinspect.api import Guest
 from ptinspect.commands.framework.registry import build_registry
-from ptinspect.commands.target import attaching, replaying
+from ptinspect.commands.target import attaching
 from ptinspect.errors import UserError
 from ptinspect.guest import opening
 from ptinspect.guest.opening import Machine
@@ -88,7 +88,7 @@ def test_a_guest_that_is_no_replay_goes_forwards_only() -> None:
 
 def test_open_timeline_takes_what_the_command_takes(tmp_path: Path) -> None:
     method = inspect.signature(Guest.open_timeline).parameters
-    command = dict(list(inspect.signature(replaying.replay).parameters.items())[1:])
+    command = dict(list(inspect.signature(attaching.replay).parameters.items())[1:])
     assert set(method) - {"timeout"} == set(command)
     with pytest.raises(UserError, match="holds no recording"):
         Guest.open_timeline(tmp_path)

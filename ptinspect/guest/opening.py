@@ -337,8 +337,7 @@ def import_dump(guest: Guest, path: Path, base: int | None, given: Given) -> Imp
     """
     from ptinspect.link.dump import DumpSession
 
-    if guest.session is not None and guest.state != "dead":
-        raise UserError(f"attached to {guest.session.address} already", "detach first")
+    refuse_second(guest)
     file, cpus, info = _opened(path, base)
     try:
         found = _derived(guest, file, info, given)

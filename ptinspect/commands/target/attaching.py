@@ -1,4 +1,4 @@
-"""`launch`, `attach`, `status`, `detach`, `quit`."""
+"""`launch`, `attach`, `timeline open`, `status`, `detach`, `quit`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ptinspect.guest.condition import Condition, condition
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.guest.opening import Machine
-from ptinspect.guest.recordings.timeline import Timeline
+from ptinspect.guest.recordings.timeline import Timeline, open_recording
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
 
@@ -253,6 +253,29 @@ def detach(guest: Guest, *, resume: bool = False, stop: bool = False) -> Report:
     how = f"the guest is left {'running' if left.running else 'stopped'}"
     text = "detached: the guest has ended" if left.dead else f"detached: {how}"
     return Report(DetachResult(left.address, left.running), (Note(text),))
+
+
+@command(
+    "timeline open",
+    group="Timeline",
+    summary="Replay a recorded boot, from its start",
+    example="timeline open boot.timeline",
+    arguments=(
+        argument("directory", type=Path, metavar="DIR", help="what launch --timeline has made"),
+        argument("--qemu", metavar="Q", help="QEMU to start (default: one of the version that recorded)"),
+        argument("--trust", action="store_true", help="start QEMU with the further arguments that it names"),
+    ),
+    result=Condition,
+    details="Open those of people whom you trust: QEMU takes the machine's states from it. "
+    "It must be the same version of QEMU. A recording that broke off is replayed as far as it goes.",
+    not_in_gdb="start QEMU yourself with rr=replay, or use ptinspect without GDB",
+)
+def replay(ctx: Context, *, directory: Path, qemu: str | None = None, trust: bool = False) -> Report:
+    """Start QEMU on a recording, and attach to it."""
+    open_recording(ctx.guest, directory, qemu, ctx.options.number("timeout-attach"), trust=trust)
+    found = condition(ctx.guest)
+    head = Note(f"replaying {escape(str(directory))}, stopped at its start", "good")
+    return Report(found, (head, condition_table(ctx.guest, found)))
 
 
 @dataclass(frozen=True)

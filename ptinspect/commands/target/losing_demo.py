@@ -12,8 +12,7 @@ from ptinspect.commands.run.run import until
 from ptinspect.commands.run.timeline import SECONDS, goto
 from ptinspect.commands.stack.why import why
 from ptinspect.commands.tables.who import who
-from ptinspect.commands.target.attaching import detach, launch
-from ptinspect.commands.target.replaying import replay
+from ptinspect.commands.target.attaching import detach, launch, replay
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import address

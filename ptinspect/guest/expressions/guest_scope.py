@@ -22,7 +22,8 @@ class GuestScope:
 
     def __init__(self, guest: Guest, cpu: int | None = None, snap: str | None = None) -> None:
         self._guest, self._cpu, self._snap = guest, cpu, snap
-        self.names = names_at_hand(guest, cpu, snap)
+        names = self.names = names_at_hand(guest, cpu, snap)
+        self.symbol, self.physical, self.register = names.symbol, names.physical, names.register
         self._ahead: tuple[int, bool, bytes] = (0, False, b"")
 
     @cached_property
@@ -34,18 +35,6 @@ class GuestScope:
             return CTypes(self._guest.kernel.types)
         except KernelFileError as error:
             return CTypes(None, error.message)
-
-    def symbol(self, name: str) -> int:
-        """Return the address of a symbol."""
-        return self.names.symbol(name)
-
-    def physical(self, name: str) -> int:
-        """Return where a symbol lies in physical memory."""
-        return self.names.physical(name)
-
-    def register(self, name: str) -> int:
-        """Return a register of the chosen CPU."""
-        return self.names.register(name)
 
     def spelling(self, name: str) -> str:
         """Return how GDB spells a register."""
