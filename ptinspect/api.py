@@ -33,7 +33,7 @@ from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.stack.guard import MARGIN
-from ptinspect.errors import UserError
+from ptinspect.files import need_file
 from ptinspect.guest import capturing, opening
 from ptinspect.guest import guest as layer
 from ptinspect.guest.breakpoints.reachable import set_breakpoint
@@ -155,8 +155,8 @@ class Guest:
     ) -> Self:
         """Attach to a gdbstub: host:port, :port, or the path of a Unix socket. Raises ConnectError."""
         path = _path(kernel)
-        if path is not None and not path.is_file():
-            raise UserError(f"no file {path}")
+        if path is not None:
+            need_file(path)
         return cls._opened(path, modules, lambda held: opening.attach(held, address, timeout))
 
     @classmethod

@@ -199,6 +199,7 @@ def _configure(printer: Printer) -> None:
 
 
 def _run(ctx: Context, printer: Printer, options: argparse.Namespace, signals: Signals) -> int:
+    from ptinspect.files import need_file
     from ptinspect.repl.player import Player, TimeUp, refused, reported
     from ptinspect.script.variables import definition
 
@@ -207,8 +208,8 @@ def _run(ctx: Context, printer: Printer, options: argparse.Namespace, signals: S
     )
     try:
         player.variables.update(definition(text) for text in options.var or ())
-        if options.kernel is not None and not options.kernel.is_file():
-            raise UserError(f"--kernel: no file {options.kernel}")
+        if options.kernel is not None:
+            need_file(options.kernel, "--kernel: ")
         statements = _statements(ctx, options)
         player.check(statements)
     except UserError as error:

@@ -48,6 +48,16 @@ def open_input(path: Path | str) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
+def need_file(path: Path, what: str = "", hint: str = "") -> None:
+    """Raise UserError unless this is a file that can be read more than once; `what` names whose it is."""
+    if path.is_dir():
+        raise UserError(f"{what}{path} is a directory")
+    if not path.exists():
+        raise UserError(f"{what}no file {path}", hint)
+    if not path.is_file():
+        raise UserError(f"{what}{path} can be read only once", "write it to a file first")
+
+
 @contextmanager
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` at the end, unless an error ends the block.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import TargetError, UserError
-from ptinspect.files import open_input
+from ptinspect.files import need_file, open_input
 from ptinspect.guest.guest import Guest
 
 if TYPE_CHECKING:
@@ -283,8 +283,9 @@ def chosen(guest: Guest, machine: Machine) -> Boot:
     symbols = machine.symbols or (guest.kernel_path if machine.kernel else None)
     boot = replace(boot, symbols=symbols) if symbols is not None else boot
     for file in (boot.kernel, boot.initrd, boot.symbols):
-        if file is not None and not file.is_file():
-            raise UserError(f"no file {file}")
+        if file is not None:
+            known = not file.exists() and any(one.name == str(file) for one in guests.installed_guests())
+            need_file(file, hint=f"launch --guest {file}" if known else "")
     return boot
 
 

@@ -115,6 +115,21 @@ def test_every_form_damaged_is_refused_or_survived(tmp_path: Path, form: str) ->
                 assert "\n" not in error.message
 
 
+def test_an_image_cut_off_is_refused(tmp_path: Path) -> None:
+    """The EFI stub's section table tells how long the file is; no more than that is asked of it."""
+    section = b".data\0\0\0" + struct.pack("<IIIII", 0x9000, 0x7_0000, 0x8000, 0x7_0000, 0).ljust(32, b"\0")
+    table = b"PE\0\0" + struct.pack("<HHIIIHH", 0xAA64, 1, 0, 0, 0, 0, 0) + section
+    whole = image(text=[(0x3C, struct.pack("<I", 0x40)), (0x40, table)])
+    for data in (whole, whole[:0x7_8000], whole + b"signature"):
+        path = write(tmp_path, data)
+        assert plain(path) == bootable(path, firmware=True) == path
+        KernelImage.open(path)
+    path = write(tmp_path, whole[:0x7_7FFF])
+    for use in (plain, KernelImage.open, lambda path: bootable(path, firmware=True)):
+        with pytest.raises(KernelFileError, match="truncated: 491519 bytes of at least 491520"):
+            use(path)
+
+
 @pytest.mark.parametrize("pack", ["none", "gzip", "xz", "zstd"])
 def test_the_kernel_in_a_package(tmp_path: Path, pack: str) -> None:
     files = {

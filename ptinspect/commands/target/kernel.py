@@ -12,6 +12,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.run.breakpoints import placed
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
+from ptinspect.files import need_file
 from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
@@ -67,8 +68,7 @@ def kernel(
     deleted: list[int] = []
     notes: list[Note] = []
     if file is not None:
-        if not file.is_file():
-            raise UserError(f"no file {file}")
+        need_file(file)
         path, forced = guest.kernel_path, guest.force_kernel
         guest.use_kernel(file, force=force)
         try:

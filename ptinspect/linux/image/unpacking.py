@@ -6,6 +6,7 @@ What is found inside is kept in the user's cache, where it is also booted from: 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +18,7 @@ from ptinspect.files import open_input
 from ptinspect.linux.image.container import HEADER_SIZE, Blob, FileBytes, ImageHeader, parse_header
 from ptinspect.linux.image.derived import derived
 from ptinspect.linux.image.vmlinux import Vmlinux
-from ptinspect.linux.image.wrappers import is_efi, machine_of, within
+from ptinspect.linux.image.wrappers import is_efi, machine_of, pe_size, within
 from ptinspect.packing import HEAD, joined, packing_of, unpacked
 
 MAX_IMAGE = 384 << 20
@@ -39,6 +40,8 @@ IN_PACKAGES = (
 """Where a kernel lies in a Debian package: those of Debian, of Ubuntu, and of the kernel's own bindeb-pkg."""
 _ELF = b"\x7fELF"
 _PIECE = 1 << 20
+_TABLES = 1024
+"""Bytes at the start of a file in which its headers lie."""
 
 
 class UnknownFile(KernelFileError):
@@ -74,13 +77,8 @@ def open_bytes(path: Path) -> tuple[FileBytes, None] | tuple[Blob, ImageHeader]:
 
     Raises KernelFileError if it cannot be read or is neither.
     """
-    file = _opened(path)
-    head = _head(file, path)
-    if not head.startswith(_ELF) and not _is_image(head):
-        file.close()
-        file = _opened(plain(path))
-        head = _head(file, path)
-    if head.startswith(_ELF):
+    file = _opened(plain(path))
+    if _head(file, path).startswith(_ELF):
         return FileBytes(file), None
     with file:
         data = _limited(file, str(path))
@@ -111,7 +109,10 @@ def _inside(path: Path, wanted: Callable[[bytes], bool], what: str) -> Path:
     """Return the file if it is an ELF file or one that is wanted, else what is inside it, from the cache."""
     with _opened(path) as file:
         head = _head(file, path)
+        size = os.fstat(file.fileno()).st_size
     if head.startswith(_ELF) or wanted(head):
+        if (whole := pe_size(head)) > size:
+            raise KernelFileError(f"{path}: truncated: {size} bytes of at least {whole}", "copy it again")
         return path
 
     def write(out: IO[bytes]) -> None:
@@ -164,7 +165,7 @@ def _image_of(elf: Path) -> Path:
 def _head(file: BinaryIO, path: Path) -> bytes:
     """Return the first bytes of a file that was just opened, which stays at its beginning."""
     try:
-        return file.peek(HEADER_SIZE)[:HEADER_SIZE]  # type: ignore[attr-defined, no-any-return]
+        return file.peek(_TABLES)[:_TABLES]  # type: ignore[attr-defined, no-any-return]
     except OSError as error:
         raise KernelFileError(f"{path}: {error.strerror or error}") from error
 

@@ -58,6 +58,12 @@ def is_efi(data: bytes) -> bool:
     return data.startswith(b"MZ")
 
 
+def pe_size(data: bytes) -> int:
+    """Return where the sections of a PE file end, as an Image with the EFI stub is; 0 for another file."""
+    sections = _pe_sections(data) if _pe_machine(data) else ()
+    return max((offset + size for _, (offset, size) in sections), default=0)
+
+
 def within(data: bytes, name: str) -> bytes | None:
     """Return what a file wraps, packed or not; None if it is no wrapper that is known.
 
