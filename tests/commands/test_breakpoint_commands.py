@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -104,6 +105,19 @@ def test_a_condition_changes_nothing(ctx: Any, condition: str) -> None:
 def test_variables_of_gdbs_own_may_count(ctx: Any) -> None:
     run(ctx, "b start_kernel if $n++ > 3")
     assert conditions(ctx) == ["$n++ > 3"]
+
+
+def test_what_gdb_does_not_know_is_refused_in_its_conditions_too(ctx: Any) -> None:
+    """GDB takes such a condition, and stops the guest each time, for it cannot tell whether it holds."""
+    known = {"output $_thread": "1", "output $_streq": "<internal function _streq>"}
+    ctx.guest.session.escort.command = lambda line, seconds: known.get(line, "void")
+    for line, name in (("b start_kernel if $n++ > 3", "$n"), ("b 0x1000 if $_thred == 2", "$_thred")):
+        with pytest.raises(UserError, match=re.escape(f"GDB has no {name}")) as caught:
+            run(ctx, line)
+        assert f"gdb set {name} = 0" in (caught.value.hint or "")
+    assert ctx.guest.session.breakpoints == ()
+    run(ctx, 'b 0x1000 if $_thread == 2 && $_streq("$n", "\\"$m")')
+    assert len(conditions(ctx)) == 1
 
 
 def test_at_a_physical_place_the_condition_is_the_kernels_too(ctx: Any) -> None:

@@ -347,6 +347,7 @@ def test_text_of_a_command(session: LiveSession) -> None:
     assert session.gdb_command('echo "x" é\\n') == '"x" é\n'
     with pytest.raises(MiError, match="Undefined command"):
         session.gdb_command("nonsense")
+    assert session.escort.command("output $nobodys", 5) == "void"
 
 
 # Somebody dies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ptinspect.errors import UserError
 from ptinspect.guest.expressions import c_tree
 from ptinspect.guest.expressions.c_evaluator import Evaluator
 from ptinspect.guest.expressions.guest_scope import GuestScope
@@ -16,13 +17,22 @@ _OF_GDB = re.compile(r"\$_|\$\d|\$\$|\$(?![xw]\d|sp\b|pc\b|cpsr\b|[A-Z])\w+\s*(\
 What would change the guest is refused: an assignment is mostly meant to be a comparison.
 """
 
+_VARIABLE = re.compile(r'"(?:\\.|[^"])*"|(\$\w+)')
+"""A register, variable or function of GDB's; strings are passed over."""
+SECONDS = 5.0
+"""How long GDB is given to tell a value."""
+
 
 def for_gdb(guest: Guest, condition: str) -> str:
     """Return a condition in GDB's language, names and types of the kernel put into numbers.
 
-    What is GDB's alone stays as it is. Raises PtinspectError for names and types that are not known.
+    What is GDB's alone stays as it is. Raises PtinspectError for names and types that are not known, or that
+    GDB does not know: it would stop the guest each time then, for it cannot tell.
     """
     if _OF_GDB.search(condition):
+        for name in filter(None, dict.fromkeys(_VARIABLE.findall(condition))):
+            if guest.target.escort.command(f"output {name}", SECONDS).strip() == "void":
+                raise UserError(f"condition: GDB has no {name}", f"gdb set {name} = 0 makes a variable")
         return condition
     tree = c_tree.parse(condition)
     scope = GuestScope(guest)
