@@ -471,6 +471,21 @@ def test_what_this_boot_has_passed_is_refused_for_now_and_told_for_later(kernel:
     assert checked(held, address("start_kernel"), now=True)[1] == ()
 
 
+def test_an_address_of_the_kernel_file_is_told_to_be_one_until_the_kernel_runs_there(
+    kernel: KernelImage,
+) -> None:
+    guest, reset, _, _ = boot()
+    number = address(f"{TEXT_VA + HOT + 8:#x}")
+    held, _, _ = followed(kernel, guest, [(reset, None)])
+    (doubt,) = checked(held, number)[1]
+    assert "may run elsewhere (KASLR)" in doubt.text and doubt.hint == "break kernel_clone+0x8 follows it"
+    held, _, _ = followed(kernel, guest, [(guest.cpu(pc=guest.va(FIRST)), None)])
+    assert ", but runs elsewhere" in checked(held, number)[1][0].text
+    still = Guest(0, text=code())
+    held, _, _ = followed(kernel, still, [(still.cpu(pc=still.va(FIRST)), None)])
+    assert checked(held, number)[1] == ()
+
+
 def test_code_that_is_not_there_is_told(kernel: KernelImage) -> None:
     guest, _, _, _ = boot()
     held, _, _ = followed(kernel, guest, [(guest.cpu(), None)])

@@ -170,11 +170,34 @@ def _upper(guest: Guest, value: int) -> tuple[Doubt, ...]:
     try:
         regime = guest.view.regime
     except PtinspectError:
-        return ()
+        return _as_linked(guest, value)
     if not regime.contains(value):
         what = f"{value:#x} is no address of the kernel's, which have {regime.va_bits} bits"
         return (Doubt(what, "are all digits there?"),)
-    return _mapped(guest, value)
+    return _as_linked(guest, value) or _mapped(guest, value)
+
+
+def _as_linked(guest: Guest, value: int) -> tuple[Doubt, ...]:
+    """Return what speaks against a number that is an address of the kernel file's: the kernel may move."""
+    kernel = guest.kernel
+    name = "" if kernel is None or not kernel.linked else _named(kernel, value)
+    if not name:
+        return ()
+    breakpoints = symbol_breakpoints(guest)
+    breakpoints.look()
+    if not breakpoints.place.known:
+        text = f"the kernel is linked to run at {value:#x}, but may run elsewhere (KASLR)"
+    elif breakpoints.place.offset:
+        text = f"the kernel is linked to run at {value:#x}, but runs elsewhere"
+    else:
+        return ()
+    return (Doubt(text, f"break {name} follows it", certain=False),)
+
+
+def _named(kernel: KernelImage, link: int) -> str:
+    """Return a link-time address as a symbol and an offset; empty where there is none."""
+    near = kernel.nearest(link)
+    return "" if near is None else f"{near[0]}{f'+{near[1]:#x}' if near[1] else ''}"
 
 
 def _lower(value: int) -> tuple[Doubt, ...]:
@@ -199,10 +222,8 @@ def _physical(guest: Guest, pa: int) -> tuple[Doubt, ...]:
     for base in place.bases if place.known else ():
         link = kernel.text_va + pa - base
         if base <= pa < base + kernel.size and part_of(kernel, link) not in ("identity", "unknown"):
-            near = kernel.nearest(link)
-            name = "" if near is None else f"break {near[0]}{f'+{near[1]:#x}' if near[1] else ''}"
             text = "the kernel runs this code at its own addresses now, not at the physical one"
-            return (Doubt(text, name, certain=False),)
+            return (Doubt(text, f"break {_named(kernel, link)}", certain=False),)
     return ()
 
 
