@@ -171,6 +171,7 @@ class Image:
 
     path = Path("vmlinuz-test")
     text_va = KERNEL
+    linked = False
 
     def __init__(self) -> None:
         self.code = bytearray(0x40_0000)

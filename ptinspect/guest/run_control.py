@@ -12,7 +12,7 @@ from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetTimeout, UserError
 from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints, timed_out
-from ptinspect.guest.breakpoints.reachable import checked
+from ptinspect.guest.breakpoints.reachable import Doubt, checked
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
@@ -90,18 +90,23 @@ def until(guest: Guest, places: Sequence[Address | int], seconds: float) -> Arri
 
     Raises UserError for a name that is not known, TargetTimeout; the guest is stopped then.
     """
-    followed, others = list[Address](), list[int]()
+    followed, others, doubts = list[Address](), list[int](), list[Doubt]()
     for place in places:
-        value = place if isinstance(place, int) else checked(guest, place, now=True)[0]
+        value, found = (place, ()) if isinstance(place, int) else checked(guest, place, now=True)
+        doubts += found
         if value is not None:
             others.append(value)
         elif isinstance(place, Address):
             followed.append(place)
+    against = "; ".join(f"{doubt.text}; {doubt.hint}" for doubt in doubts)
+    if against:
+        guest.progress(against)
     with symbol_breakpoints(guest).passing(followed) as waiting:
         try:
             stop = guest.stopped.run_until(others, seconds)
         except TargetTimeout as error:
-            raise timed_out(error, waiting) from None
+            told = timed_out(error, waiting)
+            raise TargetTimeout(told.message, against or told.hint) from None
         return Arrival(stop, [*others, *(at for one in waiting for at in one.places)])
 
 

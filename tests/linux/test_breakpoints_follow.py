@@ -479,6 +479,9 @@ def test_an_address_of_the_kernel_file_is_told_to_be_one_until_the_kernel_runs_t
     held, _, _ = followed(kernel, guest, [(reset, None)])
     (doubt,) = checked(held, number)[1]
     assert "may run elsewhere (KASLR)" in doubt.text and doubt.hint == "break kernel_clone+0x8 follows it"
+    with pytest.raises(TargetTimeout) as caught:
+        until(held, [number], 0.1)
+    assert caught.value.hint == f"{doubt.text}; {doubt.hint}"
     held, _, _ = followed(kernel, guest, [(guest.cpu(pc=guest.va(FIRST)), None)])
     assert ", but runs elsewhere" in checked(held, number)[1][0].text
     still = Guest(0, text=code())
