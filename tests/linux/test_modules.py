@@ -38,8 +38,9 @@ def test_modules_and_their_symbols(guest: ModuleGuest) -> None:
     assert [module.name for module, _ in modules.lookup("init_module")] == ["second", "first"]
     assert [at for _, at in modules.lookup("init_module", "first")] == [MODULES]
     assert modules.lookup("nothing") == []
-    with pytest.raises(GuestError, match="no module third is loaded"):
+    with pytest.raises(GuestError, match="no module third is loaded") as caught:
         modules.lookup("init_module", "third")
+    assert caught.value.hint == "loaded: second, first"
 
 
 def test_a_symbol_does_not_reach_into_another_part() -> None:

@@ -28,6 +28,8 @@ REACH = 4 << 30
 """Bytes from the kernel within which modules lie: their code takes the kernel's addresses by `adrp`, which
 reaches so far (Arm ARM C6.2; arch/arm64/kernel/module.c: R_AARCH64_ADR_PREL_PG_HI21)."""
 MAX_MODULES = 2_048
+SOME = 12
+"""Modules that are named where another one was meant."""
 MAX_SYMBOLS = 200_000
 """Symbols of one module that are read at most."""
 MAX_STRINGS = 16 << 20
@@ -156,7 +158,9 @@ class Modules:
         """
         chosen = [found for found in self.listed if not module or found.name == module]
         if module and not chosen:
-            raise GuestError(f"no module {module} is loaded", "modules lists them")
+            names = [found.name for found in self.listed]
+            some = ", ".join((*names[:SOME], *("…" * (len(names) > SOME))))
+            raise GuestError(f"no module {module} is loaded", f"loaded: {some}" if some else "none is loaded")
         return [(found, at) for found in chosen for at in self.table(found).by_name.get(name, ())]
 
     @cached_property
