@@ -326,6 +326,7 @@ def test_a_breakpoint_in_a_module_waits_until_it_is_loaded(
     monkeypatch.setattr(GuestView, "modules", Loading(session, stop.pc, []))
     with pytest.raises(KernelFileError, match="module net has no symbol 'probe'"):
         set_breakpoint(held, address("probe+4 [net]"))
+    assert breakpoints.waits_until(made.address) == "module net has it", "it is listed all the same"
 
 
 def test_until_says_what_it_waits_for_and_leaves_nothing(kernel: KernelImage) -> None:

@@ -118,7 +118,10 @@ class SymbolBreakpoints:
 
         kernel, place, module = self._guest.kernel, self.place, module_of(address)
         if kernel is not None and module:
-            return "" if self._wanted(kernel, address) else f"module {module} is loaded"
+            try:
+                return "" if self._wanted(kernel, address) else f"module {module} is loaded"
+            except KernelFileError:
+                return f"module {module} has it"
         lies = place.lies and kernel is not None and part_of(kernel, self.linked_at(address)) == "identity"
         return "" if kernel is not None and (place.known or lies) else "it is known where the kernel runs"
 
