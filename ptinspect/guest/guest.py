@@ -257,16 +257,16 @@ class Guest:
             if not (captured.startswith(own) or own.startswith(captured)):  # either may be short or empty
                 return None
             return self._linked(self._link_in(snapshot, self.kernel, address))
-        offset = 0
+        offset = None
         if self.state == "stopped":
             code = self.code(state)
             if physical or code.placed or code.refused or not bit(address, 55):
                 return code.nearest(address, physical=physical)
         elif self.session is not None:
-            offset = self.known_offset or 0
+            offset = self.known_offset
         if not self.kernel.linked and not offset:
             return None
-        return self._linked(address - offset, as_linked=self.session is not None and not offset)
+        return self._linked(address - (offset or 0), as_linked=self.session is not None and offset is None)
 
     def _link_in(self, snapshot: Snapshot, kernel: KernelImage, address: int) -> int:
         """Return the link-time address of a captured one; one of the lower half is the identity map's."""

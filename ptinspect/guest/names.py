@@ -71,17 +71,17 @@ class SnapshotNames:
 
 
 class LinkNames:
-    """Names of the kernel file as it is linked, for want of a stopped guest."""
+    """Names of the kernel file, for want of a stopped guest: as linked, unless it is known where it runs."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
 
     def symbol(self, name: str) -> int:
-        """Return the link-time address of a symbol."""
+        """Return the address of a symbol."""
         kernel = self._guest.kernel
         if kernel is None:
             raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
-        return kernel.lookup(name)
+        return (kernel.lookup(name) + (self._guest.known_offset or 0)) & MASK64
 
     def physical(self, name: str) -> int:
         """Raise UserError: nobody knows where the kernel lies."""

@@ -24,7 +24,9 @@ from ptinspect.guest.breakpoints.breakpoints import NOT_USER, SymbolBreakpoints,
 from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, SLICE_SECONDS
 from ptinspect.guest.breakpoints.reachable import checked, set_breakpoint
 from ptinspect.guest.expression import address
+from ptinspect.guest.names import names_at_hand
 from ptinspect.guest.run_control import until
+from ptinspect.link.state import RunState
 from ptinspect.linux.image.code_parts import part_of, switches
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running import efi
@@ -338,6 +340,20 @@ def test_until_says_what_it_waits_for_and_leaves_nothing(kernel: KernelImage) ->
     assert breakpoints.all == [] and not breakpoints.active
     breakpoints.rest()
     assert set_at(session) == set()
+
+
+def test_while_the_guest_runs_names_and_addresses_are_those_that_were_known(kernel: KernelImage) -> None:
+    for moved in (MOVED, 0):
+        guest = Guest(moved, text=code())
+        held, session, _ = followed(kernel, guest, [(guest.cpu(pc=guest.va(FIRST)), None)])
+        assert held.view.kaslr_offset == moved
+        session.state = RunState.RUNNING
+        assert names_at_hand(held).symbol("kernel_clone") == guest.va(HOT)
+        assert str(held.nearest(guest.va(HOT))) == "kernel_clone+0x0"
+    held, session, _ = followed(kernel, guest, [(guest.cpu(pc=guest.va(FIRST)), None)])
+    session.state = RunState.RUNNING
+    assert names_at_hand(held).symbol("kernel_clone") == TEXT_VA + HOT
+    assert str(held.nearest(TEXT_VA + HOT)) == "kernel_clone+0x0, as linked"
 
 
 def one_slot(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
