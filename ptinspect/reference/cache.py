@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import TargetError, TargetTimeout
 from ptinspect.files import CACHE_VARIABLE, cache_directory
-from ptinspect.reference.apt import Progress
+from ptinspect.reference.apt import Package, Progress, Suite
 from ptinspect.reference.deb import sha256
 
 FORMAT = 1
@@ -37,6 +37,11 @@ class StoredFile:
     sha256: str
     """In hex."""
 
+    @classmethod
+    def of(cls, path: Path, name: str = "") -> Self:
+        """Describe a file as it is; `name` is where it will be, else its own."""
+        return cls(name or path.name, path.stat().st_size, sha256(path))
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,6 +54,11 @@ class Source:
     """SHA-256 of the .deb, in hex."""
     suite: str
     """Suite of the archive."""
+
+    @classmethod
+    def of(cls, package: Package, suite: Suite) -> Self:
+        """Name a package of a suite."""
+        return cls(package.name, package.version, package.sha256, suite.name)
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,11 @@ def damage(manifest: Manifest, where: Path | None = None) -> str:
 
 
 @contextmanager
-def lock(progress: Progress) -> Iterator[None]:
-    """Keep other processes from installing guests meanwhile. Raises TargetTimeout, TargetError."""
+def lock(progress: Progress) -> Iterator[Path]:
+    """Keep other processes from installing guests meanwhile; give a directory for apt's state, removed after.
+
+    Raises TargetTimeout, TargetError.
+    """
     directory = cache_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -131,7 +144,11 @@ def lock(progress: Progress) -> Iterator[None]:
                     raise TargetTimeout("another ptinspect keeps installing guests") from None
                 progress("waiting for another ptinspect that installs guests", 0, 0)
                 time.sleep(0.2)
-        yield
+        state = directory / "apt"
+        try:
+            yield state
+        finally:
+            shutil.rmtree(state, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from ptinspect.dataclass import dataclass
@@ -85,11 +84,8 @@ def install(
     name, TargetError if it cannot be had.
     """
     spec = pins.load().emulator(name)
-    with ExitStack() as end:
-        end.enter_context(cache.lock(progress))
+    with cache.lock(progress) as state:
         if again or cache.read(name, directory(), {PROGRAM}) is None:
-            state = cache_directory() / "apt"
-            end.callback(shutil.rmtree, state, ignore_errors=True)
             try:
                 suite, packages = _choose(spec, state, addresses, trust, progress)
                 _install(spec, suite, packages, progress)
@@ -151,8 +147,8 @@ def _install(spec: EmulatorSpec, suite: Suite, packages: list[Package], progress
         manifest = Manifest(
             spec.name,
             version=packages[0].version,
-            files={use: StoredFile(use, p.stat().st_size, deb.sha256(p)) for use, p in held.items()},
-            sources=tuple(Source(p.name, p.version, p.sha256, suite.name) for p in packages),
+            files={use: StoredFile.of(p, use) for use, p in held.items()},
+            sources=tuple(Source.of(package, suite) for package in packages),
         )
         cache.publish(result, manifest, directory())
 

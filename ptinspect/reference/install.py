@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from ptinspect.errors import TargetError
-from ptinspect.files import cache_directory
 from ptinspect.reference import apt, cache, deb, initrd, pins
 from ptinspect.reference.apt import Package, Progress, Suite, SuiteUnavailable
 from ptinspect.reference.cache import Manifest, Source, StoredFile
@@ -47,8 +45,7 @@ class Installer:
 
     def __enter__(self) -> Installer:
         """Keep other processes from installing guests."""
-        self._end.enter_context(cache.lock(self._progress))
-        self._end.callback(shutil.rmtree, _apt_directory(), ignore_errors=True)
+        self._state = self._end.enter_context(cache.lock(self._progress))
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -92,7 +89,7 @@ class Installer:
     def _suite(self, name: str) -> Suite:
         known = self._suites.get(name)
         if known is None:
-            known = Suite(name, _apt_directory() / name, self._trust)
+            known = Suite(name, self._state / name, self._trust)
             try:
                 if not self._addresses:
                     self._addresses = apt.archive_addresses()
@@ -116,12 +113,12 @@ class Installer:
             if kernel is None:
                 raise TargetError(f"{image.name} {image.version} holds no kernel ({spec.image.files[0]})")
             files = {"kernel": kernel}
-            sources = [Source(image.name, image.version, image.sha256, suite.name)]
+            sources = [Source.of(image, suite)]
             release = kernel.name.partition("-")[2]
             base = None if config else suite.find(f"linux-base-{release}", image.version)
             if base is not None:
                 (config,) = self._fetch(suite, base, None, ["usr/lib/modules/*/config"], result)
-                sources.append(Source(base.name, base.version, base.sha256, suite.name))
+                sources.append(Source.of(base, suite))
             if config is not None:
                 files["config"] = config
             if debug is not None and spec.debug is not None:
@@ -129,7 +126,7 @@ class Installer:
                 if vmlinux is None:
                     raise TargetError(f"{debug.name} {debug.version} holds no vmlinux")
                 files["vmlinux"] = vmlinux
-                sources.append(Source(debug.name, debug.version, debug.sha256, suite.name))
+                sources.append(Source.of(debug, suite))
             files["initrd"], source = self._make_initrd(suite.name, result)
             manifest = Manifest(
                 spec.name,
@@ -137,7 +134,7 @@ class Installer:
                 version=image.version,
                 release=release,
                 cpu=spec.cpu,
-                files={use: _stored(path) for use, path in files.items()},
+                files={use: StoredFile.of(path) for use, path in files.items()},
                 sources=(*sources, source),
             )
             cache.publish(result, manifest)
@@ -181,7 +178,7 @@ class Installer:
             path = directory / "initrd.cpio.gz"
             path.write_bytes(initrd.build(shell.read_bytes()))
             shell.unlink()
-            return path, Source(package.name, package.version, package.sha256, entry.suite)
+            return path, Source.of(package, suite)
         raise TargetError(f"no static shell for the initial RAM disk: {'; '.join(problems)}")
 
     def _fetch(
@@ -209,10 +206,6 @@ class Installer:
         return [found.get(pattern) for pattern in patterns]
 
 
-def _apt_directory() -> Path:
-    return cache_directory() / "apt"
-
-
 def _plain_name(path: str) -> str:
     """Return what to call a file of a package: in a directory of one kernel's files, with its release."""
     match = re.fullmatch(r"usr/lib/modules/([^/]+)/(vmlinuz|config)[^/]*", path)
@@ -232,7 +225,3 @@ def _difference(pin: PinnedPackage, package: Package) -> str:
         f"the archive no longer holds {pin.package} {pin.version}; "
         f"{package.name} {package.version} is the nearest that it holds"
     )
-
-
-def _stored(path: Path) -> StoredFile:
-    return StoredFile(path.name, path.stat().st_size, deb.sha256(path))

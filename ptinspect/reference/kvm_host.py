@@ -9,17 +9,16 @@ kernel unpacks one after the other (Documentation/driver-api/early-userspace/buf
 from __future__ import annotations
 
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 from ptinspect.files import cache_directory
 from ptinspect.reference import apt, cache, deb, emulator, guests, pins
-from ptinspect.reference.apt import Package, Progress, Suite
+from ptinspect.reference.apt import Progress, Suite
 from ptinspect.reference.cache import Manifest, Source, StoredFile
 from ptinspect.reference.initrd import Entry, cpio
 
@@ -89,15 +88,10 @@ def install(
 
     `addresses` and `trust` replace the machine's archive and its keys. Raises TargetError.
     """
-    with ExitStack() as end:
-        end.enter_context(cache.lock(progress))
+    with cache.lock(progress) as state:
         if not again:
-            try:
+            with suppress(TargetError):
                 return find()
-            except TargetError:
-                pass
-        state = cache_directory() / "apt"
-        end.callback(shutil.rmtree, state, ignore_errors=True)
         try:
             _install(state, addresses or apt.archive_addresses(), trust, progress)
         except OSError as error:
@@ -134,19 +128,14 @@ def _install(state: Path, addresses: Sequence[str], trust: str | None, progress:
         (result / INITRD).write_bytes(
             cpio(_entries(tree, spot / "kernel", spec.modules, spec.emulator.files))
         )
-        size = (result / INITRD).stat().st_size
         manifest = Manifest(
             NAME,
             version=packages[0].version,
             release=kernel.release,
-            files={INITRD: StoredFile(INITRD, size, deb.sha256(result / INITRD))},
-            sources=tuple(_source(package, suite.name) for package in wanted),
+            files={INITRD: StoredFile.of(result / INITRD)},
+            sources=tuple(Source.of(package, suite) for package in wanted),
         )
         cache.publish(result, manifest, directory())
-
-
-def _source(package: Package, suite: str) -> Source:
-    return Source(package.name, package.version, package.sha256, suite)
 
 
 def _entries(tree: Path, kernel: Path, modules: Sequence[str], data: Sequence[str]) -> list[Entry]:
