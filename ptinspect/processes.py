@@ -54,19 +54,29 @@ def wake_orphans(mark: str) -> list[int]:
     (memfd_create(2)), which their parent had open as well.
     """
     woken, file = [], {f"/memfd:{mark} (deleted)"}
-    for pid in _pids(_PROC):
-        with contextlib.suppress(OSError, ValueError):
-            state, parent = _stat(pid)[:2]
-            if state == "T" and _holds(_PROC, pid, file) and not _holds(_PROC, parent, file):
-                os.kill(int(pid), signal.SIGCONT)
-                woken.append(int(pid))
+    for pid, parent in stopped(_PROC, "T").items():
+        with contextlib.suppress(OSError):
+            if _holds(_PROC, pid, file) and not _holds(_PROC, parent, file):
+                os.kill(pid, signal.SIGCONT)
+                woken.append(pid)
     return woken
+
+
+def stopped(proc: Path = _PROC, states: str = "Tt") -> dict[int, int]:
+    """Return the processes that a signal (T) or a debugger (t) has stopped, and the parent of each."""
+    found = {}
+    for pid in _pids(proc):
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = _stat(pid, proc)[:2]
+            if state in states:
+                found[pid] = int(parent)
+    return found
 
 
 def has_ended(pid: int) -> bool:
     """Tell whether there is no such process, or only what its parent has not yet waited for."""
     try:
-        return _stat(str(pid))[0] in "ZX"
+        return _stat(pid)[0] in "ZX"
     except OSError:
         return True
 
@@ -86,20 +96,20 @@ def holders(files: Set[str], proc: Path = _PROC) -> list[int]:
 
     The files are named as proc(5) names them: `socket:[4711]`.
     """
-    return [int(pid) for pid in _pids(proc) if _holds(proc, pid, files)] if files else []
+    return [pid for pid in _pids(proc) if _holds(proc, pid, files)] if files else []
 
 
-def _pids(proc: Path) -> list[str]:
-    return [name for name in os.listdir(proc) if name.isdecimal()]  # noqa: PTH208 (paths take ten times longer)
+def _pids(proc: Path) -> list[int]:
+    return [int(name) for name in os.listdir(proc) if name.isdecimal()]  # noqa: PTH208 (paths take ten times longer)
 
 
-def _stat(pid: str) -> list[str]:
+def _stat(pid: int, proc: Path = _PROC) -> list[str]:
     """Return what proc(5) tells of a process after its name: its state, its parent, … Raises OSError."""
-    with open(f"{_PROC}/{pid}/stat", "rb") as file:  # noqa: PTH123
+    with open(f"{proc}/{pid}/stat", "rb") as file:  # noqa: PTH123
         return file.read().decode("latin-1").rpartition(")")[2].split()
 
 
-def _holds(proc: Path, pid: str, files: Set[str]) -> bool:
+def _holds(proc: Path, pid: int, files: Set[str]) -> bool:
     """Tell whether a process has one of these files open; False if that cannot be known."""
     folder = f"{proc}/{pid}/fd"
     with contextlib.suppress(OSError):

@@ -207,11 +207,20 @@ def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -
             from ptinspect.linux.image.gdbfile import gdb_file
 
             file = gdb_file(file)
+        starting = guest.take_gdb()
+        if starting is not None:
+            starting.meanwhile = _first_needed
         return LiveSession.attach(
-            address, gdb_path=guest.gdb, symbol_file=file, starting=guest.take_gdb(), timeout=timeout
+            address, gdb_path=guest.gdb, symbol_file=file, starting=starting, timeout=timeout
         )
     finally:
         guest.end_gdb()
+
+
+def _first_needed() -> None:
+    """Import what the first look at a guest needs."""
+    from ptinspect.analysis import map as _  # noqa: F401
+    from ptinspect.linux.running import guest_layout, guest_view  # noqa: F401
 
 
 def start_gdb(guest: Guest) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ptinspect.errors import ConnectError, MiError, TargetError
 from ptinspect.link.address import StubAddress
-from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import GdbLink, console, quote
+from ptinspect.link.gdb.agent import LAYOUT, VIRTUAL, Agent
+from ptinspect.link.gdb.mi import GdbLink, console, console_command, quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb
-from ptinspect.link.gdb.registers import RegisterReader
+from ptinspect.link.gdb.registers import NAMES, RegisterReader
 from ptinspect.link.gdb.starting import MARK, Starting
 from ptinspect.link.journal import step_is_open
 from ptinspect.link.qemu.listener import listeners
@@ -29,6 +29,9 @@ from ptinspect.processes import has_ended, running_with, wake_orphans
 KVM_SETTINGS = ("set breakpoint auto-hw on", "mem 0 0 ro")
 """Under KVM: all memory counts as read-only, so that GDB compares addresses in hardware for every
 breakpoint, those of its own too, and never writes BRK into the guest (gdb/breakpoint.c)."""
+REPLAY, MEMORY, THREADS = "monitor info replay", "monitor info mtree -f", "-thread-list-ids"
+QUESTIONS = (VIRTUAL, console_command(REPLAY), NAMES, console_command(MEMORY), THREADS, LAYOUT)
+"""What a Link asks, in its order, and the first look at registers: sent at once."""
 SYMBOL_SECONDS = 120.0
 HEIR = "ptinspect.link.heir"
 RELAY = "ptinspect.link.relay"
@@ -59,14 +62,14 @@ class Link:
         self.facts, self.tracker = facts, tracker
         self.pipelined = agent.leave_physical_mode()
         """Physical reads go through the socket's pipeline."""
-        self.recorded = mode_of(console(process, "monitor info replay", timeout))
+        self.recorded = mode_of(console(process, REPLAY, timeout))
         """Whether QEMU records or replays."""
         relay = [sys.executable, "-m", RELAY, str(address)]
         self.holds_interrupts = facts.holds_interrupts or (self.recorded != "replay" and agent.relay(relay))
         """No interrupt is taken while an instruction is stepped: by the stub, or by a relay before it. In a
         replay they come where the recording has them, and nothing may hold them back."""
         self.registers = RegisterReader(process, agent if self.pipelined else None)
-        self.ram = parse_mtree(console(process, "monitor info mtree -f", timeout))
+        self.ram = parse_mtree(console(process, MEMORY, timeout))
         self.cpu_count = _count_cpus(process, timeout)
         self.close = close
         """Gives back what the session holds beside GDB."""
@@ -92,8 +95,11 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
                 from ptinspect.link.relay import put_back
 
                 put_back(address)
-            process.request(f"-target-select remote {address}", timeout)
-            process.request("-gdb-set scheduler-locking step", timeout)
+            select, locking = f"-target-select remote {address}", "-gdb-set scheduler-locking step"
+            process.ahead((select, locking, *QUESTIONS))
+            starting.meanwhile()
+            process.request(select, timeout)
+            process.request(locking, timeout)
             for setting in KVM_SETTINGS if facts.accel == "kvm" else ():
                 console(process, setting, timeout)
             tracker.attached()
@@ -159,7 +165,7 @@ def _let_run(process: GdbProcess, address: StubAddress) -> None:
 
 def _count_cpus(process: GdbLink, timeout: float) -> int:
     """Return how many CPUs GDB sees. Raises TargetError if there is none."""
-    body = process.request("-thread-list-ids", timeout).line.body
+    body = process.request(THREADS, timeout).line.body
     found = re.search(rb'number-of-threads="([0-9]+)"', body)
     if found is None or int(found[1]) < 1:
         raise TargetError("GDB sees no CPU")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,6 +88,8 @@ class Scanner:
 
     def run(self, wanted: Scan) -> Seen:
         """Run to the limits, and stop on the way for stores. Raises TargetError."""
+        import json
+
         words = [str(int(1000 * wanted.seconds)), str(MOST)]
         words += map(_list, (wanted.watched, wanted.cells, wanted.stuck))
         words += [f"{limit.stop}:{limit.target}" for limit in wanted.limits]

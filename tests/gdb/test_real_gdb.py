@@ -21,7 +21,7 @@ from ptinspect.link import live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
 from ptinspect.link.gdb import starting
-from ptinspect.link.gdb.agent import script_path
+from ptinspect.link.gdb.agent import LAYOUT, script_path
 from ptinspect.link.gdb.mi import quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, check_gdb, find_gdb
@@ -135,6 +135,20 @@ def test_a_session_reads_registers_and_ram(session: LiveSession) -> None:
     assert session.qemu_version == "7.2.22"
     assert [(b.start, b.size) for b in session.ram] == [(RAM_START, 1 << 20)]
     assert session.cpu_state(0).x == (0,) * 31
+
+
+def test_what_a_session_sends_ahead_it_asks_for(session: LiveSession) -> None:
+    process = session._gdb
+    assert isinstance(process, GdbProcess) and list(process._ahead) == [LAYOUT]
+    session.registers(0)
+    assert not process._ahead
+
+
+def test_something_is_done_while_gdb_connects(gdb: Gdb, stub: FakeStub) -> None:
+    begun, seen = starting.Starting(gdb.path), list[bool]()
+    begun.meanwhile = lambda: seen.append(begun.process.busy)
+    LiveSession.attach(stub.address, starting=begun).close()
+    assert seen == [True]
 
 
 def test_registers_of_a_stop_cost_one_request(session: LiveSession, stub: FakeStub) -> None:

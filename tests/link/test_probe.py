@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +18,7 @@ from fake_stub import FakeStub
 from ptinspect.errors import ConnectError, UserError
 from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu import stub_probe as module
-from ptinspect.link.qemu.listener import is_busy
+from ptinspect.link.qemu.listener import is_busy, is_stopped
 from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
 
 
@@ -233,6 +237,22 @@ def test_leaving(stub: FakeStub, running: bool, clear: bool, packets: list[str])
 def test_leaving_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="no such socket"):
         leave(StubAddress(path=str(tmp_path / "gone")), True)
+
+
+LISTENS = "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); print(); input()"
+
+
+def test_a_process_that_listens_is_stopped(tmp_path: Path) -> None:
+    address = StubAddress.parse(str(tmp_path / "stub"))
+    command = [sys.executable, "-c", LISTENS, address.path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() and not is_stopped(address)
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            assert is_stopped(address) and not is_stopped(StubAddress.parse(str(tmp_path / "other")))
+        finally:
+            process.kill()
 
 
 def test_a_stub_whose_process_is_stopped_is_not_connected_to(

@@ -171,3 +171,11 @@ def test_a_line_break_would_be_a_second_command(fake_gdb: Callable[..., GdbProce
     for command in ("-target-select remote a\nshell false", "x\ry"):
         with pytest.raises(UserError, match="line break"):
             gdb.request(command, 5)
+
+
+def test_what_is_sent_ahead_is_sent_once(fake_gdb: Start) -> None:
+    gdb = fake_gdb([("-x", '{t}^done,value="{t}"\n'), ("-wrong", '{t}^error,msg="no"\n')])
+    gdb.ahead(("-x", "-wrong"))
+    with pytest.raises(MiError, match="no"):
+        gdb.request("-wrong", 10)
+    assert [gdb.request("-x", 10).payload["value"] for _ in range(2)] == ["1", "3"]

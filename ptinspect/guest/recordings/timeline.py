@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,6 +125,8 @@ def open_recording(
 
 def discard(directory: Path) -> None:
     """Remove a recording, if the directory holds one. Raises TargetError if it cannot be removed."""
+    import shutil
+
     from ptinspect.link.qemu.recording import load
 
     with contextlib.suppress(UserError):

@@ -17,6 +17,7 @@ BASE_SECONDS = 10.0
 WRITE_CHUNK = 64 << 10
 RELAY_SECONDS = 40.0
 """Longer than the script waits for a relay to start."""
+LAYOUT, VIRTUAL = "-ptinspect-registers", "-ptinspect-virtual"
 CODE_CHUNK = 4 << 10
 """Bytes of code that are disassembled at one go."""
 
@@ -105,7 +106,7 @@ class Agent:
 
     def layout(self) -> str:
         """Return GDB's list of where the stub has its registers. Raises TargetError."""
-        return self._text("-ptinspect-registers", "layout")
+        return self._text(LAYOUT, "layout")
 
     def _text(self, command: str, field: str) -> str:
         """Return the text in a field of the answer. Raises TargetError."""
@@ -117,7 +118,7 @@ class Agent:
 
     def leave_physical_mode(self) -> bool:
         """Switch the stub to virtual addresses and flush GDB's caches; return whether pipelining works."""
-        return self._gdb.request("-ptinspect-virtual", BASE_SECONDS).field("wire") == b"yes"
+        return self._gdb.request(VIRTUAL, BASE_SECONDS).field("wire") == b"yes"
 
     def look(self) -> tuple[bytes, bool]:
         """Return a digest of the state of all CPUs, and whether the guest was found running and was stopped.

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,6 +71,7 @@ class GdbProcess:
         self._write_lock = threading.Lock()
         self._token = 0
         self._pending: dict[int, Pending] = {}
+        self._ahead: dict[str, Pending] = {}
         self._text: list[str] = []
         self.lost = ""
         """Why GDB can be used no more; empty while it can."""
@@ -110,7 +111,12 @@ class GdbProcess:
         On a timeout, or when the caller is interrupted, the command is cancelled; a GDB that does not react
         to that is killed.
         """
-        return self.finish(self.begin(command), timeout, check=check)
+        sent = self._ahead.pop(command) if command in self._ahead else self.begin(command)
+        return self.finish(sent, timeout, check=check)
+
+    def ahead(self, commands: Iterable[str]) -> None:
+        """Send commands that are going to be requested: each request only waits for its reply then."""
+        self._ahead = {command: self.begin(command) for command in commands}
 
     def finish(self, pending: Pending, timeout: float, *, check: bool = True) -> Reply:
         """Return the reply to a command that was sent, as `request` does."""

@@ -12,6 +12,7 @@ from ptinspect.errors import TargetError
 from ptinspect.link.gdb.agent import Agent
 from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string
 
+NAMES = "-data-list-register-names"
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ROW = re.compile(r"^ ?(\S+) +\d+ +-?\d+ +\d+ +(\d+) .* (\d+) +(\d+)(?: +[a-z]+)? *$", re.MULTILINE)
@@ -45,7 +46,7 @@ class RegisterReader:
         """
         self._agent = agent
         self._gdb = gdb
-        body = gdb.request("-data-list-register-names", SECONDS).line.body
+        body = gdb.request(NAMES, SECONDS).line.body
         names = [c_string(name) for name in _NAME.findall(body)]
         self._number = {name: number for number, name in enumerate(names) if name}
         missing = [name for name in CORE if name not in self._number]

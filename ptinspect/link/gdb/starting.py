@@ -37,6 +37,8 @@ class Starting:
         self._path = path
         self.why_left: Callable[[], str] = lambda: QEMU_ENDED
         """Tells why the stub has left GDB, or GDB the stub."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What is to be done while GDB connects."""
         first = next(candidates(path), None)
         try:
             self._begin(Gdb(first, "") if first is not None else find_gdb(path))

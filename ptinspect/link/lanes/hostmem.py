@@ -23,7 +23,7 @@ from ptinspect.memory.source import RamBlock
 
 FEW = 16
 """Tables that are not worth being joined."""
-PROBES = 5
+PROBES = 2
 """Places of a RAM block at which QEMU is asked for its own address."""
 PAGE = 4096
 IOV_MAX = 1024

@@ -15,7 +15,7 @@ import struct
 from pathlib import Path
 
 from ptinspect.link.address import StubAddress
-from ptinspect.processes import holders
+from ptinspect.processes import holders, stopped
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROC = Path("/proc")
@@ -62,12 +62,9 @@ def is_busy(address: StubAddress, proc: Path = PROC) -> bool:
 
 def is_stopped(address: StubAddress, proc: Path = PROC) -> bool:
     """Tell whether all that listen at an address are stopped by a signal (SIGSTOP) or a debugger."""
-    states = []
-    for pid in listeners(address, proc):
-        with contextlib.suppress(OSError):
-            words = (proc / str(pid) / "stat").read_text(errors="replace")
-            states.append(words[words.rfind(")") + 2 :][:1])
-    return bool(states) and all(state in ("T", "t") for state in states)
+    still = stopped(proc)  # there is none mostly, and who listens takes longer to find out
+    found = listeners(address, proc) if still else []
+    return bool(found) and still.keys() >= set(found)
 
 
 def _unix(path: str, proc: Path) -> list[list[str]]:
