@@ -46,6 +46,8 @@ def size_text(size: int) -> str:
     """Return any size as people write it: like a leaf's, above 16M in tenths where it is no multiple."""
     if size >= 16 << 20 and size % (1 << 20):
         large = next(shift for shift in (40, 30, 20) if size >= 16 << shift)
+        if large < 40 and round(size / (1 << large), 1) == 1024:
+            large += 10
         return f"{size / (1 << large):.1f}{'KMGT'[large // 10 - 1]}"
     shift = next((shift for shift in (40, 30, 20) if size >= 1 << shift and size % (1 << shift) == 0), 10)
     return f"{size >> shift}{'KMGT'[shift // 10 - 1]}"

@@ -18,6 +18,7 @@ from ptinspect.analysis.atlas import STATES, Atlas, Pattern, delta_planes
 from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.dataclass import dataclass, field
 from ptinspect.output.model import Table, escape
+from ptinspect.output.text import brief
 from ptinspect.snapshot.coverage import unseen
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import KIND_NAMES
@@ -66,7 +67,7 @@ class Page:
                 "diff": len(self.diffs) - 1 if diff else None,
                 "root": f"{snapshot.root.pa:#x}",
                 "provenance": snapshot.root.provenance,
-                "where": snapshot.meta.where,
+                "where": brief(snapshot.meta.where),
                 "kernel": snapshot.meta.kernel,
                 "created": snapshot.meta.created,
                 "regime": {

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -77,6 +78,13 @@ def test_what_is_no_command(registry: Registry, line: str, word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         registry.split(line)
     assert caught.value.hint
+
+
+def test_a_file_is_no_command(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "before.npz").touch()
+    with pytest.raises(UserError, match=r"no command '.*before\.npz'") as caught:
+        registry.split(f"{tmp_path}/before.npz")
+    assert "load reads a snapshot" in caught.value.hint
 
 
 def test_passthrough_keeps_its_text(registry: Registry) -> None:

@@ -219,9 +219,10 @@ def test_map_refuses(ctx: Context, line: str) -> None:
 
 
 def test_size_text() -> None:
-    sizes = (4096, 2 << 20, (2 << 20) + 4096, 3 << 30, 1 << 40, 1005 << 20 | 1 << 19, (126 << 40) - 4096)
+    sizes = (4096, 2 << 20, (2 << 20) + 4096, 3 << 30, 1 << 40, 1005 << 20 | 1 << 19, (126 << 40) - 4096,
+             (1 << 30) - 4096, (1 << 40) - 4096)  # fmt: skip
     assert [size_text(n) for n in sizes] == [
-        "4K", "2M", "2052K", "3G", "1T", "1005.5M", "126.0T",
+        "4K", "2M", "2052K", "3G", "1T", "1005.5M", "126.0T", "1.0G", "1.0T",
     ]  # fmt: skip
 
 
@@ -405,9 +406,14 @@ def test_a_snapshot_against_the_guest_as_it_is_now(ctx: Context, tree: TreeBuild
     ctx.guest.forget_stop()
     report = run(ctx, f"diff before --at {KERNEL:#x}")
     assert (report.result["a"], report.result["b"], report.result["only_bit11"]) == ("before", "now", True)
+    assert "--limit" not in text(report)
     before, now = report.result["at"]
     assert [step["kinds"] for step in before["steps"]] == [["marked"], [], []]
     assert [step["kinds"] for step in now["steps"]] == [None] * 3 and "now" not in ctx.guest.snapshots
+    tree.xor(KERNEL, 2, 1 << 54)
+    ctx.guest.forget_stop()
+    told = text(run(ctx, f"diff before --at {KERNEL:#x}"))
+    assert "--limit N lists them" in told and "…" not in told
     ctx.guest.snapshots["other"] = kernel_tree().snapshot("other")
     ctx.guest.snapshots["other"] = replace(
         ctx.guest.snapshots["other"], root=replace(ctx.guest.snapshots["other"].root, pa=PhysAddr(0x1000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def data_of(path: Path) -> dict[str, Any]:
 
 def test_the_page_holds_maps_of_each_snapshot_and_of_each_pair(tmp_path: Path) -> None:
     _, before, after = pair("4k-48")
+    before = replace(before, meta=replace(before.meta, where="cpu 0 at 0x40c89510 (f+0x0)"))
     path = page(tmp_path, before, after)
     data = data_of(path)
+    assert data["maps"][0]["where"] == "cpu 0 at 0x40c89510 (f)", "as everywhere else"
     assert [each["title"] for each in data["maps"]] == ["before", "<b>after</b>", "before → <b>after</b>"]
     assert data["diffs"][0]["changes_total"] == 1
     text = path.read_text()

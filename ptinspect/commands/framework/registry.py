@@ -246,6 +246,8 @@ class Registry:
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
         close = similar(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
+        if os.path.isfile(os.path.expanduser(words[0])):  # noqa: PTH111, PTH113 (they raise nothing)
+            hint = "it is a file: load reads a snapshot, oops a console log, source a script, kernel a kernel"
         raise UserError(f"no command {words[0]!r}", hint)
 
     def run(self, ctx: State, line: str | Call, *, kept: bool = True) -> Report:

@@ -276,6 +276,8 @@ def diff_report(
         for n in listed:
             body += _block(*held[n])
     left = more(diff.changes_total - len(listed), hint="--limit N shows more, -o FILE writes them")
+    if left and not listed:
+        left = [Note("--limit N lists them, -o FILE writes them", "dim")]
     return Report(result, (*body, *left), exit_code)
 
 
