@@ -55,5 +55,11 @@ def test_a_topic(topic: object) -> None:
 def test_a_word_is_found_in_the_topics() -> None:
     found = run(context(), "help retarg").result["found"]
     assert [(each["topic"], "leads elsewhere" in each["line"]) for each in found] == [("glossary", True)]
+    found = run(context(), "help nG").result["found"]
+    assert found[0]["line"].startswith("nG, leaves nG:")
+    assert all(re.search(r"\bnG\b", each["line"], re.I) for each in found), "not in 'nothing'"
     with pytest.raises(UserError, match="no command"):
         run(context(), "help xyzzy")
+    with pytest.raises(UserError, match="no command 'vtop'") as caught:
+        run(context(), "help vtop")
+    assert caught.value.hint == "walk ADDR"

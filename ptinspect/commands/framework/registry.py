@@ -21,47 +21,78 @@ from ptinspect.text import similar
 
 INSTEAD: Mapping[str, str] = {
     "add-symbol-file": "gdb add-symbol-file …",
+    "bp": "break ADDR",
     "call": "the guest's functions cannot be called",
     "clear": "delete N; break lists them",
     "commands": "in a script: on stop NAME: …",
     "context": "status, regs, bt, x/8i $pc",
     "disconnect": "detach",
-    "display": "x/i $pc after each stop: in a script, on stop",
+    "display": "on stop any: x/i $pc",
+    "dmesg": "console -n 50",
     "down": "bt lists the frames; regs and $fp are those of the innermost",
     "echo": "lines that begin with # are comments",
     "f": "bt lists the frames, stack shows their sizes",
     "file": "kernel FILE",
     "frame": "bt lists the frames, stack shows their sizes",
+    "gva2gpa": "walk ADDR; monitor gva2gpa ADDR",
     "hbreak": "break ADDR: it is a hardware breakpoint unless --software",
     "hexdump": "x/64bx ADDR",
     "ignore": "condition N EXPR; gdb ignore N COUNT",
     "j": "gdb jump …",
     "jump": "gdb jump …",
+    "kbase": "kernel",
     "kill": "quit ends the guest that was launched here; detach leaves it",
+    "kstack": "stack task:NAME, stack PID",
+    "ktask": "stack tasks",
+    "kvmmap": "map",
     "l": "there are no source lines; disassemble, or x/8i $pc",
+    "layout": "on stop any: x/4i $pc",
     "list": "there are no source lines; disassemble, or x/8i $pc",
+    "log": "console -n 50",
+    "lx-dmesg": "console -n 50",
+    "lx-ps": "stack tasks",
+    "make": "!make",
     "nearpc": "disassemble",
+    "p2v": "find pa:…",
     "pagewalk": "walk ADDR",
+    "physread": "x/8gx pa:…",
+    "physwrite": "poke descriptor pa:… VALUE",
+    "pipe": "COMMAND | SHELL, as in walk $pc | grep PTE",
     "pmap": "map",
     "printf": "print EXPR; gdb printf …",
+    "ps": "stack tasks",
     "pt": "map, walk ADDR, find pa:…",
+    "ptdump": "map; export --format ptdump",
+    "pte": "decode VALUE --level pte, or walk ADDR",
+    "ptov": "find pa:…",
+    "pw": "walk ADDR, map",
+    "qreg": "regime, regs",
     "r": "launch starts a guest, continue lets it run",
-    "pipe": "COMMAND | SHELL, as in walk $pc | grep PTE",
-    "make": "!make",
-    "restart": "quit and start again, or: gdb monitor system_reset",
+    "rd": "x/8gx ADDR",
+    "reboot": "monitor system_reset",
+    "reset": "monitor system_reset",
+    "restart": "quit and start again, or: monitor system_reset",
     "return": "finish runs until the function returns",
     "run": "launch starts a guest, continue lets it run",
     "search": "find PA lists the addresses that map it",
     "starti": "launch stops the guest at reset",
+    "struct": "ptype struct NAME; print *(struct NAME *) ADDR",
     "symbol-file": "kernel FILE",
+    "sysreg": "regime, regs",
     "target": "attach :1234",
+    "task": "stack task:NAME; print *$current",
     "telescope": "x/8a $sp",
     "thread": "cpu N",
+    "tui": "on stop any: x/4i $pc",
     "up": "bt lists the frames; regs and $fp are those of the innermost",
+    "v2p": "walk ADDR",
+    "virt2phys": "walk ADDR",
     "vmmap": "map",
+    "vtop": "walk ADDR",
     "xinfo": "print ADDR, walk ADDR",
+    "xp": "x/8gx pa:…",
 }
-"""GDB's, pwndbg's or gef's word -> what answers it here."""
+"""A word of GDB's, pwndbg's, gef's, crash's or QEMU's -> what answers it here."""
 
 
 RESULTS = "results"
@@ -244,7 +275,8 @@ class Registry:
         if used:
             names = ", ".join(sorted(" ".join(c) for c in candidates))
             raise UserError(f"{' '.join(words[:used])!r} needs a further word", f"one of: {names}")
-        close = similar(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
+        close = [" ".join(c) for c in self.commands if words[0] in c[1:]]
+        close = close or similar(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
         if os.path.isfile(os.path.expanduser(words[0])):  # noqa: PTH111, PTH113 (they raise nothing)
             hint = "it is a file: load reads a snapshot, oops a console log, source a script, kernel a kernel"

@@ -8,6 +8,7 @@ from ptinspect import __version__
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Command, Parser, argument, command
 from ptinspect.commands.framework.context import Context
+from ptinspect.commands.framework.registry import INSTEAD
 from ptinspect.commands.session.topics import (
     FoundResult,
     TopicResult,
@@ -127,7 +128,7 @@ def show_help(ctx: Context, *, words: list[str]) -> Report:
         command, used = ctx.registry.resolve(named)
     except UserError:
         group = ctx.registry.beginning(named)
-        found = None if group else search(named)
+        found = None if group or named[0] in INSTEAD else search(named)
         if found is not None:
             return found
         if not group:

@@ -71,26 +71,32 @@ def _joined(paragraph: str) -> str:
 
 
 def search(words: Sequence[str]) -> Report | None:
-    """Return the lines of the texts that hold all of some words, one or two for each; None if none does."""
-    wanted = [word.lower() for word in words]
+    """Return lines of the texts that hold all of some words, two of each at most; None if none does.
+
+    Parts of words count where no line has them whole. The glossary comes first.
+    """
+    import re
+
     rows, found = [], []
-    for one in topics():
-        parts = [_joined(part) for part in one.text.split("\n\n")]
-        lines = [line.strip() for part in parts for line in part.split("\n")]
-        hits = [line for line in lines if all(word in line.lower() for word in wanted)]
-        named = one.title if all(word in one.title.lower() for word in wanted) else ""
-        for line in hits[:2] or ([named] if named else []):
-            found.append(FoundTopic(one.topic, one.title, line))
-            rows.append((Styled(f"help {one.topic}", "level"), _near(line, wanted[0])))
-    if not found:
-        return None
-    title = f"{' '.join(words)!r} is no command; it is spoken of in"
-    return Report(FoundResult(found), (Table((Column(""), Column("")), rows, title),))
+    for edges in (r"(?<!\w){}(?!\w)", "{}"):
+        wanted = [re.compile(edges.format(re.escape(word)), re.IGNORECASE) for word in words]
+        for one in sorted(topics(), key=lambda each: each.topic != "glossary"):
+            parts = [_joined(part) for part in one.text.split("\n\n")]
+            lines = [line.strip() for part in parts for line in part.split("\n")]
+            hits = [line for line in lines if all(word.search(line) for word in wanted)]
+            named = [one.title] if all(word.search(one.title) for word in wanted) else []
+            for line in hits[:2] or named:
+                found.append(FoundTopic(one.topic, one.title, line))
+                hit = wanted[0].search(line)
+                rows.append((Styled(f"help {one.topic}", "level"), _near(line, hit.start() if hit else 0)))
+        if found:
+            title = f"{' '.join(words)!r} is no command; it is spoken of in"
+            return Report(FoundResult(found), (Table((Column(""), Column("")), rows, title),))
+    return None
 
 
-def _near(line: str, word: str, room: int = 160) -> str:
-    """Return the part of a line around a word."""
-    at = line.lower().find(word)
+def _near(line: str, at: int, room: int = 160) -> str:
+    """Return the part of a line around a place."""
     if len(line) <= room:
         return line
     begin = max(0, min(at - room // 3, len(line) - room))
