@@ -31,6 +31,7 @@ from ptinspect.linux.image.code_parts import part_of, switches
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running import efi
 from ptinspect.linux.running.guest_view import GuestView
+from ptinspect.linux.running.modules import Module
 
 SWITCH, RETURNS, GOES = 0x4_0100, 0x4_011C, 0x4_015C
 """Offsets of __primary_switch, and of its two jumps: of a kernel of before 6.0."""
@@ -300,14 +301,19 @@ def test_no_breakpoint_is_set_where_a_cpu_that_is_off_stands(kernel: KernelImage
 class Loading:
     """The modules of a guest of which one is loaded from a stop at `loads` on, and has symbols at places."""
 
-    def __init__(self, session: Scripted, loads: int, places: Sequence[int]) -> None:
-        self.session, self.loads, self.places = session, loads, places
+    def __init__(self, session: Scripted, loads: int, places: Sequence[int], state: str = "coming") -> None:
+        self.session, self.loads, self.places, self.state = session, loads, places, state
 
-    def lookup(self, name: str, module: str) -> list[tuple[None, int]]:
+    @property
+    def known(self) -> tuple[Module, ...]:
+        there = self.session.cpus[0].pc in (self.loads, *(place + 4 for place in self.places))
+        return (Module("net", 0, self.state, (), 0),) if there else ()
+
+    def lookup(self, name: str, module: str) -> list[tuple[Module, int]]:
         assert (name, module) == ("probe", "net")
-        if self.session.cpus[0].pc not in (self.loads, *(place + 4 for place in self.places)):
+        if not self.known:
             raise GuestError("no module net is loaded")
-        return [(None, place) for place in self.places]
+        return [(*self.known, place) for place in self.places]
 
 
 def test_a_breakpoint_in_a_module_waits_until_it_is_loaded(
@@ -316,7 +322,7 @@ def test_a_breakpoint_in_a_module_waits_until_it_is_loaded(
     guest, _, _, stays = boot()
     loads, there = TEXT_VA + MOVED + LOADS, 0xFFFF_8000_0100_0000
     first = guest.cpu(pc=TEXT_VA + MOVED + FIRST, TTBR1_EL1=FINAL, VBAR_EL1=0)
-    script = [(first, None), (stays, loads), (stays, there + 4)]
+    script = [(first, None), (stays, loads), (stays, there + 4), (stays, loads)]
     held, session, breakpoints = followed(kernel, guest, script)
     monkeypatch.setattr(GuestView, "modules", Loading(session, loads, [there]))
     made, doubts = set_breakpoint(held, address("probe+4 [net]"))
@@ -325,9 +331,14 @@ def test_a_breakpoint_in_a_module_waits_until_it_is_loaded(
     stop = held.stopped.run_until([], 5)
     assert (stop.pc, stop.breakpoint) == (there + 4, made.id)
     assert [loads in places for places, _ in session.asked] == [True, True]
-    monkeypatch.setattr(GuestView, "modules", Loading(session, stop.pc, []))
+    monkeypatch.setattr(GuestView, "modules", Loading(session, stop.pc, [], "live"))  # its init is freed
     with pytest.raises(KernelFileError, match="module net has no symbol 'probe'"):
         set_breakpoint(held, address("probe+4 [net]"))
+    assert breakpoints.waits_until(made.address) == "module net is loaded again"
+    monkeypatch.setattr(GuestView, "modules", Loading(session, loads, []))  # another one of that name
+    with pytest.raises(KernelFileError, match=f"breakpoint {made.id}: module net has no symbol 'probe'"):
+        held.stopped.run_until([], 5)
+    assert set_at(session) & {there, there + 4} == set()
     assert breakpoints.waits_until(made.address) == "module net has it", "it is listed all the same"
 
 

@@ -119,7 +119,8 @@ class SymbolBreakpoints:
         kernel, place, module = self._guest.kernel, self.place, module_of(address)
         if kernel is not None and module:
             try:
-                return "" if self._wanted(kernel, address) else f"module {module} is loaded"
+                again = " again" * bool(self._state(address))
+                return "" if self._wanted(kernel, address) else f"module {module} is loaded{again}"
             except KernelFileError:
                 return f"module {module} has it"
         lies = place.lies and kernel is not None and part_of(kernel, self.linked_at(address)) == "identity"
@@ -158,7 +159,10 @@ class SymbolBreakpoints:
         if kernel is None:
             return set()
         self.look()
-        return set(self._wanted(kernel, address))
+        found = set(self._wanted(kernel, address))
+        if module_of(address) and self._state(address) and not found:
+            raise _missing(address, "code for its initialisation is freed by now: set it before it is loaded")
+        return found
 
     def shown_at(self, address: Address) -> int:
         """Return where an address that follows the kernel is: as linked while nobody knows."""
@@ -389,7 +393,11 @@ class SymbolBreakpoints:
         return found
 
     def _in_module(self, address: Address) -> list[int]:
-        """Return where the symbol of a module is now: nowhere before it is loaded. Raises KernelFileError."""
+        """Return where the symbol of a module is now: nowhere before it is loaded.
+
+        Code for its initialisation is freed later, and its symbols with it. Raises KernelFileError if it
+        has no such symbol when it is loaded.
+        """
         if not self.place.known:
             return []
         name, module = _symbol(address).removesuffix("]").split(" [")
@@ -397,10 +405,17 @@ class SymbolBreakpoints:
             found = self._guest.view.modules.lookup(name, module)
         except GuestError:
             return []
-        if not found:
-            raise KernelFileError(f"module {module} has no symbol {name!r}", "symbol ADDRESS names its code")
+        if not found and self._state(address) == "coming":
+            raise _missing(address, "symbol ADDRESS names its code")
         after = sum(term.sign * term.value for term in address.terms if term.value is not None)
         return [(at + after) & MASK64 for _, at in found]
+
+    def _state(self, address: Address) -> str:
+        """Return the state of the module that an address names; empty while it is not loaded."""
+        if not self.place.known:
+            return ""
+        known = self._guest.view.modules.known
+        return next((one.state for one in known if one.name == module_of(address)), "")
 
     def _guarded(self, condition: str, physical: bool) -> str:
         """Return a condition for GDB, at a physical place for the kernel alone."""
@@ -472,6 +487,12 @@ def _symbol(address: Address) -> str:
 def module_of(address: Address) -> str:
     """Return the module that an address names its symbol in: `NAME [MODULE]`; empty if it names none."""
     return _symbol(address).removesuffix("]").partition(" [")[2] if follows(address) else ""
+
+
+def _missing(address: Address, hint: str) -> KernelFileError:
+    """Return the error that a module does not have the symbol of an address."""
+    name = _symbol(address).partition(" [")[0]
+    return KernelFileError(f"module {module_of(address)} has no symbol {name!r}", hint)
 
 
 def link_address(kernel: KernelImage, address: Address) -> int:
