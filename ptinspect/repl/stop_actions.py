@@ -46,7 +46,8 @@ def stop_addresses(ctx: Context, where: str) -> set[int]:
             f"on stop {where}: nobody knows where that is without the kernel file",
             "launch, or kernel FILE, before it; ptinspect --kernel FILE; or a number: 0x…",
         )
-    from ptinspect.guest.breakpoints.breakpoints import of_kernel, symbol_breakpoints
+    from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
+    from ptinspect.guest.breakpoints.followed_addresses import of_kernel
 
     if ctx.guest.kernel is not None and of_kernel(ctx.guest, address):
         return symbol_breakpoints(ctx.guest).addresses(address)

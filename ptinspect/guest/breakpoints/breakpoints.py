@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
-from ptinspect.errors import GuestError, KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
+from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetTimeout, UserError
+from ptinspect.guest.breakpoints.followed_addresses import (
+    LOADED,
+    has,
+    in_module,
+    link_address,
+    missing,
+    module_of,
+    state_of,
+)  # fmt: skip
 from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, KernelPlace
 from ptinspect.guest.breakpoints.numbered import Other, Watched
 from ptinspect.guest.expression import Address
@@ -29,9 +38,6 @@ if TYPE_CHECKING:
 
 NOT_USER = "($cpsr & 0xc) != 0"
 """True in the kernel (PSTATE.EL, Arm ARM C5.2.18): a user program's address may be the same number."""
-
-LOADED = "do_init_module"
-"""Called with a module that is on the list, before any code of that runs (kernel/module/main.c)."""
 
 
 @dataclass
@@ -119,7 +125,7 @@ class SymbolBreakpoints:
         kernel, place, module = self._guest.kernel, self.place, module_of(address)
         if kernel is not None and module:
             try:
-                again = " again" * bool(self._state(address))
+                again = " again" * bool(state_of(self._guest, address))
                 return "" if self._wanted(kernel, address) else f"module {module} is loaded{again}"
             except KernelFileError:
                 return f"module {module} has it"
@@ -160,8 +166,8 @@ class SymbolBreakpoints:
             return set()
         self.look()
         found = set(self._wanted(kernel, address))
-        if module_of(address) and self._state(address) and not found:
-            raise _missing(address, "code for its initialisation is freed by now: set it before it is loaded")
+        if module_of(address) and state_of(self._guest, address) and not found:
+            raise missing(address, "code for its initialisation is freed by now: set it before it is loaded")
         return found
 
     def shown_at(self, address: Address) -> int:
@@ -231,7 +237,7 @@ class SymbolBreakpoints:
         These are deleted: they would stop the guest for another kernel's code.
         """
         kernel = self._guest.kernel
-        lost = [] if kernel is None else [one for one in self.all if not _has(kernel, one.address)]
+        lost = [] if kernel is None else [one for one in self.all if not has(kernel, one.address)]
         for one in lost:
             self.delete(one.id)
         self.refresh()
@@ -380,7 +386,7 @@ class SymbolBreakpoints:
         from ptinspect.linux.image.code_parts import part_of
 
         if module_of(address):
-            return dict.fromkeys(self._in_module(address), False)
+            return dict.fromkeys(in_module(self._guest, address) if self.place.known else (), False)
         link, place = link_address(kernel, address), self.place
         part, few = part_of(kernel, link), self.session.slots.limited
         identity = part == "identity"
@@ -391,31 +397,6 @@ class SymbolBreakpoints:
         if identity or self._back or not (place.known or rare):
             found |= {base + link - kernel.text_va: True for base in place.bases}
         return found
-
-    def _in_module(self, address: Address) -> list[int]:
-        """Return where the symbol of a module is now: nowhere before it is loaded.
-
-        Code for its initialisation is freed later, and its symbols with it. Raises KernelFileError if it
-        has no such symbol when it is loaded.
-        """
-        if not self.place.known:
-            return []
-        name, module = _symbol(address).removesuffix("]").split(" [")
-        try:
-            found = self._guest.view.modules.lookup(name, module)
-        except GuestError:
-            return []
-        if not found and self._state(address) == "coming":
-            raise _missing(address, "symbol ADDRESS names its code")
-        after = sum(term.sign * term.value for term in address.terms if term.value is not None)
-        return [(at + after) & MASK64 for _, at in found]
-
-    def _state(self, address: Address) -> str:
-        """Return the state of the module that an address names; empty while it is not loaded."""
-        if not self.place.known:
-            return ""
-        known = self._guest.view.modules.known
-        return next((one.state for one in known if one.name == module_of(address)), "")
 
     def _guarded(self, condition: str, physical: bool) -> str:
         """Return a condition for GDB, at a physical place for the kernel alone."""
@@ -458,56 +439,6 @@ def symbol_breakpoints(guest: Guest) -> SymbolBreakpoints:
         if isinstance(found, SymbolBreakpoints):
             return found
     return SymbolBreakpoints(guest, session)
-
-
-def follows(address: Address) -> bool:
-    """Tell whether an address moves with the kernel: it names one symbol, and adds numbers."""
-    named = [term.sign for term in address.terms if term.value is None]
-    return not address.physical and address.names_symbol and sum(named) == 1 and len(named) == 1
-
-
-def of_kernel(guest: Guest, address: Address) -> bool:
-    """Tell whether an address follows the kernel: its symbol is the kernel's, or of a module it names."""
-    if not follows(address):
-        return False
-    if guest.kernel is None or module_of(address):
-        return True
-    try:
-        link_address(guest.kernel, address)
-    except KernelFileError:
-        return False
-    return True
-
-
-def _symbol(address: Address) -> str:
-    """Return the symbol that an address names; with its module, if it names one."""
-    return next((term.text for term in address.terms if term.value is None), "")
-
-
-def module_of(address: Address) -> str:
-    """Return the module that an address names its symbol in: `NAME [MODULE]`; empty if it names none."""
-    return _symbol(address).removesuffix("]").partition(" [")[2] if follows(address) else ""
-
-
-def _missing(address: Address, hint: str) -> KernelFileError:
-    """Return the error that a module does not have the symbol of an address."""
-    name = _symbol(address).partition(" [")[0]
-    return KernelFileError(f"module {module_of(address)} has no symbol {name!r}", hint)
-
-
-def link_address(kernel: KernelImage, address: Address) -> int:
-    """Return where an address that follows the kernel is linked. Raises KernelFileError."""
-    total = 0
-    for term in address.terms:
-        total += term.sign * (kernel.lookup(term.text) if term.value is None else term.value)
-    return total & MASK64
-
-
-def _has(kernel: KernelImage, address: Address) -> bool:
-    """Tell whether a kernel has the symbol of an address; a module's is looked for when that is loaded."""
-    with contextlib.suppress(KernelFileError):
-        return bool(module_of(address)) or link_address(kernel, address) is not None
-    return False
 
 
 def timed_out(error: TargetTimeout, waiting: Sequence[SymbolBreakpoint]) -> TargetTimeout:

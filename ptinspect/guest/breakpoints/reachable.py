@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.guest.breakpoints.breakpoints import (
-    LOADED,
-    SymbolBreakpoint,
-    SymbolBreakpoints,
-    link_address,
-    module_of,
-    of_kernel,
-    symbol_breakpoints,
-)
+from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, SymbolBreakpoints, symbol_breakpoints
+from ptinspect.guest.breakpoints.followed_addresses import LOADED, link_address, module_of, of_kernel
 from ptinspect.guest.breakpoints.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.expression import Address
 from ptinspect.guest.expressions.conditions import for_gdb

@@ -10,7 +10,8 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetTimeout, UserError
-from ptinspect.guest.breakpoints.breakpoints import link_address, symbol_breakpoints
+from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
+from ptinspect.guest.breakpoints.followed_addresses import link_address
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.state import Standing, standing
