@@ -18,6 +18,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
 from ptinspect.commands.tables.kernel_text_view import TextDiffResult, compare_texts
 from ptinspect.commands.tables.paths import PathResult, captured_walk, levels_of, path_results, side_by_side
+from ptinspect.commands.tables.summary import Counts, counts_table
 from ptinspect.commands.written import WriteResult, write_result
 from ptinspect.commands.written import told as who_wrote
 from ptinspect.dataclass import dataclass, replace
@@ -32,7 +33,7 @@ from ptinspect.guest.roots import Tables
 from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, more
+from ptinspect.output.model import Column, Note, Report, Table, escape, more
 from ptinspect.text import counted
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Changes shown to people unless --limit is given; files and JSON hold up to MAX_CHANGES."""
-COUNTS: tuple[tuple[str, str, Style], ...] = (
+COUNTS: Counts = (
     ("tables", "tables", "plain"),
     ("changed", "changed", "plain"),
     ("marked", "marked", "changed"),
@@ -361,15 +362,7 @@ def counts_of(level: LevelDiff) -> dict[str, int]:
 
 def level_table(levels: Sequence[LevelDiff]) -> Table:
     """Return a table of the counts, a row for each level."""
-    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in levels)]
-    rows = []
-    for level in levels:
-        row: list[Cell] = [Styled(f"{level.name} {level.level}", "level")]
-        for field, _, style in used:
-            count = getattr(level, field)
-            row.append(Styled(str(count), style if count else "dim"))
-        rows.append(row)
-    return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
+    return counts_table(levels, COUNTS, OPTIONAL)
 
 
 def _verdict(diff: Diff, *, part: bool) -> Note:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
-from ptinspect.analysis.counts import LevelSummary
+from ptinspect.analysis.counts import LevelDiff, LevelSummary
 from ptinspect.arch.levels import size_name
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, command
@@ -24,7 +24,8 @@ from ptinspect.output.table_heads import (
     root_result,
 )
 
-COUNTS: tuple[tuple[str, str, Style], ...] = (
+Counts = tuple[tuple[str, str, Style], ...]
+COUNTS: Counts = (
     ("tables", "tables", "plain"),
     ("entries_valid", "valid", "plain"),
     ("table_descriptors", "to tables", "plain"),
@@ -101,16 +102,17 @@ def summary(
     )
     said += ", of those that were captured" if missing else ""
     head = Note(geometry_text(snapshot.regime), "dim")
-    return Report(result, (*heads(snapshot), head, _table(result.levels), Note(said)))
+    return Report(result, (*heads(snapshot), head, counts_table(result.levels, COUNTS, OPTIONAL), Note(said)))
 
 
-def _table(levels: Sequence[LevelSummary]) -> Table:
-    used = [c for c in COUNTS if c[0] not in OPTIONAL or any(getattr(level, c[0]) for level in levels)]
+def counts_table(levels: Sequence[LevelSummary | LevelDiff], counts: Counts, optional: Set[str]) -> Table:
+    """Return a table of counts, a row for each level; columns that are `optional` only if they count."""
+    used = [c for c in counts if c[0] not in optional or any(getattr(level, c[0]) for level in levels)]
     rows = [[Styled(f"{x.name} {x.level}", "level"), *(_count(x, c) for c in used)] for x in levels]
     return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
 
 
-def _count(level: LevelSummary, column: tuple[str, str, Style]) -> Cell:
+def _count(level: LevelSummary | LevelDiff, column: tuple[str, str, Style]) -> Cell:
     field, _, style = column
     value = getattr(level, field)
     if field == "leaf_size":
