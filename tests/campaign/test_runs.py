@@ -147,8 +147,12 @@ def test_a_run_gets_its_cell_as_launch_arguments_and_as_variables(campaign: Camp
     assert words[-2:] == ["-x", str(tmp_path / "s.pti")]
 
 
-def test_a_script_that_launches_is_left_to_do_so(campaign: Campaign, tmp_path: Path) -> None:
-    (tmp_path / "own.pti").write_text("repeat 2: launch --memory ${mem}\n")
+@pytest.mark.parametrize(
+    "script", ["repeat 2: launch --memory ${mem}\n", "source ${home}/called.pti\n"], ids=["itself", "called"]
+)
+def test_a_script_that_launches_is_left_to_do_so(campaign: Campaign, tmp_path: Path, script: str) -> None:
+    (tmp_path / "own.pti").write_text(script)
+    (tmp_path / "called.pti").write_text("launch\n")
     campaign("own.pti --runs 1 --matrix mem=512 var.kind=pass --directory d")
     assert "-c" not in json.loads((tmp_path / "d/runs/00001/seen.json").read_text())["words"]
 
@@ -324,13 +328,6 @@ def test_a_script_whose_name_nobody_knows_beforehand_is_named(campaign: Campaign
     (place,) = report.result["not_in_digest"]
     assert place.endswith("s.pti:1")
     assert "will not be noticed" in render(report)
-
-
-def test_a_called_script_that_launches_is_left_to_do_so(campaign: Campaign, tmp_path: Path) -> None:
-    (tmp_path / "own.pti").write_text("launch\n")
-    (tmp_path / "s.pti").write_text("source ${home}/own.pti\n")
-    campaign("s.pti --runs 1 --matrix var.kind=pass --directory d")
-    assert "-c" not in json.loads((tmp_path / "d/runs/00001/seen.json").read_text())["words"]
 
 
 def test_a_campaign_killed_at_its_first_line_begins_again(campaign: Campaign, tmp_path: Path) -> None:
