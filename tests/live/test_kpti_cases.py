@@ -143,16 +143,6 @@ def test_an_entry_that_is_lost_while_the_walk_goes_on(guest: str, options: str) 
         assert step["descriptor_pa"] in found["evidence"][0]
 
 
-def test_a_boot_without_a_rewrite() -> None:
-    with launched(
-        "5.10-cloud", '--memory 256 --append "rdinit=/init console=ttyAMA0 kpti=off nokaslr"'
-    ) as live:
-        live("until driver_init --timeout 300")
-        live("snap before")
-        assert live("kpti verdict")["code"] == "not-run"
-        assert live("kpti progress")["phase"] == "outside"
-
-
 @pytest.mark.parametrize(("guest", "options"), KERNELS)
 def test_until_stands_where_registers_and_tables_agree(guest: str, options: str) -> None:
     with launched(guest, f"--memory 256 --smp 2 {options}") as live:

@@ -133,6 +133,16 @@ def test_the_walk_works_at_the_end_of_the_rewrite_and_status_says_after(rewritte
     assert walk is None or walk["outcome"] == "mapped"
 
 
+def test_what_the_rewrite_left_is_as_expected(rewritten: Live) -> None:
+    for expected in (
+        "status.state == stopped", "kpti.run.reached == true", "stack free >= 4096",
+        "summary.level3.leaves_ng == summary.level3.leaves", "summary --snap before leaves_ng == 0",
+        "walk $sp --snap after outcome == mapped",
+    ):  # fmt: skip
+        assert rewritten.exit_code(f"expect {expected}") == 0, expected
+    assert rewritten.exit_code("expect stack.free > 1M") == 1
+
+
 def test_a_zeroed_pmd_entry_is_named(tmp_path: Path) -> None:
     with launched("5.10-cloud") as live:
         assert live("kpti run")["reached"]
