@@ -256,24 +256,12 @@ class Tcr:
     """Hierarchical permissions of the lower half are ignored."""
     hpd1: bool
     """Hierarchical permissions of the upper half are ignored."""
-    nfd0: bool
-    """Non-fault translation disabled, lower half."""
-    nfd1: bool
-    """Non-fault translation disabled, upper half."""
     e0pd0: bool
     """EL0 accesses to the lower half always fault."""
     e0pd1: bool
     """EL0 accesses to the upper half always fault."""
     ds: bool
     """52-bit output addresses with 4K and 16K granules (FEAT_LPA2)."""
-    irgn0: int = 0
-    """Inner cacheability of walks of the lower half: 0 NC, 1 WB RA WA, 2 WT RA, 3 WB RA."""
-    irgn1: int = 0
-    """The same for the upper half."""
-    orgn0: int = 0
-    """Outer cacheability of walks of the lower half, encoded like the inner one."""
-    orgn1: int = 0
-    """The same for the upper half."""
 
     @property
     def pa_bits(self) -> int:
@@ -301,15 +289,9 @@ def decode_tcr(tcr: int) -> Tcr:
         hd=bit(tcr, 40),
         hpd0=bit(tcr, 41),
         hpd1=bit(tcr, 42),
-        nfd0=bit(tcr, 53),
-        nfd1=bit(tcr, 54),
         e0pd0=bit(tcr, 55),
         e0pd1=bit(tcr, 56),
         ds=bit(tcr, 59),
-        irgn0=bits(tcr, 9, 8),
-        irgn1=bits(tcr, 25, 24),
-        orgn0=bits(tcr, 11, 10),
-        orgn1=bits(tcr, 27, 26),
     )
 
 
@@ -321,8 +303,6 @@ def decode_tcr_el2(tcr: int) -> Tcr:
     return replace(
         decode_tcr(0),
         t0sz=bits(tcr, 5, 0),
-        irgn0=bits(tcr, 9, 8),
-        orgn0=bits(tcr, 11, 10),
         sh0=bits(tcr, 13, 12),
         granule0_bits={0: 12, 1: 16, 2: 14}.get(bits(tcr, 15, 14), 0),
         ips=bits(tcr, 18, 16),
@@ -371,12 +351,8 @@ class Sctlr:
     """Instruction cacheability."""
     wxn: bool
     """Writable implies never executable."""
-    span: bool
-    """PSTATE.PAN is left alone on an exception to EL1."""
     ee: bool
     """Big-endian data accesses and table walks at EL1."""
-    eos: bool = True
-    """An exception return synchronises the context; so it does on a CPU without FEAT_ExS."""
 
 
 def decode_sctlr(sctlr: int) -> Sctlr:
@@ -387,9 +363,7 @@ def decode_sctlr(sctlr: int) -> Sctlr:
         c=bit(sctlr, 2),
         i=bit(sctlr, 12),
         wxn=bit(sctlr, 19),
-        span=bit(sctlr, 23),
         ee=bit(sctlr, 25),
-        eos=bit(sctlr, 11),
     )
 
 

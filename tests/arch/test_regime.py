@@ -373,17 +373,15 @@ TCR_BITS: dict[int, dict[str, object]] = {
     **{n: {"t0sz": 1 << n} for n in range(6)},
     **{16 + n: {"t1sz": 1 << n} for n in range(6)},
     7: {"epd0": True}, 23: {"epd1": True}, 22: {"a1": True}, 36: {"asid16": True},
-    8: {"irgn0": 1}, 9: {"irgn0": 2}, 10: {"orgn0": 1}, 11: {"orgn0": 2}, 12: {"sh0": 1}, 13: {"sh0": 2},
-    24: {"irgn1": 1}, 25: {"irgn1": 2}, 26: {"orgn1": 1}, 27: {"orgn1": 2}, 28: {"sh1": 1}, 29: {"sh1": 2},
+    12: {"sh0": 1}, 13: {"sh0": 2}, 28: {"sh1": 1}, 29: {"sh1": 2},
     14: {"granule0_bits": 16}, 15: {"granule0_bits": 14},
     30: {"granule1_bits": 14}, 31: {"granule1_bits": 12},
     **{32 + n: {"ips": 1 << n} for n in range(3)},
     37: {"tbi0": True}, 38: {"tbi1": True}, 39: {"ha": True}, 40: {"hd": True},
-    41: {"hpd0": True}, 42: {"hpd1": True}, 53: {"nfd0": True}, 54: {"nfd1": True},
-    55: {"e0pd0": True}, 56: {"e0pd1": True}, 59: {"ds": True},
+    41: {"hpd0": True}, 42: {"hpd1": True}, 55: {"e0pd0": True}, 56: {"e0pd1": True}, 59: {"ds": True},
 }  # fmt: skip
 SCTLR_BITS = {
-    0: "m", 1: "a", 2: "c", 11: "eos", 12: "i", 19: "wxn", 23: "span", 25: "ee",
+    0: "m", 1: "a", 2: "c", 12: "i", 19: "wxn", 25: "ee",
 }  # fmt: skip
 
 
@@ -422,8 +420,7 @@ def test_halves() -> None:
 
 TCR_EL2_BITS: dict[int, dict[str, object]] = {
     **{n: {"t0sz": 1 << n} for n in range(6)},
-    8: {"irgn0": 1}, 9: {"irgn0": 2}, 10: {"orgn0": 1}, 11: {"orgn0": 2}, 12: {"sh0": 1}, 13: {"sh0": 2},
-    14: {"granule0_bits": 16}, 15: {"granule0_bits": 14},
+    12: {"sh0": 1}, 13: {"sh0": 2}, 14: {"granule0_bits": 16}, 15: {"granule0_bits": 14},
     **{16 + n: {"ips": 1 << n} for n in range(3)},
     20: {"tbi0": True}, 21: {"ha": True}, 22: {"hd": True}, 24: {"hpd0": True}, 32: {"ds": True},
 }  # fmt: skip

@@ -29,8 +29,6 @@ class ImageHeader:
     """Bytes that the image takes in memory, .bss included; 0 before Linux 3.17."""
     page_size: int
     """Bytes of a page that the kernel was built for; 0 if the header leaves it open."""
-    anywhere: bool
-    """The 2 MiB boundary may be anywhere in RAM, not only near its start."""
     big_endian: bool
     """The kernel is big-endian."""
     entry_offset: int
@@ -50,7 +48,6 @@ def parse_header(data: bytes) -> ImageHeader | None:
         text_offset,
         image_size,
         _PAGE_SIZES.get(flags >> 1 & 3, 0),
-        bool(flags >> 3 & 1),
         bool(flags & 1),
         entry,
     )
