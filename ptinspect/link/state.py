@@ -54,14 +54,17 @@ class StopInfo:
     old: str = ""
     new: str = ""
     """What a watchpoint watches, before and after, as GDB writes it; of a load both are the same."""
+    untold: str = ""
+    """Why GDB could not tell whether the condition holds: it stops the guest then."""
 
     @property
     def words(self) -> str:
         """Why it stopped, as people say it."""
+        untold = f", whose condition cannot be evaluated: {self.untold}" if self.untold else ""
         if self.reason.endswith("watchpoint-trigger"):
-            return f"watchpoint {self.breakpoint}"
+            return f"watchpoint {self.breakpoint}{untold}"
         if self.breakpoint is not None:
-            return f"breakpoint {self.breakpoint}"
+            return f"breakpoint {self.breakpoint}{untold}"
         if self.signal == "SIGINT":
             return "interrupted"
         if self.signal:
@@ -323,6 +326,7 @@ def _stop_info(fields: Mapping[str, Any]) -> StopInfo:
         str(fields.get("signal-name", "")),
         old=old,
         new=new,
+        untold=str(fields.get("untold", "")),
     )
 
 

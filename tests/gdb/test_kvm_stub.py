@@ -91,6 +91,19 @@ def test_breakpoints_of_every_kind_are_the_cpu_s(attach: Attach) -> None:
     assert stub.ram[:5] == b"poked"
 
 
+def test_a_condition_that_cannot_be_evaluated_is_told(attach: Attach) -> None:
+    stub, session = attach(dfr0=DFR0)
+    made = session.set_breakpoint(CODE + 8, condition="1 / ($x0 - $x0)")
+    session.set_breakpoint(CODE + 16)
+    stub.route = [CODE + 4, CODE + 8]
+    session.resume()
+    why = "Division by zero"
+    assert session.wait_stop(10).words == f"breakpoint {made.id}, whose condition cannot be evaluated: {why}"
+    stub.route = [CODE + 12, CODE + 16]
+    session.resume()
+    assert session.wait_stop(10).untold == ""
+
+
 def test_one_too_many_is_refused_before_the_guest_runs(attach: Attach) -> None:
     stub, session = attach(dfr0=DFR0)
     session.set_breakpoint(CODE, purpose=Purpose.GUARD)

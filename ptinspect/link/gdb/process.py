@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -27,6 +28,8 @@ PIPE_BYTES = 1 << 20
 CANCEL_SECONDS = 2.0
 """How long GDB may take to give up a command after SIGINT before it is killed."""
 TAIL_LINES = 40
+UNTOLD = re.compile(r"Error in testing (?:breakpoint )?condition[^\n]*:\n([^\n]*)")
+"""What GDB prints before a stop at a breakpoint whose condition it could not evaluate (gdb/breakpoint.c)."""
 USUAL = ("warning: No executable has been specified", "determining executable automatically")
 """Beginnings of what GDB prints whenever it connects to a stub; it explains nothing."""
 LINE_LIMIT = 256 << 20
@@ -297,6 +300,8 @@ class GdbProcess:
             fields = {} if line.name in OF_ITSELF else parse_payload(line)
         except MiError as error:
             self._note(error.message)
+        if line.name == "stopped" and (failed := UNTOLD.search("".join(self._text))):
+            fields = {**fields, "untold": failed[1].strip()}
         self._on_event(line.name, fields)
 
     def _end(self) -> None:
