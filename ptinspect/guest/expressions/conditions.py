@@ -32,7 +32,9 @@ def for_gdb(guest: Guest, condition: str) -> str:
     if _OF_GDB.search(condition):
         for name in filter(None, dict.fromkeys(_VARIABLE.findall(condition))):
             if guest.target.escort.command(f"output {name}", SECONDS).strip() == "void":
-                raise UserError(f"condition: GDB has no {name}", f"gdb set {name} = 0 makes a variable")
+                own = "gdb show convenience lists its own"
+                hint = own if name.startswith("$_") else f"gdb set {name} = 0 makes a variable"
+                raise UserError(f"condition: GDB has no {name}", hint)
         return condition
     tree = c_tree.parse(condition)
     scope = GuestScope(guest)
