@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ptinspect.errors import PtinspectError, TargetError
+from ptinspect.errors import PtinspectError
 from ptinspect.link.state import RunState, RunTracker, StopInfo
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
@@ -34,7 +34,7 @@ class Steward(Protocol):
     def passes(self, stop: StopInfo) -> bool:
         """Tell whether the guest is to run on from a stop at one of the steward's breakpoints.
 
-        What is raised ends the run: whoever waits gets it.
+        What is raised ends the run: whoever waits gets it, a bug too.
         """
 
     def rest(self) -> None:
@@ -145,12 +145,11 @@ class Escort:
     def serve(self, stop: StopInfo) -> None:
         """Have the stewards look at a stop on the way, and let the guest run on, or the stop be known."""
         tracker, on = self._tracker, False
-        trouble: PtinspectError | None = TargetError("a look at the guest on its way was broken off")
+        trouble: Exception | None = None
         self._inside = threading.get_ident()
         try:
             on = bool(self.stewards) and self.passes(stop)
-            trouble = None
-        except PtinspectError as error:
+        except Exception as error:  # noqa: BLE001 (a bug is reported where somebody waits)
             trouble = error
         finally:  # whatever happens, nobody waits for ever
             self._inside = None

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import PtinspectError, TargetError, TargetLost, TargetTimeout
+from ptinspect.errors import TargetError, TargetLost, TargetTimeout
 
 QEMU_ENDED = "QEMU has ended (the guest switched off, or QEMU was ended)"
 
@@ -134,7 +134,7 @@ class RunTracker:
         """The escort has asked GDB to stop it."""
         self._escorted = False
         self._visit: StopInfo | None = None
-        self._trouble: PtinspectError | None = None
+        self._trouble: Exception | None = None
 
     def attached(self) -> None:
         """Name the stop that connecting to the stub is."""
@@ -215,7 +215,7 @@ class RunTracker:
             return True
 
     def end_visit(
-        self, trouble: PtinspectError | None = None, stop: StopInfo | None = None, *, passed: bool = False
+        self, trouble: Exception | None = None, stop: StopInfo | None = None, *, passed: bool = False
     ) -> None:
         """Let everybody know of the stop on the way; `trouble` is raised where somebody waits for it.
 
@@ -261,7 +261,7 @@ class RunTracker:
             self._tell("lost", {"reason": reason})
 
     def wait(self, timeout: float, whole: float | None = None) -> StopInfo:
-        """Wait until the guest stops. Raises TargetTimeout, TargetLost.
+        """Wait until the guest stops. Raises TargetTimeout, TargetLost, and what a look on the way raised.
 
         `whole`: how long is waited in all, where this is the last part of it.
         """
