@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from browser import Browser
@@ -59,9 +59,12 @@ def each_qemu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return str(request.param)
 
 
-if LIVE:  # a run that lets work in or not repeats the same examples; those at a desk look for new ones
-    settings.register_profile("repeatable", derandomize=True)
-    settings.load_profile("repeatable")
+# A busy machine is no fault of what is tested. A run that lets work in or not repeats the same examples, one
+# at a desk looks for new ones.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=LIVE
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -280,7 +280,7 @@ def members(found: Ranges) -> set[int]:
     return {at for start, end in found.pairs() for at in range(start, end)}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ranges, ranges)
 def test_ranges_are_sets(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
     slow = [{at for start, span in pieces for at in range(start, start + span)} for pieces in (one, other)]

@@ -31,7 +31,7 @@ def listed(snapshot: Snapshot, low: int, high: int) -> list[tuple[Slot, int]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tangled(), st.data())
 def test_a_range_lists_the_entries_in_it(snapshot: Snapshot, data: st.DataObject) -> None:
     regime = snapshot.regime

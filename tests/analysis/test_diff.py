@@ -459,7 +459,7 @@ def test_roots_that_moved_are_paired() -> None:
     assert found.only_bit11 and f"pa:{elsewhere:#x}" in found.notes[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(two_trees())
 def test_tangled_trees_agree_with_recursion(snapshots: tuple[Snapshot, Snapshot]) -> None:
     a, b = snapshots

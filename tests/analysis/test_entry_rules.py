@@ -109,7 +109,7 @@ def places(found: Findings) -> list[Place]:
     return sorted((f.rule, f.level, f.descriptor_pa) for f in found.kept if f.rule in RULES)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trees())
 def test_the_entries_that_break_a_rule_are_those_that_break_it_one_by_one(snapshot: Snapshot) -> None:
     out = Findings(limit=1 << 30)

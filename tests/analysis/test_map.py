@@ -493,7 +493,7 @@ def test_a_limit_lists_the_first_runs_whatever_the_chunks(
                     assert bool(found.truncated) == (limit < len(whole))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_limit_lists_the_first_hits_and_runs_of_tangled_tables(data: st.DataObject) -> None:
     snapshot = data.draw(tangled())
@@ -558,7 +558,7 @@ def test_many_leaves_on_one_page_are_bounded() -> None:
     assert len(find_pa(tree.snapshot(), 0x8000_0010, max_hits=1200)) == 1200
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tangled())
 def test_tangled_tables_agree_with_recursion(snapshot: Snapshot) -> None:
     leaves = assert_agrees(snapshot)

@@ -66,7 +66,7 @@ def assert_one_answer(a: Snapshot, b: Snapshot) -> Diff:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(two_trees())
 def test_all_give_the_same_numbers_of_tangled_trees(snapshots: tuple[Snapshot, Snapshot]) -> None:
     a, b = snapshots

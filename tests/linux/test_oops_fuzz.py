@@ -16,7 +16,7 @@ from ptinspect.output.files import to_csv, to_markdown
 from ptinspect.output.json import answer
 from ptinspect.output.text import render
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 NAMES = sorted(path.stem for path in LOGS.glob("*.log"))
 PIECES = [line for name in ("4.17-lkml-kpti", "6.12-bug", "6.1-sp-lowered") for line in lines(name)] + [
     *bad_stack(),

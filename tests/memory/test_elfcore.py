@@ -162,7 +162,7 @@ def test_the_same_memory_twice_is_allowed_if_it_is_the_same_bytes(tmp_path: Path
     assert memory.read(BASE, 10) == b"0123456789"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_damage_is_a_clear_error_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

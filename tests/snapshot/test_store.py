@@ -391,7 +391,7 @@ def test_a_header_that_claims_terabytes_is_not_allocated(tmp_path: Path) -> None
         load(path)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.text(), st.text(), st.dictionaries(st.text(), st.text(), max_size=3))
 def test_any_text_survives_a_round(tmp_path: Path, name: str, note: str, extra: dict[str, str]) -> None:
     snapshot = TreeBuilder(regime_4k(39)).snapshot()

@@ -278,7 +278,7 @@ def tangled(draw: st.DrawFn) -> TreeBuilder:
     return tree
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tangled(), st.data())
 def test_tangled_tables_agree_with_recursion(tree: TreeBuilder, data: st.DataObject) -> None:
     regime = tree.regime
