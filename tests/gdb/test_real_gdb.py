@@ -252,19 +252,20 @@ def test_an_error_in_a_read_leaves_physical_mode(
 @pytest.mark.parametrize("pipelined", [True, False])
 def test_ctrl_c_in_a_read_leaves_physical_mode(session: LiveSession, stub: FakeStub, pipelined: bool) -> None:
     session._link.agent.pipelined = pipelined
-    reads = threading.Event()
-    plain = stub._replies
+    reads, cancelled = threading.Event(), threading.Event()
+    plain, cancel = stub._replies, session._gdb.cancel
 
     def slow(body: str) -> list[str]:
         if body.startswith("m"):
-            time.sleep(0.01)
             reads.set()
+            cancelled.wait(60)
         return plain(body)
 
     stub._replies = slow  # type: ignore[method-assign]
+    session._gdb.cancel = lambda: (cancel(), cancelled.set())  # type: ignore[method-assign]
 
     def interrupt() -> None:
-        reads.wait(10)
+        reads.wait(60)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

@@ -23,7 +23,7 @@ def fake_gdb(tmp_path: Path) -> Iterator[Callable[..., GdbProcess]]:
     yield from fake_gdbs(tmp_path)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "CANCEL_SECONDS", 0.3)
 
@@ -50,6 +50,7 @@ def test_text_before_a_reply_belongs_to_it(fake_gdb: Start) -> None:
     assert gdb.request("-x", 10).text == "one\ntwo\n"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_silent_gdb_is_ended_in_time(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", "!silent"), ("-list-features", "!hang")])
     with pytest.raises(TargetTimeout, match=r"within 0\.2 s and was ended"):
@@ -59,6 +60,7 @@ def test_a_silent_gdb_is_ended_in_time(fake_gdb: Start) -> None:
     assert gdb.process.poll() is not None
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_gdb_that_stops_reading_is_ended_in_time(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", "!hang")])
     with pytest.raises(TargetTimeout):
@@ -131,16 +133,41 @@ def test_events_come_in_order_with_running_among_them(fake_gdb: Start) -> None:
 
 def test_ctrl_c_in_a_wait_cancels_and_leaves_gdb_usable(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", "!slow")])
+    gdb.request("-started", 60)
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        gdb.request("-x", 30)
+        timer.start()
+        gdb.request("-x", 60)
     timer.join()
+    assert gdb.request("-y", 10).line.name == "done"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_ctrl_c_while_a_command_is_sent_cancels_it_as_well(
+    fake_gdb: Start, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """Where GDB has got it, it would be at work on it, and nobody would wait for that."""
+    gdb = fake_gdb([("-x", "!slow")])
+    gdb.request("-started", 60)
+    put, cancel, cancelled = gdb._put, gdb.cancel, list[bool]()
+
+    def interrupted(data: bytes) -> None:
+        monkeypatch.setattr(gdb, "_put", put)
+        if written:
+            put(data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gdb, "_put", interrupted)
+    monkeypatch.setattr(gdb, "cancel", lambda: (cancelled.append(gdb.busy), cancel()))
+    with pytest.raises(KeyboardInterrupt):
+        gdb.request("-x", 60)
+    assert cancelled == [False] and not gdb.busy, "the command is nobody's any more"
     assert gdb.request("-y", 10).line.name == "done"
 
 
 def test_a_command_that_takes_too_long_is_cancelled(fake_gdb: Start) -> None:
     gdb = fake_gdb([("-x", "!slow")])
+    gdb.request("-started", 60)
     with pytest.raises(TargetTimeout, match=r"within 0\.2 s$"):
         gdb.request("-x", 0.2)
     assert gdb.request("-y", 10).line.name == "done"

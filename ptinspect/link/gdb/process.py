@@ -25,7 +25,7 @@ from ptinspect.link.state import QEMU_ENDED, Listener
 from ptinspect.processes import die_with_parent
 
 PIPE_BYTES = 1 << 20
-CANCEL_SECONDS = 2.0
+CANCEL_SECONDS = 5.0
 """How long GDB may take to give up a command after SIGINT before it is killed."""
 TAIL_LINES = 40
 UNTOLD = re.compile(r"Error in testing (?:breakpoint )?condition[^\n]*:\n([^\n]*)")
@@ -48,6 +48,8 @@ class Pending:
     command: str
     event: threading.Event = field(default_factory=threading.Event)
     reply: Reply | None = None
+    usable: bool | None = None
+    """Whether GDB could still be used when the command was given up; None: it was not."""
 
 
 class GdbProcess:
@@ -114,8 +116,16 @@ class GdbProcess:
         On a timeout, or when the caller is interrupted, the command is cancelled; a GDB that does not react
         to that is killed.
         """
-        sent = self._ahead.pop(command) if command in self._ahead else self.begin(command)
-        return self.finish(sent, timeout, check=check)
+        pending = self._ahead.pop(command, None)
+        try:
+            if pending is None:
+                pending = Pending(command)
+                self._send(pending)
+            return self.finish(pending, timeout, check=check)
+        except (KeyboardInterrupt, SystemExit):  # at any moment: GDB may be at it already
+            if pending is not None:
+                self._give_up(pending)
+            raise
 
     def ahead(self, commands: Iterable[str]) -> None:
         """Send commands that are going to be requested: each request only waits for its reply then."""
@@ -190,9 +200,14 @@ class GdbProcess:
 
     def begin(self, command: str) -> Pending:
         """Send one MI command, whose reply `finish` returns. Raises TargetLost, UserError."""
+        pending = Pending(command)
+        self._send(pending)
+        return pending
+
+    def _send(self, pending: Pending) -> None:
+        command = pending.command
         if "\n" in command or "\r" in command:
             raise UserError(f"{_short(command)} holds a line break", "it would be two commands to GDB")
-        pending = Pending(command)
         with self._lock:
             if self.lost:
                 raise self._loss()
@@ -210,7 +225,6 @@ class GdbProcess:
             if not sent:
                 with self._lock:
                     self._pending.pop(token, None)
-        return pending
 
     def _put(self, data: bytes) -> None:
         """Write to GDB; a line that is cut short by an exception cannot be mended, so GDB is ended."""
@@ -225,14 +239,25 @@ class GdbProcess:
                 self.kill("interrupted while a command was sent")
 
     def _give_up(self, pending: Pending) -> bool:
-        """Cancel a command; return whether GDB can still be used."""
-        self.cancel()
-        if pending.event.wait(CANCEL_SECONDS) and pending.reply is not None:
-            # The signal may come when the command is over: let it hit a command that does nothing.
-            with contextlib.suppress(TargetLost):
-                if self.begin("-list-features").event.wait(CANCEL_SECONDS):
-                    return True
-        self.kill(f"GDB did not answer {_short(pending.command)} and was ended")
+        """Cancel a command, which GDB may not have got yet; return whether GDB can still be used."""
+        if pending.usable is None:
+            pending.usable = self._cancelled()
+            if not pending.usable:
+                self.kill(f"GDB did not answer {_short(pending.command)} and was ended")
+        return pending.usable
+
+    def _cancelled(self) -> bool:
+        """Interrupt GDB until it has answered all that it was sent; False if it does not.
+
+        The signal may come when the command is over, or before it has begun: the first may hit a command that
+        does nothing, and there may be a second.
+        """
+        with contextlib.suppress(TargetLost):
+            self.cancel()
+            last = self.begin("-list-features")
+            if not last.event.wait(CANCEL_SECONDS / 2):
+                self.cancel()
+            return last.event.wait(CANCEL_SECONDS / 2) and last.reply is not None
         return False
 
     def _loss(self, reason: str = "") -> TargetLost:
