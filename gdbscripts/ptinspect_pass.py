@@ -21,7 +21,7 @@ import gdb
 import ptinspect_agent as agent
 import ptinspect_trace as trace
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 WATCH = re.compile(rb"watch:([0-9a-f]+);")
 THREAD = re.compile(rb"thread:(p[0-9a-f]+\.([0-9a-f]+));")
 TRANSLATED = re.compile(rb"gpa: 0x([0-9a-f]+)")

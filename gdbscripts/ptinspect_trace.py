@@ -34,7 +34,7 @@ PC, SP, PSTATE, X29, X30 = 0x20, 0x1F, 0x21, 0x1D, 0x1E
 """Numbers in the target description's core feature (GDB features/aarch64-core.xml)."""
 WIDTHS = {PC: 16, SP: 16, PSTATE: 8, X29: 16, X30: 16}
 POLL_MS = 100
-STOP_SECONDS = 5.0
+STOP_SECONDS = 30.0
 FOREIGN = 16
 """Stores by somebody whose SP is not on the stack, after which it is watched no more."""
 STACK_LIMIT = 64 << 10

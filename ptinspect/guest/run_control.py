@@ -62,10 +62,10 @@ def run_for(guest: Guest, seconds: float) -> StopInfo | None:
         try:
             return session.wait_stop(seconds)
         except TargetTimeout:
-            stop = session.interrupt(5.0)
+            stop = session.interrupt()
             return None if stop.signal == "SIGINT" and stop.breakpoint is None else stop
     except KeyboardInterrupt:
-        session.interrupt(5.0)
+        session.interrupt()
         raise
 
 

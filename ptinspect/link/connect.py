@@ -38,8 +38,8 @@ RELAY = "ptinspect.link.relay"
 HEIR_SECONDS = 30.0
 """How long one that leaves a guest for a debugger that died is waited for."""
 GDB_LEFT = "GDB has left the guest; a signal may have ended it"
-CLOSE_SECONDS = 0.3
-"""How long a process that ends may keep a socket open, after it has closed another."""
+CLOSE_SECONDS = 10.0
+"""How long a QEMU that ends may keep a socket open, after it has closed another."""
 
 
 class Link:
@@ -80,8 +80,8 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
     try:
         with contextlib.ExitStack() as undo:
             undo.callback(starting.end, "attaching failed")
-            starting.why_left = partial(why_left, address)
             gdb = starting.ready(timeout)
+            starting.why_left = partial(why_left, address, starting.process.process.pid)
             _load_symbols(starting.process, symbol_file)
             process, tracker = starting.process, starting.tracker
             agent = Agent(process, starting.file)
@@ -130,11 +130,11 @@ def _load_symbols(process: GdbProcess, file: Path | None) -> None:
         raise ConnectError(f"GDB cannot use {file}: {error.message}") from error
 
 
-def why_left(address: StubAddress) -> str:
-    """Tell whether it was QEMU that ended, or GDB that left it: then QEMU still listens."""
+def why_left(address: StubAddress, debugger: int) -> str:
+    """Tell whether it was QEMU that ended, or GDB that left it: then GDB ends, and QEMU still listens."""
     deadline = time.monotonic() + CLOSE_SECONDS
     while listeners(address):
-        if time.monotonic() > deadline:
+        if has_ended(debugger) or time.monotonic() > deadline:
             return GDB_LEFT
         time.sleep(0.02)
     return QEMU_ENDED

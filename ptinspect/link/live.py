@@ -51,8 +51,8 @@ from ptinspect.link.session import Capability, Session
 from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
-STOP_SECONDS = 5.0
-"""How long the guest may take to stop where the caller gives no time."""
+STOP_SECONDS, SIGNAL_SECONDS = 30.0, 5.0
+"""How long the guest may take to stop where the caller gives no time; if a signal has stopped its QEMU."""
 CLI_SECONDS = 120.0
 """How long a command of the user's may take."""
 
@@ -316,18 +316,18 @@ class LiveSession:
 
     def interrupt(self, timeout: float = STOP_SECONDS) -> StopInfo:
         self._need_alive()
-        deadline = time.monotonic() + (timeout if self.replay is None else max(timeout, replay.STOP_SECONDS))
-        pause = FIRST_PAUSE
+        limit = timeout if self.replay is None else max(timeout, replay.STOP_SECONDS)
+        began, pause = time.monotonic(), FIRST_PAUSE
         self._tracker.asked = True
-        # Repeated, because QEMU drops a request that comes while the guest is stopped at a breakpoint
-        # whose condition GDB is about to find false.
-        while self.state is RunState.RUNNING and time.monotonic() < deadline:
+        # Repeated: QEMU drops a request that comes while GDB is about to find a breakpoint's condition false.
+        while self.state is RunState.RUNNING and time.monotonic() < began + limit:
             self._gdb.request("-exec-interrupt", timeout, check=False)
             with contextlib.suppress(TargetTimeout):
-                return self._tracker.wait(min(pause, max(deadline - time.monotonic(), 0)))
+                return self._tracker.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+            limit = min(limit, SIGNAL_SECONDS) if is_stopped(self._link.address) else limit
         if self.state is RunState.RUNNING:
-            raise TargetTimeout(f"the guest could not be stopped within {timeout:g} s", "QEMU may hang")
+            raise TargetTimeout(f"the guest could not be stopped within {limit:g} s", "QEMU may hang")
         return self._tracker.wait(0)
 
     def step_instructions(self, count: int, cpu: int) -> StopInfo:

@@ -73,7 +73,7 @@ class Toolbar:
         return f"stopped · cpu {now.cpu} EL{now.el}{mmu} · {place}{f' · {depth}' if depth else ''}"
 
 
-INTERRUPT_SECONDS = 5.0
+INTERRUPT_SECONDS = 15.0
 """Time that a running guest gets to stop after Ctrl-C."""
 
 

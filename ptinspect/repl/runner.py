@@ -25,7 +25,7 @@ def explain(ctx: Context, error: PtinspectError) -> None:
     import subprocess
 
     with contextlib.suppress(subprocess.TimeoutExpired):
-        ctx.guest.qemu.process.wait(1)
+        ctx.guest.qemu.process.wait(3)
     if not ctx.guest.qemu.alive:
         said = " | ".join(ctx.guest.qemu.last_words().splitlines()[-5:])
         error.hint = "; ".join(

@@ -176,7 +176,7 @@ def interrupt(ctx: Context) -> Report:
     guest = ctx.guest
     if guest.state == "stopped":
         raise UserError("the guest is stopped already")
-    return stopped(ctx, guest.target.interrupt(5.0))
+    return stopped(ctx, guest.target.interrupt())
 
 
 @command(
