@@ -64,7 +64,7 @@ def undo_poke(guest: Guest) -> Change:
 
 Fault = Literal["lost", "reverted"]
 """The entry of the stack is cleared, or has the value that it had in the boot's own table."""
-DEATH_SECONDS = 20.0
+DEATH_SECONDS = 60.0
 """Seconds that a guest gets to die in."""
 QUIET_SECONDS = 2.0
 """Seconds of silence after a panic after which nothing more is waited for."""

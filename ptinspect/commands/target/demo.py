@@ -33,7 +33,8 @@ from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, h
 DIRECTORY = Path("ptinspect-demo")
 SAMPLES = 64
 """Addresses that QEMU's own MMU is asked to translate."""
-GUARD_SECONDS = 12.0
+GUARD_SECONDS, QUIET_SECONDS = 120.0, 12.0
+"""How long a fault is waited for: where one is certain to come, and where nothing may come of it."""
 EXPECTED: Mapping[Fault, str] = {"lost": "lost-entry", "reverted": "reverted-entry"}
 """What `why` and `oops` have to call a fault."""
 REVERTED_CPUS = 8
@@ -292,8 +293,9 @@ def _fault(ctx: Context, fault: Fault, timeout: float, *, guarded: bool) -> Repo
     injected = InjectedResult(Hex(change.pa), Hex(change.old), Hex(change.new))
     if not guarded:
         return _death(ctx, fault, injected)
-    line = f"stack guard --timeout {GUARD_SECONDS:g}"
-    caught = ctx.step(line, guard(ctx, timeout=GUARD_SECONDS))
+    certain = fault == "lost" or ctx.guest.stopped.cpu_count >= REVERTED_CPUS
+    seconds = GUARD_SECONDS if certain else QUIET_SECONDS
+    caught = ctx.step(f"stack guard --timeout {seconds:g}", guard(ctx, timeout=seconds))
     if caught["way"] == "time":
         return _quiet(ctx, fault, injected)
     verdict = caught.get("why") or {}

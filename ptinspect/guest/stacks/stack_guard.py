@@ -212,7 +212,7 @@ def disarm(guest: Guest, armed: Armed) -> None:
     """Take everything away, as far as the guest is there; each step is tried."""
     if guest.state == "running":
         with contextlib.suppress(TargetError):
-            guest.target.interrupt(5.0)
+            guest.target.interrupt()
     if guest.state != "stopped":
         return
     with contextlib.suppress(PtinspectError):
@@ -291,13 +291,14 @@ def guard(
         if not guest.view.placed:
             Runner(guest, PLACING).place_kernel()
     stacks = open_stacks(guest)
-    run = _Run(guest, margin_bytes(f"{margin}", stacks.thread_size), whose, time.monotonic() + seconds)
+    run = _Run(guest, margin_bytes(f"{margin}", stacks.thread_size), whose)
     started = time.monotonic()
     way: Way = "interrupted"
     try:
         always_inserted(guest, True)
         arm_entry(guest, stacks, run.armed, entry)
         run.look_in_time(FIRST_LOOK)
+        run.deadline = time.monotonic() + seconds
         with contextlib.suppress(KeyboardInterrupt):
             way = run.run(stacks)
     finally:
@@ -340,7 +341,7 @@ class _Run:
     guest: Guest
     margin: int
     whose: Whose
-    deadline: float
+    deadline: float = 0.0
     armed: Armed = field(default_factory=Armed)
     looks: int = 0
     blind: str = ""
