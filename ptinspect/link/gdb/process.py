@@ -247,17 +247,14 @@ class GdbProcess:
         return pending.usable
 
     def _cancelled(self) -> bool:
-        """Interrupt GDB until it has answered all that it was sent; False if it does not.
+        """Interrupt GDB; False if it does not answer soon what it is sent after that.
 
-        The signal may come when the command is over, or before it has begun: the first may hit a command that
-        does nothing, and there may be a second.
+        That does nothing, for the signal may come when the command is over, and hit the next one.
         """
         with contextlib.suppress(TargetLost):
             self.cancel()
             last = self.begin("-list-features")
-            if not last.event.wait(CANCEL_SECONDS / 2):
-                self.cancel()
-            return last.event.wait(CANCEL_SECONDS / 2) and last.reply is not None
+            return last.event.wait(CANCEL_SECONDS) and last.reply is not None
         return False
 
     def _loss(self, reason: str = "") -> TargetLost:
