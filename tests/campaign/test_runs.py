@@ -58,7 +58,7 @@ def outcomes(report: Report) -> dict[str, dict[str, int]]:
 def test_each_way_to_end_has_its_name(campaign: Campaign, tmp_path: Path) -> None:
     kinds = "pass,fail,unable,crash,wedged,late,hang,die,bug,garbage,huge,connect,flaky"
     report = campaign(
-        f"s.pti --runs 13 --matrix var.kind={kinds} --retries 1 --timeout 3 --directory d --jobs 1"
+        f"s.pti --runs 13 --matrix var.kind={kinds} --retries 1 --timeout 6 --directory d --jobs 1"
     )
     assert report.exit_code == 1
     expected = dict.fromkeys(("fail", "unable"), "fail") | dict.fromkeys(("pass", "garbage"), "pass")

@@ -104,7 +104,7 @@ def test_a_program_that_is_no_gdb_makes_way_for_one_that_is(
     other = script(tmp_path / "g", text)
     for module in (gdb_module, starting):
         monkeypatch.setattr(module, "candidates", lambda path: iter((other, gdb.path)))
-    session = LiveSession.attach(stub.address, timeout=2)
+    session = LiveSession.attach(stub.address, timeout=5)
     try:
         assert session.gdb_version == gdb.version and session.state is RunState.STOPPED
     finally:

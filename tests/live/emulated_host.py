@@ -112,12 +112,12 @@ class Host:
         words += [f"-S -gdb tcp:0.0.0.0:{stub}"]
         self.line.send(f"LD_LIBRARY_PATH=/lib {' '.join(words)} -L /share > /tmp/qemu.log 2>&1 &")
         self.line.send(f"until netstat -lnt | grep -q :{stub}; do sleep 0.2; done; echo started")
-        self.line.expect("started", 120)
+        self.line.expect("started")
         return KvmGuest(self, f"127.0.0.1:{stub}", console, Line(_connect(console)))
 
 
 def _connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), 10)
+    sock = socket.create_connection(("127.0.0.1", port), 60)
     sock.settimeout(None)
     return sock
 
@@ -180,7 +180,7 @@ def emulated_host(names: Sequence[str], folder: Path) -> Iterator[Host]:
 
 
 def _up(serial: Path, process: subprocess.Popen[bytes]) -> Line:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + BOOT_SECONDS
     sock = socket.socket(socket.AF_UNIX)
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):

@@ -20,7 +20,8 @@ def test_the_main_job_from_python(tmp_path: Path) -> None:
         before, after = guest.snapshots["before"], guest.snapshots["after"]
         found = diff(before, after)
         assert found.only_bit11 and found.changed > 60_000
-        stop = guest.until("multi_cpu_stop", guest.session.cpu_state(guest.session.current_cpu).x[30])
+        back = guest.session.cpu_state(guest.session.current_cpu).x[30]
+        stop = guest.until("multi_cpu_stop", back, timeout=300)
         stack = guest.stack(stop.cpu).position
         assert stack.task is not None and stack.task.comm.startswith("migration/")
         walked = guest.walk(stack.sp)

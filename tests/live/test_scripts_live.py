@@ -232,7 +232,9 @@ def test_a_qemu_that_is_killed(tmp_path: Path) -> None:
 def test_a_guest_that_dies_and_one_that_does_not_stop_in_time(tmp_path: Path) -> None:
     need_guest("5.10-cloud")
     script = tmp_path / "s.pti"
-    lines = ["launch --no-initrd --append-more panic=-1", "continue --timeout 0.2", "interrupt", "continue"]
+    # it waits for its root, so that it is alive when the time is over
+    launch = "launch --no-initrd --append-more 'panic=-1 rootdelay=5'"
+    lines = [launch, "continue --timeout 0.2", "interrupt", "continue"]
     script.write_text("\n".join(lines))
     report = tmp_path / "r.xml"
     process, _ = start(script, "--keep-going", "--junit", str(report))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import time
 from pathlib import Path
 
 import pytest
-from session import KASLR_BOOT, Live, launched, need_guest
+from session import BOOT_SECONDS, KASLR_BOOT, Live, launched, need_guest
 
 from ptinspect.errors import TargetTimeout
 from ptinspect.linux.image.entry import EL0, SLOT
@@ -29,7 +30,8 @@ while :; do cat /proc/uptime >/dev/null; done
 
 def busy(live: Live) -> int:
     """Let the guest run until a CPU stands in user mode; return it."""
-    for _ in range(60):
+    deadline = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < deadline:
         live("continue --background")
         with contextlib.suppress(TargetTimeout):
             live.ctx.guest.target.wait_stop(1.0)

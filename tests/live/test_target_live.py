@@ -337,8 +337,8 @@ def test_written_bytes_are_seen_by_gdb_and_by_the_guest(session: LiveSession) ->
 
 def test_ctrl_c_cancels_a_long_read(session: LiveSession) -> None:
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         for _ in range(1000):
             session.memory.read(0x4000_0000, 128 << 20)
     timer.join()

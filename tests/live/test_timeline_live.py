@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bare import LOAD, assembled
 from builders import AF, KERNEL_DATA, SH, UXN, TreeBuilder
-from session import Live, launched, need_guest
+from session import BOOT_SECONDS, Live, launched, need_guest
 
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework.context import Context
@@ -84,7 +84,7 @@ def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, i
             live("rsi")
         with pytest.raises(UserError, match="not written"):
             live("poke descriptor pa:0x40000000 0x0 --yes")
-        live(f"until {labels['done']:#x} --timeout 60")
+        live(f"until {labels['done']:#x} --timeout 300")
         length = live("timeline")["position"]
         live("detach")
         folder = folder.rename(tmp_path / "now, elsewhere")
@@ -103,7 +103,7 @@ def positions(live: Live, labels: dict[str, int]) -> dict[str, int]:
     """Step to each label that writes, and return the positions after the writes."""
     found = {}
     for name in WRITES:
-        live(f"until {labels[name]:#x} --timeout 60")
+        live(f"until {labels[name]:#x} --timeout 300")
         found[name] = live("timeline")["position"] + 1
     return found
 
@@ -130,7 +130,7 @@ def test_a_recording_is_replayed_to_its_end_and_back(recorded: tuple[Live, dict[
     assert live("rc")["reason"] == "the start of the recording"
     with pytest.raises(UserError, match="start of the recording"):
         live("rsi")
-    assert live("continue --timeout 60")["pc"] == hex(labels["w1"])
+    assert live("continue --timeout 300")["pc"] == hex(labels["w1"])
 
 
 def test_a_recording_whose_qemu_was_killed_goes_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_recording_whose_qemu_was_killed_goes_as_far_as_it_goes(tmp_path: Path
         live("continue --background")
         qemu = live.ctx.guest.qemu
         assert qemu is not None
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + BOOT_SECONDS
         while b"Freeing unused kernel memory" not in qemu.console.read_bytes():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -158,7 +158,7 @@ def test_who_lists_exactly_the_writes_of_the_program(
     at = positions(live, labels)
     live("timeline goto end")
     live(f"break {labels['w5']:#x}")  # it stops nothing here
-    found = live(f"who pa:{D:#x} --all --timeout 120")["descriptors"][0]
+    found = live(f"who pa:{D:#x} --all --timeout 300")["descriptors"][0]
     assert found["at_reset"] == "0x0" and found["whole"] and not found["cut"]
     assert [
         (w["pc"], w["position"], int(w["before"], 16), int(w["after"], 16), w["how"]) for w in found["writes"]

@@ -26,7 +26,7 @@ def test_the_guest_stops_at_exactly_the_writes_of_the_program(tmp_path: Path, ea
         watch = live(f"watch table pa:{D:#x}")
         live(f"break {labels['done']:#x}")
         found = []
-        while (stop := live("continue --timeout 60"))["breakpoint"] == watch["id"]:
+        while (stop := live("continue --timeout 300"))["breakpoint"] == watch["id"]:
             (write,) = stop["writes"]
             assert stop["pc"] == hex(int(write["pc"], 16) + 4)
             found.append(write)
