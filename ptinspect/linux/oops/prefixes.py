@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.text import Pattern
@@ -159,6 +160,7 @@ def quotes(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)  # a row is looked at alone, and again when it is known where rows go on
 def peel(text: str) -> Peeled:
     """Take away the layers whose form is known."""
     layers, stamped, time, caller = 0, False, "", ""
