@@ -40,7 +40,7 @@ def _entries() -> Iterator[Entry]:
     for room in rooms:
         for file in sorted(os.listdir(f"{ROOMS}/{room}")):  # noqa: PTH208
             if file.endswith(".py"):
-                with open(f"{ROOMS}/{room}/{file}", "rb") as source:  # noqa: PTH123
+                with open(f"{ROOMS}/{room}/{file}", "rb", 0) as source:  # noqa: PTH123
                     yield from _of_module(f"{room}.{file[:-3]}", source.read())
 
 
