@@ -12,7 +12,6 @@ from ptinspect.dataclass import replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Source, Tables, source
-from ptinspect.link.session import Capability
 from ptinspect.snapshot.fact_names import KERNEL_OFFSET, POSITION, RECORDING
 from ptinspect.text import escape
 
@@ -62,6 +61,8 @@ def capture_snapshot(
         return Snapshot(
             name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
         )
+    from ptinspect.link.session import Capability  # which files do without
+
     session = guest.stopped
     _refuse_no_table(guest, source, len(tables), len(tables) - int(tables.readable.sum()))
     known = Capability.REGISTERS in session.capabilities
@@ -161,6 +162,7 @@ def _recorded(guest: Guest) -> dict[str, str]:
 def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> Meta:
     from datetime import UTC, datetime
 
+    from ptinspect.link.session import Capability
     from ptinspect.snapshot.model import Meta
 
     session = guest.stopped

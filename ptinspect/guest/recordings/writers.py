@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.a64_stores import written
 from ptinspect.arch.bits import PhysAddr
@@ -24,8 +24,10 @@ from ptinspect.guest.guest import PAGE, Guest
 from ptinspect.guest.mappings import mapped_at
 from ptinspect.guest.recordings.timeline import replay_of
 from ptinspect.guest.writer import Writer, word_at, writer_at
-from ptinspect.link.replay_scan import Hit
 from ptinspect.memory.source import number_at
+
+if TYPE_CHECKING:
+    from ptinspect.link.replay_scan import Hit
 
 How = Literal["store", "hardware", "unknown"]
 LOOK = 25_000_000
