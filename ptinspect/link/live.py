@@ -348,7 +348,7 @@ class LiveSession:
         needed: int | None = None,
     ) -> StopInfo:
         self._need_stopped()
-        known = sure_stops(self._gdb, self._tracker)
+        known = sure_stops(self._gdb, self._tracker) if addresses else set()
         wanted = [a for a in dict.fromkeys(addresses) if a not in known]
         musts = wanted if needed is None else [a for a in addresses[:needed] if a not in known]
         self._make_room()
@@ -361,7 +361,7 @@ class LiveSession:
             self.resume()
             return self._stop_in_time(timeout)
         finally:
-            if self.state is RunState.STOPPED:
+            if numbers and self.state is RunState.STOPPED:
                 for number in {b.id for b in self.breakpoints}.intersection(numbers):
                     self.delete_breakpoint(number)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch.esr import EC_DABT, decode_esr
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
-from ptinspect.linux.running.stacks import Stack
+
+if TYPE_CHECKING:
+    from ptinspect.linux.running.stacks import Stack
 
 Way = Literal["margin", "recursive-fault", "bad-stack", "other", "time", "interrupted"]
 """`margin`: a store into the guarded part; `recursive-fault`: the exception entry's own store faulted;

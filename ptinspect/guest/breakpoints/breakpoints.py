@@ -26,13 +26,12 @@ from ptinspect.guest.breakpoints.followed_addresses import (
     state_of,
 )  # fmt: skip
 from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, KernelPlace
-from ptinspect.guest.breakpoints.numbered import Other, Watched
 from ptinspect.guest.expression import Address
-from ptinspect.guest.expressions.conditions import for_gdb
 from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.link.session import Session, StopInfo
 
 if TYPE_CHECKING:
+    from ptinspect.guest.breakpoints.numbered import Other, Watched
     from ptinspect.guest.guest import Guest
     from ptinspect.linux.image.image import KernelImage
 
@@ -331,7 +330,8 @@ class SymbolBreakpoints:
             self._arm(())
         for one in (*self.all, *self._passing):
             self._set(one)
-        self._arm((*self.place.stops, *self._loads()))
+        goes_on = self.all or self._passing or not self.place.known  # else it was known that was waited for
+        self._arm((*self.place.stops, *self._loads()) if goes_on else ())
 
     def _loads(self) -> tuple[int, ...]:
         """Return where a module is when it has been loaded, if a breakpoint is in one."""
@@ -400,7 +400,11 @@ class SymbolBreakpoints:
 
     def _guarded(self, condition: str, physical: bool) -> str:
         """Return a condition for GDB, at a physical place for the kernel alone."""
-        words = for_gdb(self._guest, condition) if condition else ""
+        words = ""
+        if condition:
+            from ptinspect.guest.expressions.conditions import for_gdb
+
+            words = for_gdb(self._guest, condition)
         if not physical:
             return words
         return f"{NOT_USER} && ({words})" if words else NOT_USER

@@ -11,7 +11,6 @@ from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, SymbolBrea
 from ptinspect.guest.breakpoints.followed_addresses import LOADED, link_address, module_of, of_kernel
 from ptinspect.guest.breakpoints.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.expression import Address
-from ptinspect.guest.expressions.conditions import for_gdb
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, cpu_number
 
@@ -243,7 +242,11 @@ def set_breakpoint(
             first = LOADED if module_of(address) else FIRST_VIRTUAL
             raise UserError(f"{address.text} has to wait until {waits}", f"until {first}, and break then")
         return made, found
-    words = for_gdb(guest, condition) if condition else None
+    words = None
+    if condition:
+        from ptinspect.guest.expressions.conditions import for_gdb
+
+        words = for_gdb(guest, condition)
     one = guest.stopped.set_breakpoint(
         value, hardware=hardware, temporary=temporary, cpu=cpu, condition=words
     )

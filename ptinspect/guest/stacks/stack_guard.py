@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64
@@ -20,11 +20,12 @@ from ptinspect.link.gdb.slots import Purpose, largest_area
 from ptinspect.link.journal import GUARD, Change, Detour
 from ptinspect.link.session import Capability
 from ptinspect.linux.image.entry import EL1H, SLOT
-from ptinspect.linux.running.stacks import Stack, Stacks
-from ptinspect.linux.running.tasks import Task
 from ptinspect.stack.guard import ALARMS, MAX_STACKS, Budget, Way, Wires, few, judge, margin_bytes, watched
 from ptinspect.stack.vector_probe import TRAP, Probe, plan, traps_at
-from ptinspect.stack.verdict_facts import entry_ranges
+
+if TYPE_CHECKING:
+    from ptinspect.linux.running.stacks import Stack, Stacks
+    from ptinspect.linux.running.tasks import Task
 
 Entry = Literal["probe", "breakpoint"]
 """How the exception entry is guarded: by code in the vector's padding, or by a breakpoint on it."""
@@ -229,6 +230,8 @@ def disarm(guest: Guest, armed: Armed) -> None:
 
 Whose = int | str
 """Whose stack is guarded: that of a PID or a name, of `any`, or of the one that runs now: `current`."""
+MOMENT = 0.002
+"""Between two looks whether the guest runs, seconds."""
 PLACING = 60.0
 """Seconds that it may take until it is known where the kernel runs."""
 FIRST_LOOK, LOOK = 0.4, 1.0
@@ -320,10 +323,15 @@ def guard(
 
 @contextlib.contextmanager
 def _read_ahead(guest: Guest) -> Iterator[None]:
-    """Read the types in the kernel's file meanwhile, which takes some time and no guest."""
+    """Do while the guest runs what takes none: import what is needed later, read the kernel file's types."""
+    over = threading.Event()
 
     def read() -> None:
+        while guest.state != "running" and not over.wait(MOMENT):
+            pass
         with contextlib.suppress(PtinspectError):
+            import ptinspect.stack.verdict_facts  # noqa: F401
+
             _ = guest.kernel and guest.kernel.types
 
     reading = threading.Thread(target=read, name="types", daemon=True)
@@ -331,6 +339,7 @@ def _read_ahead(guest: Guest) -> Iterator[None]:
     try:
         yield
     finally:
+        over.set()
         reading.join()
 
 
@@ -399,6 +408,8 @@ class _Run:
 
     def run(self, stacks: Stacks) -> Way:
         """Run until a wire is tripped, something else stops the guest, or the time is over."""
+        from ptinspect.stack.verdict_facts import entry_ranges
+
         guest, wires = self.guest, self.armed.wires
         entry = entry_ranges(stacks)
         budget = Budget()

@@ -56,12 +56,6 @@ def switches(image: KernelImage) -> tuple[int, ...]:
         code = a64.words(image.text_at(start, SWITCH_BYTES))
     except KernelFileError:
         return ()
-    found = []
-    for i, word in enumerate(code):
-        at = start + 4 * i
-        near = image.nearest(at)
-        if near is None or near[0] != SWITCH:
-            break
-        if a64.jumps_to_register(word):
-            found.append(at)
-    return tuple(found)
+    end = image.table.end(start) or start + SWITCH_BYTES
+    jumps = [start + 4 * i for i, word in enumerate(code) if a64.jumps_to_register(word)]
+    return tuple(at for at in jumps if at < end)

@@ -135,15 +135,20 @@ class Tasks:
         if not bit(address, 55) or address % 16 or not self.view.regime.contains(address):
             raise GuestError(f"{address:#x} is no address of a task")
         at = self._at
-        stack = self._u64(address + at["stack"])
-        pids = self._bytes(address + at["pid"], 4), self._bytes(address + at["tgid"], 4)
-        pid, tgid = (int.from_bytes(raw, "little", signed=True) for raw in pids)
-        raw = self._bytes(address + at["comm"], COMM_BYTES)
+        first = min(at.values())
+        whole = self._bytes(address + first, max(at.values()) + COMM_BYTES - first)
+
+        def member(name: str, size: int) -> bytes:
+            return whole[at[name] - first :][:size]
+
+        pid, tgid = (int.from_bytes(member(name, 4), "little", signed=True) for name in ("pid", "tgid"))
+        stack, sp = (int.from_bytes(member(name, 8), "little") for name in ("stack", SP))
+        raw = member("comm", COMM_BYTES)
         comm, end, _ = raw.partition(b"\0")
         if not (0 <= pid < MAX_PID and 0 <= tgid < MAX_PID and end and bit(stack, 55) and not stack & 0xFFF):
             raise GuestError(f"{address:#x} holds no task: pid {pid}, stack {stack:#x}, name {raw!r}")
         name = comm.decode("utf-8", "backslashreplace")
-        return Task(address, pid, tgid, name, stack, self._u64(address + at[SP]), self._running.get(address))
+        return Task(address, pid, tgid, name, stack, sp, self._running.get(address))
 
     def current(self, state: CpuState) -> Task | None:
         """Return the task that a CPU runs; None where that is not known (early boot, EL2, no sense).
