@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ptinspect.errors import PtinspectError
+from ptinspect.link.gdb.mi import SECONDS
 from ptinspect.link.state import RunState, RunTracker, StopInfo
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.3
@@ -152,10 +153,11 @@ class Escort:
         except Exception as error:  # noqa: BLE001 (a bug is reported where somebody waits)
             trouble = error
         finally:  # whatever happens, nobody waits for ever
-            self._inside = None
             passed, on = on, on and tracker.go_on()
+            stands = self._pc() if passed and not on else None
+            self._inside = None
             if not on:
-                tracker.end_visit(trouble, passed=passed)
+                tracker.end_visit(trouble, passed=passed, pc=stands)
         if not on:
             return
         try:
@@ -166,3 +168,10 @@ class Escort:
         if tracker.asked:
             with contextlib.suppress(PtinspectError):  # it is lost, and whoever waits is told so
                 self._ask()
+
+    def _pc(self) -> int | None:
+        """Return where the CPU stands now: a steward may have had it run. None if GDB does not tell."""
+        try:
+            return int(self.command("output/x $pc", SECONDS), 16)
+        except (PtinspectError, ValueError):
+            return None

@@ -215,16 +215,24 @@ class RunTracker:
             return True
 
     def end_visit(
-        self, trouble: Exception | None = None, stop: StopInfo | None = None, *, passed: bool = False
+        self,
+        trouble: Exception | None = None,
+        stop: StopInfo | None = None,
+        *,
+        passed: bool = False,
+        pc: int | None = None,
     ) -> None:
         """Let everybody know of the stop on the way; `trouble` is raised where somebody waits for it.
 
-        `stop`: that from which the guest was to run on, and did not. `passed`: it was nobody's stop.
+        `stop`: that from which the guest was to run on, and did not. `passed`: it was nobody's stop. `pc`:
+        where the CPU stands since, if a steward had it run.
         """
         with self._changed:
             stop, self._visit, self._trouble = self._visit or stop, None, trouble
             if stop is None or self.state is not RunState.RUNNING:
                 return
+            if pc is not None:
+                stop = replace(stop, pc=pc)
             if passed or stop.breakpoint not in self.numbers.values():
                 stop = replace(stop, breakpoint=None)
                 if self.asked:

@@ -146,6 +146,19 @@ def test_one_who_wants_it_stopped_gets_it_at_a_stop_on_the_way() -> None:
     assert not gdb.runs
 
 
+def test_that_stop_is_where_a_command_of_the_stewards_has_left_the_guest() -> None:
+    gdb = Gdb(hit(INNER))
+    gdb.escort.command = {"output/x $pc": "0x1234"}.get  # type: ignore[assignment]
+
+    def moves(stop: StopInfo) -> bool:
+        gdb.tracker.asked = True
+        return True
+
+    gdb.start(Steward(moves))
+    stop = gdb.tracker.wait(10)
+    assert (stop.pc, stop.signal) == (0x1234, "SIGINT")
+
+
 def test_what_the_steward_raises_is_raised_where_somebody_waits() -> None:
     def wrong(stop: StopInfo) -> bool:
         raise GuestError("another kernel")
