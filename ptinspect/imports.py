@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -18,3 +20,18 @@ def standing_in(modules: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name in early:
             del sys.modules[name]
+
+
+def postpone(*names: str) -> None:
+    """Have modules that are not imported yet be imported only when something of them is used."""
+    for name in names:
+        sys.modules.setdefault(name, _Postponed(name))
+
+
+class _Postponed(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the import itself asks for
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
