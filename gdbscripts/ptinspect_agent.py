@@ -41,7 +41,7 @@ SILENCE_SECONDS = 5.0
 """Longest wait for any byte of the stub."""
 NOWHERE = 1 << 54
 """An address at which there is nothing in either half, and no memory either."""
-ORPHAN_SECONDS = 1.0
+ORPHAN_SECONDS = 3.0
 """How long after its first thread a process that was killed may hold its files."""
 
 

@@ -24,7 +24,7 @@ _STOP = b"+\x03"
 """Acknowledges the reply to DETACH, and stops the guest again."""
 LEAVE_SECONDS = 5.0
 """How long a stub may take to let a guest go."""
-FREE_SECONDS = 1.0
+FREE_SECONDS = 3.0
 """How long a connection that is just being closed may take to go."""
 
 
