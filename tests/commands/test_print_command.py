@@ -71,6 +71,26 @@ def test_a_struct_member_by_member(ctx: Any) -> None:
     assert f"struct task_struct at {TASK:#x}, 72 bytes" in shown
 
 
+def test_a_struct_of_which_nothing_can_be_read_is_an_error_and_part_of_one_is_shown(ctx: Any) -> None:
+    for line in (
+        "p *(struct task_struct *) 0",
+        "p *(char (*)[8]) 0",
+        "p *(struct task_struct (*)[1000000000]) 0",
+    ):
+        with pytest.raises(PtinspectError, match="0x0 is not"):
+            run(ctx, line)
+    last = next(at for at in range(KERNEL, KERNEL + (1 << 30), 1 << 21) if not readable(ctx, at))
+    shown = text(run(ctx, f"p *(struct task_struct *) {last - 8:#x}"))
+    assert "comm" in shown and "unreadable" in shown
+
+
+def readable(ctx: Any, at: int) -> bool:
+    try:
+        return bool(run(ctx, f"p *(char *) {at:#x}"))
+    except PtinspectError:
+        return False
+
+
 def test_scalars_strings_and_enums(ctx: Any) -> None:
     flags = run(ctx, "p init_task.flags").result
     assert (flags["value"], flags["type"], flags["address"]) == (

@@ -200,6 +200,7 @@ def _parts(text: str, operand: Operand, values: Values) -> Report:
     if not isinstance(at, int) or kind.kind not in ("struct", "union", "array"):
         raise UserError(f"{text}: a value of type {kind.name} is not shown", "cast it: (TYPE) EXPR")
     where = f"{'pa:' if operand.physical else ''}{at:#x}"
+    values.need_some(operand)
     if kind.kind == "array" and values.scope.types.target(kind).is_text:
         string = values.string(operand)
         found = PartsResult(text, kind.name, Hex(at), kind.size, operand.physical, [], False, string)

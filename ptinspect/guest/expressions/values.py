@@ -8,7 +8,7 @@ from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, UserError
 from ptinspect.guest.expressions.c_evaluator import Evaluator, Operand
-from ptinspect.guest.expressions.guest_scope import GuestScope
+from ptinspect.guest.expressions.guest_scope import MOST_AHEAD, GuestScope
 from ptinspect.guest.expressions.machines import Numbers
 from ptinspect.guest.guest import Guest
 from ptinspect.linux.image.c_types import CType, Field
@@ -148,6 +148,19 @@ class Values:
         text, end, _ = data.partition(b"\0")
         shown = escape(text.decode("utf-8", "backslashreplace"))
         return f'"{shown}"' + ("" if end or len(data) < MOST_TEXT else "…")
+
+    def need_some(self, operand: Operand) -> None:
+        """Raise what keeps all of a struct or an array from being read: its address is wrong then."""
+        if not isinstance(operand.address, int):
+            return
+        at, trouble = operand.address, None
+        for place in (at, *range((at | 0xFFF) + 1, at + min(operand.type.size, MOST_AHEAD), 0x1000)):
+            try:
+                self.scope.read(place, 1, physical=operand.physical)
+                return
+            except (GuestError, MemoryReadError) as error:
+                trouble = trouble or error
+        raise trouble or GuestError(f"{at:#x} cannot be read")
 
     def parts(self, operand: Operand) -> list[Part]:
         """Return the members of a struct or the elements of an array; those of anonymous ones with it."""
