@@ -73,7 +73,8 @@ class Address:
         """Return the address, 64 bits. Raises UserError if a name cannot be resolved."""
         total = self._physical_sum(names) if self.physical and self.names_symbol else self._sum(names)
         if not 0 <= total <= MASK64:
-            raise UserError(f"{self.text!r} lies outside of 64 bits")
+            hint = "one address is wanted here, no range" if total < 0 else ""
+            raise UserError(f"{self.text!r} lies outside of 64 bits", hint)
         return total
 
     def _physical_sum(self, names: Names | None) -> int:

@@ -106,7 +106,7 @@ def test_scalars_strings_and_enums(ctx: Any) -> None:
     assert text(run(ctx, "p init_task.comm")).startswith('"sh\\x1b[2J"   char [8] at ')
     assert "sh\\x1b" in run(ctx, "p init_task.name").result["text"]
     assert text(run(ctx, "p/x init_task.state")) == "0x3\n"
-    assert text(run(ctx, "p/x -1")) == "0xffffffff\n"
+    assert text(run(ctx, "p/x -1")) == text(run(ctx, "p /x -1")) == "0xffffffff\n"
     assert "'A'" in text(run(ctx, "p (char) 'A'"))
     assert run(ctx, "p 'A' == 65 && -1 < 0").result["decimal"] == 1
 

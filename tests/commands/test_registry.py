@@ -100,6 +100,7 @@ def test_words_behind_two_dashes_are_for_another_program(registry: Registry) -> 
 
 def test_a_slash_opens_an_option_of_commands_that_have_one(registry: Registry) -> None:
     assert registry.run(Context(registry), "x/8gx").result == {"format": "8gx"}
+    assert registry.run(Context(registry), "x  /8gx").result == {"format": "8gx"}
     with pytest.raises(UserError, match="no command 'snap/8'"):
         registry.split("snap/8")
 

@@ -212,6 +212,9 @@ class Registry:
 
         Raises UserError if there is no such command, or the quotes do not match.
         """
+        name, _, after = line.strip().partition(" ")
+        if after.lstrip().startswith("/") and self._slash(name):  # as GDB reads it: x /4i $pc
+            line = name + after.lstrip()
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
@@ -237,10 +240,13 @@ class Registry:
     def open_slash(self, words: list[str]) -> list[str]:
         """Make an option of what follows a slash in the first word, for commands that have one."""
         name, slash, form = words[0].partition("/") if words else ("", "", "")
+        option = self._slash(name) if slash else ""
+        return [name, option, form, *words[1:]] if option else words
+
+    def _slash(self, name: str) -> str:
+        """Return the option that a slash after a command's name stands for, if it has one."""
         command = self.commands.get((name,)) or self.commands.get(self.aliases.get(name, ()))
-        if not slash or command is None or not command.slash:
-            return words
-        return [name, command.slash, form, *words[1:]]
+        return "" if command is None else command.slash
 
     def resolve(self, words: Sequence[str]) -> tuple[Command, int]:
         """Return the command that the first words name, and how many of them do.
