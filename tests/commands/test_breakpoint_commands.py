@@ -95,7 +95,10 @@ def test_a_condition_later_and_none_again(ctx: Any) -> None:
         run(ctx, "condition 3 1")
 
 
-@pytest.mark.parametrize("condition", ["$x0 = 5", "f($x0)", "$x0++ < 3", "*$sp = 1"])
+@pytest.mark.parametrize(
+    "condition",
+    ["$x0 = 5", "f($x0)", "$x0++ < 3", "*$sp = 1", 'strcmp($x0, "a=b(") == 0', "$_thread == 1 && ($x0 = 5)"],
+)
 def test_a_condition_changes_nothing(ctx: Any, condition: str) -> None:
     with pytest.raises(UserError):
         run(ctx, f"b start_kernel if {condition}")
@@ -119,8 +122,10 @@ def test_what_gdb_does_not_know_is_refused_in_its_conditions_too(ctx: Any) -> No
             run(ctx, line)
         assert hint in (caught.value.hint or "")
     assert ctx.guest.session.breakpoints == ()
-    run(ctx, 'b 0x1000 if $_thread == 2 && $_streq("$n", "\\"$m")')
-    assert len(conditions(ctx)) == 1
+    for condition in (r'$_thread == 2 && $_streq((char *)($x0), "\"$m=f(")', "$_thread >= sizeof(int)"):
+        known["output $x0"] = "5"
+        run(ctx, f"b 0x1000 if {condition}")
+    assert len(conditions(ctx)) == 2
 
 
 def test_at_a_physical_place_the_condition_is_the_kernels_too(ctx: Any) -> None:

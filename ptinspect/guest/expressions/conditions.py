@@ -17,8 +17,12 @@ _OF_GDB = re.compile(r"\$_|\$\d|\$\$|\$(?![xw]\d|sp\b|pc\b|cpsr\b|[A-Z])\w+\s*(\
 What would change the guest is refused: an assignment is mostly meant to be a comparison.
 """
 
-_VARIABLE = re.compile(r'"(?:\\.|[^"])*"|(\$\w+)')
-"""A register, variable or function of GDB's; strings are passed over."""
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"')
+_VARIABLE = re.compile(r"\$\w+")
+"""A register, variable or function of GDB's."""
+_CALL = re.compile(r"(?<![$\w])(?!sizeof\b)[A-Za-z_]\w*(?=\s*\()")
+"""A function of the guest's, which GDB would call there each time."""
+_ASSIGNMENT = re.compile(r"(?<![=!<>])=(?!=)")
 SECONDS = 5.0
 """How long GDB is given to tell a value."""
 
@@ -30,13 +34,23 @@ def for_gdb(guest: Guest, condition: str) -> str:
     GDB does not know: it would stop the guest each time then, for it cannot tell.
     """
     if _OF_GDB.search(condition):
-        for name in filter(None, dict.fromkeys(_VARIABLE.findall(condition))):
-            if guest.target.escort.command(f"output {name}", SECONDS).strip() == "void":
-                own = "gdb show convenience lists its own"
-                hint = own if name.startswith("$_") else f"gdb set {name} = 0 makes a variable"
-                raise UserError(f"condition: GDB has no {name}", hint)
+        _check(guest, _STRING.sub('""', condition))
         return condition
     tree = c_tree.parse(condition)
     scope = GuestScope(guest)
     evaluator = Evaluator(scope, GdbWords(scope))
     return str(evaluator.truth(evaluator.operand(tree)))
+
+
+def _check(guest: Guest, condition: str) -> None:
+    """Raise UserError for what would change the guest, and for names of GDB's that it does not have."""
+    if call := _CALL.search(condition):
+        own = "GDB's own: $_streq(A, B), $_memeq(A, B, N), $_regex(A, B), $_strlen(A)"
+        raise UserError(f"condition: {call[0]} would be called in the guest", own)
+    if _ASSIGNMENT.search(condition):
+        raise UserError("condition: = would change something", "== compares")
+    for name in dict.fromkeys(_VARIABLE.findall(condition)):
+        if guest.target.escort.command(f"output {name}", SECONDS).strip() == "void":
+            own = "gdb show convenience lists its own"
+            hint = own if name.startswith("$_") else f"gdb set {name} = 0 makes a variable"
+            raise UserError(f"condition: GDB has no {name}", hint)
