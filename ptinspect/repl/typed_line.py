@@ -67,6 +67,8 @@ def commands(line: str, own: Callable[[str], str]) -> Iterator[Typed]:
         if found and (found.start(), ">") in outside_quotes(text):
             name = found[2].strip("'\"")
             yield Typed(text[: found.start()].strip(), file=name, append=found[1] == ">>")
+        elif ">" not in signs and (len(text) - 1, ">") in outside_quotes(text):
+            raise UserError("> has the name of a file behind it", "summary > FILE")
         elif text:
             yield Typed(text)
 

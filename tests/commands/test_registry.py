@@ -192,6 +192,10 @@ def test_the_short_names_that_debugger_users_have_in_their_fingers() -> None:
 
 
 def test_a_misspelt_option_is_guessed() -> None:
+    for line in ("summary | wc -l", "summary > file"):  # neither scripts nor a GDB of the user's have them
+        with pytest.raises(UserError, match=r"unrecognized arguments: [|>]") as caught:
+            build_registry().parse(line)
+        assert "pipe pt COMMAND" in caught.value.hint
     with pytest.raises(UserError, match="unrecognized arguments: --memroy") as caught:
         build_registry().split("launch").command.parser().parse_args(["--memroy", "512"])
     assert "did you mean --memory?" in caught.value.hint

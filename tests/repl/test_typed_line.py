@@ -58,6 +58,12 @@ def test_a_pipe_to_or_from_nothing(line: str) -> None:
         list(commands(line, own))
 
 
+@pytest.mark.parametrize("line", ["walk >", "walk >>", "p 5 >"])
+def test_a_file_without_a_name(line: str) -> None:
+    with pytest.raises(UserError, match="name of a file"):
+        list(commands(line, own))
+
+
 @pytest.mark.parametrize(
     ("line", "left"),
     [

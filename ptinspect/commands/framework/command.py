@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def _meant(self, message: str) -> str:
         wrong = message.removeprefix("unrecognized arguments: ").split()
+        if wrong and wrong[0] in ("|", ">", ">>", ";"):
+            return f"{wrong[0]} is the prompt's; inside GDB: pipe pt COMMAND | SHELL; in scripts: the shell's"
         if wrong and wrong[0].startswith("--") and not message.startswith(wrong[0]):
             options = [name for action in self._actions for name in action.option_strings]
             close = similar(wrong[0], options, 2)
