@@ -170,7 +170,7 @@ def test_what_differs_at_another_position_of_a_recording_was_not_written(world: 
     world.watches.depart()
     assert not world.executed(STORE, world.alias, world.raw() | 0x800)
     assert len(world.watches.at_stop()) == 1
-    world.session.replay = object()
+    world.session.replay = SimpleNamespace(mode="replay", position=5)
     world.watches.rest()  # as `timeline goto` does
     world.tree.memory.write(world.pte, (world.raw() & ~0x800).to_bytes(8, "little"))
     assert world.watches.at_stop() == ()
@@ -231,8 +231,15 @@ def test_on_the_way_back_it_stops_as_breakpoints_do(world: World, monkeypatch: p
 
 def test_a_step_in_a_replay_tells_what_it_wrote(world: World) -> None:
     run(world.ctx, f"watch table {DATA:#x} --level pte")
-    world.watches.at_stop()
+    pmd = world.watches.all[0].above[-1].pa
+    table = world.tree.memory.read(pmd, 8)
     recorded = Recorded(world, {0: world.raw(), 901: world.raw() | 0x800}, stops=0)
+    world.tree.memory.write(pmd, bytes(8))
+    recorded.go_to(899)
+    assert world.watches.at_stop() == () and world.watches.all[0].places == ()
+    world.tree.memory.write(pmd, table)  # there it is mapped
+    recorded.go_to(900)
+    assert world.watches.at_stop() == ()
     recorded.go_to(901)
     recorded.stands("end-stepping-range")
     assert [write.va for write in world.watches.at_stop()] == [world.alias]

@@ -183,7 +183,7 @@ class TableWatches:
             self._elsewhere = False
             if self.session.stop.reason != "end-stepping-range":
                 self.seen = ()
-                self._note_values()
+                self.renew(arm=False)
         self.seen += self._changes(self.session.stop, None)
         return self.seen
 
