@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import context, run, text
+from fakes import context, kernel_tree, run, text
 
 from ptinspect.commands.framework.context import Silent
 from ptinspect.commands.target import console
@@ -51,6 +51,14 @@ def test_the_end_is_shown(tmp_path: Path) -> None:
     for line in ("console", "console -f", "console -f --timeout 0"):
         with pytest.raises(UserError, match="launched here"):
             run(ctx, line)
+
+
+def test_a_replay_has_the_console_of_the_recording(tmp_path: Path) -> None:
+    ctx, _, _ = launched(tmp_path, b"one\n")
+    ctx.guest.session = context(kernel_tree()).guest.session
+    for mode, said in (("record", "one\n"), ("replay", "one\nof the whole recording, wherever its")):
+        ctx.guest.session.replay = SimpleNamespace(mode=mode)
+        assert text(run(ctx, "console")).startswith(said) and ("whole" in said) == (mode == "replay")
 
 
 def test_only_whole_lines_and_only_new_ones(tmp_path: Path) -> None:

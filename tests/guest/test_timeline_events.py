@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import context, kernel_tree, run, text
 
 from ptinspect.errors import TargetError
 from ptinspect.guest.breakpoints import breakpoints
+from ptinspect.guest.opening import RECORDING
 from ptinspect.guest.recordings import timeline
 from ptinspect.guest.rewrite import rewrite
 
@@ -81,3 +83,19 @@ def test_another_stop_is_not_taken_for_the_return(replay: Replay, monkeypatch: p
     with pytest.raises(TargetError, match="before the rewrite returned"):
         timeline.go_to(guest, timeline.KPTI_END, 10)
     assert replay.position == 700
+
+
+def test_positions_have_a_time_where_it_is_known_how_long_an_instruction_takes() -> None:
+    ctx = context(kernel_tree())
+    session: Any = ctx.guest.session
+    session.replay = SimpleNamespace(mode="replay", position=500_000, last=2_000_000_000, states={})
+    ctx.guest.kept[RECORDING] = SimpleNamespace(directory="/boot", events={"kpti-entry": 141_804_212})
+    report = run(ctx, "timeline")
+    assert report.result["nanoseconds"] == 2
+    lines = [line.split() for line in text(report).splitlines()]
+    assert ["500,000", "0.001000", "s", "here"] in lines
+    assert ["141,804,212", "0.283608", "s", "kpti-entry"] in lines
+    del ctx.guest.kept[RECORDING]
+    report = run(ctx, "timeline")
+    assert report.result["nanoseconds"] is None
+    assert ["500,000", "here"] in [line.split() for line in text(report).splitlines()]

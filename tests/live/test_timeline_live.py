@@ -94,6 +94,7 @@ def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, i
         assert opened["timeline"] == {
             "mode": "replay", "position": 0, "end": length, "directory": str(folder)
         }  # fmt: skip
+        assert opened["console"] == f"{folder}/console.log"
         yield live, labels
     finally:
         ctx.close()

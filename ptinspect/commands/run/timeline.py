@@ -51,6 +51,8 @@ class TimelineResult:
     """Positions by name."""
     states: list[int]
     """Positions of saved states."""
+    nanoseconds: int | None = None
+    """How long an instruction takes by the guest's clock; null in a recording of somebody else's."""
 
 
 def moved(ctx: Context, stop: StopInfo) -> Report:
@@ -66,7 +68,8 @@ def moved(ctx: Context, stop: StopInfo) -> Report:
     example="timeline",
     result=TimelineResult,
     needs=Needs.STOPPED,
-    details="A position is a number of executed instructions. launch --timeline DIR records a boot, "
+    details="A position is a number of executed instructions; CPU time is what they took by the guest's "
+    "clock, which goes on while the guest waits. launch --timeline DIR records a boot, "
     "timeline open DIR replays it.",
     expectable=True,
 )
@@ -78,11 +81,21 @@ def show(guest: Guest) -> Report:
     rows = [(at, name) for name, at in named.items()] + [(at, "saved state") for at in found.states if at]
     rows.append((here.position, "here"))
     result = TimelineResult(
-        here.mode, here.directory, here.position, here.end, dict(found.events), list(found.states)
+        here.mode,
+        here.directory,
+        here.position,
+        here.end,
+        dict(found.events),
+        list(found.states),
+        found.period,
     )
     if here.mode == "record":
         return Report(result, (Note(f"recorded into {escape(here.directory)}: {here.position:,} so far"),))
-    table = Table((Column("position", "right"), Column("")), [(f"{at:,}", name) for at, name in sorted(rows)])
+    times = ["" if found.period is None else f"{at * found.period / 1e9:.6f} s" for at, _ in sorted(rows)]
+    table = Table(
+        (Column("position", "right"), Column("CPU time", "right"), Column("")),
+        [(f"{at:,}", took, name) for (at, name), took in zip(sorted(rows), times, strict=True)],
+    )
     return Report(result, (Note(f"replay of {escape(here.directory)}"), table))
 
 

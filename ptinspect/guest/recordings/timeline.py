@@ -48,6 +48,8 @@ class Positions:
     here: Timeline
     events: Mapping[str, int]
     states: tuple[int, ...]
+    period: int | None = None
+    """Nanoseconds of the guest's clock that an instruction takes; None where nobody knows."""
 
 
 def timeline(guest: Guest) -> Timeline | None:
@@ -83,13 +85,16 @@ def replay_of(guest: Guest) -> Replay:
 
 def positions(guest: Guest) -> Positions:
     """Return where the guest stands, and which positions are known. Raises UserError outside a recording."""
-    here = timeline(guest)
+    from ptinspect.link.qemu.recording import SHIFT
+
+    here, recording = timeline(guest), recording_of(guest)
+    period = None if recording is None else 1 << SHIFT
     if here is not None and here.mode == "record":
-        return Positions(here, {}, ())
-    replay, recording = replay_of(guest), recording_of(guest)
+        return Positions(here, {}, (), period)
+    replay = replay_of(guest)
     here = Timeline("replay", replay.position, replay.last, _directory(recording))
     events = {} if recording is None else dict(recording.events)
-    return Positions(here, events, tuple(sorted(replay.states)))
+    return Positions(here, events, tuple(sorted(replay.states)), period)
 
 
 def open_recording(
@@ -156,6 +161,8 @@ def _start(guest: Guest, recording: Recording, program: str, timeout: float) -> 
     guest.progress("starting QEMU")
     opening.start(guest, recording.replayed(program), symbols, timeout)
     guest.kept[RECORDING] = recording
+    if guest.qemu is not None and recording.console.is_file():
+        guest.qemu.console = recording.console  # a replay from a saved state prints but the rest
     replay = replay_of(guest)
     replay.last, replay.progress = recording.end, guest.progress
     return replay
