@@ -73,9 +73,15 @@ def step(guest: Guest, count: int, cpu: int, seconds: float) -> StopInfo:
     """Step instructions of one CPU. Raises TargetTimeout."""
     session = guest.stopped
     deadline = time.monotonic() + seconds
-    left = count
+    left, before = count, session.cpu_state(cpu)
     while True:
-        stop = session.step_instructions(min(left, STEPS_AT_ONCE), cpu)
+        try:
+            stop = session.step_instructions(min(left, STEPS_AT_ONCE), cpu)
+        except TargetTimeout:
+            if guest.state != "stopped" or session.cpu_state(cpu).pc != before.pc:
+                raise
+            what = f"cpu {cpu} executes nothing: it is off, or waits for an interrupt"
+            raise TargetTimeout(what, "cpu lists the others") from None
         left -= STEPS_AT_ONCE
         if left <= 0 or stop.reason != "end-stepping-range":
             return stop
@@ -161,7 +167,7 @@ def step_over(guest: Guest, count: int, cpu: int | None, seconds: float) -> Retu
                 return found
             number = found.stop.cpu
             continue
-        stop = session.step_instructions(1, number)
+        stop = step(guest, 1, number, seconds)
         if not left or stop.reason != "end-stepping-range":
             break
     return Return(stop, None)

@@ -11,7 +11,7 @@ from ptinspect.arch.a64 import is_call
 from ptinspect.commands.framework.registry import INSTEAD, build_registry
 from ptinspect.commands.look import memory
 from ptinspect.commands.look.info import WORDS
-from ptinspect.errors import UserError
+from ptinspect.errors import TargetTimeout, UserError
 
 
 @pytest.fixture
@@ -136,6 +136,17 @@ def test_info_runs_the_command_that_answers(ctx: Any) -> None:
 )
 def test_calls_are_told_by_their_instruction(word: int, call: bool) -> None:
     assert is_call(word) is call
+
+
+@pytest.mark.parametrize("line", ["stepi", "stepi 3", "nexti"])
+def test_a_cpu_that_executes_nothing_is_told(ctx: Any, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(count: int, cpu: int) -> None:
+        raise TargetTimeout("the guest did not stop within 10 s")
+
+    ctx.guest.code_at = lambda address, length: (0xD503207F).to_bytes(4, "little")  # wfi
+    monkeypatch.setattr(ctx.guest.session, "step_instructions", late)
+    with pytest.raises(TargetTimeout, match="cpu 0 executes nothing: it is off, or waits for an interrupt"):
+        run(ctx, line)
 
 
 def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:
