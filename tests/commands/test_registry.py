@@ -85,6 +85,9 @@ def test_a_file_is_no_command(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no command '.*before\.npz'") as caught:
         registry.split(f"{tmp_path}/before.npz")
     assert "load reads a snapshot" in caught.value.hint
+    with pytest.raises(UserError, match="no command '!ls'") as caught:
+        registry.split("!ls -l")
+    assert "shell ls" in caught.value.hint
 
 
 def test_passthrough_keeps_its_text(registry: Registry) -> None:

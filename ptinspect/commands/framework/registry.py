@@ -284,7 +284,9 @@ class Registry:
         close = [" ".join(c) for c in self.commands if words[0] in c[1:]]
         close = close or similar(words[0], {w[0] for w in self.commands} | set(self.aliases), 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "type 'help' for the list"
-        if os.path.isfile(os.path.expanduser(words[0])):  # noqa: PTH111, PTH113 (they raise nothing)
+        if words[0].startswith("!"):
+            hint = f"at the prompt; in scripts: shell {words[0][1:]}"
+        elif os.path.isfile(os.path.expanduser(words[0])):  # noqa: PTH111, PTH113 (they raise nothing)
             hint = "it is a file: load reads a snapshot, oops a console log, source a script, kernel a kernel"
         raise UserError(f"no command {words[0]!r}", hint)
 

@@ -40,6 +40,10 @@ OPERATORS: Mapping[str, str] = {
 """What may stand between path and value, and what it asks."""
 
 
+_JOINED = re.compile(r"[\w.\[\]]*(?:[=!<>]=|<>|=[<>]?)[\w.]*")
+"""What is meant as an operator, and is none: `=`, or one without spaces around it."""
+
+
 @dataclass(frozen=True)
 class Expectation:
     """Say what is expected."""
@@ -58,6 +62,9 @@ def parse(words: Sequence[str]) -> Expectation:
     if not places:
         if not words:
             raise UserError("nothing is expected", "expect stack free >= 4096")
+        if odd := next(filter(_JOINED.fullmatch, words), ""):
+            hint = f"operators, with spaces around them: {' '.join(OPERATORS)}"
+            raise UserError(f"an expectation is PATH OPERATOR VALUE: {odd!r} is none of these", hint)
         return Expectation(tuple(words), "", ())
     at = places[0]
     if len(places) > 1 or at == 0 or at == len(words) - 1:
