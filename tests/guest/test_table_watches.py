@@ -11,11 +11,12 @@ import pytest
 from builders import KERNEL_DATA
 from fakes import IMAGE, KERNEL, FakeSession, FakeSlots, Stop, context, kernel_tree, run
 
-from ptinspect.errors import KernelFileError, OutOfSlots
+from ptinspect.errors import KernelFileError, OutOfSlots, UserError
 from ptinspect.guest.breakpoints import descriptor_addresses
 from ptinspect.guest.breakpoints.descriptor_addresses import mmu_switches
 from ptinspect.guest.breakpoints.table_watches import TableWatches, table_watches
 from ptinspect.guest.recordings import way_back
+from ptinspect.link.state import Breakpoint
 from ptinspect.linux.kpti.windows import fixmap_slots
 
 DATA, CODE, CODE_PA = 0xFFFF_8000_2000_0000, KERNEL + 0x1_0000, IMAGE + 0x1_0000
@@ -227,6 +228,9 @@ def test_on_the_way_back_it_stops_as_breakpoints_do(world: World, monkeypatch: p
     recorded.go_to(900)
     run(world.ctx, f"disable {number}")
     assert run(world.ctx, "rc").result["position"] == 200
+    world.session.breakpoints = (Breakpoint(9, CODE, temporary=True),)
+    with pytest.raises(UserError, match="breakpoint 9 is temporary"):
+        run(world.ctx, "rc")
 
 
 def test_a_step_in_a_replay_tells_what_it_wrote(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ptinspect.errors import TargetTimeout
+from ptinspect.errors import TargetTimeout, UserError
 from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
 from ptinspect.guest.breakpoints.table_watches import TableWatches, table_watches
 from ptinspect.guest.guest import Guest
@@ -16,8 +16,13 @@ from ptinspect.link.session import StopInfo
 def back(guest: Guest, seconds: float) -> StopInfo:
     """Run backwards to the last breakpoint, watchpoint or write to a watched table, or to the start.
 
-    Raises UserError at the start, TargetTimeout; the guest stands where it stood then.
+    Raises UserError at the start, and for a temporary breakpoint that GDB deletes where it hits it first on
+    the way to the last; TargetTimeout; the guest stands where it stood then.
     """
+    for one in guest.stopped.breakpoints:
+        if one.temporary and one.enabled:
+            hint = f"delete {one.id}, and break at the same place"
+            raise UserError(f"breakpoint {one.id} is temporary: it stops forwards only", hint)
     replay, deadline = replay_of(guest), time.monotonic() + seconds
     here = replay.position
     with symbol_breakpoints(guest).backwards():
