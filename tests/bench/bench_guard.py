@@ -2,7 +2,8 @@
 
     python tests/bench/bench_guard.py [--guest 5.10-cloud] [--options "--smp 2"] [--pairs 5] [--json]
 
-Both boots of a pair begin at reset, and end when the console says that the shell is there.
+Both boots of a pair begin at reset, and end when the console says that the shell is there. The floor is the
+ratio without the time that the guest stood still: what the probes and watchpoints cost QEMU itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,42 @@ LOOK = 0.01
 """Seconds between two looks at the console."""
 
 
-def shell_at(console: Path, found: list[float], begun: float) -> None:
-    """Note after how many seconds the shell is there."""
+class Standing:
+    """How long a guest stood still until now; it stands at first."""
+
+    def __init__(self) -> None:
+        self.whole, self.since = 0.0, time.perf_counter()
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Take an event of the session's."""
+        now = time.perf_counter()
+        self.whole = self.until(now)
+        self.since = float("inf") if name == "running" else now
+
+    def until(self, now: float) -> float:
+        """Return the seconds that it stood until now."""
+        return self.whole + max(now - self.since, 0.0)
+
+
+def shell_at(console: Path, found: list[float], begun: float, standing: Standing) -> None:
+    """Note after how many seconds the shell is there, and how many of them the guest ran."""
     while time.perf_counter() - begun < SECONDS:
         if READY in console.read_bytes():
-            found.append(time.perf_counter() - begun)
+            now = time.perf_counter()
+            found += [now - begun, now - begun - standing.until(now)]
             return
         time.sleep(LOOK)
 
 
-def boot(guest: str, options: str, guarded: bool) -> float:
-    """Return the seconds of one boot. Raises RuntimeError if the shell does not come."""
+def boot(guest: str, options: str, guarded: bool) -> tuple[float, float]:
+    """Return the seconds of one boot, and of its running. Raises RuntimeError if the shell does not come."""
     with launched(guest, options) as live:
         assert live.ctx.guest.qemu is not None
         found: list[float] = []
-        begun = time.perf_counter()
-        watch = threading.Thread(target=shell_at, args=(live.ctx.guest.qemu.console, found, begun))
+        begun, standing = time.perf_counter(), Standing()
+        live.ctx.guest.target.on_event(standing.event)
+        console = live.ctx.guest.qemu.console
+        watch = threading.Thread(target=shell_at, args=(console, found, begun, standing))
         watch.start()
         try:
             run(live, found, guarded)
@@ -47,7 +69,7 @@ def boot(guest: str, options: str, guarded: bool) -> float:
             watch.join(SECONDS)
         if not found:
             raise RuntimeError(f"{guest} did not get to the shell in {SECONDS} s")
-        return found[0]
+        return found[0], found[1]
 
 
 def run(live: Live, found: list[float], guarded: bool) -> None:
@@ -79,14 +101,16 @@ def main() -> None:
         order = (False, True) if number % 2 else (True, False)
         times = {guarded: boot(options.guest, options.options, guarded) for guarded in order}
         pairs.append((times[False], times[True]))
-    ratios = [with_ / without for without, with_ in pairs]
+    ratios, floors = ([with_[i] / without[i] for without, with_ in pairs] for i in (0, 1))
     result: dict[str, Any] = {
         "guest": options.guest,
         "options": options.options,
-        "without_s": [round(pair[0], 2) for pair in pairs],
-        "with_s": [round(pair[1], 2) for pair in pairs],
+        "without_s": [round(pair[0][0], 2) for pair in pairs],
+        "with_s": [round(pair[1][0], 2) for pair in pairs],
+        "stood_s": [round(pair[1][0] - pair[1][1], 2) for pair in pairs],
         "ratios": [round(ratio, 2) for ratio in ratios],
         "ratio": round(statistics.median(ratios), 2),
+        "floor": round(statistics.median(floors), 2),
     }
     lines = (f"{name:<10} {value}\n" for name, value in result.items())
     sys.stdout.writelines([json.dumps(result) + "\n"] if options.json else lines)
