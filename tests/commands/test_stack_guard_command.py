@@ -91,6 +91,7 @@ class Guest(StackGuest):
         self.image.symbols |= {"panic_bad_stack": [KERNEL + 0x7000]}
         self.tree.memory.write(IMAGE, bytes(self.image.code[:0x10_0000]))
         self.states = [self.cpu(self.shell, self.base + 0x3000)]
+        self.placed = True
         self.session = GuardSession(self.tree.memory, cpus=self.states)
 
     def code(self) -> bytes:
@@ -104,7 +105,7 @@ class Guest(StackGuest):
 
         def view() -> Any:
             found = self.view(*self.session.cpus)
-            found.placed = True
+            found.placed = self.placed
             found.pa_of_link = lambda va: va - KERNEL + IMAGE
             return found
 
@@ -272,6 +273,27 @@ def test_tasks_that_come_later_are_watched_if_they_stay(guest: Guest) -> None:
     guest.session.stops = [then(late, brief), then(late), look]
     run(guest.context(), "stack guard --timeout 30")
     assert seen == [2, 2, [stack + 32]]
+
+
+def test_from_reset_on_the_stack_on_which_the_kernel_begins_is_watched_before_tasks_are_known(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Runner:
+        def __init__(self, *_: object) -> None: ...
+
+        def place_kernel(self) -> None:
+            guest.placed = True
+
+    def margin(session: GuardSession) -> Stop:
+        assert list(session.watches.values()) == [guest.base + 32]
+        raise TargetTimeout("not in time")
+
+    guest.placed = False
+    monkeypatch.setattr("ptinspect.guest.stacks.stack_guard.Runner", Runner)
+    guest.session.stops = [margin, guest.stop_at(-100, sp=guest.base + 0x700)]
+    found = run(guest.context(), "stack guard --timeout 30").result
+    assert found["way"] == "margin"
+    assert "on the stack of sh (7)" in found["alarm"], "whose it is was found meanwhile"
 
 
 @pytest.mark.parametrize(("whose", "bases"), [("current", ["base"]), ("7", ["base"]), ("0", ["init_base"])])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch import a64
-from ptinspect.arch.bits import MASK64
+from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError, UserError
 from ptinspect.guest.guest import Guest
@@ -290,9 +290,9 @@ def guard(
     `margin`: bytes, or a part of a stack: `12%`. The time counts from when all is armed. Nothing is left
     behind. Raises UserError, GuestError, and TargetError if a probe is wanted and cannot be had.
     """
-    with _read_ahead(guest):
-        if not guest.view.placed:
-            Runner(guest, PLACING).place_kernel()
+    begins = not guest.view.placed
+    if begins:
+        Runner(guest, PLACING).place_kernel()
     stacks = open_stacks(guest)
     run = _Run(guest, margin_bytes(f"{margin}", stacks.thread_size), whose)
     started = time.monotonic()
@@ -300,9 +300,12 @@ def guard(
     try:
         always_inserted(guest, True)
         arm_entry(guest, stacks, run.armed, entry)
-        run.look_in_time(FIRST_LOOK)
+        if begins and whose == "any":
+            run.begin(stacks)
+        else:
+            run.look_in_time(FIRST_LOOK)
         run.deadline = time.monotonic() + seconds
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), _read_ahead(guest):
             way = run.run(stacks)
     finally:
         disarm(guest, run.armed)
@@ -323,15 +326,13 @@ def guard(
 
 @contextlib.contextmanager
 def _read_ahead(guest: Guest) -> Iterator[None]:
-    """Do while the guest runs what takes none: import what is needed later, read the kernel file's types."""
+    """Do while the guest runs what takes none: read the kernel file's types."""
     over = threading.Event()
 
     def read() -> None:
         while guest.state != "running" and not over.wait(MOMENT):
             pass
         with contextlib.suppress(PtinspectError):
-            import ptinspect.stack.verdict_facts  # noqa: F401
-
             _ = guest.kernel and guest.kernel.types
 
     reading = threading.Thread(target=read, name="types", daemon=True)
@@ -370,6 +371,17 @@ class _Run:
         now = time.monotonic()
         self.due = now + max(PROBATION if self.second else least, (now - began) * (1 / LOOKING - 1))
 
+    def begin(self, stacks: Stacks) -> None:
+        """Watch the stack that a boot begins on, which its SP tells; tasks are looked for later."""
+        from ptinspect.linux.running.stacks import Stack
+
+        state = stacks.view.state
+        base = align_down(state.sp - 1, stacks.thread_size)
+        if bit(state.sp, 55):
+            own = Stack("task", base, base + stacks.thread_size, state.cpu, None, "SP at the kernel's start")
+            watch_stacks(self.guest, self.armed, [own], self.margin)
+        self.looks, self.due = 1, time.monotonic() + FIRST_LOOK
+
     def tasks(self, stacks: Stacks) -> list[Task]:
         """Return the tasks to guard that are there now."""
         session = self.guest.stopped
@@ -393,9 +405,12 @@ class _Run:
         try:
             stacks = open_stacks(self.guest)
             tasks = {(task.address, task.pid): task for task in self.tasks(stacks)}
+            found = {task.stack: stacks.of_task(task) for task in tasks.values()}
+            begun = {n: found[s.base] for n, s in self.armed.wires.stacks.items() if s.base in found}
+            self.armed.wires.stacks |= begun  # that on which the boot began has an owner now
             at_once = not self.looks or self.guest.stopped.slots.limited
             stay = tasks if at_once else tasks.keys() & self.newcomers
-            watch_stacks(self.guest, self.armed, [stacks.of_task(tasks[key]) for key in stay], self.margin)
+            watch_stacks(self.guest, self.armed, [found[tasks[key].stack] for key in stay], self.margin)
             bases = self.armed.wires.bases
             self.newcomers = {key for key, task in tasks.items() if task.stack not in bases}
             self.blind = ""
@@ -408,10 +423,7 @@ class _Run:
 
     def run(self, stacks: Stacks) -> Way:
         """Run until a wire is tripped, something else stops the guest, or the time is over."""
-        from ptinspect.stack.verdict_facts import entry_ranges
-
         guest, wires = self.guest, self.armed.wires
-        entry = entry_ranges(stacks)
         budget = Budget()
         budget.refill()
         while True:
@@ -423,6 +435,9 @@ class _Run:
                 if self.armed.entry == "breakpoint" and budget.refill() >= budget.left >= 2:
                     arm_label(guest, stacks, self.armed)
                 continue
+            from ptinspect.stack.verdict_facts import entry_ranges
+
+            entry = entry_ranges(stacks)
             way = judge(wires, stop.breakpoint, guest.stopped.cpu_state(stop.cpu), self.margin, entry)
             if way is not None:
                 self.near = wires.stacks.get(stop.breakpoint) if stop.breakpoint is not None else None
