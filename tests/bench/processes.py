@@ -30,8 +30,8 @@ PROMPT = b"ptinspect>"
 SECONDS = 60.0
 """Longest wait for a prompt or a stub."""
 PASS, NUMPY, GDB, QEMU = "python -c pass", "python -c 'import numpy'", "gdb: attach, detach", "QEMU alone"
-PATTERNS = "python with the patterns of the kernel's messages"
-FLOORS = {"ptinspect oops": PATTERNS, "ptinspect --gdb SOCKET map": NUMPY}
+JUDGE = "python that imports what judges a log"
+FLOORS = {"ptinspect oops": JUDGE, "ptinspect --gdb SOCKET map": NUMPY}
 """Run -> what it cannot do without, which is shown beside it."""
 
 PEERS = {"gef": "≥ 5", "gdb-pt-dump": "≥ 7"}
@@ -151,7 +151,7 @@ def without_guest(before: Path, after: Path, rounds: int) -> list[Row]:
     runs |= {name: (words, NUMPY, "≤ 1.6") for name, words in files.items()}
     timed = {name: (process(*OURS, *words), base, target) for name, (words, base, target) in runs.items()}
     timed["prompt of the REPL"] = (prompt(), PASS, "≤ 250 ms")
-    codes = {PASS: "pass", NUMPY: "import numpy", PATTERNS: "import ptinspect.linux.oops.verdict"}
+    codes = {PASS: "pass", NUMPY: "import numpy", JUDGE: "import ptinspect.linux.oops.verdict"}
     baselines = {name: process(python, "-c", code) for name, code in codes.items()}
     return compared(timed, baselines, rounds)
 
