@@ -24,7 +24,7 @@ def to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.chmod(0o755)
     monkeypatch.setenv("PAGER", str(script))
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *a: os.terminal_size((80, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((80, 24)))
     return tmp_path / "paged"
 
 
