@@ -60,6 +60,9 @@ def test_a_word_is_found_in_the_topics() -> None:
     assert all(re.search(r"\bnG\b", each["line"], re.I) for each in found), "not in 'nothing'"
     with pytest.raises(UserError, match="no command"):
         run(context(), "help xyzzy")
+    for line in ("help stack t", "help st"):
+        with pytest.raises(UserError, match="is ambiguous"):
+            run(context(), line)
     with pytest.raises(UserError, match="no command 'vtop'") as caught:
         run(context(), "help vtop")
     assert caught.value.hint == "walk ADDR"

@@ -61,9 +61,13 @@ class Parser(argparse.ArgumentParser):
         return list(self._actions)
 
 
-def ambiguous(typed: str, names: Iterable[str]) -> UserError:
+class AmbiguousError(UserError):
+    """Report that what was typed is the beginning of several names."""
+
+
+def ambiguous(typed: str, names: Iterable[str]) -> AmbiguousError:
     """Return the error that what was typed is the beginning of several names."""
-    return UserError(f"{typed!r} is ambiguous: {', '.join(names)}", "type more of it")
+    return AmbiguousError(f"{typed!r} is ambiguous: {', '.join(names)}", "type more of it")
 
 
 def joined(arguments: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ptinspect import __version__
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.command import Command, Parser, argument, command
+from ptinspect.commands.framework.command import AmbiguousError, Command, Parser, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import INSTEAD
 from ptinspect.commands.session.topics import (
@@ -126,14 +126,14 @@ def show_help(ctx: Context, *, words: list[str]) -> Report:
         return topic_report(topic(named[0]))
     try:
         command, used = ctx.registry.resolve(named)
-    except UserError:
-        group = ctx.registry.beginning(named)
-        found = None if group or named[0] in INSTEAD else search(named)
-        if found is not None:
-            return found
-        if not group:
+    except UserError as error:
+        if group := ctx.registry.beginning(named):
+            return _list(group, f"Commands that begin with {' '.join(named)!r}")
+        known = named[0] in INSTEAD or isinstance(error, AmbiguousError)
+        found = None if known else search(named)
+        if found is None:
             raise
-        return _list(group, f"Commands that begin with {' '.join(named)!r}")
+        return found
     if used < len(named):
         raise UserError(f"no command {' '.join(named)!r}", f"help {command.name}")
     group = [c for c in ctx.registry.beginning(named) if c is not command]
