@@ -84,7 +84,7 @@ def test_breakpoints_of_every_kind_are_the_cpu_s(attach: Attach) -> None:
     session.gdb_command(f"tbreak *{CODE + 16:#x}")
     stub.route = [CODE + 4, CODE + 8]
     session.resume()
-    assert session.wait_stop(10).pc == CODE + 8
+    assert session.wait_stop(60).pc == CODE + 8
     used = session.slots_used()
     assert used is not None and used.breakpoints == 3 and stub.most == 3
     session.write_physical((RAM_START, b"poked"))
@@ -98,10 +98,10 @@ def test_a_condition_that_cannot_be_evaluated_is_told(attach: Attach) -> None:
     stub.route = [CODE + 4, CODE + 8]
     session.resume()
     why = "Division by zero"
-    assert session.wait_stop(10).words == f"breakpoint {made.id}, whose condition cannot be evaluated: {why}"
+    assert session.wait_stop(60).words == f"breakpoint {made.id}, whose condition cannot be evaluated: {why}"
     stub.route = [CODE + 12, CODE + 16]
     session.resume()
-    assert session.wait_stop(10).untold == ""
+    assert session.wait_stop(60).untold == ""
 
 
 def test_one_too_many_is_refused_before_the_guest_runs(attach: Attach) -> None:
@@ -119,7 +119,7 @@ def test_one_too_many_is_refused_before_the_guest_runs(attach: Attach) -> None:
     session.set_breakpoint(CODE + 64)
     stub.route = [CODE + 64]
     session.resume()
-    assert session.wait_stop(10).pc == CODE + 64 and stub.most == 6
+    assert session.wait_stop(60).pc == CODE + 64 and stub.most == 6
 
 
 def test_what_gdb_could_not_insert_does_not_leave_the_guest_running(attach: Attach) -> None:
@@ -135,7 +135,7 @@ def test_what_gdb_could_not_insert_does_not_leave_the_guest_running(attach: Atta
         session.delete_breakpoint(number)
     stub.route = [CODE + 4]
     session.resume()
-    assert session.wait_stop(10).pc == CODE + 4
+    assert session.wait_stop(60).pc == CODE + 4
 
 
 def test_a_run_does_without_the_places_that_matter_less(attach: Attach) -> None:
@@ -170,7 +170,7 @@ def test_watchpoints(attach: Attach) -> None:
     session.delete_breakpoint(numbers[-1])
     session.watch_access(RAM_START + 0x1000, 0x1000)
     session.resume()
-    session.wait_stop(10)
+    session.wait_stop(60)
 
 
 def loop(stub: KvmStub, *words: int) -> None:
@@ -183,7 +183,7 @@ def loop(stub: KvmStub, *words: int) -> None:
 
 def go(session: LiveSession) -> int:
     session.resume()
-    session.wait_stop(10)
+    session.wait_stop(60)
     return session.cpu_state(0).x[0]
 
 
