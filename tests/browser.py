@@ -6,7 +6,6 @@ NUL, on descriptors 3 and 4), so that clicks and keys take the way that real one
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -150,10 +149,6 @@ class Browser:
     def type(self, text: str) -> None:
         """Type a text where the focus is."""
         self.call("Input.insertText", text=text)
-
-    def screenshot(self) -> bytes:
-        """Return what is on the screen, as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ Also shared tables (`share`), loops (`point` at an ancestor) and tables that can
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from sparse_memory import SparseMemory
@@ -159,11 +159,6 @@ class TreeBuilder:
                 raw = (addresses | np.uint64(self.leaf(0, level, attributes))).astype("<u8")
             self.memory.write(self.table_at(va, level) + 8 * first, raw.tobytes())
             va, pa, left = va + count * unit, pa + count * unit, left - count
-
-    def map_all(self, mappings: Sequence[tuple[int, int, int, int]]) -> None:
-        """Map a list of (va, pa, size, level)."""
-        for va, pa, size, level in mappings:
-            self.map(va, pa, size=size, level=level)
 
     def point(self, va: int, level: int, table_pa: int, extra: int = 0) -> None:
         """Make the entry of `va` at `level` point to any table: an ancestor, another tree, OUTSIDE."""

@@ -67,6 +67,12 @@ settings.register_profile(
 settings.load_profile("patient")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests of the folders that are named like a mark."""
+    if item.path.parent.name in ("live", "gdb"):
+        item.add_marker(item.path.parent.name)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what ptinspect remembers of gdbstubs out of the user's own directory."""
@@ -95,7 +101,7 @@ def _live_tests_share_kernel_files(request: pytest.FixtureRequest) -> Iterator[N
     from ptinspect.linux.image.image import KernelImage
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("live"):
+        if request.path.parent.name == "live":
             patch.setattr(KernelImage, "open", request.getfixturevalue("opened_once"))
         yield
 

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import missing
 
 from ptinspect.errors import TargetError, UserError
@@ -17,7 +16,6 @@ from ptinspect.guest.expressions.machines import Numbers
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.linux.image.c_types import CTypes
 
-pytestmark = pytest.mark.gdb
 TYPES = ("char", "signed char", "unsigned char", "short", "unsigned short", "int", "unsigned int", "long",
          "unsigned long")  # fmt: skip
 SIGNS = ("+", "-", "*", "/", "%", "&", "|", "^", "<", ">", "<=", ">=", "==", "!=", "&&", "||")

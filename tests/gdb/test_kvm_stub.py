@@ -29,7 +29,6 @@ from ptinspect.link.live import LiveSession
 from ptinspect.link.state import RunState
 from ptinspect.processes import running_with
 
-pytestmark = pytest.mark.gdb
 CODE = RAM_START + 0x1000
 DFR0 = 0x1030_5106 & ~(15 << 12 | 15 << 20) | 5 << 12 | 3 << 20
 """Six breakpoints, four watchpoints, as a Cortex-A72 says."""

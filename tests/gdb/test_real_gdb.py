@@ -31,7 +31,6 @@ from ptinspect.link.qemu.stub_probe import probe
 from ptinspect.link.session import RunState
 from ptinspect.processes import has_ended
 
-pytestmark = pytest.mark.gdb
 PAGE = 4096
 
 

@@ -27,7 +27,6 @@ from ptinspect.memory.source import RamBlock
 
 CODE_AT = 0x4800_0000
 """Where the image's code lies, 64 KiB aligned; the entry's place in its page is the real one."""
-MMU_ON = 1
 NOP = 0xD503201F
 
 

@@ -10,8 +10,6 @@ from session import need_guest
 from ptinspect.api import Guest, diff, load, runs, save, summarize, walk_in
 from ptinspect.errors import ConnectError, TargetTimeout, UserError
 
-pytestmark = pytest.mark.live
-
 
 def test_the_main_job_from_python(tmp_path: Path) -> None:
     need_guest("5.10-cloud")

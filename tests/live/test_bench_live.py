@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from session import need_guest
 
-pytestmark = pytest.mark.live
 BENCH = Path(__file__).parents[1] / "bench" / "bench.py"
 DUMP = """
 import gdb

@@ -16,8 +16,6 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import GuestError, TargetError
 from ptinspect.reference import emulator
 
-pytestmark = pytest.mark.live
-
 GUESTS = (
     "5.10-cloud",
     "6.1-cloud",

@@ -6,15 +6,12 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
 from session import BOOT_SECONDS, KASLR_BOOT, Live, launched, need_guest
 from test_boot_ways import MOVES, REWRITES, booted
 
 from ptinspect.arch.a64 import words
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
-
-pytestmark = pytest.mark.live
 
 LIMIT = f"--timeout {BOOT_SECONDS:.0f}"
 

@@ -20,7 +20,6 @@ from conftest import missing
 from session import need_guest
 from slurm import slurm
 
-pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]
 TOPIC = (ROOT / "ptinspect/topics/campaigns.txt").read_text("utf-8")
 RUNS, SHARDS = 16, 8

@@ -21,8 +21,6 @@ from ptinspect.guest.injection import losing_kernel
 from ptinspect.guest.opening import Machine
 from ptinspect.output.text import render
 
-pytestmark = pytest.mark.live
-
 ARGUMENTS = "panic=-1 oops=panic"
 """A kernel that panics ends QEMU at once."""
 TO_KPTI = "until kpti_install_ng_mappings --timeout 300\n"

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import pytest
 from session import KASLR_BOOT, NEWER, Live, launched, to_shell
 
-pytestmark = pytest.mark.live
-
 NUMBER = int(os.environ.get("PTINSPECT_CHECK_BOOTS", "7"))
 GUESTS = ("5.10-cloud", "6.1-cloud", "6.12-cloud", "5.10", "6.12-16k", "6.18-cloud", "7.3-cloud")
 MODELS = ("cortex-a57", "max", "cortex-a72", "neoverse-n1", "cortex-a76")

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from session import launched, to_shell
 
-pytestmark = pytest.mark.live
-
 
 def broken(answer: dict[str, Any]) -> set[str]:
     return set(answer["totals"])

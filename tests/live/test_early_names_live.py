@@ -7,8 +7,6 @@ import re
 import pytest
 from session import KASLR_BOOT, launched
 
-pytestmark = pytest.mark.live
-
 UNTIL = "--timeout 300"
 
 

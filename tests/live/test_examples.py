@@ -24,7 +24,6 @@ from ptinspect.repl.player import Player
 from ptinspect.repl.printer import Printer
 from ptinspect.script.parse import parse_line
 
-pytestmark = pytest.mark.live
 GUEST = "5.10-cloud"
 LOG = Path(__file__).parents[1] / "data" / "oops"
 

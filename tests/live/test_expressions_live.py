@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from session import BOOT_SECONDS, KASLR_BOOT, launched
 
-pytestmark = pytest.mark.live
-
 LIMIT = f"--timeout {BOOT_SECONDS:.0f}"
 STRUCTS = (
     "task_struct", "page", "mm_struct", "thread_struct", "vm_area_struct", "pt_regs", "rq", "file", "inode",

@@ -27,8 +27,6 @@ from session import Live, need_guest
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 
-pytestmark = pytest.mark.live
-
 FOLDER = os.environ.get("PTINSPECT_EXTRA_KERNELS", "")
 KERNELS = sorted(path.parent for path in Path(FOLDER).glob("*/Image")) if FOLDER else []
 SHELL_SECONDS = 60

@@ -13,8 +13,6 @@ from session import KASLR_BOOT, NEWER, Live, launched, need_guest
 
 from ptinspect.reference.initrd import Entry, compress, cpio
 
-pytestmark = pytest.mark.live
-
 SLEEPERS = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc

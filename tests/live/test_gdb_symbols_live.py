@@ -9,8 +9,6 @@ from session import launched
 
 from ptinspect.errors import MiError
 
-pytestmark = pytest.mark.live
-
 
 def test_symbols_are_there_without_the_debug_information() -> None:
     with launched("5.10-cloud-dbg") as live:

@@ -16,7 +16,7 @@ from session import Live
 from ptinspect.arch.bits import align_down
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
+pytestmark = pytest.mark.usefixtures("each_qemu")
 PROBES, TABLES, DATA = 0x4100_0000, 0x4101_0000, 0x4200_0000
 SIZE = 2 << 20
 FAR = 0x000B_5678_9ABC_0000

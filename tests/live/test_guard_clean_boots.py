@@ -15,8 +15,6 @@ from session import NEWER, Live, guarded_to_shell, launched
 
 from ptinspect.linux.image.entry import EL1H
 
-pytestmark = pytest.mark.live
-
 MARGIN = 2048
 BOOTS = int(os.environ.get("PTINSPECT_CLEAN_BOOTS", "4"))
 """Boots that must give no alarm; 50 before a release."""

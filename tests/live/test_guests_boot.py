@@ -12,8 +12,6 @@ from conftest import missing
 from ptinspect.errors import TargetError
 from ptinspect.reference import guests, initrd, pins
 
-pytestmark = pytest.mark.live
-
 BOOT_TIMEOUT = 400.0
 INSTALLED = {guest.name for guest in guests.installed_guests()}
 NAMES = [spec.name for spec in pins.load().guests if not spec.large or spec.name in INSTALLED]

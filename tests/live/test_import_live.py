@@ -14,8 +14,6 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.guest.stacks.kernel_stacks import UNSURE
 from ptinspect.snapshot.model import Snapshot
 
-pytestmark = pytest.mark.live
-
 SAME = ("summary", "map --level pmd", "check", "find pa:0x41000000", "walk vectors", "x/8gx pa:0x40200000")
 FROM_THE_SOURCE = ("root", "snapshot", "regime", "doubt")
 SIZE = 256 << 20

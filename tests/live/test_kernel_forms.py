@@ -16,8 +16,6 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import NothingRuns
 
-pytestmark = pytest.mark.live
-
 
 @contextmanager
 def started(line: str) -> Iterator[Live]:

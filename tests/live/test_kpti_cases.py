@@ -13,8 +13,6 @@ from ptinspect.guest.rewrite.state import STORES
 from ptinspect.linux.kpti.code import KptiCode
 from ptinspect.linux.kpti.running_code import running_code
 
-pytestmark = pytest.mark.live
-
 KERNELS = [
     ("5.10-cloud", ""),
     ("6.1-cloud", ""),

@@ -8,7 +8,6 @@ from session import launched
 from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.linux.kpti.decision import applied_variable
 
-pytestmark = pytest.mark.live
 STOPS = ("smp_init", "driver_init", "free_initmem")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from session import KASLR_BOOT, Live, launched, to_shell
 
-pytestmark = pytest.mark.live
-
 KERNELS = ["5.10-cloud", "6.1-cloud", "6.12-cloud", "6.18-cloud", "7.3-cloud"]
 """Both algorithms; from 6.18 on the flag is 0 before the rewrite as well as after it."""
 NOT_RUN = [

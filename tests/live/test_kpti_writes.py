@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from session import NEWER, launched
 
-pytestmark = pytest.mark.live
-
 CASES = [
     ("5.10-cloud", "--memory 512 --smp 4"),
     ("6.1-cloud", "--memory 512 --smp 2"),

@@ -25,12 +25,9 @@ from ptinspect.errors import OutOfSlots, TargetTimeout
 from ptinspect.guest.injection import inject
 from ptinspect.link.session import StopInfo
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(
-        os.environ.get("PTINSPECT_KVM", "1" if LIVE else "0") != "1", reason="PTINSPECT_KVM=1 runs it"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    os.environ.get("PTINSPECT_KVM", "1" if LIVE else "0") != "1", reason="PTINSPECT_KVM=1 runs it"
+)
 GUESTS = ["5.10-cloud", "6.12-cloud"]
 SECONDS = 400.0
 FORKS = "i=0; while [ $i -lt 5 ]; do (:); i=$((i+1)); done"

@@ -20,8 +20,6 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import OutOfSlots
 from ptinspect.link.qemu.machine import LaunchOptions, launch
 
-pytestmark = pytest.mark.live
-
 
 @contextmanager
 def under_kvm(name: str, smp: int, **slots: int) -> Iterator[tuple[Live, KvmProxy]]:

@@ -24,7 +24,7 @@ from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launc
 from ptinspect.link.session import RunState
 from ptinspect.tables.capture import capture
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
+pytestmark = pytest.mark.usefixtures("each_qemu")
 LANES = ("host", "pmemsave", "gdbstub")
 OUTSIDE = 0x4800_0000
 SOON = 25.0

@@ -19,7 +19,6 @@ from session import need_guest
 from ptinspect.link.qemu import machine as launcher
 from ptinspect.reference.initrd import READY
 
-pytestmark = pytest.mark.live
 PATIENCE = 300.0
 TEXT = (0x4021_0000, 0x40000)
 """Where the kernel's vectors and entry code lie, and bytes."""

@@ -18,8 +18,6 @@ from ptinspect.snapshot.model import Meta, Snapshot
 from ptinspect.tables.capture import capture
 from ptinspect.tables.walk import walk
 
-pytestmark = pytest.mark.live
-
 GUESTS = ("5.10-cloud", "5.10", "6.1-cloud", "6.12-cloud", "6.12-16k", "6.18-cloud", "7.3-cloud")
 SECONDS = 300.0
 

@@ -14,8 +14,6 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import K_BLOCK, K_PAGE, kinds
 
-pytestmark = pytest.mark.live
-
 MATRIX = [
     ("5.10-cloud", "--memory 1024"),
     ("5.10-cloud", f"--memory 512 --smp 4 --cpu cortex-a57 {NEWER}"),

@@ -9,8 +9,6 @@ from ptinspect.errors import KernelFileError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.member_offsets import MemberOffsets
 
-pytestmark = pytest.mark.live
-
 PATHS = (
     "task_struct.stack",
     "task_struct.comm",

@@ -19,8 +19,6 @@ from ptinspect.errors import KernelFileError, TargetError
 from ptinspect.reference import kvm_host
 from ptinspect.reference.initrd import Entry, compress, cpio
 
-pytestmark = pytest.mark.live
-
 GUEST = "6.1-cloud"
 INIT = b"""#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc

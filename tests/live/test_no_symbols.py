@@ -14,7 +14,6 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import KernelFileError, UserError
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 
-pytestmark = pytest.mark.live
 SHARED = ("levels", "table_descriptors", "table_descriptors_marked", "leaves", "leaves_ng")
 
 

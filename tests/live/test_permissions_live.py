@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from bare import DONE, LOAD, assembled, started
 from builders import AF, PXN, SH, UXN, TreeBuilder
 from session import Live
@@ -17,7 +16,6 @@ from session import Live
 from ptinspect.arch.regime import Regime
 from ptinspect.arch.sysregs import mair_type_name
 
-pytestmark = pytest.mark.live
 READY = LOAD + 0x600
 LISTS, TABLES, RESULTS, DATA = 0x4100_0000, 0x4110_0000, 0x4180_0000, 0x4200_0000
 SIZE = 8 << 20

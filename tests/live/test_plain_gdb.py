@@ -22,7 +22,6 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 
-pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "gdbscripts"
 GUEST = "5.10-cloud"

@@ -20,7 +20,6 @@ from session import need_guest
 
 from ptinspect.link.qemu.machine import LaunchOptions, launch
 
-pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 GUEST = "5.10-cloud"

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from session import NEWER, Live, launched, to_shell
 
-pytestmark = pytest.mark.live
 USER = {4: "--x", 5: "r-x", 7: "rwx", 9: "r--", 11: "r--", 13: "r--", 15: "rw-"}
 """PIIndex of a user page -> what EL0 may do."""
 AT_EL2 = "--machine virt,gic-version=3,virtualization=on"

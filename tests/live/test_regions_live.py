@@ -12,8 +12,6 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.linux.running.tasks import Tasks
 
-pytestmark = pytest.mark.live
-
 GUESTS = (
     ("5.10-cloud", "", "5.4 to v5.10"),
     ("5.10-cloud", f"--append '{KASLR_BOOT} kpti=on'", "5.4 to v5.10"),

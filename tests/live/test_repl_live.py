@@ -7,12 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import missing
 from session import need_guest
 from terminal import PROMPT, Terminal
-
-pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,6 @@ from ptinspect.errors import GuestError
 from ptinspect.linux.running.tasks import Tasks
 from ptinspect.reference.initrd import INIT, READY, Entry, compress, cpio
 
-pytestmark = pytest.mark.live
 GUESTS = (
     "5.10-cloud",
     "6.1-cloud",

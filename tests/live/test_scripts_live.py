@@ -24,8 +24,6 @@ from ptinspect.script.parse import parse
 from ptinspect.script.shipped import open_script, shipped_scripts
 from ptinspect.script.statements import Line
 
-pytestmark = pytest.mark.live
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = [
     ("check-boot", "5.10-cloud"),

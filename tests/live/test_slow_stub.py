@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import pytest
 from session import BOOT_SECONDS, Live, need_guest
 from slow_stub import SlowStub
 
@@ -18,7 +17,6 @@ from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 from ptinspect.reference.initrd import READY
 
-pytestmark = pytest.mark.live
 DELAY = 0.02
 """Seconds each way, while the stub is far away."""
 TURNS = {

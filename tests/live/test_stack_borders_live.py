@@ -16,8 +16,6 @@ from ptinspect.linux.running.stack_pages import _pages
 from ptinspect.linux.running.stacks import Stacks
 from ptinspect.reference.initrd import Entry, compress, cpio
 
-pytestmark = pytest.mark.live
-
 BUSY = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc

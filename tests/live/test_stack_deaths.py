@@ -13,8 +13,6 @@ from ptinspect.errors import GuestError, UserError
 from ptinspect.guest.injection import losing_kernel
 from ptinspect.guest.opening import Machine
 
-pytestmark = pytest.mark.live
-
 MARGIN = 2048
 GUESTS = ["5.10-cloud", "6.1-cloud --smp 4", f"7.3-cloud --cpu max {NEWER}"]
 VHE = "5.10-cloud --cpu max --machine virt,gic-version=3,virtualization=on"

@@ -13,8 +13,6 @@ from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.stack.guard import guard
 from ptinspect.commands.target import demo
 
-pytestmark = pytest.mark.live
-
 MARGIN = 2048
 
 

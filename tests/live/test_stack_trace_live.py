@@ -14,8 +14,6 @@ from ptinspect.errors import UserError
 from ptinspect.linux.running.stacks import Stacks
 from ptinspect.reference.initrd import Entry, compress, cpio
 
-pytestmark = pytest.mark.live
-
 
 @pytest.mark.parametrize("guest", ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud", "5.10-cloud-dbg"])
 def test_steps_end_where_the_guest_is_and_sum_up(guest: str, tmp_path: Path) -> None:

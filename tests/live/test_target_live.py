@@ -36,7 +36,7 @@ from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launc
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
 from ptinspect.link.session import RunState
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("each_qemu")]
+pytestmark = pytest.mark.usefixtures("each_qemu")
 DATA = 0x4600_0000
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,6 @@ from ptinspect.errors import TargetTimeout
 from ptinspect.guest.recordings.writers import Writers
 from ptinspect.link.qemu.replay_log import places
 
-pytestmark = pytest.mark.live
-
 
 def without_time(result: dict[str, Any]) -> dict[str, Any]:
     """Return what does not depend on the machine."""

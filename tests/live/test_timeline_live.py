@@ -20,7 +20,6 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 
-pytestmark = pytest.mark.live
 TABLES, D = 0x4101_0000, 0x4120_0000
 A, B, C = 0xFFFF_8000_1234_5000, 0xFFFF_FFFF_FFE0_7000, 0xFFFF_8000_1234_9000
 REGIME = Regime(12, 48, 48, True)

@@ -12,7 +12,6 @@ from test_timeline_live import PHYSICAL, WRITES, D, guest
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 
-pytestmark = pytest.mark.live
 LIMIT = f"--timeout {BOOT_SECONDS:.0f}"
 
 
