@@ -61,6 +61,8 @@ class StopInfo:
     def words(self) -> str:
         """Why it stopped, as people say it."""
         untold = f", whose condition cannot be evaluated: {self.untold}" if self.untold else ""
+        if self.breakpoint is not None and self.breakpoint < 0:
+            return "a watched area"  # of a number that nobody sees (Session.watch_areas)
         if self.reason.endswith("watchpoint-trigger"):
             return f"watchpoint {self.breakpoint}{untold}"
         if self.breakpoint is not None:

@@ -232,6 +232,7 @@ def test_areas_are_watched_that_no_list_has(attach: Attach) -> None:
     assert list(stub.set.values()) == ["watchpoint"] * 2
     assert go(session) == 1
     assert (session.stop.breakpoint, session.stop.reason) == (first, "access-watchpoint-trigger")
+    assert session.stop.words == "a watched area"
     session.unwatch_areas()
     assert stub.set == {} and session.watch_areas([]) == []
 
