@@ -27,7 +27,9 @@ def main() -> int:
     gc.set_threshold(GARBAGE_AFTER)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads, and multiplies nothing
     from ptinspect.app import main as run
+    from ptinspect.imports import postpone
 
+    postpone("pickle", "platform", "tokenize")  # numpy imports them, and uses nothing of them
     code = run()
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -23,7 +23,7 @@ from ptinspect.errors import (
     PtinspectError,
     UserError,
 )
-from ptinspect.imports import postpone, standing_in
+from ptinspect.imports import standing_in
 from ptinspect.output.model import escape
 
 with standing_in(
@@ -51,9 +51,6 @@ EXIT_CODES = (
     "3 target or guest error, 4 could not attach, 70 a bug in ptinspect, 130 interrupted, 129 and 143 "
     "ended by SIGHUP and SIGTERM, 141 nobody reads the output"
 )
-
-
-postpone("pickle", "platform", "tokenize")  # numpy imports them
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,11 +50,15 @@ def open_input(path: Path | str) -> BinaryIO:
 
 def need_file(path: Path, what: str = "", hint: str = "") -> None:
     """Raise UserError unless this is a file that can be read more than once; `what` names whose it is."""
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it has a NUL
+        raise UserError(f"{what}no file {path}", hint) from None
+    except OSError as error:
+        raise UserError(f"{what}cannot read {path}: {error.strerror or error}") from error
+    if stat.S_ISDIR(mode):
         raise UserError(f"{what}{path} is a directory")
-    if not path.exists():
-        raise UserError(f"{what}no file {path}", hint)
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise UserError(f"{what}{path} can be read only once", "write it to a file first")
 
 

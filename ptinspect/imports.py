@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from _thread import RLock
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+_TURN = RLock()
 
 
 @contextmanager
@@ -23,15 +26,19 @@ def standing_in(modules: Mapping[str, Any]) -> Iterator[None]:
 
 
 def postpone(*names: str) -> None:
-    """Have modules that are not imported yet be imported only when something of them is used."""
+    """Have modules that are not imported yet be imported only when something of them is used.
+
+    That is of the whole process: only for one that is ptinspect's own.
+    """
     for name in names:
         sys.modules.setdefault(name, _Postponed(name))
 
 
 class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what the import itself asks for
+        if name == "__path__":  # packages have it: each import asks for it
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        with _TURN:
+            if sys.modules.get(self.__name__) is self:
+                del sys.modules[self.__name__]
         return getattr(import_module(self.__name__), name)

@@ -60,6 +60,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
         (["--kernel", "/no/such/file", "version"], 2, "no file"),
         (["--kernel", "/", "version"], 2, "/ is a directory"),
         (["--kernel", "/dev/null", "version"], 2, "can be read only once"),
+        (["--kernel", "a" * 300, "version"], 2, "cannot read aaa"),
         (["launch", "5.10-cloud"], 2, "no file 5.10-cloud"),
         (["-x", "/no/such/script"], 2, "cannot read the script"),
         (["walk", "0x10", "--snap", "none"], 2, "no snapshot and no file"),

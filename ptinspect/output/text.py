@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -229,7 +230,7 @@ def _tabulate(*, wide: bool) -> Any:
     unused: dict[str, Any] = {name: _Later(name) for name in ("dataclasses", "html")}
     unused["importlib.metadata"] = SimpleNamespace(version=str, PackageNotFoundError=ImportError)
     unused["wcwidth"] = None
-    with standing_in(unused):
+    with standing_in({} if "tabulate" in sys.modules else unused):
         import tabulate
     found: Any = tabulate
     if wide and not found.WIDE_CHARS_MODE:

@@ -201,8 +201,9 @@ class Printer:
             return
         from pathlib import Path
 
-        path = Path(file).expanduser()
-        asks = file and not append and path.is_file() and self.options.flag("confirm") and not self.json
+        path = Path(os.path.expanduser(file))  # noqa: PTH111 (~nobody stays)
+        there = not append and os.path.isfile(path)  # noqa: PTH113 (it raises nothing)
+        asks = there and self.options.flag("confirm") and not self.json
         if asks and not self.confirm(f"{path} is there already: overwrite it?"):
             raise UserError(f"{path} stays as it was", ">> appends; set confirm off never asks")
         before, pages = self.out, self.pages

@@ -97,6 +97,9 @@ def test_the_user_is_asked_before_what_is_printed_overwrites_a_file(printer: Pri
     write("other")
     write(", more", append=True)
     write("nothing", Path("/dev/null"))
+    for nowhere in ("a" * 300, f"{file}/a", "~nobody-of-that-name/a"):
+        with pytest.raises(UserError, match="cannot write"):
+            write("nothing", Path(nowhere))
     assert (file.read_text(), answers) == ("other, more", [])
     printer.options.set("confirm", "off", "session")
     write("last")
