@@ -33,8 +33,8 @@ ADD_SP_X0 = 0x8B2063FF
 CMP_SP_X0 = 0xEB2063FF
 LDR_WZR_HERE = 0x1800001F
 """`ldr wzr, .`: a load of itself."""
-B_HERE = 0x14000000
-"""`b .`."""
+B_BACK = 0x17FFFFFF
+"""`b .-4`."""
 MRS_X3_TTBR1 = 0xD5382023
 MOV_X5_X3 = 0xAA0303E5
 

@@ -52,7 +52,7 @@ class Changes:
         A CPU that is in code to be removed takes its detour first. Raises TargetError.
         """
         if any(change.what == GUARD and self._holds(change) for change in changes):
-            self.lead_out()
+            self._lead_out()
         backwards = changes[::-1]
         together = [backwards] if _apart(changes) else [[change] for change in backwards]
         count = sum(self._put_back(part) for part in together)
@@ -106,7 +106,7 @@ class Changes:
             self._guest.write_physical(*parts)
         return count
 
-    def lead_out(self) -> None:
+    def _lead_out(self) -> None:
         """Let every CPU that is in ptinspect's code continue in the kernel's own."""
         guest, detours = self._guest, {detour.pc: detour for detour in self._journal.detours}
         chosen = guest.current_cpu

@@ -16,10 +16,10 @@ the branch at the end of the vector is led through the rest of its 128 bytes, wh
  2: b net                  and here who would have gone to __bad_stack
 
 `fault` and `net` are in the padding of an interrupt's vector. What stands there loads itself, which a
-watchpoint notices, and stays where it is:
+watchpoint notices, again and again, for a stop is lost where QEMU is stopping the guest at that moment:
 
     ldr wzr, .
-    b .
+    b .-4
 
 As long as there is any breakpoint QEMU looks for one wherever code goes on that it has translated
 (cpu-exec.c, check_for_breakpoints); a watchpoint costs nothing but in accesses to its page.
@@ -39,7 +39,9 @@ from ptinspect.linux.image.entry import code_length
 
 _TEST = 8
 """Words of the test, up to the branch to `fault`."""
-TRAP = (a64.LDR_WZR_HERE, a64.B_HERE)
+_PAST = 5
+"""Those up to the comparison, and the branch that depends on it."""
+TRAP = (a64.LDR_WZR_HERE, a64.B_BACK)
 """What stands at `fault`, and after that at `net`."""
 
 
@@ -55,6 +57,11 @@ class Probe:
     """Offset past the branch to `net`, the last of them."""
     branch: int
     """Offset of the branch to the label, where a CPU goes on that was in the middle of the test."""
+
+    @property
+    def past(self) -> int:
+        """Offset of the words after the test, by which one goes on that was led to `fault` without need."""
+        return self.first + 4 * _PAST
 
 
 def traps_at(words: Sequence[int]) -> tuple[int, int]:

@@ -207,7 +207,7 @@ def test_a_fault_that_only_looks_like_one_is_passed(guest: Guest) -> None:
     ]
     result = run(guest.context(), "stack guard").result
     assert (result["way"], result["false_hits"]) == ("other", 1)
-    assert f"set $pc = {SYNC + 0x18:#x}" in guest.session.words, "it does not stay in the trap"
+    assert f"set $pc = {SYNC + 4 * (21 + 5):#x}" in guest.session.words, "past the test"
 
 
 def test_the_kernels_own_overflow_test(guest: Guest) -> None:

@@ -96,6 +96,18 @@ def test_only_a_fault_of_the_entrys_own_store_is_led_away(
         assert cpu.x0 == 0x1234
 
 
+def test_a_fault_of_somebody_elses_at_sp_is_led_past_the_test() -> None:
+    """The first access to a stack that is lost: mostly a function's end, by `ldp x29, x30, [sp], #N`."""
+    words = vector()
+    probe = plan(words, AT, FAULT, NET)
+    assert probe is not None
+    before = 0xFFFF_8000_1200_3000
+    cpu = Cpu(x0=0x1234, sp=before - FRAME, far=before)
+    assert cpu.run(patched(words, probe), probe.branch) == FAULT
+    assert cpu.run(patched(words, probe), probe.past) == sg.EL1_SYNC
+    assert (cpu.x0, cpu.sp) == (0x1234, before - FRAME)
+
+
 @pytest.mark.parametrize("fault", [FAULT, None])
 def test_a_stack_that_is_used_up_is_led_to_the_net(fault: int | None) -> None:
     words = vector()
@@ -130,7 +142,7 @@ def test_a_trap_loads_itself_and_stays_behind_the_probe_of_a_vector_of_interrupt
     assert a64.branch(after[fault // 4 - 1], fault - 4) == net
     for at in (fault, net):
         assert after[at // 4] == 0x1800_001F, "a literal of 32 bits, no words away, to the zero register"
-        assert a64.branch(after[at // 4 + 1], at + 4) == at + 4
+        assert a64.branch(after[at // 4 + 1], at + 4) == at
     assert plan([*words[:-9], *[sg.NOP] * 9], AT, None, AT + net, 2 * TRAP) is not None
     full = [*words[:21], *[words[20]] * 8, *[UDF] * 3]
     assert plan(full, AT, None, AT + net, 2 * TRAP) is None

@@ -58,6 +58,8 @@ class Armed:
     """The words of the probes."""
     traps: tuple[int, int] | None = None
     """Addresses that the probes branch to: at a recursive fault, and where the stack is used up."""
+    past: int = 0
+    """Where a CPU goes on that stands at the first of them without such a fault."""
     entry: Entry = "breakpoint"
     """How the entry is guarded."""
     why: str = ""
@@ -138,6 +140,7 @@ def _put_probes(guest: Guest, stacks: Stacks, armed: Armed) -> str:
                 return f"the vector at {va + view.kaslr_offset:#x} is not as expected"
             planned.append(Patched((va + view.kaslr_offset) & MASK64, int(view.pa_of_link(va)), probe))
     armed.traps = (fault + view.kaslr_offset) & MASK64, (net + view.kaslr_offset) & MASK64
+    armed.past = planned[0].va + planned[0].probe.past
     armed.changes = tuple(
         Change(patched.pa + at, old, new, 4, what=GUARD)
         for patched in planned
@@ -446,6 +449,6 @@ class _Run:
             if stop.breakpoint in wires.stacks:
                 give_up(guest, self.armed, stop.breakpoint)
             elif self.armed.traps is not None:
-                guest.stopped.changes.lead_out()
+                guest.stopped.gdb_command(f"set $pc = {self.armed.past:#x}")
             elif stop.breakpoint in wires.entries and not budget.spend():
                 rest_label(guest, self.armed)
