@@ -117,7 +117,7 @@ class Session(Protocol):
         """Return what happened to the lanes since the last call."""
 
     def on_event(self, listener: Listener) -> None:
-        """Have `listener(name, fields)` called on `running`, `stopped` and `lost`, in another thread."""
+        """Have `listener(name, fields)` called, mostly in another thread; see state.Listener."""
 
     # Registers and memory
 

@@ -14,7 +14,8 @@ from ptinspect.errors import TargetError, TargetLost, TargetTimeout
 QEMU_ENDED = "QEMU has ended (the guest switched off, or QEMU was ended)"
 
 Listener = Callable[[str, Mapping[str, Any]], None]
-"""Called in GDB's reader thread with `running`, `stopped` or `lost`; must not use the session."""
+"""Called with `running`, `stopped` or `lost` in GDB's reader thread, with `waiting` each second in that which
+waits for the guest; must not use the session."""
 
 
 class RunState(StrEnum):

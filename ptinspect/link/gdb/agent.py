@@ -17,6 +17,8 @@ BASE_SECONDS = 10.0
 WRITE_CHUNK = 64 << 10
 RELAY_SECONDS = 40.0
 """Longer than the script waits for a relay to start."""
+AREAS_SECONDS = 120.0
+"""Each area costs GDB some round trips, of which a stub that is far away takes its time."""
 LAYOUT, VIRTUAL = "-ptinspect-registers", "-ptinspect-virtual"
 CODE_CHUNK = 4 << 10
 """Bytes of code that are disassembled at one go."""
@@ -157,12 +159,12 @@ class Agent:
         if not areas:
             return []
         words = ",".join(f"{address:x}:{size:x}" for address, size in areas)
-        numbers = self._gdb.request(f"-ptinspect-watch {words}", BASE_SECONDS).field("numbers")
+        numbers = self._gdb.request(f"-ptinspect-watch {words}", AREAS_SECONDS).field("numbers")
         return [int(number) for number in numbers.split(b",")]
 
     def unwatch(self) -> None:
         """Watch none of these areas any more."""
-        self._gdb.request("-ptinspect-unwatch", BASE_SECONDS)
+        self._gdb.request("-ptinspect-unwatch", AREAS_SECONDS)
 
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""
