@@ -39,6 +39,8 @@ How = Literal["store", "unseen"]
 SCRIPT = "ptinspect_pass.py"
 STRETCH = 0.25
 """Seconds for which GDB passes over stores by itself: so long an interrupt may have to wait."""
+PASS_SECONDS = 100.0
+"""Longer than it waits for the guest to stop after that, and to step over stores."""
 MAPPED = "bootmem_init"
 """What the kernel calls when it has mapped all memory (arch/arm64/mm/init.c, called after paging_init)."""
 
@@ -224,7 +226,8 @@ class TableWatches:
                 session.escort.command(load_line(SCRIPT), SECONDS)
                 self._loaded = True
             lists = (",".join(f"{each:x}" for each in many) for many in (self._set.values(), self._values))
-            text = session.escort.command(f"ptinspect-pass {STRETCH * 1000:.0f} {' '.join(lists)}", SECONDS)
+            words = f"ptinspect-pass {STRETCH * 1000:.0f} {' '.join(lists)}"
+            text = session.escort.command(words, PASS_SECONDS)
         except MiError:
             self._alone = False
             return

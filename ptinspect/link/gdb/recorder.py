@@ -22,6 +22,8 @@ TRACE_RECORD = np.dtype(
     [(name, "<u8") for name in ("ms", "thread", "top", "pc", "sp", "pstate", "x29", "x30")]
 )
 """One record of a step, or of a new depth: see TRACE_RECORD in the script."""
+STOP_SECONDS = 60.0
+"""Longer than the script waits for a guest to stop."""
 
 
 class Recorder:
@@ -123,7 +125,7 @@ class Tracer(Recorder):
         Returns records of type TRACE_RECORD, the first from before the first step, and how it ended:
         `count`, `time`, `place`, `interrupted`, or the stub's own answer. Raises TargetError.
         """
-        timeout = 30 + milliseconds / 1000
+        timeout = STOP_SECONDS + milliseconds / 1000
         self.ask("step", cpu + 1, count, milliseconds, *map(hex, places), timeout=timeout)
         return self.take()
 
@@ -136,7 +138,7 @@ class Tracer(Recorder):
         the guest stopped, with top 0, unless `hits` ended it. Returns as `step` does; `time`, `hits`.
         """
         watched = ",".join(f"{rung.base:x}:{rung.low:x}:{rung.top:x}" for rung in rungs)
-        timeout = 30 + milliseconds / 1000
+        timeout = STOP_SECONDS + milliseconds / 1000
         self.ask("ladder", milliseconds, hits, watched, *map(hex, places), timeout=timeout)
         return self.take()
 
