@@ -275,6 +275,13 @@ def test_tasks_that_come_later_are_watched_if_they_stay(guest: Guest) -> None:
     assert seen == [2, 2, [stack + 32]]
 
 
+def test_stacks_that_are_too_many_are_counted_once(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptinspect.guest.stacks.stack_guard.MAX_STACKS", 1)
+    guest.session.stops = [None, None, None, None, guest.stop_at(77)]
+    result = run(guest.context(), "stack guard --timeout 30").result
+    assert (result["stacks_watched"], result["stacks_skipped"]) == (1, 1)
+
+
 def test_from_reset_on_the_stack_on_which_the_kernel_begins_is_watched_before_tasks_are_known(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,7 +176,7 @@ def watch_stacks(guest: Guest, armed: Armed, wanted: Iterable[Stack], margin: in
     known = wires.bases
     later = list({stack.base: stack for stack in wanted if stack.base not in known}.values())
     new = later[: max(MAX_STACKS - len(known), 0)]
-    wires.skipped += len(later) - len(new)
+    wires.skipped = max(wires.skipped, len(later) - len(new))
     areas = [(low, high - low) for low, high in (watched(stack, margin) for stack in new)]
     wires.stacks |= zip(session.watch_areas(areas), new, strict=True)
 
