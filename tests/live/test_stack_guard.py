@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from session import Live, guarded_to_shell, launched, need_guest
+from session import Live, guarded_to_shell, launched, need_guest, to_shell
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
@@ -73,3 +73,16 @@ def test_a_stack_that_loses_its_mapping_later_on() -> None:
                 assert found["stack"]["free"] > MARGIN
                 return
     raise AssertionError(ways)
+
+
+def test_a_stack_whose_first_access_after_its_loss_is_at_sp() -> None:
+    """That fault looks to the probe like one of the entry's own store, which comes next."""
+    with launched("5.10-cloud") as live:
+        to_shell(live)
+        code = live("disassemble tick_do_update_jiffies64 --all")["instructions"]
+        end = next(one["address"] for one in code if one["text"].startswith("ldp x29, x30, [sp], #"))
+        live(f"until {end} --timeout 300")
+        steps = live("walk $sp")["steps"]
+        live(f"poke descriptor pa:{steps[2]['descriptor_pa']} 0 --yes")
+        found = live("stack guard --timeout 300")
+        assert (found["way"], found["false_hits"]) == ("recursive-fault", 1), found
