@@ -72,6 +72,7 @@ def test_names_aliases_and_abbreviations(registry: Registry, line: str, name: st
         ("nonsense", "no command 'nonsense'"),
         ("far", "needs a further word"),
         ("snap 'x", "No closing quotation"),
+        ("snap \\ ", "No escaped character"),
     ],
 )
 def test_what_is_no_command(registry: Registry, line: str, word: str) -> None:

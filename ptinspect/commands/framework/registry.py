@@ -212,16 +212,17 @@ class Registry:
 
         Raises UserError if there is no such command, or the quotes do not match.
         """
-        name, _, after = line.strip().partition(" ")
+        line = line.strip()
+        name, _, after = line.partition(" ")
         if after.lstrip().startswith("/") and self._slash(name):  # as GDB reads it: x /4i $pc
             line = name + after.lstrip()
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
-            raise UserError(f"{line.strip()}: {error}", "close the quotes") from error
+            raise UserError(f"{line}: {error}", "close the quotes") from error
         words = self.open_slash([_at_home(word) for word in words])
         command, used = self.resolve(words)
-        rest = line.strip()
+        rest = line
         for _ in range(used):
             rest = rest.partition(" ")[2].lstrip()
         return Words(command, tuple(words[used:]), rest)
