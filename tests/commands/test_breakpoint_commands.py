@@ -97,8 +97,11 @@ def test_a_condition_later_and_none_again(ctx: Any) -> None:
 
 @pytest.mark.parametrize(
     "condition",
-    ["$x0 = 5", "f($x0)", "$x0++ < 3", "*$sp = 1", 'strcmp($x0, "a=b(") == 0', "$_thread == 1 && ($x0 = 5)"],
-)
+    [
+        "$x0 = 5", "f($x0)", "$x0++ < 3", "*$sp = 1", 'strcmp($x0, "a=b(") == 0',
+        *(f"$_thread == 1 && {change}" for change in ("($x0 = 5)", "($x0 <<= 1)", "$x0++", "--*(int *)$sp")),
+    ],
+)  # fmt: skip
 def test_a_condition_changes_nothing(ctx: Any, condition: str) -> None:
     with pytest.raises(UserError):
         run(ctx, f"b start_kernel if {condition}")

@@ -11,7 +11,8 @@ from ptinspect.guest.expressions.guest_scope import GuestScope
 from ptinspect.guest.expressions.machines import GdbWords
 from ptinspect.guest.guest import Guest
 
-_OF_GDB = re.compile(r"\$_|\$\d|\$\$|\$(?![xw]\d|sp\b|pc\b|cpsr\b|[A-Z])\w+\s*(\+\+|--)|::|\"")
+_COUNTER = r"\$(?![xw]\d|sp\b|pc\b|cpsr\b|[A-Z])\w+\s*(\+\+|--)"
+_OF_GDB = re.compile(rf"\$_|\$\d|\$\$|{_COUNTER}|::|\"")
 """What only GDB's own language has: its variables and functions, strings.
 
 What would change the guest is refused: an assignment is mostly meant to be a comparison.
@@ -22,7 +23,7 @@ _VARIABLE = re.compile(r"\$\w+")
 """A register, variable or function of GDB's."""
 _CALL = re.compile(r"(?<![$\w])(?!sizeof\b)[A-Za-z_]\w*(?=\s*\()")
 """A function of the guest's, which GDB would call there each time."""
-_ASSIGNMENT = re.compile(r"(?<![=!<>])=(?!=)")
+_ASSIGNMENT = re.compile(r"(?<![=!<>])=(?!=)|<<=|>>=|\+\+|--")
 SECONDS = 5.0
 """How long GDB is given to tell a value."""
 
@@ -47,8 +48,8 @@ def _check(guest: Guest, condition: str) -> None:
     if call := _CALL.search(condition):
         own = "GDB's own: $_streq(A, B), $_memeq(A, B, N), $_regex(A, B), $_strlen(A)"
         raise UserError(f"condition: {call[0]} would be called in the guest", own)
-    if _ASSIGNMENT.search(condition):
-        raise UserError("condition: = would change something", "== compares")
+    if change := _ASSIGNMENT.search(re.sub(_COUNTER, "0", condition)):
+        raise UserError(f"condition: {change[0]} would change something", "== compares")
     for name in dict.fromkeys(_VARIABLE.findall(condition)):
         if guest.target.escort.command(f"output {name}", SECONDS).strip() == "void":
             own = "gdb show convenience lists its own"
