@@ -16,6 +16,7 @@ from ptinspect.errors import MemoryReadError, TargetError, TargetLost, TargetTim
 from ptinspect.link import live
 from ptinspect.link.gdb.agent import Agent, script_path
 from ptinspect.link.gdb.breakpoints import insert_breakpoint, list_breakpoints
+from ptinspect.link.gdb.mi import GdbLink, Line, Reply
 from ptinspect.link.gdb.passthrough import check_gdb_command, check_monitor_command
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.registers import _ROW, RegisterReader
@@ -147,6 +148,21 @@ def test_nothing_is_read_when_the_guard_says_no() -> None:
     with pytest.raises(TargetLost):
         stub_memory(agent, guard).read_tables(np.array([RAM.start], dtype=np.uint64), 4096)
     assert not agent.asked
+
+
+def test_a_stub_that_is_far_away_gets_time_for_each_part() -> None:
+    given: list[float] = []
+
+    class Gdb:
+        def request(self, command: str, timeout: float) -> Reply:
+            given.append(timeout)
+            return Reply(Line(1, "^", "done", b'numbers="-1"'), "")
+
+    agent = Agent(cast("GdbLink", Gdb()))
+    agent.write([(RAM.start + 8 * n, bytes(4)) for n in range(72)])
+    agent.watch([(0, 8)])
+    agent.unwatch()
+    assert given[0] > 72 * 0.4 and min(given[1:]) > 1024 * 3 * 0.03, "three round trips for each area"
 
 
 def test_the_script_for_gdb_is_found() -> None:

@@ -17,6 +17,8 @@ BASE_SECONDS = 10.0
 WRITE_CHUNK = 64 << 10
 RELAY_SECONDS = 40.0
 """Longer than the script waits for a relay to start."""
+TURN_SECONDS = 0.5
+"""Longest that is waited for a stub that is far away, for each part of what is written."""
 AREAS_SECONDS = 120.0
 """Each area costs GDB some round trips, of which a stub that is far away takes its time."""
 LAYOUT, VIRTUAL = "-ptinspect-registers", "-ptinspect-virtual"
@@ -93,10 +95,13 @@ class Agent:
             for start in range(0, len(data), WRITE_CHUNK):
                 words += [f"{pa + start:x}", data[start : start + WRITE_CHUNK].hex()]
                 if sum(map(len, words)) > WRITE_CHUNK:
-                    self._gdb.request(f"-ptinspect-write {' '.join(words)}", BASE_SECONDS)
+                    self._write(words)
                     words = []
         if words:
-            self._gdb.request(f"-ptinspect-write {' '.join(words)}", BASE_SECONDS)
+            self._write(words)
+
+    def _write(self, words: Sequence[str]) -> None:
+        self._gdb.request(f"-ptinspect-write {' '.join(words)}", BASE_SECONDS + TURN_SECONDS * len(words) / 2)
 
     def disassemble(self, address: int, code: bytes) -> str:
         """Return GDB's lines for these bytes as instructions at an address. Raises MiError before GDB 13."""
