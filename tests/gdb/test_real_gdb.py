@@ -17,7 +17,7 @@ from conftest import missing
 from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, UserError
-from ptinspect.link import live
+from ptinspect.link import connect, live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
 from ptinspect.link.gdb import starting
@@ -367,9 +367,13 @@ def test_text_of_a_command(session: LiveSession) -> None:
 # Somebody dies
 
 
+MARK = f"ptinspect-{os.getpid()}"
+"""Of debuggers that no other ptinspect wakes."""
 ATTACHED = """
 import sys, time
+from ptinspect.link.gdb import starting
 from ptinspect.link.live import LiveSession
+starting.MARK = sys.argv[3]
 session = LiveSession.attach(sys.argv[1], gdb_path=sys.argv[2])
 print(session._gdb.process.pid, flush=True)
 time.sleep(60)
@@ -382,7 +386,7 @@ def test_a_guest_whose_debugger_is_killed_is_left_as_it_was_found(
     gdb: Gdb, stub: FakeStub, number: int, ran: bool
 ) -> None:
     stub.was_running = ran
-    command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path]
+    command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path, MARK]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         debugger = int(child.stdout.readline())
@@ -414,10 +418,11 @@ def test_a_guest_whose_gdb_is_killed_is_left_as_it_was_found(
 
 @pytest.mark.parametrize("ran", [False, True])
 def test_a_gdb_that_was_stopped_when_its_ptinspect_died_leaves_the_guest_to_the_next(
-    gdb: Gdb, stub: FakeStub, ran: bool
+    gdb: Gdb, stub: FakeStub, monkeypatch: pytest.MonkeyPatch, ran: bool
 ) -> None:
+    monkeypatch.setattr(connect, "MARK", MARK)
     stub.was_running = ran
-    command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path]
+    command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path, MARK]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         debugger = int(child.stdout.readline())

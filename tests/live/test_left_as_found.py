@@ -169,7 +169,9 @@ def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
             wait_for(lambda: machine.text(tmp_path) != before)
             wait_for(lambda: machine.runs)
         else:
-            wait_for(lambda: machine.runs and (machine.stops > stops or not ran))
+            stopped = lambda: machine.runs and (machine.stops > stops or not ran)  # noqa: E731
+            wait_for(lambda: stopped() or process.poll() is not None)
+            assert process.poll() is None, process.stdout.read()
         wait_for(lambda: bool(children(process.pid)))
         [debugger] = children(process.pid)
         os.kill(process.pid if victim == "ptinspect" else debugger, number)

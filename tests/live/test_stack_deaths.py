@@ -87,7 +87,8 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
             below = base - 0x200 < int(why["far"], 16) < base
             assert below or any("does not fit above the base" in line for line in why["evidence"]), why
             assert base - 0x200 < int(why["sp"], 16) <= base
-        assert any("SP was changed" in text for text in why["unknown"]), why
+        # where the interrupt left no chain of calls, that is what is not known
+        assert any("SP was changed" in text or "call trace" in text for text in why["unknown"]), why
         assert live.ctx.guest.qemu is not None
         assert b"Insufficient stack" not in live.ctx.guest.qemu.console.read_bytes()
 
