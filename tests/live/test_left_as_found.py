@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from session import need_guest
 
+from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu import machine as launcher
+from ptinspect.link.qemu.listener import is_busy
 from ptinspect.reference.initrd import READY
 
 PATIENCE = 300.0
@@ -61,6 +63,11 @@ class Machine:
             if "return" in answer:
                 return answer["return"]
             assert "error" not in answer, answer
+
+    def begin(self, ran: bool) -> None:
+        """Let the guest run or stand, once QEMU has seen that the last debugger has gone."""
+        wait_for(lambda: not is_busy(StubAddress.parse(str(self.qemu.gdb_socket))))
+        self("cont" if ran else "stop")
 
     @property
     def runs(self) -> bool:
@@ -152,7 +159,7 @@ def others(machine: Machine) -> list[str]:
 def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
     machine: Machine, tmp_path: Path, stage: str, victim: str, number: int, code: int, ran: bool
 ) -> None:
-    machine("cont" if ran else "stop")
+    machine.begin(ran)
     before, stops = machine.text(tmp_path), machine.stops
     words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel), *STAGES[stage]]
     with subprocess.Popen(
@@ -198,7 +205,7 @@ def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
 def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continues(  # noqa: PLR0917
     machine: Machine, tmp_path: Path, stage: str, number: int, codes: tuple[int, ...], ran: bool
 ) -> None:
-    machine("cont" if ran else "stop")
+    machine.begin(ran)
     before, stops = machine.text(tmp_path), machine.stops
     words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel), *STAGES[stage]]
     with subprocess.Popen(
@@ -232,7 +239,7 @@ def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continu
 def test_a_gdb_that_was_stopped_leaves_the_guest_before_the_next_attach(
     machine: Machine, tmp_path: Path, ran: bool
 ) -> None:
-    machine("cont" if ran else "stop")
+    machine.begin(ran)
     before = machine.text(tmp_path)
     words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel)]
     command = [sys.executable, "-m", "ptinspect", *words]
