@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ptinspect.link.gdb.starting import Starting
     from ptinspect.link.qemu.machine import Qemu
+    from ptinspect.link.replay import Replay
     from ptinspect.link.session import Session
     from ptinspect.linux.image.image import KernelImage
     from ptinspect.linux.image.module_file import ModuleFiles
@@ -116,6 +117,12 @@ class Guest:
     def stopped(self) -> Session:
         """The attached, stopped session. Raises UserError, TargetRunning or TargetLost."""
         return self.require("this command", stopped=True)
+
+    @property
+    def replay(self) -> Replay | None:
+        """The replay of a recorded boot; None where the guest runs for the first time, and without one."""
+        found = None if self.session is None else self.session.replay
+        return None if found is None or found.mode == "record" else found
 
     @property
     def stop_token(self) -> object:

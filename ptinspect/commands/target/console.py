@@ -127,7 +127,6 @@ def _wait(ctx: Context, seconds: float) -> Report:
 def _shown(ctx: Context, count: int, *, following: bool) -> Report:
     path, lines = console_file(ctx.guest), console_log.last_lines(ctx.guest, count)
     body = [Note("\n".join(lines))] if lines else [Note("the console is empty yet", "dim")]
-    replay = None if ctx.guest.session is None else ctx.guest.session.replay
-    if replay is not None and replay.mode == "replay":
+    if ctx.guest.replay is not None:
         body.append(Note("of the whole recording, wherever its replay stands", "dim"))
     return Report(ConsoleResult(lines, str(path), following), body)

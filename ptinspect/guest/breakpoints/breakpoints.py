@@ -400,11 +400,7 @@ class SymbolBreakpoints:
 
     def _guarded(self, condition: str, physical: bool) -> str:
         """Return a condition for GDB, at a physical place for the kernel alone."""
-        words = ""
-        if condition:
-            from ptinspect.guest.expressions.conditions import for_gdb
-
-            words = for_gdb(self._guest, condition)
+        words = condition_for_gdb(self._guest, condition)
         if not physical:
             return words
         return f"{NOT_USER} && ({words})" if words else NOT_USER
@@ -443,6 +439,15 @@ def symbol_breakpoints(guest: Guest) -> SymbolBreakpoints:
         if isinstance(found, SymbolBreakpoints):
             return found
     return SymbolBreakpoints(guest, session)
+
+
+def condition_for_gdb(guest: Guest, condition: str | None) -> str:
+    """Return a condition as GDB evaluates it; empty for none, for which nothing of C is imported."""
+    if not condition:
+        return ""
+    from ptinspect.guest.expressions.conditions import for_gdb
+
+    return for_gdb(guest, condition)
 
 
 def timed_out(error: TargetTimeout, waiting: Sequence[SymbolBreakpoint]) -> TargetTimeout:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, UserError
-from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, SymbolBreakpoints, symbol_breakpoints
+from ptinspect.guest.breakpoints.breakpoints import (
+    SymbolBreakpoint,
+    SymbolBreakpoints,
+    condition_for_gdb,
+    symbol_breakpoints,
+)
 from ptinspect.guest.breakpoints.followed_addresses import LOADED, link_address, module_of, of_kernel
 from ptinspect.guest.breakpoints.kernel_place import FIRST_VIRTUAL
 from ptinspect.guest.expression import Address
@@ -47,18 +52,13 @@ def checked(
         cpu_number(guest, cpu)
     value = None if of_kernel(guest, address) else address.value(GuestNames(guest, cpu))
     found = doubts(guest, address, value)
-    if _goes_back(guest) and not now:
+    if guest.replay is not None and not now:
         found = tuple(doubt for doubt in found if not doubt.this_boot)
     ends = guest.qemu is not None and guest.target.address == str(guest.qemu.gdb_socket)
     for doubt in found:
         if doubt.certain and not (doubt.this_boot and not now and not ends):
             raise UserError(f"{address.text}: {doubt.text}", doubt.hint)
     return value, found
-
-
-def _goes_back(guest: Guest) -> bool:
-    replay = guest.target.replay
-    return replay is not None and replay.mode == "replay"
 
 
 def doubts(guest: Guest, address: Address, value: int | None) -> tuple[Doubt, ...]:
@@ -119,7 +119,7 @@ def _placed(
         return ()
     va = (link + offset) & MASK64
     again = "monitor system_reset restarts a guest of your own; launch begins again"
-    if _goes_back(guest):
+    if guest.replay is not None:
         again = "timeline goto start begins again; break and rc lead back"
     if any(state.pc == va for state in guest.view.states):
         return ()
@@ -242,11 +242,7 @@ def set_breakpoint(
             first = LOADED if module_of(address) else FIRST_VIRTUAL
             raise UserError(f"{address.text} has to wait until {waits}", f"until {first}, and break then")
         return made, found
-    words = None
-    if condition:
-        from ptinspect.guest.expressions.conditions import for_gdb
-
-        words = for_gdb(guest, condition)
+    words = condition_for_gdb(guest, condition) or None
     one = guest.stopped.set_breakpoint(
         value, hardware=hardware, temporary=temporary, cpu=cpu, condition=words
     )

@@ -6,11 +6,10 @@ from typing import Literal
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
+from ptinspect.guest.breakpoints.breakpoints import condition_for_gdb, symbol_breakpoints
 from ptinspect.guest.breakpoints.numbered import Watched
 from ptinspect.guest.expressions import c_tree
 from ptinspect.guest.expressions.c_evaluator import Operand
-from ptinspect.guest.expressions.conditions import for_gdb
 from ptinspect.guest.expressions.values import Values
 from ptinspect.guest.guest import Guest
 from ptinspect.link.state import StopInfo
@@ -52,7 +51,7 @@ def watch(guest: Guest, text: str, access: Access, condition: str = "") -> Watch
             f"{text} has {kind.size} bytes, and a watchpoint 1, 2, 4 or 8",
             f"watch {text}{'[0]' if kind.kind == 'array' else '.MEMBER'}",
         )
-    words = for_gdb(guest, condition) if condition else ""
+    words = condition_for_gdb(guest, condition)
     values.number(Operand(kind, address=address)) if kind.scalar else values.scope.read(
         address, kind.size, physical=False
     )

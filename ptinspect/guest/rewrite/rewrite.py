@@ -272,8 +272,8 @@ class Runner:
         if over is None:
             self.place_kernel()
             return self.enter()
-        replay = self.session.replay
-        if replay is not None and replay.mode == "replay":
+        replay = self.guest.replay
+        if replay is not None:
             with symbol_breakpoints(self.guest).aside(), replay.without_breakpoints():
                 replay.go_to(0, self.left())
                 self.guest.forget_stop()
