@@ -9,6 +9,7 @@ import pytest
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
+from ptinspect.commands.target import demo
 from ptinspect.commands.target.losing_demo import judged
 from ptinspect.errors import UserError
 from ptinspect.guest.injection import LosingKernel
@@ -46,3 +47,32 @@ def test_only_the_store_that_was_put_there_will_do(
 ) -> None:
     report = judged(KERNEL, STORE, Path("boot"), cause, {"writes": writes})
     assert (report.result["ok"], report.exit_code) == (ok, 0 if ok else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [("", "after.npz"), ("--timeline", "boot"), ("--timeline", "losing-kernel")]
+)
+def test_the_user_is_asked_before_a_demo_overwrites_files(
+    options: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def began(*arguments: object, **more: object) -> None:
+        raise UserError("it begins")
+
+    monkeypatch.setattr(demo, "launch", began)
+    monkeypatch.setattr(demo, "lost_in_recording", began)
+    ctx = Context(build_registry(), interactive=True)
+    asked: list[str] = []
+    ctx.interaction.confirm = lambda question: bool(asked.append(question))  # type: ignore[method-assign]
+    line = f"demo {options} -o {tmp_path}"
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="it begins"):
+        ctx.registry.run(ctx, line)
+    assert not asked
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} stays as it was"):
+        ctx.registry.run(ctx, line)
+    assert len(asked) == 1 and f"{name} is there already: overwrite it" in asked[0]
+    for ctx.interactive in (True, False):  # who is not there is not asked
+        with pytest.raises(UserError, match="it begins"):
+            ctx.registry.run(ctx, f"{line} {'--force' * ctx.interactive}")
+    assert len(asked) == 1

@@ -66,3 +66,24 @@ def test_a_word_is_found_in_the_topics() -> None:
     with pytest.raises(UserError, match="no command 'vtop'") as caught:
         run(context(), "help vtop")
     assert caught.value.hint == "walk ADDR"
+    report = run(context(), "help leaf")
+    assert report.result["found"][0]["line"].startswith("leaf:"), "what explains it comes first"
+    assert "instead" not in report.result
+
+
+@pytest.mark.parametrize(
+    ("word", "explained", "instead"),
+    [
+        ("pte", "Linux's pgd, p4d, pud, pmd, pte", "walk ADDR"),
+        ("frame", "number of the frame", "bt lists the frames"),
+        ("struct", "of a struct of the kernel's", "ptype struct NAME"),
+        ("run", "run: neighbouring leaves", "continue lets it run"),
+        ("task", "#, pid, task, stack", "stack task:NAME"),
+    ],
+)
+def test_a_word_of_ours_that_is_another_debuggers_command(word: str, explained: str, instead: str) -> None:
+    report = run(context(), f"help {word}")
+    found = report.result["found"]
+    assert {each["topic"] for each in found} == {"glossary"} and explained in found[0]["line"]
+    assert instead in report.result["instead"]
+    assert f"another debugger's '{word}' is here: {report.result['instead']}" in text(report)

@@ -129,8 +129,7 @@ def show_help(ctx: Context, *, words: list[str]) -> Report:
     except UserError as error:
         if group := ctx.registry.beginning(named):
             return _list(group, f"Commands that begin with {' '.join(named)!r}")
-        known = named[0] in INSTEAD or isinstance(error, AmbiguousError)
-        found = None if known else search(named)
+        found = None if isinstance(error, AmbiguousError) else search(named, INSTEAD.get(named[0], ""))
         if found is None:
             raise
         return found

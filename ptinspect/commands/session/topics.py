@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ptinspect.dataclass import dataclass
+from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Column, Note, Report, Styled, Table
 
 FOLDER = os.path.join(os.path.dirname(__file__), "../../topics")  # noqa: PTH118, PTH120 (as in catalogue.py)
@@ -35,6 +36,8 @@ class FoundResult:
     """Where a word was found."""
 
     found: Sequence[FoundTopic]
+    instead: str | Absent = ABSENT
+    """What answers here what another debugger's command of that name does."""
 
 
 def topic_names() -> list[str]:
@@ -70,20 +73,25 @@ def _joined(paragraph: str) -> str:
     return paragraph if listed and len(lines) > 1 else " ".join(lines)
 
 
-def search(words: Sequence[str]) -> Report | None:
+def search(words: Sequence[str], instead: str = "") -> Report | None:
     """Return lines of the texts that hold all of some words, two of each at most; None if none does.
 
-    Parts of words count where no line has them whole. The glossary comes first.
+    Parts of words count where no line has them whole. The glossary comes first, and in it what explains the
+    first of them. `instead` is what answers here another debugger's command of that name: of such a word only
+    the glossary counts, which has it whole.
     """
     import re
 
     rows, found = [], []
-    for edges in (r"(?<!\w){}(?!\w)", "{}"):
+    texts = (topic("glossary"),) if instead else sorted(topics(), key=lambda each: each.topic != "glossary")
+    for edges in (r"(?<!\w){}(?!\w)", "{}")[: 1 if instead else 2]:
         wanted = [re.compile(edges.format(re.escape(word)), re.IGNORECASE) for word in words]
-        for one in sorted(topics(), key=lambda each: each.topic != "glossary"):
+        for one in texts:
             parts = [_joined(part) for part in one.text.split("\n\n")]
             lines = [line.strip() for part in parts for line in part.split("\n")]
             hits = [line for line in lines if all(word.search(line) for word in wanted)]
+            if one.topic == "glossary":
+                hits.sort(key=lambda line: not wanted[0].search(line.partition(": ")[0]))
             named = [one.title] if all(word.search(one.title) for word in wanted) else []
             for line in hits[:2] or named:
                 found.append(FoundTopic(one.topic, one.title, line))
@@ -91,7 +99,9 @@ def search(words: Sequence[str]) -> Report | None:
                 rows.append((Styled(f"help {one.topic}", "level"), _near(line, hit.start() if hit else 0)))
         if found:
             title = f"{' '.join(words)!r} is no command; it is spoken of in"
-            return Report(FoundResult(found), (Table((Column(""), Column("")), rows, title),))
+            also = [Note(f"another debugger's {words[0]!r} is here: {instead}")] if instead else []
+            table = Table((Column(""), Column("")), rows, title)
+            return Report(FoundResult(found, instead or ABSENT), (table, *also))
     return None
 
 

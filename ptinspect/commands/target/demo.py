@@ -21,7 +21,7 @@ from ptinspect.commands.tables.diff import diff
 from ptinspect.commands.tables.snapshots import save
 from ptinspect.commands.tables.summary import summary
 from ptinspect.commands.target.attaching import launch, megabytes
-from ptinspect.commands.target.losing_demo import LostResult, Survived, lost_in_recording
+from ptinspect.commands.target.losing_demo import KERNEL, RECORDING, LostResult, Survived, lost_in_recording
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -31,6 +31,9 @@ from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
 
 DIRECTORY = Path("ptinspect-demo")
+SNAPSHOTS, DIFFS = ("before", "during", "after"), ("diff.txt", "diff.json")
+FILES = (*(f"{name}.npz" for name in SNAPSHOTS), *DIFFS)
+"""What is written there."""
 SAMPLES = 64
 """Addresses that QEMU's own MMU is asked to translate."""
 GUARD_SECONDS, QUIET_SECONDS = 120.0, 12.0
@@ -122,6 +125,7 @@ class JudgedResult:
             metavar="DIR",
             help=f"where to write ({DIRECTORY})",
         ),
+        argument("--force", action="store_true", help="do not ask before files are overwritten"),
         argument(
             "--guest",
             type=arguments.guest_name,
@@ -165,6 +169,7 @@ def demo(
     fault: Fault | None,
     no_guard: bool,
     timeline: bool,
+    force: bool,
 ) -> Report:
     """Do the main job and check what it showed."""
     if ctx.guest.session is not None:
@@ -178,6 +183,8 @@ def demo(
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{directory}: {error.strerror}", "--directory DIR names another one") from None
+        if ctx.interactive and not force:
+            _spare(ctx, [directory / name for name in ((KERNEL, RECORDING) if timeline else FILES)])
     if fault == "reverted" and smp is None:
         smp = REVERTED_CPUS
     given = {"--guest": guest, "--memory": memory, "--cpu": cpu, "--smp": smp}
@@ -195,6 +202,13 @@ def demo(
         ctx.close()
 
 
+def _spare(ctx: Context, files: Sequence[Path]) -> None:
+    """Ask before the first file that is there is overwritten. Raises UserError if it is to stay."""
+    there = next((file for file in files if file.exists()), None)
+    if there is not None and not ctx.confirm(f"{there} is there already: overwrite it, and the others?"):
+        raise UserError(f"{there} stays as it was", "--force overwrites it, --directory DIR goes elsewhere")
+
+
 def _job(ctx: Context, folder: Path, timeout: float) -> Report:
     guest = ctx.guest
     line = f"kpti run --replace --timeout {timeout}"
@@ -202,14 +216,14 @@ def _job(ctx: Context, folder: Path, timeout: float) -> Report:
     if not ran["reached"]:
         return Report(NotShown(False, ran["reason"]), (Note(ran["reason"], "bad"),), 1)
     checks = [_translations(guest)]
-    for name in ("before", "during", "after"):
+    for name in SNAPSHOTS:
         file = folder / f"{name}.npz"
         ctx.step(shlex.join(["save", name, str(file)]), save(guest, name=name, file=file))
     before, after = (
         ctx.step(f"summary --snap {name}", summary(guest, snap=name)) for name in ("before", "after")
     )
     during = ctx.step("kpti status --snap during", kpti_status(guest, snap="during"))
-    for file in (folder / "diff.txt", folder / "diff.json"):
+    for file in (folder / name for name in DIFFS):
         line = shlex.join(["diff", "before", "after", "-o", str(file)])
         found = ctx.step(line, diff(ctx, a="before", b="after", output=file))
     checks += _checks(before["levels"], after["levels"], during, found)
