@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -43,6 +43,15 @@ class Column:
     """True if it is a table of its own, with the first column, unless the terminal is wide enough for all."""
 
 
+def headings(*titles: str | Column) -> tuple[Column, ...]:
+    """Return columns by their titles; `>` in front of one has its cells end at the right."""
+    made = (
+        Column(t.removeprefix(">"), "right" if t[:1] == ">" else "left") if isinstance(t, str) else t
+        for t in titles
+    )
+    return tuple(made)
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under columns; cells are formatted already."""
@@ -52,6 +61,11 @@ class Table:
     title: str = ""
     empty: str = ""
     """What to say instead when there are no rows."""
+
+
+def facts(rows: Iterable[tuple[Cell, Cell]]) -> Table:
+    """Return a table of names and what is known of each, without those of which nothing is."""
+    return Table(headings("", ""), [row for row in rows if str(row[1]).strip()])
 
 
 @dataclass(frozen=True)

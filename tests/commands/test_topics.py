@@ -20,6 +20,7 @@ PLAIN = {
     "run", "runs", "script", "seen as", "size", "snapshot", "sum", "task", "tool", "value", "version", "what",
     "what it does", "what it does, and its variables", "what it is", "what should hold", "where",
     "where runs passed (how many)", "at (step)", "GDB", "MMU", "EL0", "cell", "memory type", "attributes",
+    "EL", "instruction", "stack used", "va",
 }  # fmt: skip
 """Heads of columns that are English, or the name of what the command is about."""
 
@@ -29,10 +30,10 @@ def columns() -> set[str]:
     found = set()
     for path in Path(ptinspect.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Column" and node.args:
-                head = node.args[0]
-                if isinstance(head, ast.Constant) and isinstance(head.value, str):
-                    found.add(head.value)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Column", "headings"):
+                heads = node.args if getattr(node.func, "id", "") == "headings" else node.args[:1]
+                texts = [head.value for head in heads if isinstance(head, ast.Constant)]
+                found |= {text.removeprefix(">") for text in texts if isinstance(text, str)}
     return found
 
 

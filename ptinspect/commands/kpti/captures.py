@@ -11,7 +11,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.rewrite import PHASES, run_through
 from ptinspect.guest.rewrite.rewrite import set_breakpoints as set_around
 from ptinspect.output.encode import ABSENT, Absent, Hex
-from ptinspect.output.model import Column, Note, Report, Styled, Table, hex_address
+from ptinspect.output.model import Note, Report, Styled, Table, headings, hex_address
 
 RUN_SECONDS = 180.0
 MEANINGS = {
@@ -64,9 +64,7 @@ def set_breakpoints(guest: Guest) -> Report:
         (str(one.id), "pending" if one.pending is True else hex_address(one.address), one.meaning)
         for one in listed
     ]
-    body: list[Table | Note] = [
-        Table((Column("no.", "right"), Column("address"), Column("what")), rows, "Breakpoints")
-    ]
+    body: list[Table | Note] = [Table(headings(">no.", "address", "what"), rows, "Breakpoints")]
     if found.left_out:
         places = ", ".join(guest.place(address) for address in found.left_out)
         more = f"left out, the CPU has no breakpoint for it: {places}; break lists them, delete N frees one"
@@ -143,15 +141,9 @@ def run(guest: Guest, *, timeout: float = RUN_SECONDS, percent: int = 50, replac
                 snapshot.meta.where,
             )
         )
-    columns = (
-        Column("snapshot"),
-        Column("tables", "right"),
-        Column("table descriptors marked", "right"),
-        Column("leaves nG", "right"),
-        Column("where"),
-    )
     body: list[Note | Table] = [Note(outcome.reason, "good" if outcome.whole else "changed")]
     if rows:
+        columns = headings("snapshot", ">tables", ">table descriptors marked", ">leaves nG", "where")
         body.append(Table(columns, rows))
         compare = "diff before after shows what changed; " if outcome.whole else ""
         body.append(Note(f"{compare}save NAME FILE keeps a snapshot", "dim"))

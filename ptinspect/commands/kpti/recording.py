@@ -18,7 +18,7 @@ from ptinspect.guest.rewrite.rewrite import NotReached
 from ptinspect.guest.rewrite.stores import SECONDS, record
 from ptinspect.output.encode import Hex, filled
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Column, Note, Report, Table, hex_address
+from ptinspect.output.model import Note, Report, Table, headings, hex_address
 from ptinspect.text import counted
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def store_results(found: Iterable[Write]) -> list[StoreResult]:
 
 
 def _table(found: Sequence[StoreResult], title: str = "") -> Table:
-    names = ("site", "level", "va", "descriptor", "before", "stored", "changed")
+    columns = headings("site", "level", "va", "descriptor", "before", "stored", "changed")
     rows = [
         (
             one.site,
@@ -148,7 +148,7 @@ def _table(found: Sequence[StoreResult], title: str = "") -> Table:
         )
         for one in found
     ]
-    return Table(tuple(Column(name) for name in names), rows, title)
+    return Table(columns, rows, title)
 
 
 def _report(found: Recording, output: Path | None) -> Report:
@@ -169,7 +169,7 @@ def _report(found: Recording, output: Path | None) -> Report:
         writes=listed,
         writes_left_out=len(found) - len(listed),
     )
-    heads = ("level", "stores", "changed", "unchanged", "of tables", "changed", "bit 11 only")
+    heads = headings(">level", ">stores", ">changed", ">unchanged", ">of tables", ">changed", ">bit 11 only")
     rows = [
         (
             f"{v.level} {v.name}",
@@ -183,7 +183,7 @@ def _report(found: Recording, output: Path | None) -> Report:
         body.append(Note("the recording began in the middle of the rewrite", "changed"))
     if found.unread:
         body.append(Note(f"{counted(found.unread, 'store')} could not be read", "changed"))
-    body.append(Table(tuple(Column(h, "right") for h in heads), rows))
+    body.append(Table(heads, rows))
     body.append(_table(listed[:SHOWN], "Stores"))
     if len(found) > SHOWN:
         more = f"… and {len(found) - SHOWN} more"

@@ -19,7 +19,7 @@ from ptinspect.guest.rewrite.rewrite import NotReached, Runner
 from ptinspect.guest.rewrite.state import CpuRole, Standing, cpu_roles, judgement, snapshot_state, standing
 from ptinspect.guest.rewrite.stores import NthOfLevel, Percent, Place, run_to
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, headings
 from ptinspect.output.table_heads import source_of
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def frontier_text(found: Frontier) -> str:
 
 def cpu_table(cpus: Sequence[CpuRole]) -> Table:
     """Show what each CPU does."""
-    columns = (Column("cpu", "right"), Column("does"), Column("TTBR1"), Column("MMU"), Column("pc"))
     words = {True: "on", False: "off", None: "?"}
+    columns = headings(">cpu", "does", "TTBR1", "MMU", "pc")
     return Table(columns, [(str(c.cpu), c.role, c.ttbr1, words[c.mmu_on], c.place) for c in cpus])
 
 
@@ -227,12 +227,10 @@ def _progress(found: Standing, cpus: Sequence[CpuRole]) -> ProgressResult:
 
 def _shown(result: ProgressResult, found: Standing, flag: str) -> list[Note | Table]:
     state = found.state
+    columns = headings("level", ">valid", ">bit 11", ">")
     body: list[Note | Table] = [
         Note(f"{_where(result.phase, state.state)}; {_share(found.work, state)}", "title"),
-        Table(
-            (Column("level"), Column("valid", "right"), Column("bit 11", "right"), Column("", "right")),
-            [_level_row(level) for level in result.levels],
-        ),
+        Table(columns, [_level_row(level) for level in result.levels]),
         *(Note(f"not captured: {part}", "changed") for part in state.unseen),
     ]
     by_registers = None if state.position is None else state.position.frontier

@@ -22,7 +22,7 @@ from ptinspect.guest.regions import name_of
 from ptinspect.guest.roots import Tables, source
 from ptinspect.linux.image.c_types import ULONG, CType
 from ptinspect.output.encode import ABSENT, Absent, Hex
-from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, more
+from ptinspect.output.model import Note, Report, Styled, Table, escape, facts, headings, more
 
 if TYPE_CHECKING:
     from ptinspect.stack.kernel_code import Near
@@ -190,7 +190,7 @@ def _scalar(text: str, operand: Operand, values: Values, address: Address | None
     if not plain:
         where = "" if lies is None else f" at {'pa:' if operand.physical else ''}{lies:#x}"
         rows.append(("type", Styled(f"{kind.name}{where}")))
-    table = Table((Column(""), Column("")), rows)
+    table = facts(rows)
     return Report(result, (table, Note(note, "changed")) if note else (table,))
 
 
@@ -214,11 +214,9 @@ def _parts(text: str, operand: Operand, values: Values) -> Report:
         text, kind.name, Hex(at), kind.size, operand.physical, shown, len(parts) > len(shown)
     )
     rows = [(str(part.offset), part.name, escape(_cut(part.value))) for part in shown]
-    columns = (Column("offset", "right"), Column("member"), Column("value"))
     title = f"{kind.name} at {where}, {kind.size} bytes"
-    return Report(
-        result, (Table(columns, rows, title), *more(len(parts) - len(shown), hint="name one: EXPR[N]"))
-    )
+    table = Table(headings(">offset", "member", "value"), rows, title)
+    return Report(result, (table, *more(len(parts) - len(shown), hint="name one: EXPR[N]")))
 
 
 MOST_SHOWN = 160
@@ -324,15 +322,9 @@ def ptype(guest: Guest, *, expression: list[str], form: str | None) -> Report:
             )
             for each, part in zip(found, parts, strict=True)
         ]
-        body.append(
-            Table(
-                (Column("offset", "right"), Column("bytes", "right"), Column("member"), Column("type")), rows
-            )
-        )
+        body.append(Table(headings(">offset", ">bytes", "member", "type"), rows))
     elif names:
-        body.append(
-            Table((Column("value", "right"), Column("name")), [(str(v), n) for n, v in names.items()])
-        )
+        body.append(Table(headings(">value", "name"), [(str(v), n) for n, v in names.items()]))
     return Report(LayoutResult(kind.name, kind.size, found, names), body)
 
 

@@ -12,7 +12,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Words
 from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.output.model import Note, Report, Styled, Table, headings
 
 WORDS: Mapping[str, str] = {
     "address": "symbol",
@@ -57,7 +57,7 @@ def info(ctx: Context, *, what: str | None, rest: list[str]) -> Report:
     """Run the command that answers."""
     if what is None:
         rows = [(Styled(f"info {word}", "level"), ours) for word, ours in WORDS.items()]
-        return Report({"words": dict(WORDS)}, (Table((Column("GDB"), Column("here")), rows),))
+        return Report({"words": dict(WORDS)}, (Table(headings("GDB", "here"), rows),))
     ours = find(what)
     typed = shlex.join(rest)
     report = ctx.registry.run(

@@ -16,7 +16,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.instructions import TARGET, instructions, named
 from ptinspect.guest.names import Located, cpu_state, located
 from ptinspect.output.encode import ABSENT, Absent
-from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, spanned
+from ptinspect.output.model import Note, Report, Styled, Table, escape, headings, spanned
 
 COUNT = 16
 """Instructions shown of a longer function, or where nobody knows the function."""
@@ -307,7 +307,7 @@ def _memory(text: Address, rows: Sequence[tuple[int, Sequence[str]]], data: byte
     """Show memory: address and cells of each line; `missing`: why it ends early."""
     prefix = "pa:" if text.physical else ""
     lines = [(Styled(f"{prefix}{address:#x}", "address"), " ".join(cells)) for address, cells in rows]
-    body: list[Table | Note] = [Table((Column("address"), Column("bytes")), lines)] if lines else []
+    body: list[Table | Note] = [Table(headings("address", "bytes"), lines)] if lines else []
     if missing:
         body.append(Note(missing, "bad"))
     return Report(MemoryResult(text.text, data.hex(), text.physical, missing), body)

@@ -14,7 +14,7 @@ from ptinspect.guest.condition import Cpu, cpus_of
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, live_register, need_registers, register_of, state_of
 from ptinspect.output.encode import Hex
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Cell, Note, Report, Styled, Table, escape, headings
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def cpu(guest: Guest, *, number: int | None = None) -> Report:
         )
         for one in result.cpus
     ]
-    columns = tuple(Column(title) for title in ("cpu", "EL", "MMU", "TTBR1", "task", "stack used", "pc"))
+    columns = headings("cpu", "EL", "MMU", "TTBR1", "task", "stack used", "pc")
     body: list[Table | Note] = [Table(columns, rows)]
     if result.missing:
         body.append(Note(f"{escape(result.missing)}: no symbols, tasks and stacks", "changed"))
@@ -144,4 +144,4 @@ def _grid(values: Mapping[str, int], title: str, across: int) -> Table:
             row.extend((Styled(part[0], "level"), part[1]))
         row.extend("" for _ in range(2 * across - len(row)))
         rows.append(row)
-    return Table([Column("") for _ in range(2 * across)], rows, title, "none")
+    return Table(headings(*[""] * 2 * across), rows, title, "none")

@@ -26,7 +26,7 @@ from ptinspect.guest.names import state_of
 from ptinspect.guest.roots import Half, Halves, halves_of
 from ptinspect.output.descriptor_words import regime_notes
 from ptinspect.output.encode import Hex, filled
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Cell, Note, Report, Styled, Table, escape, headings
 
 SHOWN = ("TTBR0", "TTBR1", "TCR", "SCTLR", "MAIR")
 """Registers that every CPU has, without the level."""
@@ -207,8 +207,7 @@ def _types(mair: int, name: str, first: int = 0) -> Table:
         for index, kind in enumerate(decode_mair(mair))
     ]
     what = "" if mair else ": nothing is set up, all is Device-nGnRnE"
-    columns = (Column("AttrIndx", "right"), Column("byte"), Column("memory type"))
-    return Table(columns, rows, f"{name} {mair:#018x}{what}")
+    return Table(headings(">AttrIndx", "byte", "memory type"), rows, f"{name} {mair:#018x}{what}")
 
 
 def _has_aie(halves: Halves) -> bool:
@@ -272,7 +271,7 @@ def _columns(halves: Sequence[AnyHalf], asid_from: str) -> Table:
             in_use = int(asid_from == "ttbr1")
             cells = [f"{c} (in use)" if asid_from and c and n == in_use else c for n, c in enumerate(cells)]
         rows.append((Styled(label, "level"), *cells))
-    return Table((Column(""), *(Column(half.register) for half in halves)), rows)
+    return Table(headings("", *(half.register for half in halves)), rows)
 
 
 def _word(key: str, value: object) -> str:

@@ -11,7 +11,7 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, need_registers
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, Table, escape, headings
 
 WHAT = {"exception": "exception", "user": "entry from user mode", "unwritten": "exceptions, not stored"}
 """What a frame is that is no function's."""
@@ -76,7 +76,7 @@ def backtrace(guest: Guest, *, limit: int, cpu: int | None) -> Report:
             rows.append(CallerResult(VirtAddr(frame.pc), place, read, kind))
             record = frame.record
     table = Table(
-        (Column("#", "right"), Column("pc"), Column("")),
+        headings(">#", "pc", ""),
         [(str(number), row.place, WHAT.get(row.kind, "")) for number, row in enumerate(rows)],
     )
     ended = Note(f"the chain ends: {escape(found.ended)}", "dim")

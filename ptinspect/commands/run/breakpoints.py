@@ -20,7 +20,7 @@ from ptinspect.guest.expression import ADDRESS_HELP, Address
 from ptinspect.guest.guest import Guest
 from ptinspect.link.gdb.slots import OWNERS, Purpose
 from ptinspect.output.encode import ABSENT, Absent
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, headings
 from ptinspect.text import counted
 
 
@@ -207,8 +207,7 @@ def _list(guest: Guest) -> Report:
     found = listing.listed(guest)
     slots, notes = slots_of(guest)
     rows = [(str(one.number), Styled(_kind(one), _tone(one)), str(one.hits), what_of(one)) for one in found]
-    columns = (Column("no.", "right"), Column("kind"), Column("hits", "right"), Column("where"))
-    table = Table(columns, rows, empty="no breakpoints")
+    table = Table(headings(">no.", "kind", ">hits", "where"), rows, empty="no breakpoints")
     breakpoints = [_breakpoint(one) for one in found if _stands(one)]
     watchpoints = [watchpoint_result(one) for one in found if not _stands(one)]
     return Report(ListResult(breakpoints, watchpoints, slots), (table, *notes))

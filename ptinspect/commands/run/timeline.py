@@ -14,7 +14,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings import timeline
 from ptinspect.link.session import StopInfo
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, Table, escape, headings
 
 SECONDS = 300.0
 TIMEOUT = timeout_argument(f"limit ({SECONDS:.0f})", SECONDS)
@@ -93,7 +93,7 @@ def show(guest: Guest) -> Report:
         return Report(result, (Note(f"recorded into {escape(here.directory)}: {here.position:,} so far"),))
     times = ["" if found.period is None else f"{at * found.period / 1e9:.6f} s" for at, _ in sorted(rows)]
     table = Table(
-        (Column("position", "right"), Column("CPU time", "right"), Column("")),
+        headings(">position", ">CPU time", ""),
         [(f"{at:,}", took, name) for (at, name), took in zip(sorted(rows), times, strict=True)],
     )
     return Report(result, (Note(f"replay of {escape(here.directory)}"), table))

@@ -27,7 +27,7 @@ from ptinspect.guest.recordings.path_writers import Place
 from ptinspect.guest.roots import Tables
 from ptinspect.memory.source import number_at
 from ptinspect.output.encode import Hex
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, Table, escape, facts, headings
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def watch_table(
     watches = table_watches(guest)
     watch = watches.add(address, Tables(root, regime), level)
     found = [_watched(guest, watch, place) for place in watch.places]
-    columns = (Column("descriptor"), Column("at"), Column("value"), Column("ways"))
+    columns = headings("descriptor", "at", "value", "ways")
     rows = [
         (
             f"{one.name} {one.level}".strip() if one.level is not None else "",
@@ -180,4 +180,4 @@ def _shown(write: SeenWriteResult, place: Place) -> list[Note | Table]:
         rows.append(("by", "nobody saw it: since the last stop, in a way that no watchpoint stops at"))
     else:
         rows += [*writer_rows(write, f"{write.way}, {way(write)}"), *call_rows(write)]
-    return [head, Table((Column(""), Column("")), [row for row in rows if row[1]])]
+    return [head, facts(rows)]

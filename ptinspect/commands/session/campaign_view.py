@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.dataclass import dataclass
-from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Cell, Note, Report, Style, Styled, Table, escape, headings
 
 if TYPE_CHECKING:
     from ptinspect.campaign.passing_runs import Difference
@@ -109,7 +109,7 @@ def _cells(rows: Sequence[CellRow]) -> Table:
     shown = [name for name in OUTCOME_COLUMNS if name == "pass" or any(r.count(name) for r in rows)]
     depth = any(row.deepest is not None for row in rows)
     lost = any(row.lost is not None for row in rows)
-    heads = ["cell", "runs", *shown, *["used/free"] * depth, *["lost"] * lost, "seconds"]
+    heads = [">runs", *(f">{name}" for name in shown), *[">used/free"] * depth, *[">lost"] * lost, ">seconds"]
     cells: list[Sequence[Cell]] = []
     for row in rows:
         line: list[Cell] = [escape(row.cell.name), str(row.planned)]
@@ -118,8 +118,8 @@ def _cells(rows: Sequence[CellRow]) -> Table:
         line += [Styled(_number(row.lost), "bad" if row.lost else "plain")] * lost
         line.append("-" if row.seconds is None else "/".join(f"{s:.1f}" for s in row.seconds))
         cells.append(line)
-    columns = [Column(head, "left" if n == 0 else "right") for n, head in enumerate(heads)]
-    return Table(columns, cells, "cells (deepest stack: bytes used/free; seconds: shortest/median/longest)")
+    title = "cells (deepest stack: bytes used/free; seconds: shortest/median/longest)"
+    return Table(headings("cell", *heads), cells, title)
 
 
 def _count(value: int, name: str) -> Cell:
@@ -140,8 +140,7 @@ def _failures(ways: Sequence[Sequence[Attempts]], rows: int) -> Table:
     title = "what did not pass"
     if len(lines) > rows:
         title += f" ({rows} of {len(lines)} ways)"
-    columns = (Column("runs"), Column("cell"), Column("outcome"), Column("where"), Column("what"))
-    return Table(columns, lines[:rows], title)
+    return Table(headings("runs", "cell", "outcome", "where", "what"), lines[:rows], title)
 
 
 def file_of(place: str) -> str:
@@ -169,7 +168,7 @@ def retries(retried: Sequence[Attempts], rows: int) -> Table:
     title = "passed at a later attempt only"
     if len(lines) > rows:
         title += f" ({rows} of {len(lines)})"
-    return Table((Column("run"), Column("cell"), Column("attempts"), Column("at first")), lines[:rows], title)
+    return Table(headings("run", "cell", "attempts", "at first"), lines[:rows], title)
 
 
 def recordings(items: Sequence[Attempts], rows: int) -> list[Note]:
@@ -194,7 +193,7 @@ def _differences(compared: Sequence[Compared]) -> list[Table | Note]:
         for pair in item.snapshots:
             if pair.get("changed") or pair.get("error"):
                 lines.append((str(item.run), escape(str(pair["name"])), "", pair_words(pair)))
-    columns = (Column("run"), Column("at"), Column("where runs passed (how many)"), Column("here"))
+    columns = headings("run", "at", "where runs passed (how many)", "here")
     parts: list[Table | Note] = [Table(columns, lines, "first differences")] if lines else []
     parts += [
         Note(f"no difference to show: {escape(reason)}: runs {run_numbers(runs)}", "dim")

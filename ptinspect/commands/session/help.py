@@ -20,7 +20,7 @@ from ptinspect.commands.session.topics import (
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+from ptinspect.output.model import Cell, Note, Report, Styled, Table, headings
 
 GROUPS = ("Guest", "Run and stop", "Timeline", "Look", "Tables", "Snapshots", "KPTI", "Stack", "Session")
 """Titles in the list of commands, in their order."""
@@ -147,7 +147,7 @@ def _list(commands: list[Command], title: str) -> Report:
             rows += [("", ""), (Styled(name, "title"), "")]
         rows.extend((Styled(c.name, "level"), _summary(c)) for c in group)
     result = CommandsResult([ListedResult(**vars(_facts(c)), group=c.group) for c in commands])
-    return Report(result, (Table((Column(""), Column("")), rows, title),))
+    return Report(result, (Table(headings("", ""), rows, title),))
 
 
 def _summary(command: Command) -> str:
@@ -160,7 +160,7 @@ def explain(command: Command, group: list[Command] | None = None) -> Report:
     body: list[Table | Note] = [Note(f"{command.name}: {command.summary}", "title"), Note(facts.usage)]
     rows = [(one.name, one.meaning) for one in facts.arguments]
     if rows:
-        body.append(Table((Column("argument"), Column("meaning")), rows))
+        body.append(Table(headings("argument", "meaning"), rows))
     if command.details:
         body.append(Note(command.details))
     if command.aliases:
@@ -232,10 +232,9 @@ def formats_report() -> Report:
         schemas=known,
         folder=str(SCHEMAS),
     )
-    columns = (Column("format"), Column("version", "right"), Column("seen as"), Column("what it is"))
     rows = [(name, str(version), seen, what) for name, version, seen, what in FORMATS]
     body = (
-        Table(columns, rows, "Formats"),
+        Table(headings("format", ">version", "seen as", "what it is"), rows, "Formats"),
         Note(PROMISE),
         Note(f"Columns of export: {', '.join(COLUMNS)}."),
         Note("They are empty where a descriptor has no such field: ng only leaves, mark only tables."),

@@ -11,7 +11,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Note, Report, Styled, Table, escape, headings
 from ptinspect.text import counted
 
 
@@ -52,7 +52,7 @@ def history(ctx: Context, *, count: int | None) -> Report:
     if count is not None:
         lines = lines[-count:]
     rows = [(Styled(str(line.number), "dim"), escape(line.line)) for line in lines]
-    table = Table((Column("", "right"), Column("")), rows, empty="no lines yet")
+    table = Table(headings(">", ""), rows, empty="no lines yet")
     return Report(HistoryResult(lines), (table,))
 
 

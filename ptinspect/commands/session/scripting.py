@@ -10,7 +10,7 @@ from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+from ptinspect.output.model import Cell, Note, Report, Styled, Table, headings
 
 EXAMPLE = """\
 # a comment
@@ -79,7 +79,7 @@ def scripts(ctx: Context) -> Report:
         rows.append((Styled(f"@{script.name}", "level"), script.summary))
         given = ", ".join(f"{name}={value}" if value else name for name, value in script.variables)
         rows.append(("", Styled(given, "dim")))
-    table = Table((Column("script"), Column("what it does, and its variables")), rows, "Scripts")
+    table = Table(headings("script", "what it does, and its variables"), rows, "Scripts")
     listed = [ScriptResult(s.name, str(s.path), s.summary, dict(s.variables)) for s in found]
     return Report(ScriptsResult(listed), (table, Note("run one: ptinspect -x @NAME --var NAME=VALUE", "dim")))
 

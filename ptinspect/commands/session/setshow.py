@@ -10,7 +10,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, Table, escape, headings
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def show(ctx: Context, *, name: str | None) -> Report:
 
 def _table(ctx: Context, names: tuple[str, ...]) -> Report:
     rows = [(name, _shown(ctx, name), ctx.options.origin(name), OPTIONS[name].meaning) for name in names]
-    columns = (Column("option"), Column("value"), Column("from"), Column("what it does"))
+    columns = headings("option", "value", "from", "what it does")
     path = str(config.config_file())
     listed = [
         OptionResult(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ptinspect.dataclass import dataclass
 from ptinspect.output.encode import ABSENT, Absent
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.output.model import Note, Report, Styled, Table, headings
 
 FOLDER = os.path.join(os.path.dirname(__file__), "../../topics")  # noqa: PTH118, PTH120 (as in catalogue.py)
 """A file for each: its title, an empty line, paragraphs; indented lines stay as they are."""
@@ -100,7 +100,7 @@ def search(words: Sequence[str], instead: str = "") -> Report | None:
         if found:
             title = f"{' '.join(words)!r} is no command; it is spoken of in"
             also = [Note(f"another debugger's {words[0]!r} is here: {instead}")] if instead else []
-            table = Table((Column(""), Column("")), rows, title)
+            table = Table(headings("", ""), rows, title)
             return Report(FoundResult(found, instead or ABSENT), (table, *also))
     return None
 

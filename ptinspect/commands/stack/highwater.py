@@ -15,7 +15,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.names import GuestNames
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table
+from ptinspect.output.model import Cell, Note, Report, Styled, Table, headings
 from ptinspect.text import counted
 
 if TYPE_CHECKING:
@@ -23,15 +23,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 SHOWN = 20
-COLUMNS = (
-    Column("stack"),
-    Column("of"),
-    Column("before", "right"),
-    Column("after", "right"),
-    Column("deeper by", "right"),
-    Column("free", "right"),
-    Column("known by"),
-)
+COLUMNS = headings("stack", "of", ">before", ">after", ">deeper by", ">free", "known by")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
 from ptinspect.files import open_input
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, hex_address
+from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, headings, hex_address
 from ptinspect.text import counted
 
 if TYPE_CHECKING:
@@ -54,27 +54,27 @@ def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:
     which = f"{number} of {total}: " if total > 1 else ""
     body: list[Note | Table] = [
         Note(f"{which}{escape(panic.incident.message)}", "title"),
-        Table((Column("what"), Column("value")), _facts(panic)),
+        Table(headings("what", "value"), _facts(panic)),
         Note(f"verdict: {code}: {CODES[code]}", STYLES.get(code, "bad")),
         _list("what supports it", panic.verdict.evidence),
     ]
     if panic.verdict.unknown:
         body.append(_list("what the log cannot tell", panic.verdict.unknown))
     if path is not None:
-        columns = (Column("level"), Column("raw", "right"), Column("kind"), Column("meaning"))
         steps = [_walk_row(step, user=path.user) for step in path.steps]
-        body.append(Table(columns, steps, f"walk of {path.address:#x}, as printed"))
+        title = f"walk of {path.address:#x}, as printed"
+        body.append(Table(headings("level", ">raw", "kind", "meaning"), steps, title))
     known = [(n.name, hex_address(n.value), n.role, n.meaning) for n in panic.registers if n.role]
     if known:
-        columns = (Column("register"), Column("value", "right"), Column("role"), Column("meaning"))
-        body.append(Table(columns, known, "registers of idmap_kpti_install_ng_mappings"))
+        title = "registers of idmap_kpti_install_ng_mappings"
+        body.append(Table(headings("register", ">value", "role", "meaning"), known, title))
     if first.trace:
         body.append(_list("call trace", _frames(first)))
     return body
 
 
 def _list(title: str, texts: Sequence[str]) -> Table:
-    return Table((Column(title),), [(text,) for text in texts])
+    return Table(headings(title), [(text,) for text in texts])
 
 
 def _frames(first: Fault) -> list[str]:

@@ -25,7 +25,7 @@ from ptinspect.guest.stacks.kernel_stacks import (
     task_stacks,
 )
 from ptinspect.output.encode import ABSENT, Absent, filled
-from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape, headings
 
 if TYPE_CHECKING:
     from ptinspect.linux.running.stacks import Position, Stack
@@ -284,15 +284,7 @@ def _frames_table(frames: Sequence[Frame], code: KernelCode) -> Table:
         rows.append(
             (str(number), Styled(f"{frame.sp:#x}", "address"), size, frame.stack, symbol, Styled(what, style))
         )
-    columns = (
-        Column("#", "right"),
-        Column("sp"),
-        Column("bytes", "right"),
-        Column("stack"),
-        Column("function"),
-        Column("what"),
-    )
-    return Table(columns, rows)
+    return Table(headings(">#", "sp", ">bytes", "stack", "function", "what"), rows)
 
 
 SHOWN = 20
@@ -346,17 +338,8 @@ def tasks(ctx: Context, *, everything: bool) -> Report:
     found = task_stacks(ctx.guest)
     rows = found.rows
     shown = rows if everything else rows[: ctx.rows(SHOWN)]
-    columns = (
-        Column("pid", "right"),
-        Column("task"),
-        Column("sp", spare=True),
-        Column("used", "right"),
-        Column("free", "right"),
-        Column("deepest", "right"),
-        Column("least free", "right"),
-        Column("end mark"),
-        Column("how"),
-    )
+    sp = Column("sp", spare=True)
+    columns = headings(">pid", "task", sp, ">used", ">free", ">deepest", ">least free", "end mark", "how")
     body: list[Note | Table] = [Table(columns, [_cells(row) for row in shown])]
     if len(shown) < len(rows):
         body.append(Note(f"{len(rows) - len(shown)} more; --all shows them", "dim"))

@@ -16,7 +16,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, cpu_state
 from ptinspect.output.files import write_text
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Cell, Note, Report, Styled, Table, escape, headings
 
 if TYPE_CHECKING:
     from ptinspect.guest.stacks.stack_trace import Method, Whose
@@ -170,15 +170,8 @@ def _stacks(trace: Trace) -> Table:
                 escape(found.place),
             )
         )
-    columns = (
-        Column("stack"),
-        Column("of"),
-        Column("deepest", "right"),
-        Column("used", "right"),
-        Column("free", "right"),
-        Column(f"at ({'step' if trace.method == 'step' else 'ms'})", "right"),
-        Column("where"),
-    )
+    at = f">at ({'step' if trace.method == 'step' else 'ms'})"
+    columns = headings("stack", "of", ">deepest", ">used", ">free", at, "where")
     return Table(columns, rows, empty="SP was on no stack that is known")
 
 
@@ -187,13 +180,13 @@ def _chain(deepest: Deepest) -> Table:
     for part in deepest.chain:
         total += part.size
         rows.append((escape(part.function), str(part.size), str(total)))
-    columns = (Column("function, innermost first"), Column("own bytes", "right"), Column("sum", "right"))
+    columns = headings("function, innermost first", ">own bytes", ">sum")
     return Table(columns, rows, title="on the stack at the deepest point:")
 
 
 def _functions(parts: Sequence[Part]) -> Table:
     rows = [(escape(part.function), str(part.size)) for part in parts[:FUNCTIONS]]
-    return Table((Column("function"), Column("most own bytes", "right")), rows, title="who takes most:")
+    return Table(headings("function", ">most own bytes"), rows, title="who takes most:")
 
 
 @command(
@@ -264,5 +257,4 @@ def _compared(what: str, rows: Sequence[Compared]) -> Table:
         )
         for row in rows
     ]
-    columns = (Column(what), Column("before", "right"), Column("after", "right"), Column("grown", "right"))
-    return Table(columns, cells, empty=f"no {what} differs")
+    return Table(headings(what, ">before", ">after", ">grown"), cells, empty=f"no {what} differs")

@@ -20,7 +20,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, more
+from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, headings, more
 from ptinspect.output.table_heads import source_of
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ SEARCHED = 20
 """Findings whose writers --who searches."""
 SHOWN = 40
 """Findings shown to people; JSON has all that are kept."""
-COLUMNS = (
-    Column("rule"),
-    Column("addresses"),
-    Column("region"),
-    Column("level", "right"),
-    Column("descriptor"),
-    Column("evidence"),
-)
+COLUMNS = headings("rule", "addresses", "region", ">level", "descriptor", "evidence")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ptinspect.output.descriptor_words import (
     regime_notes,
 )
 from ptinspect.output.encode import Hex, filled
-from ptinspect.output.model import Column, Note, Report, Table
+from ptinspect.output.model import Note, Report, Table, headings
 from ptinspect.output.table_heads import geometry_text
 
 BY_DIRECT_BITS = "permissions by the direct bits; --pir reads them as an index (FEAT_S1PIE)"
@@ -173,7 +173,7 @@ def _report(found: Descriptor, source: str) -> Report:
     )
     target = "" if found.output_address is None else f" -> pa:{found.output_address:#x}"
     head = f"{found.raw:#018x} at level {found.level}: {kind}{target}"
-    columns = (Column("field"), Column("bits"), Column("value", "right"), Column("meaning"))
+    columns = headings("field", "bits", ">value", "meaning")
     body: list[Note | Table] = [
         Note(head, "bad" if kind == "reserved" else "title"),
         Table(columns, [(f.field, f.bits, f"{f.value:#x}", f.meaning) for f in fields]),

@@ -33,7 +33,7 @@ from ptinspect.guest.roots import Tables
 from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.files import form_of, write
-from ptinspect.output.model import Column, Note, Report, Table, escape, more
+from ptinspect.output.model import Note, Report, Table, escape, headings, more
 from ptinspect.text import counted
 
 if TYPE_CHECKING:
@@ -450,4 +450,4 @@ def _rows(changes: Sequence[tuple[ChangeResult, Sequence[Part]]]) -> Table:
         )
         for c, parts in changes
     ]
-    return Table([Column(title) for title in titles], rows, "Changes that are more than bit 11")
+    return Table(headings(*titles), rows, "Changes that are more than bit 11")

@@ -17,17 +17,10 @@ from ptinspect.guest.mappings import physical_address, ways_to
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import Hex, filled
-from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, headings
 from ptinspect.output.table_heads import RootResult, heads, root_result
 
-COLUMNS = (
-    Column("address"),
-    Column("region"),
-    Column("what"),
-    Column("level"),
-    Column("descriptor at"),
-    Column("raw", "right", spare=True),
-)
+COLUMNS = headings("address", "region", "what", "level", "descriptor at", Column("raw", "right", spare=True))
 
 
 @dataclass(frozen=True)

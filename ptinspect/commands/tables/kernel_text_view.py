@@ -10,7 +10,7 @@ from ptinspect.arch.levels import size_text
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.kernel_texts import kernel_text
-from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, headings
 
 if TYPE_CHECKING:
     from ptinspect.linux.ptdump.kernel_text import TextRun
@@ -96,16 +96,9 @@ def show_text(guest: Guest, file: str, shown: int) -> Report:
         )
         for run in runs[:shown]
     ]
-    columns = (
-        Column("from"),
-        Column("size", "right"),
-        Column("level"),
-        Column("attributes"),
-        Column("marker"),
-    )
     body: list[Note | Table] = [
         Note(f"{file}: {len(runs)} runs", "title"),
-        Table(columns, rows, empty="nothing is mapped"),
+        Table(headings("from", ">size", "level", "attributes", "marker"), rows, empty="nothing is mapped"),
     ]
     if len(runs) > shown:
         body.append(Note(f"… and {len(runs) - shown} more runs", "dim"))
@@ -136,8 +129,8 @@ def compare_texts(guest: Guest, a: str, b: str, shown: int) -> Report:
         (Styled(f"{d.va_start:#018x}", "address"), size_text(d.size), _words(d.a), _words(d.b))
         for d in result.differences[:shown]
     ]
-    columns = (Column("from"), Column("size", "right"), Column(escape(a)), Column(escape(b)))
     if found:
+        columns = headings("from", ">size", Column(escape(a)), Column(escape(b)))
         body: list[Note | Table] = [Note(f"{len(found)} ranges differ", "changed"), Table(columns, rows)]
     else:
         body = [Note("the same is mapped in both", "good")]

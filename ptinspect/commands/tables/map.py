@@ -28,7 +28,7 @@ from ptinspect.output.descriptor_words import (
     regime_notes,
 )
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, more
+from ptinspect.output.model import Cell, Column, Note, Report, Styled, Table, escape, headings, more
 from ptinspect.output.table_heads import RootResult, heads, root_note, root_result, source_of
 
 if TYPE_CHECKING:
@@ -37,14 +37,7 @@ if TYPE_CHECKING:
 
 SHOWN = 200
 """Runs shown unless --limit is given."""
-GROUP_COLUMNS = (
-    Column("from"),
-    Column("level"),
-    Column("region"),
-    Column("AF", "right"),
-    Column("dirty", "right"),
-    Column("entries"),
-)
+GROUP_COLUMNS = headings("from", "level", "region", ">AF", ">dirty", "entries")
 
 
 @dataclass(frozen=True)
@@ -260,19 +253,11 @@ def _run(run: Run, regime: Regime) -> RunResult:
     return filled(RunResult, run, attributes=attributes, permissions=may)
 
 
-def run_columns(regime: Regime, regions: bool) -> list[Column]:
+def run_columns(regime: Regime, regions: bool) -> tuple[Column, ...]:
     """Return the heads of a list of runs, with the region of each or without."""
-    return [
-        Column("from"),
-        Column("leads to pa", "right"),
-        Column("size", "right"),
-        Column("leaves", "right"),
-        Column(regime.privileged),
-        *([] if regime.name == "EL2" else [Column("EL0")]),
-        Column("nG"),
-        Column("attributes"),
-        *([Column("region", heading=True)] if regions else []),
-    ]
+    levels = (regime.privileged, *(() if regime.name == "EL2" else ("EL0",)))
+    last = (Column("region", heading=True),) if regions else ()
+    return headings("from", ">leads to pa", ">size", ">leaves", *levels, "nG", "attributes", *last)
 
 
 def run_row(run: Run, regions: bool, regime: Regime) -> list[Cell]:

@@ -10,7 +10,7 @@ from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.output.descriptor_words import permissions_text
 from ptinspect.output.encode import Hex
-from ptinspect.output.model import Column, Note, Style, Styled, Table, escape
+from ptinspect.output.model import Column, Note, Style, Styled, Table, escape, headings
 
 if TYPE_CHECKING:
     from ptinspect.analysis.paths import PathLevel
@@ -92,7 +92,7 @@ def side_by_side(walks: Sequence[Named], levels: Sequence[PathLevel], regime: Re
                 loud.append(f"{row.name} {row.level}: {', '.join(kinds)} {between}")
         rows.append(cells)
     names = [Column(escape(name)) for name, _ in walks]
-    table = Table((Column("level"), *names), rows, "The same path")
+    table = Table(headings("level", *names), rows, "The same path")
     ends = [Note(f"{escape(name)}: {outcome(walk, regime).text}", "dim") for name, walk in walks]
     found = Note(escape("; ".join(loud)), "bad") if loud else Note("no more than bit 11 changed", "good")
     return [table, *ends, found]

@@ -17,7 +17,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, Table, escape, headings
 from ptinspect.output.table_heads import (
     RegimeResult,
     RootResult,
@@ -145,8 +145,8 @@ def snap(
 def snaps(guest: Guest) -> Report:
     """List the snapshots in memory."""
     found = list(guest.snapshots.values())
-    columns = (Column("name"), Column("tables", "right"), Column("created (UTC)"), Column("where"))
     rows = [(s.name, str(len(s.tables)), escape(s.meta.created)[:19], escape(s.meta.where)) for s in found]
+    columns = headings("name", ">tables", "created (UTC)", "where")
     table = Table(columns, rows, empty="no snapshots; 'snap NAME' captures one, 'load FILE' reads one")
     return Report(SnapshotsResult([_result(s) for s in found]), (table,))
 

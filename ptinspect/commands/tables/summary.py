@@ -14,7 +14,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
+from ptinspect.output.model import Cell, Note, Report, Style, Styled, Table, headings
 from ptinspect.output.table_heads import (
     RegimeResult,
     RootResult,
@@ -109,7 +109,7 @@ def counts_table(levels: Sequence[LevelSummary | LevelDiff], counts: Counts, opt
     """Return a table of counts, a row for each level; columns that are `optional` only if they count."""
     used = [c for c in counts if c[0] not in optional or any(getattr(level, c[0]) for level in levels)]
     rows = [[Styled(f"{x.name} {x.level}", "level"), *(_count(x, c) for c in used)] for x in levels]
-    return Table((Column("level"), *(Column(title, "right") for _, title, _ in used)), rows)
+    return Table(headings("level", *(f">{title}" for _, title, _ in used)), rows)
 
 
 def _count(level: LevelSummary | LevelDiff, column: tuple[str, str, Style]) -> Cell:

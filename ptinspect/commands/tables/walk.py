@@ -33,20 +33,14 @@ from ptinspect.output.descriptor_words import (
     words,
 )
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, headings
 from ptinspect.output.table_heads import RootResult, root_note, root_result
 
 if TYPE_CHECKING:
     from ptinspect.tables.walk import Step, Walk
 
-COLUMNS = (
-    Column("level"),
-    Column("index", "right"),
-    Column("descriptor at"),
-    Column("raw", "right"),
-    Column("kind"),
-    Column("leads to", "right"),
-    Column("attributes", apart=True),
+COLUMNS = headings(
+    "level", ">index", "descriptor at", ">raw", "kind", ">leads to", Column("attributes", apart=True)
 )
 KIND_STYLES: dict[str, Style] = {"invalid": "dim", "reserved": "bad", "table": "level"}
 

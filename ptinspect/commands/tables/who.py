@@ -26,7 +26,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.path_writers import Place, path_histories
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import Hex
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, Table, escape, facts, headings
 
 if TYPE_CHECKING:
     from ptinspect.guest.recordings.writers import History
@@ -130,7 +130,7 @@ def _shown(place: Place, known: WrittenResult) -> list[Note | Table]:
         *value_rows(write, place.level, place.regime),
         *call_rows(write),
     ]
-    return [head, Table((Column(""), Column("")), [row for row in rows if row[1]])]
+    return [head, facts(rows)]
 
 
 def _listed(place: Place, known: WrittenResult) -> list[Note | Table]:
@@ -146,8 +146,7 @@ def _listed(place: Place, known: WrittenResult) -> list[Note | Table]:
         )
         for write in known.writes
     ]
-    titles = ("becomes", "changed", "by", "instruction", "task")
-    columns = (Column("position", "right"), *(Column(title) for title in titles))
+    columns = headings(">position", "becomes", "changed", "by", "instruction", "task")
     rows.insert(
         0, ("0", f"{known.at_reset or 0:#018x}", "at reset", "firmware, loader, or RAM as it was", "", "")
     )

@@ -17,7 +17,7 @@ from ptinspect.guest.names import cpu_state
 from ptinspect.guest.opening import Machine
 from ptinspect.guest.recordings.timeline import Timeline, open_recording
 from ptinspect.output.encode import ABSENT, Absent
-from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table, escape
+from ptinspect.output.model import Cell, Note, Report, Style, Styled, Table, escape, facts
 
 STATE_STYLES: dict[str, Style] = {"stopped": "good", "running": "changed", "dead": "bad"}
 
@@ -222,7 +222,7 @@ def condition_table(guest: Guest, found: Condition) -> Table:
         ("snapshots", ", ".join(found.snapshots)),
     ]
     rows = [(name, value if isinstance(value, Styled) else escape(value)) for name, value in lines]
-    return Table((Column(""), Column("")), [row for row in rows if str(row[1]).strip()])
+    return facts(rows)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import Fault, inject, run_to_death
 from ptinspect.guest.opening import Machine
 from ptinspect.output.encode import ABSENT, Absent, Hex
-from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, hex_address
+from ptinspect.output.model import Note, Report, Style, Styled, Table, headings, hex_address
 
 DIRECTORY = Path("ptinspect-demo")
 SNAPSHOTS, DIFFS = ("before", "during", "after"), ("diff.txt", "diff.json")
@@ -235,7 +235,7 @@ def _job(ctx: Context, folder: Path, timeout: float) -> Report:
     files = sorted(str(path) for path in folder.iterdir() if path.suffix in (".npz", ".txt", ".json"))
     verdict = "All is as it should be." if ok else "Something is not as it should be."
     body = (
-        Table((Column("ok"), Column("what should hold"), Column("observed")), rows, "What was observed"),
+        Table(headings("ok", "what should hold", "observed"), rows, "What was observed"),
         Note(f"written to {folder}: {', '.join(Path(f).name for f in files)}", "dim"),
         Note(verdict, "good" if ok else "bad"),
     )

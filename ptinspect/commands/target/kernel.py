@@ -18,7 +18,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import also_in, early, names_at_hand
 from ptinspect.output.encode import ABSENT, Absent, Hex
-from ptinspect.output.model import Column, Note, Report, Table, escape
+from ptinspect.output.model import Note, Report, escape, facts
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def kernel(
     ]
     if guest.module_files is not None:
         rows.append(("modules", str(guest.module_files.directory)))
-    return Report(result, (Table((Column(""), Column("")), rows), *notes))
+    return Report(result, (facts(rows), *notes))
 
 
 def _followed(guest: Guest) -> tuple[list[int], list[Note]]:

@@ -9,7 +9,7 @@ from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Column, Note, Report, Styled, Table, escape
+from ptinspect.output.model import Note, Report, Styled, Table, escape, headings
 
 if TYPE_CHECKING:
     from ptinspect.link.lanes.lanes import LaneFacts
@@ -78,7 +78,9 @@ def _shown(mode: str, facts: Sequence[LaneFacts], notices: Sequence[str]) -> Rep
         )
         for way in lanes
     ]
-    columns = (Column("lane"), Column(""), Column("speed", "right"), Column("memory by"))
-    body: list[Table | Note] = [Table(columns, rows), Note(f"chosen by: {mode}", "dim")]
+    body: list[Table | Note] = [
+        Table(headings("lane", "", ">speed", "memory by"), rows),
+        Note(f"chosen by: {mode}", "dim"),
+    ]
     body += [Note(escape(text), "changed") for text in notices]
     return Report(LanesResult(mode, lanes, list(notices)), body)

@@ -10,7 +10,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.encode import filled
-from ptinspect.output.model import Column, Note, Report, Styled, Table
+from ptinspect.output.model import Note, Report, Styled, Table, headings
 
 if TYPE_CHECKING:
     from ptinspect.reference.guests import Guest as ReferenceGuest
@@ -329,7 +329,7 @@ def _tool_table(tools: list[Tool]) -> Table:
         )
         for tool in tools
     ]
-    return Table((Column("tool"), Column("version"), Column("where")), rows)
+    return Table(headings("tool", "version", "where"), rows)
 
 
 def _guest_table(states: list[_State]) -> Table:
@@ -343,7 +343,7 @@ def _guest_table(states: list[_State]) -> Table:
             status = Styled("missing", "bad") if state.chosen else Styled("-", "dim")
             about = state.problem if guest is not None else state.spec.description
         rows.append((state.spec.name, status, about))
-    return Table((Column("guest"), Column("version"), Column("")), rows)
+    return Table(headings("guest", "version", ""), rows)
 
 
 def _advice(tools: list[Tool]) -> list[Note]:
