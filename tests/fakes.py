@@ -154,9 +154,16 @@ class FakeSession:
     def places(self) -> dict[int, int]:
         return {b.id: b.hits for b in self.breakpoints}
 
-    def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+    def alter_place(
+        self,
+        number: int,
+        *,
+        enabled: bool | None = None,
+        condition: str | None = None,
+        ignore: int | None = None,
+    ) -> None:
         self.calls.append(("alter", number, enabled, condition))
-        wanted = {"enabled": enabled, "condition": condition}
+        wanted = {"enabled": enabled, "condition": condition, "ignore": ignore}
         more: Any = {name: value for name, value in wanted.items() if value is not None}
         self.breakpoints = tuple(changed(b, **more) if b.id == number else b for b in self.breakpoints)
 

@@ -278,9 +278,9 @@ class LiveSession:
         self._tracker.note_place(number, of or None, inner=bool(of))
         return number
 
-    def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+    def alter_place(self, number: int, **how: Any) -> None:
         self._need_stopped()
-        alter(self._gdb, number, enabled=enabled, condition=condition)
+        alter(self._gdb, number, **how)
 
     def slots_used(self) -> Usage | None:
         self._need_stopped()

@@ -201,10 +201,18 @@ class Session(Protocol):
     def unwatch_areas(self) -> None:
         """Watch the areas of `watch_areas` no more."""
 
-    def alter_place(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+    def alter_place(
+        self,
+        number: int,
+        *,
+        enabled: bool | None = None,
+        condition: str | None = None,
+        ignore: int | None = None,
+    ) -> None:
         """Enable or disable a breakpoint of one place, or a watchpoint; give it a condition (GDB's language).
 
-        An empty condition takes the old one away. Raises MiError.
+        An empty condition takes the old one away. `ignore`: its next hits, so many, do not stop the guest.
+        Raises MiError.
         """
 
     def delete_breakpoint(self, number: int) -> None:

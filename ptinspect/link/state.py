@@ -91,7 +91,9 @@ class Breakpoint:
     condition: str = ""
     """GDB expression that must hold."""
     hits: int = 0
-    """How often it has stopped the guest."""
+    """How often it has stopped the guest, or was ignored."""
+    ignore: int = 0
+    """How many of the next hits do not stop it."""
     kind: str = "breakpoint"
     """GDB's word without `hw`: breakpoint, watchpoint, read watchpoint, acc watchpoint, catchpoint."""
     enabled: bool = True

@@ -164,6 +164,28 @@ def test_hits_are_counted_wherever_it_was(ctx: Any) -> None:
     assert run(ctx, "break").result["breakpoints"][0]["hits"] == 3
 
 
+def test_hits_that_are_ignored(ctx: Any) -> None:
+    made = run(ctx, "break start_kernel --ignore 3")
+    assert made.result["ignore"] == 3 and "ignoring the next 3 hits" in text(made)
+    session = ctx.guest.session
+    assert [b.ignore for b in session.breakpoints] == [3]
+    session.breakpoints = tuple(replace(b, hits=2, ignore=1) for b in session.breakpoints)
+    (one,) = run(ctx, "break").result["breakpoints"]
+    assert (one["hits"], one["ignore"]) == (2, 1)
+    with symbol_breakpoints(ctx.guest).aside():  # what is left of them is ignored at the next place
+        pass
+    assert [b.ignore for b in session.breakpoints] == [1]
+    assert run(ctx, "ignore 1 5").result["ignore"] == 5
+    assert "ignore" not in run(ctx, "ignore 1 0").result and session.breakpoints[0].ignore == 0
+    run(ctx, f"break {FUNCTION + 8:#x}")
+    assert run(ctx, "ignore 2 1").result["ignore"] == session.breakpoints[1].ignore == 1
+    assert "ignoring the next 1 hit" in text(run(ctx, "break"))
+    symbol_breakpoints(ctx.guest).others[7] = Table()
+    for line, why in (("ignore 7 1", "none of its hits is ignored"), ("ignore 9 1", "no breakpoint 9")):
+        with pytest.raises(UserError, match=why):
+            run(ctx, line)
+
+
 def test_watchpoints_stand_in_the_same_list(ctx: Any) -> None:
     run(ctx, "break start_kernel")
     session = ctx.guest.session

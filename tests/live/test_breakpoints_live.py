@@ -51,8 +51,15 @@ def test_the_rewrite_of_a_kernel_that_is_linked_at_0() -> None:
         made = live("break idmap_kpti_install_ng_mappings")
         assert "pending" not in made  # it runs where it lies
         assert live("break panic")["pending"]
+        third = live("break do_one_initcall --ignore 2")
+        assert third["pending"] and third["ignore"] == 2
         live(f"until start_kernel {LIMIT}")
         stands_at(live, "start_kernel")
+        live(f"continue {LIMIT}")
+        stands_at(live, "do_one_initcall", third["id"])
+        entry = "((int *) __initcall_start + 2)"  # include/linux/init.h, initcall_entry_t
+        assert live(f"print (unsigned long) {entry} + *{entry} == $x0")["value"] == "0x1"
+        live(f"delete {third['id']}")
         live(f"continue {LIMIT}")
         stands_at(live, "idmap_kpti_install_ng_mappings", made["id"])
         assert live("regs x0")["registers"]["x0"] == "0x0"

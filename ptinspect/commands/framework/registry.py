@@ -37,7 +37,6 @@ INSTEAD: Mapping[str, str] = {
     "gva2gpa": "walk ADDR; monitor gva2gpa ADDR",
     "hbreak": "break ADDR: it is a hardware breakpoint unless --software",
     "hexdump": "x/64bx ADDR",
-    "ignore": "condition N EXPR; gdb ignore N COUNT",
     "j": "gdb jump …",
     "jump": "gdb jump …",
     "kbase": "kernel",

@@ -1,4 +1,4 @@
-"""`break`, `tbreak`, `delete`, `enable`, `disable`, `condition`: what stops the guest, in one list."""
+"""`break`, `tbreak`, `delete`, `enable`, `condition`, `ignore` …: what stops the guest, in one list."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class StopperResult:
     kind: str = "breakpoint"
     """breakpoint, watchpoint, read watchpoint, access watchpoint, or GDB's word."""
     hits: int = 0
-    """How often it has stopped the guest."""
+    """How often it has stopped the guest, or was ignored."""
+    ignore: int | Absent = ABSENT
+    """How many of the next hits do not stop the guest."""
     condition: str | Absent = ABSENT
     enabled: bool = True
     temporary: bool = False
@@ -100,6 +102,8 @@ class EnabledResult:
     enabled: bool
 
 
+NUMBER = arguments.whole(0, 1 << 31)
+COUNT = arguments.whole(0, (1 << 31) - 1)
 SOFTWARE = argument("--software", action="store_true", help="write an instruction instead of a comparison")
 CONDITION = argument(
     "--if", dest="condition", metavar="CONDITION", help="stop only if it holds; or at the end: if CONDITION"
@@ -134,6 +138,9 @@ FOLLOWS = (
         argument("--temporary", "-t", action="store_true", help="delete it when it is hit"),
         SOFTWARE,
         CONDITION,
+        argument(
+            "--ignore", type=COUNT, metavar="COUNT", help="its first hits, so many, do not stop the guest"
+        ),
         CPU,
     ),
     result=SetResult | ListResult,
@@ -149,6 +156,7 @@ def break_at(
     software: bool,
     condition: str | None,
     cpu: int | None,
+    ignore: int | None = None,
 ) -> Report:
     """Set a breakpoint, or list all."""
     if address is None:
@@ -157,14 +165,15 @@ def break_at(
     made, doubts = set_breakpoint(
         guest, address, hardware=not software, temporary=temporary, cpu=cpu, condition=condition
     )
+    if ignore is not None:
+        listing.ignore(guest, made.id, ignore)
     one = listing.numbered(guest, made.id)
     result = _breakpoint(one)
     slots, notes = slots_of(guest)
     words = [doubt.text for doubt in doubts] or ABSENT
     more = SetResult(**vars(result), slots=slots, as_linked=result.pending, warnings=words)
     where = placed(guest, made) if isinstance(made, SymbolBreakpoint) else f"at {one.what}"
-    clause = f", if {escape(condition)}" if condition else ""
-    head = Note(f"breakpoint {one.number} {where}{clause}", "changed" if one.pending else "plain")
+    head = Note(f"breakpoint {one.number} {where}{_when(one)}", "changed" if one.pending else "plain")
     warnings = [Note(f"{doubt.text}; {doubt.hint}", "changed") for doubt in doubts]
     return Report(more, (head, *warnings, *notes))
 
@@ -229,7 +238,12 @@ def _kind(one: Listed) -> str:
 
 def what_of(one: Listed) -> str:
     only = "" if one.cpu is None else f", cpu {one.cpu} only"
-    return escape(f"{one.what}{only}{f', if {one.condition}' if one.condition else ''}")
+    return f"{escape(one.what)}{only}{_when(one)}"
+
+
+def _when(one: Listed) -> str:
+    clause = f", if {escape(one.condition)}" if one.condition else ""
+    return clause + (f", ignoring the next {counted(one.ignore, 'hit')}" if one.ignore else "")
 
 
 def _breakpoint(one: Listed) -> BreakpointResult:
@@ -248,6 +262,7 @@ def _of_any(one: Listed) -> dict[str, Any]:
         "place": one.what,
         "kind": one.kind,
         "hits": one.hits,
+        "ignore": one.ignore or ABSENT,
         "condition": one.condition or ABSENT,
         "enabled": one.enabled,
         "temporary": one.temporary,
@@ -263,7 +278,6 @@ def slots_of(guest: Guest) -> tuple[Mapping[str, int] | Absent, list[Note]]:
     return used.as_json(), [Note(str(used), "dim")]
 
 
-NUMBER = arguments.whole(0, 1 << 31)
 NUMBERS = argument(
     "numbers",
     nargs="*",
@@ -358,6 +372,29 @@ def disable(guest: Guest, *, numbers: Sequence[int | str]) -> Report:
 def condition(guest: Guest, *, number: int, condition: Sequence[str]) -> Report:
     """Give a breakpoint a condition, or take it away."""
     listing.set_condition(guest, number, " ".join(condition))
+    return _altered(guest, number)
+
+
+@command(
+    "ignore",
+    group="Run and stop",
+    summary="Let the guest pass a breakpoint or watchpoint some times before it stops",
+    example="ignore 1 5",
+    arguments=(
+        argument("number", type=NUMBER, metavar="N", help="its number"),
+        argument("count", type=COUNT, metavar="COUNT", help="hits that do not stop the guest; 0: none"),
+    ),
+    result=BreakpointResult | WatchpointResult,
+    needs=Needs.STOPPED,
+    details="Only hits at which its condition holds count. break ADDR --ignore COUNT sets one so.",
+)
+def ignore(guest: Guest, *, number: int, count: int) -> Report:
+    """Have the next hits of a breakpoint pass."""
+    listing.ignore(guest, number, count)
+    return _altered(guest, number)
+
+
+def _altered(guest: Guest, number: int) -> Report:
     one = listing.numbered(guest, number)
     result = _breakpoint(one) if _stands(one) else watchpoint_result(one)
     return Report(result, (Note(f"{one.kind} {number}: {what_of(one)}"),))

@@ -54,6 +54,8 @@ class SymbolBreakpoint:
     enabled: bool = True
     hits: int = 0
     """How often it was hit at places where it is no more."""
+    ignored: int = 0
+    """The hit, counted from 1, up to which none stops the guest."""
     places: dict[int, int] = field(default_factory=dict)
     """GDB's numbers by address, of where it is set now; none while it is pending."""
 
@@ -140,8 +142,20 @@ class SymbolBreakpoints:
         self._clear(found)
         return True
 
-    def alter(self, number: int, *, enabled: bool | None = None, condition: str | None = None) -> bool:
-        """Enable or disable one of these, or give it a condition; False if there is none of this number.
+    def hits(self, one: SymbolBreakpoint) -> int:
+        """Return how often one was hit, wherever it was."""
+        there = self.session.places
+        return one.hits + sum(there.get(number, 0) for number in one.places.values())
+
+    def alter(
+        self,
+        number: int,
+        *,
+        enabled: bool | None = None,
+        condition: str | None = None,
+        ignore: int | None = None,
+    ) -> bool:
+        """Alter one of these as `Session.alter_place` does; False if there is none of this number.
 
         Raises MiError if GDB does not understand the condition.
         """
@@ -153,7 +167,9 @@ class SymbolBreakpoints:
                 place,
                 enabled=enabled,
                 condition=None if condition is None else self._guarded(condition, not bit(address, 55)),
+                ignore=ignore,
             )
+        one.ignored = one.ignored if ignore is None else self.hits(one) + ignore
         one.enabled = one.enabled if enabled is None else enabled
         one.condition = one.condition if condition is None else condition or None
         return True
@@ -380,6 +396,8 @@ class SymbolBreakpoints:
             one.places[address] = made.id
             if not one.enabled:
                 self.session.alter_place(made.id, enabled=False)
+            if one.ignored and (left := one.ignored - self.hits(one)) > 0:
+                self.session.alter_place(made.id, ignore=left)
 
     def _wanted(self, kernel: KernelImage, address: Address) -> dict[int, bool]:
         """Return where code may run, virtual addresses first, and whether each is a physical one."""

@@ -26,7 +26,7 @@ class Listed:
     what: str
     """The same in words: the address with its symbol, the expression that is watched."""
     hits: int
-    """How often it has stopped the guest."""
+    """How often it has stopped the guest, or was ignored."""
     condition: str = ""
     """What must hold for that; empty: nothing."""
     enabled: bool = True
@@ -38,6 +38,8 @@ class Listed:
     """It is not known yet where its code will run."""
     places: tuple[int, ...] | None = None
     """Where it is now, if it follows a symbol."""
+    ignore: int = 0
+    """How many of the next hits do not stop the guest."""
 
 
 def listed(guest: Guest) -> list[Listed]:
@@ -48,8 +50,7 @@ def listed(guest: Guest) -> list[Listed]:
     parts = {number for other in ours.others.values() for number in other.numbers}
     found = {b.id: _of_gdb(guest, ours, b) for b in known if b.id not in parts}
     for one in ours.all:
-        hits = one.hits + sum(b.hits for b in known if b.id == one.id)
-        found[one.id] = _of_symbol(guest, ours, one, hits)
+        found[one.id] = _of_symbol(guest, ours, one)
     for number, other in ours.others.items():
         found[number] = Listed(number, "watchpoint", None, other.words, other.hits, enabled=other.enabled)
     return [found[number] for number in sorted(found)]
@@ -82,16 +83,18 @@ def _of_gdb(guest: Guest, ours: SymbolBreakpoints, one: Breakpoint) -> Listed:
         one.temporary,
         one.cpu,
         guest.target.slots.purpose(one.id),
+        ignore=one.ignore,
     )
 
 
-def _of_symbol(guest: Guest, ours: SymbolBreakpoints, one: SymbolBreakpoint, hits: int) -> Listed:
+def _of_symbol(guest: Guest, ours: SymbolBreakpoints, one: SymbolBreakpoint) -> Listed:
     places, pending = tuple(one.places), bool(ours.waits_until(one.address))
     fixed = bool(places) and not pending
     address = places[0] if fixed else ours.linked_at(one.address)
     what = guest.place(address) if fixed else one.address.text
-    more = (one.condition or "", one.enabled, one.temporary, one.cpu, one.purpose)
-    return Listed(one.id, "breakpoint", address, what, hits, *more, pending=not fixed, places=places)
+    more = (one.condition or "", one.enabled, one.temporary, one.cpu, one.purpose, not fixed, places)
+    hits = ours.hits(one)
+    return Listed(one.id, "breakpoint", address, what, hits, *more, max(one.ignored - hits, 0))
 
 
 def hits_of(guest: Guest, number: int) -> int:
@@ -101,6 +104,16 @@ def hits_of(guest: Guest, number: int) -> int:
         return ours.others[number].hits
     before = sum(one.hits for one in ours.all if one.id == number)
     return before + sum(b.hits for b in guest.target.breakpoints if b.id == number)
+
+
+def ignore(guest: Guest, number: int, count: int) -> None:
+    """Have the next hits of one, so many, not stop the guest. Raises UserError if that cannot be."""
+    ours = symbol_breakpoints(guest)
+    if number in ours.others:
+        raise UserError(f"{number}: {ours.others[number].words}: none of its hits is ignored")
+    if not ours.alter(number, ignore=count):
+        need(guest, number)
+        guest.stopped.alter_place(number, ignore=count)
 
 
 def delete(guest: Guest, number: int) -> None:

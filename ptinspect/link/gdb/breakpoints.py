@@ -74,15 +74,24 @@ def insert_watchpoint(
     return int(found["number"])
 
 
-def alter(gdb: GdbLink, number: int, *, enabled: bool | None = None, condition: str | None = None) -> None:
+def alter(
+    gdb: GdbLink,
+    number: int,
+    *,
+    enabled: bool | None = None,
+    condition: str | None = None,
+    ignore: int | None = None,
+) -> None:
     """Enable or disable a breakpoint or watchpoint, or give it another condition, an empty one for none.
 
-    Raises MiError with GDB's reason.
+    `ignore`: how many of its next hits do not stop the guest. Raises MiError with GDB's reason.
     """
     if enabled is not None:
         gdb.request(f"-break-{'enable' if enabled else 'disable'} {number}", SECONDS)
     if condition is not None:  # MI's own command takes quotes in some versions and not in others
         console(gdb, f"condition {number} {condition}".strip(), SECONDS)
+    if ignore is not None:
+        gdb.request(f"-break-after {number} {ignore}", SECONDS)
 
 
 def reserve_number(gdb: GdbLink) -> int:
@@ -109,10 +118,9 @@ def sure_stops(gdb: GdbLink, tracker: RunTracker) -> set[int]:
     found = set()
     for row in rows(gdb):
         one = _breakpoint(row)
-        passes = row.get("enabled") != "y" or row.get("ignore", "0") != "0"
         if one is None or one.address is None or one.kind != "breakpoint":
             continue
-        if passes or one.cpu is not None or one.condition:
+        if not one.enabled or one.ignore or one.cpu is not None or one.condition:
             continue
         if one.id in tracker.numbers or one.id not in tracker.inner:
             found.add(one.address)
@@ -157,6 +165,7 @@ def _breakpoint(fields: Mapping[str, Any]) -> Breakpoint | None:
         cpu=int(thread) - 1 if str(thread).isdecimal() else None,
         condition=str(fields.get("cond", "")),
         hits=int(fields.get("times", 0)),
+        ignore=int(fields.get("ignore", 0)),
         kind=kind.removeprefix("hw "),
         enabled=fields.get("enabled", "y") == "y",
         what=what,
