@@ -203,13 +203,29 @@ def timeout_argument(meaning: str, default: float | None = None) -> Argument:
     return argument("--timeout", type=seconds, default=default, metavar="SECONDS", help=meaning)
 
 
+def number_argument(name: str, lowest: int, most: int, meaning: str, **options: Any) -> Argument:
+    """Declare a number, N, from `lowest` to `most`."""
+    return argument(name, type=whole(lowest, most), metavar="N", help=meaning, **options)
+
+
+def switch(name: str, meaning: str, *names: str, **options: Any) -> Argument:
+    """Declare an option that is given or not; `names` are others that it has."""
+    return argument(name, *names, action="store_true", help=meaning, **options)
+
+
+def snapshot_argument(name: str, meaning: str, **options: Any) -> Argument:
+    """Declare the name of a snapshot, or of its file."""
+    return argument(name, type=snapshot, metavar="SNAP", help=meaning, **options)
+
+
+def output_argument(meaning: str, *names: str, **options: Any) -> Argument:
+    """Declare the file that a command writes: the handler takes `output`."""
+    more = {"dest": "output", "type": file, "metavar": "FILE", **options}
+    return argument(*(names or ("-o",)), written="file", help=meaning, **more)
+
+
 CPU = cpu_argument()
-SNAP = argument(
-    "--snap",
-    type=snapshot,
-    metavar="SNAP",
-    help="use this snapshot (a name, or a file) instead of the guest",
-)
+SNAP = snapshot_argument("--snap", "use this snapshot (a name, or a file) instead of the guest")
 MODULES = argument("--modules", type=file, metavar="DIR", help="a directory with .ko files of modules")
 ROOT = argument("--root", type=root_choice, metavar="ROOT", help=ROOT_HELP)
 SEARCH_SECONDS = 300.0
@@ -219,11 +235,7 @@ RULE = argument("--regime", choices=RULES, help=RULES_HELP)
 TABLES = (ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.roots.Tables`)."""
 PART = argument(
-    "--range",
-    dest="part",
-    type=address_range,
-    metavar="RANGE",
-    help=f"only a part; {RANGE_HELP}",
+    "--range", dest="part", type=address_range, metavar="RANGE", help=f"only a part; {RANGE_HELP}"
 )
 """Which addresses: the handler takes `part`."""
 LEAVES = (
@@ -240,10 +252,13 @@ LEAVES = (
 """Which leaves: the handler takes `memory_type`, `cont`, `pa`."""
 
 
+REPEATED: Mapping[str, Any] = {"action": "append", "default": []}
+"""For an option that may be repeated: the handler takes a list."""
+
+
 def levels_argument(meaning: str) -> Argument:
     """Declare `--level`, which may be repeated: the handler takes `levels`."""
-    more: dict[str, Any] = {"dest": "levels", "action": "append", "default": []}
-    return argument("--level", "-l", type=level, metavar="L", help=meaning, **more)
+    return argument("--level", "-l", dest="levels", type=level, metavar="L", help=meaning, **REPEATED)
 
 
 WHERE = argument("where", nargs="*", type=address, metavar="WHERE", help=f"end here; {ADDRESS_HELP}")

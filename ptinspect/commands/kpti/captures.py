@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import timeout_argument
-from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.framework.arguments import number_argument, switch, timeout_argument
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -104,14 +103,14 @@ class RunResult:
     example="kpti run --percent 50",
     arguments=(
         timeout_argument(f"limit for the whole run (default {RUN_SECONDS:.0f})", RUN_SECONDS),
-        argument(
+        number_argument(
             "--percent",
-            type=arguments.whole(0, 100),
+            0,
+            100,
+            "how many percent of the pmd entries to be rewritten are so at `during` (default 50)",
             default=50,
-            metavar="N",
-            help="how many percent of the pmd entries to be rewritten are so at `during` (default 50)",
         ),
-        argument("--replace", action="store_true", help="replace snapshots of these names"),
+        switch("--replace", "replace snapshots of these names"),
     ),
     result=RunResult,
     needs=Needs.STOPPED,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import timeout_argument
+from ptinspect.commands.framework.arguments import output_argument, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
@@ -92,14 +92,7 @@ class AllStores:
             metavar="LEVEL",
             help="this level; may be repeated",
         ),
-        argument(
-            "-o",
-            "--output",
-            type=Path,
-            written="file",
-            metavar="FILE",
-            help="write all stores to FILE (.csv, .json, .txt, .md)",
-        ),
+        output_argument("write all stores to FILE (.csv, .json, .txt, .md)", "-o", "--output"),
         timeout_argument(f"limit ({SECONDS:.0f}; more with pte)"),
     ),
     result=RecordingResult | NotReached,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import cpu_argument, timeout_argument
+from ptinspect.commands.framework.arguments import cpu_argument, snapshot_argument, switch, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, GuestError, UserError
@@ -67,7 +67,7 @@ class StatusResult:
     summary="Say whether the rewrite is still to come, in progress, done, or not needed",
     example="kpti status",
     arguments=(
-        argument("--snap", type=arguments.snapshot, metavar="SNAP", help="a snapshot instead of the guest"),
+        snapshot_argument("--snap", "a snapshot instead of the guest"),
         CPU,
     ),
     result=StatusResult,
@@ -389,20 +389,9 @@ class VerdictResult:
     summary="Judge how the rewrite went, and show the evidence",
     example="kpti verdict",
     arguments=(
-        argument(
-            "--before", type=arguments.snapshot, metavar="SNAP", help="the tables before (default: before)"
-        ),
-        argument(
-            "--after",
-            type=arguments.snapshot,
-            metavar="SNAP",
-            help="the tables after (default: after, or live)",
-        ),
-        argument(
-            "--live",
-            action="store_true",
-            help="the guest as it stands, even if there is a snapshot from after",
-        ),
+        snapshot_argument("--before", "the tables before (default: before)"),
+        snapshot_argument("--after", "the tables after (default: after, or live)"),
+        switch("--live", "the guest as it stands, even if there is a snapshot from after"),
     ),
     expectable=True,
     result=VerdictResult,

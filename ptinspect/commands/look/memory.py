@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ptinspect.arch.bits import MASK64, VirtAddr, bit
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, address_argument
+from ptinspect.commands.framework.arguments import CPU, address_argument, number_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
@@ -60,10 +59,8 @@ class DisassembleResult:
     needs=Needs.STOPPED,
     arguments=(
         address_argument("address", nargs="?", metavar="ADDR"),
-        argument(
-            "-n", dest="count", type=arguments.whole(1, MOST), metavar="N", help="N instructions from ADDR on"
-        ),
-        argument("--all", action="store_true", help="the whole function"),
+        number_argument("-n", 1, MOST, "N instructions from ADDR on", dest="count"),
+        switch("--all", "the whole function"),
         CPU,
     ),
     result=DisassembleResult,

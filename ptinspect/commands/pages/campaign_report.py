@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptinspect.commands.framework.arguments import output_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.pages.page_parts import add_snapshots
@@ -50,14 +51,7 @@ RECORDINGS = 3
     example="campaign report out -o campaign.html",
     arguments=(
         argument("directories", nargs="+", type=Path, metavar="DIR", help="directories of campaigns"),
-        argument(
-            "-o",
-            dest="output",
-            type=Path,
-            written="file",
-            metavar="FILE",
-            help="write a file: .html .txt .json .csv .md",
-        ),
+        output_argument("write a file: .html .txt .json .csv .md"),
         argument("--title", metavar="TEXT", help="title of the page"),
     ),
     details="The directories must be of one campaign: the same script, matrix and number of runs. Runs "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import SEARCH_LIMIT, SEARCH_SECONDS
+from ptinspect.commands.framework.arguments import REPEATED, SEARCH_LIMIT, SEARCH_SECONDS, switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.pages.campaign_report import add_to
 from ptinspect.commands.pages.page_parts import add_snapshots
@@ -63,24 +63,17 @@ class ReportResult:
             help="snapshots: names or files, in order",
         ),
         argument(
-            "--trace",
-            dest="traces",
-            action="append",
-            type=Path,
-            default=[],
-            metavar="FILE",
-            help="a file of stack trace",
+            "--trace", dest="traces", type=Path, metavar="FILE", help="a file of stack trace", **REPEATED
         ),
         argument(
             "--campaign",
             dest="campaigns",
-            action="append",
             type=Path,
-            default=[],
             metavar="DIR",
             help="a campaign's directory",
+            **REPEATED,
         ),
-        argument("--who", action="store_true", help="name who wrote what changed: in a recorded boot"),
+        switch("--who", "name who wrote what changed: in a recorded boot"),
         SEARCH_LIMIT,
         argument("--title", metavar="TEXT", help="title of the page"),
     ),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptinspect.arch.bits import VirtAddr
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU
-from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.framework.arguments import CPU, number_argument
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, need_registers
@@ -43,14 +42,7 @@ class BacktraceResult:
     summary="Show the chain of callers",
     example="bt -n 10",
     arguments=(
-        argument(
-            "-n",
-            dest="limit",
-            type=arguments.whole(1, 10_000),
-            default=64,
-            metavar="N",
-            help="at most N frames (64)",
-        ),
+        number_argument("-n", 1, 10_000, "at most N frames (64)", dest="limit", default=64),
         CPU,
     ),
     result=BacktraceResult,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU
+from ptinspect.commands.framework.arguments import CPU, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -104,7 +104,7 @@ class EnabledResult:
 
 NUMBER = arguments.whole(0, 1 << 31)
 COUNT = arguments.whole(0, (1 << 31) - 1)
-SOFTWARE = argument("--software", action="store_true", help="write an instruction instead of a comparison")
+SOFTWARE = switch("--software", "write an instruction instead of a comparison")
 CONDITION = argument(
     "--if", dest="condition", metavar="CONDITION", help="stop only if it holds; or at the end: if CONDITION"
 )
@@ -135,7 +135,7 @@ FOLLOWS = (
             metavar="ADDR",
             help=f"{ADDRESS_HELP}; none: list the breakpoints and watchpoints",
         ),
-        argument("--temporary", "-t", action="store_true", help="delete it when it is hit"),
+        switch("--temporary", "delete it when it is hit", "-t"),
         SOFTWARE,
         CONDITION,
         argument(

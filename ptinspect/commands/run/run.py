@@ -7,7 +7,6 @@ from typing import Any
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, cpu_argument, timeout_argument
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
 from ptinspect.commands.run.watch_table import SeenWriteResult, in_short, writes_seen
@@ -25,14 +24,12 @@ from ptinspect.link.session import StopInfo
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, escape, hex_address
 
-TIMEOUT = timeout_argument(f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})")
-FUNCTION_CPU = cpu_argument("whose function (default: the CPU that stopped)")
+TIMEOUT = arguments.timeout_argument(f"give up after that time (scripts: {SCRIPT_SECONDS:.0f})")
+FUNCTION_CPU = arguments.cpu_argument("whose function (default: the CPU that stopped)")
 
 
 def _count(most: int) -> Argument:
-    return argument(
-        "count", nargs="?", type=arguments.whole(1, most), default=1, metavar="N", help="instructions (1)"
-    )
+    return arguments.number_argument("count", 1, most, "instructions (1)", nargs="?", default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +141,7 @@ def _next(guest: Guest, stop: StopInfo) -> str:
     example="continue --timeout 30",
     arguments=(
         TIMEOUT,
-        argument("--background", "-b", action="store_true", help="do not wait until it stops"),
+        arguments.switch("--background", "do not wait until it stops", "-b"),
     ),
     result=StopResult | RunningResult,
     needs=Needs.TARGET,
@@ -185,7 +182,7 @@ def interrupt(ctx: Context) -> Report:
     group="Run and stop",
     summary="Step one instruction, or N",
     example="stepi 4",
-    arguments=(_count(1_000_000), TIMEOUT, CPU),
+    arguments=(_count(1_000_000), TIMEOUT, arguments.CPU),
     result=StepResult,
     needs=Needs.STOPPED,
     details="There are no source lines here: s is the same.",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import timeout_argument
+from ptinspect.commands.framework.arguments import number_argument, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.run.run import StopResult, stopped
@@ -149,16 +148,7 @@ def reverse_continue(ctx: Context, *, timeout: float) -> Report:
     group="Timeline",
     summary="Step back one instruction, or N",
     example="reverse-stepi 4",
-    arguments=(
-        argument(
-            "count",
-            nargs="?",
-            type=arguments.whole(1, 1 << 62),
-            default=1,
-            metavar="N",
-            help="instructions (1)",
-        ),
-    ),
+    arguments=(number_argument("count", 1, 1 << 62, "instructions (1)", nargs="?", default=1),),
     result=MovedResult,
     needs=Needs.STOPPED,
     repeats=True,

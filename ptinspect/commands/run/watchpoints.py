@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.run.breakpoints import (
     CONDITION,
@@ -36,7 +37,7 @@ WATCH = (
         "expression", nargs="+", type=arguments.piece, metavar="EXPR", help="what is in memory: as for print"
     ),
     CONDITION,
-    argument("--location", "-l", "-location", action="store_true", help="as in GDB: the place is watched"),
+    switch("--location", "as in GDB: the place is watched", "-l", "-location"),
 )
 WATCHES = (
     "By QEMU's watchpoints, on every CPU, at the address that the guest uses: it runs at full speed, but for "

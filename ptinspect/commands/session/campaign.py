@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import timeout_argument
+from ptinspect.commands.framework.arguments import REPEATED, number_argument, switch, timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import PtinspectError, UserError
@@ -126,16 +126,12 @@ besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
     example="campaign @kpti-diff --runs 2 --matrix cpu=a57,max --directory out",
     arguments=(
         argument("script", nargs="?", metavar="SCRIPT", help="a script, or @NAME: one that came along"),
-        argument(
-            "--runs", type=arguments.whole(1, 1_000_000), metavar="N", help="guests in all, over all shards"
-        ),
-        argument(
-            "--jobs", type=arguments.whole(1, CORES), default=1, metavar="N", help="guests at a time (1)"
-        ),
+        number_argument("--runs", 1, 1_000_000, "guests in all, over all shards"),
+        number_argument("--jobs", 1, CORES, "guests at a time (1)", default=1),
         argument(
             "--matrix", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="values to combine"
         ),
-        argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the script"),
+        argument("--var", metavar="NAME=VALUE", help="a variable of the script", **REPEATED),
         timeout_argument("for one run (300)", SECONDS),
         argument(
             "--retries", type=arguments.whole(0, 100), default=0, metavar="K", help="further attempts (0)"
@@ -147,7 +143,7 @@ besides. Exit code 0: all passed; 1: some did not; 3: nothing could be run."""
         argument(
             "--resume", nargs="?", const="", metavar="DIR", help="run what is missing in DIR, or --directory"
         ),
-        argument("--keep-all", action="store_true", help="keep the files of what passed too"),
+        switch("--keep-all", "keep the files of what passed too"),
         argument(
             "--timeline", choices=("failed",), help="record each boot, and keep the recordings of what failed"
         ),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import number_argument, switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -35,11 +36,7 @@ class HistoryResult:
     group="Session",
     summary="List the lines typed so far",
     example="history 10",
-    arguments=(
-        argument(
-            "count", nargs="?", type=arguments.whole(1, 1_000_000), metavar="N", help="only the last N lines"
-        ),
-    ),
+    arguments=(number_argument("count", 1, 1_000_000, "only the last N lines", nargs="?"),),
     result=HistoryResult,
     details="At the prompt !N runs line N again, !! the last one, !-2 the one before it, !walk the last "
     "that began so; what follows it is added (!! --json). The line is shown before it runs. "
@@ -86,8 +83,8 @@ class RecordResult:
             metavar="FILE|off",
             help="where to; off: end it; none: how it stands",
         ),
-        argument("--all", action="store_true", help="what was run so far too"),
-        argument("--force", action="store_true", help="replace a file that exists"),
+        switch("--all", "what was run so far too"),
+        switch("--force", "replace a file that exists"),
     ),
     result=RecordResult,
     details=DETAILS,

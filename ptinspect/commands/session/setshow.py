@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ptinspect import config
+from ptinspect.commands.framework.arguments import switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.options import OPTIONS, find, option_name, option_value, written
@@ -49,7 +50,7 @@ class OptionsResult:
     arguments=(
         argument("name", nargs="?", type=option_name, metavar="NAME", help="the option; show lists them"),
         argument("value", nargs="*", type=option_value, metavar="VALUE", help="its value, or: default"),
-        argument("--save", action="store_true", help="keep it in the configuration file"),
+        switch("--save", "keep it in the configuration file"),
     ),
     result=SetResult | OptionsResult,
     details="Without VALUE: shows it; the word default takes the choice back. --save writes it to the "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import WHERE, timeout_argument
+from ptinspect.commands.framework.arguments import WHERE, switch, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -70,8 +70,8 @@ class HighwaterResult:
             metavar="PID|task:NAME|any",
             help="whose stack (default any)",
         ),
-        argument("--paint", action="store_true", help="fill the free part with a pattern first"),
-        argument("--yes", "-y", action="store_true", help="do not ask before painting"),
+        switch("--paint", "fill the free part with a pattern first"),
+        switch("--yes", "do not ask before painting", "-y"),
         timeout_argument(f"({SECONDS:.0f})", SECONDS),
     ),
     result=HighwaterResult,

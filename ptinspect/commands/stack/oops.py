@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, BinaryIO
 
-from ptinspect.commands.framework.arguments import file
+from ptinspect.commands.framework.arguments import output_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.oops_result import OopsResult, oops_result
@@ -149,14 +149,7 @@ VERDICTS = (
     example="oops console.log",
     arguments=(
         argument("file", metavar="FILE", help="the log; - for standard input"),
-        argument(
-            "--output",
-            "-o",
-            type=file,
-            written="file",
-            metavar="FILE",
-            help="write it to a file too: .md, .txt, .json or .csv",
-        ),
+        output_argument("write it to a file too: .md, .txt, .json or .csv", "--output", "-o"),
     ),
     result=OopsResult,
     details="Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, a mail "

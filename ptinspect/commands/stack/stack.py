@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import cpu_or_all_argument
+from ptinspect.commands.framework.arguments import cpu_or_all_argument, number_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -131,14 +131,7 @@ class StackResult(DepthResult):
             "of", nargs="?", metavar="TASK", type=arguments.task_word, help="PID or task:NAME: of a task"
         ),
         argument("--task", metavar="TASK", type=arguments.task, help="the same; NAME alone will do"),
-        argument(
-            "-n",
-            dest="limit",
-            type=arguments.whole(1, 10_000),
-            default=FRAMES,
-            metavar="N",
-            help="at most N frames",
-        ),
+        number_argument("-n", 1, 10_000, "at most N frames", dest="limit", default=FRAMES),
     ),
     result=StackResult,
     needs=Needs.STOPPED,
@@ -325,9 +318,7 @@ class TaskStacksResult:
     group="Stack",
     summary="Show the stacks of all tasks, least free space first",
     example="stack tasks --all",
-    arguments=(
-        argument("--all", dest="everything", action="store_true", help=f"show all of them, not {SHOWN}"),
-    ),
+    arguments=(switch("--all", f"show all of them, not {SHOWN}", dest="everything"),),
     result=TaskStacksResult,
     needs=Needs.STOPPED,
     details="From the saved SP of tasks that sleep and the live SP of those that run; with the deepest "

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, WHERE, timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
@@ -61,15 +60,10 @@ class StackDiffResult:
     summary="Follow SP over a stretch of execution: the deepest point, where, and who is on the stack",
     example="stack trace --steps 5000 -o boot.trace",
     arguments=(
-        WHERE,
+        arguments.WHERE,
         argument("--method", choices=("step", "ladder", "sample"), help="how to follow SP"),
-        argument(
-            "--steps",
-            type=arguments.whole(1, MOST_STEPS),
-            metavar="N",
-            help=f"instructions at most ({STEPS})",
-        ),
-        timeout_argument(f"time at most ({SECONDS:.0f}; step: none)"),
+        arguments.number_argument("--steps", 1, MOST_STEPS, f"instructions at most ({STEPS})"),
+        arguments.timeout_argument(f"time at most ({SECONDS:.0f}; step: none)"),
         argument(
             "--every",
             type=arguments.seconds,
@@ -84,15 +78,8 @@ class StackDiffResult:
             metavar="current|PID|task:NAME|any",
             help="whose stacks a ladder watches",
         ),
-        argument(
-            "-o",
-            dest="output",
-            type=Path,
-            written="file",
-            metavar="FILE",
-            help="write the trace to a file, for stack diff",
-        ),
-        CPU,
+        arguments.output_argument("write the trace to a file, for stack diff"),
+        arguments.CPU,
     ),
     needs=Needs.STOPPED,
     details="Three ways. step: every instruction of one CPU, with what each function takes; thousands a "

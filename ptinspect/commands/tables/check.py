@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.analysis.findings import RULES, Finding, Findings
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import SEARCH_LIMIT, SEARCH_SECONDS, TABLES
-from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.tables.diff import PartResult, held_result
 from ptinspect.commands.written import WriteResult, told, write_result
 from ptinspect.dataclass import dataclass
@@ -108,26 +107,16 @@ class CheckResult:
     summary="Say which rules the tables break, and what shows it",
     example="check --snap after --against before",
     arguments=(
-        *TABLES,
-        argument(
-            "--against", type=arguments.snapshot, metavar="SNAP", help="compare with this earlier snapshot"
+        *arguments.TABLES,
+        arguments.snapshot_argument("--against", "compare with this earlier snapshot"),
+        arguments.switch("--rewrite-done", "the rewrite has ended: bit 11 must be set where it should"),
+        arguments.switch("--partial", "exit code 0 if what was captured is sound"),
+        arguments.switch("--expect-clean", "exit code 1 if there is any finding at all"),
+        arguments.number_argument(
+            "--limit", 1, 1 << 20, f"findings listed per rule ({LIMIT})", default=LIMIT
         ),
-        argument(
-            "--rewrite-done",
-            action="store_true",
-            help="the rewrite has ended: bit 11 must be set where it should",
-        ),
-        argument("--partial", action="store_true", help="exit code 0 if what was captured is sound"),
-        argument("--expect-clean", action="store_true", help="exit code 1 if there is any finding at all"),
-        argument(
-            "--limit",
-            type=arguments.whole(1, 1 << 20),
-            default=LIMIT,
-            metavar="N",
-            help=f"findings listed per rule ({LIMIT})",
-        ),
-        argument("--who", action="store_true", help="name who wrote what is wrong: in a recorded boot"),
-        SEARCH_LIMIT,
+        arguments.switch("--who", "name who wrote what is wrong: in a recorded boot"),
+        arguments.SEARCH_LIMIT,
     ),
     result=CheckResult,
     needs=Needs.STOPPED_UNLESS_SNAP,
@@ -151,7 +140,7 @@ def check(
     expect_clean: bool = False,
     limit: int = LIMIT,
     who: bool = False,
-    timeout: float = SEARCH_SECONDS,
+    timeout: float = arguments.SEARCH_SECONDS,
 ) -> Report:
     """Apply the rules."""
     from ptinspect.guest.recordings.kept_writes import kept

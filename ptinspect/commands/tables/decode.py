@@ -13,6 +13,7 @@ from ptinspect.arch.permissions import effective
 from ptinspect.arch.regime import Regime, regime_from_registers
 from ptinspect.arch.sysregs import regime_at_el2
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
@@ -82,7 +83,7 @@ class DecodeResult:
         argument("--granule", type=arguments.size, help="4K (default), 16K or 64K"),
         argument("--va-bits", type=arguments.whole(16, 55), help="width of virtual addresses: 48"),
         argument("--pa-bits", type=arguments.whole(32, 52), help="width of physical addresses: 48"),
-        argument("--ds", action="store_true", help="TCR_EL1.DS is set (LPA2: 52-bit addresses)"),
+        switch("--ds", "TCR_EL1.DS is set (LPA2: 52-bit addresses)"),
         argument("--regime", dest="rules", choices=("el1", "el2"), help="el2: a table of EL2's own regime"),
         argument("--pir", type=arguments.number, help="PIR_EL1 or PIR_EL2: permissions are indirect"),
         argument("--pire0", type=arguments.number, help="PIRE0_EL1: what EL0 may do then (0)"),

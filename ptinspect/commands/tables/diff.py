@@ -12,7 +12,6 @@ from ptinspect.arch.descriptor import decode
 from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import SEARCH_LIMIT, SEARCH_SECONDS
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN as SHOWN_RANGES
@@ -143,23 +142,16 @@ class DiffResult:
             metavar="VA",
             help="compare the path of this address, level by level; $REGISTER is as in A",
         ),
-        argument(
-            "-o",
-            dest="output",
-            type=Path,
-            written="file",
-            metavar="FILE",
-            help="write the whole report to a file",
-        ),
-        argument("--expect-only-bit11", action="store_true", help="exit code 1 if anything else changed"),
-        argument(
+        arguments.output_argument("write the whole report to a file"),
+        arguments.switch("--expect-only-bit11", "exit code 1 if anything else changed"),
+        arguments.number_argument(
             "--limit",
-            type=arguments.whole(0, 1 << 24),
-            metavar="N",
-            help=f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
+            0,
+            1 << 24,
+            f"list at most N changes (default {SHOWN} on the screen, 10000 in files and JSON)",
         ),
-        argument("--who", action="store_true", help="name who wrote what changed: in a recorded boot"),
-        SEARCH_LIMIT,
+        arguments.switch("--who", "name who wrote what changed: in a recorded boot"),
+        arguments.SEARCH_LIMIT,
     ),
     result=DiffResult | TextDiffResult,
     details="diff before compares with the guest as it stands now. "
@@ -181,7 +173,7 @@ def diff(
     expect_only_bit11: bool = False,
     limit: int | None = None,
     who: bool = False,
-    timeout: float = SEARCH_SECONDS,
+    timeout: float = arguments.SEARCH_SECONDS,
 ) -> Report:
     """Compare two snapshots, or one with the guest as it is now."""
     from ptinspect.analysis.diff import MAX_CHANGES

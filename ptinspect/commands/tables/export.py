@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.levels import level_number
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import LEAVES, PART, levels_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
@@ -56,35 +55,20 @@ class ExportResult:
     example="export before -o before.csv --level pmd",
     arguments=(
         argument("name", type=arguments.snapshot, metavar="NAME", help="a snapshot in memory, or its file"),
-        argument(
-            "-o",
-            "--output",
-            type=Path,
-            written="file",
-            required=True,
-            metavar="FILE",
-            help="file to write, in one step",
-        ),
+        arguments.output_argument("file to write, in one step", "-o", "--output", required=True),
         argument("--format", dest="form", choices=FORMATS, help="default: by FILE's suffix"),
-        PART,
-        levels_argument("only tables of this level"),
+        arguments.PART,
+        arguments.levels_argument("only tables of this level"),
         argument(
             "--kind",
             dest="kinds",
-            action="append",
-            default=[],
             choices=KINDS,
             help="only these; leaf: block and page; valid: no faults",
+            **arguments.REPEATED,
         ),
-        argument(
-            "--ng",
-            one_of="ng",
-            action="store_true",
-            default=None,
-            help="only with bit 11 (nG, the mark)",
-        ),
+        arguments.switch("--ng", "only with bit 11 (nG, the mark)", one_of="ng", default=None),
         argument("--global", one_of="ng", dest="ng", action="store_false", help="only without bit 11"),
-        *LEAVES,
+        *arguments.LEAVES,
         argument(
             "--era",
             choices=tuple(TEXT_FORMS),

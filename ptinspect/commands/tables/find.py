@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import level_name, size_name
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import TABLES
+from ptinspect.commands.framework.arguments import TABLES, number_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
@@ -63,9 +62,7 @@ class FindResult:
             metavar="PA",
             help="physical address; a kernel address or symbol is translated first",
         ),
-        argument(
-            "--limit", type=arguments.whole(1, 100_000), default=1000, metavar="N", help="at most N hits"
-        ),
+        number_argument("--limit", 1, 100_000, "at most N hits", default=1000),
         *TABLES,
     ),
     expectable=True,

@@ -10,7 +10,6 @@ from ptinspect.arch.descriptor import Attributes
 from ptinspect.arch.levels import level_name, size_name, size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import LEAVES, TABLES, levels_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.bars import BarsResult, bars
@@ -122,8 +121,8 @@ def letters(text: str) -> str:
     example="map --level pmd --ng",
     arguments=(
         argument("part", nargs="?", type=address_range, metavar="RANGE", help=arguments.RANGE_HELP),
-        levels_argument("only leaves of this level"),
-        argument("--ng", one_of="ng", action="store_true", default=None, help="only leaves with nG"),
+        arguments.levels_argument("only leaves of this level"),
+        arguments.switch("--ng", "only leaves with nG", one_of="ng", default=None),
         argument("--global", one_of="ng", dest="ng", action="store_false", help="only leaves without nG"),
         *(
             argument(
@@ -132,28 +131,15 @@ def letters(text: str) -> str:
             for who in ("el1", "el0")
             for no, must in (("", "must be allowed"), ("-not", "must not be allowed"))
         ),
-        *LEAVES,
-        argument(
-            "--bar", action="store_true", help="draw the tables entry by entry; RANGE: those on its way"
+        *arguments.LEAVES,
+        arguments.switch("--bar", "draw the tables entry by entry; RANGE: those on its way"),
+        arguments.switch("--mixed", "contiguous groups whose entries differ in AF or dirty"),
+        arguments.snapshot_argument("--against", "with --bar: what changed since SNAP"),
+        arguments.switch("--merge", "join leaves whose physical addresses do not follow each other"),
+        arguments.number_argument(
+            "--limit", 1, 1 << 24, f"list at most N runs (default {SHOWN} on the screen, 100000 in JSON)"
         ),
-        argument(
-            "--mixed", action="store_true", help="contiguous groups whose entries differ in AF or dirty"
-        ),
-        argument(
-            "--against", type=arguments.snapshot, metavar="SNAP", help="with --bar: what changed since SNAP"
-        ),
-        argument(
-            "--merge",
-            action="store_true",
-            help="join leaves whose physical addresses do not follow each other",
-        ),
-        argument(
-            "--limit",
-            type=arguments.whole(1, 1 << 24),
-            metavar="N",
-            help=f"list at most N runs (default {SHOWN} on the screen, 100000 in JSON)",
-        ),
-        *TABLES,
+        *arguments.TABLES,
     ),
     expectable=True,
     result=MapResult | BarsResult | GroupsResult,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -33,7 +34,7 @@ class PokeResult:
     arguments=(
         argument("pa", type=address, metavar="PA", help="physical address, a multiple of 8: pa:0x…"),
         argument("value", type=arguments.number, metavar="VALUE", help="the new descriptor"),
-        argument("--yes", "-y", action="store_true", help="do not ask"),
+        switch("--yes", "do not ask", "-y"),
     ),
     result=PokeResult,
     needs=Needs.STOPPED,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE
+from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE, number_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snap as capture
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SUFFIX = ".npz"
 """Suffix of snapshot files, added where the user gives none."""
 NAME = argument("name", type=arguments.snapshot, metavar="NAME", help="the snapshot")
-REPLACE = argument("--replace", action="store_true", help="replace the snapshot that has this name")
+REPLACE = switch("--replace", "replace the snapshot that has this name")
 
 
 def snapshot_file(text: str) -> Path:
@@ -96,11 +96,11 @@ class SnapshotsResult:
         RULE,
         CPU,
         argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot"),
-        argument(
+        number_argument(
             "--max-tables",
-            type=arguments.whole(1, 1 << 24),
-            metavar="N",
-            help="stop after so many tables (default: 16 GiB of them, or what half of the free disk holds)",
+            1,
+            1 << 24,
+            "stop after so many tables (default: 16 GiB of them, or what half of the free disk holds)",
         ),
         REPLACE,
     ),

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import TABLES, address_argument
-from ptinspect.commands.framework.command import Needs, argument, command
+from ptinspect.commands.framework.arguments import REPEATED, TABLES, address_argument, snapshot_argument
+from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.tables.paths import (
     PathResult,
     captured_walk,
@@ -92,13 +91,10 @@ class WalkResult:
     arguments=(
         address_argument("va", metavar="VA"),
         *TABLES,
-        argument(
+        snapshot_argument(
             "--against",
-            action="append",
-            default=[],
-            type=arguments.snapshot,
-            metavar="SNAP",
-            help="compare with the same path in this snapshot; may be repeated, the earliest first",
+            "compare with the same path in this snapshot; may be repeated, the earliest first",
+            **REPEATED,
         ),
     ),
     expectable=True,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import ROOT, RULE, SEARCH_LIMIT, address_argument
+from ptinspect.commands.framework.arguments import ROOT, RULE, SEARCH_LIMIT, address_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.written import (
     WriteResult,
@@ -63,7 +63,7 @@ class WhoResult:
     arguments=(
         address_argument("address", metavar="ADDRESS"),
         argument("--level", "-l", type=arguments.level, metavar="LEVEL", help="only the one of this level"),
-        argument("--all", action="store_true", dest="every", help="every write since reset, oldest first"),
+        switch("--all", "every write since reset, oldest first", dest="every"),
         SEARCH_LIMIT,
         ROOT,
         RULE,

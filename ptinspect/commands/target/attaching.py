@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, MODULES, timeout_argument
+from ptinspect.commands.framework.arguments import CPU, MODULES, number_argument, switch, timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -52,24 +52,22 @@ class LaunchResult(Condition):
         argument(
             "--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)"
         ),
-        argument("--no-initrd", action="store_true", help="start without an initial RAM disk"),
+        switch("--no-initrd", "start without an initial RAM disk"),
         argument("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)"),
         argument("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)"),
         argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
-        argument("--smp", type=arguments.whole(1, 512), metavar="N", help="number of CPUs (default 1)"),
+        number_argument("--smp", 1, 512, "number of CPUs (default 1)"),
         argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
         argument("--append", metavar="TEXT", help="kernel command line instead of the default one"),
         argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
-        argument("--keep", action="store_true", help="leave QEMU running when ptinspect ends"),
+        switch("--keep", "leave QEMU running when ptinspect ends"),
         argument(
             "--timeline",
             type=Path,
             metavar="DIR",
             help="record the boot into a new directory, to be replayed with timeline open",
         ),
-        argument(
-            "--unless-attached", action="store_true", help="do nothing where a guest is attached already"
-        ),
+        switch("--unless-attached", "do nothing where a guest is attached already"),
     ),
     result=LaunchResult | Condition,
     details="Without KERNEL: the one of --kernel, else the default reference guest. It may be an Image or a "
@@ -239,10 +237,8 @@ class DetachResult:
     summary="Leave the guest as it was found",
     example="detach",
     arguments=(
-        argument(
-            "--resume", one_of="how", action="store_true", help="leave it running, however it was found"
-        ),
-        argument("--stop", one_of="how", action="store_true", help="leave it stopped, however it was found"),
+        switch("--resume", "leave it running, however it was found", one_of="how"),
+        switch("--stop", "leave it stopped, however it was found", one_of="how"),
     ),
     result=DetachResult,
     not_in_gdb="use GDB's own: detach, or disconnect",
@@ -263,7 +259,7 @@ def detach(guest: Guest, *, resume: bool = False, stop: bool = False) -> Report:
     arguments=(
         argument("directory", type=Path, metavar="DIR", help="what launch --timeline has made"),
         argument("--qemu", metavar="Q", help="QEMU to start (default: one of the version that recorded)"),
-        argument("--trust", action="store_true", help="start QEMU with the further arguments that it names"),
+        switch("--trust", "start QEMU with the further arguments that it names"),
     ),
     result=Condition,
     details="Open those of people whom you trust: QEMU takes the machine's states from it. "

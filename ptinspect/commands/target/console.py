@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import timeout_argument
+from ptinspect.commands.framework.arguments import switch, timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass, replace
@@ -78,7 +78,7 @@ class ConsoleResult:
             metavar="LINES",
             help=f"how many lines ({LINES}; with -f {AHEAD})",
         ),
-        argument("-f", "--follow", action="store_true", help="show what comes from now on"),
+        switch("-f", "show what comes from now on", "--follow"),
         timeout_argument("with -f: wait here, for so long"),
     ),
     result=ConsoleResult,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import timeout_argument
+from ptinspect.commands.framework.arguments import number_argument, switch, timeout_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.kpti.captures import run as kpti_run
@@ -125,7 +125,7 @@ class JudgedResult:
             metavar="DIR",
             help=f"where to write ({DIRECTORY})",
         ),
-        argument("--force", action="store_true", help="do not ask before files are overwritten"),
+        switch("--force", "do not ask before files are overwritten"),
         argument(
             "--guest",
             type=arguments.guest_name,
@@ -135,18 +135,17 @@ class JudgedResult:
         argument("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead"),
         argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
         argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
-        argument("--smp", type=arguments.whole(1, 8), metavar="N", help="number of CPUs (default 1)"),
+        number_argument("--smp", 1, 8, "number of CPUs (default 1)"),
         timeout_argument("limit for the boot (180)", 180.0),
         argument(
             "--fault",
             choices=tuple(EXPECTED),
             help="lose the stack's mapping at the end of the rewrite instead",
         ),
-        argument("--no-guard", action="store_true", help="with --fault: let the guest die its own way"),
-        argument(
+        switch("--no-guard", "with --fault: let the guest die its own way"),
+        switch(
             "--timeline",
-            action="store_true",
-            help="record a kernel that loses that mapping by its own code, and walk back to the store",
+            "record a kernel that loses that mapping by its own code, and walk back to the store",
         ),
     ),
     result=DemoResult | NotShown | CaughtResult | JudgedResult | LostResult | Survived,

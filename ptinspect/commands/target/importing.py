@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
+from ptinspect.commands.framework.arguments import number_argument
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.kernel_text_view import SHOWN, TextResult, show_text
@@ -52,7 +53,7 @@ class ImportResult:
         argument("--base", type=address, metavar="pa:ADDR", help="raw image: where its first byte was"),
         argument("--root", type=address, metavar="pa:ADDR", help="the kernel's root table"),
         argument("--granule", choices=tuple(GRANULES), help="size of a page (default: the kernel tells)"),
-        argument("--va-bits", type=arguments.whole(25, 52), metavar="N", help="width of kernel addresses"),
+        number_argument("--va-bits", 25, 52, "width of kernel addresses"),
         argument("--mair", type=arguments.number, metavar="VALUE", help="MAIR_EL1"),
     ),
     result=ImportResult | TextResult,

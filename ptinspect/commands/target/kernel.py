@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.levels import size_text
-from ptinspect.commands.framework.arguments import MODULES, address_argument
+from ptinspect.commands.framework.arguments import MODULES, address_argument, switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.run.breakpoints import placed
 from ptinspect.dataclass import dataclass
@@ -49,7 +49,7 @@ class KernelResult:
             metavar="FILE",
             help="Image, vmlinuz, or vmlinux, packed or not, or a .deb",
         ),
-        argument("--force", action="store_true", help="use it even if the guest runs another kernel"),
+        switch("--force", "use it even if the guest runs another kernel"),
         MODULES,
     ),
     result=KernelResult,

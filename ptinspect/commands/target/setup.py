@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ptinspect.commands.framework.arguments import REPEATED, switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK, EXIT_TARGET, PtinspectError
@@ -79,32 +80,25 @@ class SetupResult:
     summary="Check for QEMU, GDB and the reference guests, and install what is missing",
     example="setup --yes --guest 6.1-cloud",
     arguments=(
-        argument("--yes", "-y", action="store_true", help="install what is missing"),
+        switch("--yes", "install what is missing", "-y"),
         argument(
             "--guest",
             "-g",
             dest="names",
-            action="append",
-            default=[],
             metavar="NAME",
             help="a reference guest, instead of the default one; may be repeated",
+            **REPEATED,
         ),
-        argument(
-            "--all",
-            dest="every",
-            action="store_true",
-            help="every reference guest but the large ones (debug symbols)",
-        ),
+        switch("--all", "every reference guest but the large ones (debug symbols)", dest="every"),
         argument(
             "--qemu",
-            action="append",
-            default=[],
             metavar="NAME",
             help="also a QEMU beside the system's: newer (as --tests does)",
+            **REPEATED,
         ),
-        argument("--tests", action="store_true", help="also what the project's own tests need"),
-        argument("--check", action="store_true", help="compare the guests' files with their hashes"),
-        argument("--list", dest="only_list", action="store_true", help="only list the reference guests"),
+        switch("--tests", "also what the project's own tests need"),
+        switch("--check", "compare the guests' files with their hashes"),
+        switch("--list", "only list the reference guests", dest="only_list"),
     ),
     result=SetupResult,
     details="Without --yes nothing is changed; exit code 1: something is missing. QEMU and GDB "
