@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,15 @@ def test_a_directory_with_files_of_modules(ctx: Context, tmp_path: Path) -> None
         run(ctx, f"launch --modules {tmp_path}/none")
     ctx.guest.use_modules(tmp_path)
     assert ctx.guest.module_files is not None and ctx.guest.module_files.directory == tmp_path
+
+
+def test_modules_are_listed(ctx: Context) -> None:
+    found = run(ctx, "modules")
+    assert [(each["name"], each["state"]) for each in found.result["modules"]] == [
+        ("second", "live"), ("first", "live"),
+    ]  # fmt: skip
+    assert found.result["modules"][1]["parts"][0]["start"] == f"{MODULES:#x}"
+    assert re.search(rf"(?m)^first +live +\d+K +{MODULES:#x} +0x\w+$", render(found, width=80))
+    assert "incomplete" not in found.result
+    ctx.guest.view.modules.incomplete = "the list of modules does not close"
+    assert "does not close" in render(run(ctx, "modules"), width=80)

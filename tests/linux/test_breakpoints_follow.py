@@ -29,6 +29,7 @@ from ptinspect.guest.run_control import until
 from ptinspect.link.state import RunState
 from ptinspect.linux.image.code_parts import part_of, switches
 from ptinspect.linux.image.image import KernelImage
+from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 from ptinspect.linux.running import efi
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.modules import Module
@@ -308,6 +309,9 @@ class Loading:
     def known(self) -> tuple[Module, ...]:
         there = self.session.cpus[0].pc in (self.loads, *(place + 4 for place in self.places))
         return (Module("net", 0, self.state, (), 0),) if there else ()
+
+    def table(self, module: Module) -> SymbolTable:
+        return NO_SYMBOLS
 
     def lookup(self, name: str, module: str) -> list[tuple[Module, int]]:
         assert (name, module) == ("probe", "net")

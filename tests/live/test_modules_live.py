@@ -84,12 +84,18 @@ def test_modules_of_a_running_kernel(initrd: Path) -> None:
         assert "virtio_net" in listed
         assert modules.incomplete == ""
         assert listed == {m.name: (m.parts[0][0], m.parts[0][1] - m.parts[0][0]) for m in modules.listed}
+        shown = {m["name"]: (int(m["parts"][0]["start"], 16), m["state"]) for m in live("modules")["modules"]}
+        assert shown == {name: (base, "live") for name, (base, _) in listed.items()}
         for module in modules.listed:
             symbols = re.findall(rf"(?m)^([0-9a-f]{{16}}) (\w) (\S+)\t\[{module.name}\]", said)
             theirs = {(int(at, 16), kind.lower(), name) for at, kind, name in symbols if name[0] not in "$."}
             table = modules.table(module)
             ours = set(zip(table.addresses.tolist(), table.kinds.lower(), table.names, strict=True))
             assert theirs == ours, module.name
+        for name, words in (("virtio_net_driver_init", "freed by now"), ("virtnet_sats", "virtnet_stats")):
+            with pytest.raises(KernelFileError, match=f"no symbol '{name}'") as refused:
+                live(f"break '{name} [virtio_net]'")
+            assert words in (refused.value.hint or "")
         stop = live("until virtnet_stats --timeout 300")
         assert stop["place"] == f"{stop['pc']} (virtnet_stats+0x0 [virtio_net])"
         frames = [frame["place"] for frame in live("bt")["frames"]]

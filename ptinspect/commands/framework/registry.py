@@ -49,6 +49,8 @@ INSTEAD: Mapping[str, str] = {
     "list": "there are no source lines; disassemble, or x/8i $pc",
     "log": "console -n 50",
     "lx-dmesg": "console -n 50",
+    "lsmod": "modules",
+    "lx-lsmod": "modules",
     "lx-ps": "stack tasks",
     "make": "!make",
     "nearpc": "disassemble",

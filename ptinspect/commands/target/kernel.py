@@ -1,14 +1,14 @@
-"""`kernel` and `symbol`: the kernel file, and what it knows."""
+"""`kernel`, `symbol`, `modules`: the kernel file, what it knows, and which modules are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptinspect.arch.bits import PhysAddr
+from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.levels import size_text
 from ptinspect.commands.framework.arguments import MODULES, address_argument, switch
-from ptinspect.commands.framework.command import argument, command
+from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.run.breakpoints import placed
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import KernelFileError, PtinspectError, UserError
@@ -18,7 +18,7 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import also_in, early, names_at_hand
 from ptinspect.output.encode import ABSENT, Absent, Hex
-from ptinspect.output.model import Note, Report, escape, facts
+from ptinspect.output.model import Note, Report, Table, escape, facts, headings
 
 
 @dataclass(frozen=True)
@@ -179,3 +179,72 @@ def symbol(guest: Guest, *, what: Address) -> Report:
     if also:
         body.append(Note(f"modules have one of this name too: {', '.join(also)}; NAME [MODULE]", "dim"))
     return Report(result, body)
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """A part of a module's memory."""
+
+    start: VirtAddr
+    end: VirtAddr
+
+
+@dataclass(frozen=True)
+class ModuleResult:
+    """A module that is loaded."""
+
+    name: str
+    state: str
+    """live, coming, going or unformed: enum module_state of the kernel."""
+    address: VirtAddr
+    """Of its struct module."""
+    parts: Sequence[PartResult]
+    """Its code comes first."""
+
+
+@dataclass(frozen=True)
+class ModulesResult:
+    """The modules that are loaded."""
+
+    modules: Sequence[ModuleResult]
+    incomplete: str | Absent = ABSENT
+    """Why there may be more."""
+
+
+@command(
+    "modules",
+    group="Look",
+    summary="List the modules that the guest has loaded",
+    example="modules",
+    result=ModulesResult,
+    needs=Needs.STOPPED,
+    expectable=True,
+    details="The kernel's own list, in its order: the last one loaded comes first. Their symbols are known: "
+    "symbol init_module, break 'virtnet_open [virtio_net]'.",
+)
+def modules(guest: Guest) -> Report:
+    """List the modules on the kernel's list."""
+    known = guest.view.modules
+    found = [
+        ModuleResult(
+            one.name,
+            one.state,
+            VirtAddr(one.address),
+            [PartResult(*map(VirtAddr, part)) for part in one.parts],
+        )
+        for one in known.listed
+    ]
+    rows = [
+        (
+            one.name,
+            one.state,
+            size_text(sum(part.end - part.start for part in one.parts)),
+            f"{one.parts[0].start:#x}" if one.parts else "?",
+            f"{one.address:#x}",
+        )
+        for one in found
+    ]
+    columns = headings("name", "state", ">size", "from", "kept at")
+    body = [Table(columns, rows, empty="no module is loaded")]
+    more = [Note(escape(known.incomplete), "bad")] if known.incomplete else []
+    return Report(ModulesResult(found, known.incomplete or ABSENT), (*body, *more))

@@ -182,7 +182,8 @@ class SymbolBreakpoints:
         self.look()
         found = set(self._wanted(kernel, address))
         if module_of(address) and state_of(self._guest, address) and not found:
-            raise missing(address, "code for its initialisation is freed by now: set it before it is loaded")
+            hint = "what initialises a module (__init) is freed by now: break there before that is loaded"
+            raise missing(self._guest, address, hint)
         return found
 
     def shown_at(self, address: Address) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptinspect.arch.bits import MASK64
 from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.guest.expression import Address
+from ptinspect.text import similar
 
 if TYPE_CHECKING:
     from ptinspect.guest.guest import Guest
@@ -73,15 +74,20 @@ def in_module(guest: Guest, address: Address) -> list[int]:
     except GuestError:
         return []
     if not found and state_of(guest, address) == "coming":
-        raise missing(address, "symbol ADDRESS names its code")
+        raise missing(guest, address, "symbol ADDRESS names its code")
     after = sum(term.sign * term.value for term in address.terms if term.value is not None)
     return [(at + after) & MASK64 for _, at in found]
 
 
-def missing(address: Address, hint: str) -> KernelFileError:
-    """Return the error that a module does not have the symbol of an address."""
+def missing(guest: Guest, address: Address, hint: str) -> KernelFileError:
+    """Return the error that a module, which is there, does not have the symbol of an address."""
     name, module = _named(address)
-    return KernelFileError(f"module {module} has no symbol {name!r}", hint)
+    modules = guest.view.modules
+    names = {known for one in modules.known if one.name == module for known in modules.table(one).names}
+    near = " or ".join(similar(name, names))
+    return KernelFileError(
+        f"module {module} has no symbol {name!r}", f"did you mean {near}? {hint}" if near else hint
+    )
 
 
 def _named(address: Address) -> tuple[str, str]:
