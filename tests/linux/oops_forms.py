@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
 import re
 import textwrap
@@ -118,6 +119,23 @@ PREFIXES: dict[str, Form] = {
         "- " + json.dumps({"dt": "2025-06-16T10:00:09", "lvl": "target", "msg": f"[{time}] {text}"})
         for time, text in rows
     ],
+    "journalctl -o json-pretty": lambda rows: [
+        row
+        for _, text in rows
+        for row in ("{", '\t"PRIORITY" : "1",', f'\t"MESSAGE" : {json.dumps(text)},', '\t"_UID" : "0"', "}")
+    ],
+    "container": lambda rows: [
+        json.dumps({"log": f"[{time}] {text}\n", "stream": "stdout", "time": "2025-06-16T10:00:09.1Z"})
+        for time, text in rows
+    ],
+    "one string of JSON": lambda rows: [
+        json.dumps({"id": 7, "message": "".join(f"[{time}] {text}\n" for time, text in rows)})
+    ],
+    "QNX host": each("Jun 16 {clock}.123    qvm_la.45077    slog*    0  (console) [{time}] {text}"),
+    "Xen": each("(XEN) DOM1: [{time}] {text}"),
+    "HiSilicon": each("[{time}s][pid:747,cpu6,cryptomgr_test]{text}"),
+    "container's name": each("ttyAMA0_1 | [{time}] {text}"),
+    "table of a database": each('"2025-06-16 {clock}","kernel","[{time}] {text}"'),
     "unknown logger": each("board7/ttyS0~ {text}"),
     "unknown logger, numbers": each("{{{number}}} node-12 @@ {text}"),
 }
@@ -194,6 +212,9 @@ COATS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "CR that a program shows": coat(lambda line: line + "^M"),
     "colours": coat(lambda line: "\x1b[32m" + line.replace("] ", "] \x1b[0m\x1b[1;31m", 1) + "\x1b[0m"),
     "HTML": coat(lambda line: line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")),
+    "HTML of a page": coat(lambda line: f'<span class="log pass">{html.escape(line, quote=False)}</span>'),
+    "HTML of a mail": lambda text: ["<br>".join(html.escape(line, quote=False) for line in text)],
+    "Markdown": coat(lambda line: re.sub(r"([][_#<>*])", r"\\\1", line)),
     "quoted-printable": soft_breaks,
 }
 """Name -> what terminals, browsers and mail programs make of the characters of what was wrapped."""

@@ -20,6 +20,8 @@ USUAL = ("console", "no stamps", "quoted", "journalctl")
 """Prefixes that are combined with every fold and every coat; of a log they take turns."""
 TAGGED = ("printk.caller", "Android", "MediaTek", "Qualcomm", "Exynos", "Samsung", "RT", "kmsg, caller")
 """Prefixes that name the task or the CPU, here one for all lines: only a log of one CPU can have them."""
+WHOLE = ("journalctl -o json-pretty", "one string of JSON", "table of a database")
+"""Forms whose quotes no fold may part."""
 WIDEST = 50
 """Columns of a prefix with which lines are wrapped: beyond them nothing would be left beside it."""
 
@@ -74,6 +76,8 @@ def possible(fold: str, prefix: str, coat: str) -> bool:
         return True
     twice = fold != "not folded" and coat == "quoted-printable"
     unmarked = fold.startswith("terminal") and "no stamps" in prefix
+    if prefix in WHOLE and fold != "not folded":
+        return False
     return width(prefix) <= WIDEST and not twice and not unmarked
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from oops_logs import log
 
 from ptinspect.linux.oops.lines import MAX_LINE, Line, Normaliser, rows
 from ptinspect.linux.oops.verdict import analyse
@@ -68,7 +69,7 @@ def test_lines_that_ran_together_are_parted_at_their_stamps() -> None:
 
 def test_numbers_callers_and_times_are_kept() -> None:
     found = list(lines("\n\n[    1.250000][   C3] here\nthere\n"))
-    assert found == [Line(3, "here", "C3", "1.250000"), Line(4, "there")]
+    assert found == [Line(3, "here", "C3", "1.250000"), Line(4, "there", place=1)]
 
 
 def test_a_long_line_is_cut() -> None:
@@ -77,12 +78,25 @@ def test_a_long_line_is_cut() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_is_read(encoding: str) -> None:
-    mark = "\ufeff".encode(encoding)
-    (panic,) = analyse(mark + "\nKernel panic - not syncing: VFS: no root\n".encode(encoding)).panics
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+def test_utf16_is_read(encoding: str, mark: str) -> None:
+    (panic,) = analyse(
+        mark.encode(encoding) + "\nKernel panic - not syncing: VFS: no root\n".encode(encoding)
+    ).panics
     assert panic.incident.panic == "VFS: no root"
 
 
 def test_bytes_that_are_no_text_do_no_harm() -> None:
     (panic,) = analyse(b"\xff\x00\xc3Kernel panic - not syncing: a\xff\x00b").panics
     assert panic.incident.panic == "a\ufffd"
+
+
+def test_parts_of_a_dump_of_pstore_are_read_from_the_oldest_on() -> None:
+    rows = log("6.12-write-read-only").decode().splitlines()
+    at = next(number for number, row in enumerate(rows) if "Call trace" in row)
+    whole = analyse(log("6.12-write-read-only")).panics
+    files = ["Panic#1 Part1", *rows[at:], "Panic#1 Part2", *rows[:at]]
+    found = analyse("\n".join(files).encode()).panics
+    assert [panic.verdict for panic in found] == [panic.verdict for panic in whole]
+    assert found[0].incident.first.trace == whole[0].incident.first.trace
+    assert files[found[0].incident.first.line - 1] == rows[whole[0].incident.first.line - 1]

@@ -105,7 +105,7 @@ class Reader:
             self._close()
 
     def _open(self, line: Line) -> bool:
-        return any(line.number - d.last <= (48 if d.ended else REACH) for d in self.sorter.drafts[:-9:-1])
+        return any(line.place - d.last <= (48 if d.ended else REACH) for d in self.sorter.drafts[:-9:-1])
 
     def finish(self) -> Iterator[Incident]:
         """Yield the deaths, in order."""
@@ -134,9 +134,9 @@ class Reader:
         match = messages.BOOT.search(line.text)
         if match is None or (match.start() and ANCHOR.match(line.text)):
             return False
-        if line.number - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
+        if line.place - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
             self._next_boot()
-        self.boot_line = line.number
+        self.boot_line = line.place
         self.begun.add(self.boot)
         if match[1].startswith("Linux"):
             self.banners[self.boot] = line.text[match.start() :][:200]
@@ -180,16 +180,16 @@ class Reader:
             drafts = sort(lines, self.boot)
         self.sorter = Sorter(self.boot)
         for index, draft in enumerate(drafts):
-            self._join(draft, drafts[index + 1 : index + 9], lines[0].number)
+            self._join(draft, drafts[index + 1 : index + 9], lines[0].place)
 
-    def _join(self, draft: Draft, following: list[Draft], first_line: int) -> None:
+    def _join(self, draft: Draft, following: list[Draft], first_place: int) -> None:
         """Add a report to the death that it is of, or begin another death."""
         last = self.recent
         if draft.kind == "warning" and not draft.panic:
             self.warning = draft
             return
         before = [death for death in dict.fromkeys((self.latest, last)) if death is not None]
-        known = self._copied(draft, first_line) or any(self._again(death, draft) for death in before)
+        known = self._copied(draft, first_place) or any(self._again(death, draft) for death in before)
         titled = next((death for death in before if not known and _title(death.first, draft)), None)
         if titled is not None:
             titled.reports[0] = draft
@@ -206,14 +206,14 @@ class Reader:
         else:
             self._begin(draft)
 
-    def _copied(self, draft: Draft, first_line: int) -> bool:
+    def _copied(self, draft: Draft, first_place: int) -> bool:
         """Take a report of a log that stands in a mail twice: the same line with the same stamp."""
         marks = [mark for mark in ((draft.time, draft.headline), draft.error) if mark[0]]
         known = next((self.marks[mark] for mark in marks if mark in self.marks), None)
         if known is None:
             return False
         end = max(report.last for report in known.reports)
-        if end >= (draft.line if known.first.ended else first_line):
+        if end >= (draft.place if known.first.ended else first_place):
             return False
         if {known.first.boot, draft.boot} <= self.begun:
             return False
@@ -315,8 +315,8 @@ def _title(first: Draft, draft: Draft) -> bool:
     if not alike or (draft.bare and not messages.INLINE.search(first.headline)):
         return False
     if messages.INLINE.search(first.headline):
-        return draft.line - first.line <= TITLE_GAP
-    return not first.time and (bool(draft.time) or draft.line - first.line <= TITLE_GAP)
+        return draft.place - first.place <= TITLE_GAP
+    return not first.time and (bool(draft.time) or draft.place - first.place <= TITLE_GAP)
 
 
 def _inside(last: Death, draft: Draft) -> bool:
@@ -326,7 +326,7 @@ def _inside(last: Death, draft: Draft) -> bool:
         return False
     if draft.kind == "bad-stack" and (draft.cpu is None or all(draft.cpu != d.cpu for d in last.reports)):
         return False
-    if first.kind not in FATAL or draft.line - max(d.last for d in last.reports) > 4 * REACH:
+    if first.kind not in FATAL or draft.place - max(d.last for d in last.reports) > 4 * REACH:
         return False
     mixed = draft.mixed or any(report.mixed for report in last.reports)
     if mixed and (draft.cpu is None or draft.cpu not in {d.cpu for d in last.reports}):
@@ -351,7 +351,7 @@ def _cut_off(last: Death, draft: Draft, following: list[Draft]) -> bool:
     cut = [d for d in last.reports if d.kind == "fault" and not d.internal and d.cpu is None and not d.bare]
     if len(cut) != len(last.reports) or any(d.kind in ("bad-stack", "fault") for d in following):
         return False
-    if draft.line - last.reports[-1].last > 8 or draft.mixed:
+    if draft.place - last.reports[-1].last > 8 or draft.mixed:
         return False
     times = [float(d.time) for d in (last.reports[-1], draft) if d.time]
     return len(times) < 2 or 0 <= times[1] - times[0] <= TOGETHER

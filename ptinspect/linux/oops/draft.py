@@ -18,7 +18,10 @@ class Draft:
     line: int
     time: str = ""
     boot: int = 0
+    place: int = 0
+    """`Line.place` of its first line."""
     last: int = 0
+    """`Line.place` of its last line."""
     slots: dict[str, Any] = field(default_factory=dict)
     trace: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)

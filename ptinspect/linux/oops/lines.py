@@ -25,11 +25,21 @@ MAX_ROWS = 12
 
 _ANSI = Pattern(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])")
 _JSON = Pattern(
-    r'^[\s\-,\[]*\{.*"(?:MESSAGE|msg)"\s*:\s*("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")',
-    "MESSAGE",
-    "msg",
+    r'^[\s\-,\[]*(?:\{.*)?"(?:MESSAGE|@?message|msg|log|line|text|textPayload)"\s*:\s*'
+    r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")',
+    *('MESSAGE"', 'message"', 'msg"', 'log"', 'line"', 'text"', 'textPayload"'),
 )
-"""A line of `journalctl -o json`, or of LAVA's own log."""
+"""A line of `journalctl -o json` or `json-pretty`, of LAVA's own log, or of a container's."""
+_MEMBER = Pattern(
+    r'\s*(?:"[@\w.]{1,80}"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[\d.]+|null|true|false)|\{|\}),?\s*$',
+    *('"', "{", "}"),
+)
+"""Any other row of `journalctl -o json-pretty`."""
+_BREAK = Pattern(r"<br ?/?>|</(?:p|div|li|tr)>", "<br", "</")
+_MARKUP = Pattern(r"</?(?:span|pre|code|font|div|li|tr|td|a|b|i|p)(?: [^<>]{0,300})?>", "<")
+"""Tags of a web page around what the kernel printed; its own are `<TASK>`, `<IRQ>`, `<idle>`."""
+_ESCAPED = Pattern(r"\\([][_*#<>+!(){}`~|.-])", "\\")
+"""What Markdown needs a backslash for."""
 _ROWS = Pattern(r"[^\r\n\x00]+")
 _STAMPED = Pattern(STAMP)
 _CHARACTERS = {
@@ -82,6 +92,8 @@ class Line:
     """`T<pid>` or `C<cpu>` where the log names it, else empty."""
     time: str = ""
     """The time stamp, seconds since boot as printed, or empty."""
+    place: int = 0
+    """Lines before it: unlike rows, they are as far from each other in every form of a log."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,8 @@ class Normaliser:
     held: list[Row] = field(default_factory=list)
     """The last rows, which may be cut at a width."""
     pending: _Open | None = None
+    place: int = 0
+    """Lines that were read or passed over."""
 
     @property
     def waits(self) -> bool:
@@ -159,8 +173,7 @@ class Normaliser:
         found: list[tuple[int, str]] = []
         soft = False
         self.printable = self.printable or _quoted_printable(rows)
-        for row in rows:
-            text = _clean(row.raw[: 64 * MAX_LINE])
+        for row, text in _parts(rows):
             if soft:
                 found[-1] = (found[-1][0], found[-1][1] + text)
             else:
@@ -222,7 +235,8 @@ class Normaliser:
     def _flush(self) -> Iterator[Line]:
         done, self.pending = self.pending, None
         if done is not None and done.text:
-            yield Line(done.number, done.text.rstrip(), done.peeled.caller, done.peeled.time)
+            yield Line(done.number, done.text.rstrip(), done.peeled.caller, done.peeled.time, self.place)
+            self.place += 1
 
     def _goes_on(self, before: _Open, line: Peeled, text: str, *, known: bool) -> bool:
         """Tell whether a row continues the line before it."""
@@ -320,6 +334,13 @@ def rows(text: str, number: int = 1) -> Iterator[Row]:
         yield Row(number, match[0])
 
 
+def _parts(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """Yield the characters of each row as they were printed; a row of JSON or HTML may hold many lines."""
+    for row in rows:
+        for text in _clean(row.raw[: 64 * MAX_LINE]).split("\n"):
+            yield row, text
+
+
 def _split(raw: str) -> list[str]:
     """Cut a row where a further time stamp begins; cut what is longer than MAX_LINE."""
     if raw.count("[") < 2:
@@ -337,13 +358,21 @@ def _clean(raw: str) -> str:
     if (message := _JSON.search(text)) is not None:
         import json
 
-        text = json.loads(message[1], strict=False).partition("\n")[0]
+        text = json.loads(message[1], strict=False).rstrip("\n")
+    elif _MEMBER.match(text) is not None:
+        return ""
+    if text.startswith('"') and '","' in text:
+        text = text.removesuffix('"')
     while text.endswith("^M"):
         text = text[:-2]
     if not text.isascii():
         text = text.translate(_CHARACTERS)
     if _QUOTED_PRINTABLE.search(text) is not None:
         text = _QUOTED_PRINTABLE.compiled.sub(lambda match: _DECODED[match[0].lower()], text)
+    if _MARKUP.search(text) is not None or _BREAK.search(text) is not None:
+        text = _MARKUP.compiled.sub("", _BREAK.compiled.sub("\n", text))
+    if _ESCAPED.search(text) is not None:
+        text = _ESCAPED.compiled.sub(r"\1", text)
     if "&" in text:
         text = _ENTITY.compiled.sub(lambda match: _ENTITIES[match[0]], text)
     return text

@@ -9,6 +9,7 @@ import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import BinaryIO, cast
 
 from ptinspect.linux.oops import messages
@@ -32,6 +33,8 @@ WORDS = (
 """Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
 
 _BLANK = re.compile(r"\s+")
+_PART = re.compile(rb"^(\w{3,20}#\d{1,9}) Part(\d{1,4})\r?$", re.MULTILINE)
+"""The first row of a part of a dump that pstore kept."""
 
 
 class Log:
@@ -46,9 +49,9 @@ class Log:
         """Yield the log in chunks."""
         pieces = self._unpacked()
         first = next(pieces, b"")
-        mark = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(first[:2])
-        decoder = codecs.getincrementaldecoder(mark)(errors="replace") if mark is not None else None
-        chunk = first[2:] if mark is not None else first
+        wide = _wide(first[:4096])
+        decoder = codecs.getincrementaldecoder(wide)(errors="replace") if wide else None
+        chunk = first
         feeds = b"\n" not in first and b"\r" in first
         while chunk:
             text = chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
@@ -76,6 +79,17 @@ class Log:
             yield bytes(waiting)
 
 
+def _wide(head: bytes) -> str:
+    """Return the encoding of a log with two bytes for each character; empty for any other.
+
+    Its mark tells, or, where that was cut off, that every other byte is 0.
+    """
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16-le" if head[:2] == codecs.BOM_UTF16_LE else "utf-16-be"
+    zeros = [head[start::2].count(0) * 3 > len(head) for start in (0, 1)]
+    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get((zeros[0], zeros[1]), "")
+
+
 class _Joined(io.RawIOBase):
     """A file whose first bytes were read already."""
 
@@ -98,9 +112,27 @@ def read(chunks: Iterable[bytes]) -> Reader:
     """Find the deaths in a log that comes in chunks, of any length each."""
     search = _Search(Reader())
     for chunk in chunks:
-        search.chunk(chunk)
+        for number, part in _in_order(chunk):
+            if number:
+                search.end()
+                search.number = number
+            search.chunk(part)
     search.end()
     return search.reader
+
+
+def _in_order(log: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield a log, or the parts of a dump that pstore kept, and the row at which each begins.
+
+    Part1 is the newest (Linux fs/pstore/platform.c, pstore_dump), so that the files by name are backwards.
+    """
+    heads = list(_PART.finditer(log)) if b" Part2" in log and len(log) < CHUNK else []
+    if len(heads) < 2 or any(int(b[2]) != int(a[2]) + 1 or a[1] != b[1] for a, b in pairwise(heads)):
+        yield 0, log
+        return
+    edges = [head.start() for head in heads]
+    for start, end in ((0, edges[0]), *reversed([*pairwise((*edges, len(log)))])):
+        yield log.count(b"\n", 0, start) + 1, log[start:end]
 
 
 class _Search:
@@ -128,6 +160,7 @@ class _Search:
         """Take what is left."""
         if self.kept:
             self._go(self.kept)
+            self.kept = b""
         self._flush()
 
     def _go(self, data: bytes) -> None:
@@ -135,7 +168,8 @@ class _Search:
         while position < len(data):
             if self._idle:
                 start = _next(data, position, hits)
-                self.number += data.count(b"\n", position, start)
+                passed = data.count(b"\n", position, start)
+                self.number, self.normaliser.place = self.number + passed, self.normaliser.place + passed
                 position = start
                 if position >= len(data):
                     return

@@ -63,7 +63,7 @@ _CPU_TAG = Pattern(
     r"\[ *(?P<exynos>\d{1,3}): *[^\]\[:]{1,24}: *\d{1,7}\]|\(CPU:(?P<qcom>\d{1,3})-[^)]{1,40}\)|"
     r"\[cpu ?(?P<cpu>\d{1,3})\])"
 )
-_TAG = Pattern(r"(?:\[[^\]\[]{0,60}\])+")
+_TAG = Pattern(r"(?:\[(?!(?:0x)?[0-9a-f]{8,16}\]|<)[^\]\[]{0,60}\])+")
 _VALUE = Pattern(r"[0-9a-f]{12}|0x[0-9a-f]|=|\+0x|(?:\S+ +){12}")
 _STEP = Pattern(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
 
@@ -79,7 +79,8 @@ ANCHOR = Pattern(
     r"Kernel Offset: |CPU features: |Memory Limit|note: \S+\[\d|PHYS_OFFSET: |Starting crashdump|"
     r"Rebooting in \d|Booting Linux on|Linux version \d|Fixing recursive fault|BUG_ON|"
     r"(?:Read|Write) of size \d|The buggy address|KASAN: |Allocated by task|Freed by task|"
-    r"Message from syslogd|Broadcast message from|watchdog: |rcu: |\*\* \d+ printk messages)"
+    r"Message from syslogd|Broadcast message from|watchdog: |rcu: |\*\* \d+ printk messages|"
+    r"(?:Panic|Oops|Emergency)#\d+ Part\d)"
 )
 """How the kernel begins the lines that a report is made of."""
 FRAME_LINE = Pattern(
@@ -219,6 +220,4 @@ def _tags(text: str, caller: str) -> tuple[str, str]:
         rest = text[match.end() :]
         return rest, caller or f"C{int(cpu)}"
     match = _TAG.match(text)
-    if match is not None and not re.match(r"\[(?:0x)?[0-9a-f]{8,16}\]|\[<", text):
-        return text[match.end() :], caller
-    return text, caller
+    return (text[match.end() :] if match is not None else text), caller

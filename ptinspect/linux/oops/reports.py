@@ -82,12 +82,12 @@ class Sorter:
         if messages.TRIGGERS.search(line.text) is not None and self._opening(line):
             return
         if messages.BROADCAST.match(line.text):
-            self.broadcast = line.number
+            self.broadcast = line.place
         self._body(line)
 
     def alive(self, line: Line) -> list[Draft]:
         """Return the reports that a line may belong to, the one that printed last at the end."""
-        found = [d for d in self.drafts[-64:] if not (d.ended or d.over) and line.number - d.last <= REACH]
+        found = [d for d in self.drafts[-64:] if not (d.ended or d.over) and line.place - d.last <= REACH]
         return sorted((d for d in found if _heard(d, line.caller)), key=lambda d: d.last)
 
     def score(self) -> int:
@@ -118,7 +118,7 @@ class Sorter:
             if match is None:
                 continue
             headline = line.text[match.start() :]
-            if line.number - self.broadcast <= 2 and any(d.headline == headline for d in self.drafts[-8:]):
+            if line.place - self.broadcast <= 2 and any(d.headline == headline for d in self.drafts[-8:]):
                 return True
             draft = self._begin(kind, line, headline)
             if kind == "fault" and match.groups() and match[1] and len(match[1]) in (8, 16):
@@ -131,7 +131,7 @@ class Sorter:
         for other in self.drafts[-64:]:
             if other.in_trace and _heard(other, line.caller):
                 other.in_trace, other.elided = 0, True
-        draft = Draft(kind, headline[:300], line.number, line.time, self.boot, line.number)
+        draft = Draft(kind, headline[:300], line.number, line.time, self.boot, line.place, line.place)
         self.drafts.append(draft)
         self._fed(draft, line)
         return draft
@@ -141,7 +141,7 @@ class Sorter:
             self.returns += 1
             draft.mixed = draft.mixed or not line.caller
             draft.run += 1
-        self.current, draft.last = draft, line.number
+        self.current, draft.last = draft, line.place
         draft.rank = max(draft.rank, 0)
         if line.caller:
             draft.callers.add(line.caller)
@@ -151,7 +151,7 @@ class Sorter:
         count = int(number[1]) if number is not None else None
         for draft in self.drafts[-64:]:
             if count is not None and draft.number == count and _same(draft.slots.get("esr"), esr):
-                draft.last = max(draft.last, line.number) if not draft.ended else draft.last
+                draft.last = max(draft.last, line.place) if not draft.ended else draft.last
                 return
         alive = self.alive(line)
         order = alive if self.in_turn else alive[::-1]
@@ -170,14 +170,14 @@ class Sorter:
             draft.slots.setdefault("esr", esr)
 
     def _panic(self, line: Line, text: str, headline: str) -> None:
-        alive = [d for d in self.drafts[-64:] if line.number - d.last <= REACH and _heard(d, line.caller)]
+        alive = [d for d in self.drafts[-64:] if line.place - d.last <= REACH and _heard(d, line.caller)]
         for draft in sorted(alive, key=lambda d: (d is self.current, d.last), reverse=True):
             if draft.panic and draft.panic == text:
                 return
             if not draft.panic and fits_panic(draft, text):
                 draft.panic, draft.in_trace = text, 0
                 if draft.ended:
-                    self.current, draft.last = draft, line.number
+                    self.current, draft.last = draft, line.place
                 else:
                     self._fed(draft, line)
                 return
@@ -215,12 +215,12 @@ class Sorter:
                 if note is not None and len(target.notes) < MAX_NOTES and note[0] not in target.notes:
                     target.notes.append(note[0])
                 if _FAULT_WORDS.match(text) is None or target.kind != "bad-stack":
-                    target.last = line.number
+                    target.last = line.place
 
     def _of_the_panic(self, line: Line) -> bool:
         """Take the calls that panic() prints: they are the dead report's, if it has none of its own."""
         draft = self.current
-        if draft is None or not draft.panic or line.number - draft.last > TRACE_GAP:
+        if draft is None or not draft.panic or line.place - draft.last > TRACE_GAP:
             return False
         if not draft.trace and not draft.ended:
             draft.in_trace = TRACE_GAP
