@@ -29,7 +29,7 @@ from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.listener import is_busy
 from ptinspect.link.qemu.stub_probe import probe
 from ptinspect.link.session import RunState
-from ptinspect.processes import has_ended
+from ptinspect.processes import has_ended, stopped
 
 PAGE = 4096
 
@@ -427,7 +427,7 @@ def test_a_gdb_that_was_stopped_when_its_ptinspect_died_leaves_the_guest_to_the_
         assert child.stdout is not None
         debugger = int(child.stdout.readline())
         os.kill(debugger, signal.SIGSTOP)
-        _wait_for(lambda: Path(f"/proc/{debugger}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        _wait_for(lambda: debugger in stopped(states="T"))
         child.kill()
     assert not has_ended(debugger)
     stub.packets.clear()

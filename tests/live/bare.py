@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import missing
-from session import Live
+from session import Live, fresh
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, launch
 
@@ -77,11 +75,7 @@ def started(
         file.write_bytes(data)
         extra += ["-device", f"loader,file={file},addr={address:#x},force-raw=on"]
     options = LaunchOptions(kernel, cpu="max", memory=128, append="", extra=tuple(extra), machine=machine)
-    qemu = launch(options)
-    ctx = Context(build_registry())
-    try:
-        ctx.guest.open_session(LiveSession.attach(str(qemu.gdb_socket)), qemu)
-        yield Live(ctx)
-    finally:
-        ctx.close()
-        qemu.end()
+    with fresh() as live:
+        qemu = live.ctx.guest.qemu = launch(options)
+        live.ctx.guest.open_session(LiveSession.attach(str(qemu.gdb_socket)))
+        yield live

@@ -7,11 +7,12 @@ whatever the output addresses are.
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from session import initrd_with
 
 from ptinspect.reference import initrd
 
@@ -37,15 +38,10 @@ class Truth:
     memory: str
 
 
-def with_ptdump(base: Path, target: Path) -> Path:
-    """Write an initial RAM disk whose first process prints the account before it starts its shell."""
+def with_ptdump(name: str, folder: Path) -> Path:
+    """Write a guest's RAM disk whose first process prints the account before it starts its shell."""
     show = f'echo "{BEGIN}"; cat /sys/kernel/debug/kernel_page_tables; echo "{END}"\nwhile :; do'
-    init = initrd.INIT.replace("while :; do", show, 1).encode()
-    data = base.read_bytes()
-    data += bytes(-len(data) % 4)  # archives may follow each other; the later file of a name wins
-    entry = initrd.Entry("init", stat.S_IFREG | 0o755, init)
-    target.write_bytes(data + initrd.compress(initrd.cpio([entry])))
-    return target
+    return initrd_with(name, folder, {"init": initrd.INIT.replace("while :; do", show, 1)})
 
 
 def said(lines: Iterable[str]) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from fakes import wider
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetError
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
+from ptinspect.output.model import Report
 from ptinspect.reference import guests
-from ptinspect.reference.initrd import READY
+from ptinspect.reference.initrd import READY, Entry, compress, cpio
 
 GUESTS_OF_TESTS: dict[str, set[str]] = {}
 """Guests that a test has asked for, by its node id; what a shared fixture asks for counts for the first."""
@@ -36,13 +40,17 @@ class Live:
 
     def __call__(self, line: str) -> dict[str, Any]:
         """Run a line and return its result; what it says must be readable on 80 columns."""
-        report = self.ctx.registry.run(self.ctx, line)
+        report = self.report(line)
         assert wider(report, 80) == [], line
         return dict(report.result)
 
+    def report(self, line: str) -> Report:
+        """Run a line and return its report."""
+        return self.ctx.registry.run(self.ctx, line)
+
     def exit_code(self, line: str) -> int:
         """Run a line and return the exit code of its report."""
-        return self.ctx.registry.run(self.ctx, line).exit_code
+        return self.report(line).exit_code
 
 
 def need_guest(name: str) -> guests.Guest:
@@ -58,18 +66,19 @@ def need_guest(name: str) -> guests.Guest:
     return guest
 
 
-def is_ready(live: Live) -> bool:
+def is_ready(live: Live, qemu: Qemu | None = None) -> bool:
     """Tell whether the guest's first process has said that it is ready."""
-    assert live.ctx.guest.qemu is not None
-    return READY in live.ctx.guest.qemu.console.read_text("utf-8", "replace")
+    found = qemu or live.ctx.guest.qemu
+    assert found is not None
+    return READY in found.console.read_text("utf-8", "replace")
 
 
-def to_shell(live: Live) -> None:
-    """Let a stopped guest run until its first process is ready, and stop it."""
+def to_shell(live: Live, qemu: Qemu | None = None) -> None:
+    """Let a stopped guest run until its first process is ready, and stop it; it is that of its own QEMU."""
     if live.ctx.guest.state == "stopped":
         live("continue --background")
     deadline = time.monotonic() + BOOT_SECONDS
-    while not is_ready(live):
+    while not is_ready(live, qemu):
         if time.monotonic() > deadline or live.ctx.guest.state != "running":
             pytest.fail(f"the guest did not reach its shell: {live('status')['state']}")
         time.sleep(0.1)
@@ -101,15 +110,45 @@ def guarded_to_shell(live: Live) -> dict[str, Any]:
 
 
 @contextmanager
+def fresh(*lines: str) -> Iterator[Live]:
+    """A ptinspect of its own in which these lines were typed; the guest that it has is left, or ended."""
+    live = Live(Context(build_registry()))
+    try:
+        for line in lines:
+            live(line)
+        yield live
+    finally:
+        live.ctx.close()
+
+
+@contextmanager
 def launched(guest: str, options: str = "") -> Iterator[Live]:
     """Launch a guest, stopped at reset, and end it afterwards."""
     need_guest(guest)
     if NEWER in options:
         newer_qemu()
-    ctx = Context(build_registry())
-    live = Live(ctx)
-    try:
-        live(f"launch --guest {guest} {options}")
+    with fresh(f"launch --guest {guest} {options}") as live:
         yield live
+
+
+@contextmanager
+def of_somebody_else(name: str, **options: int) -> Iterator[Qemu]:
+    """A guest, stopped at reset, that no ptinspect has launched, and end it afterwards."""
+    guest = need_guest(name)
+    qemu = launch(LaunchOptions(guest.kernel, guest.initrd, cpu=guest.cpu, **options))  # type: ignore[arg-type]
+    try:
+        yield qemu
     finally:
-        ctx.close()
+        qemu.end()
+
+
+def initrd_with(name: str, folder: Path, programs: Mapping[str, str | bytes], *more: Entry) -> Path:
+    """Write a guest's RAM disk with programs and other entries added; of a name the later one wins."""
+    found = {path: data if isinstance(data, bytes) else data.encode() for path, data in programs.items()}
+    entries = [Entry(path, stat.S_IFREG | 0o755, data) for path, data in found.items()]
+    base = need_guest(name).initrd
+    assert base is not None
+    data = base.read_bytes()
+    file = folder / "initrd"
+    file.write_bytes(data + bytes(-len(data) % 4) + compress(cpio([*more, *entries])))
+    return file

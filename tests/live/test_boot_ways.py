@@ -9,10 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import missing
-from session import BOOT_SECONDS, KASLR_BOOT, NEWER, Live, guarded_to_shell, launched
+from session import BOOT_SECONDS, KASLR_BOOT, NEWER, Live, fresh, guarded_to_shell, launched
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import GuestError, TargetError
 from ptinspect.reference import emulator
 
@@ -103,9 +101,8 @@ def rewritten(guest: str, uefi: bool, line: str = REWRITES) -> None:
 
 def test_attach_in_the_firmware_and_in_the_kernel() -> None:
     """Somebody else's guest: while the firmware runs nothing is claimed; then the kernel is found."""
-    with booted("5.10-cloud", MOVES, uefi=True) as live:
+    with booted("5.10-cloud", MOVES, uefi=True) as live, fresh() as other:
         assert live.ctx.guest.qemu is not None
-        other = Live(Context(build_registry()))
         socket, kernel = live.ctx.guest.qemu.gdb_socket, live.ctx.guest.kernel
         assert kernel is not None
         live.ctx.guest.drop_session()
@@ -129,7 +126,6 @@ def test_attach_in_the_firmware_and_in_the_kernel() -> None:
         done = other(RUN)
         assert not done["reached"], done
         translates(other, True)
-        other.ctx.close()
 
 
 @pytest.mark.parametrize("guest", ["5.10-cloud", "7.3-cloud"])

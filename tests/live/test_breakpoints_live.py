@@ -6,12 +6,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from session import BOOT_SECONDS, KASLR_BOOT, Live, launched, need_guest
+from session import BOOT_SECONDS, KASLR_BOOT, Live, fresh, launched, need_guest
 from test_boot_ways import MOVES, REWRITES, booted
 
 from ptinspect.arch.a64 import words
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 
 LIMIT = f"--timeout {BOOT_SECONDS:.0f}"
 
@@ -82,8 +80,7 @@ def test_in_the_background_on_a_qemu_of_ones_own_and_after_a_reset(tmp_path: Pat
     line = [find_program(), "-machine", "virt,gic-version=3", "-cpu", "cortex-a72", "-m", "512"]
     line += ["-display", "none", "-monitor", "none", "-serial", "null", "-kernel", str(guest.kernel)]
     line += ["-append", KASLR_BOOT, "-S", "-gdb", f"unix:{stub},server=on,wait=off"]
-    live = Live(Context(build_registry()))
-    with subprocess.Popen(line) as qemu:
+    with subprocess.Popen(line) as qemu, fresh() as live:
         try:
             deadline = time.monotonic() + BOOT_SECONDS
             while not stub.exists() and time.monotonic() < deadline:
@@ -99,5 +96,4 @@ def test_in_the_background_on_a_qemu_of_ones_own_and_after_a_reset(tmp_path: Pat
             live(f"continue {LIMIT}")
             stands_at(live, "kernel_init", made["id"])
         finally:
-            live.ctx.close()
             qemu.kill()

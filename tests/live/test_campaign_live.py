@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from session import launched, need_guest
+from session import fresh, launched, need_guest
 
 from ptinspect import api
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import losing_kernel
 from ptinspect.guest.opening import Machine
@@ -87,14 +85,13 @@ def test_a_campaign_survives_its_guests(tmp_path: Path, monkeypatch: pytest.Monk
     for number, text in RUNS.items():
         (tmp_path / f"{number}.pti").write_text(TO_KPTI + text)
     (tmp_path / "s.pti").write_text("source ${home}/${run}.pti\n")
-    ctx = Context(build_registry())
     killer = threading.Thread(target=kill, args=(tmp_path / "d/runs/00006",), daemon=True)
     killer.start()
-    report = ctx.registry.run(
-        ctx,
-        f"campaign s.pti --runs {len(RUNS)} --matrix kernel=5.10-cloud 'append={ARGUMENTS}' "
-        f"--var entry={entry} --var value={value} --timeout 1200 --directory d",
-    )
+    with fresh() as live:
+        report = live.report(
+            f"campaign s.pti --runs {len(RUNS)} --matrix kernel=5.10-cloud 'append={ARGUMENTS}' "
+            f"--var entry={entry} --var value={value} --timeout 1200 --directory d"
+        )
     deadline = time.monotonic() + 120
     while left():  # the one whose ptinspect was killed is being ended by the kernel
         assert time.monotonic() < deadline, "no QEMU and no GDB outlives its run"
@@ -122,9 +119,9 @@ def test_a_run_that_failed_is_walked_back_afterwards(tmp_path: Path, monkeypatch
     made = losing_kernel(Guest(), Machine(guest="5.10-cloud"), tmp_path / "losing")
     script = "until handle_bad_stack driver_init --timeout 1000\nexpect stack free >= 8K\n"
     (tmp_path / "s.pti").write_text(script)
-    ctx = Context(build_registry())
     line = f"campaign s.pti --runs 3 --matrix kernel={healthy},losing mem=256 --timeline failed --directory d"
-    report = ctx.registry.run(ctx, f"{line} --timeout 1200")
+    with fresh() as live:
+        report = live.report(f"{line} --timeout 1200")
     assert (report.result["passed"], report.exit_code) == (2, 1), render(report)
     (failed,) = report.result["failures"]
     assert (failed["outcome"], failed["recordings"]) == ("fail", ["d/runs/00002/boot"])

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from session import need_guest
+from session import need_guest, of_somebody_else
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
-from ptinspect.link.qemu.machine import LaunchOptions, launch
 from ptinspect.output import json as json_output
 from ptinspect.output.model import Report
 from ptinspect.repl.player import Player
@@ -170,10 +169,6 @@ def test_the_examples_do_what_they_say(typist: Typist, name: str) -> None:
 
 
 def test_the_example_of_attach(typist: Typist) -> None:
-    guest = need_guest(GUEST)
-    qemu = launch(LaunchOptions(guest.kernel, guest.initrd, memory=256, smp=1))
-    try:
+    with of_somebody_else(GUEST, memory=256) as qemu:
         run(typist, SESSIONS["attached"], {"attach": (":1234", str(qemu.gdb_socket))})
-    finally:
         typist.ctx.close()
-        qemu.close()

@@ -22,10 +22,7 @@ from typing import Any
 
 import pytest
 from ptdump_oracle import END, account, differences, with_ptdump
-from session import Live, need_guest
-
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
+from session import Live, fresh, need_guest
 
 FOLDER = os.environ.get("PTINSPECT_EXTRA_KERNELS", "")
 KERNELS = sorted(path.parent for path in Path(FOLDER).glob("*/Image")) if FOLDER else []
@@ -45,20 +42,15 @@ def kernel(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def live(kernel: Path, tmp_path: Path) -> Iterator[Live]:
-    ctx = Context(build_registry())
-    live = Live(ctx)
     symbols = kernel / "vmlinux"
     initrd = need_guest("5.10-cloud").initrd
     assert initrd is not None
     if expected(kernel).get("ptdump"):
-        initrd = with_ptdump(initrd, tmp_path / "initrd.gz")
+        initrd = with_ptdump("5.10-cloud", tmp_path)
     more = f"--symbols {symbols}" if symbols.is_file() else ""
     cpu = expected(kernel).get("cpu", "max")
-    try:
-        live(f"launch {kernel / 'Image'} {more} --memory 512 --cpu {cpu} --initrd {initrd}")
+    with fresh(f"launch {kernel / 'Image'} {more} --memory 512 --cpu {cpu} --initrd {initrd}") as live:
         yield live
-    finally:
-        ctx.close()
 
 
 def test_the_rewrite(live: Live, kernel: Path) -> None:
@@ -151,13 +143,8 @@ def test_a_fault_is_named(kernel: Path, tmp_path: Path, fault: str) -> None:
     """
     if expected(kernel).get("vmap_stack") is False:
         return
-    ctx = Context(build_registry())
     symbols = kernel / "vmlinux"
-    ctx.guest.kernel_path = symbols if symbols.is_file() else kernel / "Image"
-    try:
-        report = ctx.registry.run(
-            ctx, f"demo --fault {fault} --kernel {kernel / 'Image'} --directory {tmp_path} --cpu max"
-        )
-    finally:
-        ctx.close()
-    assert report.result["ok"], report.result
+    with fresh() as live:
+        live.ctx.guest.kernel_path = symbols if symbols.is_file() else kernel / "Image"
+        found = live(f"demo --fault {fault} --kernel {kernel / 'Image'} --directory {tmp_path} --cpu max")
+    assert found["ok"], found

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, NEWER, Live, launched, need_guest
-
-from ptinspect.reference.initrd import Entry, compress, cpio
+from session import KASLR_BOOT, NEWER, Live, initrd_with, launched
 
 SLEEPERS = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -36,9 +33,7 @@ GUESTS = [
 def sleeping(guest: str, tmp_path: Path) -> Iterator[Live]:
     """A guest in which many processes sleep, and which stands where one of them begins to."""
     name, _, options = guest.partition(" ")
-    initrd = tmp_path / "initrd.cpio.gz"
-    script = Entry("sleepers", stat.S_IFREG | 0o755, SLEEPERS.encode())
-    initrd.write_bytes(need_guest(name).initrd.read_bytes() + compress(cpio([script])))
+    initrd = initrd_with(name, tmp_path, {"sleepers": SLEEPERS})
     words = f"{KASLR_BOOT.replace('/init ', '/sleepers ')} nokaslr"
     with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
         live("until do_nanosleep --timeout 300")

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import zstandard
 from kernels import zboot
-from session import BOOT_SECONDS, Live, need_guest
+from session import BOOT_SECONDS, fresh, need_guest
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import NothingRuns
-
-
-@contextmanager
-def started(line: str) -> Iterator[Live]:
-    live = Live(Context(build_registry()))
-    try:
-        live(line)
-        yield live
-    finally:
-        live.ctx.close()
 
 
 def test_an_efi_zboot_kernel_boots_without_a_firmware(tmp_path: Path) -> None:
@@ -32,7 +18,7 @@ def test_an_efi_zboot_kernel_boots_without_a_firmware(tmp_path: Path) -> None:
     image = need_guest("5.10-cloud").kernel.read_bytes()
     file = tmp_path / "vmlinuz.efi"
     file.write_bytes(zboot(zstandard.compress(image, 1), b"zstd22") + len(image).to_bytes(4, "little"))
-    with started(f"launch {file}") as live:
+    with fresh(f"launch {file}") as live:
         assert live("kernel")["file"] == str(file)
         done = live(f"kpti run --timeout {BOOT_SECONDS:g}")
         assert done["reached"], done
@@ -51,7 +37,7 @@ def test_a_guest_in_which_nothing_runs(tmp_path: Path, what: str) -> None:
         image = need_guest("5.10-cloud").kernel.read_bytes()
         file.write_bytes(zboot(zstandard.compress(image[: 1 << 20], 1), b"zstd22"))
         line = f"launch --guest 5.10-cloud -- -kernel {file}"
-    with started(line) as live:
+    with fresh(line) as live:
         began = time.monotonic()
         with pytest.raises(NothingRuns, match="nothing runs: cpu 0"):
             live(f"continue --timeout {BOOT_SECONDS:g}")

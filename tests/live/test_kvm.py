@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from conftest import LIVE, missing
+from conftest import LIVE
 from emulated_host import Host, KvmGuest, emulated_host
-from session import Live, need_guest
+from session import Live, fresh, need_guest
+from users_gdb import SOURCE, need_gdb, typed
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import OutOfSlots, TargetTimeout
 from ptinspect.guest.injection import inject
 from ptinspect.link.session import StopInfo
@@ -41,16 +36,8 @@ def test_guests_of_one_host(tmp_path: Path) -> None:
         on_two_cpus(host)
 
 
-@contextmanager
-def attached(guest: KvmGuest, name: str) -> Iterator[Live]:
-    ctx = Context(build_registry())
-    live = Live(ctx)
-    try:
-        live(f"attach {guest.stub}")
-        live(f"kernel {need_guest(name).kernel}")
-        yield live
-    finally:
-        ctx.close()
+def attached(guest: KvmGuest, name: str) -> AbstractContextManager[Live]:
+    return fresh(f"attach {guest.stub}", f"kernel {need_guest(name).kernel}")
 
 
 def at_shell(live: Live, guest: KvmGuest) -> None:
@@ -187,25 +174,10 @@ def no_step_leads_into_a_vector(live: Live, guest: KvmGuest) -> None:
 
 
 def in_the_user_s_own_gdb(guest: KvmGuest) -> None:
-    gdb = shutil.which("gdb-multiarch")
-    if gdb is None:
-        missing("gdb-multiarch")
-    script = Path(__file__).parents[2] / "gdbscripts" / "ptinspect.py"
     kernel = need_guest("5.10-cloud").kernel
-    lines = [f"target remote {guest.stub}", f"source {script}", f"pt kernel {kernel}", "pt status"]
-    lines += [
-        "pt --json stepi",
-        "pt until arch_cpu_idle --timeout 60",
-        "pt continue --timeout 1",
-        "pt status",
-    ]
-    run = subprocess.run(
-        [gdb, "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        env={**os.environ, "PTINSPECT_PYTHON": sys.executable, "PYTHONPATH": str(script.parents[1])},
+    begin = (f"target remote {guest.stub}", SOURCE, f"pt kernel {kernel}", "pt status", "pt --json stepi")
+    run = typed(
+        need_gdb(), *begin, "pt until arch_cpu_idle --timeout 60", "pt continue --timeout 1", "pt status"
     )
     said = run.stdout + run.stderr
     (stepped,) = (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 
 import pytest
-from conftest import missing
 from kvm_proxy import KvmProxy
-from session import Live, need_guest
+from session import Live, fresh, need_guest, of_somebody_else
+from users_gdb import SOURCE, need_gdb, typed
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import OutOfSlots
-from ptinspect.link.qemu.machine import LaunchOptions, launch
 
 
 @contextmanager
-def under_kvm(name: str, smp: int, **slots: int) -> Iterator[tuple[Live, KvmProxy]]:
+def under_kvm(name: str, **slots: int) -> Iterator[tuple[Live, KvmProxy]]:
     """Attach to a guest, stopped at reset, as if it ran under KVM; nothing wrong may have been sent."""
-    guest = need_guest(name)
-    qemu = launch(LaunchOptions(guest.kernel, initrd=guest.initrd, cpu=guest.cpu, smp=smp))
-    proxy = KvmProxy(qemu.gdb_socket, **slots)
-    ctx = Context(build_registry())
-    live = Live(ctx)
-    try:
-        live(f"attach {proxy.address}")
-        live(f"kernel {guest.kernel}")
-        yield live, proxy
-        ctx.close()
+    with of_somebody_else(name, smp=2) as qemu, closing(KvmProxy(qemu.gdb_socket, **slots)) as proxy:
+        with fresh(f"attach {proxy.address}", f"kernel {need_guest(name).kernel}") as live:
+            yield live, proxy
         assert proxy.wrong == [] and proxy.set == {}
-    finally:
-        ctx.close()
-        proxy.close()
-        qemu.end()
 
 
 def test_the_main_job_and_the_guard_fit_into_the_slots_of_a_cpu() -> None:
-    with under_kvm("5.10-cloud", 2) as (live, proxy):
+    with under_kvm("5.10-cloud") as (live, proxy):
         status = live("status")
         assert status["accel"] == "kvm"
         assert (status["slots"]["breakpoints"], status["slots"]["watchpoints_free"]) == (6, 4)
@@ -60,7 +41,7 @@ def test_the_main_job_and_the_guard_fit_into_the_slots_of_a_cpu() -> None:
 
 
 def test_where_slots_run_out_something_is_done_without_or_said() -> None:
-    with under_kvm("6.12-cloud", 2, breakpoints=3) as (live, proxy):
+    with under_kvm("6.12-cloud", breakpoints=3) as (live, proxy):
         live.ctx.guest.stopped.slots._capacity = live.ctx.guest.stopped.slots._try()  # the register says six
         assert live("status")["slots"]["breakpoints"] == 3
         kpti = live("kpti break")
@@ -79,29 +60,11 @@ def test_where_slots_run_out_something_is_done_without_or_said() -> None:
 
 def test_in_the_user_s_own_gdb() -> None:
     """Seven `hbreak` of the user's, at reset: GDB itself would only say that the command is aborted."""
-    gdb = shutil.which("gdb-multiarch")
-    if gdb is None:
-        missing("gdb-multiarch")
-    guest = need_guest("5.10-cloud")
-    qemu = launch(LaunchOptions(guest.kernel, memory=128))
-    proxy = KvmProxy(qemu.gdb_socket)
-    breakpoints = [f"hbreak *{0x4020_0000 + 4 * n:#x}" for n in range(7)]
-    script = Path(__file__).parents[2] / "gdbscripts" / "ptinspect.py"
-    lines = [f"target remote {proxy.address}", f"source {script}", *breakpoints, "pt stepi", "pt status"]
-    try:
-        run = subprocess.run(
-            [gdb, "-nx", "-q", "-batch", *(word for line in lines for word in ("-ex", line))],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env={**os.environ, "PTINSPECT_PYTHON": sys.executable, "PYTHONPATH": str(script.parents[1])},
-        )
+    gdb, breakpoints = need_gdb(), [f"hbreak *{0x4020_0000 + 4 * n:#x}" for n in range(7)]
+    with of_somebody_else("5.10-cloud", memory=128) as qemu, closing(KvmProxy(qemu.gdb_socket)) as proxy:
+        run = typed(gdb, f"target remote {proxy.address}", SOURCE, *breakpoints, "pt stepi", "pt status")
         said = "under KVM the CPU has 6 hardware breakpoints, 1 too few; in use: 1 (yours), 2 (yours)"
         assert said in run.stdout + run.stderr, run.stderr
         assert "delete 7" in run.stdout + run.stderr
         assert "7 of 6 hardware breakpoints in use" in run.stdout
         assert proxy.wrong == []
-    finally:
-        proxy.close()
-        qemu.end()

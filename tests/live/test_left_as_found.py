@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from session import need_guest
 from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu import machine as launcher
 from ptinspect.link.qemu.listener import is_busy
+from ptinspect.processes import has_ended, running_with, stopped
 from ptinspect.reference.initrd import READY
 
 PATIENCE = 300.0
@@ -118,27 +120,57 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
-def others(machine: Machine) -> list[str]:
-    """Return the command lines in which the guest's stub is named, but for QEMU's own.
+def others(machine: Machine) -> list[int]:
+    """Return the processes in whose command lines the guest's stub is named, but for QEMU.
 
     One whose ptinspect was killed is left by a process that GDB starts before it ends.
     """
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(machine.qemu.gdb_socket).encode() in words and int(path.name) != machine.qemu.pid:
-            found.append(b" ".join(words).decode())
-    return found
+    return [pid for pid in running_with(str(machine.qemu.gdb_socket)) if pid != machine.qemu.pid]
+
+
+def command(machine: Machine, *words: str) -> list[str]:
+    """Return the command of a ptinspect on the guest."""
+    where = ("--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel))
+    return [sys.executable, "-m", "ptinspect", *where, *words]
+
+
+@contextmanager
+def at_work(
+    machine: Machine, folder: Path, stage: str, ran: bool
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A ptinspect at work on a guest that ran or stood, and its debugger; then all must be as before."""
+    machine.begin(ran)
+    before, stops = machine.text(folder), machine.stops
+    with subprocess.Popen(
+        command(machine, *STAGES[stage]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        if stage == "prompt":
+            assert process.stdout.readline().startswith("attached to")
+        else:
+            if stage == "guard":
+                wait_for(lambda: machine.text(folder) != before)
+            works = lambda: machine.runs and (machine.stops > stops or not ran)  # noqa: E731
+            wait_for(lambda: works() or process.poll() is not None)
+            assert process.poll() is None, process.stdout.read()
+        wait_for(lambda: bool(children(process.pid)))
+        [debugger] = children(process.pid)
+        yield process, debugger
+    wait_for(lambda: has_ended(debugger))
+    assert settled(machine, ran)
+    assert machine.text(folder) == before
+
+
+def end(process: subprocess.Popen[str], codes: tuple[int, ...], typed: str = "") -> str:
+    """Wait until a ptinspect has ended, and return what it said."""
+    said, _ = process.communicate(typed, timeout=PATIENCE)
+    assert process.returncode in codes, said
+    assert "Traceback" not in said and "a bug" not in said
+    return said
 
 
 @pytest.mark.parametrize("ran", [True, False], ids=["ran", "stood"])
@@ -159,38 +191,9 @@ def others(machine: Machine) -> list[str]:
 def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
     machine: Machine, tmp_path: Path, stage: str, victim: str, number: int, code: int, ran: bool
 ) -> None:
-    machine.begin(ran)
-    before, stops = machine.text(tmp_path), machine.stops
-    words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel), *STAGES[stage]]
-    with subprocess.Popen(
-        [sys.executable, "-m", "ptinspect", *words],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        if stage == "prompt":
-            assert process.stdout.readline().startswith("attached to")
-        elif stage == "guard":
-            wait_for(lambda: machine.text(tmp_path) != before)
-            wait_for(lambda: machine.runs)
-        else:
-            stopped = lambda: machine.runs and (machine.stops > stops or not ran)  # noqa: E731
-            wait_for(lambda: stopped() or process.poll() is not None)
-            assert process.poll() is None, process.stdout.read()
-        wait_for(lambda: bool(children(process.pid)))
-        [debugger] = children(process.pid)
+    with at_work(machine, tmp_path, stage, ran) as (process, debugger):
         os.kill(process.pid if victim == "ptinspect" else debugger, number)
-        if stage == "prompt" and victim == "gdb":
-            process.stdin.write("regs pc\n")
-        process.stdin.close()
-        said = process.stdout.read()
-        assert process.wait(PATIENCE) == code, said
-    wait_for(lambda: ended(debugger))
-    assert settled(machine, ran), said
-    assert machine.text(tmp_path) == before
-    assert "Traceback" not in said and "a bug" not in said
+        end(process, (code,), "regs pc\n" if (stage, victim) == ("prompt", "gdb") else "")
 
 
 @pytest.mark.parametrize("ran", [True, False], ids=["ran", "stood"])
@@ -205,57 +208,30 @@ def test_the_guest_is_left_as_it_was_found(  # noqa: PLR0917
 def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continues(  # noqa: PLR0917
     machine: Machine, tmp_path: Path, stage: str, number: int, codes: tuple[int, ...], ran: bool
 ) -> None:
-    machine.begin(ran)
-    before, stops = machine.text(tmp_path), machine.stops
-    words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel), *STAGES[stage]]
-    with subprocess.Popen(
-        [sys.executable, "-m", "ptinspect", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        if stage == "guard":
-            wait_for(lambda: machine.text(tmp_path) != before)
-        wait_for(lambda: machine.runs and (machine.stops > stops or not ran))
-        [debugger] = children(process.pid)
+    with at_work(machine, tmp_path, stage, ran) as (process, _):
         os.kill(machine.qemu.pid, signal.SIGSTOP)
         try:
             os.kill(process.pid, number)
-            said = process.stdout.read()
-            assert process.wait(PATIENCE) in codes, said
+            said = end(process, codes)
         finally:
             os.kill(machine.qemu.pid, signal.SIGCONT)
-    wait_for(lambda: ended(debugger))
-    if 3 in codes:
-        assert "as it was found when QEMU, which a signal has stopped, continues" in said
-    assert settled(machine, ran), said
-    assert machine.text(tmp_path) == before
-    assert "Traceback" not in said and "a bug" not in said
+        if 3 in codes:
+            assert "as it was found when QEMU, which a signal has stopped, continues" in said
 
 
 @pytest.mark.parametrize("ran", [True, False], ids=["ran", "stood"])
 def test_a_gdb_that_was_stopped_leaves_the_guest_before_the_next_attach(
     machine: Machine, tmp_path: Path, ran: bool
 ) -> None:
-    machine.begin(ran)
-    before = machine.text(tmp_path)
-    words = ["--gdb", str(machine.qemu.gdb_socket), "--kernel", str(machine.kernel)]
-    command = [sys.executable, "-m", "ptinspect", *words]
-    with subprocess.Popen([*command, *STAGES["guard"]], stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: machine.text(tmp_path) != before)
-        wait_for(lambda: machine.runs)
-        [debugger] = children(process.pid)
+    with at_work(machine, tmp_path, "guard", ran) as (process, debugger):
         os.kill(debugger, signal.SIGSTOP)
-        wait_for(lambda: Path(f"/proc/{debugger}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        wait_for(lambda: debugger in stopped(states="T"))
         process.kill()
-    # it stays until somebody attaches, to this guest or to that of another test
-    run = subprocess.run([*command, "-c", "regs pc"], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "earlier session" not in run.stdout + run.stderr
-    assert ended(debugger)
-    assert settled(machine, ran) and machine.text(tmp_path) == before
+        # it stays until somebody attaches, to this guest or to that of another test
+        run = subprocess.run(command(machine, "-c", "regs pc"), capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "earlier session" not in run.stdout + run.stderr
+        assert has_ended(debugger)
 
 
 def test_those_who_work_on_the_guest_are_found(machine: Machine) -> None:

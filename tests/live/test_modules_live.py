@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import missing
-from session import KASLR_BOOT, launched, need_guest, to_shell
+from session import KASLR_BOOT, initrd_with, launched, to_shell
 
 from ptinspect.errors import KernelFileError, TargetError
 from ptinspect.reference import kvm_host
-from ptinspect.reference.initrd import Entry, compress, cpio
+from ptinspect.reference.initrd import Entry
 
 GUEST = "6.1-cloud"
 INIT = b"""#!/bin/busybox sh
@@ -55,10 +55,7 @@ def initrd(tmp_path: Path) -> Path:
         missing("the host for KVM guests, with modules of the guest")
     found = list(modules_of(host.initrd.read_bytes()))
     assert found
-    more = [Entry("mods", stat.S_IFDIR | 0o755), *found, Entry("modinit", stat.S_IFREG | 0o755, INIT)]
-    path = tmp_path / "initrd"
-    path.write_bytes(need_guest(GUEST).initrd.read_bytes() + compress(cpio(more)))
-    return path
+    return initrd_with(GUEST, tmp_path, {"modinit": INIT}, Entry("mods", stat.S_IFDIR | 0o755), *found)
 
 
 def test_modules_of_a_running_kernel(initrd: Path) -> None:

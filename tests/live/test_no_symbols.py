@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from session import Live, need_guest
+from session import Live, fresh, need_guest, of_somebody_else
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import KernelFileError, UserError
-from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
+from ptinspect.link.qemu.machine import Qemu
 
 SHARED = ("levels", "table_descriptors", "table_descriptors_marked", "leaves", "leaves_ng")
 
@@ -20,23 +18,15 @@ SHARED = ("levels", "table_descriptors", "table_descriptors_marked", "leaves", "
 @contextmanager
 def attached(qemu: Qemu) -> Iterator[Live]:
     """Attach, without a kernel file, and leave the guest stopped."""
-    ctx = Context(build_registry())
-    live = Live(ctx)
-    try:
-        live(f"attach {qemu.gdb_socket}")
+    with fresh(f"attach {qemu.gdb_socket}") as live:
         yield live
-        if ctx.guest.session is not None:
-            live("detach --stop")
-    finally:
-        ctx.close()
+        live("detach --stop")
 
 
 @pytest.mark.parametrize(("guest", "other"), [("5.10-cloud", "6.12-cloud"), ("6.12-cloud", "5.10-cloud")])
 def test_the_tables_are_read_and_what_is_missing_is_said(guest: str, other: str) -> None:
-    ours = need_guest(guest)
-    wrong = need_guest(other).kernel
-    qemu = launch(LaunchOptions(ours.kernel, initrd=ours.initrd, cpu=ours.cpu, smp=2, memory=256))
-    try:
+    ours, wrong = need_guest(guest), need_guest(other).kernel
+    with of_somebody_else(guest, smp=2, memory=256) as qemu:
         with attached(qemu) as live:
             live(f"kernel {ours.kernel}")
             live("kpti until 40%")
@@ -79,8 +69,6 @@ def test_the_tables_are_read_and_what_is_missing_is_said(guest: str, other: str)
             assert sum(level["ng_set"] for level in levels) > 10_000
             assert sum(level["lost"] + level["retargeted"] for level in levels) == 0
             assert live("kpti status")["state"] == "after"
-    finally:
-        qemu.end()
 
 
 def edges(mapped: dict[str, Any]) -> set[tuple[str, str]]:

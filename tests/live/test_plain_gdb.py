@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,18 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import missing
-from session import need_guest
+from session import fresh, need_guest, of_somebody_else
+from users_gdb import SCRIPTS, SOURCE, need_gdb, typed
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.gdb.program import find_gdb
-from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
+from ptinspect.link.qemu.machine import Qemu
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "gdbscripts"
 GUEST = "5.10-cloud"
-SECONDS = 300
 
 
 def gdbs() -> list[str]:
@@ -36,23 +30,13 @@ def gdbs() -> list[str]:
 
 @pytest.fixture(params=gdbs() or ["gdb-multiarch"], ids=lambda name: Path(name).name)
 def gdb(request: pytest.FixtureRequest) -> str:
-    found = shutil.which(request.param)
-    if found is None:
-        missing(request.param)
-    return find_gdb(found).path
+    return find_gdb(need_gdb(request.param)).path
 
 
 @pytest.fixture
 def qemu() -> Iterator[Qemu]:
-    guest = need_guest(GUEST)
-    started = launch(LaunchOptions(guest.kernel, guest.initrd, memory=256, smp=2))
-    yield started
-    started.close()
-
-
-def environment(python: str) -> dict[str, str]:
-    """Return the environment in which `pt` takes this Python and this tree."""
-    return {**os.environ, "PTINSPECT_PYTHON": python, "PYTHONPATH": str(ROOT)}
+    with of_somebody_else(GUEST, memory=256, smp=2) as started:
+        yield started
 
 
 def theirs(folder: Path) -> Path:
@@ -75,7 +59,7 @@ def run(gdb: str, qemu: Qemu, folder: Path, *commands: str) -> subprocess.Comple
     lines = [
         f"source {script}",
         f"target remote {qemu.gdb_socket}",
-        f"source {SCRIPTS / 'ptinspect.py'}",
+        SOURCE,
         f"source {script}",
         f"pt kernel {kernel}",
         *commands,
@@ -83,16 +67,7 @@ def run(gdb: str, qemu: Qemu, folder: Path, *commands: str) -> subprocess.Comple
         "echo done\\n",
     ]
     (folder / "session.gdb").write_text("\n".join(lines) + "\n")
-    done = subprocess.run(
-        [gdb, "-nx", "-q", "-batch", "-x", str(SCRIPTS / "attach.gdb"), "-x", str(folder / "session.gdb")],
-        cwd=folder,
-        env=environment(sys.executable),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = typed(gdb, f"source {SCRIPTS / 'attach.gdb'}", "source session.gdb", folder=folder)
     assert "names kept: True" in done.stdout, done.stdout + done.stderr
     return done
 
@@ -121,15 +96,11 @@ def test_the_main_job_is_the_same_as_without(gdb: str, qemu: Qemu, tmp_path: Pat
     assert 'Mode for locking scheduler during execution is "step"' in done.stdout
     said = answers(done.stdout)
     assert [answer["ok"] for answer in said] == [True] * 6, said
-    ctx = Context(build_registry())
-
-    def offline(line: str) -> dict[str, Any]:
-        return dict(ctx.registry.run(ctx, line).result)
-
     file = tmp_path / "after.npz"
     summary, walk = said[1]["result"], said[2]["result"]
-    assert offline(f"summary --snap {file}")["levels"] == summary["levels"]
-    assert offline(f"walk {walk['va']} --snap {file}")["steps"] == walk["steps"]
+    with fresh() as offline:
+        assert offline(f"summary --snap {file}")["levels"] == summary["levels"]
+        assert offline(f"walk {walk['va']} --snap {file}")["steps"] == walk["steps"]
     assert walk["outcome"] == "mapped"
     marked = sum(level["table_descriptors_marked"] for level in summary["levels"])
     assert said[4]["result"]["only_bit11"] is True
@@ -201,15 +172,7 @@ def test_errors_are_one_line_and_gdb_goes_on(gdb: str, qemu: Qemu, tmp_path: Pat
 
 def test_a_gdb_without_a_target_and_without_ptinspect_says_so(gdb: str, tmp_path: Path) -> None:
     def said(python: str) -> str:
-        done = subprocess.run(
-            [gdb, "-nx", "-q", "-batch", "-ex", f"source {SCRIPTS / 'ptinspect.py'}", "-ex", "pt walk 0"],
-            cwd=tmp_path,
-            env=environment(python),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        done = typed(gdb, SOURCE, "pt walk 0", folder=tmp_path, python=python)
         return done.stdout + done.stderr
 
     assert "not attached to a guest" in said(sys.executable)
@@ -227,25 +190,16 @@ def test_the_short_name_stays_another_scripts(gdb: str, tmp_path: Path) -> None:
     )
 
     def said(*lines: str) -> str:
-        orders = [word for line in lines for word in ("-ex", line)]
-        done = subprocess.run(
-            [gdb, "-nx", "-q", "-batch", *orders],
-            cwd=tmp_path,
-            env=environment(sys.executable),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=True,
-        )
+        done = typed(gdb, *lines, folder=tmp_path)
+        assert done.returncode == 0
         told.append(done.stderr)
         return done.stdout
 
     told: list[str] = []
-    ours = f"source {SCRIPTS / 'ptinspect.py'}"
-    both = said(f"source {theirs}", ours, "pt version", "ptinspect version")
+    both = said(f"source {theirs}", SOURCE, "pt version", "ptinspect version")
     assert "the command pt is another script's" in both and "\ntheirs\nptinspect 0" in both
-    first, *again = said(ours, ours, "pt version").splitlines()
+    first, *again = said(SOURCE, SOURCE, "pt version").splitlines()
     assert first.startswith("ptinspect: for short pt") and again[0].startswith("ptinspect 0"), again
-    later = said(ours, f"source {theirs}", "ptinspect version", "pt version", "ptinspect version")
+    later = said(SOURCE, f"source {theirs}", "ptinspect version", "pt version", "ptinspect version")
     assert later.splitlines()[1].startswith("ptinspect 0") and "\ntheirs\nptinspect 0" in later
     assert told[-1].count("the command pt is another script's") == 1, "it is said once"

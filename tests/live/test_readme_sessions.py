@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import missing
-from session import need_guest
-
-from ptinspect.link.qemu.machine import LaunchOptions, launch
+from session import need_guest, of_somebody_else
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -69,10 +67,8 @@ def shell(line: str, folder: Path, stdin: str = "") -> subprocess.CompletedProce
 @pytest.fixture
 def stub() -> Iterator[str]:
     """Return the socket of a guest that stands at reset, started by somebody else."""
-    guest = need_guest(GUEST)
-    qemu = launch(LaunchOptions(guest.kernel, guest.initrd, memory=256, smp=2))
-    yield str(qemu.gdb_socket)
-    qemu.close()
+    with of_somebody_else(GUEST, memory=256, smp=2) as qemu:
+        yield str(qemu.gdb_socket)
 
 
 def vmlinux(folder: Path) -> None:

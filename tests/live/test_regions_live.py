@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from session import KASLR_BOOT, NEWER, launched, to_shell
+from session import KASLR_BOOT, NEWER, fresh, launched, to_shell
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.linux.running.tasks import Tasks
 
 GUESTS = (
@@ -106,8 +104,8 @@ def test_every_leaf_has_a_name_and_it_is_the_kernels(
         whole = {r["region"] for r in found}
         assert {r for r in whole if r.startswith("IRQ stack")} == {"IRQ stack (cpu 0)", "IRQ stack (cpu 1)"}
         live(f"save a {tmp_path}/a.npz")
-        ctx = Context(build_registry())
-        offline = ctx.registry.run(ctx, f"map --snap {tmp_path}/a.npz").result["runs"]
+        with fresh() as other:
+            offline = other(f"map --snap {tmp_path}/a.npz")["runs"]
         assert [r["region"] for r in offline] == [r["region"] for r in found], "no guest, no kernel file"
         hit = live(f"find {view.symbol('_stext'):#x}")["hits"]
         assert {h["region"] for h in hit if h["kind"] == "leaf"} == {"kernel text", "linear map"}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import stat
 import time
 from pathlib import Path
 
 import pytest
 from bare import assembled
-from session import NEWER, Live, launched, need_guest
+from session import NEWER, Live, initrd_with, launched
 
 from ptinspect.errors import GuestError
 from ptinspect.linux.running.tasks import Tasks
-from ptinspect.reference.initrd import INIT, READY, Entry, compress, cpio
+from ptinspect.reference.initrd import INIT, READY
 
 GUESTS = (
     "5.10-cloud",
@@ -33,16 +32,12 @@ echo MAPS; cat /proc/1/maps; echo END; echo "{READY}"; while :; do :; done
 """Starts a process with many areas, prints its map and the first process's own, and keeps the CPU."""
 
 
-def busy_initrd(original: Path, directory: Path) -> Path:
+def busy_initrd(name: str, directory: Path) -> Path:
     """The guest's own RAM disk, whose first process prints its memory map and then keeps its CPU."""
     init = INIT.replace(f'echo "{READY}"\n', SPIN)
     assert init != INIT
-    file = directory / "initrd"
     many = assembled(directory, "many.S", link=True).read_bytes()
-    files = {"init": init.encode(), "many": many}
-    more = compress(cpio([Entry(name, stat.S_IFREG | 0o755, data) for name, data in files.items()]))
-    file.write_bytes(original.read_bytes() + more)
-    return file
+    return initrd_with(name, directory, {"init": init, "many": many})
 
 
 def maps(live: Live, begin: str = "MAPS", end: str = "END") -> list[tuple[int, int, str, str]]:
@@ -74,7 +69,7 @@ def in_user_mode(live: Live) -> None:
 @pytest.mark.parametrize("guest", GUESTS)
 def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
     name, _, options = guest.partition(" ")
-    initrd = busy_initrd(need_guest(name).initrd, tmp_path)
+    initrd = busy_initrd(name, tmp_path)
     with launched(name, f"--memory 512 {options} --initrd {initrd}") as live:
         live("continue --background")
         areas = maps(live)

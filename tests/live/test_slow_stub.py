@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 
 import numpy as np
-from session import BOOT_SECONDS, Live, need_guest
+from session import Live, fresh, need_guest, of_somebody_else, to_shell
 from slow_stub import SlowStub
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.link.gdb.registers import RegisterReader
 from ptinspect.link.live import LiveSession
-from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
-from ptinspect.reference.initrd import READY
 
 DELAY = 0.02
 """Seconds each way, while the stub is far away."""
@@ -37,35 +31,12 @@ TURNS = {
 """How often a command may wait for the stub, in this order: what is read at a stop is kept for it."""
 
 
-@contextmanager
-def far_away(name: str, smp: int) -> Iterator[tuple[Live, SlowStub, Qemu]]:
-    """Start a guest, stopped at reset, behind a stub that counts."""
-    guest = need_guest(name)
-    qemu = launch(LaunchOptions(guest.kernel, initrd=guest.initrd, cpu=guest.cpu, smp=smp))
-    stub = SlowStub(qemu.gdb_socket)
-    ctx = Context(build_registry())
-    try:
-        ctx.registry.run(ctx, f"kernel {guest.kernel}")
-        yield Live(ctx), stub, qemu
-    finally:
-        ctx.close()
-        stub.close()
-        qemu.end()
-
-
-def boot(live: Live, qemu: Qemu) -> None:
-    """Let the guest run to its shell; a CPU idles then."""
-    live("continue --background")
-    deadline = time.monotonic() + BOOT_SECONDS
-    while READY not in qemu.console.read_text("utf-8", "replace"):
-        assert time.monotonic() < deadline, "the guest did not reach its shell"
-        time.sleep(0.1)
-    live("interrupt")
-    live("until cpu_do_idle --timeout 300")
-
-
 def test_a_command_waits_for_a_slow_stub_a_few_times() -> None:
-    with far_away("5.10-cloud", 2) as (live, stub, qemu):
+    with (
+        of_somebody_else("5.10-cloud", smp=2) as qemu,
+        closing(SlowStub(qemu.gdb_socket)) as stub,
+        fresh(f"kernel {need_guest('5.10-cloud').kernel}") as live,
+    ):
         stub.delay = DELAY
         stub.take()
         live(f"attach {stub.address}")
@@ -76,7 +47,7 @@ def test_a_command_waits_for_a_slow_stub_a_few_times() -> None:
         counts["kpti run"] = stub.take()
         assert not same(live, "before", "after")  # nothing is kept when the guest has run
         stub.delay = 0.0
-        boot(live, qemu)
+        to_shell(live, qemu)
         for line in TURNS:
             if line not in counts:
                 stub.take()

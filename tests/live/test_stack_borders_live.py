@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import stat
 import time
 from pathlib import Path
 
 import pytest
-from session import BOOT_SECONDS, KASLR_BOOT, Live, launched, need_guest
+from session import BOOT_SECONDS, KASLR_BOOT, Live, initrd_with, launched
 
 from ptinspect.errors import TargetTimeout
 from ptinspect.linux.image.entry import EL0, SLOT
 from ptinspect.linux.running.stack_pages import _pages
 from ptinspect.linux.running.stacks import Stacks
-from ptinspect.reference.initrd import Entry, compress, cpio
 
 BUSY = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -47,9 +45,7 @@ def busy(live: Live) -> int:
 )
 def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_path: Path) -> None:
     name, _, options = guest.partition(" ")
-    initrd = tmp_path / "initrd.cpio.gz"
-    script = Entry("busy", stat.S_IFREG | 0o755, BUSY.encode())
-    initrd.write_bytes(need_guest(name).initrd.read_bytes() + compress(cpio([script])))
+    initrd = initrd_with(name, tmp_path, {"busy": BUSY})
     words = f"{KASLR_BOOT.replace('/init ', '/busy ')} nokaslr kpti=on"
     with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
         cpu = busy(live)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from session import NEWER, Live, guarded_to_shell, launched, need_guest
+from session import NEWER, Live, fresh, guarded_to_shell, launched, need_guest
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import GuestError, UserError
+from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import losing_kernel
 from ptinspect.guest.opening import Machine
 
@@ -122,33 +121,29 @@ def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
 @pytest.mark.parametrize("fault", ["lost", "reverted"])
 def test_a_guest_left_to_die_is_explained(fault: str) -> None:
     need_guest("5.10-cloud")
-    ctx = Context(build_registry())
-    found = Live(ctx)(f"demo --guest 5.10-cloud --fault {fault} --no-guard")
+    with fresh() as live:
+        found = live(f"demo --guest 5.10-cloud --fault {fault} --no-guard")
+        assert live.ctx.guest.session is None
     assert found["ok"], found
     assert found["explained_by"]["why"]
     assert found["why"]["code"] == f"{fault}-entry"
     assert found["why"]["descriptor"]["before"] == found["injected"]["before"]
     rules = {finding["rule"] for finding in found["check"]["findings"]}
     assert f"entry-{fault}" in rules
-    assert ctx.guest.session is None
 
 
 def test_a_store_that_loses_an_entry_through_a_window_is_found(tmp_path: Path) -> None:
     """The kernel of README's first screen loses it with the MMU off; this one with the MMU on."""
     need_guest("6.1-cloud")
-    ctx = Context(build_registry())
-    live = Live(ctx)
-    made = losing_kernel(ctx.guest, Machine(guest="6.1-cloud"), tmp_path / "losing")
-    try:
+    made = losing_kernel(Guest(), Machine(guest="6.1-cloud"), tmp_path / "losing")
+    with fresh() as live:
         live(f"launch {made.file} --timeline {tmp_path / 'boot'} --memory 256")
         live("until panic_bad_stack --timeout 1000")
         live("detach")
         live(f"timeline open {tmp_path / 'boot'}")
         live("timeline goto end")
         told = live("why")
-        store = ctx.guest.view.pa_of_link(made.store)
-    finally:
-        ctx.close()
+        store = live.ctx.guest.view.pa_of_link(made.store)
     assert told["code"] == "lost-entry" and told["recursion"]["count"] > 40, told
     last = told["written"]
     assert (last["pc"], last["how"], last["after"], last["mmu_on"]) == (hex(store), "store", "0x0", True)
@@ -161,7 +156,8 @@ def test_a_store_that_loses_an_entry_through_a_window_is_found(tmp_path: Path) -
 def test_a_reverted_entry_that_does_not_fault_is_named() -> None:
     """One CPU's stack lies in a block of the boot's table: no fault; the demo has to say so."""
     need_guest("5.10-cloud")
-    found = Live(Context(build_registry()))("demo --guest 5.10-cloud --fault reverted --smp 1")
+    with fresh() as live:
+        found = live("demo --guest 5.10-cloud --fault reverted --smp 1")
     assert found["ok"] and found["guard"] == "time", found
     assert found["why"]["code"] == "reverted-entry"
     assert found["why"]["descriptor"]["descriptor_pa"] == found["injected"]["descriptor_pa"]
@@ -203,5 +199,5 @@ def test_a_poke_is_asked_for_and_undone() -> None:
 def test_a_root_entry_that_cannot_revert_is_refused() -> None:
     """6.12 keeps the boot's tables under its root: set back, the entry differs in bit 11 alone."""
     need_guest("6.12-cloud")
-    with pytest.raises(GuestError, match="goes on with the boot's tables"):
-        Live(Context(build_registry()))("demo --guest 6.12-cloud --cpu max --fault reverted")
+    with fresh() as live, pytest.raises(GuestError, match="goes on with the boot's tables"):
+        live("demo --guest 6.12-cloud --cpu max --fault reverted")

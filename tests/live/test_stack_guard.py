@@ -6,10 +6,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from session import Live, guarded_to_shell, launched, need_guest, to_shell
+from session import fresh, guarded_to_shell, launched, need_guest, to_shell
 
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.commands.stack.guard import guard
 from ptinspect.commands.target import demo
 
@@ -22,15 +20,15 @@ def test_the_injected_fault_is_caught_and_explained(
     fault: str, entry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_guest("5.10-cloud")
-    ctx = Context(build_registry())
     monkeypatch.setattr(demo, "guard", partial(guard, entry=entry))
-    found = Live(ctx)(f"demo --guest 5.10-cloud --fault {fault}")
+    with fresh() as live:
+        found = live(f"demo --guest 5.10-cloud --fault {fault}")
+        assert live.ctx.guest.session is None
     assert found["ok"], found
     assert found["why"]["code"] == f"{fault}-entry"
     if entry == "probe" or found["guard"] != "bad-stack":  # user accesses that fault may have used it up
         assert found["guard"] == "recursive-fault"
         assert found["why"]["free"] > MARGIN
-    assert ctx.guest.session is None
 
 
 def test_where_no_breakpoint_is_left_the_net_catches_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +37,8 @@ def test_where_no_breakpoint_is_left_the_net_catches_it(monkeypatch: pytest.Monk
     monkeypatch.setattr("ptinspect.stack.guard._recursive", lambda *_: False)
     monkeypatch.setattr("ptinspect.stack.guard.BURST", 1.0)
     monkeypatch.setattr(demo, "guard", partial(guard, entry="breakpoint"))
-    found = Live(Context(build_registry()))("demo --guest 5.10-cloud --fault lost")
+    with fresh() as live:
+        found = live("demo --guest 5.10-cloud --fault lost")
     assert (found["ok"], found["guard"], found["why"]["code"]) == (True, "bad-stack", "lost-entry"), found
     assert found["why"]["recursion"]["count"] > 40
 

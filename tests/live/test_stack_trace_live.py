@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import stat
 import time
 from pathlib import Path
 
 import pytest
-from session import BOOT_SECONDS, Live, launched, need_guest
+from session import BOOT_SECONDS, Live, initrd_with, launched
 
 from ptinspect.errors import UserError
 from ptinspect.linux.running.stacks import Stacks
-from ptinspect.reference.initrd import Entry, compress, cpio
 
 
 @pytest.mark.parametrize("guest", ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud", "5.10-cloud-dbg"])
@@ -120,10 +118,7 @@ while :; do sleep 1; done
 def test_a_ladder_agrees_with_the_guests_own_stack_tracer(tmp_path: Path) -> None:
     """The tracer calls a function of its own at each function entry and keeps the deepest; the ladder sees
     that function on top of the very chain that the tracer prints, and both count the same bytes below it."""
-    guest = need_guest("5.10")
-    initrd = tmp_path / "initrd.cpio.gz"
-    script = Entry("tracer", stat.S_IFREG | 0o755, TRACER.encode())
-    initrd.write_bytes(guest.initrd.read_bytes() + compress(cpio([script])))
+    initrd = initrd_with("5.10", tmp_path, {"tracer": TRACER})
     words = "rdinit=/tracer console=ttyAMA0 earlycon=pl011,0x9000000 nokaslr kpti=on stacktrace"
     with launched("5.10", f'--memory 256 --initrd {initrd} --append "{words}"') as live:
         live("until stack_trace_init --timeout 300")

@@ -35,6 +35,7 @@ from ptinspect.link.qemu import stub_probe as stub_probe_module
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
 from ptinspect.link.session import RunState
+from ptinspect.processes import has_ended
 
 pytestmark = pytest.mark.usefixtures("each_qemu")
 DATA = 0x4600_0000
@@ -152,15 +153,9 @@ def test_qemu_outlives_ptinspect_only_if_asked(tmp_path: Path, keep: bool) -> No
 def _gone(pid: int, seconds: float) -> bool:
     """Wait until a process that is no child has gone, or is a zombie of somebody else."""
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        if time.monotonic() >= deadline:
-            return False
+    while not (gone := has_ended(pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
+    return gone
 
 
 # Leaving it as it was found

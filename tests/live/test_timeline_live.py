@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 from bare import LOAD, assembled
 from builders import AF, KERNEL_DATA, SH, UXN, TreeBuilder
-from session import BOOT_SECONDS, Live, launched, need_guest
+from session import BOOT_SECONDS, Live, fresh, launched, need_guest
 
 from ptinspect.arch.regime import Regime
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 
 TABLES, D = 0x4101_0000, 0x4120_0000
@@ -70,12 +68,11 @@ def guest(directory: Path, *, sets_af: bool) -> tuple[str, dict[str, int]]:
 @pytest.fixture
 def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, int]]]:
     """The guest, recorded and opened again, at its start."""
-    folder, ctx = tmp_path / "a, b", Context(build_registry())
-    live = Live(ctx)
-    try:
+    folder = tmp_path / "a, b"
+    with fresh() as live:
         line, labels = guest(tmp_path, sets_af=each_qemu == "newer")
         live(line.format(f"--timeline '{folder}'"))
-        ctx.guest.use_kernel(None)  # it is none
+        live.ctx.guest.use_kernel(None)  # it is none
         assert live("status")["timeline"] == {
             "mode": "record", "position": 0, "end": None, "directory": str(folder)
         }  # fmt: skip
@@ -89,14 +86,12 @@ def recorded(tmp_path: Path, each_qemu: str) -> Iterator[tuple[Live, dict[str, i
         folder = folder.rename(tmp_path / "now, elsewhere")
         (tmp_path / "tables").unlink()  # the recording has its own
         opened = live(f"timeline open '{folder}' --trust")
-        ctx.guest.use_kernel(None)
+        live.ctx.guest.use_kernel(None)
         assert opened["timeline"] == {
             "mode": "replay", "position": 0, "end": length, "directory": str(folder)
         }  # fmt: skip
         assert opened["console"] == f"{folder}/console.log"
         yield live, labels
-    finally:
-        ctx.close()
 
 
 def positions(live: Live, labels: dict[str, int]) -> dict[str, int]:

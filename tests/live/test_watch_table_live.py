@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from session import BOOT_SECONDS, Live, launched
+from session import BOOT_SECONDS, Live, fresh, launched
 from test_timeline_live import PHYSICAL, WRITES, D, guest
-
-from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 
 LIMIT = f"--timeout {BOOT_SECONDS:.0f}"
 
 
 def test_the_guest_stops_at_exactly_the_writes_of_the_program(tmp_path: Path, each_qemu: str) -> None:
-    ctx = Context(build_registry())
-    live = Live(ctx)
-    try:
+    with fresh() as live:
         line, labels = guest(tmp_path, sets_af=each_qemu == "newer")
         live(line.format(""))
-        ctx.guest.use_kernel(None)  # it is none
+        live.ctx.guest.use_kernel(None)  # it is none
         watch = live(f"watch table pa:{D:#x}")
         live(f"break {labels['done']:#x}")
         found = []
@@ -38,8 +33,6 @@ def test_the_guest_stops_at_exactly_the_writes_of_the_program(tmp_path: Path, ea
         assert [(one["hits"], one["place"]) for one in listed] == [(len(WRITES), f"tables of pa:{D:#x}")]
         live(f"delete {watch['id']}")
         assert live("break")["watchpoints"] == []
-    finally:
-        ctx.close()
 
 
 def writes_of(live: Live, watch: int, count: int) -> list[dict[str, Any]]:
