@@ -12,6 +12,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, TargetTimeout, UserError
 from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
 from ptinspect.guest.breakpoints.followed_addresses import link_address
+from ptinspect.guest.breakpoints.kernel_place import SLICE_SECONDS
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.state import Standing, standing
@@ -26,16 +27,12 @@ if TYPE_CHECKING:
     from ptinspect.linux.kpti.progress import Target
     from ptinspect.snapshot.model import Snapshot
 
-ENTRY = "idmap_kpti_install_ng_mappings"
-"""The identity-mapped function."""
 C_FUNCTIONS = ("__kpti_install_ng_mappings", "kpti_install_ng_mappings")
 """The C function that calls the identity-mapped one, per CPU.
 
 Source: arch/arm64/kernel/cpufeature.c (mm/mmu.c from 7.x); since 6.12 the per-CPU part has two
 underscores and the other name runs once, before it.
 """
-SLICE_SECONDS = 2.0
-"""How long it runs at most, at breakpoints that it may have passed already, before it is looked at again."""
 PAST = ("driver_init", "do_basic_setup", "free_initmem", "mark_rodata_ro")
 """Functions that the init thread reaches only after all CPU features were enabled (init/main.c,
 kernel_init_freeable): whoever gets there will not rewrite the tables any more."""
@@ -151,32 +148,20 @@ class Runner:
             )
         return left
 
-    def run_to(self, addresses: Sequence[int], needed: int | None = None) -> StopInfo:
-        """Let the guest run until it stands at one of `addresses`, or stops for another reason.
-
-        Under KVM those past the first `needed` are left out where the CPU has no breakpoint for them.
-        """
-        self.guest.forget_stop()
+    def run_to(self, addresses: Sequence[int]) -> StopInfo:
+        """Let the guest run until it stands at one of `addresses`, or stops for another reason."""
         try:
-            stop = self.session.run_until(
-                list(addresses), self.left(), purpose=Purpose.REWRITE, needed=needed
-            )
+            return self._run(addresses, self.left())
         except TargetTimeout as error:
             raise TargetTimeout(
                 "the guest did not get there in time: " + error.message,
                 "a longer --timeout, or look where it stands: bt, console",
             ) from None
-        self.guest.forget_stop()
-        return stop
 
-    def run_for(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo | None:
-        """Let the guest run as `run_to` does, but not for longer; None if nothing stopped it."""
+    def _run(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo:
         self.guest.forget_stop()
-        seconds = min(seconds, self.left())
         try:
-            return self.session.run_until(list(addresses), seconds, purpose=Purpose.REWRITE, needed=needed)
-        except TargetTimeout:
-            return None
+            return self.session.run_until(addresses, seconds, purpose=Purpose.REWRITE, needed=needed)
         finally:
             self.guest.forget_stop()
 
@@ -214,8 +199,10 @@ class Runner:
         past = self.runtime(PAST[:1]) or self.runtime(PAST)
         returns: set[int] = set()
         while True:
-            stop = self.run_for([entry, *past, *functions, *returns], SLICE_SECONDS, 1 + len(past))
-            if stop is None:
+            places, seconds = [entry, *past, *functions, *returns], min(SLICE_SECONDS, self.left())
+            try:  # where the CPU has few breakpoints, the last of the places do without
+                stop = self._run(places, seconds, 1 + len(past))
+            except TargetTimeout:
                 if past_by := past_boot(self.guest.view):
                     self.reason = f"{past_by}: the kernel went on without a rewrite"
                     return False
@@ -467,6 +454,8 @@ def run_through(guest: Guest, *, timeout: float, percent: int = 50) -> Outcome:
 def set_breakpoints(guest: Guest, timeout: float) -> RewriteBreakpoints:
     """Set breakpoints at the points of the rewrite, and at the C function; they follow the kernel."""
     runner = Runner(guest, timeout)
+    from ptinspect.linux.kpti.code import ENTRY
+
     points = {name: f"{ENTRY}+{runner.code.points[name]:#x}" for name in POINTS}
     functions = [name for name in C_FUNCTIONS if name in runner.kernel.symbols]
     slots, breakpoints = runner.session.slots, symbol_breakpoints(guest)
