@@ -94,9 +94,9 @@ def snap(
     return made
 
 
-def snapshot_of(guest: Guest, tables: Tables, va_range: tuple[int, int] | None = None) -> Snapshot:
+def snapshot_of(guest: Guest, tables: Tables) -> Snapshot:
     """Return the snapshot that `tables` names, or a capture of the guest."""
-    return capture_of(guest, source(guest, tables, None if va_range is None else va_range[0]), va_range)
+    return capture_of(guest, source(guest, tables))
 
 
 def capture_of(

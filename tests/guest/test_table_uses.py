@@ -9,13 +9,13 @@ from fakes import IMAGE, KERNEL, context, kernel_tree
 from ptinspect.analysis.map import MapFilter
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.errors import GuestError, UserError
-from ptinspect.guest.capturing import snap, snapshot_of
+from ptinspect.guest.capturing import capture_of, snap, snapshot_of
 from ptinspect.guest.checkup import checkup
 from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import descriptor_at, poke, undo_poke
 from ptinspect.guest.mappings import physical_address, runs_of, ways_to
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.roots import Tables, source
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_snapshot_is_kept_and_every_use_takes_it_in_place_of_the_guest(guest: 
 def test_a_whole_capture_is_read_once_at_a_stop(guest: Guest) -> None:
     first = snapshot_of(guest, Tables())
     assert snapshot_of(guest, Tables()) is first
-    assert snapshot_of(guest, Tables(), (KERNEL, KERNEL + 0xFFF)) is not first
+    assert capture_of(guest, source(guest, Tables()), (KERNEL, KERNEL + 0xFFF)) is not first
     guest.session.stop_token += 1  # type: ignore[union-attr,misc]
     assert snapshot_of(guest, Tables()) is not first
 

@@ -57,11 +57,9 @@ def timeline(guest: Guest) -> Timeline | None:
     replay = guest.stopped.replay
     if replay is None:
         return None
-    return Timeline(replay.mode, replay.position, replay.last, _directory(recording_of(guest)))
-
-
-def _directory(recording: Recording | None) -> str:
-    return "" if recording is None else str(recording.directory)
+    recording = recording_of(guest)
+    directory = "" if recording is None else str(recording.directory)
+    return Timeline(replay.mode, replay.position, replay.last, directory)
 
 
 def recording_of(guest: Guest) -> Recording | None:
@@ -91,10 +89,9 @@ def positions(guest: Guest) -> Positions:
     period = None if recording is None else 1 << SHIFT
     if here is not None and here.mode == "record":
         return Positions(here, {}, (), period)
-    replay = replay_of(guest)
-    here = Timeline("replay", replay.position, replay.last, _directory(recording))
-    events = {} if recording is None else dict(recording.events)
-    return Positions(here, events, tuple(sorted(replay.states)), period)
+    states = tuple(sorted(replay_of(guest).states))
+    assert here is not None
+    return Positions(here, {} if recording is None else dict(recording.events), states, period)
 
 
 def open_recording(
