@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import (
@@ -46,9 +46,9 @@ from ptinspect.link.lanes.stubmem import StubMemory
 from ptinspect.link.liveness import Liveness
 from ptinspect.link.qemu.listener import is_stopped
 from ptinspect.link.qemu.monitor import translated, version_number
-from ptinspect.link.replay_driver import Driver, capabilities
+from ptinspect.link.replay_driver import Driver
 from ptinspect.link.session import Capability, Session
-from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Refused, RunState, StopInfo
+from ptinspect.link.state import QEMU_ENDED, Breakpoint, Listener, Manner, Refused, RunState, StopInfo
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 
 STOP_SECONDS, SIGNAL_SECONDS = 30.0, 5.0
@@ -81,7 +81,9 @@ class LiveSession:
         self.holds_interrupts = link.holds_interrupts
         driver = Driver(self, link.process, link.tracker, link.agent)
         self.replay = replay.Replay(driver, link.recorded) if link.recorded else None
-        self.capabilities = capabilities(link.recorded, pipelined=link.pipelined)
+        missing = {Capability.PIPELINE: not link.pipelined, Capability.REVERSE: link.recorded != "replay"}
+        missing[Capability.WRITE] = link.recorded is not None
+        self.capabilities = frozenset(each for each in Capability if not missing.get(each))
         self.ram: Sequence[RamBlock] = link.ram
         self.cpu_count = link.cpu_count
         self.lanes = LaneMemory(
@@ -243,22 +245,17 @@ class LiveSession:
         self,
         address: int,
         *,
-        hardware: bool = True,
-        temporary: bool = False,
-        cpu: int | None = None,
-        condition: str | None = None,
         purpose: Purpose = Purpose.USER,
         of: int | None = None,
         inner: bool = False,
+        **manner: Unpack[Manner],
     ) -> Breakpoint:
         self._need_stopped()
         if purpose is not Purpose.PLACE:
             self._make_room()
         self.slots.claim([address])
-        hardware = hardware or self.slots.limited
-        found = insert_breakpoint(
-            self._gdb, address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition
-        )
+        manner["hardware"] = manner.get("hardware", True) or self.slots.limited
+        found = insert_breakpoint(self._gdb, address, **manner)
         self.slots.note(found.id, purpose)
         known_as = None if purpose is Purpose.PLACE else of or found.id
         self._tracker.note_place(found.id, known_as, inner=inner)

@@ -13,14 +13,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from ptinspect.dataclass import replace
 from ptinspect.errors import TargetError, TargetTimeout, UserError
 from ptinspect.link.qemu.replay_log import Places, places
+from ptinspect.link.replay_driver import Driver
 from ptinspect.link.replay_scan import Limit, Scan, Seen
 from ptinspect.link.state import StopInfo
 
@@ -58,42 +59,10 @@ def position_of(answer: str) -> int:
     return int(found[3])
 
 
-class Driven(Protocol):
-    """What a session does for its replay, and prepares nothing for."""
-
-    def ask(self, command: str, seconds: float = ...) -> str:
-        """Run a command of QEMU's monitor."""
-
-    def run_on(self) -> None:
-        """Let the guest run."""
-
-    def stop_in_time(self, timeout: float) -> StopInfo:
-        """Wait until it stops. Raises TargetTimeout."""
-
-    def step_once(self) -> None:
-        """Step one instruction."""
-
-    def without_breakpoints(self) -> AbstractContextManager[None]:
-        """Return a block in which no breakpoint or watchpoint stops it."""
-
-    @property
-    def has_breakpoints(self) -> bool:
-        """Whether there are any."""
-
-    def scan(self, wanted: Scan) -> Seen:
-        """Let it run to limits, and note stores on the way (replay_scan.Scanner.run)."""
-
-    def stands(self, reason: str, breakpoint: int | None = None) -> StopInfo:
-        """Name the reason for which it stands where it does."""
-
-    def forget(self) -> None:
-        """Forget what was read of it."""
-
-
 class Replay:
     """The recording or replay that a session is about."""
 
-    def __init__(self, session: Driven, mode: Mode) -> None:
+    def __init__(self, session: Driver, mode: Mode) -> None:
         self._session, self.mode = session, mode
         self.last: int | None = None
         """The last position; None while it is not known."""

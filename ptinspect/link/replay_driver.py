@@ -12,18 +12,7 @@ from ptinspect.link.gdb.agent import Agent
 from ptinspect.link.gdb.breakpoints import disabled, rows
 from ptinspect.link.gdb.mi import SECONDS, GdbLink
 from ptinspect.link.replay_scan import Scan, Scanner, Seen
-from ptinspect.link.session import Capability
 from ptinspect.link.state import RunTracker, StopInfo
-
-
-def capabilities(mode: str | None, *, pipelined: bool) -> frozenset[Capability]:
-    """Return what can be done with a guest under GDB; `mode` is that of `Replay`, None without one."""
-    missing = set() if pipelined else {Capability.PIPELINE}
-    if mode != "replay":
-        missing.add(Capability.REVERSE)
-    if mode is not None:
-        missing.add(Capability.WRITE)
-    return frozenset(Capability) - missing
 
 
 class Stands(Protocol):

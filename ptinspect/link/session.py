@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.link.gdb.slots import Purpose, Usage
-from ptinspect.link.state import Breakpoint, Listener, RunState, StopInfo
+from ptinspect.link.state import Breakpoint, Listener, Manner, RunState, StopInfo
 
 if TYPE_CHECKING:
     from ptinspect.link.changes import Changes
@@ -150,19 +150,15 @@ class Session(Protocol):
         self,
         address: int,
         *,
-        hardware: bool = True,
-        temporary: bool = False,
-        cpu: int | None = None,
-        condition: str | None = None,
         purpose: Purpose = Purpose.USER,
         of: int | None = None,
         inner: bool = False,
+        **manner: Unpack[Manner],
     ) -> Breakpoint:
         """Stop the guest when a program counter has this value: a physical address if the MMU is off.
 
-        `cpu`: only this one; others pass (GDB resumes them, at some cost per hit). Under KVM it is always
-        one of the CPU's own, since an instruction that is written into the guest must be mapped, and
-        shows in the code that others read. Raises OutOfSlots then if none is free.
+        Under KVM it is always one of the CPU's own, since an instruction that is written into the guest must
+        be mapped, and shows in the code that others read. Raises OutOfSlots then if none is free.
 
         `of`: it is one more place of the breakpoint that has this number. `inner`: the escort's steward looks
         at a stop there before anybody else; with the purpose PLACE nobody else ever sees it.

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import TargetError, TargetLost, TargetTimeout
@@ -100,6 +100,19 @@ class Breakpoint:
     """It counts."""
     what: str = ""
     """What is watched, or where it was set, in GDB's words."""
+
+
+class Manner(TypedDict, total=False):
+    """How a breakpoint stops the guest."""
+
+    hardware: bool
+    """Compared by the CPU or by QEMU, which is the default; else an instruction is written into the guest."""
+    temporary: bool
+    """Once."""
+    cpu: int | None
+    """Only this one; others pass (GDB resumes them, at some cost per hit)."""
+    condition: str | None
+    """Where this holds."""
 
 
 NEVER_STOPPED = StopInfo("attached", 0, None, 0, "")

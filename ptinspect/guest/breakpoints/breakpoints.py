@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass, field
@@ -29,6 +29,7 @@ from ptinspect.guest.breakpoints.kernel_place import LOOK_SECONDS, KernelPlace
 from ptinspect.guest.expression import Address
 from ptinspect.link.gdb.slots import Purpose, fitting
 from ptinspect.link.session import Session, StopInfo
+from ptinspect.link.state import Manner
 
 if TYPE_CHECKING:
     from ptinspect.guest.breakpoints.numbered import Other, Watched
@@ -91,21 +92,14 @@ class SymbolBreakpoints:
     # -- what people set ------------------------------------------------------------------------
 
     def add(
-        self,
-        address: Address,
-        *,
-        hardware: bool = True,
-        temporary: bool = False,
-        cpu: int | None = None,
-        condition: str | None = None,
-        purpose: Purpose = Purpose.USER,
+        self, address: Address, *, purpose: Purpose = Purpose.USER, **manner: Unpack[Manner]
     ) -> SymbolBreakpoint:
         """Set a breakpoint at an address that names a symbol: where that is now, and where it will be.
 
         Raises KernelFileError for a symbol that the kernel file does not have, OutOfSlots.
         """
         self.tidy()
-        made = SymbolBreakpoint(0, address, hardware, temporary, cpu, condition, purpose)
+        made = SymbolBreakpoint(0, address, purpose=purpose, **manner)
         if self._guest.kernel is not None:
             if not module_of(address):
                 link_address(self._guest.kernel, address)

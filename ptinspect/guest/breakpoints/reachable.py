@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
@@ -21,6 +21,7 @@ from ptinspect.guest.names import GuestNames, cpu_number
 
 if TYPE_CHECKING:
     from ptinspect.link.session import Breakpoint
+    from ptinspect.link.state import Manner
     from ptinspect.linux.image.image import KernelImage
 
 CODE_LETTERS = "tTwW?"
@@ -220,31 +221,24 @@ def _physical(guest: Guest, pa: int) -> tuple[Doubt, ...]:
 
 
 def set_breakpoint(
-    guest: Guest,
-    address: Address,
-    *,
-    hardware: bool = True,
-    temporary: bool = False,
-    cpu: int | None = None,
-    condition: str | None = None,
+    guest: Guest, address: Address, **manner: Unpack[Manner]
 ) -> tuple[SymbolBreakpoint | Breakpoint, tuple[Doubt, ...]]:
     """Set a breakpoint, and return it with what speaks against its ever being hit.
 
     One at a symbol of the kernel follows it. Raises UserError if it can never be hit, OutOfSlots.
     """
-    value, found = checked(guest, address, cpu=cpu)
+    value, found = checked(guest, address, cpu=manner.get("cpu"))
     if value is None:
         breakpoints = symbol_breakpoints(guest)
-        made = breakpoints.add(address, hardware=hardware, temporary=temporary, cpu=cpu, condition=condition)
+        made = breakpoints.add(address, **manner)
         waits = breakpoints.waits_until(address)
         if waits and not guest.stopped.escort.everywhere:
             breakpoints.delete(made.id)
             first = LOADED if module_of(address) else FIRST_VIRTUAL
             raise UserError(f"{address.text} has to wait until {waits}", f"until {first}, and break then")
         return made, found
-    words = condition_for_gdb(guest, condition) or None
-    one = guest.stopped.set_breakpoint(
-        value, hardware=hardware, temporary=temporary, cpu=cpu, condition=words
-    )
-    symbol_breakpoints(guest).typed[one.id] = condition or ""
+    typed = manner.get("condition") or ""
+    manner["condition"] = condition_for_gdb(guest, typed)
+    one = guest.stopped.set_breakpoint(value, **manner)
+    symbol_breakpoints(guest).typed[one.id] = typed
     return one, found

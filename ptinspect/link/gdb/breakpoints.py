@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from ptinspect.dataclass import replace
 from ptinspect.errors import MiError, OutOfSlots
@@ -22,7 +22,7 @@ from ptinspect.link.gdb.slots import (
     used,
     watch_fault,
 )
-from ptinspect.link.state import Breakpoint, RunTracker
+from ptinspect.link.state import Breakpoint, Manner, RunTracker
 
 MOST = 16
 """Slots of a kind that an arm64 CPU can have (Arm ARM D19.2.59, ID_AA64DFR0_EL1)."""
@@ -35,20 +35,14 @@ _AT = re.compile(r"\*\s*\([^0-9].*\)\s*(0x[0-9a-f]+)")
 
 
 def insert_breakpoint(
-    gdb: GdbLink,
-    address: int,
-    *,
-    hardware: bool,
-    temporary: bool,
-    cpu: int | None,
-    condition: str | None,
-    enabled: bool = True,
+    gdb: GdbLink, address: int, *, enabled: bool = True, **manner: Unpack[Manner]
 ) -> Breakpoint:
     """Set a breakpoint on a value of the program counter. Raises MiError with GDB's reason."""
+    cpu, condition = manner.get("cpu"), manner.get("condition")
     words = ["-break-insert"]
     words += [] if enabled else ["-d"]
-    words += ["-t"] if temporary else []
-    words += ["-h"] if hardware else []
+    words += ["-t"] if manner.get("temporary") else []
+    words += ["-h"] if manner.get("hardware", True) else []
     words += ["-p", str(cpu + 1)] if cpu is not None else []
     words += ["-c", quote(condition)] if condition else []
     payload = gdb.request(" ".join([*words, f"*{address:#x}"]), SECONDS).payload
@@ -96,9 +90,7 @@ def alter(
 
 def reserve_number(gdb: GdbLink) -> int:
     """Return a number of GDB's that no breakpoint will have."""
-    found = insert_breakpoint(
-        gdb, NOWHERE, hardware=True, temporary=False, cpu=None, condition=None, enabled=False
-    )
+    found = insert_breakpoint(gdb, NOWHERE, enabled=False)
     gdb.request(f"-break-delete {found.id}", SECONDS)
     return found.id
 
