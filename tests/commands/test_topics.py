@@ -53,6 +53,10 @@ def test_a_topic(topic: object) -> None:
     assert name in text(run(context(), "help")).rsplit("Topics", 1)[1]
 
 
+def test_the_words_of_a_name_may_be_quoted_together() -> None:
+    assert run(context(), "help 'stack guard'").result == run(context(), "help stack guard").result
+
+
 def test_a_word_is_found_in_the_topics() -> None:
     found = run(context(), "help retarg").result["found"]
     assert [(each["topic"], "leads elsewhere" in each["line"]) for each in found] == [("glossary", True)]

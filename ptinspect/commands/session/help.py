@@ -115,7 +115,7 @@ class FormatsResult:
 )
 def show_help(ctx: Context, *, words: list[str]) -> Report:
     """List all commands, those that begin with the given words, or explain one."""
-    named = tuple(words)
+    named = tuple(" ".join(words).split())
     if not named:
         listed = _list(list(ctx.registry), "Commands (help COMMAND explains one)")
         also = Note(f"Topics (help TOPIC): {', '.join(sorted([*topic_names(), TOPIC]))}")
