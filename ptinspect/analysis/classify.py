@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ptinspect.analysis.descent import Chunk
 from ptinspect.arch.bits import MASK64
+from ptinspect.arch.descriptor import decode
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
+from ptinspect.memory.source import RamBlock
 from ptinspect.tables.index import Columns
 from ptinspect.tables.kinds import (
     BIT11,
@@ -198,9 +202,15 @@ def kinds_of(before: int, after: int, level: int, regime: Regime) -> tuple[str, 
     return names(int(judge(one, other, level, regime)[0]))
 
 
-def is_older(before: int, after: int, level: int, regime: Regime) -> bool:
-    """Tell whether a descriptor leads elsewhere with bit 11 clear, as `Differences.older` does of many."""
-    return bool({"retargeted", "kind"} & {*kinds_of(before, after, level, regime)} and not after & int(BIT11))
+def is_older(before: int, after: int, level: int, regime: Regime, ram: Sequence[RamBlock] = ()) -> bool:
+    """Tell whether a descriptor leads elsewhere with bit 11 clear, as `Differences.older` does of many.
+
+    What leads out of `ram`, if that is known, is no older value but garbage.
+    """
+    if not {"retargeted", "kind"} & {*kinds_of(before, after, level, regime)} or after & int(BIT11):
+        return False
+    pa = decode(after, level, regime).output_address
+    return not ram or any(pa is not None and block.contains(pa) for block in ram)
 
 
 def only_bit11(kinds_found: tuple[str, ...]) -> bool:

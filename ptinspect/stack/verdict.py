@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ptinspect.analysis.classify import only_bit11
 from ptinspect.analysis.paths import side_by_side
+from ptinspect.arch.bits import bit
 from ptinspect.arch.esr import Esr
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass, replace
@@ -140,7 +141,7 @@ def path_changes(now: Walk, then: Walk, snapshot: str, regime: Regime) -> tuple[
 def faulting(facts: Facts) -> Walk | None:
     """Return the walk of the stack's own address that does not translate, or that of the faulting address."""
     found = facts.walk if facts.gone is None else facts.gone.walk
-    return None if found is None or found.outcome != "fault" else found
+    return None if found is None or found.outcome == "mapped" else found
 
 
 def with_change(facts: Facts, change: Change) -> Facts:
@@ -221,7 +222,7 @@ def _text(facts: Facts, found: death.Verdict) -> str:
 def _gone(facts: Facts) -> tuple[death.Verdict, str, Change | None] | None:
     """Return why the stack is on a path that leads nowhere or elsewhere, in a sentence; None if it is not."""
     stack = facts.stack
-    lost = facts.on_stack and facts.walk is not None and facts.walk.outcome == "fault"
+    lost = facts.on_stack and facts.walk is not None and facts.walk.outcome != "mapped"
     if stack is None or (facts.gone is None and not (lost and (facts.handling or facts.in_entry))):
         return None
     walk = facts.walk if facts.gone is None else facts.gone.walk
@@ -245,7 +246,15 @@ def _gone(facts: Facts) -> tuple[death.Verdict, str, Change | None] | None:
     if {"new", "invalid"} & set(change.kinds):
         was = "the entry was not valid in the snapshot either: not a loss and not a reversal"
         return death.Verdict("stack-mapping-lost", unknown=(was,)), text, change
-    return death.Verdict("lost-entry" if "lost" in change.kinds else "reverted-entry"), text, change
+    return death.Verdict("reverted-entry" if _older(change, walk) else "lost-entry"), text, change
+
+
+def _older(change: Change, walk: Walk | None) -> bool:
+    """Tell whether an entry holds an older value: it leads elsewhere, into memory, and has bit 11 clear."""
+    if not {"retargeted", "kind"} & set(change.kinds) or bit(change.after, 11):
+        return False
+    last = [] if walk is None else [step.descriptor_pa for step in walk.steps if step.raw is not None]
+    return walk is None or walk.outcome == "mapped" or last[-1:] != [change.descriptor_pa]
 
 
 def _held(change: Change) -> str:
@@ -258,7 +267,7 @@ def _held(change: Change) -> str:
 
 def _lost_elsewhere(facts: Facts) -> Change | None:
     """Return the lost entry of data that is no stack, where that is what faults over and over."""
-    faults = facts.walk is not None and facts.walk.outcome == "fault" and facts.esr.is_abort
+    faults = facts.walk is not None and facts.walk.outcome != "mapped" and facts.esr.is_abort
     if not faults or facts.on_stack or not facts.changes or {"new", "invalid"} & set(facts.changes[0].kinds):
         return None
     return facts.changes[0]
@@ -313,20 +322,24 @@ def _chain(facts: Facts) -> list[str]:
     return found
 
 
+def _end(walk: Walk) -> int | None:
+    """Return the level that the CPU reports where a walk leads nowhere."""
+    return walk.steps[-1].level if walk.outcome == "unreadable" else walk.fault_level
+
+
 def _paths(facts: Facts) -> list[str]:
     """Return what the tables hold of the faulting address and of the stack."""
     found = []
     walk, gone = facts.walk, facts.gone
-    if walk is not None and walk.outcome == "fault":
-        agrees = "" if walk.fault_level == facts.esr.level else f", ESR says level {facts.esr.level}"
-        found.append(f"the walk of FAR ends at level {walk.fault_level}{agrees}: {walk.reason}")
+    if walk is not None and walk.outcome != "mapped":
+        level = _end(walk)
+        agrees = "" if level == facts.esr.level else f", ESR says level {facts.esr.level}"
+        found.append(f"the walk of FAR ends at level {level}{agrees}: {walk.reason}")
     elif walk is not None:
-        found.append(f"the kernel's own table maps FAR ({walk.outcome})")
-    if gone is not None and gone.walk.outcome == "fault":
-        found.append(
-            f"the walk of the stack's own {gone.address:#x} ends at level {gone.walk.fault_level}: "
-            f"{gone.walk.reason}"
-        )
+        found.append("the kernel's own table maps FAR")
+    if gone is not None and gone.walk.outcome != "mapped":
+        own, ended = f"the walk of the stack's own {gone.address:#x}", _end(gone.walk)
+        found.append(f"{own} ends at level {ended}: {gone.walk.reason}")
     elif gone is not None and gone.walk.pa is not None and gone.pa is not None:
         found.append(
             f"the stack's own {gone.address:#x} leads to pa:{gone.walk.pa:#x}, and led to pa:{gone.pa:#x}: "

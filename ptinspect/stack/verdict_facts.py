@@ -221,10 +221,12 @@ def _gone(
             return None
     for address in range(own.base, own.top, PAGE):
         now = _walk(stacks, address)
-        if now is None or now.outcome not in ("fault", "mapped"):
+        if now is None:
             continue
         changes, then = _changes(stacks, address, now, snapshots)
-        if now.outcome == "fault":
+        if now.outcome == "unreadable" and not changes:  # as in a dump that lacks memory
+            continue
+        if now.outcome != "mapped":
             return Gone(address, now, changes, None if then is None else then.pa)
         if then is None or not changes or then.pa is None or now.pa == then.pa:
             continue

@@ -9,11 +9,13 @@ import pytest
 from builders import KERNEL_DATA, NG, OUTSIDE, REGIMES, TreeBuilder, copy_tables, cpu_state
 from kpti_guest import CASES, NOT_TRACKED, TOGGLED, Case, patched, rewrite
 
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.linux.kpti.code import KptiCode, TablesAre, recognise_code
 from ptinspect.linux.kpti.state import KptiState, state_from_tables
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.kpti.verdict import MEANING, Verdict
 from ptinspect.linux.kpti.verdict import judge as judge_state
+from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.fact_names import LAYOUT, REGIONS
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.kinds import are_leaves, are_tables
@@ -136,6 +138,9 @@ def test_a_lost_entry_and_a_reverted_one_are_named() -> None:
     assert judge(old, new).code == "reverted-entry"
     new.tables.raw[row, slot] = kept ^ 0x5000
     assert judge(old, new).code == "lost-write", "with bit 11 it is no older value"
+    new.tables.raw[row, slot] = 0x60_DEAD_B003
+    outside = dataclasses.replace(new, ram=(RamBlock(PhysAddr(0x4000_0000), 0x4000_0000),))
+    assert judge(old, outside).code == "lost-write", "what leads out of RAM is garbage"
 
 
 def test_stores_tell_apart_what_the_tables_cannot() -> None:

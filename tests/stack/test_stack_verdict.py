@@ -73,6 +73,22 @@ def test_a_recording_shows_what_the_entry_held_without_a_snapshot() -> None:
     assert with_change(gone, elsewhere) == gone and with_change(facts(), elsewhere) == facts()
 
 
+def test_garbage_is_lost_and_no_older_value() -> None:
+    """An entry that leads out of RAM, or is too wide: the CPU reports an external abort on its walk."""
+    led = path(0x803, 0xDEAD_B003, outcome="unreadable")
+    led.steps += (SimpleNamespace(level=3, name="pte", raw=None, descriptor_pa=0xDEAD_BA98),)  # type: ignore[misc]
+    garbage = replace(change(0xDEAD_B003), descriptor_pa=0x2000)
+    told = explain(facts(esr=decode_esr(0x96000057), walk=led, changes=(garbage,)))
+    assert told.code == "lost-entry" and "0xdeadb003, which held 0x7fffa803" in told.text
+    assert "the walk of FAR ends at level 3: invalid" in told.evidence
+    assert explain(facts(walk=led)).code == "stack-mapping-lost" and faulting(facts(walk=led)) is led
+    wide = replace(change(0x5678_90AB_C003), descriptor_pa=0x2000)
+    assert explain(facts(walk=path(0x803, wide.after), changes=(wide,))).code == "lost-entry"
+    reused = path(0x803, 0x411F_8003, 0x5, outcome="unreadable")
+    assert explain(facts(walk=reused, changes=(change(0x411F_8003),))).code == "reverted-entry"
+    assert explain(facts(changes=(change(0x411F_8803),))).code == "lost-entry", "with bit 11"
+
+
 def test_the_stack_comes_before_the_faulting_address() -> None:
     own = path(0x803, 0)
     assert faulting(facts(gone=Gone(BASE, own))) is own and faulting(facts()) == facts().walk

@@ -109,13 +109,17 @@ def _damage(before: Snapshot, after: Snapshot) -> Verdict | None:
         return None
     empty = {(c.level, c.va_start) for c in slots}
     damaged = [c for c in found.changes if (c.level, c.va_start) not in empty]
-    reverted = [c for c in damaged if c.older]
+    reverted = [c for c in damaged if c.older and _older(c.before, c.after, c.level, after)]
     named = (reverted or damaged)[:LISTED]
     held = Contents.of_changes(before, named)
     lines = [_in_words(c, before, after, held) for c in named]
     if total > len(lines):
         lines.append(f"and {total - len(lines)} more that are lost or lead elsewhere")
     return Verdict("reverted-entry" if reverted else "lost-write", tuple(lines), notes)
+
+
+def _older(then: int | None, now: int | None, level: int, after: Snapshot) -> bool:
+    return None not in (then, now) and is_older(then or 0, now or 0, level, after.regime, after.ram)
 
 
 def _fixmap_slots(lost: list[Change], before: Snapshot, after: Snapshot) -> list[Change]:
@@ -159,7 +163,7 @@ def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
         total += len(wrong)
         for at in wrong[: LISTED - len(lines)].tolist():
             stored, holds = int(recording.new[last[at]]), int(now[at])
-            reverted = reverted or is_older(stored, holds, level, after.regime)
+            reverted = reverted or _older(stored, holds, level, after)
             place = _descriptor(level, int(recording.pa[last[at]]), int(recording.va[last[at]]))
             lines.append(f"{place}: the rewrite stored {stored:#x}, it holds {holds:#x}")
     if not total:
