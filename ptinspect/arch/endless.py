@@ -27,7 +27,7 @@ def endless(state: CpuState, read: Callable[[int, int], bytes]) -> str:
     `read` reads memory at the program counter (address, length) and raises GuestError. An interrupt, another
     CPU and a debugger are considered; only the memory at the program counter must stay as it is.
     """
-    if (esr := _faults_at_its_vector(state)) is not None:
+    if (esr := faults_at_its_vector(state)) is not None:
         return f"takes an exception at its own exception vector {state.pc:#x} ({decode_esr(esr).text})"
     if _nothing_interrupts(state) and _loops_idly(state.pc, read):
         return f"waits in a loop at {state.pc:#x} with all interrupts masked"
@@ -45,8 +45,8 @@ def has_kernel_tables(state: CpuState) -> bool:
     return bool(table) and bit(state.system.get(translation_register(state, "SCTLR"), 0), 0)
 
 
-def _faults_at_its_vector(state: CpuState) -> int | None:
-    """Return the syndrome if the instruction at a vector faults, and thereby leads to the same vector."""
+def faults_at_its_vector(state: CpuState) -> int | None:
+    """Return the syndrome if the instruction at a vector faults, and leads to the same vector; else None."""
     if not state.el or bit(state.pstate, 4):
         return None
     names = (f"VBAR_EL{state.el}", f"ELR_EL{state.el}", f"SPSR_EL{state.el}", f"ESR_EL{state.el}")

@@ -264,12 +264,14 @@ class Unwinder:
         """Return the label of the exception entry that `pc` lies after."""
         return max((label for label in self._labels if label <= pc < label + ENTRY_REACH), default=None)
 
+    def _slot(self, pc: int) -> int | None:
+        """Return where the vector begins that `pc` is in; None if it is in none."""
+        return next((pc - (pc - base) % SLOT for base in self._vectors if base <= pc < base + TABLE), None)
+
     def _lowered(self, pc: int) -> int:
         """Return what the entry has lowered SP by at `pc`, where the frame is not stored yet."""
-        for base in self._vectors:
-            if base <= pc < base + TABLE:
-                slot = pc - (pc - base) % SLOT
-                return prologue(self._words(slot, (pc - slot) // 4)).lowered
+        if (slot := self._slot(pc)) is not None:
+            return prologue(self._words(slot, (pc - slot) // 4)).lowered
         label = self._label(pc)
         if label is not None and label == self._bad_stack:
             return prologue(self._words(label, (pc - label) // 4)).lowered
@@ -277,7 +279,7 @@ class Unwinder:
 
     def _entering(self, pc: int) -> bool:
         """Tell whether `pc` is in a vector, or after its label before the frame is stored."""
-        if any(base <= pc < base + TABLE for base in self._vectors):
+        if self._slot(pc) is not None:
             return True
         label = self._label(pc)
         return label is not None and prologue(self._words(label, (pc - label) // 4)).record is None
@@ -286,7 +288,7 @@ class Unwinder:
         """Add the frame of a function that was stopped anywhere in it; False at the chain's end."""
         if self._label(state.pc) is not None and self._plausible(state.sp):
             return self._through(state, state.sp)
-        start = self._code.start(state.pc)
+        start = self._code.start(state.pc) if self._slot(state.pc) is None else None
         if start is None:
             return self._by_record(state, None)
         before = prologue(self._words(start, (state.pc - start) // 4))

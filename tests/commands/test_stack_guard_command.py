@@ -134,6 +134,16 @@ def nothing_left(guest: Guest, before: bytes) -> None:
     assert "set breakpoint always-inserted on" not in guest.session.words[-1:]
 
 
+def test_a_cpu_that_faults_at_its_own_vector_is_not_quiet(guest: Guest) -> None:
+    """The kernel's image itself is lost: no store is made, and no wire is met."""
+    before, ctx = guest.code(), guest.context()
+    registers = {"VBAR_EL1": VECTORS, "ELR_EL1": SYNC, "SPSR_EL1": 0x3C5, "ESR_EL1": 0x8600_0004}
+    guest.session.cpus[0] = guest.cpu(guest.shell, guest.base + 0x3000, pc=SYNC, **registers)
+    found = run(ctx, "stack guard --timeout 1")
+    assert (found.result["way"], found.result["quiet"], found.exit_code) == ("recursive-fault", False, 1)
+    nothing_left(guest, before)
+
+
 def test_a_quiet_run(guest: Guest) -> None:
     before = guest.code()
     seen: list[Any] = []

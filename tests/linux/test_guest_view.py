@@ -170,6 +170,7 @@ def test_in_the_rewrite_when_the_root_does_not_map_the_kernel_any_more(kernel: K
     for view in (damaged, guest.view(kernel, boot, previous=damaged)):
         assert view.swapper().pa == SWAPPER and not view.confirmed
         assert view.is_kernels, "its tables are captured, however damaged"
+        assert view.placed and view.kaslr_offset == 0, "the kernel is where it was"
         assert view.swapper().provenance.endswith("at an earlier stop and does not any more")
     guest.memory.write(SWAPPER + 8 * 256, root.to_bytes(8, "little"))
     assert guest.view(kernel, boot, previous=damaged).confirmed

@@ -33,7 +33,9 @@ VARIABLES = [
     ("__kpti_forced", TEXT_VA + FORCED, "d"),
     ("arm64_use_ng_mappings", TEXT_VA + USE_NG, "D"),
     ("saved_command_line", TEXT_VA + COMMAND_LINE, "D"),
+    ("_sinittext", TEXT_VA + 0x2_0000, "T"),
     ("start_kernel", TEXT_VA + 0x2_0000, "T"),
+    ("_einittext", TEXT_VA + 0x2_2000, "T"),
 ]
 
 
@@ -191,9 +193,13 @@ def test_the_init_code_is_gone_and_nothing_was_rewritten(kernel: KernelImage) ->
     with_data_symbols(kernel)
     assert judge(guest, kernel).state == "before"
     guest.tree.set(guest.va(0x2_0000), 3, 0)
+    assert judge(guest, kernel).state == "before", "one page was lost"
+    guest.tree.set(guest.va(0x2_1000), 3, 0)
     found = judge(guest, kernel)
     assert found.state == "not-needed"
     assert found.reason.startswith("the init code is gone, and nothing was rewritten (its flag is 1)")
+    guest.tree.set(guest.va(0x1_F000), 3, 0)
+    assert judge(guest, kernel).state == "before", "an entry was lost that held more than init code"
 
 
 def test_hints(kernel: KernelImage) -> None:

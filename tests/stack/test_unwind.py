@@ -238,6 +238,15 @@ def test_exceptions_of_the_entry_itself_could_not_be_stored(guest: Guest, count:
     check_sum(found)
 
 
+def test_an_exception_at_the_vector_itself_takes_nothing(guest: Guest) -> None:
+    """The vectors are not mapped: the same exception for ever, and nobody lowers SP."""
+    good = guest.chain()
+    at = guest_vector(0)
+    found = guest.depth(good, pc=at, x29=good, x30=LR_MIDDLE, ELR_EL1=at)
+    first, second = found.unwound.frames[:2]
+    assert (first.kind, first.size, second.sp, second.record) == ("exception", 0, good, good)
+
+
 def test_from_the_overflow_stack_back_to_the_lost_one(guest: Guest) -> None:
     good = guest.chain()
     sp = good - 40 * FRAME

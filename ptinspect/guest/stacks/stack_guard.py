@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, align_down, bit
+from ptinspect.arch.endless import faults_at_its_vector
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError, UserError
 from ptinspect.guest.guest import Guest
@@ -424,6 +425,14 @@ class _Run:
             self.blind = error.message
         self.looks += 1
 
+    def dead(self) -> bool:
+        """Choose the CPU that faults at its own vector for ever, if one does: it stores nothing."""
+        session = self.guest.stopped
+        states = (session.cpu_state(cpu) for cpu in range(session.cpu_count))
+        dead = [state.cpu for state in states if faults_at_its_vector(state) is not None]
+        session.current_cpu = dead[0] if dead else session.current_cpu
+        return bool(dead)
+
     def run(self, stacks: Stacks) -> Way:
         """Run until a wire is tripped, something else stops the guest, or the time is over."""
         guest, wires = self.guest, self.armed.wires
@@ -432,6 +441,8 @@ class _Run:
         while True:
             stop = run_for(guest, max(min(self.due, self.deadline) - time.monotonic(), 0.05))
             if stop is None:
+                if self.dead():
+                    return "recursive-fault"
                 if time.monotonic() >= self.deadline:
                     return "time"
                 self.look_in_time(LOOK)

@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ptinspect.arch import a64
-from ptinspect.arch.bits import bits
+from ptinspect.arch.bits import MASK64, bits
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.memory.source import number_at
+from ptinspect.tables.walk import walk
 
 Decision = Literal["on", "off", "open", "unknown"]
 """KPTI is on; it is off; the kernel has not decided; it is not known."""
@@ -28,8 +29,9 @@ EXIT = "ret_to_user"
 PATCHER_BYTES, EXIT_BYTES = 0x100, 0x400
 BACK = 2
 """Instructions from the one that is patched to `msr far_el1`, at most."""
-INIT_FUNCTIONS = ("start_kernel", "_sinittext")
-"""Code of the init section, unmapped by free_initmem() at the end of the boot (init/main.c)."""
+INIT_TEXT = ("_sinittext", "_einittext")
+"""Bounds of the init section's code, which free_initmem() unmaps at the end of the boot (init/main.c).
+What is before it stays: where that is not mapped either, an entry was lost that holds more than init code."""
 MAX_COMMAND_LINE = 2048
 _OPTIONS = re.compile(r"\b(?:nokaslr|kpti=\S+|mitigations=\S+)")
 
@@ -123,19 +125,19 @@ def user_code(states: Iterable[CpuState]) -> str:
 def past_boot(view: GuestView) -> str:
     """Return by what the kernel is known to be past its boot, where CPU features are enabled; else empty."""
     user = user_code(view.states)
-    if user or view.image is None:
+    if user or view.image is None or not view.image.symbols.keys() >= set(INIT_TEXT):
         return user
-    for name in INIT_FUNCTIONS:
-        if name not in view.image.symbols:
-            continue
-        try:
-            view.pa_of(view.symbol(name))
-        except (MemoryReadError, KernelFileError):
-            return ""
-        except GuestError as error:
-            return "the init code is gone" if "not mapped" in error.message else ""
+    first, end = map(view.image.lookup, INIT_TEXT)
+    try:
+        before, *init = (_mapped(view, link) for link in (first - 1, first, end - 1))
+    except (GuestError, KernelFileError, MemoryReadError):
         return ""
-    return ""
+    return "the init code is gone" if before and not any(init) else ""
+
+
+def _mapped(view: GuestView, link: int) -> bool:
+    va = (link + view.kaslr_offset) & MASK64
+    return walk(view.memory, va, view.swapper().pa, view.regime).pa is not None
 
 
 def why_not(view: GuestView) -> list[str]:

@@ -169,9 +169,9 @@ class Locator:
                 found = search(candidate, known)
                 if found is not None:
                     return found
-        return self._lost(candidates) or self._unconfirmed(regime)
+        return self._lost(candidates, known) or self._unconfirmed(regime)
 
-    def _lost(self, candidates: dict[int, Root]) -> RootFound | None:
+    def _lost(self, candidates: dict[int, Root], known: Placement | None) -> RootFound | None:
         """Return the root of an earlier stop if a register still leads to it: its tables are damaged.
 
         While the new algorithm runs TTBR1 has a temporary table, which tells nothing of the kernel's own.
@@ -180,7 +180,8 @@ class Locator:
         if found is None:
             return None
         doubt = "which mapped the kernel image at an earlier stop and does not any more"
-        return RootFound(found.pa, f"{found.provenance}, {doubt}", None, confirmed=False, damaged=True)
+        offset = self.hint[1] if known is not None and known.pa == self.hint[0] else None
+        return RootFound(found.pa, f"{found.provenance}, {doubt}", offset, confirmed=False, damaged=True)
 
     def _confirm(self, candidate: Root, known: Placement | None) -> RootFound | None:
         """Return the root if it maps the kernel, with what that tells about KASLR."""
