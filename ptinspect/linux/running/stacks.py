@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from ptinspect.arch.bits import MASK64, align_down, bit
-from ptinspect.arch.sysregs import CpuState, translation_register
+from ptinspect.arch.sysregs import CpuState, mmu_on, translation_register
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
 from ptinspect.linux.image.entry import EL1H, EntryCode, entry_of
@@ -158,15 +158,14 @@ class Stacks:
 
     def locate(self, state: CpuState) -> Position:
         """Return which stack the SP of a CPU is on."""
-        mmu_on = bool(state.system.get("SCTLR_EL1", 1) & 1) or state.el == 2
-        identity = not bit(state.pc, 55)
+        on, identity = mmu_on(state) is not False, not bit(state.pc, 55)
         task = self.tasks.current(state)
         if state.el == 0:
             return self._user(state, task)
         sp = state.sp
 
         def found(kind: StackKind, stack: Stack | None, note: str = "") -> Position:
-            return Position(state.cpu, kind, sp, stack, task, mmu_on, identity, note)
+            return Position(state.cpu, kind, sp, stack, task, on, identity, note)
 
         candidates = ([] if task is None else [self.of_task(task)]) + self.of_cpu(state)
         border = "at the border of user mode: SP_EL0 is the user's stack pointer, __entry_task names the task"

@@ -8,7 +8,7 @@ import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, root_pa
-from ptinspect.arch.sysregs import CpuState, translation_register, ttbr_base
+from ptinspect.arch.sysregs import CpuState, mmu_on, translation_register, ttbr_base
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import MemoryReadError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
@@ -149,8 +149,7 @@ def led_to(states: Sequence[CpuState]) -> list[int]:
     code, upper, lower = [], [], []
     for state in states:
         ttbr0, ttbr1 = (state.system.get(translation_register(state, name), 0) for name in ("TTBR0", "TTBR1"))
-        sctlr = "SCTLR_EL2" if state.el == 2 else translation_register(state, "SCTLR")
-        if not state.system.get(sctlr, 0) & 1 and not bit(state.pc, 55):
+        if not mmu_on(state) and not bit(state.pc, 55):
             code.append(state.pc)
         if ttbr1:
             upper.append(int(ttbr_base(ttbr1)))
