@@ -232,17 +232,13 @@ class Suite:
                 found.append(Package(name, version, sha256, size, tuple(needed)))
         return found
 
-    def download(self, package: Package, directory: Path, progress: Progress) -> Path:
-        """Download a package into an empty directory, checked by apt, and return the .deb's path.
-
-        Raises TargetError if it cannot be had or is not what the index lists.
-        """
-        return self.download_all([package], directory, progress)[0]
-
-    def download_all(
+    def download(
         self, packages: Sequence[Package], directory: Path, progress: Progress, what: str = ""
     ) -> list[Path]:
-        """Download packages as `download` does, at one go, and return their paths in the same order."""
+        """Download packages into an empty directory, checked by apt, and return the .debs in that order.
+
+        Raises TargetError if one cannot be had or is not what the index lists.
+        """
         partial = self.directory / "archives" / "partial"
         total = sum(package.size for package in packages)
 

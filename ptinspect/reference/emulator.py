@@ -139,7 +139,7 @@ def _install(spec: EmulatorSpec, suite: Suite, packages: list[Package], progress
         files = spot / "files"
         files.mkdir()
         what = f"the {spec.name} QEMU"
-        for file in suite.download_all(packages, files, progress, what):
+        for file in suite.download(packages, files, progress, what):
             progress(f"unpacking {what}", 0, 0)
             deb.unpack(file, tree)
         _assemble(spec, tree, result)

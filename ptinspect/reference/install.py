@@ -191,7 +191,7 @@ class Installer:
     ) -> list[Path | None]:
         """Download a package and take files out of it; None for a pattern that nothing matches."""
         spot = Path(tempfile.mkdtemp(dir=directory.parent))
-        path = suite.download(package, spot, self._progress)
+        (path,) = suite.download([package], spot, self._progress)
         if pin is not None and _is(package, pin) and package.sha256 != pin.sha256:
             raise TargetError(
                 f"{path.name} is not the file that ptinspect knows: {package.sha256}, not {pin.sha256}"

@@ -122,7 +122,7 @@ def _install(state: Path, addresses: Sequence[str], trust: str | None, progress:
             folder.mkdir()
         wanted = [*packages, shell, image]
         what = "the host for KVM guests"
-        for package, file in zip(wanted, suite.download_all(wanted, files, progress, what), strict=True):
+        for package, file in zip(wanted, suite.download(wanted, files, progress, what), strict=True):
             progress(f"unpacking {what}", 0, 0)
             deb.unpack(file, tree if package is not image else spot / "kernel")
         (result / INITRD).write_bytes(

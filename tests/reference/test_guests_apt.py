@@ -154,7 +154,7 @@ def test_packages_are_found_and_downloaded(archive: LocalArchive, tmp_path: Path
     assert [p.name for p in suite.matching(r"kernel-\d-a")] == ["kernel-1-a", "kernel-2-a"]
     place = tmp_path / "here"
     place.mkdir()
-    path = suite.download(found, place, quiet)
+    (path,) = suite.download([found], place, quiet)
     assert path.parent == place
     assert path.stat().st_size == found.size
 
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_what_the_index_says_is_refused(archive: LocalArchive
     place = tmp_path / "here"
     place.mkdir()
     with pytest.raises(TargetError, match=r"cannot download kernel-1-a=1\.0-1"):
-        suite.download(package, place, quiet)
+        suite.download([package], place, quiet)
 
 
 def test_an_archive_that_nobody_signed_is_refused(
