@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import number_argument, switch, timeout_argument
 from ptinspect.commands.framework.command import argument, command
@@ -18,10 +19,11 @@ from ptinspect.commands.stack.oops import oops
 from ptinspect.commands.stack.why import why
 from ptinspect.commands.tables.check import check
 from ptinspect.commands.tables.diff import diff
+from ptinspect.commands.tables.poke import PokeResult
 from ptinspect.commands.tables.snapshots import save
 from ptinspect.commands.tables.summary import summary
 from ptinspect.commands.target.attaching import launch, megabytes
-from ptinspect.commands.target.losing_demo import KERNEL, RECORDING, LostResult, Survived, lost_in_recording
+from ptinspect.commands.target.losing_demo import KERNEL, RECORDING, LostResult, NotShown, lost_in_recording
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
@@ -58,14 +60,6 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
-class NotShown:
-    """A demo on a kernel that does not rewrite its tables."""
-
-    ok: bool
-    reason: str
-
-
-@dataclass(frozen=True)
 class DemoResult:
     """The main job, and whether all holds that should."""
 
@@ -77,21 +71,12 @@ class DemoResult:
 
 
 @dataclass(frozen=True)
-class InjectedResult:
-    """The descriptor that was changed."""
-
-    descriptor_pa: Hex
-    before: Hex
-    after: Hex
-
-
-@dataclass(frozen=True)
 class CaughtResult:
     """A fault that `stack guard` caught, and its explanation."""
 
     ok: bool
     fault: str
-    injected: InjectedResult
+    injected: PokeResult
     guard: str
     why: Mapping[str, object]
 
@@ -101,7 +86,7 @@ class JudgedResult:
     """A fault that no guard caught, judged by the guest, its tables, and its console."""
 
     fault: str
-    injected: InjectedResult
+    injected: PokeResult
     console: Mapping[str, object]
     check: Mapping[str, object] | Absent = ABSENT
     explained_by: Mapping[str, bool]
@@ -148,7 +133,7 @@ class JudgedResult:
             "record a kernel that loses that mapping by its own code, and walk back to the store",
         ),
     ),
-    result=DemoResult | NotShown | CaughtResult | JudgedResult | LostResult | Survived,
+    result=DemoResult | NotShown | CaughtResult | JudgedResult | LostResult,
     details="Writes before.npz, during.npz, after.npz, diff.txt and diff.json. Exit code 0 only if all "
     "that was observed is right: nothing nG before, everything after, nothing but bit 11 changed. --timeline "
     "writes a kernel and its recording (some 130 MB); exit code 0 if why names the lost entry, and "
@@ -303,7 +288,7 @@ def _fault(ctx: Context, fault: Fault, timeout: float, *, guarded: bool) -> Repo
     text = f"pa:{change.pa:#x}: {change.old:#x} -> {change.new:#x}"
     line = f"poke descriptor pa:{change.pa:#x} {change.new:#x} --yes"
     ctx.step(line, Report({}, (Note(text, "changed"),)))
-    injected = InjectedResult(Hex(change.pa), Hex(change.old), Hex(change.new))
+    injected = PokeResult(PhysAddr(change.pa), Hex(change.old), Hex(change.new))
     if not guarded:
         return _death(ctx, fault, injected)
     certain = fault == "lost" or ctx.guest.stopped.cpu_count >= REVERTED_CPUS
@@ -322,13 +307,13 @@ def _fault(ctx: Context, fault: Fault, timeout: float, *, guarded: bool) -> Repo
     return Report(result, (Note(note, "good" if ok else "bad"),), 0 if ok else 1)
 
 
-def _is_explained(fault: Fault, injected: InjectedResult, verdict: Mapping[str, Any]) -> bool:
+def _is_explained(fault: Fault, injected: PokeResult, verdict: Mapping[str, Any]) -> bool:
     """Tell whether `why` names the fault and the descriptor."""
     named = (verdict.get("descriptor") or {}).get("descriptor_pa") == hex_address(injected.descriptor_pa)
     return bool(named and verdict.get("code") == EXPECTED[fault])
 
 
-def _quiet(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
+def _quiet(ctx: Context, fault: Fault, injected: PokeResult) -> Report:
     """Say why the guard saw nothing: the stack's addresses still lead to memory, but not to the stack's."""
     judged, note = _judged(ctx, fault, injected)
     verdict: Mapping[str, Any] = judged["why"]
@@ -344,7 +329,7 @@ def _quiet(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
     return Report(JudgedResult(**judged, guard="time", ok=ok), (note, Note(text, style)), 0 if ok else 1)
 
 
-def _judged(ctx: Context, fault: Fault, injected: InjectedResult) -> tuple[dict[str, Any], Note]:
+def _judged(ctx: Context, fault: Fault, injected: PokeResult) -> tuple[dict[str, Any], Note]:
     """Ask the stopped guest, its tables, and its console."""
     console, live = _oops(ctx), dict[str, Any]()
     judged: dict[str, Any] = {"fault": fault, "injected": injected, "console": console}
@@ -359,7 +344,7 @@ def _judged(ctx: Context, fault: Fault, injected: InjectedResult) -> tuple[dict[
     return judged, Note(how, "dim")
 
 
-def _death(ctx: Context, fault: Fault, injected: InjectedResult) -> Report:
+def _death(ctx: Context, fault: Fault, injected: PokeResult) -> Report:
     """Let the guest die its own way, and explain it from the console's log and from the guest itself."""
     end = run_to_death(ctx.guest)
     judged, note = _judged(ctx, fault, injected)

@@ -50,8 +50,8 @@ class LostResult:
 
 
 @dataclass(frozen=True)
-class Survived:
-    """A boot that lost nothing."""
+class NotShown:
+    """A demo on a kernel that does not rewrite its tables, or does not lose anything."""
 
     ok: bool
     reason: str
@@ -69,7 +69,7 @@ def lost_in_recording(ctx: Context, directory: Path, machine: Machine, timeout: 
     died = ctx.step(line, until(ctx, addresses=[*map(address, names)], timeout=timeout))
     if BOOTED in died["place"]:
         text = "the kernel came through: it did not lose its stack on this machine"
-        return Report(Survived(False, text), (Note(text, "bad"),), 1)
+        return Report(NotShown(False, text), (Note(text, "bad"),), 1)
     ctx.step("detach", detach(ctx.guest))
     ctx.step(shlex.join(["timeline", "open", str(folder)]), replay(ctx, directory=folder))
     ctx.step("timeline goto end", goto(ctx, position="end", timeout=SECONDS))
