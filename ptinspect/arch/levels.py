@@ -1,4 +1,4 @@
-"""Names of levels and of leaf sizes."""
+"""Names of levels and of sizes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,8 @@ def levels_of(regime: Regime) -> range:
     return range(regime.start_level, LEVEL_LAST + 1)
 
 
-def size_name(size: int) -> str:
-    """Return a leaf size as people write it: `4K`, `2M`, `1G`."""
-    for unit, shift in (("T", 40), ("G", 30), ("M", 20)):
-        if size >= 1 << shift:
-            return f"{size >> shift}{unit}"
-    return f"{size >> 10}K"
-
-
 def size_text(size: int) -> str:
-    """Return any size as people write it: like a leaf's, above 16M in tenths where it is no multiple."""
+    """Return a size as people write it: `4K`, `2M`, `1G`; above 16M in tenths where it is no multiple."""
     if size >= 16 << 20 and size % (1 << 20):
         large = next(shift for shift in (40, 30, 20) if size >= 16 << shift)
         if large < 40 and round(size / (1 << large), 1) == 1024:

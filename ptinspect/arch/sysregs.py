@@ -368,23 +368,6 @@ def decode_sctlr(sctlr: int) -> Sctlr:
 
 
 @dataclass(frozen=True)
-class Ttbr:
-    """Give the fields of a TTBR."""
-
-    asid: int
-    """Bits 63:48."""
-    cnp: bool
-    """Bit 0: common, not private (FEAT_TTCNP)."""
-    base: PhysAddr
-    """Address of the root table."""
-
-
-def decode_ttbr(ttbr: int, *, pa52: bool = False) -> Ttbr:
-    """Decode TTBR0_EL1 or TTBR1_EL1."""
-    return Ttbr(bits(ttbr, 63, 48), bit(ttbr, 0), ttbr_base(ttbr, pa52=pa52))
-
-
-@dataclass(frozen=True)
 class Pstate:
     """Give the fields of PSTATE: where and how a CPU runs (Arm ARM SPSR_EL1)."""
 
@@ -425,11 +408,6 @@ def decode_pstate(pstate: int) -> Pstate:
         daif=bits(pstate, 8, 6) if aarch32 else bits(pstate, 9, 6),
         flags=tuple(name for name, position in positions.items() if bit(pstate, position)),
     )
-
-
-def describe_pstate(pstate: int) -> str:
-    """Write PSTATE as people do: `EL1h nZcv DAIF PAN`."""
-    return decode_pstate(pstate).text
 
 
 def mmu_on(state: CpuState) -> bool | None:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
+from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.output.encode import filled
@@ -50,7 +51,7 @@ def regime_result(regime: Regime) -> RegimeResult:
 
 def geometry_text(regime: Regime) -> str:
     """Return the geometry of a regime in words."""
-    return f"{regime.granule >> 10}K granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA"
+    return f"{size_text(regime.granule)} granule, {regime.va_bits}-bit VA, {regime.pa_bits}-bit PA"
 
 
 def source_of(snapshot: Snapshot) -> str:

@@ -259,7 +259,7 @@ class Series:
     _own: dict[int, Contributions] = field(default_factory=dict)
     _last: tuple[int, int] = (-2, 0)
 
-    def add_steps(self, records: NDArray[np.void], first: int = 0) -> None:
+    def add_steps(self, records: NDArray[np.void], first: int) -> None:
         """Take every instruction of one CPU; SP is what it was before each. `first`: its number."""
         rows = zip(*(records[name].tolist() for name in ("pc", "sp", "pstate")), strict=True)
         for at, (pc, sp, pstate) in enumerate(rows, first):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptinspect.arch.bits import align_down, align_up, bit, bits, mask
-from ptinspect.arch.levels import level_name, levels_of, size_name
+from ptinspect.arch.levels import level_name, levels_of, size_text
 from ptinspect.arch.regime import Regime
 
 
@@ -38,7 +38,7 @@ def test_levels_have_the_names_of_linux_without_the_folded_ones(regime: Regime, 
     ],
 )
 def test_sizes_of_leaves(shift: int, name: str) -> None:
-    assert size_name(1 << shift) == name
+    assert size_text(1 << shift) == name
 
 
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, 63), st.integers(0, 63))

@@ -78,7 +78,7 @@ WAY = (
 
 def stepped() -> Trace:
     series = Series(Finder([IRQ, TASK]), function, place, [(0x13F00, "main", 0x20), (0x13F20, "start", 0xE0)])
-    series.add_steps(records(*WAY))
+    series.add_steps(records(*WAY), 0)
     return Trace(
         STEP, "Linux", "a", "b", 14, 0.5, tuple(series.finder.used), tuple(series.points), series.deepest(),
         series.functions(),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.descriptor import Kind, decode, kind
-from ptinspect.arch.levels import level_name, levels_of, size_name
+from ptinspect.arch.levels import levels_of
 from ptinspect.arch.regime import Regime
 from ptinspect.tables import kinds as classify
 
@@ -95,24 +95,3 @@ def test_shapes_are_kept() -> None:
     raw = np.zeros((3, 512), dtype=np.uint64)
     assert classify.kinds(raw, 2, regime).shape == (3, 512)
     assert classify.kinds(raw, 2, regime).dtype == np.uint8
-
-
-@pytest.mark.parametrize(
-    ("name", "names"),
-    [
-        ("4k-48", ["pgd", "pud", "pmd", "pte"]),
-        ("4k-39", ["pgd", "pmd", "pte"]),
-        ("4k-52-lpa2", ["pgd", "p4d", "pud", "pmd", "pte"]),
-        ("16k-36", ["pgd", "pte"]),
-        ("64k-48", ["pgd", "pmd", "pte"]),
-    ],
-)
-def test_levels_have_the_names_that_linux_folds_them_to(name: str, names: list[str]) -> None:
-    regime = REGIMES[name]
-    assert [level_name(level, regime) for level in levels_of(regime)] == names
-
-
-def test_sizes_have_names() -> None:
-    assert [size_name(1 << n) for n in (12, 14, 16, 21, 25, 29, 30, 39)] == [
-        "4K", "16K", "64K", "2M", "32M", "512M", "1G", "512G",
-    ]  # fmt: skip

@@ -193,11 +193,6 @@ def cpu_argument(meaning: str = "whose registers count (default: the one that st
     return argument("--cpu", type=CPU_NUMBER, metavar="N", help=meaning)
 
 
-def cpu_or_all_argument(meaning: str) -> Argument:
-    """Declare `--cpu` for a command that may show all of them."""
-    return argument("--cpu", type=CPU_OR_ALL, metavar="N|all", help=meaning)
-
-
 def timeout_argument(meaning: str, default: float | None = None) -> Argument:
     """Declare `--timeout`, the one way to limit how long a command may take."""
     return argument("--timeout", type=seconds, default=default, metavar="SECONDS", help=meaning)

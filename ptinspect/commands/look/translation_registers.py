@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ptinspect.arch.bits import PhysAddr, VirtAddr
+from ptinspect.arch.bits import PhysAddr, VirtAddr, bit, bits
+from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import root_pa
 from ptinspect.arch.sysregs import (
     CpuState,
     decode_mair,
+    decode_pstate,
     decode_sctlr,
     decode_tcr,
     decode_tcr2,
-    decode_ttbr,
-    describe_pstate,
     mmu_on,
     translation_register,
 )
@@ -163,7 +163,7 @@ def regime(guest: Guest, *, cpu: int | None = None, snap: str | None = None) -> 
     on = result.mmu_on
     never = [name for name in state.unwritten if name.partition("_")[0] in (*SHOWN, *INDIRECT)]
     body: list[Note | Table] = [
-        Note(f"cpu {state.cpu} ({escape(label)}): {describe_pstate(state.pstate)}", "title"),
+        Note(f"cpu {state.cpu} ({escape(label)}): {decode_pstate(state.pstate).text}", "title"),
         Note(
             f"MMU {'unknown (no SCTLR)' if on is None else 'on' if on else 'off'}",
             "good" if on else "changed",
@@ -196,8 +196,8 @@ def _half(state: CpuState, half: Half) -> AnyHalf:
     )
     if raw is None:
         return UnwrittenHalf(half.register, None, **vars(geometry))
-    ttbr = decode_ttbr(raw, pa52=regime.wide_oa)
-    return HalfResult(half.register, raw, root_pa(state, regime), ttbr.asid, ttbr.cnp, **vars(geometry))
+    asid, cnp = bits(raw, 63, 48), bit(raw, 0)  # CnP: FEAT_TTCNP
+    return HalfResult(half.register, raw, root_pa(state, regime), asid, cnp, **vars(geometry))
 
 
 def _types(mair: int, name: str, first: int = 0) -> Table:
@@ -280,7 +280,7 @@ def _word(key: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if key == "granule" and isinstance(value, int):
-        return f"{value >> 10}K"
+        return size_text(value)
     if isinstance(value, int) and key in ("raw", "root_pa", "first", "last"):
         return f"pa:{value:#x}" if key == "root_pa" else f"{value:#x}"
     return str(value)

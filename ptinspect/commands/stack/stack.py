@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import cpu_or_all_argument, number_argument, switch
+from ptinspect.commands.framework.arguments import CPU_OR_ALL, number_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass
@@ -126,7 +126,9 @@ class StackResult(DepthResult):
     summary="Show which stack SP is on, how full it is, and its frames",
     example="stack --cpu all",
     arguments=(
-        cpu_or_all_argument("whose stack (default: the CPU that stopped)"),
+        argument(
+            "--cpu", type=CPU_OR_ALL, metavar="N|all", help="whose stack (default: the CPU that stopped)"
+        ),
         argument(
             "of", nargs="?", metavar="TASK", type=arguments.task_word, help="PID or task:NAME: of a task"
         ),

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.levels import level_name, size_name
+from ptinspect.arch.levels import level_name, size_text
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
@@ -111,7 +111,7 @@ def bars_report(snapshot: Snapshot, shown: Atlas, va: int | None, before: Snapsh
     tables = [_table(row, shown) for row in _way(snapshot, shown, va)]
     for table in tables:
         title = f"{level_name(table.level, regime)} {table.level} at pa:{table.pa:#x}, from {table.va:#x}"
-        each = f"{size_name(regime.entry_size(table.level))} an entry"
+        each = f"{size_text(regime.entry_size(table.level))} an entry"
         body += [Note(""), Note(f"{title}, {each}", "title"), *_grid(table.letters)]
     used = {letter for table in tables for letter in table.letters}
     used |= {_letter(name) for level in levels for name in level.states}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.levels import level_name, size_name
+from ptinspect.arch.levels import level_name, size_text
 from ptinspect.commands.framework.arguments import TABLES, number_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
@@ -93,7 +93,7 @@ def find(
         (
             Styled(f"{hit.va:#018x}", "address"),
             escape(hit.region),
-            f"maps it ({size_name(hit.size)})" if hit.kind == "leaf" else "entry there",
+            f"maps it ({size_text(hit.size)})" if hit.kind == "leaf" else "entry there",
             Styled(f"{level_name(hit.level, snapshot.regime)} {hit.level}", "level"),
             f"pa:{hit.descriptor_pa:#x}",
             f"{hit.raw:#018x}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.descriptor import Attributes
-from ptinspect.arch.levels import level_name, size_name, size_text
+from ptinspect.arch.levels import level_name, size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Needs, argument, command
@@ -253,7 +253,7 @@ def run_row(run: Run, regions: bool, regime: Regime) -> list[Cell]:
         Styled(f"{run.va_start:#018x}", "address"),
         f"{run.pa_start:#x}" + ("" if run.pa_contiguous else " all" if run.repeated else "…"),
         size_text(run.size),
-        f"{run.count}x{size_name(run.leaf_size)}",
+        f"{run.count}x{size_text(run.leaf_size)}",
         may.el1 + (" GCS" if may.el1_gcs else ""),
         *([] if regime.name == "EL2" else [may.el0 + (" GCS" if may.el0_gcs else "")]),
         Styled("nG", "changed") if run.attributes.ng else "",
@@ -268,7 +268,7 @@ def _repeat(each: Repeat, regions: bool, regime: Regime) -> list[Cell]:
         Styled(f"{each.va_start:#018x}", "address"),
         f"table {each.table_pa:#x}",
         size_text(each.times * each.span),
-        f"{each.times}x{size_name(each.span)}",
+        f"{each.times}x{size_text(each.span)}",
         *[""] * (2 if regime.name == "EL2" else 3),
         f"as at {each.as_at:#x}",
         *([escape(each.region)] if regions else []),

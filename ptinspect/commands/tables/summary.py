@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from ptinspect.analysis.counts import LevelDiff, LevelSummary
-from ptinspect.arch.levels import size_name
+from ptinspect.arch.levels import size_text
 from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.dataclass import dataclass
@@ -116,5 +116,5 @@ def _count(level: LevelSummary | LevelDiff, column: tuple[str, str, Style]) -> C
     field, _, style = column
     value = getattr(level, field)
     if field == "leaf_size":
-        return size_name(value) if value else Styled("-", "dim")
+        return size_text(value) if value else Styled("-", "dim")
     return Styled(str(value), style if value else "dim")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ptinspect.arch.bits import MASK64, PhysAddr
+from ptinspect.arch.levels import size_text
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, MemoryReadError, UserError
@@ -195,7 +196,7 @@ def _from_image(
             for bits in _widths(image.text_va, given.va_bits, granule, image.banner):
                 sources = (
                     f"the kernel's code is at pa:{found.pa:#x} ({found.provenance}), where {name} maps it",
-                    f"{granule >> 10}K pages and {bits}-bit addresses: with these the code is mapped so",
+                    f"{size_text(granule)} pages and {bits}-bit addresses: with these the code is mapped so",
                 )
                 shift = granule.bit_length() - 1
                 provenance = f"{name}, which maps the kernel's code"
@@ -253,7 +254,7 @@ def _from_info(info: VmcoreInfo, given: Given) -> Iterator[_Candidate]:
     pa = info.swapper - offset & MASK64
     proof = () if info.voffset is None else ((info.swapper, pa),)
     sources = (
-        f"VMCOREINFO in {info.where}: Linux {info.release}, {granule >> 10}K pages, {bits}-bit addresses",
+        f"VMCOREINFO in {info.where}: Linux {info.release}, {size_text(granule)} pages, {bits}-bit addresses",
     )
     shift = granule.bit_length() - 1
     if given.root is not None:
