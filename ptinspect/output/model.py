@@ -36,7 +36,7 @@ class Column:
     title: str
     align: Literal["left", "right"] = "left"
     spare: bool = False
-    """True if it is left out where the terminal is too narrow for all."""
+    """True if it is left out where the terminal is too narrow for all, the first such column first."""
     heading: bool = False
     """True if it stands above the rows that have it in common where the terminal is too narrow for all."""
     apart: bool = False
@@ -61,6 +61,9 @@ class Table:
     title: str = ""
     empty: str = ""
     """What to say instead when there are no rows."""
+    across: int = 1
+    """So many rows stand side by side, or as many as the terminal is wide enough for: the first ones below
+    each other."""
 
 
 def facts(rows: Iterable[tuple[Cell, Cell]]) -> Table:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 from ptinspect.dataclass import replace
@@ -120,31 +120,44 @@ def _table(table: Table, colour: bool, width: int) -> str:
         table = _without(table, [c.apart and not any(map(str, cells)) for c, *cells in _columns(table)])
         if not 0 < _total(_widths(table)) <= width:
             return "\n".join(_table(part, colour, width) for part in _parted(table))
-    if width and _total(_widths(table)) > width:
-        table = _without(table, [column.spare for column in table.columns])
+    table = _beside(table, width)
+    if not all(column.title for column in table.columns):
+        table = _without(table, [not c.title and not any(map(str, cells)) for c, *cells in _columns(table)])
+    while 0 < width < _total(_widths(table)) and any(spare := [column.spare for column in table.columns]):
+        table = _without(table, [number == spare.index(True) for number in range(len(spare))])
     return "\n".join([*title, *_lines(table, colour, width)])
 
 
 def _lines(table: Table, colour: bool, width: int) -> list[str]:
     """Return the lines of a table: as it is if that fits, else broken in the way that suits it."""
     widths = _widths(table)
-    fits = len(widths)
     if not width or _total(widths) <= width:
-        return _stacked(table, fits, colour, width)
-    if fits == 1:
+        return _stacked(table, colour, 0)
+    if len(widths) == 1:
         title = [Styled(table.columns[0].title, "dim")] if table.columns[0].title else []
         cells = [*title, *(row[0] for row in table.rows)]
         return [paint(line, _style(cell), colour) for cell in cells for line in wrap(str(cell), width)]
     headings = [column.heading for column in table.columns]
-    if any(headings) and _total(_widths(_without(table, headings))) <= width:
-        return _headed(table, headings.index(True), colour)
+    if any(headings):
+        return _headed(table, headings.index(True), colour, width)
     lead = _lead(table, width)
     room = width - lead - 2
     if room >= min(FOLDED, widths[-1]):
         return _folded(table, colour, width, lead)
-    while fits > 1 and _total(widths[:fits]) > width:
-        fits -= 1
-    return _stacked(table, fits, colour, width)
+    return _said_once(table, colour, width) or _stacked(table, colour, width)
+
+
+def _said_once(table: Table, colour: bool, width: int) -> list[str]:
+    """Say below a table what all its rows have in common, if the rest fits then; nothing if it does not."""
+    (_, *others) = _columns(table)
+    same = [len(set(cells)) == 1 < len(cells) and _style(cells[0]) != "bad" for _, *cells in others]
+    rest = _without(table, [False, *same])
+    if _total(_widths(rest)) > width:
+        return []
+    common = [(column, cells[0]) for (column, *cells), each in zip(others, same, strict=True) if each]
+    said = ", ".join(_named(column, cell) for column, cell in common if str(cell))
+    lines = wrap(f"in all rows: {said}", width) if said else []
+    return [*_stacked(rest, colour, 0), *(paint(line, "dim", colour) for line in lines)]
 
 
 def _lead(table: Table, width: int) -> int:
@@ -164,6 +177,23 @@ def _parted(table: Table) -> Iterator[Table]:
     for column, *cells in (each for each in others if each[0].apart):
         rows = [(name, cell) for name, cell in zip(names, cells, strict=True) if str(cell)]
         yield Table((first, replace(column, apart=False)), rows)
+
+
+def _named(column: Column, cell: Cell) -> str:
+    """Return a cell with the title of its column, unless it says that itself."""
+    return str(cell) if column.title in ("", str(cell)) else f"{column.title} {cell}"
+
+
+def _beside(table: Table, width: int) -> Table:
+    """Return a table with as many of its rows side by side as it may have, and as there is room for."""
+    for across in range(table.across, 1, -1):
+        down = -(-len(table.rows) // across)
+        found = [[cell for row in table.rows[line::down] for cell in row] for line in range(down)]
+        columns = [*table.columns] * across
+        made = Table(columns, [row + [""] * (len(columns) - len(row)) for row in found])
+        if not width or _total(_widths(made)) <= width:
+            return made
+    return table
 
 
 def _columns(table: Table) -> Iterator[tuple[Any, ...]]:
@@ -289,7 +319,7 @@ def _folded(table: Table, colour: bool, width: int, lead: int) -> list[str]:
     return _between(_grid(table.columns, rows, colour), len(rows), above, below)
 
 
-def _headed(table: Table, number: int, colour: bool) -> list[str]:
+def _headed(table: Table, number: int, colour: bool, width: int) -> list[str]:
     """Put a column above the rows that have it in common."""
     rest = _without(table, [i == number for i in range(len(table.columns))])
     cells = [row[number] for row in table.rows]
@@ -298,18 +328,24 @@ def _headed(table: Table, number: int, colour: bool) -> list[str]:
         for i, cell in enumerate(cells)
         if i == 0 or str(cells[i - 1]) != str(cell)
     }
-    return _between(_grid(rest.columns, rest.rows, colour), len(cells), above, {})
+    return _stacked(rest, colour, width, above)
 
 
-def _stacked(table: Table, fits: int, colour: bool, width: int) -> list[str]:
-    """Put the columns from number `fits` on on lines of their own below each row, each with its title."""
+def _stacked(
+    table: Table, colour: bool, width: int, above: Mapping[int, list[str]] = MappingProxyType({})
+) -> list[str]:
+    """Put the last columns, if not all fit, on lines of their own below each row, each with its title."""
+    widths = _widths(table)
+    fits = len(widths)
+    while width and fits > 1 and _total(widths[:fits]) > width:
+        fits -= 1
     first = _grid(table.columns[:fits], [row[:fits] for row in table.rows], colour)
     below = {
         number: _below(table.columns[fits:], row[fits:], colour, width)
         for number, row in enumerate(table.rows)
         if fits < len(table.columns)
     }
-    return _between(first, len(table.rows), {}, below)
+    return _between(first, len(table.rows), above, below)
 
 
 def _between(
@@ -329,8 +365,7 @@ def _below(columns: Sequence[Column], cells: Sequence[Cell], colour: bool, width
     for column, cell in zip(columns, cells, strict=True):
         if not str(cell):
             continue
-        text = f"{column.title} {cell}" if column.title else str(cell)
-        for piece in wrap(text, width - 4):
+        for piece in wrap(_named(column, cell), width - 4):
             painted = paint(piece, _style(cell), colour)
             if left >= len(piece) + 2:
                 lines[-1] += f"  {painted}"

@@ -95,6 +95,48 @@ def test_a_heading_stands_above_the_rows_that_have_it_where_there_is_no_room() -
     ]  # fmt: skip
 
 
+def test_a_heading_stands_above_rows_that_do_not_fit_either() -> None:
+    columns = (Column("from"), Column("nG"), Column("kind"), Column("region", heading=True))
+    rows = [("0x1", "nG", "page", "text"), ("0x2", "", "block", "text")]
+    lines = shown(Table(columns, rows), 12)
+    assert lines == [
+        "from  nG",
+        "text:",
+        "0x1   nG",
+        "    kind",
+        "      page",
+        "0x2",
+        "    kind",
+        "      block",
+    ]
+    assert shown(Table(columns, rows), 7)[:4] == ["from", "text:", "0x1", "    nG"], "it is said once"
+
+
+def test_what_all_rows_have_in_common_is_said_once_if_the_rest_fits_then() -> None:
+    columns = (Column("pid"), Column("end mark"), Column("note"), Column("how"))
+    rows = [("1", "intact", "", "saved"), ("2", "intact", "", "live")]
+    assert len(shown(Table(columns, rows), 26)) == 3
+    once = ["pid  how", "1    saved", "2    live", "in all rows: end mark", "  intact"]
+    assert shown(Table(columns, rows), 22) == once
+    assert "in all rows" not in "".join(shown(Table(columns, rows[:1]), 22))
+    bad = [(pid, Styled("GONE", "bad"), *others) for pid, _, *others in rows]
+    assert "".join(shown(Table(columns, bad), 22)).count("GONE") == 2, "what is bad stays where it is"
+
+
+def test_rows_stand_side_by_side_as_far_as_there_is_room() -> None:
+    table = Table((Column(""), Column("")), [(f"x{n}", f"0x{n}") for n in range(5)], across=3)
+    wide = ["x0  0x0  x2  0x2  x4  0x4", "x1  0x1  x3  0x3"]
+    assert shown(table, 0) == shown(table, 25) == wide
+    assert shown(table, 24) == ["x0  0x0  x3  0x3", "x1  0x1  x4  0x4", "x2  0x2"]
+    assert shown(table, 15) == [f"x{n}  0x{n}" for n in range(5)]
+
+
+def test_a_column_without_title_and_cells_takes_no_room() -> None:
+    name = f"({'b' * 20})"
+    table = Table((Column("#"), Column("pc"), Column("")), [("0", "0x1 (a)", ""), ("1", f"0x2 {name}", "")])
+    assert shown(table, 28) == ["#  pc", "0  0x1 (a)", "1  0x2", f"   {name}"]
+
+
 def test_one_long_word_in_front_does_not_move_all_the_others() -> None:
     rows = [("--a", "meaning " * 6), ("--regime el1|el2|ttbr0_el1", "whose rules " * 4)]
     lines = shown(Table((Column("argument"), Column("meaning")), rows), 40)
@@ -124,6 +166,13 @@ def test_a_spare_column_is_left_out_where_there_is_no_room() -> None:
     report = Report({}, (Table(columns, [("x" * 10, "y" * 10, "z" * 10)]),))
     assert render(report, width=34).split() == ["a", "sp", "b", "x" * 10, "y" * 10, "z" * 10]
     assert render(report, width=33).split() == ["a", "b", "x" * 10, "z" * 10]
+    two = (Column("a"), Column("sp", spare=True), Column("free", spare=True))
+    table = Table(two, [("x" * 10, "y" * 10, "z" * 10)])
+    assert [shown(table, width)[0].split() for width in (34, 33, 21)] == [
+        ["a", "sp", "free"],
+        ["a", "free"],
+        ["a"],
+    ]
 
 
 def test_paragraphs_are_wrapped_only_with_a_width() -> None:

@@ -14,7 +14,7 @@ from ptinspect.guest.condition import Cpu, cpus_of
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state, live_register, need_registers, register_of, state_of
 from ptinspect.output.encode import Hex
-from ptinspect.output.model import Cell, Note, Report, Styled, Table, escape, headings
+from ptinspect.output.model import Note, Report, Styled, Table, escape, headings
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,5 @@ def _shown(state: CpuState, general: Mapping[str, int], system: Mapping[str, int
 
 
 def _grid(values: Mapping[str, int], title: str, across: int) -> Table:
-    cells = [(name, f"{value:#018x}") for name, value in values.items()]
-    down = -(-len(cells) // across)
-    rows = []
-    for line in range(down):
-        row: list[Cell] = []
-        for part in cells[line::down]:
-            row.extend((Styled(part[0], "level"), part[1]))
-        row.extend("" for _ in range(2 * across - len(row)))
-        rows.append(row)
-    return Table(headings(*[""] * 2 * across), rows, title, "none")
+    rows = [(Styled(name, "level"), f"{value:#018x}") for name, value in values.items()]
+    return Table(headings("", ""), rows, title, "none", across)

@@ -331,8 +331,8 @@ def tasks(ctx: Context, *, everything: bool) -> Report:
     found = task_stacks(ctx.guest)
     rows = found.rows
     shown = rows if everything else rows[: ctx.rows(SHOWN)]
-    sp = Column("sp", spare=True)
-    columns = headings(">pid", "task", sp, ">used", ">free", ">deepest", ">least free", "end mark", "how")
+    sp, free = Column("sp", spare=True), Column("free", "right", spare=True)
+    columns = headings(">pid", "task", sp, ">used", free, ">deepest", ">least free", "end mark", "how")
     body: list[Note | Table] = [Table(columns, [_cells(row) for row in shown])]
     if len(shown) < len(rows):
         body.append(Note(f"{len(rows) - len(shown)} more; --all shows them", "dim"))
