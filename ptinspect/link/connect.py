@@ -19,9 +19,9 @@ from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import NAMES, RegisterReader
 from ptinspect.link.gdb.starting import MARK, Starting
 from ptinspect.link.journal import step_is_open
-from ptinspect.link.qemu.listener import listeners
+from ptinspect.link.qemu.listener import is_stopped, listeners
 from ptinspect.link.qemu.monitor import parse_mtree
-from ptinspect.link.qemu.stub_probe import StubFacts, leave, probe
+from ptinspect.link.qemu.stub_probe import FREE_SECONDS, StubFacts, leave, probe, wait_until_free
 from ptinspect.link.replay import mode_of
 from ptinspect.link.state import QEMU_ENDED, RunTracker
 from ptinspect.processes import has_ended, running_with, wake_orphans
@@ -146,14 +146,19 @@ def heir(address: StubAddress, running: bool | None) -> list[str]:
     return [sys.executable, "-m", HEIR, str(address), how]
 
 
-def clear(address: StubAddress) -> None:
-    """Let debuggers that were stopped by a signal when their ptinspect died leave their guests now."""
+def clear(address: StubAddress, timeout: float) -> None:
+    """Have debuggers whose ptinspect has died leave their guests, and wait for those who put this one right.
+
+    One that a signal had stopped continues; somebody else may have seen to that. It starts its heir before
+    it leaves the stub. Raises ConnectError if a debugger stays connected.
+    """
     orphans = wake_orphans(MARK)
     deadline = time.monotonic() + HEIR_SECONDS
-    while orphans and time.monotonic() < deadline:
+    while not all(map(has_ended, orphans)) and time.monotonic() < deadline:
         time.sleep(0.05)
-        if all(map(has_ended, orphans)) and not running_with(HEIR, str(address)):
-            return
+    wait_until_free(address, min(timeout, FREE_SECONDS))
+    while running_with(HEIR, str(address)) and not is_stopped(address) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _let_run(process: GdbProcess, address: StubAddress) -> None:

@@ -130,7 +130,7 @@ class LiveSession:
         except TargetError as error:
             raise ConnectError(error.message, error.hint) from error
         try:
-            clear(where)
+            clear(where, timeout)
             with attaching(where, timeout):
                 session = cls(connect(where, starting, symbol_file, timeout))
         except BaseException:

@@ -416,10 +416,11 @@ def test_a_guest_whose_gdb_is_killed_is_left_as_it_was_found(
     assert stub.running is ran
 
 
-@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(("ran", "woken"), [(False, False), (True, False), (True, True)])
 def test_a_gdb_that_was_stopped_when_its_ptinspect_died_leaves_the_guest_to_the_next(
-    gdb: Gdb, stub: FakeStub, monkeypatch: pytest.MonkeyPatch, ran: bool
+    gdb: Gdb, stub: FakeStub, monkeypatch: pytest.MonkeyPatch, ran: bool, woken: bool
 ) -> None:
+    """Also to one that finds it woken already, by another ptinspect that attaches at the same moment."""
     monkeypatch.setattr(connect, "MARK", MARK)
     stub.was_running = ran
     command = [sys.executable, "-c", ATTACHED, stub.address, gdb.path, MARK]
@@ -431,6 +432,8 @@ def test_a_gdb_that_was_stopped_when_its_ptinspect_died_leaves_the_guest_to_the_
         child.kill()
     assert not has_ended(debugger)
     stub.packets.clear()
+    if woken:
+        os.kill(debugger, signal.SIGCONT)
     session = LiveSession.attach(stub.address, gdb_path=gdb.path)
     assert has_ended(debugger)
     first = next(packet for packet in stub.packets if packet in ("Qqemu.PhyMemMode:0", "?"))

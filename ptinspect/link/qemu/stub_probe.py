@@ -71,7 +71,7 @@ def probe(address: StubAddress, timeout: float) -> StubFacts:
     It must be QEMU's, of a whole machine, with an aarch64 CPU. If the questions end early, by Ctrl-C
     too, the guest is left as it was found.
     """
-    _wait_until_free(address, min(timeout, FREE_SECONDS))
+    wait_until_free(address, min(timeout, FREE_SECONDS))
     if is_stopped(address):
         raise ConnectError(f"{address}: the process that listens there is stopped", "kill -CONT its number")
     link = _Link(address, timeout)
@@ -120,7 +120,7 @@ def _facts(link: _Link, address: StubAddress) -> StubFacts:
     )
 
 
-def _wait_until_free(address: StubAddress, timeout: float) -> None:
+def wait_until_free(address: StubAddress, timeout: float) -> None:
     """Give a debugger that is leaving a moment. Raises ConnectError if one stays connected."""
     deadline = time.monotonic() + timeout
     while is_busy(address):
@@ -145,7 +145,7 @@ def leave(
     lets the guest run for a moment. A stub that does not answer in LEAVE_SECONDS, because its process is
     stopped, receives the request all the same, and acts on it when it continues.
     """
-    _wait_until_free(address, LEAVE_SECONDS)
+    wait_until_free(address, LEAVE_SECONDS)
     link = _Link(address, LEAVE_SECONDS)
     try:
         if running is None:
