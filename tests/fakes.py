@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from functools import cached_property
@@ -130,7 +130,7 @@ class FakeSession:
             raise UserError(f"no CPU {cpu}")
         return self.cpus[cpu]
 
-    def registers(self, cpu: int) -> dict[str, int]:
+    def registers(self, cpu: int, only: Collection[str] = ()) -> dict[str, int]:
         return dict(self.stub)
 
     def slots_used(self) -> Any:

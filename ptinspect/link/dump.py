@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Never
 
@@ -82,11 +82,12 @@ class DumpSession:
             raise UserError(f"no CPU {cpu}: {self.address} has {self.cpu_count}, numbered from 0")
         return self._cpus[cpu]
 
-    def registers(self, cpu: int) -> Mapping[str, int]:
-        """Return every register that is known."""
+    def registers(self, cpu: int, only: Collection[str] = ()) -> Mapping[str, int]:
+        """Return every register that is known, or `only` these."""
         state = self.cpu_state(cpu)
         core = {f"x{n}": value for n, value in enumerate(state.x)}
-        return {**core, "sp": state.sp, "pc": state.pc, "cpsr": state.pstate, **state.system}
+        known = {**core, "sp": state.sp, "pc": state.pc, "cpsr": state.pstate, **state.system}
+        return {name: value for name, value in known.items() if not only or name in only}
 
     def look(self) -> str:
         """Return nothing: nobody else changes the file."""

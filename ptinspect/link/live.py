@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -206,9 +206,9 @@ class LiveSession:
             states |= zip(cpus, self._link.registers.states(cpus), strict=True)
         return states[cpu]
 
-    def registers(self, cpu: int) -> Mapping[str, int]:
+    def registers(self, cpu: int, only: Collection[str] = ()) -> Mapping[str, int]:
         self._need_stopped()
-        return self._link.registers.all(cpu)
+        return self._link.registers.all(cpu, only)
 
     def write_physical(self, *parts: tuple[int, bytes]) -> None:
         self._need_stopped()

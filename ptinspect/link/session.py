@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, Unpack
 
@@ -124,8 +124,8 @@ class Session(Protocol):
     def cpu_state(self, cpu: int) -> CpuState:
         """Return the registers of a CPU, read once per stop."""
 
-    def registers(self, cpu: int) -> Mapping[str, int]:
-        """Return every scalar register that is known, under the name that the stub gives it."""
+    def registers(self, cpu: int, only: Collection[str] = ()) -> Mapping[str, int]:
+        """Return every scalar register that is known, or `only` these, under the name that the stub gives."""
 
     def write_physical(self, *parts: tuple[int, bytes]) -> None:
         """Write to RAM at guest-physical addresses; nothing, and raise UserError, if one is outside RAM."""

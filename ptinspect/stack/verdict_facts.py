@@ -11,7 +11,7 @@ from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import PtinspectError, RegimeError
 from ptinspect.linux.image.entry import EL1H, SLOT
-from ptinspect.linux.running.stacks import Stack, Stacks
+from ptinspect.linux.running.stacks import STORES, Stack, Stacks
 from ptinspect.linux.stack_range import holding
 from ptinspect.snapshot.memory import SnapshotMemory
 from ptinspect.snapshot.model import Snapshot
@@ -21,8 +21,6 @@ from ptinspect.stack.unwind import FRAME_POINTER, KERNEL_MODES
 from ptinspect.stack.verdict import Change, Facts, Gone, path_changes
 from ptinspect.tables.walk import Walk, walk
 
-STORES = 0x80
-"""Bytes from a label of the exception entry on in which it stores the interrupted registers."""
 BAD_STACK = ("handle_bad_stack", "panic_bad_stack")
 DYING = ("panic", "vpanic", "die", "make_task_dead", *BAD_STACK)
 """Functions that a CPU never returns from into what it died of (kernel/panic.c, arm64 traps.c).
@@ -51,17 +49,11 @@ class Interrupted:
     """True if the kernel stored these on the overflow stack, having found the task's stack used up."""
 
 
-def entry_ranges(stacks: Stacks) -> list[tuple[int, int]]:
-    """Return where the exception entry stores registers at run time: (first, one past the last)."""
-    offset = stacks.view.kaslr_offset
-    return [((label + offset) & MASK64, (label + offset + STORES) & MASK64) for label in stacks.entry.labels]
-
-
 def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[Snapshot]) -> Facts:
     """Read the facts of one CPU; `snapshots` with the newest first."""
     state = with_true_sp(stacks, state)
     far = state.system.get(translation_register(state, "FAR"), 0)
-    ranges = entry_ranges(stacks)
+    ranges = stacks.entry_ranges
     frames = depth.unwound.frames
     own = None if depth.position.task is None else stacks.of_task(depth.position.task)
     dying = _dying(stacks, depth)

@@ -264,6 +264,7 @@ def test_registers_of_either_qemu(fake_gdb: Callable[..., GdbProcess], spelled: 
     assert (state.sp, state.pc, state.pstate) == (31, 32, 33)
     assert state.system == {"SCTLR_EL1": 0x30D0_0980, "TTBR1_EL1": 0xFFFF_0000_0000_0000}
     assert "v0" not in reader.all(1) and reader.all(1)[spelled] == 0x30D0_0980
+    assert reader.all(1, ["pc", "PAR_EL1"]) == {"pc": 32}
 
 
 def test_registers_of_another_architecture(fake_gdb: Callable[..., GdbProcess]) -> None:

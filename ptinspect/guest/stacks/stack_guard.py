@@ -12,7 +12,7 @@ from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.arch.endless import faults_at_its_vector
 from ptinspect.dataclass import dataclass, field
-from ptinspect.errors import KernelFileError, MiError, PtinspectError, TargetError, UserError
+from ptinspect.errors import KernelFileError, PtinspectError, TargetError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.rewrite.rewrite import Runner
 from ptinspect.guest.run_control import run_for
@@ -122,7 +122,7 @@ def _put_probes(guest: Guest, stacks: Stacks, armed: Armed) -> str:
         return "the guest runs under KVM"
     if Capability.WRITE not in session.capabilities:
         return "a recorded guest is not written to"
-    if KEPT not in session.registers(session.current_cpu):
+    if KEPT not in session.registers(session.current_cpu, [KEPT]):
         return f"the stub does not offer {KEPT}"
     if stacks.entry.bad_stack is None:
         return "the kernel does not test for overflow"
@@ -207,10 +207,19 @@ def give_up(guest: Guest, armed: Armed, number: int) -> None:
     guest.stopped.delete_breakpoint(number)
 
 
-def always_inserted(guest: Guest, on: bool) -> None:
+@contextlib.contextmanager
+def always_inserted(guest: Guest) -> Iterator[None]:
     """Have GDB leave breakpoints in the stub while the guest stands: with many that saves much time."""
-    with contextlib.suppress(MiError):
-        guest.stopped.gdb_command(f"set breakpoint always-inserted {'on' if on else 'off'}")
+    setting = "breakpoint always-inserted"
+    on = "mode is on" in guest.stopped.gdb_command(f"show {setting}")
+    if not on:
+        guest.stopped.gdb_command(f"set {setting} on")
+    try:
+        yield
+    finally:
+        if not on and guest.state == "stopped":
+            with contextlib.suppress(PtinspectError):
+                guest.stopped.gdb_command(f"set {setting} off")
 
 
 def disarm(guest: Guest, armed: Armed) -> None:
@@ -226,8 +235,6 @@ def disarm(guest: Guest, armed: Armed) -> None:
         if number > 0:
             with contextlib.suppress(PtinspectError):
                 guest.stopped.delete_breakpoint(number)
-    with contextlib.suppress(PtinspectError):
-        always_inserted(guest, False)
     guest.stopped.changes.undo(armed.changes)
     armed.changes = ()
 
@@ -301,18 +308,18 @@ def guard(
     run = _Run(guest, margin_bytes(f"{margin}", stacks.thread_size), whose)
     started = time.monotonic()
     way: Way = "interrupted"
-    try:
-        always_inserted(guest, True)
-        arm_entry(guest, stacks, run.armed, entry)
-        if begins and whose == "any":
-            run.begin(stacks)
-        else:
-            run.look_in_time(FIRST_LOOK)
-        run.deadline = time.monotonic() + seconds
-        with contextlib.suppress(KeyboardInterrupt), _read_ahead(guest):
-            way = run.run(stacks)
-    finally:
-        disarm(guest, run.armed)
+    with always_inserted(guest):
+        try:
+            arm_entry(guest, stacks, run.armed, entry)
+            if begins and whose == "any":
+                run.begin(stacks)
+            else:
+                run.look_in_time(FIRST_LOOK)
+            run.deadline = time.monotonic() + seconds
+            with contextlib.suppress(KeyboardInterrupt), _read_ahead(guest):
+                way = run.run(stacks)
+        finally:
+            disarm(guest, run.armed)
     armed, wires = run.armed, run.armed.wires
     return Guarded(
         way=way,
@@ -449,10 +456,8 @@ class _Run:
                 if self.armed.entry == "breakpoint" and budget.refill() >= budget.left >= 2:
                     arm_label(guest, stacks, self.armed)
                 continue
-            from ptinspect.stack.verdict_facts import entry_ranges
-
-            entry = entry_ranges(stacks)
-            way = judge(wires, stop.breakpoint, guest.stopped.cpu_state(stop.cpu), self.margin, entry)
+            state = guest.stopped.cpu_state(stop.cpu)
+            way = judge(wires, stop.breakpoint, state, self.margin, stacks.entry_ranges)
             if way is not None:
                 self.near = wires.stacks.get(stop.breakpoint) if stop.breakpoint is not None else None
                 return way

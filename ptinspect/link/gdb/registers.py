@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
@@ -73,10 +73,11 @@ class RegisterReader:
         system = {name: found[number] for name, number in self._system.items() if number in found}
         return CpuState(cpu, tuple(core[:31]), core[31], core[32], core[33], system)
 
-    def all(self, cpu: int) -> Mapping[str, int]:
-        """Return every scalar register of a CPU under the stub's own names. Raises TargetError."""
-        (found,) = self._values([cpu], list(self._number.values()))
-        return {name: found[number] for name, number in self._number.items() if number in found}
+    def all(self, cpu: int, only: Collection[str] = ()) -> Mapping[str, int]:
+        """Return scalar registers of a CPU, all or `only` these, by the stub's names. Raises TargetError."""
+        numbers = {name: number for name, number in self._number.items() if not only or name in only}
+        (found,) = self._values([cpu], list(numbers.values()))
+        return {name: found[number] for name, number in numbers.items() if number in found}
 
     def _values(self, cpus: Sequence[int], numbers: Sequence[int]) -> list[dict[int, int]]:
         """Return the registers of each CPU by GDB's number."""

@@ -26,6 +26,8 @@ TABLE = 0x800
 HARDENED = "__bp_harden_el1_vectors"
 """Tables that the kernel uses instead where user code could train the branch predictor (entry.S)."""
 MAX_TABLES = 8
+STORES = 0x80
+"""Bytes from a label of the exception entry on in which it stores the interrupted registers."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ class Stacks:
     def entry(self) -> EntryCode:
         """The kernel's entry code, at link-time addresses. Raises GuestError, KernelFileError."""
         return entry_of(self.view)
+
+    @cached_property
+    def entry_ranges(self) -> list[tuple[int, int]]:
+        """Where the exception entry stores registers at run time: (first, one past the last)."""
+        labels = [(label + self.view.kaslr_offset) & MASK64 for label in self.entry.labels]
+        return [(label, (label + STORES) & MASK64) for label in labels]
 
     @cached_property
     def thread_size(self) -> int:
