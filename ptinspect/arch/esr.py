@@ -68,6 +68,7 @@ _BRK: tuple[tuple[int, int, str], ...] = (
     (0x004, 0x004, "kprobe"),
     (0x005, 0x005, "uprobe"),
     (0x006, 0x006, "kprobe single-step"),
+    (0x007, 0x007, "kretprobe"),
     (0x100, 0x100, "fault on purpose"),
     (0x400, 0x7FF, "kgdb"),
     (0x800, 0x800, "BUG() or WARN()"),
@@ -194,6 +195,22 @@ class Esr:
         return f"asynchronous, {state}, external abort type {int(bit(self.iss, 9))}"
 
     @property
+    def detail(self) -> str:
+        """What the ISS of a failed check tells; empty for other classes.
+
+        Source: Arm ARM ESR_EL1, ISS encodings for a branch target exception (BTYPE, bits 1:0), a PAC fail
+        exception (bit 1: data key, bit 0: B key), a memory copy or set exception (MemInst, bit 24) and a GCS
+        exception (ExType, bits 23:20).
+        """
+        if self.ec == 0x0D:
+            return f"BTYPE {bits(self.iss, 1, 0):#04b}"
+        if self.ec == 0x1C:
+            return f"{'data' if bit(self.iss, 1) else 'instruction'} key {'B' if bit(self.iss, 0) else 'A'}"
+        if self.ec == 0x27:
+            return "memory set" if bit(self.iss, 24) else "memory copy"
+        return _GCS.get(bits(self.iss, 23, 20), "reserved type") if self.ec == 0x2D else ""
+
+    @property
     def text(self) -> str:
         """Return in one line what happened: `DABT (current EL): write, translation fault, level 2`."""
         parts = []
@@ -209,8 +226,7 @@ class Esr:
         if self.immediate is not None:
             use = self.brk_use
             parts.append(f"immediate {self.immediate:#x}" + (f" ({use})" if use else ""))
-        if self.serror:
-            parts.append(self.serror)
+        parts += filter(None, (self.serror, self.detail))
         return self.class_name + (f": {', '.join(parts)}" if parts else "")
 
     @property
@@ -226,8 +242,10 @@ def fault_status(status: int) -> tuple[str, int | None]:
     return _STATUS.get(status, (f"reserved fault status {status:#04x}", None))
 
 
-_ISS2 = {"GCS": 40, "AssuredOnly": 39, "Overlay": 38, "DirtyBit": 37}
-"""Bits of ISS2 of an abort (Arm ARM ESR_EL1, ISS2 of a Data Abort): of a guarded control stack, of a
+_GCS = {0: "data check", 1: "EXLOCK", 2: "trapped GCSSTR or GCSSTTR"}
+_ISS2 = {"TnD": 42, "TagAccess": 41, "GCS": 40, "AssuredOnly": 39, "Overlay": 38, "DirtyBit": 37}
+"""Bits of ISS2 of an abort (Arm ARM ESR_EL1, ISS2 of a Data Abort): of an allocation tag, not of data (TnD),
+of a tag that the memory's attribute forbids to access (TagAccess), of a guarded control stack, of a
 translation that has to be protected (FEAT_THE), of an overlay that takes the permission (POR_EL0, POR_EL1),
 of a clean page (nDirty) that the CPU does not make dirty."""
 

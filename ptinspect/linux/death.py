@@ -185,7 +185,8 @@ def _sp_wrong(facts: Facts) -> Verdict | None:
 def _used_up(facts: Facts) -> Verdict | None:
     """Judge a stack that was used down to its base, or nearly."""
     stack, sp = facts.stack, facts.sp
-    if stack is None and sp is None and facts.no_room and (facts.calls.recursion or facts.calls.cycle):
+    untold = stack is None and (sp is None or not facts.stacks)
+    if untold and facts.no_room and (facts.calls.recursion or facts.calls.cycle):
         return Verdict("deep-call-chain", _calls_say(facts.calls)[:1], ("how deep the stack was", *ENDLESS))
     if stack is None:
         return None

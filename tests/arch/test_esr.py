@@ -90,7 +90,8 @@ def test_only_instructions_with_an_immediate_have_one(ec: int) -> None:
 @pytest.mark.parametrize(
     ("immediate", "use"),
     [
-        (0x003, ""), (0x004, "kprobe"), (0x005, "uprobe"), (0x006, "kprobe single-step"), (0x007, ""),
+        (0x003, ""), (0x004, "kprobe"), (0x005, "uprobe"), (0x006, "kprobe single-step"),
+            (0x007, "kretprobe"), (0x008, ""),
         (0x100, "fault on purpose"), (0x3FF, ""), (0x400, "kgdb"), (0x7FF, "kgdb"),
         (0x800, "BUG() or WARN()"), (0x801, ""), (0x8FF, ""), (0x900, "KASAN"), (0x9FF, "KASAN"), (0xA00, ""),
         (0x54FF, ""), (0x5500, "UBSAN"), (0x55FF, "UBSAN"), (0x5600, ""), (0x7FFF, ""), (0x8000, "CFI"),
@@ -149,3 +150,20 @@ def test_an_serrors_syndrome_is_told(raw: int, words: str) -> None:
     esr = decode_esr(raw)
     assert esr.serror == words
     assert words in esr.text
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (0x3600_0002, "BTI: BTYPE 0b10"),
+        (0x7200_0000, "FPAC: instruction key A"),
+        (0x7200_0003, "FPAC: data key B"),
+        (0x9F00_0000, "MOPS: memory set"),
+        (0x9E00_0000, "MOPS: memory copy"),
+        (0xB600_0000, "Guarded Control Stack: data check"),
+        (0xB610_0000, "Guarded Control Stack: EXLOCK"),
+        (1 << 42 | 0x9600_000F, "DABT (current EL): read, permission fault, level 3, TnD"),
+    ],
+)
+def test_what_newer_checks_tell(raw: int, text: str) -> None:
+    assert decode_esr(raw).text == text

@@ -378,3 +378,140 @@ def test_the_outermost_callers_are_shown_too() -> None:
 
     shown = render(explained(analyse(log("6.12-recursion")), "a log"))
     assert "more" in shown and "el0t_64_sync" in shown
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "kind", "frames"),
+    [
+        ("pstate: ", "deep-call-chain", "bad-stack", 21),
+        ("x29: ", "deep-call-chain", "panic", 21),
+    ],
+)
+def test_a_log_may_begin_inside_of_a_stack_overflow(first: str, code: str, kind: str, frames: int) -> None:
+    lines = bad_stack(pc="walk+0x8/0x40", trace=("walk+0x20/0x40",) * 20)
+    at = next(number for number, line in enumerate(lines) if line.startswith(first))
+    panic = only(lines[at:])
+    assert (panic.incident.first.kind, len(panic.facts.chain.names)) == (kind, frames)
+    assert panic.verdict.code == code
+
+
+def test_a_log_may_begin_inside_of_an_oops() -> None:
+    code, end = "Code: f9400013 b4000193 f9400260 b4000140 (f900001f)", "---[ end trace 0000000000000000 ]---"
+    state = "pstate: 60000005 (nZCv daif)"
+    panic = only([state, *fault()[5:-1], code, end])
+    assert panic.incident.first.trace == ("drive+0x18/0x40", "kthread+0x104/0x110")
+    assert panic.incident.message.startswith("(its first lines are missing)")
+    assert panic.verdict.code == "not-a-stack-problem"
+    assert only([*fault()[9:-1], code, end]).incident.first.kind == "oops"
+    assert found([state, *fault()[5:]]) == [], "a warning prints no code"
+    assert [p.incident.first.far for p in found([*fault()[8:-1], code, end], fault())] == [None, NULL]
+    assert only(fault()[8:-1], fault()).incident.first.far == NULL
+
+
+def unlisted(sp: int, x29: int) -> Panic:
+    return only(bad_stack(sp=sp, far=sp - 0x20, x29=x29, pc="ghes_proc+0x8/0x2f0"))
+
+
+def test_a_stack_that_is_not_printed_is_told_from_a_wrong_sp() -> None:
+    sdei = 0xFFFF_8000_0810_0000
+    for sp in (sdei + 0x10, sdei - 0x40):
+        panic = unlisted(sp, sdei + 0x50)
+        assert panic.verdict.code == "guard-page-hit" and panic.facts.stack is not None
+        assert (panic.facts.stack.kind, panic.facts.stack.base) == ("unlisted", sdei)
+        assert "SDEI's and EFI's stacks are not printed" in said(panic)
+    for sp, x29 in ((sdei + 0x10, BASE + 0x3CC0), (sdei + 0x800, sdei + 0x850), (0x10, 0x50)):
+        assert unlisted(sp, x29).verdict.code == "sp-corrupted", hex(sp)
+
+
+def hyp(esr: str, far: str, *, new: bool = True) -> list[str]:
+    at = "kvm [89]: nVHE hyp panic at: [<ffff800080e4a0c8>] __kvm_nvhe_walk+0x8/0x24!"
+    call = "kvm [89]:  [<ffff800080e4a0d8>] __kvm_nvhe_walk+0x18/0x24"
+    end = "kvm [89]: ---- End of Protected nVHE HYP call trace ----"
+    return [
+        *([at, "kvm [89]: Protected nVHE HYP call trace:", *[call] * 9, end] if new else []),
+        "Kernel panic - not syncing: HYP panic:",
+        f"PS:a00003c9 PC:0000656b80e4a0c8 ESR:{esr}",
+        f"FAR:{far} HPFAR:0000000000000000 PAR:0000000000000000",
+        "VCPU:0000000000000000",
+        "CPU: 1 PID: 89 Comm: kvm Not tainted 6.12.1 #1",
+        "Call trace:",
+        " panic+0x330/0x390",
+        " nvhe_hyp_panic_handler+0x130/0x1d0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("esr", "far", "code", "words"),
+    [
+        ("00000000f2000800", "ffff800080003ff0", "not-a-stack-problem", "it stopped itself, by BRK"),
+        ("0000000096000004", "0000000000000010", "not-a-stack-problem", "a NULL pointer"),
+        ("0000000096000047", "ffff800080003ff0", "unknown", "holds __kvm_nvhe_walk 9 times"),
+        ("86000006", "0000006900268b30", "unknown", "ESR_EL2 0x86000006: IABT"),
+    ],
+)
+def test_a_panic_of_the_hypervisors_code_is_judged_by_its_own_syndrome(
+    esr: str, far: str, code: str, words: str
+) -> None:
+    panic = only(hyp(esr, far, new=len(esr) == 16))
+    assert panic.verdict.code == code
+    assert words in said(panic)
+    assert "it is not in the log" not in "".join(panic.verdict.unknown)
+
+
+@pytest.mark.parametrize("word", ["Unhandled fault", "Synchronous External Abort"])
+def test_an_abort_that_nobody_handles_names_esr_and_far(word: str) -> None:
+    first = f"{word}: synchronous external abort (0x96000210) at 0xffffff800803c014"
+    panic = only([first, "Internal error: : 96000210 [#1] SMP", *fault()[4:]])
+    assert (panic.incident.first.esr, panic.incident.first.far) == (0x96000210, 0xFFFFFF800803C014)
+    assert only(["Internal error: : 96000210 [#1] SMP", *fault()[4:]]).incident.first.esr == 0x96000210
+
+
+def test_all_bits_of_esr_are_read() -> None:
+    panic = only(fault(esr="000000409600004f"))
+    assert panic.incident.first.esr == 0x40_9600_004F and "Overlay" in said(panic)
+
+
+OTHERS = {
+    "x86": ["Oops: stack guard page: 0000 [#1] PREEMPT SMP", "RIP: 0010:recurse+0x5/0x20"],
+    "x86, fault": [
+        "general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP",
+        "EIP: f",
+    ],
+    "powerpc": [
+        "Oops: Kernel access of bad area, sig: 11 [#1]",
+        "NIP:  c000000000123456 LR: c000000000123450",
+    ],
+    "mips": ["Oops[#1]:", "epc   : 80123456 foo+0x10/0x20"],
+    "loongarch": ["Oops[#1]:", " ERA: 9000000000212345 foo+0x10/0x20"],
+    "s390": ["Oops: 0004 ilc:3 [#1] SMP", "Krnl PSW : 0704c00180000000 0000000000123456 (foo+0x10/0x20)"],
+    "riscv": ["Oops [#1]", "epc: ffffffe00022affe ra : ffffffe00022afea sp : ffffffe086d3fe30"],
+    "arm": [
+        "Internal error: Oops: 5 [#1] SMP ARM",
+        "pc : [<c019d604>]    lr : [<c018dcc8>]    psr: 000f0193",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_architectures_oops_is_a_death_and_says_so(name: str) -> None:
+    panic = only(OTHERS[name], ["Kernel panic - not syncing: Fatal exception"])
+    assert panic.incident.architecture == name.partition(",")[0]
+    assert panic.incident.panic == "Fatal exception" and panic.verdict.code == "unknown"
+    assert "not of arm64" in said(panic)
+
+
+def test_an_access_that_tags_caught_is_told() -> None:
+    lines = ["BUG: KASAN: invalid-access in f+0x0/0x8", "Write at addr fdff0504a2d16528 by task k/1"]
+    assert "Write at addr fdff0504a2d16528" in said(only(lines))
+
+
+def test_who_called_panic_is_not_panic_itself() -> None:
+    frames = ["vpanic+0xf8/0x2dc", "abort+0x0/0x4", "mount_root+0x70/0x80", "kthread+0x1/0x2"]
+    for calls, caller in ((frames, "mount_root+0x70"), (["nmi_panic+0x94/0xa0", *frames[2:]], "mount_root")):
+        panic = only(["Kernel panic - not syncing: no root", "Call trace:", *(f" {call}" for call in calls)])
+        assert f"by {caller}" in said(panic)
+
+
+def test_a_report_that_ends_before_its_calls_says_so() -> None:
+    assert "the call trace: not in the log" in only(fault()[:8]).verdict.unknown
+    assert "the call trace: not in the log" not in only(fault()).verdict.unknown

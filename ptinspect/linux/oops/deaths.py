@@ -93,7 +93,11 @@ class Reader:
         if begins and self._banner(line):
             return
         self._time(line, begins=begins)
-        if not begins and not self.stretch:
+        if (
+            not begins
+            and not self.stretch
+            and (self.latest is not None or not messages.HEADLESS.match(line.text))
+        ):
             return
         self._architecture(line.text)
         self.stretch.append(line)

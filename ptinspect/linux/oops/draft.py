@@ -27,6 +27,8 @@ class Draft:
     damaged: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     panic: str = ""
+    headless: bool = False
+    """True if the log begins inside of it; it is a warning's unless more of it shows that it is not."""
     ended: bool = False
     over: bool = False
     """True if the kernel was stopped before this report came to its end."""

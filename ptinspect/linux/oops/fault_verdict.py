@@ -7,8 +7,8 @@ import re
 from ptinspect.arch.esr import EC_BRK, EC_IABT, Esr
 from ptinspect.dataclass import replace
 from ptinspect.linux import death
-from ptinspect.linux.death import Verdict
-from ptinspect.linux.oops.depth import at_exception_entry
+from ptinspect.linux.death import CHAIN_REPEATS, Verdict
+from ptinspect.linux.oops.depth import at_exception_entry, chain
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, path_of
 from ptinspect.linux.stack_range import StackRange
@@ -18,6 +18,7 @@ NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""
 STACK_ALIGN = 32 << 10
 """Bytes that a stack with a guard is aligned to, at least: twice THREAD_SIZE (THREAD_ALIGN, from 4.14 on)."""
+FIRST_PAGE = 4096
 MIN_KERNEL = 1 << 63
 """Addresses of the kernel's half have bit 63 set."""
 ASKED_FOR = "sysrq triggered crash"
@@ -36,6 +37,7 @@ _AFTERMATH = Pattern(
     r"(?:[\w ,'()/-]{1,60}: )?Fatal exception|Oops|Attempted to kill the idle|Aiee|[Bb]ad mode|"
     r"Unhandled exception|HYP panic"
 )
+_PANIC = Pattern(r"(?:v|nmi_)?panic(?:\+|$)", "panic")
 _KILLED = Pattern(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
 _KASAN = Pattern(r"KASAN: ([\w-]+)")
 _ON_STACK = Pattern(r"belongs to (?:the )?(?:stack|virtual mapping.*stack)|located in stack of")
@@ -61,16 +63,22 @@ def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
         text = _LEVELS[first.kind].replace(", and nothing died", "") if then else _LEVELS[first.kind]
         return _with_room(f"{text}{then}", (f"the kernel reported: {first.headline}",), "why it happened")
     if first.kind in ("panic", "warning"):
-        return _panic(first)
+        return _panic(first, esr)
     if first.mixed and {"sp", "pc"} & {*first.doubtful}:
         unknown = ("lines of several CPUs are interleaved: a value may belong to another one",)
         return Verdict("unknown", (first.headline,), unknown)
     if "esr" in first.doubtful:
         esr = None
+    if first.panic.startswith("HYP panic"):
+        return _hyp(first, esr)
     path = path_of(first, first.release) if "path" not in first.doubtful else None
     found = _fault(first, esr, path)
-    notes = tuple(first.notes)
-    return replace(found, evidence=tuple(dict.fromkeys((*found.evidence, *notes))))
+    cut = () if first.trace or first.ended else ("the call trace: not in the log",)
+    return replace(
+        found,
+        evidence=tuple(dict.fromkeys((*found.evidence, *first.notes))),
+        unknown=(*found.unknown, *cut),
+    )
 
 
 def _judged(known: death.Facts, evidence: tuple[str, ...]) -> Verdict:
@@ -89,8 +97,7 @@ def _sanitizer(first: Fault) -> Verdict:
     evidence = (f"the kernel reported: {first.headline}", *first.notes)
     kind = _KASAN.search(first.headline)
     said = "\n".join(first.notes)
-    written = "Write of size" in said or "Free of" in said
-    read = "Read of size" in said
+    written, read = re.search(r"Write (?:of|at)|Free of", said) is not None, re.search("Read (?:of|at)", said)
     on_stack = (kind is not None and kind[1].startswith("stack-")) or _ON_STACK.search(said) is not None
     if on_stack and not read:
         note = "the access was to data on a stack" + (": it was written to" if written else "")
@@ -104,9 +111,32 @@ def _sanitizer(first: Fault) -> Verdict:
     return _with_room(text, evidence, "why it happened")
 
 
-def _panic(first: Fault) -> Verdict:
+def _hyp(first: Fault, esr: Esr | None) -> Verdict:
+    """Judge a panic of KVM's own code at EL2 (Linux arch/arm64/kvm/handle_exit.c, nvhe_hyp_panic_handler)."""
+    abort = esr is not None and esr.is_abort and first.far is not None
+    evidence = (
+        *(() if first.kind == "panic" else (first.headline,)),
+        "KVM's code at EL2 gave up, and had the kernel panic",
+        *(() if esr is None else (f"ESR_EL2 {esr.raw:#x}: {esr.text}",)),
+        *((f"FAR_EL2 {first.far:#x}",) if abort else ()),
+    )
+    if esr is not None and esr.ec == EC_BRK:
+        return _with_room("it stopped itself, by BRK: it did not fault", evidence, "what it found wrong")
+    if abort and first.far is not None and first.far < FIRST_PAGE:
+        return _with_room(f"the address is in no stack{_kind_of(first.far)}", evidence, "why it was used")
+    repeated, times = chain(first).often
+    traced = (f"its call trace holds {repeated} {times} times",) if times >= CHAIN_REPEATS else ()
+    unknown = ("whether EL2's own stack had room: neither SP_EL2 nor its bounds are in the log",)
+    return Verdict("unknown", (*evidence, *traced), unknown)
+
+
+def _panic(  # noqa: PLR0911 (one return for each ground)
+    first: Fault, esr: Esr | None
+) -> Verdict:
     """Judge a panic without a report before it."""
     text = first.panic
+    if text.startswith("HYP panic"):
+        return _hyp(first, esr)
     caller = _caller(first)
     evidence = (f"panic() was called with: {text}", *((f"by {caller}",) if caller else ()))
     if text.startswith("Asynchronous SError"):
@@ -160,12 +190,15 @@ def _init_died(first: Fault, evidence: tuple[str, ...], code: int) -> Verdict:
 
 def _caller(first: Fault) -> str:
     """Return the function that called panic(), from the call trace."""
-    for index, frame in enumerate(first.trace[:-1]):
-        after = first.trace[index + 1]
-        if re.match(r"v?panic(?:\+|$)", frame) and not re.match(r"v?panic(?:\+|$)", after):
-            # the address after a call that does not return may be the next function's first
-            return f"the function right before {after.split('+')[0]}" if "+0x0/" in after else after
-    return ""
+    frames = [*first.trace]
+    while frames and not _PANIC.match(frames[0]):
+        frames.pop(0)
+    # the address after a call that does not return may be the next function's first: here panic()'s own
+    own = len(frames) > 1 and frames[0].startswith("vpanic+") and "+0x0/" in frames[1]
+    while frames and _PANIC.match(frames[0]):
+        frames.pop(0)
+    caller = next(iter(frames[own:]), "")
+    return f"the function right before {caller.split('+')[0]}" if "+0x0/" in caller else caller
 
 
 def _fault(  # noqa: PLR0911 (one return for each ground)
@@ -218,8 +251,9 @@ def _syndrome(first: Fault, esr: Esr | None) -> tuple[str, ...]:
     """Return what ESR tells, in words."""
     if esr is None:
         return ()
-    if esr.fault:
-        return (f"ESR {esr.raw:#x}: {esr.class_text}, {esr.fault}",)
+    if esr.fault or esr.detail:
+        words = (esr.class_text, esr.fault or esr.detail, *esr.second_syndrome)
+        return (f"ESR {esr.raw:#x}: {', '.join(words)}",)
     if esr.ec == EC_BRK:
         use = f", which Linux uses for {esr.brk_use}" if esr.brk_use else ""
         return (f"ESR {esr.raw:#x}: BRK with immediate {esr.immediate:#x}{use}",)
@@ -277,7 +311,7 @@ def _below_base(first: Fault, esr: Esr | None) -> Verdict | None:
 
 
 def _kind_of(far: int) -> str:
-    if far < 4096:
+    if far < FIRST_PAGE:
         return ": the first page, a NULL pointer"
     return ": not an address of the kernel's half" if far < MIN_KERNEL else ""
 

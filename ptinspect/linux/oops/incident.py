@@ -135,7 +135,7 @@ class Incident:
     banner: str = ""
     """`Linux version …` of this boot, or empty."""
     architecture: str = "arm64"
-    """`arm64`, or `arm`, `riscv`, `x86` where the log shows those registers, or `unknown`."""
+    """`arm64`, or another one of `messages.FOREIGN` where the log shows its registers, or `unknown`."""
     boot: int = 0
     """Which of the log's boots it is of, from 0."""
 

@@ -27,8 +27,8 @@ TOGETHER = 4
 """Rows at the end of a chunk that wait for the next one: a line may be wrapped there."""
 WORDS = (
     b"panic", b"Insufficient", b"Unable", b"Internal", b"Bad", b"Unhandled", b"Unexpected", b"SError",
-    b"BUG", b"WARNING", b"LOCKUP", b"Watchdog:", b"INFO: rcu", b"INFO: task", b"Booting", b"Linux version",
-    b"Linux\xc2\xa0version",
+    b"Synchronous External", b"nVHE hyp", b"[#", b"BUG", b"WARNING", b"LOCKUP", b"Watchdog:", b"INFO: rcu",
+    b"INFO: task", b"Booting", b"Linux version", b"Linux\xc2\xa0version",
 )  # fmt: skip
 """Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
 
@@ -143,6 +143,8 @@ class _Search:
         self.normaliser = Normaliser()
         self.kept = b""
         self.number = 1
+        self.fresh = BATCH
+        """Bytes that are left of the beginning, where a log may be inside of a report."""
 
     def chunk(self, chunk: bytes) -> None:
         """Take the next bytes; a row that has no end yet is kept."""
@@ -166,7 +168,7 @@ class _Search:
     def _go(self, data: bytes) -> None:
         position, hits = 0, dict.fromkeys(WORDS, -1)
         while position < len(data):
-            if self._idle:
+            if self._idle and not self._begins_inside(data, position):
                 start = _next(data, position, hits)
                 passed = data.count(b"\n", position, start)
                 self.number, self.normaliser.place = self.number + passed, self.normaliser.place + passed
@@ -185,6 +187,12 @@ class _Search:
             self.reader.feed(line)
         if self._idle:
             self._flush()
+
+    def _begins_inside(self, data: bytes, position: int) -> bool:
+        """Tell whether the bytes from `position` on are of a report that the log begins inside of."""
+        start = data[position : position + self.fresh]
+        self.fresh -= len(start)
+        return bool(start) and messages.HEADLESS.search(start.decode("utf-8", "replace")) is not None
 
     @property
     def _idle(self) -> bool:

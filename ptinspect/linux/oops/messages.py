@@ -25,7 +25,8 @@ HEADLINES: tuple[tuple[FaultKind, Pattern], ...] = (
     ("oops", Pattern(r"Bad mode in .{1,60} handler detected")),
     ("oops", Pattern(r"Unhandled (?:64|32)-bit \w+ (?:sync )?exception on CPU")),
     ("oops", Pattern(r"Unexpected kernel BRK exception at EL1")),
-    ("oops", Pattern(r"Unhandled (?:fault|prefetch abort):")),
+    ("oops", Pattern(r"(?:Unhandled (?:fault|prefetch abort)|Synchronous External Abort):")),
+    ("oops", Pattern(r"nVHE hyp (?:panic|BUG) at: ")),
     ("serror", Pattern(r"(?:SError Interrupt on CPU|Bad mode in Error handler)")),
     ("bug", Pattern(r"kernel BUG at ")),
     ("kasan", Pattern(r"BUG: (?:KASAN|KFENCE|KCSAN|KMSAN): ")),
@@ -39,10 +40,20 @@ HEADLINES: tuple[tuple[FaultKind, Pattern], ...] = (
     ("warning", Pattern(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )")),
 )
 """Kind of a report -> what its first line looks like, most telling first."""
-INTERNAL = Pattern(r"Internal error: (.{0,200})")
+INTERNAL = Pattern(
+    r"Internal error: (.{0,200})|(?:Oops\b.{0,80}|[a-z][\w ,-]{2,100}(?: 0x[0-9a-f]+)?: [0-9a-f]{4}) ?"
+    r"(\[#\d{1,6}\].{0,100})",
+    "Internal error: ",
+    "[#",
+)
+"""The line with the count of oopses: arm64's and arm's, or another architecture's (`Oops[#1]:`)."""
 BOOT = Pattern(r"(Booting Linux on physical CPU|Linux version \d)")
+DIED = Pattern(r"Code: (?:[0-9a-f]{8} ){1,4}\([0-9a-f]{8}\)", "Code: ")
+"""The instructions that die() prints, and nobody else (arch/arm64/kernel/traps.c, dump_kernel_instr)."""
+HEADLESS = Pattern(rf"pstate ?: [0-9a-f]{{8}}|Call trace:$|{DIED.pattern}", "pstate", "Call trace:", "Code: ")
+"""Lines of a report at which a log may begin whose first lines were cut off."""
 END = Pattern(r"---\[ end (?:trace|Kernel panic)", "---[ end")
-CALL_TRACE = Pattern(r"Call trace:|Call Trace:|Backtrace:")
+CALL_TRACE = Pattern(r"[Cc]all trace:|Call Trace:|Backtrace:")
 _SYMBOLIC = r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
 _FRAME = Pattern(
     r"(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
@@ -66,12 +77,13 @@ DROPPED = Pattern(
     r"\*\* \d+ printk messages dropped|callbacks suppressed", "messages dropped", "callbacks suppressed"
 )
 NOTES = Pattern(
-    r"(?:KASAN: .{1,60} in range \[|(?:Read|Write|Free) of (?:size \d+ )?at addr|(?:Read|Write) of size \d+ |"
+    r"(?:KASAN: .{1,60} in range \[|(?:Read|Write) at addr |Free of addr |(?:Read|Write) of size \d+ |"
     r"The buggy address (?:belongs to|is located)|Invalid (?:read|write|free) at 0x|"
     r"(?:Out-of-bounds|Use-after-free|Memory corruption).{0,20} at 0x|"
     r"user address but active_mm|address between user and kernel).{0,200}",
     "KASAN: ",
     " of ",
+    " at addr ",
     "The buggy address ",
     " at 0x",
     "user address but active_mm",
@@ -82,9 +94,9 @@ NUMBER = Pattern(r"\[#(\d{1,6})\]")
 """The count of oopses since boot (kernel/panic.c, arm64 traps.c: die_counter)."""
 TRIGGERS = Pattern(
     rf"{PANIC.pattern}|Insufficient stack space|Unable to handle kernel|Internal error:|Bad mode in |"
-    r"Unhandled (?:64|32)-bit|Unhandled (?:fault|prefetch)|Unexpected kernel BRK|SError Interrupt|BUG|"
-    r"WARNING: |LOCKUP|Watchdog: CPU|detected.{0,20}stall|blocked for more than|"
-    r"Booting Linux on physical CPU|Linux version "
+    r"Unhandled (?:64|32)-bit|Unhandled (?:fault|prefetch)|Synchronous External Abort:|"
+    r"Unexpected kernel BRK|SError Interrupt|nVHE hyp |\[#\d{1,6}\]|BUG|WARNING: |LOCKUP|Watchdog: CPU|"
+    r"detected.{0,20}stall|blocked for more than|Booting Linux on physical CPU|Linux version "
 )
 """What must occur in a text for anything to be found in it."""
 
@@ -93,8 +105,10 @@ _ESR = Pattern(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)")
 _CODE = Pattern(r"\bcode:? 0x([0-9a-fA-F]+) --", "code")
 _ESR_LATE = Pattern(r", ESR:? 0x([0-9a-fA-F]+) --", ", ESR")
 _ESR_HYP = Pattern(r"\bPC:[0-9a-f]{16} ESR:(?:0x)?([0-9a-f]{8,16})\b", " ESR:")
-_OOPS_ESR = Pattern(r"^[A-Za-z][\w ()/:.'-]{0,80}: ([0-9a-fA-F]{8,16})(?= |$)")
-_FAR = Pattern(r"\bFAR(?::| =) ?0x([0-9a-fA-F]+)", "FAR")
+_OOPS_ESR = Pattern(r"^(?:[A-Za-z][\w ()/:.'-]{0,80})?: ([0-9a-fA-F]{8,16})(?= |$)")
+_FAR = Pattern(r"\bFAR(?::| =) ?0x([0-9a-fA-F]+)|\bFAR:([0-9a-f]{16}) HPFAR:", "FAR")
+_UNHANDLED = Pattern(r"\((?:0x)([0-9a-f]{8})\) at 0x([0-9a-f]{16})(?![0-9a-f])", ") at 0x")
+"""ESR and FAR of an abort that nobody handles (Linux up to 4.16, arch/arm64/mm/fault.c, do_mem_abort)."""
 _STACK = Pattern(
     r"\b(Task|IRQ|Overflow|SDEI[\w ]{0,20}?) ?stack:\s*\[0x([0-9a-fA-F]+)\.\.0x([0-9a-fA-F]+)\]", "stack:"
 )
@@ -132,6 +146,10 @@ FOREIGN: tuple[tuple[str, Pattern], ...] = (
             r"\bpsr: ?[0-9a-f]{8}|Mode SVC_32|\] (?:PREEMPT |SMP |THUMB2 )*ARM$", "psr:", "Mode SVC_32", "ARM"
         ),
     ),
+    ("powerpc", Pattern(r"\bNIP: +[0-9a-f]{8}|\bNIP \[[0-9a-f]{8}", "NIP")),
+    ("mips", Pattern(r"\bepc   : [0-9a-f]{8}|\(ExcCode [0-9a-f]", "epc   : ", "(ExcCode ")),
+    ("loongarch", Pattern(r"\bERA: [0-9a-f]{16}|, era == [0-9a-f]{8}", "ERA: ", ", era == ")),
+    ("s390", Pattern(r"\bKrnl PSW : ", "Krnl PSW : ")),
 )
 """Architecture -> what only its logs hold."""
 NATIVE = Pattern(
@@ -184,13 +202,16 @@ def _fault(text: str, found: Values, damaged: list[str]) -> None:
     for pattern in (_ESR, _CODE, _ESR_LATE, _ESR_HYP):
         if (match := pattern.search(text)) is not None:
             if len(match[1]) in (8, 16):
-                found["esr"] = int(match[1], 16) & 0xFFFF_FFFF
+                found["esr"] = int(match[1], 16)
             else:
                 damaged.append("ESR")
             break
+    if (match := _UNHANDLED.search(text)) is not None:
+        found["esr"], found["far"] = int(match[1], 16), int(match[2], 16)
     if (match := _FAR.search(text)) is not None:
-        if len(match[1]) == 16:
-            found["far"] = int(match[1], 16)
+        digits = match[1] or match[2]
+        if len(digits) == 16:
+            found["far"] = int(digits, 16)
         else:
             damaged.append("FAR")
     if (match := _STACK.search(text)) is not None:
@@ -235,7 +256,7 @@ def oops_esr(internal: str) -> int | None:
     match = _OOPS_ESR.match(internal)
     if match is None or len(match[1]) not in (8, 16):
         return None
-    return int(match[1], 16) & 0xFFFF_FFFF
+    return int(match[1], 16)
 
 
 def frame(text: str) -> str | None:

@@ -38,12 +38,14 @@ CONSEQUENCES: Mapping[str, str] = {
 """Kind of a report -> the panics that are its consequence, besides those of AFTERMATH."""
 AFTERMATH = Pattern(
     r"(?:[\w ,'()/-]{1,60}: )?(?:Fatal exception|Fatal hardware error)|Oops|Attempted to kill the idle|"
-    r"[Bb]ad mode|Unhandled exception|Aiee, killing interrupt handler|"
+    r"[Bb]ad mode|Unhandled exception|Aiee, killing interrupt handler|HYP panic|"
     r"Attempted to kill init! exitcode=0x000000[08][4-9a-f]\b|Unrecoverable exception"
 )
 """Panics that an oops, a BUG or a fault ends in (kernel/exit.c, arm64 traps.c: die, arm64_notify_die)."""
 AFTERMATH_OF: frozenset[FaultKind] = frozenset({"fault", "oops", "bug", "serror"})
 
+_NO_CODE: tuple[FaultKind, ...] = ("bad-stack", "serror")
+"""Kinds whose report shows registers, and no instructions as an oops does, before the panic."""
 _SEQUENCE = (
     ("esr", "far", "stack:task", "stack:irq", "stack:overflow", "pagetable", "path", "cpu", "pstate"),
     ("pc", "lr", "sp"),
@@ -111,7 +113,7 @@ class Sorter:
             return True
         internal = messages.INTERNAL.search(line.text)
         if internal is not None:
-            self._internal(line, internal[1], line.text[internal.start() :])
+            self._internal(line, internal[1] or internal[2], line.text[internal.start() :])
             return True
         for kind, pattern in messages.HEADLINES:
             match = pattern.search(line.text)
@@ -131,6 +133,7 @@ class Sorter:
         for other in self.drafts[-64:]:
             if other.in_trace and _heard(other, line.caller):
                 other.in_trace, other.elided = 0, True
+            other.over = other.over or other.headless
         draft = Draft(kind, headline[:300], line.number, line.time, self.boot, line.place, line.place)
         self.drafts.append(draft)
         self._fed(draft, line)
@@ -172,6 +175,9 @@ class Sorter:
     def _panic(self, line: Line, text: str, headline: str) -> None:
         alive = [d for d in self.drafts[-64:] if line.place - d.last <= REACH and _heard(d, line.caller)]
         for draft in sorted(alive, key=lambda d: (d is self.current, d.last), reverse=True):
+            if draft.headless and "pstate" in draft.slots:
+                ends = (kind for kind in _NO_CODE if re.search(CONSEQUENCES[kind], text) is not None)
+                draft.kind = next(ends, draft.kind)
             if draft.panic and draft.panic == text:
                 return
             if not draft.panic and fits_panic(draft, text):
@@ -191,10 +197,11 @@ class Sorter:
             draft.over, draft.ended = every, not every
 
     def _body(self, line: Line) -> None:
-        alive = self.alive(line)
+        alive, text = self._headless(line) or self.alive(line), line.text
         if not alive:
             return
-        text = line.text
+        if alive[-1].headless and messages.DIED.match(text) is not None:
+            alive[-1].kind = "oops"
         if messages.END.search(text):
             self._end(line)
         elif messages.CALL_TRACE.search(text) and self._of_the_panic(line):
@@ -216,6 +223,14 @@ class Sorter:
                     target.notes.append(note[0])
                 if _FAULT_WORDS.match(text) is None or target.kind != "bad-stack":
                     target.last = line.place
+
+    def _headless(self, line: Line) -> list[Draft]:
+        """Begin a report whose first lines are not in the log, at the first of its lines that is known."""
+        if self.drafts or messages.HEADLESS.match(line.text) is None:
+            return []
+        draft = self._begin("warning", line, f"(its first lines are missing) {line.text}")
+        draft.headless = True
+        return [draft]
 
     def _of_the_panic(self, line: Line) -> bool:
         """Take the calls that panic() prints: they are the dead report's, if it has none of its own."""

@@ -121,6 +121,11 @@ def _where(facts: Facts, bad: Fault) -> list[str]:
         on = holding(bad.far, stacks) or stack
         if on is not None:
             evidence.append(f"FAR {bad.far:#x} is {place(bad.far, on)}")
+    if stack is not None and stack.kind == "unlisted":
+        evidence.append(
+            f"x29 {bad.registers[29]:#x} is {place(bad.registers[29], stack)}: none of the printed ones, but "
+            "of their size and alignment; SDEI's and EFI's stacks are not printed"
+        )
     evidence += _never_set_up(bad)
     if esr is not None and esr.ec == EC_BRK and _own(esr):
         evidence.append(
