@@ -6,17 +6,7 @@ from dataclasses import dataclass
 
 from a64_machine import Machine
 from builders import KERNEL_TEXT, TreeBuilder
-from kpti_built_words import (
-    KERNEL_5_10_39,
-    KERNEL_5_10_64K,
-    KERNEL_5_10_NOT_TRACKED,
-    KERNEL_5_10_TOGGLED,
-    KERNEL_5_10_TOGGLED_39,
-    KERNEL_6_1_39,
-    KERNEL_6_1_64K_52,
-    KERNEL_7_3,
-)
-from kpti_words import KERNEL_5_10, KERNEL_6_1, KERNEL_6_12, KERNEL_6_12_16K, code
+from kpti_words import code
 from sparse_memory import SparseMemory
 
 from ptinspect.arch import a64
@@ -49,7 +39,8 @@ class Case:
     """Name a kernel and a regime that it runs with."""
 
     name: str
-    words: str
+    kernel: str
+    """Whose code it has (tests/data/kpti)."""
     regime: Regime
     in_page: int
     """Offset of the entry in its page."""
@@ -58,31 +49,31 @@ class Case:
 
 
 CASES = (
-    Case("5.10 4k-48", KERNEL_5_10, Regime(12, 48, 48, True), 0x510),
-    Case("6.1 4k-48", KERNEL_6_1, Regime(12, 48, 48, True), 0x5E0),
-    Case("6.12 4k-48", KERNEL_6_12, Regime(12, 48, 48, True), 0x620),
-    Case("6.12 4k-52", KERNEL_6_12, Regime(12, 52, 52, True, ds=True), 0x620, wide=True),
-    Case("6.12 16k-47", KERNEL_6_12_16K, Regime(14, 47, 48, True), 0x1620),
-    Case("6.12 16k-52", KERNEL_6_12_16K, Regime(14, 52, 52, True, ds=True), 0x1620, wide=True),
-    Case("5.10 4k-39", KERNEL_5_10_39, Regime(12, 39, 48, True), 0x5378),
-    Case("5.10 64k-42", KERNEL_5_10_64K, Regime(16, 42, 48, True), 0x4378),
-    Case("6.1 4k-39", KERNEL_6_1_39, Regime(12, 39, 48, True), 0xE464),
-    Case("6.1 64k-52", KERNEL_6_1_64K_52, Regime(16, 52, 52, True), 0x500),
-    Case("7.3 4k-48", KERNEL_7_3, Regime(12, 48, 48, True), 0x7720),
-    Case("7.3 4k-52", KERNEL_7_3, Regime(12, 52, 52, True, ds=True), 0x7720, wide=True),
+    Case("5.10 4k-48", "5.10", Regime(12, 48, 48, True), 0x510),
+    Case("6.1 4k-48", "6.1", Regime(12, 48, 48, True), 0x5E0),
+    Case("6.12 4k-48", "6.12", Regime(12, 48, 48, True), 0x620),
+    Case("6.12 4k-52", "6.12", Regime(12, 52, 52, True, ds=True), 0x620, wide=True),
+    Case("6.12 16k-47", "6.12-16k", Regime(14, 47, 48, True), 0x1620),
+    Case("6.12 16k-52", "6.12-16k", Regime(14, 52, 52, True, ds=True), 0x1620, wide=True),
+    Case("5.10 4k-39", "5.10-39", Regime(12, 39, 48, True), 0x5378),
+    Case("5.10 64k-42", "5.10-64k", Regime(16, 42, 48, True), 0x4378),
+    Case("6.1 4k-39", "6.1-39", Regime(12, 39, 48, True), 0xE464),
+    Case("6.1 64k-52", "6.1-64k-52", Regime(16, 52, 52, True), 0x500),
+    Case("7.3 4k-48", "7.3", Regime(12, 48, 48, True), 0x7720),
+    Case("7.3 4k-52", "7.3", Regime(12, 52, 52, True, ds=True), 0x7720, wide=True),
 )
 
-NOT_TRACKED = (Case("5.10 4k-48", KERNEL_5_10_NOT_TRACKED, Regime(12, 48, 48, True), 0x6378),)
+NOT_TRACKED = (Case("5.10 4k-48", "5.10-not-tracked", Regime(12, 48, 48, True), 0x6378),)
 TOGGLED = (
-    Case("5.10 4k-48", KERNEL_5_10_TOGGLED, Regime(12, 48, 48, True), 0x6378),
-    Case("5.10 4k-39", KERNEL_5_10_TOGGLED_39, Regime(12, 39, 48, True), 0x5378),
+    Case("5.10 4k-48", "5.10-toggled", Regime(12, 48, 48, True), 0x6378),
+    Case("5.10 4k-39", "5.10-toggled-39", Regime(12, 39, 48, True), 0x5378),
 )
 """The thread's two patches, compiled."""
 
 
 def patched(case: Case) -> bytes:
     """Return the code as it runs: on a CPU with LPA2 the jump over the root level is patched out."""
-    words = list(a64.words(code(case.words)))
+    words = list(a64.words(code(case.kernel)))
     if case.wide:
         jump = next(i for i, word in enumerate(words) if word == 0xAA0603E5)  # mov x5, x6
         words[jump - 1 : jump + 2] = [NOP] * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kpti_words import KERNEL_5_10, KERNEL_6_1, KERNEL_6_12, KERNEL_6_12_16K, code
+from kpti_words import code
 
 from ptinspect.arch import a64
 from ptinspect.arch.regime import Regime
@@ -13,16 +13,16 @@ from ptinspect.linux.kpti.code import KptiCode, recognise_code
 ENTRY = 0xFFFF_8000_10A8_9510
 
 
-def changed(text: str, *edits: tuple[int, int]) -> KptiCode:
+def changed(kernel: str, *edits: tuple[int, int]) -> KptiCode:
     """Recognise the code after words at offsets were replaced."""
-    words = list(a64.words(code(text)))
+    words = list(a64.words(code(kernel)))
     for offset, word in edits:
         words[offset // 4] = word
     return recognise_code(b"".join(word.to_bytes(4, "little") for word in words), ENTRY)
 
 
 def test_the_old_algorithm() -> None:
-    found = recognise_code(code(KERNEL_5_10), ENTRY)
+    found = recognise_code(code("5.10"), ENTRY)
     assert found.algorithm == "mmu-off-post-order"
     assert found.points == {
         "entry": 0, "before_first_write": 0x34, "after_writes": 0x70, "flag_cleared": 0x9C, "return": 0xA0,
@@ -40,7 +40,7 @@ def test_the_old_algorithm() -> None:
 
 
 def test_the_new_algorithm() -> None:
-    found = recognise_code(code(KERNEL_6_1), 0xFFFF_8000_08BC_B5E0)
+    found = recognise_code(code("6.1"), 0xFFFF_8000_08BC_B5E0)
     assert found.algorithm == "temp-pgd-pre-order"
     assert [found.points[name] for name in ("before_first_write", "after_writes", "return", "secondary")] == [
         0x50, 0xB4, 0xE0, 0x200,
@@ -51,7 +51,7 @@ def test_the_new_algorithm() -> None:
 
 
 def test_five_levels_and_cursors_that_are_advanced_by_the_load() -> None:
-    found = recognise_code(code(KERNEL_6_12), 0xFFFF_8000_8188_E620)
+    found = recognise_code(code("6.12"), 0xFFFF_8000_8188_E620)
     assert [(s.level, s.offset, s.register, s.base, s.displacement) for s in found.stores] == [
         (-1, 0xD0, 7, 5, -8), (0, 0x170, 30, 19, -8), (1, 0x1D8, 10, 8, -8), (2, 0x240, 13, 11, -8),
         (3, 0x2A8, 16, 14, -8),
@@ -61,10 +61,10 @@ def test_five_levels_and_cursors_that_are_advanced_by_the_load() -> None:
 
 
 def test_the_root_level_is_left_out_where_the_cpu_has_48_bits() -> None:
-    found = recognise_code(code(KERNEL_6_12), ENTRY)
+    found = recognise_code(code("6.12"), ENTRY)
     assert [level.register for level in found.levels_of(Regime(12, 48, 48, True))] == [30, 10, 13, 16]
     assert found.levels_of(Regime(12, 52, 52, True, ds=True))[0].register == 7
-    wide = recognise_code(code(KERNEL_6_12_16K), ENTRY)
+    wide = recognise_code(code("6.12-16k"), ENTRY)
     assert [level.register for level in wide.levels_of(Regime(14, 47, 48, True))] == [10, 13, 16]
 
 
@@ -74,28 +74,28 @@ def test_tables_that_are_not_tracked() -> None:
         (at, 0x14000000 | (to - at) // 4 & 0x3FFFFFF)
         for at, to in ((0xE0, 0x64), (0x120, 0xD4), (0x15C, 0x114))
     ]
-    found = changed(KERNEL_5_10, *to_skip)
+    found = changed("5.10", *to_skip)
     assert found.tables == "never-written"
-    assert changed(KERNEL_5_10, to_skip[2]).tables == "never-written"
+    assert changed("5.10", to_skip[2]).tables == "never-written"
     assert found.levels[1].back == 0x64
 
 
 def test_toggling_instead_of_setting() -> None:
     """The second debug patch: `eor` for `orr`."""
-    found = changed(KERNEL_5_10, (0x54, 0xD27500E7), (0xC4, 0xD275014A))
+    found = changed("5.10", (0x54, 0xD27500E7), (0xC4, 0xD275014A))
     assert [s.toggles for s in found.stores] == [True, True, False, False]
     assert found.toggles and found.tables == "written-back"
 
 
 def test_a_level_that_is_never_written() -> None:
-    found = changed(KERNEL_5_10, (0xC8, 0xD503201F))
+    found = changed("5.10", (0xC8, 0xD503201F))
     assert [s.level for s in found.stores] == [0, 2, 3]
     assert found.tables == "never-written"
 
 
 def test_folded_levels() -> None:
     """Three levels as 4.16 to 5.15 have them: walk_puds copies pgd to pud and jumps on."""
-    words = list(a64.words(code(KERNEL_5_10)))
+    words = list(a64.words(code("5.10")))
     words[0xA4 // 4] = 0xAA0703EA  # mov x10, x7
     words[0xA8 // 4] = 0x14000000 | (0xE4 - 0xA8) // 4
     words[0xAC // 4] = 0x14000000 | ((0x54 - 0xAC) // 4 & 0x3FFFFFF)  # next_pud: b next_pgd
@@ -121,11 +121,11 @@ def test_folded_levels() -> None:
 )
 def test_code_that_is_something_else(edits: list[tuple[int, int]]) -> None:
     with pytest.raises(KernelFileError, match="not a rewrite that ptinspect knows"):
-        changed(KERNEL_5_10, *edits)
+        changed("5.10", *edits)
 
 
 def test_code_that_ends_early() -> None:
-    whole = code(KERNEL_6_12)
+    whole = code("6.12")
     for size in range(0, len(whole) - 8, 20):
         with pytest.raises(KernelFileError):
             recognise_code(whole[:size], ENTRY)

@@ -12,7 +12,7 @@ import pytest
 from a64_machine import Machine
 from builders import NG, snapshot_of
 from kernels import TEXT_VA, image, table
-from kpti_words import KERNEL_5_10, code
+from kpti_words import code
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, TRAMP_VA, Guest
 
 from ptinspect.arch.sysregs import CpuState
@@ -26,8 +26,8 @@ from ptinspect.tables.kinds import K_BLOCK, K_PAGE, K_TABLE, kinds
 
 AT = 0x4_0510
 ENTRY_PA = IMAGE_PA + AT
-TEXT = [(AT - 4, struct.pack("<I", 1)), (AT, code(KERNEL_5_10))]
-SHARED = [(AT - 4, bytes(4)), (AT, code(KERNEL_5_10))]
+TEXT = [(AT - 4, struct.pack("<I", 1)), (AT, code("5.10"))]
+SHARED = [(AT - 4, bytes(4)), (AT, code("5.10"))]
 FORCED, USE_NG, COMMAND_LINE = 0x6_1000, 0x6_1008, 0x6_1010
 VARIABLES = [
     ("__kpti_forced", TEXT_VA + FORCED, "d"),
@@ -309,7 +309,7 @@ def test_through_the_rewrite_with_a_flag_that_was_0(shared_flag: KernelImage) ->
 
 def test_code_that_leaves_no_marks_and_a_flag_that_proves_nothing(tmp_path: Path) -> None:
     """What was nG from the start and what was rewritten differ by KASLR alone."""
-    raw = bytearray(code(KERNEL_5_10))
+    raw = bytearray(code("5.10"))
     for at, to in ((0xE0, 0x64), (0x120, 0xD4), (0x15C, 0x114)):
         raw[at : at + 4] = struct.pack("<I", 0x14000000 | (to - at) // 4 & 0x3FFFFFF)
     text = [(AT - 4, bytes(4)), (AT, bytes(raw))]
