@@ -71,7 +71,8 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
     elif stack is not None and stack.contains(at.x29):
         used = stack.top - at.x29
     walked = _walk(stacks, far)
-    gone = None if own is None else _gone(stacks, state, own, snapshots, sure=at.saved)
+    looked = own or at.stack  # the task is not known where the map of its task_struct is lost
+    gone = None if looked is None else _gone(stacks, state, looked, snapshots, sure=at.saved)
     registers = [translation_register(state, stem) for stem in ("ESR", "FAR")]
     return Facts(
         esr=decode_esr(state.system.get(registers[0], 0)),

@@ -180,6 +180,20 @@ def test_in_the_rewrite_when_the_root_does_not_map_the_kernel_any_more(kernel: K
     assert other.swapper().pa == TEMPORARY and not other.is_kernels
 
 
+def test_a_root_that_does_not_map_the_kernel_when_somebody_comes(kernel: KernelImage) -> None:
+    """The kernel has died at its own vectors: they tell where it ran."""
+    guest = Guest(kaslr=0x1000_0000)
+    dead = guest.cpu(pc=guest.va(0x1_0800) + 0x200)
+    sound = guest.view(kernel, dead)
+    assert sound.confirmed and sound.kaslr_offset == 0x1000_0000
+    guest.memory.write(SWAPPER + 8 * 256, bytes(8))
+    view = guest.view(kernel, dead)
+    assert (view.swapper().pa, view.kaslr_offset, view.confirmed) == (SWAPPER, 0x1000_0000, False)
+    assert view.is_kernels and "which does not map the kernel image" in view.swapper().provenance
+    for other in (guest.cpu(pc=dead.pc, TTBR1_EL1=TEMPORARY), guest.cpu(pc=dead.pc, VBAR_EL1=dead.pc)):
+        assert not guest.view(kernel, other).is_kernels, "another table, or vectors of something else"
+
+
 def test_in_the_rewrite_without_a_file_another_cpu_tells(kernel: KernelImage) -> None:
     """A CPU that waits has reserved_pg_dir, which lies a page below swapper_pg_dir."""
     guest = Guest()

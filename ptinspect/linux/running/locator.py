@@ -11,7 +11,7 @@ from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import GuestError, PtinspectError, RegimeError
 from ptinspect.linux.image.image import FIRST_CODE, KernelImage
 from ptinspect.linux.running import placement, swapper
-from ptinspect.linux.running.placement import Placement
+from ptinspect.linux.running.placement import EFI_BOUNDARY, Placement
 from ptinspect.linux.running.swapper import RootFound
 from ptinspect.memory.source import PhysicalMemory, RamBlock
 from ptinspect.snapshot.model import Root
@@ -178,10 +178,26 @@ class Locator:
         """
         found = candidates.get(self.hint[2] or 0)
         if found is None:
-            return None
+            return None if known is None or self.image is None else self._broken(self.image, known)
         doubt = "which mapped the kernel image at an earlier stop and does not any more"
         offset = self.hint[1] if known is not None and known.pa == self.hint[0] else None
         return RootFound(found.pa, f"{found.provenance}, {doubt}", offset, confirmed=False, damaged=True)
+
+    def _broken(self, image: KernelImage, known: Placement) -> RootFound | None:
+        """Return the table of a CPU that runs in the image, by its vectors, where that table does not map it.
+
+        The kernel died before anybody looked.
+        """
+        begin, length = image.code_range
+        for state in self.states:
+            root, name = root_pa(state, self.regime()), translation_register(state, "TTBR1")
+            vbar = state.system.get(translation_register(state, "VBAR"), 0)
+            offset = (vbar - image.symbols.get("vectors", (0,))[0]) & MASK64
+            runs = bit(state.pc, 55) and 0 <= state.pc - offset - image.text_va - begin < length
+            if runs and not offset % EFI_BOUNDARY and known.pa <= root < known.pa + image.size:
+                why = f"{name} of cpu {state.cpu}, which does not map the kernel image, where that CPU runs"
+                return RootFound(root, why, offset, confirmed=False, damaged=True)
+        return None
 
     def _confirm(self, candidate: Root, known: Placement | None) -> RootFound | None:
         """Return the root if it maps the kernel, with what that tells about KASLR."""

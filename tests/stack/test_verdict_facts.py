@@ -1,0 +1,33 @@
+"""What a verdict reads from a stopped guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import stack_guest as sg
+from stack_guest import StackGuest
+
+from ptinspect.linux.running.stacks import Stacks
+from ptinspect.stack.depth import depth_of_cpu
+from ptinspect.stack.verdict import explain
+from ptinspect.stack.verdict_facts import collect
+
+
+def test_an_overflow_stack_that_is_not_mapped_is_no_stack_with_room() -> None:
+    """The entry of the linear map was lost, which holds the overflow stack and the task_struct."""
+    guest = StackGuest()
+    overflow = guest.per_cpu(0) + sg.OVERFLOW & (1 << 64) - 1
+    lost: dict[str, int] = {
+        "pc": sg.BAD_STACK,
+        "ESR_EL1": 0x9600_0006,
+        "FAR_EL1": overflow,
+        "ELR_EL1": sg.EL1_SYNC + 8,
+    }
+    state = guest.cpu(overflow, overflow + 0x1000, TTBR1_EL1=guest.tree.root, **lost)
+    view: Any = guest.view(state)
+    guest.tree.set(overflow, 2, 0)
+    stacks = Stacks(view)
+    found = collect(stacks, state, depth_of_cpu(stacks, state), ())
+    assert found.stack is not None and found.stack.kind == "overflow"
+    assert found.gone is not None and found.gone.walk.fault_level == 2
+    assert explain(found).code == "stack-mapping-lost"
