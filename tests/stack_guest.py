@@ -21,6 +21,7 @@ from builders import TreeBuilder, cpu_state, regime_4k
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import GuestError, KernelFileError
+from ptinspect.memory.source import RamBlock
 from ptinspect.snapshot.model import Root
 from ptinspect.tables.walk import walk
 
@@ -208,6 +209,7 @@ class View:
 
     kaslr_offset = 0
     confirmed = True
+    ram = (RamBlock(PhysAddr(0x4000_0000), 1 << 30),)
     voffset = KERNEL - IMAGE
     placement = None
     modules: Any = SimpleNamespace(nearest=lambda address: None)

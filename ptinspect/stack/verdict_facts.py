@@ -217,7 +217,7 @@ def _gone(
         if now is None:
             continue
         changes, then = _changes(stacks, address, now, snapshots)
-        if now.outcome == "unreadable" and not changes:  # as in a dump that lacks memory
+        if now.outcome == "unreadable" and not changes and _lacking(stacks, now):
             continue
         if now.outcome != "mapped":
             return Gone(address, now, changes, None if then is None else then.pa)
@@ -226,6 +226,12 @@ def _gone(
         if changes[0].level < LEVEL_LAST and changes[0].before & 3 == 3:
             return Gone(address, now, changes, then.pa)
     return None
+
+
+def _lacking(stacks: Stacks, walked: Walk) -> bool:
+    """Tell whether a table may be there that cannot be read: a dump may lack memory that the guest has."""
+    ram = stacks.view.ram
+    return not ram or any(block.contains(walked.steps[-1].descriptor_pa) for block in ram)
 
 
 def _changes(

@@ -31,3 +31,18 @@ def test_an_overflow_stack_that_is_not_mapped_is_no_stack_with_room() -> None:
     assert found.stack is not None and found.stack.kind == "overflow"
     assert found.gone is not None and found.gone.walk.fault_level == 2
     assert explain(found).code == "stack-mapping-lost"
+
+
+def test_a_stack_below_a_table_that_is_not_in_ram_is_lost() -> None:
+    """A dump may lack a table that the guest has: then nothing is said of the stack."""
+    guest = StackGuest()
+    base = guest.new_stack()
+    state = guest.cpu(
+        guest.task(0, "test", base), base + 0x3000, TTBR1_EL1=guest.tree.root, pc=sg.VECTORS + 0x200
+    )
+    guest.tree.set(base, 2, 0xDEAD_B003)
+    for ram, code in ((guest.view().ram, "stack-mapping-lost"), ((), "not-a-stack-problem")):
+        view: Any = guest.view(state)
+        view.ram = ram
+        stacks = Stacks(view)
+        assert explain(collect(stacks, state, depth_of_cpu(stacks, state), ())).code == code
