@@ -233,7 +233,8 @@ def _gone(facts: Facts) -> tuple[death.Verdict, str, Change | None] | None:
         else "the stack's"
     )
     if not changes:
-        last = walk.steps[-1] if walk is not None and walk.steps else None
+        steps = () if walk is None else walk.steps
+        last = next((step for step in reversed(steps) if step.raw is not None), None)
         where = "" if last is None else f" at level {last.level} ({last.name}), pa:{last.descriptor_pa:#x}"
         no_older = "which descriptor changed: no snapshot holds this path with other values"
         return (

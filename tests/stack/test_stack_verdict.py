@@ -82,6 +82,7 @@ def test_garbage_is_lost_and_no_older_value() -> None:
     assert told.code == "lost-entry" and "0xdeadb003, which held 0x7fffa803" in told.text
     assert "the walk of FAR ends at level 3: invalid" in told.evidence
     assert explain(facts(walk=led)).code == "stack-mapping-lost" and faulting(facts(walk=led)) is led
+    assert explain(facts(walk=led)).text.endswith("lost at level 1 (l1), pa:0x2000"), "what leads there"
     wide = replace(change(0x5678_90AB_C003), descriptor_pa=0x2000)
     assert explain(facts(walk=path(0x803, wide.after), changes=(wide,))).code == "lost-entry"
     reused = path(0x803, 0x411F_8003, 0x5, outcome="unreadable")
