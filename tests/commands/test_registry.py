@@ -213,7 +213,8 @@ def test_a_handler_takes_what_its_declaration_parses(command: Command) -> None:
     first, *others = inspect.signature(command.handler).parameters.values()
     assert first.name in ("guest", "ctx")
     parsed = {"line"} if command.passthrough else {action.dest for action in command.parser().actions()}
-    parsed.discard(FORCED)
+    within = {item.name: item.within[0] for item in command.arguments if item.within}
+    parsed = {within.get(name, name) for name in parsed - {FORCED}}
     assert {parameter.name for parameter in others} == parsed | ({"extra"} if command.extra else set())
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)
 

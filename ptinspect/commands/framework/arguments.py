@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.levels import LEVEL_NAMES
 from ptinspect.commands.framework.command import Argument, argument
+from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import ADDRESS_HELP, Address, address, address_range, parse_number, parse_size
-from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, root_choice
+from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, Tables, root_choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,8 +228,8 @@ SEARCH_SECONDS = 300.0
 SEARCH_LIMIT = timeout_argument(f"limit of the search for who wrote ({SEARCH_SECONDS:.0f})", SEARCH_SECONDS)
 """How long a recording may be searched for writes (`guest.recordings`)."""
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
-TABLES = (ROOT, RULE, CPU, SNAP)
-"""Which tables: the handler takes `root`, `regime`, `cpu`, `snap` (`guest.roots.Tables`)."""
+TABLES = tuple(replace(each, within=("tables", Tables)) for each in (ROOT, RULE, CPU, SNAP))
+"""Which tables: the handler takes `tables`. The first ones alone are for commands that need the guest."""
 PART = argument(
     "--range", dest="part", type=address_range, metavar="RANGE", help=f"only a part; {RANGE_HELP}"
 )

@@ -145,6 +145,8 @@ class Argument:
     """Name of a set of arguments of which only one may be given."""
     written: Literal["", "file", "snapshot"] = ""
     """It names what the command writes."""
+    within: tuple[str, Callable[..., Any]] | None = None
+    """The keyword and the type of what the handler takes instead of it, of which it is a field."""
 
     @property
     def name(self) -> str:
@@ -301,6 +303,10 @@ class Call:
         """Call the handler, with the guest or the shared state as its first parameter asks for it."""
         first = self.command.handler.__code__.co_varnames[0]
         own = {name: value for name, value in self.arguments.items() if name != FORCED}
+        parts = {item.name: item.within for item in self.command.arguments if item.within is not None}
+        for whole in dict.fromkeys(parts.values()):
+            keyword, made = whole
+            own[keyword] = made(**{name: own.pop(name) for name, of in parts.items() if of == whole})
         return self.command.handler(guest if first == "guest" else ctx, **own)
 
     def overwrites(self, snapshots: Container[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import ROOT, RULE, address_argument
+from ptinspect.commands.framework.arguments import TABLES, address_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.written import (
     StoreResult,
@@ -89,8 +89,7 @@ NOBODY: Mapping[str, Any] = {
     arguments=(
         address_argument("address", metavar="ADDRESS"),
         argument("--level", "-l", type=arguments.level, metavar="LEVEL", help="only the one of this level"),
-        ROOT,
-        RULE,
+        *TABLES[:2],
     ),
     result=WatchTableResult,
     needs=Needs.STOPPED,
@@ -105,12 +104,11 @@ def watch_table(
     *,
     address: Address,
     level: int | str | None,
-    root: str | Address | None,
-    regime: str | None,
+    tables: Tables,
 ) -> Report:
     """Watch the descriptors of a path."""
     watches = table_watches(guest)
-    watch = watches.add(address, Tables(root, regime), level)
+    watch = watches.add(address, tables, level)
     found = [_watched(guest, watch, place) for place in watch.places]
     columns = headings("descriptor", "at", "value", "ways")
     rows = [

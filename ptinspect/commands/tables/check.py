@@ -14,7 +14,6 @@ from ptinspect.commands.written import WriteResult, told, write_result
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.guest.checkup import checkup
-from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
 from ptinspect.guest.roots import Tables
@@ -130,10 +129,7 @@ class CheckResult:
 def check(
     guest: Guest,
     *,
-    root: str | Address | None = None,
-    regime: str | None = None,
-    cpu: int | None = None,
-    snap: str | None = None,
+    tables: Tables,
     against: str | None = None,
     rewrite_done: bool = False,
     partial: bool = False,
@@ -149,7 +145,6 @@ def check(
 
     if who:
         searched(guest)
-    tables = Tables(root, regime, cpu, snap)
     done = checkup(guest, tables, against=against, rewrite_done=rewrite_done, partial=partial, limit=limit)
     found, snapshot, before = done.findings, done.snapshot, done.before
     failed = not found.ok or (expect_clean and bool(found.totals))

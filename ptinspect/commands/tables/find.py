@@ -75,15 +75,11 @@ def find(
     *,
     address: Address,
     limit: int,
-    root: str | Address | None,
-    regime: str | None,
-    cpu: int | None,
-    snap: str | None,
+    tables: Tables,
 ) -> Report:
     """Find what maps a physical address."""
     from ptinspect.snapshot.coverage import unseen
 
-    tables = Tables(root, regime, cpu, snap)
     pa = physical_address(guest, tables, address)
     found = ways_to(guest, tables, pa, limit)
     snapshot, missing = found.snapshot, unseen(found.snapshot)

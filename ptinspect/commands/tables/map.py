@@ -15,7 +15,7 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.tables.bars import BarsResult, bars
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.expression import Address, Range, address_range
+from ptinspect.guest.expression import Range, address_range
 from ptinspect.guest.mappings import Listed, mixed_groups_of, runs_of
 from ptinspect.guest.names import range_of
 from ptinspect.guest.regions import names_of
@@ -168,16 +168,13 @@ def show_map(
     against: str | None,
     merge: bool,
     limit: int | None,
-    root: str | Address | None,
-    regime: str | None,
-    cpu: int | None,
-    snap: str | None,
+    tables: Tables,
 ) -> Report:
     """List runs of leaves."""
     from ptinspect.analysis.map import MAX_RUNS, MapFilter
 
-    guest, tables = ctx.guest, Tables(root, regime, cpu, snap)
-    va_range = range_of(guest, part, cpu, snap)
+    guest = ctx.guest
+    va_range = range_of(guest, part, tables.cpu, tables.snap)
     if against is not None and not bar:
         raise UserError("--against goes with --bar", "diff SNAP lists what changed since")
     if bar:
@@ -191,7 +188,7 @@ def show_map(
         memory_type=memory_type,
         contiguous=cont,
         va_range=va_range,
-        pa_range=range_of(guest, pa, cpu, snap),
+        pa_range=range_of(guest, pa, tables.cpu, tables.snap),
         merge_pa=merge,
         max_runs=limit or MAX_RUNS,
     )

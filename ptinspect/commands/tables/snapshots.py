@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import VirtAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, PART, ROOT, RULE, number_argument, switch
+from ptinspect.commands.framework.arguments import PART, TABLES, number_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snap as capture
-from ptinspect.guest.expression import Address, Range
+from ptinspect.guest.expression import Range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
 from ptinspect.guest.roots import Tables
@@ -92,9 +92,7 @@ class SnapshotsResult:
     arguments=(
         argument("name", written="snapshot", metavar="NAME", help="name to keep it under"),
         PART,
-        ROOT,
-        RULE,
-        CPU,
+        *TABLES[:3],
         argument("--note", default="", metavar="TEXT", help="free text kept in the snapshot"),
         number_argument(
             "--max-tables",
@@ -115,9 +113,7 @@ def snap(
     *,
     name: str,
     part: Range | None,
-    root: str | Address | None,
-    regime: str | None,
-    cpu: int | None,
+    tables: Tables,
     note: str,
     max_tables: int | None,
     replace: bool,
@@ -126,8 +122,8 @@ def snap(
     made = capture(
         guest,
         name,
-        Tables(root, regime, cpu),
-        va_range=range_of(guest, part, cpu),
+        tables,
+        va_range=range_of(guest, part, tables.cpu),
         max_tables=max_tables,
         note=note,
         replace=replace,

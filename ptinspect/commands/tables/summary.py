@@ -10,7 +10,6 @@ from ptinspect.commands.framework.arguments import TABLES
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
-from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import filled
@@ -72,19 +71,12 @@ class SummaryResult:
     needs=Needs.STOPPED_UNLESS_SNAP,
     expectable=True,
 )
-def summary(
-    guest: Guest,
-    *,
-    root: str | Address | None = None,
-    regime: str | None = None,
-    cpu: int | None = None,
-    snap: str | None = None,
-) -> Report:
+def summary(guest: Guest, *, tables: Tables) -> Report:
     """Count what the tables hold."""
     from ptinspect.analysis.summary import summarize
     from ptinspect.snapshot.coverage import unseen
 
-    snapshot = snapshot_of(guest, Tables(root, regime, cpu, snap))
+    snapshot = snapshot_of(guest, tables)
     found, missing = summarize(snapshot), unseen(snapshot)
     result = filled(
         SummaryResult,

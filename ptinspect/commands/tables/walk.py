@@ -109,10 +109,7 @@ def walk(
     guest: Guest,
     *,
     va: Address,
-    root: str | Address | None,
-    regime: str | None,
-    cpu: int | None,
-    snap: str | None,
+    tables: Tables,
     against: Sequence[str],
 ) -> Report:
     """Walk to one virtual address."""
@@ -120,8 +117,8 @@ def walk(
 
     if va.physical:
         raise UserError(f"{va.text} is a physical address", "find PA lists the addresses that map it")
-    address = VirtAddr(va.value(names(guest, cpu, snap)))
-    where = source(guest, Tables(root, regime, cpu, snap), address)
+    address = VirtAddr(va.value(names(guest, tables.cpu, tables.snap)))
+    where = source(guest, tables, address)
     found = walk_tables(where.memory, address, where.root.pa, where.regime)
     result = filled(
         WalkResult,

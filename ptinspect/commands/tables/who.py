@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import ROOT, RULE, SEARCH_LIMIT, address_argument, switch
+from ptinspect.commands.framework.arguments import SEARCH_LIMIT, TABLES, address_argument, switch
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.written import (
     WriteResult,
@@ -65,8 +65,7 @@ class WhoResult:
         argument("--level", "-l", type=arguments.level, metavar="LEVEL", help="only the one of this level"),
         switch("--all", "every write since reset, oldest first", dest="every"),
         SEARCH_LIMIT,
-        ROOT,
-        RULE,
+        *TABLES[:2],
     ),
     result=WhoResult,
     needs=Needs.STOPPED,
@@ -82,13 +81,12 @@ def who(
     level: int | str | None,
     every: bool,
     timeout: float,
-    root: str | Address | None,
-    regime: str | None,
+    tables: Tables,
 ) -> Report:
     """Search the writes to the descriptors of a path."""
     from ptinspect.guest.recordings.timeline import replay_of
 
-    here, tables = replay_of(guest).position, Tables(root, regime)
+    here = replay_of(guest).position
     found = path_histories(guest, address, tables, level, every=every, seconds=timeout)
     result = WhoResult(here, [_result(place, known) for place, known in found])
     body: list[Note | Table] = []

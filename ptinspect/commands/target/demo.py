@@ -29,6 +29,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import Fault, inject, run_to_death
 from ptinspect.guest.opening import Machine
+from ptinspect.guest.roots import Tables
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Note, Report, Style, Styled, Table, headings, hex_address
 
@@ -204,7 +205,8 @@ def _job(ctx: Context, folder: Path, timeout: float) -> Report:
         file = folder / f"{name}.npz"
         ctx.step(shlex.join(["save", name, str(file)]), save(guest, name=name, file=file))
     before, after = (
-        ctx.step(f"summary --snap {name}", summary(guest, snap=name)) for name in ("before", "after")
+        ctx.step(f"summary --snap {name}", summary(guest, tables=Tables(snap=name)))
+        for name in ("before", "after")
     )
     during = ctx.step("kpti status --snap during", kpti_status(guest, snap="during"))
     for file in (folder / name for name in DIFFS):
@@ -335,7 +337,9 @@ def _judged(ctx: Context, fault: Fault, injected: PokeResult) -> tuple[dict[str,
     judged: dict[str, Any] = {"fault": fault, "injected": injected, "console": console}
     if ctx.guest.state == "stopped":
         live = dict(ctx.step("why", why(ctx.guest)))
-        checked = ctx.step("check --against after --limit 4", check(ctx.guest, against="after", limit=4))
+        checked = ctx.step(
+            "check --against after --limit 4", check(ctx.guest, tables=Tables(), against="after", limit=4)
+        )
         judged["check"] = {"ok": checked["ok"], "findings": checked["findings"]}
     codes = [panic["verdict"]["code"] for panic in console["panics"]]
     by_live = _is_explained(fault, injected, live)

@@ -19,6 +19,7 @@ from ptinspect.guest.expression import address
 from ptinspect.guest.injection import LosingKernel, losing_kernel
 from ptinspect.guest.opening import Machine
 from ptinspect.guest.recordings.timeline import discard
+from ptinspect.guest.roots import Tables
 from ptinspect.guest.stacks.stack_guard import BAD_STACK
 from ptinspect.output.model import Note, Report, escape
 
@@ -108,10 +109,8 @@ def _ends(ctx: Context) -> list[str]:
 
 def _writers(ctx: Context, far: str) -> Mapping[str, Any]:
     """Ask who ever wrote the entry that the fault at an address lacks."""
-    report = who(
-        ctx.guest, address=address(far), level="pmd", every=True, timeout=SECONDS, root=None,
-        regime=None,
-    )  # fmt: skip
+    far_at = address(far)
+    report = who(ctx.guest, address=far_at, level="pmd", every=True, timeout=SECONDS, tables=Tables())
     found: Mapping[str, Any] = ctx.step(f"who {far} --level pmd --all", report)["descriptors"][0]
     return found
 
