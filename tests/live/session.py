@@ -132,10 +132,10 @@ def launched(guest: str, options: str = "") -> Iterator[Live]:
 
 
 @contextmanager
-def of_somebody_else(name: str, **options: int) -> Iterator[Qemu]:
+def of_somebody_else(name: str, **options: Any) -> Iterator[Qemu]:
     """A guest, stopped at reset, that no ptinspect has launched, and end it afterwards."""
     guest = need_guest(name)
-    qemu = launch(LaunchOptions(guest.kernel, guest.initrd, cpu=guest.cpu, **options))  # type: ignore[arg-type]
+    qemu = launch(LaunchOptions(guest.kernel, guest.initrd, cpu=guest.cpu, **options))
     try:
         yield qemu
     finally:

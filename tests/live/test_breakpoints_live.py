@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import time
-from pathlib import Path
-
-from session import BOOT_SECONDS, KASLR_BOOT, Live, fresh, launched, need_guest
+from session import BOOT_SECONDS, KASLR_BOOT, Live, fresh, launched, need_guest, of_somebody_else
 from test_boot_ways import MOVES, REWRITES, booted
 
 from ptinspect.arch.a64 import words
@@ -73,27 +69,15 @@ def test_by_uefi() -> None:
         assert stands_at(live, "start_kernel", made["id"]) != 0
 
 
-def test_in_the_background_on_a_qemu_of_ones_own_and_after_a_reset(tmp_path: Path) -> None:
-    from ptinspect.link.qemu.machine import find_program
-
-    guest, stub = need_guest("6.12-cloud"), tmp_path / "stub"
-    line = [find_program(), "-machine", "virt,gic-version=3", "-cpu", "cortex-a72", "-m", "512"]
-    line += ["-display", "none", "-monitor", "none", "-serial", "null", "-kernel", str(guest.kernel)]
-    line += ["-append", KASLR_BOOT, "-S", "-gdb", f"unix:{stub},server=on,wait=off"]
-    with subprocess.Popen(line) as qemu, fresh() as live:
-        try:
-            deadline = time.monotonic() + BOOT_SECONDS
-            while not stub.exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            live(f"attach {stub}")
-            made = live("break kernel_init")  # there is no kernel file yet
-            live(f"kernel {guest.kernel}")
-            live("continue --background")
-            live(f"continue {LIMIT}")
-            assert stands_at(live, "kernel_init", made["id"]) != 0
-            live("monitor system_reset")
-            assert live("break")["breakpoints"][0]["pending"]
-            live(f"continue {LIMIT}")
-            stands_at(live, "kernel_init", made["id"])
-        finally:
-            qemu.kill()
+def test_in_the_background_on_a_qemu_of_ones_own_and_after_a_reset() -> None:
+    own = of_somebody_else("6.12-cloud", append=KASLR_BOOT, extra=("-action", "reboot=reset"))
+    with own as qemu, fresh(f"attach {qemu.gdb_socket}") as live:
+        made = live("break kernel_init")  # there is no kernel file yet
+        live(f"kernel {need_guest('6.12-cloud').kernel}")
+        live("continue --background")
+        live(f"continue {LIMIT}")
+        assert stands_at(live, "kernel_init", made["id"]) != 0
+        live("monitor system_reset")
+        assert live("break")["breakpoints"][0]["pending"]
+        live(f"continue {LIMIT}")
+        stands_at(live, "kernel_init", made["id"])
