@@ -8,7 +8,9 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Iterator, Set
+import time
+from collections.abc import Callable, Iterator, Set
+from io import IOBase
 from pathlib import Path
 from types import FrameType
 
@@ -47,6 +49,24 @@ def ctrl_c_left_to_child() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def poll(done: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
+    """Look at intervals until something is done; tell whether it is, within some seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def lock(file: IOBase) -> bool:
+    """Lock an open file (flock(2)) as long as it is open; False if another process has it locked."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def wake_orphans(mark: str) -> list[int]:

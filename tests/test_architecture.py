@@ -102,9 +102,9 @@ BELOW = {
         "commands/stack",
         "commands/tables",
     },
-    "reference": {"errors", "files", "debfile", "output"},
+    "reference": {"errors", "files", "processes", "debfile", "output"},
     "script": {"errors", "files", "text"},
-    "campaign": {"errors", "files", "script"},
+    "campaign": {"errors", "files", "processes", "script"},
     "repl": {"errors", "files", "processes", "text", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from ptinspect.campaign.plan import RECORDING, Plan, Run, folder
 from ptinspect.campaign.results import FAILED, Record, append
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import TargetError, UserError
+from ptinspect.processes import lock
 
 RUNS, LOCK = "runs", "lock"
 """In the directory of a campaign: the directories of runs, and the file that is locked while it runs."""
@@ -148,12 +148,9 @@ def locked(directory: Path) -> Iterator[None]:
     """Make sure that no other process works in the directory. Raises UserError if one does."""
     try:
         with (directory / LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process runs the campaign in {directory}", "choose another --directory"
-                ) from error
+            if not lock(file):
+                what = f"another process runs the campaign in {directory}"
+                raise UserError(what, "choose another --directory")
             yield
     except OSError as error:
         raise UserError(f"cannot use {directory}: {error.strerror or error}") from error

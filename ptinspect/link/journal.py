@@ -8,10 +8,8 @@ only while it holds what was written, so that a guest that was started again is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import ConnectError, UserError
 from ptinspect.files import CACHE_VARIABLE, replacing, user_directory
 from ptinspect.link.address import StubAddress
+from ptinspect.processes import lock, poll
 
 FORMAT = 1
 MAX_BYTES = 4 << 20
@@ -155,17 +154,8 @@ def attaching(address: StubAddress, timeout: float) -> Iterator[None]:
         yield  # there is no place for a lock
         return
     with held:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise ConnectError(
-                        f"{address}: another ptinspect is attaching to this gdbstub", "try again"
-                    ) from None
-                time.sleep(0.02)
+        if not poll(lambda: lock(held), timeout):
+            raise ConnectError(f"{address}: another ptinspect is attaching to this gdbstub", "try again")
         yield
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from ptinspect import processes
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import TargetError, TargetTimeout
 from ptinspect.files import CACHE_VARIABLE, cache_directory
@@ -134,16 +133,15 @@ def lock(progress: Progress) -> Iterator[Path]:
             f"set {CACHE_VARIABLE} to a directory that can be written",
         ) from error
     with file:
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TargetTimeout("another ptinspect keeps installing guests") from None
+
+        def is_ours() -> bool:
+            if not processes.lock(file):
                 progress("waiting for another ptinspect that installs guests", 0, 0)
-                time.sleep(0.2)
+                return False
+            return True
+
+        if not processes.poll(is_ours, LOCK_TIMEOUT, 0.2):
+            raise TargetTimeout("another ptinspect keeps installing guests")
         state = directory / "apt"
         try:
             yield state

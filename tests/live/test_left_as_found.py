@@ -44,7 +44,7 @@ class Machine:
         options = launcher.LaunchOptions(
             guest.kernel, guest.initrd, extra=("-qmp", f"unix:{monitor},server=on,wait=off"), memory=512
         )
-        self.qemu = launcher.launch(options, directory=folder)
+        self.qemu = launcher.launch(options)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(monitor))
         self._lines = self._socket.makefile("rw")

@@ -6,14 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import TargetError
 from ptinspect.link.qemu.listener import is_listening
-from ptinspect.processes import PrivateDirectory, die_with_parent
+from ptinspect.processes import PrivateDirectory, die_with_parent, poll
 
 PROGRAM = "qemu-system-aarch64"
 PROGRAM_VARIABLE = "PTINSPECT_QEMU"
@@ -21,6 +20,8 @@ PROGRAM_VARIABLE = "PTINSPECT_QEMU"
 RAM_NAME = "guest-ram"
 """Name of the RAM where it is larger than the host's."""
 START_SECONDS = 60.0
+LAST_WORDS = 2000
+"""Bytes of a log that are shown."""
 SOCKET_PATH_LIMIT = 107
 """Longest path of a Unix socket, bytes (unix(7))."""
 
@@ -55,21 +56,19 @@ class Qemu:
         self,
         process: subprocess.Popen[bytes],
         command_line: Sequence[str],
-        directory: Path,
+        own: PrivateDirectory,
         *,
         keep: bool,
-        own: PrivateDirectory | None = None,
-        console: Path | None = None,
+        console: Path | None,
     ) -> None:
         self.process, self.pid = process, process.pid
         self.command_line = tuple(command_line)
-        self.directory = directory
+        self._own, self.directory = own, own.path
         """Private directory with the socket, the console and QEMU's own messages."""
-        self.gdb_socket = directory / "gdb.sock"
+        self.gdb_socket = own.path / "gdb.sock"
         """Unix socket of the gdbstub."""
-        self.console = console or directory / "console.log"
+        self.console = console or own.path / "console.log"
         """File that the guest's first serial port is written to."""
-        self._own = own
         self.keep = keep
         """Leave it running when ptinspect ends."""
 
@@ -97,39 +96,34 @@ class Qemu:
             self.process.kill()
             self.process.wait(10)
         if remove:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        if self._own is not None:
-            self._own.release()
+            self._own.remove()
+        self._own.release()
 
 
-def launch(options: LaunchOptions, *, directory: Path | None = None, keep: bool = False) -> Qemu:
-    """Start QEMU stopped at reset and return when its gdbstub listens.
+def launch(options: LaunchOptions, *, keep: bool = False) -> Qemu:
+    """Start QEMU stopped at reset, with a private directory, and return when its gdbstub listens.
 
-    `directory` (made with mode 0700 if absent) gets the socket, the console and QEMU's messages;
-    without it, a new private one. Without `keep`, QEMU ends with the thread that calls this. Raises
-    TargetError with the command line and QEMU's last words if it will not start.
+    Without `keep`, QEMU ends with the thread that calls this. Raises TargetError with the command line and
+    QEMU's last words if it will not start.
     """
     program = find_program(options.program)
-    own, folder = None, directory
-    if folder is None:
-        own = _own_directory()
-        folder = own.path
-    folder = _prepared(folder)
-    words = _command_line(program, options, folder)
+    own = _own_directory()
+    words = _command_line(program, options, own.path)
     try:
-        with (folder / "qemu.log").open("wb") as log:
+        with (own.path / "qemu.log").open("wb") as log:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=() if own is None else (own.lock,),
+                pass_fds=(own.lock,),
                 preexec_fn=None if keep else die_with_parent,  # noqa: PLW1509 - calls prctl only
             )
     except OSError as error:
+        own.remove()
         raise TargetError(f"cannot start {program}: {error.strerror or error}") from error
-    qemu = Qemu(process, words, folder, keep=keep, own=own, console=options.console)
+    qemu = Qemu(process, words, own, keep=keep, console=options.console)
     with contextlib.ExitStack() as undo:
         undo.callback(qemu.end)
         _wait_until_it_listens(qemu)
@@ -186,36 +180,22 @@ def escape(path: Path) -> str:
 
 
 def _own_directory() -> PrivateDirectory:
+    """Make a directory in which a Unix socket can be. Raises TargetError."""
     try:
-        return PrivateDirectory()
+        own = PrivateDirectory()
     except OSError as error:
         raise TargetError(f"no directory for QEMU's files: {error.strerror or error}") from error
-
-
-def _prepared(directory: Path) -> Path:
-    """Make the directory, or empty it of what an earlier QEMU left. Raises TargetError."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = directory.absolute()
-        for name in ("gdb.sock", "console.log", "qemu.log"):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise TargetError(f"cannot use {directory}: {error.strerror or error}") from error
-    if len(os.fsencode(folder / "gdb.sock")) > SOCKET_PATH_LIMIT:
-        raise TargetError(
-            f"{folder} is too long a path for a Unix socket", "choose another one, or set TMPDIR"
-        )
-    return folder
+    if len(os.fsencode(own.path / "gdb.sock")) > SOCKET_PATH_LIMIT:
+        own.remove()
+        raise TargetError(f"{own.path} is too long a path for a Unix socket", "set TMPDIR to another one")
+    return own
 
 
 def _wait_until_it_listens(qemu: Qemu) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not is_listening(qemu.gdb_socket):
-        if not qemu.alive:
-            raise _will_not_start(qemu, f"ended with exit code {qemu.process.returncode}")
-        if time.monotonic() > deadline:
-            raise _will_not_start(qemu, f"opened no gdbstub within {START_SECONDS:g} s")
-        time.sleep(0.01)
+    if not poll(lambda: is_listening(qemu.gdb_socket) or not qemu.alive, START_SECONDS, 0.01):
+        raise _will_not_start(qemu, f"opened no gdbstub within {START_SECONDS:g} s")
+    if not qemu.alive:
+        raise _will_not_start(qemu, f"ended with exit code {qemu.process.returncode}")
 
 
 def _will_not_start(qemu: Qemu, how: str) -> TargetError:
@@ -225,11 +205,11 @@ def _will_not_start(qemu: Qemu, how: str) -> TargetError:
     return TargetError(f"QEMU {how}: {words}", f"it was started as: {join(qemu.command_line)}")
 
 
-def _tail(path: Path, size: int = 2000) -> str:
+def _tail(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - size, 0))
+            file.seek(max(file.tell() - LAST_WORDS, 0))
             return file.read().decode("utf-8", "replace").strip()
     except OSError:
         return ""
