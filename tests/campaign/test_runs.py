@@ -26,6 +26,7 @@ from ptinspect.commands.session import campaign_plan
 from ptinspect.errors import TargetError, UserError
 from ptinspect.output.model import Report
 from ptinspect.output.text import render
+from ptinspect.processes import has_ended, poll
 
 FAKE = Path(__file__).with_name("fake_ptinspect.py")
 JOBS = min(2, len(os.sched_getaffinity(0)))
@@ -369,10 +370,7 @@ def test_a_campaign_killed_between_two_files_counts_no_run_twice(
 def test_what_a_run_leaves_behind_ends_with_it(campaign: Campaign, tmp_path: Path) -> None:
     campaign("s.pti --runs 1 --matrix var.kind=orphan --directory d")
     pid = int((tmp_path / "d/runs/00001/orphan").read_text())
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline, "the orphan lives"
-        time.sleep(0.05)
+    assert poll(lambda: has_ended(pid), 20), "the orphan lives"
 
 
 def test_wrong_usage_is_said_before_anything_runs(campaign: Campaign, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.journal import step_is_open, step_place
 from ptinspect.link.live import LiveSession
 from ptinspect.link.state import RunState
-from ptinspect.processes import running_with
+from ptinspect.processes import poll, running_with
 
 CODE = RAM_START + 0x1000
 DFR0 = 0x1030_5106 & ~(15 << 12 | 15 << 20) | 5 << 12 | 3 << 20
@@ -251,12 +250,9 @@ def test_what_is_stepped_sees_its_own_flags(attach: Attach) -> None:
     assert state.system["ELR_EL1"] == CODE + 16 and state.x[22] == 0x1000 + 22
 
 
-def until(stub: KvmStub, pstate: int) -> int:
-    """Wait until PSTATE is this; return what it is."""
-    deadline = time.monotonic() + 30
-    while stub.cpu.regs["CPSR"] != pstate and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return stub.cpu.regs["CPSR"]
+def comes_to(stub: KvmStub, pstate: int) -> bool:
+    """Tell whether PSTATE is this before long."""
+    return poll(lambda: stub.cpu.regs["CPSR"] == pstate, 30)
 
 
 @pytest.mark.parametrize("executed", [False, True])
@@ -269,14 +265,14 @@ def test_where_relay_and_gdb_are_killed_in_the_middle_the_flags_are_put_back(
     session.gdb_command("maint flush register-cache")
     stub.overrides["vCont;s"] = None
     session.gdb_command("stepi")
-    assert until(stub, 0xC5) == 0xC5 and f'"pc": {CODE}' in record.read_text()
+    assert comes_to(stub, 0xC5) and f'"pc": {CODE}' in record.read_text()
     del stub.overrides["vCont;s"]
     if executed:
         stub.cpu.step()
     (pid_of_relay,) = running_with(RELAY, stub.address)
     for pid in (pid_of_relay, session._gdb.process.pid):  # type: ignore[attr-defined]
         os.kill(pid, signal.SIGKILL)
-    assert until(stub, 5) == 5 and stub.cpu.regs["PC"] == CODE + 4 * executed
+    assert comes_to(stub, 5) and stub.cpu.regs["PC"] == CODE + 4 * executed
     session.close()
     assert not record.exists()
 
@@ -300,10 +296,7 @@ def test_a_record_goes_with_the_relay_whose_steps_were_finished(attach: Attach) 
     session.step_instructions(2, 0)
     assert record.read_text() == ""
     session.close()
-    deadline = time.monotonic() + 30
-    while record.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not record.exists()
+    assert poll(lambda: not record.exists(), 30)
 
 
 def test_a_stub_that_finishes_no_step_is_not_waited_for_by_the_next_debugger(
@@ -356,10 +349,10 @@ def test_a_relay_outlives_its_gdb_until_the_step_is_over(attach: Attach) -> None
     session.gdb_command("maint flush register-cache")
     stub.hold = True
     session.gdb_command("stepi")
-    assert until(stub, 0xC5) == 0xC5
+    assert comes_to(stub, 0xC5)
     os.kill(session._gdb.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     stub.hold = False
-    assert until(stub, 5) == 5 and stub.cpu.regs["PC"] == CODE + 4
+    assert comes_to(stub, 5) and stub.cpu.regs["PC"] == CODE + 4
 
 
 def test_a_trace_keeps_what_it_has_when_the_time_is_over(attach: Attach) -> None:

@@ -29,7 +29,7 @@ from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.listener import is_busy
 from ptinspect.link.qemu.stub_probe import probe
 from ptinspect.link.session import RunState
-from ptinspect.processes import has_ended, stopped
+from ptinspect.processes import has_ended, poll, stopped
 
 PAGE = 4096
 
@@ -462,10 +462,7 @@ def test_a_guest_whose_qemu_is_stopped_is_left_as_it_was_found_when_that_continu
 
 
 def _wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert poll(done, 60)
 
 
 # Others at the same guest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from ptinspect.errors import GuestError, MiError, TargetTimeout
 from ptinspect.link.escort import Escort
 from ptinspect.link.state import RunState, RunTracker, StopInfo
+from ptinspect.processes import poll
 
 INNER, OURS, PLACE = 7, 3, 8
 """A breakpoint of the steward's, one of the user's, and a second place of that."""
@@ -77,14 +77,6 @@ def hit(number: int) -> dict[str, str]:
     return {"reason": "breakpoint-hit", "bkptno": str(number)}
 
 
-def until(done: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_whoever_waits_sees_none_of_the_stops_on_the_way() -> None:
     gdb, steward = Gdb(hit(INNER), hit(INNER), hit(OURS)), Steward()
     gdb.start(steward)
@@ -126,7 +118,7 @@ def test_time_counts_over_stops_on_the_way() -> None:
     gdb.start(Steward())
     with pytest.raises(TargetTimeout):
         gdb.tracker.wait(0.2)
-    until(lambda: gdb.runs)  # from the stop on the way
+    assert poll(lambda: gdb.runs, 60)  # from the stop on the way
     assert gdb.tracker.state is RunState.RUNNING
 
 
@@ -221,7 +213,7 @@ def test_the_guest_is_looked_at_at_intervals() -> None:
     gdb, steward = Gdb(deaf=2), Steward()
     steward.pause = 0.02
     gdb.start(steward)
-    until(lambda: len(steward.seen) >= 3)
+    assert poll(lambda: len(steward.seen) >= 3, 60)
     steward.answer = lambda stop: False
     assert gdb.tracker.wait(10).signal == "SIGINT"
     assert {seen.signal for seen in steward.seen} == {"SIGINT"}

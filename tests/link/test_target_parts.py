@@ -333,41 +333,13 @@ def test_memory_that_ends_before_it_begins() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "kill",
-        "k",
-        "kil",
-        "quit",
-        "detach",
-        "det",
-        "target remote :1",
-        "maint packet k",
-        "maintenance packet bs",
-        "reverse-continue",
-        "rsi 4",
-        "set exec-direction reverse",
-        "with print pretty on -- rc",
-        "",
-        "!ls",
-        "! ls",
-        "she ls",
-        "make all",
-        "| p 1 | sh",
-        "pipe p 1 | sh",
-        "with print pretty on -- kill",
-        "w print pretty on -- quit",
-        "thread apply all -q shell ls",
-        "frame apply all kill",
-        "faas k",
-        "taas q",
-        'interpreter-exec console "kill"',
-        "if 1 quit",
-        "faas " * 4000 + "kill",
-        "info registers\nkill",
-        "p 1\rq",
-        "p 1\0",
-    ],
-)
+    ["kill", "k", "kil", "quit", "detach", "det", "target remote :1", "maint packet k",
+     "maintenance packet bs", "reverse-continue", "rsi 4", "set exec-direction reverse",
+     "with print pretty on -- rc", "", "!ls", "! ls", "she ls", "make all", "| p 1 | sh", "pipe p 1 | sh",
+     "with print pretty on -- kill", "w print pretty on -- quit", "thread apply all -q shell ls",
+     "frame apply all kill", "faas k", "taas q", 'interpreter-exec console "kill"', "if 1 quit",
+     "faas " * 4000 + "kill", "info registers\nkill", "p 1\rq", "p 1\0"],
+)  # fmt: skip
 def test_commands_that_end_the_session_are_refused(line: str) -> None:
     with pytest.raises(UserError):
         check_gdb_command(line)
@@ -375,23 +347,10 @@ def test_commands_that_end_the_session_are_refused(line: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "x/i $pc",
-        "bt",
-        "maint packet qqemu.PhyMemMode",
-        "info registers",
-        "disassemble",
-        "rwatch x",
-        "refresh",
-        "stepi",
-        "python print(1)",
-        "with print pretty on -- p $x0",
-        "thread apply all bt",
-        "taas bt",
-        "faas " * 4000 + "bt",
-        "disable 1",
-    ],
-)
+    ["x/i $pc", "bt", "maint packet qqemu.PhyMemMode", "info registers", "disassemble", "rwatch x", "refresh",
+     "stepi", "python print(1)", "with print pretty on -- p $x0", "thread apply all bt", "taas bt",
+     "faas " * 4000 + "bt", "disable 1"],
+)  # fmt: skip
 def test_other_commands_are_passed_on(line: str) -> None:
     check_gdb_command(line)
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import pytest
 from conftest import missing
 from session import need_guest
 from slurm import slurm
+
+from ptinspect.processes import poll
 
 ROOT = Path(__file__).parents[2]
 TOPIC = (ROOT / "ptinspect/topics/campaigns.txt").read_text("utf-8")
@@ -72,10 +73,7 @@ def start(text: str, folder: Path, environment: Mapping[str, str]) -> subprocess
 
 
 def until(ready: Any, what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not ready():
-        assert time.monotonic() < deadline, f"in vain waited until {what}"
-        time.sleep(0.05)
+    assert poll(ready, SECONDS, 0.05), f"in vain waited until {what}"
 
 
 def wait_at_gate(folder: Path) -> None:

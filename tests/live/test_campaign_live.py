@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import losing_kernel
 from ptinspect.guest.opening import Machine
 from ptinspect.output.text import render
+from ptinspect.processes import poll
 
 ARGUMENTS = "panic=-1 oops=panic"
 """A kernel that panics ends QEMU at once."""
@@ -58,12 +58,8 @@ def left() -> set[int]:
 
 def kill(folder: Path) -> None:
     """Kill the ptinspect that works in a directory, once its guest runs."""
-    deadline = time.monotonic() + 600
     answers = folder / "answers.jsonl"
-    while not answers.exists() or b'"snap"' not in answers.read_bytes():
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
+    poll(lambda: answers.exists() and b'"snap"' in answers.read_bytes(), 600)
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (path / "cwd").readlink() == folder and b"-x" in (path / "cmdline").read_bytes().split(b"\0"):
@@ -92,10 +88,8 @@ def test_a_campaign_survives_its_guests(tmp_path: Path, monkeypatch: pytest.Monk
             f"campaign s.pti --runs {len(RUNS)} --matrix kernel=5.10-cloud 'append={ARGUMENTS}' "
             f"--var entry={entry} --var value={value} --timeout 1200 --directory d"
         )
-    deadline = time.monotonic() + 120
-    while left():  # the one whose ptinspect was killed is being ended by the kernel
-        assert time.monotonic() < deadline, "no QEMU and no GDB outlives its run"
-        time.sleep(0.1)
+    # the one whose ptinspect was killed is being ended by the kernel
+    assert poll(lambda: not left(), 120), "no QEMU and no GDB outlives its run"
     records = [json.loads(line) for line in (tmp_path / "d/results.jsonl").read_text().splitlines()[1:]]
     assert {record["run"]: record["outcome"] for record in records} == OUTCOMES, render(report)
     assert report.exit_code == 1

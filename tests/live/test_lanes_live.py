@@ -17,12 +17,12 @@ from bare import LOAD, LOOP, bare_kernel
 from conftest import missing
 from session import launched
 
-from ptinspect.errors import MemoryReadError, TargetError, TargetLost
+from ptinspect.errors import ConnectError, MemoryReadError, TargetError, TargetLost
 from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
 from ptinspect.link.session import RunState
-from ptinspect.processes import stopped
+from ptinspect.processes import poll, stopped
 from ptinspect.tables.capture import capture
 
 pytestmark = pytest.mark.usefixtures("each_qemu")
@@ -128,9 +128,7 @@ def test_a_qemu_that_stands_still_is_told_before_the_gdbstub_is_waited_for(
     session.lanes.choose("host")
     session.run_until([LOOP], 300)
     os.kill(qemu.pid, signal.SIGSTOP)
-    end = time.monotonic() + SOON
-    while qemu.pid not in stopped(states="T") and time.monotonic() < end:
-        time.sleep(0.01)  # a busy machine takes its time to stop all threads
+    poll(lambda: qemu.pid in stopped(states="T"), SOON)  # a busy machine takes its time to stop all threads
     try:
         start = time.monotonic()
         with pytest.raises(TargetError, match="stopped by a signal"):
@@ -156,16 +154,16 @@ def lanes_agree(session: LiveSession, pid: int) -> None:
 def test_the_process_behind_a_tcp_port_is_found(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [find_program(), "-machine", "virt", "-cpu", "cortex-a72", "-m", "128", "-S", "-display", "none"]
+    words = [find_program(), "-machine", "virt", "-cpu", "cortex-a72", "-m", "128", "-display", "none"]
     words += ["-nic", "none", "-monitor", "none", "-serial", "none", "-kernel", str(bare_kernel(tmp_path))]
     qemu = subprocess.Popen([*words, "-gdb", f"tcp:127.0.0.1:{port}"], stdin=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while f":{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text():
-            assert time.monotonic() < deadline and qemu.poll() is None
-            time.sleep(0.02)
+        assert poll(lambda: f":{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text(), 60)
         session = LiveSession.attach(f":{port}")
+        assert session.was_running and "pipeline" in session.capabilities
         lanes_agree(session, qemu.pid)
+        with pytest.raises(ConnectError, match="another debugger"):
+            LiveSession.attach(f"127.0.0.1:{port}")
         session.close()
     finally:
         qemu.kill()

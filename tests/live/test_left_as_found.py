@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from session import need_guest
 from ptinspect.link.address import StubAddress
 from ptinspect.link.qemu import machine as launcher
 from ptinspect.link.qemu.listener import is_busy
-from ptinspect.processes import has_ended, running_with, stopped
+from ptinspect.processes import has_ended, poll, running_with, stopped
 from ptinspect.reference.initrd import READY
 
 PATIENCE = 300.0
@@ -98,19 +97,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 def settled(machine: Machine, ran: bool) -> bool:
     """Whether the guest comes to run, or to stand, with nobody at work on it any more."""
-    deadline = time.monotonic() + PATIENCE
-    while others(machine) or machine.runs is not ran:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    return poll(lambda: not others(machine) and machine.runs is ran, PATIENCE, 0.05)
 
 
 def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert poll(done, PATIENCE, 0.05)
 
 
 def children(pid: int) -> list[int]:

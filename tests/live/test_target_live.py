@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,7 +33,7 @@ from ptinspect.link.qemu import stub_probe as stub_probe_module
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
 from ptinspect.link.session import RunState
-from ptinspect.processes import has_ended
+from ptinspect.processes import has_ended, poll
 
 pytestmark = pytest.mark.usefixtures("each_qemu")
 DATA = 0x4600_0000
@@ -143,19 +141,11 @@ def test_qemu_outlives_ptinspect_only_if_asked(tmp_path: Path, keep: bool) -> No
     )
     pid, directory = done.stdout.split(maxsplit=1)
     try:
-        assert keep is not _gone(int(pid), 0.5 if keep else 60)
+        assert keep is not poll(lambda: has_ended(int(pid)), 0.5 if keep else 60)
     finally:
-        if not _gone(int(pid), 0):
+        if not has_ended(int(pid)):
             os.kill(int(pid), signal.SIGKILL)
         shutil.rmtree(directory.strip(), ignore_errors=True)  # another run may have swept it
-
-
-def _gone(pid: int, seconds: float) -> bool:
-    """Wait until a process that is no child has gone, or is a zombie of somebody else."""
-    deadline = time.monotonic() + seconds
-    while not (gone := has_ended(pid)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return gone
 
 
 # Leaving it as it was found
@@ -238,46 +228,6 @@ def test_a_second_debugger_is_refused_and_harms_nobody(
         session.wait_stop(0.2)
     session.detach(resume=True)
     assert attach(qemu).was_running
-
-
-def test_over_tcp(tmp_path: Path, attach: Attach) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [
-        find_program(),
-        "-machine",
-        "virt",
-        "-cpu",
-        "cortex-a57",
-        "-m",
-        "64",
-        "-display",
-        "none",
-        "-nic",
-        "none",
-    ]
-    words += ["-monitor", "none", "-serial", "none", "-kernel", str(bare_kernel(tmp_path))]
-    process = subprocess.Popen([*words, "-gdb", f"tcp:127.0.0.1:{port}"], stdin=subprocess.DEVNULL)
-    try:
-        _until_it_listens(port)
-        session = attach(f":{port}")
-        assert session.was_running and "pipeline" in session.capabilities
-        assert session.memory.read(LOAD, 4) == bytes.fromhex("600080d2")
-        with pytest.raises(ConnectError, match="another debugger"):
-            attach(f"127.0.0.1:{port}")
-        session.close()
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def _until_it_listens(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if f":{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text():
-            return
-        time.sleep(0.02)
-    pytest.fail("QEMU does not listen")
 
 
 # Memory
@@ -510,9 +460,7 @@ def test_a_guest_that_switches_itself_off(session: LiveSession) -> None:
     session.resume()
     with pytest.raises(TargetLost, match="switched off"):
         session.wait_stop(300)
-    deadline = time.monotonic() + 60
-    while "lost" not in lost and time.monotonic() < deadline:  # told by another thread
-        time.sleep(0.01)
+    poll(lambda: "lost" in lost, 60)  # told by another thread
     assert lost == ["running", "stopped", "running", "lost"]
 
 

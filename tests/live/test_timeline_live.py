@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from session import BOOT_SECONDS, Live, fresh, launched, need_guest
 
 from ptinspect.arch.regime import Regime
 from ptinspect.errors import UserError
+from ptinspect.processes import poll
 
 TABLES, D = 0x4101_0000, 0x4120_0000
 A, B, C = 0xFFFF_8000_1234_5000, 0xFFFF_FFFF_FFE0_7000, 0xFFFF_8000_1234_9000
@@ -135,10 +135,7 @@ def test_a_recording_whose_qemu_was_killed_goes_as_far_as_it_goes(tmp_path: Path
         live("continue --background")
         qemu = live.ctx.guest.qemu
         assert qemu is not None
-        deadline = time.monotonic() + BOOT_SECONDS
-        while b"Freeing unused kernel memory" not in qemu.console.read_bytes():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        assert poll(lambda: b"Freeing unused kernel memory" in qemu.console.read_bytes(), BOOT_SECONDS)
         os.kill(qemu.pid, signal.SIGKILL)
         qemu.process.wait()
         end = live(f"timeline open {folder}")["timeline"]["end"]

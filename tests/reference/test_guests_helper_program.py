@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from ptinspect.errors import TargetError, TargetTimeout
+from ptinspect.processes import has_ended, poll
 from ptinspect.reference.helper_program import Result, run
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_output_comes_back_in_the_c_locale() -> None:
@@ -40,10 +33,7 @@ def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
         run(["sh", "-c", script], timeout=1, watch=lambda: 0 if pids.exists() else next(steps))
     children = [int(p) for p in pids.read_text().split()]
     assert len(children) == 2
-    deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(alive(pid) for pid in children)
+    assert poll(lambda: all(map(has_ended, children)), 30)
 
 
 def test_progress_puts_the_deadline_off(tmp_path: Path) -> None:
