@@ -42,7 +42,7 @@ stack trace --steps 500 -o after.trace
 *stack diff
 monitor dump-guest-memory guest.elf
 continue --background
-*interrupt *stack tasks *stack highwater *stack guard *console *why *detach *import
+*interrupt *modules *stack tasks *stack highwater *stack guard *console *why *detach *import
 """
 BEFORE_THE_REWRITE = """
 launch --guest 5.10-cloud --memory 512
@@ -75,7 +75,7 @@ break kpti_install_ng_mappings
 *reverse-finish
 """
 ATTACHED = """
-*attach *kernel *break *condition *disable *enable *delete *tbreak
+*attach *kernel *break *condition *ignore *disable *enable *delete *tbreak
 continue
 *watch *rwatch *awatch *watch table *whatis *ptype
 """
