@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import os
 import stat
@@ -21,7 +22,7 @@ from ptinspect.errors import TargetError
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 from ptinspect.output.model import Report
 from ptinspect.reference import guests
-from ptinspect.reference.initrd import READY, Entry, compress, cpio
+from ptinspect.reference.initrd import READY, Entry, cpio
 
 GUESTS_OF_TESTS: dict[str, set[str]] = {}
 """Guests that a test has asked for, by its node id; what a shared fixture asks for counts for the first."""
@@ -150,5 +151,5 @@ def initrd_with(name: str, folder: Path, programs: Mapping[str, str | bytes], *m
     assert base is not None
     data = base.read_bytes()
     file = folder / "initrd"
-    file.write_bytes(data + bytes(-len(data) % 4) + compress(cpio([*more, *entries])))
+    file.write_bytes(data + bytes(-len(data) % 4) + gzip.compress(cpio([*more, *entries])))
     return file
