@@ -271,7 +271,7 @@ def wire():
     return _wires[key]
 
 
-def _give_wire_up():
+def give_wire_up():
     """Read with GDB's own requests from now on, as long as this connection lasts."""
     for key, lane in _wires.items():
         lane.sock.close()
@@ -387,9 +387,9 @@ def read_by_gdb(ranges):
     return b"".join(parts)
 
 
-def read_physical(ranges, pipelined=True):
+def read_physical(ranges):
     """Return the bytes of the ranges [(pa, size), ...], one after another."""
-    lane = proved_wire() if pipelined else None
+    lane = proved_wire()
     if lane is not None:
         with held_sigint():
             return read_on_wire(lane, ranges)
@@ -404,7 +404,7 @@ def proved_wire():
         with physical_mode():
             lane.proved = lane.ask([packet(b"qqemu.PhyMemMode")], [1]) == [b"1"]
         if not lane.proved:
-            _give_wire_up()
+            give_wire_up()
             return None
     return lane
 
@@ -433,21 +433,20 @@ def parse_ranges(text):
 
 
 class ReadCommand(gdb.MICommand):
-    """-ptinspect-read PA:SIZE,... [file=N] [gdb]
+    """-ptinspect-read PA:SIZE,... [FILE]
 
-    Replies with one base64 field, or writes the bytes to the start of the open file N and replies with
-    their number: MI takes 30 ms for a megabyte. `gdb`: one request at a time.
+    Replies with one base64 field, or writes the bytes to the start of the open file of this number and
+    replies with how many they are: MI takes 30 ms for a megabyte.
     """
 
     def invoke(self, argv):
-        ranges, *options = argv
-        data = read_physical(parse_ranges(ranges), pipelined="gdb" not in options)
-        files = [int(option[5:]) for option in options if option.startswith("file=")]
-        if not files:
+        ranges, *file = argv
+        data = read_physical(parse_ranges(ranges))
+        if not file:
             return {"data": base64.b64encode(data).decode()}
         rest = memoryview(data)
         while rest:
-            rest = rest[os.pwrite(files[0], rest, len(data) - len(rest)) :]
+            rest = rest[os.pwrite(int(file[0]), rest, len(data) - len(rest)) :]
         return {"size": str(len(data))}
 
 

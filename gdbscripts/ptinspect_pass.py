@@ -22,7 +22,6 @@ import ptinspect_agent as agent
 import ptinspect_trace as trace
 
 PATIENCE = 30.0
-WATCH = re.compile(rb"watch:([0-9a-f]+);")
 THREAD = re.compile(rb"thread:(p[0-9a-f]+\.([0-9a-f]+));")
 TRANSLATED = re.compile(rb"gpa: 0x([0-9a-f]+)")
 NUMBER = re.compile(r"0x[0-9a-f]+$")
@@ -51,13 +50,6 @@ class Pass:
             raise LookupError("it is not known where a breakpoint is")
         return [int(found[0], 16)]
 
-    def set(self, letter, watched=(), places=()):
-        """Set (Z) or take away (z) what stops the guest."""
-        packets = [agent.packet(b"%s2,%x,8" % (letter, va)) for va in watched]
-        packets += [agent.packet(b"%s1,%x,4" % (letter, at)) for at in places]
-        if packets and any(reply != b"OK" for reply in self.lane.ask(packets, [2] * len(packets))):
-            raise gdb.GdbError("ptinspect: the stub refuses a breakpoint or watchpoint")
-
     def run(self, deadline):
         """Run until something is of interest; return how it ended."""
         while True:
@@ -65,16 +57,16 @@ class Pass:
             if who:
                 return who
             over = set()
-            while (found := WATCH.search(reply)) is not None:
+            while (found := trace.WATCHED.search(reply)) is not None:
                 va = self.watched_at(int(found[1], 16))
                 thread = THREAD.search(reply)
                 if va is None or thread is None or va in over or self.translated(thread, va) in self.wanted:
-                    self.set(b"Z", over)
+                    trace.set_stops(self.lane, b"Z", over)
                     return "hit"
-                self.set(b"z", [va])
+                trace.set_stops(self.lane, b"z", [va])
                 over.add(va)
                 reply, who = trace.run(self.lane, b"vCont;s:" + thread[1], deadline + PATIENCE, PATIENCE)
-            self.set(b"Z", over)
+            trace.set_stops(self.lane, b"Z", over)
             if not over:
                 return "stopped"
             self.passed += 1
@@ -111,11 +103,11 @@ class PassCommand(gdb.Command):
         mine = lane.names_of_threads()[gdb.selected_thread().num]
         deadline = time.monotonic() + int(milliseconds) / 1000
         with trace.on_wire():
-            one.set(b"Z", one.watched, one.places)
+            trace.set_stops(lane, b"Z", one.watched, one.places)
             try:
                 ended = one.run(deadline)
             finally:
-                one.set(b"z", one.watched, one.places)
+                trace.set_stops(lane, b"z", one.watched, one.places)
                 trace.request(lane, b"Hg" + mine)
         print(f"{one.passed} {ended}")
 

@@ -31,7 +31,6 @@ STEP_SECONDS = 10.0
 PATIENCE = 60.0
 """Seconds until a replay can be interrupted that has no event for long."""
 COUNT = re.compile(rb"instruction count = (\d+)")
-WATCH = re.compile(rb"watch:([0-9a-f]+);")
 
 
 class Scan:
@@ -54,10 +53,7 @@ class Scan:
 
     def watch(self, letter):
         """Set (Z) or take away (z) what is watched."""
-        packets = [agent.packet(b"%s2,%x,8" % (letter, va)) for va in self.watched]
-        replies = self.lane.ask(packets, [2] * len(packets)) if packets else []
-        if any(reply != b"OK" for reply in replies):
-            raise gdb.GdbError(f"ptinspect: the stub answers {replies} to {len(packets)} watchpoints")
+        trace.set_stops(self.lane, letter, self.watched)
 
     def run(self, limits, most, deadline):
         """Run from limit to limit; return how it ended."""
@@ -73,7 +69,7 @@ class Scan:
                 if who:
                     return "stuck" if steps and who == "time" else who
                 goal = here + 1 if steps else stop
-                found = WATCH.search(reply)
+                found = trace.WATCHED.search(reply)
                 here = self.position()[0] if found is None else self.hit(int(found[1], 16))
                 if here is None or here in self.stuck:
                     return "stuck"
@@ -92,8 +88,7 @@ class Scan:
         if before in self.stuck:
             return None
         general = trace.request(self.lane, b"g", 0)[: 16 * GENERAL]
-        x = [int.from_bytes(bytes.fromhex(general[at : at + 16].decode()), "little") for at in
-             range(0, 16 * GENERAL, 16)]  # fmt: skip
+        x = [trace.number(general[at : at + 16]) for at in range(0, 16 * GENERAL, 16)]
         code = trace.request(self.lane, b"m%x,4" % x[-1], 8)
         values = self.values()
         self.watch(b"z")

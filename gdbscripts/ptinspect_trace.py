@@ -37,6 +37,8 @@ POLL_MS = 100
 STOP_SECONDS = 30.0
 FOREIGN = 16
 """Stores by somebody whose SP is not on the stack, after which it is watched no more."""
+WATCHED = re.compile(rb"watch:([0-9a-f]+);")
+"""What was accessed, in the stub's report of a stop."""
 STACK_LIMIT = 64 << 10
 """Most of a stack that is kept, bytes."""
 
@@ -84,10 +86,22 @@ def expect_ok(lane, body):
         raise gdb.GdbError(f"ptinspect: the stub answers {reply[:40]!r} to {body[:40]!r}")
 
 
+def set_stops(lane, letter, watched=(), places=()):
+    """Set (Z) or take away (z) what stops the guest: stores to eight bytes at addresses, code at places."""
+    packets = [agent.packet(b"%s2,%x,8" % (letter, va)) for va in watched]
+    packets += [agent.packet(b"%s1,%x,4" % (letter, at)) for at in places]
+    if packets and any(reply != b"OK" for reply in lane.ask(packets, [2] * len(packets))):
+        raise gdb.GdbError("ptinspect: the stub refuses a breakpoint or watchpoint")
+
+
+def number(text):
+    """Return a register from the stub's hex, lowest byte first."""
+    return int.from_bytes(bytes.fromhex(text.decode()), "little")
+
+
 def registers(lane, numbers):
     """Read registers of the thread that the stub has chosen."""
-    replies = lane.ask([agent.packet(b"p%x" % n) for n in numbers], [WIDTHS[n] for n in numbers])
-    return [int.from_bytes(bytes.fromhex(reply.decode()), "little") for reply in replies]
+    return [*map(number, lane.ask([agent.packet(b"p%x" % n) for n in numbers], [WIDTHS[n] for n in numbers]))]
 
 
 def run(lane, body, deadline, patience=STOP_SECONDS):
@@ -183,8 +197,7 @@ class Ladder:
 
     def insert(self):
         """Set everything."""
-        for place in self.places:
-            expect_ok(self.lane, b"Z1,%x,4" % place)
+        set_stops(self.lane, b"Z", places=self.places)
         for base, low, top in self.stacks:
             self.watch(base, low, top)
 
@@ -213,7 +226,7 @@ class Ladder:
         thread = int(found[1], 16) if found else 1
         name = b"p1.%x" % thread
         expect_ok(self.lane, b"Hg" + name)
-        watched = re.search(rb"watch:([0-9a-f]+);", reply)
+        watched = WATCHED.search(reply)
         top = self.stack_of(int(watched[1], 16)) if watched else 0
         pc = registers(self.lane, (PC,))[0]
         if top:

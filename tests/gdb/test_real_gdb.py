@@ -205,7 +205,8 @@ def test_a_symbol_file_that_is_none(gdb: Gdb, stub: FakeStub, tmp_path: Path) ->
 
 @pytest.mark.parametrize("pipelined", [True, False])
 def test_batches_of_tables(session: LiveSession, stub: FakeStub, pipelined: bool) -> None:
-    session._link.agent.pipelined = pipelined
+    if not pipelined:
+        session.gdb_command("python import ptinspect_agent; ptinspect_agent.give_wire_up()")
     assert "pipeline" in session.capabilities
     order = np.arange(128, dtype="<u8").repeat(PAGE // 8)
     stub.ram[: 128 * PAGE] = order.tobytes()
@@ -240,7 +241,8 @@ def test_writes_go_to_physical_memory(session: LiveSession, stub: FakeStub) -> N
 def test_an_error_in_a_read_leaves_physical_mode(
     session: LiveSession, stub: FakeStub, pipelined: bool
 ) -> None:
-    session._link.agent.pipelined = pipelined
+    if not pipelined:
+        session.gdb_command("python import ptinspect_agent; ptinspect_agent.give_wire_up()")
     stub.overrides[f"m{RAM_START + PAGE:x},"] = "E22"
     with pytest.raises(MiError):
         session.memory.read(RAM_START, 4 * PAGE)
@@ -250,7 +252,8 @@ def test_an_error_in_a_read_leaves_physical_mode(
 
 @pytest.mark.parametrize("pipelined", [True, False])
 def test_ctrl_c_in_a_read_leaves_physical_mode(session: LiveSession, stub: FakeStub, pipelined: bool) -> None:
-    session._link.agent.pipelined = pipelined
+    if not pipelined:
+        session.gdb_command("python import ptinspect_agent; ptinspect_agent.give_wire_up()")
     reads, cancelled = threading.Event(), threading.Event()
     plain, cancel = stub._replies, session._gdb.cancel
 

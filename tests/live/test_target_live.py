@@ -244,7 +244,8 @@ def filled(start: Launch, attach: Attach, tmp_path: Path) -> tuple[LiveSession, 
 @pytest.mark.parametrize("pipelined", [True, False])
 def test_tables_hold_what_the_machine_holds(filled: tuple[LiveSession, bytes], pipelined: bool) -> None:
     session, data = filled
-    session._link.agent.pipelined = pipelined
+    if not pipelined:
+        session.gdb_command("python import ptinspect_agent; ptinspect_agent.give_wire_up()")
     assert "pipeline" in session.capabilities
     pages = np.concatenate([np.arange(0, 100), np.arange(101, 512, 3)]).astype(np.uint64)
     inside = np.uint64(DATA) + pages * np.uint64(4096)

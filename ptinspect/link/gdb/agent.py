@@ -62,8 +62,6 @@ class Agent:
         self._gdb = gdb
         self._file = file
         self._plain = False
-        self.pipelined = True
-        """Use the socket's pipeline where the script finds the socket; False: GDB's own requests."""
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> bytes:
         """Return the bytes of the ranges (pa, size), one after another, in one round trip.
@@ -72,8 +70,7 @@ class Agent:
         """
         total = sum(size for _, size in ranges)
         words = ["-ptinspect-read", ",".join(f"{pa:x}:{size:x}" for pa, size in ranges)]
-        words += [] if self.pipelined else ["gdb"]
-        words += [] if self._file is None else [f"file={self._file}"]
+        words += [] if self._file is None else [str(self._file)]
         reply = self._gdb.request(" ".join(words), BASE_SECONDS + total / BYTES_PER_SECOND)
         data = self._decode(reply)
         if len(data) != total:
