@@ -7,19 +7,19 @@ have their first version with it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from ptinspect.dataclass import dataclass
+from ptinspect.text import Pattern
 
 Series = tuple[int, int]
 """Major and minor number: 5.10 and all its stable releases are (5, 10)."""
 T = TypeVar("T")
 
-_BANNER = re.compile(r"Linux version (\S+)")
-_NUMBERS = re.compile(r"v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?(?!\d)(-\d)?")
-_DISTRIBUTION = re.compile(
+_BANNER = Pattern(r"Linux version (\S+)", "Linux version")
+_NUMBERS = Pattern(r"v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?(?!\d)(-\d)?")
+_DISTRIBUTION = Pattern(
     r"#\d+ [\w ]*Debian (\d{1,3})\.(\d{1,3})\.(\d{1,4})|\(Ubuntu \S+ (\d{1,3})\.(\d{1,3})\.(\d{1,4})\)"
 )
 

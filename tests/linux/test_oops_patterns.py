@@ -45,6 +45,8 @@ def needs(parsed: Iterable[tuple[Any, Any]], words: tuple[str, ...], run: str = 
             return needs([*value[3], *rest], words, run)
         if kind is kinds.BRANCH:
             return all(needs([*each, *rest], words, run) for each in value[1])
+        if kind is kinds.IN and all(one is kinds.LITERAL for one, _ in value):
+            return all(needs([each, *rest], words, run) for each in value)
         repeated = kind in (kinds.MAX_REPEAT, kinds.MIN_REPEAT) and value[0]
         inside = value[2] if repeated else value[1] if kind is kinds.ASSERT and value[0] == 1 else ()
         if needs(inside, words, run):
@@ -69,6 +71,8 @@ def test_the_test_knows_what_is_needed() -> None:
         (r"\b(?:xab|yab)c", "ab", True),
         (r"a.b", "ab", False),
         (r"[ab]c", "ac", False),
+        (r"[ab]cd", "cd", True),
+        (r"[a-z]c", "c", True),
     ):
         assert needs(parser.parse(pattern), (word,)) is needed, pattern
 

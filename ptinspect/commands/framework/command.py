@@ -13,14 +13,13 @@ from typing import Any, Literal, NoReturn, TypeVar
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
-from ptinspect.text import similar
+from ptinspect.text import Pattern, similar
 
 PROGRAM = "ptinspect"
 """The program's own parser: its name stands in front of every error anyway."""
 
-
-_CLAUSE = re.compile(r"(?:^|\s)if(?=[\s(])\s*((?:[^\s#]|\s(?!#))+)")
-_CHARACTER = re.compile(r"'(?:[^\\]|\\.{1,4})'")
+_CLAUSE = Pattern(r"(?:^|\s)if(?=[\s(])\s*((?:[^\s#]|\s(?!#))+)", "if")
+_CHARACTER = r"'(?:[^\\]|\\.{1,4})'"
 
 
 class OneLine(argparse.HelpFormatter):
@@ -88,7 +87,7 @@ def as_typed(text: str) -> list[str]:
     """Split as a shell does, but leave the quotes of a character: 'a'."""
     lexer = shlex.shlex(text, posix=False, punctuation_chars=False)
     lexer.whitespace_split = True
-    return [word if _CHARACTER.fullmatch(word) else _unquoted(word) for word in lexer]
+    return [word if re.fullmatch(_CHARACTER, word) else _unquoted(word) for word in lexer]
 
 
 def _unquoted(word: str) -> str:

@@ -9,7 +9,7 @@ from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind, Incident
 from ptinspect.linux.oops.lines import Line
-from ptinspect.linux.oops.prefixes import ANCHOR
+from ptinspect.linux.oops.prefixes import begins
 from ptinspect.linux.oops.reports import AFTERMATH, AFTERMATH_OF, REACH, Sorter, fits_panic, sort
 
 MAX_DEATHS = 2048
@@ -89,7 +89,7 @@ class Reader:
 
     def feed(self, line: Line) -> None:
         """Take one line."""
-        begins = messages.TRIGGERS.search(line.text) is not None
+        begins = messages.triggers(line.text)
         if begins and self._banner(line):
             return
         self._time(line, begins=begins)
@@ -136,7 +136,7 @@ class Reader:
 
     def _banner(self, line: Line) -> bool:
         match = messages.BOOT.search(line.text)
-        if match is None or (match.start() and ANCHOR.match(line.text)):
+        if match is None or (match.start() and begins(line.text)):
             return False
         if line.place - self.boot_line > 8 or match[1] in self.banners.get(self.boot, ""):
             self._next_boot()
@@ -170,7 +170,7 @@ class Reader:
     def _architecture(self, text: str) -> None:
         if "arm64" in self.architectures.get(self.boot, ()):
             return
-        if messages.NATIVE.search(text):
+        if messages.is_native(text):
             self.architectures.setdefault(self.boot, set()).add("arm64")
         for name, pattern in messages.FOREIGN:
             if pattern.search(text):

@@ -18,10 +18,9 @@ _ENTRY = Pattern(
     "vectors",
 )
 _VECTOR = Pattern(r"el1(?:[ht]_64)?_sync\+0x([4-9a-f][0-9a-f]|[1-9a-f][0-9a-f]{2})/", "_sync+0x")
-_HANDLER = Pattern(r"(?:__bad_stack|handle_bad_stack|panic_bad_stack)(?:\+|$)", "bad_stack")
-_REPORTING = Pattern(
-    r"(?:dump_backtrace|show_stack|dump_stack|dump_stack_lvl|panic|vpanic|nmi_panic|__stack_chk_fail)(?:\+|$)"
-)
+_HANDLERS = frozenset({"__bad_stack", "handle_bad_stack", "panic_bad_stack"})
+_PANICS = ("panic", "vpanic", "nmi_panic", "__stack_chk_fail")
+_REPORTING = frozenset({"dump_backtrace", "show_stack", "dump_stack", "dump_stack_lvl", *_PANICS})
 
 
 @dataclass(frozen=True)
@@ -148,17 +147,22 @@ def entries_in_trace(trace: Sequence[str]) -> int:
     return best
 
 
+def function(frame: str) -> str:
+    """Return the function of a line of a call trace."""
+    return frame.partition("+")[0]
+
+
 def chain(fault: Fault) -> Calls:
     """Return the calls below the kernel's own reporting, and what proves that they do not end."""
     frames = list(fault.trace)
     for index in range(len(frames) - 1, -1, -1):
-        if _HANDLER.match(frames[index]):
+        if function(frames[index]) in _HANDLERS:
             frames = frames[index + 1 :]
             break
     else:
-        while frames and _REPORTING.match(frames[0]):
+        while frames and function(frames[0]) in _REPORTING:
             frames = frames[1:]
-    names = [frame.partition("+")[0] for frame in frames if not at_exception_entry(frame)]
+    names = [function(frame) for frame in frames if not at_exception_entry(frame)]
     return Calls(tuple(names), whole=not fault.elided, recursion=_same_exception(fault.pc, frames))
 
 

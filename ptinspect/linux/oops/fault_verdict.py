@@ -8,7 +8,7 @@ from ptinspect.arch.esr import EC_BRK, EC_IABT, Esr
 from ptinspect.dataclass import replace
 from ptinspect.linux import death
 from ptinspect.linux.death import CHAIN_REPEATS, Verdict
-from ptinspect.linux.oops.depth import at_exception_entry, chain
+from ptinspect.linux.oops.depth import at_exception_entry, chain, function
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.oops.printed_walk import Path, path_of
 from ptinspect.linux.stack_range import StackRange
@@ -41,11 +41,12 @@ _PANIC = Pattern(r"(?:v|nmi_)?panic(?:\+|$)", "panic")
 _KILLED = Pattern(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
 _KASAN = Pattern(r"KASAN: ([\w-]+)")
 _ON_STACK = Pattern(r"belongs to (?:the )?(?:stack|virtual mapping.*stack)|located in stack of")
-_OWN_EXIT = Pattern(r"(?:__arm64_sys_exit|do_group_exit|get_signal|sys_exit)")
-_DYING = Pattern(
-    r"(?:die|make_task_dead|__do_kernel_fault|arm64_notify_die|bug_handler|die_kernel_fault|"
-    r"el1(?:[ht]_64)?_sync|do_mem_abort|el1_abort|brk_handler|arm64_serror_panic)(?:\+|$)"
-)
+_OWN_EXIT = ("__arm64_sys_exit", "do_group_exit", "get_signal", "sys_exit")
+_DYING = {
+    "die", "make_task_dead", "__do_kernel_fault", "arm64_notify_die", "bug_handler", "die_kernel_fault",
+    "el1_sync", "el1h_64_sync", "el1t_64_sync", "do_mem_abort", "el1_abort", "brk_handler",
+    "arm64_serror_panic",
+}  # fmt: skip
 _LEVELS = {
     "lockup": "a CPU did not get away from what it was doing; it ran on its stack, and nothing died",
     "rcu-stall": "RCU waited for a CPU; nothing faulted, and nothing died",
@@ -154,7 +155,7 @@ def _panic(  # noqa: PLR0911 (one return for each ground)
         )
     if killed is not None:
         return _init_died(first, evidence, int(killed[1], 16))
-    faulted = next((frame for frame in first.trace if _DYING.match(frame)), "")
+    faulted = next((frame for frame in first.trace if function(frame) in _DYING), "")
     if faulted and not caller:
         return Verdict("unknown", evidence, (f"the exception before it ({faulted}): it is not in the log",))
     found = _with_room("its text gives another reason than a fault of the stack", evidence)
@@ -179,10 +180,10 @@ def _init_died(first: Fault, evidence: tuple[str, ...], code: int) -> Verdict:
         *evidence,
         f"init was killed by signal {signal}" if signal else f"init left with status {code >> 8 & 0xFF}",
     )
-    if any(_DYING.match(frame) for frame in first.trace):
+    if any(function(frame) in _DYING for frame in first.trace):
         unknown = "the fault inside of the kernel that killed init: it is not in the log"
         return Verdict("unknown", evidence, (unknown,))
-    if signal and not any(_OWN_EXIT.match(frame) for frame in first.trace):
+    if signal and not any(frame.startswith(_OWN_EXIT) for frame in first.trace):
         return Verdict("unknown", evidence, ("whether a fault inside of the kernel killed init",))
     text = "it left by itself or by a signal of its own: the kernel did not fault"
     return _with_room(text, evidence, "why init ended")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import pairwise
 
 from ptinspect.dataclass import dataclass, field
-from ptinspect.linux.oops.prefixes import ANCHOR, FRAME_LINE, STAMP, Columns, Peeled, peel, quotes
+from ptinspect.linux.oops.messages import FRAME_LINE
+from ptinspect.linux.oops.prefixes import STAMP, Columns, Peeled, begins, peel, quotes
 from ptinspect.text import Pattern
 
 MAX_LINE = 4096
@@ -46,7 +47,7 @@ _CHARACTERS = {
     **dict.fromkeys((0xA0, 0x2007, 0x202F, 0x3000, *range(0x2000, 0x2007), *range(0x2008, 0x200B)), " "),
     **dict.fromkeys((0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD), None),
 }
-_QUOTED_PRINTABLE = Pattern(r"(?i)=(?:3D|20|09|C2=A0)", "=")
+_QUOTED_PRINTABLE = Pattern(r"(?i)=(?:3D|20|09|C2=A0)", "=3D", "=3d", "=20", "=09", "=C2", "=c2")
 _ASSIGNED = Pattern(r"\b(?:pgdp?|p4d|pud|pmd|pte|ESR|FAR|EC|EA|SET|FnV|CM|WnR|ISV|ISS|FSC)\s?=$")
 _DECODED = {"=3d": "=", "=20": " ", "=09": "\t", "=c2=a0": " "}
 _ENTITIES = {"&gt;": ">", "&lt;": "<", "&nbsp;": " ", "&quot;": '"', "&amp;": "&"}
@@ -60,8 +61,10 @@ _OPEN = Pattern(
     r"pgtable:|ESR ?[:=]|FAR ?[:=]|EC =|code|Task stack:|IRQ stack:|Overflow stack:|-- [A-Z]\w{2,5}|"
     r"WARNING:(?: \S{1,200}:\d{1,7}(?: at)?)?|"
     r"kernel BUG at|Bad mode in(?: \w+){0,3}|exitcode=?|^\[[0-9a-f]{16}\]|x\d{1,2}: [0-9a-f]{1,15}|"
-    r"pstate:|\bdetected on|corrupted(?: in:?)?)$"
-)
+    r"pstate:|\bdetected on|corrupted(?: in:?)?)$",
+    ":", "=", "]", "Kernel panic", "is at", "Not", "Unable to", "virtual", "paging request", "VAs,", "pages,",
+    "code", "-- ", "kernel BUG", "Bad mode", "detected on", "corrupted",
+)  # fmt: skip
 """What a line cannot end with: something has to follow."""
 _GOES_ON = Pattern(r",? ?\*?(?:pgd|p4d|pud|pmd|pte) ?= ?[0-9a-f]", "pgd", "p4d", "pud", "pmd", "pte")
 _WALK = Pattern(r"\bp[g4u]d ?=|^\[[0-9a-f]{8,16}\]$")
@@ -77,7 +80,10 @@ _WHOLE = Pattern(
     r"Overflow|Hardware name|Internal error|Insufficient|exception|pages|pgtable|VAs|Tainted|space)\b"
 )
 """Words and values of the kernel's that are whole: to tell a line that was cut from one that was folded."""
-ELISION = Pattern(r"(?i)(?:\.{3,}|…|\[ ?(?:\.{2,}|…|snip|cut)|<(?:snip|trim)|\(many more)")
+_ELISIONS = (
+    "...", "…", "[..", "[ ..", "[…", "[ …", "[snip", "[ snip", "[cut", "[ cut", "<snip", "<trim",
+    "(many more",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -247,10 +253,11 @@ class Normaliser:
         walk = _GOES_ON.match(text) and _WALK.search(before.text)
         if not line.time and (walk or (text == "..." and "not syncing" in before.text)):
             return True
-        if known and not ((fewer or not line.stamped) and _wrapped_frame(before, text)):
+        later = same and line.time not in ("", before.peeled.time)
+        if later or (known and not ((fewer or not line.stamped) and _wrapped_frame(before, text))):
             return False
         if _OPEN.search(before.text):
-            return (fewer or same) and not (same and line.time and line.time != before.peeled.time)
+            return fewer or same
         if not fewer and (line.stamped or not before.known):
             return False
         first = text.partition(" ")[0]
@@ -312,7 +319,12 @@ def _joined(words: Set[str], text: str, after: str) -> int:
 
 def _known(text: str) -> bool:
     """Tell whether a line begins with words or a symbol that the kernel prints at the beginning of one."""
-    return any(known.match(text) is not None for known in (ANCHOR, FRAME_LINE, ELISION))
+    return begins(text) or FRAME_LINE.match(text) is not None or stands_for_more(text)
+
+
+def stands_for_more(text: str) -> bool:
+    """Tell whether a line stands for lines that somebody left out."""
+    return text[:10].lower().startswith(_ELISIONS)
 
 
 def _wrapped_frame(before: _Open, text: str) -> bool:

@@ -30,10 +30,9 @@ WORDS = (
     b"Synchronous External", b"nVHE hyp", b"[#", b"BUG", b"WARNING", b"LOCKUP", b"Watchdog:", b"INFO: rcu",
     b"INFO: task", b"Booting", b"Linux version", b"Linux\xc2\xa0version",
 )  # fmt: skip
-"""Words one of which is in each line that begins a report or a boot; `messages.TRIGGERS` decides."""
+"""Words one of which is in each line that begins a report or a boot; `messages.triggers` decides."""
 
-_BLANK = re.compile(r"\s+")
-_PART = re.compile(rb"^(\w{3,20}#\d{1,9}) Part(\d{1,4})\r?$", re.MULTILINE)
+_PART = rb"^(\w{3,20}#\d{1,9}) Part(\d{1,4})\r?$"
 """The first row of a part of a dump that pstore kept."""
 
 
@@ -126,7 +125,7 @@ def _in_order(log: bytes) -> Iterator[tuple[int, bytes]]:
 
     Part1 is the newest (Linux fs/pstore/platform.c, pstore_dump), so that the files by name are backwards.
     """
-    heads = list(_PART.finditer(log)) if b" Part2" in log and len(log) < CHUNK else []
+    heads = list(re.finditer(_PART, log, re.MULTILINE)) if b" Part2" in log and len(log) < CHUNK else []
     if len(heads) < 2 or any(int(b[2]) != int(a[2]) + 1 or a[1] != b[1] for a, b in pairwise(heads)):
         yield 0, log
         return
@@ -226,5 +225,5 @@ def _next(data: bytes, position: int, hits: dict[bytes, int]) -> int:
 
 def _triggers(rows: str) -> bool:
     """Tell whether a row, joined with the next one in whichever way it was wrapped, may begin a report."""
-    folded, cut = _BLANK.sub(" ", rows), rows.replace("=\n", "").replace("\n", "")
-    return messages.TRIGGERS.search(folded) is not None or messages.TRIGGERS.search(cut) is not None
+    folded = " ".join(rows.split()) + " "
+    return messages.triggers(folded) or messages.triggers(rows.replace("=\n", "").replace("\n", ""))

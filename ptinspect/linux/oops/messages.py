@@ -12,32 +12,53 @@ from functools import lru_cache
 
 from ptinspect.linux.oops.incident import FaultKind, Pagetable, PathEntry
 from ptinspect.linux.stack_range import StackRange
-from ptinspect.text import Pattern
+from ptinspect.text import Pattern, holds
 
-PANIC = Pattern(r"Kernel panic - not syncing:? ?(.{0,300})")
+PANIC = Pattern(r"Kernel panic - not syncing:? ?(.{0,300})", "Kernel panic")
 HEADLINES: tuple[tuple[FaultKind, Pattern], ...] = (
-    ("bad-stack", Pattern(r"Insufficient stack space to handle exception")),
+    ("bad-stack", Pattern(r"Insufficient stack space to handle exception", "Insufficient")),
     (
         "fault",
-        Pattern(r"Unable to handle kernel [\w '/,=-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)"),
+        Pattern(
+            r"Unable to handle kernel [\w '/,=-]{1,80} at virtual address \(?(?:0x)?([0-9a-fA-F]+)",
+            "Unable to",
+        ),
     ),
-    ("fault", Pattern(r"BUG: (?:unable to handle|kernel NULL pointer dereference)")),
-    ("oops", Pattern(r"Bad mode in .{1,60} handler detected")),
-    ("oops", Pattern(r"Unhandled (?:64|32)-bit \w+ (?:sync )?exception on CPU")),
-    ("oops", Pattern(r"Unexpected kernel BRK exception at EL1")),
-    ("oops", Pattern(r"(?:Unhandled (?:fault|prefetch abort)|Synchronous External Abort):")),
-    ("oops", Pattern(r"nVHE hyp (?:panic|BUG) at: ")),
-    ("serror", Pattern(r"(?:SError Interrupt on CPU|Bad mode in Error handler)")),
-    ("bug", Pattern(r"kernel BUG at ")),
-    ("kasan", Pattern(r"BUG: (?:KASAN|KFENCE|KCSAN|KMSAN): ")),
+    ("fault", Pattern(r"BUG: (?:unable to handle|kernel NULL pointer dereference)", "BUG: ")),
+    ("oops", Pattern(r"Bad mode in .{1,60} handler detected", "Bad mode")),
+    ("oops", Pattern(r"Unhandled (?:64|32)-bit \w+ (?:sync )?exception on CPU", "-bit")),
+    ("oops", Pattern(r"Unexpected kernel BRK exception at EL1", "Unexpected")),
+    (
+        "oops",
+        Pattern(
+            r"(?:Unhandled (?:fault|prefetch abort)|Synchronous External Abort):",
+            "Unhandled",
+            "Synchronous Ext",
+        ),
+    ),
+    ("oops", Pattern(r"nVHE hyp (?:panic|BUG) at: ", "nVHE hyp")),
+    ("serror", Pattern(r"(?:SError Interrupt on CPU|Bad mode in Error handler)", "SError", "Bad mode")),
+    ("bug", Pattern(r"kernel BUG at ", "kernel BUG")),
+    ("kasan", Pattern(r"BUG: (?:KASAN|KFENCE|KCSAN|KMSAN): ", "BUG: ")),
     (
         "lockup",
-        Pattern(r"(?:BUG: soft lockup - CPU|[Ww]atchdog detected hard LOCKUP|Watchdog: CPU|hard LOCKUP)"),
+        Pattern(
+            r"(?:BUG: soft lockup - CPU|[Ww]atchdog detected hard LOCKUP|Watchdog: CPU|hard LOCKUP)",
+            "BUG: soft",
+            "LOCKUP",
+            "Watchdog",
+        ),
     ),
-    ("rcu-stall", Pattern(r"INFO: (?:rcu\w* .{0,20}?detected .{0,20}?stall|.{0,20}?self-detected stall)")),
-    ("hung-task", Pattern(r"INFO: task .{1,40} blocked for more than")),
-    ("warning", Pattern(r"WARNING: (?:CPU: \d|at |\S{1,200}\.[chS]:\d{1,7}(?: at\b|$))")),
-    ("warning", Pattern(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )")),
+    (
+        "rcu-stall",
+        Pattern(r"INFO: (?:rcu\w* .{0,20}?detected .{0,20}?stall|.{0,20}?self-detected stall)", "INFO: "),
+    ),
+    ("hung-task", Pattern(r"INFO: task .{1,40} blocked for more than", "INFO: ")),
+    ("warning", Pattern(r"WARNING: (?:CPU: \d|at |\S{1,200}\.[chS]:\d{1,7}(?: at\b|$))", "WARNING: ")),
+    (
+        "warning",
+        Pattern(r"BUG: (?:scheduling while atomic|sleeping function|workqueue lockup|Bad )", "BUG: "),
+    ),
 )
 """Kind of a report -> what its first line looks like, most telling first."""
 INTERNAL = Pattern(
@@ -47,18 +68,18 @@ INTERNAL = Pattern(
     "[#",
 )
 """The line with the count of oopses: arm64's and arm's, or another architecture's (`Oops[#1]:`)."""
-BOOT = Pattern(r"(Booting Linux on physical CPU|Linux version \d)")
+BOOT = Pattern(r"(Booting Linux on physical CPU|Linux version \d)", "Booting Linux", "Linux version")
 DIED = Pattern(r"Code: (?:[0-9a-f]{8} ){1,4}\([0-9a-f]{8}\)", "Code: ")
 """The instructions that die() prints, and nobody else (arch/arm64/kernel/traps.c, dump_kernel_instr)."""
 HEADLESS = Pattern(rf"pstate ?: [0-9a-f]{{8}}|Call trace:$|{DIED.pattern}", "pstate", "Call trace:", "Code: ")
 """Lines of a report at which a log may begin whose first lines were cut off."""
 END = Pattern(r"---\[ end (?:trace|Kernel panic)", "---[ end")
-CALL_TRACE = Pattern(r"[Cc]all trace:|Call Trace:|Backtrace:")
+CALL_TRACE = ("Call trace:", "call trace:", "Call Trace:", "Backtrace:")
 _SYMBOLIC = r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
-_FRAME = Pattern(
-    r"(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
-    rf"(?:({_SYMBOLIC})(?=[\s(]|$)|(0x[0-9a-f]{{1,16}})(?: ?\(P\w?\))?$)"
-)
+_BEFORE_FRAME = r"(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
+FRAME_LINE = Pattern(rf"{_BEFORE_FRAME}({_SYMBOLIC})", "+0x")
+"""A line of a call trace: `symbol+0x0/0x10`."""
+_ADDRESS_FRAME = Pattern(rf"{_BEFORE_FRAME}(0x[0-9a-f]{{1,16}})(?: ?\(P\w?\))?$", "0x")
 _FRAME_AT_END = Pattern(rf"[\s\]>):;|]({_SYMBOLIC})(?: \[[^\]]{{1,90}}\])?(?: \(P?\w?\))?$", "+0x")
 _SOURCE = r"\((?:[^()\s]{1,200}:(?:\d+|\?)|\?\?:)"
 _DECODED_FRAME = Pattern(rf"(?:\? )?([A-Za-z_$][\w.$]{{0,250}}) {_SOURCE}", " (")
@@ -68,7 +89,10 @@ INLINE = Pattern(r"\[inline\]\s*$", "[inline]")
 BROADCAST = Pattern(r"(?:Message from syslogd|Broadcast message from)", "Message from", "Broadcast message")
 SOURCE_CODE = Pattern(
     r"[\"'`](?:Internal error|Unable to handle|Kernel panic|Insufficient|BUG: )|"
-    r"(?:pr_\w+|printk\w*|panic|die|WARN\w*|BUG\w*|dev_\w+)\(.{0,40}\"|\\n\""
+    r"(?:pr_\w+|printk\w*|panic|die|WARN\w*|BUG\w*|dev_\w+)\(.{0,40}\"|\\n\"",
+    '"',
+    "'",
+    "`",
 )
 """A line of a patch or a program that prints such a message."""
 EXCEPTION_STACK = Pattern(r"Exception stack\(|[0-9a-f]{4}: (?: |[0-9a-f]{8,16} ?)+$")
@@ -92,16 +116,17 @@ NOTES = Pattern(
 """What KASAN, KFENCE and the fault handler print about the address."""
 NUMBER = Pattern(r"\[#(\d{1,6})\]")
 """The count of oopses since boot (kernel/panic.c, arm64 traps.c: die_counter)."""
-TRIGGERS = Pattern(
-    rf"{PANIC.pattern}|Insufficient stack space|Unable to handle kernel|Internal error:|Bad mode in |"
-    r"Unhandled (?:64|32)-bit|Unhandled (?:fault|prefetch)|Synchronous External Abort:|"
-    r"Unexpected kernel BRK|SError Interrupt|nVHE hyp |\[#\d{1,6}\]|BUG|WARNING: |LOCKUP|Watchdog: CPU|"
-    r"detected.{0,20}stall|blocked for more than|Booting Linux on physical CPU|Linux version "
-)
-"""What must occur in a text for anything to be found in it."""
+_TRIGGERS = (
+    "Kernel panic - not syncing", "Insufficient stack space", "Unable to handle kernel", "Internal error:",
+    "Bad mode in ", "Unhandled 64-bit", "Unhandled 32-bit", "Unhandled fault", "Unhandled prefetch",
+    "Synchronous External Abort:", "Unexpected kernel BRK", "SError Interrupt", "nVHE hyp ", "BUG",
+    "WARNING: ", "LOCKUP", "Watchdog: CPU", "blocked for more than", "Booting Linux on physical CPU",
+    "Linux version ",
+)  # fmt: skip
+_TRIGGER = Pattern(r"detected.{0,20}stall|\[#\d{1,6}\]", "stall", "[#")
 
 _HEX16 = r"([0-9a-fA-F]{16})(?![0-9a-fA-F])"
-_ESR = Pattern(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)")
+_ESR = Pattern(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)", "ESR")
 _CODE = Pattern(r"\bcode:? 0x([0-9a-fA-F]+) --", "code")
 _ESR_LATE = Pattern(r", ESR:? 0x([0-9a-fA-F]+) --", ", ESR")
 _ESR_HYP = Pattern(r"\bPC:[0-9a-f]{16} ESR:(?:0x)?([0-9a-f]{8,16})\b", " ESR:")
@@ -122,7 +147,7 @@ _PSTATE = Pattern(r"\bpstate: ([0-9a-fA-F]{8})(?![0-9a-fA-F])")
 _PC = Pattern(r"\b(?:pc : |PC is at )(?!\[<)(\S{1,260})")
 _LR = Pattern(r"\b(?:lr : |LR is at )(?!\[<)(\S{1,260})")
 _BARE_SYMBOL = Pattern(r"\b(pc|lr) : ([A-Za-z_][\w.]{2,250})$")
-_SOURCE_LINE = Pattern(r"\b(pc|lr) : ([A-Za-z_$][\w.$]{0,250}) " + _SOURCE, "pc : ", "lr : ")
+_SOURCE_LINE = Pattern(r"\b(pc|lr) : ([A-Za-z_$][\w.$]{0,250}) " + _SOURCE, " (")
 _PC_BARE = Pattern(r"\bpc : \[<([0-9a-f]{16})>\]", "pc : [<")
 _LR_BARE = Pattern(r"\blr : \[<([0-9a-f]{16})>\]", "lr : [<")
 _SP = Pattern(r"\bsp : " + _HEX16)
@@ -135,7 +160,7 @@ _PAGETABLE = Pattern(
 _PATH = Pattern(r"\[(?:0x)?([0-9a-fA-F]{8,16})\] \*?(?=pgd ?=)", "pgd")
 _ENTRY = Pattern(r"\*?\b(pgd|p4d|pud|pmd|pte) ?= ?([0-9a-fA-F]+)")
 _LIMIT = Pattern(r"\bProcess (.{1,40}?) \(pid: (\d{1,10}), stack limit = 0x", "stack limit = 0x")
-_SYMBOL = Pattern(_SYMBOLIC + r"|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16}")
+_NUMBER_ALONE = Pattern(r"(?:0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{8,16})$")
 
 FOREIGN: tuple[tuple[str, Pattern], ...] = (
     ("x86", Pattern(r"\bRIP: 0010:|\bEIP: |\bCR2: [0-9a-f]{8}", "RIP: 0010:", "EIP: ", "CR2: ")),
@@ -152,14 +177,23 @@ FOREIGN: tuple[tuple[str, Pattern], ...] = (
     ("s390", Pattern(r"\bKrnl PSW : ", "Krnl PSW : ")),
 )
 """Architecture -> what only its logs hold."""
-NATIVE = Pattern(
-    r"\bpstate: [0-9a-f]{8}|\bESR[:=] ?0x|\bESR = 0x|\bx29\s?: [0-9a-f]{16}|"
-    r"\(current EL\)|pgtable: \d+k pages"
+_NATIVE_WORDS = ("ESR: 0x", "ESR:0x", "ESR=0x", "ESR= 0x", "ESR = 0x", "(current EL)")
+_NATIVE = Pattern(
+    r"\bpstate: [0-9a-f]{8}|\bx29\s?: [0-9a-f]{16}|pgtable: \d+k pages", "pstate: ", "x29", "pgtable: "
 )
-"""What only logs of arm64 hold."""
 
 Values = dict[str, object]
 """Values of one line by slot: `esr`, `far`, `stack:task`, `x29`, `path`, …"""
+
+
+def triggers(text: str) -> bool:
+    """Tell whether a text holds what it must hold for anything to be found in it."""
+    return holds(text, _TRIGGERS) or _TRIGGER.search(text) is not None
+
+
+def is_native(text: str) -> bool:
+    """Tell whether a line holds what only logs of arm64 hold."""
+    return holds(text, _NATIVE_WORDS) or _NATIVE.search(text) is not None
 
 
 @lru_cache(maxsize=4096)  # lines of CPUs that print at once are read for each way of sorting them
@@ -188,14 +222,21 @@ def _registers(text: str, found: Values, damaged: list[str]) -> None:
         damaged.append("sp")
     for name, pattern, bare in (("pc", _PC, _PC_BARE), ("lr", _LR, _LR_BARE)):
         symbol = pattern.search(text)
-        if symbol is not None and _SYMBOL.compiled.fullmatch(symbol[1]):
+        if symbol is not None and _is_place(symbol[1]):
             found[name] = symbol[1]
         elif (address := bare.search(text)) is not None:
             found[f"{name}:bare"] = f"0x{address[1]}"
-    for match in (*_SOURCE_LINE.finditer(text), *_BARE_SYMBOL.finditer(text)):
-        found.setdefault(match[1], match[2])
+    if any(f"{name} : " in text and name not in found for name in ("pc", "lr")):
+        for match in (*_SOURCE_LINE.finditer(text), *_BARE_SYMBOL.finditer(text)):
+            found.setdefault(match[1], match[2])
     if (state := _PSTATE.search(text)) is not None:
         found["pstate"] = int(state[1], 16)
+
+
+def _is_place(text: str) -> bool:
+    """Tell whether a word is `symbol+0x0/0x10`, or a number."""
+    frame = FRAME_LINE.match(text)
+    return frame[1] == text if frame is not None else _NUMBER_ALONE.match(text) is not None
 
 
 def _fault(text: str, found: Values, damaged: list[str]) -> None:
@@ -261,8 +302,10 @@ def oops_esr(internal: str) -> int | None:
 
 def frame(text: str) -> str | None:
     """Return the symbol or address of a line of a call trace, or None."""
-    match = _FRAME.match(text)
+    match = FRAME_LINE.match(text)
+    if match is None or text[match.end() :][:1].strip() not in ("", "("):
+        match = _ADDRESS_FRAME.match(text)
     if match is not None:
-        return match[1] or match[2]
+        return match[1]
     match = _DECODED_FRAME.match(text) or _FRAME_AT_END.search(text) or _BARE_FRAME.match(text)
     return match[1] if match is not None and "pc : " not in text and "lr : " not in text else None

@@ -21,10 +21,14 @@ ENOUGH = 2
 """Known lines with the same column before it is taken away from others."""
 
 _QUOTE = Pattern(r"[ \t]*(?:>|\|(?=[ \t]|$))[ \t]?")
-_KERNEL = r"(?:kernel|linux|KERNEL)"
+_SAYS = r"(?:kernel|linux|KERNEL)(?:\[\d+\]:|:)"
+_SAYS_WORDS = tuple(name + after for name in ("kernel", "linux", "KERNEL") for after in ":[")
 _NUMBERED = Pattern(r"[ \t]*\d{1,8}(?:\t|[:-](?=[<\[]))")
 _LEVEL = Pattern(r"[ \t]*<\d{1,3}>")
-_FACILITY = Pattern(r"(?:kern|user|daemon|syslog) *: *[a-z]{4,6} *: ?")
+_FACILITY = Pattern(
+    r"(?:kern|user|daemon|syslog)(?: +:|:) *[a-z]{4,6} *: ?",
+    *(name + after for name in ("kern", "user", "daemon", "syslog") for after in " :"),
+)
 _KMSG = Pattern(r"\d{1,3},\d{1,12},(?P<micro>\d{1,20}),[^;\n]{0,60};")
 _TIME = r"\d\d?:\d\d:\d\d(?:[.,]\d{1,9})?"
 _ZONE = r"(?: ?(?:Z|[A-Z]{2,5}|[+-]\d\d:?\d\d))?"
@@ -33,20 +37,23 @@ _SYSLOG = Pattern(
     rf"[^\s\d\[\]:=]{{2,12}} +\d{{1,2}} +{_TIME}|"
     rf"\d{{1,2}}[^\s\d\[\]:=]{{1,3}} +\d{{1,2}} +{_TIME}|"
     rf"(?:[^\s\[\]:=]{{1,12}} )?\d{{4}}-\d\d-\d\d[T ]{_TIME}{_ZONE}|"
-    r"\d{9,10}\.\d{3,9}|"
-    r"\[ *\d+\.\d{3,9}(?: <[^>]{0,20}>)?\]"
-    rf")[ \t]+(?:\S{{1,255}}[ \t]+)?{_KERNEL}(?:(?:\[\d+\])?:|(?: -| \d+){{2}} -)"
+    r"\d{9,10}\.\d{3,9}"
+    rf")[ \t]+(?:\S{{1,255}}[ \t]+)?(?:{_SAYS}|(?:kernel|linux|KERNEL)(?: -| \d+) - -)",
+    *_SAYS_WORDS,
+    " - -",
 )
-_LOGCAT = Pattern(
-    rf"\d\d-\d\d {_TIME} +(?:\w+ +)?\d+ +\d+ [VDIWEF] (?:KERNEL|kernel|auditd)? *:|[VDIWEF]/\w+ *\( *\d+\):"
+_MONOTONIC = Pattern(
+    rf"\[ *\d+\.\d{{3,9}}(?: <[^>]{{0,20}}>)?\][ \t]+(?:\S{{1,255}}[ \t]+)?{_SAYS}", *_SAYS_WORDS
 )
+_LOGCAT = Pattern(rf"\d\d-\d\d {_TIME} +(?:\w+ +)?\d+ +\d+ [VDIWEF] (?:KERNEL|kernel|auditd)? *:")
+_LOGCAT_BRIEF = Pattern(r"[VDIWEF]/\w+ *\( *\d+\):", "):")
 _CLOCK = Pattern(
     rf"[A-Z][a-z]{{2}} +\d{{1,2}} {_TIME}(?=[ \t]+\[)|"
     rf"\[?\d{{4}}-\d\d-\d\d[T _]{_TIME}{_ZONE}\]?(?: \d\d[OE][ +])?|\[?{_TIME}\]?(?=[ \t]|\[)[ \t]*",
     ":",
 )
 _EXPORTED = Pattern(r"[ \t]*MESSAGE=", "MESSAGE=")
-_BROADCAST = Pattern(rf"[ \t]*{_KERNEL}(?:\[\d+\])?: ?(?=\[|[A-Z])")
+_BROADCAST = Pattern(rf"[ \t]*{_SAYS} ?(?=\[|[A-Z])", *_SAYS_WORDS)
 STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
 """A time stamp of the kernel's: seconds since boot."""
 _STAMP = Pattern(STAMP)
@@ -63,31 +70,51 @@ _CPU_TAG = Pattern(
     r"\[ *(?P<exynos>\d{1,3}): *[^\]\[:]{1,24}: *\d{1,7}\]|\(CPU:(?P<qcom>\d{1,3})-[^)]{1,40}\)|"
     r"\[cpu ?(?P<cpu>\d{1,3})\])"
 )
+_BEFORE_CPU = ("-(", *"[(0123456789", *(letter + digit for letter in "cC" for digit in "0123456789"))
 _TAG = Pattern(r"(?:\[(?!(?:0x)?[0-9a-f]{8,16}\]|<)[^\]\[]{0,60}\])+")
 _VALUE = Pattern(r"[0-9a-f]{12}|0x[0-9a-f]|=|\+0x|(?:\S+ +){12}")
 _STEP = Pattern(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
 
-ANCHOR = Pattern(
-    r"(?<![\w.\"'(])(?:Insufficient stack space|Unable to handle|Internal error:|Kernel panic - not|"
-    r"kernel BUG at|BUG: |WARNING: |Bad mode in|Unhandled |Unexpected kernel|SError Interrupt on|INFO: |"
-    r"Mem abort info|Data abort info|ESR: ?0x|ESR = 0x|EC = 0x|Exception class =|SET = \d|EA = \d|FSC = 0x|"
-    r"ISV = \d|CM = \d|GCS = \d|FAR: ?0x|(?:Task|IRQ|Overflow) stack: |"
-    r"(?:swapper|user|init|idmap) pgtable:|\[(?:0x)?[0-9a-f]{8,16}\] (?:\*?pgd|pgd ?=|user address|address )|"
-    r"CPU: \d|Tainted: \[|Hardware name: |Workqueue: |Modules linked in|Process \S+ ?\(pid|task: [0-9a-f]{8}|"
-    r"pstate: ?[0-9a-f]|PC is at |LR is at |pc : |lr : |sp : |x(?:[12]?[0-9]|30) ?: ?[0-9a-f]{5}|"
-    r"Call [Tt]race:|Backtrace:|Exception stack\(|Code: |---\[|-{8,12}\[|SMP: (?:stop|fail)|"
-    r"Kernel Offset: |CPU features: |Memory Limit|note: \S+\[\d|PHYS_OFFSET: |Starting crashdump|"
-    r"Rebooting in \d|Booting Linux on|Linux version \d|Fixing recursive fault|BUG_ON|"
-    r"(?:Read|Write) of size \d|The buggy address|KASAN: |Allocated by task|Freed by task|"
-    r"Message from syslogd|Broadcast message from|watchdog: |rcu: |\*\* \d+ printk messages|"
+_BEGINNINGS = (
+    "Insufficient stack space", "Unable to handle", "Internal error:", "Kernel panic - not", "kernel BUG at",
+    "BUG: ", "WARNING: ", "Bad mode in", "Unhandled ", "Unexpected kernel", "SError Interrupt on", "INFO: ",
+    "Mem abort info", "Data abort info", "ESR: 0x", "ESR:0x", "ESR = 0x", "EC = 0x", "Exception class =",
+    "FSC = 0x", "FAR: 0x", "FAR:0x", "Task stack: ", "IRQ stack: ", "Overflow stack: ", "swapper pgtable:",
+    "user pgtable:", "init pgtable:", "idmap pgtable:", "Tainted: [", "Hardware name: ", "Workqueue: ",
+    "Modules linked in", "PC is at ", "LR is at ", "pc : ", "lr : ", "sp : ", "Call trace:", "Call Trace:",
+    "Backtrace:", "Exception stack(", "Code: ", "---[", *("-" * dashes + "[" for dashes in range(8, 13)),
+    "SMP: stop", "SMP: fail", "Kernel Offset: ", "CPU features: ", "Memory Limit", "PHYS_OFFSET: ",
+    "Starting crashdump", "Booting Linux on", "Fixing recursive fault", "BUG_ON", "The buggy address",
+    "KASAN: ", "Allocated by task", "Freed by task", "Message from syslogd", "Broadcast message from",
+    "watchdog: ", "rcu: ",
+    *(words + digit for words in (
+        "CPU: ", "SET = ", "EA = ", "ISV = ", "CM = ", "GCS = ", "Read of size ", "Write of size ",
+        "Rebooting in ", "Linux version ",
+    ) for digit in "0123456789"),
+)  # fmt: skip
+_NUMBERED_BEGINNING = Pattern(
+    r"(?<![\w.\"'(])(?:"
+    r"x(?:[12]?[0-9]|30) ?: ?[0-9a-f]{5}|pstate: ?[0-9a-f]|task: [0-9a-f]{8}|Process \S+ ?\(pid|"
+    r"\[(?:0x)?[0-9a-f]{8,16}\] (?:\*?pgd|user address|address )|note: \S+\[\d|\*\* \d+ printk messages|"
     r"(?:Panic|Oops|Emergency)#\d+ Part\d)"
 )
-"""How the kernel begins the lines that a report is made of."""
-FRAME_LINE = Pattern(
-    r"(?:^|(?<=[\s\]>):;|]))(?:\[?<[0-9a-fx()ptrval]{4,20}>\]? ?)?(?:\? )?"
-    r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
-)
-"""A line of a call trace: `symbol+0x0/0x10`."""
+
+
+def begins(text: str) -> bool:
+    """Tell whether a text begins as the kernel begins the lines that a report is made of."""
+    return text.startswith(_BEGINNINGS) or _NUMBERED_BEGINNING.match(text) is not None
+
+
+def _beginning(text: str) -> int:
+    """Return where a text begins to be such a line; its length if it does nowhere."""
+    numbered = _NUMBERED_BEGINNING.search(text)
+    found = [len(text) if numbered is None else numbered.start()]
+    for word in _BEGINNINGS:
+        at = text.find(word)
+        while at > 0 and (text[at - 1].isalnum() or text[at - 1] in "_.\"'("):
+            at = text.find(word, at + 1)
+        found += [at] if at >= 0 else []
+    return min(found)
 
 
 @dataclass(frozen=True)
@@ -117,9 +144,12 @@ class Columns:
 
     def learn(self, text: str) -> None:
         """Learn from a line without its known layers: what stands before words that the kernel prints?"""
-        found = ANCHOR.search(text, 0, MAX_COLUMN)
-        column = text[: found.start()] if found is not None else ""
-        if not column.strip() or len(column) > MAX_COLUMN or _VALUE.search(column) is not None:
+        bare = text.strip()
+        if begins(bare) or " " not in bare:  # nothing in front, or one word of a call trace
+            return
+        text = text[:MAX_COLUMN]
+        column = text[: _beginning(text)]
+        if column == text or not column.strip() or _VALUE.search(column) is not None:
             return
         pattern = _shape(column)
         self.counts[pattern] += 1
@@ -170,7 +200,7 @@ def peel(text: str) -> Peeled:
         if found is None:
             break
         layer, match = found
-        if layer is _STAMP or (layer is _SYSLOG and match[0].startswith("[")):
+        if layer in (_STAMP, _MONOTONIC):
             seconds = _SECONDS.match(match[0])
             time = seconds[1] if seconds is not None else time
         elif layer is _KMSG:
@@ -181,7 +211,7 @@ def peel(text: str) -> Peeled:
         stamped = stamped or layer not in (_LEVEL, _NUMBERED)
         if layer in (_STAMP, _RELATIVE):
             text, caller = _tags(text, caller)
-        if layer in (_SYSLOG, _CLOCK, _LOGCAT, _FACILITY):
+        if layer in (_SYSLOG, _MONOTONIC, _CLOCK, _LOGCAT, _LOGCAT_BRIEF, _FACILITY):
             text = text[1:] if text.startswith(" ") and _layer(text.lstrip(" \t")) is None else text.lstrip()
     return Peeled(text, layers, stamped, time, caller)
 
@@ -191,14 +221,14 @@ def _layer(text: str) -> tuple[Pattern, re.Match[str]] | None:
     first = text.lstrip(" \t")[:1]
     patterns: tuple[Pattern, ...]
     if first == "[":
-        patterns = (_SYSLOG, _STAMP, _RELATIVE, _CLOCK)
+        patterns = (_MONOTONIC, _STAMP, _RELATIVE, _CLOCK)
         text_at = len(text) - len(text.lstrip(" \t"))
     elif first == "<":
         patterns, text_at = (_SYSLOG, _LEVEL), 0
     elif first.isdigit():
         patterns, text_at = (_SYSLOG, _NUMBERED, _LOGCAT, _KMSG, _CLOCK), 0
     elif first.isalpha():
-        patterns, text_at = (_SYSLOG, _LOGCAT, _FACILITY, _EXPORTED, _BROADCAST), 0
+        patterns, text_at = (_SYSLOG, _LOGCAT_BRIEF, _FACILITY, _EXPORTED, _BROADCAST), 0
     else:
         return None
     for pattern in patterns:
@@ -214,7 +244,8 @@ def _tags(text: str, caller: str) -> tuple[str, str]:
     match = _CALLER.match(text)
     if match is not None:
         return text[match.end() :], match[1]
-    match = _CPU_TAG.match(text)
+    after = text[1:] if text.startswith(" ") else text
+    match = _CPU_TAG.match(text) if after.startswith(_BEFORE_CPU) else None
     if match is not None:
         cpu = next(value for value in match.groups() if value is not None)
         rest = text[match.end() :]

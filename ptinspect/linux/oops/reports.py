@@ -10,10 +10,10 @@ from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind
-from ptinspect.linux.oops.lines import ELISION, Line
-from ptinspect.linux.oops.prefixes import ANCHOR
+from ptinspect.linux.oops.lines import Line, stands_for_more
+from ptinspect.linux.oops.prefixes import begins
 from ptinspect.linux.stack_range import StackRange
-from ptinspect.text import Pattern
+from ptinspect.text import Pattern, holds
 
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""
@@ -54,11 +54,12 @@ _ORDER: Mapping[str, int] = {name: rank for rank, name in enumerate(n for part i
 _BEFORE_DIE = {"esr", "far", "pagetable", "path"}
 """Values of a fault's report before `Internal error:`. What follows that line is printed under die_lock
 (arch/arm64/kernel/traps.c, die): by one CPU alone, until the end of its trace."""
-_ABORT_INFO = Pattern(r"ESR = 0x|pgtable:|\] \*?pgd ?=")
-_BAD_STACK_INFO = Pattern(r"ESR: ?0x|FAR: ?0x|stack: *\[0x")
-_FAULT_WORDS = Pattern(
-    r"(?:Mem|Data) abort info|EC = |Exception class|SET = |EA = |FSC = |ISV = |CM = |GCS = "
-)
+_ABORT_INFO = Pattern(r"ESR = 0x|pgtable:|\] \*?pgd ?=", "ESR = 0x", "pgtable:", "pgd")
+_BAD_STACK_INFO = Pattern(r"ESR: ?0x|FAR: ?0x|stack: *\[0x", "ESR:", "FAR:", "stack:")
+_FAULT_WORDS = (
+    "Mem abort info", "Data abort info", "EC = ", "Exception class", "SET = ", "EA = ", "FSC = ", "ISV = ",
+    "CM = ", "GCS = ",
+)  # fmt: skip
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Sorter:
 
     def feed(self, line: Line) -> None:
         """Take one line."""
-        if messages.TRIGGERS.search(line.text) is not None and self._opening(line):
+        if messages.triggers(line.text) and self._opening(line):
             return
         if messages.BROADCAST.match(line.text):
             self.broadcast = line.place
@@ -204,9 +205,9 @@ class Sorter:
             alive[-1].kind = "oops"
         if messages.END.search(text):
             self._end(line)
-        elif messages.CALL_TRACE.search(text) and self._of_the_panic(line):
-            pass
-        elif messages.CALL_TRACE.search(text):
+        elif holds(text, messages.CALL_TRACE):
+            if self._of_the_panic(line):
+                return
             fresh = [d for d in alive if not d.trace and not d.in_trace]
             if fresh:
                 draft = self.current if self.current in fresh else fresh[-1]
@@ -218,10 +219,10 @@ class Sorter:
         elif not self._values(line, alive) and not self._frames(line, alive):
             note = messages.NOTES.search(text)
             target = self.current if self.current in alive else None
-            if target is not None and (note is not None or ANCHOR.match(text) is not None):
+            if target is not None and (note is not None or begins(text)):
                 if note is not None and len(target.notes) < MAX_NOTES and note[0] not in target.notes:
                     target.notes.append(note[0])
-                if _FAULT_WORDS.match(text) is None or target.kind != "bad-stack":
+                if not text.startswith(_FAULT_WORDS) or target.kind != "bad-stack":
                     target.last = line.place
 
     def _headless(self, line: Line) -> list[Draft]:
@@ -253,10 +254,10 @@ class Sorter:
                 draft.trace.append(symbol)
             else:
                 draft.elided = True
-        elif ELISION.match(line.text) or messages.DROPPED.search(line.text):
+        elif stands_for_more(line.text) or messages.DROPPED.search(line.text):
             draft.elided = True
         elif not (messages.INLINE.search(line.text) or messages.EXCEPTION_STACK.match(line.text)):
-            over = ANCHOR.match(line.text) is not None or line.text.startswith("Code:")
+            over = begins(line.text) or line.text.startswith("Code:")
             draft.in_trace = 0 if over else draft.in_trace - 1
             return False
         draft.in_trace = TRACE_GAP
