@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 from oops_logs import log
 
+from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.lines import MAX_LINE, Line, Normaliser, rows
 from ptinspect.linux.oops.verdict import analyse
 
@@ -89,6 +91,18 @@ def test_utf16_is_read(encoding: str, mark: str) -> None:
 def test_bytes_that_are_no_text_do_no_harm() -> None:
     (panic,) = analyse(b"\xff\x00\xc3Kernel panic - not syncing: a\xff\x00b").panics
     assert panic.incident.panic == "a\ufffd"
+
+
+def test_a_log_in_one_string_of_json_is_read_to_its_end() -> None:
+    log = "[    1.000000] hello\n" * 20_000 + "[    2.000000] Kernel panic - not syncing: VFS: no root\n"
+    (panic,) = analyse(json.dumps({"id": 7, "log": log}).encode()).panics
+    assert (panic.incident.panic, panic.incident.first.line) == ("VFS: no root", 20_001)
+
+
+def test_the_word_debug_begins_no_report() -> None:
+    assert not messages.triggers("10:00:01 [DEBUG] a")
+    assert not messages.triggers("10:00:01 DEBUG: a")
+    assert messages.triggers("kernel BUG at mm/slub.c:1!")
 
 
 def test_parts_of_a_dump_of_pstore_are_read_from_the_oldest_on() -> None:

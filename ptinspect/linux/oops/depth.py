@@ -42,28 +42,24 @@ def at_exception_entry(symbol: str) -> bool:
 
 
 def stack_at(fault: Fault) -> StackRange | None:
-    """Return the stack that SP is on, or has run off by less than the stack's own size.
+    """Return the stack that SP is on, or has run off by less than the stack's own size."""
+    if fault.sp is None:
+        return None
+    return holding(fault.sp, (stack for stack in fault.stacks if stack.base)) or _unlisted(fault, fault.sp)
 
-    It is a printed one, or another one (`unlisted`), SDEI's or EFI's, which are aligned and as large as the
-    task's, so that their base follows: SP has no room above it, and the last frame record is in there (Linux
+
+def _unlisted(fault: Fault, sp: int) -> StackRange | None:
+    """Return a stack that is not printed, SDEI's or EFI's, if SP has no room on it and x29 is in it.
+
+    They are aligned and as large as the task's, so that SP tells the base (Linux
     arch/arm64/include/asm/vmap_stack.h; kernel_ventry in entry.S tests one bit of SP).
     """
-    sp, x29, task = fault.sp, fault.registers.get(29), fault.task_stack
-    if sp is None:
+    x29, task = fault.registers.get(29), fault.task_stack
+    if x29 is None or task is None or fault.mixed or task.size & (task.size - 1) or not sp >> 63:
         return None
-    found = holding(sp, (stack for stack in fault.stacks if stack.base))
-    if (
-        found is not None
-        or x29 is None
-        or task is None
-        or fault.mixed
-        or task.size & (task.size - 1)
-        or not sp >> 63
-    ):
-        return found
     base = (sp + task.size) & -2 * task.size
-    room = sp - base < max(exception_frames(parse(fault.release)))
-    return StackRange("unlisted", base, base + task.size) if room and base <= x29 < base + task.size else None
+    stack = StackRange("unlisted", base, base + task.size)
+    return stack if stack.contains(x29) and sp - base < max(exception_frames(parse(fault.release))) else None
 
 
 def recursion(fault: Fault, stack: StackRange | None) -> Recursion | None:

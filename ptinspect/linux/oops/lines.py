@@ -27,12 +27,12 @@ MAX_ROWS = 12
 _ANSI = Pattern(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])")
 _JSON = Pattern(
     r'^[\s\-,\[]*(?:\{.*)?"(?:MESSAGE|@?message|msg|log|line|text|textPayload)"\s*:\s*'
-    r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")',
+    r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+")',
     *('MESSAGE"', 'message"', 'msg"', 'log"', 'line"', 'text"', 'textPayload"'),
 )
 """A line of `journalctl -o json` or `json-pretty`, of LAVA's own log, or of a container's."""
 _MEMBER = Pattern(
-    r'\s*(?:"[@\w.]{1,80}"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[\d.]+|null|true|false)|\{|\}),?\s*$',
+    r'\s*(?:"[@\w.]{1,80}"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[\d.]+|null|true|false)|\{|\}),?\s*$',
     *('"', "{", "}"),
 )
 """Any other row of `journalctl -o json-pretty`."""

@@ -48,13 +48,13 @@ class Log:
         """Yield the log in chunks."""
         pieces = self._unpacked()
         first = next(pieces, b"")
-        wide = _wide(first[:4096])
+        wide = _wide(first[:256])
         decoder = codecs.getincrementaldecoder(wide)(errors="replace") if wide else None
         chunk = first
-        feeds = b"\n" not in first and b"\r" in first
+        ends = _ends(first) if decoder is None else b"\n"
         while chunk:
             text = chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
-            yield text.replace(b"\r", b"\n") if feeds and decoder is None else text
+            yield text if ends == b"\n" else text.replace(ends, b"\n")
             chunk = next(pieces, b"")
 
     def _unpacked(self) -> Iterator[bytes]:
@@ -78,6 +78,13 @@ class Log:
             yield bytes(waiting)
 
 
+def _ends(first: bytes) -> bytes:
+    """Return what rows end with: LF, or CR, or a string's `\\n` where the whole log is one."""
+    head = first[:MAX_ROW]
+    found = (end for end in (b"\n", b"\r", b"\\n") if end in head.rstrip())
+    return next(found, b"\n")
+
+
 def _wide(head: bytes) -> str:
     """Return the encoding of a log with two bytes for each character; empty for any other.
 
@@ -85,7 +92,7 @@ def _wide(head: bytes) -> str:
     """
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16-le" if head[:2] == codecs.BOM_UTF16_LE else "utf-16-be"
-    zeros = [head[start::2].count(0) * 3 > len(head) for start in (0, 1)]
+    zeros = [head[start::2].count(0) * 8 > 3 * len(head) for start in (0, 1)]
     return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get((zeros[0], zeros[1]), "")
 
 
@@ -174,7 +181,8 @@ class _Search:
                 position = start
                 if position >= len(data):
                     return
-            stop = data.find(b"\n", min(position + BATCH, len(data))) + 1 or len(data)
+            stop = data.find(b"\n", min(position + BATCH, len(data)), position + MAX_ROW) + 1
+            stop = stop or min(position + MAX_ROW, len(data))
             self._batch(data[position:stop])
             position = stop
 

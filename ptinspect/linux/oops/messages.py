@@ -119,11 +119,11 @@ NUMBER = Pattern(r"\[#(\d{1,6})\]")
 _TRIGGERS = (
     "Kernel panic - not syncing", "Insufficient stack space", "Unable to handle kernel", "Internal error:",
     "Bad mode in ", "Unhandled 64-bit", "Unhandled 32-bit", "Unhandled fault", "Unhandled prefetch",
-    "Synchronous External Abort:", "Unexpected kernel BRK", "SError Interrupt", "nVHE hyp ", "BUG",
+    "Synchronous External Abort:", "Unexpected kernel BRK", "SError Interrupt", "nVHE hyp ",
     "WARNING: ", "LOCKUP", "Watchdog: CPU", "blocked for more than", "Booting Linux on physical CPU",
     "Linux version ",
 )  # fmt: skip
-_TRIGGER = Pattern(r"detected.{0,20}stall|\[#\d{1,6}\]", "stall", "[#")
+_TRIGGER = Pattern(r"detected.{0,20}stall|\[#\d{1,6}\]|(?<!DE)BUG(?:: | at )", "stall", "[#", "BUG")
 
 _HEX16 = r"([0-9a-fA-F]{16})(?![0-9a-fA-F])"
 _ESR = Pattern(r"\bESR(?::| =) ?0x([0-9a-fA-F]+)", "ESR")
