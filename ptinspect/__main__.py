@@ -27,9 +27,9 @@ def main() -> int:
     gc.set_threshold(GARBAGE_AFTER)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads, and multiplies nothing
     from ptinspect.app import main as run
-    from ptinspect.imports import postpone
+    from ptinspect.numpy_parts import use_parts_of_numpy
 
-    postpone("pickle", "platform", "tokenize")  # numpy imports them, and uses nothing of them
+    use_parts_of_numpy()
     code = run()
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):

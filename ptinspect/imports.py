@@ -10,7 +10,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-_TURN = RLock()
+TURN = RLock()
+"""Whoever makes a module of what stands for it has it."""
 
 
 @contextmanager
@@ -38,7 +39,7 @@ class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__path__":  # packages have it: each import asks for it
             raise AttributeError(name)
-        with _TURN:
+        with TURN:
             if sys.modules.get(self.__name__) is self:
                 del sys.modules[self.__name__]
         return getattr(import_module(self.__name__), name)
