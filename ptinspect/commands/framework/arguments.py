@@ -220,6 +220,11 @@ def output_argument(meaning: str, *names: str, **options: Any) -> Argument:
     return argument(*(names or ("-o",)), written="file", help=meaning, **more)
 
 
+def within(keyword: str, kind: Callable[..., Any], *parts: Argument) -> tuple[Argument, ...]:
+    """Return arguments that the handler takes as one object, of which they are fields, by this keyword."""
+    return tuple(replace(each, within=(keyword, kind)) for each in parts)
+
+
 CPU = cpu_argument()
 SNAP = snapshot_argument("--snap", "use this snapshot (a name, or a file) instead of the guest")
 MODULES = argument("--modules", type=file, metavar="DIR", help="a directory with .ko files of modules")
@@ -228,7 +233,7 @@ SEARCH_SECONDS = 300.0
 SEARCH_LIMIT = timeout_argument(f"limit of the search for who wrote ({SEARCH_SECONDS:.0f})", SEARCH_SECONDS)
 """How long a recording may be searched for writes (`guest.recordings`)."""
 RULE = argument("--regime", choices=RULES, help=RULES_HELP)
-TABLES = tuple(replace(each, within=("tables", Tables)) for each in (ROOT, RULE, CPU, SNAP))
+TABLES = within("tables", Tables, ROOT, RULE, CPU, SNAP)
 """Which tables: the handler takes `tables`. The first ones alone are for commands that need the guest."""
 PART = argument(
     "--range", dest="part", type=address_range, metavar="RANGE", help=f"only a part; {RANGE_HELP}"

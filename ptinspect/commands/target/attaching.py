@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import CPU, MODULES, number_argument, switch, timeout_argument
+from ptinspect.commands.framework.arguments import (
+    CPU,
+    MODULES,
+    number_argument,
+    switch,
+    timeout_argument,
+    within,
+)
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest import opening
 from ptinspect.guest.condition import Condition, condition
 from ptinspect.guest.guest import Guest
@@ -27,6 +34,11 @@ def megabytes(text: str) -> int:
     return int(text) if text.isdigit() else max(arguments.size(text) >> 20, 1)
 
 
+GUEST = argument("--guest", type=arguments.guest_name, metavar="NAME", help="a guest that setup installed")
+CPU_MODEL = argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)")
+MEMORY = argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchResult(Condition):
     """How a guest stands that was started."""
@@ -40,33 +52,27 @@ class LaunchResult(Condition):
     summary="Start QEMU on a kernel, stopped at reset, and attach",
     example="launch --memory 512 -- -d guest_errors",
     arguments=(
-        argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="kernel to boot, in any form"),
-        argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
+        *within(
+            "machine",
+            Machine,
+            argument("kernel", nargs="?", type=Path, metavar="KERNEL", help="kernel to boot, in any form"),
+            argument("--symbols", type=Path, metavar="FILE", help="vmlinux with the symbols of KERNEL"),
+            GUEST,
+            argument("--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the guest's)"),
+            switch("--no-initrd", "start without an initial RAM disk"),
+            argument("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)"),
+            argument("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)"),
+            CPU_MODEL,
+            number_argument("--smp", 1, 512, "number of CPUs (default 1)"),
+            MEMORY,
+            argument("--append", metavar="TEXT", help="kernel command line instead of the default one"),
+            argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
+            switch("--keep", "leave QEMU running when ptinspect ends"),
+            argument(
+                "--timeline", type=Path, metavar="DIR", help="record the boot, for timeline open, into DIR"
+            ),
+        ),
         MODULES,
-        argument(
-            "--guest",
-            type=arguments.guest_name,
-            metavar="NAME",
-            help="a reference guest that setup installed",
-        ),
-        argument(
-            "--initrd", type=Path, metavar="FILE", help="initial RAM disk (default: the reference guest's)"
-        ),
-        switch("--no-initrd", "start without an initial RAM disk"),
-        argument("--qemu", metavar="Q", help="QEMU to start: a path, or newer (from setup --qemu newer)"),
-        argument("--machine", "-M", metavar="M", help="QEMU machine (default virt,gic-version=3)"),
-        argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
-        number_argument("--smp", 1, 512, "number of CPUs (default 1)"),
-        argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
-        argument("--append", metavar="TEXT", help="kernel command line instead of the default one"),
-        argument("--append-more", metavar="TEXT", help="words added to the default kernel command line"),
-        switch("--keep", "leave QEMU running when ptinspect ends"),
-        argument(
-            "--timeline",
-            type=Path,
-            metavar="DIR",
-            help="record the boot into a new directory, to be replayed with timeline open",
-        ),
         switch("--unless-attached", "do nothing where a guest is attached already"),
     ),
     result=LaunchResult | Condition,
@@ -80,21 +86,8 @@ class LaunchResult(Condition):
 def launch(
     ctx: Context,
     *,
-    kernel: Path | None = None,
-    symbols: Path | None = None,
+    machine: Machine,
     modules: Path | None = None,
-    guest: str | None = None,
-    initrd: Path | None = None,
-    no_initrd: bool = False,
-    qemu: str | None = None,
-    machine: str | None = None,
-    cpu: str | None = None,
-    smp: int | None = None,
-    memory: int | None = None,
-    append: str | None = None,
-    append_more: str | None = None,
-    keep: bool = False,
-    timeline: Path | None = None,
     unless_attached: bool = False,
     extra: Sequence[str] = (),
 ) -> Report:
@@ -104,23 +97,7 @@ def launch(
         return Report(found, (Note("attached already", "good"), condition_table(ctx.guest, found)))
     if modules is not None:
         ctx.guest.use_modules(modules)
-    wanted = Machine(
-        kernel=kernel,
-        guest=guest,
-        symbols=symbols,
-        initrd=initrd,
-        no_initrd=no_initrd,
-        qemu=qemu,
-        machine=machine,
-        cpu=cpu,
-        smp=smp,
-        memory=memory,
-        append=append,
-        append_more=append_more,
-        extra=extra,
-        keep=keep,
-        timeline=timeline,
-    )
+    wanted = replace(machine, extra=extra)
     boot = opening.launch(ctx.guest, wanted, ctx.options.number("timeout-attach"))
     found = condition(ctx.guest)
     words = () if ctx.guest.qemu is None else ctx.guest.qemu.command_line

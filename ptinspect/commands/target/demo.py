@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptinspect.arch.bits import PhysAddr
-from ptinspect.commands.framework import arguments
-from ptinspect.commands.framework.arguments import number_argument, switch, timeout_argument
+from ptinspect.commands.framework.arguments import number_argument, switch, timeout_argument, within
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.kpti.captures import run as kpti_run
@@ -22,9 +21,9 @@ from ptinspect.commands.tables.diff import diff
 from ptinspect.commands.tables.poke import PokeResult
 from ptinspect.commands.tables.snapshots import save
 from ptinspect.commands.tables.summary import summary
-from ptinspect.commands.target.attaching import launch, megabytes
+from ptinspect.commands.target.attaching import CPU_MODEL, GUEST, MEMORY, launch
 from ptinspect.commands.target.losing_demo import KERNEL, RECORDING, LostResult, NotShown, lost_in_recording
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import Fault, inject, run_to_death
@@ -112,16 +111,15 @@ class JudgedResult:
             help=f"where to write ({DIRECTORY})",
         ),
         switch("--force", "do not ask before files are overwritten"),
-        argument(
-            "--guest",
-            type=arguments.guest_name,
-            metavar="NAME",
-            help="a reference guest that setup installed (default: the first)",
+        *within(
+            "machine",
+            Machine,
+            GUEST,
+            argument("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead"),
+            MEMORY,
+            CPU_MODEL,
+            number_argument("--smp", 1, 8, "number of CPUs (default 1)"),
         ),
-        argument("--kernel", type=Path, metavar="FILE", help="an Image or vmlinuz of your own instead"),
-        argument("--memory", "-m", type=megabytes, metavar="MB", help="RAM in MB, or 2G (default 1024)"),
-        argument("--cpu", metavar="MODEL", help="CPU model (default cortex-a72)"),
-        number_argument("--smp", 1, 8, "number of CPUs (default 1)"),
         timeout_argument("limit for the boot (180)", 180.0),
         argument(
             "--fault",
@@ -145,11 +143,7 @@ def demo(
     ctx: Context,
     *,
     directory: Path,
-    guest: str | None,
-    kernel: Path | None,
-    memory: int | None,
-    cpu: str | None,
-    smp: int | None,
+    machine: Machine,
     timeout: float,
     fault: Fault | None,
     no_guard: bool,
@@ -159,7 +153,7 @@ def demo(
     """Do the main job and check what it showed."""
     if ctx.guest.session is not None:
         raise UserError("demo starts a guest of its own", "detach first, or use kpti run on this one")
-    if timeline and (fault is not None or smp not in (None, 1)):
+    if timeline and (fault is not None or machine.smp not in (None, 1)):
         raise UserError("--timeline loses an entry without --fault, and records one CPU")
     if fault is None:
         if no_guard:
@@ -170,18 +164,15 @@ def demo(
             raise UserError(f"{directory}: {error.strerror}", "--directory DIR names another one") from None
         if ctx.interactive and not force:
             _spare(ctx, [directory / name for name in ((KERNEL, RECORDING) if timeline else FILES)])
-    if fault == "reverted" and smp is None:
-        smp = REVERTED_CPUS
-    given = {"--guest": guest, "--memory": memory, "--cpu": cpu, "--smp": smp}
-    words = [f"{word}" for pair in given.items() if pair[1] is not None for word in pair]
+    if fault == "reverted" and machine.smp is None:
+        machine = replace(machine, smp=REVERTED_CPUS)
+    given = {"guest": machine.guest, "memory": machine.memory, "cpu": machine.cpu, "smp": machine.smp}
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", f"{value}")]
     try:
         if timeline:
-            machine = Machine(kernel=kernel, guest=guest, memory=memory, cpu=cpu)
             return lost_in_recording(ctx, directory, machine, timeout)
-        ctx.step(
-            shlex.join(["launch", *([str(kernel)] if kernel else []), *words]),
-            launch(ctx, kernel=kernel, guest=guest, memory=memory, cpu=cpu, smp=smp),
-        )
+        kernel = [] if machine.kernel is None else [str(machine.kernel)]
+        ctx.step(shlex.join(["launch", *kernel, *words]), launch(ctx, machine=machine))
         return _fault(ctx, fault, timeout, guarded=not no_guard) if fault else _job(ctx, directory, timeout)
     finally:
         ctx.close()

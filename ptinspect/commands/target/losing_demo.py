@@ -86,15 +86,10 @@ def _launch(ctx: Context, kernel: LosingKernel, folder: Path, memory: int | None
     given = {"--symbols": kernel.symbols, "--cpu": kernel.cpu or None, "--memory": memory}
     words = [f"{word}" for pair in given.items() if pair[1] is not None for word in pair]
     line = shlex.join(["launch", str(kernel.file), "--timeline", str(folder), *words])
-    started = launch(
-        ctx,
-        kernel=kernel.file,
-        symbols=kernel.symbols,
-        timeline=folder,
-        cpu=kernel.cpu or None,
-        memory=memory,
+    machine = Machine(
+        kernel.file, symbols=kernel.symbols, timeline=folder, cpu=kernel.cpu or None, memory=memory
     )
-    ctx.step(line, started)
+    ctx.step(line, launch(ctx, machine=machine))
 
 
 def _ends(ctx: Context) -> list[str]:
