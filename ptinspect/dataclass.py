@@ -9,7 +9,7 @@ and `dataclasses.fields`, `asdict` and the like, take these for what they are.
 from __future__ import annotations
 
 from _thread import RLock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ _REQUIRED = object()
 """The default of a field without one."""
 _STANDARD = "__dataclass_fields__"
 """Attribute by which the standard library knows a dataclass."""
+_WRITTEN = "_fields_as_written"
+"""Attribute of our classes: what was written as `field(…)`, `kw_only`, and the fields once they are known."""
+_made: dict[type, int] = {}
+"""Class -> its objects so far, as long as they are few."""
 _lock = RLock()
 FEW = 4
 """Objects of a class that are made without a compiled `__init__`, which takes as long as ten of them."""
@@ -61,9 +65,18 @@ class _Fields:
 
 
 def _declared(cls: type) -> Mapping[str, _Field]:
-    """Return the fields that a class declares itself."""
-    found: Mapping[str, _Field] = vars(cls).get("_declared_fields", {})
-    return found
+    """Return the fields that a class declares itself; what they are is found out at the first call."""
+    if _WRITTEN not in vars(cls):
+        return {}
+    written, kw_only, known = vars(cls)[_WRITTEN]
+    if not known:
+        names = [name for name, kind in cls.__annotations__.items() if not str(kind).startswith("ClassVar")]
+        found = {name: written.get(name) or _Field(vars(cls).get(name, _REQUIRED)) for name in names}
+        for each in found.values():
+            each.kw_only = kw_only
+        known.update(found)  # at once: another thread may ask too
+    fields: Mapping[str, _Field] = known
+    return fields
 
 
 def _fields(cls: type) -> dict[str, _Field]:
@@ -73,7 +86,7 @@ def _fields(cls: type) -> dict[str, _Field]:
 
 def is_dataclass(cls: type) -> bool:
     """Tell whether a class is a dataclass, one of ours or the standard library's."""
-    return any("_declared_fields" in vars(one) for one in cls.__mro__) or hasattr(cls, _STANDARD)
+    return hasattr(cls, _WRITTEN) or hasattr(cls, _STANDARD)
 
 
 def field_names(cls: type) -> tuple[str, ...]:
@@ -83,26 +96,16 @@ def field_names(cls: type) -> tuple[str, ...]:
 
 def _declare(cls: Any, frozen: bool, eq: bool, kw_only: bool) -> Any:
     """Give a class its methods, but for those that it has of its own."""
-    declared = {}
-    for name, kind in cls.__annotations__.items():
-        if str(kind).startswith("ClassVar"):
-            continue
-        found = vars(cls).get(name, _REQUIRED)
-        declared[name] = found if isinstance(found, _Field) else _Field(found)
-        declared[name].kw_only = kw_only
-        if declared[name].default is not _REQUIRED:
-            setattr(cls, name, declared[name].default)
-        elif name in vars(cls):
+    own = vars(cls)
+    written = {name: value for name, value in own.items() if type(value) is _Field}
+    for name, found in written.items():
+        if found.default is not _REQUIRED:
+            setattr(cls, name, found.default)
+        else:
             delattr(cls, name)
-    cls._declared_fields, cls._objects = declared, 0
-    methods: dict[str, object] = {"__init__": _first_init, "__repr__": _repr}
-    methods["__match_args__"] = tuple(name for name, found in _fields(cls).items() if not found.kw_only)
-    if eq:
-        methods |= {"__eq__": _eq, "__hash__": _hash if frozen else None}
-    if frozen:
-        methods |= {"__setattr__": _refuse, "__delattr__": _refuse}
-    for name, method in {**methods, _STANDARD: _Fields()}.items():
-        if name not in vars(cls):
+    setattr(cls, _WRITTEN, (written, kw_only, {}))
+    for name, method in _METHODS[frozen, eq]:
+        if name not in own:
             setattr(cls, name, method)
     return cls
 
@@ -112,11 +115,11 @@ def _first_init(self: Any, *values: object, **named: object) -> None:
 
     It is compiled too where the values are not those that the fields want, and then says so.
     """
-    owner: Any = next(one for one in type(self).__mro__ if "_declared_fields" in vars(one))
+    owner: Any = next(one for one in type(self).__mro__ if _WRITTEN in vars(one))
     fields = _fields(owner)
     given = dict(zip((name for name, found in fields.items() if not found.kw_only), values, strict=False))
-    owner._objects += 1
-    wrong = owner._objects > FEW or len(given) < len(values) or given.keys() & named.keys()
+    _made[owner] = _made.get(owner, 0) + 1
+    wrong = _made[owner] > FEW or len(given) < len(values) or given.keys() & named.keys()
     given |= named
     for name, found in fields.items():
         if name in given:
@@ -186,6 +189,28 @@ def _refuse(self: object, name: str, *value: object) -> None:
 
     raise FrozenInstanceError(f"cannot change field {name!r}")
 
+
+class _MatchArgs:
+    """The fields that a pattern may name by their places, asked for by the first one that does."""
+
+    def __get__(self, value: object, owner: type) -> tuple[str, ...]:
+        """Return their names."""
+        return tuple(name for name, found in _fields(owner).items() if not found.kw_only)
+
+
+def _methods(*, frozen: bool, eq: bool) -> Iterator[tuple[str, object]]:
+    """Yield what a class gets that has none of its own."""
+    yield from (("__init__", _first_init), ("__repr__", _repr))
+    yield from (("__match_args__", _MatchArgs()), (_STANDARD, _Fields()))
+    if eq:
+        yield from (("__eq__", _eq), ("__hash__", _hash if frozen else None))
+    if frozen:
+        yield from (("__setattr__", _refuse), ("__delattr__", _refuse))
+
+
+_METHODS = {
+    (frozen, eq): tuple(_methods(frozen=frozen, eq=eq)) for frozen in (True, False) for eq in (True, False)
+}
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass  # noqa: PLC0414
