@@ -47,10 +47,11 @@ from ptinspect.guest.recordings.way_back import back
 from ptinspect.guest.recordings.writers import History, Write
 from ptinspect.guest.rewrite.rewrite import Outcome, run_through
 from ptinspect.guest.rewrite.state import Judgement, judgement
-from ptinspect.guest.roots import Tables, root_choice, source
+from ptinspect.guest.roots import source
 from ptinspect.guest.run_control import go_on, until
 from ptinspect.guest.stacks.kernel_stacks import depth
 from ptinspect.guest.stacks.stack_guard import Guarded, guard
+from ptinspect.guest.table_choice import Tables, root_choice
 from ptinspect.link.session import Session, StopInfo
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.snapshot.memory import SnapshotMemory

@@ -119,7 +119,7 @@ def _first_init(self: Any, *values: object, **named: object) -> None:
     fields = _fields(owner)
     given = dict(zip((name for name, found in fields.items() if not found.kw_only), values, strict=False))
     _made[owner] = _made.get(owner, 0) + 1
-    wrong = _made[owner] > FEW or len(given) < len(values) or given.keys() & named.keys()
+    wrong: object = _made[owner] > FEW or len(given) < len(values) or given.keys() & named.keys()
     given |= named
     for name, found in fields.items():
         if name in given:

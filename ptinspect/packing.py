@@ -8,7 +8,6 @@ of bzip2, where they give 4 GiB, and of xz no more than LARGEST at once.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
@@ -246,4 +245,6 @@ def _exactly(file: BinaryIO, length: int) -> bytes:
 
 
 def _number(file: BinaryIO, form: str) -> int:
+    import struct
+
     return int(struct.unpack(form, _exactly(file, struct.calcsize(form)))[0])

@@ -11,7 +11,8 @@ from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.dataclass import replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.roots import Source, Tables, source
+from ptinspect.guest.roots import Source, source
+from ptinspect.guest.table_choice import Tables
 from ptinspect.snapshot.fact_names import KERNEL_OFFSET, POSITION, RECORDING
 from ptinspect.text import escape
 

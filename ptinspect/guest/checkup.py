@@ -10,7 +10,7 @@ from ptinspect.errors import KernelFileError
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 
 if TYPE_CHECKING:
     from ptinspect.analysis.aliases import Places

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ptinspect.arch.bits import MASK64, bit
-from ptinspect.arch.sysregs import CpuState, mmu_on
 from ptinspect.dataclass import dataclass, field
 from ptinspect.dataclass import replace as changed
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, TargetLost, TargetRunning, UserError
@@ -16,6 +15,7 @@ from ptinspect.text import escape
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ptinspect.arch.sysregs import CpuState
     from ptinspect.link.gdb.starting import Starting
     from ptinspect.link.qemu.machine import Qemu
     from ptinspect.link.replay import Replay
@@ -328,6 +328,7 @@ class Guest:
         session = self.session
         if session is None or bit(address, 55) or self.state != "stopped":
             return False
+        from ptinspect.arch.sysregs import mmu_on
         from ptinspect.link.session import Capability
 
         if state is None and Capability.REGISTERS not in session.capabilities:

@@ -17,7 +17,8 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.roots import Tables, source
+from ptinspect.guest.roots import source
+from ptinspect.guest.table_choice import Tables
 
 if TYPE_CHECKING:
     from ptinspect.analysis.contiguous import MixedGroup

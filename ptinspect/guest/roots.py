@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,25 +17,16 @@ from ptinspect.arch.sysregs import (
 )
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import PtinspectError, RegimeError, UserError
-from ptinspect.guest.expression import Address, address
+from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, SnapshotNames, cpu_state
+from ptinspect.guest.table_choice import REGISTERS, Tables
 from ptinspect.snapshot.fact_names import AREAS, LOWER
 
 if TYPE_CHECKING:
     from ptinspect.linux.running.other_roots import OtherRoot
     from ptinspect.memory.source import PhysicalMemory
     from ptinspect.snapshot.model import Root, Snapshot
-
-
-REGISTERS = ("ttbr0_el1", "ttbr1_el1", "ttbr0_el2", "ttbr1_el2")
-RULES = ("el1", "el2", *REGISTERS)
-RULES_HELP = "whose rules an address given as root is used by: el1, el2, or ttbr0_el2 and its like"
-WORDS = ("ttbr0", "ttbr1", *REGISTERS, "swapper", "user", "idmap", "tramp", "trampoline")
-ROOT_HELP = (
-    "swapper (default for kernel addresses), ttbr0 (default for others), ttbr1, ttbr0_el2 and its like, "
-    "user (tables of the current task), task:PID, task:NAME, idmap, tramp, or the address of a table"
-)
 
 
 @dataclass(frozen=True)
@@ -49,16 +39,6 @@ class Chosen:
     """The half that it translates."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a snapshot of it keeps in Meta.extra."""
-
-
-def root_choice(text: str) -> str | Address:
-    """Read a word of WORDS, `task:PID` or `task:NAME`, or the address of a table."""
-    word = text.lower()
-    if word in WORDS:
-        return word
-    if re.fullmatch(r"task:.{1,64}", text):
-        return text
-    return address(text)
 
 
 def choose(
@@ -256,20 +236,6 @@ def _holding(guest: Guest, state: CpuState, half: Half) -> Half:
         return replace(half, holds=found.holds, reason=found.reason)
     except PtinspectError:
         return half
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Say which tables are meant: whose, from which root, by which rules."""
-
-    root: str | Address | None = None
-    """A word of WORDS, `task:PID`, `task:NAME`, a table's address; None: the kernel's own, or TTBR0's."""
-    regime: str | None = None
-    """A word of roots.RULES: by whose rules a root given by its address is used."""
-    cpu: int | None = None
-    """Whose registers count; None for the CPU that stopped."""
-    snap: str | None = None
-    """A snapshot, by its name or its file; None for the guest."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import UserError
 from ptinspect.guest import expression
-from ptinspect.guest.names import GuestNames
 from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.script.statements import Line, OnStop, Statement
@@ -40,6 +39,8 @@ def stop_addresses(ctx: Context, where: str) -> set[int]:
     """
     if where == "any" or where.isdecimal():
         return set()
+    from ptinspect.guest.names import GuestNames
+
     address = expression.address(where)
     if address.names_symbol and ctx.guest.kernel is None:
         raise UserError(

@@ -30,7 +30,7 @@ from ptinspect.arch.bits import PhysAddr
 from ptinspect.commands.tables.check import check_report
 from ptinspect.guest.checkup import checkup
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.text import render
 from ptinspect.snapshot.model import Snapshot
 

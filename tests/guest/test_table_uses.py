@@ -15,7 +15,8 @@ from ptinspect.guest.expression import address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import descriptor_at, poke, undo_poke
 from ptinspect.guest.mappings import physical_address, runs_of, ways_to
-from ptinspect.guest.roots import Tables, source
+from ptinspect.guest.roots import source
+from ptinspect.guest.table_choice import Tables
 
 
 @pytest.fixture

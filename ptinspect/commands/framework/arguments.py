@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptinspect.arch.bits import MASK64
-from ptinspect.arch.levels import LEVEL_NAMES
 from ptinspect.commands.framework.command import Argument, argument
 from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import ADDRESS_HELP, Address, address, address_range, parse_number, parse_size
-from ptinspect.guest.roots import ROOT_HELP, RULES, RULES_HELP, Tables, root_choice
+from ptinspect.guest.table_choice import ROOT_HELP, RULES, RULES_HELP, Tables, root_choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +58,8 @@ def size(text: str) -> int:
 
 def level(text: str) -> int | str:
     """Read a level: -1 to 3, or Linux's name of it (pgd, p4d, pud, pmd, pte). Raises UserError."""
+    from ptinspect.arch.levels import LEVEL_NAMES
+
     if text.lower() in LEVEL_NAMES:
         return text.lower()
     if re.fullmatch(r"-1|[0-3]", text):

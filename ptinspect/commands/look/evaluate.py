@@ -19,7 +19,8 @@ from ptinspect.guest.expressions.values import Values
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import early
 from ptinspect.guest.regions import name_of
-from ptinspect.guest.roots import Tables, source
+from ptinspect.guest.roots import source
+from ptinspect.guest.table_choice import Tables
 from ptinspect.linux.image.c_types import ULONG, CType
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Note, Report, Styled, Table, escape, facts, headings, more

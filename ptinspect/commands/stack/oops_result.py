@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.descriptor import Descriptor
-from ptinspect.arch.esr import Esr
 from ptinspect.dataclass import dataclass, field_names, is_dataclass, replace
 from ptinspect.output.encode import ABSENT, Absent, Hex, Result, filled
 from ptinspect.output.model import escape
 
 if TYPE_CHECKING:
+    from ptinspect.arch.descriptor import Descriptor
+    from ptinspect.arch.esr import Esr
     from ptinspect.linux.oops.kpti_registers import KptiRegisters
     from ptinspect.linux.oops.verdict import Analysis, Panic, RegisterNote
 

@@ -11,7 +11,7 @@ from ptinspect.arch.levels import level_name, size_text
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import ABSENT, Absent
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, spanned
 from ptinspect.output.table_heads import root_note, source_of, warnings

@@ -16,7 +16,7 @@ from ptinspect.errors import EXIT_CHECK, EXIT_OK
 from ptinspect.guest.checkup import checkup
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, headings, more
 from ptinspect.output.table_heads import source_of

@@ -28,7 +28,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.kernel_texts import is_kernel_text
 from ptinspect.guest.names import SnapshotNames
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.descriptor_words import in_words
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.files import form_of, write

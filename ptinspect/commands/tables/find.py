@@ -14,7 +14,7 @@ from ptinspect.guest.expression import address as address_text
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.mappings import physical_address, ways_to
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import Hex, filled
 from ptinspect.output.model import Column, Note, Report, Styled, Table, escape, headings
 from ptinspect.output.table_heads import RootResult, heads, root_result

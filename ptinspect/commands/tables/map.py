@@ -19,7 +19,7 @@ from ptinspect.guest.expression import Range, address_range
 from ptinspect.guest.mappings import Listed, mixed_groups_of, runs_of
 from ptinspect.guest.names import range_of
 from ptinspect.guest.regions import names_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.descriptor_words import (
     PermissionsResult,
     attributes_json,

@@ -15,7 +15,7 @@ from ptinspect.guest.capturing import snap as capture
 from ptinspect.guest.expression import Range
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import range_of
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import filled
 from ptinspect.output.model import Note, Report, Table, escape, headings
 from ptinspect.output.table_heads import (

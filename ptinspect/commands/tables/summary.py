@@ -11,7 +11,7 @@ from ptinspect.commands.framework.command import Needs, command
 from ptinspect.dataclass import dataclass
 from ptinspect.guest.capturing import snapshot_of
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import filled
 from ptinspect.output.model import Cell, Note, Report, Style, Styled, Table, headings
 from ptinspect.output.table_heads import (

@@ -23,7 +23,8 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.regions import name_of
-from ptinspect.guest.roots import Tables, source
+from ptinspect.guest.roots import source
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.descriptor_words import (
     PermissionsResult,
     attributes_json,

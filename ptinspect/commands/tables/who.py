@@ -24,7 +24,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.recordings.path_writers import Place, path_histories
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Note, Report, Table, escape, facts, headings
 

@@ -28,7 +28,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.injection import Fault, inject, run_to_death
 from ptinspect.guest.opening import Machine
-from ptinspect.guest.roots import Tables
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.encode import ABSENT, Absent, Hex
 from ptinspect.output.model import Note, Report, Style, Styled, Table, headings, hex_address
 

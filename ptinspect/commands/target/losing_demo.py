@@ -19,8 +19,8 @@ from ptinspect.guest.expression import address
 from ptinspect.guest.injection import LosingKernel, losing_kernel
 from ptinspect.guest.opening import Machine
 from ptinspect.guest.recordings.timeline import discard
-from ptinspect.guest.roots import Tables
 from ptinspect.guest.stacks.stack_guard import BAD_STACK
+from ptinspect.guest.table_choice import Tables
 from ptinspect.output.model import Note, Report, escape
 
 KERNEL, RECORDING = "losing-kernel", "boot"

@@ -14,7 +14,8 @@ from ptinspect.guest.capturing import naming_facts
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.mappings import mapped_at
 from ptinspect.guest.regions import name_of
-from ptinspect.guest.roots import Tables, source
+from ptinspect.guest.roots import source
+from ptinspect.guest.table_choice import Tables
 from ptinspect.memory.source import far
 from ptinspect.snapshot.fact_names import LAYOUT
 

@@ -26,7 +26,8 @@ from ptinspect.guest.expression import address as typed
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.recordings.path_writers import Place, places
-from ptinspect.guest.roots import Source, Tables, source
+from ptinspect.guest.roots import Source, source
+from ptinspect.guest.table_choice import Tables
 from ptinspect.guest.writer import Writer, instruction_at, translated, writer_at
 from ptinspect.link.gdb.agent import load_line
 from ptinspect.link.gdb.mi import SECONDS

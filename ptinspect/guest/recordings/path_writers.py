@@ -14,7 +14,8 @@ from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import names
 from ptinspect.guest.recordings.timeline import replay_of
-from ptinspect.guest.roots import Tables, source
+from ptinspect.guest.roots import source
+from ptinspect.guest.table_choice import Tables
 
 if TYPE_CHECKING:
     from ptinspect.guest.recordings.writers import History

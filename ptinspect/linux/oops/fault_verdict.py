@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from ptinspect.arch.esr import EC_BRK, EC_IABT, Esr
 from ptinspect.dataclass import replace
@@ -10,9 +11,11 @@ from ptinspect.linux import death
 from ptinspect.linux.death import CHAIN_REPEATS, Verdict
 from ptinspect.linux.oops.depth import at_exception_entry, chain, function
 from ptinspect.linux.oops.incident import Fault, Incident
-from ptinspect.linux.oops.printed_walk import Path, path_of
 from ptinspect.linux.stack_range import StackRange
 from ptinspect.text import Pattern
+
+if TYPE_CHECKING:
+    from ptinspect.linux.oops.printed_walk import Path
 
 NEAR = 64 << 10
 """Bytes around SP within which a faulting address may have to do with the stack."""
@@ -72,7 +75,11 @@ def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
         esr = None
     if first.panic.startswith("HYP panic"):
         return _hyp(first, esr)
-    path = path_of(first, first.release) if "path" not in first.doubtful else None
+    path = None
+    if first.path and "path" not in first.doubtful:
+        from ptinspect.linux.oops.printed_walk import path_of
+
+        path = path_of(first, first.release)
     found = _fault(first, esr, path)
     cut = () if first.trace or first.ended else ("the call trace: not in the log",)
     return replace(

@@ -23,6 +23,10 @@ FaultKind = Literal[
 ]
 """How the kernel introduced a report: by its first line."""
 
+_REWRITE = ("kpti_install_ng_mappings+", "__kpti_install_ng_mappings+", "idmap_kpti_install_ng_mappings+")
+_STOPPER = "migration/0"
+"""The thread that does the rewrite: the stopper of the boot CPU."""
+
 
 @dataclass(frozen=True)
 class PathEntry:
@@ -116,6 +120,16 @@ class Fault:
     def task_stack(self) -> StackRange | None:
         """The task stack's bounds, if they were printed."""
         return next((stack for stack in self.stacks if stack.kind == "task"), None)
+
+    @property
+    def rewrite_place(self) -> str:
+        """The symbol that places the fault in or right after the rewrite of the tables, or empty."""
+        return next((symbol for symbol in (self.lr, self.pc) if symbol.startswith(_REWRITE)), "")
+
+    @property
+    def may_rewrite(self) -> bool:
+        """True if the CPU may have been the one that did the rewrite."""
+        return bool(self.rewrite_place) or self.comm == _STOPPER
 
     def stack_of(self, address: int) -> StackRange | None:
         """Return the printed stack that `address` is a byte of."""

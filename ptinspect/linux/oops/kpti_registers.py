@@ -39,7 +39,6 @@ _LEVELS: Mapping[int, tuple[tuple[str, int, int], ...]] = {
     2: (("pgd", 5, 2), ("pte", 14, 3)),
 }
 """Levels of lookup -> name, first of the three registers, and level; folded levels use none."""
-_CALLERS = ("kpti_install_ng_mappings+", "__kpti_install_ng_mappings+", "idmap_kpti_install_ng_mappings+")
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,15 @@ class KptiRegisters:
         return tuple(level for level in self.levels if level.last.is_leaf)
 
 
-def in_kpti(fault: Fault) -> str:
-    """Return the symbol that places the fault in or right after the rewrite, or an empty string."""
-    return next((symbol for symbol in (fault.lr, fault.pc) if symbol.startswith(_CALLERS)), "")
-
-
 def kpti_registers(fault: Fault, regime: Regime) -> KptiRegisters | None:
     """Return the walk's registers, if the log shows that this CPU did the walk; else None.
 
     Asked of the registers: a cursor and an end in the same table at each level, the ends aligned
     to a table; asked of the rest: the place (lr or pc), or the stopper thread `migration/0`.
     """
-    place = in_kpti(fault)
-    if not place and fault.comm != "migration/0":
+    if not fault.may_rewrite:
         return None
-    x = fault.registers
+    place, x = fault.rewrite_place, fault.registers
     levels = []
     for name, first, level in _LEVELS.get(regime.levels, ()):
         if any(number not in x for number in range(first, first + 3)):

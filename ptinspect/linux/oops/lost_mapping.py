@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptinspect.arch.descriptor import BIT11
-from ptinspect.arch.esr import EC_DABT, Esr, decode_esr
 from ptinspect.dataclass import replace
 from ptinspect.linux.death import Verdict
 from ptinspect.linux.oops.depth import at_exception_entry
-from ptinspect.linux.oops.incident import Fault, Incident
+from ptinspect.linux.oops.incident import Fault
 from ptinspect.linux.oops.kpti_registers import KptiRegisters, describe
 from ptinspect.linux.oops.log_facts import Facts
 from ptinspect.linux.oops.printed_walk import Path, PathStep
@@ -17,25 +16,6 @@ from ptinspect.linux.stack_range import StackRange
 
 BOOT_TABLES = 8
 """Pages after swapper_pg_dir in which tables made by head.S may lie (Linux up to 4.19, vmlinux.lds.S)."""
-
-
-def lost_address(incident: Incident, esr: Esr | None) -> tuple[int, int, StackRange] | None:
-    """Return an address inside of a stack that did not translate, the fault's level and the stack.
-
-    The FAR of the report of the stack, or of a fault inside of its handling; None if there is none.
-    """
-    bad = incident.bad_stack
-    if bad is None:
-        return None
-    reports: list[tuple[Fault, Esr | None]] = [(bad, esr)]
-    reports += [(fault, decode_esr(fault.esr) if fault.esr is not None else None) for fault in incident.later]
-    for fault, decoded in reports:
-        if fault.far is None or decoded is None or decoded.ec != EC_DABT or decoded.level is None:
-            continue
-        stack = bad.stack_of(fault.far)
-        if stack is not None and stack.base and decoded.fault == "translation fault":
-            return fault.far, decoded.level, stack
-    return None
 
 
 def joined(deaths: Sequence[Facts]) -> list[Facts]:
@@ -49,7 +29,7 @@ def joined(deaths: Sequence[Facts]) -> list[Facts]:
 
 
 def _with_others(death: Facts, deaths: Sequence[Facts]) -> Facts:
-    found = lost_address(death.incident, death.esr)
+    found = death.lost
     if not death.kpti_place or found is None:
         return death
     address, level, _ = found
@@ -69,13 +49,8 @@ def _with_others(death: Facts, deaths: Sequence[Facts]) -> Facts:
     return death
 
 
-def lost_mapping(facts: Facts) -> Verdict | None:
-    """Return what became of the mapping of a stack, if an address in it did not translate."""
-    found = lost_address(facts.incident, facts.esr)
-    return None if found is None else _judged(facts, *found)
-
-
-def _judged(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
+def lost_mapping(facts: Facts, address: int, level: int, stack: StackRange) -> Verdict:
+    """Return what became of the mapping of a stack: an address in it did not translate (`Facts.lost`)."""
     evidence = _fault_evidence(facts, address, level, stack)
     unknown = ["what other addresses translate to: only one walk was printed"]
     path, by = facts.path, ""

@@ -14,10 +14,8 @@ from ptinspect.linux.death import Verdict, place
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
 from ptinspect.linux.oops.fault_verdict import other_cause
 from ptinspect.linux.oops.incident import Fault, Incident
-from ptinspect.linux.oops.kpti_registers import ROLES, explain
 from ptinspect.linux.oops.log_facts import Facts, facts_of
 from ptinspect.linux.oops.logfile import Log, read
-from ptinspect.linux.oops.lost_mapping import joined, lost_mapping
 from ptinspect.linux.releases import exception_frames, parse
 from ptinspect.linux.stack_range import holding
 
@@ -85,8 +83,17 @@ def _known(facts: Facts, bad: Fault) -> death.Facts:
         in_entry=entry,
         used=facts.used,
         calls=calls,
-        gone=lost_mapping(facts),
+        gone=_gone(facts),
     )
+
+
+def _gone(facts: Facts) -> Verdict | None:
+    """Return what became of the mapping of the stack, if an address in it did not translate."""
+    if facts.lost is None:
+        return None
+    from ptinspect.linux.oops.lost_mapping import lost_mapping
+
+    return lost_mapping(facts, *facts.lost)
 
 
 def _aborted(esr: Esr | None) -> bool:
@@ -221,7 +228,11 @@ def analyse(log: bytes | BinaryIO) -> Analysis:
     source = Log(io.BytesIO(log) if isinstance(log, bytes) else log)
     reader = read(source)
     deaths = [facts_of(incident) for incident in islice(reader.finish(), MAX_PANICS)]
-    return Analysis(tuple(explain_death(facts) for facts in joined(deaths)), reader.total, source.whole)
+    if any(facts.kpti_place for facts in deaths):
+        from ptinspect.linux.oops.lost_mapping import joined
+
+        deaths = joined(deaths)
+    return Analysis(tuple(map(explain_death, deaths)), reader.total, source.whole)
 
 
 def explain_death(facts: Facts) -> Panic:
@@ -230,6 +241,8 @@ def explain_death(facts: Facts) -> Panic:
     kpti = facts.kpti
     notes: Mapping[int, tuple[str, str]] = {}
     if kpti is not None:
+        from ptinspect.linux.oops.kpti_registers import ROLES, explain
+
         known = {number for step in kpti.levels for number in range(step.first, step.first + 3)}
         known |= {2, 3, 4} if kpti.swapper_pa is not None else set()
         notes = {number: (ROLES[number][0], explain(number, kpti)) for number in known}
