@@ -31,9 +31,10 @@ BURST, PER_SECOND = 8.0, 3.0
 
 
 def margin_bytes(text: str, size: int) -> int:
-    """Read a margin in bytes, or in percent of a stack. Raises UserError if it leaves no room."""
-    matched = re.fullmatch(r"(\d+)(%?)", text)
-    value = 0 if matched is None else int(matched[1]) * (size if matched[2] else 100) // 100
+    """Read a margin in bytes, as 2K, or in percent of a stack. Raises UserError if it leaves no room."""
+    matched = re.fullmatch(r"(\d+)([K%]?)", text)
+    units = {"": 100, "K": 100 << 10, "%": size}
+    value = 0 if matched is None else int(matched[1]) * units[matched[2]] // 100
     if not END_MARK < value <= size - ROOM:
         raise UserError(f"--margin {text}: not between {END_MARK} and {size - ROOM} bytes")
     return value

@@ -63,7 +63,7 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
     kept = [f for f in frames if f.kind == "function" and stack is not None and f.stack == stack.kind]
     unwritten = sum(f.count for f in frames if f.kind == "unwritten")
     in_entry = any(first <= at.pc < end for first, end in ranges) and bool(state.el)
-    if at.saved and in_entry and own is not None and own.contains(at.x29) and not unwritten:
+    if at.saved and in_entry and stack is not None and stack.contains(at.x29) and not unwritten:
         unwritten = max(at.x29 - at.sp, 0) // stacks.entry.frame_size
     used = None
     if kept and stack is not None:
@@ -90,7 +90,7 @@ def collect(stacks: Stacks, state: CpuState, depth: Depth, snapshots: Sequence[S
         gone=gone,
         chain=tuple((_name(stacks, f.pc - 4 * f.returns), f.size) for f in kept),
         dying=dying,
-        magic=None if own is None or gone is not None else stacks.end_magic(own),
+        magic=None if stack is None or gone is not None else stacks.end_magic(stack),
         earlier=at.saved and far != at.sp,
         stacks=_nowhere(stacks, state, own, at.sp) if entering and not at.saved else (),
         level=registers[0][4:],
@@ -106,10 +106,12 @@ def _interrupted(
     elr = state.system.get(translation_register(state, "ELR"), 0)
     here = Interrupted(state.sp, elr, state.x[29], own)
     before = sp_before_overflow(stacks, state)
-    if position.kind == "overflow" and entering and own is not None and own.near(before):
-        return replace(here, sp=before)
+    may = [s for s in (own, *stacks.of_cpu(state)) if s is not None and s.kind != "overflow"]
+    off = holding(before, may)
+    if position.kind == "overflow" and entering and off is not None:
+        return replace(here, sp=before, stack=off)
     if own is not None and (position.kind == "overflow" or any(f.stack == "overflow" for f in frames)):
-        return _saved(stacks, state, own) or here
+        return _saved(stacks, state, may) or here
     if position.stack is not None and not dying:
         return replace(here, stack=position.stack, sp=position.sp)
     if own is not None and dying:
@@ -125,10 +127,10 @@ def _nowhere(stacks: Stacks, state: CpuState, own: Stack | None, sp: int) -> Seq
     return () if holding(sp, (own, *known)) is not None else (own, *known)
 
 
-def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Interrupted | None:
+def _saved(stacks: Stacks, state: CpuState, may: Sequence[Stack]) -> Interrupted | None:
     """Read struct pt_regs at the top of the overflow stack, where `__bad_stack` puts it (entry.S).
 
-    None if it is not there, or not of an exception on the task's stack.
+    None if it is not there, or not of an exception on one of the stacks `may`.
     """
     overflow = next((s for s in stacks.of_cpu(state) if s.kind == "overflow"), None)
     if overflow is None:
@@ -142,7 +144,8 @@ def _saved(stacks: Stacks, state: CpuState, own: Stack) -> Interrupted | None:
     except PtinspectError:
         return None
     fits = not mode >> 32 and mode & 0xF in KERNEL_MODES and bit(pc, 55) and pc % 4 == 0
-    return Interrupted(sp, pc, x29, own, saved=True) if fits and own.near(sp) else None
+    off = holding(sp, may)
+    return Interrupted(sp, pc, x29, off, saved=True) if fits and off is not None else None
 
 
 def _name(stacks: Stacks, pc: int) -> str:

@@ -247,6 +247,16 @@ def test_a_store_into_the_margin(guest: Guest) -> None:
     assert "nothing proves a fault" not in text(report)
 
 
+def test_the_irq_stack_of_a_cpu_is_guarded_too(guest: Guest) -> None:
+    irq = guest.new_stack()
+    guest.per_cpu_put(0, sg.IRQ_POINTER, irq)
+    guest.session.stops = [guest.stop_at(-102, sp=irq + 0x700)]
+    found = run(guest.context(), "stack guard").result
+    assert (found["way"], found["stacks_watched"], found["stack"]["kind"]) == ("margin", 3, "irq")
+    assert found["alarm"] == "1792 bytes are left on the IRQ stack of cpu 0, and the margin is 2048"
+    assert run(guest.context(), "stack guard --task 7 --timeout 1").result["stacks_watched"] == 1
+
+
 def test_above_the_margin_is_no_alarm(guest: Guest) -> None:
     guest.session.stops = [guest.stop_at(-101, sp=guest.base + 2048), guest.stop_at(77)]
     found = run(guest.context(), "stack guard").result

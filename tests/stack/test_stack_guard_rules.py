@@ -29,7 +29,8 @@ def state(sp: int, elr: int = 0, esr: int = WRITE_FAULT) -> CpuState:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("2048", 2048), ("33", 33), ("25%", 4096), ("93%", 15237), ("15360", 15360)]
+    ("text", "expected"),
+    [("2048", 2048), ("2K", 2048), ("33", 33), ("25%", 4096), ("93%", 15237), ("15360", 15360)],
 )
 def test_margins(text: str, expected: int) -> None:
     assert margin_bytes(text, SIZE) == expected

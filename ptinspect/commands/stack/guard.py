@@ -9,7 +9,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import timeout_argument
 from ptinspect.commands.framework.command import Needs, argument, command
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.stack.stack import StackResult, stack
+from ptinspect.commands.stack.stack import KINDS, StackResult, stack
 from ptinspect.commands.stack.why import WhyResult, reasons, why_result
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.guest.guest import Guest
@@ -72,8 +72,8 @@ class GuardResult:
     ),
     result=GuardResult,
     needs=Needs.STOPPED,
-    details="Three wires: the first access to the lowest --margin bytes of a task's stack by a task that "
-    "has used all above; a fault of the exception "
+    details="Three wires: the first access to the lowest --margin bytes of a task's stack, or of a CPU's for "
+    "interrupts, by one that has used all above; a fault of the exception "
     "entry itself (no store succeeds: the stack's mapping is lost); and the kernel's own overflow "
     "test. Exit code 1 if one was tripped. The entry is tested by ten instructions in the unused part "
     "of the vectors, which are taken out again; --entry breakpoint leaves the guest's code alone, at "
@@ -142,7 +142,8 @@ def _tripped(guest: Guest, result: GuardResult, found: Guarded) -> Report:
     if found.near is not None:
         left = state.sp - found.near.base
         room = f"{left} bytes are left" if left >= 0 else f"SP is {-left} bytes below the base"
-        alarm = f"{room} on the stack of {found.near.owner}, and the margin is {found.margin}"
+        kind = "stack" if found.near.kind == "task" else KINDS[found.near.kind]
+        alarm = f"{room} on the {kind} of {found.near.owner}, and the margin is {found.margin}"
         result = replace(result, alarm=alarm)
         head.append(Note(alarm, "bad"))
         if verdict.code in ("unknown", "not-a-stack-problem"):

@@ -406,6 +406,13 @@ class _Run:
             return stacks.tasks.newest(known)
         return list(stacks.tasks.all().tasks)
 
+    def of_cpus(self, stacks: Stacks) -> list[Stack]:
+        """Return the stacks that the CPUs take interrupts on, where all stacks are guarded."""
+        session = self.guest.stopped
+        cpus = range(session.cpu_count) if self.whose == "any" else ()
+        found = (stack for cpu in cpus for stack in stacks.of_cpu(session.cpu_state(cpu)))
+        return [stack for stack in found if stack.kind != "overflow"]
+
     def look(self) -> None:
         """Watch the stacks that are not watched yet; early in the boot there may be none.
 
@@ -421,7 +428,8 @@ class _Run:
             self.armed.wires.stacks |= begun  # that on which the boot began has an owner now
             at_once = not self.looks or self.guest.stopped.slots.limited
             stay = tasks if at_once else tasks.keys() & self.newcomers
-            watch_stacks(self.guest, self.armed, [found[tasks[key].stack] for key in stay], self.margin)
+            wanted = [found[tasks[key].stack] for key in stay]
+            watch_stacks(self.guest, self.armed, [*wanted, *self.of_cpus(stacks)], self.margin)
             bases = self.armed.wires.bases
             self.newcomers = {key for key, task in tasks.items() if task.stack not in bases}
             self.blind = ""
