@@ -292,9 +292,13 @@ def test_decode_at_each_level(line: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["decode 0 -l -1", "decode 0 -l 0 --va-bits 39", "decode 0 -l 3 --granule 8K"]
+    "line",
+    [
+        *("decode 0 -l -1", "decode 0 -l 0 --va-bits 39", "decode 0 -l 3 --granule 8K"),
+        *("decode 0 -l 3 --va-bits 52", "decode 0 -l 3 --pa-bits 47", "decode 0 -l 3 --ds --granule 64K"),
+    ],
 )
-def test_decode_refuses_levels_that_do_not_exist(line: str) -> None:
+def test_decode_refuses_levels_and_tables_that_do_not_exist(line: str) -> None:
     with pytest.raises(UserError):
         run(context(), line)
 

@@ -16,7 +16,7 @@ from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import switch
 from ptinspect.commands.framework.command import argument, command
 from ptinspect.dataclass import dataclass, replace
-from ptinspect.errors import UserError
+from ptinspect.errors import RegimeError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.descriptor_words import (
     PermissionsResult,
@@ -133,15 +133,18 @@ def _given(granule: int, va_bits: int | None, pa_bits: int | None, ds: bool, rul
     if granule not in GRANULES:
         raise UserError(f"granule of {granule} bytes", "use 4K, 16K or 64K")
     wide, el2 = 52 if ds else 48, rules == "el2"
-    return Regime(
-        GRANULES[granule],
-        va_bits or wide,
-        pa_bits or wide,
-        not el2,
-        ds=ds,
-        name="EL2" if el2 else "EL1&0",
-        doubt=BY_DIRECT_BITS,
-    )
+    try:
+        return Regime(
+            GRANULES[granule],
+            va_bits or wide,
+            pa_bits or wide,
+            not el2,
+            ds=ds,
+            name="EL2" if el2 else "EL1&0",
+            doubt=BY_DIRECT_BITS,
+        )
+    except RegimeError as error:
+        raise UserError(error.message, "see --granule, --va-bits, --pa-bits and --ds") from error
 
 
 def _guest_regime(guest: Guest, rules: str | None) -> Regime | None:
