@@ -16,6 +16,7 @@ from ptinspect.arch.levels import level_name, levels_of
 from ptinspect.arch.regime import LEVEL_LAST, Regime
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import SnapshotError
+from ptinspect.snapshot.coverage import strangers
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, entry_addresses, parts, take_rows
 from ptinspect.tables.kinds import are_leaves, are_tables, next_tables
@@ -244,9 +245,7 @@ def _common(a: Snapshot, b: Snapshot) -> tuple[Window, list[str]]:
     ):
         if this != that:
             raise SnapshotError(f"{a.name} and {b.name} cannot be compared: {what} {this} and {that}")
-    notes = []
-    if a.root.pa != b.root.pa:
-        notes.append(f"the roots differ: pa:{a.root.pa:#x} and pa:{b.root.pa:#x}")
+    notes = [*strangers(a, b)]
     if ra.name != rb.name:
         notes.append(f"the regimes differ: {ra.name} and {rb.name}")
     for stem, this, that in (

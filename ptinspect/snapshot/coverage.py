@@ -1,4 +1,4 @@
-"""What a snapshot does not hold of the tables under its root, which every judgement of it has to name."""
+"""What a judgement of snapshots has to name: what one does not hold, and that two do not belong together."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def unseen(snapshot: Snapshot) -> tuple[str, ...]:
     unreadable = int(np.count_nonzero(~snapshot.tables.readable))
     if unreadable:
         found.append(f"{snapshot.name}: {counted(unreadable, 'table')} could not be read")
+    return tuple(found)
+
+
+def strangers(a: Snapshot, b: Snapshot) -> tuple[str, ...]:
+    """Return what shows that two snapshots are not of the same tables of one boot, one sentence each."""
+    found = []
+    this, that = a.meta.kernel, b.meta.kernel
+    if this and that and this != that:
+        names = [" ".join(kernel.split(maxsplit=3)[:3]) for kernel in (this, that)]
+        names = names if names[0] != names[1] else [this, that]
+        found.append(f"the kernels differ: {names[0]} and {names[1]}")
+    if a.root.pa != b.root.pa:
+        found.append(f"the roots differ: pa:{a.root.pa:#x} and pa:{b.root.pa:#x}")
     return tuple(found)
 
 

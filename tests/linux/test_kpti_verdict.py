@@ -114,6 +114,25 @@ def test_the_codes_that_the_tables_alone_tell() -> None:
     assert judge(old, marked(old, leaves=False)).code == "unknown"
 
 
+def test_snapshots_that_do_not_belong_together_prove_nothing() -> None:
+    old, new = before(), marked(before())
+    swapped = judge(new, old, finished=False)
+    assert swapped.code == "unknown" and "wrong order" in swapped.unknown[0]
+    for tables in (True, False):
+        assert judge(marked(old, tables=tables), old, finished=False).code == "unknown"
+    kernels = [
+        dataclasses.replace(one, meta=dataclasses.replace(one.meta, kernel=f"Linux version 6.{n}.0 (x) #1"))
+        for n, one in enumerate((old, new))
+    ]
+    other = judge(*kernels)
+    assert (other.code, other.evidence) == (
+        "unknown",
+        ("the kernels differ: Linux version 6.0.0 and Linux version 6.1.0",),
+    )
+    moved = dataclasses.replace(new, root=dataclasses.replace(new.root, pa=PhysAddr(0x5000_0000)))
+    assert judge(old, moved).code == "unknown"
+
+
 def test_in_the_walk_only_damage_is_told() -> None:
     old, new = before(), marked(before())
     row, slot = place(new, 2, BASE)

@@ -24,7 +24,7 @@ from ptinspect.linux.kpti.state import MOSTLY, KptiState, mostly_ng, state_from_
 from ptinspect.linux.kpti.stores import Recording
 from ptinspect.linux.layout.choice import layout_of
 from ptinspect.linux.layout.mapped_parts import Contents, in_words, took
-from ptinspect.snapshot.coverage import unseen
+from ptinspect.snapshot.coverage import strangers, unseen
 from ptinspect.snapshot.model import Snapshot
 from ptinspect.tables.index import TableIndex, place_of
 from ptinspect.tables.kinds import are_valid
@@ -82,6 +82,10 @@ def judge(
     """
     before = before if before is not None or recording is None else recording.before
     state = state or state_from_tables(after)
+    if before is not None and (differ := strangers(before, after)):
+        return Verdict(
+            "unknown", differ, ("what the rewrite did: the two are not of one boot's kernel tables",)
+        )
     lacks = (*state.unseen, *(() if before is None else unseen(before)))
     found = _lost_stores(recording, after) if recording is not None else None
     found = found or (_damage(before, after) if before is not None else None)
@@ -194,7 +198,9 @@ def _not_over(
     if state.state == "in-progress":
         return Verdict("unknown", (stands,), ("the rewrite is not over: kpti progress shows how far it is",))
     if state.state in ("before", "not-needed"):
-        return Verdict("not-run", (stands,))
+        return (None if before is None else _backwards(before, state, stands)) or Verdict(
+            "not-run", (stands,)
+        )
     if before is None or state.unseen or unseen(before):
         return None
     had = summarize(before)
@@ -203,6 +209,15 @@ def _not_over(
         why = "mappings were nG from the start (KASLR)"
         return Verdict("not-run", (f"{before.name}: {had.marks}", stands, why))
     return None
+
+
+def _backwards(before: Snapshot, state: KptiState, stands: str) -> Verdict | None:
+    """Notice that what was rewritten before is not so after."""
+    had = summarize(before)
+    if not had.table_descriptors_marked and mostly_ng(had) <= mostly_ng(state.counts):
+        return None
+    why = "no rewrite takes marks back: the two are in the wrong order, or not of one boot"
+    return Verdict("unknown", (f"{before.name}: {had.marks}", stands), (why,))
 
 
 def _marking(
