@@ -532,15 +532,13 @@ class LookCommand(gdb.MICommand):
         lane = wire()
         if lane is None:
             return {"looked": "stood "}
-        import hashlib
-
         questions = (b"info status", b"info registers -a")
         with held_sigint():
             texts, told = lane.monitor(questions)
             lost = len(texts) < len(questions)
             texts = lane.monitor(questions)[0] if lost else texts
             ran = told or lost or b"running" in texts[0]
-        digest = hashlib.sha256(b"".join(texts)).hexdigest()
+        digest = f"{hash(tuple(texts)):x}"  # it is compared with those of this process only
         if ran:
             flush()
         return {"looked": f"{'ran' if ran else 'stood'} {digest}"}

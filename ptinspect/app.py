@@ -32,6 +32,8 @@ with standing_in(
     import argparse  # its texts have no translations, and looking for them takes five times as long as it
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ptinspect.commands.framework.context import Context
     from ptinspect.commands.framework.registry import Registry
     from ptinspect.repl.player import Player
@@ -138,13 +140,15 @@ def _main(arguments: list[str], signals: Signals) -> int:
     if options.version:
         sys.stdout.write(f"ptinspect {__version__}\n")
         return EXIT_OK
+    starting = None
+    if options.gdb is not None:  # before anything else is imported
+        from ptinspect.link.gdb.starting import begun
+
+        starting = begun(options.gdb_path)
     from ptinspect.guest.guest import Guest
 
     guest = Guest(options.kernel, gdb=options.gdb_path)
-    if options.gdb is not None:
-        from ptinspect.guest.opening import start_gdb
-
-        start_gdb(guest)
+    guest.starting = starting
     from ptinspect.commands.framework.context import Context
     from ptinspect.commands.framework.registry import build_registry
     from ptinspect.repl.printer import Printer
@@ -335,7 +339,6 @@ def _epilog() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ptinspect.commands.framework.arguments import file
     from ptinspect.commands.framework.command import Parser
 
     parser = Parser(
@@ -347,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--help", "-h", action="store_true", help="show this and leave")
     add("--version", action="store_true", help="show the version and leave")
     add("--gdb", metavar="ADDR", help="attach to a gdbstub first: host:port, :port or a socket's path")
-    add("--kernel", metavar="FILE", type=file, help="the guest's kernel: Image, vmlinuz, or vmlinux")
+    add("--kernel", metavar="FILE", type=_path, help="the guest's kernel: Image, vmlinuz, or vmlinux")
     add(
         "-c", dest="work", action="append", metavar="'COMMAND'", type=_command, help="run it; may be repeated"
     )
@@ -375,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--timeout", metavar="SECONDS", type=_seconds, help="end after that time, whatever runs")
     add("--bisect", action="store_true", help="for git bisect run: exit code 125 instead of 2, 3, 4 and 70")
-    add("--junit", metavar="FILE", type=file, help="write a JUnit report of the commands")
+    add("--junit", metavar="FILE", type=_path, help="write a JUnit report of the commands")
     add("--json", action="store_true", help="print one JSON object per command and line")
     add("--plain", dest="colour", action="store_false", default=None, help="no colours")
     add("--color", dest="colour", action="store_true", default=None, help="colours, even into a pipe")
@@ -391,6 +394,12 @@ def _command(text: str) -> tuple[str, str]:
 
 def _file(text: str) -> tuple[str, str]:
     return "script", text
+
+
+def _path(text: str) -> Path:
+    from pathlib import Path
+
+    return Path(text)
 
 
 def _seconds(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -224,15 +223,10 @@ def _first_needed() -> None:
 
 
 def start_gdb(guest: Guest) -> None:
-    """Start the GDB of the next attach, which takes as long as all that is imported meanwhile.
+    """Start the GDB of the next attach, unless it was started already."""
+    from ptinspect.link.gdb.starting import begun
 
-    What goes wrong is reported by that attach.
-    """
-    from ptinspect.link.gdb.starting import Starting
-
-    if guest.starting is None:
-        with suppress(TargetError):
-            guest.starting = Starting(guest.gdb)
+    guest.starting = guest.starting or begun(guest.gdb)
 
 
 def elf_file(kernel: Path | None) -> Path | None:

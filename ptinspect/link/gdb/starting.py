@@ -6,6 +6,7 @@ happen at the same time. What GDB has to do first is sent in one go, and its ans
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -107,3 +108,13 @@ class Starting:
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
+
+
+def begun(path: str | None) -> Starting | None:
+    """Start the GDB of an attach that is to come, which takes as long as all that is imported meanwhile.
+
+    None if that fails: what is wrong is reported by that attach, which tries it again.
+    """
+    with contextlib.suppress(TargetError):
+        return Starting(path)
+    return None
