@@ -150,8 +150,6 @@ class Server:
         if (session := self._session()) is not None:
             changed = message.get("serial") != self._serial
             session.begin(max(int(message.get("thread") or 1) - 1, 0), changed, message.get("stop"))
-            if changed:
-                self.ctx.guest.forget_stop()
         self._serial = message.get("serial")
 
     def _words(self, text: str) -> list[str]:

@@ -187,6 +187,7 @@ class FakeSession:
         self.calls.append(("unwatch",))
 
     def write_physical(self, *parts: tuple[int, bytes]) -> None:
+        self.stop_token += 1
         for pa, data in parts:
             self.memory.write(pa, data)
 
@@ -230,6 +231,7 @@ class FakeSession:
 
     def gdb_command(self, line: str, timeout: float = 120.0) -> str:
         self.calls.append(("gdb", line))
+        self.stop_token += 1
         return f"\x1b[2Jgdb {line}\n"
 
     def disassemble(self, address: int, code: bytes) -> str:

@@ -482,6 +482,5 @@ class Guest:
         """Notice what somebody else did to the guest meanwhile; return a line about it, or nothing."""
         changed = "" if self.session is None else self.session.look()
         if changed:
-            self.forget_stop()
             self.kept.clear()
         return changed

@@ -38,7 +38,6 @@ def poke(guest: Guest, pa: int, value: int) -> Change:
 
     made = Change(pa, descriptor_at(guest, pa), value, what=POKE)
     guest.stopped.changes.make([made])
-    guest.forget_stop()
     return made
 
 
@@ -58,7 +57,6 @@ def undo_poke(guest: Guest) -> Change:
     if now != last.new:
         raise UserError(f"pa:{last.pa:#x} holds {now:#x}, not {last.new:#x}: the guest changed it since")
     changes.undo([last])
-    guest.forget_stop()
     return last
 
 

@@ -20,14 +20,11 @@ def test_a_reverted_root_entry_is_named_and_the_stacks_that_it_took() -> None:
         raw = int(walk["steps"][0]["raw"], 16)
         session = live.ctx.guest.stopped
         session.write_physical((entry, ((raw & ~0x800) + 0x1000).to_bytes(8, "little")))
-        live.ctx.guest.forget_stop()
         answer = live("check --against before --rewrite-done")
         assert "entry-reverted" in broken(answer)
         session.write_physical((entry, bytes(8)))
-        live.ctx.guest.forget_stop()
         assert {"entry-lost", "stack-lost"} <= broken(live("check --against before"))
         session.write_physical((entry, (raw & ~0x800).to_bytes(8, "little")))
-        live.ctx.guest.forget_stop()
         assert broken(live("check --against after")) == {"mark-lost"}
         assert broken(live("check --against before --rewrite-done")) == {"not-marked"}
 
@@ -45,7 +42,6 @@ def test_a_lost_range_is_named_by_the_stacks_that_lay_in_it(guest: str, options:
         at, raw = int(entry["descriptor_pa"], 16), int(entry["raw"], 16)
         size = 1 << live.ctx.guest.view.regime.shift(entry["level"])
         live.ctx.guest.stopped.write_physical((at, bytes(8)))
-        live.ctx.guest.forget_stop()
         live("snap after")
         live.ctx.guest.stopped.write_physical((at, raw.to_bytes(8, "little")))
         (change,) = live("diff before after")["changes"]

@@ -174,7 +174,6 @@ def test_tables_that_a_cpu_runs_through(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path) as (live, high, low, count):
         session = live.ctx.guest.stopped
         stop = session.run_until([DONE, BAD], 300)
-        live.ctx.guest.forget_stop()
         assert (stop.pc, session.cpu_state(0).x[20]) == (DONE, count)
         same(live, "ttbr1", high, name)
         same(live, "ttbr0", low, name)

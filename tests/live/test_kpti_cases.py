@@ -33,7 +33,6 @@ def patch(live: Live, patches: Callable[[KptiCode, bytes], dict[int, int]]) -> K
     session, entry = live.ctx.guest.stopped, runner.physical(runner.code.entry_va)
     for at, word in patches(runner.code, session.memory.read(entry, runner.code.size)).items():
         session.write_physical((entry + at, word.to_bytes(4, "little")))
-    live.ctx.guest.forget_stop()
     code = running_code(live.ctx.guest.view)
     assert code is not None
     return code

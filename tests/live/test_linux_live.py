@@ -114,7 +114,6 @@ def at_entry(request: pytest.FixtureRequest) -> Any:
         entry = live.ctx.guest.view.pa_of_link(recognise(image).entry_va)
         while True:
             stop = session.run_until([entry], SECONDS)
-            live.ctx.guest.forget_stop()
             assert stop.pc == entry
             if session.cpu_state(session.current_cpu).x[0] & 0xFFFF_FFFF == 0:
                 break
@@ -133,17 +132,14 @@ def test_registers_and_marks_agree_at_single_instructions(at_entry: Live) -> Non
     for offset in stops:
         assert offset is not None
         session.run_until([entry + offset], SECONDS)
-        ctx.guest.forget_stop()
         for _ in range(8):
             phase, doubts, _ = look(at_entry)
             assert doubts == []
             assert phase == ("walking" if offset != stops[0] else phase)
             session.step_instructions(1, 0)
-            ctx.guest.forget_stop()
     states = []
     for name in ("after_writes", "return"):
         session.run_until([entry + code.points[name]], SECONDS)
-        ctx.guest.forget_stop()
         phase, doubts, snapshot = look(at_entry)
         assert (phase, doubts) == ("done", [])
         marks = reached(snapshot, code.algorithm)

@@ -247,7 +247,6 @@ def answers(
     told = []
     for _ in configs:
         assert session.run_until([READY, LOAD + 0x500], 300).pc == READY
-        live.ctx.guest.forget_stop()
         told.append({va: may for root in roots for va, may in said(live, root).items()})
         for va in vas[7::401]:
             walked = live(f"walk {va:#x}")

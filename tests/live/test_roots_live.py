@@ -58,7 +58,6 @@ def maps(live: Live, begin: str = "MAPS", end: str = "END") -> list[tuple[int, i
 def in_user_mode(live: Live) -> None:
     for tries in range(100):  # of a busy machine the guest gets little, and spends that on its timer
         live("interrupt")
-        live.ctx.guest.forget_stop()
         if live.ctx.guest.stopped.cpu_state(0).el == 0:
             return
         live("continue --background")

@@ -52,7 +52,6 @@ def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_pat
         session = live.ctx.guest.stopped
         table = session.cpu_state(cpu).system["VBAR_EL1"]
         stop = session.run_until([table + EL0 + SLOT * i for i in range(4)], 300)
-        live.ctx.guest.forget_stop()
         first = live(f"stack --cpu {stop.cpu}")
         assert (first["kind"], first["used"]) == ("task", 0), first
         assert "border of user mode" in first["note"]

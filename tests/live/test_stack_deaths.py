@@ -44,7 +44,6 @@ def recurse(live: Live, name: str) -> int:
     live.ctx.guest.stopped.write_physical(
         (int(view.pa_of_link(start + at - view.kaslr_offset)), call.to_bytes(4, "little"))
     )
-    live.ctx.guest.forget_stop()
     return start
 
 

@@ -312,7 +312,6 @@ class SymbolBreakpoints:
             return self.session.run_until([], seconds, purpose=Purpose.REWRITE)
         finally:
             self._awaited = False
-            self._guest.forget_stop()
             if self._guest.state == "stopped":
                 with contextlib.suppress(PtinspectError):
                     self.look()

@@ -151,19 +151,12 @@ class Runner:
     def run_to(self, addresses: Sequence[int]) -> StopInfo:
         """Let the guest run until it stands at one of `addresses`, or stops for another reason."""
         try:
-            return self._run(addresses, self.left())
+            return self.session.run_until(addresses, self.left(), purpose=Purpose.REWRITE)
         except TargetTimeout as error:
             raise TargetTimeout(
                 "the guest did not get there in time: " + error.message,
                 "a longer --timeout, or look where it stands: bt, console",
             ) from None
-
-    def _run(self, addresses: Sequence[int], seconds: float, needed: int | None = None) -> StopInfo:
-        self.guest.forget_stop()
-        try:
-            return self.session.run_until(addresses, seconds, purpose=Purpose.REWRITE, needed=needed)
-        finally:
-            self.guest.forget_stop()
 
     def place_kernel(self) -> None:
         """Run until it is known where the kernel runs, if it is not known yet.
@@ -201,7 +194,8 @@ class Runner:
         while True:
             places, seconds = [entry, *past, *functions, *returns], min(SLICE_SECONDS, self.left())
             try:  # where the CPU has few breakpoints, the last of the places do without
-                stop = self._run(places, seconds, 1 + len(past))
+                few = 1 + len(past)
+                stop = self.session.run_until(places, seconds, purpose=Purpose.REWRITE, needed=few)
             except TargetTimeout:
                 if past_by := past_boot(self.guest.view):
                     self.reason = f"{past_by}: the kernel went on without a rewrite"
@@ -263,7 +257,6 @@ class Runner:
         if replay is not None:
             with symbol_breakpoints(self.guest).aside(), replay.without_breakpoints():
                 replay.go_to(0, self.left())
-                self.guest.forget_stop()
                 self.place_kernel()
                 return self.enter()
         if isinstance(over, UserError):
@@ -380,13 +373,11 @@ class Runner:
     def run_to_access(self, entry: int) -> None:
         """Run until the rewrite loads the descriptor at this address, as its CPU sees it."""
         number = self.session.watch_access(entry, 8, Purpose.REWRITE)
-        self.guest.forget_stop()
         try:
             stop = self.session.run_until([self.point("after_writes")], self.left())
         finally:
             if self.session.state.name == "STOPPED":
                 self.session.delete_breakpoint(number)
-            self.guest.forget_stop()
         if stop.breakpoint != number:
             raise stopped_early(self.guest, stop, IN_THE_MIDDLE)
 

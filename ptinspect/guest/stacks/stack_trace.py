@@ -144,8 +144,6 @@ class _Run:
                 )
             except KeyboardInterrupt:
                 records, ended = tracer.take()[0], "interrupted"
-            finally:
-                self.guest.forget_stop()
             skip = 1 if self.steps else 0  # the first record repeats the last one of the portion before
             self.series.add_steps(records[skip:], self.steps + skip)
             self.steps += max(len(records) - 1, 0)
@@ -174,8 +172,6 @@ class _Run:
                 )
             except KeyboardInterrupt:
                 records, ended = tracer.take()[0], "interrupted"
-            finally:
-                self.guest.forget_stop()
             self._add(records, before, rungs, tracer)
             self.guest.progress("looking for new depths", int(self._elapsed()), int(self.limits.seconds))
         return self._trace(LADDER, ended)
