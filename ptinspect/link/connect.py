@@ -18,7 +18,7 @@ from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import NAMES, RegisterReader
 from ptinspect.link.gdb.starting import MARK, Starting
-from ptinspect.link.journal import step_is_open
+from ptinspect.link.journal import attaching, step_is_open
 from ptinspect.link.qemu.listener import is_stopped, listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import FREE_SECONDS, StubFacts, leave, probe, wait_until_free
@@ -156,6 +156,8 @@ def clear(address: StubAddress, timeout: float) -> None:
     deadline = time.monotonic() + HEIR_SECONDS
     while not all(map(has_ended, orphans)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    with attaching(address, timeout):  # who is leaving the guest in this moment may take longer than others
+        pass
     wait_until_free(address, min(timeout, FREE_SECONDS))
     while running_with(HEIR, str(address)) and not is_stopped(address) and time.monotonic() < deadline:
         time.sleep(0.05)
