@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.dataclass import dataclass
+from ptinspect.errors import GuestError
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,18 @@ class AheadMemory(Protocol):
 def far(memory: object) -> TypeGuard[AheadMemory]:
     """Tell whether reading ahead saves requests."""
     return bool(getattr(memory, "far", False))
+
+
+def read_start(read: Callable[[int, int], bytes], address: int, length: int) -> bytes:
+    """Return what `read` gives from an address on, up to the first page that it cannot read."""
+    found = bytearray()
+    while len(found) < length:
+        at = address + len(found)
+        try:
+            found += read(at, min(length - len(found), 4096 - at % 4096))
+        except GuestError:
+            break
+    return bytes(found)
 
 
 def has_rows(memory: object) -> TypeGuard[RowMemory]:

@@ -18,7 +18,7 @@ class SnapshotMemory:
         self._tables = snapshot.tables
         self._granule = snapshot.regime.granule
         self._addresses, self._rows = TableIndex(snapshot.tables).by_address
-        self._root_size = snapshot.regime.entries(snapshot.regime.start_level) * 8
+        self._root_size = snapshot.regime.root_size
 
     @property
     def label(self) -> str:

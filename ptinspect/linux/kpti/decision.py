@@ -16,10 +16,10 @@ from typing import Literal
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bits
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.running.guest_view import GuestView
-from ptinspect.memory.source import number_at
+from ptinspect.memory.source import number_at, read_start
 from ptinspect.tables.walk import walk
 
 Decision = Literal["on", "off", "open", "unknown"]
@@ -48,7 +48,7 @@ def decision(view: GuestView) -> Decision:
             return "open"
         site, original = patched
         word = number_at(view.memory, view.pa_of_link(site), 4)
-    except (GuestError, KernelFileError, MemoryReadError):
+    except (GuestError, KernelFileError):
         return "unknown"
     if word == a64.NOP:
         return "on"
@@ -130,7 +130,7 @@ def past_boot(view: GuestView) -> str:
     first, end = map(view.image.lookup, INIT_TEXT)
     try:
         before, *init = (_mapped(view, link) for link in (first - 1, first, end - 1))
-    except (GuestError, KernelFileError, MemoryReadError):
+    except (GuestError, KernelFileError):
         return ""
     return "the init code is gone" if before and not any(init) else ""
 
@@ -188,15 +188,5 @@ def _variable(view: GuestView, name: str, size: int) -> int | None:
 
 def _command_line(view: GuestView) -> str:
     pointer = _variable(view, "saved_command_line", 8)
-    if not pointer:
-        return ""
-    try:
-        raw = view.read_virt(pointer, 1)
-        rest = MAX_COMMAND_LINE
-        while rest and b"\0" not in raw:
-            part = min(rest, 4096 - (pointer + len(raw)) % 4096)
-            raw += view.read_virt(pointer + len(raw), part)
-            rest -= part
-    except GuestError:
-        return ""
+    raw = read_start(view.read_virt, pointer, MAX_COMMAND_LINE) if pointer else b""
     return raw.split(b"\0")[0].decode("ascii", "replace")

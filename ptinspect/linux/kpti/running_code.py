@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
+from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.kpti.code import KptiCode, recognise, recognise_code
 from ptinspect.linux.running.guest_view import GuestView
@@ -91,7 +91,7 @@ def flag_of(view: GuestView, code: KptiCode) -> Flag:
         return Flag(None, None)
     try:
         value: int | None = number_at(view.memory, view.pa_of_link(code.flag_va), 4)
-    except (MemoryReadError, GuestError, KernelFileError):
+    except (GuestError, KernelFileError):
         value = None
     return Flag(value, None if view.image is None else _in_file(view.image, code.flag_va))
 

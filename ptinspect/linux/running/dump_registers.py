@@ -130,7 +130,7 @@ class _Candidate:
             memory.read(self.root, self.regime.root_size)
             right = sum(walk(memory, va, self.root, self.regime).pa == pa for va, pa in self.proof)
             return right >= len(self.proof) - len(self.proof) // 4
-        except (MemoryReadError, GuestError):
+        except GuestError:
             return False
 
     def derived(self, given: Given) -> Derived:

@@ -10,7 +10,7 @@ from ptinspect.arch.bits import MASK64, PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, current_regime, mmu_on, translation_register
 from ptinspect.dataclass import replace
-from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError, RegimeError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError, RegimeError
 from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.module_file import ModuleFiles
@@ -321,7 +321,7 @@ class GuestView:
     def read_virt(self, va: int, length: int) -> bytes:
         """Read memory by virtual address, whatever the MMU and the exception level of the CPU.
 
-        Raises GuestError if any page of the range is not mapped, MemoryReadError if it is not RAM.
+        Raises GuestError if any page of the range is not mapped if it is not RAM.
         """
         out = bytearray()
         while length > 0:
@@ -354,7 +354,7 @@ class GuestView:
             return ""
         try:
             raw = self.memory.read(self.pa_of_link(self.image.banner_va), MAX_BANNER)
-        except (MemoryReadError, GuestError, KernelFileError):
+        except (GuestError, KernelFileError):
             return ""
         text = raw.split(b"\0")[0].split(b"\n")[0].decode("ascii", errors="backslashreplace")
         return escape(text)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ptinspect.arch import a64
 from ptinspect.arch.bits import MASK64, bit
-from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, PtinspectError
+from ptinspect.errors import GuestError, KernelFileError, PtinspectError
 from ptinspect.linux.image.entry import RunningKernel, entry_of
 from ptinspect.linux.image.image import GET_BTF, KernelImage
+from ptinspect.memory.source import read_start
 
 MOST_BYTES = 0x4000
 """Bytes of init_task that are looked at; a task_struct with everything turned on is about 10 KiB."""
@@ -104,13 +105,7 @@ class MemberOffsets:
     @cached_property
     def _data(self) -> bytes:
         """init_task and what follows it, as far as it is mapped."""
-        found = bytearray()
-        while len(found) < MOST_BYTES:
-            try:
-                found += self._view.read_virt(self._init + len(found), 0x400)
-            except (GuestError, MemoryReadError):
-                break
-        return bytes(found)
+        return read_start(self._view.read_virt, self._init, MOST_BYTES)
 
     @cached_property
     def _words(self) -> NDArray[np.uint64]:
@@ -177,11 +172,11 @@ class MemberOffsets:
             stack = self._view.read_u64(address + self._stack)
             if not (end and comm and all(32 < c < 127 for c in comm)) or stack & 0xFFF or not bit(stack, 55):
                 return False
-        except (GuestError, MemoryReadError):
+        except GuestError:
             return False
         try:
             return self._view.read_u64(stack) == STACK_END_MAGIC
-        except (GuestError, MemoryReadError):
+        except GuestError:
             return True
 
     @cached_property

@@ -22,6 +22,7 @@ from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.module_file import ModuleFiles
 from ptinspect.linux.image.symbols import NO_SYMBOLS, SymbolTable
 from ptinspect.linux.image.vmlinux import SYMBOL, names_of
+from ptinspect.memory.source import read_start
 from ptinspect.text import escape
 
 REACH = 4 << 30
@@ -310,7 +311,7 @@ class Modules:
             name, address = (types.offset(f"module_sect_attr.{m}") for m in ("battr.attr.name", "address"))
             for row in range(min(count, MAX_SECTIONS)):
                 at = start + first + row * each
-                text = self._strings(view.read_u64(at + name), LONGEST_NAME).partition(b"\0")[0]
+                text = read_start(view.read_virt, view.read_u64(at + name), LONGEST_NAME).partition(b"\0")[0]
                 found[text.decode("utf-8", "replace")] = view.read_u64(at + address)
         except (GuestError, KernelFileError):
             pass
@@ -335,7 +336,7 @@ class Modules:
         chosen = np.flatnonzero(inside & (rows["section"] != 0) & (rows["name"] < MAX_STRINGS))
         if not chosen.size:
             return NO_SYMBOLS
-        strings = self._strings(word["strtab"], int(rows["name"][chosen].max()) + LONGEST_NAME)
+        strings = read_start(read, word["strtab"], int(rows["name"][chosen].max()) + LONGEST_NAME)
         names, kept = names_of(rows[chosen], strings)
         chosen = chosen[kept]
         if self._has_typetab:  # before, other things stood in st_size
@@ -363,18 +364,6 @@ class Modules:
             kinds = rows["info"]
         letters = (kinds | 0x20 >= ord("a")) & (kinds | 0x20 <= ord("z"))
         return np.where(letters, kinds, ord("?")).astype(np.uint8)
-
-    def _strings(self, start: int, length: int) -> bytes:
-        """Return the names, as far as they can be read."""
-        found = bytearray()
-        while len(found) < length:
-            at = start + len(found)
-            part = min(length - len(found), 4096 - at % 4096)
-            try:
-                found += self._view.read_virt(at, part)
-            except GuestError:
-                break
-        return bytes(found)
 
 
 def _built(image: KernelImage) -> Iterator[int]:

@@ -9,7 +9,7 @@ from typing import Literal
 from ptinspect.arch.bits import MASK64, align_down, bit
 from ptinspect.arch.sysregs import CpuState, mmu_on, translation_register
 from ptinspect.dataclass import dataclass
-from ptinspect.errors import GuestError, KernelFileError, MemoryReadError
+from ptinspect.errors import GuestError, KernelFileError
 from ptinspect.linux.image.entry import EL1H, EntryCode, entry_of
 from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.linux.running.member_offsets import STACK_END_MAGIC
@@ -223,7 +223,7 @@ class Stacks:
         try:
             if self.view.read_u64(stack.base) == STACK_END_MAGIC:
                 return True
-        except (GuestError, MemoryReadError):
+        except GuestError:
             return None
         return None if self.misled(stack) is not None else False
 
