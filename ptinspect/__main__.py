@@ -9,8 +9,20 @@ GARBAGE_AFTER = 100_000
 """Objects made and kept before Python looks for garbage: a start makes many, and none of them is any."""
 
 
+def _open_streams() -> None:
+    """Open /dev/null in place of outputs that are closed: what is opened next would be in theirs."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "w"))
+
+
 def main() -> int:
     """Run ptinspect and return its exit code; for its version alone hardly anything is imported."""
+    _open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(
             signal.SIGINT, signal.SIG_DFL

@@ -35,6 +35,15 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("line", "code"), [("decode 3 -l 3", 0), ("decode 3", 2)])
+def test_an_output_may_be_closed(line: str, code: int, closed: str) -> None:
+    shell = ["sh", "-c", f"{sys.executable} -m ptinspect {line} {closed}"]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stdout + done.stderr
+
+
 def test_version() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"ptinspect {__version__}\n")

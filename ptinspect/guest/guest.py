@@ -369,12 +369,16 @@ class Guest:
             return self.snapshots[name]
         from pathlib import Path
 
+        from ptinspect.files import need_file
+
         path = Path(name)
-        if not path.is_file():
-            raise self.no_snapshot(name)
+        try:
+            stat = path.stat()
+        except (OSError, ValueError):  # also of a name that is too long, or has a NUL
+            raise self.no_snapshot(name) from None
+        need_file(path)
         from ptinspect.snapshot.store import load
 
-        stat = path.stat()
         key = (path.resolve(), stat.st_mtime_ns, stat.st_size)
         if self._file is None or self._file[0] != key:
             self._file = (key, load(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,16 @@ def test_diff_limits_the_screen_and_says_so(ctx: Context, tree: TreeBuilder) -> 
 def test_an_unknown_suffix_is_refused_at_once(ctx: Context, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown suffix"):
         run(ctx, f"diff nosuch nosuch -o {tmp_path}/d.doc")
+
+
+def test_a_pipe_and_a_directory_are_told_from_nothing(ctx: Context, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="can be read only once"):
+        run(ctx, f"diff {tmp_path}/fifo {tmp_path}/fifo")
+    with pytest.raises(UserError, match="is a directory"):
+        run(ctx, f"summary --snap {tmp_path}")
+    with pytest.raises(UserError, match="no snapshot and no file"):
+        run(ctx, f"summary --snap {'a' * 5000}")
 
 
 def test_diff_of_snapshots_of_different_shape(ctx: Context, tree: TreeBuilder) -> None:
