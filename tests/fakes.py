@@ -377,9 +377,10 @@ def declare(registry: Registry, name: str, handler: Any, **more: Any) -> None:
     registry.add(declared.__command__)
 
 
-def context(tree: TreeBuilder | None = None, **more: Any) -> Context:
-    """A context, attached to a stopped guest if there is a tree."""
+def context(tree: TreeBuilder | None = None, kernel: Any = None, **more: Any) -> Context:
+    """A context, attached to a stopped guest if there is a tree; `kernel` is its kernel file."""
     ctx = Context(build_registry(), **more)
+    ctx.guest._kernel = kernel
     if tree is not None:
         ctx.guest.session = FakeSession(tree.memory, cpus=[cpu(tree)])
         ctx.guest._look_at_kernel = lambda: FakeView(tree)  # type: ignore[method-assign,assignment,return-value]

@@ -6,9 +6,11 @@ import gzip
 import lzma
 import struct
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.image.symbols import SymbolTable
 
 BANNER = b"Linux version 5.10.0-test (builder@host) (gcc) #1 SMP Test\n"
@@ -110,6 +112,18 @@ def packed(data: bytes) -> dict[str, bytes]:
 def table(symbols: Sequence[tuple[str, int, str]]) -> SymbolTable:
     names, addresses, kinds = zip(*symbols, strict=True) if symbols else ((), (), ())
     return SymbolTable(list(names), np.array(addresses, np.uint64), "".join(kinds))
+
+
+def opened(path: Path, symbols: Sequence[tuple[str, int, str]], data: bytes = b"") -> KernelImage:
+    """Write a kernel file, `image` unless told otherwise, and open it: it has these symbols."""
+    path.write_bytes(data or image())
+    return with_symbols(KernelImage.open(path), symbols)
+
+
+def with_symbols(kernel: KernelImage, symbols: Sequence[tuple[str, int, str]], why: str = "") -> KernelImage:
+    """Give a kernel file these symbols; none, and why."""
+    kernel.__dict__["_table"] = (table(symbols), why)
+    return kernel
 
 
 SYMBOLS = table(

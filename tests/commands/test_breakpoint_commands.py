@@ -19,9 +19,7 @@ FUNCTION = KERNEL + 0x1000
 
 @pytest.fixture
 def ctx() -> Any:
-    found = context(kernel_tree())
-    found.guest._kernel = FakeKernel()  # type: ignore[assignment]
-    return found
+    return context(kernel_tree(), FakeKernel())
 
 
 def conditions(ctx: Any) -> list[str]:

@@ -42,8 +42,7 @@ OTHERS = {"break", "tbreak", "launch", "demo"}
 @pytest.fixture
 def ctx() -> Context:
     tree = kernel_tree()
-    made = context(tree)
-    made.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    made = context(tree, FakeKernel())
     session = made.guest.stopped
     session.cpus = [cpu(tree), cpu(tree, 1)]  # type: ignore[attr-defined]
     return made

@@ -52,8 +52,7 @@ IDS = [f"{command.name} {action.dest}" for command, action in takers()]
 def test_every_command_that_takes_an_address_takes_an_expression(
     command: Command, action: argparse.Action, form: str
 ) -> None:
-    ctx = context(kernel_tree())
-    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx = context(kernel_tree(), FakeKernel())
     loaded = ModuleGuest()
     loaded.add("first", {"start_one": 0x40})
     ctx.guest.view.modules = loaded.modules  # type: ignore[misc]
@@ -94,14 +93,12 @@ def test_no_argument_that_is_an_address_is_forgotten() -> None:
     ],
 )
 def test_ranges_of_expressions(form: str, first: int, last: int) -> None:
-    ctx = context(kernel_tree())
-    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx = context(kernel_tree(), FakeKernel())
     assert expression.address_range(form).value(GuestNames(ctx.guest)) == (first, last)
 
 
 def test_blanks_around_a_sign_are_no_matter() -> None:
-    ctx = context(kernel_tree())
-    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx = context(kernel_tree(), FakeKernel())
     together = run(ctx, "walk _text+0x1000-8").result
     assert run(ctx, "walk _text + 0x1000 - 8").result == together
     assert run(ctx, "walk '_text + 0x1000 - 8'").result["va"] == together["va"]

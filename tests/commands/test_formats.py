@@ -64,8 +64,7 @@ def check(command: str, result: Any) -> None:
 
 
 def test_real_results_are_as_the_schemas_say(tmp_path: Path) -> None:
-    ctx = context(kernel_tree())
-    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    ctx = context(kernel_tree(), FakeKernel())
     seen = set()
     for line in LINES:
         words = line.format(tmp=tmp_path)

@@ -16,9 +16,7 @@ from ptinspect.errors import TargetTimeout, UserError
 
 @pytest.fixture
 def ctx() -> Any:
-    found = context(kernel_tree())
-    found.guest._kernel = FakeKernel()  # type: ignore[assignment]
-    return found
+    return context(kernel_tree(), FakeKernel())
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from ptinspect.output.text import render
 @pytest.fixture
 def ctx() -> Context:
     """A stopped guest with two modules, one of which has a start_kernel too."""
-    made = context(kernel_tree())
-    made.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    made = context(kernel_tree(), FakeKernel())
     loaded = ModuleGuest()
     loaded.add("first", {"init_module": 0, "start_one": 0x40, "start_kernel": 0x80})
     loaded.add("second", {"init_module": 0, "start_two": 0x80})

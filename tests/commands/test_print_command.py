@@ -43,8 +43,7 @@ def ctx(monkeypatch: pytest.MonkeyPatch) -> Any:
     tree = kernel_tree()
     data = b"sh\x1b[2J\0\0" + struct.pack("<QQ4QII", 0x40_0040, TASK, 7, 7, 7, 9, 3, 0) + bytes(8)
     tree.memory.write(IMAGE + 0x2000, data)
-    found = context(tree)
-    found.guest._kernel = Kernel()  # type: ignore[assignment]
+    found = context(tree, Kernel())
     monkeypatch.setattr("fakes.FakeView.symbol", lambda self, name: Kernel().lookup(name))
     return found
 

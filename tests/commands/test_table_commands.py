@@ -345,8 +345,7 @@ def test_symbol_live_and_as_linked(ctx: Context) -> None:
         "pa": hex(IMAGE + 0x1004),
     }
     assert run(ctx, f"symbol pa:{IMAGE + 0x1000:#x}").result["symbol"] == "start_kernel"
-    alone = context()
-    alone.guest._kernel = FakeKernel()  # type: ignore[assignment]
+    alone = context(kernel=FakeKernel())
     assert run(alone, "symbol _text").result["address"] == hex(KERNEL)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from builders import KERNEL_TEXT, TreeBuilder
 from fakes import Stop
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, image, opened
 from scripted import Scripted
 from sparse_memory import SparseMemory
 from stopped_guest import IMAGE_PA, SYMBOLS, Guest
@@ -61,10 +61,7 @@ def code() -> list[tuple[int, bytes]]:
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image(text=code()))
-    found = KernelImage.open(tmp_path / "Image")
-    found.__dict__["_table"] = (table(SYMBOLS + MORE), "")
-    return found
+    return opened(tmp_path / "Image", SYMBOLS + MORE, image(text=code()))
 
 
 def pa(offset: int, base: int = IMAGE_PA) -> int:
@@ -431,13 +428,10 @@ def test_another_kernel_file_takes_them_along_and_those_it_has_no_symbol_for_are
     kept, lost = breakpoints.add(address("kernel_clone")), breakpoints.add(address("memset+4"))
     module = breakpoints.add(address("f [one]"))
     assert set_at(session) == {TEXT_VA + MOVED + HOT, TEXT_VA + MOVED + EARLY + 4}
-    (tmp_path / "other").write_bytes(image(text=code()))
-    other = KernelImage.open(tmp_path / "other")
     names = [
         (name, va + 0x40 * (name == "kernel_clone"), kind) for name, va, kind in MORE if name != "memset"
     ]
-    other.__dict__["_table"] = (table(SYMBOLS + names), "")
-    held._kernel = other
+    held._kernel = opened(tmp_path / "other", SYMBOLS + names, image(text=code()))
     held.forget_stop()
     assert breakpoints.follow_another() == [lost]
     assert breakpoints.all == [kept, module]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders import TreeBuilder
-from kernels import image, table
+from kernels import opened
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, Guest
 
 from ptinspect.errors import GuestError
@@ -19,10 +19,7 @@ BIT11 = 1 << 11
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image())
-    found = KernelImage.open(tmp_path / "Image")
-    found.__dict__["_table"] = (table(SYMBOLS), "")
-    return found
+    return opened(tmp_path / "Image", SYMBOLS)
 
 
 def root_of(guest: Guest, at: int) -> bytes:

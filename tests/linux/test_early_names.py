@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders import KERNEL_TEXT, TreeBuilder
 from fakes import FakeSession, run
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, opened
 from stopped_guest import IMAGE_PA, RAM, SYMBOLS, Guest
 
 from ptinspect.arch.sysregs import CpuState
@@ -39,12 +39,9 @@ class Stopped(FakeSession):
 
 @pytest.fixture(params=[True, False], ids=["linked", "linked at 0"])
 def kernel(request: pytest.FixtureRequest, tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image())
-    found = KernelImage.open(tmp_path / "Image")
     base = 0 if request.param else TEXT_VA
     rows = [("_text", TEXT_VA, "T"), *SYMBOLS[:3], ("primary_entry", TEXT_VA + PRIMARY - IMAGE_PA, "T")]
-    found.__dict__["_table"] = (table([(name, va - base, kind) for name, va, kind in rows]), "")
-    return found
+    return opened(tmp_path / "Image", [(name, va - base, kind) for name, va, kind in rows])
 
 
 def stopped(kernel: KernelImage, guest: Guest, *states: CpuState) -> Context:

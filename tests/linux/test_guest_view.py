@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import KERNEL_TEXT, TreeBuilder, regime_4k
-from kernels import BANNER, BANNER_AT, TEXT_SIZE, TEXT_VA, image, table
+from kernels import BANNER, BANNER_AT, TEXT_SIZE, TEXT_VA, image, table, with_symbols
 from sparse_memory import SparseMemory
 from stopped_guest import (
     DATA_SYMBOLS,
@@ -27,7 +27,6 @@ from ptinspect.arch.bits import MASK64
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, RegimeError
 from ptinspect.linux.image import kallsyms
 from ptinspect.linux.image.image import KernelImage
-from ptinspect.linux.image.symbols import SymbolTable
 
 
 @pytest.fixture
@@ -49,11 +48,6 @@ def kernel(tmp_path: Path, symbols: list[tuple[str, int, str]]) -> KernelImage:
 def other(tmp_path: Path, symbols: list[tuple[str, int, str]]) -> KernelImage:
     (tmp_path / "other").write_bytes(image(seed=2))
     return KernelImage.open(tmp_path / "other")
-
-
-def without_symbols(kernel: KernelImage) -> KernelImage:
-    kernel.__dict__["_table"] = (SymbolTable((), table([]).addresses, ""), "none")
-    return kernel
 
 
 # -- in the kernel ------------------------------------------------------------------------------
@@ -221,7 +215,7 @@ def test_registers_that_lead_nowhere(kernel: KernelImage, symbols: list[tuple[st
     assert "unconfirmed: no table was found that maps the kernel image" in view.swapper().provenance
     with pytest.raises(GuestError, match="it is not known where the kernel runs"):
         _ = view.kaslr_offset
-    kernel.__dict__["_table"] = (table(symbols + DATA_SYMBOLS), "")
+    with_symbols(kernel, symbols + DATA_SYMBOLS)
     view = guest.view(kernel, lost)
     assert view.swapper().provenance == "symbol swapper_pg_dir, which maps the kernel image"
 
@@ -415,7 +409,7 @@ def test_another_kernels_file_is_refused_unless_forced(kernel: KernelImage, othe
 
 def test_an_image_without_symbols(kernel: KernelImage) -> None:
     guest = Guest(0x1000_0000)
-    view = guest.view(without_symbols(kernel))
+    view = guest.view(with_symbols(kernel, [], "none"))
     assert view.image_pa == IMAGE_PA
     assert view.voffset == (TEXT_VA + 0x1000_0000 - IMAGE_PA) & MASK64
     assert view.pa_of_link(0x1_0000) == IMAGE_PA + 0x1_0000
@@ -469,7 +463,7 @@ def test_39_bit_kernels(kernel: KernelImage, tmp_path: Path) -> None:
     guest.memory.write(IMAGE_PA, image())
     guest.tree = TreeBuilder(guest.regime, memory=guest.memory, tables_at=0x4400_0000, root=SWAPPER)
     guest.tree.map(base, IMAGE_PA, size=0x8_0000, attributes=KERNEL_TEXT)
-    kernel.__dict__["_table"] = (table([(n, a - TEXT_VA + base, k) for n, a, k in SYMBOLS]), "")
+    with_symbols(kernel, [(n, a - TEXT_VA + base, k) for n, a, k in SYMBOLS])
     state = guest.cpu(TCR_EL1=TCR[39], VBAR_EL1=base + 0x1_0800)
     view = guest.view(kernel, dataclasses.replace(state, pc=base + 0x1_0000))
     assert (view.regime.va_bits, view.kaslr_offset, view.swapper().pa) == (39, 0, SWAPPER)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from a64_machine import Machine
 from builders import NG, snapshot_of
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, image, opened, with_symbols
 from kpti_words import code
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, TRAMP_VA, Guest
 
@@ -39,27 +39,15 @@ VARIABLES = [
 ]
 
 
-def opened(path: Path, text: list[tuple[int, bytes]]) -> KernelImage:
-    path.write_bytes(image(text=text))
-    found = KernelImage.open(path)
-    found.__dict__["_table"] = (table(SYMBOLS), "")
-    return found
-
-
 @pytest.fixture
 def kernel(tmp_path: Path) -> KernelImage:
-    return opened(tmp_path / "Image", TEXT)
+    return opened(tmp_path / "Image", SYMBOLS, image(text=TEXT))
 
 
 @pytest.fixture
 def shared_flag(tmp_path: Path) -> KernelImage:
     """A kernel whose flag is 0 from the start, as from 6.18 on."""
-    return opened(tmp_path / "Image", SHARED)
-
-
-def with_data_symbols(kernel: KernelImage) -> KernelImage:
-    kernel.__dict__["_table"] = (table(SYMBOLS + VARIABLES), "")
-    return kernel
+    return opened(tmp_path / "Image", SYMBOLS, image(text=SHARED))
 
 
 def judge(guest: Guest, kernel: KernelImage | None, *states: CpuState, **more: object) -> KptiState:
@@ -190,7 +178,7 @@ def test_user_code_runs_and_nothing_was_rewritten(kernel: KernelImage) -> None:
 
 def test_the_init_code_is_gone_and_nothing_was_rewritten(kernel: KernelImage) -> None:
     guest = Guest(text=TEXT)
-    with_data_symbols(kernel)
+    with_symbols(kernel, SYMBOLS + VARIABLES)
     assert judge(guest, kernel).state == "before"
     guest.tree.set(guest.va(0x2_0000), 3, 0)
     assert judge(guest, kernel).state == "before", "one page was lost"
@@ -204,7 +192,7 @@ def test_the_init_code_is_gone_and_nothing_was_rewritten(kernel: KernelImage) ->
 
 def test_hints(kernel: KernelImage) -> None:
     guest = Guest(text=TEXT)
-    with_data_symbols(kernel)
+    with_symbols(kernel, SYMBOLS + VARIABLES)
     guest.memory.write(IMAGE_PA + FORCED, struct.pack("<i", -1))
     guest.memory.write(IMAGE_PA + COMMAND_LINE, struct.pack("<Q", guest.va(0x6_2FF0)))
     guest.memory.write(
@@ -313,7 +301,7 @@ def test_code_that_leaves_no_marks_and_a_flag_that_proves_nothing(tmp_path: Path
     for at, to in ((0xE0, 0x64), (0x120, 0xD4), (0x15C, 0x114)):
         raw[at : at + 4] = struct.pack("<I", 0x14000000 | (to - at) // 4 & 0x3FFFFFF)
     text = [(AT - 4, bytes(4)), (AT, bytes(raw))]
-    kernel = opened(tmp_path / "Image", text)
+    kernel = opened(tmp_path / "Image", SYMBOLS, image(text=text))
     for offset, wanted in ((0, "after"), (0x1000_0000, "not-needed")):
         guest = Guest(offset, text=text)
         assert judge(guest, kernel).state == "before"
@@ -324,7 +312,7 @@ def test_code_that_leaves_no_marks_and_a_flag_that_proves_nothing(tmp_path: Path
 
 def test_a_kernel_without_the_function_never_rewrites(kernel: KernelImage) -> None:
     guest = Guest(text=TEXT)
-    kernel.__dict__["_table"] = (table([s for s in SYMBOLS if "kpti" not in s[0]]), "")
+    with_symbols(kernel, [s for s in SYMBOLS if "kpti" not in s[0]])
     found = judge(guest, kernel)
     assert found.state == "not-needed" and "it never rewrites" in found.reason
 

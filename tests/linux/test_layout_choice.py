@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from builders import KERNEL_TEXT, PXN, REGIMES, TreeBuilder, regime_4k
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, image, opened
 from stopped_guest import SYMBOLS, Guest
 
 from ptinspect.arch.regime import Regime
-from ptinspect.linux.image.image import KernelImage
 from ptinspect.linux.layout.choice import chosen, layout, region_namer
 from ptinspect.linux.layout.geometry import GENERIC, SW_TAGS, VARIANTS, Geometry, geometry
 from ptinspect.linux.layout.regions import Region
@@ -181,9 +180,9 @@ def test_what_is_mapped_tells_the_arithmetic(kernel: str, known: bool, tmp_path:
     variant, regime, text, places = KERNELS[kernel]
     file = None
     if known:
-        (tmp_path / "Image").write_bytes(image(size=0x20_0000, text_offset=text % BIG))
-        file = KernelImage.open(tmp_path / "Image")
-        file.__dict__["_table"] = (table([(n, a - TEXT_VA + text, k) for n, a, k in SYMBOLS]), "")
+        symbols = [(name, va - TEXT_VA + text, kind) for name, va, kind in SYMBOLS]
+        data = image(size=0x20_0000, text_offset=text % BIG)
+        file = opened(tmp_path / "Image", symbols, data)
     snapshot = mapped(regime, text, places)
     found = layout(snapshot, file, 0 if known else None)
     if known:
@@ -207,15 +206,13 @@ def test_regions_do_not_overlap() -> None:
 
 
 def test_sections_of_the_image(tmp_path: Path) -> None:
-    (tmp_path / "Image").write_bytes(image())
-    file = KernelImage.open(tmp_path / "Image")
     more = [
         ("__start_rodata", TEXT_VA + 0x5_0000, "R"), ("__init_begin", TEXT_VA + 0x6_0000, "T"),
         ("__init_end", TEXT_VA + 0x7_0000, "B"), ("_sdata", TEXT_VA + 0x7_0000, "D"),
         ("_edata", TEXT_VA + 0x8_0000, "D"), ("__bss_start", TEXT_VA + 0x8_1000, "B"),
         ("__bss_stop", TEXT_VA + 0x9_0000, "B"),
     ]  # fmt: skip
-    file.__dict__["_table"] = (table([*SYMBOLS, *more]), "")
+    file = opened(tmp_path / "Image", [*SYMBOLS, *more])
     offset = 0x1000_0000
     guest = Guest(offset)
     view = guest.view(file)
@@ -257,10 +254,8 @@ def test_sections_of_the_image(tmp_path: Path) -> None:
 
 def test_sections_of_an_image_that_names_no_data(tmp_path: Path) -> None:
     """As Debian's 5.10 and 6.1: what the symbols of text leave open has the name of the whole."""
-    (tmp_path / "Image").write_bytes(image())
-    file = KernelImage.open(tmp_path / "Image")
     more = [("__init_begin", TEXT_VA + 0x6_0000, "T"), ("_einittext", TEXT_VA + 0x6_8000, "T")]
-    file.__dict__["_table"] = (table([*SYMBOLS, *more]), "")
+    file = opened(tmp_path / "Image", [*SYMBOLS, *more])
     guest = Guest()
     made = view_layout(guest.view(file), guest.tree.snapshot())
     names = [made.name(TEXT_VA + at) for at in (0x4_FFFF, 0x5_0000, 0x5_FFFF, 0x6_0000, 0x6_7FFF, 0x6_8000)]

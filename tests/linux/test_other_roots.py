@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from builders import KERNEL_TEXT, TreeBuilder, regime_4k
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, opened
 from stopped_guest import IMAGE_PA, SWAPPER, SYMBOLS, TRAMP, Guest
 
 from ptinspect.errors import GuestError
@@ -26,10 +26,7 @@ IDMAP = SWAPPER - 0x3000
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image())
-    found = KernelImage.open(tmp_path / "Image")
-    found.__dict__["_table"] = (table(SYMBOLS + MORE), "")
-    return found
+    return opened(tmp_path / "Image", SYMBOLS + MORE)
 
 
 def test_the_trampoline_is_told_by_its_code(kernel: KernelImage) -> None:

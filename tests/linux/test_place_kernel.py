@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from builders import TreeBuilder
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, opened
 from scripted import Scripted
 from stopped_guest import IMAGE_PA, SYMBOLS, Guest
 
@@ -32,10 +32,7 @@ FIRMWARE = {"TTBR1_EL1": 0, "TTBR0_EL1": 0x47FF_F000, "VBAR_EL1": 0x4800}
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image())
-    found = KernelImage.open(tmp_path / "Image")
-    found.__dict__["_table"] = (table(SYMBOLS + MORE), "")
-    return found
+    return opened(tmp_path / "Image", SYMBOLS + MORE)
 
 
 def runner(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders import TreeBuilder
-from kernels import TEXT_VA, image, table
+from kernels import TEXT_VA, opened
 from stopped_guest import IMAGE_PA, RESERVED, SWAPPER, SYMBOLS, TEMPORARY, TRAMP, TRAMP_VA, Guest
 
 from ptinspect.linux.image.image import KernelImage
@@ -23,10 +23,7 @@ NAMED = [
 
 @pytest.fixture(params=[False, True], ids=["content", "symbols"])
 def kernel(request: pytest.FixtureRequest, tmp_path: Path) -> KernelImage:
-    (tmp_path / "Image").write_bytes(image())
-    found = KernelImage.open(tmp_path / "Image")
-    found.__dict__["_table"] = (table(SYMBOLS + (NAMED if request.param else [])), "")
-    return found
+    return opened(tmp_path / "Image", SYMBOLS + (NAMED if request.param else []))
 
 
 @pytest.mark.parametrize(

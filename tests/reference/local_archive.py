@@ -14,6 +14,10 @@ TRUST = "trusted=yes"
 """The option of sources.list that lets apt read an archive that nobody signed."""
 
 
+def quiet(what: str, done: int, total: int) -> None:
+    """Take no notice of progress."""
+
+
 class LocalArchive:
     """Hold suites of packages for one architecture, component main."""
 

@@ -7,15 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from local_archive import TRUST, LocalArchive
+from local_archive import TRUST, LocalArchive, quiet
 
 from ptinspect.errors import TargetError
 from ptinspect.reference import apt
 from ptinspect.reference.apt import Package, Suite, SuiteUnavailable, by_nearness, main_archives
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    pass
 
 
 def stanza(address: str, release: str, *, origin: str = "", label: str = "", component: str = "main") -> str:

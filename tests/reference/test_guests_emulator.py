@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from local_archive import TRUST, LocalArchive
+from local_archive import TRUST, LocalArchive, quiet
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
@@ -38,10 +38,6 @@ done
 echo "	linux-vdso.so.1 (0x00007ffc)"
 """
 LIB = "usr/lib/somewhere"
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture

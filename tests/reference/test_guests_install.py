@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from local_archive import TRUST, LocalArchive
+from local_archive import TRUST, LocalArchive, quiet
 
 from ptinspect.errors import TargetError, UserError
 from ptinspect.files import CACHE_VARIABLE, cache_directory
@@ -20,10 +20,6 @@ from ptinspect.reference.pins import BusyboxSpec, Data, GuestSpec, PinnedPackage
 KERNEL = b"kernel of 5.10 " * 100
 SHELL = b"static shell"
 OTHER_SHELL = b"a later one"
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    pass
 
 
 def pin(package: str, version: str, sha256: str, nearest: str, *files: str) -> PinnedPackage:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from local_archive import quiet
 
 from ptinspect.errors import TargetError
 from ptinspect.reference import system_tools
@@ -35,10 +36,6 @@ class FakeSystem:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     return FakeSystem(tmp_path, monkeypatch)
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    pass
 
 
 def gdb_found() -> tuple[str, str]:

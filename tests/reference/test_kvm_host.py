@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from local_archive import TRUST, LocalArchive
+from local_archive import TRUST, LocalArchive, quiet
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import Registry
@@ -20,10 +20,6 @@ from ptinspect.reference.pins import EmulatorSpec, GuestSpec, KvmHostSpec, Pinne
 IMAGE, RELEASE = "linux-image-6.1.0-1-arm64-unsigned", "6.1.0-1-arm64"
 MODULES = f"lib/modules/{RELEASE}/kernel/drivers"
 LIB = "usr/lib/aarch64-linux-gnu"
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    pass
 
 
 def module(*needs: str) -> bytes:

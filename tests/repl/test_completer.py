@@ -31,9 +31,7 @@ def meaning(line: str, ctx: Any = None) -> str:
 
 
 def with_kernel() -> Any:
-    ctx = context(kernel_tree())
-    ctx.guest._kernel = FakeKernel()  # type: ignore[assignment]
-    return ctx
+    return context(kernel_tree(), FakeKernel())
 
 
 def test_commands() -> None:
@@ -187,8 +185,7 @@ def test_a_hundred_thousand_symbols_are_sorted_once_and_bisected() -> None:
 
 
 def test_more_symbols_than_shown_are_counted_and_not_taken_for_all() -> None:
-    ctx = context(kernel_tree())
-    ctx.guest._kernel = ManySymbols()  # type: ignore[assignment]
+    ctx = context(kernel_tree(), ManySymbols())
     found = offered("walk b", ctx)
     assert len(found) == LIMIT + 1
     assert (found[-1].text, found[-1].display_meta_text) == ("b", f"{30_000 - LIMIT} more: type on")
