@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
 
 from ptinspect import __version__
 from ptinspect.errors import (
@@ -25,6 +24,7 @@ from ptinspect.errors import (
 )
 from ptinspect.imports import standing_in
 from ptinspect.output.model import escape
+from ptinspect.typed import TYPE_CHECKING, Any
 
 with standing_in(
     {"gettext": SimpleNamespace(gettext=str, ngettext=lambda one, more, n: one if n == 1 else more)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ptinspect.errors import UserError
 from ptinspect.files import replacing, user_directory
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from __future__ import annotations
 from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+
+from ptinspect.typed import TYPE_CHECKING, Any
 
 _REQUIRED = object()
 """The default of a field without one."""

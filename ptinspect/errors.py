@@ -6,7 +6,7 @@ in ptinspect (exit code 70).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from ptinspect.typed import ClassVar
 
 EXIT_OK = 0
 EXIT_CHECK = 1

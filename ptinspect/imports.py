@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+
+from ptinspect.typed import Any
 
 TURN = RLock()
 """Whoever makes a module of what stands for it has it."""

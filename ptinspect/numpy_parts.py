@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 from ptinspect.imports import TURN, postpone, standing_in
+from ptinspect.typed import Any
 
 PACKAGES = ("numpy", "numpy.lib", "numpy.ma", "numpy.typing")
 """Those of which only parts are used."""

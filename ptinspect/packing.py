@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, Protocol
+
+from ptinspect.typed import Any, BinaryIO, Protocol
 
 HEAD = 16
 """Bytes that tell how a file is packed."""

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "ptinspect"
 BELOW = {
     "errors": set(),
     "dataclass": set(),
+    "typed": set(),
     "text": set(),
     "imports": set(),
     "numpy_parts": {"imports"},
@@ -109,7 +110,7 @@ BELOW = {
     "repl": {"errors", "files", "processes", "text", "output", "commands", "guest", "script"},
     "config": {"errors", "files"},
 }
-"""Package -> packages of ptinspect that it may import, besides itself and `dataclass`; others may import all.
+"""Package -> packages that it may import, besides itself, `dataclass` and `typed`; others may import all.
 
 Room in a package -> those of the package's other rooms that it may import. The modules beside the rooms lie
 below all of them.
@@ -118,6 +119,7 @@ below all of them.
 THIRD_PARTY = {
     "errors": set(),
     "dataclass": set(),
+    "typed": set(),
     "text": set(),
     "imports": set(),
     "numpy_parts": set(),
@@ -204,7 +206,7 @@ def wrong_imports(path: Path, source: str) -> list[str]:
             other = rest.partition(".")[0]
             if not (PACKAGE / other).is_dir() and not (PACKAGE / f"{other}.py").is_file():
                 continue  # a name in ptinspect/__init__.py: the version
-            allowed = BELOW[package] | {"dataclass"} if package in BELOW else None
+            allowed = BELOW[package] | {"dataclass", "typed"} if package in BELOW else None
             if other != package and allowed is not None and other not in allowed:
                 found.append(f"{relative} imports {name}")
             here, there = room_of(relative.parts), room_of(rest.split("."))
@@ -398,7 +400,7 @@ HEAVY = {
     *("numpy", "elftools", "pygdbmi", "prompt_toolkit", "vmlinux_to_elf", "tomlkit", "tomllib", "pyarrow"),
     *("dataclasses", "inspect", "pathlib", "subprocess", "json", "csv", "xml.etree", "tempfile", "shutil"),
     *("difflib", "hashlib", "importlib.metadata", "html", "platformdirs"),
-    *("gettext", "locale", "threading"),
+    *("gettext", "locale", "threading", "typing"),
 }
 """What takes a millisecond or more to import, and most commands without a guest do without."""
 
@@ -433,7 +435,7 @@ def test_starting_imports_nothing_heavy(words: list[str]) -> None:
 def test_gdb_is_started_before_anything_heavy_is_imported() -> None:
     """It takes a tenth of a second until it answers: as long as the import of numpy."""
     code = "from ptinspect.guest import opening; from ptinspect.link.gdb import starting"
-    assert not imported(code, without={"pathlib", "subprocess", "threading", "locale"})
+    assert not imported(code, without={"pathlib", "subprocess", "threading", "locale", "typing"})
 
 
 def test_starting_imports_the_commands_and_little_else() -> None:

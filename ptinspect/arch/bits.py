@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NewType
+from ptinspect.typed import NewType
 
 VirtAddr = NewType("VirtAddr", int)
 """A 64-bit virtual address, canonical (sign-extended) for the upper half."""

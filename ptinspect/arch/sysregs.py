@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from ptinspect.arch.bits import PhysAddr, bit, bits
 from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import RegimeError
+from ptinspect.typed import Literal
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "SCTLR_EL1": ("SCTLR_EL1", "SCTLR"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Protocol
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, UserError
+from ptinspect.typed import Protocol
 
 ADDRESS_HELP = "address: 0x…, SYMBOL[+OFFSET], $REGISTER[-OFFSET]; physical: pa:0x…, pa:SYMBOL"
 PHYSICAL_END = 1 << 52

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.arch.sysregs import ALIASES, UNWRITTEN, CpuState
@@ -12,6 +11,7 @@ from ptinspect.errors import GuestError, KernelFileError, PtinspectError, UserEr
 from ptinspect.guest.expression import Address, Names, Range
 from ptinspect.guest.guest import Guest
 from ptinspect.snapshot.fact_names import kernel_offset
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.snapshot.model import Snapshot

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ptinspect.errors import PtinspectError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.roots import Source
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import RegionNamer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, bit
 from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
@@ -22,6 +21,7 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import GuestNames, SnapshotNames, cpu_state
 from ptinspect.guest.table_choice import REGISTERS, Tables
 from ptinspect.snapshot.fact_names import AREAS, LOWER
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.linux.running.other_roots import OtherRoot

@@ -8,10 +8,10 @@ have their first version with it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 from ptinspect.dataclass import dataclass
 from ptinspect.text import Pattern
+from ptinspect.typed import TypeVar
 
 Series = tuple[int, int]
 """Major and minor number: 5.10 and all its stable releases are (5, 10)."""

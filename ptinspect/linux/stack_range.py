@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
 
 from ptinspect.dataclass import dataclass
+from ptinspect.typed import TypeVar
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ptinspect.arch.descriptor import Attributes, Descriptor
 from ptinspect.arch.permissions import Permissions
 from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.output.model import Note
+from ptinspect.typed import Any
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Final, Literal, NewType, TypeVar, Union
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.dataclass import field_names, is_dataclass
+from ptinspect.typed import Any, Final, NewType, TypeVar
 
 Hex = NewType("Hex", int)
 """A number that is shown as hexadecimal text: a raw descriptor, a register, an address of either kind."""
@@ -85,14 +84,18 @@ def _shared(kind: type, other: type) -> tuple[str, ...]:
 @cache
 def hints(kind: type) -> Mapping[str, object]:
     """Return the fields of a dataclass and their types, in order."""
-    found = typing.get_type_hints(kind)
+    from typing import get_type_hints
+
+    found = get_type_hints(kind)
     return {name: found[name] for name in field_names(kind)}
 
 
 def _choices(kind: object) -> tuple[object, ...]:
     """Return the members of a union, `Absent` left out; any other type alone."""
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        return tuple(member for member in typing.get_args(kind) if member is not Absent)
+    from typing import Union, get_args, get_origin
+
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(member for member in get_args(kind) if member is not Absent)
     return (kind,)
 
 
@@ -104,22 +107,26 @@ def _is_hex(kind: object) -> bool:
 @cache
 def _arguments(kind: object, container: type) -> tuple[object, ...]:
     """Return the type arguments of the member of `kind` that is such a container."""
+    from typing import get_args, get_origin
+
     for member in _choices(kind):
-        origin = typing.get_origin(member)
+        origin = get_origin(member)
         if isinstance(origin, type) and issubclass(origin, container):
-            return typing.get_args(member)
+            return get_args(member)
     return ()
 
 
 def schema_of(kind: object) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of what `encode` makes of values of a type."""
+    from typing import Literal, get_args, get_origin
+
     choices = _choices(kind)
     if len(choices) > 1:
         found = [schema_of(member) for member in choices]
         plain = all(set(item) == {"type"} and isinstance(item["type"], str) for item in found)
         return {"type": [item["type"] for item in found]} if plain else {"anyOf": found}
     (kind,) = choices
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
     if kind in HEX:
         return dict(HEX_SCHEMA)
     if origin is Literal:

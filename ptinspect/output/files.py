@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from ptinspect.errors import UserError
 from ptinspect.files import replacing
 from ptinspect.output.model import Cell, Report, Table
 from ptinspect.output.text import render
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

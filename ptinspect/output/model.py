@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
 
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.output.encode import encode
 from ptinspect.text import escape as escape  # noqa: PLC0414 - all that prints takes it from here
+from ptinspect.typed import Any, Literal, cast
 
 Style = Literal["plain", "title", "dim", "good", "changed", "bad", "level", "address"]
 """What a piece of text means; the printer chooses colours from it, or none."""

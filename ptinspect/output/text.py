@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType, ModuleType, SimpleNamespace
-from typing import Any
 
 from ptinspect.dataclass import replace
 from ptinspect.imports import standing_in
 from ptinspect.output.model import Cell, Column, Note, Report, Style, Styled, Table
+from ptinspect.typed import Any
 
 SGR: Mapping[Style, str] = {
     "plain": "",

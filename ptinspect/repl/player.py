@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
 
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Call, Command
@@ -22,6 +21,7 @@ from ptinspect.repl.stop_actions import Fold, action_for, check_actions, goes_on
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
+from ptinspect.typed import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,13 +9,13 @@ import sys
 import time
 from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.files import open_input
 from ptinspect.output.model import Report, Style, escape
 from ptinspect.output.text import paint, plain, render, terminal_size, wants_colour, wrap
+from ptinspect.typed import TextIO
 
 LESS = "-RFXK"
 """Colours as they are; leave at once what fits; leave it on the screen; Ctrl-C leaves."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
 
 from ptinspect.commands.framework.context import Context
 from ptinspect.dataclass import dataclass, field
@@ -14,6 +13,7 @@ from ptinspect.output.model import Note, Report
 from ptinspect.repl.printer import Printer
 from ptinspect.script.statements import Line, OnStop, Statement
 from ptinspect.text import counted
+from ptinspect.typed import Any, TextIO
 
 
 def action_for(ctx: Context, actions: Mapping[str, OnStop], result: Mapping[str, Any]) -> OnStop | None:

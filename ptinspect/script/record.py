@@ -6,13 +6,13 @@ import contextlib
 import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, TextIO
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import EXIT_OK, UserError
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import used
 from ptinspect.text import escape
+from ptinspect.typed import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from pathlib import Path

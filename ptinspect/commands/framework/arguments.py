@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptinspect.arch.bits import MASK64
 from ptinspect.commands.framework.command import Argument, argument
@@ -13,6 +12,7 @@ from ptinspect.dataclass import replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import ADDRESS_HELP, Address, address, address_range, parse_number, parse_size
 from ptinspect.guest.table_choice import ROOT_HELP, RULES, RULES_HELP, Tables, root_choice
+from ptinspect.typed import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,12 +8,12 @@ import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal, NoReturn, TypeVar
 
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import UserError
 from ptinspect.output.model import Report
 from ptinspect.text import Pattern, similar
+from ptinspect.typed import Any, Literal, NoReturn, TypeVar
 
 PROGRAM = "ptinspect"
 """The program's own parser: its name stands in front of every error anyway."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 from ptinspect.commands.framework.options import Options
 from ptinspect.commands.framework.registry import Registry
@@ -11,6 +10,7 @@ from ptinspect.dataclass import dataclass, field
 from ptinspect.guest.guest import Guest, Watcher
 from ptinspect.output.model import Report
 from ptinspect.script.record import Record
+from ptinspect.typed import Any, Protocol
 
 
 class Interaction(Watcher, Protocol):

@@ -9,7 +9,6 @@ from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Protocol
 
 from ptinspect.commands.framework.catalogue import catalogue
 from ptinspect.commands.framework.command import Call, Command, Needs, ambiguous
@@ -18,6 +17,7 @@ from ptinspect.errors import UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.output.model import Note, Report, escape
 from ptinspect.text import similar
+from ptinspect.typed import Protocol
 
 INSTEAD: Mapping[str, str] = {
     "add-symbol-file": "gdb add-symbol-file …",

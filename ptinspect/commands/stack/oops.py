@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, BinaryIO
 
 from ptinspect.commands.framework.arguments import output_argument
 from ptinspect.commands.framework.command import argument, command
@@ -18,6 +17,7 @@ from ptinspect.files import open_input
 from ptinspect.output.files import form_of, write
 from ptinspect.output.model import Note, Report, Style, Styled, Table, escape, headings, hex_address
 from ptinspect.text import counted
+from ptinspect.typed import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.dataclass import dataclass, field_names, is_dataclass, replace
 from ptinspect.output.encode import ABSENT, Absent, Hex, Result, filled
 from ptinspect.output.model import escape
+from ptinspect.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptinspect.arch.descriptor import Descriptor

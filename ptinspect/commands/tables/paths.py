@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
@@ -11,6 +10,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.output.descriptor_words import permissions_text
 from ptinspect.output.encode import Hex
 from ptinspect.output.model import Column, Note, Style, Styled, Table, escape, headings
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.analysis.paths import PathLevel

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.arch.regime import Regime
@@ -35,6 +34,7 @@ from ptinspect.output.descriptor_words import (
 from ptinspect.output.encode import ABSENT, Absent, Hex, filled
 from ptinspect.output.model import Column, Note, Report, Style, Styled, Table, escape, headings
 from ptinspect.output.table_heads import RootResult, root_note, root_result
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.tables.walk import Step, Walk

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops.incident import Fault, FaultKind
 from ptinspect.linux.stack_range import StackRange
+from ptinspect.typed import Any
 
 
 @dataclass(eq=False)

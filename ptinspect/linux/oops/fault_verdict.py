@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from ptinspect.arch.esr import EC_BRK, EC_IABT, Esr
 from ptinspect.dataclass import replace
@@ -13,6 +12,7 @@ from ptinspect.linux.oops.depth import at_exception_entry, chain, function
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.stack_range import StackRange
 from ptinspect.text import Pattern
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.linux.oops.printed_walk import Path

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.stack_range import StackRange
+from ptinspect.typed import Literal
 
 FaultKind = Literal[
     "bad-stack",

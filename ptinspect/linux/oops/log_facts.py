@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ptinspect.arch.esr import EC_DABT, Esr, decode_esr
 from ptinspect.dataclass import dataclass
 from ptinspect.linux.death import Calls
 from ptinspect.linux.oops.depth import Recursion, chain, recursion, stack_at, used_before
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.stack_range import StackRange
+from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.linux.oops.kpti_registers import KptiRegisters

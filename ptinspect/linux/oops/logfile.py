@@ -10,12 +10,12 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import BinaryIO, cast
 
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.deaths import Reader
 from ptinspect.linux.oops.lines import Normaliser, Row, rows
 from ptinspect.packing import HEAD, DamagedError, chunks, packing_of
+from ptinspect.typed import BinaryIO, cast
 
 CHUNK = 4 << 20
 """Bytes that are unpacked and searched at a time."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from ptinspect.dataclass import dataclass, field
 from ptinspect.linux.oops import messages
@@ -14,6 +13,7 @@ from ptinspect.linux.oops.lines import Line, stands_for_more
 from ptinspect.linux.oops.prefixes import begins
 from ptinspect.linux.stack_range import StackRange
 from ptinspect.text import Pattern, holds
+from ptinspect.typed import Any
 
 MAX_FRAMES = 2048
 """Lines of a call trace that are kept."""

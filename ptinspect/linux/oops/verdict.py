@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from itertools import islice
-from typing import BinaryIO
 
 from ptinspect.arch.esr import EC_BRK, EC_DABT, EC_IABT, EC_SP_ALIGNMENT, Esr
 from ptinspect.dataclass import dataclass, replace
@@ -18,6 +17,7 @@ from ptinspect.linux.oops.log_facts import Facts, facts_of
 from ptinspect.linux.oops.logfile import Log, read
 from ptinspect.linux.releases import exception_frames, parse
 from ptinspect.linux.stack_range import holding
+from ptinspect.typed import BinaryIO
 
 REACHED = "the kernel's bad-stack path was reached: an exception found too little room on the stack"
 """What the first line of panic_bad_stack means (arch/arm64/kernel/traps.c)."""
