@@ -64,8 +64,8 @@ class Walk:
         return last if last is not None and last.kind in (Kind.BLOCK, Kind.PAGE) else None
 
 
-def walk(memory: PhysicalMemory, va: int, root_pa: int, regime: Regime) -> Walk:
-    """Translate `va` with one read of eight bytes per level.
+def walk(memory: PhysicalMemory, va: int, root_pa: int, regime: Regime, first: int | None = None) -> Walk:
+    """Translate `va` with one read of eight bytes per level, from level `first` (None: the regime's) on.
 
     Works whether or not the MMU is on, at any exception level. An address that no half translates
     faults at the start level with no step taken. Memory that cannot be read is an outcome. Raises
@@ -82,7 +82,7 @@ def walk(memory: PhysicalMemory, va: int, root_pa: int, regime: Regime) -> Walk:
         return _fault((start, root_pa, ()), regime.start_level, reason)
     steps: list[Step] = []
     table = PhysAddr(root_pa)
-    for level in range(regime.start_level, LEVEL_LAST + 1):
+    for level in range(regime.start_level if first is None else first, LEVEL_LAST + 1):
         step = _step(memory, start, table, level, regime)
         steps.append(step)
         found = step.descriptor

@@ -87,6 +87,19 @@ def test_reads_cross_pages_and_go_through_the_tables(kernel: KernelImage) -> Non
         guest.view(kernel).read_virt(0xFFFF_8000_2000_2000, 8)
 
 
+def test_neighbours_are_found_in_the_last_table(kernel: KernelImage) -> None:
+    guest = Guest()
+    guest.tree.map(0xFFFF_8000_2000_0000, 0x4300_5000)
+    guest.tree.map(0xFFFF_8000_2000_3000, 0x4300_1000)
+    guest.tree.map(0xFFFF_8000_2020_0000, 0x4320_0000, level=2)
+    view = guest.view(kernel)
+    assert view.pa_of(0xFFFF_8000_2000_0008) == 0x4300_5008
+    reads = guest.memory.reads
+    assert view.pa_of(0xFFFF_8000_2000_3008) == 0x4300_1008 and guest.memory.reads == reads + 1
+    assert view.pa_of(0xFFFF_8000_2020_0008) == 0x4320_0008
+    assert view.pa_of(0xFFFF_8000_203F_F008) == 0x433F_F008
+
+
 def test_patched_code_still_matches(kernel: KernelImage) -> None:
     guest = Guest()
     for at in range(0x1_0000, 0x5_0000, 0x40):

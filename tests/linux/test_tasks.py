@@ -7,7 +7,7 @@ import stack_guest as sg
 from stack_guest import LINEAR, OFFSETS, SIZE, StackGuest
 
 from ptinspect.errors import GuestError
-from ptinspect.linux.running.tasks import Task, TaskList, Tasks, idle_pointer
+from ptinspect.linux.running.tasks import Task, TaskList, Tasks, idle_pointer, look_up
 
 TASKS = OFFSETS["task_struct.tasks"]
 
@@ -56,6 +56,15 @@ def test_the_list_from_the_ancestor_of_the_current_task(guest: Guest) -> None:
 def test_the_list_from_the_symbol(guest: Guest) -> None:
     guest.image.symbols["init_task"] = [guest.init]
     assert names(guest.tasks(current=0).all()) == ["swapper/0", "init", "sh"]
+
+
+def test_what_a_look_asks_of_the_kernel_file_is_looked_up_before(guest: Guest) -> None:
+    types = guest.image.types
+    asked: set[str] = set()
+    types.offset = lambda path: (asked.add(path), sg.Types.offset(types, path))[1]  # type: ignore[method-assign]
+    look_up(guest.image)  # type: ignore[arg-type]
+    before = set(asked)
+    assert len(guest.all().tasks) == 3 and before >= {"task_struct.pid", "rq.idle"} and asked == before
 
 
 def test_threads_stand_behind_their_leader(guest: Guest) -> None:

@@ -337,14 +337,17 @@ def guard(
 
 @contextlib.contextmanager
 def _read_ahead(guest: Guest) -> Iterator[None]:
-    """Do while the guest runs what takes none: read the kernel file's types."""
+    """Do while the guest runs what takes none: find in the kernel file's types what a look needs."""
+    from ptinspect.linux.running.tasks import look_up
+
     over = threading.Event()
 
     def read() -> None:
         while guest.state != "running" and not over.wait(MOMENT):
             pass
         with contextlib.suppress(PtinspectError):
-            _ = guest.kernel and guest.kernel.types
+            if guest.kernel is not None:
+                look_up(guest.kernel)
 
     reading = threading.Thread(target=read, name="types", daemon=True)
     reading.start()

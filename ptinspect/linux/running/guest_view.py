@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from ptinspect.arch.bits import MASK64, PhysAddr, bit
-from ptinspect.arch.regime import Regime, regime_from_registers, root_pa
+from ptinspect.arch.regime import LEVEL_LAST, Regime, regime_from_registers, root_pa
 from ptinspect.arch.sysregs import CpuState, current_regime, mmu_on, translation_register
 from ptinspect.dataclass import replace
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError, RegimeError
@@ -68,6 +68,8 @@ class GuestView:
         self._module_symbols = module_symbols
         self._previous = previous._known() if previous is not None and previous.image is image else None
         self._pages: dict[int, int] = {}
+        self._last_tables: dict[int, PhysAddr] = {}
+        """Those that walks have come to, by the first address that each maps: its neighbours begin there."""
         self._copies: list[Placement] = []
         self._searched: set[int] = set()
 
@@ -299,10 +301,16 @@ class GuestView:
             return self.pa_of_lower(va, self.state)
         page = va & ~(self.regime.granule - 1)
         if page not in self._pages:
-            found = walk(self.memory, page, self._root.pa, self.regime)
+            area = page & -self.regime.entry_size(LEVEL_LAST - 1)
+            table, level = self._last_tables.get(area), LEVEL_LAST
+            if table is None:
+                table, level = self._root.pa, self.regime.start_level
+            found = walk(self.memory, page, table, self.regime, level)
             if found.pa is None:
                 raise GuestError(f"{va:#x} is not mapped: {found.reason}", f"walk {va:#x} shows why")
             self._pages[page] = found.pa
+            if found.steps[-1].level == LEVEL_LAST:
+                self._last_tables[area] = found.steps[-1].table_pa
         return PhysAddr(self._pages[page] + va - page)
 
     def pa_of_lower(self, va: int, state: CpuState) -> PhysAddr:

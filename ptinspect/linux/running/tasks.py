@@ -59,6 +59,8 @@ AHEAD = 128 << 10
 SP = "thread.cpu_context.sp"
 MEMBERS = ("stack", "comm", "pid", "tgid", "tasks", "real_parent", SP)
 """Members of task_struct without which no task is read."""
+THREADS = ("task_struct.signal", "signal_struct.thread_head", "task_struct.thread_node")
+"""What leads to the threads of a process: pointer to the head, head, link."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,9 @@ class Tasks:
 
     @cached_property
     def _thread_list(self) -> tuple[int, ...] | None:
-        """Where the threads of a process are: pointer to the head, head, link; None where nothing tells."""
-        paths = ("task_struct.signal", "signal_struct.thread_head", "task_struct.thread_node")
+        """Where the threads of a process are, as THREADS; None where nothing tells."""
         try:
-            return tuple(map(self.view.types.offset, paths))
+            return tuple(map(self.view.types.offset, THREADS))
         except KernelFileError:
             return None
 
@@ -340,6 +341,13 @@ def at_user_border(state: CpuState) -> bool:
     """
     value = state.system.get("SP_EL0")
     return state.el == 0 or (value is not None and not bit(value, 55))
+
+
+def look_up(image: KernelImage) -> None:
+    """Have the kernel file's types find, and keep, what a look at tasks asks. Raises KernelFileError."""
+    for path in (*(f"task_struct.{name}" for name in MEMBERS), *THREADS):
+        image.types.offset(path)
+    idle_pointer(image)
 
 
 def idle_pointer(image: KernelImage) -> int | None:
