@@ -14,6 +14,7 @@ from stack_guest import KERNEL, SIZE, VECTORS, StackGuest
 from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetError, TargetTimeout, UserError
+from ptinspect.guest.stacks import stack_guard
 from ptinspect.link.gdb.slots import watch_fault
 
 SYNC = VECTORS + 0x200
@@ -449,3 +450,17 @@ def test_before_tasks_are_known_the_entry_is_guarded_all_the_same(guest: Guest) 
     found = report.result
     assert (found["way"], found["entry"], found["stacks_watched"]) == ("other", "probe", 0)
     assert "tasks are not known: no task_struct.stack" in " ".join(text(report).split())
+
+
+def test_only_the_first_that_come_later_are_looked_for_again_soon(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of them stay; those who come when the boot goes on may end, and their stacks be cleared."""
+    found: list[set[tuple[int, int]]] = [set(), {(1, 1)}, {(2, 2)}, {(3, 3)}]
+    monkeypatch.setattr("ptinspect.guest.stacks.stack_guard.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr(stack_guard._Run, "look", lambda run: setattr(run, "newcomers", found.pop(0)))
+    looking, after = stack_guard._Run(guest, 2048, "any"), []
+    while found:
+        looking.look_in_time(stack_guard.LOOK)
+        after.append(round(looking.due - 100.0, 6))
+    assert after == [stack_guard.LOOK, stack_guard.PROBATION, stack_guard.LOOK, stack_guard.LOOK]

@@ -250,9 +250,10 @@ FIRST_LOOK, LOOK = 0.4, 1.0
 LOOKING = 0.2
 """Share of the time that looking may take: over a slow link a look at many tasks takes seconds."""
 PROBATION = 0.35
-"""Seconds that a task which came later has to live until its stack is watched. The stack of one that ends at
-once is soon another's, who clears it; a stop for that takes a tenth of a second, since GDB steps over the
-instruction, and QEMU then translates the kernel anew (gdbstub.c, gdb_vm_state_change: tb_flush)."""
+"""Seconds that the first tasks of a boot, most of which stay, have to live until their stacks are watched;
+later ones until the next look. The stack of one that ends is soon another's, who clears it; a stop for that
+takes up to a third of a second, since GDB steps over the instruction, and QEMU then translates the kernel
+anew (gdbstub.c, gdb_vm_state_change: tb_flush)."""
 FULL_LOOKS = 8
 """Looks after which the whole list is walked: the short look does not see new threads of a process."""
 
@@ -374,16 +375,16 @@ class _Run:
     """When to look again."""
     newcomers: set[tuple[int, int]] = field(default_factory=set)
     """Tasks that the last look found and left unwatched: address and PID."""
-    second: bool = False
-    """Whether the next look is to see which of them have stayed."""
+    hurried: bool = False
+    """Whether the first of them were looked for again soon."""
 
     def look_in_time(self, least: float) -> None:
         """Look, and leave the guest at least so many seconds after that, more if the look was long."""
-        began, before = time.monotonic(), self.newcomers
+        began = time.monotonic()
         self.look()
-        self.second = not self.second and not self.newcomers <= before
-        now = time.monotonic()
-        self.due = now + max(PROBATION if self.second else least, (now - began) * (1 / LOOKING - 1))
+        now, soon = time.monotonic(), bool(self.newcomers) and not self.hurried
+        self.hurried |= soon
+        self.due = now + max(PROBATION if soon else least, (now - began) * (1 / LOOKING - 1))
 
     def begin(self, stacks: Stacks) -> None:
         """Watch the stack that a boot begins on, which its SP tells; tasks are looked for later."""
