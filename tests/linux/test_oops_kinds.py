@@ -402,7 +402,9 @@ def test_a_log_may_begin_inside_of_an_oops() -> None:
     assert panic.incident.first.trace == ("drive+0x18/0x40", "kthread+0x104/0x110")
     assert panic.incident.message.startswith("(its first lines are missing)")
     assert panic.verdict.code == "not-a-stack-problem"
-    assert only([*fault()[9:-1], code, end]).incident.first.kind == "oops"
+    cut = only([*fault()[9:-1], code, end]).incident.first
+    assert (cut.kind, cut.trace) == ("oops", ("drive+0x18/0x40", "kthread+0x104/0x110"))
+    assert found(["elr: 000000007ff12345 lr : 000000007ff12340", code]) == [], "U-Boot prints that too"
     assert found([state, *fault()[5:]]) == [], "a warning prints no code"
     assert [p.incident.first.far for p in found([*fault()[8:-1], code, end], fault())] == [None, NULL]
     assert only(fault()[8:-1], fault()).incident.first.far == NULL
@@ -502,7 +504,22 @@ def test_another_architectures_oops_is_a_death_and_says_so(name: str) -> None:
 
 def test_an_access_that_tags_caught_is_told() -> None:
     lines = ["BUG: KASAN: invalid-access in f+0x0/0x8", "Write at addr fdff0504a2d16528 by task k/1"]
-    assert "Write at addr fdff0504a2d16528" in said(only(lines))
+    panic = only(lines)
+    assert "Write at addr fdff0504a2d16528" in said(panic) and panic.verdict.code == "unknown"
+    known = only(lines, ["The buggy address belongs to the object at ffff0504a2d16500"])
+    assert known.verdict.code == "not-a-stack-problem"
+
+
+def test_the_end_of_a_panic_alone_is_a_panic() -> None:
+    end = "---[ end Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
+    for marker in (end, end + " ]---"):
+        assert only([marker]).incident.panic == end.partition("syncing: ")[2]
+    assert len(found(["Kernel panic - not syncing: a", "---[ end Kernel panic - not syncing: a ]---"])) == 1
+
+
+def test_an_exception_that_nobody_handles_names_its_esr() -> None:
+    line = "Unhandled 64-bit el1h sync exception on CPU0, ESR 0x0000000002000000 -- Unknown/Uncategorized"
+    assert only([line, "Kernel panic - not syncing: Unhandled exception"]).incident.first.esr == 0x0200_0000
 
 
 def test_who_called_panic_is_not_panic_itself() -> None:

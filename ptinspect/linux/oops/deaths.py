@@ -10,7 +10,7 @@ from ptinspect.linux.oops.draft import Draft
 from ptinspect.linux.oops.incident import FaultKind, Incident
 from ptinspect.linux.oops.lines import Line
 from ptinspect.linux.oops.prefixes import begins
-from ptinspect.linux.oops.reports import AFTERMATH, AFTERMATH_OF, REACH, Sorter, fits_panic, sort
+from ptinspect.linux.oops.reports import AFTERMATH, AFTERMATH_OF, REACH, Sorter, fits_panic, headless, sort
 
 MAX_DEATHS = 2048
 """Deaths that are kept; those after them are counted."""
@@ -93,11 +93,7 @@ class Reader:
         if begins and self._banner(line):
             return
         self._time(line, begins=begins)
-        if (
-            not begins
-            and not self.stretch
-            and (self.latest is not None or not messages.HEADLESS.match(line.text))
-        ):
+        if not begins and not self.stretch and (self.latest is not None or not headless(line.text)):
             return
         self._architecture(line.text)
         self.stretch.append(line)

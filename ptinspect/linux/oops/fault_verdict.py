@@ -43,6 +43,8 @@ _AFTERMATH = Pattern(
 _PANIC = Pattern(r"(?:v|nmi_)?panic(?:\+|$)", "panic")
 _KILLED = Pattern(r"Attempted to kill init! exitcode=0x([0-9a-fA-F]{8})")
 _KASAN = Pattern(r"KASAN: ([\w-]+)")
+_ANYWHERE = frozenset({"vmalloc-out-of-bounds", "invalid-access", "out-of-bounds", "wild-memory-access"})
+"""KASAN's kinds of accesses that do not tell what memory it was (Linux mm/kasan/report_generic.c)."""
 _ON_STACK = Pattern(r"belongs to (?:the )?(?:stack|virtual mapping.*stack)|located in stack of")
 _OWN_EXIT = ("__arm64_sys_exit", "do_group_exit", "get_signal", "sys_exit")
 _DYING = {
@@ -110,7 +112,7 @@ def _sanitizer(first: Fault) -> Verdict:
     if on_stack and not read:
         note = "the access was to data on a stack" + (": it was written to" if written else "")
         return _judged(death.Facts(damage=note), evidence)
-    if kind is not None and kind[1] == "vmalloc-out-of-bounds" and not on_stack:
+    if kind is not None and kind[1] in _ANYWHERE and not on_stack and "belongs to the object" not in said:
         return Verdict(
             "unknown", evidence, ("whether the address is in a stack or its guard: the report does not tell",)
         )

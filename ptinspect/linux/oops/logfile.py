@@ -158,7 +158,7 @@ class _Search:
         end = data.rfind(b"\n") + 1
         for _ in range(TOGETHER):
             end = data.rfind(b"\n", 0, max(end - 1, 0)) + 1 or end
-        if not end and len(data) < MAX_ROW:
+        if len(data) < (self.fresh if end else MAX_ROW):
             self.kept = data
             return
         self._go(data[: end or len(data)])
@@ -199,7 +199,8 @@ class _Search:
         """Tell whether the bytes from `position` on are of a report that the log begins inside of."""
         start = data[position : position + self.fresh]
         self.fresh -= len(start)
-        return bool(start) and messages.HEADLESS.search(start.decode("utf-8", "replace")) is not None
+        text = start.decode("utf-8", "replace")
+        return messages.STATE.search(text) is not None or messages.DIED.search(text) is not None
 
     @property
     def _idle(self) -> bool:

@@ -71,8 +71,8 @@ INTERNAL = Pattern(
 BOOT = Pattern(r"(Booting Linux on physical CPU|Linux version \d)", "Booting Linux", "Linux version")
 DIED = Pattern(r"Code: (?:[0-9a-f]{8} ){1,4}\([0-9a-f]{8}\)", "Code: ")
 """The instructions that die() prints, and nobody else (arch/arm64/kernel/traps.c, dump_kernel_instr)."""
-HEADLESS = Pattern(rf"pstate ?: [0-9a-f]{{8}}|Call trace:$|{DIED.pattern}", "pstate", "Call trace:", "Code: ")
-"""Lines of a report at which a log may begin whose first lines were cut off."""
+STATE = Pattern(r"pstate ?: [0-9a-f]{8}(?= )", "pstate")
+"""Where the registers of a report begin."""
 END = Pattern(r"---\[ end (?:trace|Kernel panic)", "---[ end")
 CALL_TRACE = ("Call trace:", "call trace:", "Call Trace:", "Backtrace:")
 _SYMBOLIC = r"[A-Za-z_$<][\w.$<>:,]{0,250}\+0x[0-9a-f]+/0x[0-9a-f]+"
@@ -201,7 +201,7 @@ def values(text: str) -> tuple[Mapping[str, object], tuple[str, ...]]:
     """Return the values in one line, by name, and the names of values whose digits are cut."""
     found: Values = {}
     damaged: list[str] = []
-    if ":" in text or "=" in text or " is at " in text or "code" in text:
+    if ":" in text or "=" in text or " is at " in text or "code" in text or "ESR" in text:
         _registers(text, found, damaged)
         _fault(text, found, damaged)
         _context(text, found)

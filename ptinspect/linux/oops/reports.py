@@ -108,6 +108,8 @@ class Sorter:
         panic = messages.PANIC.search(line.text)
         if panic is not None:
             if "end Kernel panic" in line.text:
+                if not self.drafts:
+                    self._panic(line, panic[1].removesuffix("]---").strip(), line.text[panic.start() :])
                 self._end(line, every=True)
             else:
                 self._panic(line, panic[1].strip(), line.text[panic.start() :])
@@ -227,10 +229,10 @@ class Sorter:
 
     def _headless(self, line: Line) -> list[Draft]:
         """Begin a report whose first lines are not in the log, at the first of its lines that is known."""
-        if self.drafts or messages.HEADLESS.match(line.text) is None:
+        if self.drafts or not headless(line.text):
             return []
         draft = self._begin("warning", line, f"(its first lines are missing) {line.text}")
-        draft.headless = True
+        draft.headless, draft.in_trace = True, TRACE_GAP
         return [draft]
 
     def _of_the_panic(self, line: Line) -> bool:
@@ -319,6 +321,12 @@ def sort(lines: Iterable[Line], boot: int = 0) -> list[Draft]:
         better = turns.score() - found.score()
         found = turns if better > 0 or (alternating and better == 0) else found
     return found.drafts
+
+
+def headless(text: str) -> bool:
+    """Tell whether a log whose first lines were cut off begins inside of a report with this line."""
+    trace = text.startswith(messages.CALL_TRACE) or messages.FRAME_LINE.match(text) is not None
+    return trace or messages.STATE.match(text) is not None
 
 
 def fits_panic(draft: Draft, text: str) -> bool:
