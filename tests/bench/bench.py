@@ -12,35 +12,24 @@ Quiet machines give better medians; ratios hold on busy ones too. Nothing is jud
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "live"))  # the walker of drgn
 
 import numpy as np
+from captures import snapshots
 from driven import Live, launched
 from peers import with_drgn
-from processes import compiled, launching, on_stub, without_guest
-from timing import Row, median_ms, process_ms, table
+from processes import compiled, launching, medians, on_stub, process, without_guest
+from timing import Row, median_ms, show
 
-from ptinspect.analysis.check import Pair, check, check_pair
-from ptinspect.analysis.diff import diff
-from ptinspect.analysis.map import runs
-from ptinspect.analysis.summary import summarize
-from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.link.gdb.program import find_gdb
-from ptinspect.linux.kpti.verdict import judge
 from ptinspect.reference import guests
-from ptinspect.snapshot.model import Snapshot
-from ptinspect.snapshot.store import load, save
 from ptinspect.tables.capture import capture
 from ptinspect.tables.walk import walk
 
@@ -54,7 +43,8 @@ def attaching(name: str, rounds: int) -> list[Row]:
     vmlinux = guests.guest(name).vmlinux
     if vmlinux is None:
         return []
-    whole, _ = process_ms([find_gdb().path, "-nx", "-q", "-batch", "-ex", f"file {vmlinux}"], 3)
+    reading = process(find_gdb().path, "-nx", "-q", "-batch", "-ex", f"file {vmlinux}")
+    whole = medians({"": reading}, 3)[""]
     size = f"({vmlinux.stat().st_size >> 20} MiB)"
     times, firsts = [], []
     with launched(name) as live:
@@ -73,15 +63,6 @@ def attaching(name: str, rounds: int) -> list[Row]:
         Row("attach with a vmlinux", sorted(times)[middle], "GDB reading it", whole, "≤ 1500 ms", size),
         Row("first symbols then", sorted(firsts)[middle]),
     ]
-
-
-@contextmanager
-def stopped_after(guest: str, memory: int) -> Iterator[tuple[Live, float]]:
-    """Boot a guest through the rewrite; yields it and the seconds that its whole boot took."""
-    with launched(guest, f"--memory {memory}") as live:
-        start = time.perf_counter()
-        assert live("kpti run")["reached"]
-        yield live, time.perf_counter() - start
 
 
 def _wait_for(console: Path) -> None:
@@ -149,48 +130,6 @@ def _distrust(live: Live) -> None:
     live.ctx.guest.stopped._tracker.touch()
 
 
-def snapshots(live: Live, label: str, rounds: int) -> list[Row]:
-    """Measure what works on whole captures."""
-    before, after = live.ctx.guest.snapshots["before"], live.ctx.guest.snapshots["after"]
-    few = _few_changes(after)
-    leaves = sum(one.leaves for one in summarize(after).levels)
-    note = f"({len(after.tables)} tables, {leaves} leaves)"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "after.npz"
-        works = {
-            "summary": (lambda: summarize(after), "≤ 30 ms"),
-            "map": (lambda: runs(after), "≤ 150 ms"),
-            "diff, few changes": (lambda: diff(after, few), "≤ 50 ms"),
-            "diff, all leaves changed": (lambda: diff(before, after), "≤ 500 ms"),
-            "save": (lambda: save(after, path), "≤ 300 ms"),
-            "load": (lambda: load(path), "≤ 100 ms"),
-        }
-        rows = [
-            Row(f"{label}: {name}", median_ms(work, rounds), target=target)
-            for name, (work, target) in works.items()
-        ]
-        size = f"(file of {path.stat().st_size >> 10} KiB)"
-    judged = {
-        "check": (lambda: check(after), "≤ 5"),
-        "check --against": (lambda: check_pair(Pair(before, after)), "≤ 10"),
-        "kpti verdict": (lambda: judge(before, after), "≤ 10"),
-    }
-    base = next(row for row in rows if row.what.endswith("diff, few changes"))
-    more = [
-        Row(f"{label}: {name}", median_ms(work, rounds), "diff, few changes", base.ms, target)
-        for name, (work, target) in judged.items()
-    ]
-    return [replace(rows[0], note=note), *rows[1:-1], replace(rows[-1], note=size), *more]
-
-
-def _few_changes(snapshot: Snapshot) -> Snapshot:
-    """Return a copy with three descriptors changed."""
-    raw = snapshot.tables.raw.copy()
-    rows = np.flatnonzero(snapshot.tables.level == LEVEL_LAST)[[0, -2, -1]]
-    raw[rows, 7] ^= np.uint64(1 << 6)
-    return replace(snapshot, tables=replace(snapshot.tables, raw=raw))
-
-
 def _swapper_va(live: Live) -> int:
     """Return where the kernel image maps the root table."""
     return (live.ctx.guest.snapshots["after"].root.pa + live.ctx.guest.view.voffset) & (1 << 64) - 1
@@ -199,14 +138,16 @@ def _swapper_va(live: Live) -> int:
 def on_guest(options: argparse.Namespace, memory: int) -> list[Row]:
     """Measure everything on one guest."""
     label, rows = f"{memory} MiB", []
-    with stopped_after(options.guest, memory) as (live, _):
+    with launched(options.guest, f"--memory {memory}") as live:
+        assert live("kpti run")["reached"]
         lanes = [one.name for one in live.ctx.guest.stopped.lanes.facts(measure=False) if not one.why_not]
         for name in lanes:
             rows += lane(live, name, label, options.rounds)
         live.ctx.guest.stopped.lanes.choose("auto")
-        rows += snapshots(live, label, options.rounds)
+        held = live.ctx.guest.snapshots
+        rows += snapshots(held["before"], held["after"], label, options.rounds)
         if memory == options.memory[0]:
-            rows += with_drgn(live.ctx.guest.snapshots["after"], _swapper_va(live))
+            rows += with_drgn(held["after"], _swapper_va(live))
             rows += whole(live, options)
     return rows
 
@@ -252,19 +193,7 @@ def main() -> None:
     for memory in options.memory:
         rows += on_guest(options, memory)
         rows += booting(options.guest, memory, options.boots)
-    facts = {
-        "guest": options.guest,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "gdb": find_gdb().version,
-        "processors": os.cpu_count(),
-        "load": [round(one, 2) for one in os.getloadavg()],
-    }
-    if options.json:
-        sys.stdout.write(json.dumps({**facts, "rows": [row.as_json() for row in rows]}) + "\n")
-        return
-    sys.stdout.write(table(rows))
-    sys.stdout.write(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
+    show(rows, options.json, guest=options.guest, gdb=find_gdb().version)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Medians, rows of the table, and whole processes timed from outside."""
+"""Medians, and the rows of the table that is printed."""
 
 from __future__ import annotations
 
-import resource
+import json
+import os
+import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,19 @@ def median_ms(work: Callable[[], object], rounds: int, *, keep: bool = False) ->
     return 1000 * statistics.median(times)
 
 
-def process_ms(words: Sequence[str], rounds: int) -> tuple[float, float]:
-    """Return the medians of wall and processor time of a whole process."""
-
-    def once() -> tuple[float, float]:
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-        wall = time.perf_counter() - start
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-    once()
-    found = [once() for _ in range(rounds)]
-    return 1000 * statistics.median(w for w, _ in found), 1000 * statistics.median(c for _, c in found)
+def show(rows: Sequence[Row], as_json: bool, **facts: object) -> None:
+    """Print the rows, and what they were measured on."""
+    facts |= {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "processors": os.cpu_count(),
+        "load": [round(one, 2) for one in os.getloadavg()],
+    }
+    if as_json:
+        sys.stdout.write(json.dumps({**facts, "rows": [row.as_json() for row in rows]}) + "\n")
+        return
+    sys.stdout.write(table(rows))
+    sys.stdout.write(", ".join(f"{name} {value}" for name, value in facts.items()) + "\n")
 
 
 def table(rows: Sequence[Row]) -> str:
