@@ -208,7 +208,7 @@ def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -
             file = gdb_file(file)
         starting = guest.take_gdb()
         if starting is not None:
-            starting.meanwhile = _first_needed
+            starting.meanwhile = _first_needed()
         return LiveSession.attach(
             address, gdb_path=guest.gdb, symbol_file=file, starting=starting, timeout=timeout
         )
@@ -216,10 +216,12 @@ def _session(guest: Guest, address: str, symbols: Path | None, timeout: float) -
         guest.end_gdb()
 
 
-def _first_needed() -> None:
-    """Import what the first look at a guest needs."""
-    from ptinspect.analysis import map as _  # noqa: F401
+def _first_needed() -> Iterator[None]:
+    """Import what the first look at a guest needs, in two parts."""
     from ptinspect.linux.running import guest_layout, guest_view  # noqa: F401
+
+    yield
+    from ptinspect.analysis import map as _  # noqa: F401
 
 
 def start_gdb(guest: Guest) -> None:

@@ -19,6 +19,7 @@ from ptinspect.link.gdb.program import Gdb
 from ptinspect.link.gdb.registers import NAMES, RegisterReader
 from ptinspect.link.gdb.starting import MARK, Starting
 from ptinspect.link.journal import attaching, step_is_open
+from ptinspect.link.lanes.hostmem import questions
 from ptinspect.link.qemu.listener import is_stopped, listeners
 from ptinspect.link.qemu.monitor import parse_mtree
 from ptinspect.link.qemu.stub_probe import FREE_SECONDS, StubFacts, leave, probe, wait_until_free
@@ -97,7 +98,7 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
                 put_back(address)
             select, locking = f"-target-select remote {address}", "-gdb-set scheduler-locking step"
             process.ahead((select, locking, *QUESTIONS))
-            starting.meanwhile()
+            next(starting.meanwhile, None)
             process.request(select, timeout)
             process.request(locking, timeout)
             for setting in KVM_SETTINGS if facts.accel == "kvm" else ():
@@ -113,6 +114,10 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
                 timeout=timeout,
                 close=starting.close,
             )
+            if facts.peer is not None:
+                asked = (line for block in link.ram for line in questions(block).values())
+                process.ahead(console_command(f"monitor {line}") for line in asked)
+                next(starting.meanwhile, None)
             undo.pop_all()
             return link
     except ConnectError:

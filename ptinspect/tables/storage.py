@@ -19,12 +19,11 @@ MOST = 16 << 30
 
 def most_bytes() -> int:
     """Return how many bytes of descriptors there is room for: those in a file take half of what is free."""
-    import shutil
-
     folder = cache_directory()
     while not folder.exists():
         folder = folder.parent
-    return max(IN_MEMORY, min(MOST, shutil.disk_usage(folder).free // 2))
+    disk = os.statvfs(folder)
+    return max(IN_MEMORY, min(MOST, disk.f_bavail * disk.f_frsize // 2))
 
 
 def zeros(count: int, words: int) -> NDArray[np.uint64]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,8 +53,7 @@ def test_a_capture_in_a_file_is_the_same_and_leaves_no_file(
 def test_what_there_is_no_room_for_is_cut_and_said(
     tree: TreeBuilder, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(folder.parent)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=40 * 4096))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=40, f_frsize=4096))
     tables, truncated = capture(tree.memory, tree.root, tree.regime)
     assert len(tables) == 20 and truncated == "more than 20 tables: stopped at level 3"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ptinspect.errors import TargetError
 from ptinspect.link.gdb.agent import BASE_SECONDS, load_command
@@ -38,8 +38,8 @@ class Starting:
         self._path = path
         self.why_left: Callable[[], str] = lambda: QEMU_ENDED
         """Tells why the stub has left GDB, or GDB the stub."""
-        self.meanwhile: Callable[[], None] = lambda: None
-        """What is to be done while GDB connects."""
+        self.meanwhile: Iterator[None] = iter(())
+        """What is to be done while GDB connects, and then while it asks where QEMU has the guest's RAM."""
         first = next(candidates(path), None)
         try:
             self._begin(Gdb(first, "") if first is not None else find_gdb(path))

@@ -198,13 +198,18 @@ class HostMemory:
             )
 
 
+def questions(block: RamBlock) -> dict[int, str]:
+    """Return offsets in a block, and what QEMU's monitor is asked to learn where its memory is there."""
+    last = (block.size - 1) // PAGE * PAGE
+    offsets = sorted({last * n // (PROBES - 1) // PAGE * PAGE for n in range(PROBES)})
+    return {offset: f"gpa2hva {block.start + offset:#x}" for offset in offsets}
+
+
 def _host_address(block: RamBlock, monitor: Callable[[str], str]) -> int:
     """Return QEMU's address of a block, asked at several places of it. Raises LaneError, TargetError."""
-    last = (block.size - 1) // PAGE * PAGE
     found = set()
-    for offset in sorted({last * n // (PROBES - 1) // PAGE * PAGE for n in range(PROBES)}):
-        text = monitor(f"gpa2hva {block.start + offset:#x}")
-        match = _HVA.search(text)
+    for offset, question in questions(block).items():
+        match = _HVA.search(monitor(question))
         if match is None:
             raise LaneError(f"QEMU does not tell where pa:{block.start + offset:#x} lies")
         found.add(int(match[1], 16) - offset)
