@@ -144,7 +144,8 @@ def needed(state: CpuState, stem: str, regime: RegimeName | None = None) -> int:
     if name in state.unwritten:
         raise RegimeError(f"{name} was never written", "let the guest run until it has set up its tables")
     if name not in state.system:
-        raise RegimeError(f"the gdbstub does not offer {name}", "is this QEMU, and an arm64 CPU?")
+        hint = "has this CPU an EL2? launch --machine virt,virtualization=on" if name.endswith("_EL2") else ""
+        raise RegimeError(f"the gdbstub does not offer {name}", hint or "is this QEMU, and an arm64 CPU?")
     return state.system[name]
 
 

@@ -32,7 +32,7 @@ WITHOUT_A_GUEST = """
 THE_MAIN_JOB = """
 *record *launch *kernel *symbol *status *regime *regs *cpu *lane *gdb *monitor *kpti status *kpti run
 *save *drop *load *export *snaps *diff *check *report *summary *map *find *walk *x *print *info *disassemble
-*kpti verdict
+*kpti verdict *modules
 break multi_cpu_stop
 *continue *stepi *nexti *repeat *bt *stack *finish *expect *poke descriptor *poke undo
 *stack watch

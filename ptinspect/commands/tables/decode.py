@@ -11,7 +11,7 @@ from ptinspect.arch.descriptor_fields import explain
 from ptinspect.arch.levels import level_number
 from ptinspect.arch.permissions import effective
 from ptinspect.arch.regime import Regime, regime_from_registers
-from ptinspect.arch.sysregs import regime_at_el2
+from ptinspect.arch.sysregs import regime_at_el2, register_of_regime
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.arguments import switch
 from ptinspect.commands.framework.command import argument, command
@@ -91,8 +91,8 @@ class DecodeResult:
     ),
     expectable=True,
     result=DecodeResult,
-    details="Without options the regime is the attached guest's if it is stopped, else 4K granule, 48-bit "
-    "addresses. Memory types have names only if MAIR is known. Permissions are those of the "
+    details="Without options the regime is the attached guest's if it is stopped and has one, else 4K, "
+    "48-bit addresses. Memory types have names only if MAIR is known. Permissions are those of the "
     "descriptor alone, read as an index (FEAT_S1PIE) where the guest does so, or with --pir, "
     "--pire0.",
 )
@@ -154,6 +154,8 @@ def _guest_regime(guest: Guest, rules: str | None) -> Regime | None:
     state = guest.stopped.cpu_state(guest.stopped.current_cpu)
     if rules == "el2":
         name = regime_at_el2(state)
+        if register_of_regime(name, "TCR") not in state.system:
+            return None  # the CPU has no EL2
         return regime_from_registers(state, name != "EL2", name)
     return regime_from_registers(state, True, None if rules is None else "EL1&0")
 

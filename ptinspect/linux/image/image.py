@@ -28,6 +28,8 @@ GET_BTF = (
 )
 """How a kernel file comes to describe its types."""
 MAX_BANNER_SEARCH = 64 << 20
+DATA_LETTERS = "bBd"
+"""What nm prints for data; an Image without CONFIG_KALLSYMS_ALL has none of these."""
 FIRST_CODE = 0x1_0000
 """Offset at which .text begins at the latest: the header has a segment of its own (vmlinux.lds.S)."""
 
@@ -118,14 +120,13 @@ class KernelImage:
         return similar(name, near, cutoff=0.8)
 
     def _hint(self, name: str) -> str:
-        close = self._like(name)
-        if close:
-            return f"did you mean {' or '.join(close)}?"
         if self.symbols_missing:
             return self.symbols_missing
-        if self.is_elf:
-            return "is it another kernel's vmlinux?"
-        return "an Image names data only with CONFIG_KALLSYMS_ALL; a vmlinux names everything"
+        close = self._like(name)
+        near = f"did you mean {' or '.join(close)}?" if close else ""
+        if self.is_elf or not set(DATA_LETTERS).isdisjoint(self.table.kinds):
+            return near or f"is it another kernel's {'vmlinux' if self.is_elf else 'Image'}?"
+        return f"{near} this Image names no data (no CONFIG_KALLSYMS_ALL); a vmlinux names everything".strip()
 
     def nearest(self, va: int) -> tuple[str, int] | None:
         """Return the symbol that a link-time address belongs to, and the offset in bytes."""
