@@ -243,7 +243,7 @@ class Printer:
         if not inherits:
             self.out.write(said.decode("utf-8", "replace"))
         if child.returncode == NO_COMMAND:
-            raise UserError(f"the shell has no command {shell.split(maxsplit=1)[0]!r}", "walk $pc | grep pte")
+            raise UserError(f"the shell has no command {shell.split(maxsplit=1)[0]!r}", "regs | grep TTBR")
 
     def aside(self, line: str) -> None:
         """Print a line of the guest's console, above the prompt if there is one; any thread may."""

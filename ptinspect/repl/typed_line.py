@@ -98,7 +98,7 @@ def _of_c(text: str) -> list[tuple[int, str]]:
 
 def _piped(text: str, shell: str) -> Typed:
     if not text.strip() or not shell.strip():
-        raise UserError("a pipe has a command on both of its sides", "walk $pc | grep pte")
+        raise UserError("a pipe has a command on both of its sides", "regs | grep TTBR")
     return Typed(text.strip(), shell=shell.strip())
 
 

@@ -58,7 +58,7 @@ INSTEAD: Mapping[str, str] = {
     "pagewalk": "walk ADDR",
     "physread": "x/8gx pa:…",
     "physwrite": "poke descriptor pa:… VALUE",
-    "pipe": "COMMAND | SHELL, as in walk $pc | grep pte",
+    "pipe": "COMMAND | SHELL, as in regs | grep TTBR",
     "pmap": "map",
     "printf": "print EXPR; gdb printf …",
     "ps": "stack tasks",
