@@ -98,6 +98,15 @@ class GuestError(PtinspectError):
     kind = "guest"
 
 
+class ReplayStands(TargetError):
+    """Report a replay that does not go on, as QEMU's may where a debugger stopped the recorded guest."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, "timeline goto another position, and try it again: it may pass this one then"
+        )
+
+
 class NothingRuns(GuestError):
     """Report a guest no CPU of which will ever do anything; `pc` is where the first one stays."""
 

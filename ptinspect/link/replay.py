@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ptinspect.dataclass import replace
-from ptinspect.errors import TargetError, TargetTimeout, UserError
+from ptinspect.errors import ReplayStands, TargetError, TargetTimeout, UserError
 from ptinspect.link.qemu.replay_log import Places, places
 from ptinspect.link.replay_driver import Driver
 from ptinspect.link.replay_scan import Limit, Scan, Seen
@@ -102,6 +102,14 @@ class Replay:
 
     def _is_stuck(self, at: int) -> bool:
         return at in self._found_stuck or at in self._places.stuck
+
+    def moved(self, before: int | None) -> int:
+        """Return the position of a replay that was running. Raises ReplayStands if it was there before."""
+        here = self.position
+        if here == before:
+            self._found_stuck.add(here)
+            raise ReplayStands(f"the replay does not go on from position {here:,}")
+        return here
 
     def limit(self, target: int) -> Limit:
         """Return the last position at or before another at which it can be told to stop, and goes on."""

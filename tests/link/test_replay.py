@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ptinspect.errors import TargetError, TargetLost, TargetTimeout, UserError
+from ptinspect.errors import ReplayStands, TargetError, TargetLost, TargetTimeout, UserError
 from ptinspect.link import replay_driver
 from ptinspect.link.qemu.recording import CLUSTER, empty_image
 from ptinspect.link.qemu.replay_log import Places, places
@@ -264,6 +264,18 @@ def test_it_goes_on_from_where_the_recorded_guest_stood(shy: set[int], stuck: se
                 met.append(found.back(60).pc)
             assert met[-3:] == [A, A - 50, 0]
             model.breaks = ()
+
+
+def test_where_it_was_seen_not_to_go_on_it_is_passed_by_the_next_time() -> None:
+    at = 2 * SPACING + 4_000
+    model = Model(stuck=frozenset({at}))
+    made = replay(model, known=False)
+    made.go_to(at)
+    assert made.moved(None) == made.moved(at - 1) == at
+    with pytest.raises(ReplayStands, match=f"does not go on from position {at:,}"):
+        made.moved(at)
+    made.forwards()
+    assert model.at == at + 1
 
 
 def test_a_step_from_where_it_is_stuck_leads_on_by_so_many_instructions() -> None:
