@@ -20,6 +20,7 @@ from typing import Literal
 
 from ptinspect.dataclass import replace
 from ptinspect.errors import ReplayStands, TargetError, TargetTimeout, UserError
+from ptinspect.link.liveness import REPLAY_LOOK
 from ptinspect.link.qemu.replay_log import Places, places
 from ptinspect.link.replay_driver import Driver
 from ptinspect.link.replay_scan import Limit, Scan, Seen
@@ -221,7 +222,10 @@ class Replay:
             state = self.state_before(target)
             if target < here or state > here + NEAR:
                 self.load(state)
-            self.run_to(target, deadline, save=True)
+            try:
+                self.run_to(target, deadline, save=True)
+            except ReplayStands:  # once more, from an earlier state: it may pass
+                self.run_to(target, deadline, save=True)
         return self.stands(END if target == self.last else START if target == 0 else "position")
 
     def state_before(self, target: int) -> int:
@@ -294,9 +298,19 @@ class Replay:
         return seen
 
     def _run(self, deadline: float) -> StopInfo:
-        self._fresh = False
-        self._session.run_on()
-        return self._session.stop_in_time(max(deadline - time.monotonic(), 0.1))
+        """Run to where QEMU is to stop, or a breakpoint. Raises TargetTimeout, ReplayStands."""
+        self._fresh, stood = False, None
+        while True:
+            self._session.run_on()
+            left = max(deadline - time.monotonic(), 0.1)
+            stop = self._session.stop_within(min(left, REPLAY_LOOK))
+            if stop is not None:
+                return stop
+            stood = self.moved(stood)
+            if self._armed is None:  # it was there just when it was interrupted
+                return self.stands("position")
+            if left <= REPLAY_LOOK:
+                raise TargetTimeout(f"the replay did not come to position {self._armed:,} in time")
 
     @property
     def spacing(self) -> int:
@@ -321,7 +335,7 @@ class Replay:
         if name is None:
             raise UserError("the recording has no state at its beginning", "QEMU: -icount …,rrsnapshot=NAME")
         problem = self._session.ask(f"loadvm {name}", STATE_SECONDS).strip()
-        self._fresh = True
+        self._fresh, self._armed = True, None if self._armed is None else -1
         self._session.forget()
         if problem:
             raise TargetError(f"QEMU cannot load a state: {problem}")
@@ -337,7 +351,7 @@ class Replay:
         deadline = time.monotonic() + seconds
         try:
             found = self._last_stop(here, deadline)
-        except (TargetTimeout, KeyboardInterrupt):
+        except (TargetTimeout, ReplayStands, KeyboardInterrupt):
             self.go_to(here)
             raise
         if found is None:

@@ -44,7 +44,8 @@ class Driver:
     def step_once(self) -> None:
         """Step one instruction."""
         self._go("-exec-step-instruction")
-        self.stop_in_time(SECONDS)
+        if self.stop_within(SECONDS) is None:
+            raise TargetTimeout("a step of the replay does not end")
 
     def _go(self, command: str) -> None:
         self._session.escort.rest()
@@ -61,11 +62,14 @@ class Driver:
         finally:
             self._tracker.touch()
 
-    def stop_in_time(self, timeout: float) -> StopInfo:
-        """Wait until the guest stops; stop it after that time, or after Ctrl-C. Raises TargetTimeout."""
+    def stop_within(self, seconds: float) -> StopInfo | None:
+        """Wait until the guest stops; None if it was interrupted after that time."""
         try:
-            return self._tracker.wait(timeout)
-        except (TargetTimeout, KeyboardInterrupt):
+            return self._tracker.wait(seconds)
+        except TargetTimeout:
+            stop = self._session.interrupt()
+            return None if stop.signal == "SIGINT" and stop.breakpoint is None else stop
+        except KeyboardInterrupt:
             self._session.interrupt()
             raise
 

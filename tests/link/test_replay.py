@@ -42,6 +42,8 @@ class Model:
     """Where it goes on only if a step led there."""
     stuck: frozenset[int] = frozenset()
     """Where it never goes on once it has stopped."""
+    lazy: dict[int, int] = field(default_factory=dict)
+    """Where it does not go on, and how many states are loaded until it does."""
     told: bool = False
     """It stands where it was told to stop."""
 
@@ -75,6 +77,7 @@ class Model:
         elif word == "loadvm":
             if self.fresh:
                 raise TargetLost("two states with no run between them")
+            self.lazy = {at: times - (at == self.at) for at, times in self.lazy.items()}
             self.at, self.fresh, self.stop_at = self.states[rest], True, None
             self.loads += 1
         return ""
@@ -82,6 +85,10 @@ class Model:
     def run_on(self) -> None:
         self.need_free()
         self.fresh = False
+        halt = next((at for at, times in self.lazy.items() if times and self.at <= at), None)
+        if halt is not None:
+            self.at = halt
+            return
         ends = [
             at
             for at in (*(self.breaks if self.enabled else ()), self.stop_at)
@@ -119,10 +126,10 @@ class Model:
         assert self.at < LENGTH, "it would be stuck at the end"
         assert self.fresh or not (self.at in self.stuck or (self.told and self.at in self.shy)), "it is stuck"
 
-    def stop_in_time(self, seconds: float) -> StopInfo:
+    def stop_within(self, seconds: float) -> StopInfo | None:
         if self.slow and self.enabled:
             raise TargetTimeout("too slow")
-        return self.stop
+        return None if self.lazy.get(self.at) else self.stop
 
     def step_once(self) -> None:
         self.need_free()
@@ -264,6 +271,15 @@ def test_it_goes_on_from_where_the_recorded_guest_stood(shy: set[int], stuck: se
                 met.append(found.back(60).pc)
             assert met[-3:] == [A, A - 50, 0]
             model.breaks = ()
+
+
+def test_a_way_on_which_it_does_not_go_on_is_tried_once_more() -> None:
+    at = SPACING + 4_000
+    model = Model(lazy={at: 1})
+    assert replay(model).go_to(at + 9).pc == model.at == at + 9
+    assert model.loads == 1
+    with pytest.raises(ReplayStands, match=f"{at:,}"):
+        replay(Model(lazy={at: 2})).go_to(at + 9)
 
 
 def test_where_it_was_seen_not_to_go_on_it_is_passed_by_the_next_time() -> None:
