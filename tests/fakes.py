@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 from builders import RAM, TreeBuilder, cpu_state, regime_4k
+from fake_kernel import IMAGE, KERNEL, KernelFile, View
 
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.command import command
@@ -25,13 +24,10 @@ from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.journal import Journal
 from ptinspect.link.session import Breakpoint, Capability, Session, StopInfo
 from ptinspect.link.session import RunState as State
-from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.output.model import Report
 
 TCR_48 = 16 | 16 << 16 | 2 << 30 | 5 << 32
 """4K granules, 48-bit addresses in both halves, 48-bit output addresses."""
-KERNEL = 0xFFFF_8000_1000_0000
-IMAGE = 0x4020_0000
 
 
 @dataclass(frozen=True)
@@ -253,101 +249,31 @@ class FakeSession:
 _: type[Session] = FakeSession
 
 
-class FakeKernel:
-    """A kernel file with a few symbols."""
+class FakeKernel(KernelFile):
+    """A kernel file with a few symbols, and no types."""
 
-    symbols: ClassVar = {
+    symbols = {  # noqa: RUF012
         "_text": [KERNEL],
         "start_kernel": [KERNEL + 0x1000],
         "swapper_pg_dir": [KERNEL + 0x10_0000],
     }
-    text_va, linked, size = KERNEL, True, 0x20_0000
-    banner = ""
-
-    def lookup(self, name: str) -> int:
-        if name not in self.symbols:
-            raise KernelFileError(f"no symbol {name!r}")
-        return self.symbols[name][0]
-
-    def kind_of(self, name: str) -> str:
-        return "T"
-
-    def text_at(self, va: int, length: int) -> bytes:
-        raise KernelFileError(f"{va:#x}: not in the file")
 
     @property
     def types(self) -> Any:
         raise KernelFileError("no types (BTF)")
 
-    @property
-    def table(self) -> SymbolTable:
-        rows = sorted((values[0], name) for name, values in self.symbols.items())
-        return SymbolTable([n for _, n in rows], np.array([a for a, _ in rows], np.uint64), "T" * len(rows))
 
-    def nearest(self, va: int) -> tuple[str, int] | None:
-        below = [
-            (values[0], name) for name, values in self.symbols.items() if values[0] <= va < KERNEL + 0x20_0000
-        ]
-        return (max(below)[1], va - max(below)[0]) if below else None
+class FakeView(View):
+    """Where the kernel of `kernel_tree` is; its symbols are known without a file."""
 
-
-class FakeView:
-    """Where the kernel is: linked address, no KASLR, image at IMAGE."""
-
-    kaslr_offset = 0
-    placed = entered = True
-    placement = None
-    voffset = KERNEL - IMAGE
-    image = None
-    modules: Any = SimpleNamespace(
-        nearest=lambda address: None, lookup=lambda name, module="": [], refused=[]
-    )
-    confirmed = is_kernels = True
     ram = ()
-
-    def __init__(self, tree: TreeBuilder) -> None:
-        self._tree = tree
-        self.regime, self.memory, self.states = tree.regime, tree.memory, ()
-
-    def pa_of_link(self, link_va: int) -> int:
-        return link_va - self.voffset
-
-    def pa_of_lower(self, va: int, state: CpuState) -> int:
-        return va
 
     @property
     def state(self) -> CpuState:
         return cpu(self._tree)
 
-    def link_of_pa(self, pa: int) -> int | None:
-        return pa + self.voffset if IMAGE <= pa < IMAGE + (2 << 20) else None
-
-    def maps_kernel(self, pa: int) -> bool:
-        return pa == self._tree.root
-
     def symbol(self, name: str) -> int:
         return FakeKernel().lookup(name)
-
-    def pa_of(self, va: int) -> int:
-        return va - self.voffset
-
-    def read_virt(self, va: int, length: int) -> bytes:
-        from ptinspect.errors import GuestError
-        from ptinspect.tables.walk import walk
-
-        found = walk(self._tree.memory, va, self._tree.root, self._tree.regime)
-        if found.pa is None:
-            raise GuestError(f"{va:#x} is not mapped")
-        return self._tree.memory.read(found.pa, length)
-
-    def swapper(self) -> Any:
-        from ptinspect.arch.bits import PhysAddr
-        from ptinspect.snapshot.model import Root
-
-        return Root(PhysAddr(self._tree.root), "TTBR1_EL1 of cpu 0")
-
-    def banner(self) -> str:
-        return "Linux version 5.10.0-test"
 
 
 def kernel_tree() -> TreeBuilder:

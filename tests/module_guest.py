@@ -6,15 +6,14 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import stack_guest as sg
+from fake_kernel import KERNEL, KernelFile, Types
 
 from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.linux.image.symbols import SymbolTable
 from ptinspect.linux.running.modules import Modules
 
 PAGE = 4096
-KERNEL, SIZE = 0xFFFF_8000_1000_0000, 32 << 20
+SIZE = 32 << 20
 MODULES = 0xFFFF_8000_0810_0000
 """Where modules lie, 256 KiB apart: text, data, struct module, symbols, names."""
 HEAD = KERNEL + 0x80_0000
@@ -32,36 +31,15 @@ SINCE_6_4 = {name: at for name, at in BEFORE_6_4.items() if "_layout" not in nam
 }
 
 
-class Types:
-    """Offsets of members."""
-
-    def __init__(self, offsets: Mapping[str, int]) -> None:
-        self.offsets = offsets
-
-    def offset(self, path: str) -> int:
-        if path not in self.offsets:
-            raise KernelFileError(f"no {path}")
-        return self.offsets[path]
-
-
-class Image:
+class Image(KernelFile):
     """The kernel file: `m_start`, which builds the address of the list's head, or one shortly before it."""
 
-    text_va, size = KERNEL, SIZE
+    size = SIZE
     symbols: dict[str, list[int]] = {"m_start": [WALKER], "vfs_read": [WALKER + 0x200]}  # noqa: RUF012
 
     def __init__(self, before: int = 0) -> None:
         base = HEAD - before
         self.code = struct.pack("<2I", sg.adrp(1, WALKER, base), sg.add(1, 1, base & 0xFFF))
-
-    @property
-    def table(self) -> SymbolTable:
-        rows = sorted((places[0], name) for name, places in self.symbols.items())
-        addresses = np.array([address for address, _ in rows], np.uint64)
-        return SymbolTable([name for _, name in rows], addresses, "T" * len(rows))
-
-    def nearest(self, va: int) -> tuple[str, int] | None:
-        return self.table.nearest(va) if KERNEL <= va < KERNEL + SIZE else None
 
     def text_at(self, va: int, length: int) -> bytes:
         if va != WALKER:

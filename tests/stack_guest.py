@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from builders import TreeBuilder, cpu_state, regime_4k
+from fake_kernel import IMAGE, KERNEL, KernelFile, Types, View
 
-from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import GuestError, KernelFileError
-from ptinspect.memory.source import RamBlock
-from ptinspect.snapshot.model import Root
-from ptinspect.tables.walk import walk
+from ptinspect.errors import KernelFileError
 
-KERNEL = 0xFFFF_8000_1000_0000
-IMAGE = 0x4020_0000
 VECTORS = KERNEL + 0x1_0800
 BAD_STACK = KERNEL + 0x1_1000
 EL1_SYNC = KERNEL + 0x1_1AC0
@@ -155,27 +148,13 @@ def user_entry() -> list[int]:
     ]  # fmt: skip
 
 
-class Types:
-    """Offsets as a kernel's BTF gives them."""
-
-    def __init__(self, offsets: Mapping[str, int]) -> None:
-        self._offsets = offsets
-
-    def offset(self, path: str) -> int:
-        if path not in self._offsets:
-            raise KernelFileError(f"no {path}")
-        return self._offsets[path]
-
-
-class Image:
+class Image(KernelFile):
     """A kernel file: code, symbols, types."""
 
-    path = Path("vmlinuz-test")
-    text_va = KERNEL
-    linked = False
+    linked, size = False, 0x40_0000
 
     def __init__(self) -> None:
-        self.code = bytearray(0x40_0000)
+        self.code = bytearray(self.size)
         self.symbols: dict[str, list[int]] = {}
         self.types = Types(dict(OFFSETS))
 
@@ -187,79 +166,10 @@ class Image:
             self.symbols[name] = [va]
         return va + len(data)
 
-    def lookup(self, name: str) -> int:
-        if name not in self.symbols:
-            raise KernelFileError(f"no symbol {name!r}")
-        return self.symbols[name][0]
-
-    def nearest(self, va: int) -> tuple[str, int] | None:
-        below = [(found[0], name) for name, found in self.symbols.items() if found[0] <= va]
-        if not KERNEL <= va < KERNEL + len(self.code) or not below:
-            return None
-        return max(below)[1], va - max(below)[0]
-
     def text_at(self, va: int, length: int) -> bytes:
         if not KERNEL <= va <= KERNEL + len(self.code) - length:
             raise KernelFileError(f"{va:#x}: not in the file")
         return bytes(self.code[va - KERNEL : va - KERNEL + length])
-
-
-class View:
-    """The running kernel, placed where it was linked."""
-
-    kaslr_offset = 0
-    confirmed = True
-    ram = (RamBlock(PhysAddr(0x4000_0000), 1 << 30),)
-    voffset = KERNEL - IMAGE
-    placement = None
-    modules: Any = SimpleNamespace(nearest=lambda address: None)
-
-    def __init__(self, guest: StackGuest, states: Sequence[CpuState]) -> None:
-        self._tree = guest.tree
-        self.memory = guest.tree.memory
-        self.regime = guest.tree.regime
-        self.image = guest.image
-        self.states = tuple(states)
-
-    @property
-    def types(self) -> Any:
-        return self.image.types
-
-    def symbol(self, name: str) -> int:
-        return self.image.lookup(name)
-
-    @property
-    def state(self) -> CpuState:
-        return self.states[0]
-
-    def pa_of_lower(self, va: int, state: CpuState) -> int:
-        return va
-
-    def link_of_pa(self, pa: int) -> int | None:
-        return pa + self.voffset if IMAGE <= pa < IMAGE + (4 << 20) else None
-
-    def pa_of(self, va: int) -> int:
-        found = walk(self.memory, va, self._tree.root, self.regime)
-        if found.pa is None:
-            raise GuestError(f"{va:#x} is not mapped: {found.reason}")
-        return found.pa
-
-    def swapper(self) -> Root:
-        return Root(PhysAddr(self._tree.root), "test")
-
-    def read_virt(self, va: int, length: int) -> bytes:
-        out = b""
-        while length:
-            part = min(length, 4096 - va % 4096)
-            out += self.memory.read(self.pa_of(va), part)
-            va, length = va + part, length - part
-        return out
-
-    def read_ahead(self, ranges: object) -> None:
-        """Nothing is far away."""
-
-    def read_u64(self, va: int) -> int:
-        return int.from_bytes(self.read_virt(va, 8), "little")
 
 
 class StackGuest:
@@ -353,4 +263,9 @@ class StackGuest:
 
     def view(self, *states: CpuState) -> Any:
         """The kernel as a debugger sees it."""
-        return View(self, states or (cpu_state(0),))
+        return View(self.tree, self.image, states or (cpu_state(0),))
+
+    def attach(self, guest: Any, session: Any) -> None:
+        """Have a Guest attached to it by a session: what runs is seen as the CPUs of the session are."""
+        guest.session, guest._kernel = session, self.image
+        guest._look_at_kernel = lambda: self.view(*session.cpus)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from fakes import FakeSession, run, text
+from fakes import FakeSession, context, run, text
 from stack_guest import IRQ_POINTER, KERNEL, MAGIC, OFFSETS, SIZE, StackGuest
 
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import UserError
 
 
@@ -31,11 +28,8 @@ class Guest(StackGuest):
         ]
 
     def context(self) -> Context:
-        ctx = Context(build_registry())
-        session: Any = FakeSession(self.tree.memory, cpus=self.states)
-        ctx.guest.session = session
-        ctx.guest._kernel = self.image  # type: ignore[assignment]
-        ctx.guest._look_at_kernel = lambda: self.view(*self.states)  # type: ignore[method-assign]
+        ctx = context()
+        self.attach(ctx.guest, FakeSession(self.tree.memory, cpus=self.states))
         return ctx
 
 

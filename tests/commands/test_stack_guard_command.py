@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import stack_guest as sg
-from fakes import FakeSession, FakeSlots, State, Stop, run, text
+from fakes import FakeSession, FakeSlots, State, Stop, context, run, text
 from stack_guest import KERNEL, SIZE, VECTORS, StackGuest
 
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.context import Context
-from ptinspect.commands.framework.registry import build_registry
 from ptinspect.errors import TargetError, TargetTimeout, UserError
 from ptinspect.guest.stacks import stack_guard
 from ptinspect.link.gdb.slots import watch_fault
@@ -86,6 +86,8 @@ class GuardSession(FakeSession):
 class Guest(StackGuest):
     """Init and a shell; the shell runs."""
 
+    placed = True
+
     def __init__(self) -> None:
         super().__init__()
         self.init_base, self.base = self.new_stack(), self.new_stack()
@@ -95,26 +97,20 @@ class Guest(StackGuest):
         self.image.symbols |= {"panic_bad_stack": [KERNEL + 0x7000]}
         self.tree.memory.write(IMAGE, bytes(self.image.code[:0x10_0000]))
         self.states = [self.cpu(self.shell, self.base + 0x3000)]
-        self.placed = True
         self.session = GuardSession(self.tree.memory, cpus=self.states)
 
     def code(self) -> bytes:
         return self.tree.memory.read(IMAGE + VECTORS - KERNEL, 0x800)
 
     def context(self) -> Context:
-        ctx = Context(build_registry())
-        session: Any = self.session
-        ctx.guest.session = session
-        ctx.guest._kernel = self.image  # type: ignore[assignment]
-
-        def view() -> Any:
-            found = self.view(*self.session.cpus)
-            found.placed = self.placed
-            found.pa_of_link = lambda va: va - KERNEL + IMAGE
-            return found
-
-        ctx.guest._look_at_kernel = view  # type: ignore[method-assign]
+        ctx = context()
+        self.attach(ctx.guest, self.session)
         return ctx
+
+    def view(self, *states: CpuState) -> Any:
+        found = super().view(*states)
+        found.placed = self.placed
+        return found
 
     def stop_at(self, number: int, **more: int) -> Any:
         """Make a stop at a breakpoint, with the registers of the CPU."""

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import stack_guest as sg
-from fakes import FakeSession, build_registry, run, text
+from fakes import FakeSession, context, run, text
 from stack_guest import SIZE, StackGuest
 
-from ptinspect.commands.framework.context import Context
 from ptinspect.commands.stack.stack import depths
 from ptinspect.linux.image.btf import BtfTypes
 from ptinspect.linux.running.stack_pages import misled
@@ -128,11 +127,8 @@ def test_a_destroyed_mark_is_told_all_the_same(guest: Guest) -> None:
 def test_stack_says_so(guest: Guest) -> None:
     state = guest.cpu(guest.me, guest.base + SIZE - sg.FRAME)
     guest.move(0, OTHER)
-    ctx = Context(build_registry())
-    session: Any = FakeSession(guest.tree.memory, cpus=[state])
-    ctx.guest.session = session
-    ctx.guest._kernel = guest.image  # type: ignore[assignment]
-    ctx.guest._look_at_kernel = lambda: guest.view(state)  # type: ignore[method-assign]
+    ctx = context()
+    guest.attach(ctx.guest, FakeSession(guest.tree.memory, cpus=[state]))
     shown = text(run(ctx, "stack"))
     assert "THE MAPPING LEADS ELSEWHERE" in shown and "END MARK" not in shown
     assert run(ctx, "stack tasks").result["tasks"][0]["end_magic_intact"] is None
