@@ -136,6 +136,8 @@ PREFIXES: dict[str, Form] = {
     "HiSilicon": each("[{time}s][pid:747,cpu6,cryptomgr_test]{text}"),
     "container's name": each("ttyAMA0_1 | [{time}] {text}"),
     "table of a database": each('"2025-06-16 {clock}","kernel","[{time}] {text}"'),
+    "YAML": each("- {{dt: '2025-06-16T{clock}', lvl: target, msg: '[{time}] {text}'}}"),
+    "list of a program": each("    '[{time}] {text}\\r',"),
     "unknown logger": each("board7/ttyS0~ {text}"),
     "unknown logger, numbers": each("{{{number}}} node-12 @@ {text}"),
 }

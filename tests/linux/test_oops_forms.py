@@ -20,7 +20,13 @@ USUAL = ("console", "no stamps", "quoted", "journalctl")
 """Prefixes that are combined with every fold and every coat; of a log they take turns."""
 TAGGED = ("printk.caller", "Android", "MediaTek", "Qualcomm", "Exynos", "Samsung", "RT", "kmsg, caller")
 """Prefixes that name the task or the CPU, here one for all lines: only a log of one CPU can have them."""
-WHOLE = ("journalctl -o json-pretty", "one string of JSON", "table of a database")
+WHOLE = (
+    "journalctl -o json-pretty",
+    "one string of JSON",
+    "table of a database",
+    "YAML",
+    "list of a program",
+)
 """Forms whose quotes no fold may part."""
 WIDEST = 50
 """Columns of a prefix with which lines are wrapped: beyond them nothing would be left beside it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from itertools import pairwise
 
@@ -31,6 +32,7 @@ _JSON = Pattern(
     *('MESSAGE"', 'message"', 'msg"', 'log"', 'line"', 'text"', 'textPayload"'),
 )
 """A line of `journalctl -o json` or `json-pretty`, of LAVA's own log, or of a container's."""
+_TAIL = re.compile(r"""(?:\\[rn])*["'][\]})]*,?$|(?:\\[rn])+$""")
 _MEMBER = Pattern(
     r'\s*(?:"[@\w.]{1,80}"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[\d.]+|null|true|false)|\{|\}),?\s*$',
     *('"', "{", "}"),
@@ -136,6 +138,8 @@ class Normaliser:
     """True if the log is in quoted-printable: a `=` at the end of a row is a mailer's fold."""
     words: set[str] = field(default_factory=set)
     """Words that stand within rows: whole ones."""
+    tail: str = ""
+    """What ends rows that a program wrote as strings: `"`, `',`, `'}`."""
     terminal: int = 0
     """Columns at which rows are cut in the middle of words; 0 if they are not."""
     held: list[Row] = field(default_factory=list)
@@ -179,7 +183,10 @@ class Normaliser:
         found: list[tuple[int, str]] = []
         soft = False
         self.printable = self.printable or _quoted_printable(rows)
-        for row, text in _parts(rows):
+        parts = [*_parts(rows)]
+        self.tail = _common_tail([text for _, text in parts]) or self.tail
+        for row, whole in parts:
+            text = whole.removesuffix(self.tail)
             if soft:
                 found[-1] = (found[-1][0], found[-1][1] + text)
             else:
@@ -220,7 +227,7 @@ class Normaliser:
         return Peeled(text, line.layers + 1, True, line.time, line.caller)
 
     def _row(self, number: int, raw: str, line: Peeled) -> Iterator[Line]:
-        text = line.text.strip("\t ")
+        text = line.text.strip("\t ").replace("\t", " ")
         width = len(quotes(raw).rstrip())
         width = width if width >= NARROW else len(raw.rstrip())
         if not text:
@@ -353,6 +360,13 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
             yield row, text
 
 
+def _common_tail(texts: Sequence[str]) -> str:
+    """Return what more than half of the rows end with, if it is of a program's string."""
+    tails = Counter(match[0] for text in texts if (match := _TAIL.search(text, max(0, len(text) - 8))))
+    tail, count = next(iter(tails.most_common(1)), ("", 0))
+    return tail if 2 * count > sum(map(bool, texts)) else ""
+
+
 def _split(raw: str) -> list[str]:
     """Cut a row where a further time stamp begins; cut what is longer than MAX_LINE."""
     if raw.count("[") < 2:
@@ -373,8 +387,6 @@ def _clean(raw: str) -> str:
         text = json.loads(message[1], strict=False).rstrip("\n")
     elif _MEMBER.match(text) is not None:
         return ""
-    if text.startswith('"') and '","' in text:
-        text = text.removesuffix('"')
     while text.endswith("^M"):
         text = text[:-2]
     if not text.isascii():
