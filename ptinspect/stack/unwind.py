@@ -9,7 +9,7 @@ code or pt_regs are not known, the records alone are followed, each of which mus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.arch.sysregs import CpuState
@@ -17,7 +17,7 @@ from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import PtinspectError
 from ptinspect.linux.image.entry import SLOT
 from ptinspect.linux.running.stacks import TABLE, Stack
-from ptinspect.stack.kernel_code import MAX_TAIL, MAX_WORDS, epilogue, prologue
+from ptinspect.stack.kernel_code import MAX_TAIL, MAX_WORDS, KernelCode, epilogue, prologue
 from ptinspect.text import counted
 
 FrameKind = Literal["function", "exception", "user", "end", "unwritten"]
@@ -31,18 +31,6 @@ ENTRY_REACH = 0x200
 """Bytes from a label of the exception entry on that belong to it, where no symbol tells."""
 KERNEL_MODES = (4, 5, 8, 9)
 """PSTATE.M of EL1t, EL1h, EL2t and EL2h."""
-
-
-class Code(Protocol):
-    """What is known of the kernel's code; addresses are those that the program counter has."""
-
-    def start(self, pc: int) -> int | None:
-        """Return where the function at `pc` begins; None if it is not known."""
-        ...
-
-    def words(self, va: int, count: int) -> Sequence[int]:
-        """Return up to `count` instructions at `va`; fewer where they cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +144,7 @@ class Unwinder:
     def __init__(
         self,
         read: Callable[[int, int], bytes],
-        code: Code,
+        code: KernelCode,
         stacks: Sequence[Stack] = (),
         layout: RegsLayout | None = None,
         *,

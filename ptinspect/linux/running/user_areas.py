@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Protocol
 
 from ptinspect.arch.bits import MASK64, bit
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, KernelFileError, PtinspectError
-from ptinspect.linux.image.btf import Offsets
 from ptinspect.linux.layout.regions import Region
+from ptinspect.linux.running.guest_view import GuestView
 from ptinspect.text import escape
 
 MAX_AREAS = 16_384
@@ -35,19 +34,6 @@ NODE = 4
 ANONYMOUS = "anonymous"
 
 
-class KernelMemory(Protocol):
-    """Read kernel memory by virtual address."""
-
-    @property
-    def types(self) -> Offsets:
-        """Where the kernel's structures keep what."""
-        ...
-
-    def read_virt(self, va: int, length: int) -> bytes:
-        """Read bytes. Raises GuestError, MemoryReadError."""
-        ...
-
-
 @dataclass(frozen=True)
 class AreaList:
     """The areas of one address space, in ascending order."""
@@ -58,7 +44,7 @@ class AreaList:
     """Why there may be more, or names are missing; empty if all were read."""
 
 
-def areas_of(kernel: KernelMemory, mm: int) -> AreaList:
+def areas_of(kernel: GuestView, mm: int) -> AreaList:
     """Return the areas of the address space that an mm_struct describes. Never raises for a bad guest."""
     found: list[Region] = []
     try:
@@ -77,7 +63,7 @@ def areas_of(kernel: KernelMemory, mm: int) -> AreaList:
 class _Reader:
     """Read one address space."""
 
-    def __init__(self, kernel: KernelMemory, mm: int) -> None:
+    def __init__(self, kernel: GuestView, mm: int) -> None:
         self.kernel, self.mm = kernel, mm
         self.at = kernel.types.offset
         self.doubt = ""
