@@ -105,6 +105,15 @@ def test_the_word_debug_begins_no_report() -> None:
     assert messages.triggers("kernel BUG at mm/slub.c:1!")
 
 
+@pytest.mark.parametrize("name", ["6.12-write-read-only", "6.12-recursion", "4.17-lkml-kpti"])
+def test_a_log_with_the_newest_line_first_is_read_from_its_end(name: str) -> None:
+    rows = [row for row in log(name).decode().splitlines() if row.startswith("[")]
+    whole, found = (analyse("\n".join(order).encode()).panics for order in (rows, rows[::-1]))
+    assert [panic.verdict for panic in found] == [panic.verdict for panic in whole]
+    for one, other in zip(whole, found, strict=True):
+        assert len(rows) + 1 - other.incident.first.line == one.incident.first.line
+
+
 def test_parts_of_a_dump_of_pstore_are_read_from_the_oldest_on() -> None:
     rows = log("6.12-write-read-only").decode().splitlines()
     at = next(number for number, row in enumerate(rows) if "Call trace" in row)

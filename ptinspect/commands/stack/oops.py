@@ -152,9 +152,9 @@ VERDICTS = (
         output_argument("write it to a file too: .md, .txt, .json or .csv", "--output", "-o"),
     ),
     result=OopsResult,
-    details="Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, a mail "
-    "or a phone, with their prefixes, quotes and wrapped lines, also as .gz, .xz, .bz2 or .zst. Each "
-    "death gets one verdict, with what in the log supports it and what the log "
+    details="Reads logs of arm64 kernels from 4.x on, of any size: from a console, dmesg, journalctl, "
+    "pstore, a mail, a web page or a phone, with their prefixes, quotes and wrapped lines, also as .gz, .xz, "
+    ".bz2 or .zst. Each death gets one verdict, with what in the log supports it and what the log "
     f"cannot tell: {VERDICTS}.",
 )
 def oops(ctx: Context, *, file: str, output: Path | None = None) -> Report:

@@ -9,7 +9,7 @@ import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.deaths import Reader
@@ -32,6 +32,8 @@ WORDS = (
 )  # fmt: skip
 """Words one of which is in each line that begins a report or a boot; `messages.triggers` decides."""
 
+_TIME = rb"^[^\[\n]{0,100}\[ {0,6}(\d{1,9}\.\d{3,9})\]"
+"""A row with the kernel's own time stamp."""
 _PART = rb"^(\w{3,20}#\d{1,9}) Part(\d{1,4})\r?$"
 """The first row of a part of a dump that pstore kept."""
 
@@ -132,6 +134,10 @@ def _in_order(log: bytes) -> Iterator[tuple[int, bytes]]:
 
     Part1 is the newest (Linux fs/pstore/platform.c, pstore_dump), so that the files by name are backwards.
     """
+    if len(log) < MAX_ROW and _newest_first(log):
+        rows = log.splitlines()
+        yield from zip(range(len(rows), 0, -1), (row + b"\n" for row in reversed(rows)), strict=True)
+        return
     heads = list(re.finditer(_PART, log, re.MULTILINE)) if b" Part2" in log and len(log) < CHUNK else []
     if len(heads) < 2 or any(int(b[2]) != int(a[2]) + 1 or a[1] != b[1] for a, b in pairwise(heads)):
         yield 0, log
@@ -139,6 +145,14 @@ def _in_order(log: bytes) -> Iterator[tuple[int, bytes]]:
     edges = [head.start() for head in heads]
     for start, end in ((0, edges[0]), *reversed([*pairwise((*edges, len(log)))])):
         yield log.count(b"\n", 0, start) + 1, log[start:end]
+
+
+def _newest_first(log: bytes) -> bool:
+    """Tell whether time goes back from row to row, as `journalctl -r` and pages of log servers show it."""
+    found = islice(re.finditer(_TIME, log, re.MULTILINE), 256)
+    times = [float(match[1]) for match in found]
+    falls = sum(before > after for before, after in pairwise(times))
+    return falls > 8 and falls > 9 * sum(before < after for before, after in pairwise(times))
 
 
 class _Search:
