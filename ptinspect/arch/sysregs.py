@@ -79,7 +79,7 @@ class CpuState:
         Source: Arm ARM D1.2.2 (stack pointer selection); QEMU's SP_ELx are env->sp_el[], written when
         the bank changes (target/arm/internals.h, aarch64_save_sp).
         """
-        if bit(self.pstate, 4):
+        if self.aarch32:
             return ""
         return f"SP_EL{self.el if bit(self.pstate, 0) else 0}"
 
@@ -87,6 +87,11 @@ class CpuState:
     def el(self) -> int:
         """The exception level, PSTATE[3:2]."""
         return bits(self.pstate, 3, 2)
+
+    @property
+    def aarch32(self) -> bool:
+        """Whether the CPU runs a 32-bit process, PSTATE.nRW."""
+        return bool(bit(self.pstate, 4))
 
 
 def ttbr_base(ttbr: int, *, pa52: bool = False) -> PhysAddr:

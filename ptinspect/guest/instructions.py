@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ptinspect.arch.bits import bit
 from ptinspect.errors import MiError, PtinspectError, UserError
 from ptinspect.guest.guest import Guest
 
@@ -16,13 +17,16 @@ def instructions(guest: Guest, address: int, count: int, *, physical: bool = Fal
 
     A virtual address is translated by our own walk, so that neither the MMU nor the level that the CPU runs
     at counts. What cannot be read so is left to GDB, which reads as the CPU does; so is all before GDB 13.
-    Raises UserError if no instruction can be read.
+    Raises UserError if no instruction can be read, or the CPU runs a 32-bit process there.
     """
+    session = guest.stopped
+    if not bit(address, 55) and not physical and session.cpu_state(session.current_cpu).aarch32:
+        what = f"cpu {session.current_cpu} runs a 32-bit process: GDB would take its code for AArch64's"
+        raise UserError(what, f"x/8wx {address:#x}")
     try:
         code, missing = guest.read(address, 4 * count, physical=physical)
     except PtinspectError as error:  # a guest of whose tables nothing is known
         code, missing = b"", error.message
-    session = guest.stopped
     try:
         if len(code) >= 4:
             return _lines(session.disassemble(address, code[: len(code) & ~3])), missing

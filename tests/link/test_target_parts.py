@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -265,6 +266,45 @@ def test_registers_of_either_qemu(fake_gdb: Callable[..., GdbProcess], spelled: 
     assert state.system == {"SCTLR_EL1": 0x30D0_0980, "TTBR1_EL1": 0xFFFF_0000_0000_0000}
     assert "v0" not in reader.all(1) and reader.all(1)[spelled] == 0x30D0_0980
     assert reader.all(1, ["pc", "PAR_EL1"]) == {"pc": 32}
+
+
+NARROW = """CPU#0
+R00=00000000 R01=4ffdae2e R02=00000000 R03=00000000
+R04=00000000 R05=00000000 R06=00000000 R07=00000000
+R08=00000000 R09=00000000 R10=00000000 R11=00000000
+R12=00000000 R13=00000001 R14=00000000 R15=00010058
+PSR=00000010 ---- A usr32
+s00=00000000 s01=00000000 d00=0000000000000000
+FPSCR: 00000000
+
+CPU#1
+ PC=ffff800010605430 X00=ffff800011bd0000 X01=0000000000000000
+PSTATE=20000005 --C- EL1h     FPCR=00000000 FPSR=00000000
+"""
+
+
+@pytest.mark.parametrize(("spsr", "pstate"), [(0x10, 0x205), (0x0, 0x205), (0x10, 0x80)])
+def test_a_cpu_that_runs_a_32_bit_process_is_where_the_monitor_says(
+    fake_gdb: Callable[..., GdbProcess], spsr: int, pstate: int
+) -> None:
+    """QEMU's stub shows the registers that it had on the way there; others are not asked."""
+    values = dict.fromkeys(range(34), 1) | {33: pstate, 35: spsr}
+    rows = ",".join(f'{{number="{n}",value="{v:#x}"}}' for n, v in values.items())
+    said = "".join(f"~{json.dumps(line)}\n" for line in NARROW.splitlines(keepends=True))
+    gdb = fake_gdb(
+        [
+            ("-data-list-register-names", names("SPSR_EL1")),
+            ("-data-list-register-values", "{t}^done,register-values=[" + rows + "]\n"),
+            ('-interpreter-exec console "monitor info registers -a"', said + "{t}^done\n"),
+        ]
+    )
+    first, second = RegisterReader(gdb).states([0, 1])
+    if spsr and pstate == 0x205:
+        assert (first.pc, first.sp, first.pstate, first.x[1]) == (0x10058, 1, 0x10, 0x4FFD_AE2E)
+        assert (first.el, first.aarch32, first.system) == (0, True, {"SPSR_EL1": 0x10})
+    else:
+        assert (first.pc, first.aarch32) == (1, False)
+    assert (second.pc, second.aarch32) == (1, False)
 
 
 def test_registers_of_another_architecture(fake_gdb: Callable[..., GdbProcess]) -> None:

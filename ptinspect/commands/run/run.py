@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptinspect.arch.bits import VirtAddr
+from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework import arguments
 from ptinspect.commands.framework.command import Argument, Needs, argument, command
 from ptinspect.commands.framework.context import SCRIPT_SECONDS, Context
 from ptinspect.commands.run.watch_table import SeenWriteResult, in_short, writes_seen
 from ptinspect.commands.stack.stack import watched
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import PtinspectError, UserError
 from ptinspect.guest import run_control
 from ptinspect.guest.breakpoints.listing import hits_of
@@ -87,8 +88,10 @@ def stopped(
     """Say where the guest stopped, why (in `words`, else the stop's own), and what is next."""
     guest = ctx.guest
     writes, shown_writes = writes_seen(guest)
+    narrow = _in_aarch32(guest, stop.cpu)
+    stop = stop if narrow is None else replace(stop, pc=narrow.pc)
     place, line = guest.place(stop.pc), watched(guest)
-    following = _next(guest, stop) if ctx.interactive else ""
+    following = _next(guest, stop) if ctx.interactive and narrow is None else ""
     change = change_at(guest, stop)
     seen = "" if change is None else f", {change.words}"
     result = kind(
@@ -114,6 +117,15 @@ def stopped(
     head = Note(f"stopped: cpu {stop.cpu} at {place}: {escape(why)}", "good" if loud else "plain")
     shown = [Note(f"=> {following}")] if following else []
     return Report(result, (head, *shown, *((Note(line, "dim"),) if line else ()), *notes, *shown_writes))
+
+
+def _in_aarch32(guest: Guest, cpu: int) -> CpuState | None:
+    """Return the registers of a CPU that runs a 32-bit process, of which GDB does not know; else None."""
+    try:
+        state = guest.stopped.cpu_state(cpu)
+    except PtinspectError:
+        return None
+    return state if state.aarch32 else None
 
 
 def _hits(guest: Guest, stop: StopInfo) -> str:

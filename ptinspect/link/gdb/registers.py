@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
+from ptinspect.arch.bits import bit
 from ptinspect.arch.sysregs import ALIASES, SYSTEM_REGISTERS, CpuState
-from ptinspect.dataclass import dataclass
+from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import TargetError
 from ptinspect.link.gdb.agent import Agent
-from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string
+from ptinspect.link.gdb.mi import SECONDS, GdbLink, c_string, console
 
 NAMES = "-data-list-register-names"
 CORE = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
@@ -18,6 +19,11 @@ _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ROW = re.compile(r"^ ?(\S+) +\d+ +-?\d+ +\d+ +(\d+) .* (\d+) +(\d+)(?: +[a-z]+)? *$", re.MULTILINE)
 """A register of `maint print remote-registers`: name, bytes, the stub's number, place in its `g`."""
 _VALUE = re.compile(rb'\{number="(\d+)",value="(0x[0-9a-f]+)"\}')
+
+
+_CPU = re.compile(r"^CPU#(\d+)\s(.*?)(?=^CPU#|\Z)", re.MULTILINE | re.DOTALL)
+_AARCH32 = re.compile(r"\bR(\d\d)=([0-9a-f]{8})|^PSR=([0-9a-f]{8})", re.MULTILINE)
+"""A register of `info registers -a` where the CPU is in AArch32 (QEMU target/arm/cpu.c)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,11 @@ class RegisterReader:
     def states(self, cpus: Sequence[int]) -> list[CpuState]:
         """Return the general and system registers of CPUs. Raises TargetError."""
         numbers = [*self._core, *self._system.values()]
-        return [self._state(cpu, found) for cpu, found in zip(cpus, self._values(cpus, numbers), strict=True)]
+        states = [self._state(cpu, row) for cpu, row in zip(cpus, self._values(cpus, numbers), strict=True)]
+        if not any(state.el and bit(state.system.get("SPSR_EL1", 0), 4) for state in states):
+            return states
+        narrow = aarch32(console(self._gdb, "monitor info registers -a", SECONDS))
+        return [_in_aarch32(state, narrow[state.cpu]) if state.cpu in narrow else state for state in states]
 
     def _state(self, cpu: int, found: Mapping[int, int]) -> CpuState:
         try:
@@ -106,6 +116,25 @@ class RegisterReader:
         command = f"-data-list-register-values --thread {cpu + 1} --frame 0 x {wanted}"
         body = self._gdb.request(command, SECONDS).line.body
         return {int(number): int(value, 16) for number, value in _VALUE.findall(body)}
+
+
+def aarch32(text: str) -> dict[int, list[int]]:
+    """Return R0 to R15 and PSR of the CPUs in AArch32, by QEMU's monitor.
+
+    Its stub shows the AArch64 registers as they were before (target/arm/gdbstub64.c): such a CPU seems to be
+    where the kernel left for a 32-bit process.
+    """
+    found = {}
+    for cpu, body in _CPU.findall(text.replace("\r", "")):
+        values = [int(value or psr, 16) for _, value, psr in _AARCH32.findall(body)]
+        if len(values) == 17:
+            found[int(cpu)] = values
+    return found
+
+
+def _in_aarch32(state: CpuState, values: Sequence[int]) -> CpuState:
+    *general, psr = values
+    return replace(state, x=(*general[:15], *state.x[15:]), sp=general[13], pc=general[15], pstate=psr)
 
 
 def _number(text: str) -> int | None:
