@@ -1,8 +1,8 @@
 """Commands inside GDB that read and write guest-physical memory through QEMU's gdbstub.
 
 Use: `python import ptinspect_agent`, with this file's folder in sys.path, in a GDB (12 or newer, with
-Python) that is connected to QEMU. By hand: `ptinspect-physical 0x40200000 64`. Over MI:
-`-ptinspect-read PA:SIZE,...`, `-ptinspect-write PA HEX ...` and `-ptinspect-virtual`, all in hex.
+Python) that is connected to QEMU. Over MI: `-ptinspect-read PA:SIZE,...`, `-ptinspect-write PA HEX ...`,
+`-ptinspect-virtual`, all in hex, and others.
 
 The stub's physical mode (`Qqemu.PhyMemMode`, QEMU gdbstub since commit ab4752ec8d9b, v4.1) is one
 switch for all CPUs and survives a disconnect. It is on only inside `physical_mode`, where no symbol,
@@ -714,22 +714,6 @@ class UnwatchCommand(gdb.MICommand):
                 found.delete()
 
 
-class PhysicalCommand(gdb.Command):
-    """Show guest-physical memory: ptinspect-physical ADDRESS [SIZE]"""
-
-    def __init__(self):
-        super().__init__("ptinspect-physical", gdb.COMMAND_DATA)
-
-    def invoke(self, argument, from_tty):
-        words = [int(gdb.parse_and_eval(word)) for word in gdb.string_to_argv(argument)]
-        if not 1 <= len(words) <= 2:
-            raise gdb.GdbError("usage: ptinspect-physical ADDRESS [SIZE]")
-        pa, size = words[0], words[1] if len(words) > 1 else 64
-        data = read_physical([(pa, size)])
-        for offset in range(0, size, 16):
-            print(f"{pa + offset:#x}: {data[offset : offset + 16].hex(' ', 8)}")
-
-
 ReadCommand("-ptinspect-read")
 WriteCommand("-ptinspect-write")
 VirtualCommand("-ptinspect-virtual")
@@ -740,4 +724,3 @@ RegistersCommand("-ptinspect-registers")
 FramesCommand("-ptinspect-frames")
 WatchCommand("-ptinspect-watch")
 UnwatchCommand("-ptinspect-unwatch")
-PhysicalCommand()

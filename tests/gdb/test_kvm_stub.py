@@ -32,7 +32,8 @@ CODE = RAM_START + 0x1000
 DFR0 = 0x1030_5106 & ~(15 << 12 | 15 << 20) | 5 << 12 | 3 << 20
 """Six breakpoints, four watchpoints, as a Cortex-A72 says."""
 
-Attach = Callable[..., tuple[KvmStub, LiveSession]]
+Pair = tuple[KvmStub, LiveSession]
+Attach = Callable[..., Pair]
 
 
 @pytest.fixture
@@ -171,12 +172,15 @@ def test_watchpoints(attach: Attach) -> None:
     session.wait_stop(60)
 
 
-def loop(stub: KvmStub, *words: int) -> None:
+def loop(attached: Pair, *words: int, **registers: int) -> Pair:
     """Give the CPU a loop, entered at CODE with interrupts enabled: X0 counts, then these instructions."""
+    stub, session = attached
     code = [NOP, ADD_X0_1, *words]
     stub.cpu.words |= {CODE + 4 * n: word for n, word in enumerate(code)}
     stub.cpu.words[CODE + 4 * len(code)] = 0x1400_0000 | -len(code) & 0x3FF_FFFF
-    stub.cpu.regs |= {"PC": CODE, "CPSR": 5, "X0": 0}
+    stub.cpu.regs |= {"PC": CODE, "CPSR": 5, "X0": 0, **registers}
+    session.gdb_command("maint flush register-cache")
+    return attached
 
 
 def go(session: LiveSession) -> int:
@@ -189,30 +193,23 @@ def go(session: LiveSession) -> int:
 def test_five_rounds_are_five_stops_though_an_interrupt_is_always_pending(
     attach: Attach, words: tuple[int, ...]
 ) -> None:
-    stub, session = attach(dfr0=DFR0)
+    stub, session = loop(attach(dfr0=DFR0), *words)
     assert session.holds_interrupts
-    loop(stub, *words)
     session.set_breakpoint(CODE + 4)
-    session.gdb_command("maint flush register-cache")
     assert [go(session) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert stub.cpu.regs["CPSR"] == 5 and session.breakpoints[0].hits == 5
 
 
 def test_gdb_s_own_steps_over_a_breakpoint_whose_condition_does_not_hold(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
+    _, session = loop(attach(dfr0=DFR0))
     session.set_breakpoint(CODE, condition="$x0 == 3")
     number = session.set_breakpoint(CODE + 4).id
     session.gdb_command(f"ignore {number} 100")
-    session.gdb_command("maint flush register-cache")
     assert go(session) == 3 and session.stop.pc == CODE
 
 
 def test_a_watchpoint_names_the_writer_not_the_vector(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub, STR_X0_X1)
-    stub.cpu.regs["X1"] = CODE + 0x800
-    session.gdb_command("maint flush register-cache")
+    stub, session = loop(attach(dfr0=DFR0), STR_X0_X1, X1=CODE + 0x800)
     session.watch_access(CODE + 0x800, 8)
     for n in (1, 2, 3):
         assert go(session) == n
@@ -220,10 +217,7 @@ def test_a_watchpoint_names_the_writer_not_the_vector(attach: Attach) -> None:
 
 
 def test_areas_are_watched_that_no_list_has(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub, STR_X0_X1)
-    stub.cpu.regs["X1"] = CODE + 0x800
-    session.gdb_command("maint flush register-cache")
+    stub, session = loop(attach(dfr0=DFR0), STR_X0_X1, X1=CODE + 0x800)
     session.gdb_command("set breakpoint always-inserted on")
     first, other, last = session.watch_areas([(CODE + 0x800, 8), (CODE + 0x840, 8), (CODE + 0x880, 8)])
     assert max(first, other, last) < 0 and session.breakpoints == ()
@@ -237,10 +231,8 @@ def test_areas_are_watched_that_no_list_has(attach: Attach) -> None:
 
 
 def test_what_is_stepped_sees_its_own_flags(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub, MRS_X1_DAIF, SVC)
+    stub, session = loop(attach(dfr0=DFR0), MRS_X1_DAIF, SVC)
     stub.cpu.words[VECTORS + 0x1000] = MSR_SPSR_X22
-    session.gdb_command("maint flush register-cache")
     for _ in range(3):
         session.step_instructions(1, 0)
     assert session.cpu_state(0).x[1] == 0 and session.stop.pc == CODE + 12
@@ -259,10 +251,8 @@ def comes_to(stub: KvmStub, pstate: int) -> bool:
 def test_where_relay_and_gdb_are_killed_in_the_middle_the_flags_are_put_back(
     attach: Attach, executed: bool
 ) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
+    stub, session = loop(attach(dfr0=DFR0))
     record = step_place(StubAddress.parse(stub.address))
-    session.gdb_command("maint flush register-cache")
     stub.overrides["vCont;s"] = None
     session.gdb_command("stepi")
     assert comes_to(stub, 0xC5) and f'"pc": {CODE}' in record.read_text()
@@ -289,10 +279,8 @@ def test_another_guest_at_the_same_place_is_left_alone(attach: Attach) -> None:
 
 
 def test_a_record_goes_with_the_relay_whose_steps_were_finished(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
+    stub, session = loop(attach(dfr0=DFR0))
     record = step_place(StubAddress.parse(stub.address))
-    session.gdb_command("maint flush register-cache")
     session.step_instructions(2, 0)
     assert record.read_text() == ""
     session.close()
@@ -337,16 +325,12 @@ def test_a_directory_that_cannot_be_looked_into_keeps_nobody_from_attaching(
     attach: Attach, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / ("long" * 100)))
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
-    session.gdb_command("maint flush register-cache")
+    _, session = loop(attach(dfr0=DFR0))
     assert session.step_instructions(1, 0).pc == CODE + 4
 
 
 def test_a_relay_outlives_its_gdb_until_the_step_is_over(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
-    session.gdb_command("maint flush register-cache")
+    stub, session = loop(attach(dfr0=DFR0))
     stub.hold = True
     session.gdb_command("stepi")
     assert comes_to(stub, 0xC5)
@@ -356,9 +340,7 @@ def test_a_relay_outlives_its_gdb_until_the_step_is_over(attach: Attach) -> None
 
 
 def test_a_trace_keeps_what_it_has_when_the_time_is_over(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
-    session.gdb_command("maint flush register-cache")
+    stub, session = loop(attach(dfr0=DFR0))
     records, ended = Tracer(session).step(0, 4096, 200, [])
     steps = len(records) - 1
     assert ended == "time" and 0 < steps < 4096
@@ -368,9 +350,7 @@ def test_a_trace_keeps_what_it_has_when_the_time_is_over(attach: Attach) -> None
 
 
 def test_a_step_that_answers_late_costs_no_record(attach: Attach) -> None:
-    stub, session = attach(dfr0=DFR0)
-    loop(stub)
-    session.gdb_command("maint flush register-cache")
+    stub, session = loop(attach(dfr0=DFR0))
     stub.hold = True
     release = threading.Timer(2, setattr, (stub, "hold", False))
     release.start()

@@ -21,7 +21,7 @@ from ptinspect.link import connect, live
 from ptinspect.link.address import StubAddress
 from ptinspect.link.gdb import program as gdb_module
 from ptinspect.link.gdb import starting
-from ptinspect.link.gdb.agent import LAYOUT, script_path
+from ptinspect.link.gdb.agent import LAYOUT, load_line
 from ptinspect.link.gdb.mi import quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb, check_gdb, find_gdb
@@ -341,9 +341,10 @@ def test_plain_gdb_frees_the_stub_when_it_detaches(gdb: Gdb, stub: FakeStub) -> 
     process = GdbProcess([gdb.path, "-nx", "-q", "--interpreter=mi3"])
     try:
         for line in (
-            f"source {script_path()}",
+            load_line(),
+            "python import ptinspect_agent",
             f"target remote {stub.address}",
-            "ptinspect-physical 0x40000000 8",
+            "python ptinspect_agent.read_physical([(0x40000000, 8)])",
         ):
             process.request(f"-interpreter-exec console {quote(line)}", 20)
         process.expect_end()
@@ -351,15 +352,6 @@ def test_plain_gdb_frees_the_stub_when_it_detaches(gdb: Gdb, stub: FakeStub) -> 
         assert probe(StubAddress.parse(stub.address), 5).architecture == "aarch64"
     finally:
         process.close()
-
-
-def test_the_command_for_plain_gdb(session: LiveSession, stub: FakeStub) -> None:
-    text = session.gdb_command(f"ptinspect-physical {RAM_START + 16:#x} 20")
-    assert text.splitlines()[0] == "0x40000010: 1011121314151617 18191a1b1c1d1e1f"
-    assert text.splitlines()[1] == "0x40000020: 20212223"
-    assert not stub.physical
-    with pytest.raises(MiError, match="usage"):
-        session.gdb_command("ptinspect-physical")
 
 
 def test_text_of_a_command(session: LiveSession) -> None:
