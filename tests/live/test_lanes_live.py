@@ -86,6 +86,9 @@ def test_qemu_killed_between_reads(pair: tuple[Qemu, LiveSession], lane: str) ->
     with pytest.raises(TargetLost):
         session.memory.read_tables(np.array([0x4000_0000], dtype=np.uint64), 4096)
     assert session.state is RunState.DEAD and not session.lanes.take_notices()
+    with pytest.raises(TargetLost):
+        session.cpu_state(0)
+    session.detach()
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03])

@@ -20,6 +20,7 @@ from ptinspect.dataclass import dataclass, field
 from ptinspect.errors import TargetError, UserError
 from ptinspect.files import replacing
 from ptinspect.link.qemu.machine import LaunchOptions, escape, find_program
+from ptinspect.link.qemu.replay_log import HEADER
 
 MANIFEST, LOG, STATES, CONSOLE = "timeline.json", "replay.log", "states.qcow2", "console.log"
 KERNEL, INITRD = "kernel", "initrd"
@@ -31,8 +32,6 @@ FIRST_STATE = "init"
 """Name of the state at the beginning."""
 CLUSTER = 16
 """log2 of the bytes of a cluster of the file of states."""
-HEADER = 12
-"""Bytes at the start of the log that QEMU writes when it ends (QEMU replay/replay.c, HEADER_SIZE)."""
 PROBE_SECONDS = 30.0
 PLAIN_MACHINE = re.compile(r"virt(,(gic-version|virtualization|secure|highmem|its|mte|acpi)=\w+)*")
 """Machines whose properties name no file (`dumpdtb`, `firmware` do)."""

@@ -19,26 +19,13 @@ from ptinspect.dataclass import dataclass
 VERSIONS = range(0xE0200C, 0xE0200F)
 """What logs begin with whose events are numbered as here: those of QEMU 7.2 to 11.1 (replay/replay.c)."""
 HEADER = 12
-"""Bytes of a log before its first event (replay/replay.c, HEADER_SIZE)."""
+"""Bytes of a log before its first event, which QEMU writes when it ends (replay/replay.c, HEADER_SIZE)."""
 MOST = 256 << 20
 """Bytes that are read of a log."""
 INSTRUCTION = 0
-SIZES = {
-    1: 0,
-    2: 0,
-    3: 8,
-    4: 8,
-    6: 0,
-    8: 8,
-    22: 8,
-    24: 4,
-    25: 4,
-    28: 8,
-    29: 8,
-    **dict.fromkeys(range(10, 22), 0),
-}
+SIZES = dict.fromkeys((1, 2, 6, *range(10, 22), *range(30, 39)), 0)
+SIZES |= {24: 4, 25: 4, **dict.fromkeys((3, 4, 8, 22, 28, 29), 8)}
 """Bytes of data of an event (replay/replay-internal.h, ReplayEvents; scripts/replay-dump.py)."""
-SIZES |= dict.fromkeys(range(30, 39), 0)
 ARRAYS = {7: 1, 9: 5, 23: 0, 27: 4}
 """Events that end with an array, whose length is four bytes: the bytes before it."""
 WARP = re.compile(rb"[^\x1e]*\x1e\x1d((?:\x24\x1d\x1d)+)\x1f(?!\x1d)", re.DOTALL)
