@@ -62,12 +62,9 @@ def capture_snapshot(
         return Snapshot(
             name, source.root, source.regime, tables, old.cpus, old.ram, old.meta, wanted, truncated
         )
-    from ptinspect.link.session import Capability  # which files do without
-
     session = guest.stopped
     _refuse_no_table(guest, source, len(tables), len(tables) - int(tables.readable.sum()))
-    known = Capability.REGISTERS in session.capabilities
-    cpus = tuple(session.cpu_state(cpu) for cpu in range(session.cpu_count if known else 0))
+    cpus = tuple(map(session.cpu_state, range(session.cpu_count if guest.has_registers else 0)))
     meta = _meta(guest, source, note, {**source.facts, **(extra or {})})
     return Snapshot(
         name, source.root, source.regime, tables, cpus, tuple(session.ram), meta, wanted, truncated
@@ -163,7 +160,6 @@ def _recorded(guest: Guest) -> dict[str, str]:
 def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> Meta:
     from datetime import UTC, datetime
 
-    from ptinspect.link.session import Capability
     from ptinspect.snapshot.model import Meta
 
     session = guest.stopped
@@ -179,7 +175,7 @@ def _meta(guest: Guest, source: Source, note: str, more: Mapping[str, str]) -> M
     except (GuestError, KernelFileError):
         pass  # a guest without a recognisable kernel is captured all the same
     where = f"cpu {state.cpu} at {guest.place(state.pc, state=state)}"
-    if Capability.REGISTERS not in session.capabilities:
+    if not guest.has_registers:
         where = f"{session.address}, registers unknown"
     if not banner and guest.imported is not None:
         banner = guest.imported.banner

@@ -12,7 +12,6 @@ from ptinspect.guest.guest import Guest
 from ptinspect.guest.names import cpu_state
 from ptinspect.guest.recordings.timeline import Timeline, timeline
 from ptinspect.guest.stacks.kernel_stacks import open_stacks
-from ptinspect.link.session import Capability
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def condition(guest: Guest, cpu: int | None = None) -> Condition:
     if state != "stopped":
         return found
     found = replace(found, memory=session.memory.label, timeline=timeline(guest))
-    if Capability.REGISTERS not in session.capabilities:
+    if not guest.has_registers:
         return found
     stands, refused, used = cpu_state(guest, cpu), guest.kernel_refused, session.slots_used()
     return replace(

@@ -119,6 +119,13 @@ class Guest:
         return self.require("this command", stopped=True)
 
     @property
+    def has_registers(self) -> bool:
+        """Whether the general registers of the stopped guest's CPUs are known: of some files they are not."""
+        from ptinspect.link.session import Capability
+
+        return Capability.REGISTERS in self.stopped.capabilities
+
+    @property
     def replay(self) -> Replay | None:
         """The replay of a recorded boot; None where the guest runs for the first time, and without one."""
         found = None if self.session is None else self.session.replay
@@ -329,9 +336,8 @@ class Guest:
         if session is None or bit(address, 55) or self.state != "stopped":
             return False
         from ptinspect.arch.sysregs import mmu_on
-        from ptinspect.link.session import Capability
 
-        if state is None and Capability.REGISTERS not in session.capabilities:
+        if state is None and not self.has_registers:
             return False
         try:
             return mmu_on(state or session.cpu_state(session.current_cpu)) is False

@@ -14,7 +14,15 @@ from ptinspect.snapshot.fact_names import kernel_offset
 from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ptinspect.linux.image.image import KernelImage
     from ptinspect.snapshot.model import Snapshot
+
+
+def _kernel(guest: Guest, name: str, form: str = "0x…") -> KernelImage:
+    """Return the kernel file, where symbols are looked up. Raises UserError without one."""
+    if guest.kernel is None:
+        raise UserError(f"{name!r}: symbols need the kernel file", f"kernel FILE, or a number: {form}")
+    return guest.kernel
 
 
 class GuestNames:
@@ -49,10 +57,7 @@ class SnapshotNames:
 
     def symbol(self, name: str) -> int:
         """Return the address of a symbol at the time of the capture."""
-        kernel = self.guest.kernel
-        if kernel is None:
-            raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
-        return (kernel.lookup(name) + kernel_offset(self._snapshot.meta.extra)) & MASK64
+        return (_kernel(self.guest, name).lookup(name) + kernel_offset(self._snapshot.meta.extra)) & MASK64
 
     def physical(self, name: str) -> int:
         """Return where a symbol leads by the captured tables."""
@@ -78,10 +83,7 @@ class LinkNames:
 
     def symbol(self, name: str) -> int:
         """Return the address of a symbol."""
-        kernel = self._guest.kernel
-        if kernel is None:
-            raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
-        return (kernel.lookup(name) + (self._guest.known_offset or 0)) & MASK64
+        return (_kernel(self._guest, name).lookup(name) + (self._guest.known_offset or 0)) & MASK64
 
     def physical(self, name: str) -> int:
         """Raise UserError: nobody knows where the kernel lies."""
@@ -108,8 +110,7 @@ def symbol(guest: Guest, name: str) -> int:
     kernel file, or where several modules have one, KernelFileError if there is none, GuestError while it is
     not known where a kernel runs whose file does not tell where it is linked.
     """
-    if guest.kernel is None:
-        raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: 0x…")
+    kernel = _kernel(guest, name)
     plain, _, module = name.removesuffix("]").partition(" [")
     try:
         return _in_module(guest, plain, module) if module else guest.view.symbol(name)
@@ -123,9 +124,9 @@ def symbol(guest: Guest, name: str) -> int:
     except GuestError as error:
         if module:
             raise
-        link = guest.kernel.lookup(name)
-        if not guest.kernel.linked:
-            what = f"{name}: {guest.kernel.path.name} does not tell where it is linked, and {error.message}"
+        link = kernel.lookup(name)
+        if not kernel.linked:
+            what = f"{name}: {kernel.path.name} does not tell where it is linked, and {error.message}"
             raise GuestError(
                 what, f"pa:{name} is where it lies; later on it is known where it runs"
             ) from error
@@ -160,10 +161,8 @@ def physical(guest: Guest, name: str) -> int:
     It need not be mapped yet. Raises UserError without a kernel file, KernelFileError if it has no such
     symbol, or is another kernel's, GuestError while that is not known, or a firmware may still move it.
     """
-    if guest.kernel is None:
-        raise UserError(f"{name!r}: symbols need the kernel file", "kernel FILE, or a number: pa:0x…")
     try:
-        link = guest.kernel.lookup(name)
+        link = _kernel(guest, name, "pa:0x…").lookup(name)
     except KernelFileError:
         return guest.view.pa_of(symbol(guest, name))
     return guest.view.pa_of_link(link)
@@ -185,11 +184,17 @@ def located(guest: Guest, address: Address, cpu: int | None = None) -> Located:
     Raises as `symbol` and `physical` do.
     """
     known = GuestNames(guest, cpu)
-    if address.names_symbol and not address.physical and guest.kernel is not None and not guest.view.placed:
+    if _unplaced(guest, address):
         return Located(replace(address, physical=True).value(known), True)
     value = address.value(known)
     state = None if cpu is None else cpu_state(guest, cpu)
     return Located(value, address.physical or guest.is_flat(value, state))
+
+
+def _unplaced(guest: Guest, address: Address) -> bool:
+    """Tell whether an address is of a symbol of which it is not known yet where it will run."""
+    named = address.names_symbol and not address.physical and guest.kernel is not None
+    return named and not guest.view.placed
 
 
 def early(guest: Guest, address: Address, snap: str | None = None) -> tuple[bool, int | None, str]:
@@ -197,9 +202,7 @@ def early(guest: Guest, address: Address, snap: str | None = None) -> tuple[bool
 
     So it is in a stopped guest of which it is not known yet where its kernel will map itself.
     """
-    if snap or guest.state != "stopped" or guest.kernel is None:
-        return False, None, ""
-    if not address.names_symbol or address.physical or guest.view.placed:
+    if snap or guest.state != "stopped" or not _unplaced(guest, address):
         return False, None, ""
     text = "where the kernel will run is not known yet"
     try:
@@ -224,9 +227,7 @@ def cpu_number(guest: Guest, cpu: int | None) -> int:
 
 def need_registers(guest: Guest) -> None:
     """Raise UserError if the guest is a file without registers of CPUs."""
-    from ptinspect.link.session import Capability
-
-    if Capability.REGISTERS not in guest.stopped.capabilities:
+    if not guest.has_registers:
         what = f"{guest.stopped.address} has no registers of CPUs"
         raise UserError(what, "an ELF core of dump-guest-memory has them")
 
