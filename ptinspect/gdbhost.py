@@ -93,10 +93,7 @@ class Server:
             raise
         except Exception as error:  # noqa: BLE001 (the bug net)
             printer.failure(
-                "",
-                "bug",
-                f"a bug in ptinspect: {type(error).__name__}: {error}",
-                hint=traceback.format_exc(),
+                "", "bug", f"a bug in ptinspect: {type(error).__name__}: {error}", hint=traceback.format_exc()
             )
             return EXIT_BUG
         finally:

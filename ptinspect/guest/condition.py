@@ -109,11 +109,7 @@ def condition(guest: Guest, cpu: int | None = None) -> Condition:
     if state == "dead":
         return found
     found = replace(
-        found,
-        cpus=session.cpu_count,
-        qemu=session.qemu_version,
-        gdb=session.gdb_version,
-        accel=session.accel,
+        found, cpus=session.cpu_count, qemu=session.qemu_version, gdb=session.gdb_version, accel=session.accel
     )
     if state != "stopped":
         return found

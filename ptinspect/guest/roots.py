@@ -42,11 +42,7 @@ class Chosen:
 
 
 def choose(
-    guest: Guest,
-    choice: str | Address | None,
-    state: CpuState,
-    va: int | None,
-    rules: str | None = None,
+    guest: Guest, choice: str | Address | None, state: CpuState, va: int | None, rules: str | None = None
 ) -> Chosen:
     """Return the root for an address of the stopped guest; kernel addresses without one.
 

@@ -296,15 +296,7 @@ def open_session(host: Host, details: str, version: str) -> HostedSession:
             accel=accelerator(monitor),
             holds_interrupts="NOIRQ" in console(gdb, "maintenance packet qqemu.sstepbits", SECONDS),
         )
-        link = Link(
-            address,
-            gdb,
-            agent,
-            gdb=Gdb("", version),
-            facts=facts,
-            tracker=tracker,
-            timeout=SECONDS,
-        )
+        link = Link(address, gdb, agent, gdb=Gdb("", version), facts=facts, tracker=tracker, timeout=SECONDS)
     except TargetError as error:
         raise ConnectError(f"{details}: {error.message}", error.hint) from error
     return HostedSession(link, gdb)

@@ -295,8 +295,7 @@ class RunTracker:
         while not self._stands(min(max(deadline - time.monotonic(), 0.0), WAITING_EVERY)):
             if time.monotonic() >= deadline:
                 raise TargetTimeout(
-                    f"the guest did not stop within {whole or timeout:g} s",
-                    "it runs on; interrupt stops it",
+                    f"the guest did not stop within {whole or timeout:g} s", "it runs on; interrupt stops it"
                 )
             self._tell("waiting", {})
         with self._changed:

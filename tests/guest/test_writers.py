@@ -112,13 +112,7 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], Writers]:
         monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
         view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
         kind = type("G", (SimpleNamespace,), {"view": view})
-        guest = kind(
-            stopped=run,
-            kept={},
-            place=lambda pc, **_: hex(pc),
-            **UNREAD,
-            progress=lambda *a: None,
-        )
+        guest = kind(stopped=run, kept={}, place=lambda pc, **_: hex(pc), **UNREAD, progress=lambda *a: None)
         return Writers(guest, [PA], 1e9)
 
     return made

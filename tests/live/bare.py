@@ -62,11 +62,7 @@ def assembled(directory: Path, source: str, *, link: bool = False, **values: int
 
 @contextmanager
 def started(
-    kernel: Path,
-    files: Mapping[int, bytes],
-    directory: Path,
-    *,
-    machine: str = "virt,gic-version=3",
+    kernel: Path, files: Mapping[int, bytes], directory: Path, *, machine: str = "virt,gic-version=3"
 ) -> Iterator[Live]:
     """Start a guest with a `max` CPU and contents of memory (address -> bytes), stopped at reset."""
     extra = []

@@ -90,11 +90,7 @@ NEWER = {
     "PIE, AIE": pairs(3)._replace(tcr2=2 | 1 << 4, mair2=0x44_04_00_FF_B4_99_55_08),
 }
 NEWER_DIRTY = {"PIE, HA, HD": pairs(0)._replace(tcr=HA_HD)}
-AT_EL2 = {
-    "plain": Config(),
-    "HPD": Config(HPD_EL2),
-    "WXN": Config(sctlr=WXN),
-}
+AT_EL2 = {"plain": Config(), "HPD": Config(HPD_EL2), "WXN": Config(sctlr=WXN)}
 DIRTY_AT_EL2 = {"HA, HD": Config(HA_HD_EL2)}
 MAIR = 0x00_04_08_0C_44_BB_F0_FF
 """Eight memory types, of which the guest's own memory uses the first."""

@@ -49,10 +49,7 @@ def test_the_tables_of_a_kernels_hypervisor_have_the_rules_of_el2() -> None:
         assert regime["ttbr1"]["holds"] == "swapper"
         assert (regime["el2"]["regime"], regime["ttbr1"]["regime"]) == ("EL2", "EL1&0")
         root = regime["el2"]["root_pa"]
-        code, data = (
-            seen_by_el2(live, at(live, "__hyp_text_start")),
-            seen_by_el2(live, at(live, "_etext")),
-        )
+        code, data = (seen_by_el2(live, at(live, "__hyp_text_start")), seen_by_el2(live, at(live, "_etext")))
         assert (code["permissions"]["el1"], data["permissions"]["el1"]) == ("r-x", "r--")
         for found in (code, data):
             assert (found["permissions"]["el0"], found["permissions"]["privileged"]) == ("---", "EL2")

@@ -16,14 +16,7 @@ import pytest
 from bare import CALL, LOAD, LOOP, LOOP_1, bare_kernel
 from conftest import missing
 
-from ptinspect.errors import (
-    ConnectError,
-    TargetError,
-    TargetLost,
-    TargetRunning,
-    TargetTimeout,
-    UserError,
-)
+from ptinspect.errors import ConnectError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.gdb import agent as agent_module
 from ptinspect.link.gdb import process as process_module
 from ptinspect.link.gdb.program import find_gdb

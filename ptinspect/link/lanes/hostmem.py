@@ -141,11 +141,7 @@ class HostMemory:
         return raw, self.read_rows(addresses, size, raw, None)
 
     def read_rows(
-        self,
-        addresses: NDArray[np.uint64],
-        size: int,
-        out: NDArray[np.uint64],
-        rows: NDArray[np.intp] | None,
+        self, addresses: NDArray[np.uint64], size: int, out: NDArray[np.uint64], rows: NDArray[np.intp] | None
     ) -> NDArray[np.bool_]:
         """Read tables straight into rows of an array, or in order (None); see RowMemory."""
         count, stride = addresses.shape[0], out.shape[1] * 8

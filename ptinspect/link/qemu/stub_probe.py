@@ -131,13 +131,7 @@ def wait_until_free(address: StubAddress, timeout: float) -> None:
         time.sleep(0.02)
 
 
-def leave(
-    address: StubAddress,
-    running: bool | None,
-    *,
-    heard: bool = True,
-    clear: bool = False,
-) -> None:
+def leave(address: StubAddress, running: bool | None, *, heard: bool = True, clear: bool = False) -> None:
     """Leave a guest that nobody debugs any more running or stopped. Raises ConnectError.
 
     `running` None: as it was found, by its monitor. `heard` False: the stub had no time to announce that
