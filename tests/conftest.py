@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from browser import Browser
 
+    from ptinspect.link.gdb.program import Gdb
     from ptinspect.linux.image.image import KernelImage
 
 os.environ["PTINSPECT_CONFIG"] = os.devnull  # the tests are not about the user's own choices
@@ -49,6 +50,28 @@ def newer_qemu() -> str:
         return str(emulator.find("newer").program)
     except TargetError:
         missing("the newer QEMU (setup --tests)")
+
+
+def need_qemu() -> None:
+    """Fail or skip where there is no QEMU."""
+    from ptinspect.errors import TargetError
+    from ptinspect.link.qemu.machine import find_program
+
+    try:
+        find_program()
+    except TargetError as error:
+        missing(error.message)
+
+
+def need_gdb() -> Gdb:
+    """Return a GDB that knows aarch64; fail or skip where there is none."""
+    from ptinspect.errors import TargetError
+    from ptinspect.link.gdb.program import find_gdb
+
+    try:
+        return find_gdb()
+    except TargetError:
+        missing("a GDB that knows aarch64")
 
 
 @pytest.fixture(params=["system", "newer"])

@@ -7,13 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from conftest import missing
+from conftest import need_gdb
 
-from ptinspect.errors import TargetError, UserError
+from ptinspect.errors import UserError
 from ptinspect.guest.expressions import c_tree
 from ptinspect.guest.expressions.c_evaluator import Evaluator
 from ptinspect.guest.expressions.machines import Numbers
-from ptinspect.link.gdb.program import find_gdb
 from ptinspect.linux.image.c_types import CTypes
 
 TYPES = ("char", "signed char", "unsigned char", "short", "unsigned short", "int", "unsigned int", "long",
@@ -41,10 +40,7 @@ def expression(dice: random.Random, depth: int = 0) -> str:
 
 
 def test_random_expressions(tmp_path: Path) -> None:
-    try:
-        gdb = find_gdb()
-    except TargetError:
-        missing("a GDB that knows aarch64")
+    gdb = need_gdb()
     dice = random.Random(1)
     scope: Any = type("Scope", (), {"types": CTypes(None)})
     evaluator = Evaluator(scope, Numbers(scope))

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import missing
+from conftest import need_gdb
 from fake_stub import RAM_START
 from kvm_cpu import ADD_X0_1, MRS_X1_DAIF, MSR_SPSR_X22, NOP, STR_X0_X1, SVC, VECTORS
 from kvm_stub import KvmStub
 
-from ptinspect.errors import OutOfSlots, TargetError
+from ptinspect.errors import OutOfSlots
 from ptinspect.files import CACHE_VARIABLE
 from ptinspect.link import relay
 from ptinspect.link.address import StubAddress
 from ptinspect.link.connect import RELAY
-from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.gdb.recorder import Tracer
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.journal import step_is_open, step_place
@@ -39,10 +38,7 @@ Attach = Callable[..., Pair]
 @pytest.fixture
 def attach(tmp_path: Path) -> Iterator[Attach]:
     """Attach to a stub; no packet that writes into the guest may have come at the end."""
-    try:
-        gdb = find_gdb()
-    except TargetError:
-        missing("a GDB that knows aarch64")
+    gdb = need_gdb()
     opened: list[tuple[KvmStub, LiveSession]] = []
 
     def start(**options: int) -> tuple[KvmStub, LiveSession]:
@@ -304,10 +300,7 @@ def test_a_stub_that_finishes_no_step_is_not_waited_for_by_the_next_debugger(
 
 
 def test_a_gdb_with_a_python_of_its_own_does_not_give_its_home_to_the_relay(tmp_path: Path) -> None:
-    try:
-        gdb = find_gdb()
-    except TargetError:
-        missing("a GDB that knows aarch64")
+    gdb = need_gdb()
     wrapper = tmp_path / "gdb"
     home = f"python import os; os.environ['PYTHONHOME'] = '{tmp_path}'"
     wrapper.write_text(f'#!/bin/sh\nexec {gdb.path} -ex "{home}" "$@"\n')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import missing
+from conftest import need_gdb
 from fake_stub import RAM_START, FakeStub
 
 from ptinspect.errors import ConnectError, MiError, TargetError, TargetLost, UserError
@@ -36,10 +36,7 @@ PAGE = 4096
 
 @pytest.fixture(scope="module")
 def gdb() -> Gdb:
-    try:
-        return find_gdb()
-    except TargetError:
-        missing("a GDB that knows aarch64")
+    return need_gdb()
 
 
 @pytest.fixture

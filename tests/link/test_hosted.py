@@ -60,6 +60,11 @@ def connect() -> Iterator[Callable[[Answer], tuple[Host, Other]]]:
         other.close()
 
 
+def hosting(connected: tuple[Host, Other]) -> tuple[HostedGdb, HostedTracker, Other]:
+    gdb = HostedGdb(connected[0])
+    return gdb, HostedTracker(gdb), connected[1]
+
+
 def test_a_reply_has_its_fields_and_text(connect: Any) -> None:
     host, _ = connect(lambda m: [{"out": '~"one\\n"\n@"two"\n^done,wire="yes"\n'}])
     reply = HostedGdb(host).request("-ptinspect-virtual", 5)
@@ -78,9 +83,7 @@ def test_an_error_is_raised_and_a_broken_link_is_a_lost_target(connect: Any) -> 
 
 def test_the_escort_is_served_while_somebody_waits(connect: Any) -> None:
     stops = [{**STOP, "bkptno": "7"}, STOP]
-    host, other = connect(lambda m: [{"stop": stops.pop(0)}])
-    gdb = HostedGdb(host)
-    tracker = HostedTracker(gdb)
+    gdb, tracker, other = hosting(connect(lambda m: [{"stop": stops.pop(0)}]))
     tracker.inner.add(7)
     tracker.escort = escort = Escort(tracker, lambda: resume(gdb), lambda: None)
     steward = Steward()
@@ -111,9 +114,7 @@ def test_the_end_of_gdb_is_a_lost_target(connect: Any) -> None:
 
 
 def test_the_guest_runs_when_somebody_waits(connect: Any) -> None:
-    host, other = connect(lambda m: [{"stop": STOP}])
-    gdb = HostedGdb(host)
-    tracker = HostedTracker(gdb)
+    gdb, tracker, other = hosting(connect(lambda m: [{"stop": STOP}]))
     gdb.request("-exec-continue", 5)
     assert tracker.state is RunState.RUNNING and other.asked == []
     stop = tracker.wait(5)
@@ -126,9 +127,7 @@ def test_the_guest_runs_when_somebody_waits(connect: Any) -> None:
 
 @pytest.mark.parametrize("said", ["Cannot insert hardware breakpoint 3.", "Command aborted."])
 def test_a_breakpoint_that_the_stub_refuses_ends_nothing(connect: Any, said: str) -> None:
-    host, _ = connect(lambda m: [{"error": said}])
-    gdb = HostedGdb(host)
-    tracker = HostedTracker(gdb)
+    gdb, tracker, _ = hosting(connect(lambda m: [{"error": said}]))
     gdb.request("-exec-continue", 5)
     with pytest.raises(Refused, match="did not let the guest run: C"):
         tracker.wait(5)
@@ -150,9 +149,7 @@ def test_a_guest_that_does_not_stop_is_stopped_by_sigint(connect: Any, monkeypat
         release.wait(5)
         return [{"stop": {**STOP, "reason": "signal-received"}}]
 
-    host, _ = connect(answer)
-    gdb = HostedGdb(host)
-    tracker = HostedTracker(gdb)
+    gdb, tracker, _ = hosting(connect(answer))
     gdb.request("-exec-continue", 5)
     with pytest.raises(TargetTimeout):
         tracker.wait(0.05)
@@ -164,18 +161,14 @@ def test_a_guest_that_does_not_stop_is_stopped_by_sigint(connect: Any, monkeypat
 
 
 def test_at_the_end_of_a_command_the_guest_stands(connect: Any) -> None:
-    host, other = connect(lambda m: [{"stop": STOP}])
-    gdb = HostedGdb(host)
-    tracker = HostedTracker(gdb)
+    gdb, tracker, other = hosting(connect(lambda m: [{"stop": STOP}]))
     gdb.request("-exec-continue", 5)
     gdb.settle()
     assert tracker.state is RunState.STOPPED and other.asked == []
 
 
 def test_a_guest_that_dies_is_lost(connect: Any) -> None:
-    host, _ = connect(lambda m: [{"error": "Remote connection closed"}])
-    gdb = HostedGdb(host)
-    tracker = HostedTracker(gdb)
+    gdb, tracker, _ = hosting(connect(lambda m: [{"error": "Remote connection closed"}]))
     gdb.request("-exec-continue", 5)
     with pytest.raises(TargetLost):
         tracker.wait(5)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -137,51 +137,45 @@ def test_a_stub_that_falls_silent(stub: FakeStub) -> None:
         ask(stub, 0.3)
 
 
-def test_a_server_of_something_else() -> None:
-    server = socket.create_server(("127.0.0.1", 0))
+@contextlib.contextmanager
+def server(talk: Callable[[socket.socket], None]) -> Iterator[StubAddress]:
+    """A server that talks to the first who connects."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
-    def serve() -> None:
-        client, _ = server.accept()
-        with client:
-            client.recv(100)
-            client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" * 3)
+        def serve() -> None:
+            client, _ = listening.accept()
+            with client, contextlib.suppress(OSError):
+                talk(client)
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    with server, pytest.raises(ConnectError, match="not a gdbstub"):
-        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 5)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield StubAddress.parse(f":{listening.getsockname()[1]}")
     thread.join(5)
+
+
+def test_a_server_of_something_else() -> None:
+    def talk(client: socket.socket) -> None:
+        client.recv(100)
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" * 3)
+
+    with server(talk) as address, pytest.raises(ConnectError, match="not a gdbstub"):
+        probe(address, 5)
 
 
 def test_a_server_that_sends_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACKET_LIMIT", 1 << 16)
-    server = socket.create_server(("127.0.0.1", 0))
 
-    def serve() -> None:
-        client, _ = server.accept()
-        with client, contextlib.suppress(OSError):
-            while True:
-                client.sendall(b"$" * 4096)
+    def talk(client: socket.socket) -> None:
+        while True:
+            client.sendall(b"$" * 4096)
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    with server, pytest.raises(ConnectError, match="not a gdbstub"):
-        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 30)
-    thread.join(5)
+    with server(talk) as address, pytest.raises(ConnectError, match="not a gdbstub"):
+        probe(address, 30)
 
 
 def test_a_server_that_closes_at_once() -> None:
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        client, _ = server.accept()
-        client.close()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    with server, pytest.raises(ConnectError, match=r"closed|reset|pipe"):
-        probe(StubAddress.parse(f":{server.getsockname()[1]}"), 5)
-    thread.join(5)
+    with server(lambda client: None) as address, pytest.raises(ConnectError, match=r"closed|reset|pipe"):
+        probe(address, 5)
 
 
 def test_a_refused_port() -> None:

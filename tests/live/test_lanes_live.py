@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bare import LOAD, LOOP, bare_kernel
-from conftest import missing
+from conftest import need_gdb, need_qemu
 from session import launched
 
 from ptinspect.errors import ConnectError, MemoryReadError, TargetError, TargetLost
-from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
 from ptinspect.link.session import RunState
@@ -34,11 +33,8 @@ SOON = 25.0
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Qemu, LiveSession]]:
-    try:
-        find_program()
-        find_gdb()
-    except TargetError as error:
-        missing(error.message)
+    need_gdb()
+    need_qemu()
     qemu = launch(LaunchOptions(bare_kernel(tmp_path), smp=2, memory=128, append=""))
     try:
         session = LiveSession.attach(str(qemu.gdb_socket))

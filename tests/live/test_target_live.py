@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bare import CALL, LOAD, LOOP, LOOP_1, bare_kernel
-from conftest import missing
+from conftest import need_gdb, need_qemu
 
 from ptinspect.errors import ConnectError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
 from ptinspect.link.gdb import agent as agent_module
 from ptinspect.link.gdb import process as process_module
-from ptinspect.link.gdb.program import find_gdb
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu import stub_probe as stub_probe_module
-from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
 from ptinspect.link.session import RunState
 from ptinspect.processes import has_ended, poll
@@ -37,11 +36,8 @@ Attach = Callable[..., LiveSession]
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    try:
-        find_program()
-        find_gdb()
-    except TargetError as error:
-        missing(error.message)
+    need_gdb()
+    need_qemu()
 
 
 @pytest.fixture
