@@ -344,12 +344,6 @@ class Guest:
         except PtinspectError:
             return False
 
-    def code_at(self, address: int, length: int) -> bytes:
-        """Return code as it stands in the guest, at a virtual or an identity-mapped address."""
-        if bit(address, 55):
-            return self.view.read_virt(address, length)
-        return self.stopped.memory.read(address, length)
-
     def read(self, address: int, length: int, *, physical: bool) -> tuple[bytes, str]:
         """Return what can be read from an address on, and why it ends early, if it does."""
         parts: list[bytes] = []

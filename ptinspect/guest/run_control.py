@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ptinspect.arch.a64 import is_call, words
+from ptinspect.arch.a64 import is_call
 from ptinspect.arch.bits import bit, bits
 from ptinspect.arch.sysregs import CpuState, translation_register
 from ptinspect.dataclass import dataclass
@@ -153,6 +153,7 @@ def same_call(guest: Guest, caller: Caller, before: CpuState, after: CpuState) -
 
 def step_over(guest: Guest, count: int, cpu: int | None, seconds: float) -> Return:
     """Step instructions of one CPU; calls run until they have returned. Raises TargetTimeout."""
+    from ptinspect.guest.writer import instruction_at
     from ptinspect.stack.unwind import Caller
 
     session = guest.stopped
@@ -160,7 +161,8 @@ def step_over(guest: Guest, count: int, cpu: int | None, seconds: float) -> Retu
     deadline = time.monotonic() + seconds
     for left in range(count - 1, -1, -1):
         before = session.cpu_state(number)
-        if is_call(words(guest.code_at(before.pc, 4))[0]):
+        word = instruction_at(guest, before, before.pc)
+        if word is not None and is_call(word):
             caller = Caller(before.pc + 4, before.sp, before.sp, before.x[29])
             found = _return_to(guest, caller, before, deadline)
             if not left or not found.returned:

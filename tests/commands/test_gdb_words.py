@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ptinspect.commands.framework.registry import INSTEAD, build_registry
 from ptinspect.commands.look import memory
 from ptinspect.commands.look.info import WORDS
 from ptinspect.errors import TargetTimeout, UserError
+from ptinspect.guest import writer
 
 
 @pytest.fixture
@@ -141,29 +143,25 @@ def test_a_cpu_that_executes_nothing_is_told(ctx: Any, line: str, monkeypatch: p
     def late(count: int, cpu: int) -> None:
         raise TargetTimeout("the guest did not stop within 10 s")
 
-    ctx.guest.code_at = lambda address, length: (0xD503207F).to_bytes(4, "little")  # wfi
+    monkeypatch.setattr(writer, "instruction_at", lambda guest, state, pc: 0xD503207F)  # wfi
     monkeypatch.setattr(ctx.guest.session, "step_instructions", late)
     with pytest.raises(TargetTimeout, match="cpu 0 executes nothing: it is off, or waits for an interrupt"):
         run(ctx, line)
 
 
-def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any) -> None:
+def test_nexti_goes_over_a_call_and_steps_what_is_none(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     code = {KERNEL: 0x94000400, KERNEL + 4: 0xD503201F}
-    ctx.guest.code_at = lambda address, length: code[address].to_bytes(4, "little")
-    ctx.guest.session.cpus[0] = ctx.guest.session.cpus[0].__class__(
-        **{**vars(ctx.guest.session.cpus[0]), "pc": KERNEL}
-    )
+    monkeypatch.setattr(writer, "instruction_at", lambda guest, state, pc: code[pc])
+    ctx.guest.session.cpus[0] = replace(ctx.guest.session.cpus[0], pc=KERNEL)
     run(ctx, "ni")
     assert ("until", (KERNEL + 4,)) in ctx.guest.session.calls
-    ctx.guest.session.cpus[0] = ctx.guest.session.cpus[0].__class__(
-        **{**vars(ctx.guest.session.cpus[0]), "pc": KERNEL + 4}
-    )
+    ctx.guest.session.cpus[0] = replace(ctx.guest.session.cpus[0], pc=KERNEL + 4)
     run(ctx, "ni")
     assert ctx.guest.session.calls[-1] == ("step", 1, 0)
 
 
-def test_nexti_stops_where_something_else_stops_it(ctx: Any) -> None:
-    ctx.guest.code_at = lambda address, length: (0x94000400).to_bytes(4, "little")
+def test_nexti_stops_where_something_else_stops_it(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "instruction_at", lambda guest, state, pc: 0x94000400)
     ctx.guest.session.run_until = lambda addresses, timeout: ctx.guest.session._stopped(
         Stop("breakpoint-hit", 0, 2, KERNEL + 0x1000, "")
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +10,14 @@ from typing import Any
 import pytest
 from builders import REGIMES, snapshot_of
 from fakes import kernel_tree
-from test_writers import END, LINEAR, OTHER, PA, STORE, UNREAD, Run
+from test_writers import END, LINEAR, OTHER, PA, STORE, Run, guest_of
 
 from ptinspect.analysis.diff import Change
 from ptinspect.arch.bits import PhysAddr, VirtAddr
 from ptinspect.errors import UserError
-from ptinspect.guest.recordings import last_writes, writers
+from ptinspect.guest.recordings import last_writes
 from ptinspect.guest.recordings.last_writes import last_writes as searched_in
 from ptinspect.guest.recordings.last_writes import of_changes, that_unmapped
-from ptinspect.guest.recordings.writers import Writers
 from ptinspect.snapshot.fact_names import POSITION, RECORDING
 from ptinspect.snapshot.model import Snapshot
 
@@ -47,21 +45,9 @@ def change(before: int | None, after: int | None, pa: int = PA, pa_after: int = 
 def guest(monkeypatch: pytest.MonkeyPatch) -> Any:
     run = Run(EVENTS)
     run.last = END  # type: ignore[attr-defined]
-    for module in (writers, last_writes):
-        monkeypatch.setattr(module, "replay_of", lambda guest: run)
+    monkeypatch.setattr(last_writes, "replay_of", lambda guest: run)
     monkeypatch.setattr(last_writes, "recording_of", lambda guest: SimpleNamespace(id="r"))
-    monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
-    view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
-    kind: Callable[..., Any] = type("G", (SimpleNamespace,), {"view": view})
-    return kind(
-        session=run,
-        stopped=run,
-        kept={},
-        snapshots={},
-        place=lambda pc, **_: hex(pc),
-        **UNREAD,
-        progress=lambda *a: None,
-    )
+    return guest_of(run, monkeypatch)
 
 
 def found(guest: Any, a: int | None, b: int | None, made: Change) -> int | None:

@@ -105,17 +105,19 @@ class Run:
         return "=> 0x40080000:\tstr\tx1, [x2]\n"
 
 
+def guest_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a guest without a kernel file that stands at the end of a recorded run."""
+    monkeypatch.setattr(writers, "replay_of", lambda guest: run)
+    monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
+    view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
+    kind: Callable[..., Any] = type("G", (SimpleNamespace,), {"view": view})
+    known = {"kept": {}, "snapshots": {}, "place": lambda pc, **_: hex(pc), "progress": lambda *a: None}
+    return kind(session=run, stopped=run, **known, **UNREAD)
+
+
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], Writers]:
-    def made(run: Run) -> Writers:
-        monkeypatch.setattr(writers, "replay_of", lambda guest: run)
-        monkeypatch.setattr(Writers, "_aliases", lambda self, pa: [pa, LINEAR])
-        view = property(lambda self: (_ for _ in ()).throw(UserError("no kernel")))
-        kind = type("G", (SimpleNamespace,), {"view": view})
-        guest = kind(stopped=run, kept={}, place=lambda pc, **_: hex(pc), **UNREAD, progress=lambda *a: None)
-        return Writers(guest, [PA], 1e9)
-
-    return made
+    return lambda run: Writers(guest_of(run, monkeypatch), [PA], 1e9)
 
 
 def values(found: Writers, *, every: bool) -> list[tuple[int, int, int, str]]:

@@ -18,6 +18,7 @@ from users_gdb import SOURCE, need_gdb, typed
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.errors import OutOfSlots, TargetTimeout
 from ptinspect.guest.injection import inject
+from ptinspect.guest.writer import instruction_at
 from ptinspect.link.session import StopInfo
 
 pytestmark = pytest.mark.skipif(
@@ -158,8 +159,8 @@ def the_writer_is_named(live: Live, guest: KvmGuest) -> None:
     assert stop.breakpoint == number
     vectors = session.cpu_state(stop.cpu).system["VBAR_EL1"]
     assert not vectors <= stop.pc < vectors + 0x800, hex(stop.pc)
-    word = int.from_bytes(live.ctx.guest.code_at(stop.pc - 4, 4), "little")
-    assert word >> 27 & 1 and not word >> 25 & 1, hex(word)  # a load or store (Arm ARM C4.1)
+    word = instruction_at(live.ctx.guest, session.cpu_state(stop.cpu), stop.pc - 4)
+    assert word is not None and word >> 27 & 1 and not word >> 25 & 1, word  # a load or store (Arm ARM C4.1)
     live("delete all")
     live("continue --background")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,11 @@ from fakes import FakeSession, Stop, build_registry, run
 from stack_guest import FRAME, KERNEL, SIZE
 from test_unwind import HANDLER, LEAF, LR_BIG, LR_MIDDLE, LR_OUTER, MIDDLE, OUTER, Guest
 
+from ptinspect.arch.a64 import words
 from ptinspect.arch.sysregs import CpuState
 from ptinspect.commands.framework.context import Context
 from ptinspect.errors import TargetTimeout, UserError
+from ptinspect.guest import writer
 from ptinspect.stack.depth import start_of_cpu
 from ptinspect.stack.kernel_code import Near
 from ptinspect.stack.unwind import Caller, strip_pac
@@ -28,7 +31,6 @@ class Finish:
         session: Any = FakeSession(guest.tree.memory, cpus=[state, replace(state, cpu=1, pc=0)])
         self.session = self.ctx.guest.session = session
         self.ctx.guest._look_at_kernel = lambda: guest.view(*session.cpus)  # type: ignore[method-assign]
-        self.ctx.guest.code_at = guest.image.text_at  # type: ignore[method-assign]
         self.stops: list[CpuState] = []
         session.run_until = self._run
 
@@ -45,9 +47,23 @@ class Finish:
         return dict(run(self.ctx, line).result)
 
 
+Code = Callable[[Callable[[int], int]], None]
+
+
 @pytest.fixture
-def guest() -> Guest:
+def code(monkeypatch: pytest.MonkeyPatch) -> Code:
+    """Have instructions by their addresses."""
+
+    def at(word: Callable[[int], int]) -> None:
+        monkeypatch.setattr(writer, "instruction_at", lambda guest, state, pc: word(pc))
+
+    return at
+
+
+@pytest.fixture
+def guest(code: Code) -> Guest:
     guest = Guest()
+    code(lambda va: words(guest.image.text_at(va, 4))[0])
     guest.per_cpu_put(1, sg.IRQ_POINTER, guest.irq)
     guest.link_tasks([guest.me])
     return guest
@@ -206,20 +222,20 @@ def test_nexti_goes_on_where_the_task_went(guest: Guest) -> None:
     assert case.session.calls[-1] == ("step", 1, 1)
 
 
-def test_code_at_physical_addresses_belongs_to_a_cpu(guest: Guest) -> None:
+def test_code_at_physical_addresses_belongs_to_a_cpu(guest: Guest, code: Code) -> None:
     """The boot has no tasks; a call that leaves EL2 comes back at EL1, with another SP."""
     at = sg.IMAGE + 0x5000
     case = Finish(guest, replace(guest.cpu(0, 0x4100_0000, pc=at, x29=0), pstate=0x3C9))
-    case.ctx.guest.code_at = lambda va, n: sg.bl(at, at + 0x100).to_bytes(4, "little")  # type: ignore[method-assign]
+    code(lambda va: sg.bl(at, at + 0x100))
     lower = replace(case.state, pc=at + 4, sp=0x4200_0000, pstate=0x3C5)
     assert case.run("nexti", replace(lower, cpu=1), lower)["returned"]
     assert case.stops == []
 
 
-def test_processes_are_told_apart_in_user_mode(guest: Guest) -> None:
+def test_processes_are_told_apart_in_user_mode(guest: Guest, code: Code) -> None:
     state = guest.cpu(0, 0x7FFF_0000, pc=0x40_0000, x29=0x7FFF_0010, pstate=0, TTBR0_EL1=0x4100_0000)
     case = Finish(guest, state)
-    case.ctx.guest.code_at = lambda va, n: sg.bl(va, va + 0x100).to_bytes(4, "little")  # type: ignore[method-assign]
+    code(lambda va: sg.bl(va, va + 0x100))
     back = replace(state, pc=0x40_0004)
     other = replace(back, system={**state.system, "TTBR0_EL1": 0x4200_0000})
     thread = replace(back, system={**state.system, "TPIDR_EL0": 0x1000})
