@@ -229,6 +229,8 @@ def _grid(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], colour: boo
     """Return the lines of a table; the first is its head, if a column has a title."""
     heads = [[Styled(column.title, "dim") for column in columns]] if any(c.title for c in columns) else []
     cells = [[_cell(cell, colour) for cell in row] for row in (*heads, *rows)]
+    if [column.align for column in columns] == ["left"]:
+        return [row[0].strip() for row in cells]
     tabulate = _tabulate(wide=any(_is_wide(text) for row in cells for text in row))
     by_column = dict(enumerate(zip(*cells, strict=True)))  # of rows it would ask for their data class
     body: str = tabulate.tabulate(  # heads are a row: tabulate would pad them by two columns

@@ -7,7 +7,6 @@ pygdbmi and prompt_toolkit only inside handlers.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from functools import cache
 
@@ -15,7 +14,6 @@ from ptinspect.dataclass import dataclass
 
 ROOMS = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 (pathlib takes longer than this module)
 _MARK = b"\n@command("
-_DECLARED = rb'\s*"([a-z -]+)"(?:,\s*aliases=\(([^)]*)\))?,\s*group="[^"]*",\s*summary="([^"]*)"'
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,9 @@ def _entries() -> Iterator[Entry]:
 
 
 def _of_module(module: str, source: bytes) -> Iterator[Entry]:
-    at = source.find(_MARK)
-    while at >= 0:
-        at += len(_MARK)
-        found = re.compile(_DECLARED).match(source, at)
-        if found is None:
+    for declared in source.split(_MARK)[1:]:
+        head, _, rest = declared.partition(b'summary="')
+        before, *words = head.decode().split('"')
+        if before.strip() or not "".join(words[-3:-2]).endswith("group="):
             raise ValueError(f"{module}: a command begins with its name, aliases, group and summary")
-        name, aliases, summary = (part.decode() for part in found.groups(b""))
-        words = tuple(re.findall(r'"([^"]+)"', aliases)) if aliases else ()
-        yield Entry(module, tuple(name.split()), words, summary)
-        at = source.find(_MARK, at)
+        yield Entry(module, tuple(words[0].split()), tuple(words[2:-3:2]), rest.partition(b'"')[0].decode())

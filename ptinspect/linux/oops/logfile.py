@@ -188,8 +188,8 @@ class _Search:
     def _go(self, data: bytes) -> None:
         position, hits = 0, dict.fromkeys(WORDS, -1)
         while position < len(data):
-            if self._idle and not self._begins_inside(data, position):
-                start = _next(data, position, hits)
+            start = _next(data, position, hits) if self._idle else position
+            if start > position and not self._begins_inside(data[position:start]):
                 passed = data.count(b"\n", position, start)
                 self.number, self.normaliser.place = self.number + passed, self.normaliser.place + passed
                 position = start
@@ -209,9 +209,9 @@ class _Search:
         if self._idle:
             self._flush()
 
-    def _begins_inside(self, data: bytes, position: int) -> bool:
-        """Tell whether the bytes from `position` on are of a report that the log begins inside of."""
-        start = data[position : position + self.fresh]
+    def _begins_inside(self, data: bytes) -> bool:
+        """Tell whether the bytes before a first line are of a report that the log begins inside of."""
+        start = data[: self.fresh]
         self.fresh -= len(start)
         text = start.decode("utf-8", "replace")
         return messages.STATE.search(text) is not None or messages.DIED.search(text) is not None
