@@ -80,8 +80,10 @@ def _declared(cls: type) -> Mapping[str, _Field]:
     return fields
 
 
-def _fields(cls: type) -> dict[str, _Field]:
+def _fields(cls: type) -> Mapping[str, _Field]:
     """Return the fields of a class, those that it inherits first."""
+    if cls.__bases__ == (object,):
+        return _declared(cls)
     return {name: found for one in reversed(cls.__mro__) for name, found in _declared(one).items()}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ptinspect.errors import PtinspectError
-from ptinspect.guest.guest import Guest
-from ptinspect.guest.roots import Source
 from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.analysis.map import RegionNamer
+    from ptinspect.guest.guest import Guest
+    from ptinspect.guest.roots import Source
     from ptinspect.linux.layout.regions import Layout
     from ptinspect.snapshot.model import Snapshot
 

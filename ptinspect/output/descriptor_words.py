@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ptinspect.arch.descriptor import Attributes, Descriptor
-from ptinspect.arch.permissions import Permissions
-from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.output.model import Note
-from ptinspect.typed import Any
+from ptinspect.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptinspect.arch.descriptor import Attributes, Descriptor
+    from ptinspect.arch.permissions import Permissions
+    from ptinspect.arch.regime import Regime
 
 
 @dataclass(frozen=True)

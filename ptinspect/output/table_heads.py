@@ -6,13 +6,13 @@ import re
 
 from ptinspect.arch.bits import PhysAddr
 from ptinspect.arch.levels import size_text
-from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.output.encode import filled
 from ptinspect.output.model import Note, escape
 from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ptinspect.arch.regime import Regime
     from ptinspect.snapshot.model import Root, Snapshot
 
 

@@ -14,10 +14,8 @@ from ptinspect.commands.framework.context import Context
 from ptinspect.commands.framework.preflight import MAX_DEPTH, Preflight
 from ptinspect.dataclass import dataclass, field, replace
 from ptinspect.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TARGET, PtinspectError, UserError
-from ptinspect.output.files import write_text
 from ptinspect.repl.printer import Printer
 from ptinspect.repl.runner import Attempt, attempt
-from ptinspect.repl.stop_actions import Fold, action_for, check_actions, goes_on, stop_addresses
 from ptinspect.script.outcome import AFTERWARDS, Outcome, junit
 from ptinspect.script.statements import Line, OnFailure, OnStop, Repeat, Source, Statement, Var
 from ptinspect.script.variables import expand, words
@@ -206,6 +204,8 @@ class Player:
                 self._last_acts = body
                 return EXIT_OK
             case OnStop(where, body):
+                from ptinspect.repl.stop_actions import check_actions, stop_addresses
+
                 where = self._words(where)
                 stop_addresses(self.ctx, where)
                 check_actions(self.ctx, body)
@@ -267,6 +267,8 @@ class Player:
 
     def _act(self, made: Attempt, call: Call, end: float) -> int:
         """Run the actions for where the guest has stopped, and for where it stops when they go on."""
+        from ptinspect.repl.stop_actions import Fold, action_for, goes_on
+
         first = EXIT_OK
         text = made.outcome.line if call.name == "until" else "continue"
         again = call if call.name == "until" else self.ctx.registry.parse(text)
@@ -345,6 +347,7 @@ def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
     if path is None:
         yield
         return
+    from ptinspect.output.files import write_text
 
     write_text(path, junit(name, ()))
     player.outcomes = []
@@ -357,5 +360,7 @@ def reported(player: Player, path: Path | None, name: str) -> Iterator[None]:
 def refused(path: Path | None, name: str, error: UserError) -> None:
     """Write the report of a script that was not run: the one that is there may be an older one."""
     if path is not None:
+        from ptinspect.output.files import write_text
+
         place = str(getattr(error, "place", ""))
         write_text(path, junit(name, [Outcome("", "", place, error.exit_code, error.message)]))

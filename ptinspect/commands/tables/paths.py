@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.regime import Regime
 from ptinspect.dataclass import dataclass
 from ptinspect.output.descriptor_words import permissions_text
 from ptinspect.output.encode import Hex
@@ -14,6 +13,7 @@ from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptinspect.analysis.paths import PathLevel
+    from ptinspect.arch.regime import Regime
     from ptinspect.snapshot.model import Snapshot
     from ptinspect.tables.walk import Step, Walk
 

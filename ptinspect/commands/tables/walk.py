@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ptinspect.arch.bits import PhysAddr, VirtAddr
-from ptinspect.arch.regime import Regime
 from ptinspect.commands.framework.arguments import REPEATED, TABLES, address_argument, snapshot_argument
 from ptinspect.commands.framework.command import Needs, command
 from ptinspect.commands.tables.paths import (
@@ -20,9 +19,6 @@ from ptinspect.dataclass import dataclass, replace
 from ptinspect.errors import UserError
 from ptinspect.guest.expression import Address
 from ptinspect.guest.guest import Guest
-from ptinspect.guest.names import names
-from ptinspect.guest.regions import name_of
-from ptinspect.guest.roots import source
 from ptinspect.guest.table_choice import Tables
 from ptinspect.output.descriptor_words import (
     PermissionsResult,
@@ -37,6 +33,7 @@ from ptinspect.output.table_heads import RootResult, root_note, root_result
 from ptinspect.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ptinspect.arch.regime import Regime
     from ptinspect.tables.walk import Step, Walk
 
 COLUMNS = headings(
@@ -114,6 +111,9 @@ def walk(
     against: Sequence[str],
 ) -> Report:
     """Walk to one virtual address."""
+    from ptinspect.guest.names import names
+    from ptinspect.guest.regions import name_of
+    from ptinspect.guest.roots import source
     from ptinspect.tables.walk import walk as walk_tables
 
     if va.physical:

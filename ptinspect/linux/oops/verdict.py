@@ -11,7 +11,6 @@ from ptinspect.dataclass import dataclass, replace
 from ptinspect.linux import death
 from ptinspect.linux.death import Verdict, place
 from ptinspect.linux.oops.depth import at_exception_entry, entries_in_trace
-from ptinspect.linux.oops.fault_verdict import other_cause
 from ptinspect.linux.oops.incident import Fault, Incident
 from ptinspect.linux.oops.log_facts import Facts, facts_of
 from ptinspect.linux.oops.logfile import Log, read
@@ -33,6 +32,8 @@ def verdict(facts: Facts) -> Verdict:
         return Verdict("unknown", (note,), ("faults of other architectures are not explained",))
     bad = incident.bad_stack
     if bad is None:
+        from ptinspect.linux.oops.fault_verdict import other_cause
+
         return other_cause(incident, facts.esr)
     if bad.mixed and _foreign(facts, bad):
         wrong = "lines of several reports are interleaved, and SP fits none of the stacks printed with it"
