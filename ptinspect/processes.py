@@ -89,9 +89,9 @@ def stopped(proc: Path = _PROC, states: str = "Tt") -> dict[int, int]:
     found = {}
     for pid in _pids(proc):
         with contextlib.suppress(OSError, ValueError):
-            state, parent = _stat(pid, proc)[:2]
-            if state in states:
-                found[pid] = int(parent)
+            text = _read(pid, "stat", proc)
+            if chr(text[text.rindex(b")") + 2]) in states:
+                found[pid] = int(_stat(pid, proc)[1])
     return found
 
 

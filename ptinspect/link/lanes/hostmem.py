@@ -35,7 +35,7 @@ _libc.process_vm_readv.argtypes = [
     ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
 ]  # fmt: skip
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is (0x[0-9a-f]+)")
-_MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r")
+_MAP = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) r", re.MULTILINE)
 
 
 class ProcessState:
@@ -217,15 +217,10 @@ def _host_address(block: RamBlock, monitor: Callable[[str], str]) -> int:
 def _mapped(pid: int) -> Ranges:
     """Return what a process has mapped for reading. Raises LaneError."""
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        text = Path(f"/proc/{pid}/maps").read_bytes()
     except OSError as error:
         raise _failed(pid, error.errno or errno.EIO) from error
-    found = (_MAP.match(line) for line in lines)
-    return Ranges.of_blocks(
-        RamBlock(int(m[1], 16), int(m[2], 16) - int(m[1], 16))  # type: ignore[arg-type]
-        for m in found
-        if m is not None
-    )
+    return Ranges.of_pairs([(int(start, 16), int(end, 16)) for start, end in _MAP.findall(text)])
 
 
 def copy(pid: int, theirs: NDArray[np.uint64], ours: NDArray[np.uint64], size: int) -> None:
