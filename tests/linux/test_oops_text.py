@@ -88,6 +88,14 @@ def test_utf16_is_read(encoding: str, mark: str) -> None:
     assert panic.incident.panic == "VFS: no root"
 
 
+def test_utf16_behind_another_text_is_read() -> None:
+    """Windows' shell appends it to any file."""
+    (panic,) = analyse(
+        b"a log\n" + "\r\nKernel panic - not syncing: VFS: no root\r\n".encode("utf-16-le")
+    ).panics
+    assert panic.incident.panic == "VFS: no root"
+
+
 def test_bytes_that_are_no_text_do_no_harm() -> None:
     (panic,) = analyse(b"\xff\x00\xc3Kernel panic - not syncing: a\xff\x00b").panics
     assert panic.incident.panic == "a\ufffd"

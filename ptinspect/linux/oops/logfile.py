@@ -49,13 +49,13 @@ class Log:
     def __iter__(self) -> Iterator[bytes]:
         """Yield the log in chunks."""
         pieces = self._unpacked()
-        first = next(pieces, b"")
-        wide = _wide(first[:256])
-        decoder = codecs.getincrementaldecoder(wide)(errors="replace") if wide else None
-        chunk = first
-        ends = _ends(first) if decoder is None else b"\n"
+        chunk = next(pieces, b"")
+        mark = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(chunk[:2])
+        decoder = codecs.getincrementaldecoder(mark)(errors="replace") if mark is not None else None
+        ends = b""
         while chunk:
-            text = chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
+            text = _narrow(chunk) if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
+            ends = ends or _ends(text)
             yield text if ends == b"\n" else text.replace(ends, b"\n")
             chunk = next(pieces, b"")
 
@@ -87,15 +87,10 @@ def _ends(first: bytes) -> bytes:
     return next(found, b"\n")
 
 
-def _wide(head: bytes) -> str:
-    """Return the encoding of a log with two bytes for each character; empty for any other.
-
-    Its mark tells, or, where that was cut off, that every other byte is 0.
-    """
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16-le" if head[:2] == codecs.BOM_UTF16_LE else "utf-16-be"
-    zeros = [head[start::2].count(0) * 8 > 3 * len(head) for start in (0, 1)]
-    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get((zeros[0], zeros[1]), "")
+def _narrow(chunk: bytes) -> bytes:
+    """Return bytes without the zeros of UTF-16 that has no mark, as a shell appends it to another log."""
+    many = chunk.count(0) * 8 > len(chunk)
+    return re.sub(rb"(?<!\x00)\x00(?!\x00)", b"", chunk) if many else chunk
 
 
 class _Joined(io.RawIOBase):
