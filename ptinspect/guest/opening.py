@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,21 +97,19 @@ def launch(guest: Guest, machine: Machine, timeout: float = 10.0) -> Boot:
     boot = chosen(guest, machine)
     kernel, boot = _for_qemu(guest, boot, machine)
     options = _options(boot, kernel, machine)
-    recording: Recording | None = None
-    if machine.timeline is not None:
-        from ptinspect.link.qemu.recording import create
-
-        recording, options = create(machine.timeline, options, boot.symbols)
-    try:
+    if machine.timeline is None:
         start(guest, options, boot.symbols, timeout, keep=machine.keep)
-    except BaseException:
-        if recording is not None:  # nothing is recorded: the next attempt may have the directory
-            import shutil
+        return boot
+    from shutil import rmtree
 
-            shutil.rmtree(recording.directory, ignore_errors=True)
-        raise
-    if recording is not None:
-        _note(guest, recording)
+    from ptinspect.link.qemu.recording import create
+
+    recording, options = create(machine.timeline, options, boot.symbols)
+    with ExitStack() as undo:  # where nothing is recorded the next attempt may have the directory
+        undo.callback(rmtree, recording.directory, ignore_errors=True)
+        start(guest, options, boot.symbols, timeout, keep=machine.keep)
+        undo.pop_all()
+    _note(guest, recording)
     return boot
 
 
@@ -123,18 +122,12 @@ def start(guest: Guest, options: LaunchOptions, symbols: Path, timeout: float, *
         guest.qemu = None
     guest.progress("starting QEMU")
     start_gdb(guest)
-    try:
-        qemu = guest.qemu = started(options, keep=keep)
-    except BaseException:
-        guest.end_gdb()
-        raise
-    try:
-        session = _session(guest, str(qemu.gdb_socket), symbols, timeout)
-    except BaseException:
-        guest.qemu = None
-        qemu.keep = False
-        qemu.close()
-        raise
+    with ExitStack() as undo:
+        undo.callback(guest.end_gdb)
+        guest.qemu = started(options, keep=keep)
+        undo.callback(abandon, guest)
+        session = _session(guest, str(guest.qemu.gdb_socket), symbols, timeout)
+        undo.pop_all()
     guest.use_kernel(symbols)
     guest.open_session(session)
 

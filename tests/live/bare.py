@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from conftest import missing
 from session import Live, fresh
 
 from ptinspect.link.live import LiveSession
-from ptinspect.link.qemu.machine import LaunchOptions, launch
+from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
 
 LOAD = 0x4008_0000
 """Where QEMU's `virt` puts a kernel that is no Image."""
@@ -44,6 +45,12 @@ def bare_kernel(directory: Path) -> Path:
     file = directory / "bare.bin"
     file.write_bytes(struct.pack(f"<{len(CODE)}I", *CODE))
     return file
+
+
+def counting(folder: Path, **options: Any) -> Qemu:
+    """Start QEMU on that guest, stopped at reset, with two CPUs unless the options say otherwise."""
+    settings = {"smp": 2, "memory": 128, "append": "", **options}
+    return launch(LaunchOptions(bare_kernel(folder), **settings))
 
 
 def assembled(directory: Path, source: str, *, link: bool = False, **values: int) -> Path:

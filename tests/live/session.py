@@ -124,9 +124,9 @@ def fresh(*lines: str) -> Iterator[Live]:
 
 @contextmanager
 def launched(guest: str, options: str = "") -> Iterator[Live]:
-    """Launch a guest, stopped at reset, and end it afterwards."""
-    need_guest(guest)
-    if NEWER in options:
+    """Launch a guest, stopped at reset, and end it afterwards; options may stand behind its name, too."""
+    need_guest(guest.split(maxsplit=1)[0])
+    if NEWER in f"{guest} {options}":
         newer_qemu()
     with fresh(f"launch --guest {guest} {options}") as live:
         yield live
@@ -147,7 +147,7 @@ def initrd_with(name: str, folder: Path, programs: Mapping[str, str | bytes], *m
     """Write a guest's RAM disk with programs and other entries added; of a name the later one wins."""
     found = {path: data if isinstance(data, bytes) else data.encode() for path, data in programs.items()}
     entries = [Entry(path, stat.S_IFREG | 0o755, data) for path, data in found.items()]
-    base = need_guest(name).initrd
+    base = need_guest(name.split(maxsplit=1)[0]).initrd
     assert base is not None
     data = base.read_bytes()
     file = folder / "initrd"

@@ -32,7 +32,6 @@ RUN = "kpti run --timeout 300"
 @contextmanager
 def booted(guest: str, options: str, *, uefi: bool = False) -> Iterator[Live]:
     """Launch a guest; with `uefi` the firmware boots it, and a random number generator lets it use KASLR."""
-    name, _, cpu = guest.partition(" ")
     more = ""
     if uefi:
         try:
@@ -40,7 +39,7 @@ def booted(guest: str, options: str, *, uefi: bool = False) -> Iterator[Live]:
         except TargetError:
             missing("the firmware of the newer QEMU")
         more = f"-- -bios {firmware} -device virtio-rng-pci,romfile="
-    with launched(name, f"{cpu} {options} {more}") as live:
+    with launched(guest, f"{options} {more}") as live:
         yield live
 
 

@@ -32,10 +32,9 @@ GUESTS = [
 @contextmanager
 def sleeping(guest: str, tmp_path: Path) -> Iterator[Live]:
     """A guest in which many processes sleep, and which stands where one of them begins to."""
-    name, _, options = guest.partition(" ")
-    initrd = initrd_with(name, tmp_path, {"sleepers": SLEEPERS})
+    initrd = initrd_with(guest, tmp_path, {"sleepers": SLEEPERS})
     words = f"{KASLR_BOOT.replace('/init ', '/sleepers ')} nokaslr"
-    with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
+    with launched(guest, f'--memory 256 --initrd {initrd} --append "{words}"') as live:
         live("until do_nanosleep --timeout 300")
         yield live
 

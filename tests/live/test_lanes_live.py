@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bare import LOAD, LOOP, bare_kernel
+from bare import LOAD, LOOP, bare_kernel, counting
 from conftest import need_gdb, need_qemu
 from session import launched
 
 from ptinspect.errors import ConnectError, MemoryReadError, TargetError, TargetLost
 from ptinspect.link.live import LiveSession
-from ptinspect.link.qemu.machine import LaunchOptions, Qemu, find_program, launch
+from ptinspect.link.qemu.machine import Qemu, find_program
 from ptinspect.link.session import RunState
 from ptinspect.processes import poll, stopped
 from ptinspect.tables.capture import capture
@@ -35,7 +35,7 @@ SOON = 25.0
 def pair(tmp_path: Path) -> Iterator[tuple[Qemu, LiveSession]]:
     need_gdb()
     need_qemu()
-    qemu = launch(LaunchOptions(bare_kernel(tmp_path), smp=2, memory=128, append=""))
+    qemu = counting(tmp_path)
     try:
         session = LiveSession.attach(str(qemu.gdb_socket))
         yield qemu, session
@@ -172,14 +172,7 @@ def test_the_process_behind_a_tcp_port_is_found(tmp_path: Path) -> None:
 def test_ram_that_is_a_shared_file(tmp_path: Path) -> None:
     file = tmp_path / "ram"
     extra = ("-object", f"memory-backend-file,id=ram,size=128M,mem-path={file},share=on")
-    options = LaunchOptions(
-        bare_kernel(tmp_path),
-        machine="virt,gic-version=3,memory-backend=ram",
-        memory=128,
-        append="",
-        extra=extra,
-    )
-    qemu = launch(options)
+    qemu = counting(tmp_path, machine="virt,gic-version=3,memory-backend=ram", extra=extra)
     try:
         session = LiveSession.attach(str(qemu.gdb_socket))
         lanes_agree(session, qemu.pid)

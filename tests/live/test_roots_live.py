@@ -67,9 +67,7 @@ def in_user_mode(live: Live) -> None:
 
 @pytest.mark.parametrize("guest", GUESTS)
 def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
-    name, _, options = guest.partition(" ")
-    initrd = busy_initrd(name, tmp_path)
-    with launched(name, f"--memory 512 {options} --initrd {initrd}") as live:
+    with launched(guest, f"--memory 512 --initrd {busy_initrd(guest, tmp_path)}") as live:
         live("continue --background")
         areas = maps(live)
         assert len(areas) > 4

@@ -44,10 +44,9 @@ def busy(live: Live) -> int:
     "guest", ["5.10-cloud --smp 2", "6.1-cloud --smp 2 --cpu cortex-a76", "6.12-cloud --cpu max", "7.3-cloud"]
 )
 def test_the_trampoline_is_on_the_stack_of_the_task_that_ran(guest: str, tmp_path: Path) -> None:
-    name, _, options = guest.partition(" ")
-    initrd = initrd_with(name, tmp_path, {"busy": BUSY})
+    initrd = initrd_with(guest, tmp_path, {"busy": BUSY})
     words = f"{KASLR_BOOT.replace('/init ', '/busy ')} nokaslr kpti=on"
-    with launched(name, f'--memory 256 {options} --initrd {initrd} --append "{words}"') as live:
+    with launched(guest, f'--memory 256 --initrd {initrd} --append "{words}"') as live:
         cpu = busy(live)
         session = live.ctx.guest.stopped
         table = session.cpu_state(cpu).system["VBAR_EL1"]

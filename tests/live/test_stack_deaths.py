@@ -19,11 +19,6 @@ CALL = 0x94000000
 """`bl` to itself, without its displacement (Arm ARM C6.2.34)."""
 
 
-def split(guest: str) -> tuple[str, str]:
-    name, _, options = guest.partition(" ")
-    return name, options
-
-
 def in_do_idle(live: Live) -> int:
     """Boot until the idle task is at the entry of do_idle; return the base of its stack.
 
@@ -49,14 +44,13 @@ def recurse(live: Live, name: str) -> int:
 
 @pytest.mark.parametrize("guest", [*GUESTS, VHE])
 def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
-    name, options = split(guest)
-    with launched(name, options) as live:
+    with launched(guest) as live:
         base = in_do_idle(live)
         recurse(live, "do_idle")
         found = live(f"stack guard --margin {MARGIN} --timeout 300")
         assert found["way"] == "margin", found
         # of several CPUs, which are all idle, another one may come there first
-        assert int(found["stack"]["base"], 16) == base or "--smp" in options
+        assert int(found["stack"]["base"], 16) == base or "--smp" in guest
         assert found["stack"]["task"]["comm"].startswith("swapper/")
         assert MARGIN - 512 <= found["stack"]["free"] < MARGIN
         why = found["why"]
@@ -71,8 +65,7 @@ def test_a_recursion_is_stopped_in_the_margin_and_told(guest: str) -> None:
 
 @pytest.mark.parametrize("guest", [*GUESTS, VHE])
 def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> None:
-    name, options = split(guest)
-    with launched(name, options) as live:
+    with launched(guest) as live:
         base = in_do_idle(live)
         live(f"gdb set $sp={base:#x}")
         found = live("stack guard --task 1 --timeout 300")  # the idle task's stack is not watched
@@ -93,8 +86,7 @@ def test_an_overflow_past_the_watch_stops_at_the_bad_stack_path(guest: str) -> N
 
 @pytest.mark.parametrize("guest", GUESTS[:1])
 def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
-    name, options = split(guest)
-    with launched(name, options) as live:
+    with launched(guest) as live:
         in_do_idle(live)
         recurse(live, "do_idle")
         found = live("stack guard --task 1 --timeout 300")
@@ -105,8 +97,7 @@ def test_a_recursion_past_the_watch_is_told_as_such(guest: str) -> None:
 
 @pytest.mark.parametrize("guest", GUESTS[1:])
 def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
-    name, options = split(guest)
-    with launched(name, options) as live:
+    with launched(guest) as live:
         in_do_idle(live)
         recurse(live, "do_idle")
         assert live.ctx.guest.kernel is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bare import CALL, LOAD, LOOP, LOOP_1, bare_kernel
+from bare import CALL, LOAD, LOOP, LOOP_1, bare_kernel, counting
 from conftest import need_gdb, need_qemu
 
 from ptinspect.errors import ConnectError, TargetError, TargetLost, TargetRunning, TargetTimeout, UserError
@@ -21,7 +21,7 @@ from ptinspect.link.gdb import agent as agent_module
 from ptinspect.link.gdb import process as process_module
 from ptinspect.link.live import LiveSession
 from ptinspect.link.qemu import stub_probe as stub_probe_module
-from ptinspect.link.qemu.machine import LaunchOptions, Qemu, launch
+from ptinspect.link.qemu.machine import Qemu
 from ptinspect.link.qemu.stub_probe import STOPS_UNASKED_UNTIL
 from ptinspect.link.session import RunState
 from ptinspect.processes import has_ended, poll
@@ -45,8 +45,7 @@ def start(tmp_path: Path) -> Iterator[Launch]:
     started: list[Qemu] = []
 
     def begin(**options: object) -> Qemu:
-        settings = {"smp": 2, "memory": 128, "append": "", **options}
-        started.append(launch(LaunchOptions(bare_kernel(tmp_path), **settings)))  # type: ignore[arg-type]
+        started.append(counting(tmp_path, **options))
         return started[-1]
 
     yield begin
